@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up what they need. Every target runs in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+TASK := configs/tasks/demo_code_quality.yaml
+FAULTS := --latency-ms 20 --rate-429 0.02 --retry-after-s 1 --rate-500 0.02 --rate-malformed 0.03 --rate-400 0.004
+
+export DAGSTER_HOME := $(CURDIR)/dagster_home
+
+.PHONY: setup demo ui test lint fmt types lock docs clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q modelcall_assets modelcall.py
+	touch $(READY)
+
+demo: setup  ## score source code found on this machine against the rehearsal endpoint
+	$(BIN)/python demo/build_corpus.py data/demo/corpus
+	$(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task $(TASK)
+	@echo "look at it: make ui, then http://localhost:3000"
+
+ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
+	$(BIN)/modelcall rehearse -- $(BIN)/dagster dev -w workspace.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/modelcall check
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: setup
+	$(BIN)/pyright
+
+docs: setup  ## write the generated pages again
+	$(BIN)/python -m modelcall_assets.config.reference > docs/config.md
+
+lock:  ## needs uv; the result names no host and holds every hash
+	uv pip compile --universal --generate-hashes --no-strip-extras --no-annotate --no-header \
+		--python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.lock -q
+
+clean:
+	rm -rf data/demo .pytest_cache .ruff_cache .hypothesis

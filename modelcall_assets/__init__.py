@@ -1,0 +1,1 @@
+"""Score and distil data sets with LLM calls, as a Dagster asset graph."""

@@ -1,0 +1,74 @@
+"""How a run shows itself: a bar on a terminal, a line every 30 s elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from modelcall_assets.steps.progress import Tally, Watcher
+
+TERMINAL_EVERY_S = 0.25
+LOG_EVERY_S = 30.0
+
+
+class RunDisplay:
+    """Shows the tallies of a process's runs, added up."""
+
+    def __init__(self) -> None:
+        # Dagster may redirect the standard streams while an asset runs.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        self._console = Console(file=self._stream)
+        self._tallies: dict[int, Tally] = {}
+        self._progress: Progress | None = None
+        is_terminal = self._console.is_terminal
+        self.watcher = Watcher(self._show, TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S)
+        if is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self._console,
+            )
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+            self._bar = self._progress.add_task("rows", total=None, detail="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._stream.close()
+
+    @property
+    def requests(self) -> int:
+        return sum(tally.requests for tally in self._tallies.values())
+
+    @property
+    def replayed(self) -> int:
+        return sum(tally.replayed for tally in self._tallies.values())
+
+    def _show(self, tally: Tally) -> None:
+        self._tallies[id(tally)] = tally
+        if self._progress is None:
+            self._console.print(tally.line(), highlight=False)
+            return
+        tallies = self._tallies.values()
+        self._progress.update(
+            self._bar,
+            total=sum(each.rows for each in tallies),
+            completed=sum(each.done for each in tallies),
+            detail=tally.detail(),
+        )

@@ -1,0 +1,59 @@
+"""`modelcall`: the entry point."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from modelcall_assets.cli.check import check
+from modelcall_assets.cli.plan import plan
+from modelcall_assets.cli.rehearse import rehearse
+from modelcall_assets.cli.run_task import run_task
+from modelcall_assets.cli.trial import trial
+from modelcall_assets.errors import ModelcallError, SetupError
+
+
+def _dashes(name: str) -> str:
+    """Every command and option can be written with underscores too."""
+    return name.replace("_", "-")
+
+
+@click.group(
+    context_settings={"token_normalize_func": _dashes, "help_option_names": ["-h", "--help"]}
+)
+@click.version_option(package_name="modelcall-assets")
+def modelcall() -> None:
+    """Score data sets with LLM calls, as a Dagster asset graph.
+
+    \b
+    A first task, step by step:
+      modelcall check                 every mistake in configs/, by file and field
+      modelcall plan TASK.yaml        files, rows, tokens and cost, before paying
+      modelcall try TASK.yaml         five rows: prompt, raw reply, parsed result
+      modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
+      modelcall run-task TASK.yaml    materialise what is missing or failed
+    """
+
+
+for command in (run_task, plan, trial, check, rehearse):
+    modelcall.add_command(command)
+
+
+def main() -> None:
+    """Set-up mistakes are printed without a traceback; so is an interruption."""
+    try:
+        sys.exit(modelcall(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SetupError as error:
+        for problem in error.problems:
+            click.echo(f"{problem.severity}: {problem}", err=True)
+        sys.exit(2)
+    except ModelcallError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: every reply received is kept; run it again to go on", err=True)
+        sys.exit(130)

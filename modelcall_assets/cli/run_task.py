@@ -1,0 +1,122 @@
+"""`modelcall run-task`: materialise what is missing, failed or out of date."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from math import ceil
+from pathlib import Path
+
+import click
+
+from modelcall_assets.cli.display import RunDisplay
+from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.task_steps import SCORES, TaskSteps
+from modelcall_assets.storage.manifest import Manifest, read_manifest
+
+
+@click.command("run-task")
+@task_argument
+@click.option("--file", "pattern", metavar="GLOB", help="Only input files whose path matches.")
+@click.option("--fresh", is_flag=True, help="Ask the model again, also for rows with an answer.")
+@click.option("--job-index", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
+def run_task(
+    task: Path, pattern: str | None, fresh: bool, job_index: int, world_size: int | None
+) -> None:
+    """Score the input files of TASK.yaml: what is missing, failed or out of date.
+
+    Runs the same assets as the Dagster UI in this one process, and the UI shows the runs. Stop it
+    at any time: every reply is kept, and the next run asks only for what is missing.
+
+    \b
+      modelcall run-task configs/tasks/my_task.yaml
+      modelcall run-task my_task.yaml --file 'python/*.jsonl'
+      modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
+    """
+    # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
+    from modelcall_assets.defs.instance import open_instance
+    from modelcall_assets.defs.partitions import add_new_files
+    from modelcall_assets.defs.runs import TaskRunner
+
+    steps = task_steps(task)
+    steps.spec.endpoint()
+    world_size = world_size or steps.spec.task.distributed.world_size or 1
+    with open_instance(steps.spec.root) as instance:
+        keys = _selected(steps, add_new_files(instance, steps), pattern, job_index, world_size)
+        if not keys:
+            click.echo(f"{steps.spec.name}: no input files to work on")
+            return
+        started = time.monotonic()
+        with RunDisplay() as display:
+            summary = TaskRunner(steps, instance, display.watcher).run(keys, fresh=fresh)
+        seconds = time.monotonic() - started
+    for message in summary.failed:
+        click.echo(f"error: {message}", err=True)
+    for key in summary.busy:
+        click.echo(f"{decode_key(key)}: another run is working on it", err=True)
+    did_nothing = not any(summary.ran.values())
+    click.echo(_summary(steps, keys, did_nothing, display, seconds))
+    sys.exit(1 if summary.failed or summary.busy else 0)
+
+
+def _selected(
+    steps: TaskSteps, keys: Sequence[str], pattern: str | None, job_index: int, world_size: int
+) -> list[str]:
+    """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
+    if job_index >= world_size:
+        wrong = f"there is no job {job_index} among {world_size}"
+        expected = f"0 to {world_size - 1}"
+        raise SetupError([Problem("modelcall run-task", "--job-index", wrong, expected)])
+    share = ceil(len(keys) / world_size)
+    own = keys[job_index * share : (job_index + 1) * share]
+    if pattern is None:
+        return list(own)
+    matching = [key for key in own if _matches(decode_key(key), pattern)]
+    if not matching:
+        folder = steps.spec.input_folder
+        wrong = f"no input file under {folder} matches '{pattern}'"
+        raise SetupError([Problem("modelcall run-task", "--file", wrong)])
+    return matching
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path.rsplit("/", 1)[-1], pattern)
+
+
+def _summary(
+    steps: TaskSteps, keys: Sequence[str], did_nothing: bool, display: RunDisplay, seconds: float
+) -> str:
+    """The whole selection's state, and what this run did for it."""
+    paths = {key: steps.layout.manifest_path(SCORES, key) for key in keys}
+    found = {key: manifest for key, path in paths.items() if (manifest := read_manifest(path))}
+    lines = [_totals(list(found.values()), len(keys))]
+    lines += [
+        f"  rejected: {decode_key(key)}: {manifest.failed} of {manifest.rows} rows failed"
+        for key, manifest in found.items()
+        if not manifest.accepted
+    ]
+    if did_nothing:
+        lines.append("nothing to do: every file is up to date, no request was sent")
+    else:
+        rate = f" ({display.requests / seconds:,.0f}/s)" if display.requests else ""
+        lines.append(
+            f"{display.requests:,} requests sent in {seconds:.1f} s{rate}, "
+            f"{display.replayed:,} rows answered from the journal"
+        )
+    lines.append(f"scores: {steps.spec.output_folder}")
+    return "\n".join(lines)
+
+
+def _totals(manifests: Sequence[Manifest], files: int) -> str:
+    rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
+    reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
+    text = f"{len(manifests)} of {files} files scored: {rows:,} rows, {ok:,} succeeded, "
+    text += f"{rows - ok:,} failed"
+    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+    return f"{text} ({by_reason})" if by_reason else text

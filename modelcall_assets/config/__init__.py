@@ -1,0 +1,1 @@
+"""Task, model and prompt files, checked before anything runs."""

@@ -1,0 +1,130 @@
+"""Fields of the old YAML files that have no effect here, or contradict partitions.
+
+They are taken out of a file before it is validated, so the models know only fields that work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from modelcall_assets.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class OldField:
+    """One field of the old system; `instead` says why, or what to write."""
+
+    path: str
+    treatment: Literal["honoured", "warning", "refused"]
+    instead: str
+    harmless: tuple[object, ...] = ()
+    """Values that ask for what happens anyway: accepted in silence."""
+
+
+_RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
+_LOGS = "Dagster keeps the log of every run"
+
+TASK_FIELDS = (
+    OldField("data.stat_folder", "warning", "partition status replaces the stat files"),
+    OldField("preprocess.num_proc", "warning", "files run side by side as Dagster runs"),
+    OldField("preprocess.seed", "warning", "nothing in preprocessing is random"),
+    OldField("preprocess.batch_size", "warning", "rows are streamed, not batched"),
+    OldField("preprocess.languages", "warning", "only script_type repo_xml reads it"),
+    OldField("preprocess.group_by_language", "warning", "only script_type triplet_filter has it"),
+    OldField("environment.api_provider", "warning", "base_url in the model file decides"),
+    OldField(
+        "concurrency.chunk_size",
+        "warning",
+        "there is no chunk barrier: max_concurrent_requests are always in flight",
+    ),
+    OldField(
+        "concurrency.parquet_save_interval", "warning", "the journal keeps every reply on arrival"
+    ),
+    OldField(
+        "distributed.num_runs",
+        "refused",
+        "for repeats, write one task per run, each with its own task_name and output_folder",
+        harmless=(1, None),
+    ),
+    OldField("options.main_resume", "warning", _RESUME, harmless=(True, None)),
+    OldField("options.resume", "warning", _RESUME, harmless=(True, None)),
+    OldField("options.preprocess_resume", "warning", _RESUME, harmless=(True, None)),
+    OldField(
+        "options.delete_existing",
+        "refused",
+        "deleting would contradict the partitions; remove it and use `modelcall run-task --fresh`",
+        harmless=(False, None),
+    ),
+    OldField("logging.level", "warning", _LOGS),
+    OldField("logging.batch_size", "warning", _LOGS),
+    OldField("logging.progress_report_interval", "warning", _LOGS),
+    OldField("logging.log_dir", "warning", _LOGS),
+    OldField("task_type", "honoured", "missing means data_scoring; a misspelt one is an error"),
+    OldField("debug.max_files", "honoured", "-1 means no limit; 0 is an error"),
+    OldField("debug.max_items_per_file", "honoured", "-1 means no limit; 0 is an error"),
+    OldField("retry.max_retries", "honoured", "was never read; overrides the model file"),
+    OldField("preprocess.num_files", "honoured", "for every script type; debug.max_files wins"),
+    OldField("preprocess.file_pattern", "honoured", "the default is now *: JSONL and Parquet"),
+)
+
+_CHAT_FIELDS = (
+    OldField("timeout", "warning", "client_config.timeout is the limit of a request"),
+    OldField(
+        "stream",
+        "warning",
+        "this version asks without streaming; the answer is the same",
+        harmless=(False, None),
+    ),
+    OldField("stream_options", "warning", "this version asks without streaming"),
+)
+MODEL_FIELDS = (
+    *(
+        OldField(f"{block}.{old.path}", old.treatment, old.instead, old.harmless)
+        for block in ("chat_config", "completions_params")
+        for old in _CHAT_FIELDS
+    ),
+    OldField("model_name", "honoured", "was ignored in favour of an environment variable"),
+)
+
+PLACEHOLDERS = {
+    "timestamp": "write a fixed folder without it; Dagster's run history keeps the times",
+    "run_index": "write a fixed folder; for repeats, one task_name and output_folder per run",
+}
+"""Placeholders of the old paths that would give a partition a new place on every run."""
+
+
+def take_out(
+    data: dict[str, Any], old_fields: Iterable[OldField], file: str
+) -> tuple[dict[str, Any], list[Problem], bool]:
+    """The data without its old fields, what to tell the user, and whether there were any."""
+    blocks = {key: _copy(value) for key, value in data.items()}
+    problems: list[Problem] = []
+    found = False
+    for old in old_fields:
+        block_name, _, name = old.path.rpartition(".")
+        block = blocks.get(block_name)
+        if old.treatment == "honoured" or not isinstance(block, dict) or name not in block:
+            continue
+        found = True
+        value = cast("dict[str, Any]", block).pop(name)
+        if value not in old.harmless:
+            problems.append(_problem(old, file))
+    return blocks, problems, found
+
+
+def old_names(block: str) -> set[str]:
+    """Names that a block of the old files could hold beside the fields of its model."""
+    paths = (old.path.rpartition(".") for old in (*TASK_FIELDS, *MODEL_FIELDS))
+    return {name for parent, _, name in paths if parent == block}
+
+
+def _copy(value: Any) -> Any:
+    return dict(cast("dict[Any, Any]", value)) if isinstance(value, dict) else value
+
+
+def _problem(old: OldField, file: str) -> Problem:
+    if old.treatment == "refused":
+        return Problem(file, old.path, "not supported here", fix=old.instead)
+    return Problem(file, old.path, "has no effect", fix=old.instead, severity="warning")

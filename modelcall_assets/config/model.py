@@ -1,0 +1,217 @@
+"""A model file of either generation, as one ModelConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
+from modelcall_assets.config.block import Block, Text, nearest
+from modelcall_assets.config.chat import ChatConfig, Sampling
+from modelcall_assets.config.endpoint import (
+    BaseUrl,
+    Endpoint,
+    KeyReference,
+    checked_url,
+    endpoint_name,
+)
+from modelcall_assets.config.environment import Environment, MissingVariable
+from modelcall_assets.config.legacy import MODEL_FIELDS, take_out
+from modelcall_assets.config.problems import errors_in, problem_of, validate
+from modelcall_assets.errors import Problem, SetupError
+
+DEFAULT_TIMEOUT_S = 600.0
+
+_PROVIDERS = {
+    "openai": ("https://api.openai.com/v1", "${OPENAI_API_KEY}"),
+    "deepseek": ("https://api.deepseek.com/v1", "${DEEPSEEK_API_KEY}"),
+    "anthropic": ("https://api.anthropic.com/v1", "${ANTHROPIC_API_KEY}"),
+}
+_OTHER_PROVIDER = ("${BASE_URL}", "${API_KEY}")
+
+
+class Prices(Block):
+    """What tokens cost; unknown means that the cost is unknown, never 0."""
+
+    usd_per_million_input_tokens: Annotated[float, Field(ge=0)] | None = None
+    """US dollars for a million prompt tokens."""
+    usd_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = None
+    """US dollars for a million completion tokens."""
+
+
+class ClientConfig(Block):
+    """The endpoint."""
+
+    base_url: BaseUrl
+    """http(s) URL without `/chat/completions`; may hold `${NAME}`."""
+    api_key: KeyReference | None = None
+    """`${NAME}`; or `EMPTY`, `none`, `not-needed` for a server without keys."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds a request may take; default `environment.timeout` of the task, else 600."""
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """Retries after a transport failure."""
+
+
+class ModelFile(Block):
+    """What both generations of model files may hold."""
+
+    prices: Prices = Prices()
+    """What tokens cost."""
+    supports_json_schema: bool = False
+    """Whether the endpoint takes `response_format: json_schema`."""
+    revision: str | None = None
+    """Name of the weights' version; change it to ask everything again."""
+
+
+class SecondGeneration(ModelFile):
+    """`client_config` and `chat_config`."""
+
+    client_config: ClientConfig
+    """The endpoint."""
+    chat_config: ChatConfig
+    """The model and how it is asked."""
+
+
+class FirstGeneration(ModelFile):
+    """`provider`, `model_name` and `completions_params`."""
+
+    provider: str = ""
+    """openai, deepseek or anthropic; for another one set BASE_URL and API_KEY."""
+    model_name: Text
+    """Name of the model at the endpoint."""
+    completions_params: Sampling = Sampling()
+    """Fields of the request body."""
+    base_url: BaseUrl | None = None
+    """Default: the provider's, else `${BASE_URL}`."""
+    api_key: KeyReference | None = None
+    """Default: the provider's variable, such as `${OPENAI_API_KEY}`, else `${API_KEY}`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model: what is asked of it, what it costs, where it is."""
+
+    client_config: ClientConfig
+    chat_config: ChatConfig
+    prices: Prices
+    supports_json_schema: bool
+    revision: str | None
+    client_field: str
+    """Prefix of the endpoint's fields in the file, for messages."""
+
+    def request_params(self) -> dict[str, Any]:
+        """The fields of every request body, all but the messages."""
+        sampling = self.chat_config.model_dump(exclude={"extra_body"})
+        given = {name: value for name, value in sampling.items() if value is not None}
+        return given | self.chat_config.extra_body
+
+    def endpoint(
+        self,
+        env: Environment,
+        file: str,
+        *,
+        timeout_s: float | None = None,
+        max_retries: int | None = None,
+    ) -> Endpoint:
+        """The endpoint in this environment; the file's timeout wins, and `max_retries` over it."""
+        client, problems = self.client_config, list[Problem]()
+        base_url = self._resolved("base_url", client.base_url, env, file, problems)
+        api_key = self._resolved("api_key", client.api_key, env, file, problems)
+        if base_url:
+            try:
+                base_url = checked_url(base_url)
+            except PydanticCustomError as error:
+                place = f"{self.client_field}base_url"
+                problems.append(problem_of(error, file, place, client.base_url))
+        if base_url is None or problems:
+            raise SetupError(problems)
+        return Endpoint(
+            base_url,
+            api_key,
+            endpoint_name(base_url),
+            client.timeout or timeout_s or DEFAULT_TIMEOUT_S,
+            client.max_retries if max_retries is None else max_retries,
+        )
+
+    def _resolved(
+        self, name: str, text: str | None, env: Environment, file: str, problems: list[Problem]
+    ) -> str | None:
+        """The text with its references replaced; what is missing goes to `problems`."""
+        if text is None:
+            return None
+        place = f"{self.client_field}{name}"
+        try:
+            value = env.expand(text)
+        except MissingVariable as error:
+            fix = f"set {error.name} in .env, in the task's env file or in the process"
+            problems.append(Problem(file, place, f"variable {error.name} is not set", fix=fix))
+            return None
+        if not value:
+            problems.append(Problem(file, place, f"{text} is empty"))
+        return value
+
+
+def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, list[Problem]]:
+    """The model, and every problem of its file; no model if one of them is an error."""
+    known, problems, _ = take_out(data, MODEL_FIELDS, file)
+    if "client_config" in data or "chat_config" in data:
+        parsed, mistakes = validate(SecondGeneration, known, file)
+        block, model = "chat_config", parsed and _second(parsed)
+    elif "model_name" in data or "provider" in data:
+        parsed, mistakes = validate(FirstGeneration, known, file)
+        block, model = "completions_params", parsed and _first(parsed)
+    else:
+        expected = "client_config and chat_config, or provider and model_name"
+        return None, [*problems, Problem(file, "", "not a model file", expected)]
+    problems += [*mistakes, *_unknown_params(known.get(block), block, file)]
+    return None if errors_in(problems) else model, problems
+
+
+def _second(parsed: SecondGeneration) -> ModelConfig:
+    return ModelConfig(
+        parsed.client_config,
+        parsed.chat_config,
+        parsed.prices,
+        parsed.supports_json_schema,
+        parsed.revision,
+        client_field="client_config.",
+    )
+
+
+def _first(parsed: FirstGeneration) -> ModelConfig:
+    base_url, api_key = _PROVIDERS.get(parsed.provider.lower(), _OTHER_PROVIDER)
+    params = parsed.completions_params.model_dump()
+    return ModelConfig(
+        ClientConfig(base_url=parsed.base_url or base_url, api_key=parsed.api_key or api_key),
+        ChatConfig.model_validate({**params, "model": parsed.model_name}),
+        parsed.prices,
+        parsed.supports_json_schema,
+        parsed.revision,
+        client_field="",
+    )
+
+
+def _unknown_params(params: Any, block: str, file: str) -> Iterator[Problem]:
+    """Keys of the request body that this program does not know."""
+    if not isinstance(params, dict):
+        return
+    fields = ChatConfig.model_fields
+    for name in cast("dict[Any, Any]", params):
+        field = f"{block}.{name}"
+        if name in fields:
+            continue
+        if name in ClientConfig.model_fields:
+            yield Problem(file, field, "not a field of the request", fix="move it to client_config")
+        elif close := nearest(str(name), fields, cutoff=0.8):
+            yield Problem(file, field, "unknown key", fix=f"did you mean {close}?")
+        else:
+            yield Problem(
+                file,
+                field,
+                "unknown key",
+                fix="passed to the endpoint as it is",
+                severity="warning",
+            )

@@ -1,0 +1,1 @@
+"""The asset graph: the only folder that knows Dagster."""

@@ -1,0 +1,117 @@
+"""The table of contents: a task's assets, upstream first."""
+
+import asyncio
+import re
+import warnings
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import dagster as dg
+
+from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.defs.checks import (
+    PREPROCESSED_CHECKS,
+    RAW_CHECKS,
+    SCORES_CHECKS,
+    check_preprocessed,
+    check_raw,
+    check_scores,
+)
+from modelcall_assets.defs.metadata import preprocessed_metadata, raw_metadata, scores_metadata
+from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, Stage, stage_asset
+from modelcall_assets.defs.watching import watched
+from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
+
+
+def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
+    """`[task, raw]`, `[task, preprocessed]` where the task asks for it, `[task, scores]`."""
+    steps = TaskSteps(spec)
+    stages = {
+        RAW: Stage(
+            RAW,
+            "an input file's fingerprint, schema and first mistakes",
+            frozenset({"file"}),
+            RAW_CHECKS,
+            _raw(steps),
+        ),
+        PREPROCESSED: Stage(
+            PREPROCESSED,
+            "cleaned, filtered and truncated rows",
+            frozenset({"python", "parquet"}),
+            PREPROCESSED_CHECKS,
+            _preprocessed(steps),
+        ),
+        SCORES: Stage(
+            SCORES,
+            f"ratings by {spec.model.chat_config.model} with the prompt {spec.prompt.version}",
+            frozenset({"openai", "parquet"}),
+            SCORES_CHECKS,
+            _scores(steps, watcher),
+            pool=endpoint_pool(spec),
+        ),
+    }
+    with warnings.catch_warnings():
+        # Partitioned checks and backfill policies: used on purpose, tested against this release.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return [stage_asset(steps, stages[name]) for name in steps.stages]
+
+
+def endpoint_pool(spec: TaskSpec) -> str:
+    """One pool per endpoint as the model file writes it, before `${…}` is filled in."""
+    return "endpoint_" + re.sub(r"[^A-Za-z0-9]+", "_", spec.model.client_config.base_url).strip("_")
+
+
+def _raw(steps: TaskSteps) -> Opened:
+    def one(key: str) -> Done:
+        report = steps.raw(key)
+        return Done(report.data_version, raw_metadata(report), check_raw(report))
+
+    return _in_threads(one)
+
+
+def _preprocessed(steps: TaskSteps) -> Opened:
+    def one(key: str) -> Done:
+        report = steps.preprocessed(key)
+        metadata = preprocessed_metadata(report, steps.layout.output_path(PREPROCESSED, key))
+        return Done(report.data_version, metadata, check_preprocessed(report))
+
+    return _in_threads(one)
+
+
+def _scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
+    @asynccontextmanager
+    async def opened(
+        context: dg.AssetExecutionContext, options: RunOptions
+    ) -> AsyncGenerator[OnePartition]:
+        async with steps.engine() as engine, watched(context, watcher) as tally:
+            tally.rows = steps.rows_to_score(context.partition_keys)
+
+            async def one(key: str) -> Done:
+                report = await steps.scores(key, engine, tally, context.run_id, fresh=options.fresh)
+                audit = await asyncio.to_thread(steps.audit, key)
+                metadata = scores_metadata(report, steps.layout.output_path(SCORES, key))
+                return Done(
+                    report.data_version,
+                    metadata,
+                    check_scores(report, audit),
+                    rejected=steps.rejection(report),
+                )
+
+            yield one
+
+    return opened
+
+
+def _in_threads(one: Callable[[str], Done]) -> Opened:
+    @asynccontextmanager
+    async def opened(
+        context: dg.AssetExecutionContext, options: RunOptions
+    ) -> AsyncGenerator[OnePartition]:
+        async def in_thread(key: str) -> Done:
+            return await asyncio.to_thread(one, key)
+
+        yield in_thread
+
+    return opened

@@ -1,0 +1,72 @@
+"""Asset checks, one result per partition."""
+
+import dagster as dg
+
+from modelcall_assets.steps.audit import ScoresAudit
+from modelcall_assets.steps.preprocess import PreprocessReport
+from modelcall_assets.steps.raw import RawReport
+from modelcall_assets.steps.score_report import ScoreReport
+
+RAW_CHECKS = ("readable_lines", "unique_ids")
+PREPROCESSED_CHECKS = ("conservation",)
+SCORES_CHECKS = ("conservation", "unique_ids", "schema", "failure_rate")
+
+_WARN = dg.AssetCheckSeverity.WARN
+_ERROR = dg.AssetCheckSeverity.ERROR
+
+
+def check_raw(report: RawReport) -> list[dg.AssetCheckResult]:
+    return [
+        _result(
+            "readable_lines",
+            report.bad_lines == 0,
+            f"{report.bad_lines} of {report.rows} lines are not JSON objects"
+            + (f"; the first: {report.first_bad}" if report.first_bad else ""),
+            _WARN,
+        ),
+        _unique_ids(report.duplicate_ids, ", ".join(report.first_duplicates)),
+    ]
+
+
+def check_preprocessed(report: PreprocessReport) -> list[dg.AssetCheckResult]:
+    dropped = sum(report.dropped.values())
+    return [
+        _result(
+            "conservation",
+            report.rows_in == report.rows_out + dropped,
+            f"{report.rows_in} rows in, {report.rows_out} out, {dropped} dropped by rules",
+            _ERROR,
+        )
+    ]
+
+
+def check_scores(report: ScoreReport, audit: ScoresAudit) -> list[dg.AssetCheckResult]:
+    return [
+        _result(
+            "conservation",
+            audit.source_rows == audit.rows == audit.ok + audit.failed,
+            f"{audit.source_rows} rows in, {audit.ok} succeeded, {audit.failed} failed",
+            _ERROR,
+        ),
+        _unique_ids(audit.duplicate_ids),
+        _result("schema", audit.schema_matches, "published columns against declared", _ERROR),
+        _result(
+            "failure_rate",
+            report.failed == 0,
+            f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%})",
+            _WARN,
+        ),
+    ]
+
+
+def _unique_ids(duplicates: int, which: str = "") -> dg.AssetCheckResult:
+    what = f"{duplicates} rows repeat the id of another" + (f": {which}" if which else "")
+    return _result("unique_ids", duplicates == 0, what, _WARN)
+
+
+def _result(
+    name: str, passed: bool, description: str, severity: dg.AssetCheckSeverity
+) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=name, passed=passed, description=description, severity=severity
+    )

@@ -1,0 +1,109 @@
+"""Reports as Dagster metadata: what people look at in the UI."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow as pa
+
+from modelcall_assets.steps.preprocess import PreprocessReport
+from modelcall_assets.steps.raw import RawReport
+from modelcall_assets.steps.score_report import HISTOGRAM_VALUES, ScoreReport
+
+_CELL = 160
+_BAR = 24
+
+
+def raw_metadata(report: RawReport) -> dict[str, Any]:
+    return {
+        "dagster/row_count": report.rows,
+        "dagster/column_schema": _columns(report.schema),
+        "bytes": report.info.size,
+        "bad_lines": report.bad_lines,
+        "first_bad_line": report.first_bad or "none",
+        "duplicate_ids": report.duplicate_ids,
+        "sample": _table(report.sample),
+    }
+
+
+def preprocessed_metadata(report: PreprocessReport, output: Path) -> dict[str, Any]:
+    return {
+        "dagster/row_count": report.rows_out,
+        "dagster/column_schema": _columns(report.schema),
+        "rows_in": report.rows_in,
+        "dropped": sum(report.dropped.values()),
+        "dropped_by_rule": _counts("rule", report.dropped),
+        "failed": report.failed,
+        "output": dg.MetadataValue.path(str(output)),
+        "sample": _table(report.sample),
+    }
+
+
+def scores_metadata(report: ScoreReport, output: Path) -> dict[str, Any]:
+    histograms = {
+        f"histogram_{key}": _histogram(key, counts)
+        for key, counts in report.histograms.items()
+        if len(counts) <= HISTOGRAM_VALUES
+    }
+    return {
+        "dagster/row_count": report.rows,
+        "ok": report.ok,
+        "failed": report.failed,
+        "failure_rate": round(report.failure_rate, 6),
+        "failures_by_reason": _counts("reason", report.failures_by_reason()),
+        "requests_sent": report.requests,
+        "answered_from_journal": report.replayed,
+        "prompt_tokens": report.usage.prompt_tokens,
+        "completion_tokens": report.usage.completion_tokens,
+        "cost_usd": "unknown" if report.cost_usd is None else report.cost_usd,
+        "latency_ms_median": _or_unknown(report.latency_ms(0.5)),
+        "latency_ms_p95": _or_unknown(report.latency_ms(0.95)),
+        "output": dg.MetadataValue.path(str(output)),
+        **histograms,
+        "sample": _table(report.sample),
+    }
+
+
+def _or_unknown(value: int | None) -> int | str:
+    return "unknown" if value is None else value
+
+
+def _columns(schema: pa.Schema) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])
+
+
+def _counts(what: str, counts: Mapping[str, int]) -> dg.MarkdownMetadataValue:
+    rows = [{what: name, "rows": count} for name, count in counts.items()]
+    return _table(rows) if rows else dg.MetadataValue.md("none")
+
+
+def _histogram(key: str, counts: Mapping[float, int]) -> dg.MarkdownMetadataValue:
+    most = max(counts.values())
+    rows = [
+        {key: value, "rows": count, "": "█" * max(1, round(_BAR * count / most))}
+        for value, count in sorted(counts.items())
+    ]
+    return _table(rows)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """A Markdown table; long cells are cut, line breaks and bars made harmless."""
+    if not rows:
+        return dg.MetadataValue.md("no rows")
+    names = list(rows[0])
+    lines = [
+        names,
+        ["---"] * len(names),
+        *([_cell(row.get(name)) for name in names] for row in rows),
+    ]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return text if len(text) <= _CELL else text[:_CELL] + "…"

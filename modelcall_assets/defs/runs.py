@@ -1,0 +1,145 @@
+"""Run a task's graph in this process, through the same assets and instance as the UI.
+
+A Dagster run takes one key or one contiguous range of keys, so that scattered keys become one run
+per range, stage after stage.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from modelcall_assets.defs.dead_runs import PROCESS_TAG, end_dead_runs, process_lock
+from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.defs.project import task_definitions
+from modelcall_assets.defs.versions import is_stale
+from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
+from modelcall_assets.storage.files import stat_file
+from modelcall_assets.storage.manifest import read_manifest
+
+_GREEN = AssetPartitionStatus.MATERIALIZED
+_RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+
+
+@dataclass
+class RunSummary:
+    """`ran` counts partitions per stage; `failed` has the message of each run that went wrong;
+    `busy` are files that another live run is working on."""
+
+    ran: dict[str, int] = field(default_factory=dict[str, int])
+    failed: list[str] = field(default_factory=list[str])
+    busy: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True)
+class TaskRunner:
+    """Materialises what is missing, failed or out of date."""
+
+    steps: TaskSteps
+    instance: dg.DagsterInstance
+    watcher: Watcher | None = None
+
+    def run(self, keys: Sequence[str], *, fresh: bool = False) -> RunSummary:
+        """Stage after stage; a file that fails in one stage is left out of the next."""
+        end_dead_runs(self.instance)
+        summary, wanted = RunSummary(), list(keys)
+        job = task_definitions(
+            self.steps.spec, self.watcher
+        ).resolve_implicit_global_asset_job_def()
+        with process_lock(self.instance) as process:
+            for stage in self.steps.stages:
+                again = fresh and stage == SCORES
+                due, busy = self.due(stage, wanted, everything=again)
+                summary.ran[stage] = len(due)
+                summary.busy += busy
+                for start, end in self._ranges(due):
+                    tags = {PROCESS_TAG: process}
+                    summary.failed += self._execute(job, stage, start, end, tags, fresh=again)
+                statuses = self._statuses(stage, wanted)
+                wanted = [key for key in wanted if statuses[key] == _GREEN]
+        return summary
+
+    def due(
+        self, stage: str, keys: Sequence[str], *, everything: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """The keys that have to be materialised, and those that another run has in hand."""
+        statuses = self._statuses(stage, keys)
+        busy = [key for key in keys if statuses[key] == AssetPartitionStatus.IN_PROGRESS]
+        due = [
+            key
+            for key in keys
+            if key not in busy
+            and (everything or statuses[key] != _GREEN or self._outdated(stage, key))
+        ]
+        return due, busy
+
+    def _outdated(self, stage: str, key: str) -> bool:
+        """Materialised, but from something else than now, or its files are gone."""
+        manifest = read_manifest(self.steps.layout.manifest_path(stage, key))
+        if manifest is None or is_stale(self.instance, self.steps, stage, key):
+            return True
+        if stage == RAW:
+            return stat_file(manifest.input.uri).version != manifest.input.version
+        return manifest.output is None or not Path(manifest.output).exists()
+
+    def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
+        asset, files = dg.AssetKey([self.steps.spec.key, stage]), files_of(self.steps.spec)
+        statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
+        return {key: statuses.get(key) for key in keys}
+
+    def _ranges(self, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """First and last key of each run of neighbours, in the order Dagster keeps the keys."""
+        wanted = set(keys)
+        name = files_of(self.steps.spec).name
+        assert name is not None
+        start = last = None
+        for key in self.instance.get_dynamic_partitions(name):
+            if key in wanted:
+                start, last = start or key, key
+            elif start is not None and last is not None:
+                yield start, last
+                start = last = None
+        if start is not None and last is not None:
+            yield start, last
+
+    def _execute(
+        self,
+        job: dg.JobDefinition,
+        stage: str,
+        start: str,
+        end: str,
+        tags: dict[str, str],
+        *,
+        fresh: bool,
+    ) -> list[str]:
+        """Run one stage over a range; gives the messages of what failed."""
+        asset = dg.AssetKey([self.steps.spec.key, stage])
+        if start != end:
+            tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
+        result = job.execute_in_process(
+            instance=self.instance,
+            asset_selection=[asset],
+            partition_key=start if start == end else None,
+            tags=tags,
+            run_config={
+                "ops": {asset.to_python_identifier(): {"config": {"fresh": fresh}}},
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            raise_on_error=False,
+        )
+        return [
+            _message(event)
+            for event in result.all_events
+            if event.event_type == dg.DagsterEventType.STEP_FAILURE
+        ]
+
+
+def _message(event: dg.DagsterEvent) -> str:
+    """The Failure's own words where there are any, else the exception."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return data.user_failure_data.description
+    return data.error.to_string() if data.error is not None else "the step failed"

@@ -1,0 +1,60 @@
+"""Code versions, provenance and staleness: what makes the UI say "unsynced", and only that.
+
+Dagster sets provenance on results that a body yields, not on logged materialisations; these tags
+are the ones it would set. `tests/test_assets.py` checks both ways against the installed release.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import dagster as dg
+
+from modelcall_assets.steps.task_steps import TaskSteps
+
+_CODE = "dagster/code_version"
+_DATA = "dagster/data_version"
+
+
+def code_version(steps: TaskSteps, stage: str) -> str:
+    """Digest of what of the task's files shapes the rows of a stage."""
+    shape = json.dumps(steps.shape(stage), sort_keys=True, default=str)
+    return hashlib.sha256(shape.encode()).hexdigest()[:12]
+
+
+def provenance_tags(
+    instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str, data_version: str
+) -> dict[str, str]:
+    """Tags of a materialisation that is logged instead of yielded."""
+    tags = {_CODE: code_version(steps, stage), _DATA: data_version}
+    upstream = steps.upstream_of(stage)
+    if upstream is None:
+        return tags
+    asset = dg.AssetKey([steps.spec.key, upstream])
+    record = instance.get_latest_data_version_record(asset, partition_key=key)
+    if record is not None:
+        name = asset.to_user_string()
+        tags[f"dagster/input_data_version/{name}"] = (record.event_log_entry.tags or {})[_DATA]
+        tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id)
+    return tags
+
+
+def is_stale(instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str) -> bool:
+    """Whether a materialised partition was made by other code or from other upstream content."""
+    made = _latest_tags(instance, steps, stage, key)
+    if made.get(_CODE) != code_version(steps, stage):
+        return True
+    upstream = steps.upstream_of(stage)
+    if upstream is None:
+        return False
+    name = dg.AssetKey([steps.spec.key, upstream]).to_user_string()
+    used = made.get(f"dagster/input_data_version/{name}")
+    return used != _latest_tags(instance, steps, upstream, key).get(_DATA)
+
+
+def _latest_tags(
+    instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str
+) -> Mapping[str, str]:
+    asset = dg.AssetKey([steps.spec.key, stage])
+    record = instance.get_latest_data_version_record(asset, partition_key=key)
+    return (record.event_log_entry.tags or {}) if record is not None else {}

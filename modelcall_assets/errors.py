@@ -1,0 +1,72 @@
+"""Every exception of the package.
+
+ModelcallError
+├── SetupError            config, paths or environment are wrong: printed without a traceback
+├── InputError            an input file cannot be read as what it claims to be: that file fails
+└── RunStopped            a run cannot go on; what was answered is in the journal
+    ├── EndpointRefused   the endpoint rejects the key, the model or the account
+    ├── EndpointDown      the same transport failure again and again
+    └── InputChanged      the input file changed while it was being worked on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in the user's set-up; `str()` gives the one-line form of every message."""
+
+    file: str
+    field: str
+    wrong: str
+    expected: str = ""
+    have: str = ""
+    fix: str = ""
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        parts = [self.wrong]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.have:
+            parts.append(f"have {self.have}")
+        if self.fix:
+            parts.append(self.fix)
+        place = f"{self.file}:{self.field}" if self.field else self.file
+        return f"{place}: {'; '.join(parts)}"
+
+
+class ModelcallError(Exception):
+    """Root of the tree."""
+
+
+class SetupError(ModelcallError):
+    """The user's set-up is wrong. `problems` lists every mistake found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class InputError(ModelcallError):
+    """An input file cannot be read; the message names the file and the place."""
+
+
+class RunStopped(ModelcallError):
+    """The run cannot go on. Nothing is published; every reply received is in the journal."""
+
+
+class EndpointRefused(RunStopped):
+    """401, 403, an unknown model or an exhausted quota: asking again cannot help."""
+
+
+class EndpointDown(RunStopped):
+    """Record after record failed for the same transport reason."""
+
+
+class InputChanged(RunStopped):
+    """The input no longer has the content its `raw` asset recorded."""

@@ -1,0 +1,1 @@
+"""The LLM engine: requests in, outcomes out. Never sees a path."""

@@ -1,0 +1,84 @@
+"""One record's conversation with the model: a request, its replies, and what follows from them.
+
+Everything here is pure, so a live call and the replay of a journal are the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelcall_assets.llm.answer import Answer, AnswerParser, Usage, correction
+from modelcall_assets.llm.classify import Answered, BadRecord, classify
+from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.llm.transport import Reply
+from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, Reason
+
+REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A reply that counts: a completion, or the final refusal of this request."""
+
+    status: int
+    body: bytes
+
+    def verdict(self) -> Answer | Failure:
+        match classify(Reply(self.status, {}, self.body)):
+            case Answered(completion):
+                return Answer.of(completion)
+            case BadRecord(failure):
+                return failure
+            case other:
+                raise ValueError(f"a journalled reply must be final, not {other}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The outcome, the last answer (None when the request itself was refused), the whole usage."""
+
+    outcome: Outcome
+    answer: Answer | None
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How answers are judged and how often a model may mend one."""
+
+    parser: AnswerParser
+    max_repair_turns: int
+
+    def judge(self, turns: Sequence[Turn]) -> Finished | None:
+        """The outcome of the replies so far; None while the dialogue has to go on."""
+        usage = Usage()
+        for number, turn in enumerate(turns):
+            answer = turn.verdict()
+            if isinstance(answer, Failure):
+                return Finished(answer, None, usage)
+            usage += answer.usage
+            outcome = self.parser.parse(answer)
+            if not self._mendable(outcome, number):
+                return Finished(outcome, answer, usage)
+        return None
+
+    def next_request(self, request: ChatRequest, turns: Sequence[Turn]) -> ChatRequest:
+        """The request to send after `turns`, for which `judge` gave None."""
+        for turn in turns:
+            answer = turn.verdict()
+            assert isinstance(answer, Answer)
+            mistake = self.parser.parse(answer)
+            assert isinstance(mistake, Failure)
+            request = request.followed_by(
+                answer.text or "(empty answer)", correction(mistake, self.parser.keys)
+            )
+        return request
+
+    def _mendable(self, outcome: Outcome, turn: int) -> bool:
+        return (
+            isinstance(outcome, Failure)
+            and outcome.reason in REPAIRABLE
+            and self.parser.schema is not None
+            and turn < self.max_repair_turns
+        )

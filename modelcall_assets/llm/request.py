@@ -1,0 +1,48 @@
+"""What is sent for one record, and the key that names it for resume, reuse and provenance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+Message = dict[str, Any]
+
+NOT_IN_KEY = frozenset({"stream", "stream_options", "user"})
+"""Body fields that cannot change the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat-completion body. `revision` tells apart models that share a name."""
+
+    params: Mapping[str, Any]
+    messages: tuple[Message, ...]
+    revision: str | None = None
+
+    def payload(self) -> bytes:
+        """The canonical JSON body, as sent."""
+        return _canonical({**self.params, "messages": self.messages})
+
+    def key(self) -> str:
+        """32 hex digits of the canonical body and the revision; never of the endpoint."""
+        body = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
+        digest = hashlib.sha256(_canonical({**body, "messages": self.messages}))
+        if self.revision is not None:
+            digest.update(b"\0" + self.revision.encode())
+        return digest.hexdigest()[:32]
+
+    def followed_by(self, answer: str, correction: str) -> ChatRequest:
+        """The next turn: the model's own answer, then what to mend."""
+        turn: tuple[Message, ...] = (
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": correction},
+        )
+        return ChatRequest(self.params, self.messages + turn, self.revision)
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)

@@ -1,0 +1,1 @@
+"""One file per asset: what it does, without Dagster."""

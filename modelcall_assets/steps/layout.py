@@ -1,0 +1,37 @@
+"""Where everything of a task lies. Output paths are the user's; the rest is under `.modelcall`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.records.keys import decode_key
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one task; `key` is always a partition key."""
+
+    spec: TaskSpec
+
+    def input_uri(self, key: str) -> str:
+        return f"{self.spec.input_folder.rstrip('/')}/{decode_key(key)}"
+
+    def output_path(self, stage: str, key: str) -> Path:
+        """`<folder of the stage>/<relative path, suffix replaced>.parquet`."""
+        folder = (
+            self.spec.preprocessed_folder if stage == "preprocessed" else self.spec.output_folder
+        )
+        relative = PurePosixPath(decode_key(key))
+        return Path(folder) / relative.with_name(relative.stem + ".parquet")
+
+    def manifest_path(self, stage: str, key: str) -> Path:
+        return self._state_folder / "manifests" / stage / f"{key}.json"
+
+    def journal_folder(self, stage: str, key: str) -> Path:
+        return self._state_folder / "journal" / stage / key
+
+    @property
+    def _state_folder(self) -> Path:
+        return Path(self.spec.journal_folder) / self.spec.key

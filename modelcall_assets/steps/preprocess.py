@@ -1,0 +1,159 @@
+"""preprocessed: an input file cleaned, filtered and truncated, as Parquet, order kept.
+
+A line or row that cannot be processed stays in its place: `id` and `preprocess_error` are set, all
+else is null. `preprocess_error` is JSON, {"reason", "detail", "raw"}, and null in good rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import FileInfo
+from modelcall_assets.storage.jsonl import clip
+from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.rows import Chunk, read_chunks, record_id, sample_row
+from modelcall_assets.transforms.universal import (
+    Copied,
+    Dropped,
+    UniversalOptions,
+    output_columns,
+    process,
+)
+
+ERROR_COLUMN = "preprocess_error"
+SAMPLE_ROWS = 3
+_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessReport:
+    """`rows_in` = `rows_out` + all `dropped`, by rule; `failed` of the `rows_out` hold an error."""
+
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]
+    failed: int
+    schema: pa.Schema
+    data_version: str
+    sample: list[Row]
+
+
+def preprocess_file(
+    source: FileInfo,
+    schema: pa.Schema,
+    options: UniversalOptions,
+    output_path: str,
+    limit: int | None = None,
+) -> PreprocessReport:
+    """Publish the rows of `source`, whose recorded schema is `schema`, at `output_path`.
+
+    InputError when it cannot be read, InputChanged when it no longer fits `schema`.
+    """
+    table = _Table(schema, options)
+    work = _Work(source.key_path, options)
+    with ParquetSink(output_path, table.schema) as sink:
+        for chunk in read_chunks(source.uri, schema, limit):
+            sink.write(table.batch(chunk, work.kept_of(chunk)))
+    return PreprocessReport(
+        rows_in=work.rows_in,
+        rows_out=work.rows_out,
+        dropped=dict(work.dropped),
+        failed=work.failed,
+        schema=table.schema,
+        data_version=f"sha256:{work.content.hexdigest()}",
+        sample=work.sample,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An output row. `position` in its chunk is None when no column is copied from there."""
+
+    position: int | None
+    row: Row
+
+
+@dataclass
+class _Work:
+    """Processes rows and counts what became of them."""
+
+    source: str
+    options: UniversalOptions
+    rows_in: int = 0
+    rows_out: int = 0
+    failed: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    sample: list[Row] = field(default_factory=list)
+    content: Any = field(default_factory=hashlib.sha256)
+
+    def kept_of(self, chunk: Chunk) -> list[_Kept]:
+        kept: list[_Kept] = []
+        for position, item in enumerate(chunk.items):
+            made = self._process(item, record_id(item, chunk.start + position, self.source))
+            self.rows_in += 1
+            if isinstance(made, Dropped):
+                self.dropped[made.rule] += 1
+                continue
+            failed = made[ERROR_COLUMN] is not None
+            kept.append(_Kept(None if failed else position, made))
+            self._count(made, failed)
+        return kept
+
+    def _process(self, item: Row | BadLine, identity: str) -> Row | Dropped:
+        if isinstance(item, BadLine):
+            return _error_row(identity, Reason.BAD_LINE, item.detail, item.raw)
+        try:
+            made = process(item, self.options, identity)
+        except (TypeError, ValueError, KeyError) as error:
+            raw = orjson.dumps(item, default=str).decode()
+            detail = f"{type(error).__name__}: {error}"
+            return _error_row(identity, Reason.PREPROCESS_ERROR, detail, clip(raw))
+        return made if isinstance(made, Dropped) else {**made, ERROR_COLUMN: None}
+
+    def _count(self, row: Row, failed: bool) -> None:
+        self.rows_out += 1
+        self.failed += failed
+        self.content.update(orjson.dumps(row, default=str, option=orjson.OPT_SORT_KEYS) + b"\n")
+        if not failed and len(self.sample) < SAMPLE_ROWS:
+            self.sample.append(sample_row(row))
+
+
+class _Table:
+    """Builds output batches: copied columns stay Arrow, the others come from the new rows."""
+
+    def __init__(self, input_schema: pa.Schema, options: UniversalOptions) -> None:
+        origins = output_columns(input_schema.names, options)
+        self._origins = {**origins, ERROR_COLUMN: "string"}
+        self.schema = pa.schema(
+            [
+                input_schema.field(origin.source).with_name(name)
+                if isinstance(origin, Copied)
+                else pa.field(name, _TYPES[origin])
+                for name, origin in self._origins.items()
+            ]
+        )
+
+    def batch(self, chunk: Chunk, kept: Sequence[_Kept]) -> pa.RecordBatch:
+        positions = pa.array([item.position for item in kept], pa.int64())
+        source = chunk.to_arrow()
+        columns = [
+            source.column(origin.source).take(positions)
+            if isinstance(origin, Copied)
+            else pa.array([item.row.get(name) for item in kept], _TYPES[origin])
+            for name, origin in self._origins.items()
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def _error_row(identity: str, reason: Reason, detail: str, raw: str) -> Row:
+    error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
+    return {"id": identity, ERROR_COLUMN: error}

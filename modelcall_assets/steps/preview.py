@@ -1,0 +1,87 @@
+"""What a task would ask, without materialising anything: for `plan` and `try`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from pathlib import Path
+
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.calls import Asked
+from modelcall_assets.steps.raw import read_raw
+from modelcall_assets.steps.scores import bad_line
+from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
+from modelcall_assets.storage.files import FileInfo
+from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.rows import read_chunks, record_id
+from modelcall_assets.transforms.tokens import count_tokens
+from modelcall_assets.transforms.universal import Dropped, process
+
+SAMPLE_ROWS = 50
+MESSAGE_TOKENS = 4
+"""What the chat format adds to each message; an estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """An input file before it is scored. `prompt_tokens` is an estimate from its first rows."""
+
+    key_path: str
+    rows: int
+    prompt_tokens: int
+    journalled: int
+
+
+def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
+    """What the first `rows` rows ask, after preprocessing where the task has it."""
+    schema = read_raw(file, rows).schema
+    for chunk in read_chunks(file.uri, schema, rows):
+        for offset, item in enumerate(chunk.items):
+            if isinstance(item, BadLine):
+                yield bad_line(item)
+                continue
+            row = _prepared(steps, item, record_id(item, chunk.start + offset, file.key_path))
+            yield row if isinstance(row, Dropped) else steps.score_stage.ask(row)
+
+
+def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
+    """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated."""
+    sample = list(islice(first_asks(steps, file, SAMPLE_ROWS), SAMPLE_ROWS))
+    kept = [asked for asked in sample if not isinstance(asked, Dropped)]
+    tokens = sum(_tokens(asked) for asked in kept)
+    in_rows = _row_count(steps, file)
+    rows = in_rows if len(kept) == len(sample) else round(in_rows * len(kept) / len(sample))
+    folder = steps.layout.journal_folder(SCORES, encode_key(file.key_path))
+    return FilePlan(
+        file.key_path,
+        rows,
+        prompt_tokens=ceil(tokens * rows / len(kept)) if kept else 0,
+        journalled=_journalled(folder),
+    )
+
+
+def _prepared(steps: TaskSteps, row: Row, identity: str) -> Row | Dropped:
+    return process(row, steps.universal_options, identity) if PREPROCESSED in steps.stages else row
+
+
+def _tokens(asked: Asked) -> int:
+    if isinstance(asked, Failure):
+        return 0
+    return sum(count_tokens(message["content"]) + MESSAGE_TOKENS for message in asked.messages)
+
+
+def _row_count(steps: TaskSteps, file: FileInfo) -> int:
+    manifest = read_manifest(steps.layout.manifest_path(RAW, encode_key(file.key_path)))
+    if manifest is not None and manifest.input.version == file.version:
+        return manifest.rows
+    return read_raw(file, steps.row_limit).rows
+
+
+def _journalled(folder: Path) -> int:
+    with Journal(folder, "plan") as journal:
+        return len(journal)

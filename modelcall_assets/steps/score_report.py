@@ -1,0 +1,65 @@
+"""What was published for one file, in numbers."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelcall_assets.llm.answer import Usage
+from modelcall_assets.records.record import Row
+
+HISTOGRAM_VALUES = 50
+"""A field with more distinct numbers than this has no histogram."""
+
+
+@dataclass
+class ScoreReport:
+    """`requests` were sent in this run; `replayed` rows were answered from the journal."""
+
+    rows: int = 0
+    ok: int = 0
+    failures: Counter[str] = field(default_factory=Counter[str])
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
+    requests: int = 0
+    replayed: int = 0
+    latencies_ms: array[int] = field(default_factory=lambda: array("q"))
+    histograms: dict[str, Counter[float]] = field(default_factory=dict[str, Counter[float]])
+    sample: list[Row] = field(default_factory=list[Row])
+    data_version: str = ""
+
+    @property
+    def failed(self) -> int:
+        return self.rows - self.ok
+
+    @property
+    def failure_rate(self) -> float:
+        return self.failed / self.rows if self.rows else 0.0
+
+    def count(self, row: Mapping[str, Any], keys: Iterable[str]) -> None:
+        self.rows += 1
+        if row["api_status"] != "success":
+            self.failures[row["api_fail_reason"]] += 1
+            return
+        self.ok += 1
+        self.latencies_ms.append(row["api_latency_ms"])
+        for key in keys:
+            value = row.get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self.histograms.setdefault(key, Counter())[value] += 1
+
+    def add_usage(self, usage: Usage, prices: tuple[float | None, float | None]) -> None:
+        self.usage += usage
+        cost = usage.cost(*prices)
+        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+
+    def latency_ms(self, share: float) -> int | None:
+        """The latency below which `share` of the answers came (0.5 = the median)."""
+        ordered = sorted(self.latencies_ms)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
+
+    def failures_by_reason(self) -> dict[str, int]:
+        return dict(self.failures.most_common())

@@ -1,0 +1,269 @@
+"""The steps of one scoring task, each from partition key to report; assets and CLI call these."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.transport import DirectTransport
+from modelcall_assets.steps.audit import ScoresAudit, audit_scores
+from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.preprocess import PreprocessReport, preprocess_file
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.scores import ScoreStage, Source, score_file
+from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
+from modelcall_assets.storage.manifest import (
+    InputFingerprint,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from modelcall_assets.storage.schema import schema_from_json, schema_to_json
+from modelcall_assets.transforms.universal import UniversalOptions
+
+RAW, PREPROCESSED, SCORES = "raw", "preprocessed", "scores"
+
+
+@dataclass(frozen=True)
+class TaskSteps:
+    """`key` is always a partition key: an input file's encoded relative path."""
+
+    spec: TaskSpec
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.spec)
+
+    @cached_property
+    def score_stage(self) -> ScoreStage:
+        return ScoreStage.of(self.spec)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The task's stages, upstream first."""
+        enabled = self.spec.task.preprocess.enabled
+        return (RAW, PREPROCESSED, SCORES) if enabled else (RAW, SCORES)
+
+    def upstream_of(self, stage: str) -> str | None:
+        position = self.stages.index(stage)
+        return self.stages[position - 1] if position else None
+
+    def inputs(self) -> list[FileInfo]:
+        """The input files in order, after the task's own caps.
+
+        Raises SetupError when two of them would have one output, InputError when the folder is
+        missing.
+        """
+        spec, preprocess = self.spec, self.spec.task.preprocess
+        pattern = preprocess.file_pattern if preprocess.enabled else "*"
+        own = [spec.output_folder, spec.journal_folder]
+        if preprocess.enabled:
+            own.append(spec.preprocessed_folder)
+        files = list_inputs(spec.input_folder, pattern, exclude=own)
+        self._refuse_shared_outputs(files)
+        caps = [preprocess.num_files if preprocess.enabled else None, self._debug("max_files")]
+        return files[: min((cap for cap in caps if cap is not None), default=None)]
+
+    def raw(self, key: str) -> RawReport:
+        """Fingerprint, schema and first mistakes of an input file."""
+        uri = self.layout.input_uri(key)
+        report = read_raw(stat_file(uri), self.row_limit)
+        manifest = Manifest(
+            stage=RAW,
+            accepted=True,
+            data_version=report.data_version,
+            rows=report.rows,
+            ok=report.rows - report.bad_lines,
+            failed=report.bad_lines,
+            input=InputFingerprint(
+                uri=uri, digest=report.digest, size=report.info.size, version=report.info.version
+            ),
+            schema=[(field.name, str(field.type)) for field in report.schema],
+            detail={"schema": schema_to_json(report.schema)},
+        )
+        write_manifest(self.layout.manifest_path(RAW, key), manifest)
+        return report
+
+    def preprocessed(self, key: str) -> PreprocessReport:
+        """Clean, filter and truncate an input file."""
+        source = self.source(PREPROCESSED, key)
+        output = self.layout.output_path(PREPROCESSED, key)
+        info = stat_file(source.uri)
+        info = FileInfo(source.name, info.uri, info.size, info.version)
+        report = preprocess_file(
+            info, source.schema, self.universal_options, str(output), source.limit
+        )
+        manifest = Manifest(
+            stage=PREPROCESSED,
+            accepted=True,
+            data_version=report.data_version,
+            rows=report.rows_out,
+            ok=report.rows_out - report.failed,
+            failed=report.failed,
+            dropped=sum(report.dropped.values()),
+            output=str(output),
+            input=_fingerprint(source, info),
+            schema=[(field.name, str(field.type)) for field in report.schema],
+            detail={"schema": schema_to_json(report.schema), "digest": file_digest(str(output))},
+        )
+        write_manifest(self.layout.manifest_path(PREPROCESSED, key), manifest)
+        return report
+
+    async def scores(
+        self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
+    ) -> ScoreReport:
+        """Rate every row of a file. Publishes also what `max_failure_rate` then rejects."""
+        source = self.source(SCORES, key)
+        output = self.layout.output_path(SCORES, key)
+        folder = self.layout.journal_folder(SCORES, key)
+        with await asyncio.to_thread(Journal, folder, run_id, fresh=fresh) as journal:
+            report = await score_file(self.score_stage, source, output, journal, engine, tally)
+            manifest = Manifest(
+                stage=SCORES,
+                accepted=report.failure_rate <= self.spec.task.max_failure_rate,
+                data_version=report.data_version,
+                rows=report.rows,
+                ok=report.ok,
+                failed=report.failed,
+                failures=report.failures_by_reason(),
+                output=str(output),
+                input=_fingerprint(source, stat_file(source.uri)),
+            )
+            write_manifest(self.layout.manifest_path(SCORES, key), manifest)
+            journal.seal(report.data_version)
+        return report
+
+    def rows_to_score(self, keys: Iterable[str]) -> int:
+        """Rows of those files whose upstream asset is there."""
+        upstream = self.stages[-2]
+        paths = (self.layout.manifest_path(upstream, key) for key in keys)
+        return sum(manifest.rows for path in paths if (manifest := read_manifest(path)))
+
+    def audit(self, key: str) -> ScoresAudit:
+        """What lies in the published scores file, beside what should."""
+        source = self.source(SCORES, key)
+        rows = source.rows if source.limit is None else min(source.rows, source.limit)
+        schema = self.score_stage.table(source).schema
+        return audit_scores(self.layout.output_path(SCORES, key), rows, schema)
+
+    def rejection(self, report: ScoreReport) -> str | None:
+        """Why the file is red, when more rows failed than the task accepts."""
+        most = self.spec.task.max_failure_rate
+        if report.failure_rate <= most:
+            return None
+        reasons = ", ".join(
+            f"{reason} {count}" for reason, count in report.failures_by_reason().items()
+        )
+        return (
+            f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%}), more than "
+            f"max_failure_rate {most:.2%}: {reasons}. All rows are published with "
+            "`accepted: false`; materialise again to call only the failed ones"
+        )
+
+    @asynccontextmanager
+    async def engine(self) -> AsyncGenerator[Engine]:
+        """One session to the task's endpoint; SetupError when its key or host is not set."""
+        endpoint = self.spec.endpoint()
+        transport = DirectTransport(
+            endpoint.name, endpoint.base_url, endpoint.api_key, endpoint.timeout_s
+        )
+        async with transport:
+            yield Engine(
+                transport,
+                max_in_flight=self.spec.task.concurrency.max_concurrent_requests,
+                max_retries=endpoint.max_retries,
+            )
+
+    def source(self, stage: str, key: str) -> Source:
+        """The rows that `stage` reads. InputError when they are not there yet."""
+        upstream = self.upstream_of(stage)
+        assert upstream is not None
+        manifest = read_manifest(self.layout.manifest_path(upstream, key))
+        if manifest is None or not manifest.accepted:
+            raise InputError(
+                f"{self.spec.key}/{upstream}: '{key}' has no accepted output; "
+                f"materialise {upstream} of this partition first"
+            )
+        from_raw = upstream == RAW
+        return Source(
+            name=key,
+            uri=manifest.input.uri if from_raw else str(manifest.output),
+            digest=manifest.input.digest if from_raw else manifest.detail["digest"],
+            schema=schema_from_json(manifest.detail["schema"]),
+            rows=manifest.rows,
+            limit=self.row_limit if from_raw else None,
+        )
+
+    @cached_property
+    def universal_options(self) -> UniversalOptions:
+        preprocess = self.spec.task.preprocess
+        filters, cleaning = preprocess.filters, preprocess.transformations.text_cleaning
+        computed = preprocess.transformations.computed_fields
+        return UniversalOptions(
+            field_mapping={name: _plain(spec) for name, spec in preprocess.field_mapping.items()},
+            min_text_length=filters.min_text_length,
+            max_text_length=filters.max_text_length,
+            required_fields=tuple(filters.required_fields),
+            blacklist_patterns=tuple(filters.blacklist_patterns),
+            remove_extra_whitespace=cleaning.remove_extra_whitespace,
+            remove_characters=tuple(cleaning.remove_characters),
+            computed_fields={name: _plain(spec) for name, spec in computed.items()},
+            source_name=preprocess.source_name,
+            max_tokens=preprocess.max_tokens,
+        )
+
+    def shape(self, stage: str) -> dict[str, Any]:
+        """What of the task's files shapes the rows of `stage`; its code version is a hash of it."""
+        if stage == RAW:
+            return {"limit": self.row_limit}
+        if stage == PREPROCESSED:
+            return asdict(self.universal_options)
+        return {"score": self.score_stage.version()}
+
+    @property
+    def row_limit(self) -> int | None:
+        """Cap on the rows of each file, for debugging."""
+        return self._debug("max_items_per_file")
+
+    def _debug(self, name: str) -> int | None:
+        debug = self.spec.task.debug
+        return getattr(debug, name) if debug.enabled else None
+
+    def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
+        by_output: dict[str, str] = {}
+        problems: list[Problem] = []
+        for file in files:
+            output = str(Path(file.key_path).with_suffix(".parquet"))
+            first = by_output.setdefault(output, file.key_path)
+            if first != file.key_path:
+                problems.append(
+                    Problem(
+                        self.spec.file_name,
+                        "data.input_folder",
+                        f"'{first}' and '{file.key_path}' would both be written to '{output}'",
+                        fix="rename or move one of them",
+                    )
+                )
+        if problems:
+            raise SetupError(problems)
+
+
+def _fingerprint(source: Source, info: FileInfo) -> InputFingerprint:
+    return InputFingerprint(
+        uri=source.uri, digest=source.digest, size=info.size, version=info.version
+    )
+
+
+def _plain(spec: Any) -> Any:
+    return spec if isinstance(spec, str) else spec.model_dump()

@@ -1,0 +1,1 @@
+"""Files in and out: the only importer of fsspec. Inputs may be remote, outputs are local."""

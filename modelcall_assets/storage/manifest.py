@@ -1,0 +1,55 @@
+"""The manifest of a published partition: written last, so its presence means complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelcall_assets.storage.files import write_bytes
+
+
+class InputFingerprint(BaseModel):
+    """The input that an output was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    uri: str
+    digest: str
+    size: int
+    version: str
+
+
+class Manifest(BaseModel):
+    """`rows == ok + failed`; rows that a filter dropped are counted apart."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    format: int = 1
+    stage: str
+    accepted: bool
+    data_version: str
+    rows: int
+    ok: int
+    failed: int
+    dropped: int = 0
+    failures: dict[str, int] = Field(default_factory=dict)
+    """Failed rows by reason."""
+    output: str | None = None
+    input: InputFingerprint
+    schema_: list[tuple[str, str]] = Field(default_factory=list, alias="schema")
+    """Column name and type, for people; a schema to read with belongs in `detail`."""
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_manifest(path: str | Path) -> Manifest | None:
+    """None when absent or damaged: either way the output is not known to be complete."""
+    try:
+        return Manifest.model_validate_json(Path(path).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_manifest(path: str | Path, manifest: Manifest) -> None:
+    write_bytes(path, manifest.model_dump_json(by_alias=True, indent=2).encode())

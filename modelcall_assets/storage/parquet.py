@@ -1,0 +1,160 @@
+"""Parquet in, as batches and as plain rows; Parquet out, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.record import Row
+from modelcall_assets.storage.files import open_input, publish
+from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
+
+GROUP_ROWS = 65_536
+GROUP_BYTES = 32 << 20
+
+
+@contextmanager
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """InputError when `uri` is no Parquet file, is damaged, or names a column twice."""
+    with open_input(uri) as file:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                _check_names(uri, parquet.schema_arrow.names)
+                yield parquet
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{uri}: not a readable Parquet file: {error}; write it again or leave it out"
+            ) from error
+
+
+def parquet_schema(parquet: pq.ParquetFile) -> pa.Schema:
+    """Columns and types as they are read: nullable, views as plain strings, and of the metadata
+    only the JSON text mark."""
+    return pa.schema(
+        [
+            pa.field(
+                field.name,
+                map_leaves(field.type, _without_view),
+                metadata=JSON_TEXT if is_json_text(field) else None,
+            )
+            for field in parquet.schema_arrow
+        ]
+    )
+
+
+def plain_rows(batch: pa.RecordBatch, uri: str) -> list[Row]:
+    """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
+    JSON text parsed. InputError names `uri` and the column that cannot be read so."""
+    columns = [
+        _plain_values(field, column, uri)
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+    ]
+    names = batch.schema.names
+    if not names:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def read_columns(path: str | Path, columns: list[str]) -> pa.Table:
+    """Some columns of a file of ours, whole."""
+    with open_parquet(str(path)) as parquet:
+        return parquet.read(columns=columns)
+
+
+def read_schema(path: str | Path) -> pa.Schema:
+    with open_parquet(str(path)) as parquet:
+        return parquet_schema(parquet)
+
+
+class ParquetSink:
+    """`with ParquetSink(path, schema, metadata) as sink: sink.write(batch)`.
+
+    Batches are gathered into row groups of up to 65,536 rows or 32 MiB. The file appears at `path`
+    when the block ends well; after an exception nothing does.
+    """
+
+    def __init__(
+        self, path: str | Path, schema: pa.Schema, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self._path = path
+        self._schema = schema.with_metadata(dict(metadata or {}))
+        self._waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(publish(self._path))
+            writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
+            self._writer = stack.enter_context(writer)
+            stack.push(self._flush_if_well)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        rows = sum(waiting.num_rows for waiting in self._waiting)
+        if rows >= GROUP_ROWS or sum(part.nbytes for part in self._waiting) >= GROUP_BYTES:
+            self._flush()
+
+    def _flush_if_well(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(
+                pa.Table.from_batches(self._waiting), row_group_size=GROUP_ROWS
+            )
+            self._waiting.clear()
+
+
+def _check_names(uri: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{uri}: two columns are called {twice[0]!r}; rename one of them")
+
+
+def _plain_values(field: pa.Field, column: pa.Array, uri: str) -> list[Any]:
+    try:
+        values = _to_python(column)
+        if is_json_text(field):
+            return [None if value is None else orjson.loads(value) for value in values]
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{uri}: column {field.name!r} ({field.type}) cannot be read: {error}; make it a string"
+        ) from error
+    return values
+
+
+def _to_python(column: pa.Array) -> list[Any]:
+    try:
+        return column.cast(map_leaves(column.type, _plain_type)).to_pylist()
+    except UnicodeDecodeError:
+        if not pa.types.is_string(column.type):
+            raise
+        raw = column.view(pa.binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    return kind
+
+
+def _without_view(kind: pa.DataType) -> pa.DataType:
+    """Arrow cannot gather rows of view types."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind

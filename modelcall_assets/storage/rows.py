@@ -1,0 +1,154 @@
+"""Input files as a stream of chunks: row by row for Python, column by column for Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modelcall_assets.errors import InputChanged
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.jsonl import parse_line
+from modelcall_assets.storage.parquet import open_parquet, parquet_schema, plain_rows
+from modelcall_assets.storage.schema import is_json_text
+
+CHUNK_BYTES = 32 << 20
+_CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive records of one file. `start` is the index of the first; a bad line counts."""
+
+    start: int
+    items: Sequence[Row | BadLine]
+    schema: pa.Schema
+    batch: pa.RecordBatch | None = None
+    """What a Parquet file holds of these rows."""
+
+    def to_arrow(self) -> pa.RecordBatch:
+        """One row per item, a bad line as nulls. InputChanged when one does not fit `schema`."""
+        if self.batch is not None:
+            return self.batch
+        rows = [{} if isinstance(item, BadLine) else item for item in self.items]
+        try:
+            columns = [
+                _column(field, [row.get(field.name) for row in rows]) for field in self.schema
+            ]
+        except (pa.ArrowException, OverflowError) as error:
+            raise InputChanged(f"near row {self.start}: {error}: the file {_CHANGED}") from error
+        if not columns:
+            return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def read_chunks(
+    uri: str, schema: pa.Schema, limit: int | None = None, chunk_rows: int = 1000
+) -> Iterator[Chunk]:
+    """Stream the first `limit` records of a JSONL or Parquet file, in order, blank lines left out.
+
+    A chunk has at most `chunk_rows` rows and about 32 MiB of text. InputError when the file cannot
+    be read as what its name says, InputChanged when a Parquet file does not have `schema`.
+    """
+    read = _parquet_chunks if is_parquet(uri) else _jsonl_chunks
+    return read(uri, schema, limit, chunk_rows)
+
+
+def is_parquet(uri: str) -> bool:
+    return uri.lower().endswith(".parquet")
+
+
+def record_id(item: Row | BadLine, index: int, source: str) -> str:
+    """The row's own `id`, else `uid`, else a hash of the row, its file and its place in it."""
+    if isinstance(item, BadLine):
+        return _hashed(b"", index, source)
+    own = own_id(item)
+    if own is not None:
+        return own
+    return _hashed(orjson.dumps(item, default=str, option=orjson.OPT_SORT_KEYS), index, source)
+
+
+def own_id(row: Row) -> str | None:
+    """`id` or `uid` as text; None when the row has neither."""
+    for name in ("id", "uid"):
+        value = row.get(name)
+        if value is not None and value != "":
+            return str(value)
+    return None
+
+
+def sample_row(row: Row) -> Row:
+    """A copy fit for showing: JSON values only, strings of 300 characters, lists of 10 items."""
+    return {name: _shown(value) for name, value in row.items()}
+
+
+def _jsonl_chunks(
+    uri: str, schema: pa.Schema, limit: int | None, chunk_rows: int
+) -> Iterator[Chunk]:
+    start, size = 0, 0
+    items: list[Row | BadLine] = []
+    with open_input(uri) as file:
+        lines = ((line, parse_line(line, number)) for number, line in enumerate(file, 1))
+        records = ((line, item) for line, item in lines if item is not None)
+        for line, item in islice(records, limit):
+            items.append(item)
+            size += len(line)
+            if len(items) >= chunk_rows or size >= CHUNK_BYTES:
+                yield Chunk(start, items, schema)
+                start, size, items = start + len(items), 0, []
+    if items:
+        yield Chunk(start, items, schema)
+
+
+def _parquet_chunks(
+    uri: str, schema: pa.Schema, limit: int | None, chunk_rows: int
+) -> Iterator[Chunk]:
+    start = 0
+    with open_parquet(uri) as parquet:
+        if not parquet_schema(parquet).equals(schema):
+            raise InputChanged(f"{uri} {_CHANGED}")
+        for batch in parquet.iter_batches(batch_size=_batch_rows(parquet, chunk_rows)):
+            batch = batch.slice(0, None if limit is None else limit - start).cast(schema)
+            if not batch.num_rows:
+                return
+            yield Chunk(start, plain_rows(batch, uri), schema, batch)
+            start += batch.num_rows
+
+
+def _batch_rows(parquet: pq.ParquetFile, chunk_rows: int) -> int:
+    """Fewer rows per chunk where rows are large."""
+    metadata = parquet.metadata
+    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    row_bytes = max(1, sum(groups) // max(1, metadata.num_rows))
+    return max(1, min(chunk_rows, CHUNK_BYTES // row_bytes))
+
+
+def _column(field: pa.Field, values: list[Any]) -> pa.Array:
+    if is_json_text(field):
+        values = [None if value is None else orjson.dumps(value).decode() for value in values]
+    return pa.array(values, type=field.type)
+
+
+def _hashed(content: bytes, index: int, source: str) -> str:
+    place = f"{source}#{index}".encode("utf-8", "surrogateescape")
+    return hashlib.sha256(content + place).hexdigest()[:32]
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= 300 else f"{value[:300]}…"
+    if isinstance(value, dict):
+        return {str(name): _shown(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        more = [f"… {len(value) - 10} more"] if len(value) > 10 else []
+        return [_shown(inner) for inner in value[:10]] + more
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    return value if value is None or isinstance(value, bool | int | float) else str(value)

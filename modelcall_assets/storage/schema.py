@@ -1,0 +1,129 @@
+"""The Arrow schema of JSON rows: inferred while they stream past, kept in manifests as text.
+
+A column that no Parquet type holds without loss (conflicting types, `{}`, numbers too wide, very
+many keys) becomes JSON text: a string field marked with `JSON_TEXT`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+
+from modelcall_assets.records.record import Row
+
+JSON_TEXT = {b"modelcall.json": b"1"}
+MOST_NODES = 500
+MOST_LEVELS = 50
+_FLOAT = pa.float64()
+
+
+class SchemaInference:
+    """Add every row once, then ask for the schema; the order of columns is first seen first."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, pa.DataType | None] = {}
+        """None: JSON text."""
+        self._wide: set[str] = set()
+        """Columns with integers that a double cannot hold."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for name in dict.fromkeys(chain.from_iterable(rows)):
+            known = self._types.setdefault(name, pa.null())
+            if known is not None:
+                self._types[name] = self._widen(name, known, [row.get(name) for row in rows])
+
+    def schema(self) -> pa.Schema:
+        return pa.schema([_field(name, kind) for name, kind in self._types.items()])
+
+    def _widen(self, name: str, known: pa.DataType, values: list[Any]) -> pa.DataType | None:
+        """The type that holds the column so far and `values`; None when only JSON text does."""
+        try:
+            found = pa.infer_type(values)
+            if _too_big(found) or _booleans_as_numbers(found, values):
+                return None
+            array = pa.array(values, type=found)
+            if _has(found, pa.types.is_integer) and not _fits_double(array):
+                self._wide.add(name)
+            unified = _unify(known, found)
+        except (pa.ArrowException, OverflowError):
+            return None
+        wide_double = name in self._wide and _has(unified, pa.types.is_floating)
+        return None if wide_double or _too_big(unified) else unified
+
+
+def is_json_text(field: pa.Field) -> bool:
+    return bool(field.metadata and field.metadata.get(b"modelcall.json"))
+
+
+def readable_schema(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Column names and types for people; JSON text shows as `json`."""
+    return [(field.name, "json" if is_json_text(field) else str(field.type)) for field in schema]
+
+
+def schema_to_json(schema: pa.Schema) -> str:
+    """A JSON-safe text that `schema_from_json` turns back into an equal schema."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def schema_from_json(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def _unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if one.equals(other):
+        return one
+    schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _field(name: str, kind: pa.DataType | None) -> pa.Field:
+    if kind is None or _has(kind, lambda part: pa.types.is_struct(part) and not part.num_fields):
+        return pa.field(name, pa.string(), metadata=JSON_TEXT)
+    return pa.field(name, map_leaves(kind, lambda leaf: pa.string() if leaf == pa.null() else leaf))
+
+
+def _fits_double(array: pa.Array) -> bool:
+    target = map_leaves(array.type, lambda leaf: _FLOAT if pa.types.is_integer(leaf) else leaf)
+    try:
+        array.cast(target)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _booleans_as_numbers(kind: pa.DataType, values: list[Any]) -> bool:
+    """Arrow would turn `[0.5, true]` into `[0.5, 1.0]`."""
+    return pa.types.is_floating(kind) and bool in set(map(type, values))
+
+
+def map_leaves(kind: pa.DataType, change: Any) -> pa.DataType:
+    """`kind` with `change` applied to every type that has no children."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(map_leaves(field.type, change)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(map_leaves(kind.key_type, change), map_leaves(kind.item_type, change))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(map_leaves(kind.value_type, change), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(map_leaves(kind.value_type, change))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(map_leaves(kind.value_type, change))
+    return change(kind)
+
+
+def _has(kind: pa.DataType, test: Any) -> bool:
+    return test(kind) or any(_has(kind.field(i).type, test) for i in range(kind.num_fields))
+
+
+def _too_big(kind: pa.DataType) -> bool:
+    return _nodes(kind, MOST_LEVELS) > MOST_NODES
+
+
+def _nodes(kind: pa.DataType, levels: int) -> int:
+    if levels == 0:
+        return MOST_NODES + 1
+    return 1 + sum(_nodes(kind.field(i).type, levels - 1) for i in range(kind.num_fields))

@@ -1,0 +1,1 @@
+"""Pure functions on rows and text; know neither files nor models."""

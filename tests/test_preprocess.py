@@ -1,0 +1,322 @@
+"""transforms/ tokens and universal, steps/preprocess: budgets, rules and conservation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelcall_assets.errors import InputChanged
+from modelcall_assets.steps.preprocess import ERROR_COLUMN, PreprocessReport, preprocess_file
+from modelcall_assets.steps.raw import read_raw
+from modelcall_assets.storage.files import stat_file
+from modelcall_assets.storage.parquet import read_schema
+from modelcall_assets.storage.rows import read_chunks
+from modelcall_assets.transforms.tokens import count_tokens, truncate
+from modelcall_assets.transforms.universal import (
+    Copied,
+    Dropped,
+    UniversalOptions,
+    output_columns,
+    process,
+)
+
+pieces = st.sampled_from(
+    [
+        "the quick ",
+        "人工智能",
+        "龘靐",
+        "🎉👨‍👩‍👧",
+        "<|endoftext|>",
+        "   ",
+        "\n\n",
+        "e\u0301",
+        "a" * 30,
+        "1234567",
+    ]
+)
+texts = st.lists(pieces | st.text(max_size=5), max_size=40).map("".join)
+
+
+class TestTruncate:
+    @settings(deadline=None)
+    @given(texts, st.integers(0, 60))
+    def test_a_prefix_within_the_budget(self, text: str, budget: int) -> None:
+        cut = truncate(text, budget)
+        assert text.startswith(cut)
+        assert count_tokens(cut) <= budget
+        assert truncate(cut, budget) == cut
+        if cut != text:
+            assert count_tokens(text) > budget
+
+    @settings(deadline=None)
+    @given(texts, st.integers(8, 60))
+    def test_hardly_a_token_is_wasted(self, text: str, budget: int) -> None:
+        """What does not fit is less than a character and the split at the cut."""
+        cut = truncate(text, budget)
+        assert cut == text or count_tokens(cut) >= budget - 7
+
+    def test_special_tokens_are_plain_text(self) -> None:
+        assert count_tokens("<|endoftext|>") > 1
+        assert truncate("<|endoftext|>" * 5, 3) != ""
+
+    @pytest.mark.parametrize("unit", ["word ", "人工智能", "🎉", "a", " "])
+    def test_texts_of_megabytes(self, unit: str) -> None:
+        text = unit * (2_000_000 // len(unit))
+        assert count_tokens(text) > 10_000
+        assert count_tokens(truncate(text, 5000)) in range(4997, 5001)
+
+    def test_no_budget_no_text(self) -> None:
+        assert truncate("a", 0) == truncate("", 5) == ""
+        assert truncate("🎉👨‍👩‍👧", 1) == "" or count_tokens(truncate("🎉👨‍👩‍👧", 1)) == 1
+
+
+def run(row: dict[str, Any], **options: Any) -> Any:
+    return process(row, UniversalOptions(**options), "made-up")
+
+
+class TestProcess:
+    def test_the_reference_example(self) -> None:
+        given_texts = ["  a  b ", "no", "long enough text"]
+        results = [
+            run({"text": text}, min_text_length=3, remove_extra_whitespace=True)
+            for text in given_texts
+        ]
+        assert [getattr(made, "rule", None) or made["text"] for made in results] == [
+            "a b",
+            "min_text_length",
+            "long enough text",
+        ]
+
+    def test_added_columns(self) -> None:
+        assert run({"text": "hello", "n": 1}, source_name="web") == {
+            "text": "hello",
+            "n": 1,
+            "id": "made-up",
+            "source": "web",
+            "content_truncate_32k": "hello",
+        }
+        assert run({"id": 7, "text": ""}, max_tokens=2048)["id"] == "7"
+        assert run({"text": ""}, max_tokens=2048)["content_truncate_2k"] is None
+
+    @pytest.mark.parametrize(
+        ("row", "text"),
+        [
+            ({"text": None, "content": "c"}, "c"),
+            ({"body": "b", "message": "m"}, "b"),
+            ({"other": "o"}, ""),
+            ({"text": "", "content": "c"}, ""),
+        ],
+    )
+    def test_where_the_text_comes_from(self, row: dict[str, Any], text: str) -> None:
+        assert run(row)["text"] == text
+
+    def test_mapping(self) -> None:
+        mapping: dict[str, Any] = {
+            "text": "story",
+            "title": {"type": "combine", "fields": ["a", "b", "c"], "separator": "-"},
+            "lang": {"type": "constant", "value": "zh"},
+            "gone": "nowhere",
+        }
+        made = run({"story": "s", "a": 1, "b": None, "c": "x", "lang": "en"}, field_mapping=mapping)
+        assert (made["text"], made["title"], made["lang"], made["gone"]) == ("s", "1-x", "zh", None)
+        assert made["story"] == "s"
+
+    @pytest.mark.parametrize(
+        ("row", "options", "rule"),
+        [
+            ({"text": "abc"}, {"min_text_length": 4}, "min_text_length"),
+            ({"text": None}, {"min_text_length": 1}, "min_text_length"),
+            ({"text": "abc"}, {"max_text_length": 2}, "max_text_length"),
+            ({"text": "a SPAM"}, {"blacklist_patterns": ["x", "Spam"]}, "blacklist_patterns: Spam"),
+            ({"text": "a", "n": 0}, {"required_fields": ["text", "n"]}, "required_fields: n"),
+            ({"text": "ab"}, {"remove_characters": ["ab"], "required_fields": ["text"]},
+             "required_fields: text"),
+        ],
+    )  # fmt: skip
+    def test_rules(self, row: dict[str, Any], options: dict[str, Any], rule: str) -> None:
+        assert run(row, **options) == Dropped(rule)
+
+    def test_rows_that_have_no_text_at_all_pass_the_length_rules(self) -> None:
+        assert run({"n": 1}, min_text_length=5)["text"] == ""
+
+    def test_patterns_are_not_regular_expressions(self) -> None:
+        assert run({"text": "abc"}, blacklist_patterns=["a.c"])["text"] == "abc"
+
+    def test_computed_fields_see_the_cleaned_text(self) -> None:
+        computed = {
+            "length": {"type": "text_length"},
+            "tokens": {"type": "token_count", "source_field": "title"},
+        }
+        made = run({"text": " a  b ", "title": None}, remove_extra_whitespace=True,
+                   computed_fields=computed)  # fmt: skip
+        assert (made["length"], made["tokens"]) == (3, 0)
+
+    def test_mistaken_options_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"field_mapping\.a\.type: expected combine"):
+            UniversalOptions(field_mapping={"a": {"type": "combin"}})
+        with pytest.raises(ValueError, match=r"computed_fields\.a\.type"):
+            UniversalOptions(computed_fields={"a": {"type": "tokens"}})
+
+    @settings(deadline=None)
+    @given(st.dictionaries(st.sampled_from(["text", "id", "n", "x"]), st.text(max_size=3)))
+    def test_every_column_is_declared(self, row: dict[str, Any]) -> None:
+        options = UniversalOptions(
+            field_mapping={"m": "n", "c": {"type": "constant", "value": [1]}},
+            computed_fields={"length": {"type": "text_length"}},
+        )
+        declared = output_columns(list(row), options)
+        made = process(row, options, "made-up")
+        assert isinstance(made, dict)
+        assert set(declared) == set(made)
+        for name, origin in declared.items():
+            if isinstance(origin, Copied):
+                assert made[name] == row[origin.source]
+
+
+def preprocess(path: Path, limit: int | None = None, **options: Any) -> PreprocessReport:
+    info = stat_file(str(path))
+    schema = read_raw(info, limit).schema
+    output = path.with_name("out") / "result.parquet"
+    return preprocess_file(info, schema, UniversalOptions(**options), str(output), limit)
+
+
+def published(path: Path) -> list[dict[str, Any]]:
+    output = path.with_name("out") / "result.parquet"
+    return [item for chunk in read_chunks(str(output), read_schema(output)) for item in chunk.items]  # type: ignore[misc]
+
+
+def write_jsonl(folder: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:
+    path = folder / "in.jsonl"
+    raw = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
+    path.write_bytes(b"".join(line + b"\n" for line in raw))
+    return path
+
+
+lines = st.lists(
+    st.fixed_dictionaries(
+        {"n": st.integers(0, 9)},
+        optional={
+            "text": st.none() | st.integers(0, 9) | st.text(max_size=8),
+            "x": st.booleans() | st.text(),
+        },
+    )
+    | st.sampled_from([b"{", b"[1]", b"\xff", b"  "]),
+    max_size=12,
+)
+
+
+class TestFile:
+    @settings(deadline=None)
+    @given(lines)
+    def test_conservation_and_order(
+        self, tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any] | bytes]
+    ) -> None:
+        numbered = [
+            line if isinstance(line, bytes) else {**line, "id": str(n)}
+            for n, line in enumerate(lines)
+        ]
+        path = write_jsonl(tmp_path_factory.mktemp("in"), numbered)
+        report = preprocess(path, min_text_length=3, required_fields=["n"])
+        rows = published(path)
+        assert report.rows_in == sum(line != b"  " for line in lines)
+        assert report.rows_in == report.rows_out + sum(report.dropped.values())
+        assert len(rows) == report.rows_out
+        failed = [row for row in rows if row[ERROR_COLUMN]]
+        assert len(failed) == report.failed
+        reasons = [orjson.loads(row[ERROR_COLUMN])["reason"] for row in failed]
+        assert reasons.count("bad_line") == sum(line in (b"{", b"[1]", b"\xff") for line in lines)
+        order = [int(row["id"]) for row in rows if len(row["id"]) < 32]
+        assert order == sorted(order)
+        again = preprocess(path, min_text_length=3, required_fields=["n"])
+        assert again.data_version == report.data_version
+
+    def test_bad_rows_stay_in_their_place(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path, [{"text": "a"}, b"{bad", {"text": 5}, {"text": "b", "x": [1]}])
+        report = preprocess(path)
+        first, bad_line, bad_row, last = published(path)
+        assert (report.rows_in, report.rows_out, report.failed) == (4, 4, 2)
+        assert (first["text"], last["text"], last["x"]) == ("a", "b", [1])
+        error = orjson.loads(bad_line[ERROR_COLUMN])
+        assert (error["reason"], error["raw"]) == ("bad_line", "{bad")
+        assert orjson.loads(bad_row[ERROR_COLUMN]) == {
+            "reason": "preprocess_error",
+            "detail": "TypeError: the text is not a string but of type int",
+            "raw": '{"text":5}',
+        }
+        assert {name for name, value in bad_row.items() if value} == {"id", ERROR_COLUMN}
+        assert [row["text"] for row in report.sample] == ["a", "b"]
+
+    def test_the_published_schema_is_the_reported_one(self, tmp_path: Path) -> None:
+        path = write_jsonl(
+            tmp_path, [{"id": 1, "text": "a", "x": 1, "tags": [[{"a": 1}]]}, {"id": "b", "x": "y"}]
+        )
+        mapping: dict[str, Any] = {
+            "copy": "x",
+            "pi": {"type": "constant", "value": 3.14},
+            "big": {"type": "constant", "value": 2**70},
+        }
+        report = preprocess(path, field_mapping=mapping)
+        assert read_schema(tmp_path / "out" / "result.parquet").equals(
+            report.schema, check_metadata=True
+        )
+        one, two = published(path)
+        assert [(row["id"], row["x"], row["copy"]) for row in (one, two)] == [
+            ("1", 1, 1),
+            ("b", "y", "y"),
+        ]
+        assert (one["pi"], one["big"]) == (3.14, str(2**70))
+
+    def test_parquet_columns_pass_through_untouched(self, tmp_path: Path) -> None:
+        moment = pa.array([1_700_000_000_123_456_789, None, 5]).view(pa.timestamp("ns", "UTC"))
+        schema = pa.schema(
+            [
+                ("content", pa.string()),
+                ("at", moment.type),
+                pa.field("k", pa.int32(), nullable=False),
+            ]
+        )
+        columns = [pa.array(["abc", "x", None]), moment, pa.array([1, 2, 3], pa.int32())]
+        table = pa.Table.from_arrays(columns, schema=schema)
+        pq.write_table(table, tmp_path / "in.parquet")
+        report = preprocess(
+            tmp_path / "in.parquet",
+            min_text_length=2,
+            field_mapping={"when": "at"},
+            computed_fields={"tokens": {"type": "token_count"}},
+        )
+        out = pq.read_table(tmp_path / "out" / "result.parquet")
+        assert report.dropped == {"min_text_length": 2}
+        assert out.column("at").type == out.column("when").type == moment.type
+        assert out.column("at").cast(pa.int64()).to_pylist() == [1_700_000_000_123_456_789]
+        assert out.column("text").to_pylist() == ["abc"]
+        assert out.column("tokens").to_pylist() == [1]
+
+    def test_an_empty_file_and_a_limit(self, tmp_path: Path) -> None:
+        report = preprocess(write_jsonl(tmp_path, []))
+        assert (report.rows_in, report.rows_out) == (0, 0)
+        path = write_jsonl(tmp_path, [{"text": str(n)} for n in range(5)])
+        assert preprocess(path, limit=3).rows_out == 3
+        assert [row["text"] for row in published(path)] == ["0", "1", "2"]
+
+    def test_the_version_follows_the_content_not_the_config(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path, [{"text": "abc"}])
+        version = preprocess(path).data_version
+        assert preprocess(path, min_text_length=1).data_version == version
+        assert preprocess(path, remove_characters=["a"]).data_version != version
+
+    def test_a_changed_input_publishes_nothing(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path, [{"n": 1}])
+        schema = read_raw(stat_file(str(path))).schema
+        write_jsonl(tmp_path, [{"n": "one"}])
+        output = tmp_path / "out.parquet"
+        with pytest.raises(InputChanged):
+            preprocess_file(stat_file(str(path)), schema, UniversalOptions(), str(output))
+        assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
