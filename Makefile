@@ -7,7 +7,7 @@ FAULTS := --latency-ms 20 --rate-429 0.02 --retry-after-s 1 --rate-500 0.02 --ra
 
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: setup demo ui test lint fmt types lock docs clean
+.PHONY: setup demo ui test lint fmt types lock docs picture clean
 
 setup: $(READY)
 
@@ -41,12 +41,15 @@ fmt: setup
 types: setup
 	$(BIN)/pyright
 
+picture: setup  ## docs/graph.png, from the UI that `make ui` started
+	$(BIN)/python demo/picture.py docs/graph.png
+
 docs: setup  ## write the generated pages again
 	$(BIN)/python -m modelcall_assets.config.reference > docs/config.md
 
 lock:  ## needs uv; the result names no host and holds every hash
-	uv pip compile --universal --generate-hashes --no-strip-extras --no-annotate --no-header \
-		--python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.lock -q
+	uv pip compile --universal --quiet --generate-hashes --no-strip-extras --no-annotate --no-header \
+		--python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf data/demo .pytest_cache .ruff_cache .hypothesis

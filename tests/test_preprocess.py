@@ -188,9 +188,9 @@ def preprocess(path: Path, limit: int | None = None, **options: Any) -> Preproce
     return preprocess_file(info, schema, UniversalOptions(**options), str(output), limit)
 
 
-def published(path: Path) -> list[dict[str, Any]]:
+def published(path: Path) -> list[Any]:
     output = path.with_name("out") / "result.parquet"
-    return [item for chunk in read_chunks(str(output), read_schema(output)) for item in chunk.items]  # type: ignore[misc]
+    return [item for chunk in read_chunks(str(output), read_schema(output)) for item in chunk.items]
 
 
 def write_jsonl(folder: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:

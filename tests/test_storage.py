@@ -381,7 +381,7 @@ class TestParquet:
         pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
         schema = read_raw(stat_file(str(tmp_path / "a.parquet"))).schema
         chunks = list(read_chunks(str(tmp_path / "a.parquet"), schema, limit=2100))
-        assert [row["a"] for chunk in chunks for row in chunk.items] == list(range(2100))
+        assert [row for chunk in chunks for row in chunk.items] == [{"a": n} for n in range(2100)]
         assert [n for chunk in chunks for n in chunk.to_arrow()["a"].to_pylist()] == list(
             range(2100)
         )

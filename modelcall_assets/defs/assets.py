@@ -89,7 +89,7 @@ def _scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
             tally.rows = steps.rows_to_score(context.partition_keys)
 
             async def one(key: str) -> Done:
-                report = await steps.scores(key, engine, tally, context.run_id, fresh=options.fresh)
+                report = await steps.scores(key, engine, tally, context.run.run_id, fresh=options.fresh)
                 audit = await asyncio.to_thread(steps.audit, key)
                 metadata = scores_metadata(report, steps.layout.output_path(SCORES, key))
                 return Done(

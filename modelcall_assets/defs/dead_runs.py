@@ -13,7 +13,12 @@ from uuid import uuid4
 import dagster as dg
 
 PROCESS_TAG = "modelcall/process"
-_UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 @contextmanager
@@ -34,7 +39,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs of killed processes as failed and free their slots; gives their ids."""
     ended: list[str] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
-        name = run.tags.get(PROCESS_TAG)
+        # Dagster copies tags to a run that is launched again from the UI: not a run of ours.
+        name = run.tags.get(PROCESS_TAG) if run.parent_run_id is None else None
         if name is not None and _is_free(_folder(instance) / name):
             instance.report_run_failed(run, "The process of this run was killed.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

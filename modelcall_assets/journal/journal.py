@@ -9,7 +9,6 @@ anew, while before it (after a kill) every finished dialogue stands as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +31,10 @@ Position = int
 """Segment number and byte offset of a line in one integer, so that a row costs 8 bytes."""
 
 
+Reference = tuple[str, int]
+"""Segment name and offset of a line."""
+
+
 class Address(NamedTuple):
     key: str
     occurrence: int = 0
@@ -50,8 +53,8 @@ class Entry:
     attempts: int
     latency_ms: int
     answered_at: str
-    previous: tuple[str, int] | None = None
-    """Segment name and offset of the turn before."""
+    previous: Reference | None = None
+    """The turn before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Journal:
         self._folder = folder
         self._segments = [path.name for path in segment_paths(folder)]
         self._readers: dict[str, int] = {}
-        self._index: dict[Address, list[tuple[Position, int, int]]] = {}
+        self._index: dict[Address, list[tuple[Position, int]]] = {}
         self._round = 0
         self._unsealed = False
         if not fresh:
@@ -103,14 +106,28 @@ class Journal:
         """Addresses that had a reply when the journal was opened."""
         return len(self._index)
 
+    def __contains__(self, address: Address) -> bool:
+        """Whether earlier runs have a reply to this record."""
+        return address in self._index
+
     def dialogues(self, address: Address) -> list[Dialogue]:
-        """What earlier runs have of this record, oldest first."""
-        groups: list[list[tuple[Position, int, int]]] = []
-        for line in self._index.get(address, ()):
-            if line[1] == 0 or not groups:
-                groups.append([])
-            groups[-1].append(line)
-        return [self._dialogue(group) for group in groups]
+        """What earlier runs have of this record, oldest first; a turn without the one before it
+        is nothing, and two runs that mended the same answer make two dialogues."""
+        dialogues: dict[Reference, Dialogue] = {}
+        continued: set[Reference] = set()
+        for position, round_number in self._index.get(address, ()):
+            entry, before = self.read(position), None
+            if entry.previous is not None:
+                before = dialogues.get(entry.previous)
+                if before is None:
+                    continue
+                continued.add(entry.previous)
+            dialogues[self.reference(position)] = Dialogue(
+                positions=(*before.positions, position) if before else (position,),
+                entries=(*before.entries, entry) if before else (entry,),
+                open_round=round_number == self._round,
+            )
+        return [known for end, known in dialogues.items() if end not in continued]
 
     def append(self, entry: Entry) -> Position:
         """Raises OSError when the disk does not take it; a paid reply must not be dropped."""
@@ -139,7 +156,7 @@ class Journal:
             entries.append(self._read(*previous))
         return entries[::-1]
 
-    def reference(self, position: Position) -> tuple[str, int]:
+    def reference(self, position: Position) -> Reference:
         """What the next turn's `previous` must hold."""
         return self._segments[position >> _OFFSET_BITS], position & _OFFSET_MASK
 
@@ -153,19 +170,14 @@ class Journal:
         for offset, line in read_lines(self._folder / name):
             if "k" in line:
                 address = Address(line["k"], line.get("o", 0), line.get("s", 0))
-                where = (_position(number, offset), line.get("t", 0), self._round)
-                self._index.setdefault(address, []).append(where)
+                where = _position(number, offset)
+                self._index.setdefault(address, []).append((where, self._round))
                 self._unsealed = True
             elif "sealed" in line:
                 self._round += 1
                 self._unsealed = False
             elif line.get("fresh"):
                 self._index.clear()
-
-    def _dialogue(self, lines: Sequence[tuple[Position, int, int]]) -> Dialogue:
-        positions = tuple(position for position, _, _ in lines)
-        entries = tuple(self.read(position) for position in positions)
-        return Dialogue(positions, entries, open_round=lines[-1][2] == self._round)
 
     def _read(self, segment: str, offset: int) -> Entry:
         descriptor = self._readers.get(segment)
@@ -174,7 +186,10 @@ class Journal:
             self._readers[segment] = descriptor
         size, data = 8192, b""
         while not (end := data.find(b"\n") + 1):
+            known = len(data)
             data = os.pread(descriptor, size, offset)
+            if len(data) == known:
+                raise OSError(f"{self._folder / segment}: no whole line at {offset}")
             size *= 8
         return _from_line(orjson.loads(data[:end]))
 
@@ -184,7 +199,7 @@ def _position(segment: int, offset: int) -> Position:
 
 
 def _to_line(entry: Entry) -> dict[str, Any]:
-    """Defaults are left out; the body is embedded as JSON when it is one line of it."""
+    """Defaults are left out; the body is embedded as JSON when it comes back out of the line."""
     line: dict[str, Any] = {"k": entry.address.key}
     if entry.address.occurrence:
         line["o"] = entry.address.occurrence
@@ -195,17 +210,17 @@ def _to_line(entry: Entry) -> dict[str, Any]:
         line["p"] = entry.previous
     line |= {"st": entry.status, "e": entry.endpoint, "n": entry.attempts}
     line |= {"ms": entry.latency_ms, "at": entry.answered_at}
-    if b"\n" in entry.body or not _is_json(entry.body):
+    if b"\n" in entry.body or not _is_shallow_json(entry.body):
         line["text"] = entry.body.decode("utf-8", "replace")
     else:
         line["r"] = orjson.Fragment(entry.body)
     return line
 
 
-def _is_json(body: bytes) -> bool:
+def _is_shallow_json(body: bytes) -> bool:
     try:
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
+        orjson.dumps(orjson.loads(body))  # which nests less deep than it reads
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return False
     return True
 

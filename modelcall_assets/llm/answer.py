@@ -102,7 +102,7 @@ class AnswerParser:
 
     def __post_init__(self) -> None:
         if self.schema is not None:
-            validator = jsonschema_rs.Draft202012Validator(dict(self.schema))
+            validator = jsonschema_rs.Draft202012Validator(_bounded(self.schema))
             object.__setattr__(self, "_validator", validator)
 
     def parse(self, answer: Answer) -> Outcome:
@@ -130,7 +130,8 @@ class AnswerParser:
     def _coerced(self, key: str, value: Any) -> Any:
         """A number in quotes is a number where one is declared (`"3"` → 3)."""
         assert self.schema is not None
-        declared = self.schema.get("properties", {}).get(key, {}).get("type")
+        schema: Any = self.schema.get("properties", {}).get(key)
+        declared = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
         if declared == "integer" and isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
             return int(value)
         if declared == "number" and not isinstance(value, bool):
@@ -141,13 +142,14 @@ class AnswerParser:
         return value
 
     def _wrong_values(self, values: Mapping[str, Any]) -> str:
-        wrong = [f"{key}: null" for key in self.required if values.get(key) is None]
+        needed = [key for key in self.keys if key in self.required]
+        wrong = [f"{key}: null" for key in needed if values.get(key) is None]
         present = {
             key: value for key, value in values.items() if value is not None or key in self.required
         }
         errors: Any = cast("Any", self)._validator.iter_errors(present)
         wrong += [
-            f"{'.'.join(str(part) for part in error.instance_path)}: {error.message}"
+            f"{'.'.join(str(part) for part in error.instance_path)}: {error.message[:300]}"
             for error in errors
         ]
         return "; ".join(wrong[:5])
@@ -155,6 +157,8 @@ class AnswerParser:
 
 def strip_thinking(text: str) -> str:
     """The text after the model's `<think>` block; a missing opening tag is tolerated."""
+    if _object(text) is not None:
+        return text.strip()  # the tags in it are talked about
     _, closed, after = text.rpartition("</think>")
     if closed:
         return after.strip()
@@ -164,32 +168,46 @@ def strip_thinking(text: str) -> str:
 
 def last_object(text: str) -> dict[str, Any] | None:
     """The last JSON object in `text` that is not inside another one."""
-    try:
-        whole: object = orjson.loads(text)
-        return cast("dict[str, Any]", whole) if isinstance(whole, dict) else None
-    except orjson.JSONDecodeError:
-        return _scan(text)
-
-
-def _scan(text: str) -> dict[str, Any] | None:
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    if (whole := _object(text)) is not None:
+        return whole
+    decoder = json.JSONDecoder()
     found: dict[str, Any] | None = None
     at = text.find("{")
     while at >= 0:
         try:
-            candidate, end = decoder.raw_decode(text, at)
-            orjson.dumps(
-                candidate
-            )  # refuses what no output can hold: lone surrogates, huge integers
-            found = candidate
-        except (ValueError, TypeError, RecursionError):
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
             end = at + 1
+        else:
+            candidate = _object(text[at:end])
+            found = found if candidate is None else candidate
         at = text.find("{", end)
     return found
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _object(text: str) -> dict[str, Any] | None:
+    """The object that `text` is. None for what no output can hold: NaN, a lone surrogate, nesting
+    too deep for a writer that puts it two levels down."""
+    try:
+        value: object = orjson.loads(text)
+        orjson.dumps([[value]])
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema of an answer with its integers kept to 64 bits, as a column is."""
+    match schema:
+        case {"type": "object", "properties": {}}:
+            fields = cast("dict[str, Any]", schema["properties"])
+            return {**schema, "properties": {key: _bounded(fields[key]) for key in fields}}
+        case {"type": "array", "items": items}:
+            return {**schema, "items": _bounded(items)}
+        case {"type": "integer"}:
+            return {"minimum": -(2**63), "maximum": 2**63 - 1, **schema}
+        case _:
+            return schema
 
 
 def correction(mistake: Failure, keys: Sequence[str]) -> str:

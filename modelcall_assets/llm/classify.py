@@ -66,7 +66,9 @@ def classify(reply: Reply) -> Verdict:
     if reply.status in REFUSED_STATUS or codes & QUOTA_CODES or 300 <= reply.status < 400:
         return Refused(detail)
     if reply.status == 429:
-        return TryAgain(Failure(Reason.RATE_LIMITED, detail), retry_after(reply.headers))
+        after_s = retry_after(reply.headers)
+        after_s = limit_reset(reply.headers) if after_s is None else after_s
+        return TryAgain(Failure(Reason.RATE_LIMITED, detail), after_s)
     if reply.status in RETRIED_STATUS or reply.status >= 500:
         return TryAgain(Failure(Reason.SERVER_ERROR, detail), retry_after(reply.headers))
     if codes & CONTEXT_CODES:
@@ -77,8 +79,7 @@ def classify(reply: Reply) -> Verdict:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: `retry-after-ms`, else `Retry-After` (seconds or a date), else the latest
-    of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). None when no header says."""
+    """Seconds to wait: `retry-after-ms`, else `Retry-After` (seconds or a date), else None."""
     if (milliseconds := headers.get("retry-after-ms")) is not None and (
         ms := _number(milliseconds)
     ):
@@ -86,6 +87,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if (value := headers.get("Retry-After")) is not None:
         seconds = _number(value)
         return seconds if seconds is not None else _seconds_until(value)
+    return None
+
+
+def limit_reset(headers: Mapping[str, str]) -> float | None:
+    """Seconds to the latest of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). Servers send these
+    with every reply, so they ask for a wait only beside a 429."""
     resets = [
         seconds
         for name in ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
@@ -114,7 +121,7 @@ def _bad_reply(what: str, body: bytes) -> TryAgain:
 def _error(reply: Reply) -> tuple[set[str], str]:
     """The error's code and type, and its message, in the shapes servers use."""
     try:
-        parsed: object = orjson.loads(reply.body)
+        parsed: object = orjson.loads(reply.body.decode(errors="replace"))
     except orjson.JSONDecodeError:
         parsed = None
     if not isinstance(parsed, dict):

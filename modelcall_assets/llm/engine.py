@@ -17,7 +17,8 @@ from modelcall_assets.records.outcome import Failure, Reason
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
 RATE_LIMIT_PATIENCE_S = 900.0
-"""How long one record keeps trying while the endpoint only says that it is busy."""
+"""How long one record keeps trying while the endpoint only says that it is busy; an endpoint
+that asks for a longer wait is not waited for."""
 FIRST_CALL_ALONE_S = 2.0
 """A wrong key or model costs one call: the others wait this long for the first answer."""
 SAME_FAILURE_LIMIT = 25
@@ -101,7 +102,8 @@ class Engine:
                     asked_to_wait = after_s is not None or failure.reason is Reason.RATE_LIMITED
                     patient = time.monotonic() + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
-                    if failed_attempts > self._max_retries:
+                    too_long = after_s is not None and after_s > RATE_LIMIT_PATIENCE_S
+                    if too_long or failed_attempts > self._max_retries:
                         self._note_failure(failure)
                         return GaveUp(failure, attempts, self._transport.name)
                     await self._pause(_delay(attempts, after_s))
@@ -196,5 +198,5 @@ class _FirstCallGate:
 
 def _delay(attempt: int, after_s: float | None) -> float:
     """Exponential with full jitter; never shorter than what the server asked for."""
-    spread = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** (attempt - 1)))
+    spread = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt - 1, 30)))
     return spread if after_s is None else after_s + min(spread, 0.1 * after_s + 0.1)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -45,7 +47,7 @@ class DirectTransport:
     """One keep-alive session to one endpoint. Proxies are taken from the environment."""
 
     name: str
-    base_url: str
+    base_url: str = field(repr=False)
     api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 600.0
 
@@ -60,7 +62,7 @@ class DirectTransport:
             timeout=aiohttp.ClientTimeout(
                 total=self.timeout_s, sock_connect=min(30, self.timeout_s)
             ),
-            trust_env=True,
+            proxy=_proxy_for(self._url),
         )
         return self
 
@@ -78,6 +80,8 @@ class DirectTransport:
                 self._url, data=payload, allow_redirects=False
             ) as response:
                 body = await response.read()
+                if response.status != 200 and self.api_key:  # some servers echo a wrong key
+                    body = body.replace(self.api_key.encode(), b"***")
                 return Reply(response.status, response.headers, body)
         except TimeoutError as error:
             return _fault(Reason.TIMEOUT, error, f"no answer within {self.timeout_s:g} s")
@@ -85,6 +89,15 @@ class DirectTransport:
             return _fault(Reason.CONNECT, error)
         except (aiohttp.ClientError, ConnectionError) as error:
             return _fault(Reason.DROPPED, error)
+
+
+def _proxy_for(url: str) -> str | None:
+    """From the environment, once: aiohttp's own `trust_env` looks it up, and `.netrc` too, in a
+    thread for every request."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 def _fault(reason: Reason, error: BaseException, text: str = "") -> Reply:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
-from pathlib import Path
 
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.journal import Address, Journal
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import BadLine, Row
@@ -50,18 +49,17 @@ def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | 
 
 
 def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
-    """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated."""
-    sample = list(islice(first_asks(steps, file, SAMPLE_ROWS), SAMPLE_ROWS))
+    """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated from the
+    first rows; with a journal, every row's request is looked up in it."""
+    sample = list(first_asks(steps, file, SAMPLE_ROWS))
     kept = [asked for asked in sample if not isinstance(asked, Dropped)]
-    tokens = sum(_tokens(asked) for asked in kept)
     in_rows = _row_count(steps, file)
     rows = in_rows if len(kept) == len(sample) else round(in_rows * len(kept) / len(sample))
-    folder = steps.layout.journal_folder(SCORES, encode_key(file.key_path))
     return FilePlan(
         file.key_path,
         rows,
-        prompt_tokens=ceil(tokens * rows / len(kept)) if kept else 0,
-        journalled=_journalled(folder),
+        prompt_tokens=ceil(sum(map(_tokens, kept)) * rows / len(kept)) if kept else 0,
+        journalled=_journalled(steps, file, in_rows),
     )
 
 
@@ -82,6 +80,19 @@ def _row_count(steps: TaskSteps, file: FileInfo) -> int:
     return read_raw(file, steps.row_limit).rows
 
 
-def _journalled(folder: Path) -> int:
+def _journalled(steps: TaskSteps, file: FileInfo, rows: int) -> int:
+    """Rows whose request has a reply, or the final refusal of one, in the journal."""
+    folder = steps.layout.journal_folder(SCORES, encode_key(file.key_path))
     with Journal(folder, "plan") as journal:
-        return len(journal)
+        if not len(journal):
+            return 0
+        keys = Counter(
+            asked.key()
+            for asked in first_asks(steps, file, rows)
+            if not isinstance(asked, Failure | Dropped)
+        )
+        return sum(
+            Address(key, occurrence) in journal
+            for key, count in keys.items()
+            for occurrence in range(count)
+        )

@@ -22,7 +22,7 @@ VOLATILE_COLUMNS = (
 )
 """What may differ between two undisturbed runs that got the same answers."""
 
-_API_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+API_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("api_record_id", pa.string()),
     ("api_status", pa.string()),
     ("api_fail_reason", pa.string()),
@@ -70,9 +70,9 @@ class ScoreTable:
             index for index, field in enumerate(input_schema) if field.name not in internal
         ]
         self._keys = [_key_field(key, declared) for key, declared in fields.items()]
-        own = {field.name for field in self._keys} | {name for name, _ in _API_FIELDS}
+        own = {field.name for field in self._keys} | {name for name, _ in API_FIELDS}
         kept = [_renamed(input_schema.field(index), own) for index in self._kept]
-        api = [pa.field(name, kind) for name, kind in _API_FIELDS]
+        api = [pa.field(name, kind) for name, kind in API_FIELDS]
         self.schema = pa.schema([*kept, *self._keys, *api])
         self._answers = pa.schema([*self._keys, *api])
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
 
 from modelcall_assets.config.catalog import TaskSpec
-from modelcall_assets.errors import InputChanged
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
 from modelcall_assets.llm.dialogue import Rules, Turn
@@ -23,6 +21,7 @@ from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.calls import Asked, Caller, Ledger
+from modelcall_assets.steps.preprocess import ERROR_COLUMN
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import (
@@ -32,25 +31,12 @@ from modelcall_assets.steps.score_table import (
     answered_row,
     unanswered_row,
 )
-from modelcall_assets.storage.files import file_digest
+from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import read_chunks, record_id
+from modelcall_assets.storage.rows import read_chunks, record_id, sample_row
 from modelcall_assets.transforms.template import MissingColumn, Template
 
-PREPROCESS_ERROR = "preprocess_error"
 SAMPLE_ROWS = 5
-
-
-@dataclass(frozen=True)
-class Source:
-    """The rows to score: an input file, or the preprocessed one. `name` enters made-up row ids."""
-
-    name: str
-    uri: str
-    digest: str
-    schema: pa.Schema
-    rows: int
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +105,7 @@ class ScoreStage:
 
     def ask(self, row: Row) -> Asked:
         """The request of one row, or the Failure that says why it has none."""
-        if error := row.get(PREPROCESS_ERROR):
+        if error := row.get(ERROR_COLUMN):
             carried = json.loads(error)
             return Failure(Reason(carried["reason"]), carried["detail"])
         value = row.get(self.input_key)
@@ -136,7 +122,7 @@ class ScoreStage:
         return ChatRequest(self.params, tuple(messages), self.revision)
 
     def table(self, source: Source) -> ScoreTable:
-        return ScoreTable(source.schema, self.fields, internal=(PREPROCESS_ERROR,))
+        return ScoreTable(source.schema, self.fields, internal=(ERROR_COLUMN,))
 
     def asks(self, source: Source) -> Iterator[Asked]:
         """One per row of the source, in order."""
@@ -179,11 +165,7 @@ class Publisher:
 
     def publish(self, output: Path) -> ScoreReport:
         source = self._source
-        if file_digest(source.uri) != source.digest:
-            raise InputChanged(
-                f"{source.uri} changed since its upstream asset was materialised; "
-                "materialise that again, then this: replies received so far are kept"
-            )
+        source.verify()
         table = self._stage.table(source)
         metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
         with ParquetSink(str(output), table.schema, metadata) as sink:
@@ -191,10 +173,7 @@ class Publisher:
                 rows = [
                     self._row(chunk.start + offset, item) for offset, item in enumerate(chunk.items)
                 ]
-                batch = table.batch(chunk.to_arrow(), rows)
-                missing = SAMPLE_ROWS - len(self._report.sample)
-                self._report.sample += batch.slice(0, missing).to_pylist()
-                sink.write(batch)
+                sink.write(table.batch(chunk.to_arrow(), rows))
         self._report.data_version = self._digest.hexdigest()[:32]
         return self._report
 
@@ -204,10 +183,20 @@ class Publisher:
         row |= self._stage.provenance
         row["api_record_id"] = record_id(item, index, self._source.name)
         self._report.count(row, self._stage.fields)
+        if len(self._report.sample) < SAMPLE_ROWS:
+            self._report.sample.append(self._shown(item, row))
         content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
         values = [row.get(key) for key in self._stage.fields] or [row.get("api_return")]
         self._digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
         return row
+
+    def _shown(self, item: Row | BadLine, row: ApiRow) -> Row:
+        """The part of an output row that people look at."""
+        stage = self._stage
+        scored = None if isinstance(item, BadLine) else item.get(stage.input_key)
+        names = [*stage.fields, "api_status", "api_fail_reason", "api_return"]
+        shown = {name: row.get(name) for name in names}
+        return sample_row({"id": row["api_record_id"], stage.input_key: scored, **shown})
 
     def _answered(self, index: int) -> ApiRow:
         entries = self._journal.chain(self._ledger.positions[index])

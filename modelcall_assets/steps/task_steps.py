@@ -21,7 +21,8 @@ from modelcall_assets.steps.preprocess import PreprocessReport, preprocess_file
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.raw import RawReport, read_raw
 from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.scores import ScoreStage, Source, score_file
+from modelcall_assets.steps.scores import ScoreStage, score_file
+from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
@@ -29,7 +30,7 @@ from modelcall_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.schema import schema_from_json, schema_to_json
+from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
 from modelcall_assets.transforms.universal import UniversalOptions
 
 RAW, PREPROCESSED, SCORES = "raw", "preprocessed", "scores"
@@ -89,7 +90,7 @@ class TaskSteps:
             input=InputFingerprint(
                 uri=uri, digest=report.digest, size=report.info.size, version=report.info.version
             ),
-            schema=[(field.name, str(field.type)) for field in report.schema],
+            schema=readable_schema(report.schema),
             detail={"schema": schema_to_json(report.schema)},
         )
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
@@ -104,6 +105,7 @@ class TaskSteps:
         report = preprocess_file(
             info, source.schema, self.universal_options, str(output), source.limit
         )
+        source.verify()
         manifest = Manifest(
             stage=PREPROCESSED,
             accepted=True,
@@ -114,7 +116,7 @@ class TaskSteps:
             dropped=sum(report.dropped.values()),
             output=str(output),
             input=_fingerprint(source, info),
-            schema=[(field.name, str(field.type)) for field in report.schema],
+            schema=readable_schema(report.schema),
             detail={"schema": schema_to_json(report.schema), "digest": file_digest(str(output))},
         )
         write_manifest(self.layout.manifest_path(PREPROCESSED, key), manifest)

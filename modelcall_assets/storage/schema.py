@@ -7,7 +7,7 @@ many keys) becomes JSON text: a string field marked with `JSON_TEXT`.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -73,6 +73,21 @@ def schema_from_json(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
+def map_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """`kind` with `change` applied to every type that has no children."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(map_leaves(field.type, change)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(map_leaves(kind.key_type, change), map_leaves(kind.item_type, change))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(map_leaves(kind.value_type, change), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(map_leaves(kind.value_type, change))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(map_leaves(kind.value_type, change))
+    return change(kind)
+
+
 def _unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if one.equals(other):
         return one
@@ -100,22 +115,7 @@ def _booleans_as_numbers(kind: pa.DataType, values: list[Any]) -> bool:
     return pa.types.is_floating(kind) and bool in set(map(type, values))
 
 
-def map_leaves(kind: pa.DataType, change: Any) -> pa.DataType:
-    """`kind` with `change` applied to every type that has no children."""
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(map_leaves(field.type, change)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(map_leaves(kind.key_type, change), map_leaves(kind.item_type, change))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(map_leaves(kind.value_type, change), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(map_leaves(kind.value_type, change))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(map_leaves(kind.value_type, change))
-    return change(kind)
-
-
-def _has(kind: pa.DataType, test: Any) -> bool:
+def _has(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
     return test(kind) or any(_has(kind.field(i).type, test) for i in range(kind.num_fields))
 
 
