@@ -43,7 +43,7 @@ for command in (run_task, plan, trial, check, rehearse):
 def main() -> None:
     """Set-up mistakes are printed without a traceback; so is an interruption."""
     try:
-        sys.exit(modelcall(standalone_mode=False))
+        sys.exit(modelcall(prog_name="modelcall", standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

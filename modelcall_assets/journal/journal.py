@@ -111,8 +111,8 @@ class Journal:
         return address in self._index
 
     def dialogues(self, address: Address) -> list[Dialogue]:
-        """What earlier runs have of this record, oldest first; a turn without the one before it
-        is nothing, and two runs that mended the same answer make two dialogues."""
+        """What earlier runs have of this record, by age of the last turn. A turn without the one
+        before it is nothing; two runs that mended the same answer make two dialogues."""
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
         for position, round_number in self._index.get(address, ()):

@@ -59,7 +59,7 @@ def classify(reply: Reply) -> Verdict:
     """Total over every status and body."""
     if reply.fault is not None:
         return TryAgain(Failure(reply.fault, reply.body.decode(errors="replace")))
-    if reply.status == 200:
+    if 200 <= reply.status < 300:
         return _completion(reply)
     codes, message = _error(reply)
     detail = f"HTTP {reply.status}: {message}"

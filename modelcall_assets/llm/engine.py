@@ -21,8 +21,8 @@ RATE_LIMIT_PATIENCE_S = 900.0
 that asks for a longer wait is not waited for."""
 FIRST_CALL_ALONE_S = 2.0
 """A wrong key or model costs one call: the others wait this long for the first answer."""
-SAME_FAILURE_LIMIT = 25
-"""So many records in a row failing alike, with no answer between, stop the run."""
+UNANSWERED_LIMIT = 25
+"""So many records in a row failing, with no answer between, stop the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Engine:
         self._gate = _FirstCallGate()
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
-        self._streak = _FailureStreak()
+        self._unanswered_in_a_row = 0
         self._answered = False
 
     def stop(self, reason: RunStopped) -> None:
@@ -87,7 +87,7 @@ class Engine:
             reply, latency_s = await self._send(payload)
             match classify(reply):
                 case Answered():
-                    self._streak.broken()
+                    self._unanswered_in_a_row = 0
                     self._answered = True
                     return self._exchange(reply, attempts, latency_s)
                 case BadRecord(failure):
@@ -138,11 +138,12 @@ class Engine:
         raise self._stop_reason
 
     def _note_failure(self, failure: Failure) -> None:
-        if self._streak.lengthened_by(failure) >= SAME_FAILURE_LIMIT:
+        self._unanswered_in_a_row += 1
+        if self._unanswered_in_a_row >= UNANSWERED_LIMIT:
             self.stop(
                 EndpointDown(
-                    f"{self._transport.name}: {SAME_FAILURE_LIMIT} records in a row failed with "
-                    f"'{failure.reason}' and none was answered; the last said: {failure.detail}. "
+                    f"{self._transport.name}: {UNANSWERED_LIMIT} records in a row failed and none "
+                    f"was answered; the last: {failure.reason}: {failure.detail}. "
                     "Mend that and materialise again: what was answered is kept"
                 )
             )
@@ -155,22 +156,6 @@ class Engine:
 
     def _exchange(self, reply: Reply, attempts: int, latency_s: float) -> Exchange:
         return Exchange(reply, attempts, round(latency_s * 1000), self._transport.name)
-
-
-@dataclass
-class _FailureStreak:
-    """Counts equal failures since the last answer."""
-
-    reason: str = ""
-    length: int = 0
-
-    def broken(self) -> None:
-        self.length = 0
-
-    def lengthened_by(self, failure: Failure) -> int:
-        self.length = self.length + 1 if failure.reason == self.reason else 1
-        self.reason = failure.reason
-        return self.length
 
 
 @dataclass
@@ -199,4 +184,4 @@ class _FirstCallGate:
 def _delay(attempt: int, after_s: float | None) -> float:
     """Exponential with full jitter; never shorter than what the server asked for."""
     spread = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt - 1, 30)))
-    return spread if after_s is None else after_s + min(spread, 0.1 * after_s + 0.1)
+    return spread if after_s is None else after_s + min(spread, (0.1 + attempt / 50) * (after_s + 1))

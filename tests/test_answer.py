@@ -1,0 +1,494 @@
+"""From the text of a reply to values, and the dialogue that mends it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelcall_assets.llm.answer import (
+    Answer,
+    AnswerParser,
+    Usage,
+    correction,
+    last_object,
+    strip_thinking,
+)
+from modelcall_assets.llm.dialogue import Finished, Rules, Turn
+from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
+
+TAGS = {"type": "array", "items": {"type": "string"}}
+NUMBER = {"type": "number"}
+RATING = {"type": "integer", "minimum": 1, "maximum": 5}
+
+
+def parser(score: Any = NUMBER, tags: Any = TAGS, required: Sequence[str] = ("score",)) -> Any:
+    properties = {"score": score, "tags": tags}
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return AnswerParser(["score", "tags"], frozenset(required), schema, {"tags": []})
+
+
+def completion(content: Any, finish_reason: Any = "stop", **message: Any) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "model": "m",
+        "choices": [
+            {"message": {"content": content, **message}, "finish_reason": finish_reason},
+        ],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2},
+    }
+
+
+def parse(text: Any, rules: AnswerParser | None = None, finish_reason: Any = "stop") -> Outcome:
+    return (rules or parser()).parse(Answer.of(completion(text, finish_reason)))
+
+
+def failure(outcome: Outcome) -> Failure:
+    assert isinstance(outcome, Failure), outcome
+    return outcome
+
+
+E3 = [
+    ('text {"score": 2} tail', {"score": 2, "tags": []}),
+    ('ok ```json\n{"score": "3", "x":1}\n``` and {y}', {"score": 3, "tags": []}),
+    ('<think>\nmaybe {x}\n</think>\n\n{"score": 4}', {"score": 4, "tags": []}),
+    ('{"score": 1} then {"score": 2}', {"score": 2, "tags": []}),
+]
+
+
+@pytest.mark.parametrize(("reply", "want"), E3)
+def test_worked_examples_give_values(reply: str, want: dict[str, Any]) -> None:
+    assert parse(reply) == Success(want)
+
+
+def test_worked_examples_name_what_is_wrong() -> None:
+    assert parse('{"tags":["a"]}') == Failure(Reason.MISSING_KEYS, "score")
+    assert failure(parse("")).reason is Reason.EMPTY
+
+
+def test_required_missing_keys_are_all_named_in_column_order() -> None:
+    both = parser(required=("tags", "score"))
+    assert parse('{"x": 1}', both) == Failure(Reason.MISSING_KEYS, "score, tags")
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("<think>a</think>b", "b"),
+        ("a {1} </think>\n b ", "b"),
+        ("<think>a</think>b<think>c</think>d", "d"),
+        ("<think>cut off", ""),
+        ("said <think>cut off", "said"),
+        ("<think></think>", ""),
+        (" plain ", "plain"),
+    ],
+)
+def test_thinking_is_stripped(text: str, rest: str) -> None:
+    assert strip_thinking(text) == rest
+
+
+@pytest.mark.parametrize("tag", ["<think>", "</think>"])
+def test_a_tag_that_the_answer_talks_about_is_no_tag(tag: str) -> None:
+    reply = json.dumps({"score": 4, "tags": [f"mentions {tag}"]})
+    assert parse(f" {reply}\n") == Success({"score": 4.0, "tags": [f"mentions {tag}"]})
+
+
+def test_only_thinking_is_an_empty_answer() -> None:
+    for text in ("<think>hm</think>", "hm</think>\n", "<think>hm", " \n", None, [], 5):
+        assert failure(parse(text)).reason is Reason.EMPTY
+
+
+def test_an_object_in_thinking_is_not_the_answer() -> None:
+    outcome = parse('<think>{"score": 1}</think> I cannot say')
+    assert failure(outcome).reason is Reason.NOT_AN_OBJECT
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "want"),
+    [
+        (NUMBER, "3", 3.0),
+        (NUMBER, " -3.5 ", -3.5),
+        (NUMBER, 3, 3.0),
+        (RATING, "3", 3),
+        (RATING, "+3", 3),
+        (RATING, 3.0, 3),
+        ({"type": "string"}, "3", "3"),
+        ({"type": "boolean"}, True, True),
+        ({"enum": ["a", 1]}, 1, 1),
+        ({}, {"any": ["thing"]}, {"any": ["thing"]}),
+        (True, 7, 7),
+        ({"type": "integer"}, 2**63 - 1, 2**63 - 1),
+        ({"type": "integer"}, -(2**63), -(2**63)),
+    ],
+)
+def test_values_that_are_allowed(declared: Any, value: Any, want: Any) -> None:
+    assert parse(json.dumps({"score": value}), parser(declared)) == Success(
+        {"score": want, "tags": []}
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        (NUMBER, "three"),
+        (NUMBER, "3e2"),
+        (NUMBER, "NaN"),
+        (NUMBER, ""),
+        (NUMBER, True),
+        (NUMBER, [3]),
+        (NUMBER, {"wrong": "type"}),
+        (NUMBER, None),
+        (RATING, 0),
+        (RATING, 6),
+        (RATING, "6"),
+        (RATING, 3.5),
+        (RATING, "3.5"),
+        (RATING, False),
+        ({"type": "string"}, 3),
+        ({"enum": ["a", "b"]}, "c"),
+        ({"type": ["integer", "null"]}, None),
+        ({"type": "integer"}, 2**63),
+        ({"type": "integer"}, 1e300),
+        ({"type": "integer"}, -1e300),
+        ({"type": "array", "items": {"type": "integer"}}, [1, 2**63]),
+    ],
+)
+def test_values_that_are_refused(declared: Any, value: Any) -> None:
+    wrong = failure(parse(json.dumps({"score": value}), parser(declared)))
+    assert wrong.reason is Reason.WRONG_VALUE
+    assert wrong.detail.startswith("score")
+
+
+def test_a_wrong_item_is_named_by_its_place() -> None:
+    wrong = failure(parse('{"score": 1, "tags": ["a", 2]}'))
+    assert wrong.reason is Reason.WRONG_VALUE
+    assert wrong.detail.startswith("tags.1: ")
+
+
+def test_a_long_wrong_value_makes_no_long_detail() -> None:
+    wrong = failure(parse(json.dumps({"score": "x" * 100_000})))
+    assert len(wrong.detail) < 2000
+    assert len(correction(wrong, ["score"])) < 2000
+
+
+def test_an_optional_key_may_be_null_and_stays_null() -> None:
+    assert parse('{"score": 1, "tags": null}') == Success({"score": 1.0, "tags": None})
+
+
+def test_defaults_fill_optional_keys_only() -> None:
+    schema = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a"]}
+    rules = AnswerParser(["a", "b", "c"], frozenset("a"), schema, {"a": 3, "b": 4})
+    assert parse("{}", rules) == Failure(Reason.MISSING_KEYS, "a")
+    assert failure(parse('{"a": null}', rules)).reason is Reason.WRONG_VALUE
+    assert parse('{"a": 1}', rules) == Success({"a": 1.0, "b": 4, "c": None})
+
+
+def test_keys_nobody_asked_for_are_dropped_and_not_judged() -> None:
+    assert parse('{"score": 1, "tags": [], "why": {"x": 1}}') == Success({"score": 1.0, "tags": []})
+
+
+@pytest.mark.parametrize("text", ['{"score": 2}', "", "no object"])
+def test_truncated_is_seen_before_parsing(text: str) -> None:
+    assert failure(parse(text, finish_reason="length")).reason is Reason.TRUNCATED
+
+
+def test_filtered_is_seen_before_parsing() -> None:
+    wrong = failure(parse('{"score": 2}', finish_reason="content_filter"))
+    assert wrong.reason is Reason.CONTENT_FILTER
+
+
+@pytest.mark.parametrize("finish_reason", [None, "stop", "eos", 7])
+def test_other_endings_do_not_matter(finish_reason: Any) -> None:
+    assert isinstance(parse('{"score": 2}', finish_reason=finish_reason), Success)
+
+
+def test_free_text_need_only_be_there() -> None:
+    free = AnswerParser([], frozenset(), None)
+    assert parse("anything", free) == Success({})
+    assert failure(parse("<think>hm</think>", free)).reason is Reason.EMPTY
+
+
+UNSTORABLE = [
+    '{"score": NaN}',
+    '{"score": Infinity}',
+    '{"score": 1e999}',
+    r'{"score": "\ud800"}',
+    '{"score": "\ud800"}',
+    '{"score": ' + "[" * 300 + "]" * 300 + "}",
+    '{"score": 1' + "0" * 5000 + "}",
+    '{"a":' * 2000,
+    "[" * 100_000,
+    "{" * 10_000,
+    '{"score": 1',
+    "{'score': 1}",
+    '{"score": 1,}',
+]
+
+
+@pytest.mark.parametrize("around", ["{}", "so: {}", "[{}]"])
+@pytest.mark.parametrize("text", UNSTORABLE, ids=range(len(UNSTORABLE)))
+def test_what_no_output_can_hold_is_no_success(text: str, around: str) -> None:
+    outcome = parse(around.replace("{}", text), parser(score={}))
+    assert not isinstance(outcome, Success)
+
+
+@pytest.mark.parametrize("depth", range(240, 260))
+def test_values_as_deep_as_they_are_accepted_can_be_written(depth: int) -> None:
+    """The writer hashes the values two levels down; a Success must survive that."""
+    outcome = parse('{"score": 1, "tags": ' + "[" * depth + "]" * depth + "}", parser(tags={}))
+    if isinstance(outcome, Success):
+        orjson.dumps([[], list(outcome.values.values())])
+    else:
+        assert outcome.reason is Reason.NOT_AN_OBJECT
+
+
+@pytest.mark.parametrize("around", ["{}", "so: {}", "```json\n{}\n```"])
+def test_a_huge_number_means_the_same_alone_and_in_prose(around: str) -> None:
+    reply = around.replace("{}", '{"score": 1' + "0" * 30 + "}")
+    assert parse(reply) == Success({"score": 1e30, "tags": []})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+objects = st.dictionaries(st.text(), json_values, max_size=4)
+prose = st.text(st.characters(exclude_characters="{}[]\"'", codec="utf-8"))
+
+
+@given(prose, objects, prose)
+def test_the_object_is_found_in_any_surroundings(before: str, found: Any, after: str) -> None:
+    assert last_object(f"{before}{json.dumps(found)}{after}") == found
+
+
+@given(objects, st.sampled_from(["{} {y}", "{x} {}", "[{}]", "[1, {}, 2]", "}}{}{{", '"{}']))
+def test_stray_brackets_do_not_hide_the_object(found: Any, around: str) -> None:
+    assert last_object(around.replace("{}", json.dumps(found), 1)) == found
+
+
+@given(st.lists(objects, min_size=1, max_size=4), prose)
+def test_the_last_object_wins(several: list[Any], between: str) -> None:
+    assert last_object(between.join(map(json.dumps, several))) == several[-1]
+
+
+@given(
+    st.text() | st.lists(st.sampled_from([*'{}[]":,\\\n', "<think>", "</think>", '"score"', "1",
+                                          "null", "NaN", "\ud800"])).map("".join)
+)  # fmt: skip
+@settings(max_examples=300)
+def test_parsing_never_raises(text: str) -> None:
+    assert isinstance(parse(text), Success | Failure)
+
+
+@given(json_values, json_values)
+def test_any_value_is_judged_not_raised(score: Any, tags: Any) -> None:
+    outcome = parse(json.dumps({"score": score, "tags": tags}))
+    if isinstance(outcome, Success):
+        assert isinstance(outcome.values["score"], float)
+        assert set(outcome.values) == {"score", "tags"}
+
+
+REASONING = [
+    ({"reasoning_content": "why"}, "why"),
+    ({"reasoning": "why"}, "why"),
+    ({"reasoning_content": "one", "reasoning": "two"}, "one"),
+    ({"reasoning_content": "", "reasoning": "two"}, "two"),
+    ({"reasoning_content": None}, None),
+    ({}, None),
+]
+
+
+@pytest.mark.parametrize(("message", "reasoning"), REASONING)
+def test_reasoning_has_two_names(message: dict[str, Any], reasoning: str | None) -> None:
+    assert Answer.of(completion("x", **message)).reasoning == reasoning
+
+
+def test_an_answer_without_extras_is_read() -> None:
+    answer = Answer.of({"choices": [{"message": {}}]})
+    assert answer == Answer("", None, None, Usage(known=False), None, None)
+
+
+@pytest.mark.parametrize(
+    "reported", [None, 3, [], {}, {"prompt_tokens": "3", "completion_tokens": 1}]
+)
+def test_usage_that_was_not_reported_is_unknown(reported: Any) -> None:
+    assert Usage.of(reported).known is False
+    assert Usage.of(reported).cost(1, 1) is None
+
+
+def test_unknown_cost_is_null_and_known_cost_is_a_sum() -> None:
+    usage = Usage(1_000_000, 500_000) + Usage(1_000_000, 0)
+    assert usage.cost(0.15, 0.6) == pytest.approx(0.6)
+    assert usage.cost(None, 0.6) is usage.cost(0.15, None) is None
+    assert (usage + Usage(known=False)).cost(0.15, 0.6) is None
+    assert Usage(5, 5).cost(0, 0) == 0
+
+
+def test_corrections_differ_by_mistake_and_name_the_keys() -> None:
+    mistakes = {
+        Reason.MISSING_KEYS: "score",
+        Reason.WRONG_VALUE: "score: 9 is too much",
+        Reason.TRUNCATED: "",
+        Reason.EMPTY: "",
+        Reason.NOT_AN_OBJECT: "",
+    }
+    texts = [correction(Failure(reason, said), ["score"]) for reason, said in mistakes.items()]
+    assert len(set(texts)) == len(texts)
+    assert all("score" in text for text in texts)
+
+
+# Dialogues
+
+
+def turn(text: str, finish_reason: str = "stop") -> Turn:
+    return Turn(200, json.dumps(completion(text, finish_reason)).encode())
+
+
+REFUSED = Turn(400, b'{"error": {"code": "context_length_exceeded", "message": "too long"}}')
+REQUEST = ChatRequest({"model": "m"}, ({"role": "user", "content": "rate this"},))
+
+
+def test_a_good_answer_ends_the_dialogue() -> None:
+    finished = Rules(parser(), 2).judge([turn('{"score": 1}')])
+    assert finished is not None
+    assert finished.outcome == Success({"score": 1.0, "tags": []})
+    assert finished.usage == Usage(10, 2)
+
+
+def test_a_mistake_is_mended_until_the_limit() -> None:
+    rules = Rules(parser(), 1)
+    assert rules.judge([turn("no")]) is None
+    finished = rules.judge([turn("no"), turn("no")])
+    assert finished is not None
+    assert failure(finished.outcome).reason is Reason.NOT_AN_OBJECT
+    assert finished.usage == Usage(20, 4)
+
+
+@pytest.mark.parametrize(
+    ("reply", "rules"),
+    [
+        (turn("no"), Rules(parser(), 0)),
+        (turn('{"score": 1}', "content_filter"), Rules(parser(), 3)),
+        (turn(""), Rules(AnswerParser([], frozenset(), None), 3)),
+        (REFUSED, Rules(parser(), 3)),
+    ],
+)
+def test_what_cannot_be_mended_ends_at_once(reply: Turn, rules: Rules) -> None:
+    finished = rules.judge([reply])
+    assert finished is not None
+    assert isinstance(finished.outcome, Failure)
+
+
+def test_a_refused_repair_keeps_what_was_used() -> None:
+    finished = Rules(parser(), 2).judge([turn("no"), REFUSED])
+    assert finished == Finished(
+        Failure(Reason.CONTEXT_LENGTH, "HTTP 400: too long"), None, Usage(10, 2)
+    )
+
+
+def test_a_repair_request_holds_the_whole_dialogue() -> None:
+    request = Rules(parser(), 3).next_request(REQUEST, [turn('{"tags": []}'), turn("")])
+    roles = [message["role"] for message in request.messages]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+    assert request.messages[0] == REQUEST.messages[0]
+    assert request.messages[1]["content"] == '{"tags": []}'
+    assert "score" in request.messages[2]["content"]
+    assert request.messages[3]["content"], "servers refuse an empty assistant turn"
+    assert request.params == REQUEST.params
+
+
+def test_a_reply_that_is_not_final_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="final"):
+        Turn(500, b"").verdict()
+
+
+replies = st.sampled_from(
+    [turn("no"), turn(""), turn('{"tags": []}'), turn('{"score": "x"}'), turn("{", "length"),
+     turn('{"score": 2}'), turn('{"score": 2}', "content_filter"), REFUSED]
+)  # fmt: skip
+
+
+def converse(
+    rules: Rules, script: Sequence[Turn], known: Sequence[Turn] = ()
+) -> tuple[Finished, list[Turn], list[bytes]]:
+    """Ends as a live dialogue does; `known` was said before a kill, `script` is what would be."""
+    turns, sent = list(known), []
+    while (finished := rules.judge(turns)) is None:
+        sent.append(rules.next_request(REQUEST, turns).payload())
+        turns.append(script[len(turns)])
+    return finished, turns, sent
+
+
+@given(st.lists(replies, min_size=5, max_size=5), st.integers(0, 4), st.data())
+def test_a_dialogue_cut_anywhere_ends_as_if_it_had_not_been(
+    script: list[Turn], repairs: int, data: st.DataObject
+) -> None:
+    rules = Rules(parser(), repairs)
+    finished, turns, sent = converse(rules, script)
+    cut = data.draw(st.integers(0, len(turns)))
+    again, same_turns, rest = converse(rules, script, turns[:cut])
+    assert (again, same_turns, rest) == (finished, turns, sent[cut:])
+    assert len(turns) <= repairs + 1
+
+
+# Requests
+
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+params = st.dictionaries(names, json_values, max_size=5)
+texts = st.text(st.characters(codec="utf-8"))
+
+
+@given(params, texts, st.randoms())
+def test_key_and_body_do_not_depend_on_dict_order(given: Any, text: str, luck: Any) -> None:
+    shuffled = list(given.items())
+    luck.shuffle(shuffled)
+    one = ChatRequest(given, ({"role": "user", "content": text},))
+    two = ChatRequest(dict(shuffled), ({"content": text, "role": "user"},))
+    assert one.key() == two.key()
+    assert one.payload() == two.payload()
+    assert re.fullmatch("[0-9a-f]{32}", one.key())
+
+
+@given(params, json_values, json_values, json_values)
+def test_key_leaves_out_what_cannot_change_the_answer(
+    given: Any, stream: Any, options: Any, user: Any
+) -> None:
+    plain = {
+        name: value
+        for name, value in given.items()
+        if name not in ("stream", "stream_options", "user")
+    }
+    more = plain | {"stream": stream, "stream_options": options, "user": user}
+    assert ChatRequest(more, REQUEST.messages).key() == ChatRequest(plain, REQUEST.messages).key()
+    assert orjson.loads(ChatRequest(more, REQUEST.messages).payload())["user"] == user
+
+
+@given(texts, texts, st.floats(0, 2), st.floats(0, 2))
+def test_key_depends_on_messages_and_params(one: str, two: str, hot: float, cold: float) -> None:
+    def key(text: str, temperature: float) -> str:
+        message = {"role": "user", "content": text}
+        return ChatRequest({"model": "m", "temperature": temperature}, (message,)).key()
+
+    assert (key(one, hot) == key(two, cold)) == ((one, hot) == (two, cold))
+
+
+def test_key_depends_on_model_revision_and_turn_order() -> None:
+    user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "b"}
+    keys = {
+        ChatRequest({"model": "m"}, (user, system)).key(),
+        ChatRequest({"model": "m"}, (system, user)).key(),
+        ChatRequest({"model": "n"}, (user, system)).key(),
+        ChatRequest({"model": "m"}, (user, system), "r1").key(),
+        ChatRequest({"model": "m"}, (user, system), "r2").key(),
+        ChatRequest({"model": "m"}, (user, system)).followed_by("a", "b").key(),
+    }
+    assert len(keys) == 6

@@ -1,0 +1,253 @@
+"""What a reply means: by status, code and headers, never by message text."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcall_assets.llm.classify import (
+    Answered,
+    BadRecord,
+    Refused,
+    TryAgain,
+    Verdict,
+    classify,
+    limit_reset,
+    retry_after,
+)
+from modelcall_assets.llm.transport import Reply
+from modelcall_assets.records.outcome import Reason
+
+
+def error(status: int, code: Any = None, kind: Any = None, message: str = "no") -> Reply:
+    inner = {"message": message, "code": code, "type": kind, "param": None}
+    return Reply(status, {}, orjson.dumps({"error": inner}))
+
+
+def reason(verdict: Verdict) -> Reason:
+    assert isinstance(verdict, TryAgain | BadRecord), verdict
+    return verdict.failure.reason
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 500, 501, 502, 503, 504, 520, 529, 599])
+def test_server_trouble_is_tried_again(status: int) -> None:
+    verdict = classify(error(status))
+    assert isinstance(verdict, TryAgain)
+    assert reason(verdict) is Reason.SERVER_ERROR
+
+
+def test_busy_is_tried_again() -> None:
+    verdict = classify(error(429, "rate_limit_exceeded"))
+    assert isinstance(verdict, TryAgain)
+    assert reason(verdict) is Reason.RATE_LIMITED
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 403, 404, 405])
+def test_an_endpoint_that_refuses_all_is_refused(status: int) -> None:
+    verdict = classify(error(status, message="said so"))
+    assert verdict == Refused(f"HTTP {status}: said so")
+
+
+@pytest.mark.parametrize(
+    "code", ["insufficient_quota", "billing_hard_limit_reached", "access_terminated"]
+)
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_no_quota_is_a_refusal_at_any_status(status: int, code: str) -> None:
+    assert isinstance(classify(error(status, code)), Refused)
+    assert isinstance(classify(error(status, None, code)), Refused)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "want"),
+    [
+        (400, None, Reason.BAD_REQUEST),
+        (422, "whatever", Reason.BAD_REQUEST),
+        (400, 17, Reason.BAD_REQUEST),
+        (400, ["odd"], Reason.BAD_REQUEST),
+        (400, "context_length_exceeded", Reason.CONTEXT_LENGTH),
+        (413, "string_above_max_length", Reason.CONTEXT_LENGTH),
+        (400, "content_filter", Reason.CONTENT_FILTER),
+        (400, "content_policy_violation", Reason.CONTENT_FILTER),
+    ],
+)
+def test_a_bad_record_is_final(status: int, code: Any, want: Reason) -> None:
+    verdict = classify(error(status, code))
+    assert isinstance(verdict, BadRecord)
+    assert reason(verdict) is want
+
+
+def test_message_text_decides_nothing() -> None:
+    text = "insufficient_quota context_length_exceeded rate limit 429 timeout invalid api key"
+    assert reason(classify(error(400, message=text))) is Reason.BAD_REQUEST
+    assert reason(classify(error(500, message=text))) is Reason.SERVER_ERROR
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "m1"}}', "m1"),
+        (b'{"error": "m2"}', "m2"),
+        (b'{"message": "m3", "type": "x"}', "m3"),
+        (b'{"detail": "m4"}', "m4"),
+        (b"<h1>m5</h1>", "m5"),
+        (b"[1]", "[1]"),
+        (b"", "HTTP 400"),
+        (b'{"error": {"message": "m6\xff"}}', "m6"),
+    ],
+)
+def test_the_message_is_found_in_every_shape(body: bytes, said: str) -> None:
+    verdict = classify(Reply(400, {}, body))
+    assert isinstance(verdict, BadRecord)
+    assert said in verdict.failure.detail
+
+
+def test_a_code_counts_at_the_top_and_beside_bad_utf8() -> None:
+    assert isinstance(classify(Reply(429, {}, b'{"code": "insufficient_quota"}')), Refused)
+    body = b'{"error": {"code": "insufficient_quota", "message": "\xff"}}'
+    assert isinstance(classify(Reply(400, {}, body)), Refused)
+
+
+def test_a_long_error_page_makes_a_short_detail() -> None:
+    for body in (b"x" * 100_000, orjson.dumps({"error": {"message": "x" * 100_000}})):
+        verdict = classify(Reply(400, {}, body))
+        assert isinstance(verdict, BadRecord)
+        assert len(verdict.failure.detail) < 1100
+
+
+def test_a_completion_is_an_answer() -> None:
+    completion = {"choices": [{"message": {"content": "x"}}, {"odd": 1}], "more": 1}
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>gateway</html>",
+        b'{"choices": [{"message": {"content": "cut o',
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": {}}',
+        b'{"choices": [null]}',
+        b'{"choices": [{"text": "x"}]}',
+        b'{"choices": [{"message": "x"}]}',
+        b'{"error": {"code": 429}}',
+        b'{"choices": [{"message": {"content": "\xff"}}]}',
+        b'{"choices": [{"message": {"content": "\\ud800"}}]}',
+    ],
+)
+def test_a_200_that_is_no_completion_is_tried_again(body: bytes) -> None:
+    verdict = classify(Reply(200, {}, body))
+    assert isinstance(verdict, TryAgain)
+    assert reason(verdict) is Reason.BAD_REPLY
+
+
+@pytest.mark.parametrize("fault", [Reason.TIMEOUT, Reason.CONNECT, Reason.DROPPED])
+def test_a_transport_fault_is_tried_again(fault: Reason) -> None:
+    verdict = classify(Reply(0, {}, b"what happened", fault))
+    assert isinstance(verdict, TryAgain)
+    assert (verdict.failure.reason, verdict.failure.detail) == (fault, "what happened")
+    assert verdict.after_s is None
+
+
+fields = st.sampled_from(["error", "code", "type", "message", "choices", "content"])
+shapes = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(fields, inner, max_size=4),
+)
+
+
+@given(st.integers(100, 999), st.binary() | shapes.map(lambda shape: json.dumps(shape).encode()))
+def test_every_status_and_body_has_a_verdict(status: int, body: bytes) -> None:
+    assert isinstance(classify(Reply(status, {}, body)), Answered | TryAgain | Refused | BadRecord)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "0.25"}, 0.25),
+        ({"Retry-After": "0"}, 0),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "250", "Retry-After": "9"}, 0.25),
+        ({"retry-after-ms": "junk", "Retry-After": "9"}, 9),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"Retry-After": "-5"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": ""}, None),
+        ({}, None),
+        ({"x-ratelimit-reset-requests": "1s"}, None),
+    ],
+)
+def test_retry_after_in_seconds(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    seconds = retry_after({"Retry-After": formatdate(time.time() + 100, usegmt=True)})
+    assert seconds is not None
+    assert 90 < seconds <= 100
+
+
+@given(st.text())
+def test_any_header_text_is_read_or_passed_over(text: str) -> None:
+    for name in ("Retry-After", "retry-after-ms"):
+        assert (retry_after({name: text}) or 0) >= 0
+    assert (limit_reset({"x-ratelimit-reset-tokens": text}) or 0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1s", 1),
+        ("20ms", 0.02),
+        ("6m0s", 360),
+        ("1h2m3.5s", 3723.5),
+        ("1d", 86400),
+        ("2.5", 2.5),
+        ("0s", 0),
+        ("", None),
+        ("soon", None),
+        ("1s!", None),
+        ("2024-01-01T00:00:00Z", None),
+    ],
+)
+def test_limit_reset_durations(text: str, seconds: float | None) -> None:
+    found = limit_reset({"x-ratelimit-reset-requests": text})
+    assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_limit_reset_is_the_latest_of_both() -> None:
+    headers = {"x-ratelimit-reset-requests": "20ms", "x-ratelimit-reset-tokens": "6m0s"}
+    assert limit_reset(headers) == 360
+
+
+def after_s(status: int, headers: dict[str, str]) -> float | None:
+    verdict = classify(Reply(status, headers, b""))
+    assert isinstance(verdict, TryAgain)
+    return verdict.after_s
+
+
+def test_a_busy_reply_says_when_by_either_header() -> None:
+    reset = {"x-ratelimit-reset-tokens": "6m0s"}
+    assert after_s(429, {"Retry-After": "3"}) == 3
+    assert after_s(429, reset) == 360
+    assert after_s(429, {"Retry-After": "0"} | reset) == 0
+    assert after_s(429, {}) is None
+
+
+def test_server_trouble_says_when_by_retry_after_only() -> None:
+    """Servers send x-ratelimit-reset-* with every reply; beside a 500 it asks for nothing."""
+    assert after_s(503, {"Retry-After": "3"}) == 3
+    assert after_s(500, {"x-ratelimit-reset-tokens": "6m0s"}) is None

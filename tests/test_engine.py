@@ -1,0 +1,531 @@
+"""The engine against real endpoints: bounded, retried by class, stopped in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from typing import Any, Self
+from unittest.mock import ANY
+
+import pytest
+
+from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
+from modelcall_assets.llm import engine as engine_module
+from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
+from modelcall_assets.llm.transport import DirectTransport, Reply
+from modelcall_assets.records.outcome import Reason
+from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+
+KEY = "sk-very-secret-0123456789"
+GOOD = b'{"choices": [{"message": {"content": "x"}}]}'
+
+
+def payload(number: int = 0, **more: Any) -> bytes:
+    messages = [{"role": "user", "content": f"record {number}"}]
+    return json.dumps({"model": "rehearsal-rater-1", "messages": messages} | more).encode()
+
+
+@asynccontextmanager
+async def engine_at(
+    base_url: str,
+    *,
+    max_in_flight: int = 8,
+    max_retries: int = 5,
+    timeout_s: float = 30,
+    api_key: str | None = KEY,
+) -> AsyncIterator[Engine]:
+    async with DirectTransport("host:1/v1", base_url, api_key, timeout_s) as transport:
+        yield Engine(transport, max_in_flight=max_in_flight, max_retries=max_retries)
+
+
+async def all_of(asking: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Results and exceptions; asyncio's own are not to be seen."""
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    for result in results:
+        assert isinstance(result, Exchange | GaveUp | RunStopped), result
+    return results
+
+
+async def ask_many(engine: Engine, count: int, **more: Any) -> list[Any]:
+    return await all_of([engine.ask(payload(number, **more)) for number in range(count)])
+
+
+def ask_at(base_url: str, count: int = 1, **options: Any) -> list[Any]:
+    async def run() -> list[Any]:
+        async with engine_at(base_url, **options) as engine:
+            results = await ask_many(engine, count)
+            assert engine.counters.in_flight == 0
+            return results
+
+    return asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that no server asked for are not what is tested here."""
+    monkeypatch.setattr(engine_module, "BACKOFF_BASE_S", 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[RehearsalServer]:
+    with serve_in_thread() as running:
+        yield running
+
+
+# A server that says exactly what a test wants
+
+
+@dataclass
+class Script:
+    """Answers the n-th request with the n-th reply, the last one for ever after."""
+
+    replies: Sequence[bytes]
+    heads: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split()[0])
+            self.bodies.append(await reader.readexactly(length))
+            self.heads.append(head)
+            self.arrivals.append(time.monotonic())
+            writer.write(self.replies[min(len(self.heads), len(self.replies)) - 1])
+            await writer.drain()
+
+
+@asynccontextmanager
+async def scripted(*replies: bytes) -> AsyncIterator[tuple[str, Script]]:
+    script = Script(replies)
+    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", script
+
+
+def http(status: int, body: bytes = b"{}", **headers: str) -> bytes:
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{lines}\r\n"
+    return head.encode() + body
+
+
+def refusal(status: int, code: str, **headers: str) -> bytes:
+    body = {"error": {"code": code, "message": f"server says {code}"}}
+    return http(status, json.dumps(body).encode(), **headers)
+
+
+def ask_script(*replies: bytes, count: int = 1, **options: Any) -> tuple[list[Any], Script]:
+    async def run() -> tuple[list[Any], Script]:
+        async with scripted(*replies) as (url, script), engine_at(url, **options) as engine:
+            return await ask_many(engine, count), script
+
+    return asyncio.run(run())
+
+
+# What comes back
+
+
+def test_an_answer_comes_back_as_it_was_sent() -> None:
+    (result,), script = ask_script(http(200, GOOD))
+    assert isinstance(result, Exchange)
+    assert (result.reply.status, result.reply.body, result.reply.fault) == (200, GOOD, None)
+    assert (result.attempts, result.endpoint) == (1, "host:1/v1")
+    assert result.latency_ms >= 0
+    assert script.bodies == [payload()]
+
+
+def test_a_request_is_a_chat_completion_with_the_key() -> None:
+    _, script = ask_script(http(200, GOOD))
+    head = script.heads[0].decode()
+    assert head.startswith("POST /v1/chat/completions HTTP/1.1\r\n")
+    assert f"Authorization: Bearer {KEY}\r\n" in head
+    assert "Content-Type: application/json\r\n" in head
+
+
+def test_without_a_key_none_is_sent() -> None:
+    _, script = ask_script(http(200, GOOD), api_key=None)
+    assert b"authorization" not in script.heads[0].lower()
+
+
+def test_every_record_is_answered_once(server: RehearsalServer) -> None:
+    results = ask_at(server.base_url, 300, max_in_flight=32)
+    assert all(isinstance(result, Exchange) for result in results)
+    stats = server.stats()
+    assert stats["requests"] == stats["answered"] == stats["distinct"] == 300
+    assert stats["connections"] <= 32
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40])
+def test_no_more_in_flight_than_allowed_and_no_fewer(limit: int) -> None:
+    with serve_in_thread(Faults(latency_ms=20)) as server:
+        ask_at(server.base_url, 6 * limit, max_in_flight=limit)
+        assert server.stats()["max_in_flight"] == limit
+
+
+# Retries
+
+
+@pytest.mark.parametrize("fault", ["rate_429", "rate_500", "rate_drop", "rate_junk"])
+def test_passing_trouble_costs_no_record(fault: str) -> None:
+    with serve_in_thread(Faults(**{fault: 0.4}, retry_after_s=0.05)) as server:
+        results = ask_at(server.base_url, 100, max_in_flight=32, max_retries=30)
+        assert all(isinstance(result, Exchange) for result in results)
+        assert max(result.attempts for result in results) > 1
+        stats = server.stats()
+        assert sum(result.attempts for result in results) == stats["requests"]
+        assert stats["early_retries"] == stats["repeated_ok"] == 0
+
+
+FINAL = [
+    ("rate_500", Reason.SERVER_ERROR, "500"),
+    ("rate_drop", Reason.DROPPED, "Disconnected"),
+    ("rate_junk", Reason.BAD_REPLY, "<html>"),
+    ("rate_hang", Reason.TIMEOUT, "0.1 s"),
+]
+
+
+@pytest.mark.parametrize(("fault", "reason", "said"), FINAL)
+def test_lasting_trouble_is_given_up_after_the_retries(
+    fault: str, reason: Reason, said: str
+) -> None:
+    with serve_in_thread(Faults(**{fault: 1})) as server:
+        timeout_s = 0.1 if fault == "rate_hang" else 30
+        (result,) = ask_at(server.base_url, max_retries=2, timeout_s=timeout_s)
+        assert result == GaveUp(ANY, 3, "host:1/v1")
+        assert result.failure.reason is reason
+        assert said in result.failure.detail
+        assert server.stats()["requests"] == 3
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nfoo",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"what is this\r\n\r\n",
+        b"",
+    ],
+    ids=range(6),
+)
+def test_a_reply_that_is_no_http_is_a_dropped_one(reply: bytes) -> None:
+    (result,), script = ask_script(reply, max_retries=1)
+    assert isinstance(result, GaveUp)
+    assert result.failure.reason is Reason.DROPPED
+    assert len(script.heads) == 2
+
+
+def test_a_half_body_is_asked_again() -> None:
+    half = http(200, GOOD)[:-5]
+    (result,), script = ask_script(half, half, http(200, GOOD))
+    assert isinstance(result, Exchange)
+    assert (result.reply.body, result.attempts) == (GOOD, 3)
+    assert script.bodies == [payload()] * 3
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 451])
+def test_a_bad_record_is_never_asked_again(status: int) -> None:
+    (result,), script = ask_script(refusal(status, "bad"))
+    assert isinstance(result, Exchange)
+    assert (result.reply.status, result.attempts) == (status, 1)
+    assert len(script.heads) == 1
+
+
+def test_bad_records_do_not_stop_the_others() -> None:
+    with serve_in_thread(Faults(rate_400=0.9)) as server:
+        results = ask_at(server.base_url, 300)
+        assert {result.reply.status for result in results} == {200, 400}
+        stats = server.stats()
+        assert (stats["requests"], stats["retried_bad_request"]) == (300, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (429, {"Retry-After": "0.3"}),
+        (503, {"retry_after": "0.3"}),
+        (429, {"Retry_After_Ms": "300"}),
+        (429, {"X-RateLimit-Reset-Requests": "300ms", "x-ratelimit-reset-tokens": "10ms"}),
+    ],
+)
+def test_a_wait_that_was_asked_for_is_never_cut_short(status: int, headers: dict[str, str]) -> None:
+    busy = refusal(status, "busy", **headers)
+    (result,), script = ask_script(busy, busy, http(200, GOOD), max_retries=2)
+    assert isinstance(result, Exchange)
+    first, second, third = script.arrivals
+    assert second - first >= 0.299
+    assert third - second >= 0.299
+
+
+def test_being_busy_uses_up_no_retries() -> None:
+    busy = refusal(429, "busy", Retry_After="0.01")
+    (result,), _ = ask_script(*[busy] * 20, http(200, GOOD), max_retries=0)
+    assert isinstance(result, Exchange)
+    assert result.attempts == 21
+
+
+def test_an_endpoint_that_stays_busy_is_given_up_when_patience_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "RATE_LIMIT_PATIENCE_S", 0.2)
+    (result,), script = ask_script(refusal(429, "busy", Retry_After="0.05"), max_retries=2)
+    assert isinstance(result, GaveUp)
+    assert result.failure.reason is Reason.RATE_LIMITED
+    assert script.arrivals[-1] - script.arrivals[0] >= 0.15
+
+
+def test_a_wait_of_a_day_is_not_waited_for() -> None:
+    (result,), script = ask_script(refusal(429, "busy", Retry_After="86400"))
+    assert isinstance(result, GaveUp)
+    assert result.failure.reason is Reason.RATE_LIMITED
+    assert len(script.heads) == 1
+
+
+def test_a_500_with_limit_headers_uses_up_retries() -> None:
+    trouble = refusal(500, "x", x_ratelimit_reset_tokens="1ms")
+    (result,), script = ask_script(trouble, max_retries=2)
+    assert isinstance(result, GaveUp)
+    assert len(script.heads) == 3
+
+
+def test_a_record_that_waits_holds_no_slot() -> None:
+    async def run() -> None:
+        busy = refusal(429, "busy", Retry_After="600")
+        async with (
+            scripted(busy, http(200, GOOD)) as (url, script),
+            engine_at(url, max_in_flight=1) as engine,
+        ):
+            first = asyncio.create_task(engine.ask(payload(0)))
+            await until(lambda: engine.counters.retries == 1)
+            assert engine.counters.in_flight == 0
+            async with asyncio.timeout(30):
+                others = await all_of([engine.ask(payload(number)) for number in range(1, 6)])
+            assert all(isinstance(result, Exchange) for result in others)
+            assert not first.done()
+            assert script.bodies == [payload(number) for number in range(6)]
+            engine.stop(RunStopped("enough"))
+            await all_of([first])
+
+    asyncio.run(run())
+
+
+# The end of a run
+
+
+REFUSALS = [
+    (401, "invalid_api_key"),
+    (402, "payment_required"),
+    (403, "forbidden"),
+    (404, "model_not_found"),
+    (429, "insufficient_quota"),
+    (302, "moved"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), REFUSALS)
+def test_a_refused_endpoint_costs_one_call(status: int, code: str) -> None:
+    results, script = ask_script(refusal(status, code), count=200, max_in_flight=50)
+    assert len(script.heads) == 1
+    for result in results:
+        assert isinstance(result, EndpointRefused)
+        said = str(result)
+        for part in ("host:1/v1", str(status), code, "api_key", "model", "base_url", "quota"):
+            assert part in said
+
+
+def test_a_redirect_is_not_followed() -> None:
+    results, script = ask_script(http(307, Location="/v1/elsewhere"), http(200, GOOD))
+    assert isinstance(results[0], EndpointRefused)
+    assert len(script.heads) == 1
+
+
+def test_a_wrong_key_and_a_wrong_model_cost_one_call() -> None:
+    with serve_in_thread(Faults(latency_ms=50), api_key="right") as server:
+        results = ask_at(server.base_url, 100, max_in_flight=100)
+        assert all(isinstance(result, EndpointRefused) for result in results)
+        assert server.stats()["requests"] == 1
+    with serve_in_thread() as server:
+        results = asyncio.run(_ask_wrong_model(server.base_url))
+        assert all(isinstance(result, EndpointRefused) for result in results)
+        assert server.stats()["requests"] == 1
+
+
+async def _ask_wrong_model(base_url: str) -> list[Any]:
+    async with engine_at(base_url, max_in_flight=100) as engine:
+        return await ask_many(engine, 100, model="gpt-nothing")
+
+
+def test_a_slow_first_answer_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.05)
+
+    async def run() -> None:
+        transport = Held()
+        engine = Engine(transport, max_in_flight=4, max_retries=0)
+        asking = [asyncio.create_task(engine.ask(payload())) for _ in range(4)]
+        await until(lambda: len(transport.sent) == 4)
+        transport.answer.set()
+        await all_of(asking)
+
+    asyncio.run(run())
+
+
+def test_an_unreachable_endpoint_stops_the_run() -> None:
+    with serve_in_thread() as gone:
+        url = gone.base_url
+    results = ask_at(url, 500, max_in_flight=10, max_retries=1)
+    given_up = [result for result in results if isinstance(result, GaveUp)]
+    assert UNANSWERED_LIMIT <= len(given_up) <= UNANSWERED_LIMIT + 10
+    assert {result.failure.reason for result in given_up} == {Reason.CONNECT}
+    stopped = [result for result in results if isinstance(result, EndpointDown)]
+    assert len(stopped) == 500 - len(given_up)
+    for part in ("host:1/v1", "connect", "Connect call failed"):
+        assert part in str(stopped[0])
+
+
+@pytest.mark.parametrize("fault", ["rate_500", "rate_drop", "rate_400", "rate_junk"])
+def test_the_same_failure_again_and_again_stops_the_run(fault: str) -> None:
+    with serve_in_thread(Faults(**{fault: 1})) as server:
+        results = ask_at(server.base_url, 500, max_in_flight=10, max_retries=0)
+        assert sum(isinstance(result, EndpointDown) for result in results) > 400
+        assert server.stats()["requests"] <= UNANSWERED_LIMIT + 10
+
+
+def test_one_answer_between_keeps_the_run_going() -> None:
+    bad, good = refusal(500, "x"), http(200, GOOD)
+    replies = [*[bad] * (UNANSWERED_LIMIT - 1), good] * 3
+    results, _ = ask_script(*replies, count=len(replies), max_in_flight=1, max_retries=0)
+    assert [isinstance(result, GaveUp) for result in results].count(True) == 72
+    assert [isinstance(result, Exchange) for result in results].count(True) == 3
+
+
+@dataclass
+class Held:
+    """A transport that answers when it is told to."""
+
+    name: str = "held"
+    answer: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: list[bytes] = field(default_factory=list)
+    reply: Reply = field(default_factory=lambda: Reply(200, {}, GOOD))
+
+    async def send(self, payload: bytes) -> Reply:
+        self.sent.append(payload)
+        await self.answer.wait()
+        return self.reply
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def test_calls_in_flight_finish_when_the_run_is_stopped() -> None:
+    async def run() -> None:
+        transport = Held()
+        transport.answer.set()
+        engine = Engine(transport, max_in_flight=3, max_retries=5)
+        await engine.ask(payload())
+        transport.answer.clear()
+        asking = [asyncio.create_task(engine.ask(payload())) for _ in range(20)]
+        await until(lambda: engine.counters.in_flight == 3)
+        reason = RunStopped("enough")
+        engine.stop(reason)
+        engine.stop(RunStopped("too late to matter"))
+        transport.answer.set()
+        results = await all_of(asking)
+        assert [type(result) for result in results] == [Exchange] * 3 + [RunStopped] * 17
+        assert all(result is reason for result in results[3:])
+        assert len(transport.sent) == 4
+        with pytest.raises(RunStopped, match="enough"):
+            await engine.ask(payload())
+
+    asyncio.run(run())
+
+
+def test_a_stop_ends_the_wait_for_a_retry() -> None:
+    async def run() -> None:
+        busy = refusal(429, "busy", Retry_After="600")
+        async with scripted(busy) as (url, script), engine_at(url) as engine:
+            asking = asyncio.create_task(engine.ask(payload()))
+            await until(lambda: engine.counters.retries == 1)
+            engine.stop(RunStopped("enough"))
+            with pytest.raises(RunStopped, match="enough"):
+                async with asyncio.timeout(30):
+                    await asking
+            assert len(script.heads) == 1
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_ask_gives_its_slot_back() -> None:
+    async def run() -> None:
+        transport = Held()
+        engine = Engine(transport, max_in_flight=1, max_retries=0)
+        asking = asyncio.create_task(engine.ask(payload()))
+        await until(lambda: engine.counters.in_flight == 1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        transport.answer.set()
+        async with asyncio.timeout(30):
+            assert isinstance(await engine.ask(payload()), Exchange)
+        assert engine.counters.in_flight == 0
+
+    asyncio.run(run())
+
+
+def test_thousands_of_busy_replies_are_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The back-off is capped before it overflows."""
+    monkeypatch.setattr(engine_module, "BACKOFF_CAP_S", 0.0)
+
+    async def run() -> None:
+        transport = Held(reply=Reply(429, {"Retry-After": "0"}, b""))
+        transport.answer.set()
+        engine = Engine(transport, max_in_flight=1, max_retries=0)
+        asking = asyncio.create_task(engine.ask(payload()))
+        await until(lambda: asking.done() or engine.counters.requests > 1500)
+        transport.reply = Reply(200, {}, GOOD)
+        assert isinstance(await asking, Exchange)
+
+    asyncio.run(run())
+
+
+# Secrets
+
+
+def test_the_key_is_in_no_repr() -> None:
+    async def run() -> None:
+        url = f"http://user:{KEY}@127.0.0.1:9/v1"
+        async with DirectTransport("host:1/v1", url, KEY, 5) as transport:
+            engine = Engine(transport, max_in_flight=1, max_retries=0)
+            assert KEY not in repr(transport) + repr(engine) + repr(vars(engine))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_the_key_is_in_no_message_even_if_the_server_says_it(status: int) -> None:
+    (result,), _ = ask_script(refusal(status, f"wrong key {KEY}"), max_retries=0)
+    assert "wrong key" in repr(result)
+    assert KEY not in repr(result)
+
+
+def test_the_key_is_in_no_message_of_a_failed_connection() -> None:
+    with serve_in_thread() as gone:
+        url = gone.base_url
+    results = ask_at(url, 100, max_retries=0)
+    assert any(isinstance(result, EndpointDown) for result in results)
+    assert not any(KEY in repr(result) for result in results)
