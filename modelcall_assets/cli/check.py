@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -34,13 +35,18 @@ Kind = Literal["task", "model", "prompt"]
 def check(paths: tuple[Path, ...], strict: bool) -> None:
     """Check task, model and prompt files: PATHS, or all of the project's configs/.
 
-    Prints every problem as file:field, and exits with 1 when there is an error.
+    Prints every problem as file:field, and exits with 1 when there is an error. What is right but
+    cannot run here yet, such as a task whose key is not set, is a warning.
+
+    \b
+      modelcall check
+      modelcall check configs/tasks/my_task.yaml
     """
     named = paths or (find_root(Path.cwd()) / "configs",)
     files, problems = _files(named)
     catalog_of = cache(load_catalog)
     for path in files:
-        problems += _problems_of(path, catalog_of)
+        problems += map(_told, _problems_of(path, catalog_of))
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.file)
     for problem in unique:
         click.echo(f"{problem.severity}: {problem}")
@@ -68,6 +74,11 @@ def _files(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
 def _is_config(path: Path) -> bool:
     is_json_model = path.suffix == ".json" and "models" in path.parts
     return path.is_file() and (path.suffix in SUFFIXES or is_json_model)
+
+
+def _told(problem: Problem) -> Problem:
+    """A file can be right where its task cannot run: without the keys, for example."""
+    return replace(problem, severity="warning") if problem.unready else problem
 
 
 def _root_of(path: Path) -> Path:

@@ -28,6 +28,9 @@ def plan(task: Path, answer_tokens: int | None) -> None:
 
     Prompt tokens are extrapolated from the first rows of each file with the o200k vocabulary;
     the journal column counts records that have a reply already.
+
+    \b
+      modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
     steps = task_steps(task)
     plans = [plan_file(steps, file) for file in steps.inputs()]

@@ -17,9 +17,11 @@ from modelcall_assets.defs.checks import (
     check_raw,
     check_scores,
 )
+from modelcall_assets.defs.interrupts import interruptible
 from modelcall_assets.defs.metadata import preprocessed_metadata, raw_metadata, scores_metadata
 from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, Stage, stage_asset
 from modelcall_assets.defs.watching import watched
+from modelcall_assets.errors import RunStopped
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
 
@@ -85,11 +87,17 @@ def _scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
     async def opened(
         context: dg.AssetExecutionContext, options: RunOptions
     ) -> AsyncGenerator[OnePartition]:
-        async with steps.engine() as engine, watched(context, watcher) as tally:
+        async with (
+            steps.engine() as engine,
+            interruptible(lambda: engine.stop(RunStopped("interrupted; every reply is kept"))),
+            watched(context, watcher) as tally,
+        ):
             tally.rows = steps.rows_to_score(context.partition_keys)
 
             async def one(key: str) -> Done:
-                report = await steps.scores(key, engine, tally, context.run.run_id, fresh=options.fresh)
+                report = await steps.scores(
+                    key, engine, tally, context.run.run_id, fresh=options.fresh
+                )
                 audit = await asyncio.to_thread(steps.audit, key)
                 metadata = scores_metadata(report, steps.layout.output_path(SCORES, key))
                 return Done(

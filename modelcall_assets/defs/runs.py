@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.events import RunFailureReason
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.defs.dead_runs import PROCESS_TAG, end_dead_runs, process_lock
 from modelcall_assets.defs.partitions import files_of
 from modelcall_assets.defs.project import task_definitions
+from modelcall_assets.defs.stage import SYSTEMIC_KEY
 from modelcall_assets.defs.versions import is_stale
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
@@ -43,7 +45,8 @@ class TaskRunner:
     watcher: Watcher | None = None
 
     def run(self, keys: Sequence[str], *, fresh: bool = False) -> RunSummary:
-        """Stage after stage; a file that fails in one stage is left out of the next."""
+        """Stage after stage; a file that fails in one stage is left out of the next. Ends at once
+        when the endpoint refuses everybody or is down."""
         end_dead_runs(self.instance)
         summary, wanted = RunSummary(), list(keys)
         job = task_definitions(
@@ -57,7 +60,10 @@ class TaskRunner:
                 summary.busy += busy
                 for start, end in self._ranges(due):
                     tags = {PROCESS_TAG: process}
-                    summary.failed += self._execute(job, stage, start, end, tags, fresh=again)
+                    failures = self._execute(job, stage, start, end, tags, fresh=again)
+                    summary.failed += [failure.message for failure in failures]
+                    if any(failure.is_systemic for failure in failures):
+                        return summary
                 statuses = self._statuses(stage, wanted)
                 wanted = [key for key in wanted if statuses[key] == _GREEN]
         return summary
@@ -114,8 +120,8 @@ class TaskRunner:
         tags: dict[str, str],
         *,
         fresh: bool,
-    ) -> list[str]:
-        """Run one stage over a range; gives the messages of what failed."""
+    ) -> list["_StepFailure"]:
+        """Run one stage over a range; gives what failed."""
         asset = dg.AssetKey([self.steps.spec.key, stage])
         if start != end:
             tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
@@ -130,16 +136,35 @@ class TaskRunner:
             },
             raise_on_error=False,
         )
+        if any(_is_interruption(event) for event in result.all_events):
+            raise KeyboardInterrupt
         return [
-            _message(event)
+            _StepFailure.of(event)
             for event in result.all_events
             if event.event_type == dg.DagsterEventType.STEP_FAILURE
         ]
 
 
-def _message(event: dg.DagsterEvent) -> str:
-    """The Failure's own words where there are any, else the exception."""
-    data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return data.user_failure_data.description
-    return data.error.to_string() if data.error is not None else "the step failed"
+def _is_interruption(event: dg.DagsterEvent) -> bool:
+    """Dagster keeps Ctrl-C to itself and ends the run as failed."""
+    if event.event_type != dg.DagsterEventType.RUN_FAILURE:
+        return False
+    return event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
+
+
+@dataclass(frozen=True)
+class _StepFailure:
+    """`is_systemic`: other files would end in the same way."""
+
+    message: str
+    is_systemic: bool
+
+    @classmethod
+    def of(cls, event: dg.DagsterEvent) -> "_StepFailure":
+        """The Failure's own words where there are any, else the exception."""
+        data = event.step_failure_data
+        own = data.user_failure_data
+        if own is not None and own.description:
+            systemic = own.metadata.get(SYSTEMIC_KEY)
+            return cls(own.description, systemic is not None and bool(systemic.value))
+        return cls(data.error.to_string() if data.error else "the step failed", False)

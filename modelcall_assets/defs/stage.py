@@ -10,8 +10,11 @@ import dagster as dg
 
 from modelcall_assets.defs.partitions import files_of
 from modelcall_assets.defs.versions import code_version, provenance_tags
-from modelcall_assets.errors import ModelcallError
+from modelcall_assets.errors import EndpointDown, EndpointRefused, ModelcallError
 from modelcall_assets.steps.task_steps import TaskSteps
+
+SYSTEMIC = (EndpointRefused, EndpointDown)
+SYSTEMIC_KEY = "systemic"
 
 
 class RunOptions(dg.Config):
@@ -82,7 +85,7 @@ def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
                     await _several(context, steps, stage.name, keys, one)
                     results = [dg.Output(None, output_name=name) for name in check_outputs]
         except ModelcallError as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
+            raise _failure(str(error), [error]) from None
         for result in results:
             yield result
 
@@ -102,7 +105,7 @@ async def _single(
     done = await one(key)
     if done.rejected is not None:
         _log_rejection(context, asset, key, done)
-        raise dg.Failure(done.rejected, allow_retries=False)
+        raise _failure(done.rejected)
     return dg.MaterializeResult(
         metadata=done.metadata,
         data_version=dg.DataVersion(done.data_version),
@@ -120,6 +123,7 @@ async def _several(
     """Raises one Failure at the end that lists every file that failed."""
     asset = context.asset_key
     failed: dict[str, str] = {}
+    errors: list[Exception] = []
     slots = asyncio.Semaphore(steps.spec.task.concurrency.max_concurrent_files)
 
     async def file(key: str) -> None:
@@ -128,6 +132,11 @@ async def _several(
                 done = await one(key)
             except ModelcallError as error:
                 failed[key] = str(error)
+                errors.append(error)
+                return
+            except Exception as error:  # its neighbours go on
+                context.log.error(f"{key} failed", exc_info=True)
+                failed[key] = f"{type(error).__name__}: {error}"
                 return
         if done.rejected is not None:
             failed[key] = done.rejected
@@ -145,9 +154,13 @@ async def _several(
             files.create_task(file(key))
     if failed:
         lines = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
-        raise dg.Failure(
-            f"{len(failed)} of {len(keys)} files failed:\n{lines}", allow_retries=False
-        )
+        raise _failure(f"{len(failed)} of {len(keys)} files failed:\n{lines}", errors)
+
+
+def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
+    """Tells `defs.runs` by its metadata whether other files would end in the same way."""
+    is_systemic = any(isinstance(error, SYSTEMIC) for error in errors)
+    return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
 
 
 def _log_rejection(

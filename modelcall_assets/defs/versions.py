@@ -26,7 +26,11 @@ def provenance_tags(
     instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str, data_version: str
 ) -> dict[str, str]:
     """Tags of a materialisation that is logged instead of yielded."""
-    tags = {_CODE: code_version(steps, stage), _DATA: data_version}
+    tags = {
+        _CODE: code_version(steps, stage),
+        _DATA: data_version,
+        f"{_DATA}_is_user_provided": "true",
+    }
     upstream = steps.upstream_of(stage)
     if upstream is None:
         return tags
@@ -34,7 +38,7 @@ def provenance_tags(
     record = instance.get_latest_data_version_record(asset, partition_key=key)
     if record is not None:
         name = asset.to_user_string()
-        tags[f"dagster/input_data_version/{name}"] = (record.event_log_entry.tags or {})[_DATA]
+        tags[f"dagster/input_data_version/{name}"] = _as_input(record.event_log_entry.tags)
         tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id)
     return tags
 
@@ -49,7 +53,13 @@ def is_stale(instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: st
         return False
     name = dg.AssetKey([steps.spec.key, upstream]).to_user_string()
     used = made.get(f"dagster/input_data_version/{name}")
-    return used != _latest_tags(instance, steps, upstream, key).get(_DATA)
+    return used != _as_input(_latest_tags(instance, steps, upstream, key))
+
+
+def _as_input(tags: Mapping[str, str] | None) -> str:
+    """The upstream version as Dagster notes it: a digest over those of the partitions read, here
+    one, or none when somebody only reported the materialisation."""
+    return hashlib.sha256((tags or {}).get(_DATA, "").encode()).hexdigest()
 
 
 def _latest_tags(

@@ -1,0 +1,214 @@
+"""A small project on disk, the endpoint that its model file names, and a Dagster instance."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from modelcall_assets.config.catalog import load_catalog, load_task
+from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.project import project_definitions
+from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
+from modelcall_assets.steps.task_steps import TaskSteps
+
+TASK: dict[str, Any] = {
+    "task_name": "rate",
+    "description": "Rates a few texts.",
+    "owners": ["team:tests"],
+    "data": {"input_folder": "data/in", "output_folder": "data/{task_name}/scores"},
+    "model": {"config_path": "configs/models/rehearsal.yaml"},
+    "prompt": {"config_path": "configs/prompts/quality.yaml"},
+    "concurrency": {"max_concurrent_requests": 4, "files_per_run": 10},
+}
+PREPROCESS: dict[str, Any] = {
+    "enabled": True,
+    "script_type": "universal",
+    "output_folder": "data/{task_name}/preprocessed",
+    "max_tokens": 8192,
+}
+MODEL: dict[str, Any] = {
+    "client_config": {
+        "base_url": "${REHEARSAL_BASE_URL}",
+        "api_key": "not-needed",
+        "timeout": 20,
+        "max_retries": 2,
+    },
+    "chat_config": {"model": "rehearsal-rater-1", "temperature": 0},
+}
+PROMPT: dict[str, Any] = {
+    "prompt_template": {
+        "system_text": "You judge texts and answer with one JSON object.",
+        "prompt_text": "Judge this text:\n{text}\n",
+    },
+    "output_config": {
+        "require_json": True,
+        "json_keys": ["score", "quality_tags", "recommended_use_case"],
+        "json_key_must_exists": ["score"],
+        "json_schema": {
+            "properties": {
+                "score": {"type": "integer", "minimum": 1, "maximum": 5},
+                "quality_tags": {"type": "array", "items": {"type": "string"}},
+                "recommended_use_case": {"type": "string"},
+            }
+        },
+    },
+}
+DAGSTER_YAML = """
+telemetry: {enabled: false}
+nux: {enabled: false}
+concurrency: {pools: {granularity: op, default_limit: 1}}
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
+WORKSPACE = "load_from: [{python_module: {module_name: modelcall_assets.definitions}}]\n"
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping."""
+    result = dict(base)
+    for key, value in changes.items():
+        deeper = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if deeper else value
+    return result
+
+
+def some_rows(count: int, word: str = "plain") -> list[dict[str, Any]]:
+    """Different texts whose ratings differ: every second one is commented code."""
+    code = '# What it does. And why.\ndef f{}(x):\n    """Adds one. Twice."""\n    return x + 1\n'
+    return [
+        {
+            "id": f"{word}-{number}",
+            "text": f"{word} {number} "
+            + (code.format(number) * 6 if number % 2 else "and no more"),
+        }
+        for number in range(count)
+    ]
+
+
+def until(what: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+@dataclass
+class Project:
+    """A project folder; the methods without `write_` read it as it is at that time."""
+
+    root: Path
+
+    def write_task(self, changes: Mapping[str, Any] | None = None, file: str = "rate") -> Path:
+        return self._write_yaml(f"tasks/{file}", merged(TASK, changes or {}))
+
+    def write_model(self, changes: Mapping[str, Any] | None = None) -> Path:
+        return self._write_yaml("models/rehearsal", merged(MODEL, changes or {}))
+
+    def write_prompt(self, changes: Mapping[str, Any] | None = None) -> Path:
+        return self._write_yaml("prompts/quality", merged(PROMPT, changes or {}))
+
+    def write_input(self, name: str, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
+        """JSONL or Parquet by the suffix; bytes are a line as it is."""
+        path = self.root / "data" / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(list(rows)), path)
+        else:
+            lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
+            path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    @property
+    def task_file(self) -> Path:
+        return self.root / "configs" / "tasks" / "rate.yaml"
+
+    def steps(self) -> TaskSteps:
+        return TaskSteps(load_task(self.task_file, self.root))
+
+    def definitions(self) -> dg.Definitions:
+        return project_definitions(load_catalog(self.root))
+
+    def output(self, name: str) -> Path:
+        """Where the scores of an input file are published."""
+        return (self.root / "data/rate/scores" / name).with_suffix(".parquet")
+
+    def scores(self, name: str) -> list[dict[str, Any]]:
+        return pq.read_table(self.output(name)).to_pylist()
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """`python -m modelcall …` in the project's folder."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "modelcall", *arguments],
+            **{
+                "cwd": self.root,
+                "env": {**os.environ, "COLUMNS": "120"},
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+                **options,
+            },
+        )
+
+    def _write_yaml(self, name: str, content: Mapping[str, Any]) -> Path:
+        path = self.root / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+        return path
+
+
+@pytest.fixture
+def server() -> Iterator[RehearsalServer]:
+    """Without faults until `set_faults`."""
+    with serve_in_thread() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DAGSTER_HOME whose databases exist; copying it is quicker than making them."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    (home / "dagster.yaml").write_text(DAGSTER_YAML)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs(limit=1)
+        instance.get_dynamic_partitions("none")
+    return home
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, empty_home: Path, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+) -> Project:
+    """Three input files of four rows in sub-folders, rated by `server`; DAGSTER_HOME is its own."""
+    made = Project(tmp_path / "project")
+    made.write_task()
+    made.write_model()
+    made.write_prompt()
+    made.write_input("a.jsonl", some_rows(4, "first"))
+    made.write_input("deep/b.parquet", some_rows(4, "second"))
+    made.write_input("deep/er/c.jsonl", some_rows(4, "third"))
+    (made.root / "workspace.yaml").write_text(WORKSPACE)
+    home = Path(shutil.copytree(empty_home, made.root / "dagster_home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
+    return made
+
+
+@pytest.fixture
+def instance(project: Project) -> Iterator[dg.DagsterInstance]:
+    with open_instance(project.root) as opened:
+        yield opened

@@ -1,0 +1,776 @@
+"""The graph in a real Dagster instance, against a real endpoint: versions, endings, checks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from conftest import DAGSTER_YAML, PREPROCESS, Project, some_rows, until
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from modelcall_assets.defs.dead_runs import PROCESS_TAG
+from modelcall_assets.defs.interrupts import interruptible
+from modelcall_assets.defs.partitions import add_new_files, files_of
+from modelcall_assets.defs.runs import TaskRunner
+from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.storage.manifest import read_manifest
+
+A, B, C = KEYS = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
+GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
+POOL = "endpoint_REHEARSAL_BASE_URL"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def asset_key(stage: str) -> dg.AssetKey:
+    return dg.AssetKey(["rate", stage])
+
+
+def materialize(
+    project: Project,
+    instance: dg.DagsterInstance,
+    keys: Sequence[str] = KEYS,
+    stages: Sequence[str] = ("raw", "scores"),
+    *,
+    fresh: bool = False,
+) -> dg.ExecuteInProcessResult:
+    """What the UI would run for neighbouring keys: one run of all stages for one key, else one run
+    per stage. Gives the last run."""
+    add_new_files(instance, project.steps())
+    job = project.definitions().resolve_implicit_global_asset_job_def()
+    ops = {"rate__scores": {"config": {"fresh": True}}} if fresh else {}
+    if len(keys) == 1:
+        return job.execute_in_process(
+            instance=instance,
+            asset_selection=[asset_key(stage) for stage in stages],
+            partition_key=keys[0],
+            run_config={**QUIET, "ops": ops},
+            raise_on_error=False,
+        )
+    for stage in stages:
+        result = job.execute_in_process(
+            instance=instance,
+            asset_selection=[asset_key(stage)],
+            tags={
+                "dagster/asset_partition_range_start": keys[0],
+                "dagster/asset_partition_range_end": keys[-1],
+            },
+            run_config={**QUIET, "ops": ops if stage == "scores" else {}},
+            raise_on_error=False,
+        )
+    return result
+
+
+def succeed(*arguments: Any, **options: Any) -> dg.ExecuteInProcessResult:
+    """`materialize`, with the reason when it fails."""
+    result = materialize(*arguments, **options)
+    failures = [e for e in result.all_events if e.event_type == dg.DagsterEventType.STEP_FAILURE]
+    assert result.success, "\n".join(str(e.step_failure_data.error) for e in failures)
+    return result
+
+
+def statuses(
+    project: Project, instance: dg.DagsterInstance, stage: str = "scores"
+) -> dict[str, AssetPartitionStatus | None]:
+    files = files_of(project.steps().spec)
+    found = instance.get_status_by_partition(asset_key(stage), KEYS, files) or {}
+    return {key: found.get(key) for key in KEYS}
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What the UI shows of the failed step."""
+    assert not result.success
+    (event,) = [e for e in result.all_events if e.event_type == dg.DagsterEventType.STEP_FAILURE]
+    data = event.step_failure_data.user_failure_data
+    assert data is not None and data.description is not None, event.step_failure_data.error
+    return data.description
+
+
+def version_tags(instance: dg.DagsterInstance, stage: str, key: str) -> dict[str, str]:
+    """Tags of the latest materialisation that decide about staleness."""
+    filters = dg.AssetRecordsFilter(asset_key(stage), asset_partitions=[key])
+    (record,) = instance.fetch_materializations(filters, limit=1).records
+    materialization = record.asset_materialization
+    assert materialization is not None
+    return {
+        name: value
+        for name, value in (materialization.tags or {}).items()
+        if name.split("/")[1] != "input_event_pointer" or value.isdigit()
+    }
+
+
+def staleness(
+    project: Project, instance: dg.DagsterInstance, stage: str = "scores"
+) -> dict[str, StaleStatus]:
+    """What Dagster itself says, from the definitions as they are on disk now."""
+    resolver = CachingStaleStatusResolver(
+        instance, project.definitions().resolve_asset_graph(), LoadingContextForTest(instance)
+    )
+    return {key: resolver.get_status(asset_key(stage), key) for key in KEYS}
+
+
+def check_results(
+    instance: dg.DagsterInstance, stage: str, keys: Sequence[str] = KEYS
+) -> dict[str, dict[str, bool]]:
+    """Per partition: which checks ran, and whether they passed."""
+    found: dict[str, dict[str, bool]] = {key: {} for key in keys}
+    names = ("readable_lines", "unique_ids", "conservation", "schema", "failure_rate")
+    for name in names:
+        check = dg.AssetCheckKey(asset_key(stage), name)
+        for record in instance.event_log_storage.get_asset_check_execution_history(check, 100):
+            evaluation = record.evaluation
+            if evaluation is not None and evaluation.partition in found:
+                found[evaluation.partition].setdefault(name, evaluation.passed)
+    return found
+
+
+class TestGraph:
+    def test_what_a_project_of_two_tasks_looks_like(self, project: Project) -> None:
+        project.write_task({"task_name": "other", "preprocess": PREPROCESS}, file="other")
+        repository = project.definitions().get_repository_def()
+        graph = repository.asset_graph
+        shown = {}
+        for key in sorted(graph.materializable_asset_keys):
+            node = graph.get(key)
+            assert node.code_version, key
+            assert node.partitions_def is not None
+            shown[key.to_user_string()] = {
+                "deps": sorted(parent.to_user_string() for parent in node.parent_keys),
+                "group": node.group_name,
+                "kinds": sorted(node.kinds),
+                "owners": list(node.owners),
+                "checks": sorted(check.name for check in node.check_keys),
+                "partitions": node.partitions_def.name,
+                "pools": sorted(node.pools or ()),
+            }
+        rate = {"group": "rate", "owners": ["team:tests"], "partitions": "rate/files"}
+        other = {"group": "other", "owners": ["team:tests"], "partitions": "other/files"}
+        raw = {"deps": [], "kinds": ["file"], "checks": ["readable_lines", "unique_ids"]}
+        scored = {
+            "kinds": ["openai", "parquet"],
+            "checks": ["conservation", "failure_rate", "schema", "unique_ids"],
+            "pools": [POOL],
+        }
+        assert shown == {
+            "other/raw": other | raw | {"pools": []},
+            "other/preprocessed": other
+            | {
+                "deps": ["other/raw"],
+                "kinds": ["parquet", "python"],
+                "checks": ["conservation"],
+                "pools": [],
+            },
+            "other/scores": other | scored | {"deps": ["other/preprocessed"]},
+            "rate/raw": rate | raw | {"pools": []},
+            "rate/scores": rate | scored | {"deps": ["rate/raw"]},
+        }
+
+    def test_a_broken_task_file_is_a_stub_and_all_others_load(self, project: Project) -> None:
+        project.write_task({"data": {"input_foldr": "x"}, "task_name": "oops"}, file="oops")
+        project.write_task({"data": {"output_folder": "data/elsewhere"}}, file="same_name")
+        (project.root / "configs/tasks/torn.yaml").write_text("task_name: [unclosed")
+        defs = project.definitions()
+        dg.Definitions.validate_loadable(defs)
+        specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+        broken = [key for key in specs if key.startswith("broken_configs/")]
+        assert {"rate/raw", "rate/scores"} == set(specs) - set(broken)
+        assert len(broken) == 3
+        oops = specs["broken_configs/oops"].description or ""
+        assert "configs/tasks/oops.yaml" in oops
+        assert "data.input_foldr" in oops and "input_folder" in oops
+        assert "broken_configs/torn" in specs
+        (twin,) = set(broken) - {"broken_configs/oops", "broken_configs/torn"}
+        description = specs[twin].description or ""
+        assert twin.startswith("broken_configs/rate")
+        assert "task_name" in description and "configs/tasks/rate.yaml" in description
+
+    @pytest.mark.parametrize("name", ["code-quality", "代码质量"])
+    def test_a_name_that_dagster_refuses_is_mapped_and_shown_as_written(
+        self, project: Project, name: str
+    ) -> None:
+        project.write_task({"task_name": name})
+        defs = project.definitions()
+        dg.Definitions.validate_loadable(defs)
+        specs = list(defs.resolve_all_asset_specs())
+        assert {spec.key.path[1] for spec in specs} == {"raw", "scores"}
+        for spec in specs:
+            assert re.fullmatch("[A-Za-z0-9_]+", spec.key.path[0])
+            assert name in (spec.description or "")
+            assert spec.metadata["task"] == name
+
+    def test_dagster_loads_the_project_of_the_current_folder(self, project: Project) -> None:
+        code = (
+            "import dagster as dg; from modelcall_assets.definitions import defs;"
+            "dg.Definitions.validate_loadable(defs);"
+            "print(*sorted(s.key.to_user_string() for s in defs.resolve_all_asset_specs()))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=project.root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == ["rate/raw", "rate/scores"]
+
+
+class TestRunsAndVersions:
+    def test_a_one_file_run_takes_a_file_through_all_assets(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        project.write_task({"preprocess": PREPROCESS})
+        stages = ("raw", "preprocessed", "scores")
+        succeed(project, instance, [B], stages)
+        for stage in stages:
+            assert statuses(project, instance, stage) == {A: None, B: GREEN, C: None}
+            assert {"dagster/code_version", "dagster/data_version"} <= set(
+                version_tags(instance, stage, B)
+            )
+        assert "dagster/input_data_version/rate/preprocessed" in version_tags(instance, "scores", B)
+        assert check_results(instance, "raw")[B] == {"readable_lines": True, "unique_ids": True}
+        assert check_results(instance, "preprocessed")[B] == {"conservation": True}
+        assert check_results(instance, "scores") == {
+            A: {},
+            B: {"conservation": True, "failure_rate": True, "schema": True, "unique_ids": True},
+            C: {},
+        }
+        assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
+
+    def test_a_several_files_run_logs_one_materialisation_per_file(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        result = materialize(project, instance)
+        assert result.success
+        filters = dg.AssetRecordsFilter(asset_key("scores"))
+        records = instance.fetch_materializations(filters, limit=100).records
+        assert sorted(record.partition_key or "" for record in records) == sorted(KEYS)
+        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
+        versions = {version_tags(instance, "scores", key)["dagster/data_version"] for key in KEYS}
+        assert len(versions) == 3, "each file has a version of its own"
+        all_passed = {"conservation": True, "failure_rate": True}
+        all_passed |= {"schema": True, "unique_ids": True}
+        assert check_results(instance, "scores") == dict.fromkeys(KEYS, all_passed)
+
+    def test_both_kinds_of_run_leave_the_same_versions_and_provenance(
+        self, project: Project, instance: dg.DagsterInstance, tmp_path: Path
+    ) -> None:
+        """So that Dagster's staleness, checked below, does not depend on how a file was run."""
+        project.write_task({"preprocess": PREPROCESS})
+        stages = ("raw", "preprocessed", "scores")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/dagster.yaml").write_text(DAGSTER_YAML)
+        with dg.DagsterInstance.from_config(str(tmp_path / "other")) as other:
+            succeed(project, instance, KEYS, stages)
+            for key in KEYS:
+                succeed(project, other, [key], stages)
+            for stage in stages:
+                for key in KEYS:
+                    several = version_tags(instance, stage, key)
+                    single = version_tags(other, stage, key)
+                    assert set(several) == set(single)
+                    pointers = {name for name in single if "/input_event_pointer/" in name}
+                    assert bool(pointers) == (stage != "raw")
+                    for name in set(single) - pointers:
+                        assert several[name] == single[name], (stage, key, name)
+
+    @pytest.mark.parametrize("mode", ["one file per run", "several files per run"])
+    def test_dagster_calls_stale_what_changed_and_nothing_else(
+        self, project: Project, instance: dg.DagsterInstance, mode: str
+    ) -> None:
+        groups = [[key] for key in KEYS] if mode == "one file per run" else [KEYS]
+
+        def everything() -> None:
+            for keys in groups:
+                succeed(project, instance, keys)
+
+        everything()
+        fresh = dict.fromkeys(KEYS, StaleStatus.FRESH)
+        assert staleness(project, instance, "raw") == fresh
+        assert staleness(project, instance) == fresh
+
+        project.write_model(
+            {
+                "prices": {"usd_per_million_input_tokens": 3},
+                "client_config": {"timeout": 33, "max_retries": 7},
+            }
+        )
+        project.write_task({"concurrency": {"max_concurrent_requests": 9}, "max_failure_rate": 0.5})
+        assert staleness(project, instance) == fresh, "prices and limits shape no row"
+
+        project.write_input(C, some_rows(5, "third"))
+        succeed(project, instance, [C], ["raw"])
+        assert staleness(project, instance) == fresh | {C: StaleStatus.STALE}
+        succeed(project, instance, [C], ["scores"])
+        assert staleness(project, instance) == fresh
+
+        prompt = {"prompt_template": {"prompt_text": "Judge this text again:\n{text}\n"}}
+        project.write_prompt(prompt)
+        assert staleness(project, instance) == dict.fromkeys(KEYS, StaleStatus.STALE)
+        assert staleness(project, instance, "raw") == fresh, "raw knows no prompt"
+        everything()
+        assert staleness(project, instance) == fresh
+
+    @pytest.mark.parametrize("groups", [[[A], [B], [C]], [KEYS]])
+    def test_run_task_finds_nothing_to_do_after_runs_from_the_ui(
+        self, project: Project, instance: dg.DagsterInstance, groups: Sequence[Sequence[str]]
+    ) -> None:
+        for keys in groups:
+            succeed(project, instance, keys)
+        summary = TaskRunner(project.steps(), instance).run(KEYS)
+        assert summary.ran == {"raw": 0, "scores": 0}
+
+    def test_a_raw_materialisation_reported_by_hand_does_not_break_scores(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        succeed(project, instance, KEYS, ["raw"])
+        instance.report_runless_asset_event(dg.AssetMaterialization(asset_key("raw"), partition=B))
+        succeed(project, instance, KEYS, ["scores"])
+        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
+        assert staleness(project, instance) == dict.fromkeys(KEYS, StaleStatus.FRESH)
+
+    def test_a_rerun_that_changes_nothing_keeps_the_data_version(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        materialize(project, instance, [A])
+        before = version_tags(instance, "scores", A)["dagster/data_version"]
+        materialize(project, instance, [A], fresh=True)
+        assert version_tags(instance, "scores", A)["dagster/data_version"] == before
+
+
+class TestEndings:
+    def test_a_file_over_max_failure_rate_is_red_and_its_neighbours_green(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        succeed(project, instance, KEYS)
+        project.write_input(B, some_rows(16, "new"))
+        succeed(project, instance, [B], ["raw"])
+        server.set_faults(Faults(rate_400=0.5))
+        result = materialize(project, instance, KEYS, ["scores"])
+        assert statuses(project, instance) == {A: GREEN, B: RED, C: GREEN}
+
+        rows = project.scores(B)
+        failed = [row for row in rows if row["api_status"] == "error"]
+        assert 0 < len(failed) < 16
+        assert [row["id"] for row in rows] == [f"new-{n}" for n in range(16)]
+        assert {row["api_fail_reason"] for row in failed} == {"bad_request"}
+        assert all(row["score"] is None for row in failed)
+        message = failure(result)
+        assert f"{B}: {len(failed)} of 16 rows failed" in message
+        assert A not in message and C not in message
+        filters = dg.AssetRecordsFilter(asset_key("scores"), asset_partitions=[B])
+        (observed,) = instance.fetch_observations(filters, limit=5).records
+        assert observed.asset_observation is not None
+        numbers = observed.asset_observation.metadata
+        assert numbers["failed"].value == len(failed)
+        assert numbers["dagster/row_count"].value == 16
+        manifest = read_manifest(project.steps().layout.manifest_path("scores", B))
+        assert manifest is not None and not manifest.accepted
+        assert manifest.failures == {"bad_request": len(failed)}
+        assert check_results(instance, "scores")[B]["failure_rate"] is False
+
+        server.set_faults(NO_FAULTS)
+        sent = server.stats()["requests"]
+        succeed(project, instance, [B], ["scores"])
+        assert server.stats()["requests"] - sent == len(failed)
+        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
+        assert [row["api_status"] for row in project.scores(B)] == ["success"] * 16
+
+    def test_the_same_file_in_a_run_of_its_own_is_red_with_its_numbers(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_400=1))
+        result = materialize(project, instance, [A])
+        assert "4 of 4 rows failed (100.00%), more than max_failure_rate 5.00%" in failure(result)
+        assert statuses(project, instance)[A] == RED
+        filters = dg.AssetRecordsFilter(asset_key("scores"), asset_partitions=[A])
+        assert len(instance.fetch_observations(filters, limit=5).records) == 1
+        assert check_results(instance, "scores")[A]["failure_rate"] is False
+
+    def test_failures_of_a_green_file_are_tried_again_and_successes_are_not(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_task({"max_failure_rate": 0.9})
+        project.write_input(A, some_rows(12))
+        server.set_faults(Faults(rate_400=0.3))
+        succeed(project, instance, [A])
+        failed = sum(row["api_status"] == "error" for row in project.scores(A))
+        assert failed
+        assert check_results(instance, "scores")[A]["failure_rate"] is False, "a warning"
+        before = version_tags(instance, "scores", A)["dagster/data_version"]
+        server.set_faults(NO_FAULTS)
+        sent = server.stats()
+        succeed(project, instance, [A], ["scores"])
+        assert server.stats()["requests"] - sent["requests"] == failed
+        assert server.stats()["repeated_ok"] == 0
+        assert all(row["api_status"] == "success" for row in project.scores(A))
+        assert version_tags(instance, "scores", A)["dagster/data_version"] != before
+
+    def test_an_input_that_changed_since_raw_is_red_and_nothing_is_published(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        succeed(project, instance, [A], ["raw"])
+        project.write_input(A, [*some_rows(4, "first"), {"id": "late", "text": "a late row"}])
+        message = failure(materialize(project, instance, [A], ["scores"]))
+        assert "a.jsonl changed since its upstream asset was materialised" in message
+        assert "kept" in message
+        assert statuses(project, instance)[A] == RED
+        assert not project.output(A).exists()
+        succeed(project, instance, [A])
+        assert len(project.scores(A)) == 5
+        assert server.stats()["requests"] == 5, "the journal was kept"
+        assert server.stats()["repeated_ok"] == 0
+
+    @pytest.mark.parametrize("keys", [[A], KEYS])
+    def test_scores_without_raw_say_what_to_do(
+        self,
+        project: Project,
+        instance: dg.DagsterInstance,
+        server: RehearsalServer,
+        keys: Sequence[str],
+    ) -> None:
+        message = failure(materialize(project, instance, keys, ["scores"]))
+        for key in keys:
+            assert f"rate/raw: '{key}' has no accepted output" in message
+            assert statuses(project, instance)[key] == RED
+        assert "materialise raw of this partition first" in message
+        assert server.stats()["requests"] == 0
+
+    def test_a_file_that_cannot_be_published_leaves_its_neighbours_alone(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        project.output(B).mkdir(parents=True)
+        message = failure(materialize(project, instance))
+        assert message.startswith("1 of 3 files failed") and str(project.output(B)) in message
+        assert statuses(project, instance) == {A: GREEN, B: RED, C: GREEN}
+
+    def test_a_wrong_key_costs_one_request_and_is_never_shown(
+        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REHEARSAL_KEY", "sk-wrong-secret")
+        project.write_model({"client_config": {"api_key": "${REHEARSAL_KEY}"}})
+        with serve_in_thread(api_key="sk-right") as guarded:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
+            result = materialize(project, instance)
+            assert guarded.stats()["requests"] == 1
+        message = failure(result)
+        assert message.startswith("3 of 3 files failed")
+        assert "Check api_key, model and base_url in the model file" in message
+        assert statuses(project, instance) == dict.fromkeys(KEYS, RED)
+        logs = instance.all_logs(result.run_id)
+        assert not any("sk-wrong-secret" in str(entry) for entry in logs)
+
+    def test_a_broken_endpoint_reference_is_red_and_names_the_field(
+        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("REHEARSAL_BASE_URL")
+        message = failure(materialize(project, instance, [A]))
+        assert "configs/models/rehearsal.yaml:client_config.base_url" in message
+        assert "REHEARSAL_BASE_URL is not set" in message
+
+
+class TestRows:
+    def test_lines_and_rows_that_cannot_be_scored_keep_their_place_and_say_why(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_task({"max_failure_rate": 1})
+        project.write_input(
+            A,
+            [
+                {"id": "one", "text": "a fine text"},
+                b'{"id": "torn", "text": "cut he',
+                {"id": "no text column"},
+                {"id": "empty", "text": ""},
+                b"",
+                {"id": "twin", "text": "the first of two"},
+                {"id": "null", "text": None},
+                b'["not", "an object"]',
+                {"id": "twin", "text": "the second of two"},
+            ],
+        )
+        succeed(project, instance, [A])
+        rows = project.scores(A)
+        assert [(row["id"], row["api_status"], row["api_fail_reason"]) for row in rows] == [
+            ("one", "success", None),
+            (None, "error", "bad_line"),
+            ("no text column", "error", "missing_input"),
+            ("empty", "error", "missing_input"),
+            ("twin", "success", None),
+            ("null", "error", "missing_input"),
+            (None, "error", "bad_line"),
+            ("twin", "success", None),
+        ]
+        assert '{"id": "torn", "text": "cut he' in rows[1]["api_fail_detail"]
+        assert "line 2" in rows[1]["api_fail_detail"]
+        assert "'text' is empty" in rows[3]["api_fail_detail"]
+        assert all(row["score"] is None for row in rows if row["api_status"] == "error")
+        assert len({row["api_record_id"] for row in rows}) == 7, "only the twins share an id"
+        assert [row["text"] for row in rows if row["id"] == "twin"] == [
+            "the first of two",
+            "the second of two",
+        ]
+        assert server.stats()["requests"] == 3
+        assert check_results(instance, "raw")[A] == {"readable_lines": False, "unique_ids": False}
+        assert check_results(instance, "scores")[A] == {
+            "conservation": True,
+            "failure_rate": False,
+            "schema": True,
+            "unique_ids": False,
+        }
+        check = dg.AssetCheckKey(asset_key("scores"), "unique_ids")
+        history = instance.event_log_storage.get_asset_check_execution_history(check, 1)
+        assert history[0].evaluation is not None
+        assert history[0].evaluation.severity == dg.AssetCheckSeverity.WARN
+
+    def test_equal_rows_are_asked_one_by_one_and_stay_separate(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(A, [{"id": n, "text": "the same"} for n in range(3)])
+        succeed(project, instance, [A])
+        assert [row["id"] for row in project.scores(A)] == [0, 1, 2]
+        assert server.stats()["requests"] == 3
+        succeed(project, instance, [A], ["scores"])
+        assert server.stats()["requests"] == 3, "each has its own reply in the journal"
+
+    def test_the_order_of_rows_is_that_of_the_input(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(60)
+        project.write_input(A, rows)
+        server.set_faults(Faults(latency_ms=15, latency_sigma=1.5))
+        succeed(project, instance, [A])
+        assert [row["text"] for row in project.scores(A)] == [row["text"] for row in rows]
+        answered = [row["api_answered_at"] for row in project.scores(A)]
+        assert answered != sorted(answered), "they were not answered in that order"
+
+    def test_columns_types_and_metadata_of_the_output(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        rows = [{**row, "score": 0.25, "stars": n} for n, row in enumerate(some_rows(4))]
+        project.write_input(A, rows)
+        succeed(project, instance, [A])
+        schema = pq.read_schema(project.output(A))
+        assert {field.name: str(field.type) for field in schema} == {
+            "id": "string",
+            "text": "string",
+            "input_score": "double",
+            "stars": "int64",
+            "score": "int64",
+            "quality_tags": "list<element: string>",
+            "recommended_use_case": "string",
+            "api_record_id": "string",
+            "api_status": "string",
+            "api_fail_reason": "string",
+            "api_fail_detail": "string",
+            "api_return": "string",
+            "api_reasoning": "string",
+            "api_finish_reason": "string",
+            "api_request_key": "string",
+            "api_model": "string",
+            "api_prompt": "string",
+            "api_turns": "int32",
+            "api_prompt_tokens": "int64",
+            "api_completion_tokens": "int64",
+            "api_cost_usd": "double",
+            "api_attempts": "int32",
+            "api_endpoint": "string",
+            "api_latency_ms": "int64",
+            "api_request_id": "string",
+            "api_answered_at": "string",
+        }
+        assert schema.names[:4] == ["id", "text", "input_score", "stars"]
+        volatile = (schema.metadata or {})[b"modelcall.volatile_columns"].decode().split(",")
+        assert volatile == [
+            "api_attempts",
+            "api_endpoint",
+            "api_latency_ms",
+            "api_request_id",
+            "api_answered_at",
+        ]
+        for row in project.scores(A):
+            assert row["input_score"] == 0.25
+            answer = orjson.loads(row["api_return"])
+            assert {name: answer[name] for name in ("score", "quality_tags")} == {
+                name: row[name] for name in ("score", "quality_tags")
+            }
+            assert row["api_model"] == "rehearsal-rater-1"
+            assert row["api_prompt"].startswith("quality@")
+            assert row["api_cost_usd"] is None, "an unknown price is no price of 0"
+
+
+class TestReuse:
+    def test_a_change_of_ranges_asks_only_what_no_longer_passes(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        no_repair: Mapping[str, Any] = {
+            "max_failure_rate": 1,
+            "retry": {"enable_format_validation_retry": False},
+        }
+        project.write_task(no_repair)
+        project.write_input(A, some_rows(9))
+        succeed(project, instance, [A])
+        scores = [row["score"] for row in project.scores(A)]
+        low, high = min(scores), max(scores)
+        assert low < high
+        sent = server.stats()["requests"]
+        assert sent == 9
+
+        def with_maximum(maximum: int) -> None:
+            schema = {"properties": {"score": {"maximum": maximum}}}
+            project.write_prompt({"output_config": {"json_schema": schema}})
+            succeed(project, instance, [A], ["scores"])
+
+        with_maximum(high + 2)
+        assert server.stats()["requests"] == sent, "every answer still passes"
+        assert [row["score"] for row in project.scores(A)] == scores
+        with_maximum(high - 1)
+        too_high = scores.count(high)
+        assert server.stats()["requests"] == sent + too_high
+        assert server.stats()["repeated_ok"] == too_high
+        assert [row["api_fail_reason"] for row in project.scores(A)] == [
+            "wrong_value" if score == high else None for score in scores
+        ]
+
+    def test_fresh_asks_everything_again_and_later_runs_reuse_that(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        succeed(project, instance, [A])
+        first = [row["api_answered_at"] for row in project.scores(A)]
+        succeed(project, instance, [A], fresh=True)
+        assert server.stats()["requests"] == 8
+        second = [row["api_answered_at"] for row in project.scores(A)]
+        assert not set(first) & set(second)
+        succeed(project, instance, [A], ["scores"])
+        assert server.stats()["requests"] == 8
+        assert [row["api_answered_at"] for row in project.scores(A)] == second
+
+    def test_malformed_answers_are_mended_and_the_turns_counted(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_malformed=1))
+        succeed(project, instance, [A])
+        rows = project.scores(A)
+        assert {row["api_status"] for row in rows} == {"success"}
+        assert {row["api_turns"] for row in rows} == {2}
+        assert all(1 <= row["score"] <= 5 for row in rows)
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_first_signal_waits_for_what_is_in_flight_and_a_second_does_not(
+        self, number: signal.Signals
+    ) -> None:
+        before = signal.getsignal(number)
+        reached: list[str] = []
+
+        async def run(*, in_flight_ends: bool) -> None:
+            stopped = asyncio.Event()
+            async with interruptible(stopped.set):
+                os.kill(os.getpid(), number)
+                await stopped.wait()
+                reached.append("stopped sending")
+                if not in_flight_ends:
+                    os.kill(os.getpid(), number)
+                    await asyncio.Event().wait()
+                reached.append("drained")
+
+        loop = asyncio.new_event_loop()
+        for ends in (True, False):
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(run(in_flight_ends=ends))
+            assert signal.getsignal(number) == before
+        loop.close()
+        assert reached == ["stopped sending", "drained", "stopped sending"]
+
+    def test_an_interrupted_file_is_red_and_not_published(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(A, some_rows(40))
+        server.set_faults(Faults(latency_ms=100))
+        process = project.start("run-task", "configs/tasks/rate.yaml", "--file", A)
+        until(lambda: server.stats()["answered"] >= 4 or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert statuses(project, instance) == {A: RED, B: None, C: None}
+        assert not project.output(A).exists()
+        assert claimed(instance) == []
+
+
+class TestDeadRuns:
+    def test_a_killed_run_is_ended_and_its_pool_slot_freed_by_the_next(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        for name in KEYS:
+            project.write_input(name, some_rows(20, name))
+        server.set_faults(Faults(latency_ms=150))
+        process = project.start("run-task", "configs/tasks/rate.yaml")
+        until(lambda: server.stats()["answered"] >= 4 or process.poll() is not None)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        (dead,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        assert claimed(instance) == [dead.run_id]
+
+        server.set_faults(NO_FAULTS)
+        steps = project.steps()
+        summary = TaskRunner(steps, instance).run(add_new_files(instance, steps))
+        assert (summary.failed, summary.busy) == ([], [])
+        ended = instance.get_run_by_id(dead.run_id)
+        assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
+        assert claimed(instance) == []
+        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
+        assert server.stats()["requests"] <= 60 + 4, "only calls in flight are paid again"
+        assert server.stats()["repeated_ok"] <= 4
+
+    def test_a_run_killed_before_it_started_keeps_no_file_busy(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        steps = project.steps()
+        keys = add_new_files(instance, steps)
+        job = project.definitions().resolve_implicit_global_asset_job_def()
+        run = instance.create_run_for_job(
+            job.get_subset(asset_selection={asset_key("raw")}),
+            tags={PROCESS_TAG: "gone", "dagster/partition": A},
+            asset_selection={asset_key("raw")},
+        )
+        summary = TaskRunner(steps, instance).run(keys)
+        assert (summary.failed, summary.busy) == ([], [])
+        ended = instance.get_run_by_id(run.run_id)
+        assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
+
+    def test_a_rerun_from_the_ui_of_such_a_run_is_not_taken_for_dead(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        """Dagster copies the tags of the first run; the process of the second is another."""
+        steps = project.steps()
+        keys = add_new_files(instance, steps)
+        assert TaskRunner(steps, instance).run(keys).failed == []
+        parent = instance.get_runs(limit=1)[0]
+        again = instance.create_run_for_job(
+            project.definitions()
+            .resolve_implicit_global_asset_job_def()
+            .get_subset(asset_selection={asset_key("scores")}),
+            tags=parent.tags,
+            parent_run_id=parent.run_id,
+            root_run_id=parent.run_id,
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        TaskRunner(steps, instance).run(keys)
+        alive = instance.get_run_by_id(again.run_id)
+        assert alive is not None and alive.status == dg.DagsterRunStatus.STARTED
+
+
+def claimed(instance: dg.DagsterInstance) -> list[str]:
+    """Runs that hold a slot of the endpoint's pool."""
+    info = instance.event_log_storage.get_concurrency_info(POOL)
+    return [slot.run_id for slot in info.claimed_slots]
