@@ -184,4 +184,6 @@ class _FirstCallGate:
 def _delay(attempt: int, after_s: float | None) -> float:
     """Exponential with full jitter; never shorter than what the server asked for."""
     spread = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt - 1, 30)))
-    return spread if after_s is None else after_s + min(spread, (0.1 + attempt / 50) * (after_s + 1))
+    if after_s is None:
+        return spread
+    return after_s + min(spread, (0.1 + attempt / 50) * (after_s + 1))
