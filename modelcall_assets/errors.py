@@ -27,6 +27,9 @@ class Problem:
     have: str = ""
     fix: str = ""
     severity: Literal["error", "warning"] = "error"
+    unready: bool = False
+    """The files are right, but the task cannot run here or in this version: it stops a run, and
+    `modelcall check` only warns of it."""
 
     def __str__(self) -> str:
         parts = [self.wrong]

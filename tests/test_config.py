@@ -337,9 +337,28 @@ def test_task_types() -> None:
 def test_script_types() -> None:
     assert not task_problems(preprocess__script_type="repo_xml")
     found = task_problems(preprocess__script_type="repo_xml", preprocess__enabled=True)
-    assert found["preprocess.script_type"].wrong == "not in this version"
+    assert "'repo_xml' is not in this version" in found["preprocess.script_type"].wrong
+    assert found["preprocess.script_type"].unready
     found = task_problems(preprocess__script_type="univrsal")
     assert found["preprocess.script_type"].fix == "did you mean universal?"
+
+
+def test_a_preprocessor_of_a_later_version_is_checked_but_never_run(project: Project) -> None:
+    later: Data = {"preprocess__script_type": "repo_xml", "preprocess__enabled": True}
+    path = project.task(**later)
+    result = project.check(path)
+    assert result.exit_code == 0
+    assert "warning: configs/tasks/demo.yaml:preprocess.script_type: 'repo_xml' is not in" in (
+        result.output
+    )
+    assert project.check("--strict", path).exit_code == 1
+    with pytest.raises(SetupError, match="'repo_xml' is not in this version"):
+        load_task(path, project.root)
+    catalog = load_catalog(project.root)
+    assert not catalog.tasks and catalog.broken[0].key == "demo"
+    found = project.problems(**later, data__output_folder="./in")
+    assert {"preprocess.script_type", "data.output_folder"} == set(found)
+    assert "error: " in project.check(path).output
 
 
 def test_field_mapping() -> None:
@@ -910,9 +929,23 @@ def test_check_finds_what_is_not_ready(project: Project) -> None:
     )
     result = project.check(project.task(data__input_folder="./later"))
     assert (
-        "error: configs/models/m.yaml:client_config.api_key: variable K is not set" in result.output
+        "warning: configs/models/m.yaml:client_config.api_key: variable K is not set; "
+        "the task cannot run until ${K} has a value" in result.output
     )
     assert "warning: configs/tasks/demo.yaml:data.input_folder: no such folder yet" in result.output
+    assert result.exit_code == 0
+
+
+def test_check_refuses_a_variable_that_holds_no_url(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("U", "localhost:8000")
+    write(
+        project.root / "configs/models/m.yaml",
+        with_fields(MODEL, {"client_config.base_url": "${U}"}),
+    )
+    result = project.check(project.task())
+    assert "error: configs/models/m.yaml:client_config.base_url: not a URL" in result.output
     assert result.exit_code == 1
 
 

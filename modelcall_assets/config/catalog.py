@@ -11,7 +11,7 @@ from modelcall_assets.config.block import nearest
 from modelcall_assets.config.environment import Environment
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import digest, legal_key
-from modelcall_assets.config.problems import errors_in, shown_path
+from modelcall_assets.config.problems import errors_in, shown_path, stops_run
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, folder_problems
 from modelcall_assets.config.task import parse_task
@@ -26,7 +26,7 @@ SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, slots=True)
 class BrokenTask:
-    """A task file that cannot be used, and why."""
+    """A task file that cannot be run, and why."""
 
     path: Path
     file_name: str
@@ -78,8 +78,9 @@ def load_task(path: Path, root: Path) -> TaskSpec:
         model_file=model_file,
         prompt_file=prompt_file,
     )
-    if wrong_folders := list(folder_problems(spec)):
-        raise SetupError([*problems, *wrong_folders])
+    problems += folder_problems(spec)
+    if stops_run(problems):
+        raise SetupError(problems)
     return spec
 
 

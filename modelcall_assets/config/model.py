@@ -146,12 +146,18 @@ class ModelConfig:
         try:
             value = env.expand(text)
         except MissingVariable as error:
-            fix = f"set {error.name} in .env, in the task's env file or in the process"
-            problems.append(Problem(file, place, f"variable {error.name} is not set", fix=fix))
+            wrong = f"variable {error.name} is not set"
+            problems.append(Problem(file, place, wrong, fix=_how_to_set(text), unready=True))
             return None
         if not value:
-            problems.append(Problem(file, place, f"{text} is empty"))
+            wrong = f"{text} is empty"
+            problems.append(Problem(file, place, wrong, fix=_how_to_set(text), unready=True))
         return value
+
+
+def _how_to_set(text: str) -> str:
+    where = "in .env, in the task's env file or in the process"
+    return f"the task cannot run until {text} has a value {where}"
 
 
 def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, list[Problem]]:

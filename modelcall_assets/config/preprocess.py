@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from modelcall_assets.config.block import Block, Count, Limit, Text, did_you_mean, mistake
 from modelcall_assets.config.paths import InputFolder, OutputFolder
+from modelcall_assets.errors import Problem
 
 _LATER_SCRIPTS = ("github_raw_code", "repo_xml", "triplet_filter")
 
@@ -126,13 +128,11 @@ class Preprocess(Block):
     transformations: Transformations = Transformations()
     """Changes to the rows that are kept."""
 
-    @field_validator("script_type")
-    @classmethod
-    def _in_this_version(cls, name: str, info: ValidationInfo) -> str:
-        if name in _LATER_SCRIPTS and info.data.get("enabled"):
-            raise mistake(
-                "not in this version",
-                expected="universal",
-                fix="write `script_type: universal`, or `enabled: false`",
-            )
-        return name
+
+def later_script(preprocess: Preprocess, file: str) -> Iterator[Problem]:
+    """A preprocessor that a task may name already, but that no run may replace by another one."""
+    name = preprocess.script_type
+    if preprocess.enabled and name in _LATER_SCRIPTS:
+        wrong = f"'{name}' is not in this version; the task is checked but cannot run"
+        fix = "what runs today is `script_type: universal`, or `enabled: false`"
+        yield Problem(file, "preprocess.script_type", wrong, fix=fix, unready=True)

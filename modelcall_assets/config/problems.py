@@ -55,7 +55,12 @@ def problem_of(error: PydanticCustomError, file: str, field: str, value: Any) ->
 
 
 def errors_in(problems: Sequence[Problem]) -> bool:
-    """Whether one of the problems is more than a warning."""
+    """Whether one of the problems is a mistake in a file."""
+    return any(problem.severity == "error" and not problem.unready for problem in problems)
+
+
+def stops_run(problems: Sequence[Problem]) -> bool:
+    """Whether one of the problems is more than a warning: a mistake, or something not there yet."""
     return any(problem.severity == "error" for problem in problems)
 
 

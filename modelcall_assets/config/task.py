@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from modelcall_assets.config.block import Block, Count, Limit, Text, did_you_mean, mistake
 from modelcall_assets.config.legacy import TASK_FIELDS, take_out
 from modelcall_assets.config.paths import InputFolder, OutputFolder, was_in_object_store
-from modelcall_assets.config.preprocess import Preprocess
+from modelcall_assets.config.preprocess import Preprocess, later_script
 from modelcall_assets.config.problems import errors_in, validate
 from modelcall_assets.errors import Problem
 
@@ -190,6 +190,8 @@ def parse_task(data: dict[str, Any], file: str) -> tuple[ScoringTask | None, lis
     if is_old:
         refused = {problem.field for problem in problems}
         problems += (p for p in _moved_paths(known, file) if p.field not in refused)
+    if task is not None:
+        problems += later_script(task.preprocess, file)
     return (None if errors_in(problems) else task), problems
 
 

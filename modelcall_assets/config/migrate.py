@@ -1,0 +1,322 @@
+"""A file of the old system as one of this project, and what became of each of its fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from modelcall_assets.config.answer import OutputConfig
+from modelcall_assets.config.block import Block
+from modelcall_assets.config.endpoint import KeyReference
+from modelcall_assets.config.legacy import MODEL_FIELDS, PLACEHOLDERS, TASK_FIELDS, OldField
+from modelcall_assets.config.model import ClientConfig, parse_model
+from modelcall_assets.config.paths import was_in_object_store
+from modelcall_assets.config.problems import shown_value, validate
+from modelcall_assets.config.prompt import PromptFile, parse_prompt
+from modelcall_assets.config.task import TASK_TYPE, ScoringTask, parse_task
+from modelcall_assets.errors import Problem, SetupError
+
+Data = dict[str, Any]
+Treatment = Literal["honoured", "changed", "refused"]
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
+
+_MODEL_KEYS = {"client_config", "chat_config", "provider", "model_name", "completions_params"}
+_PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
+_SECRET_NAME = re.compile(r"api[-_]?key|secret|passw|authorization|(access|auth)[-_]?(key|token)")
+SECRET_TEXT = re.compile(
+    r"\b(sk|ak|pat|gh[a-z])[-_][\w-]{12}|\bbearer +\S|://[^/\s]*@|[?&]\w*key=", re.I
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What became of one field."""
+
+    treatment: Treatment
+    field: str
+    reason: str = ""
+
+
+@dataclass
+class Migration:
+    """The new file: its data, none if it cannot be written; hints become comments at a field."""
+
+    old: Data
+    data: Data | None
+    lines: dict[str, Line] = field(default_factory=dict[str, Line])
+    hints: dict[str, str] = field(default_factory=dict[str, str])
+
+    def say(self, treatment: Treatment, name: str, reason: str) -> None:
+        """Adds to the one line of a field; the gravest treatment stands."""
+        line = self.lines.get(name, Line(treatment, name))
+        gravest = max(treatment, line.treatment, key=TREATMENTS.index)
+        self.lines[name] = Line(gravest, name, "; ".join(filter(None, (line.reason, reason))))
+
+    def of(self, treatment: Treatment) -> list[Line]:
+        """The lines of one treatment, in the order of the fields."""
+        return [line for line in self.lines.values() if line.treatment == treatment]
+
+
+def migrate_file(old: Data, file: str) -> Migration:
+    """The file in this project's form. Secrets are in neither the data nor the lines."""
+    new = Migration(old, deepcopy(old))
+    new.lines = {name: Line("honoured", name) for name in _leaves(old)}
+    kind = _kind(old, file)
+    if kind == "task" and old.get("task_type", TASK_TYPE) != TASK_TYPE:
+        found = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
+        return _judged(replace(new, data=None, lines={}), found)
+    if kind == "prompt":
+        new.data = _prompt(deepcopy(old), new)
+        return _judged(new, parse_prompt(new.data, file)[1])
+    data = _without_secrets(deepcopy(old), (), _variables(old, file), new)
+    if kind == "model":
+        new.data = _model(data, new)
+        return _judged(new, parse_model(new.data, file)[1])
+    new.data = _task(data, new)
+    return _judged(new, parse_task(new.data, file)[1])
+
+
+def _kind(data: Data, file: str) -> Literal["task", "model", "prompt"]:
+    """By what only one kind of file has."""
+    if _MODEL_KEYS.intersection(data):
+        return "model"
+    if set(PromptFile.model_fields).intersection(data):
+        return "prompt"
+    if set(ScoringTask.model_fields).intersection(data):
+        return "task"
+    raise SetupError([Problem(file, "", "not a task, model or prompt file of the old system")])
+
+
+def _judged(new: Migration, problems: Iterable[Problem]) -> Migration:
+    """With what our own validation says of the result."""
+    for problem in problems:
+        error = problem.severity == "error" and not problem.unready
+        reason = str(replace(problem, file="", field="")).removeprefix(": ")
+        new.say("refused" if error else "honoured", problem.field or "the file", reason)
+    return new
+
+
+def _leaves(data: Data, prefix: str = "") -> Iterator[str]:
+    for name, value in data.items():
+        below = cast("Data", value) if isinstance(value, dict) else {}
+        yield from _leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
+
+
+def _block(data: Data, name: str) -> Data:
+    value = data.get(name)
+    return cast("Data", value) if isinstance(value, dict) else {}
+
+
+def _leave_out(data: Data, old_fields: Iterable[OldField], new: Migration) -> bool:
+    """Removes the fields without effect here. Whether there were any: ours have none."""
+    found = False
+    for old in old_fields:
+        parent, _, name = old.path.rpartition(".")
+        block = _block(data, parent) if parent else data
+        if name not in block:
+            continue
+        if old.treatment == "honoured":
+            new.say("honoured", old.path, old.instead)
+            continue
+        found, value = True, block.pop(name)
+        harmless = value in old.harmless
+        refused = old.treatment == "refused" and not harmless
+        shown = shown_value(value, name)
+        why = f"{shown} is what happens anyway" if harmless else old.instead
+        what = f"{shown} is left out" if refused else "left out"
+        new.say("refused" if refused else "changed", old.path, f"{what}: {why}")
+        if not block:
+            del data[parent]
+    return found
+
+
+# Tasks
+
+
+def _task(data: Data, new: Migration) -> Data:
+    is_old = _leave_out(data, TASK_FIELDS, new)
+    preprocess = _block(data, "preprocess")
+    for parent in ("data", "preprocess"):
+        for name in ("input_folder", "output_folder"):
+            _move(_block(data, parent), name, f"{parent}.{name}", is_old, new)
+    files = preprocess.get("num_files")
+    if type(files) is int and files <= 0 and files != -1:
+        preprocess["num_files"] = -1
+        new.say("changed", "preprocess.num_files", "now -1: no limit")
+    universal = preprocess.get("script_type", "universal") == "universal"
+    if is_old and universal and preprocess.get("enabled") and "file_pattern" not in preprocess:
+        preprocess["file_pattern"] = "*.parquet"
+        new.say("changed", "preprocess.file_pattern", "added: *.parquet was the default, * is now")
+    return _ordered(data, ScoringTask)
+
+
+def _move(block: Data, name: str, place: str, is_old: bool, new: Migration) -> None:
+    """A folder without placeholders; what a relative one means now."""
+    text = block.get(name)
+    if not isinstance(text, str):
+        return
+    parts = [_without_placeholders(part) for part in text.split("/")]
+    block[name] = moved = "/".join(part for part in parts if part is not None)
+    for placeholder in dict.fromkeys(_PLACEHOLDER.findall(text)):
+        reason = f"{{{placeholder}}} removed, now {moved or 'empty'}: a partition has one place"
+        new.say("changed", place, f"{reason}; {PLACEHOLDERS[placeholder]}")
+    if is_old and was_in_object_store(text):
+        reason = f"was tos://agi-data/{text} in the object store, is {moved} in the project now"
+        new.say("changed", place, f"{reason}; if the data is still there, copy it or name its URL")
+
+
+def _without_placeholders(part: str) -> str | None:
+    """A part of a path; None if nothing is left of it."""
+    bare, count = _PLACEHOLDER.subn("", part)
+    return (bare.strip("_-. ") or None) if count else part
+
+
+def _ordered(data: Data, block: type[Block]) -> Data:
+    """The mapping in the order of the documentation; unknown keys come last."""
+    names = [name for name in block.model_fields if name in data]
+    result = {name: data[name] for name in names} | data
+    for name in names:
+        inner = block.model_fields[name].annotation
+        if isinstance(inner, type) and issubclass(inner, Block) and isinstance(data[name], dict):
+            result[name] = _ordered(cast("Data", data[name]), inner)
+    return result
+
+
+# Models
+
+
+def _model(data: Data, new: Migration) -> Data:
+    _leave_out(data, MODEL_FIELDS, new)
+    if "client_config" not in data and "chat_config" not in data:
+        data = _second_generation(data, new)
+    retries = _block(data, "client_config").get("max_retries")
+    if type(retries) is int:
+        reason = f"a request is sent {retries + 1} times at most; was {3 * (retries + 1)} times"
+        new.say("honoured", "client_config.max_retries", f"{reason}, three rounds of retries")
+    return data
+
+
+def _second_generation(data: Data, new: Migration) -> Data:
+    """`provider`, `model_name` and `completions_params` as `client_config` and `chat_config`."""
+    provider = str(data.pop("provider", ""))
+    known = parse_model({"provider": provider, "model_name": "any"}, "")[0]
+    client: Data = {}
+    if known:
+        client = {name: getattr(known.client_config, name) for name in ("base_url", "api_key")}
+        reason = f"now client_config: {client['base_url']} with {client['api_key']}"
+        new.say("changed", "provider", reason)
+    for name in set(ClientConfig.model_fields).intersection(data):
+        client[name] = data.pop(name)
+        new.say("changed", name, f"now client_config.{name}")
+    params = _block(data, "completions_params")
+    chat = {"model": data.pop("model_name", params.get("model")), **params}
+    if params or data.get("completions_params") is None:
+        data.pop("completions_params", None)
+    new.say("changed", "model_name", "now chat_config.model")
+    for name in _leaves(params):
+        new.say("changed", f"completions_params.{name}", f"now chat_config.{name}")
+    return {"client_config": client, "chat_config": chat, **data}
+
+
+# Secrets
+
+
+def _variables(data: Data, file: str) -> Callable[[tuple[str, ...]], str]:
+    """Names for the secrets of a file."""
+    stem = re.sub(r"[^A-Z0-9]+", "_", PurePath(file).stem.upper()).strip("_")
+    stem = stem if stem[:1].isalpha() else f"MODEL_{stem}".rstrip("_")
+    url = str(_block(data, "client_config").get("base_url") or data.get("base_url") or "")
+    host = re.sub(r"[/?#:].*", "", urlsplit(url).netloc.rpartition("@")[2].lower())
+    owner = str(data.get("provider") or "").lower()
+    owners = [
+        known
+        for known in ("openai", "deepseek", "anthropic")
+        if owner == known or host.endswith(f".{known}.com")
+    ]
+
+    def name(path: tuple[str, ...]) -> str:
+        last = re.sub(r"[^A-Z0-9]+", "_", path[-1].upper())
+        return f"{owners[0].upper() if owners and last == 'API_KEY' else stem}_{last}"
+
+    return name
+
+
+def _without_secrets(
+    value: Any, path: tuple[str, ...], variable: Callable[[tuple[str, ...]], str], new: Migration
+) -> Any:
+    """The value with `${NAME}` in place of every key and password."""
+    if isinstance(value, dict):
+        items = cast("Data", value).items()
+        return {key: _without_secrets(v, (*path, key), variable, new) for key, v in items}
+    if isinstance(value, list):
+        return [_without_secrets(v, path, variable, new) for v in cast("list[Any]", value)]
+    if not _is_secret(value, path):
+        return value
+    name = variable(path)
+    expanded = path[-1] in ("api_key", "base_url") and path[:-1] in ((), ("client_config",))
+    reason = f"a secret is never kept in a file: now ${{{name}}}; put it in .env as {name}=…"
+    lost = "" if expanded else "; here the variable is not replaced, so find another way"
+    new.say("changed" if expanded else "refused", ".".join(path), reason + lost)
+    return f"${{{name}}}"
+
+
+def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
+    if value is None or isinstance(value, bool):
+        return False
+    if SECRET_TEXT.search(str(value)):
+        return True
+    return bool(_SECRET_NAME.search(path[-1].lower())) and not _is_reference(value)
+
+
+def _is_reference(value: Any) -> bool:
+    try:
+        TypeAdapter(KeyReference).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+# Prompts
+
+
+def _prompt(data: Data, new: Migration) -> Data:
+    """With `json_schema` from the defaults' types; only defaults that can have an effect stay."""
+    block = _block(data, "output_config")
+    output, _ = validate(OutputConfig, block, "")
+    if output is None or "json_schema" in block or not output.json_default_values:
+        return data
+    place = "output_config.json_schema"
+    properties: Data = {}
+    kept: Data = {}
+    for key, value in output.json_default_values.items():
+        schema = {"type": "integer"} if type(value) is int else output.fields.get(key)
+        if key in output.keys and schema:
+            properties[key] = schema
+        if key in output.keys and schema and schema.get("type") in ("integer", "number"):
+            new.hints[f"{place}.properties.{key}"] = "add minimum and maximum: the prompt's scale"
+        if key in output.keys and key in output.optional_defaults:
+            kept[key] = value
+        else:
+            reason = f"left out: {_why_no_default(key, value, output)}"
+            new.say("changed", f"output_config.json_default_values.{key}", reason)
+    del block["json_default_values"]
+    if properties:
+        block["json_schema"] = {"properties": properties}
+        new.say("changed", place, "added: types, as the defaults show them; ranges are for you")
+    if kept:
+        block["json_default_values"] = kept
+    return data
+
+
+def _why_no_default(key: str, value: Any, output: OutputConfig) -> str:
+    if key not in output.keys:
+        return f"{key} is not in json_keys"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "a default never becomes a score" if is_number else f"{key} is required"

@@ -1,0 +1,386 @@
+"""The files below configs/: valid, commented, honest about what does not run yet."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from conftest import some_rows
+
+from modelcall_assets.cli.check import check
+from modelcall_assets.cli.main import modelcall
+from modelcall_assets.config.block import Block
+from modelcall_assets.config.catalog import load_catalog, load_model, load_task, task_files
+from modelcall_assets.config.prompt import PromptConfig, parse_prompt
+from modelcall_assets.config.task import ScoringTask, parse_task
+from modelcall_assets.config.yaml_file import load_yaml
+from modelcall_assets.defs.project import project_definitions
+from modelcall_assets.errors import SetupError
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.task_steps import PREPROCESSED, SCORES, TaskSteps
+from modelcall_assets.transforms.universal import truncated_column
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*") if path.is_file())
+YAMLS = [path for path in FILES if path.suffix == ".yaml"]
+TEMPLATE = CONFIGS / "tasks/templates/data_scoring_template.yaml"
+KEYS = ("OPENAI_API_KEY", "DEEPSEEK_API_KEY", "ANTHROPIC_API_KEY")
+
+LATER = {
+    "github_raw_code_with_preprocess": "github_raw_code",
+    "filter_rendergit_quality_rating": "triplet_filter",
+    "rendergit_quality_rating": "repo_xml",
+    "repomix_quality_rating": "repo_xml",
+}
+"""Tasks that name a preprocessor of a later version."""
+
+INPUT_COLUMNS = {
+    "demo_code_quality": {"id", "text", "path"},
+    "github_code_rating": {"id", "text"},
+    "en_corpus_rating": {"id", "text"},
+    "distributed_rating": {"id", "text"},
+}
+"""What the comments of a task say of its input."""
+
+RATINGS = {
+    "code_corpus_rating_v0.3": (
+        {"code_corpus_description_and_sample"},
+        {"score", "quality_tags", "main_languages", "recommended_use_case"},
+        {"score"},
+    ),
+    "en_corpus_rating_v0.1": (
+        {"text"},
+        {"score", "corpus_type", "main_languages", "quality_tags", "recommended_use_case"},
+        {"score"},
+    ),
+    "repo_packaging_quality_rating_v1.0": (
+        {
+            *("repo_full_name", "language", "files_with_content", "total_lines"),
+            *("has_readme", "has_license", "has_gitignore", "content_truncate_32k"),
+        },
+        REPO_KEYS := {
+            *("overall_score", "completeness_coverage_score", "structural_organization_score"),
+            *("code_quality_integrity_score", "documentation_quality_score"),
+            *("llm_usability_score", "contextual_self_containment_score"),
+            "overall_quality_summary",
+        },
+        REPO_KEYS,
+    ),
+}
+"""Placeholders, keys and required keys of each prompt."""
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the shipped configs, and without this checkout's `.env` and data."""
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def prompt_of(name: str) -> PromptConfig:
+    file = CONFIGS / f"prompts/{name}.yaml"
+    prompt, problems = parse_prompt(load_yaml(file), file.name)
+    assert prompt and not problems
+    return prompt
+
+
+def words_of(prompt: PromptConfig) -> str:
+    return f"{prompt.prompt_template.system_text}\n{prompt.prompt_template.prompt_text}"
+
+
+def leaves(model: type[Block], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Block):
+            yield from leaves(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def written(data: dict[str, Any], names: set[str], prefix: str = "") -> Iterator[str]:
+    for name, value in data.items():
+        path = f"{prefix}{name}"
+        if path in names:
+            yield path
+        else:
+            yield from written(value, names, f"{path}.")
+
+
+class TestAll:
+    def test_the_whole_folder_passes(self) -> None:
+        result = CliRunner().invoke(check, [])
+        assert result.exit_code == 0, result.output
+        assert f"{len(YAMLS)} files checked: 0 errors" in result.output
+
+    @pytest.mark.parametrize("path", YAMLS, ids=shown)
+    def test_each_file_passes_and_is_commented(self, path: Path) -> None:
+        result = CliRunner().invoke(check, [str(path)])
+        assert result.exit_code == 0, result.output
+        assert path.read_text().startswith("# ")
+
+    @pytest.mark.parametrize("path", FILES, ids=shown)
+    def test_no_secret_is_in_a_file(self, path: Path) -> None:
+        text = path.read_text()
+        assert not re.search(
+            r"\b(sk|pat|gh[a-z]|AKIA)[-_]?[A-Za-z0-9]{16,}|Bearer |://[^/\s]*@", text
+        )
+        keys = re.findall(r"^ *api_key: *(\S+)", text, re.MULTILINE)
+        allowed = {"EMPTY", "not-needed", *(f"${{{name}}}" for name in KEYS)}
+        assert set(keys) <= allowed
+
+    @pytest.mark.parametrize("name", ["openai", "deepseek", "dpsk-v3-0526", "anthropic"])
+    def test_a_model_of_a_provider_has_no_invented_price(self, name: str) -> None:
+        prices = load_model(CONFIGS / f"models/{name}.yaml", ROOT).prices
+        assert prices.usd_per_million_input_tokens is prices.usd_per_million_output_tokens is None
+
+    def test_the_page_names_every_task_and_its_links_and_commands_exist(self) -> None:
+        page = (CONFIGS / "tasks/README.md").read_text()
+        links = re.findall(r"\]\(([^)]+)\)", page)
+        assert [link for link in links if not (CONFIGS / "tasks" / link).exists()] == []
+        assert {path.name for path in task_files(ROOT)} <= {Path(link).name for link in links}
+        commands = set(re.findall(r"modelcall ([a-z-]+) ", page))
+        assert {"check", "plan", "rehearse", "try", "run-task"} <= commands <= {*modelcall.commands}
+
+
+class TestTasks:
+    def test_all_load_but_those_that_wait_for_a_preprocessor(self) -> None:
+        catalog = load_catalog(ROOT)
+        assert {spec.name for spec in catalog.tasks} >= set(INPUT_COLUMNS)
+        assert {task.key for task in catalog.broken} == set(LATER)
+        for task in catalog.broken:
+            [problem] = task.problems
+            assert problem.field == "preprocess.script_type"
+            wrong = (
+                f"'{LATER[task.key]}' is not in this version; the task is checked but cannot run"
+            )
+            assert problem.wrong == wrong
+        project_definitions(catalog)
+
+    def test_names_are_those_of_the_files_and_no_folder_is_shared(self) -> None:
+        tasks = [parse_task(load_yaml(path), shown(path))[0] for path in task_files(ROOT)]
+        named = {task.task_name: task for task in tasks if task}
+        assert set(named) == {path.stem for path in task_files(ROOT)}
+        folders = [
+            folder
+            for task in named.values()
+            for folder in (task.data.input_folder, task.data.output_folder)
+        ]
+        folders += [task.preprocess.output_folder for task in named.values()]
+        used = [folder for folder in folders if folder]
+        assert len(set(used)) == len(used)
+        assert all(folder.startswith("data/") for folder in used)
+
+    @pytest.mark.parametrize("name", LATER)
+    def test_a_task_that_waits_is_a_warning_of_check_and_refused_by_run_task(
+        self, name: str
+    ) -> None:
+        path = CONFIGS / f"tasks/data_scoring/{name}.yaml"
+        result = CliRunner().invoke(check, [str(path)])
+        assert result.exit_code == 0
+        assert f"warning: {shown(path)}:preprocess.script_type: '{LATER[name]}'" in result.output
+        with pytest.raises(SetupError, match="not in this version"):
+            CliRunner().invoke(modelcall, ["run-task", str(path)], catch_exceptions=False)
+
+    @pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])
+    def test_a_missing_key_is_a_warning_of_check_and_stops_run_task(
+        self, shipped: Path, value: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if value is not None:
+            monkeypatch.setenv("OPENAI_API_KEY", value)
+        path = shipped / "configs/tasks/en_corpus_rating.yaml"
+        result = CliRunner().invoke(check, [str(path)])
+        assert result.exit_code == 0
+        assert "warning: configs/models/openai.yaml:client_config.api_key: " in result.output
+        assert "cannot run until ${OPENAI_API_KEY} has a value" in result.output
+        with pytest.raises(SetupError, match="OPENAI_API_KEY"):
+            CliRunner().invoke(modelcall, ["run-task", str(path)], catch_exceptions=False)
+
+    @pytest.mark.parametrize("name", INPUT_COLUMNS)
+    def test_the_documented_columns_fill_the_prompt(self, name: str) -> None:
+        spec = load_task(CONFIGS / f"tasks/{name}.yaml", ROOT)
+        columns = set(INPUT_COLUMNS[name])
+        preprocess = spec.task.preprocess
+        if preprocess.enabled:
+            columns |= {"text", "id", "source", truncated_column(preprocess.max_tokens)}
+            columns |= set(preprocess.transformations.computed_fields)
+        assert spec.task.data.input_key in columns
+        assert spec.prompt.placeholders <= columns | {spec.task.data.prompt_format_key}
+        assert spec.task.data.prompt_format_key in spec.prompt.placeholders
+
+    @pytest.mark.parametrize("name", LATER)
+    def test_the_columns_of_a_later_preprocessor_will_fill_the_prompt(self, name: str) -> None:
+        path = CONFIGS / f"tasks/data_scoring/{name}.yaml"
+        task, _ = parse_task(load_yaml(path), shown(path))
+        assert task
+        prompt = prompt_of(Path(task.prompt.config_path).stem)
+        assert task.data.input_key == truncated_column(task.preprocess.max_tokens)
+        columns = set[str]()
+        if task.preprocess.script_type != "github_raw_code":
+            columns = {"repo_full_name", "language", "files_with_content", "total_lines"}
+            columns |= {"has_readme", "has_license", "has_gitignore"}
+        assert prompt.placeholders == columns | {task.data.prompt_format_key}
+
+
+class TestTemplate:
+    def test_it_is_no_task(self) -> None:
+        assert TEMPLATE not in task_files(ROOT)
+        assert not any("my_task" in spec.name for spec in load_catalog(ROOT).tasks)
+
+    def test_it_shows_every_field_and_its_default(self) -> None:
+        data = load_yaml(TEMPLATE)
+        names = set(leaves(ScoringTask))
+        assert set(written(data, names)) == names
+        required = {
+            "task_name": data["task_name"],
+            "data": {name: data["data"][name] for name in ("input_folder", "output_folder")},
+            "model": data["model"],
+            "prompt": data["prompt"],
+        }
+        template, problems = parse_task(data, "template")
+        smallest, _ = parse_task(required, "smallest")
+        assert not problems
+        assert template == smallest
+        lines = [line for line in TEMPLATE.read_text().splitlines() if "REQUIRED." in line]
+        assert len(lines) == 5
+
+    def test_a_copy_is_a_task(self, shipped: Path) -> None:
+        shutil.copy(TEMPLATE, shipped / "configs/tasks/my_task.yaml")
+        assert "my_task" in {spec.name for spec in load_catalog(shipped).tasks}
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("name", RATINGS)
+    def test_placeholders_and_keys(self, name: str) -> None:
+        prompt = prompt_of(name)
+        placeholders, keys, required = RATINGS[name]
+        assert prompt.placeholders == placeholders
+        assert set(prompt.fields) == keys
+        assert set(prompt.output_config.required) == required
+
+    @pytest.mark.parametrize("name", RATINGS)
+    def test_scores_are_integers_from_1_to_5_and_have_no_default(self, name: str) -> None:
+        prompt = prompt_of(name)
+        scores = {key: schema for key, schema in prompt.fields.items() if key.endswith("score")}
+        assert scores and all(
+            schema == {"type": "integer", "minimum": 1, "maximum": 5} for schema in scores.values()
+        )
+        assert not set(scores) & set(prompt.output_config.json_default_values)
+        assert all(schema.get("type") for schema in prompt.fields.values())
+
+    @pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("prompts/*.yaml")])
+    def test_a_prompt_asks_for_what_its_schema_declares(self, name: str) -> None:
+        prompt = prompt_of(name)
+        asked = prompt.prompt_template.prompt_text.format_map(
+            dict.fromkeys(prompt.placeholders, "VALUE")
+        )
+        assert [key for key in prompt.fields if f'"{key}"' not in asked] == []
+        assert "1" in words_of(prompt) and "5" in words_of(prompt)
+
+    @pytest.mark.parametrize("name", RATINGS)
+    def test_each_level_has_its_anchor(self, name: str) -> None:
+        """Levels of the scale, or of each score, are described in the system message."""
+        system = prompt_of(name).prompt_template.system_text or ""
+        for level in (5, 4, 3, 2, 1):
+            assert re.search(rf"^{level} - |[ .]{level}: ", system, re.MULTILINE), level
+
+
+class TestRehearsal:
+    @pytest.fixture
+    def rehearsed(
+        self, shipped: Path, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> Path:
+        monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
+        return shipped
+
+    def scored(self, root: Path, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of the scores file that the shipped task makes, asked of the rehearsal model."""
+        spec = load_task(root / f"configs/tasks/{name}.yaml", root)
+        model = load_model(root / "configs/models/rehearsal.yaml", root)
+        steps = TaskSteps(replace(spec, model=model))
+        folder = Path(steps.spec.input_folder)
+        folder.mkdir(parents=True)
+        (folder / "some.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+
+        async def score(key: str) -> None:
+            async with steps.engine() as engine:
+                report = await steps.scores(key, engine, Tally(), "test")
+            assert steps.rejection(report) is None
+
+        [file] = steps.inputs()
+        key = encode_key(file.key_path)
+        steps.raw(key)
+        if PREPROCESSED in steps.stages:
+            steps.preprocessed(key)
+        asyncio.run(score(key))
+        output = steps.layout.output_path(SCORES, key)
+        assert output == root / f"data/{name.removesuffix('_rating')}_scores/some.parquet"
+        return pq.read_table(output).to_pylist()
+
+    def test_en_corpus_rating_from_end_to_end(
+        self, rehearsed: Path, server: RehearsalServer
+    ) -> None:
+        rows = [
+            *(
+                {"id": f"text-{number}", "text": f"It is number {number}. " * 40}
+                for number in "123"
+            ),
+            {"id": "short", "text": "Too short."},
+            {"id": "filler", "text": "Lorem IPSUM dolor sit amet. " * 40},
+        ]
+        made = self.scored(rehearsed, "en_corpus_rating", rows)
+        assert [row["id"] for row in made] == ["text-1", "text-2", "text-3"]
+        assert server.stats()["requests"] == 3
+        for row in made:
+            assert row["api_status"] == "success"
+            assert row["score"] in range(1, 6)
+            assert row["quality_tags"] is not None
+            assert row["recommended_use_case"]
+            assert (row["source"], row["characters"]) == ("en_web", len(row["text"]))
+            assert row["api_prompt"].startswith("en_corpus_rating_v0.1@")
+
+    def test_github_code_rating_from_end_to_end(self, rehearsed: Path) -> None:
+        made = self.scored(rehearsed, "github_code_rating", some_rows(4))
+        assert [row["api_status"] for row in made] == ["success"] * 4
+        assert all(row["score"] in range(1, 6) for row in made)
+
+    def test_the_rehearsal_endpoint_answers_the_packaging_prompt(self, rehearsed: Path) -> None:
+        name = "repo_packaging_quality_rating_v1.0"
+        task = rehearsed / "packs.yaml"
+        task.write_text(
+            "task_name: packs\n"
+            "data: {input_folder: in, output_folder: data/packs_scores,"
+            " input_key: content_truncate_32k}\n"
+            "model: {config_path: configs/models/rehearsal.yaml}\n"
+            f"prompt: {{config_path: configs/prompts/{name}.yaml}}\n"
+        )
+        row = dict.fromkeys(prompt_of(name).placeholders, "Unknown")
+        row["content_truncate_32k"] = "def f(x):\n    '''Adds.'''\n    return x + 1\n" * 9
+        (rehearsed / "in").mkdir()
+        (rehearsed / "in/some.jsonl").write_bytes(orjson.dumps({"id": "a", **row}))
+        result = CliRunner().invoke(modelcall, ["try", str(task), "--rows", "1"])
+        assert result.exit_code == 0, result.output
+        parsed = result.output.split("parsed:")[1]
+        assert [key for key in prompt_of(name).fields if f'"{key}"' not in parsed] == []
