@@ -16,6 +16,7 @@ FLOOR = {
     "storage": 1,
     "journal": 1,
     "transforms": 1,
+    "grading": 1,
     "llm": 2,
     "steps": 3,
     "rehearsal": 4,

@@ -25,6 +25,7 @@ from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.steps.task_steps import TaskSteps
 
 Kind = Literal["task", "model", "prompt"]
 
@@ -130,7 +131,7 @@ def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem
 def _readiness(spec: TaskSpec) -> Iterator[Problem]:
     """What is missing before the task can run."""
     try:
-        spec.endpoint()
+        TaskSteps(spec).check_rater()
     except SetupError as error:
         yield from error.problems
     folder = spec.input_folder

@@ -45,7 +45,7 @@ def run_task(
     from modelcall_assets.defs.runs import TaskRunner
 
     steps = task_steps(task)
-    steps.spec.endpoint()
+    steps.check_rater()
     world_size = world_size or steps.spec.task.distributed.world_size or 1
     with open_instance(steps.spec.root) as instance:
         keys = _selected(steps, add_new_files(instance, steps), pattern, job_index, world_size)

@@ -62,7 +62,7 @@ def load_task(path: Path, root: Path) -> TaskSpec:
     model_file, model = _reference(data, "model", file, root, parse_model, problems)
     prompt_file, prompt = _reference(data, "prompt", file, root, parse_prompt, problems)
     env = _environment(data, file, root, problems)
-    if task is None or model is None or prompt is None or errors_in(problems):
+    if task is None or errors_in(problems):
         raise SetupError(problems)
     spec = TaskSpec(
         path=path,

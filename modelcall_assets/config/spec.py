@@ -29,8 +29,9 @@ class TaskSpec:
     key: str
     """As Dagster takes it."""
     task: ScoringTask
-    model: ModelConfig
-    prompt: PromptConfig
+    model: ModelConfig | None
+    prompt: PromptConfig | None
+    """Both are there, or `task.scorer` is."""
     env: Environment
     warnings: tuple[Problem, ...]
     file_name: str
@@ -64,6 +65,7 @@ class TaskSpec:
 
     def endpoint(self) -> Endpoint:
         """Where requests go; SetupError names the variable that is missing."""
+        assert self.model is not None
         return self.model.endpoint(
             self.env,
             self.model_file,

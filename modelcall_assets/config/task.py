@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
@@ -106,6 +107,17 @@ class Retry(Block):
         return self.max_repair_turns if self.enable_format_validation_retry else 0
 
 
+class Sensor(Block):
+    """Watches the input folder. It spends money by itself, so it is off unless asked for."""
+
+    enabled: bool = False
+    """Whether it runs as soon as the project is loaded; it can be switched in the UI too."""
+    interval_seconds: Count = 30
+    """Least time between two looks at the folder."""
+    max_runs_per_tick: Annotated[int, Field(ge=1, le=500)] = 50
+    """Runs launched at one look; what is left waits for the next."""
+
+
 class Options(Block):
     """Old fields only."""
 
@@ -136,10 +148,14 @@ class ScoringTask(Block):
     """Where rows come from and where scores go."""
     preprocess: Preprocess = Preprocess()
     """Cleaning, filtering and truncation before scoring."""
-    model: ConfigPath
-    """The model file."""
-    prompt: ConfigPath
-    """The prompt file."""
+    model: ConfigPath | None = None
+    """The model file; required unless there is a `scorer`."""
+    prompt: ConfigPath | None = None
+    """The prompt file; required unless there is a `scorer`."""
+    scorer: Text | None = None
+    """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
+    sensor: Sensor = Sensor()
+    """Launches runs for new and changed input files."""
     environment: EnvFiles = EnvFiles()
     """Variables of this task only."""
     concurrency: Concurrency = Concurrency()
@@ -186,13 +202,26 @@ def parse_task(data: dict[str, Any], file: str) -> tuple[ScoringTask | None, lis
         return None, [Problem(file, "task_type", wrong)]
     known, problems, is_old = take_out(data, TASK_FIELDS, file)
     task, mistakes = validate(ScoringTask, known, file)
-    problems += mistakes
+    problems += [*mistakes, *_rater_problems(known, file)]
     if is_old:
         refused = {problem.field for problem in problems}
         problems += (p for p in _moved_paths(known, file) if p.field not in refused)
     if task is not None:
         problems += later_script(task.preprocess, file)
     return (None if errors_in(problems) else task), problems
+
+
+def _rater_problems(data: dict[str, Any], file: str) -> Iterator[Problem]:
+    """A task rates with a model and a prompt, or with a scorer."""
+    has_scorer = data.get("scorer") is not None
+    for name in ("model", "prompt"):
+        given = data.get(name) is not None
+        if not given and not has_scorer:
+            fix = "add it, or a scorer that needs no model"
+            yield Problem(file, name, "missing", f"{name}.config_path", fix=fix)
+        if given and has_scorer:
+            fix = f"remove {name} or scorer"
+            yield Problem(file, name, "not used: the task has a scorer", fix=fix)
 
 
 def _moved_paths(data: dict[str, Any], file: str) -> list[Problem]:

@@ -23,6 +23,7 @@ from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, 
 from modelcall_assets.defs.watching import watched
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
 
 
@@ -44,14 +45,7 @@ def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.Asset
             PREPROCESSED_CHECKS,
             _preprocessed(steps),
         ),
-        SCORES: Stage(
-            SCORES,
-            f"ratings by {spec.model.chat_config.model} with the prompt {spec.prompt.version}",
-            frozenset({"openai", "parquet"}),
-            SCORES_CHECKS,
-            _scores(steps, watcher),
-            pool=endpoint_pool(spec),
-        ),
+        SCORES: _scores_stage(steps, watcher),
     }
     with warnings.catch_warnings():
         # Partitioned checks and backfill policies: used on purpose, tested against this release.
@@ -60,9 +54,25 @@ def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.Asset
         return [stage_asset(steps, stages[name]) for name in steps.stages]
 
 
-def endpoint_pool(spec: TaskSpec) -> str:
+def _scores_stage(steps: TaskSteps, watcher: Watcher | None) -> Stage:
+    spec = steps.spec
+    if steps.rule_stage is not None:
+        description, kinds = f"ratings by {spec.task.scorer}", frozenset({"python", "parquet"})
+        return Stage(SCORES, description, kinds, SCORES_CHECKS, _rule_scores(steps, watcher))
+    assert spec.model is not None and spec.prompt is not None
+    return Stage(
+        SCORES,
+        f"ratings by {spec.model.chat_config.model} with the prompt {spec.prompt.version}",
+        frozenset({"openai", "parquet"}),
+        SCORES_CHECKS,
+        _scores(steps, watcher),
+        pool=endpoint_pool(spec.model.client_config.base_url),
+    )
+
+
+def endpoint_pool(base_url: str) -> str:
     """One pool per endpoint as the model file writes it, before `${…}` is filled in."""
-    return "endpoint_" + re.sub(r"[^A-Za-z0-9]+", "_", spec.model.client_config.base_url).strip("_")
+    return "endpoint_" + re.sub(r"[^A-Za-z0-9]+", "_", base_url).strip("_")
 
 
 def _raw(steps: TaskSteps) -> Opened:
@@ -98,18 +108,37 @@ def _scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
                 report = await steps.scores(
                     key, engine, tally, context.run.run_id, fresh=options.fresh
                 )
-                audit = await asyncio.to_thread(steps.audit, key)
-                metadata = scores_metadata(report, steps.layout.output_path(SCORES, key))
-                return Done(
-                    report.data_version,
-                    metadata,
-                    check_scores(report, audit),
-                    rejected=steps.rejection(report),
-                )
+                return await asyncio.to_thread(_scores_done, steps, key, report)
 
             yield one
 
     return opened
+
+
+def _rule_scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
+    @asynccontextmanager
+    async def opened(
+        context: dg.AssetExecutionContext, options: RunOptions
+    ) -> AsyncGenerator[OnePartition]:
+        async with watched(context, watcher) as tally:
+            tally.rows = steps.rows_to_score(context.partition_keys)
+
+            async def one(key: str) -> Done:
+                report = await asyncio.to_thread(steps.rule_scores, key, tally)
+                return await asyncio.to_thread(_scores_done, steps, key, report)
+
+            yield one
+
+    return opened
+
+
+def _scores_done(steps: TaskSteps, key: str, report: ScoreReport) -> Done:
+    return Done(
+        report.data_version,
+        scores_metadata(report, steps.layout.output_path(SCORES, key)),
+        check_scores(report, steps.audit(key, report)),
+        rejected=steps.rejection(report),
+    )
 
 
 def _in_threads(one: Callable[[str], Done]) -> Opened:

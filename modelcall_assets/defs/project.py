@@ -1,10 +1,15 @@
 """All tasks of a project as one Definitions object; a broken file shows instead of breaking."""
 
+import warnings
+
 import dagster as dg
 
 from modelcall_assets.config.catalog import BrokenTask, Catalog, TaskSpec
 from modelcall_assets.defs.assets import task_assets
+from modelcall_assets.defs.sensors import files_sensor
+from modelcall_assets.errors import SetupError
 from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.task_steps import TaskSteps
 
 BROKEN = "broken_configs"
 
@@ -12,9 +17,23 @@ BROKEN = "broken_configs"
 def project_definitions(catalog: Catalog) -> dg.Definitions:
     """Loads whatever the state of single task files; an LLM asset runs in the process of its run,
     because its concurrency is asyncio's."""
-    assets = [asset for spec in catalog.tasks for asset in task_assets(spec)]
-    broken = [broken_asset(task) for task in catalog.broken]
-    return dg.Definitions(assets=[*assets, *broken], executor=dg.in_process_executor)
+    # The sensors launch one file a run: that neighbours have different backfill policies (see
+    # defs/stage.py) does not concern them.
+    warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        broken_asset(task) for task in catalog.broken
+    ]
+    sensors: list[dg.SensorDefinition] = []
+    for spec in catalog.tasks:
+        try:
+            assets += task_assets(spec)
+        except SetupError as error:  # a scorer that cannot be imported
+            assets.append(
+                broken_asset(BrokenTask(spec.path, spec.file_name, spec.key, error.problems))
+            )
+        else:
+            sensors.append(files_sensor(TaskSteps(spec)))
+    return dg.Definitions(assets=assets, sensors=sensors, executor=dg.in_process_executor)
 
 
 def task_definitions(spec: TaskSpec, watcher: Watcher | None = None) -> dg.Definitions:
@@ -25,10 +44,12 @@ def task_definitions(spec: TaskSpec, watcher: Watcher | None = None) -> dg.Defin
 def broken_asset(task: BrokenTask) -> dg.AssetSpec:
     """A stub in the graph that says what is wrong with a task file."""
     listed = "\n".join(f"- `{problem}`" for problem in task.problems)
+    only_waits = all(problem.unready for problem in task.problems)
+    verdict = "waits for a later version" if only_waits else "cannot be loaded"
     return dg.AssetSpec(
         dg.AssetKey([BROKEN, task.key]),
         description=(
-            f"**{task.file_name} cannot be loaded.** Mend it, then reload definitions. "
+            f"**{task.file_name} {verdict}.** Mend it, then reload definitions; "
             f"`modelcall check {task.file_name}` prints the same:\n\n{listed}"
         ),
         group_name=BROKEN,

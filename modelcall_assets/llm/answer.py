@@ -48,6 +48,8 @@ class Usage:
         self, usd_per_million_input: float | None, usd_per_million_output: float | None
     ) -> float | None:
         """US dollars; None when a price or the usage is unknown, never 0 for it."""
+        if self == Usage():
+            return 0.0
         if usd_per_million_input is None or usd_per_million_output is None or not self.known:
             return None
         million = 1_000_000

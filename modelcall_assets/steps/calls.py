@@ -103,7 +103,7 @@ class Caller:
             self.ledger.positions.append(NO_REPLY)
             if isinstance(request, Failure):
                 self.ledger.unanswered[index] = Unanswered(request)
-                self._count(request)
+                self.tally.count(request)
                 continue
             item = self._replay(index, request)
             if item is not None:
@@ -143,7 +143,7 @@ class Caller:
                     result.failure, item.address.key, result.attempts, result.endpoint
                 )
                 self.ledger.positions[item.index] = position
-                self._count(result.failure)
+                self.tally.count(result.failure)
                 return
             entry = Entry(
                 address=item.address,
@@ -167,14 +167,7 @@ class Caller:
             self.tally.cost_usd = None
         else:
             self.tally.cost_usd += cost
-        self._count(finished.outcome)
-
-    def _count(self, outcome: Success | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self.tally.failed += 1
-            self.tally.reasons[outcome.reason] += 1
-        else:
-            self.tally.ok += 1
+        self.tally.count(finished.outcome)
 
     @asynccontextmanager
     async def _synced(self) -> AsyncGenerator[None]:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import FileInfo
 from modelcall_assets.storage.jsonl import clip
@@ -157,3 +157,19 @@ class _Table:
 def _error_row(identity: str, reason: Reason, detail: str, raw: str) -> Row:
     error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
     return {"id": identity, ERROR_COLUMN: error}
+
+
+def failure_before(row: Row) -> Failure | None:
+    """Why a preprocessed row cannot be worked on, when preprocessing said so."""
+    error = row.get(ERROR_COLUMN)
+    if not error:
+        return None
+    carried = orjson.loads(error)
+    if carried["reason"] == Reason.BAD_LINE:
+        return bad_line(BadLine(carried["detail"], carried["raw"]))
+    return Failure(Reason(carried["reason"]), carried["detail"])
+
+
+def bad_line(line: BadLine) -> Failure:
+    """What becomes of a line that is no row; its text is kept."""
+    return Failure(Reason.BAD_LINE, f"{line.detail}; the line reads: {line.raw}")

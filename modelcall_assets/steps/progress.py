@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from modelcall_assets.records.outcome import Failure, Outcome
+
 
 @dataclass
 class Tally:
@@ -20,6 +22,13 @@ class Tally:
     cost_usd: float | None = 0.0
     reasons: Counter[str] = field(default_factory=Counter[str])
     started_at: float = field(default_factory=time.monotonic)
+
+    def count(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure):
+            self.failed += 1
+            self.reasons[outcome.reason] += 1
+        else:
+            self.ok += 1
 
     @property
     def done(self) -> int:

@@ -8,8 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.record import Row
+
+Prices = tuple[float | None, float | None]
+"""US dollars per million input and output tokens."""
 
 HISTOGRAM_VALUES = 50
 """A field with more distinct numbers than this has no histogram."""
@@ -30,6 +35,8 @@ class ScoreReport:
     histograms: dict[str, Counter[float]] = field(default_factory=dict[str, Counter[float]])
     sample: list[Row] = field(default_factory=list[Row])
     data_version: str = ""
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """Of the published file, as declared."""
 
     @property
     def failed(self) -> int:
@@ -45,13 +52,14 @@ class ScoreReport:
             self.failures[row["api_fail_reason"]] += 1
             return
         self.ok += 1
-        self.latencies_ms.append(row["api_latency_ms"])
+        if (latency := row.get("api_latency_ms")) is not None:
+            self.latencies_ms.append(latency)
         for key in keys:
             value = row.get(key)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self.histograms.setdefault(key, Counter())[value] += 1
 
-    def add_usage(self, usage: Usage, prices: tuple[float | None, float | None]) -> None:
+    def add_usage(self, usage: Usage, prices: Prices) -> None:
         self.usage += usage
         cost = usage.cost(*prices)
         self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from modelcall_assets.journal.journal import Entry
 from modelcall_assets.llm.dialogue import Finished
-from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.outcome import Failure, Outcome
 from modelcall_assets.steps.calls import Unanswered
 
 VOLATILE_COLUMNS = (
@@ -107,7 +107,7 @@ def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any
     answer, last = finished.answer, entries[-1]
     known = finished.usage if finished.usage.known and answer else None
     return {
-        **_outcome(finished.outcome),
+        **outcome_row(finished.outcome),
         "api_return": answer.text if answer else last.body.decode("utf-8", "replace"),
         "api_reasoning": answer.reasoning if answer else None,
         "api_finish_reason": answer.finish_reason if answer else None,
@@ -127,7 +127,7 @@ def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any
 def unanswered_row(unanswered: Unanswered) -> ApiRow:
     """Status and reason of a record without a reply that counts."""
     return {
-        **_outcome(unanswered.failure),
+        **outcome_row(unanswered.failure),
         "api_request_key": unanswered.key,
         "api_turns": 0,
         "api_attempts": unanswered.attempts,
@@ -135,7 +135,8 @@ def unanswered_row(unanswered: Unanswered) -> ApiRow:
     }
 
 
-def _outcome(outcome: Any) -> ApiRow:
+def outcome_row(outcome: Outcome) -> ApiRow:
+    """Status, reason and values."""
     if isinstance(outcome, Failure):
         return {
             "api_status": "error",

@@ -20,6 +20,7 @@ from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import PreprocessReport, preprocess_file
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.steps.rule_scores import RuleStage
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, score_file
 from modelcall_assets.steps.source import Source
@@ -48,7 +49,23 @@ class TaskSteps:
 
     @cached_property
     def score_stage(self) -> ScoreStage:
+        """How a model rates; not of a task with a scorer."""
         return ScoreStage.of(self.spec)
+
+    @cached_property
+    def rule_stage(self) -> RuleStage | None:
+        """How the task's own scorer rates, if it has one."""
+        spec = self.spec
+        if spec.task.scorer is None:
+            return None
+        return RuleStage(spec.task.scorer, spec.root, spec.file_name, spec.task.data.input_key)
+
+    def check_rater(self) -> None:
+        """SetupError when the endpoint has no key or address, or the scorer cannot be loaded."""
+        if self.rule_stage is not None:
+            self.rule_stage.version()
+        else:
+            self.spec.endpoint()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -73,8 +90,7 @@ class TaskSteps:
             own.append(spec.preprocessed_folder)
         files = list_inputs(spec.input_folder, pattern, exclude=own)
         self._refuse_shared_outputs(files)
-        caps = [preprocess.num_files if preprocess.enabled else None, self._debug("max_files")]
-        return files[: min((cap for cap in caps if cap is not None), default=None)]
+        return files[: spec.task.max_files]
 
     def raw(self, key: str) -> RawReport:
         """Fingerprint, schema and first mistakes of an input file."""
@@ -131,19 +147,17 @@ class TaskSteps:
         folder = self.layout.journal_folder(SCORES, key)
         with await asyncio.to_thread(Journal, folder, run_id, fresh=fresh) as journal:
             report = await score_file(self.score_stage, source, output, journal, engine, tally)
-            manifest = Manifest(
-                stage=SCORES,
-                accepted=report.failure_rate <= self.spec.task.max_failure_rate,
-                data_version=report.data_version,
-                rows=report.rows,
-                ok=report.ok,
-                failed=report.failed,
-                failures=report.failures_by_reason(),
-                output=str(output),
-                input=_fingerprint(source, stat_file(source.uri)),
-            )
-            write_manifest(self.layout.manifest_path(SCORES, key), manifest)
+            self._write_scores_manifest(key, source, report)
             journal.seal(report.data_version)
+        return report
+
+    def rule_scores(self, key: str, tally: Tally) -> ScoreReport:
+        """The same by the task's own scorer."""
+        assert self.rule_stage is not None
+        source = self.source(SCORES, key)
+        output = self.layout.output_path(SCORES, key)
+        report = self.rule_stage.score_file(source, output, tally)
+        self._write_scores_manifest(key, source, report)
         return report
 
     def rows_to_score(self, keys: Iterable[str]) -> int:
@@ -152,12 +166,11 @@ class TaskSteps:
         paths = (self.layout.manifest_path(upstream, key) for key in keys)
         return sum(manifest.rows for path in paths if (manifest := read_manifest(path)))
 
-    def audit(self, key: str) -> ScoresAudit:
+    def audit(self, key: str, report: ScoreReport) -> ScoresAudit:
         """What lies in the published scores file, beside what should."""
         source = self.source(SCORES, key)
         rows = source.rows if source.limit is None else min(source.rows, source.limit)
-        schema = self.score_stage.table(source).schema
-        return audit_scores(self.layout.output_path(SCORES, key), rows, schema)
+        return audit_scores(self.layout.output_path(SCORES, key), rows, report.schema)
 
     def rejection(self, report: ScoreReport) -> str | None:
         """Why the file is red, when more rows failed than the task accepts."""
@@ -231,16 +244,27 @@ class TaskSteps:
             return {"limit": self.row_limit}
         if stage == PREPROCESSED:
             return asdict(self.universal_options)
-        return {"score": self.score_stage.version()}
+        return {"score": (self.rule_stage or self.score_stage).version()}
 
     @property
     def row_limit(self) -> int | None:
         """Cap on the rows of each file, for debugging."""
-        return self._debug("max_items_per_file")
+        return self.spec.task.max_items_per_file
 
-    def _debug(self, name: str) -> int | None:
-        debug = self.spec.task.debug
-        return getattr(debug, name) if debug.enabled else None
+    def _write_scores_manifest(self, key: str, source: Source, report: ScoreReport) -> None:
+        manifest = Manifest(
+            stage=SCORES,
+            accepted=report.failure_rate <= self.spec.task.max_failure_rate,
+            data_version=report.data_version,
+            rows=report.rows,
+            ok=report.ok,
+            failed=report.failed,
+            failures=report.failures_by_reason(),
+            output=str(self.layout.output_path(SCORES, key)),
+            input=_fingerprint(source, stat_file(source.uri)),
+            schema=readable_schema(report.schema),
+        )
+        write_manifest(self.layout.manifest_path(SCORES, key), manifest)
 
     def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
         by_output: dict[str, str] = {}

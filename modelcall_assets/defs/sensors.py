@@ -1,0 +1,143 @@
+"""One sensor per task: new and changed input files become runs.
+
+It needs no memory of its own. What is there is compared with what the instance holds, and a version
+that was tried once, well or not, is known by the run key of its run. The cursor is only a digest of
+the last listing that left nothing to do: losing it costs one full comparison.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import dagster as dg
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from dagster._core.storage.tags import RUN_KEY_TAG
+
+from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.errors import ModelcallError
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.steps.task_steps import RAW, TaskSteps
+from modelcall_assets.storage.manifest import read_manifest
+
+PartitionsRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
+
+TASK_TAG = "modelcall/task"
+LOOKED_UP_AT_ONCE = 200
+
+
+def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
+    """Watches the task's input folder; a new or changed file runs through all stages."""
+    spec, settings = steps.spec, steps.spec.task.sensor
+    assets = [dg.AssetKey([spec.key, stage]) for stage in steps.stages]
+    status = dg.DefaultSensorStatus
+    on_or_off = status.RUNNING if settings.enabled else status.STOPPED
+
+    @dg.sensor(
+        name=f"{spec.key}_files",
+        description=f"**{spec.name}**: runs new and changed files of {spec.input_folder}",
+        target=dg.AssetSelection.assets(*assets),
+        minimum_interval_seconds=settings.interval_seconds,
+        default_status=on_or_off,
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        try:
+            versions = {encode_key(file.key_path): file.version for file in steps.inputs()}
+        except ModelcallError as error:
+            return dg.SkipReason(str(error))
+        listing = hashlib.sha256(repr(versions).encode()).hexdigest()
+        if context.cursor == listing:
+            return dg.SkipReason(f"no new or changed file among {len(versions)}")
+        seen = Comparison(context.instance, steps, versions)
+        most = settings.max_runs_per_tick
+        due = list(islice(seen.not_tried(), most + 1))
+        settled = len(due) <= most and not seen.in_progress
+        return dg.SensorResult(
+            run_requests=[
+                dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
+                for key, run_key in due[:most]
+            ],
+            dynamic_partitions_requests=seen.partition_requests(),
+            asset_events=list(seen.flags()),
+            cursor=listing if settled else "",
+        )
+
+    return look
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A listing (version by key) beside what the instance holds of the task."""
+
+    instance: dg.DagsterInstance
+    steps: TaskSteps
+    versions: dict[str, str]
+
+    @property
+    def raw(self) -> dg.AssetKey:
+        return dg.AssetKey([self.steps.spec.key, RAW])
+
+    @cached_property
+    def known(self) -> Sequence[str]:
+        name = files_of(self.steps.spec).name
+        assert name is not None
+        return self.instance.get_dynamic_partitions(name)
+
+    @cached_property
+    def statuses(self) -> dict[str, AssetPartitionStatus | None]:
+        files = files_of(self.steps.spec)
+        return dict(self.instance.get_status_by_partition(self.raw, self.known, files) or {})
+
+    @property
+    def in_progress(self) -> bool:
+        return any(self._is(key, AssetPartitionStatus.IN_PROGRESS) for key in self.versions)
+
+    def not_tried(self) -> Iterator[tuple[str, str]]:
+        """Keys whose version has had no run yet, with the run key that says so from then on."""
+        changed = ((key, self._run_key(key)) for key in self.versions if self._has_changed(key))
+        while batch := dict(islice(changed, LOOKED_UP_AT_ONCE)):
+            filters = dg.RunsFilter(tags={RUN_KEY_TAG: list(batch.values())})
+            tried = {run.tags[RUN_KEY_TAG] for run in self.instance.get_runs(filters)}
+            yield from ((key, run_key) for key, run_key in batch.items() if run_key not in tried)
+
+    def partition_requests(self) -> list[PartitionsRequest]:
+        """New files become partitions; deleted ones that never had a result go."""
+        files, known = files_of(self.steps.spec), set(self.known)
+        new = [key for key in self.versions if key not in known]
+        gone = [key for key in self._deleted() if self.statuses.get(key) is None]
+        requests: list[PartitionsRequest] = []
+        if new:
+            requests.append(files.build_add_request(new))
+        if gone:
+            requests.append(files.build_delete_request(gone))
+        return requests
+
+    def flags(self) -> Iterator[dg.AssetObservation]:
+        """A deleted input keeps its partition when it has results, and says what happened."""
+        for key in self._deleted():
+            if self._is(key, AssetPartitionStatus.MATERIALIZED):
+                what = "the input file is gone; its results are kept"
+                yield dg.AssetObservation(self.raw, description=what, partition=key)
+
+    def _deleted(self) -> Iterable[str]:
+        return (key for key in self.known if key not in self.versions)
+
+    def _is(self, key: str, status: AssetPartitionStatus) -> bool:
+        return self.statuses.get(key) == status
+
+    def _has_changed(self, key: str) -> bool:
+        if self._is(key, AssetPartitionStatus.IN_PROGRESS):
+            return False
+        if not self._is(key, AssetPartitionStatus.MATERIALIZED):
+            return True
+        manifest = read_manifest(self.steps.layout.manifest_path(RAW, key))
+        return manifest is None or manifest.input.version != self.versions[key]
+
+    def _run_key(self, key: str) -> str:
+        """Names the version and what it follows, so that a file may return to an old version."""
+        record = None
+        if self._is(key, AssetPartitionStatus.MATERIALIZED):
+            record = self.instance.get_latest_data_version_record(self.raw, partition_key=key)
+        after = record.storage_id if record is not None else 0
+        return f"{self.steps.spec.key}/{key}@{self.versions[key]}/after/{after}"

@@ -1,0 +1,1 @@
+"""Rating without a model."""
