@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
-from urllib.parse import urlsplit
-
-from pydantic import TypeAdapter, ValidationError
 
 from modelcall_assets.config.answer import OutputConfig
 from modelcall_assets.config.block import Block
-from modelcall_assets.config.endpoint import KeyReference
 from modelcall_assets.config.legacy import MODEL_FIELDS, PLACEHOLDERS, TASK_FIELDS, OldField
 from modelcall_assets.config.model import ClientConfig, parse_model
 from modelcall_assets.config.paths import was_in_object_store
@@ -29,10 +25,15 @@ TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
 _MODEL_KEYS = {"client_config", "chat_config", "provider", "model_name", "completions_params"}
 _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
+_OWNER = re.compile(r"\b(openai|deepseek|anthropic)\.com(?=[:/]|$)", re.I)
+_REFERENCE = re.compile(r"\$\{\w+(:-(EMPTY|none|not-needed))?\}|EMPTY|none|not-needed")
 _SECRET_NAME = re.compile(r"api[-_]?key|secret|passw|authorization|(access|auth)[-_]?(key|token)")
 SECRET_TEXT = re.compile(
-    r"\b(sk|ak|pat|gh[a-z])[-_][\w-]{12}|\bbearer +\S|://[^/\s]*@|[?&]\w*key=", re.I
+    r"\bsk-(proj-|ant-\w+-|or-\w+-)?\w{16}|\b(gh[a-z]|hf)_\w{20}|\bbearer +[\w.-]{16}"
+    r"|://[^/\n]*@|://[^/\s]*:\S*@|[?&]\w*key=",
+    re.I,
 )
+"""What keys and passwords look like, wherever they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,9 @@ class Migration:
     def say(self, treatment: Treatment, name: str, reason: str) -> None:
         """Adds to the one line of a field; the gravest treatment stands."""
         line = self.lines.get(name, Line(treatment, name))
-        gravest = max(treatment, line.treatment, key=TREATMENTS.index)
-        self.lines[name] = Line(gravest, name, "; ".join(filter(None, (line.reason, reason))))
+        gravest = max(map(TREATMENTS.index, (treatment, line.treatment)))
+        reasons = "; ".join(filter(None, (line.reason, reason)))
+        self.lines[name] = Line(TREATMENTS[gravest], name, reasons)
 
     def of(self, treatment: Treatment) -> list[Line]:
         """The lines of one treatment, in the order of the fields."""
@@ -66,21 +68,19 @@ class Migration:
 
 def migrate_file(old: Data, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
-    new = Migration(old, deepcopy(old))
-    new.lines = {name: Line("honoured", name) for name in _leaves(old)}
-    kind = _kind(old, file)
+    new = Migration(old, deepcopy(old), {name: Line("honoured", name) for name in _leaves(old)})
+    data, kind = deepcopy(old), _kind(old, file)
     if kind == "task" and old.get("task_type", TASK_TYPE) != TASK_TYPE:
-        found = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
-        return _judged(replace(new, data=None, lines={}), found)
+        wrong = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
+        return _judged(Migration(old, None), wrong)
     if kind == "prompt":
-        new.data = _prompt(deepcopy(old), new)
+        new.data = _prompt(data, new)
         return _judged(new, parse_prompt(new.data, file)[1])
-    data = _without_secrets(deepcopy(old), (), _variables(old, file), new)
     if kind == "model":
-        new.data = _model(data, new)
-        return _judged(new, parse_model(new.data, file)[1])
-    new.data = _task(data, new)
-    return _judged(new, parse_task(new.data, file)[1])
+        new.data = data = _without_secrets(_model(data, new), (), _stem(file), new)
+        return _judged(new, parse_model(data, file)[1])
+    new.data = data = _task(_without_secrets(data, (), _stem(file), new), new)
+    return _judged(new, parse_task(data, file)[1])
 
 
 def _kind(data: Data, file: str) -> Literal["task", "model", "prompt"]:
@@ -146,8 +146,7 @@ def _task(data: Data, new: Migration) -> Data:
     for parent in ("data", "preprocess"):
         for name in ("input_folder", "output_folder"):
             _move(_block(data, parent), name, f"{parent}.{name}", is_old, new)
-    files = preprocess.get("num_files")
-    if type(files) is int and files <= 0 and files != -1:
+    if type(files := preprocess.get("num_files")) is int and files <= 0 and files != -1:
         preprocess["num_files"] = -1
         new.say("changed", "preprocess.num_files", "now -1: no limit")
     universal = preprocess.get("script_type", "universal") == "universal"
@@ -168,8 +167,8 @@ def _move(block: Data, name: str, place: str, is_old: bool, new: Migration) -> N
         reason = f"{{{placeholder}}} removed, now {moved or 'empty'}: a partition has one place"
         new.say("changed", place, f"{reason}; {PLACEHOLDERS[placeholder]}")
     if is_old and was_in_object_store(text):
-        reason = f"was tos://agi-data/{text} in the object store, is {moved} in the project now"
-        new.say("changed", place, f"{reason}; if the data is still there, copy it or name its URL")
+        reason = f"kept: was tos://agi-data/{text}, is now {moved} below the project root"
+        new.say("changed", place, reason)
 
 
 def _without_placeholders(part: str) -> str | None:
@@ -198,89 +197,65 @@ def _model(data: Data, new: Migration) -> Data:
         data = _second_generation(data, new)
     retries = _block(data, "client_config").get("max_retries")
     if type(retries) is int:
-        reason = f"a request is sent {retries + 1} times at most; was {3 * (retries + 1)} times"
-        new.say("honoured", "client_config.max_retries", f"{reason}, three rounds of retries")
+        reason = f"a request is sent {retries + 1} times at most; it was three rounds of that"
+        new.say("honoured", "client_config.max_retries", reason)
     return data
 
 
 def _second_generation(data: Data, new: Migration) -> Data:
     """`provider`, `model_name` and `completions_params` as `client_config` and `chat_config`."""
-    provider = str(data.pop("provider", ""))
-    known = parse_model({"provider": provider, "model_name": "any"}, "")[0]
-    client: Data = {}
-    if known:
-        client = {name: getattr(known.client_config, name) for name in ("base_url", "api_key")}
-        reason = f"now client_config: {client['base_url']} with {client['api_key']}"
-        new.say("changed", "provider", reason)
-    for name in set(ClientConfig.model_fields).intersection(data):
-        client[name] = data.pop(name)
-        new.say("changed", name, f"now client_config.{name}")
+    provider = str(data.get("provider") or "")
+    known, _ = parse_model({"provider": provider, "model_name": "any"}, "")
+    client: Data = known.client_config.model_dump(include={"base_url", "api_key"}) if known else {}
+    new.say("changed", "provider", "now client_config: {base_url} with {api_key}".format(**client))
     params = _block(data, "completions_params")
-    chat = {"model": data.pop("model_name", params.get("model")), **params}
-    if params or data.get("completions_params") is None:
-        data.pop("completions_params", None)
+    chat: Data = {"model": data.get("model_name"), **params}
+    rest: Data = {}
+    for name, value in data.items():
+        if name in ClientConfig.model_fields:
+            client[name] = client.get(name) if value is None else value
+            new.say("changed", name, f"now client_config.{name}")
+        elif name not in ("provider", "model_name") and value not in (None, params):
+            rest[name] = value
     new.say("changed", "model_name", "now chat_config.model")
     for name in _leaves(params):
         new.say("changed", f"completions_params.{name}", f"now chat_config.{name}")
-    return {"client_config": client, "chat_config": chat, **data}
+    return {"client_config": client, "chat_config": chat, **rest}
 
 
 # Secrets
 
 
-def _variables(data: Data, file: str) -> Callable[[tuple[str, ...]], str]:
-    """Names for the secrets of a file."""
+def _stem(file: str) -> str:
+    """The file's name as the start of a variable's name."""
     stem = re.sub(r"[^A-Z0-9]+", "_", PurePath(file).stem.upper()).strip("_")
-    stem = stem if stem[:1].isalpha() else f"MODEL_{stem}".rstrip("_")
-    url = str(_block(data, "client_config").get("base_url") or data.get("base_url") or "")
-    host = re.sub(r"[/?#:].*", "", urlsplit(url).netloc.rpartition("@")[2].lower())
-    owner = str(data.get("provider") or "").lower()
-    owners = [
-        known
-        for known in ("openai", "deepseek", "anthropic")
-        if owner == known or host.endswith(f".{known}.com")
-    ]
-
-    def name(path: tuple[str, ...]) -> str:
-        last = re.sub(r"[^A-Z0-9]+", "_", path[-1].upper())
-        return f"{owners[0].upper() if owners and last == 'API_KEY' else stem}_{last}"
-
-    return name
+    return stem if stem[:1].isalpha() else f"MODEL_{stem}".rstrip("_")
 
 
-def _without_secrets(
-    value: Any, path: tuple[str, ...], variable: Callable[[tuple[str, ...]], str], new: Migration
-) -> Any:
+def _without_secrets(value: Any, path: tuple[str, ...], stem: str, new: Migration) -> Any:
     """The value with `${NAME}` in place of every key and password."""
     if isinstance(value, dict):
-        items = cast("Data", value).items()
-        return {key: _without_secrets(v, (*path, key), variable, new) for key, v in items}
+        fields = cast("Data", value)
+        owner = _OWNER.search(str(fields.get("base_url")))
+        stem = owner[1].upper() if owner else stem
+        return {key: _without_secrets(v, (*path, key), stem, new) for key, v in fields.items()}
     if isinstance(value, list):
-        return [_without_secrets(v, path, variable, new) for v in cast("list[Any]", value)]
-    if not _is_secret(value, path):
+        return [_without_secrets(item, path, stem, new) for item in cast("list[Any]", value)]
+    if not _is_secret(value, ".".join(path)):
         return value
-    name = variable(path)
-    expanded = path[-1] in ("api_key", "base_url") and path[:-1] in ((), ("client_config",))
-    reason = f"a secret is never kept in a file: now ${{{name}}}; put it in .env as {name}=…"
-    lost = "" if expanded else "; here the variable is not replaced, so find another way"
-    new.say("changed" if expanded else "refused", ".".join(path), reason + lost)
+    name = f"{stem}_{re.sub(r'[^A-Z0-9]+', '_', path[-1].upper())}"
+    if path in (("client_config", "api_key"), ("client_config", "base_url")):
+        new.say("changed", ".".join(path), f"now ${{{name}}}: put {name}=<the old value> in .env")
+    else:
+        new.say("refused", ".".join(path), "a secret, taken out: no variable is replaced here")
     return f"${{{name}}}"
 
 
-def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
+def _is_secret(value: Any, place: str) -> bool:
     if value is None or isinstance(value, bool):
         return False
-    if SECRET_TEXT.search(str(value)):
-        return True
-    return bool(_SECRET_NAME.search(path[-1].lower())) and not _is_reference(value)
-
-
-def _is_reference(value: Any) -> bool:
-    try:
-        TypeAdapter(KeyReference).validate_python(value)
-    except ValidationError:
-        return False
-    return True
+    named = _SECRET_NAME.search(place.lower()) and not _REFERENCE.fullmatch(str(value))
+    return bool(named or SECRET_TEXT.search(str(value)))
 
 
 # Prompts
@@ -295,28 +270,23 @@ def _prompt(data: Data, new: Migration) -> Data:
     place = "output_config.json_schema"
     properties: Data = {}
     kept: Data = {}
-    for key, value in output.json_default_values.items():
-        schema = {"type": "integer"} if type(value) is int else output.fields.get(key)
-        if key in output.keys and schema:
-            properties[key] = schema
-        if key in output.keys and schema and schema.get("type") in ("integer", "number"):
-            new.hints[f"{place}.properties.{key}"] = "add minimum and maximum: the prompt's scale"
-        if key in output.keys and key in output.optional_defaults:
-            kept[key] = value
+    for key, value in block.pop("json_default_values").items():
+        if key not in output.keys:
+            why = f"{key} is not in json_keys"
         else:
-            reason = f"left out: {_why_no_default(key, value, output)}"
-            new.say("changed", f"output_config.json_default_values.{key}", reason)
-    del block["json_default_values"]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            why = "a default never becomes a score" if is_number else f"{key} is required"
+            if value is not None:
+                properties[key] = {"type": "integer"} if type(value) is int else output.fields[key]
+            if is_number:
+                new.hints[f"{place}.properties.{key}"] = "add the scale: minimum and maximum"
+            elif key in output.optional_defaults:
+                kept[key] = value
+                continue
+        new.say("changed", f"output_config.json_default_values.{key}", f"left out: {why}")
     if properties:
         block["json_schema"] = {"properties": properties}
         new.say("changed", place, "added: types, as the defaults show them; ranges are for you")
     if kept:
         block["json_default_values"] = kept
     return data
-
-
-def _why_no_default(key: str, value: Any, output: OutputConfig) -> str:
-    if key not in output.keys:
-        return f"{key} is not in json_keys"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "a default never becomes a score" if is_number else f"{key} is required"

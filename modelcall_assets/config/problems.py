@@ -19,7 +19,9 @@ B = TypeVar("B", bound=Block)
 Loc = Sequence[int | str]
 
 _SECRET_NAME = re.compile(r"api_?key|access_?key|secret|passw|credential|auth|token$", re.I)
-_SECRET_VALUE = re.compile(r"\b(sk|ak|key|pat|gh[a-z])[-_]\w|bearer |://[^/\s]*@", re.I)
+_SECRET_VALUE = re.compile(
+    r"\b(sk|ak|key|pat|gh[a-z])[-_]\w|bearer |://[^/\n]*@|://[^/\s]*:\S*@", re.I
+)
 _TYPES = {
     "string": "text",
     "int": "an integer",

@@ -25,7 +25,7 @@ NO_REPLY: Position = -1
 WORKERS_PER_SLOT = 4
 """Records that wait for a retry hold no slot; so many may wait before reading on stops."""
 MOST_WORKERS = 8192
-REPLAYED_PER_BREATH = 500
+ROWS_PER_BREATH = 500
 SYNC_EVERY_S = 1.0
 
 Asked = ChatRequest | Failure
@@ -98,37 +98,35 @@ class Caller:
 
     def _pending(self, asked: Iterator[Asked]) -> Iterator[_Pending | None]:
         """Records still to call; None now and then, so that a long replay lets others run."""
-        replayed = 0
         for index, request in enumerate(asked):
             self.ledger.positions.append(NO_REPLY)
+            item = None
             if isinstance(request, Failure):
                 self.ledger.unanswered[index] = Unanswered(request)
                 self.tally.count(request)
-                continue
-            item = self._replay(index, request)
-            if item is not None:
+            else:
+                item = self._replay(index, request)
+            if item is not None or index % ROWS_PER_BREATH == 0:
                 yield item
-                continue
-            replayed += 1
-            if replayed % REPLAYED_PER_BREATH == 0:
-                yield None
 
     def _replay(self, index: int, request: ChatRequest) -> _Pending | None:
         """None when the journal settles the record: a success, or a failure of this round."""
         key = request.key()
         address = Address(key, self._occurrences[key])
         self._occurrences[key] += 1
-        last = None
+        last, finished = None, None
         for last in self.journal.dialogues(address):
             finished = self.rules.judge(_turns(last.entries))
-            if finished and (isinstance(finished.outcome, Success) or last.open_round):
-                self.replayed += 1
-                self.tally.replayed += 1
-                self._settle(index, last.positions[-1], finished)
-                return None
-        if last is not None and self.rules.judge(_turns(last.entries)) is not None:
-            last = None
-        return _Pending(index, address, request, last)
+            if finished is not None and isinstance(finished.outcome, Success):
+                break
+        if last is None or finished is None:
+            return _Pending(index, address, request, last)
+        if isinstance(finished.outcome, Failure) and not last.open_round:
+            return _Pending(index, address, request, None)
+        self.replayed += 1
+        self.tally.replayed += 1
+        self._settle(index, last.positions[-1], finished)
+        return None
 
     async def _converse(self, item: _Pending) -> None:
         entries = list(item.known.entries) if item.known else []

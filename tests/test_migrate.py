@@ -1,0 +1,614 @@
+"""`modelcall migrate`: old files become ours; nothing is lost in silence, no key leaks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcall_assets.cli.main import modelcall
+from modelcall_assets.config.catalog import load_model, load_task
+from modelcall_assets.config.migrate import migrate_file
+from modelcall_assets.config.model import parse_model
+from modelcall_assets.config.prompt import parse_prompt
+from modelcall_assets.config.task import parse_task
+from modelcall_assets.config.yaml_file import load_yaml
+from modelcall_assets.errors import SetupError
+
+Data = dict[str, Any]
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SECRET = "sk-Zx81hQpLw0aTtVn5sYcR3e"
+PLAIN_SECRET = "correct horse"
+
+TASK = """\
+# Nightly rating of the forum dump.
+task_name: forum_rating
+task_type: data_scoring
+description: |
+  Rates forum posts.
+  论坛帖子评分 🚀
+data:
+  stat_folder: ./stats/{task_name}
+  output_folder: ./tagged/{task_name}/{timestamp}
+  input_folder: /mnt/forum/posts
+  input_key: content_truncate_32k
+  prompt_format_key: text
+preprocess:
+  enabled: true
+  script_type: universal
+  input_folder: forum/raw
+  output_folder: ./forum_clean
+  max_tokens: 32768
+  num_proc: 16
+  seed: 42
+  num_files: -1
+  batch_size: 500
+  languages: null
+  group_by_language: true
+  source_name: forum
+  file_pattern: "*.jsonl"
+  field_mapping:
+    text: {type: combine, fields: [title, body], separator: "\\n"}
+    origin.site: {type: constant, value: forum}
+  filters: {min_text_length: 40, blacklist_patterns: [lorem]}
+  transformations:
+    text_cleaning: {remove_extra_whitespace: true}
+    computed_fields: {length: {type: text_length}}
+model: {config_path: configs/models/m.yaml}
+prompt: {config_path: configs/prompts/p.yaml}
+environment:
+  config_path: env/forum.env
+  tos_config_path: env/store.env
+  timeout: 180
+  api_provider: openai
+concurrency:
+  max_concurrent_files: 3
+  max_concurrent_requests: 40
+  chunk_size: 200
+  parquet_save_interval: -1
+distributed: {enabled: false, world_size: 2, num_runs: 1}
+debug: {enabled: true, max_files: -1, max_items_per_file: -1}
+retry: {enable_format_validation_retry: true, max_retries: 3}
+options: {main_resume: true, resume: false, preprocess_resume: true, delete_existing: false}
+logging: {level: INFO, batch_size: 100, progress_report_interval: 10, log_dir: logs}
+"""
+FLAT_TASK = """\
+task_name: flat
+description: A task of the first generation.
+data:
+  input_folder: corpus/en
+  output_folder: tagged/run_{run_index}/en
+  stat_folder: stats/en
+  input_key: text
+  prompt_format_key: text
+preprocess: {enabled: true, num_files: 0}
+model: {config_path: configs/models/m.yaml}
+prompt: {config_path: configs/prompts/p.yaml}
+concurrency: {max_concurrent_files: 1, max_concurrent_requests: 5, chunk_size: 9}
+"""
+MODEL = {
+    "client_config": {
+        "base_url": "https://api.deepseek.com/v1",
+        "api_key": SECRET,
+        "timeout": 600,
+        "max_retries": 50,
+    },
+    "chat_config": {
+        "model": "deepseek-chat",
+        "temperature": 0.3,
+        "stream": True,
+        "timeout": 60,
+        "enable_thinking": False,
+        "reasoning_effort": "low",
+    },
+}
+FIRST_MODEL = {
+    "provider": "openai",
+    "model_name": "gpt-4o",
+    "api_key": SECRET,
+    "completions_params": {"temperature": 0, "max_tokens": 900, "stream": False},
+}
+PROMPT = """\
+prompt_template:
+  system_text: You judge texts. 你好
+  prompt_text: "Rate this.  \\n\\n\\tText: {text}\\nAnswer {{\\"score\\": 1}}\\n"
+output_config:
+  require_json: true
+  json_keys: [score, corpus_type, weight, tags, summary]
+  json_key_must_exists: [score, summary]
+  json_default_values:
+    score: 3
+    corpus_type: general
+    weight: 0.5
+    tags: []
+    summary: ""
+    forgotten: 1
+"""
+FIELDS_A21 = """\
+task_name task_type description data.input_folder data.output_folder data.stat_folder data.input_key
+data.prompt_format_key preprocess.enabled preprocess.script_type preprocess.input_folder
+preprocess.output_folder preprocess.max_tokens preprocess.num_proc preprocess.seed
+preprocess.num_files preprocess.batch_size preprocess.languages preprocess.group_by_language
+preprocess.source_name preprocess.file_pattern preprocess.filters.min_text_length
+preprocess.filters.blacklist_patterns preprocess.field_mapping.text.fields
+preprocess.transformations.text_cleaning.remove_extra_whitespace model.config_path
+prompt.config_path environment.config_path environment.tos_config_path environment.timeout
+environment.api_provider concurrency.max_concurrent_files concurrency.max_concurrent_requests
+concurrency.chunk_size concurrency.parquet_save_interval distributed.enabled
+distributed.world_size distributed.num_runs debug.enabled debug.max_files
+debug.max_items_per_file retry.enable_format_validation_retry retry.max_retries
+options.main_resume options.resume options.preprocess_resume options.delete_existing logging.level
+logging.batch_size logging.progress_report_interval logging.log_dir
+"""
+
+
+def write(path: Path, content: Data | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_json = path.suffix == ".json"
+    dumped = json.dumps(content) if is_json else yaml.safe_dump(content, allow_unicode=True)
+    path.write_text(content if isinstance(content, str) else dumped, "utf-8")
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(modelcall, ["migrate", *map(str, arguments)])
+
+
+def lines(result: Result) -> dict[str, tuple[str, str]]:
+    """Field → (treatment, reason); every field once."""
+    found = re.findall(r"^(honoured|changed|refused): ([^:\n]+)(?:: (.*))?$", result.output, re.M)
+    counts = Counter(name for _, name, _ in found)
+    assert [name for name, count in counts.items() if count > 1] == []
+    return {name: (treatment, reason) for treatment, name, reason in found}
+
+
+class Project:
+    """A project of this program beside a folder with old files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        write(root / "configs/models/m.yaml", {**MODEL, "client_config": {"base_url": "http://h"}})
+        prompt = {"prompt_template": {"prompt_text": "{text}"}}
+        write(root / "configs/prompts/p.yaml", prompt)
+        write(root / "env/forum.env", "A=1")
+        write(root / "env/store.env", "B=1")
+
+    def migrate(self, content: Data | str, *, name: str = "old.yaml", to: str) -> Result:
+        old = write(self.root / "old" / name, content)
+        return run(old, "--output", self.root / "configs" / to)
+
+    def text(self, name: str) -> str:
+        return (self.root / "configs" / name).read_text("utf-8")
+
+    def data(self, name: str) -> Data:
+        return load_yaml(self.root / "configs" / name)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+# Tasks
+
+
+def test_a_task_keeps_what_works_in_the_documented_order(project: Project):
+    result = project.migrate(TASK, to="tasks/forum.yaml")
+    assert result.exit_code == 0, result.output
+    spec = load_task(project.root / "configs/tasks/forum.yaml", project.root)
+    data = project.data("tasks/forum.yaml")
+    assert list(data)[:4] == ["task_name", "task_type", "description", "data"]
+    assert list(data["data"]) == ["input_folder", "output_folder", "input_key", "prompt_format_key"]
+    assert data["data"]["output_folder"] == "./tagged/{task_name}"
+    assert data["concurrency"] == {"max_concurrent_files": 3, "max_concurrent_requests": 40}
+    assert data["debug"] == {"enabled": True, "max_files": -1, "max_items_per_file": -1}
+    assert (
+        data["preprocess"]["field_mapping"] == yaml.safe_load(TASK)["preprocess"]["field_mapping"]
+    )
+    assert "options" not in data
+    assert "logging" not in data
+    assert spec.task.max_files is None
+
+
+def test_the_text_of_a_task_stays_readable(project: Project):
+    project.migrate(TASK, to="tasks/forum.yaml")
+    text = project.text("tasks/forum.yaml")
+    assert text.startswith("# Migrated from old.yaml: ")
+    assert "description: |\n  Rates forum posts.\n  论坛帖子评分 🚀\n" in text
+    assert str(project.root) not in text
+
+
+def test_every_field_of_a_task_is_told_once(project: Project):
+    told = lines(project.migrate(TASK, to="tasks/forum.yaml"))
+    assert [name for name in FIELDS_A21.split() if name not in told] == []
+    changed = {name for name, (treatment, _) in told.items() if treatment == "changed"}
+    assert {"data.stat_folder", "concurrency.chunk_size", "logging.level"} <= changed
+    assert told["concurrency.max_concurrent_requests"] == ("honoured", "")
+    assert "-1 means no limit" in told["debug.max_files"][1]
+
+
+def test_a_relative_folder_is_kept_and_told_what_it_meant(project: Project):
+    told = lines(project.migrate(TASK, to="tasks/forum.yaml"))
+    treatment, reason = told["preprocess.input_folder"]
+    assert treatment == "changed"
+    assert "was tos://agi-data/forum/raw" in reason
+    assert "is now forum/raw below the project root" in reason
+    assert project.data("tasks/forum.yaml")["preprocess"]["input_folder"] == "forum/raw"
+    assert told["preprocess.output_folder"] == ("honoured", "")
+
+
+def test_a_flat_task_of_the_first_generation(project: Project):
+    result = project.migrate(FLAT_TASK, to="tasks/flat.yaml")
+    assert result.exit_code == 0, result.output
+    data = project.data("tasks/flat.yaml")
+    assert data["data"]["output_folder"] == "tagged/run/en"
+    assert data["preprocess"] == {"enabled": True, "num_files": -1, "file_pattern": "*.parquet"}
+    assert "{run_index} removed" in lines(result)["data.output_folder"][1]
+    load_task(project.root / "configs/tasks/flat.yaml", project.root)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("/a/{task_name}/{timestamp}", "/a/{task_name}"),
+        ("./{timestamp}/b", "./b"),
+        ("./x_{timestamp}_y/{run_index}", "./x__y"),
+        ("s3://bucket/{timestamp}/b", "s3://bucket/b"),
+        ("{timestamp}/b", "b"),
+    ],
+)
+def test_placeholders_leave_a_path(old: str, new: str):
+    data = yaml.safe_load(FLAT_TASK)
+    data["data"]["input_folder"] = old
+    migrated = migrate_file(data, "t.yaml").data
+    assert migrated
+    assert migrated["data"]["input_folder"] == new
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "advice"),
+    [
+        ("distributed.num_runs", 5, "one task per run"),
+        ("options.delete_existing", True, "run-task --fresh"),
+        ("data.output_folder", "tos://agi-data/out", "expected a local folder"),
+        ("data.inptu_key", "text", "did you mean input_key?"),
+        ("debug.max_files", 0, "more than 0"),
+        ("shiny", 1, "unknown key"),
+    ],
+)
+def test_a_refused_field_has_a_todo_at_its_place(
+    project: Project, place: str, value: Any, advice: str
+):
+    data = yaml.safe_load(TASK)
+    *parents, name = place.split(".")
+    block = data
+    for parent in parents:
+        block = block[parent]
+    block[name] = value
+    result = project.migrate(data, to="tasks/t.yaml")
+    assert result.exit_code == 1
+    treatment, reason = lines(result)[place]
+    assert treatment == "refused"
+    assert advice in reason
+    assert "look for TODO" in result.output
+    text = project.text("tasks/t.yaml").splitlines()
+    row = next(i for i, line in enumerate(text) if f"# TODO {place}: " in line)
+    if place.startswith("data."):
+        assert text[row + 1].strip() == f"{name}: {value}"
+        assert text[row].startswith("  # TODO")
+
+
+def test_a_missing_field_has_its_todo_too(project: Project):
+    data = yaml.safe_load(FLAT_TASK)
+    del data["task_name"], data["data"]["output_folder"]
+    assert project.migrate(data, to="tasks/t.yaml").exit_code == 1
+    text = project.text("tasks/t.yaml")
+    assert re.search(r"\n# TODO data.output_folder: missing.*\ndata:\n", text)
+    assert "# TODO task_name: missing" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "task_type",
+    ["data_distillation", "generate_response", "batch_distillation_submit", "something_else"],
+)
+def test_other_task_types_write_nothing(project: Project, task_type: str):
+    data = {"task_name": "d", "task_type": task_type, "distillation": {"step": "jsonl_merge"}}
+    result = project.migrate(data, to="tasks/d.yaml")
+    assert result.exit_code == 1
+    assert lines(result)["task_type"][0] == "refused"
+    assert ("not in this version" in result.output) == (task_type != "something_else")
+    assert "nothing is written" in result.output
+    assert not (project.root / "configs/tasks/d.yaml").exists()
+
+
+def test_a_later_preprocessor_stays_and_is_told(project: Project):
+    data = yaml.safe_load(FLAT_TASK)
+    data["preprocess"]["script_type"] = "repo_xml"
+    result = project.migrate(data, to="tasks/t.yaml")
+    assert result.exit_code == 0
+    assert "not in this version" in lines(result)["preprocess.script_type"][1]
+
+
+def test_a_file_of_no_kind_is_refused(project: Project):
+    path = write(project.root / "x.yaml", {"merge_groups": []})
+    result = run(path)
+    assert isinstance(result.exception, SetupError)
+    assert "not a task, model or prompt file" in str(result.exception)
+
+
+# Models
+
+
+def test_a_model_loses_its_key_and_its_timeout(project: Project):
+    result = project.migrate(MODEL, to="models/ds.yaml")
+    assert result.exit_code == 0, result.output
+    data = project.data("models/ds.yaml")
+    assert data["client_config"]["api_key"] == "${DEEPSEEK_API_KEY}"
+    assert data["chat_config"] == {
+        "model": "deepseek-chat",
+        "temperature": 0.3,
+        "enable_thinking": False,
+        "reasoning_effort": "low",
+    }
+    told = lines(result)
+    assert "in .env" in told["client_config.api_key"][1]
+    assert told["chat_config.timeout"][0] == "changed"
+    assert told["chat_config.stream"][0] == "changed"
+    assert "51 times at most" in told["client_config.max_retries"][1]
+    assert "passed to the endpoint" in told["chat_config.enable_thinking"][1]
+    load_model(project.root / "configs/models/ds.yaml", project.root)
+
+
+def test_a_model_of_the_first_generation(project: Project):
+    result = project.migrate(FIRST_MODEL, name="big one.yaml", to="models/gpt.yaml")
+    assert result.exit_code == 0, result.output
+    assert project.data("models/gpt.yaml") == {
+        "client_config": {
+            "base_url": "https://api.openai.com/v1",
+            "api_key": "${OPENAI_API_KEY}",
+        },
+        "chat_config": {"model": "gpt-4o", "temperature": 0, "max_tokens": 900},
+    }
+    told = lines(result)
+    assert told["completions_params.max_tokens"] == ("changed", "now chat_config.max_tokens")
+    assert {"provider", "model_name", "api_key", "completions_params.stream"} <= set(told)
+    load_model(project.root / "configs/models/gpt.yaml", project.root)
+
+
+def test_an_unknown_provider_reads_its_address_from_the_environment(project: Project):
+    old = {"provider": "house", "model_name": "m", "completions_params": None}
+    assert project.migrate(old, to="models/h.yaml").exit_code == 0
+    client = project.data("models/h.yaml")["client_config"]
+    assert client == {"base_url": "${BASE_URL}", "api_key": "${API_KEY}"}
+
+
+def test_json_becomes_yaml(project: Project):
+    result = project.migrate(MODEL, name="old.json", to="models/ds.yaml")
+    assert result.exit_code == 0
+    ours = {**MODEL, "client_config": {"base_url": "http://h/v1", "api_key": "EMPTY"}}
+    del ours["chat_config"]
+    ours["chat_config"] = {"model": "m"}
+    result = project.migrate(ours, name="ours.json", to="models/ours.yaml")
+    assert "nothing to change" in result.output
+    assert "client_config:\n" in project.text("models/ours.yaml")
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "not-needed", "${MY_KEY}"])
+def test_what_is_no_secret_stays(project: Project, key: str):
+    old = copy.deepcopy(MODEL)
+    old["client_config"]["api_key"] = key
+    project.migrate(old, to="models/m2.yaml")
+    assert project.data("models/m2.yaml")["client_config"]["api_key"] == key
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable", "exit_code"),
+    [
+        ({"client_config": {"base_url": "https://api.anthropic.com/v1"}}, "ANTHROPIC_API_KEY", 0),
+        ({"client_config": {"base_url": "http://gpu-7:8000/v1"}}, "MODEL_3_B_API_KEY", 0),
+        (
+            {"client_config": {"base_url": f"http://me:{PLAIN_SECRET}@h/v1"}},
+            "MODEL_3_B_BASE_URL",
+            0,
+        ),
+        ({"client_config": {"api_key": "${K:-" + SECRET + "}"}}, "DEEPSEEK_API_KEY", 0),
+        ({"client_config": {"api_key": 271828182845}}, "DEEPSEEK_API_KEY", 0),
+        ({"client_config": {"api_keys": [PLAIN_SECRET]}}, "DEEPSEEK_API_KEYS", 1),
+        ({"client_config": {"api_keys": {"a": PLAIN_SECRET}}}, "DEEPSEEK_A", 1),
+        (
+            {"client_config": {"base_url": "http://u:a/correct-horse@h:1"}},
+            "MODEL_3_B_BASE_URL",
+            0,
+        ),
+        ({"chat_config": {"api_key": PLAIN_SECRET}}, "MODEL_3_B_API_KEY", 1),
+        ({"chat_config": {"extra_headers": {"X-Api-Key": PLAIN_SECRET}}}, "X_API_KEY", 1),
+        ({"chat_config": {"extra_body": {"who": f"Bearer {SECRET}"}}}, "MODEL_3_B_WHO", 1),
+        ({"chat_config": {"stop": [SECRET]}}, "MODEL_3_B_STOP", 1),
+    ],
+)
+def test_a_secret_is_nowhere(
+    project: Project, changes: dict[str, Data], variable: str, exit_code: int
+):
+    old = copy.deepcopy(MODEL)
+    for block, fields in changes.items():
+        old[block] |= fields
+    result = project.migrate(old, name="3-b.yaml", to="models/m3.yaml")
+    assert result.exit_code == exit_code, result.output
+    text = project.text("models/m3.yaml")
+    for shown in (result.output, text):
+        assert not re.search(rf"{SECRET}|correct.horse|271828182845", shown)
+    assert f"{variable}}}" in text
+
+
+def test_a_secret_in_a_task_or_in_a_comment_is_nowhere(project: Project):
+    task = yaml.safe_load(FLAT_TASK)
+    task["data"]["input_folder"] = f"s3://me:{PLAIN_SECRET}@bucket/{{timestamp}}"
+    task["environment"] = {"api_key": PLAIN_SECRET}
+    result = project.migrate(task, to="tasks/t.yaml")
+    assert PLAIN_SECRET not in result.output + project.text("tasks/t.yaml")
+    ours = f"# api_key: {SECRET}\n" + project.text("models/m.yaml").replace("50", "3")
+    result = project.migrate(ours, to="models/m4.yaml")
+    assert SECRET not in result.output + project.text("models/m4.yaml")
+
+
+# Prompts
+
+
+def test_a_prompt_gets_types_and_loses_numeric_defaults(project: Project):
+    result = project.migrate(PROMPT, to="prompts/r.yaml")
+    assert result.exit_code == 0, result.output
+    data = project.data("prompts/r.yaml")
+    assert data["prompt_template"] == yaml.safe_load(PROMPT)["prompt_template"]
+    output = data["output_config"]
+    assert output["json_schema"]["properties"] == {
+        "score": {"type": "integer"},
+        "corpus_type": {"type": "string"},
+        "weight": {"type": "number"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "summary": {"type": "string"},
+    }
+    assert output["json_default_values"] == {"corpus_type": "general", "tags": []}
+    told = lines(result)
+    for key in ("score", "weight"):
+        reason = told[f"output_config.json_default_values.{key}"][1]
+        assert reason == "left out: a default never becomes a score"
+    assert "required" in told["output_config.json_default_values.summary"][1]
+    assert "not in json_keys" in told["output_config.json_default_values.forgotten"][1]
+    text = project.text("prompts/r.yaml")
+    assert re.search(r"# add the scale: minimum and maximum\n +score:\n", text)
+    assert "prompt_text: |\n    Rate this.  \n\n    \tText: {text}\n" in text
+    assert "你好" in text
+    parsed, problems = parse_prompt(data, "r.yaml")
+    assert parsed
+    assert problems == []
+
+
+def test_a_prompt_that_declares_keys_of_no_json_is_refused(project: Project):
+    result = project.migrate(PROMPT.replace("true", "false"), to="prompts/r.yaml")
+    assert result.exit_code == 1
+    assert "# TODO output_config.require_json: " in project.text("prompts/r.yaml")
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, words: str):
+    folder = tmp_path_factory.mktemp("texts")
+    text = words.replace("{", "").replace("}", "") + "."
+    template = {"system_text": text, "prompt_text": f" {text}\n \n"}
+    old = {"prompt_template": template, "output_config": {"json_default_values": {"x": 1}}}
+    path = folder / "p.json"
+    path.write_text(json.dumps(old), "utf-8")
+    assert run(path, "--output", folder / "new.yaml").exit_code == 0
+    assert load_yaml(folder / "new.yaml")["prompt_template"] == template
+
+
+# The command
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_file_of_ours_stays_as_it_is(path: Path):
+    result = run(path)
+    assert result.exit_code == 0, result.output
+    assert "nothing to change" in result.stderr
+    assert result.stdout == path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("old", [TASK, FLAT_TASK, MODEL, FIRST_MODEL, PROMPT])
+def test_migrating_twice_changes_nothing_more(project: Project, old: Data | str):
+    project.migrate(old, to="tasks/once.yaml")
+    once = project.text("tasks/once.yaml")
+    again = project.migrate(once, name="once.yaml", to="tasks/twice.yaml")
+    assert "nothing to change" in again.output
+    assert project.text("tasks/twice.yaml") == once
+
+
+def test_an_existing_file_is_overwritten_by_force_only(project: Project):
+    old = write(project.root / "old.yaml", FLAT_TASK)
+    new = write(project.root / "new.yaml", "mine: 1\n")
+    refused = run(old, "--output", new)
+    assert refused.exit_code == 1
+    assert "--force" in refused.output
+    assert new.read_text() == "mine: 1\n"
+    assert run(old, "--output", new, "--force").exit_code == 0
+    assert "task_name: flat" in new.read_text()
+    assert run(old, "--output", project.root / "new.json").exit_code == 2
+
+
+def test_as_a_process_the_file_and_the_list_are_apart(project: Project):
+    old = write(project.root / "old/m.yaml", MODEL)
+    done = subprocess.run(
+        [sys.executable, "-m", "modelcall", "migrate", str(old)],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0
+    model, _ = parse_model(yaml.safe_load(done.stdout), "m.yaml")
+    assert model
+    assert "changed: client_config.api_key: " in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+
+
+# Whatever the old files hold
+
+VALUES = st.none() | st.booleans() | st.integers(-2, 60) | st.sampled_from(["", "a/{timestamp}"])
+PARSERS = [
+    (yaml.safe_load(TASK), parse_task),
+    (yaml.safe_load(FLAT_TASK), parse_task),
+    (MODEL, parse_model),
+    (FIRST_MODEL, parse_model),
+    (yaml.safe_load(PROMPT), parse_prompt),
+]
+
+
+@st.composite
+def parts(draw: st.DrawFn, data: Data) -> Data:
+    """Some of the fields, a few of them with another value."""
+    result: Data = {}
+    for name, value in data.items():
+        fate = draw(st.integers(0, 9))
+        if isinstance(value, dict) and fate:
+            result[name] = draw(parts(value))
+        elif fate == 1:
+            result[name] = draw(VALUES)
+        elif fate > 2:
+            result[name] = value
+    return result
+
+
+@pytest.mark.parametrize(("old", "parse"), PARSERS)
+@given(data=st.data())
+def test_any_part_of_an_old_file_validates_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, old: Data, parse: Any, data: st.DataObject
+):
+    folder = tmp_path_factory.mktemp("parts")
+    result = run(write(folder / "old.yaml", data.draw(parts(old))))
+    if isinstance(result.exception, SetupError):
+        assert re.search(r"not a task, model or prompt file|a mapping", str(result.exception))
+        return
+    assert SECRET not in result.output
+    if result.exit_code:
+        assert isinstance(result.exception, SystemExit)
+        assert "\nrefused: " in f"\n{result.stderr}"
+    if not result.stdout:
+        assert lines(result).keys() == {"task_type"}
+        return
+    new = write(folder / "new.yaml", result.stdout)
+    valid = parse(load_yaml(new), "new.yaml")[0] is not None
+    assert valid or result.exit_code == 1
+    if result.exit_code == 0:
+        again = run(new)
+        assert again.stdout == result.stdout
+        assert "nothing to change" in again.stderr
