@@ -11,8 +11,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-URL = "http://localhost:3000/asset-groups/"
-CROP = {"x": 540, "y": 395, "width": 830, "height": 190}
+GROUP = "locations/__repository__@modelcall/asset-groups/demo_code_quality/lineage"
+URL = f"http://localhost:3000/{GROUP}"
+CROP = {"x": 310, "y": 412, "width": 1020, "height": 196}
 
 
 def main(target: Path) -> None:
