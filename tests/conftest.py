@@ -100,11 +100,11 @@ def some_rows(count: int, word: str = "plain") -> list[dict[str, Any]]:
     ]
 
 
-def until(what: Callable[[], object], seconds: float = 60) -> None:
+def until(what: Callable[[], object], seconds: float = 60, every: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 @dataclass
@@ -112,19 +112,26 @@ class Project:
     """A project folder; the methods without `write_` read it as it is at that time."""
 
     root: Path
+    task: str = "rate"
+    """The task that the methods are about."""
+    inputs: str = "data/in"
 
-    def write_task(self, changes: Mapping[str, Any] | None = None, file: str = "rate") -> Path:
-        return self._write_yaml(f"tasks/{file}", merged(TASK, changes or {}))
+    def write_task(self, changes: Mapping[str, Any] | None = None, file: str = "") -> Path:
+        own = {"task_name": self.task, "data": {"input_folder": self.inputs}}
+        content = merged(merged(TASK, own), changes or {})
+        return self._write_yaml(f"tasks/{file or self.task}", content)
 
-    def write_model(self, changes: Mapping[str, Any] | None = None) -> Path:
-        return self._write_yaml("models/rehearsal", merged(MODEL, changes or {}))
+    def write_model(
+        self, changes: Mapping[str, Any] | None = None, file: str = "rehearsal"
+    ) -> Path:
+        return self._write_yaml(f"models/{file}", merged(MODEL, changes or {}))
 
-    def write_prompt(self, changes: Mapping[str, Any] | None = None) -> Path:
-        return self._write_yaml("prompts/quality", merged(PROMPT, changes or {}))
+    def write_prompt(self, changes: Mapping[str, Any] | None = None, file: str = "quality") -> Path:
+        return self._write_yaml(f"prompts/{file}", merged(PROMPT, changes or {}))
 
     def write_input(self, name: str, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
         """JSONL or Parquet by the suffix; bytes are a line as it is."""
-        path = self.root / "data" / "in" / name
+        path = self.root / self.inputs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist(list(rows)), path)
@@ -135,7 +142,7 @@ class Project:
 
     @property
     def task_file(self) -> Path:
-        return self.root / "configs" / "tasks" / "rate.yaml"
+        return self.root / "configs" / "tasks" / f"{self.task}.yaml"
 
     def steps(self) -> TaskSteps:
         return TaskSteps(load_task(self.task_file, self.root))
@@ -145,7 +152,7 @@ class Project:
 
     def output(self, name: str) -> Path:
         """Where the scores of an input file are published."""
-        return (self.root / "data/rate/scores" / name).with_suffix(".parquet")
+        return (self.root / "data" / self.task / "scores" / name).with_suffix(".parquet")
 
     def scores(self, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self.output(name)).to_pylist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,10 +24,15 @@ from modelcall_assets.config.problems import shown_path
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.config.yaml_file import load_yaml
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.record import Row
+from modelcall_assets.steps.preview import first_rows
 from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.transforms.universal import Dropped
 
 Kind = Literal["task", "model", "prompt"]
+ROWS_LOOKED_AT = 20
 
 
 @click.command()
@@ -130,17 +135,45 @@ def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem
 
 def _readiness(spec: TaskSpec) -> Iterator[Problem]:
     """What is missing before the task can run."""
+    steps = TaskSteps(spec)
     try:
-        TaskSteps(spec).check_rater()
+        steps.check_rater()
     except SetupError as error:
         yield from error.problems
-    folder = spec.input_folder
-    if "://" not in folder and not Path(folder).is_dir():
-        have = shown_path(Path(folder), spec.root)
-        yield Problem(
-            spec.file_name,
-            "data.input_folder",
-            "no such folder yet: nothing to do",
-            have=have,
-            severity="warning",
-        )
+    folder = Path(spec.input_folder)
+    if "://" in spec.input_folder:
+        return
+    if folder.is_dir():
+        yield from _input_problems(steps)
+        return
+    wrong, have = "no such folder yet: nothing to do", shown_path(folder, spec.root)
+    yield Problem(spec.file_name, "data.input_folder", wrong, have=have, severity="warning")
+
+
+def _input_problems(steps: TaskSteps) -> Iterator[Problem]:
+    """Two inputs with one output; and columns that the first rows there are do not have."""
+    file_name = steps.spec.file_name
+    try:
+        for file in steps.inputs():
+            rows = first_rows(steps, file, ROWS_LOOKED_AT)
+            if kept := [row for row in rows if not isinstance(row, Dropped)]:
+                yield from _unratable(steps, file.key_path, kept)
+                return
+    except SetupError as error:
+        yield from error.problems
+    except InputError as error:
+        yield Problem(file_name, "data.input_folder", str(error), severity="warning")
+
+
+def _unratable(steps: TaskSteps, file: str, rows: Sequence[Row | Failure]) -> Iterator[Problem]:
+    """When no row can be asked, something common to all is wrong: a column's name, for example."""
+    look = steps.score_stage.ask if steps.rule_stage is None else lambda row: row
+    asked = [row if isinstance(row, Failure) else look(row) for row in rows]
+    failures = [each.detail for each in asked if isinstance(each, Failure)]
+    if len(failures) < len(asked):
+        return
+    wrong = f"none of the first {len(asked)} rows of {file} can be rated: {failures[0][:200]}"
+    columns = dict.fromkeys(name for row in rows if not isinstance(row, Failure) for name in row)
+    have = f"the columns {', '.join(columns)}" if columns else ""
+    fix = "compare data.input_key and the placeholders of the prompt with them" if columns else ""
+    yield Problem(steps.spec.file_name, "data", wrong, have=have, fix=fix, severity="warning")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.errors import InputError
 from modelcall_assets.steps.preview import FilePlan, plan_file
 from modelcall_assets.steps.task_steps import TaskSteps
 
 SHOWN_FILES = 40
 MILLION = 1_000_000
+_TITLES = {"rows": "rows", "prompt_tokens": "prompt tokens", "journalled": "in journal"}
 
 
 @click.command("plan")
@@ -33,31 +38,39 @@ def plan(task: Path, answer_tokens: int | None) -> None:
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
     steps = task_steps(task)
-    plans = [plan_file(steps, file) for file in steps.inputs()]
+    plans: list[FilePlan] = []
+    unreadable: list[InputError] = []
+    for file in steps.inputs():
+        try:
+            plans.append(plan_file(steps, file))
+        except InputError as error:
+            unreadable.append(error)
     console = Console()
-    console.print(_table(plans))
-    for line in _estimate(steps, plans, answer_tokens):
+    rules = steps.rule_stage
+    console.print(_table(plans, [] if rules else ["prompt_tokens", "journalled"]))
+    lines = [f"to send: nothing; {rules.path} rates the rows"] if rules else None
+    for line in lines or _estimate(steps, plans, answer_tokens):
         console.print(line, highlight=False)
+    for error in unreadable:
+        click.echo(f"error: {error}", err=True)
+    sys.exit(1 if unreadable else 0)
 
 
-def _table(plans: list[FilePlan]) -> Table:
+def _table(plans: list[FilePlan], of_model: Sequence[str]) -> Table:
+    """`of_model` are the numbers that only a task with a model has."""
+    numbers = ["rows", *of_model]
     table = Table()
     table.add_column("file", overflow="fold")
-    for name in ("rows", "prompt tokens", "in journal"):
-        table.add_column(name, justify="right")
+    for name in numbers:
+        table.add_column(_TITLES[name], justify="right")
     for each in plans[:SHOWN_FILES]:
-        table.add_row(
-            each.key_path, f"{each.rows:,}", f"{each.prompt_tokens:,}", f"{each.journalled:,}"
-        )
+        # Text, because a file name may hold what looks like markup.
+        table.add_row(Text(each.key_path), *(f"{getattr(each, name):,}" for name in numbers))
     if len(plans) > SHOWN_FILES:
-        table.add_row(f"… {len(plans) - SHOWN_FILES:,} more", "", "", "")
+        table.add_row(f"… {len(plans) - SHOWN_FILES:,} more")
     table.add_section()
-    table.add_row(
-        f"{len(plans)} files",
-        f"{sum(each.rows for each in plans):,}",
-        f"{sum(each.prompt_tokens for each in plans):,}",
-        f"{sum(each.journalled for each in plans):,}",
-    )
+    sums = (sum(getattr(each, name) for each in plans) for name in numbers)
+    table.add_row(f"{len(plans)} files", *(f"{total:,}" for total in sums))
     return table
 
 

@@ -16,8 +16,10 @@ from modelcall_assets.cli.display import RunDisplay
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.task_steps import SCORES, TaskSteps
+from modelcall_assets.steps.task_steps import RAW, SCORES, WARNINGS, TaskSteps
 from modelcall_assets.storage.manifest import Manifest, read_manifest
+
+SHOWN_WARNINGS = 20
 
 
 @click.command("run-task")
@@ -101,8 +103,11 @@ def _summary(
         for key, manifest in found.items()
         if not manifest.accepted
     ]
+    lines += _warnings(steps, keys)
     if did_nothing:
         lines.append("nothing to do: every file is up to date, no request was sent")
+    elif steps.rule_stage is not None:
+        lines.append(f"rated by {steps.rule_stage.path} in {seconds:.1f} s, no model was asked")
     else:
         rate = f" ({display.requests / seconds:,.0f}/s)" if display.requests else ""
         lines.append(
@@ -111,6 +116,19 @@ def _summary(
         )
     lines.append(f"scores: {steps.spec.output_folder}")
     return "\n".join(lines)
+
+
+def _warnings(steps: TaskSteps, keys: Sequence[str]) -> list[str]:
+    """What `raw` found in the files."""
+    manifests = ((key, read_manifest(steps.layout.manifest_path(RAW, key))) for key in keys)
+    found = [
+        f"  warning: {decode_key(key)}: {warning}"
+        for key, manifest in manifests
+        if manifest
+        for warning in manifest.detail.get(WARNINGS, ())
+    ]
+    more = len(found) - SHOWN_WARNINGS
+    return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
 
 
 def _totals(manifests: Sequence[Manifest], files: int) -> str:

@@ -19,8 +19,10 @@ from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.dialogue import Turn
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.outcome import Failure, Outcome
+from modelcall_assets.records.record import Row
 from modelcall_assets.steps.calls import Asked
-from modelcall_assets.steps.preview import first_asks
+from modelcall_assets.steps.preview import first_rows
+from modelcall_assets.steps.rule_scores import rate
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.transforms.universal import Dropped
 
@@ -39,29 +41,40 @@ SCANNED_PER_ROW = 20
 def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
 
-    Nothing is published or journalled, and the calls are paid. For free, let the rehearsal
-    endpoint answer:
+    Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
+    and its result. For free, let the rehearsal endpoint answer:
 
     \b
       modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
     """
     steps = task_steps(task)
+    if steps.rule_stage is not None:
+        if model is not None:
+            raise SetupError([Problem("modelcall try", "--model", "the task has a scorer")])
+        scorer = steps.rule_stage.scorer()
+        for number, row in enumerate(_first(steps, pattern, rows), start=1):
+            _show_row(number, row)
+            _show_outcome(row if isinstance(row, Failure) else rate(scorer, row))
+        return
     if model is not None:
         steps = TaskSteps(replace(steps.spec, model=load_model(model, steps.spec.root)))
-    asks = list(_first(steps, pattern, rows))
+    ask = steps.score_stage.ask
+    first = _first(steps, pattern, rows)
+    asks = [row if isinstance(row, Failure) else ask(row) for row in first]
     results = asyncio.run(_ask_all(steps, asks))
-    for number, (asked, result) in enumerate(zip(asks, results, strict=True), start=1):
-        _show(number, asked, *result)
+    for number, (asked, (replies, outcome)) in enumerate(zip(asks, results, strict=True), start=1):
+        _show_dialogue(number, asked, replies)
+        _show_outcome(outcome)
 
 
-def _first(steps: TaskSteps, pattern: str, rows: int) -> list[Asked]:
+def _first(steps: TaskSteps, pattern: str, rows: int) -> list[Row | Failure]:
     """Of the first matching file with rows that preprocessing keeps."""
     for file in steps.inputs():
         if fnmatchcase(file.key_path, pattern):
-            asks = first_asks(steps, file, rows * SCANNED_PER_ROW)
-            kept = [asked for asked in asks if not isinstance(asked, Dropped)]
-            if kept:
-                return list(islice(kept, rows))
+            found = first_rows(steps, file, rows * SCANNED_PER_ROW)
+            kept = (row for row in found if not isinstance(row, Dropped))
+            if first := list(islice(kept, rows)):
+                return first
     wrong = f"no rows under {steps.spec.input_folder} in a file that matches '{pattern}'"
     raise SetupError([Problem(steps.spec.file_name, "data.input_folder", wrong)])
 
@@ -89,7 +102,14 @@ def _reply_text(turn: Turn) -> str:
     return verdict.text if isinstance(verdict, Answer) else turn.body.decode(errors="replace")
 
 
-def _show(number: int, asked: Asked, replies: Sequence[str], outcome: Outcome) -> None:
+def _show_row(number: int, row: Row | Failure) -> None:
+    click.secho(f"── row {number} ──", bold=True)
+    if not isinstance(row, Failure):
+        click.secho("row:", fg="cyan")
+        click.echo(_json(row))
+
+
+def _show_dialogue(number: int, asked: Asked, replies: Sequence[str]) -> None:
     click.secho(f"── row {number} ──", bold=True)
     for message in () if isinstance(asked, Failure) else asked.messages:
         click.secho(f"{message['role']}:", fg="cyan")
@@ -97,8 +117,15 @@ def _show(number: int, asked: Asked, replies: Sequence[str], outcome: Outcome) -
     for reply in replies:
         click.secho("reply:", fg="cyan")
         click.echo(reply)
+
+
+def _show_outcome(outcome: Outcome) -> None:
     if isinstance(outcome, Failure):
         click.secho(f"error: {outcome.reason}: {outcome.detail}", fg="red")
     else:
         click.secho("parsed:", fg="green")
-        click.echo(orjson.dumps(outcome.values, option=orjson.OPT_INDENT_2).decode())
+        click.echo(_json(outcome.values))
+
+
+def _json(values: Row) -> str:
+    return orjson.dumps(values, default=str, option=orjson.OPT_INDENT_2).decode()

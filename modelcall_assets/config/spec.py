@@ -77,6 +77,18 @@ class TaskSpec:
         return resolve(text, self.root, self.env, self.name)
 
 
+def unsent_text(task: ScoringTask, prompt: PromptConfig, file: str) -> Iterator[Problem]:
+    """A prompt that names neither of the two columns that hold the text to rate."""
+    keys = dict.fromkeys((task.data.prompt_format_key, task.data.input_key))
+    if prompt.placeholders.isdisjoint(keys):
+        wrong = (
+            f"no placeholder of the prompt, so that the column {task.data.input_key} is not sent"
+        )
+        have = ", ".join(sorted(prompt.placeholders)) or "a prompt without placeholders"
+        fix = f"name one of those, or write {{{task.data.prompt_format_key}}} in the prompt"
+        yield Problem(file, "data.prompt_format_key", wrong, have=have, fix=fix, severity="warning")
+
+
 def folder_problems(spec: TaskSpec) -> Iterator[Problem]:
     """Folders that are wrong once references and placeholders are replaced."""
     data, preprocess = spec.task.data, spec.task.preprocess

@@ -120,7 +120,7 @@ def _rule_scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
     async def opened(
         context: dg.AssetExecutionContext, options: RunOptions
     ) -> AsyncGenerator[OnePartition]:
-        async with watched(context, watcher) as tally:
+        async with watched(context, watcher) as tally, interruptible(tally.stop):
             tally.rows = steps.rows_to_score(context.partition_keys)
 
             async def one(key: str) -> Done:

@@ -1,18 +1,27 @@
-"""Runs whose process was killed: without a daemon nobody would end them or free their pool slots.
+"""Runs whose process was killed. Dagster's own launcher does not look after them: they would stay
+"started" for ever, keep their pool slots, and hold up every later run of the endpoint.
 
-Every process that runs assets itself holds a file lock for its lifetime; the lock goes with it,
-however it ends, so a run whose lock can be taken is dead.
+Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
+ends, so a run whose lock can be taken is dead.
 """
 
+import atexit
 import fcntl
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
 
 PROCESS_TAG = "modelcall/process"
+LOOK_EVERY_S = 30
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -22,30 +31,68 @@ _UNFINISHED = [
 
 
 @contextmanager
-def process_lock(instance: dg.DagsterInstance) -> Iterator[str]:
+def process_lock(instance: dg.DagsterInstance, name: str = "") -> Iterator[str]:
     """Yields the value of PROCESS_TAG for the runs of this process."""
-    name = uuid4().hex
+    name = name or uuid4().hex
     path = _folder(instance) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield name
+            yield f"{socket.gethostname()}/{name}"
         finally:
             path.unlink(missing_ok=True)
+
+
+class _LockedExecutor(InProcessExecutor):
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        instance, run_id = plan_context.instance, plan_context.run_id
+        # Not only while steps run: the run is not finished before its process says so.
+        lifetime = ExitStack()
+        atexit.register(lifetime.close)
+        process = lifetime.enter_context(process_lock(instance, run_id))
+        instance.add_run_tags(run_id, {PROCESS_TAG: process})
+        yield from super().execute(plan_context, execution_plan)
+
+
+@dg.executor(name="in_process")
+def locked_executor(_: dg.InitExecutorContext) -> dg.Executor:
+    """All steps of a run in the process of the run, which can be told to be alive or dead."""
+    return _LockedExecutor(retries=RetryMode.DISABLED)
+
+
+@dg.sensor(
+    name="dead_runs",
+    description="Ends runs whose process was killed, so that they hold nothing up.",
+    minimum_interval_seconds=LOOK_EVERY_S,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+)
+def dead_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    ended = end_dead_runs(context.instance)
+    return dg.SkipReason(f"ended: {', '.join(ended)}" if ended else "no run has lost its process")
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs of killed processes as failed and free their slots; gives their ids."""
     ended: list[str] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
-        # Dagster copies tags to a run that is launched again from the UI: not a run of ours.
-        name = run.tags.get(PROCESS_TAG) if run.parent_run_id is None else None
-        if name is not None and _is_free(_folder(instance) / name):
+        if _is_dead(instance, run):
             instance.report_run_failed(run, "The process of this run was killed.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             ended.append(run.run_id)
     return ended
+
+
+def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Only of runs on this machine that have told their process."""
+    host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
+    if not name or host not in ("", socket.gethostname()):
+        return False
+    # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
+    is_own = run.parent_run_id is None or name == run.run_id
+    return is_own and _is_free(_folder(instance) / name)
 
 
 def _folder(instance: dg.DagsterInstance) -> Path:

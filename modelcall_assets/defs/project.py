@@ -6,6 +6,7 @@ import dagster as dg
 
 from modelcall_assets.config.catalog import BrokenTask, Catalog, TaskSpec
 from modelcall_assets.defs.assets import task_assets
+from modelcall_assets.defs.dead_runs import dead_runs_sensor, locked_executor
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.errors import SetupError
 from modelcall_assets.steps.progress import Watcher
@@ -23,7 +24,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
         broken_asset(task) for task in catalog.broken
     ]
-    sensors: list[dg.SensorDefinition] = []
+    sensors: list[dg.SensorDefinition] = [dead_runs_sensor]
     for spec in catalog.tasks:
         try:
             assets += task_assets(spec)
@@ -33,7 +34,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
             )
         else:
             sensors.append(files_sensor(TaskSteps(spec)))
-    return dg.Definitions(assets=assets, sensors=sensors, executor=dg.in_process_executor)
+    return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
 
 
 def task_definitions(spec: TaskSpec, watcher: Watcher | None = None) -> dg.Definitions:

@@ -6,7 +6,7 @@ the last listing that left nothing to do: losing it costs one full comparison.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -61,6 +61,7 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
             dynamic_partitions_requests=seen.partition_requests(),
             asset_events=list(seen.flags()),
             cursor=listing if settled else "",
+            skip_reason=None if due else f"nothing to launch for {len(versions)} files for now",
         )
 
     return look
@@ -89,6 +90,11 @@ class Comparison:
         files = files_of(self.steps.spec)
         return dict(self.instance.get_status_by_partition(self.raw, self.known, files) or {})
 
+    @cached_property
+    def made(self) -> Mapping[str, int]:
+        """The event of each key's latest result, also when a later run failed."""
+        return self._latest(dg.DagsterEventType.ASSET_MATERIALIZATION)
+
     @property
     def in_progress(self) -> bool:
         return any(self._is(key, AssetPartitionStatus.IN_PROGRESS) for key in self.versions)
@@ -105,7 +111,8 @@ class Comparison:
         """New files become partitions; deleted ones that never had a result go."""
         files, known = files_of(self.steps.spec), set(self.known)
         new = [key for key in self.versions if key not in known]
-        gone = [key for key in self._deleted() if self.statuses.get(key) is None]
+        busy = AssetPartitionStatus.IN_PROGRESS
+        gone = [k for k in self._deleted() if k not in self.made and not self._is(k, busy)]
         requests: list[PartitionsRequest] = []
         if new:
             requests.append(files.build_add_request(new))
@@ -114,14 +121,21 @@ class Comparison:
         return requests
 
     def flags(self) -> Iterator[dg.AssetObservation]:
-        """A deleted input keeps its partition when it has results, and says what happened."""
+        """A deleted input keeps its partition when it has results, and says once what happened."""
+        flagged = self._latest(dg.DagsterEventType.ASSET_OBSERVATION)
         for key in self._deleted():
-            if self._is(key, AssetPartitionStatus.MATERIALIZED):
+            if self.made.get(key, 0) > flagged.get(key, 0):
                 what = "the input file is gone; its results are kept"
                 yield dg.AssetObservation(self.raw, description=what, partition=key)
 
     def _deleted(self) -> Iterable[str]:
+        """Unknown under a cap on files, which leaves out some that are there."""
+        if self.steps.spec.task.max_files is not None:
+            return ()
         return (key for key in self.known if key not in self.versions)
+
+    def _latest(self, kind: dg.DagsterEventType) -> Mapping[str, int]:
+        return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.raw, kind)
 
     def _is(self, key: str, status: AssetPartitionStatus) -> bool:
         return self.statuses.get(key) == status
@@ -136,8 +150,5 @@ class Comparison:
 
     def _run_key(self, key: str) -> str:
         """Names the version and what it follows, so that a file may return to an old version."""
-        record = None
-        if self._is(key, AssetPartitionStatus.MATERIALIZED):
-            record = self.instance.get_latest_data_version_record(self.raw, partition_key=key)
-        after = record.storage_id if record is not None else 0
+        after = self.made.get(key, 0)
         return f"{self.steps.spec.key}/{key}@{self.versions[key]}/after/{after}"

@@ -105,7 +105,7 @@ async def _single(
     done = await one(key)
     if done.rejected is not None:
         _log_rejection(context, asset, key, done)
-        raise _failure(done.rejected)
+        raise _failure(f"{key}: {done.rejected}")
     return dg.MaterializeResult(
         metadata=done.metadata,
         data_version=dg.DataVersion(done.data_version),

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
+
+MOST_NAME_BYTES = 250
+"""File systems take 255; ours have a suffix more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,18 @@ class Layout:
 
     def input_uri(self, key: str) -> str:
         return f"{self.spec.input_folder.rstrip('/')}/{decode_key(key)}"
+
+    def check_name(self, key: str) -> None:
+        """InputError when no file of ours can have the name of an input file."""
+        wrong = ""
+        if any(len(part.encode()) > MOST_NAME_BYTES for part in key.split("/")):
+            wrong = f"the name is longer than {MOST_NAME_BYTES} bytes"
+        try:
+            decode_key(key).encode()
+        except UnicodeEncodeError:
+            wrong = "the name is not UTF-8"
+        if wrong:
+            raise InputError(f"{self.spec.input_folder}/{key}: {wrong}; rename the file")
 
     def output_path(self, stage: str, key: str) -> Path:
         """`<folder of the stage>/<relative path, suffix replaced>.parquet`."""

@@ -30,6 +30,8 @@ from modelcall_assets.transforms.universal import (
 )
 
 ERROR_COLUMN = "preprocess_error"
+PROCESS_ERRORS = (TypeError, ValueError, KeyError)
+"""What `process` raises for a row that it cannot work on."""
 SAMPLE_ROWS = 3
 _TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
@@ -113,7 +115,7 @@ class _Work:
             return _error_row(identity, Reason.BAD_LINE, item.detail, item.raw)
         try:
             made = process(item, self.options, identity)
-        except (TypeError, ValueError, KeyError) as error:
+        except PROCESS_ERRORS as error:
             raw = orjson.dumps(item, default=str).decode()
             detail = f"{type(error).__name__}: {error}"
             return _error_row(identity, Reason.PREPROCESS_ERROR, detail, clip(raw))

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
+import pyarrow as pa
+
 from modelcall_assets.journal.journal import Address, Journal
 from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.calls import Asked
+from modelcall_assets.steps.preprocess import PROCESS_ERRORS, bad_line
 from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.scores import bad_line
 from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
 from modelcall_assets.storage.files import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.rows import read_chunks, record_id
+from modelcall_assets.storage.parquet import read_schema
+from modelcall_assets.storage.rows import is_parquet, read_chunks, record_id
 from modelcall_assets.transforms.tokens import count_tokens
 from modelcall_assets.transforms.universal import Dropped, process
 
@@ -36,35 +39,50 @@ class FilePlan:
     journalled: int
 
 
-def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
-    """What the first `rows` rows ask, after preprocessing where the task has it."""
-    schema = read_raw(file, rows).schema
+def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
+    """The first `rows` rows, after preprocessing where the task has it."""
+    schema = read_schema(file.uri) if is_parquet(file.uri) else pa.schema([])
     for chunk in read_chunks(file.uri, schema, rows):
         for offset, item in enumerate(chunk.items):
             if isinstance(item, BadLine):
                 yield bad_line(item)
-                continue
-            row = _prepared(steps, item, record_id(item, chunk.start + offset, file.key_path))
-            yield row if isinstance(row, Dropped) else steps.score_stage.ask(row)
+            else:
+                index = chunk.start + offset
+                yield _prepared(steps, item, record_id(item, index, file.key_path))
+
+
+def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
+    """What the first `rows` rows ask of the model."""
+    for row in first_rows(steps, file, rows):
+        yield row if isinstance(row, Failure | Dropped) else steps.score_stage.ask(row)
 
 
 def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
     """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated from the
     first rows; with a journal, every row's request is looked up in it."""
-    sample = list(first_asks(steps, file, SAMPLE_ROWS))
-    kept = [asked for asked in sample if not isinstance(asked, Dropped)]
+    steps.layout.check_name(encode_key(file.key_path))
+    sample = list(first_rows(steps, file, SAMPLE_ROWS))
+    kept = [row for row in sample if not isinstance(row, Dropped)]
     in_rows = _row_count(steps, file)
     rows = in_rows if len(kept) == len(sample) else round(in_rows * len(kept) / len(sample))
+    if steps.rule_stage is not None:
+        return FilePlan(file.key_path, rows, prompt_tokens=0, journalled=0)
+    asks = [row if isinstance(row, Failure) else steps.score_stage.ask(row) for row in kept]
     return FilePlan(
         file.key_path,
         rows,
-        prompt_tokens=ceil(sum(map(_tokens, kept)) * rows / len(kept)) if kept else 0,
+        prompt_tokens=ceil(sum(map(_tokens, asks)) * rows / len(kept)) if kept else 0,
         journalled=_journalled(steps, file, in_rows),
     )
 
 
-def _prepared(steps: TaskSteps, row: Row, identity: str) -> Row | Dropped:
-    return process(row, steps.universal_options, identity) if PREPROCESSED in steps.stages else row
+def _prepared(steps: TaskSteps, row: Row, identity: str) -> Row | Failure | Dropped:
+    if PREPROCESSED not in steps.stages:
+        return row
+    try:
+        return process(row, steps.universal_options, identity)
+    except PROCESS_ERRORS as error:
+        return Failure(Reason.PREPROCESS_ERROR, f"{type(error).__name__}: {error}")
 
 
 def _tokens(asked: Asked) -> int:

@@ -22,6 +22,11 @@ class Tally:
     cost_usd: float | None = 0.0
     reasons: Counter[str] = field(default_factory=Counter[str])
     started_at: float = field(default_factory=time.monotonic)
+    is_stopped: bool = False
+    """Whether the run is to end; a task with a model stops its engine instead."""
+
+    def stop(self) -> None:
+        self.is_stopped = True
 
     def count(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):

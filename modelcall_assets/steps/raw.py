@@ -40,6 +40,17 @@ class RawReport:
     schema: pa.Schema
     sample: list[Row]
 
+    def warnings(self) -> list[str]:
+        """What people should know of the file although its rows are rated."""
+        found: list[str] = []
+        if self.bad_lines:
+            what = f"{self.bad_lines} of {self.rows} lines are not JSON objects"
+            found.append(f"{what}; the first: {self.first_bad}")
+        if self.duplicate_ids:
+            which = ", ".join(self.first_duplicates)
+            found.append(f"{self.duplicate_ids} rows repeat the id of another: {which}")
+        return found
+
 
 def read_raw(file: FileInfo, limit: int | None = None) -> RawReport:
     """Look at the whole file once, at its first `limit` rows only if given (the digest is always of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ Prices = tuple[float | None, float | None]
 
 HISTOGRAM_VALUES = 50
 """A field with more distinct numbers than this has no histogram."""
+SHOWN_CHARS = 200
 
 
 @dataclass
@@ -27,6 +29,8 @@ class ScoreReport:
     rows: int = 0
     ok: int = 0
     failures: Counter[str] = field(default_factory=Counter[str])
+    first_failure: str = ""
+    """Why the first of them failed, and which row it is."""
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
     requests: int = 0
@@ -50,13 +54,18 @@ class ScoreReport:
         self.rows += 1
         if row["api_status"] != "success":
             self.failures[row["api_fail_reason"]] += 1
+            self.first_failure = self.first_failure or (
+                f"{_one_line(row['api_fail_detail'])} (record {row['api_record_id']})"
+            )
             return
         self.ok += 1
         if (latency := row.get("api_latency_ms")) is not None:
             self.latencies_ms.append(latency)
         for key in keys:
             value = row.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if math.isfinite(value):
                 self.histograms.setdefault(key, Counter())[value] += 1
 
     def add_usage(self, usage: Usage, prices: Prices) -> None:
@@ -71,3 +80,10 @@ class ScoreReport:
 
     def failures_by_reason(self) -> dict[str, int]:
         return dict(self.failures.most_common())
+
+
+def _one_line(detail: str) -> str:
+    """The start of a detail, or the end of a traceback, where the error is."""
+    if detail.startswith("Traceback"):
+        return " ".join(detail.strip().splitlines()[-1].split())[:SHOWN_CHARS]
+    return " ".join(detail.split())[:SHOWN_CHARS]

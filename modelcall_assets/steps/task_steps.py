@@ -31,10 +31,13 @@ from modelcall_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from modelcall_assets.storage.rows import is_parquet
 from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
 from modelcall_assets.transforms.universal import UniversalOptions
 
 RAW, PREPROCESSED, SCORES = "raw", "preprocessed", "scores"
+WARNINGS = "warnings"
+"""In the detail of a `raw` manifest."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ class TaskSteps:
         return RuleStage(spec.task.scorer, spec.root, spec.file_name, spec.task.data.input_key)
 
     def check_rater(self) -> None:
-        """SetupError when the endpoint has no key or address, or the scorer cannot be loaded."""
+        """SetupError when the endpoint has no key or address, or the scorer cannot be made."""
         if self.rule_stage is not None:
-            self.rule_stage.version()
+            self.rule_stage.scorer()
         else:
             self.spec.endpoint()
 
@@ -93,9 +96,16 @@ class TaskSteps:
         return files[: spec.task.max_files]
 
     def raw(self, key: str) -> RawReport:
-        """Fingerprint, schema and first mistakes of an input file."""
+        """Fingerprint, schema and first mistakes of an input file.
+
+        InputError when it cannot be read or is text without a line, as a failed upload leaves it; a
+        Parquet file without rows has columns, and is taken at its word.
+        """
+        self.layout.check_name(key)
         uri = self.layout.input_uri(key)
         report = read_raw(stat_file(uri), self.row_limit)
+        if not report.rows and not is_parquet(uri):
+            raise InputError(f"{uri}: there is no line in this file; fill it or take it away")
         manifest = Manifest(
             stage=RAW,
             accepted=True,
@@ -107,7 +117,7 @@ class TaskSteps:
                 uri=uri, digest=report.digest, size=report.info.size, version=report.info.version
             ),
             schema=readable_schema(report.schema),
-            detail={"schema": schema_to_json(report.schema)},
+            detail={"schema": schema_to_json(report.schema), WARNINGS: report.warnings()},
         )
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
         return report
@@ -180,10 +190,11 @@ class TaskSteps:
         reasons = ", ".join(
             f"{reason} {count}" for reason, count in report.failures_by_reason().items()
         )
+        what = "call only the failed ones" if self.rule_stage is None else "rate them all again"
         return (
             f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%}), more than "
-            f"max_failure_rate {most:.2%}: {reasons}. All rows are published with "
-            "`accepted: false`; materialise again to call only the failed ones"
+            f"max_failure_rate {most:.2%}: {reasons}. The first: {report.first_failure}. "
+            f"All rows are published with `accepted: false`; materialise again to {what}"
         )
 
     @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def read_manifest(path: str | Path) -> Manifest | None:
         return Manifest.model_validate_json(Path(path).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
 
 
 def write_manifest(path: str | Path, manifest: Manifest) -> None:

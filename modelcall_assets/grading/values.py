@@ -1,0 +1,104 @@
+"""What a scorer returns, as a file can hold it: plain JSON values, and a type per key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+MOST_LEVELS = 100
+_INT64 = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53 + 1)
+"""Integers that a double holds without loss."""
+_KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
+
+Fields = Mapping[str, Mapping[str, Any]]
+
+
+def plain(value: Any, level: int = 0) -> Any:
+    """`value` made of what JSON has, NaN and infinity too. All else becomes text: dates, integers
+    beyond 64 bits, objects of any kind; lone surrogates are written as `\\udc80`.
+
+    ValueError for what is nested too deeply.
+    """
+    if level > MOST_LEVELS:
+        raise ValueError(f"the value is nested deeper than {MOST_LEVELS} levels")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int):
+        return int(value) if value in _INT64 else str(int(value))
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {_text(str(key)): plain(inner, level + 1) for key, inner in items}
+    if isinstance(value, list | tuple):
+        return [plain(inner, level + 1) for inner in cast("list[Any]", value)]
+    if isinstance(value, set | frozenset):  # of no order, so that no run differs from the last
+        return sorted((plain(inner, level + 1) for inner in cast("set[Any]", value)), key=str)
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy
+        return plain(value.tolist(), level + 1)
+    return _text(str(value))
+
+
+def types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A JSON-schema type per key of plain rows; `{}`, which is kept as JSON text, for values of
+    several types and for nested ones."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        for key, value in row.items():
+            seen.setdefault(key, set()).update(() if value is None else (_type_of(value),))
+    return {key: _common(types) for key, types in seen.items()}
+
+
+def fitted(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """The values, numbers as floats; ValueError names the key that is not as `fields` declares."""
+    return {
+        key: _fit(key, value, fields[key]) if key in fields else value
+        for key, value in values.items()
+    }
+
+
+def _fit(key: str, value: Any, declared: Mapping[str, Any]) -> Any:
+    kind = declared.get("type")
+    if value is None or not isinstance(kind, str):
+        return value
+    if kind == "array" and isinstance(value, list):
+        items: Mapping[str, Any] = declared.get("items", {})
+        return [_fit(f"{key}[]", item, items) for item in cast("list[Any]", value)]
+    if kind not in _KINDS and kind != "array":
+        return value
+    is_bool = isinstance(value, bool)
+    if kind == "array" or is_bool != (kind == "boolean") or not isinstance(value, _KINDS[kind]):
+        raise ValueError(f"{key} is {value!r:.200}, not of the declared type {kind}")
+    return float(value) if kind == "number" else value
+
+
+def _common(types: set[str]) -> dict[str, Any]:
+    if types == {"strings"}:
+        return {"type": "array", "items": {"type": "string"}}
+    if types == {"integer", "number"}:
+        return {"type": "number"}
+    if types and types <= {"integer", "wide"}:
+        return {"type": "integer"}
+    only = next(iter(types)) if len(types) == 1 else None
+    return {"type": only} if only in _KINDS else {}
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer" if value in _EXACT else "wide"
+    if isinstance(value, float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    is_list = isinstance(value, list)
+    is_strings = is_list and all(isinstance(item, str) for item in cast("list[Any]", value))
+    return "strings" if is_strings else "other"
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

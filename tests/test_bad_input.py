@@ -1,0 +1,553 @@
+"""Each kind of bad input: a message that names file and place, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dagster as dg
+import orjson
+import pytest
+from conftest import Project, some_rows
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from test_cli import Ended
+
+from modelcall_assets.cli.main import main
+from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
+from modelcall_assets.storage.manifest import read_manifest
+
+TASK = "configs/tasks/rate.yaml"
+MODEL, PROMPT = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
+GOOD = "good.jsonl"
+FINE = {"id": "fine", "text": "a fine text"}
+GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Cli:
+    """`modelcall …` in this process, in the project's folder, which holds one good file."""
+    for name in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
+        (project.root / "data/in" / name).unlink()
+    project.write_input(GOOD, some_rows(3, "good"))
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["modelcall", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err, out + err
+        return Ended(ended.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return run
+
+
+def statuses(project: Project, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:
+    files = files_of(project.steps().spec)
+    with open_instance(project.root) as instance:
+        keys = instance.get_dynamic_partitions(files.name or "")
+        asset = dg.AssetKey(["rate", stage])
+        found = instance.get_status_by_partition(asset, keys, files) or {}
+    return {decode_key(key): found.get(key) for key in keys}
+
+
+class File(NamedTuple):
+    """A bad file; what is told of it; and its rows, as far as they are published."""
+
+    name: str
+    content: bytes
+    told: Sequence[str]
+    rows: Sequence[tuple[str, str | None]] | None
+    code: int = 1
+
+
+def lines(*rows: dict[str, Any] | bytes) -> bytes:
+    return b"".join((r if isinstance(r, bytes) else orjson.dumps(r)) + b"\n" for r in rows)
+
+
+OK, BAD, NO_TEXT = ("success", None), ("error", "bad_line"), ("error", "missing_input")
+FILES = {
+    "a malformed line": File(
+        "bad.jsonl",
+        lines(FINE, b'{"id": "torn", "text": "cut he', FINE | {"id": "last"}),
+        [
+            "bad.jsonl: 1 of 3 rows failed (33.33%), more than max_failure_rate 5.00%: bad_line 1",
+            "The first: line 2, column 31: ",
+            '{"id": "torn", "text": "cut he',
+            "rejected: bad.jsonl: 1 of 3 rows failed",
+        ],
+        [OK, BAD, OK],
+    ),
+    "binary": File(
+        "bad.jsonl",
+        bytes(range(256)) * 2,
+        ["bad.jsonl: 3 of 3 rows failed (100.00%)", "bad_line 3. The first: line 1, column 1: "],
+        [BAD] * 3,
+    ),
+    "binary in one line": File(
+        "bad.jsonl",
+        b"\x89PNG\r\x1a\x00" + b"\xff\x00\xfe" * 10_000,
+        ["bad.jsonl: 1 of 1 rows failed (100.00%)", "line 1, column 1"],
+        [BAD],
+    ),
+    "no valid line": File(
+        "bad.jsonl",
+        b'[1]\n"text"\nid,text\n',
+        ["bad.jsonl: 3 of 3 rows failed", "The first: line 1: not an object but a list"],
+        [BAD] * 3,
+    ),
+    "UTF-16": File(
+        "bad.jsonl",
+        '{"id": 1, "text": "x"}\n'.encode("utf-16"),
+        ["bad.jsonl: 2 of 2 rows failed", "The first: line 1, column 1"],
+        [BAD] * 2,
+    ),
+    "empty JSONL": File(
+        "bad.jsonl", b"", ["/bad.jsonl: there is no line in this file; fill it or"], None
+    ),
+    "blank lines only": File(
+        "bad.jsonl", b"\n  \n", ["/bad.jsonl: there is no line in this file; fill it or"], None
+    ),
+    "empty Parquet": File(
+        "bad.parquet",
+        b"",
+        ["/bad.parquet: not a readable Parquet file", "write it again or leave it out"],
+        None,
+    ),
+    "no Parquet at all": File(
+        "bad.parquet", b"PAR1 no", ["/bad.parquet: not a readable Parquet file"], None
+    ),
+    "the input key is missing in some rows": File(
+        "bad.jsonl",
+        lines(FINE, {"id": "without", "txt": "x"}, {"id": "null", "text": None}),
+        [
+            "bad.jsonl: 2 of 3 rows failed",
+            "missing_input 2. The first: input column 'text' is absent (record without)",
+        ],
+        [OK, NO_TEXT, NO_TEXT],
+    ),
+    "the input key is missing in all rows": File(
+        "bad.jsonl",
+        lines({"id": 1, "txt": "x"}, {"id": 2, "txt": "x"}),
+        [
+            "bad.jsonl: 2 of 2 rows failed (100.00%)",
+            "missing_input 2. The first: input column 'text' is absent (record 1)",
+        ],
+        [NO_TEXT] * 2,
+    ),
+    "duplicate ids": File(
+        "bad.jsonl",
+        lines(FINE, FINE | {"text": "another"}, FINE),
+        ["warning: bad.jsonl: 2 rows repeat the id of another: fine, fine"],
+        [OK] * 3,
+        code=0,
+    ),
+}
+
+
+class TestFiles:
+    @pytest.mark.parametrize("bad", FILES.values(), ids=FILES)
+    def test_a_bad_file_says_so_and_its_neighbour_is_rated(
+        self, project: Project, cli: Cli, server: RehearsalServer, bad: File
+    ) -> None:
+        path = project.root / "data/in" / bad.name
+        path.write_bytes(bad.content)
+        ended = cli("run-task", TASK)
+        assert ended.code == bad.code, ended
+        for part in bad.told:
+            assert part in ended.out + ended.err
+        stage = "raw" if bad.rows is None else "scores"
+        ending = GREEN if bad.code == 0 else RED
+        assert statuses(project, stage) == {GOOD: GREEN, bad.name: ending}
+        assert [row["api_status"] for row in project.scores(GOOD)] == ["success"] * 3
+        sent = server.stats()["requests"]
+        assert sent == 3 + (list(bad.rows or ()).count(OK))
+        assert path.read_bytes() == bad.content
+        if bad.rows is None:
+            assert not project.output(bad.name).exists()
+        else:
+            rows = project.scores(bad.name)
+            assert [(row["api_status"], row["api_fail_reason"]) for row in rows] == bad.rows
+            manifest = read_manifest(project.steps().layout.manifest_path("scores", bad.name))
+            assert manifest is not None and manifest.accepted == (bad.code == 0)
+        if bad.code == 0:
+            return
+        path.unlink()
+        project.write_input(bad.name, [FINE, FINE | {"id": "last"}])
+        assert cli("run-task", TASK).code == 0, "mended"
+        assert [row["api_status"] for row in project.scores(bad.name)] == ["success"] * 2
+
+    def test_what_a_bad_line_held_is_in_its_row(self, project: Project, cli: Cli) -> None:
+        raw = b'{"id": 7, "text": "\xff\xfe torn'
+        project.write_input("bad.jsonl", [FINE, b"", raw, b"x" * 30_000])
+        cli("run-task", TASK)
+        _, torn, long = project.scores("bad.jsonl")
+        assert torn["api_fail_detail"].startswith("line 3, column ")
+        assert torn["api_fail_detail"].endswith(raw.decode(errors="replace"))
+        assert "20000 more characters" in long["api_fail_detail"]
+
+    def test_a_few_bad_rows_are_a_warning(self, project: Project, cli: Cli) -> None:
+        project.write_input("bad.jsonl", [*some_rows(30), b"{torn"])
+        ended = cli("run-task", TASK)
+        assert ended.code == 0
+        assert "34 rows, 33 succeeded, 1 failed (bad_line 1)" in ended.out
+        warning = "warning: bad.jsonl: 1 of 31 lines are not JSON objects; the first: line 31, "
+        assert warning in ended.out
+
+    @pytest.mark.parametrize("name", ["empty JSONL", "empty Parquet", "binary"])
+    def test_plan_shows_the_other_files(self, project: Project, cli: Cli, name: str) -> None:
+        bad = FILES[name]
+        (project.root / "data/in" / bad.name).write_bytes(bad.content)
+        ended = cli("plan", TASK)
+        assert "good.jsonl" in ended.out
+        assert ("not a readable Parquet file" in ended.err) == (ended.code == 1)
+        assert ended.code == (1 if bad.name.endswith("parquet") else 0)
+
+    def test_a_row_that_preprocessing_fails_on_breaks_no_preview(
+        self, project: Project, cli: Cli
+    ) -> None:
+        project.write_task({"preprocess": {"enabled": True, "output_folder": "data/pre"}})
+        project.write_input(GOOD, [{"id": 1, "text": 17}, FINE])
+        assert (
+            "error: preprocess_error: TypeError: the text is not a string" in cli("try", TASK).out
+        )
+        assert re_rows(cli("plan", TASK).out) == 2
+
+
+def re_rows(plan: str) -> int:
+    """The sum of rows that `plan` shows."""
+    (total,) = [line for line in plan.splitlines() if "1 files" in line]
+    return int(total.split("│")[2])
+
+
+class Setup(NamedTuple):
+    """A mistake in the project's files or its environment, and what is told of it."""
+
+    prepare: Callable[[Project, pytest.MonkeyPatch], object]
+    told: Sequence[str]
+    check_code: int = 1
+
+
+SETUPS = {
+    "unknown key in the task": Setup(
+        lambda project, _: project.write_task({"data": {"input_foldr": "x"}}),
+        [f"{TASK}:data.input_foldr: unknown key; did you mean input_folder?"],
+    ),
+    "unknown key in the model": Setup(
+        lambda project, _: project.write_model({"client_config": {"time_out": 3}}),
+        [f"{MODEL}:client_config.time_out: unknown key; did you mean timeout?"],
+    ),
+    "unknown key in the prompt": Setup(
+        lambda project, _: project.write_prompt({"prompt_template": {"prompt": "x"}}),
+        [f"{PROMPT}:prompt_template.prompt: unknown key"],
+    ),
+    "a variable that is not set": Setup(
+        lambda _, monkeypatch: monkeypatch.delenv("REHEARSAL_BASE_URL"),
+        [f"{MODEL}:client_config.base_url: variable REHEARSAL_BASE_URL is not set"],
+        check_code=0,
+    ),
+    "a variable of a folder that is not set": Setup(
+        lambda project, _: project.write_task({"data": {"output_folder": "${NO_SUCH}/out"}}),
+        [f"{TASK}:data.output_folder: variable NO_SUCH is not set"],
+    ),
+    "a prompt that reaches into objects": Setup(
+        lambda project, _: project.write_prompt(
+            {"prompt_template": {"prompt_text": "Judge {text.__class__} {text}"}}
+        ),
+        [
+            f"{PROMPT}:prompt_template.prompt_text: not a placeholder: {{text.__class__}}",
+            "expected {column_name}",
+        ],
+    ),
+    "a prompt that indexes": Setup(
+        lambda project, _: project.write_prompt(
+            {"prompt_template": {"prompt_text": "Judge {text[0]}{text!r}{text:>9}"}}
+        ),
+        ["not a placeholder: {text[0]}, {text!r}, {text:>9}"],
+    ),
+    "two inputs with one output": Setup(
+        lambda project, _: project.write_input("good.parquet", some_rows(1)),
+        [
+            f"{TASK}:data.input_folder: 'good.jsonl' and 'good.parquet' would both be written to "
+            "'good.parquet'; rename or move one of them"
+        ],
+    ),
+}
+
+
+class TestSetUp:
+    @pytest.mark.parametrize("mistake", SETUPS.values(), ids=SETUPS)
+    def test_check_and_run_task_name_file_and_field_and_nothing_runs(
+        self,
+        project: Project,
+        cli: Cli,
+        server: RehearsalServer,
+        monkeypatch: pytest.MonkeyPatch,
+        mistake: Setup,
+    ) -> None:
+        mistake.prepare(project, monkeypatch)
+        before = sorted((project.root / "data").rglob("*"))
+        for arguments, code in (("check",), mistake.check_code), (("run-task", TASK), 2):
+            ended = cli(*arguments)
+            assert ended.code == code, ended
+            for part in mistake.told:
+                assert part in ended.out + ended.err
+        assert server.stats()["requests"] == 0
+        assert sorted((project.root / "data").rglob("*")) == before
+        with open_instance(project.root) as instance:
+            assert instance.get_runs() == []
+
+
+class TestPrompts:
+    def test_a_column_that_no_row_has(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} in {lang}"}})
+        checked = cli("check")
+        assert checked.code == 0
+        assert (
+            f"warning: {TASK}:data: none of the first 3 rows of good.jsonl can be rated: the row "
+            "has no value in column 'lang', which the prompt asks for; have the columns id, text"
+        ) in checked.out
+        ended = cli("run-task", TASK)
+        assert ended.code == 1
+        assert "missing_input 3. The first: the row has no value in column 'lang'" in ended.err
+        rows = project.scores(GOOD)
+        assert {row["api_fail_reason"] for row in rows} == {"missing_input"}
+        assert all("column 'lang'" in row["api_fail_detail"] for row in rows)
+        assert server.stats()["requests"] == 0
+
+    def test_a_column_that_some_rows_have_is_no_warning(self, project: Project, cli: Cli) -> None:
+        project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} in {lang}"}})
+        project.write_input(GOOD, [FINE, FINE | {"lang": "en"}])
+        assert "0 errors, 0 warnings" in cli("check").out
+        cli("run-task", TASK)
+        assert [row["api_fail_reason"] for row in project.scores(GOOD)] == ["missing_input", None]
+
+    def test_an_input_key_that_no_row_has(self, project: Project, cli: Cli) -> None:
+        project.write_task({"data": {"input_key": "content", "prompt_format_key": "text"}})
+        checked = cli("check")
+        assert "none of the first 3 rows of good.jsonl can be rated: input column 'content' is" in (
+            checked.out
+        )
+        assert "have the columns id, text; compare data.input_key and the" in checked.out
+
+    @pytest.mark.parametrize(
+        ("prompt", "have"),
+        [
+            ("Judge {code}", "have code; name one of those, or write {text} in the prompt"),
+            ("Judge this", "have a prompt without placeholders"),
+        ],
+    )
+    def test_a_prompt_that_does_not_send_the_text_is_a_warning(
+        self, project: Project, cli: Cli, prompt: str, have: str
+    ) -> None:
+        project.write_prompt({"prompt_template": {"prompt_text": prompt}})
+        project.write_input(GOOD, [FINE | {"code": "x"}])
+        ended = cli("check")
+        wrong = "no placeholder of the prompt, so that the column text is not sent; "
+        assert f"warning: {TASK}:data.prompt_format_key: {wrong}{have}" in ended.out
+        assert ended.code == 0
+        assert cli("check", "--strict").code == 1
+        assert wrong in cli("run-task", TASK).err
+
+    @pytest.mark.parametrize("keys", [{"input_key": "body"}, {"prompt_format_key": "body"}])
+    def test_either_of_the_two_keys_is_enough(
+        self, project: Project, cli: Cli, keys: dict[str, str]
+    ) -> None:
+        project.write_task({"data": keys})
+        project.write_prompt({"prompt_template": {"prompt_text": "Judge {body} and {{text}}"}})
+        project.write_input(GOOD, [FINE | {"body": "x"}])
+        assert "0 errors, 0 warnings" in cli("check").out
+
+    @pytest.mark.parametrize("name", ["empty.jsonl", "empty.parquet"])
+    def test_check_says_what_it_cannot_read_or_goes_on(
+        self, project: Project, cli: Cli, name: str
+    ) -> None:
+        (project.root / "data/in" / name).write_bytes(b"")
+        ended = cli("check")
+        assert ended.code == 0
+        assert ("not a readable Parquet file" in ended.out) == name.endswith("parquet")
+
+
+def nobody_listens() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+
+
+class TestEndpoints:
+    def test_nobody_listens(
+        self, project: Project, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A few rows: each fails by itself. Many: the run stops, and nothing is published."""
+        url = nobody_listens()
+        monkeypatch.setenv("REHEARSAL_BASE_URL", url)
+        project.write_model({"client_config": {"max_retries": 0}})
+        few = cli("run-task", TASK)
+        assert few.code == 1
+        assert "3 of 3 rows failed" in few.err and "connect 3. The first: " in few.err
+        assert statuses(project) == {GOOD: RED}
+        project.output(GOOD).unlink()
+        project.write_input(GOOD, some_rows(40))
+        many = cli("run-task", TASK)
+        assert many.code == 1
+        assert f"{url.removeprefix('http://')}: 25 records in a row failed" in many.err
+        assert "connect: " in many.err and "materialise again" in many.err
+        assert not project.output(GOOD).exists()
+        with serve_in_thread() as back:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", back.base_url)
+            assert cli("run-task", TASK).code == 0
+            assert back.stats()["requests"] == 40
+        assert [row["api_status"] for row in project.scores(GOOD)] == ["success"] * 40
+
+    @pytest.mark.parametrize(
+        ("model", "told"),
+        [
+            ({"client_config": {"api_key": "${KEY}"}}, "HTTP 401"),
+            ({"chat_config": {"model": "gpt-none"}}, "HTTP 404: the rehearsal server has no model"),
+        ],
+        ids=["wrong key", "unknown model"],
+    )
+    def test_a_refusal_costs_one_request_and_says_what_to_check(
+        self,
+        project: Project,
+        cli: Cli,
+        monkeypatch: pytest.MonkeyPatch,
+        model: dict[str, Any],
+        told: str,
+    ) -> None:
+        project.write_model(model)
+        monkeypatch.setenv("KEY", "sk-wrong-secret")
+        with serve_in_thread(api_key="sk-right" if told == "HTTP 401" else None) as guarded:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
+            for command in ("run-task", "try"):
+                ended = cli(command, TASK)
+                assert ended.code == 1
+                assert f"refuses every request: {told}" in ended.err
+                assert "Check api_key, model and base_url in the model file" in ended.err
+                assert "sk-wrong-secret" not in ended.out + ended.err
+            assert guarded.stats()["requests"] == 2, "one each"
+        assert statuses(project) == {GOOD: RED}
+        assert not project.output(GOOD).exists()
+
+
+NAMES = [
+    "a,comma.jsonl",
+    "a space.jsonl",
+    " leading and trailing .jsonl",
+    "single'quote.jsonl",
+    'double"quote.jsonl',
+    "100%.jsonl",
+    "percent%2Cencoded.jsonl",
+    "a|pipe.jsonl",
+    "new\nline.jsonl",
+    "dots...dots.jsonl",
+    "[red]markup[/].jsonl",
+    "star*?.jsonl",
+    "中文/数据,文件 一.jsonl",
+    "émoji 🎉.jsonl",
+    "back\\slash.jsonl",
+    "UPPER.JSONL",
+]
+
+
+class TestFileNames:
+    def test_all_of_them_are_rated_and_lie_where_they_should(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        (project.root / "data/in" / GOOD).unlink()
+        for name in NAMES:
+            project.write_input(name, [{"id": name.encode(errors="replace").decode(), **FINE}])
+        planned = cli("plan", TASK)
+        assert planned.code == 0 and "[red]markup[/].jsonl" in planned.out
+        assert cli("check").code == 0
+        ended = cli("run-task", TASK)
+        assert ended.code == 0, ended
+        assert f"{len(NAMES)} of {len(NAMES)} files scored" in ended.out
+        assert statuses(project) == dict.fromkeys(NAMES, GREEN)
+        for name in NAMES:
+            assert decode_key(encode_key(name)) == name
+            (row,) = project.scores(name)
+            assert row["api_status"] == "success"
+        folder = project.root / "data/rate/scores"
+        outputs = [path for path in folder.rglob("*.parquet") if ".modelcall" not in path.parts]
+        expected = {folder / Path(name).with_suffix(".parquet") for name in NAMES}
+        assert set(outputs) == expected
+        again = cli("run-task", TASK)
+        assert "nothing to do" in again.out
+        assert server.stats()["requests"] == len(NAMES)
+
+    def test_messages_name_them_and_patterns_find_them(self, project: Project, cli: Cli) -> None:
+        for name in NAMES:
+            project.write_input(name, [b"{torn"])
+        ended = cli("run-task", TASK)
+        assert ended.code == 1
+        assert ended.out.count("  rejected: ") == len(NAMES)
+        for name in NAMES:
+            assert f"{encode_key(name)}: 1 of 1 rows failed" in ended.err
+        assert "1 of 1 files scored" in cli("run-task", TASK, "--file", "a,comma.jsonl").out
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("长" * 83 + ".jsonl", "the name is longer than 250 bytes; rename the file"),
+            ("," * 90 + ".jsonl", "the name is longer than 250 bytes; rename the file"),
+            ("not utf-8 \udcff.jsonl", "%FF.jsonl: the name is not UTF-8; rename the file"),
+        ],
+    )
+    def test_a_name_that_no_output_can_have(
+        self, project: Project, cli: Cli, name: str, told: str
+    ) -> None:
+        project.write_input(name, [FINE])
+        planned = cli("plan", TASK)
+        assert planned.code == 1 and told in planned.err
+        ended = cli("run-task", TASK)
+        assert ended.code == 1
+        assert told in ended.err and encode_key(name) in ended.err
+        assert statuses(project) == {GOOD: GREEN, name: None}
+        assert "nothing to do" not in cli("run-task", TASK).out
+
+
+class TestOneHugeLine:
+    @pytest.mark.timeout(120)
+    def test_50_mb_go_through_raw_and_scores(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        huge = 50 << 20
+        path = project.root / "data/in" / GOOD
+        with path.open("wb") as file:
+            file.write(lines(FINE))
+            file.write(b'{"id": "huge", "text": "' + b"words and " * (huge // 10) + b'"}\n')
+            file.write(b'{"id": "torn", "text": "' + b"x" * huge + b"\n")
+            file.write(lines(FINE | {"id": "last"}))
+        project.write_task({"max_failure_rate": 0.5})
+        started = time.monotonic()
+        process = project.start("run-task", TASK, "--file", GOOD)
+        _, status, used = os.wait4(process.pid, 0)
+        assert process.stdout is not None and process.stderr is not None
+        out, err = process.stdout.read(), process.stderr.read()
+        process.stdout.close()
+        process.stderr.close()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, out + err
+        assert time.monotonic() - started < 60
+        assert used.ru_maxrss < 2 << 20, "in KiB"
+        rows = project.scores(GOOD)
+        assert [row["api_fail_reason"] for row in rows] == [None, None, "bad_line", None]
+        assert [len(row["text"] or "") for row in rows] == [11, huge // 10 * 10, 0, 11]
+        assert len(rows[2]["api_fail_detail"]) < 11_000
+        assert sum(f.stat().st_size for f in project.root.rglob("*.jsonl") if f != path) < 100_000
