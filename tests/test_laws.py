@@ -121,13 +121,17 @@ def stable(table: pa.Table) -> list[dict]:
 
 
 def journalled_turns(root: Path) -> Counter[tuple]:
-    """How often each address and turn was answered and written down."""
+    """How often each address and turn was answered and written down, between two publishes: what
+    failed may be tried again after one (a kill can come just before Dagster notes it)."""
     counts: Counter[tuple] = Counter()
     for folder in (root / "out/.modelcall/laws/journal/scores").iterdir():
+        published = 0
         for segment in segment_paths(folder):
             for _, line in read_lines(segment):
+                published += "sealed" in line
                 if "k" in line:
-                    counts[folder.name, line["k"], line.get("o", 0), line.get("t", 0)] += 1
+                    address = line["k"], line.get("o", 0), line.get("t", 0)
+                    counts[folder.name, published, *address] += 1
     return counts
 
 

@@ -12,7 +12,7 @@ from modelcall_assets.errors import SetupError
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import TaskSteps
 
-BROKEN = "broken_configs"
+BROKEN, WAITING = "broken_configs", "configs_for_a_later_version"
 
 
 def project_definitions(catalog: Catalog) -> dg.Definitions:
@@ -46,14 +46,15 @@ def broken_asset(task: BrokenTask) -> dg.AssetSpec:
     """A stub in the graph that says what is wrong with a task file."""
     listed = "\n".join(f"- `{problem}`" for problem in task.problems)
     only_waits = all(problem.unready for problem in task.problems)
+    group = WAITING if only_waits else BROKEN
     verdict = "waits for a later version" if only_waits else "cannot be loaded"
     return dg.AssetSpec(
-        dg.AssetKey([BROKEN, task.key]),
+        dg.AssetKey([group, task.key]),
         description=(
             f"**{task.file_name} {verdict}.** Mend it, then reload definitions; "
             f"`modelcall check {task.file_name}` prints the same:\n\n{listed}"
         ),
-        group_name=BROKEN,
+        group_name=group,
         kinds={"yaml"},
         metadata={"task_file": task.file_name, "problems": dg.MetadataValue.md(listed)},
         tags={"modelcall/broken": "true"},

@@ -1,0 +1,786 @@
+"""The project alive: `dagster dev` as a user starts it, its sensors, its backfills, its death.
+
+One daemon serves the whole file, with a task and an endpoint for each scenario. Dagster looks after
+backfills every 30 s only, so that those are launched first and looked at last.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pytest
+from conftest import PREPROCESS, Project, some_rows, until
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from modelcall_assets.defs.partitions import add_new_files, files_of
+from modelcall_assets.defs.runs import TaskRunner
+from modelcall_assets.defs.sensors import TASK_TAG, files_sensor
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
+
+REPOSITORY = Path(__file__).parents[1]
+GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
+COMMAND = (sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml")
+LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "modelcall"}
+STAGES = ("raw", "scores")
+POLL_S = 0.25
+UNREADABLE = b"no Parquet"
+
+Statuses = dict[str, AssetPartitionStatus | None]
+
+
+# --- `dagster dev` ----------------------------------------------------------------------------
+
+
+@dataclass
+class Dev:
+    """`dagster dev` in a project's folder. Its processes are known by their DAGSTER_HOME, which is
+    of this test alone."""
+
+    root: Path
+    base_url: str
+    process: subprocess.Popen[bytes] | None = None
+    port: int = 0
+
+    @property
+    def home(self) -> Path:
+        return self.root / "dagster_home"
+
+    def start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        with (self.root / "dagster_dev.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "-h", "127.0.0.1", "-p", str(self.port)],
+                cwd=self.root,
+                env={
+                    **os.environ,
+                    "DAGSTER_HOME": str(self.home),
+                    "REHEARSAL_BASE_URL": self.base_url,
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(self._serves, 90, POLL_S)
+
+    def _serves(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.log()
+        with suppress(OSError, http.client.HTTPException):
+            entries = self.ask("{workspaceOrError {... on Workspace {locationEntries {name}}}}")
+            return entries["workspaceOrError"] == {"locationEntries": [{"name": "modelcall"}]}
+        return False
+
+    def log(self) -> str:
+        return (self.root / "dagster_dev.log").read_text(errors="replace")[-8000:]
+
+    def processes(self) -> list[int]:
+        """All of it that lives, run workers included."""
+        mark = f"DAGSTER_HOME={self.home}\0".encode()
+        found: list[int] = []
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):
+                if folder.name.isdigit() and mark in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+        return found
+
+    def stop(self) -> None:
+        """SIGTERM, as Ctrl-C would; whatever is left after a while is killed."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=40)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree, before any of it can notice."""
+        assert self.process is not None
+        while alive := self.processes():
+            for number in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=1)
+        assert self.process.wait(timeout=5) is not None
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        """GraphQL, the UI's own way in."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            body = orjson.dumps({"query": query, "variables": variables})
+            connection.request("POST", "/graphql", body, {"Content-Type": "application/json"})
+            answer = orjson.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def backfill(self, task: str, stages: Sequence[str], keys: Sequence[str]) -> str:
+        """What the button in the UI launches; gives its id."""
+        answer = self.ask(
+            "mutation ($it: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $it) {"
+            " __typename ... on LaunchBackfillSuccess {backfillId}"
+            " ... on PythonError {message}}}",
+            it={
+                "assetSelection": [{"path": [task, stage]} for stage in stages],
+                "partitionNames": list(keys),
+            },
+        )["launchPartitionBackfill"]
+        assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        return answer["backfillId"]
+
+    def backfill_status(self, backfill: str) -> str:
+        query = "query ($id: String!) {partitionBackfillOrError(backfillId: $id) {"
+        query += " ... on PartitionBackfill {status}}}"
+        return self.ask(query, id=backfill)["partitionBackfillOrError"]["status"]
+
+    def ticks(self, task: str, limit: int = 50) -> list[dict[str, Any]]:
+        """Of the task's sensor, the latest first."""
+        query = "query ($of: SensorSelector!, $limit: Int!) {sensorOrError(sensorSelector: $of) {"
+        query += " ... on Sensor {sensorState {ticks(limit: $limit) {"
+        query += "tickId status skipReason runIds timestamp error {message}}}}}}"
+        sensor = {**LOCATION, "sensorName": f"{task}_files"}
+        return self.ask(query, of=sensor, limit=limit)["sensorOrError"]["sensorState"]["ticks"]
+
+    def reason(self, task: str) -> str:
+        """Why the latest tick of the task's sensor launched nothing."""
+        return self.ticks(task, 1)[0]["skipReason"] or ""
+
+    def lose_cursor(self, task: str) -> None:
+        query = "mutation ($of: SensorSelector!, $to: String) {"
+        query += "setSensorCursor(sensorSelector: $of, cursor: $to) {__typename}}"
+        sensor = {**LOCATION, "sensorName": f"{task}_files"}
+        answer = self.ask(query, of=sensor, to="")
+        assert answer["setSensorCursor"]["__typename"] == "Sensor", answer
+
+    def reload(self) -> None:
+        query = 'mutation {reloadRepositoryLocation(repositoryLocationName: "modelcall") {'
+        query += "__typename ... on WorkspaceLocationEntry {loadStatus locationOrLoadError {"
+        query += "__typename ... on PythonError {message}}}}}"
+        answer = self.ask(query)["reloadRepositoryLocation"]
+        entry = answer.get("locationOrLoadError") or {}
+        assert entry.get("__typename") == "RepositoryLocation", answer
+
+    def staleness(self, task: str, key: str) -> dict[str, tuple[str, list[str]]]:
+        """Status and causes per stage, as the asset page asks for them."""
+        query = "query ($key: String!) {assetNodes {assetKey {path} staleStatus(partition: $key)"
+        query += " staleCauses(partition: $key) {reason}}}"
+        return {
+            node["assetKey"]["path"][1]: (
+                node["staleStatus"],
+                [cause["reason"] for cause in node["staleCauses"]],
+            )
+            for node in self.ask(query, key=key)["assetNodes"]
+            if node["assetKey"]["path"][0] == task
+        }
+
+
+# --- the project ------------------------------------------------------------------------------
+
+
+@dataclass
+class Task(Project):
+    """A task of the living project, its own endpoint, and what the instance says of it."""
+
+    server: RehearsalServer = field(kw_only=True)
+    instance: dg.DagsterInstance = field(kw_only=True)
+
+    def partitions(self) -> list[str]:
+        return list(self.instance.get_dynamic_partitions(f"{self.task}/files"))
+
+    def statuses(self, stage: str = "scores", keys: Sequence[str] | None = None) -> Statuses:
+        asset, files = dg.AssetKey([self.task, stage]), files_of(self.steps().spec)
+        wanted = self.partitions() if keys is None else keys
+        found = self.instance.get_status_by_partition(asset, wanted, files) or {}
+        return {key: found.get(key) for key in wanted}
+
+    def is_green(self, *keys: str, stage: str = "scores") -> bool:
+        return set(self.statuses(stage, keys).values()) == {GREEN}
+
+    def wait(self, what: Callable[[], object], seconds: float = 90) -> None:
+        """With the state of everything when it does not come true."""
+        try:
+            until(what, seconds, POLL_S)
+        except AssertionError:
+            stages = {stage: self.statuses(stage) for stage in self.steps().stages}
+            runs = [(run.status.value, run.tags) for run in self.instance.get_runs()]
+            shown = [f"{stages}", *map(str, runs), str(self.server.stats())]
+            raise AssertionError("it never happened:\n" + "\n".join(shown)) from None
+
+    def runs_of(self, key: str) -> list[dg.DagsterRun]:
+        """Of the sensor, latest first."""
+        tags = {"dagster/partition": key, TASK_TAG: self.task}
+        return list(self.instance.get_runs(dg.RunsFilter(tags=tags)))
+
+    def failure(self, run_id: str) -> str:
+        """What the UI shows of the failed step."""
+        logs = self.instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        found = [entry.dagster_event.step_failure_data for entry in logs if entry.dagster_event]
+        return "\n".join(
+            (data.user_failure_data.description or "") if data.user_failure_data else str(data)
+            for data in found
+        )
+
+
+@dataclass
+class Living:
+    """What the tests of this file share."""
+
+    dev: Dev
+    tasks: dict[str, Task]
+
+
+ODD = (
+    "comma, space & 'quotes\".jsonl",
+    "100%|pipe.jsonl",
+    "new\nline.jsonl",
+    "数据/中文 a...b.jsonl",
+    "%2C looks encoded.jsonl",
+)
+WATCHING = {"sensor": {"enabled": True, "interval_seconds": 1}, "concurrency": {"files_per_run": 1}}
+SEVERAL = [f"{number:02}.parquet" for number in range(20)]
+BROKEN = [SEVERAL[5], SEVERAL[14]]
+FEW = ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
+VICTIMS = [f"v{number}.jsonl" for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
+    root = tmp_path_factory.mktemp("living") / "project"
+    (root / "dagster_home").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "workspace.yaml", root)
+    shutil.copy(REPOSITORY / "dagster_home/dagster.yaml", root / "dagster_home")
+    with ExitStack() as stack:
+        instance = stack.enter_context(dg.DagsterInstance.from_config(str(root / "dagster_home")))
+        tasks = {
+            name: Task(
+                root,
+                name,
+                f"data/{name}/in",
+                server=stack.enter_context(serve_in_thread()),
+                instance=instance,
+            )
+            for name in ("watched", "capped", "aged", "several", "few", "victim")
+        }
+        for name, task in tasks.items():
+            own = "${REHEARSAL_BASE_URL}" if name == "watched" else task.server.base_url
+            task.write_model({"client_config": {"base_url": own}}, file=name)
+            task.write_prompt(file=name)
+        _write_tasks(tasks)
+        dev = Dev(root, tasks["watched"].server.base_url)
+        stack.callback(lambda: dev.process and dev.stop())
+        dev.start()
+        yield Living(dev, tasks)
+        dev.stop()
+        assert dev.processes() == []
+
+
+def own_files(task: Task, changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": {"config_path": f"configs/models/{task.task}.yaml"},
+        "prompt": {"config_path": f"configs/prompts/{task.task}.yaml"},
+        **changes,
+    }
+
+
+def _write_tasks(tasks: Mapping[str, Task]) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "watched": WATCHING,
+        "capped": {**WATCHING, "sensor": {**WATCHING["sensor"], "max_runs_per_tick": 2}},
+        "aged": {**WATCHING, "preprocess": PREPROCESS},
+        "several": {"concurrency": {"files_per_run": 10}},
+        "few": {"concurrency": {"files_per_run": 1}},
+        "victim": {"concurrency": {"files_per_run": 3}},
+    }
+    for name, task in tasks.items():
+        task.write_task(own_files(task, changes[name]))
+    watched = tasks["watched"]
+    for name in ("plain.jsonl", *ODD):
+        watched.write_input(name, some_rows(3, name))
+    (watched.root / watched.inputs / "broken.parquet").write_bytes(UNREADABLE)
+    for number in range(5):
+        tasks["capped"].write_input(f"{number}.jsonl", some_rows(2, str(number)))
+    tasks["aged"].write_input("a.jsonl", some_rows(3))
+    for name in SEVERAL:
+        tasks["several"].write_input(name, some_rows(6, name))
+    for name in BROKEN:
+        (tasks["several"].root / tasks["several"].inputs / name).write_bytes(UNREADABLE)
+    for name in FEW:
+        tasks["few"].write_input(name, some_rows(3, name))
+    for name in VICTIMS:
+        tasks["victim"].write_input(name, some_rows(40, name))
+
+
+# --- backfills in the background ---------------------------------------------------------------
+
+
+@dataclass
+class Sampler:
+    """Looks at a task again and again while a backfill runs: is its status true at each moment?"""
+
+    task: Task
+    home: Path
+    half_done: list[str] = field(default_factory=list)
+    """Runs that were seen with some of their files green and some not, while they ran."""
+    early: list[str] = field(default_factory=list)
+    """Files that were green before they were published."""
+    looks: int = 0
+    _end: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        assert self._thread is not None
+        self._end.set()
+        self._thread.join(timeout=30)
+
+    def _work(self) -> None:
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            task = replace(self.task, instance=instance)
+            while not self._end.wait(POLL_S):
+                self._look(task)
+
+    def _look(self, task: Task) -> None:
+        self.looks += 1
+        started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+        runs = [run for run in task.instance.get_runs(started) if _scores(run, task)]
+        statuses = task.statuses()
+        green = {key for key, status in statuses.items() if status == GREEN}
+        self.early += [key for key in green if not task.output(key).exists()]
+        still = {run.run_id for run in task.instance.get_runs(started)}
+        for run in runs:
+            keys = _keys(run, list(statuses))
+            if run.run_id in still and set(keys) & green and set(keys) - green:
+                self.half_done.append(run.run_id)
+
+
+def _scores(run: dg.DagsterRun, task: Task) -> bool:
+    return dg.AssetKey([task.task, "scores"]) in (run.asset_selection or ())
+
+
+def _keys(run: dg.DagsterRun, keys: Sequence[str]) -> list[str]:
+    """The partitions of a run, in the order of `keys`."""
+    one = run.tags.get("dagster/partition")
+    start = run.tags.get("dagster/asset_partition_range_start", one)
+    end = run.tags.get("dagster/asset_partition_range_end", one)
+    if start is None or end is None:
+        return []
+    return list(keys[keys.index(start) : keys.index(end) + 1])
+
+
+@dataclass
+class Backfills:
+    several: str
+    few: str
+    sampler: Sampler
+    several_ended: tuple[Statuses, Statuses, dict[str, Any]] | None = None
+    """Status of raw and scores, and what the endpoint saw."""
+
+
+@pytest.fixture(scope="module")
+def backfills(living: Living) -> Iterator[Backfills]:
+    """Launched before the first test, looked at by the last ones."""
+    several, few = living.tasks["several"], living.tasks["few"]
+    several.server.set_faults(Faults(latency_ms=200))
+    steps = few.steps()
+    keys = add_new_files(few.instance, steps)
+    summary = TaskRunner(steps, few.instance).run(keys[:2])
+    assert summary.failed == []
+    missing = [key for key, status in few.statuses().items() if status is None]
+    assert missing == FEW[2:]
+    sampler = Sampler(several, living.dev.home)
+    made = Backfills(
+        living.dev.backfill("several", STAGES, add_new_files(several.instance, several.steps())),
+        living.dev.backfill("few", STAGES, missing),
+        sampler,
+    )
+    sampler.start()
+    yield made
+    sampler.stop()
+
+
+@pytest.fixture(scope="module")
+def launched(living: Living, backfills: Backfills) -> dict[str, str]:
+    """Two more, when the first have ended: of the files that failed, now mended, and of a task that
+    will be killed meanwhile and is slow until then."""
+    several, victim = living.tasks["several"], living.tasks["victim"]
+    several.wait(lambda: living.dev.backfill_status(backfills.several).startswith("COMPLETED"))
+    backfills.sampler.stop()
+    backfills.several_ended = (several.statuses("raw"), several.statuses(), several.server.stats())
+    for name in BROKEN:
+        several.write_input(name, some_rows(6, name))
+    several.server.reset()
+    victim.server.set_faults(Faults(latency_ms=2500))
+    failed = [key for key, status in several.statuses("raw").items() if status == RED]
+    keys = add_new_files(victim.instance, victim.steps())
+    return {
+        "several": living.dev.backfill("several", STAGES, failed),
+        "victim": living.dev.backfill("victim", STAGES, keys),
+    }
+
+
+# --- the tests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("backfills")
+class TestSensor:
+    def test_files_are_scored_whatever_their_names(self, living: Living) -> None:
+        watched = living.tasks["watched"]
+        names = {encode_key(name): name for name in ("plain.jsonl", *ODD)}
+        watched.wait(lambda: watched.is_green(*names))
+        for key, name in names.items():
+            assert watched.is_green(key, stage="raw")
+            assert len(watched.runs_of(key)) == 1
+            assert [row["id"] for row in watched.scores(name)] == [f"{name}-{n}" for n in range(3)]
+        folder = watched.root / "data/watched/scores"
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.parquet")}
+        assert found == {name.removesuffix(".jsonl") + ".parquet" for name in names.values()}
+        assert watched.server.stats()["repeated_ok"] == 0
+
+    def test_no_more_than_max_runs_per_tick_and_all_in_the_end(self, living: Living) -> None:
+        capped = living.tasks["capped"]
+        keys = [f"{number}.jsonl" for number in range(5)]
+        capped.wait(lambda: capped.is_green(*keys))
+        launched = [len(tick["runIds"]) for tick in living.dev.ticks("capped")]
+        assert max(launched) == 2 and sum(launched) == 5
+        assert [len(capped.runs_of(key)) for key in keys] == [1] * 5
+        capped.wait(lambda: "no new or changed file" in living.dev.reason("capped"))
+
+    def test_a_dropped_file_is_scored_and_a_changed_one_pays_its_new_rows(
+        self, living: Living
+    ) -> None:
+        watched = living.tasks["watched"]
+        watched.write_input("deep/dropped.jsonl", some_rows(4, "dropped"))
+        watched.wait(lambda: watched.is_green("deep/dropped.jsonl"))
+        sent = watched.server.stats()
+        rows = [*some_rows(4, "dropped"), *some_rows(2, "late")]
+        watched.write_input("deep/dropped.jsonl", rows)
+        watched.wait(lambda: len(watched.scores("deep/dropped.jsonl")) == 6)
+        watched.wait(lambda: watched.is_green("deep/dropped.jsonl"))
+        assert [row["id"] for row in watched.scores("deep/dropped.jsonl")] == [
+            row["id"] for row in rows
+        ]
+        assert watched.server.stats()["requests"] - sent["requests"] == 2
+        assert watched.server.stats()["repeated_ok"] == sent["repeated_ok"]
+        assert len(watched.runs_of("deep/dropped.jsonl")) == 2
+
+    def test_a_broken_file_is_red_with_its_reason_and_tried_again_only_when_it_changed(
+        self, living: Living
+    ) -> None:
+        watched = living.tasks["watched"]
+        watched.wait(lambda: watched.statuses("raw", ["broken.parquet"]) == {"broken.parquet": RED})
+        (run,) = watched.runs_of("broken.parquet")
+        reason = watched.failure(run.run_id)
+        assert "broken.parquet: not a readable Parquet file" in reason
+        watched.write_input("once_green.parquet", some_rows(2, "green"))
+        watched.wait(lambda: watched.is_green("once_green.parquet"))
+        # Green first, then broken: not the same to the sensor as broken from the start.
+        (watched.root / watched.inputs / "once_green.parquet").write_bytes(UNREADABLE)
+        keys = ["broken.parquet", "once_green.parquet"]
+        watched.wait(lambda: set(watched.statuses("raw", keys).values()) == {RED})
+        self._look_again(living)
+        assert [len(watched.runs_of(key)) for key in keys] == [1, 2]
+
+        for key in keys:
+            watched.write_input(key, some_rows(2, f"mended {key}"))
+        watched.wait(lambda: watched.is_green(*keys) and watched.is_green(*keys, stage="raw"))
+        assert [len(watched.runs_of(key)) for key in keys] == [2, 3]
+        assert watched.scores("broken.parquet")[0]["id"] == "mended broken.parquet-0"
+
+    def test_a_lost_cursor_launches_nothing_twice(self, living: Living) -> None:
+        watched = living.tasks["watched"]
+        watched.wait(lambda: "no new or changed file" in living.dev.reason("watched"))
+        before = len(self._runs(watched))
+        self._look_again(living)
+        watched.wait(lambda: "no new or changed file" in living.dev.reason("watched"))
+        assert len(self._runs(watched)) == before
+
+    @pytest.mark.usefixtures("launched")
+    def test_a_deleted_input_keeps_its_results_and_says_so_once(self, living: Living) -> None:
+        watched = living.tasks["watched"]
+        watched.write_input("kept.jsonl", some_rows(2, "kept"))
+        (watched.root / watched.inputs / "never.parquet").write_bytes(UNREADABLE)
+        watched.wait(lambda: watched.is_green("kept.jsonl"))
+        watched.wait(lambda: watched.statuses("raw", ["never.parquet"]) == {"never.parquet": RED})
+        for name in ("kept.jsonl", "never.parquet"):
+            (watched.root / watched.inputs / name).unlink()
+        watched.wait(lambda: "never.parquet" not in watched.partitions())
+        watched.wait(lambda: self._observations(watched, "kept.jsonl"))
+        self._look_again(living)
+        assert self._observations(watched, "kept.jsonl") == [
+            "the input file is gone; its results are kept"
+        ]
+        assert "kept.jsonl" in watched.partitions() and watched.is_green("kept.jsonl")
+        assert len(watched.scores("kept.jsonl")) == 2
+
+    def test_a_folder_that_is_away_is_a_skipped_tick_that_names_it(self, living: Living) -> None:
+        watched = living.tasks["watched"]
+        folder = watched.root / watched.inputs
+        before, keys = len(self._runs(watched)), watched.partitions()
+        folder.rename(folder.with_name("away"))
+        watched.wait(lambda: str(folder) in living.dev.reason("watched"))
+        (tick,) = living.dev.ticks("watched", 1)
+        assert tick["status"] == "SKIPPED" and tick["error"] is None
+        assert "not found" in tick["skipReason"]
+        assert watched.partitions() == keys
+        folder.with_name("away").rename(folder)
+        watched.wait(lambda: "no new or changed file" in living.dev.reason("watched"))
+        assert len(self._runs(watched)) == before
+        watched.write_input("after.jsonl", some_rows(1, "after"))
+        watched.wait(lambda: watched.is_green("after.jsonl"))
+
+    @staticmethod
+    def _look_again(living: Living) -> None:
+        """A full comparison by the sensor, which remembers nothing."""
+        watched, dev = living.tasks["watched"], living.dev
+        last = int(dev.ticks("watched", 1)[0]["tickId"])
+
+        def compared() -> bool:
+            dev.lose_cursor("watched")  # a tick that is under way may write it again
+            reasons = [
+                tick["skipReason"] or ""
+                for tick in dev.ticks("watched", 5)
+                if int(tick["tickId"]) > last and tick["status"] != "STARTED"
+            ]
+            return any("no new or changed file" not in reason for reason in reasons)
+
+        watched.wait(compared)
+
+    @staticmethod
+    def _runs(task: Task) -> Sequence[dg.DagsterRun]:
+        return task.instance.get_runs(dg.RunsFilter(tags={TASK_TAG: task.task}))
+
+    @staticmethod
+    def _observations(task: Task, key: str) -> list[str | None]:
+        filters = dg.AssetRecordsFilter(dg.AssetKey([task.task, "raw"]), asset_partitions=[key])
+        records = task.instance.fetch_observations(filters, limit=20).records
+        found = [record.asset_observation for record in records]
+        return [observation.description for observation in found if observation is not None]
+
+
+@pytest.mark.usefixtures("backfills")
+class TestStaleness:
+    """`tests/test_assets.py` has the cases; this is what the asset page shows of them."""
+
+    FRESH: Mapping[str, str] = {"raw": "FRESH", "preprocessed": "FRESH", "scores": "FRESH"}
+
+    def test_the_ui_calls_stale_what_changed_and_nothing_else(self, living: Living) -> None:
+        aged, dev = living.tasks["aged"], living.dev
+        aged.wait(lambda: aged.is_green("a.jsonl"))
+        assert self._statuses(living) == self.FRESH
+        base = own_files(aged, {**WATCHING, "preprocess": PREPROCESS})
+        endpoint = {"client_config": {"base_url": aged.server.base_url}}
+
+        aged.write_model(endpoint | {"prices": {"usd_per_million_input_tokens": 3}}, file="aged")
+        limits = {"max_concurrent_requests": 9, "files_per_run": 1}
+        aged.write_task(base | {"concurrency": limits})
+        dev.reload()
+        assert self._statuses(living) == self.FRESH, "prices and limits shape no row"
+
+        aged.write_model(endpoint | {"chat_config": {"temperature": 0.7}}, file="aged")
+        dev.reload()
+        assert self._statuses(living) == {**self.FRESH, "scores": "STALE"}
+        assert dev.staleness("aged", "a.jsonl")["scores"][1] == ["has a new code version"]
+
+        aged.write_model(endpoint, file="aged")
+        aged.write_prompt({"prompt_template": {"prompt_text": "Again:\n{text}\n"}}, file="aged")
+        dev.reload()
+        assert self._statuses(living) == {**self.FRESH, "scores": "STALE"}
+
+        aged.write_prompt(file="aged")
+        aged.write_task(base | {"preprocess": {**PREPROCESS, "max_tokens": 4096}})
+        dev.reload()
+        stale = self._statuses(living)
+        assert (stale["raw"], stale["preprocessed"]) == ("FRESH", "STALE")
+
+        aged.write_task(base)
+        dev.reload()
+        assert self._statuses(living) == self.FRESH, "as it was"
+
+    def test_a_changed_input_is_stale_until_the_sensor_has_run_it(self, living: Living) -> None:
+        aged, dev = living.tasks["aged"], living.dev
+        aged.wait(lambda: aged.is_green("a.jsonl"))
+        aged.server.set_faults(Faults(latency_ms=1500))
+        aged.write_input("a.jsonl", some_rows(12, "changed"))
+        seen: list[str] = []
+
+        def fresh_again() -> bool:
+            seen.append(dev.staleness("aged", "a.jsonl")["scores"][0])
+            return "STALE" in seen and seen[-1] == "FRESH"
+
+        aged.wait(fresh_again)
+        assert self._statuses(living) == self.FRESH
+        assert len(aged.scores("a.jsonl")) == 12
+
+    @staticmethod
+    def _statuses(living: Living) -> dict[str, str]:
+        found = living.dev.staleness("aged", "a.jsonl")
+        return {stage: status for stage, (status, _) in found.items()}
+
+
+@pytest.mark.usefixtures("launched")
+class TestBackfill:
+    def test_several_files_a_run_of_which_two_are_broken(
+        self, living: Living, backfills: Backfills
+    ) -> None:
+        several = living.tasks["several"]
+        assert backfills.several_ended is not None
+        raw, scores, stats = backfills.several_ended
+        good = [key for key in SEVERAL if key not in BROKEN]
+        assert raw == dict.fromkeys(good, GREEN) | dict.fromkeys(BROKEN, RED)
+        assert scores == dict.fromkeys(good, GREEN) | dict.fromkeys(BROKEN)
+        runs = several.instance.get_runs(
+            dg.RunsFilter(tags={"dagster/backfill": backfills.several})
+        )
+        scored = [key for run in runs if _scores(run, several) for key in _keys(run, SEVERAL)]
+        assert sorted(scored) == good, "the 18, each once"
+        reasons = "\n".join(several.failure(run.run_id) for run in runs)
+        for key in BROKEN:
+            assert f"{key}: not a readable Parquet file" in reasons
+        assert (stats["requests"], stats["distinct"]) == (18 * 6, 18 * 6)
+        sampler = backfills.sampler
+        assert sampler.half_done, f"no run was seen half done in {sampler.looks} looks"
+        assert sampler.early == []
+
+    def test_one_file_a_run_of_what_is_missing(self, living: Living, backfills: Backfills) -> None:
+        few = living.tasks["few"]
+        few.wait(lambda: living.dev.backfill_status(backfills.few) == "COMPLETED_SUCCESS")
+        assert few.statuses() == dict.fromkeys(FEW, GREEN)
+        tags = {"dagster/backfill": backfills.few}
+        runs = few.instance.get_runs(dg.RunsFilter(tags=tags))
+        assert sorted(_keys(run, FEW) for run in runs) == [[key] for key in FEW[2:]]
+        assert few.server.stats()["requests"] == 4 * 3
+        assert few.server.stats()["repeated_ok"] == 0
+
+
+class TestRepairAndDeath:
+    def test_a_backfill_of_the_mended_files_touches_only_these(
+        self, living: Living, launched: dict[str, str]
+    ) -> None:
+        several = living.tasks["several"]
+        several.wait(lambda: several.is_green(*SEVERAL))
+        assert several.is_green(*SEVERAL, stage="raw")
+        stats = several.server.stats()
+        assert (stats["requests"], stats["distinct"]) == (2 * 6, 2 * 6)
+        tags = {"dagster/backfill": launched["several"]}
+        for run in several.instance.get_runs(dg.RunsFilter(tags=tags)):
+            assert set(_keys(run, SEVERAL)) <= set(BROKEN)
+
+    def test_killed_in_the_middle_and_started_again_it_ends_once(
+        self, living: Living, launched: dict[str, str]
+    ) -> None:
+        victim, dev = living.tasks["victim"], living.dev
+
+        def in_state(status: AssetPartitionStatus) -> list[str]:
+            return [key for key, found in victim.statuses().items() if found == status]
+
+        victim.wait(lambda: victim.server.stats()["answered"])
+        victim.server.set_faults(Faults(latency_ms=250))
+        victim.wait(lambda: victim.server.stats()["answered"] >= 100 and in_state(GREEN))
+        dev.kill()
+        assert dev.processes() == []
+        until(lambda: victim.server.stats()["in_flight"] == 0)
+        at_death, done = victim.server.stats(), in_state(GREEN)
+        assert 0 < len(done) < len(VICTIMS) and at_death["answered"] < 240
+        running = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+        dead = [run.run_id for run in victim.instance.get_runs(running)]
+        assert dead, "nobody was left to say how they ended"
+
+        victim.server.set_faults(NO_FAULTS)
+        dev.start()
+        same = dg.RunsFilter(run_ids=dead, statuses=running.statuses)
+        victim.wait(lambda: not victim.instance.get_runs(same))
+        for run in victim.instance.get_runs(dg.RunsFilter(run_ids=dead)):
+            assert run.status == dg.DagsterRunStatus.FAILURE
+        pools = victim.instance.event_log_storage
+        for pool in pools.get_concurrency_keys():
+            held = {slot.run_id for slot in pools.get_concurrency_info(pool).claimed_slots}
+            assert not held & set(dead)
+        # A run that waited in the queue when all was killed is taken up again.
+        victim.wait(lambda: not in_state(AssetPartitionStatus.IN_PROGRESS))
+        failed = in_state(RED)
+        assert (
+            failed
+            and sorted([*failed, *in_state(GREEN)]) == VICTIMS
+            and set(done) <= set(in_state(GREEN))
+        )
+        again = dev.backfill("victim", ["scores"], failed)
+        victim.wait(lambda: victim.is_green(*VICTIMS))
+        victim.wait(lambda: dev.backfill_status(again) == "COMPLETED_SUCCESS")
+        assert dev.backfill_status(launched["victim"]) == "COMPLETED_FAILED"
+        for name in VICTIMS:
+            assert [row["id"] for row in victim.scores(name)] == [f"{name}-{n}" for n in range(40)]
+        stats = victim.server.stats()
+        assert stats["distinct"] == 240
+        assert at_death["abandoned"] + stats["repeated_ok"] <= 4, "what was in flight"
+        assert stats["requests"] == 240 + at_death["abandoned"] + stats["repeated_ok"]
+        assert {key: len(self._materializations(victim, key)) for key in VICTIMS} == dict.fromkeys(
+            VICTIMS, 1
+        )
+
+    @staticmethod
+    def _materializations(task: Task, key: str) -> Sequence[Any]:
+        filters = dg.AssetRecordsFilter(dg.AssetKey([task.task, "scores"]), asset_partitions=[key])
+        return task.instance.fetch_materializations(filters, limit=10).records
+
+
+class TestOneLook:
+    """The sensor's function by itself."""
+
+    def test_what_is_left_over_by_the_cap_waits_for_the_next_look(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        project.write_task({"sensor": {"max_runs_per_tick": 2}})
+        result = look(project, instance)
+        assert [request.partition_key for request in result.run_requests or ()] == [
+            "a.jsonl",
+            "deep/b.parquet",
+        ]
+        (added,) = result.dynamic_partitions_requests or ()
+        assert len(added.partition_keys) == 3 and result.cursor == ""
+        project.write_task({"sensor": {"max_runs_per_tick": 3}})
+        result = look(project, instance)
+        assert len(result.run_requests or ()) == 3 and result.cursor
+
+    def test_an_input_that_went_before_it_was_run_takes_its_partition_along(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        add_new_files(instance, project.steps())
+        (project.root / project.inputs / "a.jsonl").unlink()
+        (gone,) = look(project, instance).dynamic_partitions_requests or ()
+        assert isinstance(gone, dg.DeleteDynamicPartitionsRequest)
+        assert list(gone.partition_keys) == ["a.jsonl"]
+
+    def test_files_beyond_a_cap_are_not_taken_for_deleted(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        steps = project.steps()
+        TaskRunner(steps, instance).run(add_new_files(instance, steps)[:2])
+        project.write_task({"debug": {"enabled": True, "max_files": 1}})
+        result = look(project, instance)
+        assert not result.dynamic_partitions_requests and not result.asset_events
+
+
+def look(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult:
+    result = files_sensor(project.steps())(dg.build_sensor_context(instance=instance))
+    assert isinstance(result, dg.SensorResult)
+    return result
