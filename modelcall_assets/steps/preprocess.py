@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import FileInfo
@@ -73,6 +74,27 @@ def preprocess_file(
         schema=table.schema,
         data_version=f"sha256:{work.content.hexdigest()}",
         sample=work.sample,
+    )
+
+
+def options_of(preprocess: Preprocess) -> UniversalOptions:
+    """The `preprocess` block of a task, as the transform takes it."""
+    filters, cleaning = preprocess.filters, preprocess.transformations.text_cleaning
+    computed = preprocess.transformations.computed_fields
+    return UniversalOptions(
+        field_mapping={
+            name: spec if isinstance(spec, str) else spec.model_dump()
+            for name, spec in preprocess.field_mapping.items()
+        },
+        min_text_length=filters.min_text_length,
+        max_text_length=filters.max_text_length,
+        required_fields=tuple(filters.required_fields),
+        blacklist_patterns=tuple(filters.blacklist_patterns),
+        remove_extra_whitespace=cleaning.remove_extra_whitespace,
+        remove_characters=tuple(cleaning.remove_characters),
+        computed_fields={name: spec.model_dump() for name, spec in computed.items()},
+        source_name=preprocess.source_name,
+        max_tokens=preprocess.max_tokens,
     )
 
 

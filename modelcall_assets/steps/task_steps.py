@@ -17,7 +17,7 @@ from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.transport import DirectTransport
 from modelcall_assets.steps.audit import ScoresAudit, audit_scores
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.preprocess import PreprocessReport, preprocess_file
+from modelcall_assets.steps.preprocess import PreprocessReport, options_of, preprocess_file
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.raw import RawReport, read_raw
 from modelcall_assets.steps.rule_scores import RuleStage
@@ -233,21 +233,7 @@ class TaskSteps:
 
     @cached_property
     def universal_options(self) -> UniversalOptions:
-        preprocess = self.spec.task.preprocess
-        filters, cleaning = preprocess.filters, preprocess.transformations.text_cleaning
-        computed = preprocess.transformations.computed_fields
-        return UniversalOptions(
-            field_mapping={name: _plain(spec) for name, spec in preprocess.field_mapping.items()},
-            min_text_length=filters.min_text_length,
-            max_text_length=filters.max_text_length,
-            required_fields=tuple(filters.required_fields),
-            blacklist_patterns=tuple(filters.blacklist_patterns),
-            remove_extra_whitespace=cleaning.remove_extra_whitespace,
-            remove_characters=tuple(cleaning.remove_characters),
-            computed_fields={name: _plain(spec) for name, spec in computed.items()},
-            source_name=preprocess.source_name,
-            max_tokens=preprocess.max_tokens,
-        )
+        return options_of(self.spec.task.preprocess)
 
     def shape(self, stage: str) -> dict[str, Any]:
         """What of the task's files shapes the rows of `stage`; its code version is a hash of it."""
@@ -300,7 +286,3 @@ def _fingerprint(source: Source, info: FileInfo) -> InputFingerprint:
     return InputFingerprint(
         uri=source.uri, digest=source.digest, size=info.size, version=info.version
     )
-
-
-def _plain(spec: Any) -> Any:
-    return spec if isinstance(spec, str) else spec.model_dump()
