@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -337,3 +338,14 @@ class TestHelpAndCheck:
         ended = run(project, *arguments)
         assert ended.code == 2
         assert "Usage:" in ended.err and "Error:" in ended.err
+
+
+def test_a_new_home_gets_the_shipped_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    with open_instance(tmp_path) as instance:
+        assert not instance.telemetry_enabled
+        assert not instance.nux_enabled
+        assert instance.global_op_concurrency_default_limit == 1
+    assert (tmp_path / "dagster_home/dagster.yaml").is_file()
