@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from math import ceil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.task_steps import RAW, SCORES, WARNINGS, TaskSteps
+from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
@@ -79,16 +79,12 @@ def _selected(
     own = keys[job_index * share : (job_index + 1) * share]
     if pattern is None:
         return list(own)
-    matching = [key for key in own if _matches(decode_key(key), pattern)]
+    matching = [key for key in own if matches(decode_key(key), pattern)]
     if not matching:
         folder = steps.spec.input_folder
         wrong = f"no input file under {folder} matches '{pattern}'"
         raise SetupError([Problem("modelcall run-task", "--file", wrong)])
     return matching
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(path.rsplit("/", 1)[-1], pattern)
 
 
 def _summary(

@@ -73,11 +73,12 @@ class TaskRunner:
     ) -> tuple[list[str], list[str]]:
         """The keys that have to be materialised, and those that another run has in hand."""
         statuses = self._statuses(stage, keys)
-        busy = [key for key in keys if statuses[key] == AssetPartitionStatus.IN_PROGRESS]
+        in_progress = AssetPartitionStatus.IN_PROGRESS
+        busy = [key for key in keys if statuses[key] == in_progress]
         due = [
             key
             for key in keys
-            if key not in busy
+            if statuses[key] != in_progress
             and (everything or statuses[key] != _GREEN or self._outdated(stage, key))
         ]
         return due, busy

@@ -159,8 +159,8 @@ class AnswerParser:
 
 def strip_thinking(text: str) -> str:
     """The text after the model's `<think>` block; a missing opening tag is tolerated."""
-    if _object(text) is not None:
-        return text.strip()  # the tags in it are talked about
+    if "think>" not in text or _object(text) is not None:
+        return text.strip()  # no tags, or tags that are talked about
     _, closed, after = text.rpartition("</think>")
     if closed:
         return after.strip()

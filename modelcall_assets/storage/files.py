@@ -44,6 +44,11 @@ def list_inputs(root: str, pattern: str = "*", exclude: Sequence[str] = ()) -> l
     return sorted(found, key=lambda info: info.key_path)
 
 
+def matches(key_path: str, pattern: str) -> bool:
+    """Whether the glob fits the whole relative path, or the file name alone."""
+    return fnmatchcase(key_path, pattern) or fnmatchcase(key_path.rsplit("/", 1)[-1], pattern)
+
+
 def stat_file(uri: str) -> FileInfo:
     """Size and version of one file; `key_path` is its name. InputError when it is missing."""
     with explained(uri):
@@ -122,11 +127,10 @@ def _store_errors(uri: str) -> tuple[type[Exception], ...]:
 
 
 def _wanted(key_path: str, pattern: str) -> bool:
-    name = key_path.rsplit("/", 1)[-1]
     return (
         key_path.lower().endswith(SUFFIXES)
         and not any(part.startswith(".") for part in key_path.split("/"))
-        and (fnmatchcase(key_path, pattern) or fnmatchcase(name, pattern))
+        and matches(key_path, pattern)
     )
 
 
