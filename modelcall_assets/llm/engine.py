@@ -46,8 +46,9 @@ class GaveUp:
 
 @dataclass
 class Counters:
-    """What the engine has in hand: `retries` waits so far, `in_flight` calls now."""
+    """What the engine did so far; progress reads it."""
 
+    requests: int = 0
     retries: int = 0
     in_flight: int = 0
 
@@ -118,6 +119,7 @@ class Engine:
         async with self._slots, self._gate.passage():
             if self._stop_reason is not None:
                 raise self._stop_reason
+            self.counters.requests += 1
             self.counters.in_flight += 1
             try:
                 yield
