@@ -6,6 +6,7 @@ ModelcallError
 └── RunStopped            a run cannot go on; what was answered is in the journal
     ├── EndpointRefused   the endpoint rejects the key, the model or the account
     ├── EndpointDown      the same transport failure again and again
+    ├── BudgetSpent       the task has spent what it may
     └── InputChanged      the input file changed while it was being worked on
 """
 
@@ -69,6 +70,10 @@ class EndpointRefused(RunStopped):
 
 class EndpointDown(RunStopped):
     """Record after record failed for the same transport reason."""
+
+
+class BudgetSpent(RunStopped):
+    """The task's `budget_usd` or `budget_tokens` is used up."""
 
 
 class InputChanged(RunStopped):

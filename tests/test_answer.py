@@ -20,7 +20,7 @@ from modelcall_assets.llm.answer import (
     last_object,
     strip_thinking,
 )
-from modelcall_assets.llm.dialogue import Finished, Rules, Turn
+from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
@@ -349,11 +349,11 @@ def test_corrections_differ_by_mistake_and_name_the_keys() -> None:
 # Dialogues
 
 
-def turn(text: str, finish_reason: str = "stop") -> Turn:
-    return Turn(200, json.dumps(completion(text, finish_reason)).encode())
+def turn(text: str, finish_reason: str = "stop") -> Said:
+    return replayed(200, json.dumps(completion(text, finish_reason)).encode())
 
 
-REFUSED = Turn(400, b'{"error": {"code": "context_length_exceeded", "message": "too long"}}')
+REFUSED = replayed(400, b'{"error": {"code": "context_length_exceeded", "message": "too long"}}')
 REQUEST = ChatRequest({"model": "m"}, ({"role": "user", "content": "rate this"},))
 
 
@@ -382,7 +382,7 @@ def test_a_mistake_is_mended_until_the_limit() -> None:
         (REFUSED, Rules(parser(), 3)),
     ],
 )
-def test_what_cannot_be_mended_ends_at_once(reply: Turn, rules: Rules) -> None:
+def test_what_cannot_be_mended_ends_at_once(reply: Said, rules: Rules) -> None:
     finished = rules.judge([reply])
     assert finished is not None
     assert isinstance(finished.outcome, Failure)
@@ -408,7 +408,7 @@ def test_a_repair_request_holds_the_whole_dialogue() -> None:
 
 def test_a_reply_that_is_not_final_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="final"):
-        Turn(500, b"").verdict()
+        replayed(500, b"")
 
 
 replies = st.sampled_from(
@@ -418,19 +418,19 @@ replies = st.sampled_from(
 
 
 def converse(
-    rules: Rules, script: Sequence[Turn], known: Sequence[Turn] = ()
-) -> tuple[Finished, list[Turn], list[bytes]]:
+    rules: Rules, script: Sequence[Said], known: Sequence[Said] = ()
+) -> tuple[Finished, list[Said], list[bytes]]:
     """Ends as a live dialogue does; `known` was said before a kill, `script` is what would be."""
     turns, sent = list(known), []
     while (finished := rules.judge(turns)) is None:
-        sent.append(rules.next_request(REQUEST, turns).payload())
+        sent.append(rules.next_request(REQUEST, turns).payload)
         turns.append(script[len(turns)])
     return finished, turns, sent
 
 
 @given(st.lists(replies, min_size=5, max_size=5), st.integers(0, 4), st.data())
 def test_a_dialogue_cut_anywhere_ends_as_if_it_had_not_been(
-    script: list[Turn], repairs: int, data: st.DataObject
+    script: list[Said], repairs: int, data: st.DataObject
 ) -> None:
     rules = Rules(parser(), repairs)
     finished, turns, sent = converse(rules, script)
@@ -454,7 +454,7 @@ def test_key_and_body_do_not_depend_on_dict_order(given: Any, text: str, luck: A
     one = ChatRequest(given, ({"role": "user", "content": text},))
     two = ChatRequest(dict(shuffled), ({"content": text, "role": "user"},))
     assert one.key() == two.key()
-    assert one.payload() == two.payload()
+    assert one.payload == two.payload
     assert re.fullmatch("[0-9a-f]{32}", one.key())
 
 
@@ -469,7 +469,7 @@ def test_key_leaves_out_what_cannot_change_the_answer(
     }
     more = plain | {"stream": stream, "stream_options": options, "user": user}
     assert ChatRequest(more, REQUEST.messages).key() == ChatRequest(plain, REQUEST.messages).key()
-    assert orjson.loads(ChatRequest(more, REQUEST.messages).payload())["user"] == user
+    assert orjson.loads(ChatRequest(more, REQUEST.messages).payload)["user"] == user
 
 
 @given(texts, texts, st.floats(0, 2), st.floats(0, 2))

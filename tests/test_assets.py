@@ -30,7 +30,7 @@ from modelcall_assets.storage.manifest import read_manifest
 
 A, B, C = KEYS = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
 GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
-POOL = "endpoint_REHEARSAL_BASE_URL"
+POOL = "rate"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -161,7 +161,7 @@ class TestGraph:
         scored = {
             "kinds": ["openai", "parquet"],
             "checks": ["conservation", "failure_rate", "schema", "unique_ids"],
-            "pools": [POOL],
+            "pools": ["other"],
         }
         assert shown == {
             "other/raw": other | raw | {"pools": []},
@@ -174,8 +174,21 @@ class TestGraph:
             },
             "other/scores": other | scored | {"deps": ["other/preprocessed"]},
             "rate/raw": rate | raw | {"pools": []},
-            "rate/scores": rate | scored | {"deps": ["rate/raw"]},
+            "rate/scores": rate | scored | {"deps": ["rate/raw"], "pools": [POOL]},
         }
+
+    def test_a_tasks_runs_at_a_time_are_what_it_says(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        project.write_task({"concurrency": {"max_concurrent_files": 3}})
+        for slots in (3, 5):
+            project.write_task({"concurrency": {"max_concurrent_files": slots}})
+            sensor = project.definitions().resolve_sensor_def("housekeeping")
+            context = dg.build_sensor_context(instance=instance)
+            assert f"pool rate: {slots} slots" in str(sensor(context))
+            assert "nothing to do" in str(sensor(context))
+            (pool,) = instance.event_log_storage.get_pool_limits()
+            assert (pool.name, pool.limit) == (POOL, slots)
 
     def test_a_broken_task_file_is_a_stub_and_all_others_load(self, project: Project) -> None:
         project.write_task({"data": {"input_foldr": "x"}, "task_name": "oops"}, file="oops")
@@ -771,6 +784,6 @@ class TestDeadRuns:
 
 
 def claimed(instance: dg.DagsterInstance) -> list[str]:
-    """Runs that hold a slot of the endpoint's pool."""
+    """Runs that hold a slot of the task's pool."""
     info = instance.event_log_storage.get_concurrency_info(POOL)
     return [slot.run_id for slot in info.claimed_slots]

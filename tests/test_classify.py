@@ -174,18 +174,18 @@ def test_every_status_and_body_has_a_verdict(status: int, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ({"Retry-After": "7"}, 7),
-        ({"Retry-After": "0.25"}, 0.25),
-        ({"Retry-After": "0"}, 0),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0.25"}, 0.25),
+        ({"retry-after": "0"}, 0),
         ({"retry-after-ms": "250"}, 0.25),
-        ({"retry-after-ms": "250", "Retry-After": "9"}, 0.25),
-        ({"retry-after-ms": "junk", "Retry-After": "9"}, 9),
-        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
-        ({"Retry-After": "-5"}, None),
-        ({"Retry-After": "soon"}, None),
-        ({"Retry-After": "inf"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": ""}, None),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after-ms": "junk", "retry-after": "9"}, 9),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": ""}, None),
         ({}, None),
         ({"x-ratelimit-reset-requests": "1s"}, None),
     ],
@@ -195,14 +195,14 @@ def test_retry_after_in_seconds(headers: dict[str, str], seconds: float | None) 
 
 
 def test_retry_after_as_a_date() -> None:
-    seconds = retry_after({"Retry-After": formatdate(time.time() + 100, usegmt=True)})
+    seconds = retry_after({"retry-after": formatdate(time.time() + 100, usegmt=True)})
     assert seconds is not None
     assert 90 < seconds <= 100
 
 
 @given(st.text())
 def test_any_header_text_is_read_or_passed_over(text: str) -> None:
-    for name in ("Retry-After", "retry-after-ms"):
+    for name in ("retry-after", "retry-after-ms"):
         assert (retry_after({name: text}) or 0) >= 0
     assert (limit_reset({"x-ratelimit-reset-tokens": text}) or 0) >= 0
 
@@ -241,13 +241,13 @@ def after_s(status: int, headers: dict[str, str]) -> float | None:
 
 def test_a_busy_reply_says_when_by_either_header() -> None:
     reset = {"x-ratelimit-reset-tokens": "6m0s"}
-    assert after_s(429, {"Retry-After": "3"}) == 3
+    assert after_s(429, {"retry-after": "3"}) == 3
     assert after_s(429, reset) == 360
-    assert after_s(429, {"Retry-After": "0"} | reset) == 0
+    assert after_s(429, {"retry-after": "0"} | reset) == 0
     assert after_s(429, {}) is None
 
 
 def test_server_trouble_says_when_by_retry_after_only() -> None:
     """Servers send x-ratelimit-reset-* with every reply; beside a 500 it asks for nothing."""
-    assert after_s(503, {"Retry-After": "3"}) == 3
+    assert after_s(503, {"retry-after": "3"}) == 3
     assert after_s(500, {"x-ratelimit-reset-tokens": "6m0s"}) is None

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.config.catalog import TaskSpec, find_root, load_catalog, load_model, load_task
+from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.environment import Environment, MissingVariable, read_env_file
-from modelcall_assets.config.model import parse_model
+from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import legal_key
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.reference import reference
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.steps.scores import ScoreStage
 
 Data = dict[str, Any]
 
@@ -208,7 +210,7 @@ def test_env_files_never_leak(project: Project) -> None:
             environment__config_path=f"{name}.env",
         )
     tasks = load_catalog(project.root).tasks
-    assert [task.endpoint().api_key for task in tasks] == ["key-of-a", "key-of-b"]
+    assert [task.endpoints()[0].api_key for task in tasks] == ["key-of-a", "key-of-b"]
     assert dict(os.environ) == before
 
 
@@ -553,23 +555,48 @@ def test_both_generations_are_one_model() -> None:
 def test_first_generation_endpoints(provider: str, variable: str, name: str) -> None:
     model, _ = parse_model(with_fields(OLD_MODEL, {"provider": provider}), "m")
     assert model
-    endpoint = model.endpoint(Environment({variable: "k", "BASE_URL": "http://host:1/v1/"}), "m")
+    env = Environment({variable: "k", "BASE_URL": "http://host:1/v1/"})
+    (endpoint,) = model.endpoints(env, "m")
     assert (endpoint.api_key, endpoint.name) == ("k", name)
     with pytest.raises(SetupError, match=f"m.yaml:api_key: variable {variable} is not set"):
-        model.endpoint(Environment({"BASE_URL": "http://h"}), "m.yaml")
+        model.endpoints(Environment({"BASE_URL": "http://h"}), "m.yaml")
+
+
+def model_with(**changes: Any) -> ModelConfig:
+    model, problems = parse_model(with_fields(MODEL, changes), "m.yaml")
+    assert model and not problems, problems
+    return model
 
 
 def test_request_params_hold_no_transport_field() -> None:
-    chat: Data = {"stream": True, "stream_options": {}, "timeout": 9, "stop": ["a"], "custom": 1}
+    chat: Data = {"timeout": 9, "stop": ["a"], "custom": 1}
     model, problems = parse_model(
         with_fields(MODEL, {f"chat_config.{name}": value for name, value in chat.items()}), "m"
     )
     assert model and model.request_params() == {"model": "m", "stop": ["a"], "custom": 1}
-    assert {problem.field for problem in problems} == {
-        f"chat_config.{name}" for name in ("stream", "stream_options", "timeout", "custom")
-    }
+    assert {problem.field for problem in problems} == {"chat_config.timeout", "chat_config.custom"}
     assert all(problem.severity == "warning" for problem in problems)
-    assert not model_problems(**{"chat_config.stream": False})
+
+
+@pytest.mark.parametrize(
+    ("chat", "sent"),
+    [
+        ({}, {}),
+        ({"stream": False, "stream_options": {"include_usage": True}}, {}),
+        ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
+        ({"stream": True, "stream_options": {}}, {"stream": True}),
+        (
+            {"stream": True, "stream_options": {"include_usage": False}},
+            {"stream": True, "stream_options": {"include_usage": False}},
+        ),
+    ],
+)
+def test_streaming(chat: Data, sent: Data) -> None:
+    model = model_with(**{f"chat_config.{name}": value for name, value in chat.items()})
+    assert model.request_params() == {"model": "m", **sent}
+    first, problems = parse_model(with_fields(OLD_MODEL, {"completions_params": chat}), "m")
+    assert first and not problems
+    assert first.request_params() == {"model": "gpt-4o", **sent}
 
 
 def test_chat_config_mistakes() -> None:
@@ -623,7 +650,7 @@ def test_base_url_must_be_http(url: str) -> None:
     model, _ = parse_model(with_fields(MODEL, {"client_config.base_url": "${U}"}), "m")
     assert model
     with pytest.raises(SetupError, match=r"m:client_config\.base_url"):
-        model.endpoint(Environment({"U": url}), "m")
+        model.endpoints(Environment({"U": url}), "m")
 
 
 def test_base_url_without_the_route() -> None:
@@ -635,22 +662,294 @@ def test_endpoint_hides_credentials_and_has_limits() -> None:
     changes = {"client_config.base_url": "${U}", "client_config.api_key": "${K}"}
     model, _ = parse_model(with_fields(MODEL, changes), "m")
     assert model
-    env = Environment({"U": "https://me:pw@host:9/v1/?a=b", "K": "topsecret"})
-    endpoint = model.endpoint(env, "m")
+    env = Environment({"U": "https://me:pw@host:9/v1/?a=b", "K": "none"})
+    assert "pw" not in repr(model.endpoints(env, "m"))
+    env = Environment({"U": "https://host:9/v1/?a=b", "K": "topsecret"})
+    (endpoint,) = model.endpoints(env, "m")
     assert endpoint.name == "host:9/v1"
-    assert "pw" not in repr(endpoint) and "topsecret" not in repr(endpoint)
+    assert "topsecret" not in repr(endpoint)
     assert (endpoint.timeout_s, endpoint.max_retries) == (600, 5)
     with pytest.raises(SetupError) as caught:
-        model.endpoint(Environment({}), "m")
+        model.endpoints(Environment({}), "m")
     assert [problem.field for problem in caught.value.problems] == list(changes)
+
+
+def test_endpoint_of_the_smallest_model() -> None:
+    (endpoint,) = model_with().endpoints(Environment({}), "m")
+    assert endpoint == Endpoint(
+        base_url="http://localhost:8000/v1",
+        api_key="EMPTY",
+        name="localhost:8000/v1",
+        timeout_s=600,
+        max_retries=5,
+        transport="direct",
+        headers={},
+        proxy=None,
+        ca_file=None,
+        max_in_flight=None,
+        requests_per_minute=None,
+        tokens_per_minute=None,
+    )
+
+
+def test_endpoint_with_everything(tmp_path: Path) -> None:
+    write(tmp_path / "ca.pem", CERTIFICATE)
+    model = model_with(
+        client_config__transport="sdk",
+        client_config__headers={"X-Team": "t-${TEAM}", "X-API-Key": "${K}"},
+        client_config__proxy="http://${PROXY}",
+        client_config__ca_file="ca.pem",
+        client_config__max_in_flight=3,
+        client_config__requests_per_minute=-1,
+        client_config__tokens_per_minute=500,
+    )
+    env = Environment({"TEAM": "rating", "K": "topsecret", "PROXY": "me:pw@proxy:3128"})
+    (endpoint,) = model.endpoints(env, "m", root=tmp_path)
+    assert endpoint.transport == "sdk"
+    assert endpoint.headers == {"X-Team": "t-rating", "X-API-Key": "topsecret"}
+    assert endpoint.proxy == "http://me:pw@proxy:3128"
+    assert endpoint.ca_file == str(tmp_path / "ca.pem")
+    limits = (endpoint.max_in_flight, endpoint.requests_per_minute, endpoint.tokens_per_minute)
+    assert limits == (3, None, 500)
+    for secret in ("topsecret", "pw"):
+        assert secret not in repr(endpoint)
+
+
+def test_endpoints_inherit_what_they_leave_out() -> None:
+    model, problems = parse_model(
+        {
+            "client_config": {
+                "api_key": "${K}",
+                "headers": {"X-A": "shared"},
+                "max_in_flight": 8,
+                "timeout": 7,
+                "endpoints": [
+                    {"base_url": "http://a:1/v1"},
+                    {"base_url": "http://b:1/v1", "api_key": "none", "max_in_flight": -1},
+                    {"base_url": "http://a:1/v1/", "api_key": "${L}", "headers": None},
+                ],
+            },
+            "chat_config": {"model": "m"},
+        },
+        "m",
+    )
+    assert model and not problems
+    assert model.base_url == "http://a:1/v1"
+    found = model.endpoints(Environment({"K": "1", "L": "2"}), "m")
+    assert [(each.name, each.api_key, each.max_in_flight, each.headers) for each in found] == [
+        ("a:1/v1", "1", 8, {"X-A": "shared"}),
+        ("b:1/v1", "none", None, {"X-A": "shared"}),
+        ("a:1/v1#2", "2", 8, {}),
+    ]
+    assert {each.timeout_s for each in found} == {7}
+
+
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUGYjPr8esps+FxzRC1/7KWRiE29AwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjEwNDI3MDFaGA8yMTI2MTAyODA0Mjcw
+MVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABC9z
+aO//wPeki4VGa0tR6V3v//NcXDI/CAQKCQrqH8upV2STlcZVoI0PEMzt5vIINaaz
+g3sWIDPqtQObNbTflCijUzBRMB0GA1UdDgQWBBTn7y8hj79jCTS4Itn/cCvomUoJ
+eDAfBgNVHSMEGDAWgBTn7y8hj79jCTS4Itn/cCvomUoJeDAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCICkwc14oIIleJSiovWqkskZOtsibeWcYgDaU
+29J/PSUtAiEA/ZVVQZs6LtTPLPw5jDvFW/DUDIDxaVxp7LazrW8re5s=
+-----END CERTIFICATE-----
+"""
+REFERENCE = "expected a reference such as ${API_KEY}"
+SET_IT = "set the variable in .env or in the process environment"
+CLIENT_MISTAKES: list[tuple[Data, str]] = [
+    (
+        {"transport": "sdkk"},
+        "transport: unknown value; expected direct, sdk; have 'sdkk'; did you mean sdk?",
+    ),
+    ({"headers": ["a"]}, "headers: wrong type; expected a mapping; have a list"),
+    (
+        {"headers": {"X-Version": 1}},
+        "headers.X-Version: wrong type; expected text; have 1; write it in quotes",
+    ),
+    (
+        {"headers": {"a b": "c"}},
+        "headers: 'a b' is no name of a header; expected letters, digits, - and _; have a mapping",
+    ),
+    (
+        {"headers": {"Content-Type": "text/plain"}},
+        "headers: Content-Type cannot be set; have a mapping; remove it",
+    ),
+    (
+        {"headers": {"X-A": "1", "x-a": "2"}},
+        "headers: x-a is there twice; have a mapping; remove one",
+    ),
+    (
+        {"headers": {"X-A": "1\n2"}},
+        "headers: a character that no header can carry, such as a line break; have a mapping",
+    ),
+    *(
+        (
+            {"headers": {name: "sk-abcdef"}},
+            f"headers: a secret in a file: {name}; {REFERENCE} or Bearer ${{API_KEY}}; "
+            f"have a mapping; {SET_IT}",
+        )
+        for name in ("Authorization", "api-key", "X-API-Key", "x-auth-token", "Cookie")
+    ),
+    (
+        {"proxy": "socks5://host:1"},
+        "proxy: not the URL of an HTTP proxy; expected http(s)://host:port; "
+        "have 'socks5://host:1'",
+    ),
+    (
+        {"proxy": "http://me:abcdef@host:1"},
+        "proxy: a password in a file; have *** (not shown); "
+        "write the URL as ${NAME} and set NAME in .env",
+    ),
+    ({"max_in_flight": 0}, "max_in_flight: out of range; expected more than 0; have 0"),
+    (
+        {"requests_per_minute": "60"},
+        "requests_per_minute: wrong type; expected an integer; have '60'; "
+        "write 60 without quotes",
+    ),
+    (
+        {"tokens_per_minute": 1.5},
+        "tokens_per_minute: wrong type; expected an integer; have 1.5",
+    ),
+    ({"ca_file": ""}, "ca_file: empty; expected text"),
+    ({"endpoints": [{"base_url": "x"}]}, "endpoints[0].base_url: not a URL; expected "
+     "http(s)://host[:port]/path; have 'x'"),
+    (
+        {"endpoints": [{"timeout": 3}]},
+        "endpoints[0].timeout: unknown key; expected one of base_url, api_key, headers, proxy, "
+        "ca_file, max_in_flight, requests_per_minute, tokens_per_minute",
+    ),
+    (
+        {"base_url": None, "endpoints": [{}]},
+        "endpoints[0].base_url: missing; add `base_url:` "
+        "(http(s) URL without `/chat/completions`; may hold `${NAME}`. "
+        "Else `endpoints` have it.)",
+    ),
+    (
+        {"base_url": None},
+        "base_url: missing; add `base_url:` "
+        "(http(s) URL without `/chat/completions`; may hold `${NAME}`. "
+        "Else `endpoints` have it.)",
+    ),
+    (
+        {"endpoints": [{}, {"max_in_flight": 3}]},
+        "endpoints[1]: the endpoint of client_config.endpoints[0] again, with the same key; "
+        "remove one of them, or give it another key",
+    ),
+    ({"endpoints": []}, "endpoints: empty; expected one endpoint or more; have a list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), CLIENT_MISTAKES)
+def test_client_config_mistakes(changes: Data, message: str) -> None:
+    fields = {f"client_config.{name}": value for name, value in changes.items()}
+    [problem] = parse_model(with_fields(MODEL, fields), "m.yaml")[1]
+    assert str(problem) == f"m.yaml:client_config.{message}"
+
+
+@pytest.mark.parametrize("value", ["${K}", "Bearer ${K}", "Basic ${K}", "${K:-none}", "EMPTY"])
+def test_secret_headers_are_references(value: str) -> None:
+    problems = model_problems(**{"client_config.headers": {"Authorization": value}})
+    assert bool(problems) == (value == "EMPTY")
+
+
+RESOLVED_MISTAKES: list[tuple[Data, str]] = [
+    (
+        {"api_key": "${LINES}"},
+        "api_key: a character that no header can carry, such as a line break; have *** (not shown)",
+    ),
+    (
+        {"headers": {"X-Key": "${LINES}"}},
+        "headers.X-Key: a character that no header can carry, such as a line break; "
+        "have '${LINES}'",
+    ),
+    (
+        {"headers": {"X-Name": "${ACCENT}"}},
+        "headers.X-Name: a character that no header can carry, such as a line break; "
+        "have '${ACCENT}'",
+    ),
+    (
+        {"proxy": "${LINES}"},
+        "proxy: not the URL of an HTTP proxy; expected http(s)://host:port; have '${LINES}'",
+    ),
+    ({"ca_file": "gone.pem"}, "ca_file: no such file; have 'gone.pem'"),
+    ({"ca_file": "."}, "ca_file: Is a directory; have '.'"),
+    ({"ca_file": "no.pem"}, "ca_file: no certificates in PEM form; have 'no.pem'"),
+    (
+        {"base_url": "${USER_URL}", "api_key": "${KEY}"},
+        "base_url: the URL names a user, and there is an api_key too: a request takes one of them",
+    ),
+    *(
+        (
+            {name: value},
+            f"{place}: variable GONE is not set; the task cannot run until ${{GONE}} has a value "
+            "in .env, in the task's env file or in the process",
+        )
+        for name, value, place in (
+            ("headers", {"X-Key": "${GONE}"}, "headers.X-Key"),
+            ("proxy", "${GONE}", "proxy"),
+            ("ca_file", "${GONE}", "ca_file"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), RESOLVED_MISTAKES)
+def test_mistakes_in_an_environment(tmp_path: Path, changes: Data, message: str) -> None:
+    write(tmp_path / "no.pem", "no certificate")
+    env = Environment(
+        {
+            "LINES": "topsecret\n",
+            "ACCENT": "topsecrét",
+            "KEY": "topsecret",
+            "USER_URL": "http://me:topsecret@h/v1",
+        }
+    )
+    model = model_with(**{f"client_config.{name}": value for name, value in changes.items()})
+    with pytest.raises(SetupError) as caught:
+        model.endpoints(env, "m.yaml", root=tmp_path)
+    assert str(caught.value) == f"m.yaml:client_config.{message}"
+
+
+def test_the_problems_of_all_endpoints_are_told_once() -> None:
+    model = model_with(
+        client_config__api_key="${K}",
+        client_config__endpoints=[
+            {"base_url": "${A}"},
+            {"base_url": "http://b/v1"},
+            {"base_url": "http://c/v1", "api_key": "${C}"},
+        ],
+    )
+    with pytest.raises(SetupError) as caught:
+        model.endpoints(Environment({}), "m")
+    assert [problem.field for problem in caught.value.problems] == [
+        "client_config.endpoints[0].base_url",
+        "client_config.api_key",
+        "client_config.endpoints[2].api_key",
+    ]
+    assert all(problem.unready for problem in caught.value.problems)
+
+
+def test_streaming_does_not_change_the_version_of_scores(project: Project) -> None:
+    def version() -> str:
+        return ScoreStage.of(project.load()).version()
+
+    plain = version()
+    for chat in ({"stream": True}, {"user": "me"}):
+        fields = {f"chat_config.{name}": value for name, value in chat.items()}
+        write(project.root / "configs/models/m.yaml", with_fields(MODEL, fields))
+        assert version() == plain
+    write(project.root / "configs/models/m.yaml", with_fields(MODEL, {"chat_config.seed": 1}))
+    assert version() != plain
 
 
 def test_task_limits_meet_the_models(project: Project) -> None:
     changes: Data = {"environment__timeout": 30, "retry__max_retries": 9}
-    endpoint = project.load(**changes).endpoint()
+    endpoint = project.load(**changes).endpoints()[0]
     assert (endpoint.timeout_s, endpoint.max_retries) == (30, 9)
     write(project.root / "configs/models/m.yaml", with_fields(MODEL, {"client_config.timeout": 60}))
-    assert project.load(**changes).endpoint().timeout_s == 60
+    assert project.load(**changes).endpoints()[0].timeout_s == 60
 
 
 def test_neither_generation() -> None:

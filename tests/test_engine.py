@@ -15,8 +15,10 @@ import pytest
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm import engine as engine_module
+from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
-from modelcall_assets.llm.transport import DirectTransport, Reply
+from modelcall_assets.llm.limiter import Limits
+from modelcall_assets.llm.transport import DirectTransport, Reply, Transport
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 
@@ -38,8 +40,16 @@ async def engine_at(
     timeout_s: float = 30,
     api_key: str | None = KEY,
 ) -> AsyncIterator[Engine]:
-    async with DirectTransport("host:1/v1", base_url, api_key, timeout_s) as transport:
-        yield Engine(transport, max_in_flight=max_in_flight, max_retries=max_retries)
+    transport = DirectTransport("host:1/v1", base_url, api_key, timeout_s)
+    async with engine_over(
+        transport, max_in_flight=max_in_flight, max_retries=max_retries
+    ) as engine:
+        yield engine
+
+
+def engine_over(transport: Transport, *, max_in_flight: int, max_retries: int) -> Engine:
+    channel = Channel(transport, Limits(max_in_flight))
+    return Engine([channel], max_in_flight=max_in_flight, max_retries=max_retries)
 
 
 async def all_of(asking: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -58,7 +68,7 @@ def ask_at(base_url: str, count: int = 1, **options: Any) -> list[Any]:
     async def run() -> list[Any]:
         async with engine_at(base_url, **options) as engine:
             results = await ask_many(engine, count)
-            assert engine.counters.in_flight == 0
+            assert engine.in_flight == 0
             return results
 
     return asyncio.run(run())
@@ -188,7 +198,7 @@ def test_passing_trouble_costs_no_record(fault: str) -> None:
 
 FINAL = [
     ("rate_500", Reason.SERVER_ERROR, "500"),
-    ("rate_drop", Reason.DROPPED, "Disconnected"),
+    ("rate_drop", Reason.DROPPED, "closed the connection"),
     ("rate_junk", Reason.BAD_REPLY, "<html>"),
     ("rate_hang", Reason.TIMEOUT, "0.1 s"),
 ]
@@ -308,7 +318,7 @@ def test_a_record_that_waits_holds_no_slot() -> None:
         ):
             first = asyncio.create_task(engine.ask(payload(0)))
             await until(lambda: engine.counters.retries == 1)
-            assert engine.counters.in_flight == 0
+            assert engine.in_flight == 0
             async with asyncio.timeout(30):
                 others = await all_of([engine.ask(payload(number)) for number in range(1, 6)])
             assert all(isinstance(result, Exchange) for result in others)
@@ -373,11 +383,11 @@ def test_a_slow_first_answer_does_not_hold_up_the_others(
 
     async def run() -> None:
         transport = Held()
-        engine = Engine(transport, max_in_flight=4, max_retries=0)
-        asking = [asyncio.create_task(engine.ask(payload())) for _ in range(4)]
-        await until(lambda: len(transport.sent) == 4)
-        transport.answer.set()
-        await all_of(asking)
+        async with engine_over(transport, max_in_flight=4, max_retries=0) as engine:
+            asking = [asyncio.create_task(engine.ask(payload())) for _ in range(4)]
+            await until(lambda: len(transport.sent) == 4)
+            transport.answer.set()
+            await all_of(asking)
 
     asyncio.run(run())
 
@@ -436,21 +446,21 @@ def test_calls_in_flight_finish_when_the_run_is_stopped() -> None:
     async def run() -> None:
         transport = Held()
         transport.answer.set()
-        engine = Engine(transport, max_in_flight=3, max_retries=5)
-        await engine.ask(payload())
-        transport.answer.clear()
-        asking = [asyncio.create_task(engine.ask(payload())) for _ in range(20)]
-        await until(lambda: engine.counters.in_flight == 3)
-        reason = RunStopped("enough")
-        engine.stop(reason)
-        engine.stop(RunStopped("too late to matter"))
-        transport.answer.set()
-        results = await all_of(asking)
-        assert [type(result) for result in results] == [Exchange] * 3 + [RunStopped] * 17
-        assert all(result is reason for result in results[3:])
-        assert len(transport.sent) == 4
-        with pytest.raises(RunStopped, match="enough"):
+        async with engine_over(transport, max_in_flight=3, max_retries=5) as engine:
             await engine.ask(payload())
+            transport.answer.clear()
+            asking = [asyncio.create_task(engine.ask(payload())) for _ in range(20)]
+            await until(lambda: engine.in_flight == 3)
+            reason = RunStopped("enough")
+            engine.stop(reason)
+            engine.stop(RunStopped("too late to matter"))
+            transport.answer.set()
+            results = await all_of(asking)
+            assert [type(result) for result in results] == [Exchange] * 3 + [RunStopped] * 17
+            assert all(result is reason for result in results[3:])
+            assert len(transport.sent) == 4
+            with pytest.raises(RunStopped, match="enough"):
+                await engine.ask(payload())
 
     asyncio.run(run())
 
@@ -473,16 +483,16 @@ def test_a_stop_ends_the_wait_for_a_retry() -> None:
 def test_a_cancelled_ask_gives_its_slot_back() -> None:
     async def run() -> None:
         transport = Held()
-        engine = Engine(transport, max_in_flight=1, max_retries=0)
-        asking = asyncio.create_task(engine.ask(payload()))
-        await until(lambda: engine.counters.in_flight == 1)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        transport.answer.set()
-        async with asyncio.timeout(30):
-            assert isinstance(await engine.ask(payload()), Exchange)
-        assert engine.counters.in_flight == 0
+        async with engine_over(transport, max_in_flight=1, max_retries=0) as engine:
+            asking = asyncio.create_task(engine.ask(payload()))
+            await until(lambda: engine.in_flight == 1)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            transport.answer.set()
+            async with asyncio.timeout(30):
+                assert isinstance(await engine.ask(payload()), Exchange)
+            assert engine.in_flight == 0
 
     asyncio.run(run())
 
@@ -492,13 +502,13 @@ def test_thousands_of_busy_replies_are_borne(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(engine_module, "BACKOFF_CAP_S", 0.0)
 
     async def run() -> None:
-        transport = Held(reply=Reply(429, {"Retry-After": "0"}, b""))
+        transport = Held(reply=Reply(429, {"retry-after": "0"}, b""))
         transport.answer.set()
-        engine = Engine(transport, max_in_flight=1, max_retries=0)
-        asking = asyncio.create_task(engine.ask(payload()))
-        await until(lambda: asking.done() or engine.counters.requests > 1500)
-        transport.reply = Reply(200, {}, GOOD)
-        assert isinstance(await asking, Exchange)
+        async with engine_over(transport, max_in_flight=1, max_retries=0) as engine:
+            asking = asyncio.create_task(engine.ask(payload()))
+            await until(lambda: asking.done() or engine.counters.requests > 1500)
+            transport.reply = Reply(200, {}, GOOD)
+            assert isinstance(await asking, Exchange)
 
     asyncio.run(run())
 
@@ -509,8 +519,8 @@ def test_thousands_of_busy_replies_are_borne(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_key_is_in_no_repr() -> None:
     async def run() -> None:
         url = f"http://user:{KEY}@127.0.0.1:9/v1"
-        async with DirectTransport("host:1/v1", url, KEY, 5) as transport:
-            engine = Engine(transport, max_in_flight=1, max_retries=0)
+        transport = DirectTransport("host:1/v1", url, KEY, 5)
+        async with engine_over(transport, max_in_flight=1, max_retries=0) as engine:
             assert KEY not in repr(transport) + repr(engine) + repr(vars(engine))
 
     asyncio.run(run())

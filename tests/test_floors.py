@@ -38,6 +38,7 @@ KNOWN_BELOW = {"rehearsal": {"errors"}}
 ONLY_IN = {
     "dagster": {"defs", "definitions"},
     "aiohttp": {"llm"},
+    "httptools": {"llm"},
     "openai": {"llm"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},

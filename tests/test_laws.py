@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.config.catalog import load_task
-from modelcall_assets.journal.segments import read_lines, segment_paths
+from modelcall_assets.journal.segments import open_segment, segment_paths
+from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.rehearsal import Faults, serve_in_thread
 from modelcall_assets.steps.progress import Tally
@@ -127,7 +129,8 @@ def journalled_turns(root: Path) -> Counter[tuple]:
     for folder in (root / "out/.modelcall/laws/journal/scores").iterdir():
         published = 0
         for segment in segment_paths(folder):
-            for _, line in read_lines(segment):
+            for _, text in open_segment(segment).lines():
+                line = orjson.loads(text)
                 published += "sealed" in line
                 if "k" in line:
                     address = line["k"], line.get("o", 0), line.get("t", 0)
@@ -250,7 +253,7 @@ class ScriptedEndpoint:
         chance = random.Random(f"{self.seed}{payload!r}{self.sent[payload]}")
         for _ in range(chance.randint(0, 3)):
             await asyncio.sleep(0)
-        soon = {"Retry-After": "0"}
+        soon = {"retry-after": "0"}
         if chance.random() < self.fault_rate:
             return Reply(*chance.choice([(500, soon, b""), (429, soon, b"")]))
         if chance.random() < self.fault_rate / 4:
@@ -298,13 +301,14 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
 
 async def score_until_killed(steps: TaskSteps, endpoint: ScriptedEndpoint, run_id: str):
     """The report, or None when the endpoint said that the process is dead by now."""
-    engine = Engine(endpoint, max_in_flight=IN_FLIGHT, max_retries=50)
-    work = asyncio.ensure_future(steps.scores("0.jsonl", engine, Tally(), run_id))
-    killed = asyncio.ensure_future(endpoint.killed.wait())
-    done, pending = await asyncio.wait({work, killed}, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
+    channel = Channel(endpoint, Limits(IN_FLIGHT))
+    async with Engine([channel], max_in_flight=IN_FLIGHT, max_retries=50) as engine:
+        work = asyncio.ensure_future(steps.scores("0.jsonl", engine, Tally(), run_id))
+        killed = asyncio.ensure_future(endpoint.killed.wait())
+        done, pending = await asyncio.wait({work, killed}, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
     return work.result() if work in done else None
 
 

@@ -360,13 +360,14 @@ def test_a_model_loses_its_key_and_its_timeout(project: Project):
     assert data["chat_config"] == {
         "model": "deepseek-chat",
         "temperature": 0.3,
+        "stream": True,
         "enable_thinking": False,
         "reasoning_effort": "low",
     }
     told = lines(result)
     assert "in .env" in told["client_config.api_key"][1]
     assert told["chat_config.timeout"][0] == "changed"
-    assert told["chat_config.stream"][0] == "changed"
+    assert told["chat_config.stream"][0] == "honoured"
     assert "51 times at most" in told["client_config.max_retries"][1]
     assert "passed to the endpoint" in told["chat_config.enable_thinking"][1]
     load_model(project.root / "configs/models/ds.yaml", project.root)
@@ -380,7 +381,12 @@ def test_a_model_of_the_first_generation(project: Project):
             "base_url": "https://api.openai.com/v1",
             "api_key": "${OPENAI_API_KEY}",
         },
-        "chat_config": {"model": "gpt-4o", "temperature": 0, "max_tokens": 900},
+        "chat_config": {
+            "model": "gpt-4o",
+            "temperature": 0,
+            "max_tokens": 900,
+            "stream": False,
+        },
     }
     told = lines(result)
     assert told["completions_params.max_tokens"] == ("changed", "now chat_config.max_tokens")
@@ -393,6 +399,18 @@ def test_an_unknown_provider_reads_its_address_from_the_environment(project: Pro
     assert project.migrate(old, to="models/h.yaml").exit_code == 0
     client = project.data("models/h.yaml")["client_config"]
     assert client == {"base_url": "${BASE_URL}", "api_key": "${API_KEY}"}
+
+
+def test_secrets_in_headers_and_proxies_become_references(project: Project):
+    headers = {"X-Team": "ours", "Cookie": "abcdef", "Authorization": "Bearer ${TOKEN}"}
+    client = {**MODEL["client_config"], "headers": headers, "proxy": "http://me:abcdef@p:1"}
+    result = project.migrate(MODEL | {"client_config": client}, to="models/ds.yaml")
+    assert result.exit_code == 0, result.output
+    assert "abcdef" not in result.output
+    data = project.data("models/ds.yaml")["client_config"]
+    assert data["headers"] == headers | {"Cookie": "${DEEPSEEK_COOKIE}"}
+    assert data["proxy"] == "${DEEPSEEK_PROXY}"
+    load_model(project.root / "configs/models/ds.yaml", project.root)
 
 
 def test_json_becomes_yaml(project: Project):

@@ -171,6 +171,21 @@ def test_a_json_schema_is_filled(server: RehearsalServer) -> None:
     assert server.stats()["in_flight"] == 0
 
 
+def test_a_server_for_measuring_gives_each_kind_of_request_one_answer() -> None:
+    system = {"role": "system", "content": 'Answer with "clarity_score".'}
+    schema = {"type": "object", "properties": {"stars": {"type": "integer", "maximum": 3}}}
+    asked = {"type": "json_schema", "json_schema": {"name": "stars", "schema": schema}}
+    instructed = chat(JUNK)
+    instructed["messages"].insert(0, system)
+    with serve_in_thread(same_answer=True) as server:
+        assert content(server, chat())["score"] == 5
+        assert content(server, chat(JUNK))["score"] == 5
+        assert content(server, instructed)["clarity_score"] == 1
+        assert content(server, chat(JUNK, response_format=asked)) == {"stars": 1}
+        assert content(server, chat(response_format=asked)) == {"stars": 1}
+        assert server.stats()["distinct"] == 5
+
+
 def test_max_tokens_cuts_the_reply(server: RehearsalServer) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         choice = ask(server, chat(**{name: 3}))[1]["choices"][0]

@@ -7,6 +7,7 @@ import sys
 import click
 
 from modelcall_assets.cli.check import check
+from modelcall_assets.cli.clean import clean
 from modelcall_assets.cli.migrate import migrate
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse
@@ -37,7 +38,7 @@ def modelcall() -> None:
     """
 
 
-for command in (run_task, plan, trial, check, rehearse, migrate):
+for command in (run_task, plan, trial, check, rehearse, clean, migrate):
     modelcall.add_command(command)
 
 

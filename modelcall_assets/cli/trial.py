@@ -16,7 +16,7 @@ from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.answer import Answer
-from modelcall_assets.llm.dialogue import Turn
+from modelcall_assets.llm.dialogue import Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.outcome import Failure, Outcome
 from modelcall_assets.records.record import Row
@@ -88,18 +88,18 @@ async def _converse(steps: TaskSteps, engine: Engine, asked: Asked) -> tuple[lis
     """The raw replies, in turn, and what came of them."""
     if isinstance(asked, Failure):
         return [], asked
-    rules, turns = steps.score_stage.rules, list[Turn]()
+    rules, turns, texts = steps.score_stage.rules, list[Said](), list[str]()
     while (finished := rules.judge(turns)) is None:
-        result = await engine.ask(rules.next_request(asked, turns).payload())
+        result = await engine.ask(rules.next_request(asked, turns).payload)
         if isinstance(result, GaveUp):
-            return [_reply_text(turn) for turn in turns], result.failure
-        turns.append(Turn(result.reply.status, result.reply.body))
-    return [_reply_text(turn) for turn in turns], finished.outcome
+            return texts, result.failure
+        turns.append(said(result.verdict))
+        texts.append(_reply_text(turns[-1], result.reply.body))
+    return texts, finished.outcome
 
 
-def _reply_text(turn: Turn) -> str:
-    verdict = turn.verdict()
-    return verdict.text if isinstance(verdict, Answer) else turn.body.decode(errors="replace")
+def _reply_text(turn: Said, body: bytes) -> str:
+    return turn.text if isinstance(turn, Answer) else body.decode(errors="replace")
 
 
 def _show_row(number: int, row: Row | Failure) -> None:

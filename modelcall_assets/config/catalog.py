@@ -13,7 +13,7 @@ from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import digest, legal_key
 from modelcall_assets.config.problems import errors_in, shown_path, stops_run
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import TaskSpec, folder_problems, unsent_text
+from modelcall_assets.config.spec import TaskSpec, budget_problems, folder_problems, unsent_text
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
@@ -66,6 +66,7 @@ def load_task(path: Path, root: Path) -> TaskSpec:
         raise SetupError(problems)
     if prompt is not None:
         problems += unsent_text(task, prompt, file)
+    problems += budget_problems(task, model, file)
     spec = TaskSpec(
         path=path,
         root=root,

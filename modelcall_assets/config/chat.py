@@ -61,6 +61,10 @@ class Sampling(Block):
     """Passed as it is."""
     reasoning_effort: Text | None = None
     """low, medium, high, or what else the model knows."""
+    stream: bool | None = None
+    """Whether the answer comes in pieces, so that no proxy takes a long thought for a dead line."""
+    stream_options: dict[str, Any] | None = None
+    """Sent with `stream: true` only; default `include_usage: true`, and `{}` sends none."""
     user: str | None = None
     """Passed as it is; never part of a request's identity."""
     extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(
@@ -74,3 +78,11 @@ class ChatConfig(Sampling):
 
     model: Text
     """Name of the model at the endpoint."""
+
+    def streaming(self) -> dict[str, Any]:
+        """The fields that ask for a stream, if one is wanted."""
+        if not self.stream:
+            return {}
+        given = self.stream_options
+        options = {"include_usage": True} if given is None else given
+        return {"stream": True, "stream_options": options} if options else {"stream": True}

@@ -1,56 +1,115 @@
-"""Where requests go: base URL and key, checked as text and resolved in an environment."""
+"""Where requests go: what a model file may say of it as text, and one endpoint resolved."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from modelcall_assets.config.block import Text, mistake
 
-_NO_KEY = ("EMPTY", "none", "not-needed")
-_KEY = re.compile(rf"\$\{{[A-Za-z_]\w*(:-({'|'.join(_NO_KEY)})?)?\}}")
+TransportName = Literal["direct", "sdk"]
+
+NO_KEY = ("EMPTY", "none", "not-needed")
+"""Words for a key that a server does not ask for."""
+_KEY = re.compile(rf"\$\{{[A-Za-z_]\w*(:-({'|'.join(NO_KEY)})?)?\}}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_OWN_HEADERS = frozenset(
+    {"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"}
+)
+_SECRET_HEADER = re.compile(
+    r"authori[sz]|authentic|(?<![a-z])(auth|key)(?![a-z])|(api|access)key"
+    r"|token|cookie|secret|passw|credential",
+    re.I,
+)
+_HEADER_REFERENCE = re.compile(rf"([A-Za-z]+ )?{_KEY.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A resolved base URL with its key; the repr hides what is secret."""
+    """A resolved base URL with its key and limits; the repr hides what is secret."""
 
     base_url: str = field(repr=False)
     api_key: str | None = field(repr=False)
     name: str
-    """host:port/path, safe to show."""
+    """host:port/path, safe to show; no other endpoint of the model has it."""
     timeout_s: float
     max_retries: int
+    transport: TransportName = "direct"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    proxy: str | None = field(default=None, repr=False)
+    """None: the one of the process environment, if any."""
+    ca_file: str | None = None
+    """Absolute path."""
+    max_in_flight: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 def checked_url(url: str) -> str:
     """The URL without its last slash, or a mistake."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        valid = False
-    if not valid:
+    if _http_url(url) is None:
         raise mistake("not a URL", expected="http(s)://host[:port]/path")
     if url.rstrip("/").endswith("/chat/completions"):
         raise mistake("not the base URL", fix="drop /chat/completions")
     return url.rstrip("/")
 
 
-def _literal_url(url: str) -> str:
-    if "${" in url:
-        return url
-    if urlsplit(checked_url(url)).password:
+def checked_proxy(url: str) -> str:
+    """The URL of an HTTP proxy, or a mistake."""
+    if _http_url(url) is None:
+        raise mistake("not the URL of an HTTP proxy", expected="http(s)://host:port")
+    return url
+
+
+def checked_header(value: str) -> str:
+    """The value of a header, or a mistake."""
+    if not (value.isascii() and value.isprintable()):
+        raise mistake("a character that no header can carry, such as a line break")
+    return value
+
+
+def is_secret_header(name: str) -> bool:
+    """Whether the name says that the value is a secret."""
+    return _SECRET_HEADER.search(name) is not None
+
+
+def is_header_reference(value: str) -> bool:
+    """`${NAME}`, or a scheme and `${NAME}`."""
+    return _HEADER_REFERENCE.fullmatch(value) is not None
+
+
+def _http_url(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        return None
+    return parts if valid else None
+
+
+def _without_password(url: str) -> str:
+    if urlsplit(url).password:
         raise mistake("a password in a file", fix="write the URL as ${NAME} and set NAME in .env")
     return url
 
 
+def _literal_url(url: str) -> str:
+    if "${" not in url:
+        _without_password(checked_url(url))
+    return url
+
+
+def _literal_proxy(url: str) -> str:
+    return url if "${" in url else _without_password(checked_proxy(url))
+
+
 def _key_reference(key: str) -> str:
-    if key in _NO_KEY or _KEY.fullmatch(key):
+    if key in NO_KEY or _KEY.fullmatch(key):
         return key
     raise mistake(
         "a key in a file",
@@ -59,8 +118,34 @@ def _key_reference(key: str) -> str:
     )
 
 
+def _nothing(headers: Any) -> Any:
+    return {} if headers is None else headers
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    seen = set[str]()
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise mistake(f"{name!r} is no name of a header", expected="letters, digits, - and _")
+        if name.lower() in _OWN_HEADERS:
+            raise mistake(f"{name} cannot be set", fix="remove it")
+        if name.lower() in seen:
+            raise mistake(f"{name} is there twice", fix="remove one")
+        seen.add(name.lower())
+        if is_secret_header(name) and not is_header_reference(value):
+            raise mistake(
+                f"a secret in a file: {name}",
+                expected="a reference such as ${API_KEY} or Bearer ${API_KEY}",
+                fix="set the variable in .env or in the process environment",
+            )
+        checked_header(value)
+    return headers
+
+
 BaseUrl = Annotated[Text, AfterValidator(_literal_url)]
 KeyReference = Annotated[Text, AfterValidator(_key_reference)]
+ProxyUrl = Annotated[Text, AfterValidator(_literal_proxy)]
+Headers = Annotated[dict[str, Text], BeforeValidator(_nothing), AfterValidator(_headers)]
 
 
 def endpoint_name(base_url: str) -> str:

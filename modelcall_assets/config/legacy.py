@@ -69,21 +69,10 @@ TASK_FIELDS = (
     OldField("preprocess.file_pattern", "honoured", "the default is now *: JSONL and Parquet"),
 )
 
-_CHAT_FIELDS = (
-    OldField("timeout", "warning", "client_config.timeout is the limit of a request"),
-    OldField(
-        "stream",
-        "warning",
-        "this version asks without streaming; the answer is the same",
-        harmless=(False, None),
-    ),
-    OldField("stream_options", "warning", "this version asks without streaming"),
-)
 MODEL_FIELDS = (
     *(
-        OldField(f"{block}.{old.path}", old.treatment, old.instead, old.harmless)
+        OldField(f"{block}.timeout", "warning", "client_config.timeout is the limit of a request")
         for block in ("chat_config", "completions_params")
-        for old in _CHAT_FIELDS
     ),
     OldField("model_name", "honoured", "was ignored in favour of an environment variable"),
 )

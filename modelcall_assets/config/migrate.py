@@ -11,8 +11,10 @@ from typing import Any, Literal, cast, get_args
 
 from modelcall_assets.config.answer import OutputConfig
 from modelcall_assets.config.block import Block
+from modelcall_assets.config.client import ClientConfig
+from modelcall_assets.config.endpoint import is_header_reference, is_secret_header
 from modelcall_assets.config.legacy import MODEL_FIELDS, PLACEHOLDERS, TASK_FIELDS, OldField
-from modelcall_assets.config.model import ClientConfig, parse_model
+from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.paths import was_in_object_store
 from modelcall_assets.config.problems import shown_value, validate
 from modelcall_assets.config.prompt import PromptFile, parse_prompt
@@ -28,6 +30,8 @@ _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 _OWNER = re.compile(r"\b(openai|deepseek|anthropic)\.com(?=[:/]|$)", re.I)
 _REFERENCE = re.compile(r"\$\{\w+(:-(EMPTY|none|not-needed))?\}|EMPTY|none|not-needed")
 _SECRET_NAME = re.compile(r"api[-_]?key|secret|passw|authorization|(access|auth)[-_]?(key|token)")
+_REPLACED = [("client_config", name) for name in ("api_key", "base_url", "headers", "proxy")]
+"""Where `${NAME}` is replaced."""
 SECRET_TEXT = re.compile(
     r"\bsk-(proj-|ant-\w+-|or-\w+-)?\w{16}|\b(gh[a-z]|hf)_\w{20}|\bbearer +[\w.-]{16}"
     r"|://[^/\n]*@|://[^/\s]*:\S*@|[?&]\w*key=",
@@ -241,20 +245,22 @@ def _without_secrets(value: Any, path: tuple[str, ...], stem: str, new: Migratio
         return {key: _without_secrets(v, (*path, key), stem, new) for key, v in fields.items()}
     if isinstance(value, list):
         return [_without_secrets(item, path, stem, new) for item in cast("list[Any]", value)]
-    if not _is_secret(value, ".".join(path)):
+    if not _is_secret(value, path):
         return value
     name = f"{stem}_{re.sub(r'[^A-Z0-9]+', '_', path[-1].upper())}"
-    if path in (("client_config", "api_key"), ("client_config", "base_url")):
+    if path[:2] in _REPLACED:
         new.say("changed", ".".join(path), f"now ${{{name}}}: put {name}=<the old value> in .env")
     else:
         new.say("refused", ".".join(path), "a secret, taken out: no variable is replaced here")
     return f"${{{name}}}"
 
 
-def _is_secret(value: Any, place: str) -> bool:
+def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
     if value is None or isinstance(value, bool):
         return False
-    named = _SECRET_NAME.search(place.lower()) and not _REFERENCE.fullmatch(str(value))
+    if path[:2] == ("client_config", "headers") and is_secret_header(path[-1]):
+        return not is_header_reference(str(value))
+    named = _SECRET_NAME.search(".".join(path).lower()) and not _REFERENCE.fullmatch(str(value))
     return bool(named or SECRET_TEXT.search(str(value)))
 
 

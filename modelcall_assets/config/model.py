@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import Field
-from pydantic_core import PydanticCustomError
 
 from modelcall_assets.config.block import Block, Text, nearest
 from modelcall_assets.config.chat import ChatConfig, Sampling
-from modelcall_assets.config.endpoint import (
-    BaseUrl,
-    Endpoint,
-    KeyReference,
-    checked_url,
-    endpoint_name,
-)
-from modelcall_assets.config.environment import Environment, MissingVariable
+from modelcall_assets.config.client import ClientConfig, Resolver, client_problems, places
+from modelcall_assets.config.endpoint import BaseUrl, Endpoint, KeyReference
+from modelcall_assets.config.environment import Environment
 from modelcall_assets.config.legacy import MODEL_FIELDS, take_out
-from modelcall_assets.config.problems import errors_in, problem_of, validate
-from modelcall_assets.errors import Problem, SetupError
-
-DEFAULT_TIMEOUT_S = 600.0
+from modelcall_assets.config.problems import errors_in, validate
+from modelcall_assets.errors import Problem
 
 _PROVIDERS = {
     "openai": ("https://api.openai.com/v1", "${OPENAI_API_KEY}"),
@@ -40,19 +33,6 @@ class Prices(Block):
     """US dollars for a million prompt tokens."""
     usd_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = None
     """US dollars for a million completion tokens."""
-
-
-class ClientConfig(Block):
-    """The endpoint."""
-
-    base_url: BaseUrl
-    """http(s) URL without `/chat/completions`; may hold `${NAME}`."""
-    api_key: KeyReference | None = None
-    """`${NAME}`; or `EMPTY`, `none`, `not-needed` for a server without keys."""
-    timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds a request may take; default `environment.timeout` of the task, else 600."""
-    max_retries: Annotated[int, Field(ge=0)] = 5
-    """Retries after a transport failure."""
 
 
 class ModelFile(Block):
@@ -104,60 +84,31 @@ class ModelConfig:
 
     def request_params(self) -> dict[str, Any]:
         """The fields of every request body, all but the messages."""
-        sampling = self.chat_config.model_dump(exclude={"extra_body"})
+        sampling = self.chat_config.model_dump(exclude={"extra_body", "stream", "stream_options"})
         given = {name: value for name, value in sampling.items() if value is not None}
-        return given | self.chat_config.extra_body
+        return given | self.chat_config.extra_body | self.chat_config.streaming()
 
-    def endpoint(
+    @property
+    def base_url(self) -> str:
+        """Of the first endpoint, as the file writes it."""
+        first, *_ = places(self.client_config, self.client_field)
+        return first.effective().base_url or ""
+
+    def endpoints(
         self,
         env: Environment,
         file: str,
         *,
+        root: Path = Path(),
         timeout_s: float | None = None,
         max_retries: int | None = None,
-    ) -> Endpoint:
-        """The endpoint in this environment; the file's timeout wins, and `max_retries` over it."""
-        client, problems = self.client_config, list[Problem]()
-        base_url = self._resolved("base_url", client.base_url, env, file, problems)
-        api_key = self._resolved("api_key", client.api_key, env, file, problems)
-        if base_url:
-            try:
-                base_url = checked_url(base_url)
-            except PydanticCustomError as error:
-                place = f"{self.client_field}base_url"
-                problems.append(problem_of(error, file, place, client.base_url))
-        if base_url is None or problems:
-            raise SetupError(problems)
-        return Endpoint(
-            base_url,
-            api_key,
-            endpoint_name(base_url),
-            client.timeout or timeout_s or DEFAULT_TIMEOUT_S,
-            client.max_retries if max_retries is None else max_retries,
-        )
+    ) -> tuple[Endpoint, ...]:
+        """The endpoints in this environment; the file's timeout wins, and `max_retries` over it.
 
-    def _resolved(
-        self, name: str, text: str | None, env: Environment, file: str, problems: list[Problem]
-    ) -> str | None:
-        """The text with its references replaced; what is missing goes to `problems`."""
-        if text is None:
-            return None
-        place = f"{self.client_field}{name}"
-        try:
-            value = env.expand(text)
-        except MissingVariable as error:
-            wrong = f"variable {error.name} is not set"
-            problems.append(Problem(file, place, wrong, fix=_how_to_set(text), unready=True))
-            return None
-        if not value:
-            wrong = f"{text} is empty"
-            problems.append(Problem(file, place, wrong, fix=_how_to_set(text), unready=True))
-        return value
-
-
-def _how_to_set(text: str) -> str:
-    where = "in .env, in the task's env file or in the process"
-    return f"the task cannot run until {text} has a value {where}"
+        SetupError tells what is wrong with each. A relative `ca_file` starts at `root`.
+        """
+        found = places(self.client_config, self.client_field)
+        return Resolver(env, file, root).endpoints(found, timeout_s, max_retries)
 
 
 def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, list[Problem]]:
@@ -173,6 +124,8 @@ def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, li
         expected = "client_config and chat_config, or provider and model_name"
         return None, [*problems, Problem(file, "", "not a model file", expected)]
     problems += [*mistakes, *_unknown_params(known.get(block), block, file)]
+    if model is not None:
+        problems += client_problems(model.client_config, model.client_field, file)
     return None if errors_in(problems) else model, problems
 
 

@@ -18,7 +18,9 @@ from modelcall_assets.errors import Problem
 B = TypeVar("B", bound=Block)
 Loc = Sequence[int | str]
 
-_SECRET_NAME = re.compile(r"api_?key|access_?key|secret|passw|credential|auth|token$", re.I)
+_SECRET_NAME = re.compile(
+    r"api[-_]?key|access[-_]?key|secret|passw|credential|auth|token$|cookie", re.I
+)
 _SECRET_VALUE = re.compile(
     r"\b(sk|ak|key|pat|gh[a-z])[-_]\w|bearer |://[^/\n]*@|://[^/\s]*:\S*@", re.I
 )

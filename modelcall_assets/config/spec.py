@@ -63,12 +63,13 @@ class TaskSpec:
         folder = self.task.data.journal_folder
         return self._folder(folder) if folder else f"{self.output_folder}/.modelcall"
 
-    def endpoint(self) -> Endpoint:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """Where requests go; SetupError names the variable that is missing."""
         assert self.model is not None
-        return self.model.endpoint(
+        return self.model.endpoints(
             self.env,
             self.model_file,
+            root=self.root,
             timeout_s=self.task.environment.timeout,
             max_retries=self.task.retry.max_retries,
         )
@@ -87,6 +88,19 @@ def unsent_text(task: ScoringTask, prompt: PromptConfig, file: str) -> Iterator[
         have = ", ".join(sorted(prompt.placeholders)) or "a prompt without placeholders"
         fix = f"name one of those, or write {{{task.data.prompt_format_key}}} in the prompt"
         yield Problem(file, "data.prompt_format_key", wrong, have=have, fix=fix, severity="warning")
+
+
+def budget_problems(task: ScoringTask, model: ModelConfig | None, file: str) -> Iterator[Problem]:
+    """A budget that could not be kept."""
+    limits = {"budget_usd": task.budget_usd, "budget_tokens": task.budget_tokens}
+    for name, limit in limits.items():
+        if limit is not None and model is None:
+            yield Problem(file, name, "not used: the task has a scorer", fix=f"remove {name}")
+    if model is not None and task.budget_usd is not None:
+        prices = model.prices
+        if None in (prices.usd_per_million_input_tokens, prices.usd_per_million_output_tokens):
+            wrong = "the model file has no prices to count with"
+            yield Problem(file, "budget_usd", wrong, fix="set prices there, or use budget_tokens")
 
 
 def folder_problems(spec: TaskSpec) -> Iterator[Problem]:

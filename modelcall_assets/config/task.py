@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
@@ -118,6 +118,16 @@ class Sensor(Block):
     """Runs launched at one look; what is left waits for the next."""
 
 
+class Reuse(Block):
+    """Which earlier answers may stand for a request."""
+
+    scope: Literal["file", "project", "off"] = "file"
+    """`file`: those of the same file; `project`: also of other files and tasks that say `project`;
+    `off`: a published file is asked anew when it is materialised again."""
+    identical_once: bool = False
+    """Ask identical requests of a file once; the others get the same answer."""
+
+
 class Options(Block):
     """Old fields only."""
 
@@ -166,6 +176,12 @@ class ScoringTask(Block):
     """A small trial."""
     retry: Retry = Retry()
     """What happens after a failed request or a malformed answer."""
+    reuse: Reuse = Reuse()
+    """Which earlier answers may stand for a request."""
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """US dollars that the task may spend over all its runs; needs the model's prices."""
+    budget_tokens: Limit = None
+    """Tokens that the task may use over all its runs."""
     options: Options = Options()
     """Old fields only."""
     logging: Logging = Logging()

@@ -1,7 +1,6 @@
 """The table of contents: a task's assets, upstream first."""
 
 import asyncio
-import re
 import warnings
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from modelcall_assets.defs.checks import (
     check_raw,
     check_scores,
 )
+from modelcall_assets.defs.housekeeping import task_pool
 from modelcall_assets.defs.interrupts import interruptible
 from modelcall_assets.defs.metadata import preprocessed_metadata, raw_metadata, scores_metadata
 from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, Stage, stage_asset
@@ -66,13 +66,8 @@ def _scores_stage(steps: TaskSteps, watcher: Watcher | None) -> Stage:
         frozenset({"openai", "parquet"}),
         SCORES_CHECKS,
         _scores(steps, watcher),
-        pool=endpoint_pool(spec.model.client_config.base_url),
+        pool=task_pool(spec),
     )
-
-
-def endpoint_pool(base_url: str) -> str:
-    """One pool per endpoint as the model file writes it, before `${…}` is filled in."""
-    return "endpoint_" + re.sub(r"[^A-Za-z0-9]+", "_", base_url).strip("_")
 
 
 def _raw(steps: TaskSteps) -> Opened:

@@ -1,5 +1,5 @@
 """Runs whose process was killed. Dagster's own launcher does not look after them: they would stay
-"started" for ever, keep their pool slots, and hold up every later run of the endpoint.
+"started" for ever, keep their pool slots, and hold up every later run of the task.
 
 Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
 ends, so a run whose lock can be taken is dead.
@@ -21,7 +21,6 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
 PROCESS_TAG = "modelcall/process"
-LOOK_EVERY_S = 30
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -61,17 +60,6 @@ class _LockedExecutor(InProcessExecutor):
 def locked_executor(_: dg.InitExecutorContext) -> dg.Executor:
     """All steps of a run in the process of the run, which can be told to be alive or dead."""
     return _LockedExecutor(retries=RetryMode.DISABLED)
-
-
-@dg.sensor(
-    name="dead_runs",
-    description="Ends runs whose process was killed, so that they hold nothing up.",
-    minimum_interval_seconds=LOOK_EVERY_S,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-)
-def dead_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    ended = end_dead_runs(context.instance)
-    return dg.SkipReason(f"ended: {', '.join(ended)}" if ended else "no run has lost its process")
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:

@@ -6,7 +6,8 @@ import dagster as dg
 
 from modelcall_assets.config.catalog import BrokenTask, Catalog, TaskSpec
 from modelcall_assets.defs.assets import task_assets
-from modelcall_assets.defs.dead_runs import dead_runs_sensor, locked_executor
+from modelcall_assets.defs.dead_runs import locked_executor
+from modelcall_assets.defs.housekeeping import housekeeping_sensor
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.errors import SetupError
 from modelcall_assets.steps.progress import Watcher
@@ -24,7 +25,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
         broken_asset(task) for task in catalog.broken
     ]
-    sensors: list[dg.SensorDefinition] = [dead_runs_sensor]
+    sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
     for spec in catalog.tasks:
         try:
             assets += task_assets(spec)

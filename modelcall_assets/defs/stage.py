@@ -10,10 +10,10 @@ import dagster as dg
 
 from modelcall_assets.defs.partitions import files_of
 from modelcall_assets.defs.versions import code_version, provenance_tags
-from modelcall_assets.errors import EndpointDown, EndpointRefused, ModelcallError
+from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
 from modelcall_assets.steps.task_steps import TaskSteps
 
-SYSTEMIC = (EndpointRefused, EndpointDown)
+SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
 SYSTEMIC_KEY = "systemic"
 
 

@@ -1,43 +1,58 @@
-"""The files of a journal: one segment per run, one JSON object per line, torn tails skipped.
+"""The files of a journal: a segment per run as lines, and at most one that packs earlier ones.
 
-Line kinds: a header (`format`, `run`, `fresh`), a reply (`k` …), a seal (`sealed`).
+A segment may be read while its run writes it. Whoever has the journal open shares a lock of its
+folder, so that segments are packed only when nobody else reads or writes them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import orjson
 
-FORMAT = 1
+from modelcall_assets.errors import InputError
+from modelcall_assets.journal.lines import FORMAT, FRESH, HEADER, NEITHER, header_line, kind_of
+from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, replaced_by
+
 _SUFFIX = ".jsonl"
+_NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
+_LOCK = ".lock"
+_READ_BYTES = 8192
 
 
 class SegmentWriter:
     """Appends lines; each is in the operating system's hands when `append` returns."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.name = path.name
+    def __init__(self, path: Path, run_id: str, *, fresh: bool) -> None:
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self._size = 0
+        self.size = 0
         self._synced = 0
+        try:
+            self.append(header_line(run_id, fresh=fresh))
+        except OSError:
+            os.close(self._fd)
+            path.unlink()
+            raise
 
-    def append(self, line: dict[str, Any]) -> int:
-        """The offset of the line. Raises OSError when the disk does not take it."""
-        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        offset, self._size = self._size, self._size + len(data)
+    def append(self, line: bytes) -> int:
+        """The offset of the line. Raises OSError when the disk does not take it whole."""
+        try:
+            written = os.write(self._fd, line)
+            while written < len(line):
+                written += os.write(self._fd, memoryview(line)[written:])
+        except OSError:
+            os.ftruncate(self._fd, self.size)
+            raise
+        offset, self.size = self.size, self.size + len(line)
         return offset
 
     def sync(self) -> None:
         """Force what was appended to the disk; cheap when there is nothing new."""
-        size = self._size
+        size = self.size
         if size > self._synced:
             os.fsync(self._fd)
             self._synced = size
@@ -47,31 +62,132 @@ class SegmentWriter:
         os.close(self._fd)
 
 
+class PlainSegment:
+    """A segment as its run left it, or is still writing it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        """As far as it was scanned."""
+        self._fd: int | None = None
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and text of each line; one without an end is torn and left out."""
+        offset = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    yield offset, line
+                offset += len(line)
+
+    def scan(self) -> Iterator[tuple[int, int]]:
+        """Offset and kind of each whole line. InputError when a newer version wrote the segment."""
+        for offset, line in self.lines():
+            kind = kind_of(line)
+            if kind in (HEADER, FRESH):
+                self._check(line)
+            if kind != NEITHER:
+                yield offset, kind
+            self.size = offset + len(line)
+
+    def is_fresh(self) -> bool:
+        """Whether its run started a new history."""
+        _, line = next(self.lines(), (0, b""))
+        return kind_of(line) == FRESH
+
+    def line(self, offset: int) -> bytes:
+        if self._fd is None:
+            self._fd = os.open(self.path, os.O_RDONLY)
+        size, data = _READ_BYTES, b""
+        while not (end := data.find(b"\n") + 1):
+            known = len(data)
+            data = os.pread(self._fd, size, offset)
+            if len(data) == known:
+                raise OSError(f"{self.path}: no whole line at {offset}")
+            size *= 8
+        return data[:end]
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+    def _check(self, header: bytes) -> None:
+        if orjson.loads(header)["format"] > FORMAT:
+            raise InputError(f"{self.path}: written by a newer version of modelcall; use that one")
+
+
+Segment = PlainSegment | PackedSegment
+
+
+class FolderLock:
+    """Shared by all who have the journal open. Where the file system has no locks nothing is ever
+    packed or removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _LOCK
+        self._fd = self._open()
+
+    def exclusive(self) -> bool:
+        """Whether nobody else has the journal open now, until `share` or `close`."""
+        if self._fd is None:
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.share()
+            return False
+        return True
+
+    def share(self) -> None:
+        if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+    def _open(self) -> int | None:
+        """Once more when the folder was removed while this waited for the lock."""
+        while True:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+            except OSError:
+                return None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(fd), self._path.stat()):
+                    return fd
+            except FileNotFoundError:
+                pass
+            except OSError:
+                os.close(fd)
+                return None
+            os.close(fd)
+
+
 def segment_paths(folder: Path) -> list[Path]:
-    """Oldest first: names start with a number that only grows."""
-    return sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
+    """Oldest first: names start with a number that only grows. Without those that were packed."""
+    paths = all_paths(folder)
+    replaced = {
+        name for path in paths if path.name.endswith(PACKED_SUFFIX) for name in replaced_by(path)
+    }
+    return [path for path in paths if path.name not in replaced]
+
+
+def all_paths(folder: Path) -> list[Path]:
+    """Those too that a packed one replaces, and that a crash left there."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 def next_segment_path(folder: Path, run_id: str) -> Path:
     """Two runs that ask at the same time get the same number but never the same name."""
-    last = segment_paths(folder)[-1:]
-    number = int(last[0].name[:6]) + 1 if last else 1
+    last = all_paths(folder)[-1:]
+    number = int(last[0].name.partition("-")[0]) + 1 if last else 1
     return folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Offset and content of each whole line; what a kill tore apart is passed over."""
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            parsed = _parsed(line)
-            if parsed is not None:
-                yield offset, parsed
-            offset += len(line)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        return cast("dict[str, Any]", orjson.loads(line)) if line.endswith(b"\n") else None
-    except orjson.JSONDecodeError:
-        return None
+def open_segment(path: Path) -> Segment:
+    return (PackedSegment if path.name.endswith(PACKED_SUFFIX) else PlainSegment)(path)

@@ -20,7 +20,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """Tokens of one or more replies; `known` is False when a server left them out."""
 
@@ -31,11 +31,12 @@ class Usage:
     @classmethod
     def of(cls, reported: Any) -> Usage:
         """From a completion's `usage`, whatever a server puts there."""
-        match reported:
-            case {"prompt_tokens": int(prompt), "completion_tokens": int(completion)}:
+        if isinstance(reported, dict):
+            counts = cast("dict[str, Any]", reported)
+            prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+            if isinstance(prompt, int) and isinstance(completion, int):
                 return cls(prompt, completion)
-            case _:
-                return cls(known=False)
+        return cls(known=False)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -59,7 +60,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """The parts of a chat completion that anything here looks at."""
 

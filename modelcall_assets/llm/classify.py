@@ -23,7 +23,7 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """A chat completion, parsed."""
 
@@ -84,7 +84,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         ms := _number(milliseconds)
     ):
         return ms / 1000
-    if (value := headers.get("Retry-After")) is not None:
+    if (value := headers.get("retry-after")) is not None:
         seconds = _number(value)
         return seconds if seconds is not None else _seconds_until(value)
     return None
@@ -106,11 +106,16 @@ def _completion(reply: Reply) -> Verdict:
         completion = orjson.loads(reply.body)
     except orjson.JSONDecodeError:
         return _bad_reply("the reply is not JSON", reply.body)
-    match completion:
-        case {"choices": [{"message": {}}, *_]}:
-            return Answered(cast("dict[str, Any]", completion))
-        case _:
-            return _bad_reply("the reply has no choices[0].message", reply.body)
+    if _has_message(completion):
+        return Answered(completion)
+    return _bad_reply("the reply has no choices[0].message", reply.body)
+
+
+def _has_message(completion: Any) -> bool:
+    try:
+        return isinstance(completion["choices"][0]["message"], dict)
+    except (TypeError, LookupError):
+        return False
 
 
 def _bad_reply(what: str, body: bytes) -> TryAgain:

@@ -17,24 +17,24 @@ from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, 
 REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A reply that counts: a completion, or the final refusal of this request."""
-
-    status: int
-    body: bytes
-
-    def verdict(self) -> Answer | Failure:
-        match classify(Reply(self.status, {}, self.body)):
-            case Answered(completion):
-                return Answer.of(completion)
-            case BadRecord(failure):
-                return failure
-            case other:
-                raise ValueError(f"a journalled reply must be final, not {other}")
+Said = Answer | Failure
+"""A reply that counts: an answer, or the final refusal of the request."""
 
 
-@dataclass(frozen=True, slots=True)
+def said(verdict: Answered | BadRecord) -> Said:
+    """What a reply's verdict says to its record."""
+    return Answer.of(verdict.completion) if isinstance(verdict, Answered) else verdict.failure
+
+
+def replayed(status: int, body: bytes) -> Said:
+    """The same from a journalled reply. ValueError for one that was not final."""
+    verdict = classify(Reply(status, {}, body))
+    if not isinstance(verdict, Answered | BadRecord):
+        raise ValueError(f"a journalled reply must be final, not {verdict}")
+    return said(verdict)
+
+
+@dataclass(slots=True)
 class Finished:
     """The outcome, the last answer (None when the request itself was refused), the whole usage."""
 
@@ -50,23 +50,21 @@ class Rules:
     parser: AnswerParser
     max_repair_turns: int
 
-    def judge(self, turns: Sequence[Turn]) -> Finished | None:
+    def judge(self, turns: Sequence[Said]) -> Finished | None:
         """The outcome of the replies so far; None while the dialogue has to go on."""
         usage = Usage()
-        for number, turn in enumerate(turns):
-            answer = turn.verdict()
+        for number, answer in enumerate(turns):
             if isinstance(answer, Failure):
                 return Finished(answer, None, usage)
-            usage += answer.usage
+            usage = answer.usage if number == 0 else usage + answer.usage
             outcome = self.parser.parse(answer)
             if not self._mendable(outcome, number):
                 return Finished(outcome, answer, usage)
         return None
 
-    def next_request(self, request: ChatRequest, turns: Sequence[Turn]) -> ChatRequest:
+    def next_request(self, request: ChatRequest, turns: Sequence[Said]) -> ChatRequest:
         """The request to send after `turns`, for which `judge` gave None."""
-        for turn in turns:
-            answer = turn.verdict()
+        for answer in turns:
             assert isinstance(answer, Answer)
             mistake = self.parser.parse(answer)
             assert isinstance(mistake, Failure)

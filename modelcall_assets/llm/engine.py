@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
-from modelcall_assets.llm.transport import Reply, Transport
+from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.channel import Channel
+from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict, classify
+from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
 
 BACKOFF_BASE_S = 0.5
@@ -19,17 +23,23 @@ BACKOFF_CAP_S = 60.0
 RATE_LIMIT_PATIENCE_S = 900.0
 """How long one record keeps trying while the endpoint only says that it is busy; an endpoint
 that asks for a longer wait is not waited for."""
-FIRST_CALL_ALONE_S = 2.0
+FIRST_CALL_ALONE_S = 0.25
 """A wrong key or model costs one call: the others wait this long for the first answer."""
 UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
+LEASE_EVERY_S = 1.0
+LEASE_EVERY_S_UNSETTLED = 0.1
+
+Parked = Callable[[bool], None]
+"""Told True when a record begins to wait for its retry, without a slot, and False at the end."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exchange:
     """A reply that counts (a completion or a final refusal of this request) and what it took."""
 
     reply: Reply
+    verdict: Answered | BadRecord
     attempts: int
     latency_ms: int
     endpoint: str
@@ -46,139 +56,300 @@ class GaveUp:
 
 @dataclass
 class Counters:
-    """What the engine did so far; progress reads it."""
+    """What the engine did so far."""
 
     requests: int = 0
     retries: int = 0
-    in_flight: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """A request that waits for its turn; `held` are channels not to be asked again yet."""
+
+    tokens: int
+    held: Mapping[Channel, float]
+    turn: asyncio.Future[Channel]
 
 
 class Engine:
-    """Shared by the files of a run; open the transport before, close it after.
+    """Shared by the files of a run. Use as an async context manager.
 
     `ask` never raises for a record. It raises RunStopped when the run as a whole is over:
     calls in flight at that time still finish and return.
     """
 
-    def __init__(self, transport: Transport, *, max_in_flight: int, max_retries: int) -> None:
+    def __init__(
+        self, channels: Sequence[Channel], *, max_in_flight: int, max_retries: int
+    ) -> None:
         self.max_in_flight = max_in_flight
+        self.in_flight = 0
         self.counters = Counters()
-        self._transport = transport
+        self._channels = channels
         self._max_retries = max_retries
-        self._slots = asyncio.Semaphore(max_in_flight)
-        self._gate = _FirstCallGate()
+        self._estimate = _TokenEstimate()
+        self._waiting: deque[_Waiter] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._lease_timer: asyncio.TimerHandle | None = None
+        self._is_open = False
+        self._first_call: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
         self._answered = False
+        self._opened = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        async with AsyncExitStack() as opened:
+            for channel in self._channels:
+                await opened.enter_async_context(channel.transport)
+                channel.open(self._now())
+                opened.callback(channel.close)
+            self._counts_tokens = any(channel.counts_tokens for channel in self._channels)
+            self._opened = opened.pop_all()
+        self._share()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for timer in (self._alarm, self._lease_timer, self._first_call):
+            if timer is not None:
+                timer.cancel()
+        await self._opened.aclose()
 
     def stop(self, reason: RunStopped) -> None:
         """Send nothing more. Idempotent: the first reason is kept."""
-        if self._stop_reason is None:
-            self._stop_reason = reason
-            self._stopped.set()
+        if self._stop_reason is not None:
+            return
+        self._stop_reason = reason
+        self._stopped.set()
+        for waiter in self._waiting:
+            if not waiter.turn.done():
+                waiter.turn.set_exception(reason)
+        self._waiting.clear()
 
-    async def ask(self, payload: bytes) -> Exchange | GaveUp:
+    async def ask(self, payload: bytes, parked: Parked | None = None) -> Exchange | GaveUp:
         """Send until answered, refused for good, or out of retries."""
         attempts, failed_attempts = 0, 0
-        busy_until = time.monotonic() + RATE_LIMIT_PATIENCE_S
+        held: dict[Channel, float] = {}
+        busy_until = self._now() + RATE_LIMIT_PATIENCE_S
         while True:
             attempts += 1
-            reply, latency_s = await self._send(payload)
-            match classify(reply):
-                case Answered():
-                    self._unanswered_in_a_row = 0
-                    self._answered = True
-                    return self._exchange(reply, attempts, latency_s)
-                case BadRecord(failure):
-                    if failure.reason is Reason.BAD_REQUEST and not self._answered:
-                        self._note_failure(failure)
-                    return self._exchange(reply, attempts, latency_s)
-                case Refused(detail):
-                    reason = EndpointRefused(self._refusal(detail))
-                    self.stop(reason)
-                    raise reason
+            channel, reply, verdict, latency_s = await self._send(payload, held)
+            match verdict:
+                case Answered() | BadRecord():
+                    self._note_answer(verdict, channel)
+                    latency_ms = round(latency_s * 1000)
+                    return Exchange(reply, verdict, attempts, latency_ms, channel.name)
+                case Refused():
+                    self._stop_if_all_refuse()
                 case TryAgain(failure, after_s):
                     asked_to_wait = after_s is not None or failure.reason is Reason.RATE_LIMITED
-                    patient = time.monotonic() + (after_s or 0.0) < busy_until
+                    patient = self._now() + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
                     too_long = after_s is not None and after_s > RATE_LIMIT_PATIENCE_S
                     if too_long or failed_attempts > self._max_retries:
-                        self._note_failure(failure)
-                        return GaveUp(failure, attempts, self._transport.name)
-                    await self._pause(_delay(attempts, after_s))
+                        self._note_failure(failure, channel)
+                        return GaveUp(failure, attempts, channel.name)
+                    held[channel] = self._now() + _delay(attempts, after_s)
+                    await self._pause(held, parked)
 
-    async def _send(self, payload: bytes) -> tuple[Reply, float]:
-        async with self._slot():
-            started = time.monotonic()
-            reply = await self._transport.send(payload)
-            return reply, time.monotonic() - started
+    async def _send(
+        self, payload: bytes, held: Mapping[Channel, float]
+    ) -> tuple[Channel, Reply, Verdict, float]:
+        tokens = self._estimate.of(payload) if self._counts_tokens else 0
+        channel = await self._turn(tokens, held)
+        self.counters.requests += 1
+        started = self._now()
+        try:
+            reply = await channel.transport.send(payload)
+        except BaseException:
+            channel.interrupted()
+            self._free(channel)
+            raise
+        now = self._now()
+        verdict = classify(reply)
+        channel.replied(reply, verdict, started, now, may_eject=len(self._channels) > 1)
+        if self._counts_tokens:
+            channel.limiter.settle(tokens, self._estimate.learn(payload, verdict))
+        self._is_open = True
+        self._free(channel)
+        return channel, reply, verdict, now - started
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncGenerator[None]:
-        async with self._slots, self._gate.passage():
-            if self._stop_reason is not None:
-                raise self._stop_reason
-            self.counters.requests += 1
-            self.counters.in_flight += 1
-            try:
-                yield
-            finally:
-                self.counters.in_flight -= 1
+    async def _turn(self, tokens: int, held: Mapping[Channel, float]) -> Channel:
+        """A slot at the least loaded endpoint, in the order of asking."""
+        if self._stop_reason is not None:
+            raise self._stop_reason
+        if not self._waiting and (channel := self._take(tokens, held)) is not None:
+            return channel
+        waiter = _Waiter(tokens, held, self._loop.create_future())
+        self._waiting.append(waiter)
+        self._set_alarm()
+        try:
+            return await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.done() and not waiter.turn.cancelled():
+                self._free(waiter.turn.result())
+            raise
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait without a slot; a stop of the run ends the wait."""
+    def _take(self, tokens: int, held: Mapping[Channel, float]) -> Channel | None:
+        """A slot, if there is one now; until the first call has ended there is only that one."""
+        if self.in_flight >= (self.max_in_flight if self._is_open else 1):
+            return None
+        now = self._now()
+        free = [
+            channel
+            for channel in self._channels
+            if held.get(channel, now) <= now and channel.wait(tokens, now) == 0
+        ]
+        if not free:
+            return None
+        channel = min(free, key=_load) if len(free) > 1 else free[0]
+        channel.start(tokens, now)
+        self.in_flight += 1
+        if not self._is_open and self._first_call is None:
+            self._first_call = self._loop.call_later(FIRST_CALL_ALONE_S, self._open)
+        return channel
+
+    def _open(self) -> None:
+        self._is_open = True
+        self._dispatch()
+
+    def _free(self, channel: Channel) -> None:
+        channel.limiter.finish()
+        self.in_flight -= 1
+        if self._waiting:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give free slots to those who wait, the oldest first; who may not use one lets the next
+        one have it."""
+        passed_over: list[_Waiter] = []
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if waiter.turn.done():
+                continue
+            channel = self._take(waiter.tokens, waiter.held)
+            if channel is not None:
+                waiter.turn.set_result(channel)
+                continue
+            passed_over.append(waiter)
+            if not waiter.held:
+                break
+        self._waiting.extendleft(reversed(passed_over))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Look again when time alone will let the first waiter go on."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if not self._waiting or self.in_flight >= self.max_in_flight:
+            return
+        now, first = self._now(), self._waiting[0]
+        waits = [
+            max(wait, first.held.get(channel, now) - now)
+            for channel in self._channels
+            if (wait := channel.wait(first.tokens, now)) is not None
+        ]
+        if waits and 0 < (shortest := min(waits)) < float("inf"):
+            self._alarm = self._loop.call_later(shortest, self._dispatch)
+
+    def _share(self) -> None:
+        """Look how many engines share the endpoints, now and again."""
+        if not any(channel.is_leased for channel in self._channels):
+            return
+        settled = [channel.share(self._now()) for channel in self._channels]
+        pause = LEASE_EVERY_S if all(settled) else LEASE_EVERY_S_UNSETTLED
+        self._lease_timer = self._loop.call_later(pause, self._share)
+        self._dispatch()
+
+    async def _pause(self, held: Mapping[Channel, float], parked: Parked | None) -> None:
+        """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.counters.retries += 1
+        now = self._now()
+        usable = [channel for channel in self._channels if channel.refusal is None]
+        seconds = min((held.get(channel, now) - now for channel in usable), default=0.0)
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        if parked is not None:
+            parked(True)
         try:
             async with asyncio.timeout(seconds):
                 await self._stopped.wait()
         except TimeoutError:
             return
+        finally:
+            if parked is not None:
+                parked(False)
         assert self._stop_reason is not None
         raise self._stop_reason
 
-    def _note_failure(self, failure: Failure) -> None:
+    def _note_answer(self, verdict: Answered | BadRecord, channel: Channel) -> None:
+        if isinstance(verdict, Answered):
+            self._unanswered_in_a_row = 0
+            self._answered = True
+        elif verdict.failure.reason is Reason.BAD_REQUEST and not self._answered:
+            self._note_failure(verdict.failure, channel)
+
+    def _note_failure(self, failure: Failure, channel: Channel) -> None:
         self._unanswered_in_a_row += 1
         if self._unanswered_in_a_row >= UNANSWERED_LIMIT:
             self.stop(
                 EndpointDown(
-                    f"{self._transport.name}: {UNANSWERED_LIMIT} records in a row failed and none "
+                    f"{channel.name}: {UNANSWERED_LIMIT} records in a row failed and none "
                     f"was answered; the last: {failure.reason}: {failure.detail}. "
                     "Mend that and materialise again: what was answered is kept"
                 )
             )
 
-    def _refusal(self, detail: str) -> str:
-        return (
-            f"{self._transport.name} refuses every request: {detail}. "
+    def _stop_if_all_refuse(self) -> None:
+        """Raises EndpointRefused when no endpoint is left."""
+        refusals = [
+            f"{channel.name} refuses every request: {channel.refusal}"
+            for channel in self._channels
+            if channel.refusal is not None
+        ]
+        if len(refusals) < len(self._channels):
+            return
+        reason = EndpointRefused(
+            f"{'; '.join(refusals)}. "
             "Check api_key, model and base_url in the model file, and the account's quota"
         )
-
-    def _exchange(self, reply: Reply, attempts: int, latency_s: float) -> Exchange:
-        return Exchange(reply, attempts, round(latency_s * 1000), self._transport.name)
+        self.stop(reason)
+        raise reason
 
 
 @dataclass
-class _FirstCallGate:
-    """Lets one call through alone; opens for all at its end or after FIRST_CALL_ALONE_S."""
+class _TokenEstimate:
+    """What a request will count for, from what the ones before counted."""
 
-    _open: asyncio.Event = field(default_factory=asyncio.Event)
-    _taken: bool = False
+    per_byte: float = 0.3
+    answer: float = 256.0
 
-    @asynccontextmanager
-    async def passage(self) -> AsyncGenerator[None]:
-        if self._open.is_set():
-            yield
-        elif not self._taken:
-            self._taken = True
-            asyncio.get_running_loop().call_later(FIRST_CALL_ALONE_S, self._open.set)
-            try:
-                yield
-            finally:
-                self._open.set()
-        else:
-            await self._open.wait()
-            yield
+    def of(self, payload: bytes) -> int:
+        return round(len(payload) * self.per_byte + self.answer)
+
+    def learn(self, payload: bytes, verdict: Verdict) -> int:
+        """The tokens that the endpoint counted; the estimate where it does not say."""
+        if not isinstance(verdict, Answered):
+            return 0
+        usage = Usage.of(verdict.completion.get("usage"))
+        if not usage.known:
+            return self.of(payload)
+        self.per_byte += (usage.prompt_tokens / len(payload) - self.per_byte) / 16
+        self.answer += (usage.completion_tokens - self.answer) / 16
+        return usage.prompt_tokens + usage.completion_tokens
+
+
+def _load(channel: Channel) -> float:
+    return channel.limiter.load
 
 
 def _delay(attempt: int, after_s: float | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ NOT_IN_KEY = frozenset({"stream", "stream_options", "user"})
 """Body fields that cannot change the answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChatRequest:
     """A chat-completion body. `revision` tells apart models that share a name."""
 
@@ -23,14 +24,18 @@ class ChatRequest:
     messages: tuple[Message, ...]
     revision: str | None = None
 
+    @cached_property
     def payload(self) -> bytes:
         """The canonical JSON body, as sent."""
         return _canonical({**self.params, "messages": self.messages})
 
     def key(self) -> str:
         """32 hex digits of the canonical body and the revision; never of the endpoint."""
-        body = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
-        digest = hashlib.sha256(_canonical({**body, "messages": self.messages}))
+        body = self.payload
+        if not NOT_IN_KEY.isdisjoint(self.params):
+            params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
+            body = _canonical({**params, "messages": self.messages})
+        digest = hashlib.sha256(body)
         if self.revision is not None:
             digest.update(b"\0" + self.revision.encode())
         return digest.hexdigest()[:32]

@@ -1,23 +1,30 @@
-"""How bytes reach an endpoint and come back. The only importer of the HTTP client."""
+"""How bytes reach an endpoint and come back: the contract, and the transport that needs no SDK."""
 
 from __future__ import annotations
 
 import ssl
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
-
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.llm.http import ConnectFailed, Dropped, HttpClient
+from modelcall_assets.llm.stream import StreamedAnswer
 from modelcall_assets.records.outcome import Reason
 
+CONNECT_TIMEOUT_S = 30.0
+_SECRET_LENGTH = 8
+"""Shorter words of a header are no secrets, and replacing them would spoil the message."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Reply:
-    """What came back. With `fault` set nothing did: status is 0 and `body` says what happened."""
+    """What came back; `headers` knows names in lower case. With `fault` set nothing did: status
+    is 0 and `body` says what happened."""
 
     status: int
     headers: Mapping[str, str]
@@ -43,26 +50,79 @@ class Transport(Protocol):
 
 
 @dataclass
-class DirectTransport:
-    """One keep-alive session to one endpoint. Proxies are taken from the environment."""
+class HttpTransport:
+    """What every transport over HTTP is made from, and what it makes of it."""
 
     name: str
     base_url: str = field(repr=False)
     api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 600.0
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """A header here wins over one of our own, whatever the case of its name."""
+    proxy: str | None = field(default=None, repr=False)
+    """None: the one of the process environment, if any."""
+    ca_file: str | None = None
+
+    @property
+    def chat_url(self) -> str:
+        """Without a user: that is sent as a header."""
+        parts = urlsplit(self.base_url)
+        host, path = parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/chat/completions"
+        return urlunsplit(parts._replace(netloc=host, path=path))
+
+    @property
+    def sent_headers(self) -> dict[str, str]:
+        own = {"Content-Type": "application/json", "User-Agent": "modelcall"}
+        user, has_user, _ = urlsplit(self.base_url).netloc.rpartition("@")
+        if has_user:
+            own["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
+        elif self.api_key:
+            own["Authorization"] = f"Bearer {self.api_key}"
+        given = {name.lower() for name in self.headers}
+        return {**{k: v for k, v in own.items() if k.lower() not in given}, **self.headers}
+
+    @property
+    def used_proxy(self) -> str | None:
+        return self.proxy or _proxy_of_environment(self.chat_url)
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.ca_file)
+
+    @property
+    def connect_timeout_s(self) -> float:
+        return min(CONNECT_TIMEOUT_S, self.timeout_s)
+
+    def without_secrets(self, body: bytes) -> bytes:
+        """Of an error: some servers echo a key that is wrong."""
+        words = {word for value in self.headers.values() for word in value.split()}
+        secrets = {word for word in words if len(word) >= _SECRET_LENGTH}
+        for secret in sorted(secrets | {self.api_key or ""}, key=len, reverse=True):
+            body = body.replace(secret.encode(), b"***") if secret else body
+        return body
+
+    def streamed(self, answer: StreamedAnswer, headers: Mapping[str, str]) -> Reply:
+        """The reply that a stream was, once it has ended."""
+        if (finished := answer.finish()) is None:
+            return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
+        status, body = finished
+        return Reply(status, headers, body if status == 200 else self.without_secrets(body))
+
+    def timed_out(self) -> Reply:
+        return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)
+
+
+class DirectTransport(HttpTransport):
+    """Kept connections to one endpoint, and no more than a call needs."""
 
     async def __aenter__(self) -> Self:
-        headers = {"Content-Type": "application/json", "User-Agent": "modelcall"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        self._url = self.base_url.rstrip("/") + "/chat/completions"
-        self._session = aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(
-                total=self.timeout_s, sock_connect=min(30, self.timeout_s)
-            ),
-            proxy=_proxy_for(self._url),
+        self._client = HttpClient(
+            self.chat_url,
+            self.sent_headers,
+            timeout_s=self.timeout_s,
+            connect_timeout_s=self.connect_timeout_s,
+            proxy=self.used_proxy,
+            tls=lambda: self.tls,
         )
         return self
 
@@ -72,34 +132,34 @@ class DirectTransport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._session.close()
+        await self._client.aclose()
 
     async def send(self, payload: bytes) -> Reply:
         try:
-            async with self._session.post(
-                self._url, data=payload, allow_redirects=False
-            ) as response:
-                body = await response.read()
-                if response.status != 200 and self.api_key:  # some servers echo a wrong key
-                    body = body.replace(self.api_key.encode(), b"***")
-                return Reply(response.status, response.headers, body)
-        except TimeoutError as error:
-            return _fault(Reason.TIMEOUT, error, f"no answer within {self.timeout_s:g} s")
-        except (aiohttp.ClientConnectorError, ssl.SSLError) as error:
-            return _fault(Reason.CONNECT, error)
-        except (aiohttp.ClientError, ConnectionError) as error:
-            return _fault(Reason.DROPPED, error)
+            response = await self._client.post(payload)
+        except TimeoutError:
+            return self.timed_out()
+        except ConnectFailed as error:
+            return Reply(0, {}, str(error).encode(), Reason.CONNECT)
+        except Dropped as error:
+            response = error.partial
+            if response is None or response.stream is None:
+                return Reply(0, {}, str(error).encode(), Reason.DROPPED)
+        if response.stream is not None:
+            return self.streamed(response.stream, response.headers)
+        if response.status != 200:
+            response.body = self.without_secrets(response.body)
+        return Reply(response.status, response.headers, response.body)
 
 
-def _proxy_for(url: str) -> str | None:
-    """From the environment, once: aiohttp's own `trust_env` looks it up, and `.netrc` too, in a
-    thread for every request."""
+def _proxy_of_environment(url: str) -> str | None:
+    """Of HTTP_PROXY and its like, unless NO_PROXY names the host."""
     parts = urlsplit(url)
-    if proxy_bypass(parts.hostname or ""):
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.hostname or "") or proxy_bypass(parts.netloc):
         return None
-    return getproxies().get(parts.scheme)
-
-
-def _fault(reason: Reason, error: BaseException, text: str = "") -> Reply:
-    detail = text or f"{type(error).__name__}: {error}"
-    return Reply(0, {}, detail.encode(), reason)
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if urlsplit(proxy).scheme not in ("http", "https"):
+        wrong, fix = "not an HTTP proxy", "set another, or add the endpoint's host to NO_PROXY"
+        raise SetupError([Problem("environment", f"{parts.scheme}_proxy", wrong, fix=fix)])
+    return proxy

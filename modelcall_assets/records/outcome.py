@@ -36,7 +36,7 @@ FORMAT_MISTAKES = frozenset(
 """Reasons that a repair turn can mend."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Success:
     """The parsed values, one per declared key."""
 

@@ -62,6 +62,12 @@ class Faults:
             raise SetupError([_wrong(", ".join(unknown), "unknown fault", ", ".join(keys))])
         return replace(self, **changes)
 
+    @property
+    def only_verdict(self) -> tuple[str, float] | None:
+        """That of every attempt, when nothing is left to chance: no draw is needed then."""
+        by_chance = self.latency_sigma or any(getattr(self, n) for n in (*PERMANENT, *TRANSIENT))
+        return None if by_chance else ("answered", self.latency_ms / 1000)
+
     def verdict(self, identity: bytes, attempt: int) -> tuple[str, float]:
         """What becomes of this attempt, and after how many seconds."""
         permanent = self._pick(PERMANENT, self._draw(identity, "always")[0])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
 
-from modelcall_assets.rehearsal.heuristics import answer, is_repair, text_of
+from modelcall_assets.rehearsal.heuristics import is_repair, text_of
 from modelcall_assets.rehearsal.wire import event_stream, response
 
 MODEL = "rehearsal-rater-1"
@@ -65,7 +66,12 @@ class Draft(NamedTuple):
     finish_reason: str
 
 
-def draft(body: dict[str, Any], what: str, identity: bytes) -> Draft:
+def draft(
+    body: dict[str, Any],
+    what: str,
+    identity: bytes,
+    answer: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Draft:
     """The reply's text. A repair turn is never malformed, so that one repair succeeds."""
     if what == "filtered":
         return Draft(what, "", "content_filter")

@@ -18,6 +18,7 @@ import orjson
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.rehearsal import replies
 from modelcall_assets.rehearsal.faults import NO_FAULTS, Faults
+from modelcall_assets.rehearsal.heuristics import FirstAnswer, answer
 from modelcall_assets.rehearsal.replies import Refusal
 from modelcall_assets.rehearsal.tally import Ending, Tally, identify
 from modelcall_assets.rehearsal.wire import BadHttp, Request, requests, response
@@ -90,12 +91,17 @@ class _Connection(asyncio.Protocol):
 
 
 class RehearsalServer:
-    """An OpenAI-compatible endpoint that costs nothing. Its public methods suit any thread."""
+    """An OpenAI-compatible endpoint that costs nothing. Its public methods suit any thread.
 
-    def __init__(self, faults: Faults = NO_FAULTS, api_key: str | None = None) -> None:
+    With `same_answer` texts are not looked at: it is for measuring how fast a client is."""
+
+    def __init__(
+        self, faults: Faults = NO_FAULTS, api_key: str | None = None, *, same_answer: bool = False
+    ) -> None:
         self.host, self.port = "127.0.0.1", 0
-        self._faults = faults
+        self._use(faults)
         self._tally = Tally()
+        self._answer = FirstAnswer() if same_answer else answer
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
@@ -146,10 +152,13 @@ class RehearsalServer:
         return self._on_loop(lambda: self._tally.request_stats())
 
     def set_faults(self, faults: Faults) -> None:
-        self._on_loop(lambda: setattr(self, "_faults", faults))
+        self._on_loop(lambda: self._use(faults))
 
     def reset(self) -> None:
         self._on_loop(self._reset)
+
+    def _use(self, faults: Faults) -> None:
+        self._faults, self._only_verdict = faults, faults.only_verdict
 
     def _on_loop(self, function: Callable[[], T]) -> T:
         loop = self._loop
@@ -198,7 +207,7 @@ class RehearsalServer:
         if refusal := replies.refuse(body):
             return Ending("error", refusal.status, refusal.http(), identity), 0
         faults = self._faults
-        what, latency_s = faults.verdict(identity, attempt)
+        what, latency_s = self._only_verdict or faults.verdict(identity, attempt)
         if 0 < faults.max_in_flight < self._tally.in_flight:
             what, latency_s = "rate_limited", 0.0
         if what in ("dropped", "hung"):
@@ -212,7 +221,7 @@ class RehearsalServer:
             header = b"Retry-After: %b\r\n" % f"{wait:g}".encode() if wait else b""
             return Ending("error", refusal.status, refusal.http(header), identity, wait), latency_s
         try:
-            reply = replies.draft(body, what, identity)
+            reply = replies.draft(body, what, identity, self._answer)
         except (AttributeError, LookupError, TypeError, RecursionError):
             refusal = Refusal(400, "a schema beyond the rehearsal model", param="response_format")
             return Ending("error", 400, refusal.http(), identity), 0
@@ -224,7 +233,7 @@ class RehearsalServer:
         if changes is None:
             return Refusal(400, "the body must be one JSON object").http()
         try:
-            self._faults = self._faults.changed(changes)
+            self._use(self._faults.changed(changes))
         except SetupError as error:
             return Refusal(400, str(error)).http()
         return _json(asdict(self._faults))
@@ -257,10 +266,15 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 @contextmanager
 def serve_in_thread(
-    faults: Faults = NO_FAULTS, port: int = 0, api_key: str | None = None
+    faults: Faults = NO_FAULTS,
+    port: int = 0,
+    api_key: str | None = None,
+    *,
+    same_answer: bool = False,
 ) -> Iterator[RehearsalServer]:
     """Serves from a thread of its own while the block runs."""
-    server, loop = RehearsalServer(faults, api_key), new_event_loop()
+    server = RehearsalServer(faults, api_key, same_answer=same_answer)
+    loop = new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="rehearsal", daemon=True)
     thread.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -20,6 +21,15 @@ class Request(NamedTuple):
     keep_alive: bool
 
 
+class _Head(NamedTuple):
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    keep_alive: bool
+    waits: bool  # sends the body only after a 100 Continue
+    size: int | None  # of the body; None: it comes in chunks
+
+
 class BadHttp(Exception):
     """The byte stream is not HTTP we speak; the connection cannot go on after the answer."""
 
@@ -34,21 +44,32 @@ def requests(buffer: bytearray) -> Generator[Request | bytes | None, None, None]
         head = b""
         while not head:  # empty lines before a request are allowed
             head = (yield from _until(buffer, b"\r\n\r\n")).lstrip(b"\r\n")
-        start, *lines = head.split(b"\r\n")
-        words = start.split()
-        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-            raise BadHttp(400, "not an HTTP/1.1 request line")
-        fields = [line.partition(b":") for line in lines]
-        headers = {name.lower(): value.strip() for name, _, value in fields}
-        if headers.get(b"expect", b"").lower() == b"100-continue" and not buffer:
+        method, path, headers, keep_alive, waits, size = _parse_head(head)
+        if waits and not buffer:
             yield CONTINUE
-        if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
-            body = yield from _chunks(buffer)
-        else:
-            body = yield from _take(buffer, _size(headers.get(b"content-length", b"0"), 10))
-        close = headers.get(b"connection", b"").lower() == b"close" or words[2] == b"HTTP/1.0"
-        path = words[1].partition(b"?")[0].decode("latin-1")
-        yield Request(words[0].decode("latin-1"), path, headers, body, not close)
+        body = yield from (_chunks(buffer) if size is None else _take(buffer, size))
+        yield Request(method, path, headers, body, keep_alive)
+
+
+@lru_cache(4096)
+def _parse_head(head: bytes) -> _Head:
+    """A client's heads differ in little but the length of the body, so most were met before."""
+    start, *lines = head.split(b"\r\n")
+    words = start.split()
+    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+        raise BadHttp(400, "not an HTTP/1.1 request line")
+    fields = [line.partition(b":") for line in lines]
+    headers = {name.lower(): value.strip() for name, _, value in fields}
+    chunked = b"chunked" in headers.get(b"transfer-encoding", b"").lower()
+    close = headers.get(b"connection", b"").lower() == b"close" or words[2] == b"HTTP/1.0"
+    return _Head(
+        method=words[0].decode("latin-1"),
+        path=words[1].partition(b"?")[0].decode("latin-1"),
+        headers=headers,
+        keep_alive=not close,
+        waits=headers.get(b"expect", b"").lower() == b"100-continue",
+        size=None if chunked else _size(headers.get(b"content-length", b"0"), 10),
+    )
 
 
 def _until(buffer: bytearray, end: bytes) -> Generator[None, None, bytes]:

@@ -35,7 +35,7 @@ class ScoreReport:
     cost_usd: float | None = 0.0
     requests: int = 0
     replayed: int = 0
-    latencies_ms: array[int] = field(default_factory=lambda: array("q"))
+    latencies_ms: array[int] = field(default_factory=lambda: array("I"))
     histograms: dict[str, Counter[float]] = field(default_factory=dict[str, Counter[float]])
     sample: list[Row] = field(default_factory=list[Row])
     data_version: str = ""

@@ -103,9 +103,12 @@ def _key_field(key: str, declared: Mapping[str, Any]) -> pa.Field:
 
 
 def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any, Any]) -> ApiRow:
-    """Status, values and provenance of a record that has a reply."""
+    """Status, values and provenance of a record that has a reply. One that was taken over from
+    another request has no attempts and cost nothing."""
     answer, last = finished.answer, entries[-1]
     known = finished.usage if finished.usage.known and answer else None
+    attempts = sum(entry.attempts for entry in entries)
+    cost = finished.usage.cost(*prices) if attempts else 0.0
     return {
         **outcome_row(finished.outcome),
         "api_return": answer.text if answer else last.body.decode("utf-8", "replace"),
@@ -115,8 +118,8 @@ def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any
         "api_turns": len(entries),
         "api_prompt_tokens": known.prompt_tokens if known else None,
         "api_completion_tokens": known.completion_tokens if known else None,
-        "api_cost_usd": finished.usage.cost(*prices) if answer else None,
-        "api_attempts": sum(entry.attempts for entry in entries),
+        "api_cost_usd": cost if answer else None,
+        "api_attempts": attempts,
         "api_endpoint": last.endpoint,
         "api_latency_ms": sum(entry.latency_ms for entry in entries),
         "api_request_id": answer.request_id if answer else None,

@@ -6,27 +6,32 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modelcall_assets.config.catalog import TaskSpec
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser, Usage
-from modelcall_assets.llm.dialogue import Rules, Turn
+from modelcall_assets.llm.dialogue import Rules, replayed
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.request import ChatRequest
-from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
+from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.calls import Asked, Caller, Ledger
+from modelcall_assets.steps.budget import Budget
+from modelcall_assets.steps.calls import Asked, Caller
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher
+from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import ApiRow, answered_row, unanswered_row
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.template import MissingColumn, Template
+
+ROWS_READ_AT_ONCE = 100
+"""While calls are in flight: reading more would keep their answers waiting."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,12 @@ class ScoreStage:
 
     def version(self) -> str:
         """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
+        params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
         shape = {
             "parser": PARSER_VERSION,
             "prompt": self.prompt.parts,
             "system": self.system,
-            "params": self.params,
+            "params": params,
             "revision": self.revision,
             "columns": [self.input_key, self.prompt_key],
             "repairs": self.rules.max_repair_turns,
@@ -103,9 +109,10 @@ class ScoreStage:
         if value is None or value == "":
             what = "empty" if value == "" else "null" if self.input_key in row else "absent"
             return Failure(Reason.MISSING_INPUT, f"input column '{self.input_key}' is {what}")
-        values = {**row, self.prompt_key: value}
+        if row.get(self.prompt_key) is not value:
+            row = {**row, self.prompt_key: value}
         try:
-            messages = [{"role": "user", "content": self.prompt.render(values)}]
+            messages = [{"role": "user", "content": self.prompt.render(row)}]
         except MissingColumn as error:
             return Failure(Reason.MISSING_INPUT, str(error))
         if self.system is not None:
@@ -114,42 +121,51 @@ class ScoreStage:
 
     def asks(self, source: Source) -> Iterator[Asked]:
         """One per row of the source, in order."""
-        for chunk in read_chunks(source.uri, source.schema, source.limit):
+        for chunk in read_chunks(source.uri, source.schema, source.limit, ROWS_READ_AT_ONCE):
             for item in chunk.items:
                 yield self.ask(item)
 
 
-async def score_file(
-    stage: ScoreStage, source: Source, output: Path, journal: Journal, engine: Engine, tally: Tally
-) -> ScoreReport:
-    """Call what the journal does not answer, then publish all rows in input order.
-
-    Raises RunStopped when the run is over, InputError when the source cannot be read to its end and
-    InputChanged when it is no longer what its upstream asset recorded; nothing is published then
-    and the journal keeps every reply.
-    """
-    caller = Caller(stage.rules, engine, journal, tally, stage.prices)
-    ledger = await caller.run(stage.asks(source))
-    rate = Replay(stage, journal, ledger).rate
-    publisher = Publisher(source, stage.fields, stage.input_key, rate, stage.prices)
-    report = await asyncio.to_thread(publisher.publish, output)
-    report.requests, report.replayed = caller.requests, caller.replayed
-    return report
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Reads every reply back from the journal and parses it again."""
+@dataclass
+class Scoring:
+    """One file on its way to its scores."""
 
     stage: ScoreStage
+    source: Source
     journal: Journal
-    ledger: Ledger
+    reuse: Reuse
+    budget: Budget
+    answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    """Key and occurrence of the successes, where other files may use them."""
 
-    def rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
-        if (unanswered := self.ledger.unanswered.get(index)) is not None:
-            return {**unanswered_row(unanswered), **self.stage.provenance}, Usage()
-        entries = self.journal.chain(self.ledger.positions[index])
-        finished = self.stage.rules.judge([Turn(entry.status, entry.body) for entry in entries])
+    async def run(self, output: Path, engine: Engine, tally: Tally) -> ScoreReport:
+        """Call what the journal does not answer, then publish all rows in input order.
+
+        Raises RunStopped when the run is over, InputError when the source cannot be read to its end
+        and InputChanged when it is no longer what its upstream asset recorded; nothing is published
+        then and the journal keeps every reply.
+        """
+        caller = Caller(self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
+        self._ledger = await caller.run(self.stage.asks(self.source))
+        requests, replayed = caller.requests, caller.replayed
+        del caller  # and the memory of its keys
+        stage = self.stage
+        publisher = Publisher(self.source, stage.fields, stage.input_key, self._rate, stage.prices)
+        report = await asyncio.to_thread(publisher.publish, output)
+        report.requests, report.replayed = requests, replayed
+        return report
+
+    def _rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
+        """Reads every reply back from the journal and parses it again. The usage is what was paid
+        for this record."""
+        stage = self.stage
+        if (unanswered := self._ledger.unanswered.get(index)) is not None:
+            return {**unanswered_row(unanswered), **stage.provenance}, Usage()
+        entries = self.journal.chain(self._ledger.positions[index])
+        finished = stage.rules.judge([replayed(entry.status, entry.body) for entry in entries])
         assert finished is not None, "the call phase settled every record"
-        row = answered_row(finished, entries, self.stage.prices)
-        return {**row, **self.stage.provenance}, finished.usage
+        if self.reuse.shared is not None and isinstance(finished.outcome, Success):
+            self.answered.append(entries[0].address[:2])
+        row = answered_row(finished, entries, stage.prices)
+        paid = finished.usage if row["api_attempts"] else Usage()
+        return {**row, **stage.provenance}, paid

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +13,19 @@ from typing import Any
 from modelcall_assets.config.catalog import TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.transport import DirectTransport
 from modelcall_assets.steps.audit import ScoresAudit, audit_scores
+from modelcall_assets.steps.budget import Budget
+from modelcall_assets.steps.engine import engine_of
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import PreprocessReport, options_of, preprocess_file
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.rule_scores import RuleStage
 from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.scores import ScoreStage, score_file
+from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
 from modelcall_assets.storage.manifest import (
@@ -68,7 +71,7 @@ class TaskSteps:
         if self.rule_stage is not None:
             self.rule_stage.scorer()
         else:
-            self.spec.endpoint()
+            self.spec.endpoints()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -155,11 +158,37 @@ class TaskSteps:
         source = self.source(SCORES, key)
         output = self.layout.output_path(SCORES, key)
         folder = self.layout.journal_folder(SCORES, key)
-        with await asyncio.to_thread(Journal, folder, run_id, fresh=fresh) as journal:
-            report = await score_file(self.score_stage, source, output, journal, engine, tally)
+        with (
+            await asyncio.to_thread(Journal, folder, run_id, fresh=fresh) as journal,
+            self._reuse(fresh=fresh) as reuse,
+        ):
+            scoring = Scoring(self.score_stage, source, journal, reuse, self.budget)
+            report = await scoring.run(output, engine, tally)
             self._write_scores_manifest(key, source, report)
-            journal.seal(report.data_version)
+            await asyncio.to_thread(journal.seal, report.data_version)
+            if reuse.shared is not None:
+                reuse.shared.add(folder, scoring.answered)
         return report
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Of all runs of the task."""
+        task, path = self.spec.task, Path(self.spec.journal_folder) / "spent.json"
+        return Budget(
+            self.spec.file_name, path, self.score_stage.prices, task.budget_usd, task.budget_tokens
+        )
+
+    @contextmanager
+    def _reuse(self, *, fresh: bool) -> Iterator[Reuse]:
+        policy = self.spec.task.reuse
+        shared = None
+        if policy.scope == "project" and not fresh:
+            shared = SharedReplies(self.spec.root / ".modelcall" / "answers.sqlite")
+        try:
+            yield Reuse(policy.scope != "off", policy.identical_once, shared)
+        finally:
+            if shared is not None:
+                shared.close()
 
     def rule_scores(self, key: str, tally: Tally) -> ScoreReport:
         """The same by the task's own scorer."""
@@ -197,19 +226,9 @@ class TaskSteps:
             f"All rows are published with `accepted: false`; materialise again to {what}"
         )
 
-    @asynccontextmanager
-    async def engine(self) -> AsyncGenerator[Engine]:
-        """One session to the task's endpoint; SetupError when its key or host is not set."""
-        endpoint = self.spec.endpoint()
-        transport = DirectTransport(
-            endpoint.name, endpoint.base_url, endpoint.api_key, endpoint.timeout_s
-        )
-        async with transport:
-            yield Engine(
-                transport,
-                max_in_flight=self.spec.task.concurrency.max_concurrent_requests,
-                max_retries=endpoint.max_retries,
-            )
+    def engine(self) -> Engine:
+        """Requests to the task's model, to be entered; SetupError when a key or host is not set."""
+        return engine_of(self.spec)
 
     def source(self, stage: str, key: str) -> Source:
         """The rows that `stage` reads. InputError when they are not there yet."""

@@ -1,0 +1,122 @@
+"""`modelcall clean`: delete what a task does not need any more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.steps.clean import (
+    OLD_JOURNAL,
+    Garbage,
+    deleted_inputs,
+    left_over,
+    old_journals,
+)
+from modelcall_assets.steps.task_steps import TaskSteps
+
+SHOWN = 40
+
+
+@click.command()
+@task_argument
+@click.option(
+    "--journal-older-than",
+    "days",
+    type=click.IntRange(0),
+    metavar="DAYS",
+    help="Also the journals of published files without a reply in so many days.",
+)
+@click.option("--deleted-inputs", "gone", is_flag=True, help="Also all of inputs that are gone.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask before deleting.")
+def clean(task: Path, days: int | None, gone: bool, dry_run: bool, yes: bool) -> None:
+    """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
+
+    Without its journal a published file stays as it is, but when a later change of prompt, parser
+    or preprocessing makes it out of date, all its rows are asked again. With a deleted input go its
+    outputs, manifests, journal and partition key.
+
+    \b
+      modelcall clean configs/tasks/my_task.yaml --dry-run
+      modelcall clean my_task.yaml --journal-older-than 90
+      modelcall clean my_task.yaml --deleted-inputs --yes
+    """
+    steps = task_steps(task)
+    found = list(left_over(steps))
+    if gone:
+        found += deleted_inputs(steps, _partition_keys(steps))
+    if days is not None:
+        named = {garbage.journal for garbage in found}
+        found += (old for old in old_journals(steps, days) if old.journal not in named)
+    if not found:
+        click.echo(f"{steps.spec.name}: nothing to delete")
+        return
+    _show(found)
+    if dry_run:
+        click.echo("nothing deleted: --dry-run")
+    elif yes or _confirmed():
+        _delete(steps, found)
+    else:
+        click.echo("nothing deleted")
+
+
+def _show(found: Sequence[Garbage]) -> None:
+    table = Table()
+    table.add_column("why")
+    table.add_column("file", overflow="fold")
+    table.add_column("size", justify="right")
+    for garbage in found[:SHOWN]:
+        table.add_row(garbage.why, Text(garbage.name), decimal(garbage.size))
+    if len(found) > SHOWN:
+        table.add_row("", f"… {len(found) - SHOWN:,} more")
+    table.add_section()
+    table.add_row("", "together", decimal(sum(garbage.size for garbage in found)))
+    Console().print(table)
+    if any(garbage.why == OLD_JOURNAL for garbage in found):
+        click.echo("without its journal a file that becomes out of date is asked again in full")
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        wrong = "there is no terminal to ask on"
+        raise SetupError([Problem("modelcall clean", "--yes", wrong, fix="add --yes")])
+    return click.confirm("delete this?")
+
+
+def _delete(steps: TaskSteps, found: Sequence[Garbage]) -> None:
+    deleted = [garbage for garbage in found if garbage.delete()]
+    _forget(steps, [garbage.key for garbage in deleted if garbage.key is not None])
+    for garbage in found:
+        if garbage not in deleted:
+            click.echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
+    click.echo(f"deleted {len(deleted)} of {len(found)}")
+    sys.exit(0 if len(deleted) == len(found) else 1)
+
+
+def _partition_keys(steps: TaskSteps) -> Sequence[str]:
+    from modelcall_assets.defs.instance import open_instance
+    from modelcall_assets.defs.partitions import files_of
+
+    with open_instance(steps.spec.root) as instance:
+        return instance.get_dynamic_partitions(files_of(steps.spec).name or "")
+
+
+def _forget(steps: TaskSteps, keys: Sequence[str]) -> None:
+    from modelcall_assets.defs.instance import open_instance
+    from modelcall_assets.defs.partitions import files_of
+
+    if not keys:
+        return
+    name = files_of(steps.spec).name or ""
+    with open_instance(steps.spec.root) as instance:
+        for key in keys:
+            instance.delete_dynamic_partition(name, key)

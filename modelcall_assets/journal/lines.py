@@ -1,0 +1,144 @@
+"""One line of a journal: a header (`format`, `run`, `fresh`), a reply (`k` …) or a seal (`sealed`).
+
+A reply's line starts with its address and ends with its body, so that either is found without
+parsing the other. The body is embedded as it came where that makes a line of JSON, which is so for
+the answers of common servers; else it is in `text`, or in `b64` when it is no text.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+from modelcall_assets.journal.index import HASH_BITS
+
+FORMAT = 2
+"""Lines of format 1 are the same but for bodies that are no text, which it did not keep whole."""
+
+HEADER, FRESH, SEAL, NEITHER = -1, -2, -3, -4
+"""What a line is when it is no reply."""
+
+Reference = tuple[str, int]
+"""Segment name and offset of a line."""
+
+HERE = ""
+"""Segment name of a reference within the same segment; only packed ones have it on disk."""
+
+_KEY, _KEY_END = 6, 38
+_HASH_MASK = (1 << HASH_BITS) - 1
+_BODY = b',"r":'
+
+
+class Address(NamedTuple):
+    """`key` has 32 hex digits."""
+
+    key: str
+    occurrence: int = 0
+    sample: int = 0
+
+    def hash(self) -> int:
+        """HASH_BITS bits, the same in every process."""
+        spread = self.occurrence * 0x9E3779B1 + self.sample * 0x85EBCA77
+        return (int(self.key[:8], 16) ^ spread) & _HASH_MASK
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One journalled reply and what it took. `body` is the reply as received."""
+
+    address: Address
+    turn: int
+    status: int
+    body: bytes
+    endpoint: str
+    attempts: int
+    latency_ms: int
+    answered_at: str
+    previous: Reference | None = None
+    """The turn before."""
+
+
+def header_line(run_id: str, *, fresh: bool) -> bytes:
+    return _dumped({"format": FORMAT, "run": run_id, "fresh": fresh})
+
+
+def seal_line(data_version: str) -> bytes:
+    return _dumped({"sealed": data_version})
+
+
+def reply_line(entry: Entry) -> bytes:
+    """Defaults are left out."""
+    head: dict[str, Any] = {"k": entry.address.key}
+    if entry.address.occurrence:
+        head["o"] = entry.address.occurrence
+    if entry.address.sample:
+        head["s"] = entry.address.sample
+    if entry.turn:
+        head["t"] = entry.turn
+        head["p"] = entry.previous
+    head |= {"st": entry.status, "e": entry.endpoint, "n": entry.attempts}
+    head |= {"ms": entry.latency_ms, "at": entry.answered_at}
+    body = entry.body
+    if 200 <= entry.status < 300 and body[:1] == b"{" and body[-1:] == b"}" and _is_line(body):
+        return b"".join((orjson.dumps(head)[:-1], _BODY, body, b"}\n"))
+    try:
+        head["text"] = body.decode()
+    except UnicodeDecodeError:
+        head["b64"] = b64encode(body).decode()
+    return _dumped(head)
+
+
+def kind_of(line: bytes) -> int:
+    """The hash of a reply's address, else HEADER, FRESH (the header of a run that starts a new
+    history), SEAL or NEITHER: a line that a power loss damaged. Parses no body."""
+    if line[-2:] != b"}\n" or b"\0" in line:
+        return NEITHER
+    if line[:_KEY] != b'{"k":"':
+        return _kind_beside_replies(line)
+    try:
+        if line[40:43] in (b'"o"', b'"s"'):
+            head = orjson.loads(line[: line.index(b',"st":')] + b"}")
+            return Address(head["k"], head.get("o", 0), head.get("s", 0)).hash()
+        return int(line[_KEY:14], 16) & _HASH_MASK
+    except ValueError:
+        return NEITHER
+
+
+def entry_of(line: bytes, segment: str) -> Entry:
+    """`segment` is the name of the one that the line is in."""
+    end = line.find(_BODY)
+    if end < 0:
+        head = orjson.loads(line)
+        body = head["text"].encode() if "text" in head else b64decode(head["b64"])
+    else:
+        head = orjson.loads(line[:end] + b"}")
+        body = line[end + len(_BODY) : -2]
+    previous = head.get("p")
+    return Entry(
+        address=Address(head["k"], head.get("o", 0), head.get("s", 0)),
+        turn=head.get("t", 0),
+        status=head["st"],
+        body=body,
+        endpoint=head["e"],
+        attempts=head["n"],
+        latency_ms=head["ms"],
+        answered_at=head["at"],
+        previous=(previous[0] or segment, previous[1]) if previous else None,
+    )
+
+
+def _kind_beside_replies(line: bytes) -> int:
+    if line.startswith(b'{"format":'):
+        return FRESH if b'"fresh":true' in line else HEADER
+    return SEAL if line.startswith(b'{"sealed":') else NEITHER
+
+
+def _is_line(body: bytes) -> bool:
+    return b"\n" not in body and b"\0" not in body
+
+
+def _dumped(line: dict[str, Any]) -> bytes:
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

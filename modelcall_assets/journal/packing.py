@@ -1,0 +1,125 @@
+"""Pack the segments of a journal into one that is compressed, so that their number is bounded."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from pathlib import Path
+
+import orjson
+
+from modelcall_assets.journal.lines import HERE, SEAL, Reference, kind_of
+from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter
+from modelcall_assets.journal.segments import (
+    PlainSegment,
+    Segment,
+    all_paths,
+    open_segment,
+    segment_paths,
+)
+from modelcall_assets.storage.files import publish
+
+SMALL_BYTES = 1 << 20
+FEW_SEGMENTS = 8
+
+
+def is_untidy(folder: Path) -> bool:
+    """Many segments, or large ones, or some that a crash left after they were packed."""
+    current = segment_paths(folder)
+    plain = [path for path in current if not path.name.endswith(PACKED_SUFFIX)]
+    return (
+        len(plain) >= FEW_SEGMENTS
+        or sum(path.stat().st_size for path in plain) >= SMALL_BYTES
+        or len(current) < len(all_paths(folder))
+    )
+
+
+def pack(folder: Path) -> None:
+    """Needs the folder's lock for itself. A kill at any moment leaves every reply where it was, or
+    the packed segment, which names what it replaces. What a fresh start hides is left out."""
+    paths = segment_paths(folder)
+    target = folder / f"{paths[-1].name.partition('.jsonl')[0]}{PACKED_SUFFIX}"
+    replaced = [path for path in all_paths(folder) if path != target]
+    segments = [open_segment(path) for path in paths]
+    try:
+        with publish(target) as temporary, Path(temporary).open("wb") as file:
+            writer = PackWriter(file, [path.name for path in replaced])
+            _Packing(writer).take(segments)
+            writer.close()
+    finally:
+        for segment in segments:
+            segment.close()
+    for path in replaced:
+        path.unlink()
+
+
+class _Packing:
+    """Copies segments in their order; references between them become those within the new one."""
+
+    def __init__(self, writer: PackWriter) -> None:
+        self._writer = writer
+        self._kept_in_place = ""
+        self._moved: dict[str, _Moved] = {}
+
+    def take(self, segments: list[Segment]) -> None:
+        plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
+        fresh = (at for at, each in plain if each.is_fresh())
+        visible = segments[max(fresh, default=0) :]
+        first = visible[0]
+        if isinstance(first, PackedSegment):
+            self._kept_in_place = first.path.name
+            self._writer.copy(first)
+        for segment in visible:
+            if segment.path.name != self._kept_in_place:
+                self._take_lines(segment)
+
+    def _take_lines(self, segment: Segment) -> None:
+        moved = self._moved[segment.path.name] = _Moved(segment)
+        for offset, line in segment.lines():
+            kind = kind_of(line)
+            if kind >= 0:
+                moved.note(offset, self._writer.add(self._referring(line, segment.path.name)))
+            elif kind == SEAL:
+                self._writer.add(line)
+
+    def _referring(self, line: bytes, segment: str) -> bytes:
+        """The line, with its reference to the turn before as it is in the new segment. One to a
+        reply that is lost stays, and leads nowhere."""
+        end = line.index(b',"st":')
+        if line.find(b',"p":', 0, end) < 0:
+            return line
+        head = orjson.loads(line[:end] + b"}")
+        name, offset = head["p"]
+        moved = self._new_offset((name or segment, offset))
+        if moved is None:
+            return line
+        head["p"] = (HERE, moved)
+        return orjson.dumps(head)[:-1] + line[end:]
+
+    def _new_offset(self, reference: Reference) -> int | None:
+        name, offset = reference
+        if name == self._kept_in_place:
+            return offset
+        return self._moved[name].find(offset) if name in self._moved else None
+
+
+class _Moved:
+    """Where the replies of a segment went: by how much, from each offset where that changes."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._offsets, self._shifts = array("q"), array("q")
+
+    def note(self, old: int, new: int) -> None:
+        if not self._shifts or self._shifts[-1] != new - old:
+            self._offsets.append(old)
+            self._shifts.append(new - old)
+
+    def find(self, offset: int) -> int | None:
+        """None when the reply is lost."""
+        place = bisect_right(self._offsets, offset) - 1
+        try:
+            is_there = place >= 0 and kind_of(self._segment.line(offset)) >= 0
+        except OSError:
+            return None
+        return offset + self._shifts[place] if is_there else None

@@ -1,0 +1,80 @@
+"""Where in the project the answer to a request lies, for tasks that share theirs.
+
+A table from request key to journal. It can be deleted at any time: only reuse is lost.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.journal.journal import Address, Entry, Journal
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS folders (id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS replies (
+    key TEXT PRIMARY KEY, folder INTEGER NOT NULL, occurrence INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+_BUSY_S = 60.0
+_OPEN_JOURNALS = 8
+
+
+class SharedReplies:
+    """The table at `path`, made on first use. Raises InputError when it is no such table."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._journals: dict[str, Journal] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(_TABLES)
+            self._reader = self._connect()
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{path}: cannot be used as the table of shared answers ({error}); delete it: "
+                "only reuse across files is lost"
+            ) from error
+
+    def close(self) -> None:
+        self._reader.close()
+        while self._journals:
+            self._journals.popitem()[1].__exit__(None, None, None)
+
+    def find(self, key: str) -> Iterator[Sequence[Entry]]:
+        """Finished dialogues of other journals about this request."""
+        row = self._reader.execute(
+            "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?", (key,)
+        ).fetchone()
+        if row is not None:
+            for dialogue in self._journal(row[0]).dialogues(Address(key, row[1])):
+                yield dialogue.entries
+
+    def add(self, folder: Path, answered: Iterable[tuple[str, int]]) -> None:
+        """Key and occurrence of requests that the journal in `folder` answers."""
+        with closing(self._connect()) as connection, connection:
+            connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (str(folder),))
+            number = connection.execute(
+                "SELECT id FROM folders WHERE path = ?", (str(folder),)
+            ).fetchone()[0]
+            connection.executemany(
+                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
+                ((key, number, occurrence) for key, occurrence in answered),
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=_BUSY_S)
+
+    def _journal(self, folder: str) -> Journal:
+        """Open for reading; the ones used last stay open."""
+        journal = self._journals.pop(folder, None) or Journal(Path(folder), "reader")
+        self._journals[folder] = journal
+        if len(self._journals) > _OPEN_JOURNALS:
+            oldest = next(iter(self._journals))
+            self._journals.pop(oldest).__exit__(None, None, None)
+        return journal

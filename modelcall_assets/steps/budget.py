@@ -1,0 +1,96 @@
+"""What a task may spend, over all its runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from modelcall_assets.errors import BudgetSpent
+from modelcall_assets.llm.answer import Usage
+from modelcall_assets.steps.score_report import Prices
+
+BYTES_PER_TOKEN = 4
+"""Where a server does not report its usage."""
+
+
+@dataclass
+class Spent:
+    """`usd` is what is known of the cost."""
+
+    usd: float = 0.0
+    tokens: int = 0
+    replies: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.usd + other.usd, self.tokens + other.tokens, self.replies + other.replies)
+
+
+class Budget:
+    """Counts what is paid. With a limit the count lives in a file that the task's runs share; a
+    kill loses about a second of it."""
+
+    def __init__(
+        self, file_name: str, path: Path, prices: Prices, usd: float | None, tokens: int | None
+    ) -> None:
+        self._file_name = file_name
+        self._path = path
+        self._prices = prices
+        self._usd = usd
+        self._tokens = tokens
+        self._limited = usd is not None or tokens is not None
+        self._before = Spent()
+        self._now = Spent()
+        self.sync()
+
+    @property
+    def total(self) -> Spent:
+        """By all runs, as far as they have told."""
+        return self._before + self._now
+
+    def pay(self, usage: Usage, exchanged_bytes: int) -> float | None:
+        """Count one reply; gives its cost in US dollars, None when that is unknown."""
+        cost = usage.cost(*self._prices)
+        used = usage.prompt_tokens + usage.completion_tokens
+        self._now.usd += cost or 0.0
+        self._now.tokens += used if usage.known else exchanged_bytes // BYTES_PER_TOKEN
+        self._now.replies += 1
+        return cost
+
+    def spent(self, in_flight: int) -> BudgetSpent | None:
+        """Why nothing more may be sent: the limit, counting what is in flight at its mean."""
+        if not self._limited:
+            return None
+        total = self.total
+        ahead = 1 + in_flight / total.replies if total.replies else 1
+        if self._usd is not None and total.usd * ahead >= self._usd:
+            return self._stop("budget_usd", f"{self._usd:g}", f"{total.usd:.4f} US dollars")
+        if self._tokens is not None and total.tokens * ahead >= self._tokens:
+            return self._stop("budget_tokens", f"{self._tokens:,}", f"{total.tokens:,} tokens")
+        return None
+
+    def sync(self) -> None:
+        """Add what this run spent to the file, and see what others did."""
+        if not self._limited:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            known = os.pread(fd, 4096, 0)
+            self._before = (Spent(**orjson.loads(known)) if known else Spent()) + self._now
+            self._now = Spent()
+            line = orjson.dumps(self._before)
+            os.pwrite(fd, line, 0)
+            os.ftruncate(fd, len(line))
+        finally:
+            os.close(fd)
+
+    def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
+        return BudgetSpent(
+            f"{self._file_name}:{field}: {limit} is spent ({spent} so far, over all runs of the "
+            "task). Everything answered is kept: raise it and materialise again to go on"
+        )

@@ -1,0 +1,368 @@
+"""The limits of endpoints: in flight, per minute, shared with other engines, one of several."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+import pytest
+from conftest import until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelcall_assets.errors import EndpointRefused
+from modelcall_assets.llm.channel import EJECT_AFTER, Channel
+from modelcall_assets.llm.engine import Engine, Exchange, GaveUp
+from modelcall_assets.llm.lease import Lease
+from modelcall_assets.llm.limiter import Limits, Window
+from modelcall_assets.llm.transport import Reply
+from modelcall_assets.records.outcome import Reason
+
+
+class QuickClock(asyncio.SelectorEventLoop):
+    """A real event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+        super().__init__(_NoWait(self))
+
+    def time(self) -> float:
+        return self._skipped
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += seconds
+
+
+class _NoWait(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
+    def __init__(self, loop: QuickClock) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        ready = super().select(0)
+        if not ready and timeout:
+            self._loop.skip(timeout)
+        return ready
+
+
+def run_quickly(work: Callable[[], Any]) -> Any:
+    with asyncio.Runner(loop_factory=QuickClock) as runner:
+        return runner.run(work())
+
+
+@dataclass
+class Endpoint:
+    """Answers after `latency_s`, and notes what it saw; `verdict` may refuse."""
+
+    name: str = "one"
+    latency_s: float = 1.0
+    prompt_tokens: int = 90
+    completion_tokens: int = 10
+    verdict: Callable[[Endpoint], Reply | None] = lambda _: None
+    in_flight: int = 0
+    most: int = 0
+    times: list[float] = field(default_factory=list)
+
+    async def send(self, payload: bytes) -> Reply:
+        self.times.append(asyncio.get_running_loop().time())
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            if (refused := self.verdict(self)) is not None:
+                return refused
+            await asyncio.sleep(self.latency_s)
+        finally:
+            self.in_flight -= 1
+        usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        body = {"choices": [{"message": {"content": "x"}}], "usage": usage}
+        return Reply(200, {}, orjson.dumps(body))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def ask_all(
+    endpoints: list[tuple[Endpoint, Limits]],
+    requests: int,
+    *,
+    max_in_flight: int = 1000,
+    max_retries: int = 50,
+    workers: int = 1000,
+) -> list[Any]:
+    """What `workers` got for so many requests, in a minute of the machine's time at most."""
+
+    async def work() -> list[Any]:
+        results: list[Any] = []
+        numbers = iter(range(requests))
+
+        async def worker(engine: Engine) -> None:
+            for number in numbers:
+                results.append(await engine.ask(b"%06d" % number))
+
+        channels = [Channel(endpoint, limits) for endpoint, limits in endpoints]
+        async with Engine(channels, max_in_flight=max_in_flight, max_retries=max_retries) as engine:
+            await asyncio.gather(*(worker(engine) for _ in range(workers)))
+            assert engine.in_flight == 0
+        return results
+
+    return run_quickly(work)
+
+
+def most_in_a_minute(times: list[float], weight: int = 1) -> int:
+    most, first = 0, 0
+    for last, time in enumerate(times):
+        while times[first] <= time - 60:
+            first += 1
+        most = max(most, (last - first + 1) * weight)
+    return most
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    in_flight=st.integers(1, 200),
+    per_minute=st.none() | st.integers(30, 5000),
+    tokens=st.none() | st.integers(2_000, 500_000),
+    latency_s=st.sampled_from([0.01, 0.5, 20.0]),
+)
+def test_a_thousand_workers_stay_within_every_limit(
+    in_flight: int, per_minute: int | None, tokens: int | None, latency_s: float
+) -> None:
+    endpoint = Endpoint(latency_s=latency_s)
+    results = ask_all([(endpoint, Limits(in_flight, per_minute, tokens))], 1500)
+    assert len(results) == 1500 == len(endpoint.times)
+    assert all(isinstance(result, Exchange) for result in results)
+    assert endpoint.most <= in_flight
+    if per_minute is not None:
+        assert most_in_a_minute(endpoint.times) <= per_minute + 1
+
+
+@pytest.mark.parametrize("tokens_per_request", [20, 100, 2000])
+def test_tokens_per_minute_hold_whatever_was_estimated(tokens_per_request: int) -> None:
+    """The estimate is learnt: only requests in flight before the first answers may be over it."""
+    limit = 60_000
+    endpoint = Endpoint(latency_s=0.1, prompt_tokens=tokens_per_request, completion_tokens=0)
+    ask_all([(endpoint, Limits(20, None, limit))], 400)
+    settled = endpoint.times[40:]
+    assert most_in_a_minute(settled, tokens_per_request) <= limit + 20 * tokens_per_request
+    if len(settled) * tokens_per_request > 3 * limit:  # and it is used
+        assert most_in_a_minute(settled, tokens_per_request) >= 0.8 * limit
+
+
+def test_requests_per_minute_are_used_up() -> None:
+    endpoint = Endpoint(latency_s=0.01)
+    ask_all([(endpoint, Limits(100, 600))], 1800)
+    assert 590 <= most_in_a_minute(endpoint.times) <= 601
+    assert endpoint.times[-1] - endpoint.times[0] < 190
+
+
+def test_the_engine_slows_down_to_what_the_endpoint_bears_and_speeds_up_again() -> None:
+    allowed = 20
+
+    def only_so_many(endpoint: Endpoint) -> Reply | None:
+        return Reply(429, {}, b"") if endpoint.in_flight > allowed else None
+
+    endpoint = Endpoint(latency_s=0.5, verdict=only_so_many)
+    results = ask_all([(endpoint, Limits(200))], 6000, workers=400)
+    assert len(results) == 6000
+    assert not any(isinstance(result, GaveUp) for result in results)
+    refused = len(endpoint.times) - 6000
+    assert refused < 1500
+    assert endpoint.times[-1] - endpoint.times[0] < 6000 / allowed * 0.5 * 1.5
+
+
+def test_stray_busy_replies_hardly_slow_it_down() -> None:
+    def now_and_then(endpoint: Endpoint) -> Reply | None:
+        return Reply(429, {"retry-after": "3"}, b"") if len(endpoint.times) % 20 == 0 else None
+
+    endpoint = Endpoint(latency_s=0.05, verdict=now_and_then)
+    results = ask_all([(endpoint, Limits(256))], 50_000, workers=2000)
+    assert not any(isinstance(result, GaveUp) for result in results)
+    most = endpoint.times[: len(endpoint.times) * 95 // 100]  # the rest waits, as it was asked to
+    assert most[-1] - most[0] < 1.5 * 50_000 / 256 * 0.05
+
+
+def test_a_window_recovers_from_the_bottom_in_less_than_a_minute() -> None:
+    window, now = Window(1024), 0.0
+    for _ in range(200):
+        window.failed(now := now + 1, 0, busy=True, after_s=0)
+    assert window.cap == 1
+    for _ in range(60):
+        window.answered(now := now + 1, 1, 1.0)
+    assert window.cap == 1024
+
+
+# Several endpoints
+
+
+def test_the_least_loaded_endpoint_is_asked_and_noted() -> None:
+    slow, quick = Endpoint("slow", latency_s=10), Endpoint("quick", latency_s=1)
+    results = ask_all([(slow, Limits(10)), (quick, Limits(10))], 400, workers=20)
+    by_name = {name: sum(r.endpoint == name for r in results) for name in ("slow", "quick")}
+    assert by_name["slow"] == len(slow.times) and by_name["quick"] == len(quick.times)
+    assert by_name["quick"] > 5 * by_name["slow"] > 0
+    assert slow.most == quick.most == 10
+
+
+def test_an_endpoint_that_fails_is_left_out_probed_and_taken_back() -> None:
+    down_until = 100.0
+
+    def is_down(_: Endpoint) -> Reply | None:
+        now = asyncio.get_running_loop().time()
+        return Reply(0, {}, b"no", Reason.CONNECT) if now < down_until else None
+
+    ill, well = Endpoint("ill", verdict=is_down), Endpoint("well")
+    results = ask_all([(ill, Limits(10)), (well, Limits(10))], 4000, workers=20)
+    assert not any(isinstance(result, GaveUp) for result in results)
+    while_down = [time for time in ill.times if time < down_until]
+    assert len(while_down) < 10 + EJECT_AFTER + 12, "a probe now and then"
+    after = [time for time in ill.times if time >= down_until]
+    assert after and after[0] < down_until + 65
+    assert len(after) > 500, "it takes its half again"
+
+
+def test_an_endpoint_that_refuses_is_left_out_for_good() -> None:
+    refusing = Endpoint("refusing", verdict=lambda _: Reply(401, {}, b"no such key"))
+    well = Endpoint("well")
+    results = ask_all([(refusing, Limits(10)), (well, Limits(10))], 300, workers=20)
+    assert {result.endpoint for result in results} == {"well"}
+    assert len(refusing.times) <= 10
+
+
+def test_the_run_stops_when_every_endpoint_refuses() -> None:
+    both = [Endpoint(name, verdict=lambda _: Reply(401, {}, b"bad key")) for name in ("one", "two")]
+    with pytest.raises(EndpointRefused, match=r"one refuses .*bad key.*two refuses .*bad key"):
+        ask_all([(endpoint, Limits(10)) for endpoint in both], 300, workers=20)
+    assert sum(len(endpoint.times) for endpoint in both) <= 20
+
+
+def test_a_wait_that_one_endpoint_asks_for_is_spent_at_another() -> None:
+    busy = Endpoint("busy", verdict=lambda e: Reply(429, {"retry-after": "30"}, b""))
+    well = Endpoint("well")
+    results = ask_all([(busy, Limits(5)), (well, Limits(5))], 100, workers=10)
+    assert {result.endpoint for result in results} == {"well"}
+    assert well.times[-1] < 40
+
+
+# Shared with other engines of this machine
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "leases"
+
+
+def test_the_shares_of_an_endpoint_never_add_up_to_more_than_it_allows(folder: Path) -> None:
+    with Lease(folder, 10) as first:
+        assert first.refresh(0).claim == 10
+        with Lease(folder, 10) as second:
+            assert second.refresh(0).claim == 0, "all of it is in flight elsewhere"
+            assert first.refresh(8).claim == 8
+            assert second.refresh(0).claim == 2
+            assert first.refresh(5).claim == 5
+            assert second.refresh(2).claim == 5
+            with Lease(folder, 10) as third:
+                shares = [lease.refresh(0).target for lease in (first, second, third)]
+                assert sorted(shares) == [3, 3, 4]
+        assert first.refresh(5).claim == 10
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_claims_stay_within_the_limit_in_any_order_of_events(data: st.DataObject) -> None:
+    import tempfile
+
+    limit = data.draw(st.integers(1, 20))
+    with tempfile.TemporaryDirectory() as name:
+        claims: dict[Lease, int] = {}
+        for _ in range(data.draw(st.integers(1, 40))):
+            event = data.draw(st.sampled_from(["join", "leave", "look", "look"]))
+            if event == "join" and len(claims) < 6:
+                claims[Lease(Path(name), limit).__enter__()] = 0
+            elif claims:
+                lease = data.draw(st.sampled_from(list(claims)))
+                if event == "leave":
+                    lease.__exit__(None, None, None)
+                    del claims[lease]
+                else:
+                    in_flight = data.draw(st.integers(0, claims[lease]))
+                    claims[lease] = lease.refresh(in_flight).claim
+            assert sum(claims.values()) <= limit
+        for _ in range(3):
+            claims = {lease: lease.refresh(0).claim for lease in claims}
+        assert sum(claims.values()) == (limit if claims else 0), "nothing is left unused"
+        for lease in claims:
+            lease.__exit__(None, None, None)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from modelcall_assets.llm.lease import Lease
+lease = Lease(Path(sys.argv[1]), 10).__enter__()
+print(lease.refresh(0).claim, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_share_of_a_killed_engine_goes_to_the_others(folder: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "10\n"
+        with Lease(folder, 10) as lease:
+            assert lease.refresh(0).claim == 0
+            os.kill(other.pid, signal.SIGKILL)
+            other.wait()
+            until(lambda: lease.refresh(0).claim == 10, seconds=10)
+    finally:
+        other.kill()
+        other.communicate()
+    assert list(folder.glob("*.lease")) == []
+
+
+def test_two_engines_share_one_endpoint_and_the_survivor_gets_all_of_it(folder: Path) -> None:
+    endpoint = Endpoint(latency_s=0.1)
+    limits = Limits(10)
+    seen: dict[str, list[tuple[float, int]]] = {"first": [], "second": []}
+
+    async def run(name: str, requests: int, start_s: float) -> None:
+        await asyncio.sleep(start_s)
+        numbers = iter(range(requests))
+        channel = Channel(endpoint, limits, Lease(folder, 10))
+        async with Engine([channel], max_in_flight=10, max_retries=0) as engine:
+
+            async def worker() -> None:
+                for _ in numbers:
+                    assert isinstance(await engine.ask(b"x"), Exchange)
+                    now = asyncio.get_running_loop().time()
+                    seen[name].append((now, channel.limiter.share))
+
+            await asyncio.gather(*(worker() for _ in range(10)))
+
+    async def both() -> None:
+        await asyncio.gather(run("first", 3000, 0), run("second", 500, 5))
+
+    run_quickly(both)
+    assert endpoint.most == 10
+    assert {share for _, share in seen["second"]} == {5}
+    end_of_second = seen["second"][-1][0]
+    during = [share for time, share in seen["first"] if 8 < time < end_of_second]
+    assert during and set(during) == {5}
+    assert seen["first"][-1][1] == 10

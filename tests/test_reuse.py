@@ -1,0 +1,205 @@
+"""Which answers stand for others, and what a task may spend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Project, some_rows
+from test_cli import run
+
+from modelcall_assets.config.catalog import load_task
+from modelcall_assets.errors import InputError, SetupError
+from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.task_steps import TaskSteps
+
+TASK = "configs/tasks/rate.yaml"
+A, B = "a.jsonl", "b.jsonl"
+PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
+
+
+def score(steps: TaskSteps, name: str, *, fresh: bool = False) -> ScoreReport:
+    async def work() -> ScoreReport:
+        async with steps.engine() as engine:
+            return await steps.scores(name, engine, Tally(), os.urandom(6).hex(), fresh=fresh)
+
+    steps.raw(name)
+    return asyncio.run(work())
+
+
+def paid(project: Project, name: str) -> list[int]:
+    return [row["api_attempts"] for row in project.scores(name)]
+
+
+REPEATED = [*some_rows(3, "x"), *some_rows(3, "x"), *some_rows(2, "y"), *some_rows(3, "x")]
+
+
+class TestIdenticalRequests:
+    def test_are_asked_each_unless_the_task_says_once(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_input(A, REPEATED)
+        assert score(project.steps(), A).requests == 11
+        assert server.stats()["requests"] == 11
+
+    def test_are_asked_once_and_all_get_the_answer(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(latency_ms=20))
+        project.write_task({"reuse": {"identical_once": True}})
+        project.write_input(A, REPEATED)
+        report = score(project.steps(), A)
+        assert (report.rows, report.ok, report.requests) == (11, 11, 5)
+        assert server.stats()["requests"] == 5
+        rows = project.scores(A)
+        assert paid(project, A) == [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+        for field in ("score", "api_return", "api_request_key", "api_status"):
+            assert [row[field] for row in rows[:3]] == [row[field] for row in rows[8:]]
+        assert report.usage.prompt_tokens == sum(
+            row["api_prompt_tokens"] for row in rows if row["api_attempts"]
+        )
+        assert score(project.steps(), A).requests == 0, "and each has its own in the journal"
+
+    def test_a_failure_is_not_passed_on(self, project: Project, server: RehearsalServer) -> None:
+        server.set_faults(Faults(rate_truncated=1, latency_ms=10))
+        project.write_task({"reuse": {"identical_once": True}, "retry": {"max_repair_turns": 0}})
+        project.write_input(A, [*some_rows(1), *some_rows(1), *some_rows(1)])
+        report = score(project.steps(), A)
+        assert report.failures == {"truncated": 3}
+        assert server.stats()["requests"] == 3
+
+
+class TestScope:
+    def test_file_is_the_default(self, project: Project, server: RehearsalServer) -> None:
+        for name in (A, B):
+            project.write_input(name, some_rows(4))
+            assert score(project.steps(), name).requests == 4
+
+    def test_project_takes_answers_from_other_files_and_tasks(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"reuse": {"scope": "project"}})
+        project.write_task(
+            {
+                "reuse": {"scope": "project"},
+                "task_name": "other",
+                "data": {"output_folder": "data/other/scores"},
+            },
+            file="other",
+        )
+        other = TaskSteps(load_task(project.root / "configs/tasks/other.yaml", project.root))
+        project.write_input(A, some_rows(4))
+        project.write_input(B, [*some_rows(6)[3:], *some_rows(2)])
+        assert score(project.steps(), A).requests == 4
+        assert score(project.steps(), B).requests == 2, "rows 4 and 5; 0, 1 and 3 are in a.jsonl"
+        assert paid(project, B) == [0, 1, 1, 0, 0]
+        assert {row["api_cost_usd"] for row in project.scores(B) if not row["api_attempts"]} == {0}
+        again = score(other, B)
+        assert (again.ok, again.requests) == (5, 0)
+        assert score(other, B, fresh=True).requests == 5, "fresh asks everybody again"
+        project.write_model({"chat_config": {"temperature": 0.5}})
+        assert score(project.steps(), B).requests == 5, "another request has another key"
+
+    def test_answers_that_failed_elsewhere_are_asked_again(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"reuse": {"scope": "project"}, "retry": {"max_repair_turns": 0}})
+        project.write_input(A, some_rows(4))
+        project.write_input(B, some_rows(4))
+        server.set_faults(Faults(rate_filtered=1))
+        assert score(project.steps(), A).failures == {"content_filter": 4}
+        server.set_faults(Faults())
+        assert score(project.steps(), B).requests == 4
+
+    def test_answers_that_no_longer_pass_are_asked_again(self, project: Project) -> None:
+        project.write_task({"reuse": {"scope": "project"}})
+        project.write_input(A, some_rows(4))
+        project.write_input(B, some_rows(4))
+        score(project.steps(), A)
+        project.write_prompt(
+            {
+                "output_config": {
+                    "json_schema": {"properties": {"score": {"maximum": 0, "minimum": 0}}}
+                }
+            }
+        )
+        assert score(project.steps(), B).requests >= 4
+
+    def test_off_asks_a_published_file_anew_but_goes_on_with_an_interrupted_one(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"reuse": {"scope": "off"}})
+        project.write_input(A, some_rows(4))
+        steps = project.steps()
+        assert score(steps, A).requests == 4
+        assert score(steps, A).requests == 4
+        journal = steps.layout.journal_folder("scores", A)
+        newest = sorted(journal.iterdir())[-1]
+        lines = newest.read_bytes().splitlines(keepends=True)
+        newest.write_bytes(b"".join(lines[:-2]))  # as a kill before the last reply leaves it
+        assert score(steps, A).requests == 1
+
+    def test_a_broken_table_is_named_with_what_to_do(self, project: Project) -> None:
+        project.write_task({"reuse": {"scope": "project"}})
+        table = project.root / ".modelcall/answers.sqlite"
+        table.parent.mkdir()
+        table.write_bytes(b"this is no database, however long one looks at it" * 100)
+        with pytest.raises(InputError, match=r"answers\.sqlite: .* delete it"):
+            score(project.steps(), A)
+
+
+class TestBudget:
+    def limited(self, project: Project, **limits: Any) -> None:
+        project.write_model(PRICES)
+        project.write_task({"concurrency": {"max_concurrent_requests": 2}, **limits})
+        for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
+            project.write_input(name, some_rows(40, name))
+
+    def test_tokens_stop_the_task_over_all_its_files_and_runs(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        self.limited(project, budget_tokens=6000)
+        first = run(project, "run-task", TASK)
+        assert first.code == 1
+        assert f"{TASK}:budget_tokens: 6,000 is spent" in first.out + first.err
+        used = server.stats()["requests"]
+        assert 5 < used < 100
+        second = run(project, "run-task", TASK)
+        assert second.code == 1
+        assert server.stats()["requests"] <= used + 1, "the count is kept from run to run"
+        self.limited(project, budget_tokens=1_000_000)
+        third = run(project, "run-task", TASK)
+        assert third.code == 0, third
+        assert "120 rows" in third.out
+        assert server.stats()["requests"] == 120, "nothing was paid twice"
+
+    def test_money_stops_it_before_it_is_overspent(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        self.limited(project, budget_usd=0.05)
+        server.set_faults(Faults(latency_ms=5))
+        ended = run(project, "run-task", TASK)
+        assert ended.code == 1
+        assert f"{TASK}:budget_usd: 0.05 is spent" in ended.out + ended.err
+        spent = project.steps().budget
+        assert spent.spent(0) is not None or spent.spent(1) is not None
+        assert spent.total.usd == pytest.approx(0.05, rel=0.05), "at most a reply more or less"
+
+    def test_a_budget_in_money_needs_prices(self, project: Project) -> None:
+        project.write_task({"budget_usd": 1})
+        with pytest.raises(SetupError, match="budget_usd: the model file has no prices"):
+            project.steps()
+
+    def test_a_task_without_a_model_has_no_budget(self, project: Project) -> None:
+        project.write_task({"budget_tokens": 5, "scorer": "x:y"})
+        task = yaml.safe_load(project.task_file.read_text())
+        project.task_file.write_text(
+            yaml.safe_dump({k: v for k, v in task.items() if k not in ("model", "prompt")})
+        )
+        with pytest.raises(SetupError, match="budget_tokens: not used: the task has a scorer"):
+            project.steps()

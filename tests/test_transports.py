@@ -1,0 +1,707 @@
+"""Both transports against real servers: one outcome for every kind of reply."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcall_assets.errors import SetupError
+from modelcall_assets.llm.classify import (
+    Answered,
+    BadRecord,
+    Refused,
+    TryAgain,
+    classify,
+    limit_reset,
+    retry_after,
+)
+from modelcall_assets.llm.sdk_transport import SdkTransport
+from modelcall_assets.llm.stream import StreamedAnswer
+from modelcall_assets.llm.transport import DirectTransport, Reply
+from modelcall_assets.records.outcome import Reason
+from modelcall_assets.rehearsal import Faults, serve_in_thread
+
+KEY = "sk-very-secret-0123456789"
+TRANSPORTS = (DirectTransport, SdkTransport)
+GOOD = {"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}
+
+
+def payload(**more: Any) -> bytes:
+    messages = [{"role": "user", "content": "rate this"}]
+    return json.dumps({"model": "rehearsal-rater-1", "messages": messages} | more).encode()
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
+
+
+# One request through both
+
+
+async def by_each(base_url: str, body: bytes | None = None, **options: Any) -> list[Reply]:
+    options = {"api_key": KEY, "timeout_s": 30.0} | options
+    replies: list[Reply] = []
+    for kind in TRANSPORTS:
+        async with kind("host:1/v1", base_url, **options) as transport:
+            replies.append(await transport.send(payload() if body is None else body))
+    return replies
+
+
+async def through_both(base_url: str, body: bytes | None = None, **options: Any) -> Reply:
+    """The reply, after both transports gave the same."""
+    direct, sdk = await by_each(base_url, body, **options)
+    verdict, other_verdict = classify(direct), classify(sdk)
+    assert (direct.status, direct.fault) == (sdk.status, sdk.fault)
+    assert type(verdict) is type(other_verdict)
+    if direct.fault is None:  # the words for a fault are the client's own
+        assert parsed(direct.body) == parsed(sdk.body)
+        assert verdict == other_verdict
+    assert (retry_after(direct.headers), limit_reset(direct.headers)) == (
+        retry_after(sdk.headers),
+        limit_reset(sdk.headers),
+    )
+    return direct
+
+
+def parsed(body: bytes) -> Any:
+    """JSON, if it is some."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
+
+
+@dataclass
+class Server:
+    """Answers every request with the same bytes, then closes the connection."""
+
+    answer: bytes | Callable[[bytes], bytes]
+    heads: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    url: str = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split()[0])
+            self.bodies.append(await reader.readexactly(length))
+            self.heads.append(head)
+            writer.write(self.answer if isinstance(self.answer, bytes) else self.answer(head))
+            await writer.drain()
+
+
+@asynccontextmanager
+async def serving(
+    answer: bytes | Callable[[bytes], bytes], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
+    server = Server(answer)
+    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        server.url = f"http{'s' if tls else ''}://localhost:{port}/v1"
+        yield server
+
+
+def reply_to(answer: bytes | Callable[[bytes], bytes], **options: Any) -> Reply:
+    async def run() -> Reply:
+        async with serving(answer) as server:
+            return await through_both(server.url, **options)
+
+    return asyncio.run(run())
+
+
+def http(status: int, body: bytes = b"{}", **headers: str) -> bytes:
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{lines}\r\n"
+    return head.encode() + body
+
+
+def refusal(status: int, code: str, **headers: str) -> bytes:
+    body = {"error": {"code": code, "message": f"server says {code}"}}
+    return http(status, json.dumps(body).encode(), Content_Type="application/json", **headers)
+
+
+def events(*chunks: Any, done: bool = True, ended: bool = True) -> bytes:
+    """A stream in HTTP chunks; not `ended` breaks off in the middle of the body."""
+    texts = [chunk if isinstance(chunk, str) else json.dumps(chunk) for chunk in chunks]
+    framed = [f"data: {text}\n\n".encode() for text in texts + ["[DONE]"] * done]
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+    body = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in framed)
+    return head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n" * ended
+
+
+def delta(finish: str | None = None, index: int = 0, /, **fields: Any) -> dict[str, Any]:
+    choice = {"index": index, "delta": fields, "finish_reason": finish}
+    return {"id": "c1", "model": "m", "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def message_of(reply: Reply) -> dict[str, Any]:
+    verdict = classify(reply)
+    assert isinstance(verdict, Answered), reply
+    return verdict.completion["choices"][0]["message"]
+
+
+def reason_of(reply: Reply) -> Reason:
+    verdict = classify(reply)
+    assert isinstance(verdict, TryAgain | BadRecord), reply
+    return verdict.failure.reason
+
+
+# Replies in one piece
+
+
+def test_an_answer_comes_back_as_it_was_sent() -> None:
+    body = json.dumps(GOOD).encode()
+    reply = reply_to(http(200, body))
+    assert (reply.status, reply.body, reply.fault) == (200, body, None)
+
+
+def test_the_rehearsal_endpoint_answers_both() -> None:
+    with serve_in_thread(api_key=KEY) as server:
+        replies = asyncio.run(by_each(server.base_url))
+        asked = payload(stream=True, stream_options={"include_usage": True})
+        replies += asyncio.run(by_each(server.base_url, asked))
+        assert server.stats()["answered"] == 4
+    first, *others = (orjson.loads(reply.body) | {"created": 0} for reply in replies)
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+def test_a_session_has_no_limit_of_its_own_and_keeps_its_connections(
+    kind: type[DirectTransport | SdkTransport],
+) -> None:
+    async def run(url: str) -> None:
+        async with kind("n", url) as transport:
+            for _ in range(2):
+                sent = [transport.send(payload(user=str(number))) for number in range(150)]
+                assert {reply.status for reply in await asyncio.gather(*sent)} == {200}
+
+    with serve_in_thread(Faults(latency_ms=500)) as server:
+        asyncio.run(run(server.base_url))
+        stats = server.stats()
+        assert stats["max_in_flight"] > 100  # what HTTP clients allow unless told otherwise
+        assert stats["connections"] <= 150
+
+
+FINAL = [
+    (400, "bad", BadRecord),
+    (401, "invalid_api_key", Refused),
+    (403, "forbidden", Refused),
+    (404, "model_not_found", Refused),
+    (413, "string_above_max_length", BadRecord),
+    (429, "insufficient_quota", Refused),
+    (429, "busy", TryAgain),
+    (500, "server_error", TryAgain),
+    (503, "overloaded", TryAgain),
+    (529, "overloaded", TryAgain),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "verdict"), FINAL)
+def test_an_error_is_the_same_error(status: int, code: str, verdict: type) -> None:
+    reply = reply_to(refusal(status, code))
+    assert (reply.status, reply.fault) == (status, None)
+    assert isinstance(classify(reply), verdict)
+    assert orjson.loads(reply.body)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry_after": "7"}, 7),
+        ({"Retry_After_Ms": "250"}, 0.25),
+        ({"X_RateLimit_Reset_Requests": "20ms", "x_ratelimit_reset_tokens": "6m0s"}, 360),
+    ],
+)
+def test_a_wait_is_read_from_headers_of_any_case(headers: dict[str, str], seconds: float) -> None:
+    verdict = classify(reply_to(refusal(429, "busy", **headers)))
+    assert isinstance(verdict, TryAgain)
+    assert verdict.after_s == seconds
+
+
+def test_a_redirect_is_not_followed() -> None:
+    reply = reply_to(http(307, Location="/v1/elsewhere"))
+    assert reply.status == 307
+    assert isinstance(classify(reply), Refused)
+
+
+def test_a_page_is_no_answer() -> None:
+    reply = reply_to(http(200, b"<html>gateway</html>", Content_Type="text/html"))
+    assert (reply.status, reply.body) == (200, b"<html>gateway</html>")
+    assert reason_of(reply) is Reason.BAD_REPLY
+
+
+def test_a_body_in_gzip_and_one_of_five_megabytes() -> None:
+    long = json.dumps({"choices": [{"message": {"content": "x" * 5_000_000}}]}).encode()
+    for sent in (http(200, gzip.compress(long), Content_Encoding="gzip"), http(200, long)):
+        assert len(message_of(reply_to(sent))["content"]) == 5_000_000
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_an_error_does_not_echo_a_secret(status: int) -> None:
+    def echo(head: bytes) -> bytes:
+        lines = sorted(line for line in head.decode().split("\r\n") if "Bearer" in line)
+        values = [line.partition(": ")[2] for line in lines]
+        error = json.dumps({"error": {"message": values, "code": status}})
+        return events(json.loads(error)) if status == 200 else http(status, error.encode())
+
+    reply = reply_to(echo, headers={"X-Key": "Bearer hidden-0123456789"})
+    for secret in (KEY, "hidden"):
+        assert secret not in reply.body.decode()
+    assert orjson.loads(reply.body)["error"]["message"] == ["Bearer ***"] * 2
+
+
+# Nothing came back
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 500 X\r\nContent-Length: 100\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nfoo",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"what is this\r\n\r\n",
+    ],
+    ids=range(7),
+)
+def test_a_reply_that_is_no_http_is_a_dropped_one(sent: bytes) -> None:
+    reply = reply_to(sent)
+    assert (reply.status, reply.fault) == (0, Reason.DROPPED)
+
+
+def test_a_dropped_connection_and_a_timeout() -> None:
+    with serve_in_thread(Faults(rate_drop=1)) as server:
+        reply = asyncio.run(through_both(server.base_url))
+        assert reply.fault is Reason.DROPPED
+    with serve_in_thread(Faults(rate_hang=1)) as server:
+        reply = asyncio.run(through_both(server.base_url, timeout_s=0.2))
+        assert (reply.fault, reply.body) == (Reason.TIMEOUT, b"no answer within 0.2 s")
+
+
+def test_a_body_that_never_ends_is_a_timeout() -> None:
+    async def run() -> Reply:
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with closing(writer):
+                writer.write(events(delta(content="x"), done=False, ended=False))
+                await reader.read()  # to the client's end of the connection
+
+        async with await asyncio.start_server(hang, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            return await through_both(f"http://127.0.0.1:{port}/v1", timeout_s=0.2)
+
+    assert asyncio.run(run()).fault is Reason.TIMEOUT
+
+
+def test_nobody_listens() -> None:
+    with serve_in_thread() as gone:
+        url = gone.base_url
+    assert asyncio.run(through_both(url)).fault is Reason.CONNECT
+
+
+# Streams
+
+
+def test_a_stream_is_one_completion() -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    sent = events(
+        {"id": "", "model": "", "choices": [], "prompt_filter_results": []},
+        delta(role="assistant", content=""),
+        delta(content="Hel", refusal=None),
+        delta(content="lo 你好"),
+        delta("stop"),
+        {"id": "c1", "model": "m", "choices": [], "usage": usage},
+    )
+    reply = reply_to(sent)
+    message = {"role": "assistant", "content": "Hello 你好"}
+    assert (reply.status, reply.fault) == (200, None)
+    assert orjson.loads(reply.body) == {
+        "id": "c1",
+        "model": "m",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": usage,
+    }
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_streamed_reasoning_keeps_its_name(name: str) -> None:
+    sent = events(delta(**{name: "Let me "}), delta(**{name: "think"}), delta("stop", content="4"))
+    message = message_of(reply_to(sent))
+    assert message == {"role": "assistant", name: "Let me think", "content": "4"}
+
+
+def test_streamed_tool_calls_are_merged_by_index() -> None:
+    def call(index: int, arguments: str, **more: str) -> dict[str, Any]:
+        function = {"arguments": arguments} | ({"name": more.pop("name")} if more else {})
+        return {"index": index, "function": function, **more}
+
+    sent = events(
+        delta(tool_calls=[call(0, "", name="look", id="a", type="function")]),
+        delta(tool_calls=[call(0, '{"at"'), call(1, "{", name="stop", id="b", type="function")]),
+        delta(tool_calls=[call(1, "}"), call(0, ": 1}")]),
+        delta("tool_calls"),
+    )
+    message = message_of(reply_to(sent))
+    assert message["content"] is None
+    assert [(each["id"], each["type"], each["function"]) for each in message["tool_calls"]] == [
+        ("a", "function", {"name": "look", "arguments": '{"at": 1}'}),
+        ("b", "function", {"name": "stop", "arguments": "{}"}),
+    ]
+
+
+def test_streamed_choices_go_by_index() -> None:
+    sent = events(
+        delta(None, 1, content="b"), delta(None, 0, content="a"), delta("stop", 0, refusal="no"),
+        delta("length", 1),
+    )  # fmt: skip
+    choices = orjson.loads(reply_to(sent).body)["choices"]
+    assert [(each["index"], each["finish_reason"]) for each in choices] == [
+        (0, "stop"),
+        (1, "length"),
+    ]
+    assert choices[0]["message"] == {"role": "assistant", "content": "a", "refusal": "no"}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_stream_that_ends_too_soon_is_a_dropped_reply(ended: bool) -> None:
+    reply = reply_to(events(delta(content="half of"), done=False, ended=ended))
+    assert (reply.status, reply.fault) == (0, Reason.DROPPED)
+    cut = reply_to(events(delta(content="x"), '{"id": "c', done=False)[:-9])
+    assert cut.fault is Reason.DROPPED
+
+
+def test_a_whole_answer_survives_what_follows_it() -> None:
+    for chunks, done in (([delta("stop", content="x")], False), ([delta(content="x")], True)):
+        reply = reply_to(events(*chunks, done=done, ended=False))
+        assert message_of(reply)["content"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "verdict"),
+    [
+        ({"error": {"message": "slow down", "code": 429}}, 429, TryAgain),
+        ({"error": {"message": "no", "code": "server_error"}}, 500, TryAgain),
+        ({"error": {"message": "no", "code": 200}}, 500, TryAgain),
+        ({"error": {"code": "insufficient_quota"}}, 500, Refused),
+        ({"object": "error", "message": "too long", "code": 400}, 400, BadRecord),
+        ({"error": "no"}, 500, TryAgain),
+    ],
+)
+def test_an_error_in_a_stream_is_an_error(
+    event: dict[str, Any], status: int, verdict: type
+) -> None:
+    for ended in (True, False):
+        reply = reply_to(events(delta(content="half"), event, ended=ended, done=ended))
+        assert (reply.status, orjson.loads(reply.body)) == (status, event)
+        assert isinstance(classify(reply), verdict)
+
+
+def test_a_named_error_event_is_an_error() -> None:
+    sent = b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: error\ndata: {"a":1}'
+    assert (reply_to(sent).status, reply_to(sent).body) == (500, b'{"a":1}')
+
+
+@pytest.mark.parametrize("chunk", ["no JSON", "[1]", "null"])
+def test_an_event_that_is_no_chunk_is_a_bad_reply(chunk: str) -> None:
+    reply = reply_to(events(delta(content="x"), chunk, delta("stop")))
+    assert reason_of(reply) is Reason.BAD_REPLY
+
+
+@pytest.mark.parametrize("chunks", [[], [{"choices": []}], [{"choices": None}], [{"choices": {}}]])
+def test_a_stream_without_an_answer_is_a_bad_reply(chunks: list[Any]) -> None:
+    assert reason_of(reply_to(events(*chunks))) is Reason.BAD_REPLY
+
+
+STREAM = (
+    b': comment\r\nretry: 3\r\n\r\ndata: {"id":"c", "choices":[{"index":0,\r\ndata:"delta":'
+    b'{"content":"\xe4\xbd\xa0\\n"}}]}\r\n\r\ndata:{"choices":[{"index":0,"delta":{"content":"z"},'
+    b'"finish_reason":"stop"}]}\n\nevent: ping\ndata: {"type": "ping"}\n\ndata: [DONE]'
+)
+
+
+@given(st.lists(st.integers(0, len(STREAM))))
+def test_a_stream_may_be_cut_into_pieces_anywhere(cuts: Sequence[int]) -> None:
+    answer = StreamedAnswer()
+    edges = [0, *sorted(cuts), len(STREAM)]
+    for start, end in pairwise(edges):
+        answer.feed(STREAM[start:end])
+    finished = answer.finish()
+    assert finished is not None
+    message = {"role": "assistant", "content": "你\nz"}
+    assert orjson.loads(finished[1]) == {
+        "id": "c",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+    }
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "delta", "index", "tool_calls", "function", "usage", "error", "content"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(st.lists(values.map(lambda value: json.dumps(value).encode()) | st.binary()))
+def test_any_stream_has_an_outcome(chunks: Sequence[bytes]) -> None:
+    answer = StreamedAnswer()
+    for chunk in chunks:
+        answer.feed(b"data: " + chunk + b"\n\n")
+    status, body = answer.finish() or (0, b"")
+    assert classify(Reply(status, {}, body))
+
+
+# What is sent
+
+
+def test_the_request_is_the_same_by_both() -> None:
+    async def run() -> Server:
+        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+            url = f"{server.url}/?api-version=1"
+            await through_both(url, headers={"X-Team": "rating", "user-agent": "mine"})
+            return server
+
+    server = asyncio.run(run())
+    assert server.bodies == [payload()] * 2
+    for head in server.heads:
+        lines = head.decode().lower().split("\r\n")
+        assert lines[0] == "post /v1/chat/completions?api-version=1 http/1.1"
+        for line in ("x-team: rating", "user-agent: mine", "content-type: application/json"):
+            assert lines.count(line) == 1
+        assert lines.count(f"authorization: bearer {KEY}") == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Basic abc"}])
+def test_no_key_but_the_given_one_is_sent(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, "of-somebody-else")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+
+    async def run() -> list[bytes]:
+        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+            await through_both(server.url, api_key=None, headers=headers)
+            return server.heads
+
+    for head in asyncio.run(run()):
+        assert b"of-somebody-else" not in head
+        sent = [line for line in head.lower().split(b"\r\n") if line.startswith(b"authorization")]
+        assert sent == ([b"authorization: basic abc"] if headers else [])
+
+
+def test_a_user_in_the_url_is_sent_as_a_header() -> None:
+    async def run() -> list[bytes]:
+        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+            url = server.url.replace("//", "//me:p%40w@")
+            await through_both(url)
+            return server.heads
+
+    for head in asyncio.run(run()):
+        assert head.lower().count(b"authorization: ") == 1
+        assert b"uthorization: Basic bWU6cEB3\r\n" in head
+
+
+def test_the_repr_holds_no_secret() -> None:
+    for kind in TRANSPORTS:
+        made = kind("n", "http://me:pw@h/v1", KEY, 1, {"X-Key": "hidden"}, "http://me:pw@p:1")
+        assert repr(made) == f"{kind.__name__}(name='n', timeout_s=1, ca_file=None)"
+
+
+# TLS
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority's ca.pem, and server.pem that it signed for localhost."""
+    folder = tmp_path_factory.mktemp("tls")
+    openssl = shutil.which("openssl")
+    assert openssl is not None, "these tests make certificates with the openssl program"
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    run("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2",
+        "-subj", "/CN=test authority", "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
+    run("req", *new_key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
+    run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-days", "2",
+        "-CAcreateserial", "-extfile", "names", "-out", "server.pem")  # fmt: skip
+    return folder
+
+
+def server_tls(authority: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority / "server.pem", authority / "server.key")
+    return context
+
+
+def test_a_server_with_a_certificate_of_the_given_authority(authority: Path) -> None:
+    async def run() -> Reply:
+        answer = http(200, json.dumps(GOOD).encode())
+        async with serving(answer, server_tls(authority)) as server:
+            return await through_both(server.url, ca_file=str(authority / "ca.pem"))
+
+    assert message_of(asyncio.run(run()))["content"] == "x"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_certificate_that_cannot_be_verified_is_refused(authority: Path, host: str) -> None:
+    """Of an authority nobody named, or for another host."""
+    ca_file = None if host == "localhost" else str(authority / "ca.pem")
+
+    async def run() -> tuple[Reply, Server]:
+        async with serving(http(200), server_tls(authority)) as server:
+            url = server.url.replace("localhost", host)
+            return await through_both(url, ca_file=ca_file), server
+
+    reply, server = asyncio.run(run())
+    assert reply.fault is Reason.CONNECT
+    assert b"verify failed" in reply.body
+    assert not server.heads
+
+
+# Proxies
+
+
+@dataclass
+class Proxy:
+    """Forwards requests in absolute form, and tunnels of CONNECT; refuses whom it does not know."""
+
+    authorization: bytes = b""
+    targets: list[str] = field(default_factory=list)
+    url: str = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            method, target, _ = head.decode().split(" ", 2)
+            self.targets.append(f"{method} {target}")
+            if self.authorization not in head:
+                writer.write(http(407))
+                return
+            place = urlsplit(f"//{target}" if method == "CONNECT" else target)
+            there, back = await asyncio.open_connection(place.hostname, place.port)
+            if method == "CONNECT":
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            else:
+                back.write(head)
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with closing(writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+
+
+@asynccontextmanager
+async def proxy(authorization: bytes = b"") -> AsyncIterator[Proxy]:
+    made = Proxy(authorization)
+    async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as listener:
+        made.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        yield made
+
+
+async def through_proxy(
+    authority: Path, *, tls: bool, options: Callable[[Proxy, Server], dict[str, Any]]
+) -> tuple[Reply, Proxy, Server]:
+    answer = http(200, json.dumps(GOOD).encode())
+    context = server_tls(authority) if tls else None
+    async with serving(answer, context) as server, proxy() as made:
+        ca_file = str(authority / "ca.pem") if tls else None
+        reply = await through_both(server.url, ca_file=ca_file, **options(made, server))
+        return reply, made, server
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_requests_go_through_the_proxy(
+    authority: Path, tls: bool, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def options(made: Proxy, server: Server) -> dict[str, Any]:
+        if by == "option":
+            monkeypatch.setenv("NO_PROXY", "localhost")  # for the environment's proxies only
+            return {"proxy": made.url}
+        name = "HTTPS_PROXY" if tls else "HTTP_PROXY"
+        monkeypatch.setenv(name, made.url.removeprefix("http://"))
+        return {}
+
+    reply, made, server = asyncio.run(through_proxy(authority, tls=tls, options=options))
+    assert message_of(reply)["content"] == "x"
+    host = urlsplit(server.url).netloc
+    target = f"CONNECT {host}" if tls else f"POST {server.url}/chat/completions"
+    assert made.targets == [target] * 2
+    assert len(server.heads) == 2
+
+
+@pytest.mark.parametrize("hosts", ["localhost", "*", "example.com,localhost", "localhost:{}"])
+def test_no_proxy_names_hosts_that_are_asked_directly(
+    authority: Path, hosts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def options(made: Proxy, server: Server) -> dict[str, Any]:
+        monkeypatch.setenv("http_proxy", made.url)
+        monkeypatch.setenv("no_proxy", hosts.format(urlsplit(server.url).port))
+        monkeypatch.setenv("all_proxy", made.url)  # read by neither
+        return {}
+
+    reply, made, server = asyncio.run(through_proxy(authority, tls=False, options=options))
+    assert reply.status == 200
+    assert not made.targets and len(server.heads) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:openai._vendor")  # said to the SDK
+@pytest.mark.parametrize("known", [True, False])
+def test_a_proxy_may_want_a_password(authority: Path, known: bool) -> None:
+    async def run() -> Reply:
+        answer, context = http(200, json.dumps(GOOD).encode()), server_tls(authority)
+        async with serving(answer, context) as server, proxy(b"Basic bWU6cHc=") as made:
+            user = "me:pw" if known else "me:wrong"
+            url = made.url.replace("//", f"//{user}@")
+            return await through_both(server.url, ca_file=str(authority / "ca.pem"), proxy=url)
+
+    reply = asyncio.run(run())
+    assert reply.fault is (None if known else Reason.CONNECT)
+    assert b"wrong" not in reply.body
+
+
+def test_a_proxy_of_another_kind_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://localhost:1080")
+
+    async def enter(kind: type[DirectTransport | SdkTransport]) -> None:
+        async with kind("n", "https://host/v1"):
+            pass
+
+    for kind in TRANSPORTS:
+        with pytest.raises(SetupError, match="environment:https_proxy: not an HTTP proxy"):
+            asyncio.run(enter(kind))
