@@ -7,7 +7,7 @@ FAULTS := --latency-ms 20 --rate-429 0.02 --retry-after-s 1 --rate-500 0.02 --ra
 
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: setup demo ui test lint fmt types lock docs picture clean
+.PHONY: setup demo ui test bench lint fmt types lock docs picture clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
 
 test: setup
 	$(BIN)/python -m pytest
+
+bench: setup  ## docs/performance.md again; keep the machine quiet for the ten minutes it takes
+	$(BIN)/python -m benchmarks --write
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -64,7 +64,7 @@ class TaskSpec:
         return self._folder(folder) if folder else f"{self.output_folder}/.modelcall"
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """Where requests go; SetupError names the variable that is missing."""
+        """Where requests go, one or more; SetupError names the variables that are missing."""
         assert self.model is not None
         return self.model.endpoints(
             self.env,

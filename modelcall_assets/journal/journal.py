@@ -112,6 +112,8 @@ class Journal:
     def dialogues(self, address: Address) -> list[Dialogue]:
         """What earlier runs have of this record, by age of the last turn. A turn without the one
         before it is nothing; two runs that mended the same answer make two dialogues."""
+        if not self._index:
+            return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
         for position in self._index.find(address.hash()):

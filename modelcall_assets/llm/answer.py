@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -49,7 +49,7 @@ class Usage:
         self, usd_per_million_input: float | None, usd_per_million_output: float | None
     ) -> float | None:
         """US dollars; None when a price or the usage is unknown, never 0 for it."""
-        if self == Usage():
+        if self.known and not (self.prompt_tokens or self.completion_tokens):
             return 0.0
         if usd_per_million_input is None or usd_per_million_output is None or not self.known:
             return None
@@ -76,10 +76,11 @@ class Answer:
         """`reasoning_content` and `reasoning` are two servers' names for one thing."""
         choice = completion["choices"][0]
         message = choice["message"]
+        text, reason = message.get("content"), choice.get("finish_reason")
         return cls(
-            text=_text(message.get("content")) or "",
+            text=text if isinstance(text, str) else "",
             reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
-            finish_reason=_text(choice.get("finish_reason")),
+            finish_reason=reason if isinstance(reason, str) else None,
             usage=Usage.of(completion.get("usage")),
             request_id=_text(completion.get("id")),
             model=_text(completion.get("model")),
@@ -107,6 +108,8 @@ class AnswerParser:
         if self.schema is not None:
             validator = jsonschema_rs.Draft202012Validator(_bounded(self.schema))
             object.__setattr__(self, "_validator", validator)
+            numbers = dict(_declared_numbers(self.schema))
+            object.__setattr__(self, "_numbers", numbers)
 
     def parse(self, answer: Answer) -> Outcome:
         if answer.finish_reason == "content_filter":
@@ -125,37 +128,54 @@ class AnswerParser:
         missing = [key for key in self.keys if key in self.required and key not in found]
         if missing:
             return Failure(Reason.MISSING_KEYS, ", ".join(missing))
-        values = {key: self._coerced(key, found[key]) for key in self.keys if key in found}
+        values = {key: found[key] for key in self.keys if key in found}
+        numbers: Mapping[str, str] = cast("Any", self)._numbers
+        for key, kind in numbers.items():
+            if key in values:
+                values[key] = _as_number(kind, values[key])
         if wrong := self._wrong_values(values):
             return Failure(Reason.WRONG_VALUE, wrong)
         return Success({key: values.get(key, self.defaults.get(key)) for key in self.keys})
 
-    def _coerced(self, key: str, value: Any) -> Any:
-        """A number in quotes is a number where one is declared (`"3"` → 3)."""
-        assert self.schema is not None
-        schema: Any = self.schema.get("properties", {}).get(key)
-        declared = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
-        if declared == "integer" and isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
-            return int(value)
-        if declared == "number" and not isinstance(value, bool):
-            is_number = isinstance(value, int | float) or (
-                isinstance(value, str) and _NUMBER.fullmatch(value.strip())
-            )
-            return float(value) if is_number else value
-        return value
-
     def _wrong_values(self, values: Mapping[str, Any]) -> str:
+        validator: Any = cast("Any", self)._validator
+        if None not in values.values() and validator.is_valid(values):
+            return ""
         needed = [key for key in self.keys if key in self.required]
         wrong = [f"{key}: null" for key in needed if values.get(key) is None]
         present = {
             key: value for key, value in values.items() if value is not None or key in self.required
         }
-        errors: Any = cast("Any", self)._validator.iter_errors(present)
+        errors: Any = validator.iter_errors(present)
         wrong += [
             f"{'.'.join(str(part) for part in error.instance_path)}: {error.message[:300]}"
             for error in errors
         ]
         return "; ".join(wrong[:5])
+
+
+def _declared_numbers(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys that are to be an integer or a number, and which."""
+    fields = cast("dict[str, Any]", schema.get("properties", {}))
+    for key, field_schema in fields.items():
+        kind = (
+            cast("dict[str, Any]", field_schema).get("type")
+            if isinstance(field_schema, dict)
+            else None
+        )
+        if kind in ("integer", "number"):
+            yield key, kind
+
+
+def _as_number(kind: str, value: Any) -> Any:
+    """A number in quotes is a number where one is declared (`"3"` → 3)."""
+    if isinstance(value, str):
+        pattern = _INTEGER if kind == "integer" else _NUMBER
+        if not pattern.fullmatch(value.strip()):
+            return value
+        return int(value) if kind == "integer" else float(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and kind == "number" else value
 
 
 def strip_thinking(text: str) -> str:

@@ -201,15 +201,14 @@ class Engine:
         """A slot, if there is one now; until the first call has ended there is only that one."""
         if self.in_flight >= (self.max_in_flight if self._is_open else 1):
             return None
-        now = self._now()
-        free = [
-            channel
-            for channel in self._channels
-            if held.get(channel, now) <= now and channel.wait(tokens, now) == 0
-        ]
-        if not free:
+        now, channel = self._now(), None
+        for each in self._channels:
+            if held.get(each, now) > now or each.wait(tokens, now) != 0:
+                continue
+            if channel is None or each.limiter.load < channel.limiter.load:
+                channel = each
+        if channel is None:
             return None
-        channel = min(free, key=_load) if len(free) > 1 else free[0]
         channel.start(tokens, now)
         self.in_flight += 1
         if not self._is_open and self._first_call is None:
@@ -346,10 +345,6 @@ class _TokenEstimate:
         self.per_byte += (usage.prompt_tokens / len(payload) - self.per_byte) / 16
         self.answer += (usage.completion_tokens - self.answer) / 16
         return usage.prompt_tokens + usage.completion_tokens
-
-
-def _load(channel: Channel) -> float:
-    return channel.limiter.load
 
 
 def _delay(attempt: int, after_s: float | None) -> float:

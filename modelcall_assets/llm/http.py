@@ -51,6 +51,9 @@ class Dropped(Exception):
         super().__init__(text)
 
 
+_TOO_LONG_HEAD = Dropped(f"more than {MOST_HEADER_BYTES} bytes of headers")
+
+
 class HttpClient:
     """`headers` are sent with every request. `proxy` is an http(s) URL, perhaps with a user."""
 
@@ -160,6 +163,7 @@ class _Connection(asyncio.Protocol):
         self._is_lost = False
         self._keep = True
         self._parser = httptools.HttpResponseParser(self)
+        self._head_bytes = 0
         self._raw_headers: list[tuple[bytes, bytes]] = []
         self._response: Response | None = None
         self._body: list[bytes] = []
@@ -201,12 +205,16 @@ class _Connection(asyncio.Protocol):
         if self._tunnel is None and self._answer is None:  # nobody asked
             self._keep = False
             return
+        if self._response is None:
+            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # a CONNECT's answer
         except httptools.HttpParserError as error:
             self._fail(Dropped(f"not HTTP: {error}"))
+        if self._head_bytes > MOST_HEADER_BYTES and self._response is None:
+            self._fail(_TOO_LONG_HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
@@ -221,9 +229,11 @@ class _Connection(asyncio.Protocol):
         self._raw_headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if sum(len(name) + len(value) for name, value in self._raw_headers) > MOST_HEADER_BYTES:
-            self._fail(Dropped(f"more than {MOST_HEADER_BYTES} bytes of headers"))
-            return
+        if self._head_bytes > MOST_HEADER_BYTES:  # or the body begins in the same bytes
+            size = sum(len(name) + len(value) for name, value in self._raw_headers)
+            if size > MOST_HEADER_BYTES:
+                self._fail(_TOO_LONG_HEAD)
+                return
         status = self._parser.get_status_code()
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
@@ -260,7 +270,7 @@ class _Connection(asyncio.Protocol):
             else:
                 response.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
                 answer.set_result(response)
-        self._body, self._inflate = [], None
+        self._head_bytes, self._body, self._inflate = 0, [], None
 
     @property
     def _ends_with_connection(self) -> bool:

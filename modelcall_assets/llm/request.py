@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -16,18 +15,18 @@ NOT_IN_KEY = frozenset({"stream", "stream_options", "user"})
 """Body fields that cannot change the answer."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ChatRequest:
     """A chat-completion body. `revision` tells apart models that share a name."""
 
     params: Mapping[str, Any]
     messages: tuple[Message, ...]
     revision: str | None = None
+    payload: bytes = field(init=False, repr=False)
+    """The canonical JSON body, as sent."""
 
-    @cached_property
-    def payload(self) -> bytes:
-        """The canonical JSON body, as sent."""
-        return _canonical({**self.params, "messages": self.messages})
+    def __post_init__(self) -> None:
+        self.payload = _canonical({**self.params, "messages": self.messages})
 
     def key(self) -> str:
         """32 hex digits of the canonical body and the revision; never of the endpoint."""

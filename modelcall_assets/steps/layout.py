@@ -49,5 +49,15 @@ class Layout:
         return self._state_folder / "journal" / stage / key
 
     @property
+    def spent_path(self) -> Path:
+        """What the task's runs have spent."""
+        return self._state_folder / "spent.json"
+
+    @property
+    def shared_answers_path(self) -> Path:
+        """Where the project's tasks find each other's answers."""
+        return self.spec.root / ".modelcall" / "answers.sqlite"
+
+    @property
     def _state_folder(self) -> Path:
         return Path(self.spec.journal_folder) / self.spec.key

@@ -12,7 +12,7 @@ import orjson
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import ERROR_COLUMN
-from modelcall_assets.steps.score_report import Prices, ScoreReport
+from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS, ApiRow, ScoreTable
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.parquet import ParquetSink
@@ -21,7 +21,7 @@ from modelcall_assets.storage.rows import read_chunks, record_id, sample_row
 SAMPLE_ROWS = 5
 
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]
-"""Status, values and provenance of the row at an index, and what it used."""
+"""Status, values and provenance of the row at an index, and what was used for it."""
 
 
 class Publisher:
@@ -33,13 +33,11 @@ class Publisher:
         fields: Mapping[str, Mapping[str, Any]],
         input_key: str,
         rate: Rate,
-        prices: Prices = (None, None),
     ) -> None:
         self._source = source
         self._fields = fields
         self._input_key = input_key
         self._rate = rate
-        self._prices = prices
         self._report = ScoreReport()
         self._digest = hashlib.sha256()
 
@@ -62,7 +60,7 @@ class Publisher:
     def _row(self, index: int, item: Row | BadLine) -> ApiRow:
         row, usage = self._rate(index, item)
         row["api_record_id"] = record_id(item, index, self._source.name)
-        self._report.add_usage(usage, self._prices)
+        self._report.add_usage(usage, row.get("api_cost_usd", 0.0))
         self._report.count(row, self._fields)
         if len(self._report.sample) < SAMPLE_ROWS:
             self._report.sample.append(self._shown(item, row))

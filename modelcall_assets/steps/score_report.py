@@ -68,9 +68,9 @@ class ScoreReport:
             if math.isfinite(value):
                 self.histograms.setdefault(key, Counter())[value] += 1
 
-    def add_usage(self, usage: Usage, prices: Prices) -> None:
+    def add_usage(self, usage: Usage, cost: float | None) -> None:
+        """What one row used, and what that cost; None is unknown."""
         self.usage += usage
-        cost = usage.cost(*prices)
         self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
 
     def latency_ms(self, share: float) -> int | None:

@@ -118,7 +118,7 @@ def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any
         "api_turns": len(entries),
         "api_prompt_tokens": known.prompt_tokens if known else None,
         "api_completion_tokens": known.completion_tokens if known else None,
-        "api_cost_usd": cost if answer else None,
+        "api_cost_usd": cost,
         "api_attempts": attempts,
         "api_endpoint": last.endpoint,
         "api_latency_ms": sum(entry.latency_ms for entry in entries),

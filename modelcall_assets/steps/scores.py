@@ -150,7 +150,7 @@ class Scoring:
         requests, replayed = caller.requests, caller.replayed
         del caller  # and the memory of its keys
         stage = self.stage
-        publisher = Publisher(self.source, stage.fields, stage.input_key, self._rate, stage.prices)
+        publisher = Publisher(self.source, stage.fields, stage.input_key, self._rate)
         report = await asyncio.to_thread(publisher.publish, output)
         report.requests, report.replayed = requests, replayed
         return report

@@ -173,9 +173,13 @@ class TaskSteps:
     @cached_property
     def budget(self) -> Budget:
         """Of all runs of the task."""
-        task, path = self.spec.task, Path(self.spec.journal_folder) / "spent.json"
+        task = self.spec.task
         return Budget(
-            self.spec.file_name, path, self.score_stage.prices, task.budget_usd, task.budget_tokens
+            self.spec.file_name,
+            self.layout.spent_path,
+            self.score_stage.prices,
+            task.budget_usd,
+            task.budget_tokens,
         )
 
     @contextmanager
@@ -183,7 +187,7 @@ class TaskSteps:
         policy = self.spec.task.reuse
         shared = None
         if policy.scope == "project" and not fresh:
-            shared = SharedReplies(self.spec.root / ".modelcall" / "answers.sqlite")
+            shared = SharedReplies(self.layout.shared_answers_path)
         try:
             yield Reuse(policy.scope != "off", policy.identical_once, shared)
         finally:

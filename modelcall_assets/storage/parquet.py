@@ -17,7 +17,7 @@ from modelcall_assets.storage.files import open_input, publish
 from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
 
 GROUP_ROWS = 65_536
-GROUP_BYTES = 32 << 20
+GROUP_BYTES = 16 << 20
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def read_schema(path: str | Path) -> pa.Schema:
 class ParquetSink:
     """`with ParquetSink(path, schema, metadata) as sink: sink.write(batch)`.
 
-    Batches are gathered into row groups of up to 65,536 rows or 32 MiB. The file appears at `path`
+    Batches are gathered into row groups of up to 65,536 rows or 16 MiB. The file appears at `path`
     when the block ends well; after an exception nothing does.
     """
 

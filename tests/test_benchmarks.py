@@ -1,0 +1,73 @@
+"""The benchmarks run and count right; how fast anything is, is not looked at."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.speed import ASSET, ENGINE, LOOPS
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(part: str, results: Path) -> tuple[dict, str]:
+    command = [sys.executable, "-m", "benchmarks", part, "--quick", "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(results.read_text())[part]["results"], done.stdout
+
+
+def test_every_client_does_the_job(tmp_path):
+    ((scenario), *_), printed = run("compare", tmp_path / "results.json")
+    assert set(scenario["clients"]) == {ENGINE, ASSET, *LOOPS}
+    for name, found in scenario["clients"].items():
+        assert f"| {report.NAMES[name]} | {found['rows']} |" in printed
+        assert found["max_in_flight"] == scenario["in_flight"]
+        assert 0 < found["efficiency"] <= 1
+
+
+def test_bad_days_leave_complete_files(tmp_path):
+    found, _ = run("robustness", tmp_path / "results.json")
+    assert found["busy"]["rows"] == "100 of 100 rows, 100 answered, in input order"
+    assert found["busy"]["early_retries"] == 0
+    assert found["refused"]["rows"].startswith("100 of 100 rows,")
+    assert found["refused"]["retried_bad_request"] == 0
+    assert found["killed"]["rows"] == "600 of 600 rows, 600 answered, in input order"
+    assert set(found["shared"]) == {"ended", "killed"}
+
+
+def results() -> dict:
+    client = dict.fromkeys(
+        ("cpu_s_per_1k", "wall_s_per_1k", "cpu_of_engine", "efficiency", "rss_mb", "before_s",
+         "before_cpu_s", "after_s", "after_cpu_s", "rows", "max_in_flight"), 0.5,
+    )  # fmt: skip
+    clients = {name: {**client, "cpu_s_per_1k": n / 9} for n, name in enumerate(report.NAMES)}
+    part = {"command": "c", "date": "d", "machine": "m"}
+    scenario = {"in_flight": 8, "latency_ms": 5, "clients": clients}
+    return {"compare": {**part, "results": [scenario]}}
+
+
+def test_the_page_is_renewed_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    marked = "<!-- begin compare -->\nold\n<!-- end compare -->\nprose\n"
+    page.write_text(marked + marked.replace("compare", "dagster"))
+    report.write(page, results())
+    once = page.read_text()
+    assert "old" not in once
+    assert once.count("prose") == 2
+    report.write(page, results())
+    assert page.read_text() == once
+    plot = page.with_suffix(".svg").read_text()
+    assert all(name.replace("`", "") in plot for name in report.NAMES.values())
+    page.write_text("no place")
+    with pytest.raises(RuntimeError, match="compare"):
+        report.write(page, results())
+
+
+def test_the_page_has_a_place_for_every_block():
+    marks = re.findall(r"<!-- begin (\w+) -->\n", (ROOT / "docs/performance.md").read_text())
+    assert sorted(marks) == sorted([*report.TABLES, "margin"])
