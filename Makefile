@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-TASK := configs/tasks/demo_code_quality.yaml
 FAULTS := --latency-ms 20 --rate-429 0.02 --retry-after-s 1 --rate-500 0.02 --rate-malformed 0.03 --rate-400 0.004
+RUN_DEMO := $(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task
 
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
@@ -18,9 +18,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -q modelcall_assets modelcall.py
 	touch $(READY)
 
-demo: setup  ## score source code found on this machine against the rehearsal endpoint
+demo: setup  ## score and distil what is found on this machine, against the rehearsal endpoint
 	$(BIN)/python demo/build_corpus.py data/demo/corpus
-	$(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task $(TASK)
+	$(BIN)/python demo/build_chats.py data/demo/chats
+	$(RUN_DEMO) configs/tasks/demo_code_quality.yaml
+	$(RUN_DEMO) configs/tasks/demo_distillation.yaml
 	@echo "look at it: make ui, then http://localhost:3000"
 
 ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
@@ -52,7 +54,7 @@ docs: setup  ## write the generated pages again
 
 lock:  ## needs uv; the result names no host and holds every hash
 	uv pip compile --universal --quiet --generate-hashes --no-strip-extras --no-annotate --no-header \
-		--python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.lock
+		--python-version 3.11 --extra dev --extra llama --upgrade pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf data/demo .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, robustness, speed
+from benchmarks import conversion, report, robustness, speed
 from benchmarks.measure import CORES, ROOT, STUB_CORE
 from benchmarks.stub import Stub
 
@@ -22,9 +22,10 @@ PARTS: dict[str, Callable[..., Any]] = {
     "capacity": speed.capacity,
     "compare": speed.compare,
     "robustness": robustness.measure_all,
+    "conversion": conversion.measure_all,
     "memory": speed.memory,
 }
-ORDINARY = ("capacity", "compare", "robustness")
+ORDINARY = ("capacity", "compare", "robustness", "conversion")
 RESULTS = ROOT / "build" / "benchmarks.json"
 
 

@@ -15,6 +15,15 @@ NAMES = {
     "sdk_aiohttp": "AsyncOpenAI + DefaultAioHttpClient",
     "sdk": "AsyncOpenAI",
 }
+CONVERSIONS = {
+    "bare": "only parse and write: orjson.loads, orjson.dumps",
+    "chatml": "`chatml`, messages only",
+    "chatml_raw_data": "`chatml` with `raw_data`",
+    "chatml_system": "`chatml` with `raw_data` and a system prompt",
+    "merged": "`merged`",
+    "merged_source": "`merged` with a source column",
+    "merged_dedup": "`merged` with `dedup`",
+}
 _MARKS = "<!-- begin {0} -->\n{1}<!-- end {0} -->"
 
 
@@ -129,11 +138,31 @@ def _shared(seen: dict[str, Any]) -> str:
     )
 
 
+def conversion_table(results: dict[str, Any]) -> str:
+    head = [
+        f"{results['rows']:,} conversations",
+        "records per CPU s",
+        "of the bare loop's",
+        *(f"peak MB, {mb:,g} MB of input" for mb in results["mb"]),
+    ]
+    rows = [
+        [
+            CONVERSIONS[name],
+            f"{p['per_cpu_s']:,.0f}",
+            f"{p['of_bare']:.2f}×",
+            *(f"{peak:.0f}" for peak in p["rss_mb"]),
+        ]
+        for name, p in results["programs"].items()
+    ]
+    return table(head, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "compare": ("compare", compare_table),
     "dagster": ("compare", dagster_table),
     "capacity": ("capacity", capacity_table),
     "robustness": ("robustness", robustness_table),
+    "conversion": ("conversion", conversion_table),
     "memory": ("memory", memory_table),
 }
 """Block of the page: the part it comes from, and how it is drawn."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
+from benchmarks.conversion import BARE, PROGRAMS
 from benchmarks.speed import ASSET, ENGINE, LOOPS
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,16 @@ def test_bad_days_leave_complete_files(tmp_path):
     assert found["refused"]["retried_bad_request"] == 0
     assert found["killed"]["rows"] == "600 of 600 rows, 600 answered, in input order"
     assert set(found["shared"]) == {"ended", "killed"}
+
+
+def test_conversations_are_converted_and_merged(tmp_path):
+    found, printed = run("conversion", tmp_path / "results.json")
+    assert list(found["programs"]) == list(PROGRAMS) == list(report.CONVERSIONS)
+    assert found["rows"] * 1500 < 2**20 < found["rows"] * 3000
+    assert found["programs"][BARE]["of_bare"] == 1
+    for name, program in found["programs"].items():
+        assert f"| {report.CONVERSIONS[name]} | {program['per_cpu_s']:,.0f} |" in printed
+        assert all(peak > 5 for peak in program["rss_mb"])
 
 
 def results() -> dict:

@@ -14,13 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.cli.check import check
+from modelcall_assets.config import datasets, merge_groups
 from modelcall_assets.config.catalog import TaskSpec, find_root, load_catalog, load_model, load_task
+from modelcall_assets.config.distillation import (
+    GENERATE,
+    STEPS,
+    DistillationTask,
+    as_written,
+    parse_distillation,
+)
 from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.environment import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import legal_key
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.reference import reference
+from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
@@ -330,10 +339,25 @@ def test_owners() -> None:
 
 
 def test_task_types() -> None:
-    found = task_problems(task_type="generate_response", whatever=1)
-    assert list(found) == ["task_type"]
-    assert "not in this version, which runs data_scoring" in found["task_type"].wrong
     assert task_problems(task_type="data_scorng")["task_type"].fix == "did you mean data_scoring?"
+    found = task_problems(task_type="data_distilation")["task_type"]
+    assert found.expected == "one of data_scoring, data_distillation, generate_response"
+    assert found.fix == "did you mean data_distillation?"
+    assert task_problems(task_type=["data_scoring"])["task_type"].wrong == "wrong type"
+
+
+@pytest.mark.parametrize(
+    ("task_type", "command"),
+    [
+        ("batch_distillation_submit", "`modelcall split`"),
+        ("merge_distillation_results", "`modelcall join`"),
+    ],
+)
+def test_a_task_type_that_is_a_command_here_names_it(task_type: str, command: str) -> None:
+    found = task_problems(task_type=task_type, whatever=1)
+    assert list(found) == ["task_type"]
+    assert found["task_type"].wrong == f"{task_type} is no task here"
+    assert command in found["task_type"].fix
 
 
 def test_script_types() -> None:
@@ -484,14 +508,10 @@ def test_relative_paths_of_old_files_are_explained() -> None:
 def test_folders(project: Project) -> None:
     spec = project.load(data__input_folder="in", data__output_folder="./out/../o/{task_name}/")
     assert spec.input_folder == f"{project.root}/in"
-    assert spec.preprocessed_folder == f"{project.root}/in_preprocessed"
     assert spec.output_folder == f"{project.root}/o/demo"
     assert spec.journal_folder == f"{project.root}/o/demo/.modelcall"
     assert spec.file_name == "configs/tasks/demo.yaml"
-    assert (spec.model_file, spec.prompt_file) == (
-        "configs/models/m.yaml",
-        "configs/prompts/p.yaml",
-    )
+    assert spec.files == {"model": "configs/models/m.yaml", "prompt": "configs/prompts/p.yaml"}
 
 
 def test_preprocess_folders_count_when_enabled(project: Project) -> None:
@@ -499,7 +519,7 @@ def test_preprocess_folders_count_when_enabled(project: Project) -> None:
     assert project.load(**own).input_folder == f"{project.root}/in"
     spec = project.load(**own, preprocess__enabled=True)
     assert spec.input_folder == f"{project.root}/raw"
-    assert spec.preprocessed_folder == f"{project.root}/raw_preprocessed"
+    assert spec.folder(PREPROCESSED) == f"{project.root}/raw_preprocessed"
 
 
 def test_object_stores(project: Project) -> None:
@@ -1187,6 +1207,402 @@ def test_two_tasks_may_not_write_to_one_folder(project: Project) -> None:
     assert "configs/tasks/a.yaml" in broken.problems[0].wrong
 
 
+# Distillation
+
+STEP_BLOCKS: dict[str, Data] = {
+    "chatml_conversion": {
+        "dataset_config_path": "configs/distillation/sets.yaml",
+        "input_dir": "sets",
+        "output_dir": "prepared",
+    },
+    "jsonl_merge": {
+        "merge_config_path": "configs/distillation/groups.yaml",
+        "base_output_dir": "merged",
+    },
+    "generate_response": {
+        "response_config_path": "configs/models/m.yaml",
+        "output_path": "generated",
+    },
+    "scores": {
+        "model": {"config_path": "configs/models/m.yaml"},
+        "prompt": {"config_path": "configs/prompts/p.yaml"},
+        "output_dir": "judged",
+        "prompt_format_key": "text",
+    },
+}
+INPUT_OF = {
+    "chatml_conversion": "input_dir",
+    "jsonl_merge": "base_input_dir",
+    "generate_response": "input_path",
+}
+CHAIN: Data = {"task_name": "chain", "task_type": "data_distillation", **STEP_BLOCKS}
+SETS: Data = {
+    "org/chats": {
+        "configs": [None],
+        "format_style": "sharegpt",
+        "column_mapping": {"conversations": "turns"},
+    },
+    "ins.jsonl": {
+        "format_style": "instruction_input",
+        "column_mapping": {"prompt": "instruction", "input": "input", "response": "output"},
+    },
+}
+GROUPS: Data = {
+    "merge_groups": [
+        {"name": "all", "output_file": "all.jsonl", "input_files": ["chats/*.jsonl", "ins/*.jsonl"]}
+    ]
+}
+OLD_GENERATE: Data = {
+    "task_name": "answers",
+    "task_type": "generate_response",
+    "distillation": {
+        "model_config": "configs/models/m.yaml",
+        "input_path": "merged/all.jsonl",
+        "output_path": "generated",
+        "concurrency": 30,
+        "batch_size": 30,
+        "flush_interval": 2.0,
+        "retry_mode": False,
+        "resume": True,
+    },
+}
+
+
+def single(step: str, **fields: Any) -> Data:
+    """A file with one step, as the old system wrote it."""
+    block = {"step": step, **STEP_BLOCKS[step], INPUT_OF[step]: "in_dir", **fields}
+    return {"task_name": "single", "task_type": "data_distillation", "distillation": block}
+
+
+def distilled(data: Data) -> DistillationTask:
+    task, problems = parse_distillation(data, "t.yaml")
+    assert task and not [each for each in problems if each.severity == "error"], problems
+    return task
+
+
+def distillation_problems(data: Data) -> dict[str, Problem]:
+    return {problem.field: problem for problem in parse_distillation(data, "t.yaml")[1]}
+
+
+class DistillationProject(Project):
+    """With data sets and merge groups, and with the files of the data sets."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        write(root / "configs/distillation/sets.yaml", SETS)
+        write(root / "configs/distillation/groups.yaml", GROUPS)
+        turns = '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'
+        write(root / "sets/org/chats/train.jsonl", f'{{"turns": {turns}}}\n')
+        write(root / "sets/ins.jsonl", '{"instruction": "do", "input": "x", "output": "r"}\n')
+
+    def distill(self, data: Data = CHAIN) -> Path:
+        return write(self.root / "configs/tasks/distill.yaml", data)
+
+    def told(self, data: Data = CHAIN) -> list[str]:
+        """What check says, without the count."""
+        return self.check(self.distill(data)).output.splitlines()[:-1]
+
+
+@pytest.fixture
+def distilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DistillationProject:
+    monkeypatch.chdir(tmp_path)
+    return DistillationProject(tmp_path)
+
+
+def test_a_chain_in_one_file() -> None:
+    task = distilled(CHAIN)
+    chatml, merge = task.chatml_conversion, task.jsonl_merge
+    responses, judge = task.generate_response, task.scores
+    assert chatml and merge and responses and judge
+    assert (chatml.selected_datasets, chatml.keep_raw_data, chatml.add_system_prompt) == (
+        [], True, False,
+    )  # fmt: skip
+    assert (chatml.other_roles, chatml.validation) == ("keep", "lenient")
+    assert chatml.system_prompt == "You are a helpful assistant and an expert coder."
+    assert (merge.base_input_dir, merge.merge_groups) == (None, [])
+    assert (responses.concurrency, responses.samples, responses.prompt_mode) == (20, 1, "full")
+    assert responses.merge_reasoning is True
+    assert (judge.input_key, judge.prompt_format_key) == ("response", "text")
+
+
+def test_the_key_of_the_judges_placeholder_is_its_column_unless_given() -> None:
+    judge = {name: v for name, v in STEP_BLOCKS["scores"].items() if name != "prompt_format_key"}
+    task = distilled(CHAIN | {"scores": judge})
+    assert task.rated.prompt_format_key == "response"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_old_block_is_the_step_that_it_names(step: str) -> None:
+    task = distilled(single(step))
+    new = {"task_name": "single", "task_type": "data_distillation"}
+    own = {**STEP_BLOCKS[step], INPUT_OF[step]: "in_dir"}
+    assert task == distilled({**new, step: own})
+    assert [name for name in STEPS if getattr(task, name)] == [step]
+
+
+def test_both_old_key_sets_of_generate_response_are_one_task() -> None:
+    fields = dict(OLD_GENERATE["distillation"])
+    for old, name in {
+        "model_config": "response_config_path",
+        "flush_interval": "flush_interval_secs",
+        "resume": "resume_mode",
+    }.items():
+        fields[name] = fields.pop(old)
+    other = {**OLD_GENERATE, "task_type": "data_distillation"}
+    other["distillation"] = {"step": GENERATE, **fields}
+    first, second = distilled(OLD_GENERATE), distilled(other)
+    assert first.generate_response == second.generate_response
+    assert first.generate_response and first.generate_response.concurrency == 30
+    mixed = {**OLD_GENERATE, "distillation": other["distillation"]}
+    assert distilled(mixed).generate_response == first.generate_response
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "value"),
+    [
+        ("chatml_conversion", "num_processes", 100),
+        ("chatml_conversion", "continue_mode", False),
+        ("jsonl_merge", "chunk_size", 1000),
+        ("generate_response", "batch_size", 20),
+        ("generate_response", "flush_interval_secs", 2.0),
+        ("generate_response", "flush_interval", 2.0),
+        ("generate_response", "retry_mode", True),
+        ("generate_response", "resume_mode", False),
+        ("generate_response", "resume", False),
+    ],
+)
+def test_an_old_field_of_a_step_is_one_warning(step: str, field: str, value: Any) -> None:
+    [problem] = parse_distillation(single(step, **{field: value}), "t.yaml")[1]
+    assert (problem.field, problem.severity) == (f"distillation.{field}", "warning")
+    assert problem.wrong == "has no effect"
+    assert problem.fix
+    if field not in ("flush_interval", "resume"):
+        chain = with_fields(CHAIN, {f"{step}.{field}": value})
+        assert distillation_problems(chain)[f"{step}.{field}"].severity == "warning"
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "value"),
+    [
+        ("chatml_conversion", "continue_mode", True),
+        ("generate_response", "retry_mode", False),
+        ("generate_response", "resume", True),
+        ("generate_response", "resume_mode", True),
+    ],
+)
+def test_what_an_old_field_asks_for_anyway_is_silent(step: str, field: str, value: Any) -> None:
+    assert not distillation_problems(single(step, **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "fix"),
+    [
+        ("chatml_conversion", "output_dri", "did you mean output_dir?"),
+        ("chatml_conversion", "num_process", "did you mean num_processes?"),
+        ("jsonl_merge", "merge_group", "did you mean merge_groups?"),
+        ("generate_response", "concurency", "did you mean concurrency?"),
+        ("generate_response", "batch_sise", "did you mean batch_size?"),
+    ],
+)
+def test_an_unknown_key_of_a_step_names_the_nearest(step: str, field: str, fix: str) -> None:
+    found = distillation_problems(single(step, **{field: 1}))[f"distillation.{field}"]
+    assert (found.wrong, found.fix) == ("unknown key", fix)
+    found = distillation_problems(with_fields(CHAIN, {f"{step}.{field}": 1}))[f"{step}.{field}"]
+    assert (found.wrong, found.fix) == ("unknown key", fix)
+
+
+def test_an_unknown_step_of_a_chain_names_the_nearest() -> None:
+    found = distillation_problems({**CHAIN, "jsonl_merg": {}})
+    assert found["jsonl_merg"].fix == "did you mean jsonl_merge?"
+    found = distillation_problems({**CHAIN, "judge": {}})
+    assert "chatml_conversion" in found["judge"].expected
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "value", "expected"),
+    [
+        ("chatml_conversion", "keep_raw_data", "yes", "true or false"),
+        ("chatml_conversion", "validation", "strickt", "lenient, strict"),
+        ("chatml_conversion", "output_dir", "s3://b/x", "a local folder"),
+        ("jsonl_merge", "merge_groups", "all", "a list"),
+        ("generate_response", "samples", 0, "1 or more"),
+        ("generate_response", "concurrency", "20", "an integer"),
+        ("generate_response", "prompt_mode", "last", "full, first_message"),
+    ],
+)
+def test_wrong_values_of_a_step(step: str, field: str, value: Any, expected: str) -> None:
+    found = distillation_problems(single(step, **{field: value}))
+    assert {name: each.expected for name, each in found.items()} == {
+        f"distillation.{field}": expected
+    }
+
+
+@pytest.mark.parametrize(
+    ("step", "field"),
+    [
+        ("chatml_conversion", "dataset_config_path"),
+        ("chatml_conversion", "input_dir"),
+        ("chatml_conversion", "output_dir"),
+        ("jsonl_merge", "merge_config_path"),
+        ("jsonl_merge", "base_output_dir"),
+        ("generate_response", "response_config_path"),
+        ("generate_response", "output_path"),
+    ],
+)
+def test_a_missing_field_of_a_step_says_what_to_add(step: str, field: str) -> None:
+    data = single(step)
+    del data["distillation"][field]
+    [problem] = parse_distillation(data, "t.yaml")[1]
+    assert (problem.field, problem.wrong) == (f"distillation.{field}", "missing")
+    assert problem.fix.startswith(f"add `{field}:` (")
+
+
+@pytest.mark.parametrize("step", ["jsonl_merge", "generate_response"])
+def test_a_step_that_has_nothing_to_read(step: str) -> None:
+    data = single(step)
+    del data["distillation"][INPUT_OF[step]]
+    [problem] = parse_distillation(data, "t.yaml")[1]
+    assert (problem.field, problem.wrong) == (f"distillation.{INPUT_OF[step]}", "missing")
+    base = {"task_name": "x", "task_type": "data_distillation", step: STEP_BLOCKS[step]}
+    assert list(distillation_problems(base)) == [f"{step}.{INPUT_OF[step]}"]
+
+
+def test_a_step_reads_what_the_one_before_leaves_and_nothing_else() -> None:
+    same = with_fields(CHAIN, {"jsonl_merge.base_input_dir": "prepared/"})
+    assert not distillation_problems(same)
+    other = {"jsonl_merge.base_input_dir": "in", "generate_response.input_path": "prepared"}
+    found = distillation_problems(with_fields(CHAIN, other))
+    assert found["jsonl_merge.base_input_dir"].wrong.endswith("leaves its files in prepared")
+    assert found["generate_response.input_path"].wrong.endswith("leaves its files in merged")
+    without_merge = {name: v for name, v in CHAIN.items() if name != "jsonl_merge"}
+    read = with_fields(without_merge, {"generate_response.input_path": "prepared"})
+    assert not distillation_problems(read)
+
+
+def test_gaps_of_a_chain() -> None:
+    base = {"task_name": "x", "task_type": "data_distillation"}
+    [problem] = parse_distillation(base, "t.yaml")[1]
+    assert str(problem) == f"t.yaml: no step; expected one of {', '.join(STEPS)}"
+    assert list(distillation_problems({**base, "distillation": None})) == ["distillation.step"]
+    judged = {**base, "scores": STEP_BLOCKS["scores"]}
+    judged["chatml_conversion"] = STEP_BLOCKS["chatml_conversion"]
+    assert "no answers to rate" in distillation_problems(judged)["scores"].wrong
+
+
+@pytest.mark.parametrize(
+    ("block", "wrong", "fix"),
+    [
+        ({"step": "jsonl_merg"}, "unknown step jsonl_merg", "did you mean jsonl_merge?"),
+        ({"step": ["x"]}, "unknown step ['x']", ""),
+        ({"output_dir": "x"}, "missing", ""),
+        ("jsonl_merge", "missing", ""),
+    ],
+)
+def test_mistakes_in_the_name_of_the_old_step(block: Any, wrong: str, fix: str) -> None:
+    found = distillation_problems(
+        {"task_name": "x", "task_type": "data_distillation", "distillation": block}
+    )
+    problem = found["distillation.step"]
+    assert (problem.wrong, problem.fix) == (wrong, fix)
+    assert problem.expected == f"one of {', '.join(STEPS)}"
+    assert list(found) == ["distillation.step"]
+
+
+def test_one_step_is_not_written_twice() -> None:
+    data = {**single("jsonl_merge"), "jsonl_merge": STEP_BLOCKS["jsonl_merge"]}
+    assert "is this step too" in distillation_problems(data)["jsonl_merge"].wrong
+    block = {**OLD_GENERATE["distillation"], "response_config_path": "configs/models/m.yaml"}
+    found = distillation_problems({**OLD_GENERATE, "distillation": block})
+    assert "two names" in found["distillation.response_config_path"].wrong
+
+
+def test_samples_cannot_be_copies_of_one_answer() -> None:
+    both: Data = {"reuse.identical_once": True, "generate_response.samples": 3}
+    [problem] = distillation_problems(with_fields(CHAIN, both)).values()
+    assert (problem.field, problem.severity) == ("reuse.identical_once", "error")
+    assert "3 samples" in problem.wrong
+    for one in ({"reuse.identical_once": True}, {"generate_response.samples": 3}):
+        assert not distillation_problems(with_fields(CHAIN, one))
+
+
+def test_a_problem_is_where_the_file_has_the_field() -> None:
+    wrong = Problem("t.yaml", "generate_response.response_config_path", "wrong")
+    assert as_written(wrong, CHAIN) == wrong
+    assert as_written(wrong, OLD_GENERATE).field == "distillation.model_config"
+    assert as_written(wrong, single(GENERATE)).field == "distillation.response_config_path"
+    assert as_written(wrong, single("jsonl_merge")) == wrong
+    for step in STEPS:
+        whole = Problem("t.yaml", "max_failure_rate", "wrong")
+        assert as_written(whole, single(step)) == whole
+
+
+def test_a_chain_loads_with_all_its_files(distilling: DistillationProject) -> None:
+    spec = load_task(distilling.distill(), distilling.root)
+    assert spec.warnings == ()
+    assert spec.stages == ("raw", "chatml", "merged", "responses", "scores")
+    assert spec.files == {
+        "model": "configs/models/m.yaml",
+        "prompt": "configs/prompts/p.yaml",
+        "generator": "configs/models/m.yaml",
+        "datasets": "configs/distillation/sets.yaml",
+        "groups": "configs/distillation/groups.yaml",
+    }
+    assert set(spec.datasets) == {"org/chats", "ins.jsonl"}
+    assert [group.name for group in spec.groups] == ["all"]
+    assert distilling.told() == []
+
+
+def test_a_file_that_a_step_names_is_looked_for(distilling: DistillationProject) -> None:
+    gone = {"dataset_config_path": "configs/distillation/set.yaml"}
+    [line] = distilling.told(single("chatml_conversion", input_dir="sets", **gone))
+    assert line.startswith("error: configs/tasks/distill.yaml:distillation.dataset_config_path: ")
+    assert "no such file" in line and "did you mean configs/distillation/sets.yaml?" in line
+    changes = {
+        "jsonl_merge.merge_config_path": "configs/distillation/group.yaml",
+        "generate_response.response_config_path": "configs/models/n.yaml",
+        "scores.prompt.config_path": "configs/prompts/q.yaml",
+    }
+    told = "\n".join(distilling.told(with_fields(CHAIN, changes)))
+    for place in changes:
+        assert f"error: configs/tasks/distill.yaml:{place}: no such file" in told
+
+
+def test_an_unknown_name_is_at_the_field_that_the_caller_says() -> None:
+    sets, _ = datasets.parse_datasets(SETS, "s.yaml")
+    groups, _ = merge_groups.parse_merge_groups(GROUPS, "g.yaml")
+    assert sets and groups
+    _, [problem] = datasets.selected(sets, ["org/chat"], "t.yaml", "here.selected")
+    assert (problem.field, problem.fix) == ("here.selected[0]", "did you mean org/chats?")
+    _, [problem] = merge_groups.selected(groups, ["all", "al"], "t.yaml", "here.groups")
+    assert (problem.field, problem.fix) == ("here.groups[1]", "did you mean all?")
+
+
+@pytest.mark.parametrize(
+    ("step", "field"),
+    [("chatml_conversion", "selected_datasets"), ("jsonl_merge", "merge_groups")],
+)
+def test_an_unknown_name_is_where_the_file_has_the_list(
+    distilling: DistillationProject, step: str, field: str
+) -> None:
+    told = "\n".join(distilling.told(with_fields(CHAIN, {f"{step}.{field}": ["alll"]})))
+    assert f"error: configs/tasks/distill.yaml:{step}.{field}[0]: " in told
+    told = "\n".join(distilling.told(single(step, **{field: ["alll"]})))
+    assert f"error: configs/tasks/distill.yaml:distillation.{field}[0]: " in told
+
+
+def test_problems_of_named_files_are_told_with_their_own_names(
+    distilling: DistillationProject,
+) -> None:
+    style = {"format_style": "sharegtp", "column_mapping": {}}
+    write(distilling.root / "configs/distillation/sets.yaml", {"a/b": style})
+    write(distilling.root / "configs/distillation/groups.yaml", {"merge_groups": [{"name": "x"}]})
+    write(distilling.root / "configs/models/m.yaml", with_fields(MODEL, {"chat_config.n": 2}))
+    told = "\n".join(distilling.told())
+    assert "error: configs/distillation/sets.yaml:a/b.format_style: unknown value" in told
+    assert "error: configs/distillation/groups.yaml:merge_groups[0].output_file: missing" in told
+    assert told.count("error: configs/models/m.yaml:chat_config.n") == 1
+
+
 # modelcall check
 
 
@@ -1275,6 +1691,90 @@ def test_check_refuses_paths_that_hold_nothing(project: Project) -> None:
     assert "error: gone.yaml: no such file or folder" in result.output
     assert "error: empty: no config file in this folder" in result.output
     assert result.exit_code == 1
+
+
+def test_check_reads_data_sets_and_merge_groups(distilling: DistillationProject) -> None:
+    assert distilling.check().output == "4 files checked: 0 errors, 0 warnings\n"
+    write(distilling.root / "configs/distillation/sets.yaml", {"a/b": {"configs": []}})
+    write(distilling.root / "configs/distillation/groups.yaml", {"merge_groups": []})
+    output = distilling.check().output
+    assert "error: configs/distillation/sets.yaml:a/b.format_style: missing" in output
+    assert "error: configs/distillation/groups.yaml:merge_groups" in output
+    sets = write(distilling.root / "x/sets.yaml", with_fields(SETS, {"org/chats.configs": 1}))
+    groups = write(distilling.root / "x/groups.yaml", {"merge_groups": 3})
+    output = distilling.check(sets, groups).output
+    assert "error: x/sets.yaml:org/chats.configs: wrong type" in output
+    assert "error: x/groups.yaml:merge_groups: wrong type" in output
+
+
+def test_check_finds_a_missing_input_of_each_step(distilling: DistillationProject) -> None:
+    for step, field in INPUT_OF.items():
+        [line] = distilling.told(single(step))
+        assert f"tasks/distill.yaml:distillation.{field}: no such folder yet" in line
+    one = single(GENERATE, input_path="merged/all.jsonl")
+    assert "no such file yet" in distilling.told(one)[0]
+    [line] = distilling.told(with_fields(CHAIN, {"chatml_conversion.input_dir": "gone"}))
+    assert "tasks/distill.yaml:chatml_conversion.input_dir: no such folder yet" in line
+
+
+def test_check_looks_for_each_data_set(distilling: DistillationProject) -> None:
+    (distilling.root / "sets/ins.jsonl").unlink()
+    first, second = distilling.told()
+    place = "warning: configs/tasks/distill.yaml:chatml_conversion.input_dir: "
+    assert first.startswith(f"{place}ins.jsonl: ")
+    assert second.startswith(f"{place}1 of 2 data sets can be read: 1 splits")
+    assert distilling.told(single("chatml_conversion", input_dir="sets"))[0].startswith(
+        "warning: configs/tasks/distill.yaml:distillation.input_dir: ins.jsonl: "
+    )
+
+
+def test_check_looks_for_the_columns_of_a_data_set(distilling: DistillationProject) -> None:
+    rows = '{"instructions": "do", "output": "r"}\n{"instructions": "so", "output": "s"}\n'
+    write(distilling.root / "sets/ins.jsonl", rows)
+    place = "warning: configs/distillation/sets.yaml:ins.jsonl.column_mapping"
+    first, second = sorted(distilling.told())
+    assert first.startswith(f"{place}.input: no column input in the first 2 rows of sets/ins.jsonl")
+    assert second.startswith(f"{place}.prompt: no column instruction in ")
+    assert second.endswith("have the columns instructions, output; did you mean instructions?")
+
+
+def test_check_tries_to_convert_the_first_rows(distilling: DistillationProject) -> None:
+    write(distilling.root / "sets/org/chats/train.jsonl", '{"turns": ["hello"]}\n{bad\n')
+    [line] = distilling.told()
+    assert line.startswith("warning: configs/distillation/sets.yaml:org/chats.format_style: none")
+    assert "turns[0]: expected an object with `from` and `value`" in line
+
+
+def test_check_names_members_that_are_missing(distilling: DistillationProject) -> None:
+    files = ["chats/*.jsonl", "gone.jsonl"]
+    group = {"name": "all", "output_file": "all.jsonl", "input_files": files}
+    write(distilling.root / "configs/distillation/groups.yaml", {"merge_groups": [group]})
+    [line] = distilling.told()
+    assert "tasks/distill.yaml:jsonl_merge.merge_config_path: merge group 'all'" in line
+    assert "of the members under prepared, gone.jsonl is not there" in line
+    (distilling.root / "in_dir/chats").mkdir(parents=True)
+    write(distilling.root / "in_dir/chats/x.jsonl", "{}\n")
+    [line] = distilling.told(single("jsonl_merge"))
+    assert "tasks/distill.yaml:distillation.merge_config_path: merge group 'all'" in line
+
+
+def test_check_of_a_task_that_reads_anothers_output(distilling: DistillationProject) -> None:
+    first = {**single("chatml_conversion", input_dir="sets"), "task_name": "first"}
+    write(distilling.root / "configs/tasks/first.yaml", first)
+    merge = single("jsonl_merge", base_input_dir="prepared")
+    assert distilling.told(merge) == []
+    (distilling.root / "sets/ins.jsonl").unlink()
+    [line] = distilling.told(merge)
+    assert "distillation.base_input_dir: first leaves nothing yet: " in line
+
+
+def test_check_asks_for_conversations_to_answer(distilling: DistillationProject) -> None:
+    write(distilling.root / "in_dir/a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}\n')
+    assert distilling.told(single(GENERATE)) == []
+    write(distilling.root / "in_dir/a.jsonl", '{"text": "q"}\n')
+    [line] = distilling.told(single(GENERATE))
+    assert "distillation.input_path: none of the first 1 rows of a.jsonl can be answered" in line
+    assert "column 'messages' is absent; have the columns text; conversations are a list" in line
 
 
 def test_the_reference_page_is_up_to_date() -> None:

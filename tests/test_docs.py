@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 from modelcall_assets.cli.main import modelcall
-from modelcall_assets.config.catalog import load_task
+from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.records.outcome import Reason
+from modelcall_assets.steps.responses import OWN_COLUMNS
 from modelcall_assets.steps.score_table import API_FIELDS, VOLATILE_COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,28 @@ def test_the_readme_task_is_valid(tmp_path):
     task.write_text(blocks(ROOT / "README.md", "yaml")[0])
     assert yaml.safe_load(task.read_text())["task_name"] == "my_corpus"
     assert load_task(task, tmp_path).warnings == ()
+
+
+def test_the_examples_of_distillation_are_valid(tmp_path):
+    for folder in ("models", "prompts", "distillation"):
+        shutil.copytree(ROOT / "configs" / folder, tmp_path / "configs" / folder)
+    for text in blocks(ROOT / "docs/distillation.md", "yaml"):
+        path = tmp_path / text.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    catalog = load_catalog(tmp_path)
+    assert not catalog.broken
+    found = {spec.name: spec for spec in catalog.tasks}
+    assert set(found) == {"my_answers", "my_conversations", "my_merge"}
+    assert [spec.warnings for spec in found.values()] == [()] * 3
+    assert found["my_merge"].link.spec.name == "my_conversations"
+
+
+def test_every_column_of_the_answers_is_documented():
+    page = (ROOT / "docs/distillation.md").read_text()
+    assert [name for name in OWN_COLUMNS if f"`{name}`" not in page] == []
+    named = set(re.findall(r"`(api_\w+)`", page))
+    assert named <= set(OWN_COLUMNS)
 
 
 def test_every_column_and_reason_is_documented():

@@ -23,7 +23,14 @@ from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.index import Index
-from modelcall_assets.journal.journal import Address, Entry, Journal, Reference, remove
+from modelcall_assets.journal.journal import (
+    Address,
+    BatchNote,
+    Entry,
+    Journal,
+    Reference,
+    remove,
+)
 from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.journal.packed import CACHED_BYTES
 from modelcall_assets.journal.packing import FEW_SEGMENTS, SMALL_BYTES, pack
@@ -740,3 +747,88 @@ def test_any_history_keeps_every_whole_line_in_order(steps: list[Any]) -> None:
                 ] == history.dialogues(record)
                 for dialogue in dialogues:
                     assert journal.chain(dialogue.positions[-1]) == list(dialogue.entries)
+
+
+# Batches
+
+
+NOTE = BatchNote("token", "h:1/v1", 2, 1_800_000_000.5)
+
+
+def test_a_batch_is_open_from_its_first_note_to_its_last(folder: Path) -> None:
+    with Journal(folder, "a") as journal:
+        assert journal.open_batches() == []
+        journal.append(reply("1"))
+        first = journal.note(NOTE)
+        assert journal.open_batches() == [(first, NOTE)]
+    with Journal(folder, "b") as journal:
+        submitted = replace(NOTE, id="batch_1")
+        assert journal.note(submitted) > first
+        assert journal.open_batches() == [(first, submitted)]
+        journal.note(replace(NOTE, token="another"))
+        late = journal.append(reply("2"))
+    with Journal(folder, "c") as journal:
+        assert journal.open_batches()[0] == (first, submitted)
+        assert late > first, "what a batch brings lies behind its first note"
+        journal.note(replace(submitted, ended="expired"))
+        assert [note.token for _, note in journal.open_batches()] == ["another"]
+    with Journal(folder, "d") as journal:
+        assert [note.token for _, note in journal.open_batches()] == ["another"]
+        assert bodies(journal) == [["1"], ["2"]]
+
+
+def test_a_publish_or_a_fresh_start_closes_batches(folder: Path) -> None:
+    with Journal(folder, "a") as journal:
+        journal.note(NOTE)
+        journal.seal("nothing was answered, so nothing is sealed")
+        assert len(journal.open_batches()) == 1
+        assert not journal.has_unpublished
+        journal.append(reply("1"))
+        journal.seal("v1")
+        assert journal.open_batches() == []
+    with Journal(folder, "b") as journal:
+        assert journal.open_batches() == []
+        journal.note(NOTE)
+    with Journal(folder, "c", fresh=True) as journal:
+        assert journal.open_batches() == []
+        journal.append(reply("2"))
+    with Journal(folder, "d") as journal:
+        assert journal.open_batches() == []
+        assert bodies(journal) == [["2"]]
+
+
+def test_notes_of_batches_do_not_disturb_replies(folder: Path) -> None:
+    """Also where segments are packed, and with a note that a kill tore."""
+    with Journal(folder, "a") as journal:
+        journal.note(NOTE)
+        first = journal.append(reply("1"))
+        journal.note(replace(NOTE, id="batch_1"))
+        journal.append(reply("2", turn=1, previous=journal.reference(first)))
+        journal.note(replace(NOTE, id="batch_1", ended="completed"))
+    with Journal(folder, "b") as journal:
+        journal.note(replace(NOTE, token="torn"))
+    last = files(folder)[-1]
+    last.write_bytes(last.read_bytes()[:-5])
+    with Journal(folder, "c") as journal:
+        assert bodies(journal) == [["1", "2"]]
+        assert journal.open_batches() == []
+        journal.append(reply("3", Address(KEY, 1)))
+        journal.seal("v1")
+    pack(folder)
+    with Journal(folder, "d") as journal:
+        assert bodies(journal) == [["1", "2"]]
+        assert bodies(journal, Address(KEY, 1)) == [["3"]]
+        assert not journal.has_unpublished
+
+
+def test_a_reply_of_this_run_is_found_where_that_is_asked_for(folder: Path) -> None:
+    with Journal(folder, "a") as journal:
+        journal.append(reply("0"))
+        first = journal.append(reply("1"), findable=True)
+        assert bodies(journal) == [["1"]]
+        journal.append(reply("2", turn=1, previous=journal.reference(first)), findable=True)
+        (dialogue,) = journal.dialogues(Address(KEY))
+        assert dialogue.positions[0] == first and dialogue.open_round
+        assert bodies(journal) == [["1", "2"]]
+    with Journal(folder, "b") as journal:
+        assert bodies(journal) == [["0"], ["1", "2"]]

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.catalog import load_model, load_task
+from modelcall_assets.config.datasets import parse_datasets
+from modelcall_assets.config.merge_groups import parse_merge_groups
 from modelcall_assets.config.migrate import migrate_file
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.prompt import parse_prompt
@@ -98,6 +100,78 @@ preprocess: {enabled: true, num_files: 0}
 model: {config_path: configs/models/m.yaml}
 prompt: {config_path: configs/prompts/p.yaml}
 concurrency: {max_concurrent_files: 1, max_concurrent_requests: 5, chunk_size: 9}
+"""
+CHATML_TASK = """\
+task_name: chatml_opc
+description: The OPC sets as conversations.
+distributed: {enabled: false}
+logging: {level: INFO, log_dir: logs}
+task_type: data_distillation
+distillation:
+  step: chatml_conversion
+  dataset_config_path: configs/distillation/sets.yaml
+  input_dir: /mnt/sets
+  output_dir: /mnt/prepared/{timestamp}
+  num_processes: 100
+  keep_raw_data: true
+  continue_mode: true
+  add_system_prompt: false
+  system_prompt: Be brief.
+  selected_datasets: [org/a]
+"""
+MERGE_TASK = """\
+task_name: merge_opc
+task_type: data_distillation
+description: Stage 1 in one file.
+distillation:
+  step: jsonl_merge
+  merge_config_path: configs/distillation/groups.yaml
+  base_input_dir: /mnt/prepared
+  base_output_dir: /mnt/merged
+  chunk_size: 1000
+  merge_groups: [one]
+"""
+GENERATE_TASK = """\
+task_name: answer_opc
+task_type: data_distillation
+description: Answers.
+distillation:
+  step: generate_response
+  response_config_path: configs/models/m.yaml
+  input_path: /mnt/merged
+  output_path: /mnt/generated
+  concurrency: 20
+  batch_size: 20
+  flush_interval_secs: 2.0
+  retry_mode: true
+  resume_mode: false
+"""
+OTHER_GENERATE_TASK = """\
+task_name: answer_again
+task_type: generate_response
+description: The failures once more.
+distillation:
+  model_config: configs/models/m.yaml
+  input_path: /mnt/generated/one_error.jsonl
+  output_path: /mnt/generated_again
+  batch_size: 30
+  flush_interval: 2.0
+  retry_mode: false
+  resume: true
+"""
+SETS = """\
+# Two sets.
+org/a: {configs: [null, en], format_style: sharegpt, column_mapping: {conversations: turns}}
+b.jsonl:
+  format_style: prompt_response
+  column_mapping: {prompt: question, response: answer}
+"""
+GROUPS = """\
+# One group.
+merge_groups:
+  - name: one
+    output_file: one.jsonl
+    input_files: [a/org_a-en-train.jsonl, b/b.jsonl-train.jsonl]
 """
 MODEL = {
     "client_config": {
@@ -321,15 +395,20 @@ def test_a_missing_field_has_its_todo_too(project: Project):
 
 
 @pytest.mark.parametrize(
-    "task_type",
-    ["data_distillation", "generate_response", "batch_distillation_submit", "something_else"],
+    ("task_type", "advice"),
+    [
+        ("batch_distillation_submit", "`modelcall split`"),
+        ("merge_distillation_results", "`modelcall join`"),
+        ("something_else", "unknown task type"),
+    ],
 )
-def test_other_task_types_write_nothing(project: Project, task_type: str):
-    data = {"task_name": "d", "task_type": task_type, "distillation": {"step": "jsonl_merge"}}
+def test_other_task_types_write_nothing(project: Project, task_type: str, advice: str):
+    data = {"task_name": "d", "task_type": task_type, "merge": {"output_base_dir": "x"}}
     result = project.migrate(data, to="tasks/d.yaml")
     assert result.exit_code == 1
-    assert lines(result)["task_type"][0] == "refused"
-    assert ("not in this version" in result.output) == (task_type != "something_else")
+    treatment, reason = lines(result)["task_type"]
+    assert treatment == "refused"
+    assert advice in reason
     assert "nothing is written" in result.output
     assert not (project.root / "configs/tasks/d.yaml").exists()
 
@@ -343,10 +422,98 @@ def test_a_later_preprocessor_stays_and_is_told(project: Project):
 
 
 def test_a_file_of_no_kind_is_refused(project: Project):
-    path = write(project.root / "x.yaml", {"merge_groups": []})
+    path = write(project.root / "x.yaml", {"siflow": {}})
     result = run(path)
     assert isinstance(result.exception, SetupError)
-    assert "not a task, model or prompt file" in str(result.exception)
+    assert "not a task, model, prompt, data set or merge group file" in str(result.exception)
+
+
+# Distillation
+
+
+def test_a_step_keeps_the_form_that_it_has(project: Project):
+    result = project.migrate(CHATML_TASK, to="tasks/chatml.yaml")
+    assert result.exit_code == 0, result.output
+    data = project.data("tasks/chatml.yaml")
+    assert list(data) == ["task_name", "task_type", "description", "distillation", "distributed"]
+    assert data["distillation"] == {
+        "step": "chatml_conversion",
+        "dataset_config_path": "configs/distillation/sets.yaml",
+        "input_dir": "/mnt/sets",
+        "output_dir": "/mnt/prepared",
+        "keep_raw_data": True,
+        "add_system_prompt": False,
+        "system_prompt": "Be brief.",
+        "selected_datasets": ["org/a"],
+    }
+    told = lines(result)
+    assert told["distillation.step"] == told["distillation.input_dir"] == ("honoured", "")
+    assert told["distillation.num_processes"][0] == "changed"
+    assert told["distillation.continue_mode"][1] == "left out: true is what happens anyway"
+    assert "{timestamp} removed" in told["distillation.output_dir"][1]
+    assert "object" not in result.output, "the old system kept these folders on disk"
+
+
+def test_a_merge_loses_its_chunks(project: Project):
+    result = project.migrate(MERGE_TASK, to="tasks/merge.yaml")
+    assert result.exit_code == 0, result.output
+    assert "chunk_size" not in project.data("tasks/merge.yaml")["distillation"]
+    assert lines(result)["distillation.chunk_size"] == ("changed", "left out: rows are streamed")
+
+
+def test_both_key_sets_of_generate_response(project: Project):
+    first = project.migrate(GENERATE_TASK, to="tasks/first.yaml")
+    second = project.migrate(OTHER_GENERATE_TASK, to="tasks/second.yaml")
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    told = lines(first)
+    assert "modelcall retry" in told["distillation.retry_mode"][1]
+    assert "run-task --fresh" in told["distillation.resume_mode"][1]
+    assert told["distillation.concurrency"] == ("honoured", "")
+    assert "prompt_mode: first_message" in told["distillation.input_path"][1]
+    assert project.data("tasks/second.yaml")["distillation"] == {
+        "model_config": "configs/models/m.yaml",
+        "input_path": "/mnt/generated/one_error.jsonl",
+        "output_path": "/mnt/generated_again",
+        "concurrency": 30,
+    }
+    assert lines(second)["distillation.concurrency"][0] == "changed"
+    assert lines(second)["distillation.flush_interval"][0] == "changed"
+    for name in ("first", "second"):
+        spec = load_task(project.root / f"configs/tasks/{name}.yaml", project.root)
+        assert spec.generator
+        assert {warning.file for warning in spec.warnings} == {"configs/models/m.yaml"}
+
+
+def test_a_mistake_in_a_step_has_a_todo_at_its_place(project: Project):
+    data = yaml.safe_load(OTHER_GENERATE_TASK)
+    data["distillation"]["conurrency"] = 4
+    del data["distillation"]["output_path"]
+    result = project.migrate(data, to="tasks/t.yaml")
+    assert result.exit_code == 1
+    text = project.text("tasks/t.yaml")
+    assert re.search(r"  # TODO distillation.conurrency: .*\n  conurrency: 4", text)
+    assert re.search(r"# TODO distillation.output_path: missing.*\ndistillation:", text)
+
+
+@pytest.mark.parametrize(("text", "name"), [(SETS, "sets"), (GROUPS, "groups")])
+def test_data_sets_and_merge_groups_are_taken_as_they_are(project: Project, text: str, name: str):
+    result = project.migrate(text, to=f"distillation/{name}.yaml")
+    assert result.exit_code == 0, result.output
+    assert project.text(f"distillation/{name}.yaml") == text
+
+
+def test_mistakes_in_data_sets_and_merge_groups_are_refused(project: Project):
+    sets = yaml.safe_load(SETS)
+    sets["org/a"]["column_mapping"] = {"conversation": "turns"}
+    told = lines(project.migrate(sets, to="distillation/s.yaml"))
+    assert told["org/a.column_mapping.conversation"] == (
+        "refused",
+        "unknown key; did you mean conversations?",
+    )
+    groups = yaml.safe_load(GROUPS)
+    groups["merge_groups"][0]["output_file"] = "/mnt/one.jsonl"
+    told = lines(project.migrate(groups, to="distillation/g.yaml"))
+    assert told["merge_groups[0].output_file"][0] == "refused"
 
 
 # Models
@@ -543,7 +710,10 @@ def test_a_file_of_ours_stays_as_it_is(path: Path):
     assert result.stdout == path.read_text("utf-8")
 
 
-@pytest.mark.parametrize("old", [TASK, FLAT_TASK, MODEL, FIRST_MODEL, PROMPT])
+DISTILLING = [CHATML_TASK, MERGE_TASK, GENERATE_TASK, OTHER_GENERATE_TASK]
+
+
+@pytest.mark.parametrize("old", [TASK, FLAT_TASK, MODEL, FIRST_MODEL, PROMPT, *DISTILLING])
 def test_migrating_twice_changes_nothing_more(project: Project, old: Data | str):
     project.migrate(old, to="tasks/once.yaml")
     once = project.text("tasks/once.yaml")
@@ -588,6 +758,9 @@ PARSERS = [
     (MODEL, parse_model),
     (FIRST_MODEL, parse_model),
     (yaml.safe_load(PROMPT), parse_prompt),
+    *((yaml.safe_load(text), parse_task) for text in DISTILLING),
+    (yaml.safe_load(SETS), parse_datasets),
+    (yaml.safe_load(GROUPS), parse_merge_groups),
 ]
 
 
@@ -614,7 +787,7 @@ def test_any_part_of_an_old_file_validates_or_is_refused(
     folder = tmp_path_factory.mktemp("parts")
     result = run(write(folder / "old.yaml", data.draw(parts(old))))
     if isinstance(result.exception, SetupError):
-        assert re.search(r"not a task, model or prompt file|a mapping", str(result.exception))
+        assert re.search(r"not a task, model, prompt, data|a mapping", str(result.exception))
         return
     assert SECRET not in result.output
     if result.exit_code:

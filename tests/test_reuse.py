@@ -186,7 +186,8 @@ class TestBudget:
         ended = run(project, "run-task", TASK)
         assert ended.code == 1
         assert f"{TASK}:budget_usd: 0.05 is spent" in ended.out + ended.err
-        spent = project.steps().budget
+        steps = project.steps()
+        spent = steps.budget_of(steps.score_stage.prices)
         assert spent.spent(0) is not None or spent.spent(1) is not None
         assert spent.total.usd == pytest.approx(0.05, rel=0.05), "at most a reply more or less"
 
@@ -201,5 +202,5 @@ class TestBudget:
         project.task_file.write_text(
             yaml.safe_dump({k: v for k, v in task.items() if k not in ("model", "prompt")})
         )
-        with pytest.raises(SetupError, match="budget_tokens: not used: the task has a scorer"):
+        with pytest.raises(SetupError, match="budget_tokens: not used: the task asks no model"):
             project.steps()

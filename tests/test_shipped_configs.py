@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pyarrow.parquet as pq
@@ -20,6 +22,9 @@ from modelcall_assets.cli.check import check
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.block import Block
 from modelcall_assets.config.catalog import load_catalog, load_model, load_task, task_files
+from modelcall_assets.config.datasets import MAPPING_KEYS, parse_datasets
+from modelcall_assets.config.distillation import DistillationTask, step_folders
+from modelcall_assets.config.merge_groups import parse_merge_groups
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
 from modelcall_assets.config.task import ScoringTask, parse_task
 from modelcall_assets.config.yaml_file import load_yaml
@@ -35,7 +40,12 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*") if path.is_file())
 YAMLS = [path for path in FILES if path.suffix == ".yaml"]
-TEMPLATE = CONFIGS / "tasks/templates/data_scoring_template.yaml"
+TEMPLATES = CONFIGS / "tasks/templates"
+TEMPLATE = TEMPLATES / "data_scoring_template.yaml"
+DISTILLATION_TEMPLATE = TEMPLATES / "data_distillation_template.yaml"
+STEP_TEMPLATES = {
+    f"{step}_template": step for step in ("chatml_conversion", "jsonl_merge", "generate_response")
+}
 KEYS = ("OPENAI_API_KEY", "DEEPSEEK_API_KEY", "ANTHROPIC_API_KEY")
 
 LATER = {
@@ -45,6 +55,31 @@ LATER = {
     "repomix_quality_rating": "repo_xml",
 }
 """Tasks that name a preprocessor of a later version."""
+
+LINKS = {
+    "chatml_conversion": None,
+    "jsonl_merge": "chatml_conversion",
+    "generate_response": "jsonl_merge",
+    "chatml_conversion_with_system": None,
+    "jsonl_merge_qa": "chatml_conversion_with_system",
+    "generate_response_retry": None,
+    "distillation_chain": None,
+}
+"""Which task a distilling one reads from."""
+
+COLUMN_SHAPES = [
+    {"prompt": "instruction", "response": "output"},
+    {"prompt": "input", "response": "output"},
+    {"prompt": "problem", "response": "answer"},
+    {"prompt": "problem", "response": "generated_solution"},
+    {"prompt": "prompt", "response": "response"},
+    {"prompt": "instruction", "input": "input", "response": "output"},
+    {"messages": "conversation"},
+    {"messages": "messages"},
+    {"conversations": "conversations"},
+    {"prompt_text": "prompt_text"},
+]
+"""The shapes of columns that the shipped data sets show."""
 
 INPUT_COLUMNS = {
     "demo_code_quality": {"id", "text", "path"},
@@ -114,8 +149,10 @@ def words_of(prompt: PromptConfig) -> str:
 
 def leaves(model: type[Block], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Block):
-            yield from leaves(info.annotation, f"{prefix}{name}.")
+        arms = get_args(info.annotation) or (info.annotation,)
+        blocks = [arm for arm in arms if isinstance(arm, type) and issubclass(arm, Block)]
+        if blocks and set(arms) <= {*blocks, type(None)}:
+            yield from leaves(blocks[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 
@@ -183,13 +220,13 @@ class TestTasks:
         tasks = [parse_task(load_yaml(path), shown(path))[0] for path in task_files(ROOT)]
         named = {task.task_name: task for task in tasks if task}
         assert set(named) == {path.stem for path in task_files(ROOT)}
-        folders = [
-            folder
-            for task in named.values()
-            for folder in (task.data.input_folder, task.data.output_folder)
-        ]
-        folders += [task.preprocess.output_folder for task in named.values()]
-        used = [folder for folder in folders if folder]
+        used = list[str]()
+        for task in named.values():
+            if isinstance(task, DistillationTask):
+                used += step_folders(task).values()
+                continue
+            used += [task.data.input_folder, task.data.output_folder]
+            used += filter(None, [task.preprocess.output_folder])
         assert len(set(used)) == len(used)
         assert all(folder.startswith("data/") for folder in used)
 
@@ -244,6 +281,51 @@ class TestTasks:
         assert prompt.placeholders == columns | {task.data.prompt_format_key}
 
 
+class TestDistillation:
+    def test_locations_that_fit_together_make_one_graph(self) -> None:
+        specs = {spec.name: spec for spec in load_catalog(ROOT).tasks if spec.name in LINKS}
+        assert {
+            name: spec.link.spec.name if spec.link else None for name, spec in specs.items()
+        } == LINKS
+        stages = specs["distillation_chain"].stages
+        assert stages == ("raw", "chatml", "merged", "responses", "scores")
+
+    @pytest.mark.parametrize("name", LINKS)
+    def test_data_that_is_not_there_is_one_warning(self, shipped: Path, name: str) -> None:
+        path = shipped / f"configs/tasks/data_distillation/{name}.yaml"
+        result = CliRunner().invoke(check, [str(path)])
+        assert result.exit_code == 0, result.output
+        own = [line for line in result.output.splitlines() if f"{name}.yaml:" in line]
+        expected = 0 if LINKS[name] == "jsonl_merge" else 1
+        assert len(own) == expected, result.output
+        assert all("yet" in line for line in own)
+
+    def test_each_step_is_written_with_the_old_names(self) -> None:
+        for name in LINKS:
+            data = load_yaml(CONFIGS / f"tasks/data_distillation/{name}.yaml")
+            assert ("distillation" in data) == (name != "distillation_chain")
+
+    def test_the_data_sets_show_every_style_and_shape_of_columns(self) -> None:
+        file = CONFIGS / "distillation/datasets.yaml"
+        datasets, problems = parse_datasets(load_yaml(file), file.name)
+        assert datasets and not problems
+        assert {dataset.format_style for dataset in datasets.values()} == set(MAPPING_KEYS)
+        mappings = [dataset.column_mapping for dataset in datasets.values()]
+        assert [shape for shape in COLUMN_SHAPES if shape not in mappings] == []
+
+    def test_the_merge_groups(self) -> None:
+        file = CONFIGS / "distillation/merge_groups.yaml"
+        groups, problems = parse_merge_groups(load_yaml(file), file.name)
+        assert groups and not problems
+        assert {group.name: len(group.input_files) for group in groups} == {
+            "opc-sft-stage1": 3,
+            "opc-sft-stage2": 4,
+            "qa-train-data": 2,
+        }
+        assert groups[2].output_file == "qa_train_data_chatml.jsonl"
+        assert [name[:5] for name in groups[2].input_files] == ["qa_zh", "qa_en"]
+
+
 class TestTemplate:
     def test_it_is_no_task(self) -> None:
         assert TEMPLATE not in task_files(ROOT)
@@ -265,6 +347,44 @@ class TestTemplate:
         assert template == smallest
         lines = [line for line in TEMPLATE.read_text().splitlines() if "REQUIRED." in line]
         assert len(lines) == 5
+
+    def test_that_of_distillation_shows_every_field_and_its_default(self) -> None:
+        data = load_yaml(DISTILLATION_TEMPLATE)
+        names = set(leaves(DistillationTask))
+        assert set(written(data, names)) == names
+        required = {name: data[name] for name in ("task_name", "task_type")}
+        for block, fields in {
+            "chatml_conversion": ("dataset_config_path", "input_dir", "output_dir"),
+            "jsonl_merge": ("merge_config_path", "base_output_dir"),
+            "generate_response": ("response_config_path", "output_path"),
+            "scores": ("model", "prompt", "output_dir", "prompt_format_key"),
+        }.items():
+            required[block] = {name: data[block][name] for name in fields}
+        template, problems = parse_task(data, "template")
+        smallest, _ = parse_task(required, "smallest")
+        assert not problems
+        assert template == smallest
+        lines = DISTILLATION_TEMPLATE.read_text().splitlines()
+        assert len([line for line in lines if "REQUIRED." in line]) == 13
+
+    @pytest.mark.parametrize(("name", "step"), STEP_TEMPLATES.items())
+    def test_that_of_a_step_shows_its_fields_and_their_defaults(self, name: str, step: str) -> None:
+        path = TEMPLATES / f"{name}.yaml"
+        data = load_yaml(path)
+        whole = load_yaml(DISTILLATION_TEMPLATE)[step]
+        assert list(data["distillation"]) == ["step", *whole]
+        marked = re.findall(r"^ +(\w+): .*# REQUIRED\.", path.read_text(), re.MULTILINE)
+        required = {field: data["distillation"][field] for field in ("step", *marked)}
+        template, problems = parse_task(data, "template")
+        smallest, _ = parse_task({**data, "distillation": required}, "smallest")
+        assert not problems
+        assert template == smallest
+
+    @pytest.mark.parametrize("name", ["data_distillation_template", *STEP_TEMPLATES])
+    def test_a_copy_of_each_is_a_task(self, shipped: Path, name: str) -> None:
+        shutil.copy(TEMPLATES / f"{name}.yaml", shipped / "configs/tasks/my_task.yaml")
+        files = {spec.file_name for spec in load_catalog(shipped).tasks}
+        assert "configs/tasks/my_task.yaml" in files
 
     def test_a_copy_is_a_task(self, shipped: Path) -> None:
         shutil.copy(TEMPLATE, shipped / "configs/tasks/my_task.yaml")
@@ -384,3 +504,63 @@ class TestRehearsal:
         assert result.exit_code == 0, result.output
         parsed = result.output.split("parsed:")[1]
         assert [key for key in prompt_of(name).fields if f'"{key}"' not in parsed] == []
+
+    def test_the_chain_from_end_to_end(self, rehearsed: Path, server: RehearsalServer) -> None:
+        """Its summary is about the merge groups, and tells what failed on the way."""
+        (rehearsed / "workspace.yaml").write_text("{}")
+        task = rehearsed / "configs/tasks/data_distillation/distillation_chain.yaml"
+        text = re.sub(r"configs/models/\w+", "configs/models/rehearsal", task.read_text())
+        task.write_text(text.replace("max_failure_rate: 0.02", "max_failure_rate: 0.1"))
+        row = {"instruction": "Add two numbers.", "output": "def add(a, b): return a + b"}
+        rows = [row, row, {"instruction": 3, "output": "x"}, *[row] * 17]
+        datasets = load_yaml(rehearsed / "configs/distillation/datasets.yaml")
+        for name in ("OpenCoder-LLM/opc-sft-stage1", "OpenCoder-LLM/opc-sft-stage2"):
+            for config in datasets[name]["configs"]:
+                folder = rehearsed / "data/distillation/datasets" / name / config
+                folder.mkdir(parents=True)
+                count = len(rows) if config == "evol_instruct" else 2
+                data = b"\n".join(map(orjson.dumps, rows[:count]))
+                (folder / "train-00000-of-00001.jsonl").write_bytes(data)
+        assert "distillation_chain" not in CliRunner().invoke(check, [str(task)]).output
+        ended = self.run_task(task)
+        first, chatml, responses, *_, last = ended.stdout.splitlines()
+        assert first.startswith("2 of 2 merge groups scored: 32 rows, 31 succeeded, 1 failed")
+        assert chatml.startswith("  7 of 7 files converted: 32 rows, 31 succeeded, 1 failed (chat")
+        assert responses.startswith("  2 of 2 merge groups answered: 32 rows, 31 succeeded")
+        assert last == f"scores: {rehearsed}/data/distillation_chain/scores"
+        assert server.stats()["requests"] == 62
+        again = self.run_task(task)
+        assert "nothing to do" in again.stdout
+        (rehearsed / "data/distillation_chain/generated/opc_sft_stage2_chatml.jsonl").unlink()
+        task.write_text(text)
+        red = self.run_task(task, code=1)
+        stage2 = "responses of opc_sft_stage2_chatml.jsonl: 1 of 26 rows failed"
+        assert f"  rejected: {stage2}" in red.stdout
+        assert "max_failure_rate 2.00%" in red.stderr
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("chatml_conversion_with_system", "2 of 2 files converted: 3 rows, 3 succeeded"),
+            ("jsonl_merge_qa", "1 of 1 merge groups merged: 2 rows, 2 succeeded, 0 failed, 1 drop"),
+        ],
+    )
+    def test_the_steps_of_the_questions(self, rehearsed: Path, name: str, words: str) -> None:
+        (rehearsed / "workspace.yaml").write_text("{}")
+        folder = rehearsed / "data/distillation/datasets"
+        folder.mkdir(parents=True)
+        row = {"prompt": "q", "response": "a"}
+        (folder / "qa_zh.jsonl").write_bytes(orjson.dumps(row | {"prompt": "问"}))
+        (folder / "qa_en.jsonl").write_bytes(orjson.dumps(row) + b"\n" + orjson.dumps(row))
+        tasks = rehearsed / "configs/tasks/data_distillation"
+        ended = self.run_task(tasks / "chatml_conversion_with_system.yaml")
+        if name != "chatml_conversion_with_system":
+            ended = self.run_task(tasks / f"{name}.yaml")
+        assert ended.stdout.startswith(words)
+        assert "no model was asked" in ended.stdout
+
+    def run_task(self, task: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "modelcall", "run-task", str(task)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended

@@ -8,11 +8,15 @@ import click
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.clean import clean
+from modelcall_assets.cli.export import export
+from modelcall_assets.cli.failures import failures, retry
 from modelcall_assets.cli.migrate import migrate
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.cli.run_task import run_task
+from modelcall_assets.cli.split import join, split
 from modelcall_assets.cli.trial import trial
+from modelcall_assets.cli.view import view
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
@@ -35,10 +39,21 @@ def modelcall() -> None:
       modelcall try TASK.yaml         five rows: prompt, raw reply, parsed result
       modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
       modelcall run-task TASK.yaml    materialise what is missing or failed
+
+    \b
+    Then:
+      modelcall failures TASK.yaml    which rows failed, and why
+      modelcall retry TASK.yaml       ask again for those
+      modelcall view TASK.yaml        a page of sampled records
+      modelcall export TASK.yaml      JSONL or Parquet for others
     """
 
 
-for command in (run_task, plan, trial, check, rehearse, clean, migrate):
+for command in (
+    *(check, plan, trial, rehearse, run_task),
+    *(failures, retry, view, export, clean),
+    *(split, join, migrate),
+):
     modelcall.add_command(command)
 
 

@@ -28,7 +28,9 @@ _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 )
 @click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
 def migrate(old: Path, output: Path | None, force: bool) -> None:
-    """Rewrite OLD.yaml, a task, model or prompt file of the old system, for this project.
+    """Rewrite OLD.yaml, a config file of the old system, for this project.
+
+    Takes files of tasks, models, prompts, data sets and merge groups.
 
     Lists what is honoured, changed and refused. Exits with 1 when something was refused: a TODO
     stands at its place in the new file. API keys are replaced by references and never shown;

@@ -12,13 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.config.spec import MERGED, SCORES
 from modelcall_assets.errors import InputError
 from modelcall_assets.steps.preview import FilePlan, plan_file
+from modelcall_assets.steps.responses import ResponseStage
+from modelcall_assets.steps.scores import ScoreStage
 from modelcall_assets.steps.task_steps import TaskSteps
 
 SHOWN_FILES = 40
 MILLION = 1_000_000
 _TITLES = {"rows": "rows", "prompt_tokens": "prompt tokens", "journalled": "in journal"}
+
+
+Asking = ScoreStage | ResponseStage
 
 
 @click.command("plan")
@@ -46,10 +52,9 @@ def plan(task: Path, answer_tokens: int | None) -> None:
         except InputError as error:
             unreadable.append(error)
     console = Console()
-    rules = steps.rule_stage
-    console.print(_table(plans, [] if rules else ["prompt_tokens", "journalled"]))
-    lines = [f"to send: nothing; {rules.path} rates the rows"] if rules else None
-    for line in lines or _estimate(steps, plans, answer_tokens):
+    asking = steps.first_asking
+    console.print(_table(plans, _model_columns(asking)))
+    for line in _outlook(steps, plans, answer_tokens):
         console.print(line, highlight=False)
     for error in unreadable:
         click.echo(f"error: {error}", err=True)
@@ -74,13 +79,36 @@ def _table(plans: list[FilePlan], of_model: Sequence[str]) -> Table:
     return table
 
 
-def _estimate(steps: TaskSteps, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
+def _model_columns(asking: Asking | None) -> list[str]:
+    """A journal is looked into where its partitions are the files."""
+    if asking is None:
+        return []
+    return ["prompt_tokens", "journalled"] if isinstance(asking, ScoreStage) else ["prompt_tokens"]
+
+
+def _outlook(steps: TaskSteps, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
+    asking = steps.first_asking
+    if steps.rule_stage is not None:
+        return [f"to send: nothing; {steps.rule_stage.path} rates the rows"]
+    if asking is None:
+        return ["to send: nothing; no step of the task asks a model"]
+    lines = _estimate(asking, plans, answer_tokens)
+    if isinstance(asking, ScoreStage):
+        return lines
+    notes = (
+        ["before merging, and without what the journal answers"] if MERGED in steps.stages else []
+    )
+    notes += ["the judge's requests are not counted"] if SCORES in steps.stages else []
+    return [*lines, *notes]
+
+
+def _estimate(asking: Asking, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
     """Cost of what the journal does not hold; the answers' length is the user's guess or a cap."""
     rows = sum(each.rows for each in plans)
     to_send = sum(max(0, each.rows - each.journalled) for each in plans)
     share = to_send / rows if rows else 0.0
     prompt = round(sum(each.prompt_tokens for each in plans) * share)
-    params, prices = steps.score_stage.params, steps.score_stage.prices
+    params, prices = asking.params, asking.prices
     cap = params.get("max_tokens") or params.get("max_completion_tokens")
     answer = answer_tokens or cap
     lines = [f"to send: about {to_send:,} requests, {prompt:,} prompt tokens"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 
@@ -13,13 +13,15 @@ import click
 
 from modelcall_assets.cli.display import RunDisplay
 from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, SCORES
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.task_steps import RAW, SCORES, WARNINGS, TaskSteps
+from modelcall_assets.steps.task_steps import GROUPS, RAW, WARNINGS, TaskSteps
 from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
+_DONE = {CHATML: "converted", MERGED: "merged", RESPONSES: "answered", SCORES: "scored"}
 
 
 @click.command("run-task")
@@ -31,7 +33,7 @@ SHOWN_WARNINGS = 20
 def run_task(
     task: Path, pattern: str | None, fresh: bool, job_index: int, world_size: int | None
 ) -> None:
-    """Score the input files of TASK.yaml: what is missing, failed or out of date.
+    """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
 
     Runs the same assets as the Dagster UI in this one process, and the UI shows the runs. Stop it
     at any time: every reply is kept, and the next run asks only for what is missing.
@@ -41,22 +43,39 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
+    steps = task_steps(task)
+    size = world_size or steps.spec.task.distributed.world_size or 1
+
+    def choose(keys: Sequence[str]) -> list[str]:
+        return _selected(steps, keys, pattern, job_index, size)
+
+    sys.exit(run_files(steps, choose, fresh=fresh))
+
+
+def run_files(
+    steps: TaskSteps,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    *,
+    fresh: bool = False,
+    again: bool = False,
+) -> int:
+    """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
+    the exit code. With `again` files that are up to date have their failed rows asked again."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     from modelcall_assets.defs.instance import open_instance
     from modelcall_assets.defs.partitions import add_new_files
     from modelcall_assets.defs.runs import TaskRunner
 
-    steps = task_steps(task)
     steps.check_rater()
-    world_size = world_size or steps.spec.task.distributed.world_size or 1
     with open_instance(steps.spec.root) as instance:
-        keys = _selected(steps, add_new_files(instance, steps), pattern, job_index, world_size)
+        keys = choose(add_new_files(instance, steps))
         if not keys:
             click.echo(f"{steps.spec.name}: no input files to work on")
-            return
+            return 0
         started = time.monotonic()
         with RunDisplay() as display:
-            summary = TaskRunner(steps, instance, display.watcher).run(keys, fresh=fresh)
+            runner = TaskRunner(steps, instance, display.watcher)
+            summary = runner.run(keys, fresh=fresh, again=again)
         seconds = time.monotonic() - started
     for message in summary.failed:
         click.echo(f"error: {message}", err=True)
@@ -64,7 +83,7 @@ def run_task(
         click.echo(f"{decode_key(key)}: another run is working on it", err=True)
     did_nothing = not any(summary.ran.values())
     click.echo(_summary(steps, keys, did_nothing, display, seconds))
-    sys.exit(1 if summary.failed or summary.busy else 0)
+    return 1 if summary.failed or summary.busy else 0
 
 
 def _selected(
@@ -91,27 +110,43 @@ def _summary(
     steps: TaskSteps, keys: Sequence[str], did_nothing: bool, display: RunDisplay, seconds: float
 ) -> str:
     """The whole selection's state, and what this run did for it."""
-    paths = {key: steps.layout.manifest_path(SCORES, key) for key in keys}
-    found = {key: manifest for key, path in paths.items() if (manifest := read_manifest(path))}
-    lines = [_totals(list(found.values()), len(keys))]
-    lines += [
-        f"  rejected: {decode_key(key)}: {manifest.failed} of {manifest.rows} rows failed"
-        for key, manifest in found.items()
-        if not manifest.accepted
-    ]
+    *before, last = (stage for stage in steps.stages if stage in _DONE)
+    lines = [_totals(steps, last, keys)]
+    for stage in before:
+        if any(made is None or made.failed for made in _manifests(steps, stage, keys).values()):
+            lines.append(f"  {_totals(steps, stage, keys)}")
+        lines += _rejected(steps, stage, keys, f"{stage} of ")
+    lines += _rejected(steps, last, keys)
     lines += _warnings(steps, keys)
     if did_nothing:
         lines.append("nothing to do: every file is up to date, no request was sent")
     elif steps.rule_stage is not None:
         lines.append(f"rated by {steps.rule_stage.path} in {seconds:.1f} s, no model was asked")
+    elif last in (CHATML, MERGED):
+        lines.append(f"{_DONE[last]} in {seconds:.1f} s, no model was asked")
     else:
         rate = f" ({display.requests / seconds:,.0f}/s)" if display.requests else ""
         lines.append(
             f"{display.requests:,} requests sent in {seconds:.1f} s{rate}, "
             f"{display.replayed:,} rows answered from the journal"
         )
-    lines.append(f"scores: {steps.spec.output_folder}")
+    lines.append(f"{last}: {steps.spec.output_folder}")
     return "\n".join(lines)
+
+
+def _manifests(steps: TaskSteps, stage: str, keys: Sequence[str]) -> dict[str, Manifest | None]:
+    """Of the selected keys of the first stage, or of all the stage has where these are others."""
+    has_others = steps.partitions(stage) != steps.partitions(steps.stages[0])
+    own = steps.keys(steps.partitions(stage)) if has_others else keys
+    return {key: read_manifest(steps.layout.manifest_path(stage, key)) for key in own}
+
+
+def _rejected(steps: TaskSteps, stage: str, keys: Sequence[str], of: str = "") -> list[str]:
+    return [
+        f"  rejected: {of}{decode_key(key)}: {made.failed} of {made.rows} rows failed"
+        for key, made in _manifests(steps, stage, keys).items()
+        if made is not None and not made.accepted
+    ]
 
 
 def _warnings(steps: TaskSteps, keys: Sequence[str]) -> list[str]:
@@ -127,10 +162,15 @@ def _warnings(steps: TaskSteps, keys: Sequence[str]) -> list[str]:
     return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
 
 
-def _totals(manifests: Sequence[Manifest], files: int) -> str:
+def _totals(steps: TaskSteps, stage: str, keys: Sequence[str]) -> str:
+    found = _manifests(steps, stage, keys)
+    manifests = [manifest for manifest in found.values() if manifest is not None]
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
     reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
-    text = f"{len(manifests)} of {files} files scored: {rows:,} rows, {ok:,} succeeded, "
-    text += f"{rows - ok:,} failed"
+    what = "merge groups" if steps.partitions(stage) == GROUPS else "files"
+    text = f"{len(manifests)} of {len(found)} {what} {_DONE[stage]}: {rows:,} rows, "
+    text += f"{ok:,} succeeded, {rows - ok:,} failed"
     by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-    return f"{text} ({by_reason})" if by_reason else text
+    text += f" ({by_reason})" if by_reason else ""
+    dropped = sum(manifest.dropped for manifest in manifests)
+    return f"{text}, {dropped:,} dropped" if dropped else text

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from modelcall_assets.config.catalog import find_root, load_task
+from modelcall_assets.config.catalog import find_root, load_linked
+from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.task_steps import TaskSteps
 
 task_argument = click.argument(
@@ -16,7 +17,7 @@ task_argument = click.argument(
 
 def task_steps(task: Path) -> TaskSteps:
     """Loads the task; its warnings go to standard error. SetupError when it is wrong."""
-    spec = load_task(task, find_root(task.resolve().parent))
+    spec = load_linked(task, find_root(task.resolve().parent))
     for warning in spec.warnings:
         click.echo(f"warning: {warning}", err=True)
-    return TaskSteps(spec)
+    return steps_of(spec)

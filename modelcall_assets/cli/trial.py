@@ -14,13 +14,16 @@ import orjson
 
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.catalog import load_model
+from modelcall_assets.config.model import ModelConfig
+from modelcall_assets.config.spec import RESPONSES, SCORES
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.answer import Answer
-from modelcall_assets.llm.dialogue import Said, said
+from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.outcome import Failure, Outcome
 from modelcall_assets.records.record import Row
 from modelcall_assets.steps.calls import Asked
+from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.preview import first_rows
 from modelcall_assets.steps.rule_scores import rate
 from modelcall_assets.steps.task_steps import TaskSteps
@@ -57,11 +60,14 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
             _show_outcome(row if isinstance(row, Failure) else rate(scorer, row))
         return
     if model is not None:
-        steps = TaskSteps(replace(steps.spec, model=load_model(model, steps.spec.root)))
-    ask = steps.score_stage.ask
+        steps = _with_model(steps, load_model(model, steps.spec.root))
+    asking = steps.first_asking
+    if asking is None:
+        wrong = "no step of this task asks a model"
+        raise SetupError([Problem(steps.spec.file_name, "", wrong, fix="use `modelcall plan`")])
     first = _first(steps, pattern, rows)
-    asks = [row if isinstance(row, Failure) else ask(row) for row in first]
-    results = asyncio.run(_ask_all(steps, asks))
+    asks = [row if isinstance(row, Failure) else asking.ask(row) for row in first]
+    results = asyncio.run(_ask_all(steps, asking.rules, asks))
     for number, (asked, (replies, outcome)) in enumerate(zip(asks, results, strict=True), start=1):
         _show_dialogue(number, asked, replies)
         _show_outcome(outcome)
@@ -79,16 +85,24 @@ def _first(steps: TaskSteps, pattern: str, rows: int) -> list[Row | Failure]:
     raise SetupError([Problem(steps.spec.file_name, "data.input_folder", wrong)])
 
 
-async def _ask_all(steps: TaskSteps, asks: Sequence[Asked]) -> list[tuple[list[str], Outcome]]:
-    async with steps.engine() as engine:
-        return await asyncio.gather(*(_converse(steps, engine, asked) for asked in asks))
+def _with_model(steps: TaskSteps, model: ModelConfig) -> TaskSteps:
+    """The task with another model in its first stage that asks one."""
+    is_generator = RESPONSES in steps.stages
+    return steps_of(replace(steps.spec, **{"generator" if is_generator else "model": model}))
 
 
-async def _converse(steps: TaskSteps, engine: Engine, asked: Asked) -> tuple[list[str], Outcome]:
+async def _ask_all(
+    steps: TaskSteps, rules: Rules, asks: Sequence[Asked]
+) -> list[tuple[list[str], Outcome]]:
+    async with steps.engine(RESPONSES if RESPONSES in steps.stages else SCORES) as engine:
+        return await asyncio.gather(*(_converse(rules, engine, asked) for asked in asks))
+
+
+async def _converse(rules: Rules, engine: Engine, asked: Asked) -> tuple[list[str], Outcome]:
     """The raw replies, in turn, and what came of them."""
     if isinstance(asked, Failure):
         return [], asked
-    rules, turns, texts = steps.score_stage.rules, list[Said](), list[str]()
+    turns, texts = list[Said](), list[str]()
     while (finished := rules.judge(turns)) is None:
         result = await engine.ask(rules.next_request(asked, turns).payload)
         if isinstance(result, GaveUp):

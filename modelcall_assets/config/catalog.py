@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from modelcall_assets.config.block import nearest
+from modelcall_assets.config.datasets import parse_datasets
+from modelcall_assets.config.datasets import selected as selected_datasets
+from modelcall_assets.config.distillation import (
+    DISTILLATION_TYPES,
+    GENERATE,
+    DistillationTask,
+    as_written,
+)
 from modelcall_assets.config.environment import Environment
+from modelcall_assets.config.merge_groups import parse_merge_groups
+from modelcall_assets.config.merge_groups import selected as selected_groups
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import digest, legal_key
 from modelcall_assets.config.problems import errors_in, shown_path, stops_run
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import TaskSpec, budget_problems, folder_problems, unsent_text
-from modelcall_assets.config.task import parse_task
+from modelcall_assets.config.spec import (
+    Link,
+    TaskSpec,
+    budget_problems,
+    folder_problems,
+    unsent_text,
+)
+from modelcall_assets.config.task import ScoringTask, parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 
@@ -54,37 +70,63 @@ def find_root(start: Path) -> Path:
 
 
 def load_task(path: Path, root: Path) -> TaskSpec:
-    """The task with its model and prompt. SetupError tells every problem of the three files."""
+    """The task with the files it names. SetupError tells every problem of all of them."""
     path, root = path.resolve(), root.resolve()
     file = shown_path(path, root)
     data = load_yaml(path, file)
     task, problems = parse_task(data, file)
-    model_file, model = _reference(data, "model", file, root, parse_model, problems)
-    prompt_file, prompt = _reference(data, "prompt", file, root, parse_prompt, problems)
     env = _environment(data, file, root, problems)
+    references = _References(data, file, root, problems)
+    named = references.of_distillation() if _is_distillation(data) else references.of_scoring()
     if task is None or errors_in(problems):
         raise SetupError(problems)
-    if prompt is not None:
-        problems += unsent_text(task, prompt, file)
-    problems += budget_problems(task, model, file)
+    models = [model for model in (named.get("model"), named.get("generator")) if model is not None]
+    if (prompt := named.get("prompt")) is not None:
+        place = "data" if isinstance(task, ScoringTask) else "scores"
+        problems += unsent_text(task.rated, prompt, place, file)
+    problems += budget_problems(task, models, file)
+    if isinstance(task, DistillationTask):
+        named = {**named, **_selected(task, named, file, problems)}
     spec = TaskSpec(
         path=path,
         root=root,
         name=task.task_name,
         key=legal_key(task.task_name),
         task=task,
-        model=model,
-        prompt=prompt,
         env=env,
         warnings=tuple(problems),
         file_name=file,
-        model_file=model_file,
-        prompt_file=prompt_file,
+        files=references.files,
+        **named,
     )
     problems += folder_problems(spec)
+    problems = [as_written(problem, data) for problem in problems]
     if stops_run(problems):
         raise SetupError(problems)
-    return spec
+    return replace(spec, warnings=tuple(problems))
+
+
+def _is_distillation(data: dict[str, Any]) -> bool:
+    return data.get("task_type") in DISTILLATION_TYPES
+
+
+def _selected(
+    task: DistillationTask, named: dict[str, Any], file: str, problems: list[Problem]
+) -> dict[str, Any]:
+    """The data sets and groups that the task wants of those in the files."""
+    found: dict[str, Any] = {}
+    if task.chatml_conversion is not None:
+        wanted = task.chatml_conversion.selected_datasets
+        found["datasets"], more = selected_datasets(
+            named["datasets"], wanted, file, "chatml_conversion.selected_datasets"
+        )
+        problems += more
+    if task.jsonl_merge is not None:
+        found["groups"], more = selected_groups(
+            named["groups"], task.jsonl_merge.merge_groups, file, "jsonl_merge.merge_groups"
+        )
+        problems += more
+    return found
 
 
 def load_model(path: Path, root: Path) -> ModelConfig:
@@ -111,8 +153,47 @@ def load_catalog(root: Path) -> Catalog:
             failed.append((path, clashes))
         else:
             tasks.append(spec)
+    tasks = _linked(tasks)
     taken = {spec.key for spec in tasks}
     return Catalog(tuple(tasks), tuple(_broken(path, root, why, taken) for path, why in failed))
+
+
+def load_linked(path: Path, root: Path) -> TaskSpec:
+    """One task as the project has it: with links to the tasks whose output it reads."""
+    spec = load_task(path, root)
+    known = {task.path: task for task in load_catalog(root).tasks}
+    return known.get(spec.path, spec)
+
+
+def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
+    """Tasks whose first step reads what another one leaves; a circle of them stays unlinked."""
+    leaves = {
+        spec.folder(stage): (spec.key, stage)
+        for spec in tasks
+        if isinstance(spec.task, DistillationTask)
+        for stage in spec.stages[1:]
+    }
+    by_key = {spec.key: spec for spec in tasks}
+    done: dict[str, TaskSpec] = {}
+
+    def linked(spec: TaskSpec, readers: tuple[str, ...]) -> TaskSpec:
+        if spec.key in done:
+            return done[spec.key]
+        is_reader = isinstance(spec.task, DistillationTask) and not spec.task.chatml_conversion
+        found = leaves.get(_input_place(spec)) if is_reader else None
+        if found is not None and found[0] not in readers:
+            source = linked(by_key[found[0]], (*readers, spec.key))
+            spec = replace(spec, link=Link(source, found[1]))
+        if len(readers) == 1 or spec.link is not None:
+            done[spec.key] = spec
+        return spec
+
+    return [linked(spec, (spec.key,)) for spec in tasks]
+
+
+def _input_place(spec: TaskSpec) -> str:
+    """The folder that the first step reads, or the one of its file."""
+    return str(Path(spec.input_folder).parent) if spec.has_one_input else spec.input_folder
 
 
 def task_files(root: Path) -> list[Path]:
@@ -122,32 +203,66 @@ def task_files(root: Path) -> list[Path]:
     return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
 
 
-def _reference(
-    data: dict[str, Any],
-    block: str,
-    file: str,
-    root: Path,
-    parse: Parse[T],
-    problems: list[Problem],
-) -> tuple[str, T | None]:
-    """The file that `<block>.config_path` names, parsed; its problems are added."""
-    text = _text(data, block, "config_path")
-    if not text:
-        return "", None
-    path = (root / text).resolve()
-    shown = shown_path(path, root)
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        close = nearest(path.name, siblings)
-        fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
-        problems.append(Problem(file, f"{block}.config_path", "no such file", have=text, fix=fix))
-        return shown, None
-    try:
-        parsed, found = parse(load_yaml(path, shown), shown)
-    except SetupError as error:
-        parsed, found = None, error.problems
-    problems += found
-    return shown, parsed
+@dataclass
+class _References:
+    """The files that a task names, parsed; their problems are added to the task's."""
+
+    data: dict[str, Any]
+    file: str
+    root: Path
+    problems: list[Problem]
+    files: dict[str, str] = field(default_factory=dict[str, str])
+
+    def of_scoring(self) -> dict[str, Any]:
+        return {
+            "model": self._parsed("model", "model.config_path", parse_model),
+            "prompt": self._parsed("prompt", "prompt.config_path", parse_prompt),
+        }
+
+    def of_distillation(self) -> dict[str, Any]:
+        """As the file is with a block per step; in an old file's one block the same."""
+        found: dict[str, Any] = {
+            "model": self._parsed("model", "scores.model.config_path", parse_model),
+            "prompt": self._parsed("prompt", "scores.prompt.config_path", parse_prompt),
+        }
+        for name, step, key, parse in (
+            ("generator", GENERATE, "response_config_path", parse_model),
+            ("generator", GENERATE, "model_config", parse_model),
+            ("datasets", "chatml_conversion", "dataset_config_path", parse_datasets),
+            ("groups", "jsonl_merge", "merge_config_path", parse_merge_groups),
+        ):
+            for place in (f"{step}.{key}", f"distillation.{key}"):
+                if found.get(name) is None and _at(self.data, place):
+                    found[name] = self._parsed(name, place, parse)
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _parsed(self, name: str, place: str, parse: Parse[T]) -> T | None:
+        text = _at(self.data, place)
+        if not text:
+            return None
+        path = (self.root / text).resolve()
+        self.files[name] = shown = shown_path(path, self.root)
+        if not path.is_file():
+            siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+            close = nearest(path.name, siblings)
+            fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
+            self.problems.append(Problem(self.file, place, "no such file", have=text, fix=fix))
+            return None
+        try:
+            parsed, found = parse(load_yaml(path, shown), shown)
+        except SetupError as error:
+            parsed, found = None, error.problems
+        self.problems += found
+        return parsed
+
+
+def _at(data: dict[str, Any], place: str) -> str:
+    """The text at a dotted place of a file, else nothing."""
+    *blocks, name = place.split(".")
+    for block in blocks:
+        data = _block(data, block)
+    value = data.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _environment(
@@ -157,15 +272,15 @@ def _environment(
     named = _block(data, "environment").get("config_path")
     texts: list[Any] = cast("list[Any]", named) if isinstance(named, list) else [named]
     places = [("environment.config_path", text) for text in texts]
-    places.append(("environment.tos_config_path", _text(data, "environment", "tos_config_path")))
+    places.append(("environment.tos_config_path", _at(data, "environment.tos_config_path")))
     paths: list[Path] = []
-    for field, text in places:
+    for place, text in places:
         if not isinstance(text, str) or not text:
             continue
         if (root / text).is_file():
             paths.append(root / text)
         else:
-            problems.append(Problem(file, field, "no such file", have=text))
+            problems.append(Problem(file, place, "no such file", have=text))
     try:
         return Environment.for_task(root, paths)
     except SetupError as error:
@@ -178,11 +293,6 @@ def _block(data: dict[str, Any], name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _text(data: dict[str, Any], block: str, name: str) -> str:
-    value = _block(data, block).get(name)
-    return value if isinstance(value, str) else ""
-
-
 def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
     """What a task may not share with an earlier one."""
     for first in tasks:
@@ -191,11 +301,14 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
             if first.name != spec.name:
                 wrong = f"{spec.name} and {first.name} ({first.file_name}) are both {spec.key}"
             yield Problem(spec.file_name, "task_name", wrong, fix="choose another name")
-        if first.output_folder == spec.output_folder:
-            wrong = f"{first.file_name} writes to the same folder"
-            have = shown_path(Path(spec.output_folder), spec.root)
-            fix = "give each task its own"
-            yield Problem(spec.file_name, "data.output_folder", wrong, have=have, fix=fix)
+        theirs = {first.folder(stage) for stage in first.stages[1:]}
+        for folder in (spec.folder(stage) for stage in spec.stages[1:]):
+            if folder in theirs:
+                wrong = f"{first.file_name} writes to the same folder"
+                have = shown_path(Path(folder), spec.root)
+                place = "data.output_folder" if isinstance(spec.task, ScoringTask) else ""
+                fix = "give each task its own"
+                yield Problem(spec.file_name, place, wrong, have=have, fix=fix)
 
 
 def _broken(path: Path, root: Path, problems: Sequence[Problem], taken: set[str]) -> BrokenTask:

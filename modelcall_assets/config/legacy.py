@@ -77,6 +77,38 @@ MODEL_FIELDS = (
     OldField("model_name", "honoured", "was ignored in favour of an environment variable"),
 )
 
+_BUFFERS = "every reply is journalled as it arrives"
+
+STEP_FIELDS = (
+    OldField(
+        "chatml_conversion.num_processes", "warning", "files run side by side as Dagster runs"
+    ),
+    OldField(
+        "chatml_conversion.continue_mode",
+        "warning",
+        "partition status decides what is done again",
+        harmless=(True,),
+    ),
+    OldField("jsonl_merge.chunk_size", "warning", "rows are streamed"),
+    OldField("generate_response.batch_size", "warning", _BUFFERS),
+    OldField("generate_response.flush_interval_secs", "warning", _BUFFERS),
+    OldField(
+        "generate_response.retry_mode",
+        "warning",
+        "materialise again, or `modelcall retry`: only what failed is asked anew",
+        harmless=(False,),
+    ),
+    OldField("generate_response.resume_mode", "warning", _RESUME, harmless=(True,)),
+)
+"""Of the steps of a distilling task; the old files have them in the block `distillation`."""
+
+STEP_ALIASES = {
+    "model_config": "response_config_path",
+    "flush_interval": "flush_interval_secs",
+    "resume": "resume_mode",
+}
+"""Names of `task_type: generate_response`, and what `step: generate_response` calls the same."""
+
 PLACEHOLDERS = {
     "timestamp": "write a fixed folder without it; Dagster's run history keeps the times",
     "run_index": "write a fixed folder; for repeats, one task_name and output_folder per run",
@@ -105,7 +137,7 @@ def take_out(
 
 def old_names(block: str) -> set[str]:
     """Names that a block of the old files could hold beside the fields of its model."""
-    paths = (old.path.rpartition(".") for old in (*TASK_FIELDS, *MODEL_FIELDS))
+    paths = (old.path.rpartition(".") for old in (*TASK_FIELDS, *STEP_FIELDS, *MODEL_FIELDS))
     return {name for parent, _, name in paths if parent == block}
 
 

@@ -12,13 +12,32 @@ from typing import Any, Literal, cast, get_args
 from modelcall_assets.config.answer import OutputConfig
 from modelcall_assets.config.block import Block
 from modelcall_assets.config.client import ClientConfig
+from modelcall_assets.config.datasets import are_datasets, parse_datasets
+from modelcall_assets.config.distillation import (
+    DISTILLATION_TYPES,
+    GENERATE,
+    OLD_BLOCK,
+    STEPS,
+    DistillationTask,
+    old_step,
+    parse_distillation,
+)
 from modelcall_assets.config.endpoint import is_header_reference, is_secret_header
-from modelcall_assets.config.legacy import MODEL_FIELDS, PLACEHOLDERS, TASK_FIELDS, OldField
+from modelcall_assets.config.legacy import (
+    MODEL_FIELDS,
+    PLACEHOLDERS,
+    STEP_ALIASES,
+    STEP_FIELDS,
+    TASK_FIELDS,
+    OldField,
+)
+from modelcall_assets.config.merge_groups import MergeGroupsFile, parse_merge_groups
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.paths import was_in_object_store
 from modelcall_assets.config.problems import shown_value, validate
 from modelcall_assets.config.prompt import PromptFile, parse_prompt
 from modelcall_assets.config.task import TASK_TYPE, ScoringTask, parse_task
+from modelcall_assets.config.task_file import in_file_order
 from modelcall_assets.errors import Problem, SetupError
 
 Data = dict[str, Any]
@@ -74,7 +93,7 @@ def migrate_file(old: Data, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     new = Migration(old, deepcopy(old), {name: Line("honoured", name) for name in _leaves(old)})
     data, kind = deepcopy(old), _kind(old, file)
-    if kind == "task" and old.get("task_type", TASK_TYPE) != TASK_TYPE:
+    if kind == "task" and old.get("task_type", TASK_TYPE) not in (TASK_TYPE, *DISTILLATION_TYPES):
         wrong = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
         return _judged(Migration(old, None), wrong)
     if kind == "prompt":
@@ -83,19 +102,31 @@ def migrate_file(old: Data, file: str) -> Migration:
     if kind == "model":
         new.data = data = _without_secrets(_model(data, new), (), _stem(file), new)
         return _judged(new, parse_model(data, file)[1])
-    new.data = data = _task(_without_secrets(data, (), _stem(file), new), new)
+    if kind in ("datasets", "groups"):
+        parse = parse_datasets if kind == "datasets" else parse_merge_groups
+        return _judged(new, parse(data, file)[1])
+    new.data = data = _without_secrets(data, (), _stem(file), new)
+    if data.get("task_type") in DISTILLATION_TYPES:
+        new.data = data = _distillation(data, new)
+        return _judged(new, parse_distillation(data, file)[1])
+    new.data = data = _task(data, new)
     return _judged(new, parse_task(data, file)[1])
 
 
-def _kind(data: Data, file: str) -> Literal["task", "model", "prompt"]:
+def _kind(data: Data, file: str) -> Literal["task", "model", "prompt", "datasets", "groups"]:
     """By what only one kind of file has."""
     if _MODEL_KEYS.intersection(data):
         return "model"
     if set(PromptFile.model_fields).intersection(data):
         return "prompt"
-    if set(ScoringTask.model_fields).intersection(data):
+    if set(MergeGroupsFile.model_fields).intersection(data):
+        return "groups"
+    if are_datasets(data):
+        return "datasets"
+    if {OLD_BLOCK, *ScoringTask.model_fields, *DistillationTask.model_fields}.intersection(data):
         return "task"
-    raise SetupError([Problem(file, "", "not a task, model or prompt file of the old system")])
+    wrong = "not a task, model, prompt, data set or merge group file of the old system"
+    raise SetupError([Problem(file, "", wrong)])
 
 
 def _judged(new: Migration, problems: Iterable[Problem]) -> Migration:
@@ -183,13 +214,50 @@ def _without_placeholders(part: str) -> str | None:
 
 def _ordered(data: Data, block: type[Block]) -> Data:
     """The mapping in the order of the documentation; unknown keys come last."""
-    names = [name for name in block.model_fields if name in data]
+    fields = in_file_order(block)
+    names = [name for name in fields if name in data]
     result = {name: data[name] for name in names} | data
     for name in names:
-        inner = block.model_fields[name].annotation
+        inner = fields[name].annotation
         if isinstance(inner, type) and issubclass(inner, Block) and isinstance(data[name], dict):
             result[name] = _ordered(cast("Data", data[name]), inner)
     return result
+
+
+def _distillation(data: Data, new: Migration) -> Data:
+    """The one step of an old file stays as it is written there."""
+    step = old_step(data)
+    is_old = _leave_out(data, (*TASK_FIELDS, *_step_fields(step)), new)
+    block = _block(data, OLD_BLOCK)
+    for name in _STEP_FOLDERS:
+        _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
+    if step == GENERATE and block:
+        reason = "conversations are sent whole; the old system sent their first message alone, as "
+        reason += "`prompt_mode: first_message` does"
+        new.say("honoured", f"{OLD_BLOCK}.input_path", reason)
+    if is_old and data["task_type"] == GENERATE and block and "concurrency" not in block:
+        block["concurrency"] = 30
+        new.say("changed", f"{OLD_BLOCK}.concurrency", "added: 30 was the default, 20 is now")
+    if step not in STEPS or step in data:
+        return _ordered(data, DistillationTask)
+    by_step = {step if name == OLD_BLOCK else name: value for name, value in data.items()}
+    ordered = _ordered(by_step, DistillationTask)
+    return {OLD_BLOCK if name == step else name: value for name, value in ordered.items()}
+
+
+_STEP_FOLDERS = (
+    *("input_dir", "output_dir", "base_input_dir", "base_output_dir"),
+    *("input_path", "output_path"),
+)
+
+
+def _step_fields(step: Any) -> Iterator[OldField]:
+    """The fields without effect of a step, by their names in the old block."""
+    for old in STEP_FIELDS:
+        own, _, name = old.path.partition(".")
+        names = (name, *(alias for alias, same in STEP_ALIASES.items() if same == name))
+        if own == step:
+            yield from (replace(old, path=f"{OLD_BLOCK}.{each}") for each in names)
 
 
 # Models

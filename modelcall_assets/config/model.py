@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -35,9 +35,24 @@ class Prices(Block):
     """US dollars for a million completion tokens."""
 
 
+class BatchConfig(Block):
+    """How batches are made and waited for."""
+
+    poll_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest time between two looks at a batch; the first ones come sooner."""
+    max_requests_per_file: Annotated[int, Field(ge=1, le=50_000)] = 50_000
+    """Most requests of a batch; fewer where the provider's queue of tokens is small."""
+    completion_window: Annotated[str, Field(pattern=r"^[1-9]\d*[hd]$")] = "24h"
+    """Time in which the provider has to answer; OpenAI knows `24h` only."""
+
+
 class ModelFile(Block):
     """What both generations of model files may hold."""
 
+    mode: Literal["live", "batch"] = "live"
+    """`batch` sends files of requests to OpenAI's Batch API: cheaper, within a day."""
+    batch: BatchConfig = BatchConfig()
+    """For `mode: batch`."""
     prices: Prices = Prices()
     """What tokens cost."""
     supports_json_schema: bool = False
@@ -79,6 +94,8 @@ class ModelConfig:
     prices: Prices
     supports_json_schema: bool
     revision: str | None
+    mode: Literal["live", "batch"]
+    batch: BatchConfig
     client_field: str
     """Prefix of the endpoint's fields in the file, for messages."""
 
@@ -126,6 +143,7 @@ def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, li
     problems += [*mistakes, *_unknown_params(known.get(block), block, file)]
     if model is not None:
         problems += client_problems(model.client_config, model.client_field, file)
+        problems += _batch_problems(model, block, "batch" in known, file)
     return None if errors_in(problems) else model, problems
 
 
@@ -136,6 +154,8 @@ def _second(parsed: SecondGeneration) -> ModelConfig:
         parsed.prices,
         parsed.supports_json_schema,
         parsed.revision,
+        parsed.mode,
+        parsed.batch,
         client_field="client_config.",
     )
 
@@ -149,8 +169,28 @@ def _first(parsed: FirstGeneration) -> ModelConfig:
         parsed.prices,
         parsed.supports_json_schema,
         parsed.revision,
+        parsed.mode,
+        parsed.batch,
         client_field="",
     )
+
+
+def _batch_problems(
+    model: ModelConfig, block: str, has_settings: bool, file: str
+) -> Iterator[Problem]:
+    """What does not go with batches."""
+    if model.mode == "live":
+        if has_settings:
+            fix = "add `mode: batch`, or remove batch"
+            yield Problem(file, "batch", "has no effect", fix=fix, severity="warning")
+        return
+    if len(places(model.client_config, model.client_field)) > 1:
+        wrong = "several endpoints, but a batch stays at the one that took it"
+        field = f"{model.client_field}endpoints"
+        yield Problem(file, field, wrong, expected="one endpoint", fix="remove the others")
+    if model.chat_config.stream:
+        wrong, fix = "a batch does not stream", "remove it, or use `mode: live`"
+        yield Problem(file, f"{block}.stream", wrong, fix=fix)
 
 
 def _unknown_params(params: Any, block: str, file: str) -> Iterator[Problem]:

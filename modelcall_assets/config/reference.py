@@ -11,10 +11,21 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 from pydantic.fields import FieldInfo
 
 from modelcall_assets.config.block import Block
-from modelcall_assets.config.legacy import MODEL_FIELDS, PLACEHOLDERS, TASK_FIELDS, OldField
+from modelcall_assets.config.datasets import MAPPING_KEYS, DatasetConfig
+from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.legacy import (
+    MODEL_FIELDS,
+    PLACEHOLDERS,
+    STEP_ALIASES,
+    STEP_FIELDS,
+    TASK_FIELDS,
+    OldField,
+)
+from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.model import FirstGeneration, SecondGeneration
 from modelcall_assets.config.prompt import PromptFile
 from modelcall_assets.config.task import ScoringTask
+from modelcall_assets.config.task_file import ConfigPath, TaskFile, in_file_order
 
 _INTRO = """\
 # Config files
@@ -30,6 +41,20 @@ below `configs/` and names each mistake by file and field.
   task sees a task's env files.
 - `{task_name}` is replaced in data folders.
 """
+_DISTILLATION = """\
+`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
+
+Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
+`model`, `prompt` and `scorer`. The steps run in this order. A file may hold some of them only, and
+files whose folders fit together are one graph. A file with a single step may write it as the old
+system did: `distillation: {step: chatml_conversion, …}` with the step's fields, and without `step`
+where `task_type` is `generate_response`. [distillation.md](distillation.md) has examples.
+"""
+_DATASETS = """\
+`configs/distillation/*.yaml`: a mapping of data sets, by their path below `input_dir` such as
+`org/name` or `chats.jsonl`.
+"""
+_GROUPS = "`configs/distillation/*.yaml`: a list under `merge_groups`.\n"
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
 
 
@@ -37,7 +62,17 @@ def reference() -> str:
     """The whole page."""
     parts = [
         _INTRO,
-        *_section("Task", "`configs/tasks/**/*.yaml`", ScoringTask),
+        *_section("Scoring task", "`configs/tasks/**/*.yaml`", ScoringTask),
+        "## Distilling task\n",
+        _DISTILLATION,
+        _table(_HEAD, _own_rows(DistillationTask)),
+        "## Data sets\n",
+        _DATASETS,
+        _table(_HEAD, _rows(DatasetConfig, "")),
+        _table(("format_style", "keys of column_mapping"), _mapping_rows()),
+        "## Merge groups\n",
+        _GROUPS,
+        _table(_HEAD, _rows(MergeGroup, "")),
         *_section("Model", "`configs/models/*.yaml` or `.json`", SecondGeneration),
         *_section("Model, first generation", "Still read, with the same meaning.", FirstGeneration),
         *_section("Prompt", "`configs/prompts/*.yaml`", PromptFile),
@@ -51,17 +86,38 @@ def reference() -> str:
 def _section(title: str, place: str, model: type[Block]) -> Iterator[str]:
     yield f"## {title}\n"
     yield f"{place}\n"
-    yield _table(("field", "type", "default", "meaning"), _rows(model, ""))
+    yield _table(_HEAD, _rows(model, ""))
+
+
+_SHARED = frozenset(TaskFile.model_fields)
+_HEAD = ("field", "type", "default", "meaning")
+
+
+def _own_rows(model: type[TaskFile]) -> Iterator[tuple[str, ...]]:
+    """Without the fields of every task."""
+    return (row for row in _rows(model, "") if row[0].strip("`").split(".")[0] not in _SHARED)
+
+
+def _mapping_rows() -> Iterator[tuple[str, ...]]:
+    for style, keys in MAPPING_KEYS.items():
+        yield f"`{style}`", ", ".join(f"`{key}`" for key in keys)
 
 
 def _rows(model: type[Block], prefix: str) -> Iterator[tuple[str, ...]]:
-    for name, info in model.model_fields.items():
+    for name, info in in_file_order(model).items():
         path = f"{prefix}{name}"
-        if _is_block(info.annotation):
-            yield from _rows(info.annotation, f"{path}.")
+        if (block := _block_of(info.annotation)) is not None:
+            yield from _rows(block, f"{path}.")
         else:
-            kind = _type(info.annotation)
-            yield f"`{path}`", kind, _default(info), info.description or ""
+            meaning = " ".join((info.description or "").split())
+            yield f"`{path}`", _type(info.annotation), _default(info), meaning
+
+
+def _block_of(annotation: Any) -> type[Block] | None:
+    """The block that has rows of its own, also where it may be left out; not a reference."""
+    arms = [arm for arm in get_args(annotation) or (annotation,) if arm is not type(None)]
+    block = arms[0] if len(arms) == 1 else None
+    return block if _is_block(block) and block is not ConfigPath else None
 
 
 def _is_block(annotation: Any) -> TypeGuard[type[Block]]:
@@ -98,6 +154,12 @@ def _default(info: FieldInfo) -> str:
 def _old_rows() -> Iterator[tuple[str, ...]]:
     for old in (*TASK_FIELDS, *MODEL_FIELDS):
         yield f"`{old.path}`", _treatment(old), old.instead
+    for old in STEP_FIELDS:
+        step, _, name = old.path.partition(".")
+        names = (name, *(alias for alias, own in STEP_ALIASES.items() if own == name))
+        shown = " or ".join(f"`distillation.{each}`" for each in names)
+        yield f"{shown} ({step})", _treatment(old), old.instead
+    yield "`distillation.model_config`", "honoured", "another name of `response_config_path`"
     for name, instead in PLACEHOLDERS.items():
         yield f"`{{{name}}}` in a folder", "refused", instead
 

@@ -1,21 +1,39 @@
-"""One task, resolved: its files, folders, environment and endpoint."""
+"""One task, resolved: its files, folders, environment and endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePath
 
 from pydantic_core import PydanticCustomError
 
+from modelcall_assets.config.datasets import DatasetConfig
+from modelcall_assets.config.distillation import DistillationTask, JudgeStep, step_folders
 from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.environment import Environment, MissingVariable
+from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.paths import readable, resolve, writable
 from modelcall_assets.config.problems import problem_of
 from modelcall_assets.config.prompt import PromptConfig
-from modelcall_assets.config.task import ScoringTask
+from modelcall_assets.config.task import Data, ScoringTask
 from modelcall_assets.errors import Problem
+
+RAW, PREPROCESSED, CHATML, MERGED, RESPONSES, SCORES = STAGES = (
+    "raw", "preprocessed", "chatml", "merged", "responses", "scores",
+)  # fmt: skip
+"""Every stage there is, upstream first."""
+DATA_FILES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A stage of another task, whose files a task reads."""
+
+    spec: TaskSpec
+    stage: str
 
 
 @dataclass(frozen=True)
@@ -28,75 +46,130 @@ class TaskSpec:
     """As written."""
     key: str
     """As Dagster takes it."""
-    task: ScoringTask
-    model: ModelConfig | None
-    prompt: PromptConfig | None
-    """Both are there, or `task.scorer` is."""
+    task: ScoringTask | DistillationTask
     env: Environment
-    warnings: tuple[Problem, ...]
     file_name: str
-    """The task file, relative to the project root; the next two are the same for theirs."""
-    model_file: str
-    prompt_file: str
+    """The task file, relative to the project root."""
+    warnings: tuple[Problem, ...] = ()
+    model: ModelConfig | None = None
+    """The one that rates; with its prompt, or there is a scorer."""
+    prompt: PromptConfig | None = None
+    generator: ModelConfig | None = None
+    """The one that gives responses."""
+    datasets: Mapping[str, DatasetConfig] = field(default_factory=dict[str, DatasetConfig])
+    """Of a chatml stage, by key."""
+    groups: Sequence[MergeGroup] = ()
+    """Of a merged stage."""
+    link: Link | None = None
+    """Where the input of the first step comes from, if that is another task of the project."""
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The files of model, prompt, generator, datasets and groups, relative to the root."""
+
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The task's stages, upstream first."""
+        if isinstance(self.task, ScoringTask):
+            return (RAW, PREPROCESSED, SCORES) if self.task.preprocess.enabled else (RAW, SCORES)
+        own = tuple(step_folders(self.task))
+        return own if self.link is not None else (RAW, *own)
 
     @property
     def input_folder(self) -> str:
-        """The raw input."""
-        preprocess = self.task.preprocess
-        own = preprocess.input_folder if preprocess.enabled else None
-        return self._folder(own or self.task.data.input_folder)
+        """The raw input, or the one file that it is."""
+        task = self.task
+        if isinstance(task, ScoringTask):
+            own = task.preprocess.input_folder if task.preprocess.enabled else None
+            return self.resolved(own or task.data.input_folder)
+        if task.chatml_conversion is not None:
+            return self.resolved(task.chatml_conversion.input_dir)
+        merge, responses = task.jsonl_merge, task.generate_response
+        text = merge.base_input_dir if merge is not None else responses and responses.input_path
+        assert text is not None
+        return self.resolved(text)
 
     @property
-    def preprocessed_folder(self) -> str:
-        """Output of `preprocessed`; used only when preprocessing is enabled."""
-        folder = self.task.preprocess.output_folder
-        return self._folder(folder) if folder else f"{self.input_folder}_preprocessed"
+    def has_one_input(self) -> bool:
+        """Whether `input_folder` is a file."""
+        return PurePath(self.input_folder).suffix in DATA_FILES
+
+    def folder(self, stage: str) -> str:
+        """Where a stage other than raw leaves its files."""
+        task = self.task
+        if isinstance(task, DistillationTask):
+            return self.resolved(step_folders(task)[stage])
+        if stage == SCORES:
+            return self.resolved(task.data.output_folder)
+        folder = task.preprocess.output_folder
+        return self.resolved(folder) if folder else f"{self.input_folder}_preprocessed"
 
     @property
     def output_folder(self) -> str:
-        """The scores."""
-        return self._folder(self.task.data.output_folder)
+        """Of the last stage."""
+        return self.folder(self.stages[-1])
 
     @property
     def journal_folder(self) -> str:
-        """Raw replies."""
-        folder = self.task.data.journal_folder
-        return self._folder(folder) if folder else f"{self.output_folder}/.modelcall"
+        """Raw replies and the state of the stages."""
+        task = self.task
+        own = task.data if isinstance(task, ScoringTask) else task
+        folder = own.journal_folder
+        if folder:
+            return self.resolved(folder)
+        last = RESPONSES if RESPONSES in self.stages else self.stages[-1]  # a judge may come later
+        return f"{self.folder(last)}/.modelcall"
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
+    @property
+    def rated(self) -> Data | JudgeStep:
+        """The column that is rated, and its placeholder in the prompt."""
+        return self.task.rated
+
+    def max_in_flight(self, stage: str) -> int:
+        """Requests in flight in one run of a stage."""
+        responses = self.task.generate_response if isinstance(self.task, DistillationTask) else None
+        if stage == RESPONSES and responses is not None:
+            return responses.concurrency
+        return self.task.concurrency.max_concurrent_requests
+
+    def endpoints(self, stage: str = SCORES) -> tuple[Endpoint, ...]:
         """Where requests go, one or more; SetupError names the variables that are missing."""
-        assert self.model is not None
-        return self.model.endpoints(
+        name = "generator" if stage == RESPONSES else "model"
+        model = self.generator if stage == RESPONSES else self.model
+        assert model is not None
+        return model.endpoints(
             self.env,
-            self.model_file,
+            self.files[name],
             root=self.root,
             timeout_s=self.task.environment.timeout,
             max_retries=self.task.retry.max_retries,
         )
 
-    def _folder(self, text: str) -> str:
+    def resolved(self, text: str) -> str:
+        """A folder as written, made absolute."""
         return resolve(text, self.root, self.env, self.name)
 
 
-def unsent_text(task: ScoringTask, prompt: PromptConfig, file: str) -> Iterator[Problem]:
+def unsent_text(
+    rated: Data | JudgeStep, prompt: PromptConfig, field: str, file: str
+) -> Iterator[Problem]:
     """A prompt that names neither of the two columns that hold the text to rate."""
-    keys = dict.fromkeys((task.data.prompt_format_key, task.data.input_key))
+    keys = dict.fromkeys((rated.prompt_format_key, rated.input_key))
     if prompt.placeholders.isdisjoint(keys):
-        wrong = (
-            f"no placeholder of the prompt, so that the column {task.data.input_key} is not sent"
-        )
+        wrong = f"no placeholder of the prompt, so that the column {rated.input_key} is not sent"
         have = ", ".join(sorted(prompt.placeholders)) or "a prompt without placeholders"
-        fix = f"name one of those, or write {{{task.data.prompt_format_key}}} in the prompt"
-        yield Problem(file, "data.prompt_format_key", wrong, have=have, fix=fix, severity="warning")
+        fix = f"name one of those, or write {{{rated.prompt_format_key}}} in the prompt"
+        place = f"{field}.prompt_format_key"
+        yield Problem(file, place, wrong, have=have, fix=fix, severity="warning")
 
 
-def budget_problems(task: ScoringTask, model: ModelConfig | None, file: str) -> Iterator[Problem]:
+def budget_problems(
+    task: ScoringTask | DistillationTask, models: Sequence[ModelConfig], file: str
+) -> Iterator[Problem]:
     """A budget that could not be kept."""
     limits = {"budget_usd": task.budget_usd, "budget_tokens": task.budget_tokens}
     for name, limit in limits.items():
-        if limit is not None and model is None:
-            yield Problem(file, name, "not used: the task has a scorer", fix=f"remove {name}")
-    if model is not None and task.budget_usd is not None:
+        if limit is not None and not models:
+            yield Problem(file, name, "not used: the task asks no model", fix=f"remove {name}")
+    for model in models if task.budget_usd is not None else ():
         prices = model.prices
         if None in (prices.usd_per_million_input_tokens, prices.usd_per_million_output_tokens):
             wrong = "the model file has no prices to count with"
@@ -105,42 +178,67 @@ def budget_problems(task: ScoringTask, model: ModelConfig | None, file: str) -> 
 
 def folder_problems(spec: TaskSpec) -> Iterator[Problem]:
     """Folders that are wrong once references and placeholders are replaced."""
-    data, preprocess = spec.task.data, spec.task.preprocess
-    uses = [
-        ("data.input_folder", data.input_folder, readable),
-        ("data.output_folder", data.output_folder, writable),
-        ("data.journal_folder", data.journal_folder, writable),
-    ]
-    if preprocess.enabled:
-        uses.append(("preprocess.input_folder", preprocess.input_folder, readable))
-        uses.append(("preprocess.output_folder", preprocess.output_folder, writable))
+    inputs, outputs = _named_folders(spec.task)
     problems: list[Problem] = []
-    for field, text, check in uses:
-        try:
-            if text:
+    for uses, check in ((inputs, readable), (outputs, writable)):
+        for place, text in uses.items():
+            try:
                 check(resolve(text, spec.root, spec.env, spec.name))
-        except MissingVariable as error:
-            wrong = f"variable {error.name} is not set"
-            problems.append(Problem(spec.file_name, field, wrong, have=text or ""))
-        except PydanticCustomError as error:
-            problems.append(problem_of(error, spec.file_name, field, text))
+            except MissingVariable as error:
+                wrong = f"variable {error.name} is not set"
+                problems.append(Problem(spec.file_name, place, wrong, have=text))
+            except PydanticCustomError as error:
+                problems.append(problem_of(error, spec.file_name, place, text))
     yield from problems
     if not problems:
-        yield from _outputs_among_inputs(spec)
+        yield from _outputs_among_inputs(spec, outputs)
 
 
-def _outputs_among_inputs(spec: TaskSpec) -> Iterator[Problem]:
+def _named_folders(
+    task: ScoringTask | DistillationTask,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Input and output folders as written, by field."""
+    if isinstance(task, DistillationTask):
+        chatml, merge, responses = task.chatml_conversion, task.jsonl_merge, task.generate_response
+        inputs = {
+            "chatml_conversion.input_dir": chatml and chatml.input_dir,
+            "jsonl_merge.base_input_dir": merge and merge.base_input_dir,
+            "generate_response.input_path": responses and responses.input_path,
+        }
+        outputs = {
+            "chatml_conversion.output_dir": chatml and chatml.output_dir,
+            "jsonl_merge.base_output_dir": merge and merge.base_output_dir,
+            "generate_response.output_path": responses and responses.output_path,
+            "scores.output_dir": task.scores and task.scores.output_dir,
+            "journal_folder": task.journal_folder,
+        }
+    else:
+        data, preprocess = task.data, task.preprocess
+        used = preprocess.enabled
+        inputs = {
+            "data.input_folder": data.input_folder,
+            "preprocess.input_folder": preprocess.input_folder if used else None,
+        }
+        outputs = {
+            "data.output_folder": data.output_folder,
+            "data.journal_folder": data.journal_folder,
+            "preprocess.output_folder": preprocess.output_folder if used else None,
+        }
+    return (
+        {place: text for place, text in inputs.items() if text},
+        {place: text for place, text in outputs.items() if text},
+    )
+
+
+def _outputs_among_inputs(spec: TaskSpec, outputs: Mapping[str, str]) -> Iterator[Problem]:
     """An output below the input would be taken for new input."""
-    folders = [("data.output_folder", spec.output_folder)]
-    if spec.task.data.journal_folder:
-        folders.append(("data.journal_folder", spec.journal_folder))
-    if spec.task.preprocess.enabled:
-        folder = spec.preprocessed_folder
-        folders.append(("preprocess.output_folder", folder))
-        if "://" in folder:
+    folders = {place: spec.resolved(text) for place, text in outputs.items()}
+    if PREPROCESSED in spec.stages and "preprocess.output_folder" not in folders:
+        folders["preprocess.output_folder"] = spec.folder(PREPROCESSED)
+        if "://" in spec.folder(PREPROCESSED):
             wrong, fix = "missing: the input is in an object store", "add a local folder"
             yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)
-    for field, folder in folders:
+    for place, folder in folders.items():
         if PurePath(folder).is_relative_to(spec.input_folder):
             wrong = "the folder lies in the input folder, so outputs would become inputs"
-            yield Problem(spec.file_name, field, wrong, fix="choose a folder beside it")
+            yield Problem(spec.file_name, place, wrong, fix="choose a folder beside it")

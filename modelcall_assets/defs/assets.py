@@ -2,72 +2,99 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import dagster as dg
 
-from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.config.model import ModelConfig
+from modelcall_assets.config.spec import (
+    CHATML,
+    MERGED,
+    PREPROCESSED,
+    RAW,
+    RESPONSES,
+    SCORES,
+    TaskSpec,
+)
 from modelcall_assets.defs.checks import (
+    CHATML_CHECKS,
+    MERGED_CHECKS,
     PREPROCESSED_CHECKS,
     RAW_CHECKS,
     SCORES_CHECKS,
+    check_chatml,
+    check_merged,
     check_preprocessed,
     check_raw,
     check_scores,
 )
 from modelcall_assets.defs.housekeeping import task_pool
 from modelcall_assets.defs.interrupts import interruptible
-from modelcall_assets.defs.metadata import preprocessed_metadata, raw_metadata, scores_metadata
+from modelcall_assets.defs.metadata import (
+    chatml_metadata,
+    merged_metadata,
+    preprocessed_metadata,
+    raw_metadata,
+    scores_metadata,
+    split_metadata,
+)
 from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, Stage, stage_asset
 from modelcall_assets.defs.watching import watched
 from modelcall_assets.errors import RunStopped
+from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
+from modelcall_assets.steps.task_steps import TaskSteps
+
+Ask = Callable[..., Awaitable[ScoreReport]]
 
 
 def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
-    """`[task, raw]`, `[task, preprocessed]` where the task asks for it, `[task, scores]`."""
-    steps = TaskSteps(spec)
-    stages = {
-        RAW: Stage(
-            RAW,
-            "an input file's fingerprint, schema and first mistakes",
-            frozenset({"file"}),
-            RAW_CHECKS,
-            _raw(steps),
-        ),
-        PREPROCESSED: Stage(
-            PREPROCESSED,
-            "cleaned, filtered and truncated rows",
-            frozenset({"python", "parquet"}),
-            PREPROCESSED_CHECKS,
-            _preprocessed(steps),
-        ),
-        SCORES: _scores_stage(steps, watcher),
-    }
+    """`[task, raw] → … → [task, scores]`: the stages that the task has."""
+    steps = steps_of(spec)
     with warnings.catch_warnings():
         # Partitioned checks and backfill policies: used on purpose, tested against this release.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return [stage_asset(steps, stages[name]) for name in steps.stages]
+        return [stage_asset(steps, _stage(steps, name, watcher)) for name in steps.stages]
 
 
-def _scores_stage(steps: TaskSteps, watcher: Watcher | None) -> Stage:
-    spec = steps.spec
+def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
+    """The table of contents: what each stage is, and what works through its partitions."""
+    files, parquet, model = {"file"}, {"python", "parquet"}, {"openai"}
+    if isinstance(steps, DistillationSteps):
+        if name == RAW and CHATML in steps.stages:
+            about = "a split's files and their fingerprints"
+            return Stage(RAW, about, files, (), _split(steps))
+        if name == CHATML:
+            about = "conversations of a split"
+            return Stage(CHATML, about, {"python"}, CHATML_CHECKS, _chatml(steps))
+        if name == MERGED:
+            about = "conversations of a merge group"
+            return Stage(MERGED, about, {"python"}, MERGED_CHECKS, _merged(steps))
+        if name == RESPONSES:
+            about, run = f"answers by {_model_of(steps.spec.generator)}", steps.responses
+            opened = _asking(steps, RESPONSES, run, watcher)
+            return Stage(RESPONSES, about, model, SCORES_CHECKS, opened, task_pool(steps.spec))
+    if name == RAW:
+        about = "an input file's fingerprint, schema and first mistakes"
+        return Stage(RAW, about, files, RAW_CHECKS, _raw(steps))
+    if name == PREPROCESSED:
+        about = "cleaned, filtered and truncated rows"
+        return Stage(PREPROCESSED, about, parquet, PREPROCESSED_CHECKS, _preprocessed(steps))
     if steps.rule_stage is not None:
-        description, kinds = f"ratings by {spec.task.scorer}", frozenset({"python", "parquet"})
-        return Stage(SCORES, description, kinds, SCORES_CHECKS, _rule_scores(steps, watcher))
-    assert spec.model is not None and spec.prompt is not None
-    return Stage(
-        SCORES,
-        f"ratings by {spec.model.chat_config.model} with the prompt {spec.prompt.version}",
-        frozenset({"openai", "parquet"}),
-        SCORES_CHECKS,
-        _scores(steps, watcher),
-        pool=task_pool(spec),
-    )
+        about = f"ratings by {steps.rule_stage.path}"
+        return Stage(SCORES, about, parquet, SCORES_CHECKS, _rule_scores(steps, watcher))
+    assert steps.spec.prompt is not None
+    about = f"ratings by {_model_of(steps.spec.model)} with the prompt {steps.spec.prompt.version}"
+    opened = _asking(steps, SCORES, steps.scores, watcher)
+    return Stage(SCORES, about, {*model, "parquet"}, SCORES_CHECKS, opened, task_pool(steps.spec))
+
+
+def _model_of(model: ModelConfig | None) -> str:
+    assert model is not None
+    return model.chat_config.model
 
 
 def _raw(steps: TaskSteps) -> Opened:
@@ -87,23 +114,49 @@ def _preprocessed(steps: TaskSteps) -> Opened:
     return _in_threads(one)
 
 
-def _scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
+def _split(steps: DistillationSteps) -> Opened:
+    def one(key: str) -> Done:
+        report = steps.raw_split(key)
+        return Done(report.data_version, split_metadata(report), ())
+
+    return _in_threads(one)
+
+
+def _chatml(steps: DistillationSteps) -> Opened:
+    def one(key: str) -> Done:
+        report = steps.chatml(key)
+        metadata = chatml_metadata(report, steps.layout.output_path(CHATML, key))
+        return Done(report.data_version, metadata, check_chatml(report))
+
+    return _in_threads(one)
+
+
+def _merged(steps: DistillationSteps) -> Opened:
+    def one(key: str) -> Done:
+        report = steps.merged(key)
+        metadata = merged_metadata(report, steps.layout.output_path(MERGED, key))
+        return Done(report.data_version, metadata, check_merged(report))
+
+    return _in_threads(one)
+
+
+def _asking(steps: TaskSteps, stage: str, run: Ask, watcher: Watcher | None) -> Opened:
+    """A stage that asks a model: one engine for the files of a run."""
+
     @asynccontextmanager
     async def opened(
         context: dg.AssetExecutionContext, options: RunOptions
     ) -> AsyncGenerator[OnePartition]:
         async with (
-            steps.engine() as engine,
+            steps.engine(stage) as engine,
             interruptible(lambda: engine.stop(RunStopped("interrupted; every reply is kept"))),
             watched(context, watcher) as tally,
         ):
-            tally.rows = steps.rows_to_score(context.partition_keys)
+            tally.rows = steps.rows_to_ask(stage, context.partition_keys)
 
             async def one(key: str) -> Done:
-                report = await steps.scores(
-                    key, engine, tally, context.run.run_id, fresh=options.fresh
-                )
-                return await asyncio.to_thread(_scores_done, steps, key, report)
+                report = await run(key, engine, tally, context.run.run_id, fresh=options.fresh)
+                return await asyncio.to_thread(_answered, steps, stage, key, report)
 
             yield one
 
@@ -116,22 +169,23 @@ def _rule_scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
         context: dg.AssetExecutionContext, options: RunOptions
     ) -> AsyncGenerator[OnePartition]:
         async with watched(context, watcher) as tally, interruptible(tally.stop):
-            tally.rows = steps.rows_to_score(context.partition_keys)
+            tally.rows = steps.rows_to_ask(SCORES, context.partition_keys)
 
             async def one(key: str) -> Done:
                 report = await asyncio.to_thread(steps.rule_scores, key, tally)
-                return await asyncio.to_thread(_scores_done, steps, key, report)
+                return await asyncio.to_thread(_answered, steps, SCORES, key, report)
 
             yield one
 
     return opened
 
 
-def _scores_done(steps: TaskSteps, key: str, report: ScoreReport) -> Done:
+def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Done:
+    audit = steps.audit(stage, key, report)
     return Done(
         report.data_version,
-        scores_metadata(report, steps.layout.output_path(SCORES, key)),
-        check_scores(report, steps.audit(key, report)),
+        scores_metadata(report, steps.layout.output_path(stage, key)),
+        check_scores(report, audit),
         rejected=steps.rejection(report),
     )
 

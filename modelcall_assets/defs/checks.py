@@ -3,12 +3,16 @@
 import dagster as dg
 
 from modelcall_assets.steps.audit import ScoresAudit
+from modelcall_assets.steps.chatml import ChatmlReport
+from modelcall_assets.steps.merged import MergeReport
 from modelcall_assets.steps.preprocess import PreprocessReport
 from modelcall_assets.steps.raw import RawReport
 from modelcall_assets.steps.score_report import ScoreReport
 
 RAW_CHECKS = ("readable_lines", "unique_ids")
 PREPROCESSED_CHECKS = ("conservation",)
+CHATML_CHECKS = ("conservation", "convertible")
+MERGED_CHECKS = ("valid_lines",)
 SCORES_CHECKS = ("conservation", "unique_ids", "schema", "failure_rate")
 
 _WARN = dg.AssetCheckSeverity.WARN
@@ -37,6 +41,37 @@ def check_preprocessed(report: PreprocessReport) -> list[dg.AssetCheckResult]:
             f"{report.rows_in} rows in, {report.rows_out} out, {dropped} dropped by rules",
             _ERROR,
         )
+    ]
+
+
+def check_chatml(report: ChatmlReport) -> list[dg.AssetCheckResult]:
+    dropped = sum(report.dropped.values())
+    listed = "; ".join(f"{f.file} row {f.index}: {f.detail}" for f in report.first_failures[:3])
+    nothing = report.rows_in > 0 and report.rows_out == 0
+    return [
+        _result(
+            "conservation",
+            report.rows_in == report.rows_out + dropped,
+            f"{report.rows_in} rows in, {report.rows_out} out, {dropped} dropped by rules",
+            _ERROR,
+        ),
+        _result(
+            "convertible",
+            report.failed == 0 and not nothing,
+            "every row was dropped: compare column_mapping with the columns"
+            if nothing
+            else f"{report.failed} of {report.rows_out} rows could not be converted"
+            + (f": {listed}" if listed else ""),
+            _WARN,
+        ),
+    ]
+
+
+def check_merged(report: MergeReport) -> list[dg.AssetCheckResult]:
+    what = f"{report.invalid} lines are not JSON objects"
+    listed = "; ".join(report.first_invalid[:3])
+    return [
+        _result("valid_lines", report.invalid == 0, f"{what}: {listed}" if listed else what, _WARN)
     ]
 
 

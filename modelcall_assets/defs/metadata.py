@@ -1,6 +1,7 @@
 """Reports as Dagster metadata: what people look at in the UI."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,17 @@ import dagster as dg
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.steps.chatml import ChatmlReport
+from modelcall_assets.steps.merged import MergeReport
 from modelcall_assets.steps.preprocess import PreprocessReport
 from modelcall_assets.steps.raw import RawReport
 from modelcall_assets.steps.score_report import HISTOGRAM_VALUES, ScoreReport
+from modelcall_assets.steps.split import SplitReport
+from modelcall_assets.transforms.transcript import markdown
 
 _CELL = 160
+_TURN = 600
+_CONVERSATIONS = 3
 _BAR = 24
 
 
@@ -41,6 +48,40 @@ def preprocessed_metadata(report: PreprocessReport, output: Path) -> dict[str, A
     }
 
 
+def split_metadata(report: SplitReport) -> dict[str, Any]:
+    return {
+        "dagster/row_count": report.rows,
+        "bytes": report.size,
+        "members": _table(report.members),
+    }
+
+
+def chatml_metadata(report: ChatmlReport, output: Path) -> dict[str, Any]:
+    failures = [asdict(failure) for failure in report.first_failures]
+    return {
+        "dagster/row_count": report.rows_out,
+        "rows_in": report.rows_in,
+        "dropped_by_rule": _counts("rule", report.dropped),
+        "failed": report.failed,
+        "first_failures": _table(failures) if failures else dg.MetadataValue.md("none"),
+        "messages_per_row": _histogram("messages", report.turns),
+        "output": dg.MetadataValue.path(str(output)),
+        "sample": _transcripts(report.sample),
+    }
+
+
+def merged_metadata(report: MergeReport, output: Path) -> dict[str, Any]:
+    return {
+        "dagster/row_count": report.rows,
+        "blank_lines": report.blank,
+        "invalid_lines": report.invalid,
+        "duplicates": report.duplicates,
+        "members": _table([asdict(member) for member in report.members]),
+        "output": dg.MetadataValue.path(str(output)),
+        "sample": _transcripts(report.sample),
+    }
+
+
 def scores_metadata(report: ScoreReport, output: Path) -> dict[str, Any]:
     histograms = {
         f"histogram_{key}": _histogram(key, counts)
@@ -62,8 +103,18 @@ def scores_metadata(report: ScoreReport, output: Path) -> dict[str, Any]:
         "latency_ms_p95": _or_unknown(report.latency_ms(0.95)),
         "output": dg.MetadataValue.path(str(output)),
         **histograms,
-        "sample": _table(report.sample),
+        "sample": _shown(report.sample),
     }
+
+
+def _shown(sample: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Conversations are read, ratings compared."""
+    return _transcripts(sample) if sample and "final_messages" in sample[0] else _table(sample)
+
+
+def _transcripts(sample: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    texts = [markdown(dict(row), most_chars=_TURN) for row in sample[:_CONVERSATIONS]]
+    return dg.MetadataValue.md("\n\n---\n\n".join(texts) or "no rows")
 
 
 def _or_unknown(value: int | None) -> int | str:
@@ -79,8 +130,8 @@ def _counts(what: str, counts: Mapping[str, int]) -> dg.MarkdownMetadataValue:
     return _table(rows) if rows else dg.MetadataValue.md("none")
 
 
-def _histogram(key: str, counts: Mapping[float, int]) -> dg.MarkdownMetadataValue:
-    most = max(counts.values())
+def _histogram(key: str, counts: Mapping[Any, int]) -> dg.MarkdownMetadataValue:
+    most = max(counts.values(), default=0)
     rows = [
         {key: value, "rows": count, "": "█" * max(1, round(_BAR * count / most))}
         for value, count in sorted(counts.items())

@@ -1,22 +1,38 @@
-"""Partition keys of a task: its input files."""
+"""Partition keys of a task: its input files, and its merge groups."""
 
 import dagster as dg
 
 from modelcall_assets.config.catalog import TaskSpec
-from modelcall_assets.records.keys import encode_key
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.steps.task_steps import GROUPS, TaskSteps
 
 
 def files_of(spec: TaskSpec) -> dg.DynamicPartitionsDefinition:
     return dg.DynamicPartitionsDefinition(name=f"{spec.key}/files")
 
 
+def groups_of(spec: TaskSpec) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=f"{spec.key}/groups")
+
+
+def partitions_of(steps: TaskSteps, stage: str) -> dg.DynamicPartitionsDefinition:
+    """The task's own, or those of the task whose files it reads."""
+    owner = steps.partitions_owner(stage).spec
+    return groups_of(owner) if steps.partitions(stage) == GROUPS else files_of(owner)
+
+
 def add_new_files(instance: dg.DagsterInstance, steps: TaskSteps) -> list[str]:
-    """Make every input file a partition; gives the keys of all files present, in file order."""
-    keys = [encode_key(file.key_path) for file in steps.inputs()]
-    name = files_of(steps.spec).name
+    """Make every input file, and every merge group, a partition; gives the keys that the first
+    stage has, in order."""
+    for stage in {steps.partitions(stage): stage for stage in steps.stages}.values():
+        _add(instance, partitions_of(steps, stage), steps.keys(steps.partitions(stage)))
+    return steps.keys(steps.partitions(steps.stages[0]))
+
+
+def _add(
+    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, keys: list[str]
+) -> None:
+    name = partitions.name
     assert name is not None
     known = set(instance.get_dynamic_partitions(name))
     if new := [key for key in keys if key not in known]:
         instance.add_dynamic_partitions(name, new)
-    return keys

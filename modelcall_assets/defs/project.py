@@ -1,15 +1,18 @@
 """All tasks of a project as one Definitions object; a broken file shows instead of breaking."""
 
 import warnings
+from collections.abc import Iterator
 
 import dagster as dg
 
-from modelcall_assets.config.catalog import BrokenTask, Catalog, TaskSpec
+from modelcall_assets.config.catalog import BrokenTask, Catalog
+from modelcall_assets.config.spec import MERGED, RAW, TaskSpec
 from modelcall_assets.defs.assets import task_assets
 from modelcall_assets.defs.dead_runs import locked_executor
 from modelcall_assets.defs.housekeeping import housekeeping_sensor
-from modelcall_assets.defs.sensors import files_sensor
+from modelcall_assets.defs.sensors import files_sensor, followers_sensor
 from modelcall_assets.errors import SetupError
+from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import TaskSteps
 
@@ -34,8 +37,16 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
                 broken_asset(BrokenTask(spec.path, spec.file_name, spec.key, error.problems))
             )
         else:
-            sensors.append(files_sensor(TaskSteps(spec)))
+            sensors += _sensors(steps_of(spec))
     return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
+
+
+def _sensors(steps: TaskSteps) -> Iterator[dg.SensorDefinition]:
+    """One for input files, one for what follows other assets."""
+    if RAW in steps.stages:
+        yield files_sensor(steps)
+    if isinstance(steps, DistillationSteps) and (MERGED in steps.stages or steps.linked):
+        yield followers_sensor(steps)
 
 
 def task_definitions(spec: TaskSpec, watcher: Watcher | None = None) -> dg.Definitions:

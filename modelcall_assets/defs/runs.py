@@ -12,14 +12,14 @@ import dagster as dg
 from dagster._core.events import RunFailureReason
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
+from modelcall_assets.config.spec import MERGED, RAW, RESPONSES, SCORES
 from modelcall_assets.defs.dead_runs import PROCESS_TAG, end_dead_runs, process_lock
-from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.defs.partitions import partitions_of
 from modelcall_assets.defs.project import task_definitions
 from modelcall_assets.defs.stage import SYSTEMIC_KEY
 from modelcall_assets.defs.versions import is_stale
 from modelcall_assets.steps.progress import Watcher
-from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
-from modelcall_assets.storage.files import stat_file
+from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
 
 _GREEN = AssetPartitionStatus.MATERIALIZED
@@ -44,23 +44,28 @@ class TaskRunner:
     instance: dg.DagsterInstance
     watcher: Watcher | None = None
 
-    def run(self, keys: Sequence[str], *, fresh: bool = False) -> RunSummary:
-        """Stage after stage; a file that fails in one stage is left out of the next. Ends at once
-        when the endpoint refuses everybody or is down."""
+    def run(self, keys: Sequence[str], *, fresh: bool = False, again: bool = False) -> RunSummary:
+        """Stage after stage; a file that fails in one stage is left out of the next, and a group
+        that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
+        `again` asks also for what is up to date."""
         end_dead_runs(self.instance)
         summary, wanted = RunSummary(), list(keys)
+        in_set = self.steps.partitions(self.steps.stages[0])
         job = task_definitions(
             self.steps.spec, self.watcher
         ).resolve_implicit_global_asset_job_def()
         with process_lock(self.instance) as process:
             for stage in self.steps.stages:
-                again = fresh and stage == SCORES
-                due, busy = self.due(stage, wanted, everything=again)
+                asks = stage in (RESPONSES, SCORES)
+                if self.steps.partitions(stage) != in_set:
+                    in_set = self.steps.partitions(stage)
+                    wanted = self.steps.keys(in_set)
+                due, busy = self.due(stage, wanted, everything=asks and (fresh or again))
                 summary.ran[stage] = len(due)
                 summary.busy += busy
-                for start, end in self._ranges(due):
+                for start, end in self._ranges(stage, due):
                     tags = {PROCESS_TAG: process}
-                    failures = self._execute(job, stage, start, end, tags, fresh=again)
+                    failures = self._execute(job, stage, start, end, tags, fresh=asks and fresh)
                     summary.failed += [failure.message for failure in failures]
                     if any(failure.is_systemic for failure in failures):
                         return summary
@@ -89,18 +94,24 @@ class TaskRunner:
         if manifest is None or is_stale(self.instance, self.steps, stage, key):
             return True
         if stage == RAW:
-            return stat_file(manifest.input.uri).version != manifest.input.version
+            return self.steps.input_version(key) != manifest.input.version
         return manifest.output is None or not Path(manifest.output).exists()
 
     def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
-        asset, files = dg.AssetKey([self.steps.spec.key, stage]), files_of(self.steps.spec)
+        asset, files = self._asset(stage), partitions_of(self.steps, stage)
         statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
         return {key: statuses.get(key) for key in keys}
 
-    def _ranges(self, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def _asset(self, stage: str) -> dg.AssetKey:
+        return dg.AssetKey([self.steps.spec.key, stage])
+
+    def _ranges(self, stage: str, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
         """First and last key of each run of neighbours, in the order Dagster keeps the keys."""
+        if stage == MERGED:  # a run each: see defs/stage.py
+            yield from ((key, key) for key in keys)
+            return
         wanted = set(keys)
-        name = files_of(self.steps.spec).name
+        name = partitions_of(self.steps, stage).name
         assert name is not None
         start = last = None
         for key in self.instance.get_dynamic_partitions(name):
@@ -123,7 +134,7 @@ class TaskRunner:
         fresh: bool,
     ) -> list["_StepFailure"]:
         """Run one stage over a range; gives what failed."""
-        asset = dg.AssetKey([self.steps.spec.key, stage])
+        asset = self._asset(stage)
         if start != end:
             tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
         result = job.execute_in_process(

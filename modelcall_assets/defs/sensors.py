@@ -1,4 +1,4 @@
-"""One sensor per task: new and changed input files become runs.
+"""Sensors of a task: new and changed input files become runs, and complete groups do.
 
 It needs no memory of its own. What is there is compared with what the instance holds, and a version
 that was tried once, well or not, is known by the run key of its run. The cursor is only a digest of
@@ -15,10 +15,13 @@ import dagster as dg
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import RUN_KEY_TAG
 
-from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.config.spec import RAW
+from modelcall_assets.defs.partitions import files_of, partitions_of
+from modelcall_assets.defs.versions import asset_key
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.keys import encode_key
-from modelcall_assets.steps.task_steps import RAW, TaskSteps
+from modelcall_assets.steps.distillation_steps import DistillationSteps
+from modelcall_assets.steps.task_steps import GROUPS, TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
 
 PartitionsRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
@@ -28,18 +31,16 @@ LOOKED_UP_AT_ONCE = 200
 
 
 def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
-    """Watches the task's input folder; a new or changed file runs through all stages."""
+    """Watches the task's input folder; a new or changed file runs through all its stages."""
     spec, settings = steps.spec, steps.spec.task.sensor
-    assets = [dg.AssetKey([spec.key, stage]) for stage in steps.stages]
-    status = dg.DefaultSensorStatus
-    on_or_off = status.RUNNING if settings.enabled else status.STOPPED
+    assets = [asset_key(steps, stage) for stage in steps.stages if not has_groups(steps, stage)]
 
     @dg.sensor(
         name=f"{spec.key}_files",
         description=f"**{spec.name}**: runs new and changed files of {spec.input_folder}",
         target=dg.AssetSelection.assets(*assets),
         minimum_interval_seconds=settings.interval_seconds,
-        default_status=on_or_off,
+        default_status=_on_or_off(steps),
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
@@ -65,6 +66,64 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
         )
 
     return look
+
+
+def followers_sensor(steps: DistillationSteps) -> dg.SensorDefinition:
+    """Watches what the task's groups, or its first stage, read of other assets: what is complete
+    and has changed runs through the stages after it."""
+    spec, settings = steps.spec, steps.spec.task.sensor
+    stages = [stage for stage in steps.stages if has_groups(steps, stage)] or list(steps.stages)
+    which = steps.partitions(stages[0])
+
+    @dg.sensor(
+        name=f"{spec.key}_followers",
+        description=f"**{spec.name}**: runs {stages[0]} when what it reads is complete",
+        target=dg.AssetSelection.assets(*(asset_key(steps, stage) for stage in stages)),
+        minimum_interval_seconds=settings.interval_seconds,
+        default_status=_on_or_off(steps),
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        try:
+            states = {key: steps.state_to_follow(key) for key in steps.keys(which)}
+        except ModelcallError as error:
+            return dg.SkipReason(str(error))
+        partitions = partitions_of(steps, stages[0])
+        assert partitions.name is not None
+        known = set(context.instance.get_dynamic_partitions(partitions.name))
+        changed = (
+            (key, f"{spec.key}/{key}@{state}") for key, state in states.items() if state is not None
+        )
+        due = list(islice(not_tried(context.instance, changed), settings.max_runs_per_tick))
+        new = [key for key in states if key not in known]
+        return dg.SensorResult(
+            run_requests=[
+                dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
+                for key, run_key in due
+            ],
+            dynamic_partitions_requests=[partitions.build_add_request(new)] if new else [],
+            skip_reason=None if due else f"nothing complete and new among {len(states)}",
+        )
+
+    return look
+
+
+def has_groups(steps: TaskSteps, stage: str) -> bool:
+    return steps.partitions(stage) == GROUPS
+
+
+def not_tried(
+    instance: dg.DagsterInstance, changed: Iterator[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """Of pairs of key and run key those that no run has had yet."""
+    while batch := dict(islice(changed, LOOKED_UP_AT_ONCE)):
+        filters = dg.RunsFilter(tags={RUN_KEY_TAG: list(batch.values())})
+        tried = {run.tags[RUN_KEY_TAG] for run in instance.get_runs(filters)}
+        yield from ((key, run_key) for key, run_key in batch.items() if run_key not in tried)
+
+
+def _on_or_off(steps: TaskSteps) -> dg.DefaultSensorStatus:
+    enabled = steps.spec.task.sensor.enabled
+    return dg.DefaultSensorStatus.RUNNING if enabled else dg.DefaultSensorStatus.STOPPED
 
 
 @dataclass(frozen=True)
@@ -102,10 +161,7 @@ class Comparison:
     def not_tried(self) -> Iterator[tuple[str, str]]:
         """Keys whose version has had no run yet, with the run key that says so from then on."""
         changed = ((key, self._run_key(key)) for key in self.versions if self._has_changed(key))
-        while batch := dict(islice(changed, LOOKED_UP_AT_ONCE)):
-            filters = dg.RunsFilter(tags={RUN_KEY_TAG: list(batch.values())})
-            tried = {run.tags[RUN_KEY_TAG] for run in self.instance.get_runs(filters)}
-            yield from ((key, run_key) for key, run_key in batch.items() if run_key not in tried)
+        return not_tried(self.instance, changed)
 
     def partition_requests(self) -> list[PartitionsRequest]:
         """New files become partitions; deleted ones that never had a result go."""

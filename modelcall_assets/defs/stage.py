@@ -1,17 +1,18 @@
 """One asset body for every stage: one file per run, or several with exact status per file."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from modelcall_assets.defs.partitions import files_of
-from modelcall_assets.defs.versions import code_version, provenance_tags
+from modelcall_assets.config.spec import MERGED
+from modelcall_assets.defs.partitions import partitions_of
+from modelcall_assets.defs.versions import asset_key, code_version, provenance_tags
 from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.steps.task_steps import TaskSteps, Upstream
 
 SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
 SYSTEMIC_KEY = "systemic"
@@ -44,7 +45,7 @@ class Stage:
 
     name: str
     description: str
-    kinds: frozenset[str]
+    kinds: Set[str]
     checks: tuple[str, ...]
     opened: Opened
     pool: str | None = None
@@ -53,14 +54,14 @@ class Stage:
 def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
     """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
     result: one would re-emit every key with a single shared data version."""
-    spec, partitions = steps.spec, files_of(steps.spec)
+    spec, partitions = steps.spec, partitions_of(steps, stage.name)
     key = dg.AssetKey([spec.key, stage.name])
     upstream = steps.upstream_of(stage.name)
     check_outputs = [f"{key.to_python_identifier()}_{name}" for name in stage.checks]
 
     @dg.asset(
         key=key,
-        deps=[dg.AssetKey([spec.key, upstream])] if upstream else [],
+        deps=[_dependency(stage.name, upstream)] if upstream else [],
         partitions_def=partitions,
         group_name=spec.key,
         description=f"**{spec.name}**: {stage.description}\n\n{spec.task.description}",
@@ -92,8 +93,19 @@ def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
     return body
 
 
+def _dependency(stage: str, upstream: Upstream) -> dg.AssetDep:
+    """A group may read any file; it reads its own members, and says which are missing."""
+    asset = asset_key(*upstream)
+    if stage != MERGED:
+        return dg.AssetDep(asset)
+    return dg.AssetDep(asset, partition_mapping=dg.AllPartitionMapping())
+
+
 def _files_per_run(steps: TaskSteps, stage: str) -> int:
-    """Neighbours must not share a several-file run, so that their numbers differ."""
+    """Neighbours must not share a several-file run, so that their numbers differ. A merge is one
+    file's run, because Dagster itself notes what it has read."""
+    if stage == MERGED:
+        return 1
     wanted = steps.spec.task.concurrency.files_per_run
     distance = len(steps.stages) - 1 - steps.stages.index(stage)
     return wanted + distance if wanted > 1 else 1

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from modelcall_assets.config.spec import MERGED
 from modelcall_assets.steps.task_steps import TaskSteps
 
 _CODE = "dagster/code_version"
@@ -34,7 +35,7 @@ def provenance_tags(
     upstream = steps.upstream_of(stage)
     if upstream is None:
         return tags
-    asset = dg.AssetKey([steps.spec.key, upstream])
+    asset = asset_key(*upstream)
     record = instance.get_latest_data_version_record(asset, partition_key=key)
     if record is not None:
         name = asset.to_user_string()
@@ -51,9 +52,14 @@ def is_stale(instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: st
     upstream = steps.upstream_of(stage)
     if upstream is None:
         return False
-    name = dg.AssetKey([steps.spec.key, upstream]).to_user_string()
-    used = made.get(f"dagster/input_data_version/{name}")
-    return used != _as_input(_latest_tags(instance, steps, upstream, key))
+    if stage == MERGED:
+        return steps.members_changed(key)
+    used = made.get(f"dagster/input_data_version/{asset_key(*upstream).to_user_string()}")
+    return used != _as_input(_latest_tags(instance, *upstream, key))
+
+
+def asset_key(steps: TaskSteps, stage: str) -> dg.AssetKey:
+    return dg.AssetKey([steps.spec.key, stage])
 
 
 def _as_input(tags: Mapping[str, str] | None) -> str:
@@ -65,6 +71,5 @@ def _as_input(tags: Mapping[str, str] | None) -> str:
 def _latest_tags(
     instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str
 ) -> Mapping[str, str]:
-    asset = dg.AssetKey([steps.spec.key, stage])
-    record = instance.get_latest_data_version_record(asset, partition_key=key)
+    record = instance.get_latest_data_version_record(asset_key(steps, stage), partition_key=key)
     return (record.event_log_entry.tags or {}) if record is not None else {}

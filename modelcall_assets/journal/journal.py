@@ -4,6 +4,7 @@ A reply's address is (request key, occurrence among equal keys in input order, s
 Turn 0 opens a dialogue; later turns mend its answer and point back at the line before.
 `seal` marks that an output was published: from then on a dialogue that failed may be tried
 anew, while before it (after a kill) every finished dialogue stands as it is.
+`note` keeps where batches stand, so that a batch which outlives its run is not paid again.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from typing import Self
 
 from modelcall_assets.journal.index import Index
 from modelcall_assets.journal.lines import (
+    BATCH,
     FRESH,
     SEAL,
     Address,
+    BatchNote,
     Entry,
     Reference,
+    batch_line,
+    batch_note_of,
     entry_of,
     reply_line,
     seal_line,
@@ -37,7 +42,16 @@ from modelcall_assets.journal.segments import (
     segment_paths,
 )
 
-__all__ = ["Address", "Dialogue", "Entry", "Journal", "Position", "Reference", "remove"]
+__all__ = [
+    "Address",
+    "BatchNote",
+    "Dialogue",
+    "Entry",
+    "Journal",
+    "Position",
+    "Reference",
+    "remove",
+]
 
 Position = int
 """Offset of a line as if all segments were one file, so that a row costs 8 bytes. It holds while
@@ -68,6 +82,7 @@ class Journal:
         self._end: Position = 0
         self._index = Index()
         self._last_reply = self._last_seal = -1
+        self._batches: dict[str, tuple[Position, BatchNote]] = {}
         self._writer: SegmentWriter | None = None
         self._lock = FolderLock(folder) if folder.is_dir() else None
         try:
@@ -96,11 +111,11 @@ class Journal:
             self._lock.close()
 
     def __len__(self) -> int:
-        """Replies that were there when the journal was opened."""
+        """Replies that were there when the journal was opened, and those made findable since."""
         return len(self._index)
 
     def __contains__(self, address: Address) -> bool:
-        """Whether earlier runs have a reply to this record."""
+        """Whether `dialogues` has a reply to this record."""
         found = self._index.find(address.hash())
         return any(self.read(position).address == address for position in found)
 
@@ -110,8 +125,9 @@ class Journal:
         return self._last_reply > self._last_seal
 
     def dialogues(self, address: Address) -> list[Dialogue]:
-        """What earlier runs have of this record, by age of the last turn. A turn without the one
-        before it is nothing; two runs that mended the same answer make two dialogues."""
+        """What earlier runs have of this record, and this one made findable, by age of the last
+        turn. A turn without the one before it is nothing; two runs that mended the same answer make
+        two dialogues."""
         if not self._index:
             return []
         dialogues: dict[Reference, Dialogue] = {}
@@ -134,10 +150,24 @@ class Journal:
             )
         return [known for end, known in dialogues.items() if end not in continued]
 
-    def append(self, entry: Entry) -> Position:
-        """Raises OSError when the disk does not take it; a paid reply must not be dropped."""
+    def append(self, entry: Entry, *, findable: bool = False) -> Position:
+        """Raises OSError when the disk does not take it; a paid reply must not be dropped.
+        `findable` by `dialogues` costs about 9 bytes."""
         self._last_reply = self._write(reply_line(entry))
+        if findable:
+            self._index.add(entry.address.hash(), self._last_reply)
         return self._last_reply
+
+    def note(self, batch: BatchNote) -> Position:
+        """Where a batch stands now."""
+        position = self._write(batch_line(batch))
+        self._remember(position, batch)
+        return position
+
+    def open_batches(self) -> list[tuple[Position, BatchNote]]:
+        """Batches that were begun since the last seal and have not ended, each with the position of
+        its first note: its replies lie behind that."""
+        return [(first, note) for first, note in self._batches.values() if note.ended is None]
 
     def seal(self, data_version: str) -> None:
         """Call when the partition's output has been published, last of all. Packs what has become
@@ -145,6 +175,7 @@ class Journal:
         if not self.has_unpublished:
             return
         self._last_seal = self._write(seal_line(data_version))
+        self._batches.clear()
         self._end_segment()
         assert self._lock is not None
         with suppress(OSError):
@@ -189,10 +220,18 @@ class Journal:
                 add(kind, self._last_reply)
             elif kind == SEAL:
                 self._last_seal = start + offset
+                self._batches.clear()
+            elif kind == BATCH:
+                self._remember(start + offset, batch_note_of(segment.line(offset)))
             elif kind == FRESH:
                 self._index, self._last_reply = Index(), -1
                 add = self._index.add
+                self._batches.clear()
         self._end += segment.size
+
+    def _remember(self, position: Position, note: BatchNote) -> None:
+        first, _ = self._batches.get(note.token, (position, note))
+        self._batches[note.token] = (first, note)
 
     def _begin(self, segment: Segment) -> Position:
         self._segments.append(segment)

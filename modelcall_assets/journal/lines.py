@@ -1,4 +1,5 @@
-"""One line of a journal: a header (`format`, `run`, `fresh`), a reply (`k` …) or a seal (`sealed`).
+"""One line of a journal: a header (`format`, `run`, `fresh`), a reply (`k` …), a seal (`sealed`) or
+a note of where a batch stands (`batch`).
 
 A reply's line starts with its address and ends with its body, so that either is found without
 parsing the other. The body is embedded as it came where that makes a line of JSON, which is so for
@@ -18,7 +19,7 @@ from modelcall_assets.journal.index import HASH_BITS
 FORMAT = 2
 """Lines of format 1 are the same but for bodies that are no text, which it did not keep whole."""
 
-HEADER, FRESH, SEAL, NEITHER = -1, -2, -3, -4
+HEADER, FRESH, SEAL, NEITHER, BATCH = -1, -2, -3, -4, -5
 """What a line is when it is no reply."""
 
 Reference = tuple[str, int]
@@ -61,12 +62,49 @@ class Entry:
     """The turn before."""
 
 
+@dataclass(frozen=True, slots=True)
+class BatchNote:
+    """Where a batch stands; a later note of the same token takes the place of an earlier one.
+
+    `token` goes with the batch to the endpoint, so that it is found there when the process died
+    before `id` was known. `ended` is the status it ended with, once its replies are journalled.
+    """
+
+    token: str
+    endpoint: str
+    requests: int
+    noted_at: float
+    """Unix time of the first note."""
+    id: str | None = None
+    ended: str | None = None
+
+
 def header_line(run_id: str, *, fresh: bool) -> bytes:
     return _dumped({"format": FORMAT, "run": run_id, "fresh": fresh})
 
 
 def seal_line(data_version: str) -> bytes:
     return _dumped({"sealed": data_version})
+
+
+def batch_line(note: BatchNote) -> bytes:
+    """What is not known yet is left out."""
+    head = {"batch": note.token, "e": note.endpoint, "n": note.requests, "at": note.noted_at}
+    more = {"id": note.id, "ended": note.ended}
+    return _dumped(head | {name: value for name, value in more.items() if value is not None})
+
+
+def batch_note_of(line: bytes) -> BatchNote:
+    """Inverse of `batch_line`."""
+    head = orjson.loads(line)
+    return BatchNote(
+        token=head["batch"],
+        endpoint=head["e"],
+        requests=head["n"],
+        noted_at=head["at"],
+        id=head.get("id"),
+        ended=head.get("ended"),
+    )
 
 
 def reply_line(entry: Entry) -> bytes:
@@ -93,7 +131,7 @@ def reply_line(entry: Entry) -> bytes:
 
 def kind_of(line: bytes) -> int:
     """The hash of a reply's address, else HEADER, FRESH (the header of a run that starts a new
-    history), SEAL or NEITHER: a line that a power loss damaged. Parses no body."""
+    history), SEAL, BATCH or NEITHER: a line that a power loss damaged. Parses no body."""
     if line[-2:] != b"}\n" or b"\0" in line:
         return NEITHER
     if line[:_KEY] != b'{"k":"':
@@ -133,6 +171,8 @@ def entry_of(line: bytes, segment: str) -> Entry:
 def _kind_beside_replies(line: bytes) -> int:
     if line.startswith(b'{"format":'):
         return FRESH if b'"fresh":true' in line else HEADER
+    if line.startswith(b'{"batch":'):
+        return BATCH
     return SEAL if line.startswith(b'{"sealed":') else NEITHER
 
 

@@ -15,7 +15,9 @@ from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
 
 QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "access_terminated"})
-CONTEXT_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
+CONTEXT_CODES = frozenset(
+    {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
+)
 FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 REFUSED_STATUS = frozenset({401, 402, 403, 404, 405})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm.answer import Usage
@@ -17,6 +17,9 @@ from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict, classify
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
+
+if TYPE_CHECKING:
+    from modelcall_assets.llm.batch import BatchClient
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 60.0
@@ -75,12 +78,19 @@ class Engine:
     """Shared by the files of a run. Use as an async context manager.
 
     `ask` never raises for a record. It raises RunStopped when the run as a whole is over:
-    calls in flight at that time still finish and return.
+    calls in flight at that time still finish and return. With `batches` the model is to be called
+    by those, though `ask` works too.
     """
 
     def __init__(
-        self, channels: Sequence[Channel], *, max_in_flight: int, max_retries: int
+        self,
+        channels: Sequence[Channel],
+        *,
+        max_in_flight: int,
+        max_retries: int,
+        batches: BatchClient | None = None,
     ) -> None:
+        self.batches = batches
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self.counters = Counters()
@@ -106,6 +116,9 @@ class Engine:
                 await opened.enter_async_context(channel.transport)
                 channel.open(self._now())
                 opened.callback(channel.close)
+            if self.batches is not None:
+                self.batches.pause = self.wait
+                await opened.enter_async_context(self.batches)
             self._counts_tokens = any(channel.counts_tokens for channel in self._channels)
             self._opened = opened.pop_all()
         self._share()
@@ -133,6 +146,16 @@ class Engine:
                 waiter.turn.set_exception(reason)
         self._waiting.clear()
 
+    async def wait(self, seconds: float) -> None:
+        """Sleep; a stop ends that and raises its reason."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+        except TimeoutError:
+            return
+        assert self._stop_reason is not None
+        raise self._stop_reason
+
     async def ask(self, payload: bytes, parked: Parked | None = None) -> Exchange | GaveUp:
         """Send until answered, refused for good, or out of retries."""
         attempts, failed_attempts = 0, 0
@@ -156,7 +179,7 @@ class Engine:
                     if too_long or failed_attempts > self._max_retries:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
-                    held[channel] = self._now() + _delay(attempts, after_s)
+                    held[channel] = self._now() + backoff(attempts, after_s)
                     await self._pause(held, parked)
 
     async def _send(
@@ -280,15 +303,10 @@ class Engine:
         if parked is not None:
             parked(True)
         try:
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
-        except TimeoutError:
-            return
+            await self.wait(seconds)
         finally:
             if parked is not None:
                 parked(False)
-        assert self._stop_reason is not None
-        raise self._stop_reason
 
     def _note_answer(self, verdict: Answered | BadRecord, channel: Channel) -> None:
         if isinstance(verdict, Answered):
@@ -347,8 +365,9 @@ class _TokenEstimate:
         return usage.prompt_tokens + usage.completion_tokens
 
 
-def _delay(attempt: int, after_s: float | None) -> float:
-    """Exponential with full jitter; never shorter than what the server asked for."""
+def backoff(attempt: int, after_s: float | None) -> float:
+    """Seconds until the next attempt: exponential with full jitter; never shorter than what the
+    server asked for."""
     spread = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt - 1, 30)))
     if after_s is None:
         return spread

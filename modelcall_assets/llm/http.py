@@ -20,6 +20,7 @@ import httptools
 
 from modelcall_assets.llm.stream import StreamedAnswer, is_event_stream
 
+CLOSED_BEFORE_S = 0.5
 IDLE_S = 15.0
 """A connection idle for longer is not used again: servers close theirs without a word."""
 MOST_HEADER_BYTES = 64 << 10
@@ -84,14 +85,27 @@ class HttpClient:
             await asyncio.sleep(0)
 
     async def post(self, payload: bytes) -> Response:
-        """Raises ConnectFailed, Dropped, or TimeoutError after `timeout_s` in all."""
+        """Raises ConnectFailed, Dropped, or TimeoutError after `timeout_s` in all.
+
+        A kept connection that ends at once and without a byte of the reply is taken for one that
+        the server had closed already, and the request is sent once more on a new one.
+        """
+        request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        connection = self._kept(started)
-        if connection is None:
-            connection = await self._connect()
-        answer = connection.ask(b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload))
-        timer = loop.call_at(started + self._timeout_s, _time_out, answer)
+        now = loop.time()
+        until, connection = now + self._timeout_s, self._kept(now)
+        if connection is not None:
+            try:
+                return await self._asked(connection, request, until)
+            except Dropped:
+                if connection.has_heard or loop.time() - now > CLOSED_BEFORE_S:
+                    raise
+        return await self._asked(await self._connect(), request, until)
+
+    async def _asked(self, connection: _Connection, request: bytes, until: float) -> Response:
+        loop = asyncio.get_running_loop()
+        answer = connection.ask(request)
+        timer = loop.call_at(until, _time_out, answer)
         try:
             return await answer
         finally:
@@ -157,6 +171,8 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, open_ones: set[_Connection]) -> None:
         self.idle_since = 0.0
+        self.has_heard = False
+        """Whether anything has come back for the request."""
         self._open_ones = open_ones
         self._answer: asyncio.Future[Response] | None = None
         self._tunnel: asyncio.Future[int] | None = None
@@ -175,6 +191,7 @@ class _Connection(asyncio.Protocol):
         return self._keep and self._answer is None and not self._is_lost
 
     def ask(self, request: bytes) -> asyncio.Future[Response]:
+        self.has_heard = False
         answer = self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return answer
@@ -205,6 +222,7 @@ class _Connection(asyncio.Protocol):
         if self._tunnel is None and self._answer is None:  # nobody asked
             self._keep = False
             return
+        self.has_heard = True
         if self._response is None:
             self._head_bytes += len(data)
         try:

@@ -17,7 +17,7 @@ from modelcall_assets.llm.transport import HttpTransport, Reply
 from modelcall_assets.records.outcome import Reason
 
 _FROM_ENVIRONMENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
-_BROKEN = (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, ssl.SSLError, OSError)
+BROKEN = (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, ssl.SSLError, OSError)
 
 
 class SdkTransport(HttpTransport):
@@ -65,8 +65,8 @@ class SdkTransport(HttpTransport):
             return Reply(response.status_code, response.headers, body)
         except TimeoutError:
             return self.timed_out()
-        except _BROKEN as error:
-            return self._fault(_cause(error))
+        except BROKEN as error:
+            return self._fault(cause_of(error))
 
     async def _send(self, payload: bytes) -> Reply:
         raw = await self._client.post(
@@ -80,7 +80,7 @@ class SdkTransport(HttpTransport):
         response = cast("httpx2.Response", raw)
         try:
             if is_event_stream(response.headers.get("Content-Type", "")):
-                answer = await StreamedAnswer().read(response.aiter_bytes(), _BROKEN)
+                answer = await StreamedAnswer().read(response.aiter_bytes(), BROKEN)
                 return self.streamed(answer, response.headers)
             return Reply(response.status_code, response.headers, await response.aread())
         finally:
@@ -104,7 +104,7 @@ class SdkTransport(HttpTransport):
         return Reply(0, {}, text.encode(), reason)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """What aiohttp raised first: the SDK's own types call a dropped connection a timeout."""
     return next((e for e in _chain(error) if isinstance(e, aiohttp.ClientError)), error)
 

@@ -12,6 +12,7 @@ class Reason(StrEnum):
 
     BAD_LINE = "bad_line"
     PREPROCESS_ERROR = "preprocess_error"
+    CHATML_ERROR = "chatml_error"
     SCORER_ERROR = "scorer_error"
     MISSING_INPUT = "missing_input"
     BAD_REQUEST = "bad_request"

@@ -20,6 +20,12 @@ TRANSIENT = {
     "rate_junk": "junk",
     "rate_malformed": "malformed",
 }
+BATCH_ENDS = {
+    "rate_batch_expired": "expired",
+    "rate_batch_cancelled": "cancelled",
+    "rate_batch_failed": "failed",
+}
+BATCH_CALLS = {"rate_call_500": "server_error", "rate_call_lost": "lost"}
 _NORMAL = NormalDist()
 
 
@@ -44,12 +50,20 @@ class Faults:
     rate_hang: float = _option(0.0, "Share of attempts that never get an answer.")
     rate_junk: float = _option(0.0, "Share of attempts answered 200 with an HTML page.")
     max_in_flight: int = _option(0, "429 for whatever comes above this many at once; 0: no limit.")
+    batch_s: float = _option(0.0, "Seconds that a batch takes.")
+    rate_batch_expired: float = _option(0.0, "Share of batches that expire unfinished.")
+    rate_batch_cancelled: float = _option(0.0, "Share of batches that are cancelled.")
+    rate_batch_failed: float = _option(0.0, "Share of batches that fail.")
+    rate_batch_done: float = _option(0.5, "Share of its lines that such a batch has answered.")
+    rate_call_500: float = _option(0.0, "Share of calls about files and batches that fail.")
+    rate_call_lost: float = _option(0.0, "Share of them that work, but nobody hears of it.")
+    max_batch_lines: int = _option(0, "A batch fails for whatever waits above this; 0: no limit.")
     seed: int = _option(0, "Another seed hits other requests.")
 
     def __post_init__(self) -> None:
         problems = [_problem(f.name, getattr(self, f.name), type(f.default)) for f in fields(self)]
         found = [problem for problem in problems if problem]
-        for group in (PERMANENT, TRANSIENT) if not found else ():
+        for group in (PERMANENT, TRANSIENT, BATCH_ENDS, BATCH_CALLS) if not found else ():
             if (total := math.fsum(getattr(self, name) for name in group)) > 1 + 1e-9:
                 names = ", ".join(_flag(name) for name in group)
                 found.append(_wrong(names, "the rates exclude each other", "a sum ≤ 1", total))
@@ -78,6 +92,15 @@ class Faults:
         spread = math.exp(self.latency_sigma * _NORMAL.inv_cdf(luck)) if self.latency_sigma else 1
         answered = transient in ("answered", "malformed") and permanent != "answered"
         return (permanent if answered else transient), self.latency_ms * spread / 1000
+
+    def batch_end(self, number: int) -> str:
+        """The status that the server's batch of this number ends with."""
+        end = self._pick(BATCH_ENDS, self._draw(b"batch", str(number))[0])
+        return "completed" if end == "answered" else end
+
+    def batch_call(self, number: int) -> str:
+        """What becomes of the server's call of this number about files and batches."""
+        return self._pick(BATCH_CALLS, self._draw(b"call", str(number))[0])
 
     def _draw(self, identity: bytes, which: str) -> tuple[float, float]:
         """Two numbers, the first in [0, 1), the second in (0, 1)."""

@@ -17,6 +17,7 @@ import orjson
 
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.rehearsal import replies
+from modelcall_assets.rehearsal.batches import Batches
 from modelcall_assets.rehearsal.faults import NO_FAULTS, Faults
 from modelcall_assets.rehearsal.heuristics import FirstAnswer, answer
 from modelcall_assets.rehearsal.replies import Refusal
@@ -103,6 +104,7 @@ class RehearsalServer:
         self._tally = Tally()
         self._answer = FirstAnswer() if same_answer else answer
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
+        self._batches = Batches(self._batch_line, lambda: self._faults, self._count)
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,6 +141,7 @@ class RehearsalServer:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
+            await self._batches.stop()
             for connection in list(self._connections):
                 connection.transport.abort()
             while self._connections:  # noqa: ASYNC110  their ends are a turn of the loop away
@@ -192,17 +195,19 @@ class RehearsalServer:
             if refusal:
                 connection.promise(Ending("error", 401, refusal.http()), 0)
             else:
-                connection.promise(*self._chat(request, now))
+                connection.promise(*self._chat(request.body, now))
         elif refusal is None and where in self._routes:
             connection.send(self._routes[where](request))
+        elif refusal is None and request.path.startswith(("/v1/files", "/v1/batches")):
+            connection.send(self._batches.handle(request))
         else:
             refusal = refusal or Refusal(404, f"nothing at {request.method} {request.path}")
             connection.send(refusal.http())
 
-    def _chat(self, request: Request, now: float) -> tuple[Ending, float]:
-        """How this exchange will end, and after how many seconds."""
-        body = _parse(request.body)
-        identity = identify(request.body, body)
+    def _chat(self, raw: bytes, now: float) -> tuple[Ending, float]:
+        """How the exchange of this body will end, and after how many seconds."""
+        body = _parse(raw)
+        identity = identify(raw, body)
         attempt = self._tally.met(identity, now)
         if refusal := replies.refuse(body):
             return Ending("error", refusal.status, refusal.http(), identity), 0
@@ -227,6 +232,18 @@ class RehearsalServer:
             return Ending("error", 400, refusal.http(), identity), 0
         data = replies.completion(body, reply, identity)
         return Ending(reply.what, 200, data, identity), latency_s
+
+    def _batch_line(self, body: bytes) -> Ending:
+        """How a line of a batch ends: as a chat request would, but for the waiting."""
+        now = time.monotonic()
+        self._tally.arrived(now)
+        self._count("batch_lines")
+        ending = self._chat(body, now)[0]._replace(retry_after_s=0.0)
+        self.ended(Ending("abandoned") if ending.what == "hung" else ending)
+        return ending
+
+    def _count(self, what: str) -> None:
+        self._tally.counts[what] += 1
 
     def _change_faults(self, request: Request) -> bytes:
         changes = _parse(request.body)

@@ -10,7 +10,8 @@ import orjson
 UNSEEN_IN_IDENTITY = ("stream", "stream_options", "user")
 COUNTERS = (
     "requests", "answered", "malformed", "truncated", "filtered", "junk", "dropped", "abandoned",
-    "repeated_ok", "early_retries", "retried_bad_request", "connections",
+    "repeated_ok", "early_retries", "retried_bad_request", "connections", "files", "batches",
+    "batch_lines",
 )  # fmt: skip
 _CLOCK_SLACK = 0.001
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 
 from modelcall_assets.storage.parquet import read_columns, read_schema
@@ -35,4 +36,22 @@ def audit_scores(output: Path, source_rows: int, schema: pa.Schema) -> ScoresAud
         failed=statuses["error"],
         duplicate_ids=len(ids) - len(set(ids)),
         schema_matches=read_schema(output).equals(schema),
+    )
+
+
+def audit_lines(output: Path, source_rows: int) -> ScoresAudit:
+    """The same of a published JSONL file of responses, whose rows have no one schema."""
+    statuses, ids = Counter[str](), Counter[tuple[str, int]]()
+    with output.open("rb") as file:
+        for line in file:
+            row = orjson.loads(line)
+            statuses[row["api_status"]] += 1
+            ids[row["api_record_id"], row.get("sample", 0)] += 1
+    return ScoresAudit(
+        source_rows=source_rows,
+        rows=statuses.total(),
+        ok=statuses["success"],
+        failed=statuses["error"],
+        duplicate_ids=statuses.total() - len(ids),
+        schema_matches=True,
     )

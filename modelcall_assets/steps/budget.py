@@ -41,7 +41,7 @@ class Budget:
         self._prices = prices
         self._usd = usd
         self._tokens = tokens
-        self._limited = usd is not None or tokens is not None
+        self.is_limited = usd is not None or tokens is not None
         self._before = Spent()
         self._now = Spent()
         self.sync()
@@ -62,7 +62,7 @@ class Budget:
 
     def spent(self, in_flight: int) -> BudgetSpent | None:
         """Why nothing more may be sent: the limit, counting what is in flight at its mean."""
-        if not self._limited:
+        if not self.is_limited:
             return None
         total = self.total
         ahead = 1 + in_flight / total.replies if total.replies else 1
@@ -74,7 +74,7 @@ class Budget:
 
     def sync(self) -> None:
         """Add what this run spent to the file, and see what others did."""
-        if not self._limited:
+        if not self.is_limited:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)

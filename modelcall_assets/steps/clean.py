@@ -53,7 +53,7 @@ class Garbage:
 def left_over(steps: TaskSteps) -> Iterator[Garbage]:
     """Temporary files of publishes that never ended."""
     spec = steps.spec
-    folders = (spec.output_folder, spec.preprocessed_folder, spec.journal_folder)
+    folders = (*map(spec.folder, spec.stages[1:]), spec.journal_folder)
     found = {path for folder in folders for path in _temporary_files(Path(folder))}
     for path in sorted(found):
         if time.time() - path.stat().st_mtime > IN_USE_S:

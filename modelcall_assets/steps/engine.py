@@ -6,32 +6,41 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from modelcall_assets.config.catalog import TaskSpec
 from modelcall_assets.config.endpoint import Endpoint
+from modelcall_assets.config.model import BatchConfig
+from modelcall_assets.config.spec import RESPONSES, TaskSpec
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.lease import Lease
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import DirectTransport, Transport
 
+if TYPE_CHECKING:
+    from modelcall_assets.llm.batch import BatchClient
 
-def engine_of(spec: TaskSpec) -> Engine:
+
+def engine_of(spec: TaskSpec, stage: str) -> Engine:
     """To be entered; SetupError when a key or host is not set."""
-    endpoints = spec.endpoints()
-    most = spec.task.concurrency.max_concurrent_requests
+    endpoints = spec.endpoints(stage)
+    most = spec.max_in_flight(stage)
+    model = spec.generator if stage == RESPONSES else spec.model
+    assert model is not None
+    by_batches = model.mode == "batch"
     return Engine(
-        [_channel(endpoint, most) for endpoint in endpoints],
+        [_channel(endpoint, most, leased=not by_batches) for endpoint in endpoints],
         max_in_flight=most,
         max_retries=endpoints[0].max_retries,
+        batches=_batches(endpoints[0], model.batch) if by_batches else None,
     )
 
 
-def _channel(endpoint: Endpoint, most: int) -> Channel:
+def _channel(endpoint: Endpoint, most: int, *, leased: bool) -> Channel:
     limits = Limits(
         endpoint.max_in_flight or most, endpoint.requests_per_minute, endpoint.tokens_per_minute
     )
-    lease = Lease(_lease_folder(endpoint), limits.max_in_flight)
+    lease = Lease(_lease_folder(endpoint), limits.max_in_flight) if leased else None
     return Channel(_transport(endpoint), limits, lease)
 
 
@@ -41,7 +50,24 @@ def _transport(endpoint: Endpoint) -> Transport:
         from modelcall_assets.llm.sdk_transport import SdkTransport
 
         kind = SdkTransport
-    return kind(
+    return kind(*_where(endpoint))
+
+
+def _batches(endpoint: Endpoint, config: BatchConfig) -> BatchClient:
+    from modelcall_assets.llm.batch import BatchClient
+
+    return BatchClient(
+        *_where(endpoint),
+        completion_window=config.completion_window,
+        most_requests=config.max_requests_per_file,
+        poll_s=config.poll_seconds,
+        max_retries=endpoint.max_retries,
+    )
+
+
+def _where(endpoint: Endpoint) -> tuple[Any, ...]:
+    """What a transport is made from."""
+    return (
         endpoint.name,
         endpoint.base_url,
         endpoint.api_key,

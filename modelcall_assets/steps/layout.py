@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, TaskSpec
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
 
+JSONL_STAGES = (CHATML, MERGED, RESPONSES)
 MOST_NAME_BYTES = 250
 """File systems take 255; ours have a suffix more."""
 
@@ -20,7 +21,9 @@ class Layout:
     spec: TaskSpec
 
     def input_uri(self, key: str) -> str:
-        return f"{self.spec.input_folder.rstrip('/')}/{decode_key(key)}"
+        """Of a key in the input folder, or of the one input file."""
+        folder = self.spec.input_folder.rstrip("/")
+        return folder if self.spec.has_one_input else f"{folder}/{decode_key(key)}"
 
     def check_name(self, key: str) -> None:
         """InputError when no file of ours can have the name of an input file."""
@@ -35,12 +38,10 @@ class Layout:
             raise InputError(f"{self.spec.input_folder}/{key}: {wrong}; rename the file")
 
     def output_path(self, stage: str, key: str) -> Path:
-        """`<folder of the stage>/<relative path, suffix replaced>.parquet`."""
-        folder = (
-            self.spec.preprocessed_folder if stage == "preprocessed" else self.spec.output_folder
-        )
+        """`<folder of the stage>/<relative path, suffix replaced>`."""
         relative = PurePosixPath(decode_key(key))
-        return Path(folder) / relative.with_name(relative.stem + ".parquet")
+        name = relative.stem + (".jsonl" if stage in JSONL_STAGES else ".parquet")
+        return Path(self.spec.folder(stage)) / relative.with_name(name)
 
     def manifest_path(self, stage: str, key: str) -> Path:
         return self._state_folder / "manifests" / stage / f"{key}.json"

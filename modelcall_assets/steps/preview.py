@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
+from typing import Any
 
-import pyarrow as pa
+import orjson
 
+from modelcall_assets.config.spec import RAW, SCORES
 from modelcall_assets.journal.journal import Address, Journal
 from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.calls import Asked
-from modelcall_assets.steps.preprocess import PROCESS_ERRORS, bad_line
-from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.task_steps import PREPROCESSED, RAW, SCORES, TaskSteps
+from modelcall_assets.steps.preprocess import bad_line
+from modelcall_assets.steps.responses import ResponseStage
+from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.rows import is_parquet, read_chunks, record_id
+from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.transforms.tokens import count_tokens
-from modelcall_assets.transforms.universal import Dropped, process
+from modelcall_assets.transforms.universal import Dropped
 
 SAMPLE_ROWS = 50
 MESSAGE_TOKENS = 4
@@ -40,21 +42,20 @@ class FilePlan:
 
 
 def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
-    """The first `rows` rows, after preprocessing where the task has it."""
-    schema = read_schema(file.uri) if is_parquet(file.uri) else pa.schema([])
-    for chunk in read_chunks(file.uri, schema, rows):
-        for offset, item in enumerate(chunk.items):
-            if isinstance(item, BadLine):
-                yield bad_line(item)
-            else:
-                index = chunk.start + offset
-                yield _prepared(steps, item, record_id(item, index, file.key_path))
+    """The first `rows` rows, as the first stage that asks or rates gets them."""
+    for index, item in enumerate(islice(read_rows(file.uri), rows)):
+        if isinstance(item, BadLine):
+            yield bad_line(item)
+        else:
+            yield steps.prepared(item, file, record_id(item, index, file.key_path))
 
 
 def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
     """What the first `rows` rows ask of the model."""
+    asking = steps.first_asking
+    assert asking is not None
     for row in first_rows(steps, file, rows):
-        yield row if isinstance(row, Failure | Dropped) else steps.score_stage.ask(row)
+        yield row if isinstance(row, Failure | Dropped) else asking.ask(row)
 
 
 def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
@@ -65,37 +66,34 @@ def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
     kept = [row for row in sample if not isinstance(row, Dropped)]
     in_rows = _row_count(steps, file)
     rows = in_rows if len(kept) == len(sample) else round(in_rows * len(kept) / len(sample))
-    if steps.rule_stage is not None:
+    asking = steps.first_asking
+    if asking is None:
         return FilePlan(file.key_path, rows, prompt_tokens=0, journalled=0)
-    asks = [row if isinstance(row, Failure) else steps.score_stage.ask(row) for row in kept]
-    return FilePlan(
-        file.key_path,
-        rows,
-        prompt_tokens=ceil(sum(map(_tokens, asks)) * rows / len(kept)) if kept else 0,
-        journalled=_journalled(steps, file, in_rows),
-    )
-
-
-def _prepared(steps: TaskSteps, row: Row, identity: str) -> Row | Failure | Dropped:
-    if PREPROCESSED not in steps.stages:
-        return row
-    try:
-        return process(row, steps.universal_options, identity)
-    except PROCESS_ERRORS as error:
-        return Failure(Reason.PREPROCESS_ERROR, f"{type(error).__name__}: {error}")
+    asks = [row if isinstance(row, Failure) else asking.ask(row) for row in kept]
+    tokens = ceil(sum(map(_tokens, asks)) * rows / len(kept)) if kept else 0
+    if isinstance(asking, ResponseStage):
+        times = asking.samples
+        return FilePlan(file.key_path, rows * times, tokens * times, journalled=0)
+    return FilePlan(file.key_path, rows, tokens, journalled=_journalled(steps, file, in_rows))
 
 
 def _tokens(asked: Asked) -> int:
     if isinstance(asked, Failure):
         return 0
-    return sum(count_tokens(message["content"]) + MESSAGE_TOKENS for message in asked.messages)
+    return sum(_message_tokens(message.get("content")) for message in asked.messages)
+
+
+def _message_tokens(content: Any) -> int:
+    text = content if isinstance(content, str) else orjson.dumps(content).decode()
+    return count_tokens(text) + MESSAGE_TOKENS
 
 
 def _row_count(steps: TaskSteps, file: FileInfo) -> int:
+    """Of a file, or of all files of a split."""
     manifest = read_manifest(steps.layout.manifest_path(RAW, encode_key(file.key_path)))
     if manifest is not None and manifest.input.version == file.version:
         return manifest.rows
-    return read_raw(file, steps.row_limit).rows
+    return steps.count_rows(file)
 
 
 def _journalled(steps: TaskSteps, file: FileInfo, rows: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.config.spec import RESPONSES, TaskSpec
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser, Usage
 from modelcall_assets.llm.dialogue import Rules, replayed
@@ -18,11 +18,13 @@ from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.batch_calls import BatchCaller
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.calls import Asked, Caller
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.publish_scores import Publisher
+from modelcall_assets.steps.publish_scores import Publisher, Rate
+from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import ApiRow, answered_row, unanswered_row
@@ -48,6 +50,8 @@ class ScoreStage:
     fields: dict[str, dict[str, Any]]
     provenance: dict[str, str]
     prices: tuple[float | None, float | None]
+    rates_responses: bool = False
+    """Whether the rows are responses of the same task; one that failed is not rated."""
 
     @classmethod
     def of(cls, spec: TaskSpec) -> ScoreStage:
@@ -70,8 +74,8 @@ class ScoreStage:
             system=template.system_text,
             params=params,
             revision=model.revision,
-            input_key=task.data.input_key,
-            prompt_key=task.data.prompt_format_key or task.data.input_key,
+            input_key=spec.rated.input_key,
+            prompt_key=spec.rated.prompt_format_key or spec.rated.input_key,
             rules=Rules(parser, task.retry.repair_turns),
             fields=dict(prompt.fields) if schema is not None else {},
             provenance={"api_model": str(params["model"]), "api_prompt": prompt.version},
@@ -79,6 +83,7 @@ class ScoreStage:
                 model.prices.usd_per_million_input_tokens,
                 model.prices.usd_per_million_output_tokens,
             ),
+            rates_responses=RESPONSES in spec.stages,
         )
 
     def version(self) -> str:
@@ -105,6 +110,8 @@ class ScoreStage:
             return bad_line(row)
         if (failed := failure_before(row)) is not None:
             return failed
+        if self.rates_responses and row.get("api_status") == "error":
+            return Failure(Reason(row["api_fail_reason"]), row["api_fail_detail"])
         value = row.get(self.input_key)
         if value is None or value == "":
             what = "empty" if value == "" else "null" if self.input_key in row else "absent"
@@ -125,12 +132,16 @@ class ScoreStage:
             for item in chunk.items:
                 yield self.ask(item)
 
+    def publish(self, source: Source, rate: Rate, output: Path) -> ScoreReport:
+        """Every row of the source in its order, beside what it was rated."""
+        return Publisher(source, self.fields, self.input_key, rate).publish(output)
+
 
 @dataclass
 class Scoring:
-    """One file on its way to its scores."""
+    """One file on its way to its scores or responses."""
 
-    stage: ScoreStage
+    stage: ScoreStage | ResponseStage
     source: Source
     journal: Journal
     reuse: Reuse
@@ -145,13 +156,12 @@ class Scoring:
         and InputChanged when it is no longer what its upstream asset recorded; nothing is published
         then and the journal keeps every reply.
         """
-        caller = Caller(self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
+        kind = Caller if engine.batches is None else BatchCaller
+        caller = kind(self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
         self._ledger = await caller.run(self.stage.asks(self.source))
         requests, replayed = caller.requests, caller.replayed
         del caller  # and the memory of its keys
-        stage = self.stage
-        publisher = Publisher(self.source, stage.fields, stage.input_key, self._rate)
-        report = await asyncio.to_thread(publisher.publish, output)
+        report = await asyncio.to_thread(self.stage.publish, self.source, self._rate, output)
         report.requests, report.replayed = requests, replayed
         return report
 

@@ -8,23 +8,33 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.config.spec import PREPROCESSED, RAW, SCORES, TaskSpec
+from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.record import Row
 from modelcall_assets.steps.audit import ScoresAudit, audit_scores
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.engine import engine_of
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.preprocess import PreprocessReport, options_of, preprocess_file
+from modelcall_assets.steps.preprocess import (
+    PROCESS_ERRORS,
+    PreprocessReport,
+    options_of,
+    preprocess_file,
+)
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.rule_scores import RuleStage
-from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
@@ -36,11 +46,34 @@ from modelcall_assets.storage.manifest import (
 )
 from modelcall_assets.storage.rows import is_parquet
 from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
-from modelcall_assets.transforms.universal import UniversalOptions
+from modelcall_assets.transforms.universal import Dropped, UniversalOptions, process
 
-RAW, PREPROCESSED, SCORES = "raw", "preprocessed", "scores"
+FILES, GROUPS = "files", "groups"
+"""The sets of partition keys that a task may have."""
 WARNINGS = "warnings"
 """In the detail of a `raw` manifest."""
+
+
+class Upstream(NamedTuple):
+    """A stage whose output another one reads."""
+
+    steps: TaskSteps
+    stage: str
+
+    def made(self, key: str) -> Manifest | None:
+        """What is accepted of a partition."""
+        manifest = read_manifest(self.steps.layout.manifest_path(self.stage, key))
+        return manifest if manifest is not None and manifest.accepted else None
+
+    def need(self, key: str) -> Manifest:
+        """InputError when there is nothing."""
+        manifest = self.made(key)
+        if manifest is None:
+            raise InputError(
+                f"{self.steps.spec.key}/{self.stage}: '{key}' has no accepted output; "
+                f"materialise {self.stage} of this partition first"
+            )
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -62,9 +95,23 @@ class TaskSteps:
     def rule_stage(self) -> RuleStage | None:
         """How the task's own scorer rates, if it has one."""
         spec = self.spec
-        if spec.task.scorer is None:
+        if not isinstance(spec.task, ScoringTask) or spec.task.scorer is None:
             return None
         return RuleStage(spec.task.scorer, spec.root, spec.file_name, spec.task.data.input_key)
+
+    @property
+    def first_asking(self) -> ScoreStage | ResponseStage | None:
+        """The first stage that asks a model, if any does."""
+        return self.score_stage if self.rule_stage is None else None
+
+    def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
+        """A row of an input file as the first stage that asks, or rates, gets it."""
+        if PREPROCESSED not in self.stages:
+            return row
+        try:
+            return process(row, self.universal_options, identity)
+        except PROCESS_ERRORS as error:
+            return Failure(Reason.PREPROCESS_ERROR, f"{type(error).__name__}: {error}")
 
     def check_rater(self) -> None:
         """SetupError when the endpoint has no key or address, or the scorer cannot be made."""
@@ -76,12 +123,12 @@ class TaskSteps:
     @property
     def stages(self) -> tuple[str, ...]:
         """The task's stages, upstream first."""
-        enabled = self.spec.task.preprocess.enabled
-        return (RAW, PREPROCESSED, SCORES) if enabled else (RAW, SCORES)
+        return self.spec.stages
 
-    def upstream_of(self, stage: str) -> str | None:
+    def upstream_of(self, stage: str) -> Upstream | None:
+        """What a stage reads, of this task or another; None for input files."""
         position = self.stages.index(stage)
-        return self.stages[position - 1] if position else None
+        return Upstream(self, self.stages[position - 1]) if position else None
 
     def inputs(self) -> list[FileInfo]:
         """The input files in order, after the task's own caps.
@@ -89,14 +136,25 @@ class TaskSteps:
         Raises SetupError when two of them would have one output, InputError when the folder is
         missing.
         """
-        spec, preprocess = self.spec, self.spec.task.preprocess
-        pattern = preprocess.file_pattern if preprocess.enabled else "*"
-        own = [spec.output_folder, spec.journal_folder]
-        if preprocess.enabled:
-            own.append(spec.preprocessed_folder)
+        spec, task = self.spec, self.spec.task
+        preprocess = task.preprocess if isinstance(task, ScoringTask) else None
+        pattern = preprocess.file_pattern if preprocess and preprocess.enabled else "*"
+        own = [spec.journal_folder, *map(spec.folder, spec.stages[1:])]
         files = list_inputs(spec.input_folder, pattern, exclude=own)
         self._refuse_shared_outputs(files)
-        return files[: spec.task.max_files]
+        return files[: task.max_files]
+
+    def partitions(self, stage: str) -> str:
+        """The set of keys that a stage has."""
+        return FILES
+
+    def partitions_owner(self, stage: str) -> TaskSteps:
+        """The task whose set of keys that is."""
+        return self
+
+    def keys(self, partitions: str) -> list[str]:
+        """The keys of a set, as the inputs are now."""
+        return [encode_key(file.key_path) for file in self.inputs()]
 
     def raw(self, key: str) -> RawReport:
         """Fingerprint, schema and first mistakes of an input file.
@@ -125,6 +183,18 @@ class TaskSteps:
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
         return report
 
+    def count_rows(self, file: FileInfo) -> int:
+        """Of an input file that raw has not looked at."""
+        return read_raw(file, self.row_limit).rows
+
+    def input_version(self, key: str) -> str:
+        """Of an input file as it is now; InputError when it is gone."""
+        return stat_file(self.layout.input_uri(key)).version
+
+    def members_changed(self, key: str) -> bool:
+        """Whether a group was made of other content than its members have now."""
+        raise NotImplementedError("only a task that merges has groups")
+
     def preprocessed(self, key: str) -> PreprocessReport:
         """Clean, filter and truncate an input file."""
         source = self.source(PREPROCESSED, key)
@@ -144,7 +214,7 @@ class TaskSteps:
             failed=report.failed,
             dropped=sum(report.dropped.values()),
             output=str(output),
-            input=_fingerprint(source, info),
+            input=fingerprint(source, info),
             schema=readable_schema(report.schema),
             detail={"schema": schema_to_json(report.schema), "digest": file_digest(str(output))},
         )
@@ -155,32 +225,49 @@ class TaskSteps:
         self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
     ) -> ScoreReport:
         """Rate every row of a file. Publishes also what `max_failure_rate` then rejects."""
-        source = self.source(SCORES, key)
-        output = self.layout.output_path(SCORES, key)
-        folder = self.layout.journal_folder(SCORES, key)
+        return await self._answered(SCORES, self.score_stage, key, engine, tally, run_id, fresh)
+
+    async def _answered(
+        self,
+        name: str,
+        stage: ScoreStage | ResponseStage,
+        key: str,
+        engine: Engine,
+        tally: Tally,
+        run_id: str,
+        fresh: bool,
+    ) -> ScoreReport:
+        source = self.source(name, key)
+        output = self.layout.output_path(name, key)
+        folder = self.layout.journal_folder(name, key)
         with (
             await asyncio.to_thread(Journal, folder, run_id, fresh=fresh) as journal,
             self._reuse(fresh=fresh) as reuse,
         ):
-            scoring = Scoring(self.score_stage, source, journal, reuse, self.budget)
+            scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
             report = await scoring.run(output, engine, tally)
-            self._write_scores_manifest(key, source, report)
+            await asyncio.to_thread(self._write_answers_manifest, name, key, source, report)
             await asyncio.to_thread(journal.seal, report.data_version)
             if reuse.shared is not None:
                 reuse.shared.add(folder, scoring.answered)
         return report
 
-    @cached_property
-    def budget(self) -> Budget:
-        """Of all runs of the task."""
+    def budget_of(self, prices: Prices) -> Budget:
+        """The task's, of all its runs and stages, at a model's prices."""
         task = self.spec.task
-        return Budget(
-            self.spec.file_name,
-            self.layout.spent_path,
-            self.score_stage.prices,
-            task.budget_usd,
-            task.budget_tokens,
-        )
+        if prices not in self._budgets:
+            self._budgets[prices] = Budget(
+                self.spec.file_name,
+                self.layout.spent_path,
+                prices,
+                task.budget_usd,
+                task.budget_tokens,
+            )
+        return self._budgets[prices]
+
+    @cached_property
+    def _budgets(self) -> dict[Prices, Budget]:
+        return {}
 
     @contextmanager
     def _reuse(self, *, fresh: bool) -> Iterator[Reuse]:
@@ -200,20 +287,20 @@ class TaskSteps:
         source = self.source(SCORES, key)
         output = self.layout.output_path(SCORES, key)
         report = self.rule_stage.score_file(source, output, tally)
-        self._write_scores_manifest(key, source, report)
+        self._write_answers_manifest(SCORES, key, source, report)
         return report
 
-    def rows_to_score(self, keys: Iterable[str]) -> int:
+    def rows_to_ask(self, stage: str, keys: Iterable[str]) -> int:
         """Rows of those files whose upstream asset is there."""
-        upstream = self.stages[-2]
-        paths = (self.layout.manifest_path(upstream, key) for key in keys)
-        return sum(manifest.rows for path in paths if (manifest := read_manifest(path)))
+        upstream = self.upstream_of(stage)
+        assert upstream is not None
+        return sum(made.rows for key in keys if (made := upstream.made(key)))
 
-    def audit(self, key: str, report: ScoreReport) -> ScoresAudit:
-        """What lies in the published scores file, beside what should."""
-        source = self.source(SCORES, key)
+    def audit(self, stage: str, key: str, report: ScoreReport) -> ScoresAudit:
+        """What lies in the published file, beside what should."""
+        source = self.source(stage, key)
         rows = source.rows if source.limit is None else min(source.rows, source.limit)
-        return audit_scores(self.layout.output_path(SCORES, key), rows, report.schema)
+        return audit_scores(self.layout.output_path(stage, key), rows, report.schema)
 
     def rejection(self, report: ScoreReport) -> str | None:
         """Why the file is red, when more rows failed than the task accepts."""
@@ -230,21 +317,15 @@ class TaskSteps:
             f"All rows are published with `accepted: false`; materialise again to {what}"
         )
 
-    def engine(self) -> Engine:
-        """Requests to the task's model, to be entered; SetupError when a key or host is not set."""
-        return engine_of(self.spec)
+    def engine(self, stage: str = SCORES) -> Engine:
+        """Requests to a stage's model, to be entered; SetupError when a key or host is not set."""
+        return engine_of(self.spec, stage)
 
     def source(self, stage: str, key: str) -> Source:
         """The rows that `stage` reads. InputError when they are not there yet."""
         upstream = self.upstream_of(stage)
         assert upstream is not None
-        manifest = read_manifest(self.layout.manifest_path(upstream, key))
-        if manifest is None or not manifest.accepted:
-            raise InputError(
-                f"{self.spec.key}/{upstream}: '{key}' has no accepted output; "
-                f"materialise {upstream} of this partition first"
-            )
-        from_raw = upstream == RAW
+        manifest, from_raw = upstream.need(key), upstream.stage == RAW
         return Source(
             name=key,
             uri=manifest.input.uri if from_raw else str(manifest.output),
@@ -256,6 +337,7 @@ class TaskSteps:
 
     @cached_property
     def universal_options(self) -> UniversalOptions:
+        assert isinstance(self.spec.task, ScoringTask)
         return options_of(self.spec.task.preprocess)
 
     def shape(self, stage: str) -> dict[str, Any]:
@@ -271,20 +353,27 @@ class TaskSteps:
         """Cap on the rows of each file, for debugging."""
         return self.spec.task.max_items_per_file
 
-    def _write_scores_manifest(self, key: str, source: Source, report: ScoreReport) -> None:
+    def _write_answers_manifest(
+        self, stage: str, key: str, source: Source, report: ScoreReport
+    ) -> None:
         manifest = Manifest(
-            stage=SCORES,
+            stage=stage,
             accepted=report.failure_rate <= self.spec.task.max_failure_rate,
             data_version=report.data_version,
             rows=report.rows,
             ok=report.ok,
             failed=report.failed,
             failures=report.failures_by_reason(),
-            output=str(self.layout.output_path(SCORES, key)),
-            input=_fingerprint(source, stat_file(source.uri)),
+            output=str(self.layout.output_path(stage, key)),
+            input=fingerprint(source, stat_file(source.uri)),
             schema=readable_schema(report.schema),
+            detail=self.detail_of(stage, key),
         )
-        write_manifest(self.layout.manifest_path(SCORES, key), manifest)
+        write_manifest(self.layout.manifest_path(stage, key), manifest)
+
+    def detail_of(self, stage: str, key: str) -> dict[str, Any]:
+        """What the next stage has to know of this one's output."""
+        return {}
 
     def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
         by_output: dict[str, str] = {}
@@ -305,7 +394,7 @@ class TaskSteps:
             raise SetupError(problems)
 
 
-def _fingerprint(source: Source, info: FileInfo) -> InputFingerprint:
+def fingerprint(source: Source, info: FileInfo) -> InputFingerprint:
     return InputFingerprint(
         uri=source.uri, digest=source.digest, size=info.size, version=info.version
     )

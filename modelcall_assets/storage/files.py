@@ -44,6 +44,15 @@ def list_inputs(root: str, pattern: str = "*", exclude: Sequence[str] = ()) -> l
     return sorted(found, key=lambda info: info.key_path)
 
 
+def list_files(root: str) -> list[FileInfo]:
+    """Every file under `root` whatever its kind, sorted by `key_path`; hidden names are skipped.
+    InputError when `root` is missing or unreadable."""
+    walk = _walk_local if is_local(root) else _walk_remote
+    with explained(root):
+        found = [info for info in walk(root, ()) if not _is_hidden(info.key_path)]
+    return sorted(found, key=lambda info: info.key_path)
+
+
 def matches(key_path: str, pattern: str) -> bool:
     """Whether the glob fits the whole relative path, or the file name alone."""
     return fnmatchcase(key_path, pattern) or fnmatchcase(key_path.rsplit("/", 1)[-1], pattern)
@@ -129,9 +138,13 @@ def _store_errors(uri: str) -> tuple[type[Exception], ...]:
 def _wanted(key_path: str, pattern: str) -> bool:
     return (
         key_path.lower().endswith(SUFFIXES)
-        and not any(part.startswith(".") for part in key_path.split("/"))
+        and not _is_hidden(key_path)
         and matches(key_path, pattern)
     )
+
+
+def _is_hidden(key_path: str) -> bool:
+    return any(part.startswith(".") for part in key_path.split("/"))
 
 
 def _walk_local(root: str, exclude: Sequence[str]) -> Iterator[FileInfo]:

@@ -15,19 +15,26 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def parse_line(line: bytes, number: int) -> Row | BadLine | None:
-    """The object on line `number` (from 1); None for a blank line. Never raises."""
+    """The object on line `number` (from 1); None for a blank line. Never raises, and gives no row
+    that orjson cannot write back."""
+    row = parse_deep_line(line, number)
+    if line.count(b"[") + line.count(b"{") > MOST_LEVELS and not _writable(row):
+        return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
+    return row
+
+
+def parse_deep_line(line: bytes, number: int) -> Row | BadLine | None:
+    """`parse_line` for a caller that finds out itself what cannot be written back."""
     if number == 1:
         line = line.removeprefix(_BOM)
-    if not line.strip():
+    if not line or line.isspace():
         return None
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return _bad(line, f"line {number}, column {error.colno}: {error.msg}")
-    if not isinstance(row, dict):
+    if type(row) is not dict:
         return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
-    if line.count(b"[") + line.count(b"{") > MOST_LEVELS and not _writable(row):
-        return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
     return row
 
 
@@ -52,7 +59,9 @@ def _bad(line: bytes, detail: str) -> BadLine:
     return BadLine(detail, clip(line.rstrip(b"\r\n").decode("utf-8", "replace")))
 
 
-def _writable(row: Row) -> bool:
+def _writable(row: Row | BadLine | None) -> bool:
+    if not isinstance(row, dict):
+        return True
     try:
         orjson.dumps(row)
     except orjson.JSONEncodeError:

@@ -18,6 +18,7 @@ from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
 
 GROUP_ROWS = 65_536
 GROUP_BYTES = 16 << 20
+_ARROW_MAGIC = b"ARROW1"
 
 
 @contextmanager
@@ -34,7 +35,28 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
             ) from error
 
 
+@contextmanager
+def open_arrow(uri: str) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The batches of an Arrow file, IPC stream and IPC file format alike. InputError when `uri` is
+    no Arrow file, is damaged, or names a column twice."""
+    with open_input(uri) as file:
+        try:
+            is_file = file.peek(len(_ARROW_MAGIC)).startswith(_ARROW_MAGIC)
+            with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file) as reader:
+                _check_names(uri, reader.schema.names)
+                yield _batches(reader)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{uri}: not a readable Arrow file: {error}; write it again or leave it out"
+            ) from error
+
+
 def parquet_schema(parquet: pq.ParquetFile) -> pa.Schema:
+    """`read_as` of the file's own schema."""
+    return read_as(parquet.schema_arrow)
+
+
+def read_as(schema: pa.Schema) -> pa.Schema:
     """Columns and types as they are read: nullable, views as plain strings, and of the metadata
     only the JSON text mark."""
     return pa.schema(
@@ -44,7 +66,7 @@ def parquet_schema(parquet: pq.ParquetFile) -> pa.Schema:
                 map_leaves(field.type, _without_view),
                 metadata=JSON_TEXT if is_json_text(field) else None,
             )
-            for field in parquet.schema_arrow
+            for field in schema
         ]
     )
 
@@ -115,6 +137,12 @@ class ParquetSink:
                 pa.Table.from_batches(self._waiting), row_group_size=GROUP_ROWS
             )
             self._waiting.clear()
+
+
+def _batches(reader: pa.RecordBatchFileReader | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.RecordBatchReader):
+        return iter(reader)
+    return map(reader.get_batch, range(reader.num_record_batches))
 
 
 def _check_names(uri: str, names: list[str]) -> None:

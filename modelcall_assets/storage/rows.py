@@ -12,11 +12,17 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modelcall_assets.errors import InputChanged
+from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import open_input
-from modelcall_assets.storage.jsonl import parse_line
-from modelcall_assets.storage.parquet import open_parquet, parquet_schema, plain_rows
+from modelcall_assets.storage.jsonl import parse_deep_line, parse_line
+from modelcall_assets.storage.parquet import (
+    open_arrow,
+    open_parquet,
+    parquet_schema,
+    plain_rows,
+    read_as,
+)
 from modelcall_assets.storage.schema import is_json_text
 
 CHUNK_BYTES = 32 << 20
@@ -59,6 +65,30 @@ def read_chunks(
     """
     read = _parquet_chunks if is_parquet(uri) else _jsonl_chunks
     return read(uri, schema, limit, chunk_rows)
+
+
+def read_rows(uri: str, chunk_rows: int = 1000) -> Iterator[Row | BadLine]:
+    """Stream the rows of a JSONL (`.jsonl`, `.json`), Parquet or Arrow file, in order, blank lines
+    left out; a row that has no plain values is a BadLine in its place. A row may be nested deeper
+    than orjson writes. InputError when the file cannot be read as what its name says."""
+    if is_parquet(uri):
+        with open_parquet(uri) as parquet:
+            rows = _batch_rows(parquet, chunk_rows)
+            for batch in parquet.iter_batches(batch_size=rows):
+                yield from _rows_of(batch, uri)
+    elif uri.lower().endswith(".arrow"):
+        with open_arrow(uri) as batches:
+            for batch in batches:
+                for part in _parts(batch, chunk_rows):
+                    yield from _rows_of(part, uri)
+    else:
+        with open_input(uri) as file:
+            if uri.lower().endswith(".json") and file.peek(64).lstrip()[:1] == b"[":
+                raise InputError(f"{uri}: one JSON array; write it as one object per line")
+            for number, line in enumerate(file, 1):
+                item = parse_deep_line(line, number)
+                if item is not None:
+                    yield item
 
 
 def is_parquet(uri: str) -> bool:
@@ -128,6 +158,26 @@ def _batch_rows(parquet: pq.ParquetFile, chunk_rows: int) -> int:
     groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     row_bytes = max(1, sum(groups) // max(1, metadata.num_rows))
     return max(1, min(chunk_rows, CHUNK_BYTES // row_bytes))
+
+
+def _parts(batch: pa.RecordBatch, chunk_rows: int) -> Iterator[pa.RecordBatch]:
+    """Slices of the batch; fewer rows in each where rows are large."""
+    row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
+    rows = max(1, min(chunk_rows, CHUNK_BYTES // row_bytes))
+    return (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
+
+
+def _rows_of(batch: pa.RecordBatch, uri: str) -> list[Row | BadLine]:
+    """The batch's rows, one by one when not all of them can be read."""
+    batch = batch.cast(read_as(batch.schema))
+    try:
+        return [*plain_rows(batch, uri)]
+    except InputError as error:
+        if batch.num_rows == 1:
+            return [BadLine(str(error), "")]
+    return [
+        item for start in range(batch.num_rows) for item in _rows_of(batch.slice(start, 1), uri)
+    ]
 
 
 def _column(field: pa.Field, values: list[Any]) -> pa.Array:

@@ -1,0 +1,68 @@
+"""The options with which commands choose among what a task has published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.steps.export import check_columns
+from modelcall_assets.steps.published import Published, published_files
+from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.transforms.where import Where
+
+stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
+file_option = click.option(
+    "--file", "pattern", metavar="GLOB", help="Only input files whose path matches."
+)
+where_option = click.option(
+    "--where",
+    "condition",
+    metavar="'COLUMN OP VALUE'",
+    help="Only rows of which this is true, such as 'score >= 4 and language = python'.",
+)
+
+
+def chosen_files(
+    steps: TaskSteps, command: str, stage: str | None, pattern: str | None
+) -> list[Published]:
+    """What the stage has published; rejected files are named on standard error."""
+    files = published_files(steps, stage_of(steps, command, stage), pattern)
+    for file in files:
+        if not file.manifest.accepted:
+            failed, rows = file.manifest.failed, file.manifest.rows
+            what = f"warning: {file.name}: rejected, {failed:,} of its {rows:,} rows failed"
+            click.echo(what, err=True)
+    return files
+
+
+def stage_of(steps: TaskSteps, command: str, stage: str | None) -> str:
+    """The stage of that name, else the last one."""
+    if stage is not None and stage not in steps.stages:
+        fix, expected = did_you_mean(stage, steps.stages), ", ".join(steps.stages)
+        wrong = f"{steps.spec.name} has no such asset"
+        raise SetupError([Problem(f"modelcall {command}", "--stage", wrong, expected, stage, fix)])
+    return stage or steps.stages[-1]
+
+
+def parsed_where(command: str, condition: str | None, files: Sequence[Published]) -> Where | None:
+    """SetupError when the condition cannot be read, or names a column that no row has."""
+    where = condition_of(command, condition)
+    if where is not None:
+        check_columns(where, files)
+    return where
+
+
+def condition_of(command: str, condition: str | None) -> Where | None:
+    """SetupError when it cannot be read."""
+    if condition is None:
+        return None
+    try:
+        return Where.parse(condition)
+    except ValueError as error:
+        expected = "'column op value', joined by 'and'"
+        raise SetupError(
+            [Problem(f"modelcall {command}", "--where", str(error), expected, condition)]
+        ) from None

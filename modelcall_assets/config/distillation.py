@@ -1,0 +1,234 @@
+"""A task file that distils: conversations from data sets, merged, answered, perhaps rated.
+
+One file may hold one step or a chain of them. The old files' `distillation: {step: …}` block and
+their `task_type: generate_response` are read as the one step that they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field
+
+from modelcall_assets.config.block import Block, Count, Text, did_you_mean
+from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
+from modelcall_assets.config.paths import InputFolder, OutputFolder
+from modelcall_assets.config.problems import errors_in, validate
+from modelcall_assets.config.task_file import ConfigPath, TaskFile
+from modelcall_assets.errors import Problem
+
+DISTILLATION = "data_distillation"
+GENERATE = "generate_response"
+DISTILLATION_TYPES = (DISTILLATION, GENERATE)
+STEPS = ("chatml_conversion", "jsonl_merge", "generate_response")
+OLD_BLOCK = "distillation"
+"""Where the old files have their one step."""
+
+
+class ChatmlStep(Block):
+    """Data sets as conversations: `{"messages": […], "format": "chatml"}` lines."""
+
+    dataset_config_path: Text
+    """YAML of the data sets: their configurations, format style and columns."""
+    input_dir: InputFolder
+    """Folder that holds a folder, or a JSONL file, per data set."""
+    output_dir: OutputFolder
+    """Folder of the conversations."""
+    selected_datasets: list[Text] = Field(default_factory=list[str])
+    """Only these; empty means all."""
+    keep_raw_data: bool = True
+    """Keep the original row beside the messages, as `raw_data`."""
+    add_system_prompt: bool = False
+    """Begin conversations that have no system message with `system_prompt`."""
+    system_prompt: Text = "You are a helpful assistant and an expert coder."
+    """What they begin with."""
+    other_roles: Literal["keep", "drop"] = "keep"
+    """What becomes of turns that are neither the user's nor the assistant's."""
+    validation: Literal["lenient", "strict"] = "lenient"
+    """`strict` also wants alternating turns, the last one the assistant's."""
+
+
+class MergeStep(Block):
+    """Files of conversations, merged by group."""
+
+    merge_config_path: Text
+    """YAML of the merge groups."""
+    base_input_dir: InputFolder | None = None
+    """Folder of the members; default the conversations of this file."""
+    base_output_dir: OutputFolder
+    """Folder of the merged files."""
+    merge_groups: list[Text] = Field(default_factory=list[str])
+    """Only these groups; empty means all."""
+
+
+class ResponsesStep(Block):
+    """A model's answers to conversations."""
+
+    response_config_path: Text
+    """The model file."""
+    input_path: InputFolder | None = None
+    """File or folder of conversations; default what the step before leaves."""
+    output_path: OutputFolder
+    """Folder of the answers."""
+    concurrency: Count = 20
+    """Requests in flight in one run."""
+    prompt_mode: Literal["full", "first_message"] = "full"
+    """`full` sends the conversation without a last assistant turn; `first_message` sends what the
+    old system sent: the first message alone, as the user's."""
+    samples: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Answers to each conversation, a row each."""
+    merge_reasoning: bool = True
+    """Put the model's reasoning before its answer, in `<think>` tags."""
+
+
+class JudgeStep(Block):
+    """A model's ratings of the answers."""
+
+    model: ConfigPath
+    """The model file."""
+    prompt: ConfigPath
+    """The prompt file."""
+    output_dir: OutputFolder
+    """Folder of the ratings."""
+    input_key: Text = "response"
+    """Column that is rated."""
+    prompt_format_key: Text = Field(default_factory=lambda block: block["input_key"])
+    """Placeholder of the prompt that receives it; default `input_key`."""
+
+
+class DistillationTask(TaskFile):
+    """Distils data sets: any of its steps, in this order."""
+
+    task_type: str
+    """`data_distillation`."""
+    chatml_conversion: ChatmlStep | None = None
+    """Data sets as conversations."""
+    jsonl_merge: MergeStep | None = None
+    """Conversations merged by group."""
+    generate_response: ResponsesStep | None = None
+    """Answers to conversations."""
+    scores: JudgeStep | None = None
+    """Ratings of the answers."""
+    journal_folder: OutputFolder | None = None
+    """Where raw replies are kept; default `.modelcall` in the folder of the
+    responses, else of the last step."""
+
+    @property
+    def rated(self) -> JudgeStep:
+        """Which column is rated, and its placeholder in the prompt."""
+        assert self.scores is not None
+        return self.scores
+
+    @property
+    def max_files(self) -> int | None:
+        """The file cap in force."""
+        return self.debug.max_files if self.debug.enabled else None
+
+
+def parse_distillation(
+    data: dict[str, Any], file: str
+) -> tuple[DistillationTask | None, list[Problem]]:
+    """The task, and every problem of its file; no task if one of them is an error."""
+    known, problems = _with_steps(data, file)
+    known, old, _ = take_out(known, (*TASK_FIELDS, *STEP_FIELDS), file)
+    task, mistakes = validate(DistillationTask, known, file)
+    problems += [*old, *mistakes]
+    if task is not None and not errors_in(problems):
+        problems += _gaps(task, file)
+    problems = [as_written(problem, data) for problem in problems]
+    return (None if errors_in(problems) else task), problems
+
+
+def as_written(problem: Problem, data: Mapping[str, Any]) -> Problem:
+    """A problem of the one step of an old file, at the place where the file has it."""
+    block, (step, _, name) = _old_block(data), problem.field.partition(".")
+    if not name or step != old_step(data):
+        return problem
+    own = (old for old, new in STEP_ALIASES.items() if new == name and old in block)
+    return replace(problem, field=f"{OLD_BLOCK}.{next(own, name)}")
+
+
+def _old_block(data: Mapping[str, Any]) -> dict[str, Any]:
+    block = data.get(OLD_BLOCK)
+    return cast("dict[str, Any]", block) if isinstance(block, dict) else {}
+
+
+def old_step(data: Mapping[str, Any]) -> Any:
+    """The step that the old block is, if there is one."""
+    if OLD_BLOCK not in data:
+        return None
+    return _old_block(data).get("step", GENERATE if data.get("task_type") == GENERATE else None)
+
+
+def _with_steps(data: dict[str, Any], file: str) -> tuple[dict[str, Any], list[Problem]]:
+    """The file with a block per step in place of the old one, and what is wrong with that."""
+    if OLD_BLOCK not in data:
+        return data, []
+    rest = {name: value for name, value in data.items() if name != OLD_BLOCK}
+    step, given = old_step(data), _old_block(data)
+    if step not in STEPS:
+        wrong = "missing" if step is None else f"unknown step {step}"
+        expected, fix = f"one of {', '.join(STEPS)}", did_you_mean(str(step), STEPS)
+        return rest, [Problem(file, f"{OLD_BLOCK}.step", wrong, expected, fix=fix)]
+    problems: list[Problem] = []
+    if rest.get(step) is not None:
+        wrong = f"the block {OLD_BLOCK} is this step too"
+        problems.append(Problem(file, step, wrong, fix="leave one of them"))
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        own = STEP_ALIASES.get(name, name) if step == GENERATE else name
+        if own in fields:
+            place, wrong = f"{OLD_BLOCK}.{name}", f"given twice: {own} has two names"
+            problems.append(Problem(file, place, wrong, fix="leave one of them"))
+        if own != "step":
+            fields[own] = value
+    return {**rest, step: fields}, problems
+
+
+def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
+    """Steps that have nothing to read, or another input than their own, and what cannot be."""
+    chatml, merge, responses = task.chatml_conversion, task.jsonl_merge, task.generate_response
+    if not (chatml or merge or responses):
+        yield Problem(file, "", "no step", f"one of {', '.join(STEPS)}")
+    if merge is not None:
+        place, before = "jsonl_merge.base_input_dir", chatml and chatml.output_dir
+        yield from _input_gaps(merge.base_input_dir, before, place, "the folder", file)
+    if responses is not None:
+        before = merge.base_output_dir if merge else chatml and chatml.output_dir
+        place = "generate_response.input_path"
+        yield from _input_gaps(responses.input_path, before, place, "the file or folder", file)
+        shared = {
+            "identical_once": task.reuse.identical_once,
+            "scope": task.reuse.scope == "project",
+        }
+        for name in (name for name, is_on in shared.items() if is_on and responses.samples > 1):
+            wrong = f"with {responses.samples} samples all but one would be copies"
+            fix = "leave it out, or `samples: 1`"
+            yield Problem(file, f"reuse.{name}", wrong, fix=fix)
+    if task.scores and not responses:
+        fix = "add generate_response, or rate a folder with task_type data_scoring"
+        yield Problem(file, "scores", "there are no answers to rate", fix=fix)
+
+
+def _input_gaps(
+    own: str | None, before: str | None, place: str, what: str, file: str
+) -> Iterator[Problem]:
+    """A step without input, or with one beside what the step before leaves."""
+    if own is None and before is None:
+        yield Problem(file, place, "missing", fix=f"name {what}")
+    if own and before and own.rstrip("/") != before.rstrip("/"):
+        wrong = f"not read: the step before leaves its files in {before}"
+        yield Problem(file, place, wrong, have=own, fix="leave it out")
+
+
+def step_folders(task: DistillationTask) -> Mapping[str, str]:
+    """Where each stage of the task leaves its files, as written."""
+    found = {
+        "chatml": task.chatml_conversion and task.chatml_conversion.output_dir,
+        "merged": task.jsonl_merge and task.jsonl_merge.base_output_dir,
+        "responses": task.generate_response and task.generate_response.output_path,
+        "scores": task.scores and task.scores.output_dir,
+    }
+    return {stage: folder for stage, folder in found.items() if folder}

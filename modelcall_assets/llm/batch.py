@@ -1,0 +1,291 @@
+"""Requests by the file: OpenAI's files and batches, through its own client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Literal, TypeVar, cast
+
+import openai
+import orjson
+from openai.types import Batch, FileObject
+
+from modelcall_assets.errors import EndpointDown, EndpointRefused
+from modelcall_assets.llm.classify import QUOTA_CODES, BadRecord, Refused, TryAgain, classify
+from modelcall_assets.llm.engine import backoff
+from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport, cause_of
+from modelcall_assets.llm.transport import Reply
+from modelcall_assets.records.outcome import Failure, Reason
+
+T = TypeVar("T")
+M = TypeVar("M", bound=openai.BaseModel)
+
+CHAT_URL = "/v1/chat/completions"
+PATIENCE_S = 900.0
+"""How long an endpoint that has answered before is tried again."""
+TRANSFER_TIMEOUT_S = 3600.0
+FIRST_LOOK = 1 / 20
+"""The first pause between two looks at a batch, as a part of the longest one."""
+SLOWER_BY = 1.5
+LISTED_AT_ONCE, MOST_PAGES = 100, 20
+CLOCKS_DIFFER_S = 3600.0
+_TOKEN = "modelcall"
+_TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+_REFUSALS = QUOTA_CODES | {"model_not_found", "invalid_api_key"}
+_FULL = "token_limit_exceeded"
+_NOT_THERE = frozenset({404, 405})
+_NOT_EXECUTED = {"request_timeout": Reason.TIMEOUT, "batch_expired": Reason.TIMEOUT}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A batch that will not change any more."""
+
+    status: str
+    files: tuple[str, ...]
+    """What it answered and what failed; those there are."""
+    input: str
+    error: str
+    """Why it failed as a whole, else empty."""
+    refused: bool
+    """Whether no batch with this key, model and account can do better."""
+    queue_full: bool
+    """Whether it has to wait for other batches of the account."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one line. A fault in the reply says that there was none."""
+
+    custom_id: str
+    reply: Reply
+
+
+class _Unreadable(Exception):
+    """A reply that is not what was asked for."""
+
+
+@dataclass
+class BatchClient(SdkTransport):
+    """Batches of one endpoint. Every call is repeated until it is answered, as far as patience
+    goes; it raises EndpointRefused or EndpointDown otherwise, and what `pause` raises."""
+
+    completion_window: str = "24h"
+    most_requests: int = 50_000
+    """In one file."""
+    poll_s: float = 60.0
+    """The longest time between two looks at a batch."""
+    max_retries: int = 5
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _was_reached: bool = field(default=False, init=False)
+
+    async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
+        """The id of the new batch. A creation whose answer got lost is not repeated: the batch is
+        looked for by its token."""
+        file_id = await self._upload(lines)
+        tried = False
+
+        async def create() -> str:
+            nonlocal tried
+            if tried and (known := await self.find(token, since)) is not None:
+                return known
+            tried = True
+            batch = await self._client.batches.create(
+                completion_window=cast("Literal['24h']", self.completion_window),
+                endpoint=CHAT_URL,
+                input_file_id=file_id,
+                metadata={_TOKEN: token},
+                extra_headers=self._headers,
+            )
+            return _checked(batch, Batch, "id").id
+
+        return await self._done(create)
+
+    async def find(self, token: str, since: float) -> str | None:
+        """The id of the batch that was submitted with this token after `since` (Unix time)."""
+        return await self._done_if_there(lambda: self._listed(token, since))
+
+    async def until_ended(self, batch_id: str) -> Ended | None:
+        """None when the endpoint knows no such batch."""
+        wait = self.poll_s * FIRST_LOOK
+
+        async def look() -> Batch:
+            batch = await self._client.batches.retrieve(batch_id, extra_headers=self._headers)
+            return _checked(batch, Batch, "status", "input_file_id")
+
+        while (batch := await self._done_if_there(look)) is not None:
+            if batch.status in _TERMINAL:
+                return _ended(batch)
+            await self.pause(wait)
+            wait = min(self.poll_s, wait * SLOWER_BY)
+        return None
+
+    async def download(self, file_id: str, to: IO[bytes]) -> None:
+        """Nothing when the endpoint has no such file any more."""
+
+        async def content() -> None:
+            to.seek(0)
+            to.truncate()
+            async with self._client.files.with_streaming_response.content(
+                file_id, extra_headers=self._headers
+            ) as response:
+                async for part in response.iter_bytes():
+                    to.write(part)
+
+        await self._done_if_there(content, TRANSFER_TIMEOUT_S)
+        to.seek(0)
+
+    async def delete(self, file_ids: Iterable[str]) -> None:
+        """Tries once each: files that stay do no harm."""
+        for file_id in file_ids:
+            try:
+                async with asyncio.timeout(self.timeout_s):
+                    await self._client.files.delete(file_id, extra_headers=self._headers)
+            except (openai.APIStatusError, *BROKEN):
+                continue
+
+    @staticmethod
+    def line(custom_id: str, payload: bytes) -> bytes:
+        """One request in the file of a batch."""
+        head = {"custom_id": custom_id, "method": "POST", "url": CHAT_URL}
+        return b"".join((orjson.dumps(head)[:-1], b',"body":', payload, b"}\n"))
+
+    def results(self, file: Iterable[bytes]) -> Iterator[Result]:
+        """The lines of an output or error file; what is no result is passed over."""
+        for line in file:
+            try:
+                told = orjson.loads(line)
+                custom_id, response = str(told["custom_id"]), told.get("response")
+                if response is None:
+                    yield Result(custom_id, _not_executed(told.get("error") or {}))
+                    continue
+                status, body = int(response["status_code"]), orjson.dumps(response["body"])
+            except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):
+                continue
+            body = body if status == 200 else self.without_secrets(body)
+            yield Result(custom_id, Reply(status, {}, body))
+
+    @property
+    def _headers(self) -> dict[str, str | openai.Omit]:
+        """The content type is the call's own."""
+        return {k: v for k, v in self._sent.items() if k.lower() != "content-type"}
+
+    async def _upload(self, lines: IO[bytes]) -> str:
+        async def upload() -> str:
+            lines.seek(0)
+            file = await self._client.files.create(
+                file=("batch.jsonl", lines), purpose="batch", extra_headers=self._headers
+            )
+            return _checked(file, FileObject, "id").id
+
+        return await self._done(upload, TRANSFER_TIMEOUT_S)
+
+    async def _listed(self, token: str, since: float) -> str | None:
+        """Looks through the newest batches."""
+        after: str | openai.Omit = openai.omit
+        for _ in range(MOST_PAGES):
+            page = await self._client.batches.list(
+                after=after, limit=LISTED_AT_ONCE, extra_headers=self._headers
+            )
+            if isinstance(cast("object", page), str):
+                raise _Unreadable("the reply is no list")
+            for listed in page.data:
+                batch = _checked(listed, Batch, "id", "created_at")
+                if (batch.metadata or {}).get(_TOKEN) == token:
+                    return batch.id
+                after = batch.id
+                if batch.created_at < since - CLOCKS_DIFFER_S:
+                    return None
+            if not page.has_next_page():
+                return None
+        return None
+
+    async def _done(self, call: Callable[[], Awaitable[T]], least_s: float = 0.0) -> T:
+        result = await self._try(call, least_s)
+        if isinstance(result, Reply):
+            raise self._refused(result)
+        return result
+
+    async def _done_if_there(
+        self, call: Callable[[], Awaitable[T]], least_s: float = 0.0
+    ) -> T | None:
+        result = await self._try(call, least_s)
+        if not isinstance(result, Reply):
+            return result
+        if result.status in _NOT_THERE:
+            return None
+        raise self._refused(result)
+
+    async def _try(self, call: Callable[[], Awaitable[T]], least_s: float) -> T | Reply:
+        """What the call gives, or the reply that says no; it may take `least_s` seconds or more."""
+        loop = asyncio.get_running_loop()
+        attempts, patient_until = 0, loop.time() + PATIENCE_S
+        while True:
+            try:
+                async with asyncio.timeout(max(self.timeout_s, least_s)):
+                    result = await call()
+                self._was_reached = True
+                return result
+            except openai.APIStatusError as error:
+                body = self.without_secrets(error.response.content)
+                reply = Reply(error.response.status_code, error.response.headers, body)
+            except _Unreadable as error:
+                reply = Reply(0, {}, str(error).encode(), Reason.BAD_REPLY)
+            except TimeoutError:
+                reply = self.timed_out()
+            except BROKEN as error:
+                reply = self._fault(cause_of(error))
+            verdict = classify(reply)
+            if not isinstance(verdict, TryAgain):
+                return reply
+            attempts += 1
+            is_patient = self._was_reached and loop.time() < patient_until
+            if attempts > self.max_retries and not is_patient:
+                raise self._down(verdict.failure)
+            await self.pause(backoff(attempts, verdict.after_s))
+
+    def _refused(self, reply: Reply) -> EndpointRefused:
+        match classify(reply):
+            case Refused(detail) | BadRecord(Failure(detail=detail)):
+                why = detail
+            case _:
+                why = f"HTTP {reply.status}"
+        return EndpointRefused(
+            f"{self.name} refuses batches: {why}. Check api_key, model and base_url in the model "
+            "file, the account's quota, and whether the endpoint has OpenAI's batches at all"
+        )
+
+    def _down(self, failure: Failure) -> EndpointDown:
+        return EndpointDown(
+            f"{self.name}: no answer to a call about batches: {failure.reason}: {failure.detail}. "
+            "Mend that and materialise again: what was answered is kept"
+        )
+
+
+def _checked(reply: object, kind: type[M], *needed: str) -> M:
+    """The SDK takes any reply, and leaves out what is not there."""
+    if not isinstance(reply, kind) or not reply.model_fields_set.issuperset(needed):
+        raise _Unreadable(f"the reply is no {kind.__name__.lower()}")
+    return reply
+
+
+def _not_executed(error: dict[str, str]) -> Reply:
+    code = error.get("code") or "no response"
+    text = f"{code}: {error.get('message') or 'no reason given'}"
+    return Reply(0, {}, text.encode(), _NOT_EXECUTED.get(code, Reason.DROPPED))
+
+
+def _ended(batch: Batch) -> Ended:
+    errors = (batch.errors.data if batch.errors else None) or []
+    codes = {error.code for error in errors if error.code}
+    told = [f"{error.code or 'error'}: {error.message}" for error in errors]
+    more = f"; and {len(told) - 1} more" if len(told) > 1 else ""
+    return Ended(
+        status=batch.status,
+        files=tuple(each for each in (batch.output_file_id, batch.error_file_id) if each),
+        input=batch.input_file_id,
+        error=told[0] + more if told else "",
+        refused=not codes.isdisjoint(_REFUSALS),
+        queue_full=_FULL in codes,
+    )

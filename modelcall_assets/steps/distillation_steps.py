@@ -1,0 +1,375 @@
+"""The steps of one distilling task: data sets to conversations, merged, answered, rated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+
+from modelcall_assets.config.datasets import output_name
+from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
+from modelcall_assets.config.merge_groups import MergeGroup
+from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, SCORES, TaskSpec
+from modelcall_assets.errors import InputChanged, InputError
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.record import Row
+from modelcall_assets.steps.audit import ScoresAudit, audit_lines
+from modelcall_assets.steps.chatml import ChatmlReport, convert_split
+from modelcall_assets.steps.merged import MergeReport, members_of, merge_group
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.raw import read_raw
+from modelcall_assets.steps.responses import ResponseStage
+from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.split import SplitReport, look_at_split
+from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream
+from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
+from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
+from modelcall_assets.storage.manifest import (
+    InputFingerprint,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from modelcall_assets.storage.schema import schema_to_json
+from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
+from modelcall_assets.transforms.universal import Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Which split of which data set a partition is."""
+
+    dataset: str
+    path: str
+    config: str | None
+    split: str
+
+
+class DistillationSteps(TaskSteps):
+    """`key` of a file is a split's or an input file's path; of a group, its merged file's."""
+
+    @property
+    def task(self) -> DistillationTask:
+        assert isinstance(self.spec.task, DistillationTask)
+        return self.spec.task
+
+    @cached_property
+    def linked(self) -> Upstream | None:
+        """The stage of another task that the first one reads."""
+        link = self.spec.link
+        return Upstream(DistillationSteps(link.spec), link.stage) if link is not None else None
+
+    def upstream_of(self, stage: str) -> Upstream | None:
+        return super().upstream_of(stage) or self.linked
+
+    def partitions(self, stage: str) -> str:
+        if self._has_own_groups(stage):
+            return GROUPS
+        return self.linked.steps.partitions(self.linked.stage) if self.linked else FILES
+
+    def partitions_owner(self, stage: str) -> TaskSteps:
+        if self.linked is None or self._has_own_groups(stage):
+            return self
+        return self.linked.steps.partitions_owner(self.linked.stage)
+
+    def keys(self, partitions: str) -> list[str]:
+        if MERGED in self.stages and partitions == GROUPS:
+            return list(self.groups)
+        if self.linked is None:
+            return super().keys(partitions)
+        keys = self.linked.steps.keys(partitions)
+        if not self.spec.has_one_input:
+            return keys
+        only = PurePath(self.spec.input_folder)
+        theirs = self.linked.steps.layout
+        return [key for key in keys if theirs.output_path(self.linked.stage, key) == only]
+
+    @property
+    def _linked_set(self) -> str:
+        assert self.linked is not None
+        return self.linked.steps.partitions(self.linked.stage)
+
+    def _linked_file(self, key: str) -> FileInfo:
+        """What the linked task leaves of a partition; InputError when it is not there yet."""
+        assert self.linked is not None
+        info = stat_file(self.linked.need(key).output or "")
+        return FileInfo(decode_key(key), info.uri, info.size, info.version)
+
+    def _has_own_groups(self, stage: str) -> bool:
+        return MERGED in self.stages and stage not in (RAW, CHATML)
+
+    @cached_property
+    def groups(self) -> Mapping[str, MergeGroup]:
+        """By partition key."""
+        return {encode_key(group.output_file): group for group in self.spec.groups}
+
+    def inputs(self) -> list[FileInfo]:
+        """The splits of the data sets, else the files of the first step's input."""
+        if self.linked is not None:
+            return [self._linked_file(key) for key in self.keys(self._linked_set)]
+        if self.task.chatml_conversion is not None:
+            return [_as_file(key, split) for key, (_, split) in self._splits().items()]
+        spec, own = self.spec, [self.spec.journal_folder, *map(self.spec.folder, self.stages[1:])]
+        if spec.has_one_input:
+            return [stat_file(spec.input_folder)]
+        files = list_inputs(spec.input_folder, "*", exclude=own)
+        if MERGED not in self.stages:
+            self._refuse_shared_outputs(files)
+        return files[: self.task.max_files]
+
+    def raw_split(self, key: str) -> SplitReport:
+        """Fingerprint of a split and the files that make it."""
+        report = look_at_split(self._split(key).files)
+        manifest = Manifest(
+            stage=RAW,
+            accepted=True,
+            data_version=report.data_version,
+            rows=report.rows,
+            ok=report.rows,
+            failed=0,
+            input=InputFingerprint(
+                uri=self._place(key).path,
+                digest=report.data_version,
+                size=report.size,
+                version=_version(self._split(key).files),
+            ),
+            detail={"members": list(report.members), "schema": schema_to_json(pa.schema([]))},
+        )
+        write_manifest(self.layout.manifest_path(RAW, key), manifest)
+        return report
+
+    def count_rows(self, file: FileInfo) -> int:
+        if self.task.chatml_conversion is None:
+            return super().count_rows(file)
+        return look_at_split(self._split(encode_key(file.key_path)).files).rows
+
+    def input_version(self, key: str) -> str:
+        if self.task.chatml_conversion is None:
+            return super().input_version(key)
+        return _version(self._split(key).files)
+
+    def members_changed(self, key: str) -> bool:
+        made = read_manifest(self.layout.manifest_path(MERGED, key))
+        if made is None:
+            return True
+        now = self._members(key)
+        return made.detail["members"] != {
+            name: each.data_version for name, each in now.items() if each is not None
+        }
+
+    def state_to_follow(self, key: str) -> str | None:
+        """Digest of what a group, or a file of a linked task, would be made of. None while that is
+        not complete, or when it is made of just that."""
+        first = MERGED if MERGED in self.stages else self.stages[0]
+        if first == MERGED:
+            members = self._members(key)
+            if None in members.values() or not self.members_changed(key):
+                return None
+            return _digest({name: each.data_version for name, each in members.items() if each})
+        made = self._upstream(first).made(key)
+        own = read_manifest(self.layout.manifest_path(first, key))
+        if made is None or (own is not None and own.input.digest == made.detail["digest"]):
+            return None
+        return str(made.detail["digest"])
+
+    def chatml(self, key: str) -> ChatmlReport:
+        """Conversations of a split. InputChanged when it is not what raw recorded."""
+        made = self._upstream(CHATML).need(key)
+        split, place = self._split(key), self._place(key)
+        output = self.layout.output_path(CHATML, key)
+        report = convert_split(
+            split.files, self._chatml_options(place.dataset), output, self.row_limit
+        )
+        if _version(self._split(key).files) != made.input.version:
+            raise InputChanged(
+                f"{place.path} changed since its raw asset was materialised; materialise that again"
+            )
+        manifest = Manifest(
+            stage=CHATML,
+            accepted=True,
+            data_version=report.data_version,
+            rows=report.rows_out,
+            ok=report.rows_out - report.failed,
+            failed=report.failed,
+            dropped=sum(report.dropped.values()),
+            failures=report.failed_by_reason,
+            output=str(output),
+            input=made.input,
+            detail=self._detail_of_lines(output),
+        )
+        write_manifest(self.layout.manifest_path(CHATML, key), manifest)
+        return report
+
+    def merged(self, key: str) -> MergeReport:
+        """The members of a group as one file. InputError names the members that are not there."""
+        group, upstream = self.groups[key], self._upstream(MERGED).stage
+        manifests = self._members(key)
+        missing = [name for name, made in manifests.items() if made is None]
+        if missing:
+            raise InputError(
+                f"{key}: {len(missing)} of {len(manifests)} members have no accepted {upstream}: "
+                f"{', '.join(missing)}; materialise {upstream} of these first"
+            )
+        made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
+        uris = {name: each.output or each.input.uri for name, each in made.items()}
+        output = self.layout.output_path(MERGED, key)
+        report = merge_group(uris, output, source_column=group.source_column, dedup=group.dedup)
+        versions = {name: each.data_version for name, each in made.items()}
+        manifest = Manifest(
+            stage=MERGED,
+            accepted=True,
+            data_version=report.data_version,
+            rows=report.rows,
+            ok=report.rows,
+            failed=0,
+            dropped=report.blank + report.invalid + report.duplicates,
+            output=str(output),
+            input=InputFingerprint(
+                uri=self._member_folder, digest=_digest(versions), size=0, version=""
+            ),
+            detail={**self._detail_of_lines(output), "members": versions},
+        )
+        write_manifest(self.layout.manifest_path(MERGED, key), manifest)
+        return report
+
+    async def responses(
+        self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
+    ) -> ScoreReport:
+        """Answer every conversation. Publishes also what `max_failure_rate` then rejects."""
+        stage = self.response_stage
+        return await self._answered(RESPONSES, stage, key, engine, tally, run_id, fresh)
+
+    @property
+    def first_asking(self) -> ResponseStage | None:
+        return self.response_stage if RESPONSES in self.stages else None
+
+    def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
+        if self.task.chatml_conversion is None:
+            return row
+        return to_chatml(row, self._chatml_options(self._place(encode_key(file.key_path)).dataset))
+
+    @cached_property
+    def response_stage(self) -> ResponseStage:
+        return ResponseStage.of(self.spec)
+
+    def shape(self, stage: str) -> dict[str, Any]:
+        match stage:
+            case "raw":
+                return {"limit": self.row_limit}
+            case "chatml":
+                options = {name: asdict(self._chatml_options(name)) for name in self.spec.datasets}
+                return {"chatml": options, "limit": self.row_limit}
+            case "merged":
+                return {"groups": [group.model_dump() for group in self.spec.groups]}
+            case "responses":
+                return {"responses": self.response_stage.version()}
+            case _:
+                return super().shape(stage)
+
+    def detail_of(self, stage: str, key: str) -> dict[str, Any]:
+        if stage != RESPONSES:
+            return super().detail_of(stage, key)
+        report = read_raw(stat_file(str(self.layout.output_path(stage, key))))
+        return {"digest": report.digest, "schema": schema_to_json(report.schema)}
+
+    def rows_to_ask(self, stage: str, keys: Iterable[str]) -> int:
+        rows = super().rows_to_ask(stage, keys)
+        return rows * self.response_stage.samples if stage == RESPONSES else rows
+
+    def audit(self, stage: str, key: str, report: ScoreReport) -> ScoresAudit:
+        if stage != RESPONSES:
+            return super().audit(stage, key, report)
+        rows = self.source(stage, key).rows * self.response_stage.samples
+        return audit_lines(self.layout.output_path(stage, key), rows)
+
+    def check_rater(self) -> None:
+        for stage in (RESPONSES, SCORES):
+            if stage in self.stages:
+                self.spec.endpoints(stage)
+
+    def _upstream(self, stage: str) -> Upstream:
+        upstream = self.upstream_of(stage)
+        assert upstream is not None
+        return upstream
+
+    def _detail_of_lines(self, output: Path) -> dict[str, Any]:
+        """Digest of a JSONL output that is read as lines."""
+        return {"digest": file_digest(str(output)), "schema": schema_to_json(pa.schema([]))}
+
+    def _members(self, key: str) -> dict[str, Manifest | None]:
+        """What there is of each member of a group, in order; None where that is not accepted."""
+        upstream = self._upstream(MERGED)
+        paths = [decode_key(member) for member in upstream.steps.keys(FILES)]
+        names = members_of(self.groups[key], paths, self._member_folder)
+        return {name: upstream.made(encode_key(name)) for name in names}
+
+    @property
+    def _member_folder(self) -> str:
+        return self.spec.folder(CHATML) if CHATML in self.stages else self.spec.input_folder
+
+    def _chatml_options(self, dataset: str) -> ChatmlOptions:
+        step, config = self._chatml_step, self.spec.datasets[dataset]
+        return ChatmlOptions(
+            format_style=config.format_style,
+            column_mapping=config.column_mapping,
+            keep_raw_data=step.keep_raw_data,
+            system_prompt=step.system_prompt if step.add_system_prompt else None,
+            other_roles=step.other_roles,
+            validation=step.validation,
+        )
+
+    @property
+    def _chatml_step(self) -> ChatmlStep:
+        assert self.task.chatml_conversion is not None
+        return self.task.chatml_conversion
+
+    def _splits(self) -> dict[str, tuple[_Place, Split]]:
+        """Every split of the task by the path of its output."""
+        found: dict[str, tuple[_Place, Split]] = {}
+        with_system = self._chatml_step.add_system_prompt
+        for name, dataset in self.spec.datasets.items():
+            path = dataset_path(self.spec.input_folder, name)
+            for split in find_splits(path, dataset.configs):
+                place = _Place(name, path, split.config, split.split)
+                found[output_name(name, split.config, split.split, with_system)] = (place, split)
+        return dict(list(found.items())[: self.task.max_files])
+
+    @cached_property
+    def _places(self) -> dict[str, _Place]:
+        return {encode_key(name): place for name, (place, _) in self._splits().items()}
+
+    def _place(self, key: str) -> _Place:
+        if key not in self._places:
+            raise InputError(f"{self.spec.input_folder}: there is no split for '{key}' any more")
+        return self._places[key]
+
+    def _split(self, key: str) -> Split:
+        """As it is on disk now."""
+        place = self._place(key)
+        return find_split(place.path, place.config, place.split)
+
+
+def steps_of(spec: TaskSpec) -> TaskSteps:
+    """The steps of a task of any kind."""
+    is_distillation = isinstance(spec.task, DistillationTask)
+    return DistillationSteps(spec) if is_distillation else TaskSteps(spec)
+
+
+def _as_file(key: str, split: Split) -> FileInfo:
+    size = sum(file.size for file in split.files)
+    return FileInfo(key, split.files[0].uri, size, _version(split.files))
+
+
+def _version(files: Sequence[FileInfo]) -> str:
+    return _digest({file.uri: file.version for file in files})
+
+
+def _digest(versions: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:32]

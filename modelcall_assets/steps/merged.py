@@ -1,0 +1,236 @@
+"""merged: the JSONL files of a merge group as one, file after file and line after line.
+
+A valid line is copied as it is. With a source column, `"<column>":"<member>"` is written behind the
+last key of each row; a row that has the column already is written anew, its own value under
+`input_<column>`. What is no JSON object goes as it is to `<output>.invalid`: no byte is lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from modelcall_assets.config.merge_groups import MergeGroup
+from modelcall_assets.errors import InputError
+from modelcall_assets.journal.words import PLACE_BITS, Words
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import matches, open_input, publish
+from modelcall_assets.storage.jsonl import parse_line
+from modelcall_assets.storage.rows import sample_row
+
+SAMPLE_ROWS = 3
+SHOWN_INVALID = 20
+SUFFIX = ".jsonl"
+
+
+def members_of(group: MergeGroup, listing: Iterable[str], folder: str) -> list[str]:
+    """The group's members among the relative paths of `listing`, in the group's order, each once.
+
+    A member is an exact path, else the matches of a glob pattern by name, else a bare file name
+    that lies in one sub-folder. InputError names all that are missing or in several; `folder` is
+    what it calls the place.
+    """
+    paths = sorted(path for path in listing if path.lower().endswith(SUFFIX))
+    found: dict[str, None] = {}
+    wrong: list[str] = []
+    for pattern in group.input_files:
+        candidates = _candidates(pattern, paths)
+        if not candidates:
+            wrong.append(f"{pattern} is not there")
+        elif len(candidates) > 1 and not _is_glob(pattern):
+            wrong.append(f"{pattern} is in several places: {', '.join(candidates)}")
+        found.update(dict.fromkeys(candidates))
+    if wrong:
+        raise InputError(
+            f"merge group '{group.name}': of the members under {folder}, {'; '.join(wrong)}"
+        )
+    return list(found)
+
+
+def _candidates(pattern: str, paths: list[str]) -> list[str]:
+    if pattern in paths:
+        return [pattern]
+    if _is_glob(pattern):
+        return [path for path in paths if matches(path, pattern)]
+    return [path for path in paths if "/" not in pattern and path.endswith(f"/{pattern}")]
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(char in pattern for char in "*?[")
+
+
+@dataclass(slots=True)
+class MemberCount:
+    """`rows` are in the output; every line of the member is counted once."""
+
+    name: str
+    rows: int = 0
+    blank: int = 0
+    invalid: int = 0
+    duplicates: int = 0
+
+
+@dataclass(slots=True)
+class MergeReport:
+    """`data_version` is the digest of the output's bytes."""
+
+    members: list[MemberCount] = field(default_factory=list[MemberCount])
+    first_invalid: list[str] = field(default_factory=list[str])
+    """File, line and what is wrong, of the first 20."""
+    invalid_file: Path | None = None
+    """Where the invalid lines are, if there are any."""
+    sample: list[Row] = field(default_factory=list[Row])
+    data_version: str = ""
+
+    @property
+    def rows(self) -> int:
+        return sum(member.rows for member in self.members)
+
+    @property
+    def blank(self) -> int:
+        return sum(member.blank for member in self.members)
+
+    @property
+    def invalid(self) -> int:
+        return sum(member.invalid for member in self.members)
+
+    @property
+    def duplicates(self) -> int:
+        return sum(member.duplicates for member in self.members)
+
+
+def invalid_file_of(output: Path) -> Path:
+    """No listing of JSONL files takes it for one."""
+    return output.with_name(f"{output.name}.invalid")
+
+
+def merge_group(
+    members: Mapping[str, str],
+    output: Path,
+    *,
+    source_column: str | None = None,
+    dedup: bool = False,
+) -> MergeReport:
+    """Publish the members, name → uri, as one file. InputError when one cannot be read: then
+    nothing is published."""
+    with ExitStack() as stack:
+        merge = _Merge(stack, output, source_column, dedup)
+        for name, uri in members.items():
+            merge.add(name, uri)
+    merge.report.data_version = f"sha256:{merge.content.hexdigest()}"
+    if merge.report.invalid_file is None:
+        invalid_file_of(output).unlink(missing_ok=True)
+    return merge.report
+
+
+class _Merge:
+    """The open output and what has gone into it. The file of invalid lines is made for the first
+    of them, and published before the output."""
+
+    def __init__(
+        self, stack: ExitStack, output: Path, source_column: str | None, dedup: bool
+    ) -> None:
+        self.report = MergeReport()
+        self.content = hashlib.sha256()
+        self._stack, self._path = stack, output
+        self._output = self._opened(output)
+        self._rejects: BinaryIO | None = None
+        self._column = source_column
+        self._seen = _Contents() if dedup else None
+
+    def add(self, name: str, uri: str) -> None:
+        count = MemberCount(name)
+        self.report.members.append(count)
+        with open_input(uri) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                item = parse_line(line, number)
+                if item is None:
+                    count.blank += 1
+                elif isinstance(item, BadLine):
+                    count.invalid += 1
+                    self._reject(name, item, line)
+                elif self._seen is not None and not self._seen.is_new(item, line):
+                    count.duplicates += 1
+                else:
+                    count.rows += 1
+                    self._write(name, item, line)
+
+    def _write(self, name: str, row: Row, line: bytes) -> None:
+        if self._column is not None:
+            line = _with_source(self._column, name, row, line)
+        elif not line.endswith(b"\n"):
+            line += b"\n"
+        self.content.update(line)
+        self._output.write(line)
+        if len(self.report.sample) < SAMPLE_ROWS:
+            self.report.sample.append(sample_row(orjson.loads(line)))
+
+    def _reject(self, name: str, item: BadLine, line: bytes) -> None:
+        if self._rejects is None:
+            self.report.invalid_file = invalid_file_of(self._path)
+            self._rejects = self._opened(self.report.invalid_file)
+        self._rejects.write(line if line.endswith(b"\n") else line + b"\n")
+        if len(self.report.first_invalid) < SHOWN_INVALID:
+            self.report.first_invalid.append(f"{name}, {item.detail}")
+
+    def _opened(self, path: Path) -> BinaryIO:
+        temporary = Path(self._stack.enter_context(publish(path)))
+        return self._stack.enter_context(temporary.open("wb"))
+
+
+def _with_source(column: str, name: str, row: Row, line: bytes) -> bytes:
+    if column in row:
+        own: dict[str, Any] = json.loads(line)  # unlike orjson it keeps large integers
+        row = dict(_renamed(column, own))
+        return json.dumps({**row, column: name}, ensure_ascii=False).encode() + b"\n"
+    added = orjson.dumps({column: name})[1:]
+    return line.rstrip()[:-1].rstrip() + (b"," if row else b"") + added + b"\n"
+
+
+def _renamed(column: str, row: Row) -> Iterator[tuple[str, Any]]:
+    new = column
+    while new in row:
+        new = f"input_{new}"
+    for key, value in row.items():
+        yield (new if key == column else key), value
+
+
+class _Contents:
+    """Which contents were met: about 9 bytes each.
+
+    They are told apart by 70 bits, which among 100 million differ but for one chance in 200,000.
+    """
+
+    def __init__(self) -> None:
+        self._words = Words(0)
+
+    def is_new(self, row: Row, line: bytes) -> bool:
+        """Numbers of more digits than a double has are compared as they are written."""
+        content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+        if _LONG_NUMBER in line.translate(_DIGITS_AS_0):
+            content = line.strip()
+        digest = hashlib.blake2b(content, digest_size=9).digest()
+        hash_ = int.from_bytes(digest, "big") & _HASH_MASK
+        word, bucket = hash_ >> PLACE_BITS, self._words.bucket(hash_)
+        place = bisect_left(bucket, word)
+        if place < len(bucket) and bucket[place] == word:
+            return False
+        bucket.insert(place, word)
+        self._words.grow()
+        return True
+
+
+_HASH_MASK = (1 << 64 + PLACE_BITS) - 1
+_DIGITS_AS_0 = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 17

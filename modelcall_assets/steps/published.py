@@ -1,0 +1,168 @@
+"""What a task has published, for people and for other programs: its files, and why rows failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.preprocess import ERROR_COLUMN
+from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.storage.files import SUFFIXES, matches
+from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.storage.parquet import read_columns, read_schema
+from modelcall_assets.storage.rows import Chunk, is_parquet, read_chunks, read_rows, record_id
+from modelcall_assets.storage.schema import schema_from_json
+
+CHUNK_ROWS = 1000
+_FAILURE_COLUMNS = [
+    "api_record_id",
+    "api_status",
+    "api_fail_reason",
+    "api_fail_detail",
+    "api_attempts",
+    "api_endpoint",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A file of rows that a stage has left. `key` is its partition key."""
+
+    key: str
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return decode_key(self.key)
+
+    @property
+    def uri(self) -> str:
+        """`raw` leaves its input where it is."""
+        return self.manifest.output or self.manifest.input.uri
+
+    @property
+    def _members(self) -> list[str]:
+        """The files of a split, which together are its `raw`."""
+        members = self.manifest.detail.get("members")
+        return [each["uri"] for each in members] if isinstance(members, list) else []
+
+    @property
+    def stem(self) -> PurePosixPath:
+        """The relative path without the suffix."""
+        name = Path(self.name if self._members else self.uri).name
+        short = next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
+        return PurePosixPath(self.name).parent / short
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """None when nobody has recorded one."""
+        if is_parquet(self.uri):
+            return read_schema(self.uri)
+        recorded = self.manifest.detail.get("schema")
+        schema = schema_from_json(recorded) if recorded else None
+        return schema if schema is not None and len(schema) else None
+
+    def chunks(self, schema: pa.Schema | None = None) -> Iterator[Chunk]:
+        """The rows; `schema` is needed only to get JSON rows as Arrow."""
+        own = schema if schema is not None else self.schema
+        columns = own if own is not None else pa.schema([])
+        if self._members:
+            return _chunks_of(self._members, columns, self.manifest.rows)
+        return read_chunks(self.uri, columns, self.manifest.rows)
+
+    def items(self) -> Iterator[tuple[int, Row | BadLine]]:
+        """Each row with its index."""
+        for chunk in self.chunks():
+            yield from enumerate(chunk.items, chunk.start)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRow:
+    """A failed row, for people."""
+
+    file: str
+    record_id: str
+    reason: str
+    detail: str
+    attempts: int | None = None
+    endpoint: str | None = None
+
+
+def published_files(steps: TaskSteps, stage: str, pattern: str | None = None) -> list[Published]:
+    """What the stage has published, accepted or not, by name. InputError when there is nothing."""
+    folder = steps.layout.manifest_path(stage, "any").parent
+    keys = (path.relative_to(folder).as_posix()[: -len(".json")] for path in folder.rglob("*.json"))
+    found = [
+        Published(key, manifest)
+        for key in keys
+        if pattern is None or matches(decode_key(key), pattern)
+        if (manifest := read_manifest(folder / f"{key}.json")) is not None
+    ]
+    if not found:
+        what = f"no file that matches '{pattern}' is" if pattern else "nothing is"
+        raise InputError(f"{steps.spec.name}: {what} published by {stage} yet; run the task first")
+    return sorted(found, key=lambda file: file.name)
+
+
+def failure_of(item: Row | BadLine) -> tuple[str, str] | None:
+    """Reason and detail of a failed row of any stage; None for a good one."""
+    if isinstance(item, BadLine):
+        return Reason.BAD_LINE, item.detail
+    status = item.get("api_status")
+    if status is not None:
+        good = status == "success"
+        return None if good else (str(item["api_fail_reason"]), str(item["api_fail_detail"]))
+    error = item.get("error") or item.get(ERROR_COLUMN)
+    if isinstance(error, str) and ERROR_COLUMN in item:
+        error = orjson.loads(error)
+    if isinstance(error, dict) and "reason" in error:
+        return str(error["reason"]), str(error.get("detail", ""))
+    return None
+
+
+def failed_rows(file: Published) -> Iterator[FailedRow]:
+    """The failed rows of a file, in order; a file without any is not opened."""
+    if not file.manifest.failed:
+        return
+    if is_parquet(file.uri) and "api_status" in read_schema(file.uri).names:
+        table = read_columns(file.uri, _FAILURE_COLUMNS)
+        for row in table.filter(pc.field("api_status") != "success").to_pylist():
+            yield _failed_row(file, row, row["api_record_id"])
+        return
+    for index, item in file.items():
+        if failure_of(item) is not None:
+            yield _failed_row(file, item, identity(file, index, item))
+
+
+def identity(file: Published, index: int, item: Row | BadLine) -> str:
+    """The record's id, as it is in a scores file."""
+    own = None if isinstance(item, BadLine) else item.get("api_record_id")
+    return str(own) if own else record_id(item, index, file.key)
+
+
+def _chunks_of(uris: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[Chunk]:
+    """The rows of several files, one after another."""
+    items = islice(chain.from_iterable(map(read_rows, uris)), rows)
+    start = 0
+    while some := list(islice(items, CHUNK_ROWS)):
+        yield Chunk(start, some, schema)
+        start += len(some)
+
+
+def _failed_row(file: Published, item: Row | BadLine, record: str) -> FailedRow:
+    failure = failure_of(item)
+    assert failure is not None
+    fields: dict[str, Any] = {} if isinstance(item, BadLine) else item
+    attempts, endpoint = fields.get("api_attempts"), fields.get("api_endpoint")
+    return FailedRow(file.name, record, *failure, attempts, endpoint)

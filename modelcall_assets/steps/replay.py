@@ -1,0 +1,175 @@
+"""What the journal says of a file's records, and the book of what became of each.
+
+Memory per record is one journal position (8 bytes) and its key's fingerprint; only records in hand
+are objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
+from modelcall_assets.journal.occurrences import Occurrences
+from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.records.outcome import Failure, Success
+from modelcall_assets.steps.budget import Budget
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.reuse import Reuse
+
+NO_REPLY: Position = -1
+ROWS_PER_BREATH = 500
+SYNC_EVERY_S = 1.0
+
+Asked = ChatRequest | Failure
+"""What a record asks of the model, or why it cannot ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A failure that left no reply: nothing asked, or no retries left."""
+
+    failure: Failure
+    key: str | None = None
+    attempts: int = 0
+    endpoint: str | None = None
+
+
+@dataclass
+class Ledger:
+    """Per record, in input order: where its last reply lies, else why there is none."""
+
+    positions: array[Position] = field(default_factory=lambda: array("q"))
+    unanswered: dict[int, Unanswered] = field(default_factory=dict[int, Unanswered])
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A record whose dialogue goes on: its address, first request and the turns so far."""
+
+    index: int
+    address: Address
+    request: ChatRequest
+    known: Dialogue | None = None
+
+
+@dataclass
+class Replay:
+    """The call phase of one file, as far as it is the same however the model is called."""
+
+    rules: Rules
+    engine: Engine
+    journal: Journal
+    tally: Tally
+    reuse: Reuse
+    budget: Budget
+    ledger: Ledger = field(default_factory=Ledger)
+    requests: int = 0
+    replayed: int = 0
+    _occurrences: Occurrences = field(default_factory=Occurrences)
+
+    def pending(self, asked: Iterator[Asked]) -> Iterator[Pending | None]:
+        """Records still to call; None now and then, so that a long replay lets others run."""
+        for index, request in enumerate(asked):
+            self.ledger.positions.append(NO_REPLY)
+            item = None
+            if isinstance(request, Failure):
+                self.leave(index, Unanswered(request))
+            else:
+                key = request.key()
+                address = Address(key, self._occurrences.next(key))
+                item = self.look_up(Pending(index, address, request))
+            if item is not None or index % ROWS_PER_BREATH == 0:
+                yield item
+
+    def look_up(self, item: Pending, *, is_new: bool = False) -> Pending | None:
+        """None when a reply settles the record: a success, or a failure of this round; `is_new`
+        when this run paid for it."""
+        last, finished = None, None
+        for last in self.reuse.of_file(self.journal, item.address):
+            finished = self.rules.judge(said_in(last.entries))
+            if finished is not None and isinstance(finished.outcome, Success):
+                break
+        if last is None or finished is None:
+            adopted = last is None and self.adopted(item)
+            return None if adopted else replace(item, known=last)
+        if isinstance(finished.outcome, Failure) and not last.open_round:
+            return item
+        if not is_new:
+            self._note_replayed()
+        self.settle(item, last.positions[-1], finished)
+        return None
+
+    def adopted(self, item: Pending) -> bool:
+        """Whether an answer from elsewhere stands for this record's own."""
+        for entries in self.reuse.of_others(self.journal, item.address.key):
+            finished = self.rules.judge(said_in(entries))
+            if finished is not None and isinstance(finished.outcome, Success):
+                self._adopt(item, entries, finished)
+                return True
+        return False
+
+    def settle(self, item: Pending, position: Position, finished: Finished) -> None:
+        """The record has its outcome."""
+        self.ledger.positions[item.index] = position
+        self.tally.count(finished.outcome)
+        if isinstance(finished.outcome, Success):
+            self.reuse.keep(item.address.key, position)
+
+    def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
+        """The record has none; `position` is that of its last turn."""
+        self.ledger.unanswered[index] = why
+        self.ledger.positions[index] = position
+        self.tally.count(why.failure)
+
+    def pay(self, turn: Said, exchanged_bytes: int) -> None:
+        """Count what an answer cost."""
+        if isinstance(turn, Failure):
+            return
+        cost = self.budget.pay(turn.usage, exchanged_bytes)
+        if cost is None or self.tally.cost_usd is None:
+            self.tally.cost_usd = None
+        else:
+            self.tally.cost_usd += cost
+
+    @asynccontextmanager
+    async def synced(self) -> AsyncGenerator[None]:
+        """Force the journal to disk about once a second, off the event loop."""
+
+        async def sync() -> None:
+            while True:
+                await asyncio.sleep(SYNC_EVERY_S)
+                self.budget.sync()
+                await asyncio.to_thread(self.journal.sync)
+
+        task = asyncio.create_task(sync())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.budget.sync()
+
+    def _adopt(self, item: Pending, entries: Sequence[Entry], finished: Finished) -> None:
+        """Journal the answer as this record's; no attempts say that it was not paid for here."""
+        position = NO_REPLY
+        for entry in entries:
+            previous = self.journal.reference(position) if entry.turn else None
+            own = replace(entry, address=item.address, attempts=0, latency_ms=0, previous=previous)
+            position = self.journal.append(own)
+        self._note_replayed()
+        self.settle(item, position, finished)
+
+    def _note_replayed(self) -> None:
+        self.replayed += 1
+        self.tally.replayed += 1
+
+
+def said_in(entries: Sequence[Entry]) -> list[Said]:
+    """What journalled replies say to their record."""
+    return [replayed(entry.status, entry.body) for entry in entries]

@@ -1,0 +1,203 @@
+"""`responses`: a model's answers to the conversations of a file, failures in their place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
+from modelcall_assets.llm.dialogue import Rules
+from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
+from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.calls import Asked
+from modelcall_assets.steps.chatml import UNWRITABLE
+from modelcall_assets.steps.preprocess import bad_line
+from modelcall_assets.steps.publish_scores import SAMPLE_ROWS, Rate
+from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.score_table import API_FIELDS
+from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.rows import read_chunks, record_id
+from modelcall_assets.transforms.chatml import encode
+
+ROWS_READ_AT_ONCE = 100
+_OWN_NAMES = {
+    "api_return": "response",
+    "api_reasoning": "reasoning",
+    "api_finish_reason": "finish_reason",
+}
+"""Columns of a scores file that have names of their own here."""
+_FAILED_BEFORE = ("error", "error_type", "traceback", "timestamp", "task_index")
+"""What the old system left in a row that failed; it is not an answer's."""
+OWN_COLUMNS = (
+    "response", "final_messages", "reasoning", "finish_reason", "usage", "sample",
+    *(name for name, _ in API_FIELDS if name not in _OWN_NAMES),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ResponseStage:
+    """Everything of a task that shapes its responses."""
+
+    params: dict[str, Any]
+    revision: str | None
+    prompt_mode: str
+    samples: int
+    merge_reasoning: bool
+    rules: Rules
+    provenance: dict[str, str]
+    prices: tuple[float | None, float | None]
+
+    @classmethod
+    def of(cls, spec: TaskSpec) -> ResponseStage:
+        model, task = spec.generator, spec.task
+        assert model is not None and isinstance(task, DistillationTask)
+        step = task.generate_response
+        assert step is not None
+        params = model.request_params()
+        return cls(
+            params=params,
+            revision=model.revision,
+            prompt_mode=step.prompt_mode,
+            samples=step.samples,
+            merge_reasoning=step.merge_reasoning,
+            rules=Rules(AnswerParser([], frozenset(), None), 0),
+            provenance={"api_model": str(params["model"])},
+            prices=(
+                model.prices.usd_per_million_input_tokens,
+                model.prices.usd_per_million_output_tokens,
+            ),
+        )
+
+    def version(self) -> str:
+        """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
+        shape = {
+            "parser": PARSER_VERSION,
+            "params": {name: v for name, v in self.params.items() if name not in NOT_IN_KEY},
+            "revision": self.revision,
+            "prompt_mode": self.prompt_mode,
+            "samples": self.samples,
+            "merge_reasoning": self.merge_reasoning,
+        }
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+    def ask(self, row: Row | BadLine) -> Asked:
+        """The request of one conversation, or the Failure that says why it has none."""
+        if isinstance(row, BadLine):
+            return bad_line(row)
+        match row.get("error"), row.get("messages"):
+            case {"reason": str(reason), "detail": str(detail)}, _ if reason in set(Reason):
+                return Failure(Reason(reason), detail)
+            case _, [_, *_] as messages if all(map(_is_turn, messages)):
+                sent = self._sent(messages)
+                if not sent:
+                    what = "nothing to answer: it holds only an assistant's turn"
+                    return Failure(Reason.MISSING_INPUT, what)
+                try:
+                    return ChatRequest(self.params, sent, self.revision)
+                except UNWRITABLE as error:  # a Parquet file may hold bytes
+                    what = f"column 'messages' cannot be written as JSON: {error}"
+                    return Failure(Reason.MISSING_INPUT, what)
+            case _:
+                what = "no list of turns" if "messages" in row else "absent"
+                return Failure(Reason.MISSING_INPUT, f"column 'messages' is {what}")
+
+    def asks(self, source: Source) -> Iterator[Asked]:
+        """`samples` for each row of the source, in order."""
+        for chunk in read_chunks(source.uri, source.schema, source.limit, ROWS_READ_AT_ONCE):
+            for item in chunk.items:
+                for _ in range(self.samples):
+                    yield self.ask(item)
+
+    def publish(self, source: Source, rate: Rate, output: Path) -> ScoreReport:
+        """Every row of the source in its order, `samples` times, with its answers."""
+        source.verify()
+        report, digest = ScoreReport(), hashlib.sha256()
+        with publish(output) as temporary, Path(temporary).open("wb", 1 << 20) as out:
+            for chunk in read_chunks(source.uri, source.schema, source.limit, ROWS_READ_AT_ONCE):
+                for offset, item in enumerate(chunk.items):
+                    index = chunk.start + offset
+                    for sample in range(self.samples):
+                        api, usage = rate(index * self.samples + sample, item)
+                        api["api_record_id"] = record_id(item, index, source.name)
+                        row = self._row(item, api, sample)
+                        out.write(encode(row))
+                        report.add_usage(usage, api.get("api_cost_usd", 0.0))
+                        report.count(api, ())
+                        content = [api["api_record_id"], api["api_status"], row.get("response")]
+                        digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
+                        if len(report.sample) < SAMPLE_ROWS:
+                            report.sample.append(row)
+        report.data_version = digest.hexdigest()[:32]
+        report.schema = pa.schema([])
+        return report
+
+    def _sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        if self.prompt_mode == "first_message":
+            return ({"role": "user", "content": messages[0].get("content")},)
+        is_answered = messages[-1].get("role") == "assistant"
+        return tuple(messages[:-1] if is_answered else messages)
+
+    def _row(self, item: Row | BadLine, api: Mapping[str, Any], sample: int) -> Row:
+        given: Row = {"raw": item.raw} if isinstance(item, BadLine) else _without_old_failure(item)
+        answer, reasoning = api.get("api_return"), api.get("api_reasoning")
+        response = answer
+        if self.merge_reasoning and reasoning and reasoning.strip():
+            response = merged_reasoning(reasoning, answer or "")
+        sent = self._sent(given["messages"]) if api["api_status"] == "success" else None
+        counts = {name: api.get(f"api_{name}") for name in ("prompt_tokens", "completion_tokens")}
+        own = {
+            "response": response if _is_answered(api) else None,
+            "final_messages": sent and [*sent, {"role": "assistant", "content": response}],
+            "reasoning": reasoning,
+            "finish_reason": api.get("api_finish_reason"),
+            "usage": None if None in counts.values() else counts,
+            **({"sample": sample} if self.samples > 1 else {}),
+            **{name: api.get(name) for name, _ in API_FIELDS if name not in _OWN_NAMES},
+        }
+        return {**{_kept_as(name, given): value for name, value in given.items()}, **own}
+
+
+def merged_reasoning(reasoning: str, answer: str) -> str:
+    """As training data has it."""
+    return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+
+
+def _is_turn(message: object) -> bool:
+    match message:
+        case {"role": str()}:
+            return True
+        case _:
+            return False
+
+
+def _is_answered(api: Mapping[str, Any]) -> bool:
+    """Whether there is an answer; `api_return` is a refusal's body where there is none."""
+    is_success = api["api_status"] == "success"
+    return is_success or bool(api.get("api_finish_reason")) or api["api_fail_reason"] == "empty"
+
+
+def _kept_as(name: str, given: Row) -> str:
+    """An input column's name, another one when it is named like ours."""
+    if name not in OWN_COLUMNS:
+        return name
+    name = f"input_{name}"
+    while name in given:
+        name = f"input_{name}"
+    return name
+
+
+def _without_old_failure(row: Row) -> Row:
+    if not isinstance(row.get("error"), str) or "error_type" not in row:
+        return row
+    return {name: value for name, value in row.items() if name not in _FAILED_BEFORE}

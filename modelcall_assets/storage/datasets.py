@@ -1,0 +1,323 @@
+"""Data set folders as Hugging Face lays them out: the files of each split of each configuration.
+
+Configurations come from the front matter of README.md, else they are sub-folders. Splits come from
+there, from `save_to_disk`, or from names: `data/<split>-00000-of-00001.…`, else folders, else files
+called train, validation or test, else all files are train. Nothing of a folder is ever executed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+import orjson
+import yaml
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.storage.files import FileInfo, list_files, open_input, stat_file
+
+Files = dict[str, list[FileInfo]]
+"""By split."""
+
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
+_PREFERENCE = ("parquet", "json", "arrow")
+_NOT_DATA = frozenset(
+    {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+)
+_KEYWORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
+_SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
+_NAMED = {
+    split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(keywords)})(?:[-._ 0-9]|$)")
+    for split, keywords in _KEYWORDS.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The files of a split in reading order; `config` as it was asked for, None for the default."""
+
+    config: str | None
+    split: str
+    files: tuple[FileInfo, ...]
+
+
+def dataset_path(input_dir: str, key: str) -> str:
+    """`<input_dir>/<key>`, or `input_dir` itself when it ends in the key's last component."""
+    root = input_dir.rstrip("/")
+    own = root.rpartition("/")[2] == key.rpartition("/")[2]
+    return root if own else f"{root}/{key}"
+
+
+def find_splits(path: str, configs: Sequence[str | None] = (None,)) -> list[Split]:
+    """The splits of some configurations of a data set folder; a single file is a split `train`.
+    InputError when it is missing, holds no data that can be read, or lacks a configuration."""
+    if PurePosixPath(path).suffix.lower() in FORMATS:
+        wrong = [config for config in configs if config is not None]
+        if wrong:
+            raise InputError(f"{path}: a single file has no configuration {wrong[0]!r}; write null")
+        return [Split(None, "train", (stat_file(path),))]
+    folder = _Folder(path, {info.key_path: info for info in list_files(path)})
+    return [
+        Split(config, split, tuple(files))
+        for config in configs
+        for split, files in _splits(folder, config).items()
+    ]
+
+
+def find_split(path: str, config: str | None, split: str) -> Split:
+    """One split; InputError with the names of those there are when it is missing."""
+    found = find_splits(path, [config])
+    for candidate in found:
+        if candidate.split == split:
+            return candidate
+    names = ", ".join(candidate.split for candidate in found)
+    raise InputError(f"{path}: {_named(config)} has no split {split!r}; there are: {names}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder's files by their path in it."""
+
+    uri: str
+    files: Mapping[str, FileInfo]
+
+    def below(self, name: str) -> _Folder:
+        start = f"{name.strip('/')}/"
+        inside = {
+            path.removeprefix(start): info
+            for path, info in self.files.items()
+            if path.startswith(start)
+        }
+        return _Folder(f"{self.uri}/{name}", inside)
+
+    def data(self) -> dict[str, FileInfo]:
+        return {path: info for path, info in self.files.items() if _is_data(path)}
+
+    def read(self, name: str) -> bytes:
+        with open_input(self.files[name].uri) as file:
+            return file.read()
+
+
+def _splits(folder: _Folder, config: str | None) -> Files:
+    declared = _declared(folder)
+    if declared:
+        return _declared_splits(folder, _chosen(folder, declared, config))
+    if config is None:
+        return _laid_out(folder)
+    below = folder.below(config)
+    if below.files:
+        return _laid_out(below)
+    if config == "default":
+        return _laid_out(folder)
+    names = sorted({path.split("/")[0] for path in folder.data() if "/" in path})
+    raise _no_config(folder, config, names)
+
+
+def _laid_out(folder: _Folder) -> Files:
+    return _saved_to_disk(folder) or _by_name(folder)
+
+
+def _saved_to_disk(folder: _Folder) -> Files:
+    if "dataset_dict.json" in folder.files:
+        names = _state(folder, "dataset_dict.json").get("splits")
+        if not isinstance(names, list) or not names:
+            raise InputError(f"{folder.uri}/dataset_dict.json: names no splits; save it again")
+        return {str(name): _saved_files(folder.below(str(name))) for name in names}
+    if "state.json" in folder.files:
+        split = str(_state(folder, "state.json").get("_split"))
+        known = split != "None" and _SPLIT_NAME.fullmatch(split)
+        return {split if known else "train": _saved_files(folder)}
+    return {}
+
+
+def _saved_files(folder: _Folder) -> list[FileInfo]:
+    if "state.json" not in folder.files:
+        raise InputError(f"{folder.uri}/state.json: not found; the split was not saved completely")
+    listed = _state(folder, "state.json").get("_data_files")
+    names = [str(item.get("filename")) for item in listed or [] if isinstance(item, dict)]
+    absent = [name for name in names if name not in folder.files]
+    if absent or not names:
+        what = f"names {absent[0]}, which is not there" if absent else "names no files"
+        raise InputError(f"{folder.uri}/state.json: {what}; save the data set again")
+    return [folder.files[name] for name in names]
+
+
+def _state(folder: _Folder, name: str) -> dict[str, Any]:
+    try:
+        state = orjson.loads(folder.read(name))
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{folder.uri}/{name}: not JSON: {error}; save it again") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{folder.uri}/{name}: not an object; save the data set again")
+    return state
+
+
+def _by_name(folder: _Folder) -> Files:
+    """The most frequent format's files, told apart by their names."""
+    data = folder.data()
+    if not data:
+        raise _no_data(folder)
+    count = Counter(map(_format, data))
+    format_ = max(count, key=lambda name: (count[name], -_PREFERENCE.index(name)))
+    files = {path: info for path, info in data.items() if _format(path) == format_}
+    found: Files = {}
+    for path, info in files.items():
+        if shard := _SHARD.fullmatch(path):
+            found.setdefault(shard[1], []).append(info)
+    return (
+        _in_order(found)
+        or _matching(files, lambda path: path.split("/")[:-1])
+        or _matching(files, lambda path: path.split("/")[-1:])
+        or {"train": list(files.values())}
+    )
+
+
+def _matching(files: Mapping[str, FileInfo], parts_of: Any) -> Files:
+    found = {
+        split: [info for path, info in files.items() if any(map(named.search, parts_of(path)))]
+        for split, named in _NAMED.items()
+    }
+    return {split: members for split, members in found.items() if members}
+
+
+def _in_order(found: Files) -> Files:
+    names = [*(name for name in _KEYWORDS if name in found), *sorted(found.keys() - _KEYWORDS)]
+    return {name: found[name] for name in names}
+
+
+def _declared(folder: _Folder) -> list[dict[str, Any]]:
+    """The `configs` of the front matter of README.md."""
+    if "README.md" not in folder.files:
+        return []
+    where = f"{folder.uri}/README.md"
+    lines = folder.read("README.md").decode("utf-8-sig", "replace").splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return []
+    end = next((place for place, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
+    try:
+        front = yaml.safe_load("\n".join(lines[1:end]))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where}: the front matter is not YAML: {reason}; correct it") from error
+    configs = front.get("configs") if isinstance(front, dict) else None
+    if not isinstance(configs, list | None) or not all(
+        isinstance(config, dict) and isinstance(config.get("config_name"), str)
+        for config in configs or []
+    ):
+        raise InputError(f"{where}: `configs` is not a list of mappings with a `config_name`")
+    return configs or []
+
+
+def _chosen(
+    folder: _Folder, declared: Sequence[dict[str, Any]], config: str | None
+) -> dict[str, Any]:
+    by_name = {block["config_name"]: block for block in declared}
+    if config is not None:
+        if config not in by_name:
+            raise _no_config(folder, config, list(by_name))
+        return by_name[config]
+    default = next((block for block in declared if block.get("default")), None)
+    default = default or by_name.get("default") or (declared[0] if len(declared) == 1 else None)
+    if default is None:
+        names = ", ".join(by_name)
+        raise InputError(f"{folder.uri}: has no default configuration; name one of: {names}")
+    return default
+
+
+def _declared_splits(folder: _Folder, config: Mapping[str, Any]) -> Files:
+    inside = folder.below(str(config["data_dir"])) if config.get("data_dir") else folder
+    data_files = config.get("data_files")
+    if data_files is None:
+        return _laid_out(inside)
+    where = f"{folder.uri}/README.md, config {config['config_name']!r}"
+    return {
+        split: _declared_files(inside, patterns, f"{where}, split {split!r}")
+        for split, patterns in _patterns(data_files, where).items()
+    }
+
+
+def _patterns(data_files: Any, where: str) -> dict[str, list[str]]:
+    """Paths and globs by split, from any of the forms that the front matter may have."""
+    if isinstance(data_files, dict):
+        named = [*data_files.items()]
+    elif isinstance(data_files, list) and all(isinstance(item, dict) for item in data_files):
+        named = [(item.get("split"), item.get("path")) for item in data_files]
+    else:
+        named = [("train", data_files)]
+    found = {str(split): [path] if isinstance(path, str) else path for split, path in named}
+    if len(found) < len(named) or not all(
+        _SPLIT_NAME.fullmatch(split) and _is_names(paths) for split, paths in found.items()
+    ):
+        raise InputError(f"{where}: `data_files` is neither paths nor {{split, path}}, each once")
+    return found
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _declared_files(folder: _Folder, patterns: Iterable[str], where: str) -> list[FileInfo]:
+    found: dict[str, FileInfo] = {}
+    for pattern in patterns:
+        parts = PurePosixPath(pattern).parts
+        fitting = [path for path in folder.files if _fits(PurePosixPath(path).parts, parts)]
+        data = [path for path in fitting if _is_data(path)]
+        if not data:
+            why = f"only files that cannot be read: {fitting[0]}" if fitting else "no file"
+            raise InputError(f"{where}: {pattern!r} fits {why}; {_READABLE}")
+        found |= {path: folder.files[path] for path in data}
+    return list(found.values())
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """`**` stands for any folders, the other wildcards for parts of one name."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_fits(path[start:], pattern[1:]) for start in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+
+
+def _is_data(path: str) -> bool:
+    *folders, name = path.split("/")
+    special = any(folder.startswith("__") for folder in folders)
+    return PurePosixPath(name).suffix.lower() in FORMATS and name not in _NOT_DATA and not special
+
+
+def _format(path: str) -> str:
+    return FORMATS[PurePosixPath(path).suffix.lower()]
+
+
+_READABLE = "Parquet, JSONL (.jsonl, .json) and Arrow files can be read"
+
+
+def _no_config(folder: _Folder, config: str, names: Sequence[str]) -> InputError:
+    there = f"there are: {', '.join(names)}" if names else "it has none; write null"
+    return InputError(f"{folder.uri}: no configuration {config!r}; {there}")
+
+
+def _no_data(folder: _Folder) -> InputError:
+    scripts = [path for path in folder.files if path.endswith(".py") and "/" not in path]
+    if scripts:
+        return InputError(
+            f"{folder.uri}: only the data set script {scripts[0]}, and scripts are refused because "
+            "to read the data is to run somebody's program; run it once where you trust it, with "
+            "`datasets` before version 4, and save each split with `to_parquet`"
+        )
+    kinds = sorted({PurePosixPath(path).suffix or path for path in folder.files})
+    there = f"there are: {', '.join(kinds)}" if kinds else "it is empty"
+    return InputError(f"{folder.uri}: no data files; {there}; {_READABLE}")
+
+
+def _named(config: str | None) -> str:
+    return "the default configuration" if config is None else f"configuration {config!r}"

@@ -1,0 +1,299 @@
+"""One row of a data set as ChatML: `{messages, format[, raw_data]}`, a drop, or a failure."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from typing import Any, Literal, cast
+
+import orjson
+
+from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.record import Row
+from modelcall_assets.transforms.universal import Dropped
+
+Message = dict[str, Any]
+
+SPEAKERS: Mapping[str, str] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bing": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+"""ShareGPT's `from`, lower case → role; any other name is a role of its own."""
+
+_INSTRUCTING = frozenset({"system", "developer"})
+_MAY_FOLLOW: Mapping[str, frozenset[str | None]] = {
+    "system": frozenset({None}),
+    "developer": frozenset({None}),
+    "user": frozenset({None, "system", "developer", "assistant"}),
+    "assistant": frozenset({"user", "tool", "function"}),
+    "tool": frozenset({"assistant", "tool"}),
+    "function": frozenset({"assistant", "function"}),
+}
+"""Strict validation: role → the roles that may stand before it; None is the beginning."""
+_CALLS = ("tool_calls", "function_call")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatmlOptions:
+    """`column_mapping` names a column for every key that `format_style` needs. `system_prompt` is
+    put first unless the row has a system message. `other_roles` are all but user and assistant."""
+
+    format_style: str
+    column_mapping: Mapping[str, str]
+    keep_raw_data: bool = True
+    system_prompt: str | None = None
+    other_roles: Literal["keep", "drop"] = "keep"
+    validation: Literal["strict", "lenient"] = "lenient"
+
+    def __post_init__(self) -> None:
+        if self.format_style not in _STYLES:
+            raise ValueError(f"format_style: expected one of {list(_STYLES)}")
+
+
+def to_chatml(row: Row, options: ChatmlOptions) -> Row | Dropped | Failure:
+    """The ChatML row. Dropped when what it needs is empty or null (`missing_<mapping key>`), or
+    when no turn is left; a Failure names the column and the place that are wrong."""
+    try:
+        messages = _STYLES[options.format_style](row, options)
+        if options.other_roles == "drop":
+            messages = [turn for turn in messages if turn["role"] in ("user", "assistant")]
+        if not messages:
+            return Dropped("no_turn_left")
+        if options.validation == "strict":
+            _check_order(messages, ends_with_user=options.format_style == "prompt_text_only")
+    except _Missing as missing:
+        return Dropped(f"missing_{missing}")
+    except _Malformed as error:
+        return Failure(Reason.CHATML_ERROR, str(error))
+    if options.system_prompt is not None and not any(
+        turn["role"] in _INSTRUCTING for turn in messages
+    ):
+        messages = [{"role": "system", "content": options.system_prompt}, *messages]
+    made: Row = {"messages": messages, "format": "chatml"}
+    if options.keep_raw_data:
+        made["raw_data"] = row
+    return made
+
+
+def failed_row(failure: Failure, raw_data: Row | None = None) -> Row:
+    """What stands in the place of a row that is none."""
+    error = {"reason": failure.reason, "detail": failure.detail}
+    made: Row = {"messages": [], "format": "chatml", "error": error}
+    return made if raw_data is None else {**made, "raw_data": raw_data}
+
+
+def encode(row: Row) -> bytes:
+    """The row as a line of JSON; what JSON has no word for is written as `json_safe` says.
+    TypeError or RecursionError when it is nested too deeply or holds half a surrogate pair."""
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(json_safe(row), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def json_safe(value: Any) -> Any:
+    """The value with JSON's types only, at every depth: bytes as the UTF-8 text that they are, else
+    as base64; dates in ISO format; tuples and sets as lists; what is no finite number as null; keys
+    and all else as `str()`."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, Mapping):
+        mapping = cast("Mapping[Any, Any]", value)
+        return {str(name): json_safe(inner) for name, inner in mapping.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_safe(inner) for inner in cast("list[Any]", value)]
+    if isinstance(value, bytes | bytearray):
+        return _text_of(bytes(value))
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+class _Missing(Exception):
+    """A mapping key whose column has no value."""
+
+
+class _Malformed(Exception):
+    """What is wrong, and where."""
+
+
+def _prompt_response(row: Row, options: ChatmlOptions) -> list[Message]:
+    prompt = _text(row, options, "prompt")
+    return [_turn("user", prompt), _turn("assistant", _text(row, options, "response"))]
+
+
+def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
+    prompt = _text(row, options, "prompt")
+    response = _text(row, options, "response")
+    if row.get(options.column_mapping["input"]):
+        prompt = f"{prompt}\n\n{_text(row, options, 'input')}".strip()
+    return [_turn("user", prompt), _turn("assistant", response)]
+
+
+def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
+    """Turns without a value are left out."""
+    column = options.column_mapping["conversations"]
+    messages: list[Message] = []
+    for place, turn in enumerate(_list(row, options, "conversations")):
+        try:
+            speaker, value = turn["from"], turn["value"]
+        except (TypeError, KeyError):
+            have = _names(turn) if isinstance(turn, dict) else _kind(turn)
+            wrong = f"{column}[{place}]: expected an object with `from` and `value`, have {have}"
+            raise _Malformed(wrong) from None
+        if not isinstance(speaker, str):
+            raise _Malformed(f"{column}[{place}].from: expected text, have {_kind(speaker)}")
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            value = _parts(value, f"{column}[{place}].value")
+        role = SPEAKERS.get(speaker) or SPEAKERS.get(speaker.lower(), speaker)
+        messages.append({"role": role, "content": value})
+    return messages
+
+
+def _messages(row: Row, options: ChatmlOptions) -> list[Message]:
+    return _checked(row, options, "messages")
+
+
+def _input_output_messages(row: Row, options: ChatmlOptions) -> list[Message]:
+    messages = _checked(row, options, "input")
+    return [*messages, _turn("assistant", _text(row, options, "output"))]
+
+
+def _prompt_text_only(row: Row, options: ChatmlOptions) -> list[Message]:
+    return [_turn("user", _text(row, options, "prompt_text"))]
+
+
+_STYLES: Mapping[str, Callable[[Row, ChatmlOptions], list[Message]]] = {
+    "prompt_response": _prompt_response,
+    "instruction_input": _instruction_input,
+    "sharegpt": _sharegpt,
+    "messages": _messages,
+    "input_output_messages": _input_output_messages,
+    "prompt_text_only": _prompt_text_only,
+}
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _text(row: Row, options: ChatmlOptions, key: str) -> str:
+    column = options.column_mapping[key]
+    value = row.get(column)
+    if not value:
+        raise _Missing(key)
+    if not isinstance(value, str):
+        raise _Malformed(f"{column}: expected text, have {_kind(value)}")
+    return value
+
+
+def _list(row: Row, options: ChatmlOptions, key: str) -> list[Any]:
+    column = options.column_mapping[key]
+    value = row.get(column)
+    if not value:
+        raise _Missing(key)
+    if not isinstance(value, list):
+        raise _Malformed(f"{column}: expected a list, have {_kind(value)}")
+    return cast("list[Any]", value)
+
+
+def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
+    column = options.column_mapping[key]
+    return [
+        _checked_message(message, column, place)
+        for place, message in enumerate(_list(row, options, key))
+    ]
+
+
+def _checked_message(message: Any, column: str, place: int) -> Message:
+    """The message as it is, without the null fields that a columnar file gives it."""
+    if not isinstance(message, dict):
+        raise _Malformed(f"{column}[{place}]: expected an object, have {_kind(message)}")
+    message = cast("Message", message)
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        have = _kind(role) if "role" in message else "nothing"
+        raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
+    if None in message.values():
+        message = {
+            name: value for name, value in message.items() if value is not None or name == "content"
+        }
+    content = message.get("content")
+    if isinstance(content, str):
+        return message
+    if content is None and any(message.get(name) for name in _CALLS):
+        return message
+    return {**message, "content": _parts(content, f"{column}[{place}].content")}
+
+
+def _parts(content: Any, where: str) -> list[Message]:
+    """Content in parts, without the null fields that a columnar file gives them."""
+    if not isinstance(content, list):
+        raise _Malformed(f"{where}: expected text or a list of parts, have {_kind(content)}")
+    parts: list[Message] = []
+    for place, part in enumerate(cast("list[Any]", content)):
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):  # pyright: ignore
+            raise _Malformed(f"{where}[{place}]: expected a part, an object with a `type`")
+        named = cast("Message", part)
+        parts.append({name: value for name, value in named.items() if value is not None})
+    return parts
+
+
+def _check_order(messages: list[Message], ends_with_user: bool) -> None:
+    before: str | None = None
+    for place, message in enumerate(messages):
+        role, content = message["role"], message.get("content")
+        if role not in _MAY_FOLLOW:
+            raise _Malformed(f"messages[{place}].role: {role!r} is not a known role")
+        if before not in _MAY_FOLLOW[role]:
+            previous = f"after {before}" if before else "at the beginning"
+            raise _Malformed(f"messages[{place}].role: {role} {previous}")
+        empty = not content.strip() if isinstance(content, str) else not content
+        if empty and not any(message.get(name) for name in _CALLS):
+            raise _Malformed(f"messages[{place}].content: empty")
+        before = role
+    if before != "assistant" and not ends_with_user:
+        raise _Malformed(f"messages[{len(messages) - 1}].role: the last is {before}, not assistant")
+
+
+def _names(mapping: Any) -> str:
+    return ", ".join(map(repr, list(mapping)[:5])) or "no keys"
+
+
+def _kind(value: Any) -> str:
+    kind = cast("type[Any]", type(value))
+    return _KINDS.get(kind, kind.__name__)
+
+
+_KINDS: dict[type[Any], str] = {
+    str: "text",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    dict: "an object",
+    list: "a list",
+    type(None): "null",
+}
+
+
+def _text_of(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode()

@@ -1,0 +1,696 @@
+"""`mode: batch`: files of requests, over real HTTP to the rehearsal server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import orjson
+import pytest
+from conftest import Project, some_rows, until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from openai.types import Batch
+
+from modelcall_assets.config.model import parse_model
+from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, RunStopped
+from modelcall_assets.journal.journal import Address, BatchNote, Entry, Journal
+from modelcall_assets.llm.engine import UNANSWERED_LIMIT
+from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.score_report import ScoreReport
+
+A = "a.jsonl"
+TASK = "configs/tasks/rate.yaml"
+BATCH: dict[str, Any] = {"mode": "batch", "batch": {"poll_seconds": 0.02}}
+
+
+def use_batches(project: Project, changes: Mapping[str, Any] | None = None) -> Project:
+    project.write_model({**BATCH, **(changes or {})})
+    return project
+
+
+def score(project: Project, name: str = A, *, fresh: bool = False) -> ScoreReport:
+    steps = project.steps()
+    steps.raw(name)
+
+    async def work() -> ScoreReport:
+        async with steps.engine() as engine:
+            return await steps.scores(name, engine, Tally(), os.urandom(6).hex(), fresh=fresh)
+
+    return asyncio.run(work())
+
+
+def ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [row["id"] for row in rows]
+
+
+def journal_folder(project: Project) -> Path:
+    return project.steps().layout.journal_folder("scores", A)
+
+
+def journal_lines(project: Project) -> list[bytes]:
+    segments = sorted(journal_folder(project).glob("*.jsonl"))
+    return [line for path in segments for line in path.read_bytes().splitlines()]
+
+
+def stop_at_the_first_batch(project: Project, server: RehearsalServer) -> None:
+    """The batch has not ended by then."""
+    server.set_faults(Faults(batch_s=0.5))
+    steps = project.steps()
+    steps.raw(A)
+
+    async def work() -> None:
+        async with steps.engine() as engine:
+            scores = asyncio.ensure_future(steps.scores(A, engine, Tally(), "stopped"))
+            while not any(b'"id":' in line for line in journal_lines(project)):
+                await asyncio.sleep(0.002)  # no event of ours says that a line is on the disk
+                assert not scores.done()
+            engine.stop(RunStopped("enough"))
+            await scores
+
+    asyncio.run(work())
+
+
+def answer_of(address: Address) -> Entry:
+    message = {"content": '{"score": 4, "quality_tags": [], "recommended_use_case": "x"}'}
+    body = orjson.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
+    return Entry(address, 0, 200, body, "h/v1", 1, 0, "2026-01-01T00:00:00.000+00:00")
+
+
+def seed_where(holds: Callable[[Faults], bool], **faults: Any) -> Faults:
+    """Faults with the first seed that gives what the test is about."""
+    tried = (Faults(seed=seed, **faults) for seed in range(10_000))
+    return next(each for each in tried if holds(each))
+
+
+def ends(faults: Faults, *wanted: str) -> bool:
+    """Whether the server's first batches end so."""
+    return tuple(map(faults.batch_end, range(len(wanted)))) == wanted
+
+
+class TestAFile:
+    def test_is_answered_and_published_in_input_order(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(40, "order")
+        project.write_input(A, rows)
+        live = score(project).data_version
+        expected = project.scores(A)
+        server.reset()
+        use_batches(project)
+        report = score(project, fresh=True)
+        assert (report.rows, report.ok, report.requests, report.replayed) == (40, 40, 40, 0)
+        found = project.scores(A)
+        assert ids(found) == ids(rows)
+        assert report.data_version == live, "the same rows, however they were asked"
+        for column in ("score", "api_return", "api_request_key", "api_prompt_tokens"):
+            assert [row[column] for row in found] == [row[column] for row in expected]
+        assert {row["api_attempts"] for row in found} == {1}
+        stats = server.stats()
+        assert (stats["batches"], stats["batch_lines"]) == (1, 40)
+        assert stats["repeated_ok"] == 0
+        again = score(project)
+        assert (again.requests, again.replayed) == (0, 40)
+        assert server.stats()["batches"] == 1
+
+    def test_larger_than_a_batch_is_asked_in_several(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 15}})
+        rows = some_rows(40, "large")
+        project.write_input(A, [*rows, b"no json"])
+        report = score(project)
+        assert (report.ok, report.failures) == (40, {"bad_line": 1})
+        assert ids(project.scores(A)[:40]) == ids(rows)
+        assert server.stats()["batches"] == 3
+
+    def test_without_a_row_to_ask_makes_no_batch(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project).write_input(A, [b"no json", {"id": "x"}])
+        assert score(project).failures == {"bad_line": 1, "missing_input": 1}
+        assert server.stats()["batches"] == 0
+
+    def test_leaves_no_file_at_the_provider(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_400=0.5))
+        use_batches(project).write_input(A, some_rows(12, "tidy"))
+        score(project)
+        assert server.stats()["files"] == 3, "input, output and errors"
+        with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            for number in (1, 2, 3):
+                with pytest.raises(openai.NotFoundError):
+                    client.files.retrieve(f"file-rehearsal-{number}")
+
+    def test_shares_its_journal_with_live_calls(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_input(A, some_rows(4, "both"))
+        score(project)
+        use_batches(project).write_input(A, some_rows(9, "both"))
+        assert score(project).requests == 5
+        project.write_model()
+        assert score(project).requests == 0
+        assert server.stats()["repeated_ok"] == 0
+
+    def test_is_run_by_the_command_line(self, project: Project, server: RehearsalServer) -> None:
+        use_batches(project)
+        process = project.start("run-task", TASK)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, out + err
+        assert "12 rows, 12 succeeded" in out
+        assert (server.stats()["batches"], server.stats()["requests"]) == (3, 12)
+
+    def test_is_tried_with_live_calls(self, project: Project, server: RehearsalServer) -> None:
+        use_batches(project)
+        process = project.start("try", TASK, "--rows", "2")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, out + err
+        assert (server.stats()["requests"], server.stats()["batches"]) == (2, 0)
+
+
+class TestResume:
+    def test_kill_9_leaves_a_batch_that_the_next_run_takes_up(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(batch_s=2))
+        use_batches(project)
+        rows = some_rows(30, "killed")
+        project.write_input(A, rows)
+        process = project.start("run-task", TASK, "--file", A)
+        until(lambda: server.stats()["batches"] == 1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not project.output(A).exists()
+        ended = project.start("run-task", TASK, "--file", A)
+        out, err = ended.communicate(timeout=120)
+        assert ended.returncode == 0, out + err
+        assert server.stats()["batches"] == 1
+        assert {each["ok"] for each in server.request_stats().values()} == {1}
+        assert ids(project.scores(A)) == ids(rows)
+
+    def test_a_stop_says_what_goes_on(self, project: Project, server: RehearsalServer) -> None:
+        use_batches(project).write_input(A, some_rows(6, "stop"))
+        with pytest.raises(
+            RunStopped, match=r"^enough\. What was .* \(batch_rehearsal_0\): the next run of this"
+        ):
+            stop_at_the_first_batch(project, server)
+        report = score(project)
+        assert (report.ok, report.requests) == (6, 6)
+        assert server.stats()["batches"] == 1
+
+    def test_a_batch_whose_id_was_not_noted_yet_is_found_by_its_token(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project).write_input(A, some_rows(6, "token"))
+        with pytest.raises(RunStopped):
+            stop_at_the_first_batch(project, server)
+        (segment,) = journal_folder(project).glob("*.jsonl")
+        header, begun, *_ = segment.read_bytes().splitlines(keepends=True)
+        assert begun.startswith(b'{"batch"') and b'"id"' not in begun
+        segment.write_bytes(header + begun)  # as a kill before the second note leaves it
+        assert score(project).ok == 6
+        assert server.stats()["batches"] == 1
+
+    def test_answers_journalled_before_a_kill_are_not_taken_twice(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project)
+        rows = some_rows(6, "twice")
+        project.write_input(A, rows)
+        with pytest.raises(RunStopped):
+            stop_at_the_first_batch(project, server)
+        ask = project.steps().score_stage.ask
+        with Journal(journal_folder(project), "killed") as journal:
+            for row in rows[:3]:
+                request = ask(row)
+                assert isinstance(request, ChatRequest)
+                journal.append(answer_of(Address(request.key())))
+        report = score(project)
+        assert (report.ok, report.replayed) == (6, 6)
+        assert [row["score"] for row in project.scores(A)[:3]] == [4, 4, 4]
+        replies = [line for line in journal_lines(project) if line.startswith(b'{"k"')]
+        assert len(replies) == len({orjson.loads(line)["k"] for line in replies}) == 6
+
+    def test_batches_of_another_endpoint_are_left_alone(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project).write_input(A, some_rows(3, "moved"))
+        with Journal(journal_folder(project), "elsewhere") as journal:
+            journal.note(BatchNote("t", "other.example/v1", 3, 1e9, id="batch_elsewhere"))
+        assert score(project).ok == 3
+
+    def test_a_batch_that_is_gone_is_asked_again(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project).write_input(A, some_rows(3, "gone"))
+        with Journal(journal_folder(project), "before") as journal:
+            name = server.base_url.removeprefix("http://")
+            journal.note(BatchNote("t", name, 3, 1e9, id="batch_gone"))
+            journal.note(BatchNote("u", name, 3, 1e9))
+        assert score(project).ok == 3
+        notes = [orjson.loads(line) for line in journal_lines(project) if b'{"batch"' in line]
+        told = {note["batch"]: note.get("ended") for note in notes}
+        assert (told["t"], told["u"]) == ("gone", "not submitted")
+
+
+class TestBadEnds:
+    @pytest.mark.parametrize("end", ["expired", "cancelled", "failed"])
+    def test_what_was_answered_counts_and_only_the_rest_is_asked_again(
+        self, project: Project, server: RehearsalServer, end: str
+    ) -> None:
+        rate = {f"rate_batch_{end}": 0.5}
+        server.set_faults(seed_where(lambda faults: ends(faults, end, "completed"), **rate))
+        use_batches(project).write_input(A, some_rows(20, "half"))
+        report = score(project)
+        assert (report.ok, report.requests) == (20, 20)
+        stats = server.stats()
+        assert (stats["batches"], stats["batch_lines"]) == (2, 20)
+        assert stats["repeated_ok"] == 0
+
+    def test_a_batch_that_is_cancelled_by_hand_is_gone_on_with(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(batch_s=3))
+        use_batches(project).write_input(A, some_rows(5, "hand"))
+        process = project.start("run-task", TASK, "--file", A)
+        with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            until(lambda: server.stats()["batches"] == 1)
+            server.set_faults(Faults())
+            until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "in_progress")
+            assert client.batches.cancel("batch_rehearsal_0").status == "cancelling"
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, out + err
+            statuses = [batch.status for batch in client.batches.list()]
+        assert sorted(statuses) == ["cancelled", "completed"]
+        assert "5 rows, 5 succeeded" in out
+
+    def test_a_refused_line_is_a_failure_at_once(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_400=0.4))
+        use_batches(project).write_input(A, some_rows(20, "refused"))
+        report = score(project)
+        stats = server.stats()
+        assert report.failures == {"bad_request": stats["statuses"]["400"]}
+        assert report.failed > 2 and report.ok == 20 - report.failed
+        assert (stats["batches"], stats["retried_bad_request"]) == (1, 0)
+
+    def test_an_error_is_asked_again_until_the_retries_are_used_up(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_500=1))
+        use_batches(project).write_input(A, some_rows(5, "errors"))
+        report = score(project)
+        assert report.failures == {"server_error": 5}
+        assert server.stats()["batches"] == 3, "the model file has max_retries: 2"
+        assert {row["api_attempts"] for row in project.scores(A)} == {3}
+        server.set_faults(Faults())
+        assert score(project).ok == 5, "the next run asks again"
+
+    def test_a_line_in_neither_file_is_asked_again(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_drop=0.4, seed=2))
+        use_batches(project, {"client_config": {"max_retries": 20}})
+        project.write_input(A, some_rows(20, "missing"))
+        report = score(project)
+        stats = server.stats()
+        assert report.ok == 20 and stats["dropped"] > 0 and stats["repeated_ok"] == 0
+
+        server.set_faults(Faults(rate_drop=1))
+        use_batches(project).write_input(A, some_rows(3, "never"))
+        report = score(project)
+        assert report.failures == {"dropped": 3}
+        assert "has neither answer nor error" in (report.first_failure or "")
+
+    def test_what_is_no_answer_is_asked_again(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_junk=0.3, rate_hang=0.2, rate_429=0.2, seed=1))
+        use_batches(project, {"client_config": {"max_retries": 50}})
+        project.write_input(A, some_rows(20, "junk"))
+        assert score(project).ok == 20
+        stats = server.stats()
+        assert stats["junk"] and stats["abandoned"] and stats["statuses"]["429"]
+        assert stats["repeated_ok"] == 0
+
+    def test_nothing_but_failures_stops_the_run(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_500=1))
+        use_batches(project).write_input(A, some_rows(UNANSWERED_LIMIT + 5, "down"))
+        with pytest.raises(EndpointDown, match="25 records failed in batch after batch"):
+            score(project)
+        assert not project.output(A).exists()
+
+    def test_batches_that_fail_as_a_whole_say_why(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_batch_failed=1, rate_batch_done=0))
+        use_batches(project).write_input(A, some_rows(3, "whole"))
+        report = score(project)
+        assert report.failures == {"server_error": 3}
+        assert "rehearsal_failure" in (report.first_failure or "")
+
+    def test_a_batch_that_finds_the_queue_full_waits_for_another_to_end(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(max_batch_lines=20, batch_s=0.1))
+        few = {"poll_seconds": 0.02, "max_requests_per_file": 15}
+        use_batches(project, {"batch": few, "client_config": {"max_retries": 0}})
+        project.write_input(A, some_rows(60, "queue"))
+        report = score(project)
+        assert (report.ok, report.requests) == (60, 60)
+        assert server.stats()["batches"] > 4
+        server.set_faults(Faults(max_batch_lines=2))
+        project.write_input(A, some_rows(3, "too many for one"))
+        report = score(project)
+        assert report.failures == {"rate_limited": 3}
+        assert "token_limit_exceeded" in (report.first_failure or "")
+
+    def test_a_wrong_answer_is_mended_in_a_further_batch(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"retry": {"max_repair_turns": 2}})
+        server.set_faults(Faults(rate_malformed=0.5))
+        use_batches(project).write_input(A, some_rows(20, "mend"))
+        report = score(project)
+        assert (report.rows, report.ok) == (20, 20)
+        turns = Counter(row["api_turns"] for row in project.scores(A))
+        assert set(turns) == {1, 2} and turns[2] == server.stats()["malformed"] > 3
+        assert server.stats()["batches"] == 2
+        assert score(project).requests == 0
+
+    def test_a_kill_between_the_turns_pays_no_turn_twice(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"retry": {"max_repair_turns": 1}})
+        server.set_faults(Faults(rate_malformed=1, batch_s=0.6))
+        use_batches(project).write_input(A, some_rows(8, "turns"))
+        process = project.start("run-task", TASK, "--file", A)
+        until(lambda: server.stats()["batches"] == 2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert score(project).ok == 8
+        assert server.stats()["batches"] == 2
+        assert server.stats()["requests"] == 16
+
+
+class TestTheEndpoint:
+    def test_a_wrong_key_stops_the_run(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with serve_in_thread(api_key="right") as guarded:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
+            monkeypatch.setenv("SOME_KEY", "sk-wrong-0123456789")
+            use_batches(project, {"client_config": {"api_key": "${SOME_KEY}"}})
+            with pytest.raises(EndpointRefused, match="refuses batches: HTTP 401") as refused:
+                score(project)
+            assert "sk-wrong" not in str(refused.value)
+            monkeypatch.setenv("SOME_KEY", "right")
+            assert score(project).ok == 4
+
+    def test_an_unknown_model_stops_the_run(self, project: Project) -> None:
+        use_batches(project, {"chat_config": {"model": "gpt-none"}})
+        with pytest.raises(EndpointRefused, match="batch_rehearsal_0: model_not_found"):
+            score(project)
+
+    def test_one_that_is_not_there_stops_the_run(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REHEARSAL_BASE_URL", "http://127.0.0.1:9/v1")
+        use_batches(project, {"client_config": {"max_retries": 0}})
+        with pytest.raises(EndpointDown, match="no answer to a call about batches: connect"):
+            score(project)
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_calls_that_fail_are_repeated_and_no_batch_is_made_twice(
+        self,
+        project: Project,
+        server: RehearsalServer,
+        monkeypatch: pytest.MonkeyPatch,
+        seed: int,
+    ) -> None:
+        monkeypatch.setattr("modelcall_assets.llm.engine.BACKOFF_BASE_S", 0.01)
+        server.set_faults(Faults(rate_call_500=0.2, rate_call_lost=0.3, rate_500=0.2, seed=seed))
+        use_batches(project, {"client_config": {"max_retries": 50}})
+        project.write_input(A, some_rows(12, "calls"))
+        assert score(project).ok == 12
+        assert server.stats()["repeated_ok"] == 0
+
+    def test_one_without_batches_stops_the_run(
+        self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REHEARSAL_BASE_URL", f"{server.base_url}/elsewhere")
+        use_batches(project)
+        with pytest.raises(EndpointRefused, match="whether the endpoint has OpenAI's batches"):
+            score(project)
+
+    def test_headers_and_no_environment_go_with_every_call(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+        monkeypatch.setenv("OWN_AUTH", "right")
+        with serve_in_thread(api_key="right") as guarded:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
+            headers = {"Authorization": "Bearer ${OWN_AUTH}"}
+            use_batches(project, {"client_config": {"headers": headers}})
+            assert score(project).ok == 4
+
+
+class TestReuseAndBudget:
+    def test_identical_requests_are_asked_once(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"reuse": {"identical_once": True}})
+        rows = [*some_rows(3, "x"), *some_rows(3, "x"), *some_rows(4, "y"), *some_rows(3, "x")]
+        use_batches(project).write_input(A, rows)
+        report = score(project)
+        assert (report.ok, report.requests, report.replayed) == (13, 7, 6)
+        attempts = [row["api_attempts"] for row in project.scores(A)]
+        assert attempts == [1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
+        server.set_faults(Faults(rate_filtered=1))
+        failed = score(project, fresh=True)
+        assert failed.failures == {"content_filter": 13}, "a failure is not passed on"
+        assert failed.requests == 13
+
+    def test_the_batch_is_as_large_as_the_budget_allows(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"budget_tokens": 3000})
+        use_batches(project).write_input(A, some_rows(10, "first"))
+        spent = score(project).usage
+        mean = (spent.prompt_tokens + spent.completion_tokens) / 10
+        project.write_input(A, some_rows(200, "second"))
+        with pytest.raises(BudgetSpent, match="budget_tokens: 3,000 is spent"):
+            score(project)
+        assert 3000 / mean * 0.7 < server.stats()["requests"] < 3000 / mean * 1.3
+        sent = server.stats()["requests"]
+        project.write_task({"budget_tokens": 1_000_000})
+        assert score(project).ok == 200
+        assert server.stats()["requests"] == 210 and sent > 10
+        assert server.stats()["repeated_ok"] == 0
+
+    def test_until_a_cost_is_known_a_batch_is_small(
+        self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("modelcall_assets.steps.batch_calls.FIRST_WITH_BUDGET", 5)
+        project.write_task({"budget_tokens": 3000})
+        use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 50}})
+        project.write_input(A, some_rows(200, "small"))
+        with pytest.raises(BudgetSpent):
+            score(project)
+        assert 5 < server.stats()["requests"] < 50
+
+
+class TestModelFile:
+    def problems(self, **changes: Any) -> list[str]:
+        data: dict[str, Any] = {
+            "client_config": {"base_url": "http://h/v1", **changes.pop("client", {})},
+            "chat_config": {"model": "m", **changes.pop("chat", {})},
+            **changes,
+        }
+        return [str(problem) for problem in parse_model(data, "m.yaml")[1]]
+
+    def test_batch_needs_one_endpoint_and_no_stream(self) -> None:
+        assert self.problems(mode="batch") == []
+        endpoints = [{"base_url": "http://a/v1"}, {"base_url": "http://b/v1"}]
+        (found,) = self.problems(mode="batch", client={"endpoints": endpoints})
+        assert found.startswith("m.yaml:client_config.endpoints: several endpoints")
+        (found,) = self.problems(mode="batch", chat={"stream": True})
+        assert found.startswith("m.yaml:chat_config.stream: a batch does not stream")
+
+    def test_settings_without_the_mode_have_no_effect(self) -> None:
+        (found,) = self.problems(batch={"poll_seconds": 5})
+        assert "add `mode: batch`" in found
+
+    def test_values_are_checked(self) -> None:
+        for batch in (
+            {"poll_seconds": 0},
+            {"max_requests_per_file": 50_001},
+            {"completion_window": "soon"},
+        ):
+            assert len(self.problems(mode="batch", batch=batch)) == 1
+        assert len(self.problems(mode="slow")) == 1
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    faults=st.builds(
+        Faults,
+        rate_500=st.sampled_from([0.0, 0.2]),
+        rate_drop=st.sampled_from([0.0, 0.2]),
+        rate_malformed=st.sampled_from([0.0, 0.3]),
+        rate_400=st.sampled_from([0.0, 0.2]),
+        rate_truncated=st.sampled_from([0.0, 0.2]),
+        rate_batch_expired=st.sampled_from([0.0, 0.3]),
+        rate_batch_failed=st.sampled_from([0.0, 0.3]),
+        rate_batch_done=st.sampled_from([0.0, 0.3, 0.9]),
+        seed=st.integers(0, 1000),
+    ),
+    per_file=st.sampled_from([7, 50]),
+    stops=st.lists(st.integers(1, 4), max_size=2),
+)
+def test_every_row_is_there_once_in_its_place(
+    faults: Faults,
+    per_file: int,
+    stops: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever batches do, and when runs are stopped: after that many batches were submitted."""
+    rows = some_rows(24, "law")
+    with tempfile.TemporaryDirectory() as folder, serve_in_thread(faults) as server:
+        monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
+        project = Project(Path(folder))
+        project.write_task({"retry": {"max_repair_turns": 1}})
+        project.write_prompt()
+        project.write_model(
+            {
+                "mode": "batch",
+                "batch": {"poll_seconds": 0.01, "max_requests_per_file": per_file},
+                "client_config": {"max_retries": 3},
+            }
+        )
+        project.write_input(A, rows)
+        steps = project.steps()
+        steps.raw(A)
+
+        async def run(batches: int | None) -> ScoreReport:
+            async with steps.engine() as engine:
+                work = asyncio.ensure_future(steps.scores(A, engine, Tally(), os.urandom(6).hex()))
+                while not work.done():
+                    await asyncio.sleep(0.001)
+                    if batches is not None and server.stats()["batches"] >= batches:
+                        engine.stop(RunStopped("stopped"))
+                return await work
+
+        report = None
+        for batches in [*stops, None]:
+            try:
+                report = asyncio.run(run(batches))
+                break
+            except RunStopped as stopped:
+                assert "stopped" in str(stopped)
+        assert report is not None
+        assert report.ok + report.failed == report.rows == 24
+        found = project.scores(A)
+        assert ids(found) == ids(rows)
+        assert [row["api_status"] for row in found].count("success") == report.ok
+        stats = server.stats()
+        assert stats["retried_bad_request"] == 0
+        assert stats["repeated_ok"] == 0, "nothing answered was paid again"
+
+
+class TestTheRehearsalServer:
+    """What the client cannot bring about."""
+
+    def upload(self, client: openai.OpenAI, lines: Sequence[bytes | Mapping[str, Any]]) -> str:
+        content = b"".join(
+            (line if isinstance(line, bytes) else orjson.dumps(line)) + b"\n" for line in lines
+        )
+        return client.files.create(file=("b.jsonl", content), purpose="batch").id
+
+    def line(self, name: str, **changes: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": name}]
+        body = {"model": "rehearsal-rater-1", "messages": messages}
+        url = "/v1/chat/completions"
+        return {"custom_id": name, "method": "POST", "url": url, "body": body} | changes
+
+    def ended(self, client: openai.OpenAI, file: str) -> Batch:
+        batch = client.batches.create(
+            completion_window="24h",
+            endpoint="/v1/chat/completions",
+            input_file_id=file,
+            metadata={"a": "b"},
+        )
+        assert batch.metadata == {"a": "b"}
+        last = ("completed", "failed", "expired", "cancelled")
+        until(lambda: client.batches.retrieve(batch.id).status in last)
+        return client.batches.retrieve(batch.id)
+
+    @pytest.fixture
+    def client(self, server: RehearsalServer) -> Iterator[openai.OpenAI]:
+        with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            yield client
+
+    def test_a_batch_that_expires_tells_of_every_line(
+        self, client: openai.OpenAI, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_batch_expired=1))
+        file = self.upload(client, [self.line(str(n)) for n in range(10)])
+        batch = self.ended(client, file)
+        assert batch.status == "expired" and batch.expired_at and batch.request_counts
+        counts = batch.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (10, 5, 5)
+        output, errors = (
+            [orjson.loads(line) for line in client.files.content(name or "").iter_lines()]
+            for name in (batch.output_file_id, batch.error_file_id)
+        )
+        assert {line["error"]["code"] for line in errors} == {"batch_expired"}
+        names = [line["custom_id"] for line in output]
+        assert sorted(names) == list("01234") and names != list("01234"), "in no order"
+        assert [each.id for each in client.batches.list()] == [batch.id]
+
+    def test_a_file_with_a_mistake_fails_as_a_whole(self, client: openai.OpenAI) -> None:
+        good = self.line("good")
+        for bad, code in (
+            (b"no json", "invalid_json_line"),
+            (self.line("good"), "duplicate_custom_id"),
+            (self.line("x", url="/v1/embeddings"), "invalid_json_line"),
+            (self.line("x", body={"model": "gpt-none"}), "model_not_found"),
+        ):
+            batch = self.ended(client, self.upload(client, [good, bad]))
+            assert batch.status == "failed" and batch.errors and batch.errors.data
+            assert [(each.code, each.line) for each in batch.errors.data] == [(code, 2)]
+            assert batch.output_file_id is None
+
+    def test_what_is_not_there_is_said_to_be_so(
+        self, client: openai.OpenAI, server: RehearsalServer
+    ) -> None:
+        for call in (client.files.retrieve, client.files.content, client.batches.retrieve):
+            with pytest.raises(openai.NotFoundError):
+                call("nothing")
+        with pytest.raises(openai.BadRequestError):
+            self.ended(client, "nothing")
+        with pytest.raises(openai.BadRequestError):
+            client.files.create(file=b"x", purpose="assistants")
+        file = self.upload(client, [self.line("a")])
+        assert client.files.retrieve(file).bytes == len(orjson.dumps(self.line("a"))) + 1
+        assert client.files.delete(file).deleted
+        batch = self.ended(client, self.upload(client, [self.line("a", body={"stream": True})]))
+        assert batch.status == "failed", "no model"
+        with pytest.raises(openai.ConflictError):
+            client.batches.cancel(batch.id)

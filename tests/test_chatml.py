@@ -1,0 +1,461 @@
+"""transforms/chatml and steps/chatml: six styles, nothing lost, nothing that JSON cannot hold."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelcall_assets.config.datasets import MAPPING_KEYS
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.steps.chatml import ChatmlReport, convert_split
+from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.transforms.chatml import ChatmlOptions, encode, json_safe, to_chatml
+from modelcall_assets.transforms.universal import Dropped
+
+COLUMNS = {
+    "prompt_response": {"prompt": "p", "response": "r"},
+    "instruction_input": {"prompt": "instruction", "input": "input", "response": "output"},
+    "sharegpt": {"conversations": "conversations"},
+    "messages": {"messages": "messages"},
+    "input_output_messages": {"input": "input", "output": "output"},
+    "prompt_text_only": {"prompt_text": "t"},
+}
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+ANSWERED: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": "ho"}]
+
+
+def options(style: str, **changes: Any) -> ChatmlOptions:
+    return ChatmlOptions(style, COLUMNS[style], **changes)
+
+
+def convert(style: str, row: dict[str, Any], **changes: Any) -> Any:
+    return to_chatml(row, options(style, **changes))
+
+
+def messages_of(style: str, row: dict[str, Any], **changes: Any) -> Any:
+    made = convert(style, row, **changes)
+    return made["messages"] if isinstance(made, dict) else made
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def failure(detail: str) -> Failure:
+    return Failure(Reason.CHATML_ERROR, detail)
+
+
+def conversation(*turns: tuple[str, Any]) -> dict[str, Any]:
+    return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
+
+
+def test_every_style_of_the_config_is_there() -> None:
+    assert {style: tuple(columns) for style, columns in COLUMNS.items()} == MAPPING_KEYS
+    for style in MAPPING_KEYS:
+        options(style)
+    with pytest.raises(ValueError, match="format_style: expected one of"):
+        ChatmlOptions("alpaca", {})
+
+
+class TestStyles:
+    def test_the_reference_example(self) -> None:
+        row = conversation(
+            ("system", "s"), ("human", "h"), ("gpt", ""), ("tool", "t"), ("gpt", "g")
+        )
+        assert messages_of("sharegpt", row) == [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "h"},
+            {"role": "tool", "content": "t"},
+            {"role": "assistant", "content": "g"},
+        ]
+        assert messages_of("sharegpt", row, other_roles="drop") == [
+            {"role": "user", "content": "h"},
+            {"role": "assistant", "content": "g"},
+        ]
+
+    @pytest.mark.parametrize(
+        ("instruction", "more", "output", "expected"),
+        [
+            (" do ", " x ", "r", "do \n\n x"),
+            (" do ", "", "r", " do "),
+            (" do ", None, "r", " do "),
+            ("do", "x", None, Dropped("missing_response")),
+            ("", "x", "r", Dropped("missing_prompt")),
+        ],
+    )
+    def test_instructions(
+        self, instruction: str, more: str | None, output: str | None, expected: Any
+    ) -> None:
+        made = messages_of(
+            "instruction_input", {"instruction": instruction, "input": more, "output": output}
+        )
+        if isinstance(expected, str):
+            expected = [*user(expected), {"role": "assistant", "content": output}]
+        assert made == expected
+
+    @pytest.mark.parametrize(
+        ("style", "row", "expected"),
+        [
+            ("prompt_response", {"p": "hi", "r": "ho"}, ANSWERED),
+            ("messages", {"messages": ANSWERED}, ANSWERED),
+            ("input_output_messages", {"input": HELLO, "output": "ho"}, ANSWERED),
+            ("prompt_text_only", {"t": "hi"}, HELLO),
+            ("sharegpt", conversation(("Human", "hi"), ("chatgpt", "ho")), ANSWERED),
+            ("sharegpt", conversation(("user", "hi"), ("bing", "ho")), ANSWERED),
+            ("sharegpt", conversation(("user", "hi"), ("model", "ho")), ANSWERED),
+            ("sharegpt", conversation(("narrator", "x")), [{"role": "narrator", "content": "x"}]),
+            ("sharegpt", conversation(("observation", "x")), [{"role": "tool", "content": "x"}]),
+        ],
+    )
+    def test_what_becomes_of_a_row(self, style: str, row: dict[str, Any], expected: Any) -> None:
+        assert messages_of(style, row) == expected
+        assert convert(style, row) == {"messages": expected, "format": "chatml", "raw_data": row}
+        assert "raw_data" not in convert(style, row, keep_raw_data=False)
+
+    @pytest.mark.parametrize(
+        ("style", "row", "rule"),
+        [
+            ("prompt_response", {"p": "", "r": "ho"}, "missing_prompt"),
+            ("prompt_response", {"p": "hi"}, "missing_response"),
+            ("sharegpt", {}, "missing_conversations"),
+            ("sharegpt", conversation(("human", ""), ("gpt", None)), "no_turn_left"),
+            ("messages", {"messages": []}, "missing_messages"),
+            ("input_output_messages", {"input": None, "output": "x"}, "missing_input"),
+            ("input_output_messages", {"input": HELLO, "output": ""}, "missing_output"),
+            ("prompt_text_only", {"t": None}, "missing_prompt_text"),
+        ],
+    )
+    def test_drops(self, style: str, row: dict[str, Any], rule: str) -> None:
+        assert convert(style, row) == Dropped(rule)
+
+    def test_nothing_is_left_when_other_roles_are_dropped(self) -> None:
+        row = conversation(("system", "s"))
+        assert convert("sharegpt", row, other_roles="drop") == Dropped("no_turn_left")
+
+    @pytest.mark.parametrize(
+        ("style", "row", "detail"),
+        [
+            ("prompt_response", {"p": 5, "r": "ho"}, "p: expected text, have a number"),
+            ("prompt_response", {"p": "hi", "r": ["x"]}, "r: expected text, have a list"),
+            ("input_output_messages", {"input": "hi", "output": "ho"},
+             "input: expected a list, have text"),
+            ("sharegpt", {"conversations": "x"}, "conversations: expected a list, have text"),
+            ("sharegpt", {"conversations": ["x"]},
+             "conversations[0]: expected an object with `from` and `value`, have text"),
+            ("sharegpt", {"conversations": [{"from": "human"}]},
+             "conversations[0]: expected an object with `from` and `value`, have 'from'"),
+            ("sharegpt", {"conversations": [{"role": "user", "content": "x"}]},
+             "conversations[0]: expected an object with `from` and `value`, "
+             "have 'role', 'content'"),
+            ("sharegpt", {"conversations": [{}]},
+             "conversations[0]: expected an object with `from` and `value`, have no keys"),
+            ("sharegpt", conversation(("human", "h"), (5, "g")),  # type: ignore[arg-type]
+             "conversations[1].from: expected text, have a number"),
+            ("sharegpt", conversation(("human", {"a": 1})),
+             "conversations[0].value: expected text or a list of parts, have an object"),
+            ("messages", {"messages": {"role": "user"}},
+             "messages: expected a list, have an object"),
+            ("messages", {"messages": [None]}, "messages[0]: expected an object, have null"),
+            ("messages", {"messages": [{"content": "x"}]},
+             "messages[0].role: expected text, have nothing"),
+            ("messages", {"messages": [*HELLO, {"role": "user"}]},
+             "messages[1].content: expected text or a list of parts, have null"),
+            ("messages", {"messages": [{"role": "user", "content": ["x"]}]},
+             "messages[0].content[0]: expected a part, an object with a `type`"),
+        ],
+    )  # fmt: skip
+    def test_failures_say_where(self, style: str, row: dict[str, Any], detail: str) -> None:
+        assert convert(style, row) == failure(detail)
+
+    def test_calls_and_parts_are_kept(self) -> None:
+        turns = [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ann"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "x": None}]},
+            {"role": "tool", "content": "4", "tool_call_id": "1"},
+        ]
+        assert messages_of("messages", {"messages": turns}) == turns
+
+    def test_null_fields_of_a_columnar_file_are_left_out(self) -> None:
+        part = {"type": "text", "text": "hi", "image_url": None}
+        row = {"messages": [{"role": "user", "content": [part], "tool_calls": None}]}
+        assert messages_of("messages", row) == [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+        ]
+
+
+class TestStrict:
+    @pytest.mark.parametrize(
+        "roles",
+        [
+            ["user", "assistant"],
+            ["system", "user", "assistant", "user", "assistant"],
+            ["developer", "user", "assistant", "tool", "tool", "assistant"],
+        ],
+    )
+    def test_what_passes(self, roles: Sequence[str]) -> None:
+        turns = [{"role": role, "content": "x"} for role in roles]
+        assert messages_of("messages", {"messages": turns}, validation="strict") == turns
+
+    @pytest.mark.parametrize(
+        ("roles", "detail"),
+        [
+            (["assistant"], "messages[0].role: assistant at the beginning"),
+            (["user", "user", "assistant"], "messages[1].role: user after user"),
+            (["user", "tool", "assistant"], "messages[1].role: tool after user"),
+            (["user", "assistant", "system"], "messages[2].role: system after assistant"),
+            (["user", "assistant", "user"], "messages[2].role: the last is user, not assistant"),
+            (["user", "narrator"], "messages[1].role: 'narrator' is not a known role"),
+        ],
+    )
+    def test_what_does_not(self, roles: Sequence[str], detail: str) -> None:
+        row = {"messages": [{"role": role, "content": "x"} for role in roles]}
+        assert convert("messages", row, validation="strict") == failure(detail)
+        assert isinstance(convert("messages", row), dict)
+
+    def test_empty_content(self) -> None:
+        row = {"messages": [*HELLO, {"role": "assistant", "content": " "}]}
+        assert convert("messages", row, validation="strict") == failure(
+            "messages[1].content: empty"
+        )
+        calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+        turns = [*HELLO, calls]
+        assert messages_of("messages", {"messages": turns}, validation="strict") == turns
+
+    def test_a_prompt_alone_may_end_with_the_user(self) -> None:
+        assert messages_of("prompt_text_only", {"t": "hi"}, validation="strict") == HELLO
+
+
+class TestSystemPrompt:
+    def test_it_comes_first_and_only_once(self) -> None:
+        prompt = {"role": "system", "content": "Be brief."}
+        assert messages_of("prompt_text_only", {"t": "hi"}, system_prompt="Be brief.") == [
+            prompt,
+            *HELLO,
+        ]
+        own = [*HELLO, {"role": "system", "content": "own"}]
+        assert messages_of("messages", {"messages": own}, system_prompt="Be brief.") == own
+        dropped = {"system_prompt": "Be brief.", "other_roles": "drop"}
+        assert messages_of("messages", {"messages": own}, **dropped) == [prompt, *HELLO]
+
+    def test_the_row_stays_as_it_was(self) -> None:
+        row: dict[str, Any] = {"messages": [*HELLO]}
+        made = convert("messages", row, system_prompt="s")
+        assert row == {"messages": HELLO} == made["raw_data"]
+
+    @given(st.lists(st.sampled_from(["system", "human", "gpt", "tool"]), min_size=1, max_size=6))
+    def test_there_is_always_one(self, speakers: list[str]) -> None:
+        row = conversation(*((speaker, "x") for speaker in speakers))
+        turns = messages_of("sharegpt", row, system_prompt="s")
+        assert [turn["role"] for turn in turns].count("system") == max(1, speakers.count("system"))
+
+
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4)
+    | st.datetimes()
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.decimals(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=2) | st.integers() | st.binary(max_size=2), inner)
+    ),
+    max_leaves=8,
+)
+
+
+class TestRawData:
+    @settings(deadline=None)
+    @given(st.dictionaries(st.text(max_size=3), odd, max_size=4))
+    def test_json_at_every_depth(self, row: dict[str, Any]) -> None:
+        made = convert("prompt_text_only", {**row, "t": "hi"})
+        written = orjson.loads(encode(made))
+        assert written["messages"] == HELLO
+        assert written["raw_data"].keys() == {*row, "t"}
+        orjson.dumps(json_safe(row))
+
+    def test_what_becomes_of_values(self) -> None:
+        odd_values = {
+            "text": "ünï".encode(),
+            "bytes": b"\xff\x00",
+            "day": dt.date(2026, 1, 2),
+            "price": Decimal("1.10"),
+            "nan": float("nan"),
+            "pair": (1, [{2: b"x"}]),
+            "wide": 2**70,
+        }
+        assert orjson.loads(encode({"raw_data": odd_values}))["raw_data"] == {
+            "text": "ünï",
+            "bytes": "/wA=",
+            "day": "2026-01-02",
+            "price": "1.10",
+            "nan": None,
+            "pair": [1, [{"2": "x"}]],
+            "wide": str(2**70),
+        }
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:
+    raw = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
+    path.write_bytes(b"".join(line + b"\n" for line in raw))
+    return path
+
+
+def convert_files(
+    paths: Sequence[Path], style: str, limit: int | None = None, **changes: Any
+) -> tuple[ChatmlReport, list[dict[str, Any]]]:
+    output = paths[0].with_name("out") / "result.jsonl"
+    files = [stat_file(str(path)) for path in paths]
+    report = convert_split(files, options(style, **changes), output, limit)
+    assert report.data_version == file_digest(str(output))
+    return report, [orjson.loads(line) for line in output.read_bytes().splitlines()]
+
+
+turns = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "from": st.sampled_from(["system", "human", "gpt", "tool", "x"]) | st.none(),
+            "value": st.none() | st.text(max_size=3) | st.integers(0, 9),
+        },
+    )
+    | st.none(),
+    max_size=4,
+)
+samples = st.lists(
+    st.dictionaries(st.just("conversations"), st.none() | st.text(max_size=2) | turns)
+    | st.sampled_from([b"{", b"[1]", b"\xff", b"  ", b'{"conversations":"\\ud83d"}']),
+    max_size=10,
+)
+
+
+class TestSplit:
+    @settings(deadline=None)
+    @given(samples, st.integers(0, 10), st.sampled_from(["strict", "lenient"]))
+    def test_conservation_and_order(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        samples: list[dict[str, Any] | bytes],
+        cut: int,
+        validation: str,
+    ) -> None:
+        folder = tmp_path_factory.mktemp("in")
+        numbered = [
+            line if isinstance(line, bytes) else {"n": n, **line} for n, line in enumerate(samples)
+        ]
+        paths = [
+            write_lines(folder / "a.jsonl", numbered[:cut]),
+            write_lines(folder / "b.jsonl", numbered[cut:]),
+        ]
+        report, rows = convert_files(paths, "sharegpt", validation=validation)
+        assert report.rows_in == sum(line != b"  " for line in samples)
+        assert report.rows_in == report.rows_out + sum(report.dropped.values())
+        assert len(rows) == report.rows_out
+        failed = [row for row in rows if "error" in row]
+        assert len(failed) == report.failed == sum(report.failed_by_reason.values())
+        assert [(item.reason, item.detail) for item in report.first_failures] == [
+            (row["error"]["reason"], row["error"]["detail"]) for row in failed
+        ]
+        assert all(row["messages"] == [] for row in failed)
+        assert sum(report.turns.values()) == report.rows_out - report.failed
+        order = [row["raw_data"]["n"] for row in rows if "raw_data" in row]
+        assert order == sorted(order)
+        bad_lines = sum(isinstance(line, bytes) and line != b"  " for line in samples)
+        assert report.failed_by_reason.get("bad_line", 0) == bad_lines
+
+    def test_failures_stay_in_their_place(self, tmp_path: Path) -> None:
+        good = conversation(("human", "h"), ("gpt", "g"))
+        broken = {"conversations": "x"}
+        first = write_lines(tmp_path / "a.jsonl", [good, b"", b"{bad", broken])
+        second = write_lines(tmp_path / "b.jsonl", [conversation(), good])
+        report, rows = convert_files([first, second], "sharegpt")
+        assert (report.rows_in, report.rows_out, report.failed) == (5, 4, 2)
+        assert report.dropped == {"missing_conversations": 1}
+        assert report.failed_by_reason == {"bad_line": 1, "chatml_error": 1}
+        assert report.turns == {2: 2}
+        assert [(item.file, item.index) for item in report.first_failures] == [
+            ("a.jsonl", 1),
+            ("a.jsonl", 2),
+        ]
+        assert report.sample == [rows[0], rows[3]]
+        assert "the line reads: {bad" in rows[1]["error"]["detail"]
+        assert rows[2] == {
+            "messages": [],
+            "format": "chatml",
+            "error": {
+                "reason": "chatml_error",
+                "detail": "conversations: expected a list, have text",
+            },
+            "raw_data": broken,
+        }
+        without, rows = convert_files([first, second], "sharegpt", keep_raw_data=False)
+        assert [row.keys() & {"raw_data"} for row in rows] == [set()] * 4
+        assert without.data_version != report.data_version
+
+    def test_what_cannot_be_written_is_a_failure(self, tmp_path: Path) -> None:
+        deep = b'{"t": "hi", "deep": ' + b"[" * 600 + b"]" * 600 + b"}"
+        path = write_lines(tmp_path / "a.jsonl", [{"t": "one"}, deep, {"t": "three"}])
+        report, rows = convert_files([path], "prompt_text_only")
+        assert [row["messages"] for row in rows] == [user("one"), [], user("three")]
+        assert rows[1].keys() == {"messages", "format", "error"}
+        assert report.first_failures[0].detail.startswith("cannot be written as JSON")
+        assert convert_files([path], "prompt_text_only", keep_raw_data=False)[0].failed == 0
+
+    def test_half_a_surrogate_pair(self) -> None:
+        made = convert("prompt_text_only", {"t": "\ud83d"})
+        with pytest.raises(TypeError, match="surrogates not allowed"):
+            encode(made)
+
+    def test_a_cell_that_cannot_be_read_is_one_failure(self, tmp_path: Path) -> None:
+        """Arrow does not check text for UTF-8."""
+        texts = pa.array([b"one", b"\xff", b"three"]).view(pa.string())
+        turns = pa.StructArray.from_arrays([pa.array(["human"] * 3), texts], ["from", "value"])
+        lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), turns)
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"conversations": lists}), path)
+        report, rows = convert_files([path], "sharegpt")
+        assert [row["messages"] for row in rows] == [user("one"), [], user("three")]
+        assert "column 'conversations'" in report.first_failures[0].detail
+
+    def test_bytes_in_a_parquet_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        row = {"t": "hi", "image": {"bytes": b"\x89PNG", "path": None}}
+        pq.write_table(pa.Table.from_pylist([row]), path)
+        _, rows = convert_files([path], "prompt_text_only")
+        assert rows[0]["raw_data"] == {"t": "hi", "image": {"bytes": "iVBORw==", "path": None}}
+
+    def test_a_limit_and_an_empty_split(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "a.jsonl", [{"t": str(n)} for n in range(5)])
+        report, rows = convert_files([path], "prompt_text_only", limit=3)
+        assert (report.rows_in, [row["raw_data"]["t"] for row in rows]) == (3, ["0", "1", "2"])
+        report, rows = convert_files([write_lines(path, [])], "prompt_text_only")
+        assert (report.rows_in, rows) == (0, [])
+
+    def test_only_so_many_failures_are_listed(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "a.jsonl", [{"t": [1]}] * 50)
+        report, _ = convert_files([path], "prompt_text_only")
+        assert (report.failed, len(report.first_failures)) == (50, 20)
+
+    def test_a_damaged_file_publishes_nothing(self, tmp_path: Path) -> None:
+        good = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}])
+        (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+        with pytest.raises(InputError, match=r"b\.parquet: not a readable Parquet file"):
+            convert_files([good, tmp_path / "b.parquet"], "prompt_text_only")
+        assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,1334 @@
+"""Distilling tasks in a real Dagster instance: data sets to conversations, answers and ratings."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from conftest import Project, until
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from test_cli import run as run_command
+
+from modelcall_assets.config.catalog import load_linked
+from modelcall_assets.defs.partitions import add_new_files, partitions_of
+from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.errors import SetupError
+from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
+from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.storage.manifest import read_manifest
+
+Row = dict[str, Any]
+Script = Callable[[Row], bytes]
+
+GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
+FRESH, STALE = StaleStatus.FRESH, StaleStatus.STALE
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+STAGES = ("raw", "chatml", "merged", "responses", "scores")
+CHATS, INS = "Chats/org_Chats-train.jsonl", "Ins/org_Ins-train.jsonl"
+ALL, ONLY_INS = "all.jsonl", "ins.jsonl"
+DATASETS = {
+    "org/Chats": {
+        "configs": [None],
+        "format_style": "sharegpt",
+        "column_mapping": {"conversations": "conversations"},
+    },
+    "org/Ins": {
+        "format_style": "instruction_input",
+        "column_mapping": {"prompt": "instruction", "input": "input", "response": "output"},
+    },
+}
+GROUPS = {
+    "merge_groups": [
+        {"name": "all", "output_file": ALL, "input_files": [CHATS, "Ins/*.jsonl"]},
+        {"name": "ins", "output_file": ONLY_INS, "input_files": ["org_Ins-train.jsonl"]},
+    ]
+}
+CHATML = {
+    "dataset_config_path": "configs/distillation/datasets.yaml",
+    "input_dir": "data/sets",
+    "output_dir": "data/chatml",
+}
+MERGE = {"merge_config_path": "configs/distillation/groups.yaml", "base_output_dir": "data/merged"}
+GENERATE = {
+    "response_config_path": "configs/models/rehearsal.yaml",
+    "output_path": "data/responses",
+    "concurrency": 4,
+}
+JUDGE = {
+    "model": {"config_path": "configs/models/rehearsal.yaml"},
+    "prompt": {"config_path": "configs/prompts/quality.yaml"},
+    "output_dir": "data/scores",
+    "prompt_format_key": "text",
+}
+CONVERSATIONS = "talk.jsonl"
+
+
+# What a test distils
+
+
+def turn(role: str, content: Any) -> Row:
+    return {"role": role, "content": content}
+
+
+def asked(text: str, **more: Any) -> Row:
+    """A conversation of one question."""
+    return {"messages": [turn("user", text)], **more}
+
+
+def chat(number: int, question: str = "") -> Row:
+    said = {
+        "system": "Be brief.",
+        "human": "Look it up.",
+        "gpt": "Looking.",
+        "tool": f"found {number}",
+        "user": question or f"chat {number}?",
+        "chatgpt": f"old answer {number}",
+    }
+    turns = [{"from": speaker, "value": value} for speaker, value in said.items()]
+    return {"id": f"c{number}", "conversations": turns}
+
+
+def instruction(number: int, what: str = "do") -> Row:
+    given = "with x" if number % 2 else ""
+    return {"instruction": f"{what} {number}", "input": given, "output": f"old answer {number}"}
+
+
+@dataclass
+class Distilling(Project):
+    task: str = "chain"
+
+    def write_steps(self, task_type: str = "data_distillation", **fields: Any) -> None:
+        """The task of these steps; other fields as they are."""
+        content = {"task_name": self.task, "task_type": task_type, **fields}
+        self._write_yaml(f"tasks/{self.task}", content)
+
+    def write_chain(self, **fields: Any) -> None:
+        self._write_yaml("distillation/datasets", DATASETS)
+        self._write_yaml("distillation/groups", GROUPS)
+        steps = {"chatml_conversion": CHATML, "jsonl_merge": MERGE, "generate_response": GENERATE}
+        self.write_steps(**steps, scores=JUDGE, **fields)
+
+    def write_generation(self, step: Mapping[str, Any] | None = None, **fields: Any) -> None:
+        """A task that only answers the conversations of `inputs`, one after another."""
+        generate = {**GENERATE, "input_path": self.inputs, "concurrency": 1, **(step or {})}
+        self.write_steps(**{"generate_response": generate, **fields})
+
+    def write_dataset(self, name: str, rows: Sequence[Row]) -> None:
+        path = self.root / "data/sets/org" / name / "train.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+
+    def steps(self) -> TaskSteps:
+        return steps_of(load_linked(self.task_file, self.root))
+
+    def lines(self, stage: str, name: str) -> list[Row]:
+        text = (self.root / "data" / stage / name).read_bytes()
+        return [orjson.loads(line) for line in text.splitlines()]
+
+    def responses(self, name: str = CONVERSATIONS) -> list[Row]:
+        return self.lines("responses", name)
+
+    def scores(self, name: str) -> list[Row]:
+        path = (self.root / "data/scores" / name).with_suffix(".parquet")
+        return pq.read_table(path).to_pylist()
+
+
+@pytest.fixture
+def project(project: Project) -> Distilling:
+    """An empty project with the model and prompt files of the other tests."""
+    project.task_file.unlink()
+    for path in sorted((project.root / project.inputs).rglob("*.*")):
+        path.unlink()
+    return Distilling(project.root, task="chain")
+
+
+@pytest.fixture
+def chain(project: Distilling) -> Distilling:
+    """Two data sets, the group of both and the group of one, answered and rated."""
+    project.write_chain()
+    project.write_dataset("Chats", [chat(number) for number in range(3)])
+    project.write_dataset("Ins", [instruction(number) for number in range(4)])
+    return project
+
+
+def run_task(
+    project: Distilling,
+    instance: dg.DagsterInstance,
+    keys: Sequence[str] | None = None,
+    **options: bool,
+) -> RunSummary:
+    steps = project.steps()
+    present = add_new_files(instance, steps)
+    return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
+
+
+def answer_all(project: Distilling, instance: dg.DagsterInstance) -> list[Row]:
+    """The responses to `CONVERSATIONS`, however many failed."""
+    run_task(project, instance)
+    return project.responses()
+
+
+def asset_key(stage: str) -> dg.AssetKey:
+    return dg.AssetKey(["chain", stage])
+
+
+def keys_of(stage: str) -> tuple[str, str]:
+    """Of the chain's partitions."""
+    return (CHATS, INS) if stage in ("raw", "chatml") else (ALL, ONLY_INS)
+
+
+def statuses(
+    project: Distilling, instance: dg.DagsterInstance, stage: str
+) -> list[AssetPartitionStatus | None]:
+    keys, partitions = keys_of(stage), partitions_of(project.steps(), stage)
+    found = instance.get_status_by_partition(asset_key(stage), keys, partitions) or {}
+    return [found.get(key) for key in keys]
+
+
+def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
+    """How often each stage of each partition was."""
+    return Counter(
+        (stage, record.partition_key or "")
+        for stage in STAGES
+        for record in instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key(stage)), limit=100
+        ).records
+    )
+
+
+def evaluations(
+    instance: dg.DagsterInstance, stage: str, check: str
+) -> list[dg.AssetCheckEvaluation]:
+    key, storage = dg.AssetCheckKey(asset_key(stage), check), instance.event_log_storage
+    records = storage.get_asset_check_execution_history(key, 100)
+    found = (record.evaluation for record in records)
+    return [each for each in found if isinstance(each, dg.AssetCheckEvaluation)]
+
+
+def staleness(
+    project: Distilling, instance: dg.DagsterInstance
+) -> dict[str, tuple[StaleStatus, ...]]:
+    """What Dagster itself says of the chain's partitions."""
+    graph = project.definitions().resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    return {
+        stage: tuple(resolver.get_status(asset_key(stage), key) for key in keys_of(stage))
+        for stage in STAGES
+    }
+
+
+# An endpoint that says exactly what a test wants
+
+
+@dataclass
+class Scripted:
+    """Answers every request as `script` says, and remembers what it was asked."""
+
+    script: Script
+    bodies: list[Row] = field(default_factory=list)
+    base_url: str = ""
+
+    def questions(self) -> list[Any]:
+        """The last turn of each request since the last look."""
+        asked, self.bodies = self.bodies, []
+        return [body["messages"][-1]["content"] for body in asked]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split()[0])
+            body = orjson.loads(await reader.readexactly(length))
+            self.bodies.append(body)
+            writer.write(self.script(body))
+            await writer.drain()
+
+    async def start(self) -> asyncio.Server:
+        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        return server
+
+
+@contextmanager
+def scripted(script: Script) -> Iterator[Scripted]:
+    """Serves from a thread of its own while the block runs."""
+    endpoint, loop = Scripted(script), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def stop(server: asyncio.Server) -> None:
+        server.close()
+        await server.wait_closed()
+
+    server = asyncio.run_coroutine_threadsafe(endpoint.start(), loop).result()
+    try:
+        yield endpoint
+    finally:
+        asyncio.run_coroutine_threadsafe(stop(server), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+Answered = Callable[[Script], Scripted]
+
+
+@pytest.fixture
+def answered_by(project: Distilling, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answered]:
+    """Puts a scripted endpoint in the rehearsal server's place."""
+    with ExitStack() as stack:
+
+        def serve(script: Script) -> Scripted:
+            endpoint = stack.enter_context(scripted(script))
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+            return endpoint
+
+        yield serve
+
+
+def http(status: int, body: bytes, kind: str = "application/json") -> bytes:
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + body
+
+
+def said(message: Row, finish_reason: str | None = "stop", *, streamed: bool = False) -> bytes:
+    """A completion, whole or in pieces: every text of the message in two deltas."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    if not streamed:
+        whole = {"role": "assistant", **message}
+        choice = {"index": 0, "message": whole, "finish_reason": finish_reason}
+        return http(200, orjson.dumps({"id": "x", "choices": [choice], "usage": usage}))
+    deltas: list[Row] = [{"role": "assistant"}]
+    for name, text in message.items():
+        halves = [None] if text is None else [text[: len(text) // 2], text[len(text) // 2 :]]
+        deltas += [{name: half} for half in halves]
+    chunks = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    chunks.append({"index": 0, "delta": {}, "finish_reason": finish_reason})
+    events = [orjson.dumps({"id": "x", "choices": [chunk]}) for chunk in chunks]
+    events += [orjson.dumps({"id": "x", "choices": [], "usage": usage}), b"[DONE]"]
+    return http(200, b"".join(b"data: %b\n\n" % event for event in events), "text/event-stream")
+
+
+def refused(status: int, code: str) -> bytes:
+    return http(status, orjson.dumps({"error": {"code": code, "message": f"no: {code}"}}))
+
+
+def echo(body: Row) -> bytes:
+    """Says its question; what is to be judged is a 3."""
+    question = body["messages"][-1]["content"]
+    is_judging = isinstance(question, str) and question.startswith("Judge this text:")
+    return said({"content": '{"score": 3}' if is_judging else f"re: {question}"})
+
+
+def judged(responses: Sequence[str]) -> list[str]:
+    return [f"Judge this text:\n{response}\n" for response in responses]
+
+
+class TestChain:
+    def test_every_asset_is_green_and_every_row_in_its_place(
+        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        endpoint = answered_by(echo)
+        summary = run_task(chain, instance)
+        assert summary == RunSummary(ran=dict.fromkeys(STAGES, 2))
+        assert {stage: statuses(chain, instance, stage) for stage in STAGES} == {
+            stage: [GREEN, GREEN] for stage in STAGES
+        }
+        questions = endpoint.questions()
+
+        chats, instructions = chain.lines("chatml", CHATS), chain.lines("chatml", INS)
+        assert [row["raw_data"] for row in chats] == [chat(number) for number in range(3)]
+        assert chats[1]["format"] == "chatml"
+        assert chats[1]["messages"] == [
+            turn("system", "Be brief."),
+            turn("user", "Look it up."),
+            turn("assistant", "Looking."),
+            turn("tool", "found 1"),
+            turn("user", "chat 1?"),
+            turn("assistant", "old answer 1"),
+        ]
+        assert [row["messages"] for row in instructions] == [
+            [turn("user", text), turn("assistant", f"old answer {number}")]
+            for number, text in enumerate(["do 0", "do 1\n\nwith x", "do 2", "do 3\n\nwith x"])
+        ]
+        assert chain.lines("merged", ALL) == [*chats, *instructions]
+        assert chain.lines("merged", ONLY_INS) == instructions
+
+        for group in (ALL, ONLY_INS):
+            merged, rows, rated = (
+                chain.lines("merged", group),
+                chain.responses(group),
+                chain.scores(group),
+            )
+            assert [row["messages"] for row in rows] == [row["messages"] for row in merged]
+            assert [row["response"] for row in rows] == [
+                f"re: {row['messages'][-2]['content']}" for row in merged
+            ]
+            assert [row["final_messages"] for row in rows] == [
+                [*row["messages"][:-1], turn("assistant", row["response"])] for row in rows
+            ]
+            assert {row["api_status"] for row in rows} == {"success"}
+            assert [row["response"] for row in rated] == [row["response"] for row in rows]
+            assert {row["score"] for row in rated} == {3}
+        answers = [row["response"] for group in (ALL, ONLY_INS) for row in chain.responses(group)]
+        assert Counter(questions) == Counter(
+            [answer.removeprefix("re: ") for answer in answers] + judged(answers)
+        )
+
+    def test_run_again_there_is_nothing_to_do_and_no_request(
+        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        first = run_command(chain, "run-task", str(chain.task_file))
+        assert first.code == 0, first
+        assert server.stats()["requests"] == 2 * (7 + 4), "an answer and a rating for each row"
+        before = materialized(instance)
+        assert set(before.values()) == {1}
+        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+        again = run_command(chain, "run-task", str(chain.task_file))
+        assert again.code == 0, again
+        assert "nothing to do" in again.out
+        assert server.stats()["requests"] == 22
+        assert materialized(instance) == before
+
+    def test_what_the_graph_looks_like(self, chain: Distilling) -> None:
+        graph = chain.definitions().resolve_asset_graph()
+        shown = {}
+        for key in sorted(graph.materializable_asset_keys):
+            node = graph.get(key)
+            assert node.code_version and node.partitions_def is not None
+            shown[key.to_user_string()] = {
+                "deps": [parent.to_user_string() for parent in node.parent_keys],
+                "mappings": [
+                    type(graph.get_partition_mapping(key, parent)).__name__
+                    for parent in node.parent_keys
+                ],
+                "partitions": node.partitions_def.name,
+                "pools": sorted(node.pools or ()),
+                "checks": sorted(check.name for check in node.check_keys),
+            }
+        answers = ["conservation", "failure_rate", "schema", "unique_ids"]
+        same = ["IdentityPartitionMapping"]
+        assert shown == {
+            "chain/raw": {
+                "deps": [],
+                "mappings": [],
+                "partitions": "chain/files",
+                "pools": [],
+                "checks": [],
+            },
+            "chain/chatml": {
+                "deps": ["chain/raw"],
+                "mappings": same,
+                "partitions": "chain/files",
+                "pools": [],
+                "checks": ["conservation", "convertible"],
+            },
+            "chain/merged": {
+                "deps": ["chain/chatml"],
+                "mappings": ["AllPartitionMapping"],
+                "partitions": "chain/groups",
+                "pools": [],
+                "checks": ["valid_lines"],
+            },
+            "chain/responses": {
+                "deps": ["chain/merged"],
+                "mappings": same,
+                "partitions": "chain/groups",
+                "pools": ["chain"],
+                "checks": answers,
+            },
+            "chain/scores": {
+                "deps": ["chain/responses"],
+                "mappings": same,
+                "partitions": "chain/groups",
+                "pools": ["chain"],
+                "checks": answers,
+            },
+        }
+
+    def test_without_merging_each_split_is_answered(
+        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
+        summary = run_task(chain, instance)
+        assert summary == RunSummary(ran=dict.fromkeys(("raw", "chatml", "responses"), 2))
+        for name in (CHATS, INS):
+            assert [row["messages"] for row in chain.responses(name)] == [
+                row["messages"] for row in chain.lines("chatml", name)
+            ]
+        assert server.stats()["requests"] == 7
+
+    def test_a_row_that_could_not_be_converted_fails_in_its_place_and_is_not_asked(
+        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        chain.write_chain(max_failure_rate=0.5)
+        wrong = {"id": "c1", "conversations": "no list"}
+        chain.write_dataset("Chats", [chat(0), wrong, chat(2)])
+        endpoint = answered_by(echo)
+        assert run_task(chain, instance).failed == []
+        rows, rated = chain.responses(ALL), chain.scores(ALL)
+        assert [row["raw_data"] for row in rows[:3]] == [chat(0), wrong, chat(2)]
+        assert [row["api_fail_reason"] for row in rows] == [None, "chatml_error", *[None] * 5]
+        assert "conversations: expected a list, have text" in rows[1]["api_fail_detail"]
+        assert (rows[1]["response"], rows[1]["final_messages"]) == (None, None)
+        assert [row["api_fail_reason"] for row in rated] == [None, "chatml_error", *[None] * 5]
+        assert len(endpoint.questions()) == 2 * (6 + 4)
+
+
+class TestChange:
+    def test_of_a_row_pays_for_its_conversation_in_its_groups_only(
+        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        endpoint = answered_by(echo)
+        run_task(chain, instance)
+        before = materialized(instance)
+        untouched = chain.responses(ONLY_INS)
+        endpoint.questions()
+
+        chain.write_dataset("Chats", [chat(0), chat(1, "another?"), chat(2)])
+        summary = run_task(chain, instance)
+        assert summary == RunSummary(ran=dict.fromkeys(STAGES, 1))
+        ran_again = [("raw", CHATS), ("chatml", CHATS)]
+        ran_again += [(stage, ALL) for stage in ("merged", "responses", "scores")]
+        assert materialized(instance) - before == Counter(ran_again)
+        assert endpoint.questions() == ["another?", *judged(["re: another?"])]
+        rows = chain.responses(ALL)
+        assert [row["messages"][4]["content"] for row in rows[:3]] == [
+            "chat 0?",
+            "another?",
+            "chat 2?",
+        ]
+        assert [row["api_status"] for row in rows] == ["success"] * 7
+        assert chain.responses(ONLY_INS) == untouched
+        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+
+    def test_of_a_shared_member_reaches_both_groups(
+        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        endpoint = answered_by(echo)
+        run_task(chain, instance)
+        endpoint.questions()
+        rows = [instruction(number) for number in range(4)]
+        chain.write_dataset("Ins", [instruction(9, "new"), *rows[:1], *rows[2:]])
+        assert run_task(chain, instance).ran == {
+            "raw": 1,
+            "chatml": 1,
+            "merged": 2,
+            "responses": 2,
+            "scores": 2,
+        }
+        asked = "new 9\n\nwith x"
+        assert Counter(endpoint.questions()) == Counter([asked, *judged([f"re: {asked}"])] * 2)
+
+    def test_is_stale_where_it_shapes_rows_and_ends_at_a_merge_with_the_same_content(
+        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        all_fresh = dict.fromkeys(STAGES, (FRESH, FRESH))
+        endpoint = answered_by(echo)
+        run_task(chain, instance)
+        chain.write_model(
+            {"prices": {"usd_per_million_input_tokens": 1}, "client_config": {"timeout": 19}}
+        )
+        chain.write_chain(max_failure_rate=0.9, concurrency={"max_concurrent_requests": 7})
+        assert staleness(chain, instance) == all_fresh, "prices and limits shape no row"
+        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+
+        chain.write_dataset("Chats", [chat(0), chat(1, "another?"), chat(2)])
+        run_task(chain, instance)
+        endpoint.questions()
+        before = materialized(instance)
+        may_read_any_file = {"merged": (FRESH, STALE)}
+        assert staleness(chain, instance) == all_fresh | may_read_any_file
+
+        job = chain.definitions().resolve_implicit_global_asset_job_def()
+        merging = job.execute_in_process(
+            instance=instance,
+            asset_selection=[asset_key("merged")],
+            partition_key=ONLY_INS,
+            run_config=QUIET,
+        )
+        assert merging.success
+        assert materialized(instance) - before == Counter([("merged", ONLY_INS)])
+        assert staleness(chain, instance) == all_fresh
+        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+        assert endpoint.questions() == []
+
+
+class TestMembers:
+    def test_a_group_that_lacks_one_is_red_and_names_it_while_others_go_on(
+        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        summary = run_task(chain, instance, [INS])
+        assert summary.ran == {"raw": 1, "chatml": 1, "merged": 2, "responses": 1, "scores": 1}
+        (message,) = summary.failed
+        assert f"{ALL}: 1 of 2 members have no accepted" in message
+        assert CHATS in message and INS not in message
+        assert statuses(chain, instance, "merged") == [RED, GREEN]
+        for stage in ("responses", "scores"):
+            assert statuses(chain, instance, stage) == [None, GREEN]
+        assert not (chain.root / "data/merged" / ALL).exists()
+        assert server.stats()["requests"] == 2 * 4
+
+        assert run_task(chain, instance).failed == [], "all of it, and it is mended"
+        assert statuses(chain, instance, "scores") == [GREEN, GREEN]
+        assert server.stats()["requests"] == 2 * (7 + 4)
+
+    def test_merging_alone_keeps_valid_lines_in_order_and_counts_the_others(
+        self, project: Distilling, instance: dg.DagsterInstance
+    ) -> None:
+        project.write_input("zh.jsonl", [b'{"a":1}', b"", b"{bad", b'{"b":2}'])
+        project.write_input("en.jsonl", [b'{"a":3,"c":4}'])
+        group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["zh.jsonl", "en.jsonl"]}
+        lacking = {"name": "gone", "output_file": "gone.jsonl", "input_files": ["fr.jsonl"]}
+        project._write_yaml("distillation/groups", {"merge_groups": [group, lacking]})
+        project.write_steps(
+            distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE
+        )
+        summary = run_task(project, instance)
+        assert project.lines("merged", "qa.jsonl") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
+        (check,) = evaluations(instance, "merged", "valid_lines")
+        assert (check.partition, check.passed) == ("qa.jsonl", False)
+        assert "zh.jsonl, line 3" in (check.description or "")
+        (message,) = summary.failed
+        assert "'gone'" in message and "fr.jsonl is not there" in message
+        assert not (project.root / "data/merged/gone.jsonl").exists()
+
+
+PARTS = [
+    {"type": "text", "text": "what is this?"},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+]
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "t1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+    ],
+}
+
+
+class TestPrompts:
+    def test_the_whole_conversation_is_sent_without_a_last_answer(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        tool = {**turn("tool", "2"), "tool_call_id": "t1"}
+        conversations = [
+            [turn("system", "s"), turn("user", "u"), turn("assistant", "a"), turn("user", "v")],
+            [turn("system", "s"), turn("user", "u"), CALL, tool, turn("assistant", "old")],
+            [turn("user", PARTS), turn("assistant", "old")],
+            [turn("user", "问题"), turn("assistant", "a"), turn("assistant", "b")],
+            [turn("system", "only that")],
+        ]
+        project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
+        project.write_generation()
+        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        rows = answer_all(project, instance)
+        sent = [conversations[0], *(turns[:-1] for turns in conversations[1:4]), conversations[4]]
+        assert [body["messages"] for body in endpoint.bodies] == sent
+        assert {body["model"] for body in endpoint.bodies} == {"rehearsal-rater-1"}
+        assert [row["final_messages"] for row in rows] == [
+            [*turns, turn("assistant", "yes")] for turns in sent
+        ]
+        assert [row["messages"] for row in rows] == conversations
+
+    def test_the_first_message_alone_is_sent_as_the_users_where_the_task_says_so(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        conversations = [
+            [turn("system", "s"), turn("user", "u"), turn("assistant", "a")],
+            [turn("user", PARTS), turn("assistant", "old")],
+            [turn("assistant", "hello")],
+        ]
+        project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
+        project.write_generation({"prompt_mode": "first_message"})
+        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        rows = answer_all(project, instance)
+        sent = [[turn("user", content)] for content in ("s", PARTS, "hello")]
+        assert [body["messages"] for body in endpoint.bodies] == sent
+        assert [row["final_messages"] for row in rows] == [
+            [*turns, turn("assistant", "yes")] for turns in sent
+        ]
+
+    def test_a_row_that_cannot_be_sent_fails_in_its_place_and_stops_no_other(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        wrong: dict[str, Row | bytes] = {
+            "an assistant's": {"messages": [turn("assistant", "I begin")]},
+            "'messages' is absent": {"text": "no conversation"},
+            "'messages' is no list": {"messages": "text"},
+            "no list of turns": {"messages": []},
+            "list of turns": {"messages": [{"content": "of nobody"}]},
+            "of turns": {"messages": [turn("user", "fine"), "text"]},
+            "the line reads: {bad": b"{bad",
+        }
+        rows: list[Row | bytes] = []
+        for number, row in enumerate(wrong.values()):
+            rows += [asked(f"good {number}"), row]
+        project.write_input(CONVERSATIONS, rows)
+        project.write_generation(max_failure_rate=0.9)
+        endpoint = answered_by(echo)
+        found = answer_all(project, instance)
+        assert endpoint.questions() == [f"good {number}" for number in range(len(wrong))]
+        assert len(found) == 2 * len(wrong)
+        assert {row["api_status"] for row in found[::2]} == {"success"}
+        assert [row["api_fail_reason"] for row in found[1::2]] == [
+            *["missing_input"] * (len(wrong) - 1),
+            "bad_line",
+        ]
+        for what, row in zip(wrong, found[1::2], strict=True):
+            assert what in row["api_fail_detail"]
+            assert (row["api_status"], row["response"]) == ("error", None)
+        assert found[-1]["raw"] == "{bad"
+
+
+THOUGHT = "<think>\nwhy\n</think>\n\n"
+REPLIES: list[tuple[Row, str, str, str | None]] = [
+    # message, response, response without merging, why it failed
+    ({"content": "ans", "reasoning_content": "why"}, f"{THOUGHT}ans", "ans", None),
+    ({"content": "ans", "reasoning": "why"}, f"{THOUGHT}ans", "ans", None),
+    (
+        {"content": "ans", "reasoning_content": "why", "reasoning": "x"},
+        f"{THOUGHT}ans",
+        "ans",
+        None,
+    ),
+    ({"content": "ans", "reasoning_content": "  "}, "ans", "ans", None),
+    ({"content": "ans"}, "ans", "ans", None),
+    ({"content": f"{THOUGHT}ans"}, f"{THOUGHT}ans", f"{THOUGHT}ans", None),
+    ({"content": None, "reasoning": "why"}, THOUGHT, "", "empty"),
+    ({"content": "", "reasoning_content": "why"}, THOUGHT, "", "empty"),
+    ({"content": ""}, "", "", "empty"),
+    ({"content": None}, "", "", "empty"),
+    ({"content": THOUGHT}, THOUGHT, THOUGHT, "empty"),
+]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "apart"])
+def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
+    project: Distilling,
+    instance: dg.DagsterInstance,
+    answered_by: Answered,
+    streamed: bool,
+    merged: bool,
+) -> None:
+    """Whether or not the server says why it finished."""
+    asking = {f"{n} {reason}": reply for reason in ("stop", "") for n, reply in enumerate(REPLIES)}
+
+    def reply(body: Row) -> bytes:
+        assert bool(body.get("stream")) == streamed
+        question = body["messages"][-1]["content"]
+        message, finish_reason = asking[question][0], question.partition(" ")[2] or None
+        return said(message, finish_reason, streamed=streamed)
+
+    answered_by(reply)
+    project.write_model({"chat_config": {"stream": streamed}})
+    project.write_input(CONVERSATIONS, [asked(question) for question in asking])
+    project.write_generation({"merge_reasoning": merged}, max_failure_rate=1)
+    rows = answer_all(project, instance)
+    for row, (question, (message, with_thought, without, failure)) in zip(
+        rows, asking.items(), strict=True
+    ):
+        response = with_thought if merged else without
+        assert row["response"] == response, (question, message)
+        assert row["api_fail_reason"] == failure, (question, message)
+        assert row["api_status"] == ("error" if failure else "success")
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        assert row["reasoning"] == reasoning, (question, message)
+        assert row["finish_reason"] == (question.partition(" ")[2] or None)
+        assert row["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+        last = None if failure else turn("assistant", response)
+        assert (row["final_messages"] or [None])[-1] == last
+
+
+def faulty(body: Row) -> bytes:
+    """As the question says."""
+    match body["messages"][-1]["content"].split():
+        case ["long", *_]:
+            return said({"content": "as far as it c"}, "length")
+        case ["thinking", *_]:
+            return said({"content": None, "reasoning": "on and o"}, "length")
+        case ["filtered", *_]:
+            return said({"content": ""}, "content_filter")
+        case ["refused", *_]:
+            return refused(400, "invalid_request_error")
+        case ["forbidden", *_]:
+            return refused(400, "content_filter")
+        case ["endless", *_]:
+            return refused(400, "context_length_exceeded")
+        case _:
+            return echo(body)
+
+
+FAILED = {
+    "long": ("truncated", "as far as it c"),
+    "thinking": ("truncated", "<think>\non and o\n</think>\n\n"),
+    "filtered": ("content_filter", ""),
+    "refused": ("bad_request", None),
+    "forbidden": ("content_filter", None),
+    "endless": ("context_length", None),
+}
+
+
+class TestFailures:
+    def questions(self) -> list[str]:
+        """Each kind of failure, good questions between them."""
+        return [text for kind in FAILED for text in (f"good before {kind}", f"{kind} one")]
+
+    def test_are_rows_in_their_place_with_their_reasons(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        questions = self.questions()
+        project.write_input(CONVERSATIONS, [asked(text) for text in questions])
+        project.write_generation({"concurrency": 4}, max_failure_rate=0.5)
+        answered_by(faulty)
+        assert run_task(project, instance).failed == []
+        rows = project.responses()
+        assert [row["messages"][0]["content"] for row in rows] == questions
+        assert [row["response"] for row in rows[::2]] == [f"re: {text}" for text in questions[::2]]
+        assert {row["api_status"] for row in rows[::2]} == {"success"}
+        assert {row["api_status"] for row in rows[1::2]} == {"error"}
+        assert [(row["api_fail_reason"], row["response"]) for row in rows[1::2]] == list(
+            FAILED.values()
+        )
+        assert {row["final_messages"] and 1 for row in rows[1::2]} == {None}
+        assert rows[1]["finish_reason"] == "length"
+        assert "no: context_length_exceeded" in rows[-1]["api_fail_detail"]
+
+        manifest = read_manifest(project.steps().layout.manifest_path("responses", CONVERSATIONS))
+        assert manifest is not None and manifest.accepted
+        assert (manifest.rows, manifest.ok, manifest.failed) == (12, 6, 6)
+        assert manifest.failures == Counter(reason for reason, _ in FAILED.values())
+        checks = {
+            name: check.passed
+            for name in ("conservation", "failure_rate", "schema", "unique_ids")
+            for check in evaluations(instance, "responses", name)
+        }
+        assert checks == {
+            "conservation": True,
+            "failure_rate": False,
+            "schema": True,
+            "unique_ids": True,
+        }
+
+    def test_are_asked_again_and_nothing_else_is(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        questions = self.questions()
+        project.write_input(CONVERSATIONS, [asked(text) for text in questions])
+        project.write_generation()
+        endpoint = answered_by(faulty)
+        (message,) = run_task(project, instance).failed
+        assert "6 of 12 rows failed (50.00%), more than max_failure_rate 5.00%" in message
+        partitions = partitions_of(project.steps(), "responses")
+        found = instance.get_status_by_partition(
+            asset_key("responses"), [CONVERSATIONS], partitions
+        )
+        assert found == {CONVERSATIONS: RED}
+        manifest = read_manifest(project.steps().layout.manifest_path("responses", CONVERSATIONS))
+        assert manifest is not None and not manifest.accepted
+        assert len(project.responses()) == 12, "published all the same"
+        assert endpoint.questions() == questions
+
+        run_task(project, instance)
+        assert endpoint.questions() == questions[1::2]
+        endpoint.script = echo
+        assert run_task(project, instance).failed == []
+        assert endpoint.questions() == questions[1::2]
+        rows = project.responses()
+        assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
+        assert {row["api_status"] for row in rows} == {"success"}
+        assert run_task(project, instance).ran == {"raw": 0, "responses": 0}
+        assert endpoint.questions() == []
+
+    def test_that_are_accepted_are_asked_again_on_demand_only(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        questions = ["good", "long one", "good too"]
+        project.write_input(CONVERSATIONS, [asked(text) for text in questions])
+        project.write_generation(max_failure_rate=0.4)
+        endpoint = answered_by(faulty)
+        assert run_task(project, instance).failed == []
+        assert run_task(project, instance).ran == {"raw": 0, "responses": 0}
+        assert endpoint.questions() == questions
+        endpoint.script = echo
+        retried = run_command(project, "retry", str(project.task_file))
+        assert retried.code == 0, retried
+        assert endpoint.questions() == ["long one"]
+        assert {row["api_status"] for row in project.responses()} == {"success"}
+
+
+class TestSamples:
+    def test_are_rows_of_their_own_and_more_of_them_pay_the_new_ones(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        given: Counter[str] = Counter()
+
+        def another(body: Row) -> bytes:
+            question = body["messages"][-1]["content"]
+            given[question] += 1
+            return said({"content": f"{question} answer {given[question]}"})
+
+        endpoint = answered_by(another)
+        questions = ["a", "b"]
+        project.write_input(CONVERSATIONS, [asked(text, id=text) for text in questions])
+        for samples in (2, 3):
+            project.write_generation({"samples": samples})
+            assert run_task(project, instance).failed == []
+            rows = project.responses()
+            assert [(row["id"], row["sample"]) for row in rows] == [
+                (text, sample) for text in questions for sample in range(samples)
+            ]
+            assert [row["response"] for row in rows] == [
+                f"{text} answer {sample + 1}" for text in questions for sample in range(samples)
+            ]
+            assert {row["api_record_id"] for row in rows} == {"a", "b"}
+            assert given == dict.fromkeys(questions, samples)
+        assert endpoint.questions() == [*"aabb", *"ab"]
+
+        project.write_generation({"samples": 1})
+        assert run_task(project, instance).failed == []
+        rows = project.responses()
+        assert [row["response"] for row in rows] == ["a answer 1", "b answer 1"]
+        assert "sample" not in rows[0]
+        assert endpoint.questions() == [], "those there are will do"
+
+    def test_are_not_copies_of_one_answer(self, project: Distilling) -> None:
+        project.write_input(CONVERSATIONS, [asked("a")])
+        project.write_generation({"samples": 3}, reuse={"identical_once": True})
+        with pytest.raises(SetupError, match="identical_once: with 3 samples"):
+            project.steps()
+
+    def test_are_counted_by_whoever_watches(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        shown: list[tuple[int, int]] = []
+        watcher = Watcher(lambda tally: shown.append((tally.done, tally.rows)))
+        project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
+        project.write_generation({"samples": 3})
+        steps = project.steps()
+        TaskRunner(steps, instance, watcher).run(add_new_files(instance, steps))
+        assert shown[-1] == (6, 6)
+
+    def test_of_a_failed_one_only_it_is_asked_again(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        number = iter(range(100))
+        endpoint = answered_by(
+            lambda body: said({"content": "cut"}, "length") if next(number) == 1 else echo(body)
+        )
+        project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
+        project.write_generation({"samples": 3})
+        (message,) = run_task(project, instance).failed
+        assert "1 of 6 rows failed" in message
+        assert [row["api_status"] for row in project.responses()] == [
+            "success",
+            "error",
+            *["success"] * 4,
+        ]
+        assert endpoint.questions() == [*"aaabbb"]
+        assert run_task(project, instance).failed == []
+        assert endpoint.questions() == ["a"]
+        assert [row["sample"] for row in project.responses()] == [0, 1, 2] * 2
+
+
+class TestRecords:
+    def test_with_one_id_or_one_system_prompt_are_all_answered(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        system = turn("system", "The same for all.")
+
+        def row(text: str, **more: Any) -> Row:
+            return {"messages": [system, turn("user", text), turn("assistant", "old")], **more}
+
+        given = [row("a"), row("b"), row("c", id="x"), row("d", id="x"), row("e", uid="x")]
+        given += [row("same"), row("same"), row("same", id="y")]
+        project.write_input(CONVERSATIONS, given)
+        project.write_generation()
+        endpoint = answered_by(echo)
+        assert run_task(project, instance).failed == []
+        texts = [*"abcde", *["same"] * 3]
+        assert endpoint.questions() == texts
+        rows = project.responses()
+        assert [row["response"] for row in rows] == [f"re: {text}" for text in texts]
+        ids = [row["api_record_id"] for row in rows]
+        assert ids[2:5] == ["x"] * 3 and ids[7] == "y"
+        assert len(set(ids)) == 6
+        (check,) = evaluations(instance, "responses", "unique_ids")
+        assert not check.passed
+
+    def test_half_of_them_done_the_other_half_is_asked(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        """The old system took rows with one system prompt for one row, and left the rest out."""
+        system = turn("system", "The same for all.")
+        rows = [{"messages": [system, turn("user", f"q{number}")]} for number in range(4)]
+        project.write_generation()
+        endpoint = answered_by(echo)
+        for upto in (1, 4):
+            project.write_input(CONVERSATIONS, rows[:upto])
+            assert run_task(project, instance).failed == []
+        assert endpoint.questions() == [f"q{number}" for number in range(4)]
+        assert [row["messages"] for row in project.responses()] == [row["messages"] for row in rows]
+
+
+IN_FLIGHT = 8
+
+
+class TestKill:
+    def test_in_the_middle_of_responses_repeats_no_answered_call_beyond_those_in_flight(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        rows = [asked(f"question {number}", id=f"r{number}") for number in range(80)]
+        project.write_input(CONVERSATIONS, rows)
+        project.write_generation({"concurrency": IN_FLIGHT})
+        server.set_faults(Faults(latency_ms=5, rate_hang=0.15))  # so that it cannot come to its end
+        with project.start("run-task", str(project.task_file)) as process:
+            until(lambda: server.stats()["answered"] >= 16 or process.poll() is not None)
+            assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+        assert not (project.root / "data/responses" / CONVERSATIONS).exists()
+        answered = server.stats()["answered"]
+        server.set_faults(Faults())
+        assert run_task(project, instance).failed == []
+        stats = server.stats()
+        assert stats["repeated_ok"] <= IN_FLIGHT
+        assert stats["distinct"] == 80 and answered < 80
+        assert stats["requests"] <= 80 + IN_FLIGHT
+        found = project.responses()
+        assert [row["id"] for row in found] == [row["id"] for row in rows]
+        assert {row["api_status"] for row in found} == {"success"}
+
+
+OLD_BLOCKS = {
+    "description": "As the old system had it.",
+    "distributed": {"enabled": False, "world_size": 1},
+    "debug": {"enabled": False, "max_files": -1, "max_items_per_file": -1},
+    "logging": {"level": "INFO", "batch_size": 100},
+}
+OLD_FILES = {
+    "data_distillation": {
+        "step": "generate_response",
+        "response_config_path": "configs/models/rehearsal.yaml",
+        "input_path": "./data/in",
+        "output_path": "./data/responses",
+        "concurrency": 20,
+        "batch_size": 20,
+        "flush_interval_secs": 2.0,
+        "retry_mode": False,
+        "resume_mode": True,
+    },
+    "generate_response": {
+        "model_config": "configs/models/rehearsal.yaml",
+        "input_path": f"./data/in/{CONVERSATIONS}",
+        "output_path": "./data/responses",
+        "concurrency": 30,
+        "batch_size": 30,
+        "flush_interval": 2.0,
+        "retry_mode": False,
+        "resume": True,
+    },
+}
+
+
+class TestOldFiles:
+    def test_of_both_key_sets_give_the_same_rows(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        rows = [asked(f"question {number}", uid=f"u{number}", note=number) for number in range(5)]
+        project.write_input(CONVERSATIONS, rows)
+        found: list[list[Row]] = []
+        project.write_generation()
+        found.append(answer_all(project, instance))
+        for kind, distillation in OLD_FILES.items():
+            project.task = f"old_{kind}"
+            project.write_steps(kind, distillation=distillation, **OLD_BLOCKS)
+            (project.root / "data/responses" / CONVERSATIONS).unlink()
+            assert run_task(project, instance) == RunSummary(ran={"raw": 1, "responses": 1})
+            found.append(project.responses())
+        stable = [[_stable(row) for row in answers] for answers in found]
+        assert stable[0] == stable[1] == stable[2]
+        assert [row["uid"] for row in found[0]] == [row["uid"] for row in rows]
+        assert {row["api_status"] for row in found[0]} == {"success"}
+
+    def test_an_old_error_file_is_input_and_leaves_no_trace_of_its_failures(
+        self,
+        project: Distilling,
+        instance: dg.DagsterInstance,
+        answered_by: Answered,
+    ) -> None:
+        name = "talk_error_retry_1.jsonl"
+        failure = {
+            "error": "{'type': 'APIError', 'message': 'RetryError[<Future …>]'}",
+            "error_type": "Exception",
+            "traceback": "Traceback (most recent call last): …",
+            "timestamp": "2025-01-02T03:04:05",
+        }
+        rows = [asked(f"q{n}", uid=f"u{n}", task_index=n, lang="en", **failure) for n in range(3)]
+        mine = asked("mine", error="a column of mine", task_index=7, timestamp="2025")
+        project.write_input(name, [*rows, mine])
+        project.write_steps(
+            "generate_response",
+            distillation={
+                **OLD_FILES["generate_response"],
+                "input_path": f"data/in/{name}",
+                "retry_mode": True,
+            },
+        )
+        endpoint = answered_by(echo)
+        assert run_task(project, instance).failed == []
+        assert sorted(endpoint.questions()) == ["mine", "q0", "q1", "q2"]
+        found = project.responses(name)
+        assert [row["response"] for row in found] == ["re: q0", "re: q1", "re: q2", "re: mine"]
+        assert [row["uid"] for row in found[:3]] == ["u0", "u1", "u2"]
+        for row in found[:3]:
+            assert row["lang"] == "en"
+            assert not {*failure, "task_index"} & set(row)
+        assert {name: found[3].get(name) for name in ("error", "task_index", "timestamp")} == {
+            "error": "a column of mine",
+            "task_index": 7,
+            "timestamp": "2025",
+        }
+
+
+def _stable(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in VOLATILE_COLUMNS}
+
+
+COLUMNS = [
+    "response",
+    "final_messages",
+    "reasoning",
+    "finish_reason",
+    "usage",
+    "api_record_id",
+    "api_status",
+    "api_fail_reason",
+    "api_fail_detail",
+    "api_request_key",
+    "api_model",
+    "api_prompt",
+    "api_turns",
+    "api_prompt_tokens",
+    "api_completion_tokens",
+    "api_cost_usd",
+    "api_attempts",
+    "api_endpoint",
+    "api_latency_ms",
+    "api_request_id",
+    "api_answered_at",
+]
+
+
+class TestColumns:
+    def test_are_the_inputs_and_then_ours(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        given = [asked("a", id="r1", lang="en"), {"lang": "fr", "messages": 3}]
+        project.write_input(CONVERSATIONS, given)
+        project.write_model(
+            {
+                "prices": {
+                    "usd_per_million_input_tokens": 10,
+                    "usd_per_million_output_tokens": 100,
+                }
+            }
+        )
+        project.write_generation(max_failure_rate=0.5)
+        endpoint = answered_by(lambda _: said({"content": "yes", "reasoning": "why"}))
+        good, bad = answer_all(project, instance)
+        assert list(good) == ["messages", "id", "lang", *COLUMNS]
+        assert list(bad) == ["lang", "messages", *COLUMNS]
+        known = {
+            "response": f"{THOUGHT}yes",
+            "final_messages": [turn("user", "a"), turn("assistant", f"{THOUGHT}yes")],
+            "reasoning": "why",
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+            "api_record_id": "r1",
+            "api_status": "success",
+            "api_fail_reason": None,
+            "api_fail_detail": None,
+            "api_model": "rehearsal-rater-1",
+            "api_prompt": None,
+            "api_turns": 1,
+            "api_prompt_tokens": 3,
+            "api_completion_tokens": 2,
+            "api_cost_usd": pytest.approx(3e-5 + 2e-4),
+            "api_attempts": 1,
+            "api_endpoint": endpoint.base_url.removeprefix("http://"),
+            "api_request_id": "x",
+        }
+        assert {name: good[name] for name in known} == known
+        assert len(good["api_request_key"]) == 32 and good["api_answered_at"]
+        told = {name for name in COLUMNS if bad[name] is not None}
+        assert told - {"api_cost_usd", "api_turns", "api_attempts"} == {
+            "api_record_id",
+            "api_status",
+            "api_fail_reason",
+            "api_fail_detail",
+            "api_model",
+        }
+
+    def test_of_the_input_that_are_named_like_ours_are_kept_under_another_name(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        theirs = {
+            "response": "their answer",
+            "reasoning": ["their", "reasons"],
+            "usage": 5,
+            "sample": {"their": "sample"},
+            "api_status": "theirs",
+            "input_response": "an older answer",
+        }
+        project.write_input(CONVERSATIONS, [asked("a", **theirs), asked("b")])
+        project.write_generation()
+        answered_by(echo)
+        assert run_task(project, instance).failed == []
+        first, second = project.responses()
+        assert (first["response"], second["response"]) == ("re: a", "re: b")
+        assert (first["api_status"], first["reasoning"]) == ("success", None)
+        assert first["input_reasoning"] == ["their", "reasons"]
+        assert (first["input_usage"], first["input_api_status"]) == (5, "theirs")
+        assert first["input_sample"] == {"their": "sample"}
+        assert first["input_response"] == "an older answer"
+        assert first["input_input_response"] == "their answer"
+        assert not any(name.startswith("input_") for name in second)
+
+    def test_survive_being_the_input_of_the_next_task(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("a", response="first")])
+        project.write_generation()
+        answered_by(echo)
+        run_task(project, instance)
+        project.task = "second"
+        project.write_generation({"input_path": "data/responses", "output_path": "data/second"})
+        assert run_task(project, instance).failed == []
+        (row,) = project.lines("second", CONVERSATIONS)
+        assert row["response"] == "re: a"
+        assert {"first", "re: a"} <= {v for v in row.values() if isinstance(v, str)}
+
+    def test_of_a_parquet_file_are_as_those_of_lines(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        given = [
+            asked("a", id="r1", day=date(2025, 1, 2), blob=b"some bytes"),
+            {"messages": [turn("user", "b"), turn("assistant", "old")], "id": "r2"},
+        ]
+        project.write_input("talk.parquet", given)
+        project.write_input("unsendable.parquet", [{"messages": [turn("user", b"\xff")]}])
+        project.write_generation(max_failure_rate=1)
+        endpoint = answered_by(echo)
+        assert run_task(project, instance).failed == []
+        assert [body["messages"] for body in endpoint.bodies] == [
+            [turn("user", "a")],
+            [turn("user", "b")],
+        ]
+        first, second = project.responses()
+        assert (first["response"], second["response"]) == ("re: a", "re: b")
+        assert (first["id"], first["day"]) == ("r1", "2025-01-02")
+        assert first["blob"] == "some bytes"
+        (unsendable,) = project.responses("unsendable.jsonl")
+        assert unsendable["api_fail_reason"] == "missing_input"
+        assert "cannot be written as JSON" in unsendable["api_fail_detail"]
+
+
+class TestJudge:
+    def test_rates_responses_and_carries_the_reasons_of_failed_ones(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        questions = ["good one", "long one", "refused one", "good too", "filtered one"]
+        project.write_input(
+            CONVERSATIONS, [*(asked(text, id=text) for text in questions), {"id": "none"}]
+        )
+        project.write_model({"chat_config": {"model": "judge-1"}}, file="judge")
+        project.write_generation(
+            scores={**JUDGE, "model": {"config_path": "configs/models/judge.yaml"}},
+            max_failure_rate=0.7,
+            concurrency={"max_concurrent_requests": 1},
+        )
+        endpoint = answered_by(faulty)
+        assert run_task(project, instance).failed == []
+        asked_judge = [body for body in endpoint.bodies if body["model"] == "judge-1"]
+        assert len(endpoint.bodies) == 5 + 2
+        assert [body["messages"][-1]["content"] for body in asked_judge] == judged(
+            ["re: good one", "re: good too"]
+        )
+        rows = project.scores(CONVERSATIONS)
+        assert [row["id"] for row in rows] == [*questions, "none"]
+        assert [row["score"] for row in rows] == [3, None, None, 3, None, None]
+        reasons = [None, "truncated", "bad_request", None, "content_filter", "missing_input"]
+        assert [row["api_fail_reason"] for row in rows] == reasons
+        assert [row["api_fail_reason"] for row in project.responses()] == reasons
+        details = [row["api_fail_detail"] for row in project.responses()]
+        assert [row["api_fail_detail"] for row in rows] == details
+        assert [row["response"] for row in rows] == [row["response"] for row in project.responses()]
+        assert {row["api_model"] for row in rows} == {"judge-1"}
+
+    def test_may_be_added_to_answers_that_are_there(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
+        project.write_generation()
+        run_task(project, instance)
+        project.write_generation(scores=JUDGE, journal_folder="data/responses/.modelcall")
+        summary = run_task(project, instance)
+        assert summary == RunSummary(ran={"raw": 0, "responses": 0, "scores": 1})
+        rows = project.scores(CONVERSATIONS)
+        assert [row["id"] for row in rows] == ["a", "b"]
+        assert [row["response"] for row in rows] == [row["response"] for row in project.responses()]
+        assert server.stats()["requests"] == 2 + 2
+
+    def test_added_without_more_pays_no_answer_again(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
+        project.write_generation()
+        run_task(project, instance)
+        project.write_generation(scores=JUDGE)
+        assert run_task(project, instance).failed == []
+        assert server.stats()["requests"] == 2 + 2
+
+    def test_rates_every_sample(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
+        project.write_generation({"samples": 3}, scores=JUDGE)
+        assert run_task(project, instance).failed == []
+        rows = project.scores(CONVERSATIONS)
+        assert [(row["id"], row["sample"]) for row in rows] == [
+            (text, sample) for text in "ab" for sample in range(3)
+        ]
+        assert all(1 <= row["score"] <= 5 for row in rows)
+        assert server.stats()["requests"] == 12
+
+    def test_waits_for_responses_that_were_accepted(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("long one"), asked("good")])
+        project.write_generation(scores=JUDGE)
+        endpoint = answered_by(faulty)
+        summary = run_task(project, instance)
+        assert (summary.ran["responses"], summary.ran["scores"]) == (1, 0)
+        assert endpoint.questions() == ["long one", "good"]
+        endpoint.script = echo
+        assert run_task(project, instance).failed == []
+        assert endpoint.questions()[0] == "long one"
+        assert [row["score"] for row in project.scores(CONVERSATIONS)] == [3, 3]
