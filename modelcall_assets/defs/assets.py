@@ -2,8 +2,9 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import dagster as dg
 
@@ -48,6 +49,10 @@ from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import TaskSteps
 
 Ask = Callable[..., Awaitable[ScoreReport]]
+Run = Callable[[str], Any]
+"""From a partition key to the step's report."""
+Metadata = Callable[..., dict[str, Any]]
+Check = Callable[[Any], Sequence[dg.AssetCheckResult]]
 
 
 def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
@@ -63,26 +68,33 @@ def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.Asset
 def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
     """The table of contents: what each stage is, and what works through its partitions."""
     files, parquet, model = {"file"}, {"python", "parquet"}, {"openai"}
+
+    def computed(run: Run, metadata: Metadata, check: Check) -> Opened:
+        return _in_threads(steps, name, run, metadata, check)
+
     if isinstance(steps, DistillationSteps):
         if name == RAW and CHATML in steps.stages:
             about = "a split's files and their fingerprints"
-            return Stage(RAW, about, files, (), _split(steps))
+            opened = computed(steps.raw_split, split_metadata, lambda _: ())
+            return Stage(RAW, about, files, (), opened)
         if name == CHATML:
-            about = "conversations of a split"
-            return Stage(CHATML, about, {"python"}, CHATML_CHECKS, _chatml(steps))
+            opened = computed(steps.chatml, chatml_metadata, check_chatml)
+            return Stage(CHATML, "conversations of a split", {"python"}, CHATML_CHECKS, opened)
         if name == MERGED:
             about = "conversations of a merge group"
-            return Stage(MERGED, about, {"python"}, MERGED_CHECKS, _merged(steps))
+            opened = computed(steps.merged, merged_metadata, check_merged)
+            return Stage(MERGED, about, {"python"}, MERGED_CHECKS, opened)
         if name == RESPONSES:
-            about, run = f"answers by {_model_of(steps.spec.generator)}", steps.responses
-            opened = _asking(steps, RESPONSES, run, watcher)
+            about = f"answers by {_model_of(steps.spec.generator)}"
+            opened = _asking(steps, RESPONSES, steps.responses, watcher)
             return Stage(RESPONSES, about, model, SCORES_CHECKS, opened, task_pool(steps.spec))
     if name == RAW:
         about = "an input file's fingerprint, schema and first mistakes"
-        return Stage(RAW, about, files, RAW_CHECKS, _raw(steps))
+        return Stage(RAW, about, files, RAW_CHECKS, computed(steps.raw, raw_metadata, check_raw))
     if name == PREPROCESSED:
         about = "cleaned, filtered and truncated rows"
-        return Stage(PREPROCESSED, about, parquet, PREPROCESSED_CHECKS, _preprocessed(steps))
+        opened = computed(steps.preprocessed, preprocessed_metadata, check_preprocessed)
+        return Stage(PREPROCESSED, about, parquet, PREPROCESSED_CHECKS, opened)
     if steps.rule_stage is not None:
         about = f"ratings by {steps.rule_stage.path}"
         return Stage(SCORES, about, parquet, SCORES_CHECKS, _rule_scores(steps, watcher))
@@ -95,49 +107,6 @@ def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
 def _model_of(model: ModelConfig | None) -> str:
     assert model is not None
     return model.chat_config.model
-
-
-def _raw(steps: TaskSteps) -> Opened:
-    def one(key: str) -> Done:
-        report = steps.raw(key)
-        return Done(report.data_version, raw_metadata(report), check_raw(report))
-
-    return _in_threads(one)
-
-
-def _preprocessed(steps: TaskSteps) -> Opened:
-    def one(key: str) -> Done:
-        report = steps.preprocessed(key)
-        metadata = preprocessed_metadata(report, steps.layout.output_path(PREPROCESSED, key))
-        return Done(report.data_version, metadata, check_preprocessed(report))
-
-    return _in_threads(one)
-
-
-def _split(steps: DistillationSteps) -> Opened:
-    def one(key: str) -> Done:
-        report = steps.raw_split(key)
-        return Done(report.data_version, split_metadata(report), ())
-
-    return _in_threads(one)
-
-
-def _chatml(steps: DistillationSteps) -> Opened:
-    def one(key: str) -> Done:
-        report = steps.chatml(key)
-        metadata = chatml_metadata(report, steps.layout.output_path(CHATML, key))
-        return Done(report.data_version, metadata, check_chatml(report))
-
-    return _in_threads(one)
-
-
-def _merged(steps: DistillationSteps) -> Opened:
-    def one(key: str) -> Done:
-        report = steps.merged(key)
-        metadata = merged_metadata(report, steps.layout.output_path(MERGED, key))
-        return Done(report.data_version, metadata, check_merged(report))
-
-    return _in_threads(one)
 
 
 def _asking(steps: TaskSteps, stage: str, run: Ask, watcher: Watcher | None) -> Opened:
@@ -190,7 +159,15 @@ def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Do
     )
 
 
-def _in_threads(one: Callable[[str], Done]) -> Opened:
+def _in_threads(steps: TaskSteps, stage: str, run: Run, metadata: Metadata, check: Check) -> Opened:
+    """A stage that computes: its report says what to show and to check."""
+
+    def one(key: str) -> Done:
+        report = run(key)
+        output = None if stage == RAW else steps.layout.output_path(stage, key)
+        shown = metadata(report) if output is None else metadata(report, output)
+        return Done(report.data_version, shown, check(report))
+
     @asynccontextmanager
     async def opened(
         context: dg.AssetExecutionContext, options: RunOptions
