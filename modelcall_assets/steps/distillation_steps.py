@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +30,7 @@ from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.split import SplitReport, look_at_split
 from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
-from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
+from modelcall_assets.storage.files import FileInfo, list_inputs, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
@@ -202,7 +202,7 @@ class DistillationSteps(TaskSteps):
             failures=report.failed_by_reason,
             output=str(output),
             input=made.input,
-            detail=self._detail_of_lines(output),
+            detail=_detail_of_lines(report.data_version),
         )
         write_manifest(self.layout.manifest_path(CHATML, key), manifest)
         return report
@@ -234,7 +234,7 @@ class DistillationSteps(TaskSteps):
             input=InputFingerprint(
                 uri=self._member_folder, digest=_digest(versions), size=0, version=""
             ),
-            detail={**self._detail_of_lines(output), "members": versions},
+            detail={**_detail_of_lines(report.data_version), "members": versions},
         )
         write_manifest(self.layout.manifest_path(MERGED, key), manifest)
         return report
@@ -299,10 +299,6 @@ class DistillationSteps(TaskSteps):
         assert upstream is not None
         return upstream
 
-    def _detail_of_lines(self, output: Path) -> dict[str, Any]:
-        """Digest of a JSONL output that is read as lines."""
-        return {"digest": file_digest(str(output)), "schema": schema_to_json(pa.schema([]))}
-
     def _members(self, key: str) -> dict[str, Manifest | None]:
         """What there is of each member of a group, in order; None where that is not accepted."""
         upstream = self._upstream(MERGED)
@@ -360,6 +356,11 @@ def steps_of(spec: TaskSpec) -> TaskSteps:
     """The steps of a task of any kind."""
     is_distillation = isinstance(spec.task, DistillationTask)
     return DistillationSteps(spec) if is_distillation else TaskSteps(spec)
+
+
+def _detail_of_lines(digest: str) -> dict[str, Any]:
+    """Of a JSONL output that is read as lines; its digest is also its version."""
+    return {"digest": digest, "schema": schema_to_json(pa.schema([]))}
 
 
 def _as_file(key: str, split: Split) -> FileInfo:
