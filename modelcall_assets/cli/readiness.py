@@ -14,10 +14,10 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.calls import Asked
 from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
 from modelcall_assets.steps.merged import members_of
 from modelcall_assets.steps.preview import first_rows
+from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.task_steps import FILES, TaskSteps
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.rows import read_rows

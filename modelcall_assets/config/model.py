@@ -34,6 +34,11 @@ class Prices(Block):
     usd_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = None
     """US dollars for a million completion tokens."""
 
+    @property
+    def pair(self) -> tuple[float | None, float | None]:
+        """Of input and output."""
+        return self.usd_per_million_input_tokens, self.usd_per_million_output_tokens
+
 
 class BatchConfig(Block):
     """How batches are made and waited for."""

@@ -170,8 +170,7 @@ def budget_problems(
         if limit is not None and not models:
             yield Problem(file, name, "not used: the task asks no model", fix=f"remove {name}")
     for model in models if task.budget_usd is not None else ():
-        prices = model.prices
-        if None in (prices.usd_per_million_input_tokens, prices.usd_per_million_output_tokens):
+        if None in model.prices.pair:
             wrong = "the model file has no prices to count with"
             yield Problem(file, "budget_usd", wrong, fix="set prices there, or use budget_tokens")
 

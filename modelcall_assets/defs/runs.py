@@ -17,7 +17,7 @@ from modelcall_assets.defs.dead_runs import PROCESS_TAG, end_dead_runs, process_
 from modelcall_assets.defs.partitions import partitions_of
 from modelcall_assets.defs.project import task_definitions
 from modelcall_assets.defs.stage import SYSTEMIC_KEY
-from modelcall_assets.defs.versions import is_stale
+from modelcall_assets.defs.versions import asset_key, is_stale
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
@@ -98,12 +98,9 @@ class TaskRunner:
         return manifest.output is None or not Path(manifest.output).exists()
 
     def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
-        asset, files = self._asset(stage), partitions_of(self.steps, stage)
+        asset, files = asset_key(self.steps, stage), partitions_of(self.steps, stage)
         statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
         return {key: statuses.get(key) for key in keys}
-
-    def _asset(self, stage: str) -> dg.AssetKey:
-        return dg.AssetKey([self.steps.spec.key, stage])
 
     def _ranges(self, stage: str, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
         """First and last key of each run of neighbours, in the order Dagster keeps the keys."""
@@ -134,7 +131,7 @@ class TaskRunner:
         fresh: bool,
     ) -> list["_StepFailure"]:
         """Run one stage over a range; gives what failed."""
-        asset = self._asset(stage)
+        asset = asset_key(self.steps, stage)
         if start != end:
             tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
         result = job.execute_in_process(

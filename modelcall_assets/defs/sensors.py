@@ -136,7 +136,7 @@ class Comparison:
 
     @property
     def raw(self) -> dg.AssetKey:
-        return dg.AssetKey([self.steps.spec.key, RAW])
+        return asset_key(self.steps, RAW)
 
     @cached_property
     def known(self) -> Sequence[str]:

@@ -55,7 +55,7 @@ def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
     """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
     result: one would re-emit every key with a single shared data version."""
     spec, partitions = steps.spec, partitions_of(steps, stage.name)
-    key = dg.AssetKey([spec.key, stage.name])
+    key = asset_key(steps, stage.name)
     upstream = steps.upstream_of(stage.name)
     check_outputs = [f"{key.to_python_identifier()}_{name}" for name in stage.checks]
 

@@ -52,9 +52,6 @@ class Dropped(Exception):
         super().__init__(text)
 
 
-_TOO_LONG_HEAD = Dropped(f"more than {MOST_HEADER_BYTES} bytes of headers")
-
-
 class HttpClient:
     """`headers` are sent with every request. `proxy` is an http(s) URL, perhaps with a user."""
 
@@ -232,7 +229,7 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(Dropped(f"not HTTP: {error}"))
         if self._head_bytes > MOST_HEADER_BYTES and self._response is None:
-            self._fail(_TOO_LONG_HEAD)
+            self._fail(_too_long_head())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
@@ -250,7 +247,7 @@ class _Connection(asyncio.Protocol):
         if self._head_bytes > MOST_HEADER_BYTES:  # or the body begins in the same bytes
             size = sum(len(name) + len(value) for name, value in self._raw_headers)
             if size > MOST_HEADER_BYTES:
-                self._fail(_TOO_LONG_HEAD)
+                self._fail(_too_long_head())
                 return
         status = self._parser.get_status_code()
         headers = {
@@ -303,6 +300,10 @@ class _Connection(asyncio.Protocol):
             if waiting is not None and not waiting.done():
                 waiting.set_exception(error)
         self._answer = None
+
+
+def _too_long_head() -> Dropped:
+    return Dropped(f"more than {MOST_HEADER_BYTES} bytes of headers")
 
 
 class _Inflater:

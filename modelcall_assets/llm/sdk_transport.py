@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self, cast
 
 import aiohttp
@@ -47,12 +46,7 @@ class SdkTransport(HttpTransport):
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
         await self._client.close()
 
     async def send(self, payload: bytes) -> Reply:

@@ -93,6 +93,18 @@ class HttpTransport:
     def connect_timeout_s(self) -> float:
         return min(CONNECT_TIMEOUT_S, self.timeout_s)
 
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give up what entering opened."""
+        raise NotImplementedError
+
     def without_secrets(self, body: bytes) -> bytes:
         """Of an error: some servers echo a key that is wrong."""
         words = {word for value in self.headers.values() for word in value.split()}
@@ -126,12 +138,7 @@ class DirectTransport(HttpTransport):
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
         await self._client.aclose()
 
     async def send(self, payload: bytes) -> Reply:

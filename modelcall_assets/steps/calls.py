@@ -21,8 +21,6 @@ from modelcall_assets.steps.replay import (
     said_in,
 )
 
-__all__ = ["Asked", "Caller", "Ledger", "Unanswered"]
-
 MOST_WORKERS = 8192
 """Records in hand at most: those in flight, and those that wait for a retry without a slot."""
 

@@ -126,7 +126,8 @@ class DistillationSteps(TaskSteps):
 
     def raw_split(self, key: str) -> SplitReport:
         """Fingerprint of a split and the files that make it."""
-        report = look_at_split(self._split(key).files)
+        files = self._split(key).files
+        report = look_at_split(files)
         manifest = Manifest(
             stage=RAW,
             accepted=True,
@@ -138,7 +139,7 @@ class DistillationSteps(TaskSteps):
                 uri=self._place(key).path,
                 digest=report.data_version,
                 size=report.size,
-                version=_version(self._split(key).files),
+                version=_version(files),
             ),
             detail={"members": list(report.members), "schema": schema_to_json(pa.schema([]))},
         )
@@ -156,13 +157,12 @@ class DistillationSteps(TaskSteps):
         return _version(self._split(key).files)
 
     def members_changed(self, key: str) -> bool:
+        return self._merged_from(key) != _versions(self._members(key))
+
+    def _merged_from(self, key: str) -> dict[str, str] | None:
+        """The members' versions that a group was made of; None before it was."""
         made = read_manifest(self.layout.manifest_path(MERGED, key))
-        if made is None:
-            return True
-        now = self._members(key)
-        return made.detail["members"] != {
-            name: each.data_version for name, each in now.items() if each is not None
-        }
+        return made.detail["members"] if made is not None else None
 
     def state_to_follow(self, key: str) -> str | None:
         """Digest of what a group, or a file of a linked task, would be made of. None while that is
@@ -170,9 +170,9 @@ class DistillationSteps(TaskSteps):
         first = MERGED if MERGED in self.stages else self.stages[0]
         if first == MERGED:
             members = self._members(key)
-            if None in members.values() or not self.members_changed(key):
-                return None
-            return _digest({name: each.data_version for name, each in members.items() if each})
+            versions = _versions(members)
+            is_complete = len(versions) == len(members)
+            return _digest(versions) if is_complete and versions != self._merged_from(key) else None
         made = self._upstream(first).made(key)
         own = read_manifest(self.layout.manifest_path(first, key))
         if made is None or (own is not None and own.input.digest == made.detail["digest"]):
@@ -221,7 +221,7 @@ class DistillationSteps(TaskSteps):
         uris = {name: each.output or each.input.uri for name, each in made.items()}
         output = self.layout.output_path(MERGED, key)
         report = merge_group(uris, output, source_column=group.source_column, dedup=group.dedup)
-        versions = {name: each.data_version for name, each in made.items()}
+        versions = _versions(manifests)
         manifest = Manifest(
             stage=MERGED,
             accepted=True,
@@ -366,6 +366,11 @@ def _detail_of_lines(digest: str) -> dict[str, Any]:
 def _as_file(key: str, split: Split) -> FileInfo:
     size = sum(file.size for file in split.files)
     return FileInfo(key, split.files[0].uri, size, _version(split.files))
+
+
+def _versions(members: Mapping[str, Manifest | None]) -> dict[str, str]:
+    """Of the members that there are."""
+    return {name: each.data_version for name, each in members.items() if each is not None}
 
 
 def _version(files: Sequence[FileInfo]) -> str:

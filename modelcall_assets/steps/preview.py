@@ -16,8 +16,8 @@ from modelcall_assets.journal.journal import Address, Journal
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.calls import Asked
 from modelcall_assets.steps.preprocess import bad_line
+from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import FileInfo

@@ -19,18 +19,17 @@ from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.calls import Asked
 from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.publish_scores import SAMPLE_ROWS, Rate
-from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.replay import Asked
+from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.score_table import API_FIELDS
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import publish
-from modelcall_assets.storage.rows import read_chunks, record_id
+from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.chatml import encode
 
-ROWS_READ_AT_ONCE = 100
 _OWN_NAMES = {
     "api_return": "response",
     "api_reasoning": "reasoning",
@@ -56,7 +55,7 @@ class ResponseStage:
     merge_reasoning: bool
     rules: Rules
     provenance: dict[str, str]
-    prices: tuple[float | None, float | None]
+    prices: Prices
 
     @classmethod
     def of(cls, spec: TaskSpec) -> ResponseStage:
@@ -73,10 +72,7 @@ class ResponseStage:
             merge_reasoning=step.merge_reasoning,
             rules=Rules(AnswerParser([], frozenset(), None), 0),
             provenance={"api_model": str(params["model"])},
-            prices=(
-                model.prices.usd_per_million_input_tokens,
-                model.prices.usd_per_million_output_tokens,
-            ),
+            prices=model.prices.pair,
         )
 
     def version(self) -> str:
@@ -114,30 +110,28 @@ class ResponseStage:
 
     def asks(self, source: Source) -> Iterator[Asked]:
         """`samples` for each row of the source, in order."""
-        for chunk in read_chunks(source.uri, source.schema, source.limit, ROWS_READ_AT_ONCE):
-            for item in chunk.items:
-                for _ in range(self.samples):
-                    yield self.ask(item)
+        for item in source.items():
+            asked = self.ask(item)
+            for _ in range(self.samples):
+                yield asked
 
     def publish(self, source: Source, rate: Rate, output: Path) -> ScoreReport:
         """Every row of the source in its order, `samples` times, with its answers."""
         source.verify()
         report, digest = ScoreReport(), hashlib.sha256()
         with publish(output) as temporary, Path(temporary).open("wb", 1 << 20) as out:
-            for chunk in read_chunks(source.uri, source.schema, source.limit, ROWS_READ_AT_ONCE):
-                for offset, item in enumerate(chunk.items):
-                    index = chunk.start + offset
-                    for sample in range(self.samples):
-                        api, usage = rate(index * self.samples + sample, item)
-                        api["api_record_id"] = record_id(item, index, source.name)
-                        row = self._row(item, api, sample)
-                        out.write(encode(row))
-                        report.add_usage(usage, api.get("api_cost_usd", 0.0))
-                        report.count(api, ())
-                        content = [api["api_record_id"], api["api_status"], row.get("response")]
-                        digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
-                        if len(report.sample) < SAMPLE_ROWS:
-                            report.sample.append(row)
+            for index, item in enumerate(source.items()):
+                for sample in range(self.samples):
+                    api, usage = rate(index * self.samples + sample, item)
+                    api["api_record_id"] = record_id(item, index, source.name)
+                    row = self._row(item, api, sample)
+                    out.write(encode(row))
+                    report.add_usage(usage, api.get("api_cost_usd", 0.0))
+                    report.count(api, ())
+                    content = [api["api_record_id"], api["api_status"], row.get("response")]
+                    digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
+                    if len(report.sample) < SAMPLE_ROWS:
+                        report.sample.append(row)
         report.data_version = digest.hexdigest()[:32]
         report.schema = pa.schema([])
         return report

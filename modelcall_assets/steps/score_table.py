@@ -11,7 +11,7 @@ import pyarrow as pa
 from modelcall_assets.journal.journal import Entry
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import Failure, Outcome
-from modelcall_assets.steps.calls import Unanswered
+from modelcall_assets.steps.replay import Unanswered
 
 VOLATILE_COLUMNS = (
     "api_attempts",

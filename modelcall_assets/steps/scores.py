@@ -20,20 +20,17 @@ from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.batch_calls import BatchCaller
 from modelcall_assets.steps.budget import Budget
-from modelcall_assets.steps.calls import Asked, Caller
+from modelcall_assets.steps.calls import Caller
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher, Rate
+from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
-from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.score_table import ApiRow, answered_row, unanswered_row
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.template import MissingColumn, Template
-
-ROWS_READ_AT_ONCE = 100
-"""While calls are in flight: reading more would keep their answers waiting."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class ScoreStage:
     rules: Rules
     fields: dict[str, dict[str, Any]]
     provenance: dict[str, str]
-    prices: tuple[float | None, float | None]
+    prices: Prices
     rates_responses: bool = False
     """Whether the rows are responses of the same task; one that failed is not rated."""
 
@@ -79,10 +76,7 @@ class ScoreStage:
             rules=Rules(parser, task.retry.repair_turns),
             fields=dict(prompt.fields) if schema is not None else {},
             provenance={"api_model": str(params["model"]), "api_prompt": prompt.version},
-            prices=(
-                model.prices.usd_per_million_input_tokens,
-                model.prices.usd_per_million_output_tokens,
-            ),
+            prices=model.prices.pair,
             rates_responses=RESPONSES in spec.stages,
         )
 
@@ -128,9 +122,7 @@ class ScoreStage:
 
     def asks(self, source: Source) -> Iterator[Asked]:
         """One per row of the source, in order."""
-        for chunk in read_chunks(source.uri, source.schema, source.limit, ROWS_READ_AT_ONCE):
-            for item in chunk.items:
-                yield self.ask(item)
+        return map(self.ask, source.items())
 
     def publish(self, source: Source, rate: Rate, output: Path) -> ScoreReport:
         """Every row of the source in its order, beside what it was rated."""

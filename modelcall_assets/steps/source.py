@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
+from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.rows import read_chunks
+
+ROWS_READ_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,11 @@ class Source:
     schema: pa.Schema
     rows: int
     limit: int | None = None
+
+    def items(self) -> Iterator[Row | BadLine]:
+        """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
+        for chunk in read_chunks(self.uri, self.schema, self.limit, ROWS_READ_AT_ONCE):
+            yield from chunk.items
 
     def verify(self) -> None:
         """InputChanged when the file no longer has the content that was recorded."""
