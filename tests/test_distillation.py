@@ -16,14 +16,16 @@ import dagster as dg
 import orjson
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import Project, until
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from test_cli import run as run_command
 
-from modelcall_assets.config.catalog import load_linked
+from modelcall_assets.config.catalog import load_catalog, load_linked
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
+from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer
@@ -1332,3 +1334,27 @@ class TestJudge:
         assert run_task(project, instance).failed == []
         assert endpoint.questions()[0] == "long one"
         assert [row["score"] for row in project.scores(CONVERSATIONS)] == [3, 3]
+
+
+def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
+    project: Distilling,
+) -> None:
+    def generation(task: str, reads: str) -> dict[str, Any]:
+        step = {
+            "response_config_path": "configs/models/rehearsal.yaml",
+            "input_path": f"data/{reads}",
+            "output_path": f"data/{task}",
+        }
+        return {"task_name": task, "task_type": "data_distillation", "generate_response": step}
+
+    folder = project.root / "configs/tasks"
+    for task, reads in (("one", "two"), ("two", "one"), ("third", "one")):
+        (folder / f"{task}.yaml").write_text(yaml.safe_dump(generation(task, reads)))
+    catalog = load_catalog(project.root)
+    links = {spec.key: spec.link and spec.link.spec.key for spec in catalog.tasks}
+    assert {task: links[task] for task in ("one", "two", "third")} == {
+        "one": None,
+        "two": None,
+        "third": "one",
+    }
+    dg.Definitions.validate_loadable(project_definitions(catalog))

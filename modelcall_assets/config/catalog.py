@@ -24,6 +24,7 @@ from modelcall_assets.config.naming import digest, legal_key
 from modelcall_assets.config.problems import errors_in, shown_path, stops_run
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import (
+    CHATML,
     Link,
     TaskSpec,
     budget_problems,
@@ -160,35 +161,39 @@ def load_catalog(root: Path) -> Catalog:
 
 def load_linked(path: Path, root: Path) -> TaskSpec:
     """One task as the project has it: with links to the tasks whose output it reads."""
-    spec = load_task(path, root)
     known = {task.path: task for task in load_catalog(root).tasks}
-    return known.get(spec.path, spec)
+    return known.get(path.resolve()) or load_task(path, root)
 
 
 def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
-    """Tasks whose first step reads what another one leaves; a circle of them stays unlinked."""
-    leaves = {
-        spec.folder(stage): (spec.key, stage)
-        for spec in tasks
-        if isinstance(spec.task, DistillationTask)
-        for stage in spec.stages[1:]
-    }
+    """Tasks whose first step reads what another one leaves; those of a circle stay unlinked."""
     by_key = {spec.key: spec for spec in tasks}
-    done: dict[str, TaskSpec] = {}
+    distilling = [spec for spec in tasks if isinstance(spec.task, DistillationTask)]
+    leaves = {
+        spec.folder(stage): (spec.key, stage) for spec in distilling for stage in spec.stages[1:]
+    }
+    sources = {
+        spec.key: leaves[_input_place(spec)]
+        for spec in distilling
+        if CHATML not in spec.stages and _input_place(spec) in leaves
+    }
 
-    def linked(spec: TaskSpec, readers: tuple[str, ...]) -> TaskSpec:
-        if spec.key in done:
-            return done[spec.key]
-        is_reader = isinstance(spec.task, DistillationTask) and not spec.task.chatml_conversion
-        found = leaves.get(_input_place(spec)) if is_reader else None
-        if found is not None and found[0] not in readers:
-            source = linked(by_key[found[0]], (*readers, spec.key))
-            spec = replace(spec, link=Link(source, found[1]))
-        if len(readers) == 1 or spec.link is not None:
-            done[spec.key] = spec
-        return spec
+    def comes_back(key: str) -> bool:
+        at, seen = key, set[str]()
+        while at in sources and at not in seen:
+            seen.add(at)
+            at = sources[at][0]
+        return at == key and at in seen
 
-    return [linked(spec, (spec.key,)) for spec in tasks]
+    circular = {key for key in sources if comes_back(key)}
+
+    def linked(spec: TaskSpec) -> TaskSpec:
+        if spec.key not in sources or spec.key in circular:
+            return spec
+        source, stage = sources[spec.key]
+        return replace(spec, link=Link(linked(by_key[source]), stage))
+
+    return [linked(spec) for spec in tasks]
 
 
 def _input_place(spec: TaskSpec) -> str:
