@@ -31,6 +31,7 @@ COLUMNS = {
     "input_output_messages": {"input": "input", "output": "output"},
     "prompt_text_only": {"prompt_text": "t"},
 }
+DEEP = b"[" * 600 + b"]" * 600
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 ANSWERED: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": "ho"}]
 
@@ -409,14 +410,28 @@ class TestSplit:
         assert [row.keys() & {"raw_data"} for row in rows] == [set()] * 4
         assert without.data_version != report.data_version
 
-    def test_what_cannot_be_written_is_a_failure(self, tmp_path: Path) -> None:
-        deep = b'{"t": "hi", "deep": ' + b"[" * 600 + b"]" * 600 + b"}"
-        path = write_lines(tmp_path / "a.jsonl", [{"t": "one"}, deep, {"t": "three"}])
-        report, rows = convert_files([path], "prompt_text_only")
-        assert [row["messages"] for row in rows] == [user("one"), [], user("three")]
-        assert rows[1].keys() == {"messages", "format", "error"}
-        assert report.first_failures[0].detail.startswith("cannot be written as JSON")
-        assert convert_files([path], "prompt_text_only", keep_raw_data=False)[0].failed == 0
+    def test_messages_that_cannot_be_written_are_a_failure(self, tmp_path: Path) -> None:
+        deep = b'{"m": [{"role": "user", "content": [{"type": "x", "y": ' + DEEP + b"}]}]}"
+        path = write_lines(tmp_path / "a.jsonl", [{"m": user("one")}, deep, {"m": user("three")}])
+        for keep in (True, False):
+            chosen = ChatmlOptions("messages", {"messages": "m"}, keep_raw_data=keep)
+            report = convert_split([stat_file(str(path))], chosen, tmp_path / "out.jsonl")
+            lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
+            assert [b'"messages":[]' in line for line in lines] == [False, True, False]
+            assert [b"raw_data" in line for line in lines] == [keep] * 3
+            assert report.first_failures[0].detail.startswith("cannot be written as JSON")
+
+    def test_raw_data_of_a_line_is_as_it_was(self, tmp_path: Path) -> None:
+        """Numbers of any size, and what is nested deeper than any row of ours."""
+        big = b'{"t": "hi", "n": 123456789012345678901234567890, "x": 0.10000000000000000000001}'
+        deep = b'{"t": "hi", "deep": ' + DEEP + b"}"
+        path = write_lines(tmp_path / "a.jsonl", [big, deep])
+        report = convert_split(
+            [stat_file(str(path))], options("prompt_text_only"), tmp_path / "out.jsonl"
+        )
+        lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
+        assert [line.partition(b'"raw_data":')[2] for line in lines] == [big + b"}", deep + b"}"]
+        assert report.failed == 0
 
     def test_half_a_surrogate_pair(self) -> None:
         made = convert("prompt_text_only", {"t": "\ud83d"})

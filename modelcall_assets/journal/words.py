@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 
 PLACE_BITS = 6
 _PER_BUCKET = 128
@@ -28,6 +29,16 @@ class Words:
         if place < self._split:
             place = hash_ & (2 << self._level) - 1
         return self._buckets[place]
+
+    def add(self, hash_: int, word: int) -> bool:
+        """False when the word is there already."""
+        bucket = self.bucket(hash_)
+        place = bisect_left(bucket, word)
+        if place < len(bucket) and bucket[place] == word:
+            return False
+        bucket.insert(place, word)
+        self.grow()
+        return True
 
     def grow(self) -> None:
         """Make room for one word more."""

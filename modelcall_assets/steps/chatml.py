@@ -5,26 +5,31 @@ A row that cannot be converted stays in its place, with an `error` and no messag
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+
+import orjson
 
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.storage.files import FileInfo, publish
-from modelcall_assets.storage.rows import read_rows, sample_row
-from modelcall_assets.transforms.chatml import ChatmlOptions, encode, failed_row, to_chatml
+from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.rows import read_items, sample_row
+from modelcall_assets.transforms.chatml import (
+    ChatmlOptions,
+    encode,
+    failed_row,
+    to_chatml,
+)
 from modelcall_assets.transforms.universal import Dropped
 
 SAMPLE_ROWS = 3
 LISTED_FAILURES = 20
 DETAIL_CHARS = 300
-WRITE_BYTES = 1 << 20
 UNWRITABLE = (TypeError, RecursionError)
 """What `encode` raises for a row that JSON cannot hold."""
 
@@ -61,9 +66,8 @@ def convert_split(
     """Publish the first `limit` rows of `files`, one after another, at `output`. InputError when a
     file cannot be read; then nothing is published."""
     work = _Work(options)
-    with publish(output) as temporary, Path(temporary).open("wb", WRITE_BYTES) as out:
-        for file, index, item in islice(_items(files), limit):
-            out.write(work.line(file, index, item))
+    with publish(output) as temporary, Path(temporary).open("wb", 0) as out:
+        digest = write_lines(out, work.lines(islice(_items(files), limit)))
     return ChatmlReport(
         rows_in=work.rows_out + work.dropped.total(),
         rows_out=work.rows_out,
@@ -72,15 +76,19 @@ def convert_split(
         failed_by_reason=dict(work.failed),
         first_failures=tuple(work.first_failures),
         turns=dict(sorted(work.turns.items())),
-        data_version=f"sha256:{work.content.hexdigest()}",
+        data_version=digest,
         sample=work.sample,
     )
 
 
-def _items(files: Sequence[FileInfo]) -> Iterator[tuple[FileInfo, int, Row | BadLine]]:
+_Item = tuple[FileInfo, int, Row | BadLine, bytes | None]
+"""A row, its place, and its text where the file has it as a line of JSON."""
+
+
+def _items(files: Sequence[FileInfo]) -> Iterator[_Item]:
     for file in files:
-        for index, item in enumerate(read_rows(file.uri)):
-            yield file, index, item
+        for index, (item, text) in enumerate(read_items(file.uri)):
+            yield file, index, item, text
 
 
 @dataclass
@@ -92,44 +100,45 @@ class _Work:
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     first_failures: list[ListedFailure] = field(default_factory=list)
-    turns: Counter[int] = field(default_factory=Counter)
+    turns: dict[int, int] = field(default_factory=dict)
     sample: list[Row] = field(default_factory=list)
-    content: Any = field(default_factory=hashlib.sha256)
 
-    def line(self, file: FileInfo, index: int, item: Row | BadLine) -> bytes:
-        """The output line; nothing when the row is dropped."""
-        made = self._made(item)
-        if isinstance(made, Dropped):
-            self.dropped[made.rule] += 1
-            return b""
-        line = made if isinstance(made, bytes) else self._failed(made, file, index, item)
-        self.rows_out += 1
-        self.content.update(line)
-        return line
+    def lines(self, items: Iterator[_Item]) -> Iterator[bytes]:
+        """The output, a line for each row that is not dropped."""
+        for file, index, item, text in items:
+            made = self._made(item, text)
+            if isinstance(made, Dropped):
+                self.dropped[made.rule] += 1
+                continue
+            self.rows_out += 1
+            yield self._failed(made, file, index, item, text) if isinstance(made, Failure) else made
 
-    def _made(self, item: Row | BadLine) -> bytes | Dropped | Failure:
+    def _made(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
         if isinstance(item, BadLine):
             return bad_line(item)
-        made = to_chatml(item, self.options)
+        made = to_chatml(item, self.options, text)
         if not isinstance(made, dict):
             return made
         try:
             line = encode(made)
         except UNWRITABLE as error:
             return Failure(Reason.CHATML_ERROR, f"cannot be written as JSON: {error}")
-        self.turns[len(made["messages"])] += 1
+        turns = len(made["messages"])
+        self.turns[turns] = self.turns.get(turns, 0) + 1
         if len(self.sample) < SAMPLE_ROWS:
-            self.sample.append(sample_row(made))
+            self.sample.append(sample_row(orjson.loads(line)))
         return line
 
-    def _failed(self, failure: Failure, file: FileInfo, index: int, item: Row | BadLine) -> bytes:
+    def _failed(
+        self, failure: Failure, file: FileInfo, index: int, item: Row | BadLine, text: bytes | None
+    ) -> bytes:
         self.failed[failure.reason] += 1
         if len(self.first_failures) < LISTED_FAILURES:
             detail = failure.detail[:DETAIL_CHARS]
             self.first_failures.append(ListedFailure(file.key_path, index, failure.reason, detail))
         if self.options.keep_raw_data and not isinstance(item, BadLine):
             try:
-                return encode(failed_row(failure, item))
+                return encode(failed_row(failure, item, text))
             except UNWRITABLE:
                 pass
         return encode(failed_row(failure))

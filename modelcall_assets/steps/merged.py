@@ -10,21 +10,21 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import orjson
 
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.words import PLACE_BITS, Words
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import Row
 from modelcall_assets.storage.files import matches, open_input, publish
-from modelcall_assets.storage.jsonl import parse_line
+from modelcall_assets.storage.jsonl import parse_deep_line, write_lines
 from modelcall_assets.storage.rows import sample_row
 
 SAMPLE_ROWS = 3
@@ -122,71 +122,79 @@ def merge_group(
 ) -> MergeReport:
     """Publish the members, name → uri, as one file. InputError when one cannot be read: then
     nothing is published."""
-    with ExitStack() as stack:
-        merge = _Merge(stack, output, source_column, dedup)
-        for name, uri in members.items():
-            merge.add(name, uri)
-    merge.report.data_version = f"sha256:{merge.content.hexdigest()}"
-    if merge.report.invalid_file is None:
+    report, seen = MergeReport(), _Contents() if dedup else None
+    with (
+        publish(output) as temporary,
+        Path(temporary).open("wb", 0) as out,
+        _Rejects(invalid_file_of(output), report) as rejects,
+    ):
+        merge = _Merge(report, rejects, source_column, seen)
+        lines = chain.from_iterable(merge.lines(*member) for member in members.items())
+        report.data_version = write_lines(out, lines)
+    if report.invalid_file is None:
         invalid_file_of(output).unlink(missing_ok=True)
-    return merge.report
+    return report
 
 
+@dataclass
 class _Merge:
-    """The open output and what has gone into it. The file of invalid lines is made for the first
-    of them, and published before the output."""
+    """What goes into the output, counted."""
 
-    def __init__(
-        self, stack: ExitStack, output: Path, source_column: str | None, dedup: bool
-    ) -> None:
-        self.report = MergeReport()
-        self.content = hashlib.sha256()
-        self._stack, self._path = stack, output
-        self._output = self._opened(output)
-        self._rejects: BinaryIO | None = None
-        self._column = source_column
-        self._seen = _Contents() if dedup else None
+    report: MergeReport
+    rejects: _Rejects
+    column: str | None
+    seen: _Contents | None
 
-    def add(self, name: str, uri: str) -> None:
+    def lines(self, name: str, uri: str) -> Iterator[bytes]:
+        """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
         with open_input(uri) as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
-                item = parse_line(line, number)
-                if item is None:
-                    count.blank += 1
-                elif isinstance(item, BadLine):
-                    count.invalid += 1
-                    self._reject(name, item, line)
-                elif self._seen is not None and not self._seen.is_new(item, line):
+                item = parse_deep_line(line, number)
+                if type(item) is not dict:
+                    if item is None:
+                        count.blank += 1
+                    else:
+                        count.invalid += 1
+                        self.rejects.add(line, f"{name}, {item.detail}")
+                elif self.seen is not None and not self.seen.is_new(item, line):
                     count.duplicates += 1
                 else:
                     count.rows += 1
-                    self._write(name, item, line)
+                    if self.column is not None:
+                        line = _with_source(self.column, name, item, line)
+                    elif line[-1] != _NEWLINE:
+                        line += b"\n"
+                    if len(self.report.sample) < SAMPLE_ROWS:
+                        self.report.sample.append(sample_row(orjson.loads(line)))
+                    yield line
 
-    def _write(self, name: str, row: Row, line: bytes) -> None:
-        if self._column is not None:
-            line = _with_source(self._column, name, row, line)
-        elif not line.endswith(b"\n"):
-            line += b"\n"
-        self.content.update(line)
-        self._output.write(line)
-        if len(self.report.sample) < SAMPLE_ROWS:
-            self.report.sample.append(sample_row(orjson.loads(line)))
 
-    def _reject(self, name: str, item: BadLine, line: bytes) -> None:
-        if self._rejects is None:
-            self.report.invalid_file = invalid_file_of(self._path)
-            self._rejects = self._opened(self.report.invalid_file)
-        self._rejects.write(line if line.endswith(b"\n") else line + b"\n")
-        if len(self.report.first_invalid) < SHOWN_INVALID:
-            self.report.first_invalid.append(f"{name}, {item.detail}")
+class _Rejects:
+    """The file of invalid lines, made for the first of them and published before the output."""
 
-    def _opened(self, path: Path) -> BinaryIO:
-        temporary = Path(self._stack.enter_context(publish(path)))
-        return self._stack.enter_context(temporary.open("wb"))
+    def __init__(self, path: Path, report: MergeReport) -> None:
+        self._path, self._report = path, report
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, line: bytes, detail: str) -> None:
+        if self._file is None:
+            temporary = Path(self._stack.enter_context(publish(self._path)))
+            self._file = self._stack.enter_context(temporary.open("wb"))
+            self._report.invalid_file = self._path
+        self._file.write(line if line.endswith(b"\n") else line + b"\n")
+        if len(self._report.first_invalid) < SHOWN_INVALID:
+            self._report.first_invalid.append(detail)
 
 
 def _with_source(column: str, name: str, row: Row, line: bytes) -> bytes:
@@ -217,20 +225,17 @@ class _Contents:
 
     def is_new(self, row: Row, line: bytes) -> bool:
         """Numbers of more digits than a double has are compared as they are written."""
-        content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+        try:
+            content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError:  # nested too deeply
+            content = line.strip()
         if _LONG_NUMBER in line.translate(_DIGITS_AS_0):
             content = line.strip()
-        digest = hashlib.blake2b(content, digest_size=9).digest()
-        hash_ = int.from_bytes(digest, "big") & _HASH_MASK
-        word, bucket = hash_ >> PLACE_BITS, self._words.bucket(hash_)
-        place = bisect_left(bucket, word)
-        if place < len(bucket) and bucket[place] == word:
-            return False
-        bucket.insert(place, word)
-        self._words.grow()
-        return True
+        hash_ = int.from_bytes(hashlib.sha256(content).digest()[:9]) & _HASH_MASK
+        return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
+_NEWLINE = ord("\n")
 _HASH_MASK = (1 << 64 + PLACE_BITS) - 1
 _DIGITS_AS_0 = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 17

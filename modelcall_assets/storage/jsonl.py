@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from collections.abc import Iterable
+from typing import Any, BinaryIO
 
 import orjson
 
 from modelcall_assets.records.record import BadLine, Row
 
+BLOCK_BYTES = 256 << 10
 MOST_RAW_CHARS = 10_000
 MOST_LEVELS = 250
 """orjson reads deeper objects than it can write back."""
@@ -24,7 +27,7 @@ def parse_line(line: bytes, number: int) -> Row | BadLine | None:
 
 
 def parse_deep_line(line: bytes, number: int) -> Row | BadLine | None:
-    """`parse_line` for a caller that finds out itself what cannot be written back."""
+    """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
     if number == 1:
         line = line.removeprefix(_BOM)
     if not line or line.isspace():
@@ -36,6 +39,30 @@ def parse_deep_line(line: bytes, number: int) -> Row | BadLine | None:
     if type(row) is not dict:
         return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
     return row
+
+
+def write_lines(out: BinaryIO, lines: Iterable[bytes]) -> str:
+    """Write lines in large blocks to a file without a buffer; `sha256:<hex>` of them all."""
+    content = hashlib.sha256()
+    block: list[bytes] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= BLOCK_BYTES:
+            _write_block(out, content, block)
+            size = 0
+    _write_block(out, content, block)
+    return f"sha256:{content.hexdigest()}"
+
+
+def _write_block(out: BinaryIO, content: Any, block: list[bytes]) -> None:
+    data = b"".join(block)
+    block.clear()
+    content.update(data)
+    written = 0
+    while written < len(data):
+        written += out.write(memoryview(data)[written:])
 
 
 def clip(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import orjson
@@ -26,6 +26,7 @@ from modelcall_assets.storage.parquet import (
 from modelcall_assets.storage.schema import is_json_text
 
 CHUNK_BYTES = 32 << 20
+SHOWN_LEVELS = 20
 _CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
 
 
@@ -71,16 +72,21 @@ def read_rows(uri: str, chunk_rows: int = 1000) -> Iterator[Row | BadLine]:
     """Stream the rows of a JSONL (`.jsonl`, `.json`), Parquet or Arrow file, in order, blank lines
     left out; a row that has no plain values is a BadLine in its place. A row may be nested deeper
     than orjson writes. InputError when the file cannot be read as what its name says."""
+    return (item for item, _ in read_items(uri, chunk_rows))
+
+
+def read_items(uri: str, chunk_rows: int = 1000) -> Iterator[tuple[Row | BadLine, bytes | None]]:
+    """`read_rows`, each with its line where the file is of lines."""
     if is_parquet(uri):
         with open_parquet(uri) as parquet:
             rows = _batch_rows(parquet, chunk_rows)
             for batch in parquet.iter_batches(batch_size=rows):
-                yield from _rows_of(batch, uri)
+                yield from zip(_rows_of(batch, uri), repeat(None))
     elif uri.lower().endswith(".arrow"):
         with open_arrow(uri) as batches:
             for batch in batches:
                 for part in _parts(batch, chunk_rows):
-                    yield from _rows_of(part, uri)
+                    yield from zip(_rows_of(part, uri), repeat(None))
     else:
         with open_input(uri) as file:
             if uri.lower().endswith(".json") and file.peek(64).lstrip()[:1] == b"[":
@@ -88,7 +94,7 @@ def read_rows(uri: str, chunk_rows: int = 1000) -> Iterator[Row | BadLine]:
             for number, line in enumerate(file, 1):
                 item = parse_deep_line(line, number)
                 if item is not None:
-                    yield item
+                    yield item, line
 
 
 def is_parquet(uri: str) -> bool:
@@ -115,8 +121,9 @@ def own_id(row: Row) -> str | None:
 
 
 def sample_row(row: Row) -> Row:
-    """A copy fit for showing: JSON values only, strings of 300 characters, lists of 10 items."""
-    return {name: _shown(value) for name, value in row.items()}
+    """A copy fit for showing: JSON values only, strings of 300 characters, lists of 10 items, of
+    what is nested the first 20 levels."""
+    return {name: _shown(value, SHOWN_LEVELS) for name, value in row.items()}
 
 
 def _jsonl_chunks(
@@ -191,14 +198,16 @@ def _hashed(content: bytes, index: int, source: str) -> str:
     return hashlib.sha256(content + place).hexdigest()[:32]
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, levels: int) -> Any:
     if isinstance(value, str):
         return value if len(value) <= 300 else f"{value[:300]}…"
+    if isinstance(value, dict | list | tuple) and not levels:
+        return "…"
     if isinstance(value, dict):
-        return {str(name): _shown(inner) for name, inner in value.items()}
+        return {str(name): _shown(inner, levels - 1) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         more = [f"… {len(value) - 10} more"] if len(value) > 10 else []
-        return [_shown(inner) for inner in value[:10]] + more
+        return [_shown(inner, levels - 1) for inner in value[:10]] + more
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     return value if value is None or isinstance(value, bool | int | float) else str(value)

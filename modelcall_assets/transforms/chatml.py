@@ -62,9 +62,12 @@ class ChatmlOptions:
             raise ValueError(f"format_style: expected one of {list(_STYLES)}")
 
 
-def to_chatml(row: Row, options: ChatmlOptions) -> Row | Dropped | Failure:
+def to_chatml(
+    row: Row, options: ChatmlOptions, text: bytes | None = None
+) -> Row | Dropped | Failure:
     """The ChatML row. Dropped when what it needs is empty or null (`missing_<mapping key>`), or
-    when no turn is left; a Failure names the column and the place that are wrong."""
+    when no turn is left; a Failure names the column and the place that are wrong. The JSON `text`
+    of the row, if there is one, is kept as it is: with numbers of any size."""
     try:
         messages = _STYLES[options.format_style](row, options)
         if options.other_roles == "drop":
@@ -77,21 +80,25 @@ def to_chatml(row: Row, options: ChatmlOptions) -> Row | Dropped | Failure:
         return Dropped(f"missing_{missing}")
     except _Malformed as error:
         return Failure(Reason.CHATML_ERROR, str(error))
-    if options.system_prompt is not None and not any(
-        turn["role"] in _INSTRUCTING for turn in messages
+    if options.system_prompt is not None and not _INSTRUCTING.intersection(
+        [turn["role"] for turn in messages]
     ):
-        messages = [{"role": "system", "content": options.system_prompt}, *messages]
+        messages.insert(0, _turn("system", options.system_prompt))
     made: Row = {"messages": messages, "format": "chatml"}
     if options.keep_raw_data:
-        made["raw_data"] = row
+        made["raw_data"] = _kept(row, text)
     return made
 
 
-def failed_row(failure: Failure, raw_data: Row | None = None) -> Row:
+def failed_row(failure: Failure, raw_data: Row | None = None, text: bytes | None = None) -> Row:
     """What stands in the place of a row that is none."""
     error = {"reason": failure.reason, "detail": failure.detail}
     made: Row = {"messages": [], "format": "chatml", "error": error}
-    return made if raw_data is None else {**made, "raw_data": raw_data}
+    return made if raw_data is None else {**made, "raw_data": _kept(raw_data, text)}
+
+
+def _kept(row: Row, text: bytes | None) -> Row | orjson.Fragment:
+    return row if text is None else orjson.Fragment(text.strip())
 
 
 def encode(row: Row) -> bytes:
@@ -107,7 +114,7 @@ def json_safe(value: Any) -> Any:
     """The value with JSON's types only, at every depth: bytes as the UTF-8 text that they are, else
     as base64; dates in ISO format; tuples and sets as lists; what is no finite number as null; keys
     and all else as `str()`."""
-    if value is None or isinstance(value, str | bool):
+    if value is None or isinstance(value, str | bool | orjson.Fragment):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -146,24 +153,33 @@ def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
 
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     """Turns without a value are left out."""
-    column = options.column_mapping["conversations"]
     messages: list[Message] = []
     for place, turn in enumerate(_list(row, options, "conversations")):
         try:
-            speaker, value = turn["from"], turn["value"]
+            value = turn["value"]
+            role = SPEAKERS.get(turn["from"])
         except (TypeError, KeyError):
-            have = _names(turn) if isinstance(turn, dict) else _kind(turn)
-            wrong = f"{column}[{place}]: expected an object with `from` and `value`, have {have}"
-            raise _Malformed(wrong) from None
-        if not isinstance(speaker, str):
-            raise _Malformed(f"{column}[{place}].from: expected text, have {_kind(speaker)}")
-        if value is None or value == "":
-            continue
-        if not isinstance(value, str):
-            value = _parts(value, f"{column}[{place}].value")
-        role = SPEAKERS.get(speaker) or SPEAKERS.get(speaker.lower(), speaker)
-        messages.append({"role": role, "content": value})
+            role = value = None
+        if role is None or (type(value) is not str and value is not None):
+            where = f"{options.column_mapping['conversations']}[{place}]"
+            role, value = _unusual_turn(turn, where)
+        if value:
+            messages.append({"role": role, "content": value})
     return messages
+
+
+def _unusual_turn(turn: Any, where: str) -> tuple[str, str | list[Message] | None]:
+    """Role and content of one that has a role of its own, or content in parts."""
+    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+        have = _names(turn) if isinstance(turn, dict) else _kind(turn)
+        raise _Malformed(f"{where}: expected an object with `from` and `value`, have {have}")
+    speaker, value = cast("tuple[Any, Any]", (turn["from"], turn["value"]))
+    if not isinstance(speaker, str):
+        raise _Malformed(f"{where}.from: expected text, have {_kind(speaker)}")
+    role = SPEAKERS.get(speaker.lower(), speaker)
+    return role, value if value is None or isinstance(value, str) else _parts(
+        value, f"{where}.value"
+    )
 
 
 def _messages(row: Row, options: ChatmlOptions) -> list[Message]:
