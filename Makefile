@@ -7,7 +7,7 @@ RUN_DEMO := $(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task
 
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: setup demo ui test bench lint fmt types lock docs picture clean
+.PHONY: setup demo ui test acceptance bench lint fmt types lock docs picture clean
 
 setup: $(READY)
 
@@ -30,6 +30,9 @@ ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
 
 test: setup
 	$(BIN)/python -m pytest
+
+acceptance: setup  ## the S3 tests on Ceph, from Debian's packages: acceptance/README.md
+	$(BIN)/python -m pytest acceptance --timeout 600
 
 bench: setup  ## docs/performance.md again; keep the machine quiet for the ten minutes it takes
 	$(BIN)/python -m benchmarks --write

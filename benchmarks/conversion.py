@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,8 +21,8 @@ import orjson
 from benchmarks.measure import CLIENT_CORE, start
 from benchmarks.stub import Stub
 from modelcall_assets.steps.chatml import convert_split
-from modelcall_assets.steps.merged import merge_group
-from modelcall_assets.storage.files import stat_file
+from modelcall_assets.steps.merged import invalid_file_of, merge_group
+from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
 BARE = "bare"
@@ -123,16 +124,25 @@ def chatml(folder: Path, output: Path, *, raw_data: bool = False, system: bool =
         keep_raw_data=raw_data,
         system_prompt="You are a helpful assistant and an expert coder." if system else None,
     )
-    files = [stat_file(str(folder / part)) for part in PARTS]
-    report = convert_split(files, options, output)
+    files = [stat_file(folder / part) for part in PARTS]
+    with publish(output) as out:
+        report = convert_split(files, options, out)
     return report.rows_out - report.failed
 
 
 def merged(
     folder: Path, output: Path, *, source_column: str | None = None, dedup: bool = False
 ) -> int:
-    members = {part: str(folder / part) for part in PARTS}
-    return merge_group(members, output, source_column=source_column, dedup=dedup).rows
+    members = {part: folder / part for part in PARTS}
+    with publish(output) as out, ExitStack() as rejects:
+        report = merge_group(
+            members,
+            out,
+            lambda: rejects.enter_context(publish(invalid_file_of(output))),
+            source_column=source_column,
+            dedup=dedup,
+        )
+    return report.rows
 
 
 PROGRAMS: dict[str, Callable[[Path, Path], int]] = {

@@ -7,7 +7,9 @@ ModelcallError
     ├── EndpointRefused   the endpoint rejects the key, the model or the account
     ├── EndpointDown      the same transport failure again and again
     ├── BudgetSpent       the task has spent what it may
-    └── InputChanged      the input file changed while it was being worked on
+    ├── InputChanged      the input file changed while it was being worked on
+    ├── StoreError        a disk or store does not take what is written, or does not answer
+    └── PublishedMeanwhile  another run has published the partition
 """
 
 from __future__ import annotations
@@ -78,3 +80,11 @@ class BudgetSpent(RunStopped):
 
 class InputChanged(RunStopped):
     """The input no longer has the content its `raw` asset recorded."""
+
+
+class StoreError(RunStopped):
+    """A disk or store cannot be written, or does not answer; the message says what to check."""
+
+
+class PublishedMeanwhile(RunStopped):
+    """Another run has published the partition since this one began, with other content."""

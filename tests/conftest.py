@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import orjson
@@ -18,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from s3_server import S3Server
+from swift_server import swift_server
 
 from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.defs.instance import open_instance
@@ -219,3 +223,20 @@ def project(
 def instance(project: Project) -> Iterator[dg.DagsterInstance]:
     with open_instance(project.root) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A test that kills it starts it again."""
+    pytest.importorskip("swift", reason="OpenStack Swift is not installed: pip install -e '.[dev]'")
+    with swift_server(tmp_path_factory.mktemp("swift")) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """The name of an empty one."""
+    name = f"test-{uuid4().hex}"
+    with closing(s3_server.client()) as client:
+        client.create_bucket(Bucket=name)
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +20,7 @@ from modelcall_assets.config.datasets import MAPPING_KEYS
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
-from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.files import file_digest, publish, stat_file
 from modelcall_assets.transforms.chatml import ChatmlOptions, encode, json_safe, to_chatml
 from modelcall_assets.transforms.universal import Dropped
 
@@ -323,9 +324,10 @@ def convert_files(
     paths: Sequence[Path], style: str, limit: int | None = None, **changes: Any
 ) -> tuple[ChatmlReport, list[dict[str, Any]]]:
     output = paths[0].with_name("out") / "result.jsonl"
-    files = [stat_file(str(path)) for path in paths]
-    report = convert_split(files, options(style, **changes), output, limit)
-    assert report.data_version == file_digest(str(output))
+    files = [stat_file(path) for path in paths]
+    with publish(output) as out:
+        report = convert_split(files, options(style, **changes), out, limit)
+    assert report.data_version == file_digest(output)
     return report, [orjson.loads(line) for line in output.read_bytes().splitlines()]
 
 
@@ -415,7 +417,8 @@ class TestSplit:
         path = write_lines(tmp_path / "a.jsonl", [{"m": user("one")}, deep, {"m": user("three")}])
         for keep in (True, False):
             chosen = ChatmlOptions("messages", {"messages": "m"}, keep_raw_data=keep)
-            report = convert_split([stat_file(str(path))], chosen, tmp_path / "out.jsonl")
+            with publish(tmp_path / "out.jsonl") as out:
+                report = convert_split([stat_file(path)], chosen, out)
             lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
             assert [b'"messages":[]' in line for line in lines] == [False, True, False]
             assert [b"raw_data" in line for line in lines] == [keep] * 3
@@ -426,9 +429,8 @@ class TestSplit:
         big = b'{"t": "hi", "n": 123456789012345678901234567890, "x": 0.10000000000000000000001}'
         deep = b'{"t": "hi", "deep": ' + DEEP + b"}"
         path = write_lines(tmp_path / "a.jsonl", [big, deep])
-        report = convert_split(
-            [stat_file(str(path))], options("prompt_text_only"), tmp_path / "out.jsonl"
-        )
+        with publish(tmp_path / "out.jsonl") as out:
+            report = convert_split([stat_file(path)], options("prompt_text_only"), out)
         lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
         assert [line.partition(b'"raw_data":')[2] for line in lines] == [big + b"}", deep + b"}"]
         assert report.failed == 0
@@ -462,6 +464,16 @@ class TestSplit:
         assert (report.rows_in, [row["raw_data"]["t"] for row in rows]) == (3, ["0", "1", "2"])
         report, rows = convert_files([write_lines(path, [])], "prompt_text_only")
         assert (report.rows_in, rows) == (0, [])
+
+    def test_a_large_file_is_not_held_in_memory(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "a.jsonl", [{"t": "x" * 10_000}] * 2000)
+        tracemalloc.start()
+        with publish(tmp_path / "out.jsonl") as out:
+            report = convert_split([stat_file(path)], options("prompt_text_only"), out)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert report.rows_out == 2000
+        assert peak < path.stat().st_size / 4
 
     def test_only_so_many_failures_are_listed(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", [{"t": [1]}] * 50)

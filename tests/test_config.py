@@ -522,21 +522,13 @@ def test_preprocess_folders_count_when_enabled(project: Project) -> None:
     assert spec.folder(PREPROCESSED) == f"{project.root}/raw_preprocessed"
 
 
-def test_object_stores(project: Project) -> None:
-    assert project.load(data__input_folder="s3://bucket/in").input_folder == "s3://bucket/in"
-    assert "tos://" in task_problems(data__input_folder="tos://b/in")["data.input_folder"].wrong
-    for name in ("output_folder", "journal_folder"):
-        found = task_problems(**{f"data.{name}": "s3://b/out"})[f"data.{name}"]
-        assert found.wrong == "object stores for outputs are not in this version"
-    found = project.problems(data__input_folder="s3://b/in", preprocess__enabled=True)
-    assert found["preprocess.output_folder"].fix == "add a local folder"
-
-
-def test_variables_in_folders(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_environment_is_a_uri(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PLACE", "s3://bucket")
     assert project.load(data__input_folder="${PLACE}/in").input_folder == "s3://bucket/in"
-    found = project.problems(data__output_folder="${PLACE}/o", data__input_folder="${GONE}/i")
-    assert found["data.output_folder"].expected == "a local folder"
+    found = project.problems(data__output_folder="${PLACE}/../o", data__input_folder="${GONE}/i")
+    assert "leads up" in found["data.output_folder"].wrong
     assert found["data.input_folder"].wrong == "variable GONE is not set"
 
 
@@ -1423,7 +1415,8 @@ def test_an_unknown_step_of_a_chain_names_the_nearest() -> None:
     [
         ("chatml_conversion", "keep_raw_data", "yes", "true or false"),
         ("chatml_conversion", "validation", "strickt", "lenient, strict"),
-        ("chatml_conversion", "output_dir", "s3://b/x", "a local folder"),
+        ("chatml_conversion", "output_dir", "s3://", "s3://bucket/folder"),
+        ("chatml_conversion", "on_bad_line", "drop", "keep, fail"),
         ("jsonl_merge", "merge_groups", "all", "a list"),
         ("generate_response", "samples", 0, "1 or more"),
         ("generate_response", "concurrency", "20", "an integer"),

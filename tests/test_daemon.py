@@ -24,13 +24,17 @@ import dagster as dg
 import orjson
 import pytest
 from conftest import PREPROCESS, Project, some_rows, until
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
-from modelcall_assets.defs.partitions import add_new_files, files_of
+from modelcall_assets.config.catalog import load_linked
+from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.defs.sensors import TASK_TAG, files_sensor
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.steps.task_steps import TaskSteps
 
 REPOSITORY = Path(__file__).parents[1]
 GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
@@ -150,13 +154,13 @@ class Dev:
         query += " ... on PartitionBackfill {status}}}"
         return self.ask(query, id=backfill)["partitionBackfillOrError"]["status"]
 
-    def ticks(self, task: str, limit: int = 50) -> list[dict[str, Any]]:
+    def ticks(self, task: str, limit: int = 50, sensor: str = "files") -> list[dict[str, Any]]:
         """Of the task's sensor, the latest first."""
         query = "query ($of: SensorSelector!, $limit: Int!) {sensorOrError(sensorSelector: $of) {"
         query += " ... on Sensor {sensorState {ticks(limit: $limit) {"
         query += "tickId status skipReason runIds timestamp error {message}}}}}}"
-        sensor = {**LOCATION, "sensorName": f"{task}_files"}
-        return self.ask(query, of=sensor, limit=limit)["sensorOrError"]["sensorState"]["ticks"]
+        of = {**LOCATION, "sensorName": f"{task}_{sensor}"}
+        return self.ask(query, of=of, limit=limit)["sensorOrError"]["sensorState"]["ticks"]
 
     def reason(self, task: str) -> str:
         """Why the latest tick of the task's sensor launched nothing."""
@@ -202,10 +206,12 @@ class Task(Project):
     instance: dg.DagsterInstance = field(kw_only=True)
 
     def partitions(self) -> list[str]:
-        return list(self.instance.get_dynamic_partitions(f"{self.task}/files"))
+        steps = self.steps()
+        name = partitions_of(steps, steps.stages[-1]).name
+        return list(self.instance.get_dynamic_partitions(name or ""))
 
     def statuses(self, stage: str = "scores", keys: Sequence[str] | None = None) -> Statuses:
-        asset, files = dg.AssetKey([self.task, stage]), files_of(self.steps().spec)
+        asset, files = dg.AssetKey([self.task, stage]), partitions_of(self.steps(), stage)
         wanted = self.partitions() if keys is None else keys
         found = self.instance.get_status_by_partition(asset, wanted, files) or {}
         return {key: found.get(key) for key in wanted}
@@ -228,6 +234,16 @@ class Task(Project):
         tags = {"dagster/partition": key, TASK_TAG: self.task}
         return list(self.instance.get_runs(dg.RunsFilter(tags=tags)))
 
+    def made(self, stage: str) -> dict[str, list[tuple[int, str]]]:
+        """Event and data version of each materialisation of each partition, the latest first."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        filters = dg.AssetRecordsFilter(dg.AssetKey([self.task, stage]))
+        for record in self.instance.fetch_materializations(filters, limit=100).records:
+            assert record.asset_materialization is not None and record.partition_key is not None
+            version = (record.asset_materialization.tags or {})["dagster/data_version"]
+            found.setdefault(record.partition_key, []).append((record.storage_id, version))
+        return found
+
     def failure(self, run_id: str) -> str:
         """What the UI shows of the failed step."""
         logs = self.instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
@@ -236,6 +252,24 @@ class Task(Project):
             (data.user_failure_data.description or "") if data.user_failure_data else str(data)
             for data in found
         )
+
+
+@dataclass
+class Step(Task):
+    """A task of one step, which reads what that of another leaves."""
+
+    def steps(self) -> TaskSteps:
+        return steps_of(load_linked(self.task_file, self.root))
+
+    def write_step(self, step: str, **fields: str) -> None:
+        task = {"task_name": self.task, "task_type": "data_distillation"}
+        block = {"distillation": {"step": step, **fields}, "sensor": WATCHING["sensor"]}
+        self._write_yaml(f"tasks/{self.task}", task | block)
+
+    def write_file(self, name: str, content: Mapping[str, Any]) -> str:
+        """Of data sets or merge groups; gives its path in the project."""
+        path = self._write_yaml(f"distillation/{name}", content)
+        return path.relative_to(self.root).as_posix()
 
 
 @dataclass
@@ -258,6 +292,10 @@ SEVERAL = [f"{number:02}.parquet" for number in range(20)]
 BROKEN = [SEVERAL[5], SEVERAL[14]]
 FEW = ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
 VICTIMS = [f"v{number}.jsonl" for number in range(6)]
+CHAIN = {"converts": "chatml", "merges": "merged", "answers": "responses"}
+"""A task for each step, and its last stage."""
+TALKS = ("one.jsonl", "two.jsonl")
+"""Data sets, and the merge groups of one each."""
 
 
 @pytest.fixture(scope="module")
@@ -269,20 +307,25 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
     with ExitStack() as stack:
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(root / "dagster_home")))
         tasks = {
-            name: Task(
+            name: kind(
                 root,
                 name,
                 f"data/{name}/in",
                 server=stack.enter_context(serve_in_thread()),
                 instance=instance,
             )
-            for name in ("watched", "capped", "aged", "several", "few", "victim")
+            for kind, names in (
+                (Task, ("watched", "capped", "aged", "several", "few", "victim")),
+                (Step, CHAIN),
+            )
+            for name in names
         }
         for name, task in tasks.items():
             own = "${REHEARSAL_BASE_URL}" if name == "watched" else task.server.base_url
             task.write_model({"client_config": {"base_url": own}}, file=name)
             task.write_prompt(file=name)
         _write_tasks(tasks)
+        _write_chain(tasks)
         dev = Dev(root, tasks["watched"].server.base_url)
         stack.callback(lambda: dev.process and dev.stop())
         dev.start()
@@ -308,8 +351,8 @@ def _write_tasks(tasks: Mapping[str, Task]) -> None:
         "few": {"concurrency": {"files_per_run": 1}},
         "victim": {"concurrency": {"files_per_run": 3}},
     }
-    for name, task in tasks.items():
-        task.write_task(own_files(task, changes[name]))
+    for name, change in changes.items():
+        tasks[name].write_task(own_files(tasks[name], change))
     watched = tasks["watched"]
     for name in ("plain.jsonl", *ODD):
         watched.write_input(name, some_rows(3, name))
@@ -325,6 +368,41 @@ def _write_tasks(tasks: Mapping[str, Task]) -> None:
         tasks["few"].write_input(name, some_rows(3, name))
     for name in VICTIMS:
         tasks["victim"].write_input(name, some_rows(40, name))
+
+
+def talk(name: str) -> list[dict[str, str]]:
+    """The rows of a data set."""
+    return [{"text": f"{name}, question {number}?"} for number in range(3)]
+
+
+def _write_chain(tasks: Mapping[str, Task]) -> None:
+    converts, merges, answers = (tasks[name] for name in CHAIN)
+    assert isinstance(converts, Step) and isinstance(merges, Step) and isinstance(answers, Step)
+    style = {"format_style": "prompt_text_only", "column_mapping": {"prompt_text": "text"}}
+    converts.write_step(
+        "chatml_conversion",
+        dataset_config_path=converts.write_file("sets", dict.fromkeys(TALKS, style)),
+        input_dir=converts.inputs,
+        output_dir="data/conversations",
+    )
+    groups = [
+        {"name": name, "output_file": name, "input_files": [f"{Path(name).stem}/*.jsonl"]}
+        for name in TALKS
+    ]
+    merges.write_step(
+        "jsonl_merge",
+        merge_config_path=merges.write_file("groups", {"merge_groups": groups}),
+        base_input_dir="data/conversations",
+        base_output_dir="data/joined",
+    )
+    answers.write_step(
+        "generate_response",
+        response_config_path="configs/models/answers.yaml",
+        input_path="data/joined",
+        output_path="data/answers",
+    )
+    for name in TALKS:
+        converts.write_input(name, talk(name))
 
 
 # --- backfills in the background ---------------------------------------------------------------
@@ -635,6 +713,71 @@ class TestStaleness:
     def _statuses(living: Living) -> dict[str, str]:
         found = living.dev.staleness("aged", "a.jsonl")
         return {stage: status for stage, (status, _) in found.items()}
+
+
+class TestFollowers:
+    def test_a_changed_row_runs_its_own_chain_and_is_all_that_is_paid_for(
+        self, living: Living
+    ) -> None:
+        converts, answers = living.tasks["converts"], living.tasks["answers"]
+        answers.wait(lambda: answers.is_green(*TALKS, stage="responses"))
+        self._wait_until_still(living)
+        before = self._made(living)
+        assert {len(events) for made in before.values() for events in made.values()} == {1}
+        assert answers.server.stats()["requests"] == 2 * 3
+
+        rows = talk("one.jsonl")
+        rows[1] = {"text": "another?"}
+        converts.write_input("one.jsonl", rows)
+        asked = [row["text"] for row in rows]
+        answers.wait(lambda: self._questions(answers, "one.jsonl") == asked)
+        answers.wait(lambda: len(answers.made("responses")["one.jsonl"]) == 2)
+        self._wait_until_still(living)
+        after = self._made(living)
+        for stage in ("raw", *CHAIN.values()):
+            (changed, untouched) = sorted(after[stage])
+            assert [len(after[stage][key]) for key in (changed, untouched)] == [2, 1], stage
+            assert after[stage][untouched] == before[stage][untouched]
+            new, old = after[stage][changed]
+            assert [old] == before[stage][changed] and new[1] != old[1]
+        stats = answers.server.stats()
+        assert (stats["requests"], stats["distinct"]) == (7, 7)
+        texts = [row["text"] for row in talk("two.jsonl")]
+        assert self._questions(answers, "two.jsonl") == texts
+        launched = [run.tags["dagster/sensor_name"] for run in answers.runs_of("one.jsonl")]
+        assert launched == ["answers_followers"] * 2
+
+    @staticmethod
+    def _made(living: Living) -> dict[str, dict[str, list[tuple[int, str]]]]:
+        made = {stage: living.tasks[name].made(stage) for name, stage in CHAIN.items()}
+        return {"raw": living.tasks["converts"].made("raw"), **made}
+
+    @staticmethod
+    def _questions(answers: Task, name: str) -> list[str]:
+        lines = (answers.root / "data/answers" / name).read_bytes().splitlines()
+        return [orjson.loads(line)["messages"][-1]["content"] for line in lines]
+
+    @staticmethod
+    def _wait_until_still(living: Living) -> None:
+        """No run is left, and each sensor has looked since and found nothing to launch."""
+        dev, answers = living.dev, living.tasks["answers"]
+        sensors = {"converts": "files", "merges": "followers", "answers": "followers"}
+        tags = {TASK_TAG: list(sensors)}
+        unfinished = dg.RunsFilter(tags=tags, statuses=list(NOT_FINISHED_STATUSES))
+
+        def is_still() -> bool:
+            if answers.instance.get_runs(unfinished):
+                return False
+            last = {task: dev.ticks(task, 1, sensor)[0] for task, sensor in sensors.items()}
+            answers.wait(lambda: all(map(has_looked, last.items())))
+            return not answers.instance.get_runs(unfinished)
+
+        def has_looked(last: tuple[str, dict[str, Any]]) -> bool:
+            task, tick = last
+            (latest, *_) = dev.ticks(task, 1, sensors[task])
+            return int(latest["tickId"]) > int(tick["tickId"]) and latest["status"] == "SKIPPED"
+
+        answers.wait(is_still)
 
 
 @pytest.mark.usefixtures("launched")

@@ -17,8 +17,10 @@ from modelcall_assets.config.datasets import MAPPING_KEYS, output_name, parse_da
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.datasets import dataset_path, find_split, find_splits
+from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.rows import read_rows
 
+PLACES = Stores()
 ROWS: list[Row] = [
     {
         "id": n,
@@ -82,10 +84,10 @@ def saved(folder: Path, names: Sequence[str], split: str | None = "train") -> Pa
 
 def found(folder: Path, *configs: str | None) -> dict[Any, list[str]]:
     """(config, split) → the files, which must hold their own names."""
-    splits = find_splits(str(folder), configs or (None,))
+    splits = find_splits(folder, configs or (None,))
     for split in splits:
         for info in split.files:
-            assert [row["file"] for row in map(as_row, read_rows(info.uri))] == [
+            assert [row["file"] for row in map(as_row, read_rows(info.place))] == [
                 Path(info.uri).relative_to(folder).as_posix()
             ]
     return {
@@ -143,10 +145,10 @@ class TestNames:
 
     def test_a_single_file(self, tmp_path: Path) -> None:
         make(tmp_path, "oo1.jsonl")
-        (split,) = find_splits(str(tmp_path / "oo1.jsonl"))
+        (split,) = find_splits(tmp_path / "oo1.jsonl")
         assert (split.config, split.split, len(split.files)) == (None, "train", 1)
         with pytest.raises(InputError, match="a single file has no configuration 'en'"):
-            find_splits(str(tmp_path / "oo1.jsonl"), ["en"])
+            find_splits(tmp_path / "oo1.jsonl", ["en"])
 
     def test_sub_folders_are_configurations(self, tmp_path: Path) -> None:
         make(tmp_path, "en/train.jsonl", "en/test.jsonl", "zh/data/cot-00000-of-00001.jsonl")
@@ -156,26 +158,26 @@ class TestNames:
             ("zh", "cot"): ["zh/data/cot-00000-of-00001.jsonl"],
         }
         with pytest.raises(InputError, match=r"no configuration 'fr'; there are: en, zh$"):
-            find_splits(str(tmp_path), ["fr"])
+            find_splits(tmp_path, ["fr"])
         with pytest.raises(InputError, match="configuration 'en' has no split 'dev'; there are: "):
-            find_split(str(tmp_path), "en", "dev")
-        assert find_split(str(tmp_path), "en", "test").split == "test"
+            find_split(tmp_path, "en", "dev")
+        assert find_split(tmp_path, "en", "test").split == "test"
 
     def test_default_is_the_whole_folder(self, tmp_path: Path) -> None:
         make(tmp_path, "a.jsonl")
         assert found(tmp_path, "default") == {("default", "train"): ["a.jsonl"]}
         with pytest.raises(InputError, match="no configuration 'en'; it has none; write null"):
-            find_splits(str(tmp_path), ["en"])
+            find_splits(tmp_path, ["en"])
 
     def test_an_object_store(self) -> None:
         store = fsspec.filesystem("memory")
         for name in ("en/train.jsonl", "README.md"):
             store.pipe(f"/sets/org/name/{name}", b'{"file": 1}\n')
         try:
-            (split,) = find_splits("memory://sets/org/name", ["en"])
-            assert [item for info in split.files for item in read_rows(info.uri)] == [{"file": 1}]
+            (split,) = find_splits(PLACES.place("memory://sets/org/name"), ["en"])
+            assert [item for info in split.files for item in read_rows(info.place)] == [{"file": 1}]
             with pytest.raises(InputError, match="memory://sets/none: not found"):
-                find_splits("memory://sets/none")
+                find_splits(PLACES.place("memory://sets/none"))
         finally:
             store.rm("/sets", recursive=True)
 
@@ -188,7 +190,7 @@ class TestNames:
         ],
     )
     def test_where_a_data_set_lies(self, input_dir: str, key: str, path: str) -> None:
-        assert dataset_path(input_dir, key) == path
+        assert str(dataset_path(PLACES.place(input_dir), key)) == path
 
 
 class TestReadme:
@@ -217,7 +219,7 @@ class TestReadme:
             ("both", "train"): ["zh/x/c.parquet"],
         }
         with pytest.raises(InputError, match="no configuration 'en'; there are: one, two, named"):
-            find_splits(str(tmp_path), ["en"])
+            find_splits(tmp_path, ["en"])
 
     @pytest.mark.parametrize(
         ("configs", "expected"),
@@ -254,7 +256,7 @@ class TestReadme:
     def test_mistakes(self, tmp_path: Path, configs: Any, message: str) -> None:
         make(readme(tmp_path, configs), "a.jsonl", "c.csv")
         with pytest.raises(InputError, match=message):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
 
     def test_front_matter_that_says_nothing(self, tmp_path: Path) -> None:
         make(tmp_path, "test.jsonl")
@@ -263,7 +265,7 @@ class TestReadme:
             assert found(tmp_path) == {"test": ["test.jsonl"]}
         (tmp_path / "README.md").write_text("---\na: [\n---\n")
         with pytest.raises(InputError, match=r"README\.md: the front matter is not YAML"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
 
 
 class TestSavedToDisk:
@@ -272,7 +274,7 @@ class TestSavedToDisk:
         for split in ("train", "my_split"):
             saved(tmp_path / split, shards, split)
         (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "my_split"]}')
-        splits = find_splits(str(tmp_path))
+        splits = find_splits(tmp_path)
         assert [(split.split, [info.key_path for info in split.files]) for split in splits] == [
             ("train", [f"train/{name}" for name in shards]),
             ("my_split", [f"my_split/{name}" for name in shards]),
@@ -290,23 +292,23 @@ class TestSavedToDisk:
         (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
         (tmp_path / "train/b.arrow").unlink()
         with pytest.raises(InputError, match=r"train/state\.json: names b\.arrow, which is not"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
         (tmp_path / "train/state.json").write_text("{")
         with pytest.raises(InputError, match=r"train/state\.json: not JSON"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
         (tmp_path / "train/state.json").unlink()
         with pytest.raises(InputError, match=r"train/state\.json: not found"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
         (tmp_path / "dataset_dict.json").write_text("{}")
         with pytest.raises(InputError, match=r"dataset_dict\.json: names no splits"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
 
 
 class TestRefusals:
     def test_scripts_are_refused_with_a_reason(self, tmp_path: Path) -> None:
         make(tmp_path, "name.py", "data/raw.csv")
         with pytest.raises(InputError, match=r"only the data set script name\.py, and scripts are"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
 
     def test_data_beside_a_script_is_read(self, tmp_path: Path) -> None:
         make(tmp_path, "name.py", "train.jsonl")
@@ -314,12 +316,12 @@ class TestRefusals:
 
     def test_no_data(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no data files; it is empty"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
         make(tmp_path, "a.csv", "b.txt")
         with pytest.raises(InputError, match=r"no data files; there are: \.csv, \.txt; Parquet"):
-            find_splits(str(tmp_path))
+            find_splits(tmp_path)
         with pytest.raises(InputError, match="nowhere: not found"):
-            find_splits(str(tmp_path / "nowhere"))
+            find_splits(tmp_path / "nowhere")
 
 
 class TestReading:
@@ -337,12 +339,12 @@ class TestReading:
         self, tmp_path: Path, name: str, write: Callable[[Path, pa.Table], None]
     ) -> None:
         write(tmp_path / name, pa.Table.from_pylist(ROWS))
-        assert list(read_rows(str(tmp_path / name))) == ROWS
-        assert list(read_rows(str(tmp_path / name), chunk_rows=2)) == ROWS
+        assert list(read_rows(tmp_path / name)) == ROWS
+        assert list(read_rows(tmp_path / name, chunk_rows=2)) == ROWS
 
     def test_bad_lines_stay_in_their_place(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'{"a":1}\n\n{bad\n{"a":2}')
-        first, bad, last = read_rows(str(tmp_path / "a.jsonl"))
+        first, bad, last = read_rows(tmp_path / "a.jsonl")
         assert (first, last) == ({"a": 1}, {"a": 2})
         assert isinstance(bad, BadLine)
         assert bad.detail.startswith("line 3, column 2")
@@ -351,19 +353,19 @@ class TestReading:
     def test_a_damaged_arrow_file(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.arrow").write_bytes(content)
         with pytest.raises(InputError, match=r"a\.arrow: not a readable Arrow file"):
-            list(read_rows(str(tmp_path / "a.arrow")))
+            list(read_rows(tmp_path / "a.arrow"))
 
     def test_an_arrow_stream_that_ends_early(self, tmp_path: Path) -> None:
         path = tmp_path / "a.arrow"
         write_stream(path, pa.Table.from_pylist(ROWS))
         path.write_bytes(path.read_bytes()[:-400])
         with pytest.raises(InputError, match=r"a\.arrow: not a readable Arrow file"):
-            list(read_rows(str(path)))
+            list(read_rows(path))
 
     def test_a_json_array_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_bytes(b' \n[{"a": 1}]')
         with pytest.raises(InputError, match="one JSON array; write it as one object per line"):
-            list(read_rows(str(tmp_path / "a.json")))
+            list(read_rows(tmp_path / "a.json"))
 
 
 GOOD: dict[str, Any] = {

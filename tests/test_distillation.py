@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -28,15 +31,16 @@ from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
-from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.distillation_steps import steps_of
-from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.progress import Tally, Watcher
+from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
 
 Row = dict[str, Any]
-Script = Callable[[Row], bytes]
+Script = Callable[[Row], bytes | Awaitable[bytes]]
 
 GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
 FRESH, STALE = StaleStatus.FRESH, StaleStatus.STALE
@@ -187,6 +191,11 @@ def answer_all(project: Distilling, instance: dg.DagsterInstance) -> list[Row]:
     return project.responses()
 
 
+def manifest_path(project: Distilling) -> Path:
+    """Of the responses to `CONVERSATIONS`."""
+    return project.steps().layout.manifest_path("responses", CONVERSATIONS)
+
+
 def asset_key(stage: str) -> dg.AssetKey:
     return dg.AssetKey(["chain", stage])
 
@@ -258,7 +267,8 @@ class Scripted:
             length = int(head.lower().partition(b"content-length:")[2].split()[0])
             body = orjson.loads(await reader.readexactly(length))
             self.bodies.append(body)
-            writer.write(self.script(body))
+            answer = self.script(body)
+            writer.write(answer if isinstance(answer, bytes) else await answer)
             await writer.drain()
 
     async def start(self) -> asyncio.Server:
@@ -481,7 +491,7 @@ class TestChain:
     ) -> None:
         chain.write_chain(max_failure_rate=0.5)
         wrong = {"id": "c1", "conversations": "no list"}
-        chain.write_dataset("Chats", [chat(0), wrong, chat(2)])
+        chain.write_dataset("Chats", [chat(0), wrong, {"id": "dropped"}, chat(2)])
         endpoint = answered_by(echo)
         assert run_task(chain, instance).failed == []
         rows, rated = chain.responses(ALL), chain.scores(ALL)
@@ -491,6 +501,7 @@ class TestChain:
         assert (rows[1]["response"], rows[1]["final_messages"]) == (None, None)
         assert [row["api_fail_reason"] for row in rated] == [None, "chatml_error", *[None] * 5]
         assert len(endpoint.questions()) == 2 * (6 + 4)
+        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
 
 
 class TestChange:
@@ -610,6 +621,123 @@ class TestMembers:
         (message,) = summary.failed
         assert "'gone'" in message and "fr.jsonl is not there" in message
         assert not (project.root / "data/merged/gone.jsonl").exists()
+
+
+def damage(path: Path, text: bytes) -> None:
+    """Spoil the length of a text in a Parquet file, so that it breaks off there when it is read."""
+    length = len(text).to_bytes(4, "little")
+    content = path.read_bytes()
+    assert content.count(length + text) == 1
+    path.write_bytes(content.replace(length + text, b"\xff" * 4 + text))
+
+
+class TestDataSets:
+    def test_that_break_off_are_red_and_converted_whole_once_mended(
+        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
+        folder = chain.root / "data/sets/org/Ins"
+        (folder / "train.jsonl").unlink()
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        parts = [folder / f"train-0000{number}-of-00002.parquet" for number in range(2)]
+        for part in parts:
+            pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), part, **plain)
+        damage(parts[1], b"old answer 3")
+        summary = run_task(chain, instance)
+        assert summary.ran == {"raw": 2, "chatml": 2, "responses": 1}
+        (message,) = summary.failed
+        assert f"{INS}: {parts[1]}: " in message and CHATS not in message
+        assert statuses(chain, instance, "chatml") == [GREEN, RED]
+        assert not (chain.root / "data/chatml" / INS).exists()
+        assert server.stats()["requests"] == len(chain.responses(CHATS)) == 3
+
+        pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), parts[1])
+        assert run_task(chain, instance).failed == []
+        assert statuses(chain, instance, "chatml") == [GREEN, GREEN]
+        assert [row["raw_data"] for row in chain.responses(INS)] == [
+            instruction(number) for number in range(4)
+        ] * 2
+        assert server.stats()["requests"] == 3 + 8
+
+
+class TestSettings:
+    def test_of_each_step_shape_what_it_leaves(
+        self, chain: Distilling, instance: dg.DagsterInstance
+    ) -> None:
+        member = "Chats/org_Chats-train-with_system.jsonl"
+        mine = {"name": "mine", "output_file": "mine.jsonl", "input_files": [member]}
+        lacking = {"name": "other", "output_file": "other.jsonl", "input_files": ["none.jsonl"]}
+        mine |= {"dedup": True, "source_column": "from"}
+        chain._write_yaml("distillation/groups", {"merge_groups": [lacking, mine]})
+        chatml = {"selected_datasets": ["org/Chats"], "keep_raw_data": False}
+        chatml |= {"add_system_prompt": True, "system_prompt": "Be kind."}
+        chatml |= {"other_roles": "drop", "validation": "strict"}
+        merge = MERGE | {"merge_groups": ["mine"]}
+        chain.write_steps(chatml_conversion=CHATML | chatml, jsonl_merge=merge)
+        open_ended = {"conversations": [{"from": "human", "value": "and now?"}]}
+        chain.write_dataset("Chats", [chat(0), chat(0), open_ended])
+        assert run_task(chain, instance) == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
+        talk, failed = chain.lines("merged", "mine.jsonl")
+        assert talk == {
+            "messages": [
+                turn("system", "Be kind."),
+                turn("user", "Look it up."),
+                turn("assistant", "Looking."),
+                turn("user", "chat 0?"),
+                turn("assistant", "old answer 0"),
+            ],
+            "format": "chatml",
+            "from": member,
+        }
+        assert "the last is user" in failed["error"]["detail"]
+
+    @pytest.mark.parametrize(
+        ("files", "rows", "expected"), [(-1, -1, [3, 4]), (1, -1, [3]), (-1, 2, [2, 2])]
+    )
+    def test_caps_take_the_first_and_minus_one_is_none(
+        self,
+        chain: Distilling,
+        instance: dg.DagsterInstance,
+        server: RehearsalServer,
+        files: int,
+        rows: int,
+        expected: list[int],
+    ) -> None:
+        debug = {"enabled": True, "max_files": files, "max_items_per_file": rows}
+        chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE, debug=debug)
+        assert run_task(chain, instance).failed == []
+        found = [chain.responses(name) for name in (CHATS, INS)[: len(expected)]]
+        assert [len(each) for each in found] == expected
+        assert server.stats()["requests"] == sum(expected)
+
+        for name, count in (("a.jsonl", 3), ("b.jsonl", 4)):
+            chain.write_input(name, [asked(f"{name} {number}") for number in range(count)])
+        chain.task = "of_a_folder"
+        chain.write_generation({"output_path": "data/answers"}, debug=debug)
+        assert run_task(chain, instance).failed == []
+        found = [chain.lines("answers", f"{name}.jsonl") for name in "ab"[: len(expected)]]
+        assert [len(each) for each in found] == expected
+        assert server.stats()["requests"] == 2 * sum(expected)
+
+    def test_a_model_file_of_the_first_generation_names_the_model(
+        self,
+        project: Distilling,
+        instance: dg.DagsterInstance,
+        answered_by: Answered,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("a")])
+        old = {"provider": "mine", "model_name": "old-1", "completions_params": {"top_p": 0.5}}
+        project._write_yaml("models/rehearsal", old)
+        project.write_generation()
+        endpoint = answered_by(echo)
+        monkeypatch.setenv("BASE_URL", endpoint.base_url)
+        monkeypatch.setenv("API_KEY", "k")
+        monkeypatch.setenv("MODEL_NAME", "another")
+        (row,) = answer_all(project, instance)
+        (body,) = endpoint.bodies
+        assert (body["model"], body["top_p"]) == ("old-1", 0.5)
+        assert row["api_model"] == "old-1"
 
 
 PARTS = [
@@ -813,7 +941,7 @@ class TestFailures:
         assert rows[1]["finish_reason"] == "length"
         assert "no: context_length_exceeded" in rows[-1]["api_fail_detail"]
 
-        manifest = read_manifest(project.steps().layout.manifest_path("responses", CONVERSATIONS))
+        manifest = read_manifest(manifest_path(project))
         assert manifest is not None and manifest.accepted
         assert (manifest.rows, manifest.ok, manifest.failed) == (12, 6, 6)
         assert manifest.failures == Counter(reason for reason, _ in FAILED.values())
@@ -843,13 +971,14 @@ class TestFailures:
             asset_key("responses"), [CONVERSATIONS], partitions
         )
         assert found == {CONVERSATIONS: RED}
-        manifest = read_manifest(project.steps().layout.manifest_path("responses", CONVERSATIONS))
+        manifest = read_manifest(manifest_path(project))
         assert manifest is not None and not manifest.accepted
         assert len(project.responses()) == 12, "published all the same"
         assert endpoint.questions() == questions
 
         run_task(project, instance)
         assert endpoint.questions() == questions[1::2]
+        assert [row["messages"][0]["content"] for row in project.responses()] == questions
         endpoint.script = echo
         assert run_task(project, instance).failed == []
         assert endpoint.questions() == questions[1::2]
@@ -874,6 +1003,68 @@ class TestFailures:
         assert retried.code == 0, retried
         assert endpoint.questions() == ["long one"]
         assert {row["api_status"] for row in project.responses()} == {"success"}
+
+    def test_of_all_rows_are_mended_by_a_retry_and_none_is_asked_twice(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        questions = ["long one", "filtered one", "long two"]
+        project.write_input(CONVERSATIONS, [asked(text) for text in questions])
+        project.write_generation()
+        endpoint = answered_by(faulty)
+        before = run_command(project, "retry", str(project.task_file))
+        assert before.code == 1 and "nothing is published by responses yet" in before.err
+        assert endpoint.questions() == []
+        assert run_task(project, instance).failed
+        for script, code in ((faulty, 1), (echo, 0)):
+            endpoint.questions()
+            endpoint.script = script
+            retried = run_command(project, "retry", str(project.task_file))
+            assert retried.code == code, retried
+            assert endpoint.questions() == questions
+        assert [row["response"] for row in project.responses()] == [f"re: {q}" for q in questions]
+        ended = run_command(project, "failures", str(project.task_file))
+        assert "0 of 3 rows failed" in ended.out
+
+    @pytest.mark.parametrize(
+        ("name", "read"),
+        [
+            ("talk.json", "data/in/talk.json"),
+            ("talk.parquet", "data/in"),
+            ("TALK.JSONL", "data/in"),
+        ],
+    )
+    def test_stay_apart_from_answers_whatever_the_name_of_the_input(
+        self,
+        project: Distilling,
+        instance: dg.DagsterInstance,
+        answered_by: Answered,
+        name: str,
+        read: str,
+    ) -> None:
+        path = project.write_input(name, [asked("good"), asked("long one"), asked("good too")])
+        given, stem = path.read_bytes(), path.stem
+        project.write_generation({"input_path": read}, max_failure_rate=1)
+        endpoint = answered_by(faulty)
+        assert run_task(project, instance).ran == {"raw": 1, "responses": 1}
+        assert [row["api_fail_reason"] for row in project.responses(f"{stem}.jsonl")] == [
+            None,
+            "truncated",
+            None,
+        ]
+        task = str(project.task_file)
+        ended = run_command(project, "export", task, "--old-names", "--output", "data/old")
+        assert ended.code == 0, ended
+        files = sorted(each.name for each in (project.root / "data/old").iterdir())
+        assert files == [f"{stem}.jsonl", f"{stem}_error.jsonl"]
+        assert [row["response"] for row in project.lines("old", files[0])] == [
+            "re: good",
+            "re: good too",
+        ]
+        (failed,) = project.lines("old", files[1])
+        assert failed["error_type"] == "truncated"
+        assert path.read_bytes() == given
+        assert run_task(project, instance).ran == {"raw": 0, "responses": 0}
+        assert len(endpoint.questions()) == 3
 
 
 class TestSamples:
@@ -989,6 +1180,175 @@ class TestRecords:
         assert endpoint.questions() == [f"q{number}" for number in range(4)]
         assert [row["messages"] for row in project.responses()] == [row["messages"] for row in rows]
 
+    def test_are_in_the_order_of_the_input_and_a_slow_one_holds_up_no_other(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        questions = ["slow", *(f"q{number}" for number in range(30))]
+        project.write_input(CONVERSATIONS, [asked(text) for text in questions])
+        project.write_model({"client_config": {"timeout": 10, "max_retries": 0}})
+        project.write_generation({"concurrency": 2})
+        all_asked = asyncio.Event()
+
+        async def last_of_all(body: Row) -> bytes:
+            await all_asked.wait()
+            return echo(body)
+
+        def reply(body: Row) -> bytes | Awaitable[bytes]:
+            if len(endpoint.bodies) == len(questions):
+                all_asked.set()
+            is_slow = body["messages"][-1]["content"] == "slow"
+            return last_of_all(body) if is_slow else echo(body)
+
+        endpoint = answered_by(reply)
+        rows = answer_all(project, instance)
+        assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
+        assert sorted(endpoint.questions()) == sorted(questions)
+
+    def test_are_not_all_in_memory(self, project: Distilling, server: RehearsalServer) -> None:
+        """About 32 MiB of a file are."""
+        row = orjson.dumps(asked("a long conversation " * 10_000, n=10_000)) + b"\n"
+        path = project.write_input(CONVERSATIONS, [])
+        with path.open("wb") as file:
+            file.writelines(row.replace(b"10000", b"%d" % number) for number in range(400))
+        project.write_generation({"concurrency": 2})
+        steps = project.steps()
+
+        async def answer() -> ScoreReport:
+            async with steps.engine("responses") as engine:
+                return await steps.responses(CONVERSATIONS, engine, Tally(), "run")
+
+        steps.raw(CONVERSATIONS)
+        tracemalloc.start()
+        report = asyncio.run(answer())
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (report.rows, report.ok) == (400, 400)
+        assert peak < 0.75 * path.stat().st_size
+
+
+class TestKeys:
+    def test_are_sent_and_nowhere_else(
+        self, project: Distilling, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
+        project.write_model({"client_config": {"api_key": "${REHEARSAL_KEY}"}})
+        project.write_generation()
+        with serve_in_thread(api_key="sk-right-secret") as guarded:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
+            for key, code, requests in (("wrong", 1, 1), ("right", 0, 3)):
+                monkeypatch.setenv("REHEARSAL_KEY", f"sk-{key}-secret")
+                ended = run_command(project, "run-task", str(project.task_file))
+                assert ended.code == code, ended
+                assert ("refuses every request" in ended.err) == (key == "wrong")
+                assert "-secret" not in ended.out + ended.err
+                assert guarded.stats()["requests"] == requests
+        files = [path for path in project.root.rglob("*") if path.is_file()]
+        assert [path for path in files if b"-secret" in path.read_bytes()] == []
+        assert len(project.responses()) == 2
+
+
+class TestJobs:
+    def test_share_a_folder_and_leave_each_others_files_alone(
+        self, project: Distilling, server: RehearsalServer
+    ) -> None:
+        names = [f"{number}.jsonl" for number in range(3)]
+        for name in names:
+            project.write_input(name, [asked(f"{name} {number}") for number in range(2)])
+        project.write_generation()
+        seen: list[dict[str, bytes]] = []
+        for job in ("0", "1"):
+            options = ("--job-index", job, "--world-size", "2")
+            ended = run_command(project, "run-task", str(project.task_file), *options)
+            assert ended.code == 0, ended
+            folder = project.root / "data/responses"
+            files = [path for path in folder.rglob("*.json*") if path.is_file()]
+            seen.append({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+        first, both = seen
+        assert sorted({*names} & {*first}) == names[:2]
+        assert {name: both[name] for name in first} == first
+        assert [len(project.responses(name)) for name in names] == [2] * 3
+        assert server.stats()["requests"] == 6
+
+
+class TestJournal:
+    def test_whose_last_line_is_torn_costs_that_answer_only(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked(text) for text in "abc"])
+        project.write_generation()
+        endpoint = answered_by(echo)
+        answer_all(project, instance)
+        endpoint.questions()
+        (segment,) = self._folder(project).glob("*.jsonl")
+        *lines, last, sealed = segment.read_bytes().splitlines(keepends=True)
+        assert b"sealed" in sealed and b"re: c" in last
+        segment.write_bytes(b"".join(lines) + last[: len(last) // 2])
+        (project.root / "data/responses" / CONVERSATIONS).unlink()
+        for expected in (["c"], []):
+            rows = answer_all(project, instance)
+            assert [row["response"] for row in rows] == ["re: a", "re: b", "re: c"]
+            assert endpoint.questions() == expected
+
+    def test_that_takes_nothing_ends_the_run_and_costs_what_was_in_flight(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked(f"q{number}") for number in range(20)])
+        project.write_generation({"concurrency": 2})
+        in_the_way = self._folder(project)
+        in_the_way.parent.mkdir(parents=True)
+        in_the_way.write_text("no folder")
+        assert len(run_task(project, instance).failed) == 1
+        assert server.stats()["requests"] <= 2
+        assert not (project.root / "data/responses" / CONVERSATIONS).exists()
+        in_the_way.unlink()
+        server.reset()
+        assert {row["api_status"] for row in answer_all(project, instance)} == {"success"}
+        assert server.stats()["requests"] == 20
+
+    @staticmethod
+    def _folder(project: Distilling) -> Path:
+        return project.steps().layout.journal_folder("responses", CONVERSATIONS)
+
+
+MISTAKES: dict[str, tuple[str, Row, str, int]] = {
+    # what the task lacks: its step, that step's fields, what is told, exit code
+    "a member of a group": ("jsonl_merge", {}, "fr.jsonl is not there", 1),
+    "the group": ("jsonl_merge", {"merge_groups": ["gone"]}, "merge_groups[0]: ", 2),
+    "the groups file": ("jsonl_merge", {"merge_config_path": "g.yaml"}, "no such file", 2),
+    "the folder": ("jsonl_merge", {"base_input_dir": "data/gone"}, "data/gone: not found", 1),
+    "the step": ("jsonl_mrge", {}, "unknown step jsonl_mrge; expected", 2),
+    "the data set": ("chatml_conversion", {}, "data/sets/org/Chats: not found", 1),
+    "the model": ("generate_response", {"response_config_path": "m.yaml"}, "no such file", 2),
+    "the file": ("generate_response", {"input_path": "data/gone.jsonl"}, "gone.jsonl: not", 1),
+    "its own output": ("generate_response", {"input_path": "data/twice"}, "both be written", 2),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_what_a_step_lacks_is_named_and_ends_with_an_exit_code(
+    project: Distilling, server: RehearsalServer, mistake: tuple[str, Row, str, int]
+) -> None:
+    step, fields, told, code = mistake
+    project.write_chain()
+    group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["en.jsonl", "fr.jsonl"]}
+    project._write_yaml("distillation/groups", {"merge_groups": [group]})
+    project.write_input("en.jsonl", [asked("a")])
+    project.inputs = "data/twice"
+    for name in ("a.jsonl", "a.parquet"):
+        project.write_input(name, [asked("a")])
+    merge = {**MERGE, "base_input_dir": "data/in"}
+    generate = {**GENERATE, "input_path": "data/in"}
+    steps = {"chatml_conversion": CHATML, "generate_response": generate}
+    project.write_steps(distillation={"step": step, **steps.get(step, merge), **fields})
+    before = sorted((project.root / "data").rglob("*.*"))
+    ended = run_command(project, "run-task", str(project.task_file))
+    assert ended.code == code, ended
+    assert told in ended.err
+    assert sorted((project.root / "data").rglob("*.jsonl")) == [
+        path for path in before if path.suffix == ".jsonl"
+    ]
+    assert server.stats()["requests"] == 0
+
 
 IN_FLIGHT = 8
 
@@ -1006,6 +1366,7 @@ class TestKill:
             assert process.poll() is None
             process.send_signal(signal.SIGKILL)
         assert not (project.root / "data/responses" / CONVERSATIONS).exists()
+        assert read_manifest(manifest_path(project)) is None
         answered = server.stats()["answered"]
         server.set_faults(Faults())
         assert run_task(project, instance).failed == []
@@ -1013,6 +1374,33 @@ class TestKill:
         assert stats["repeated_ok"] <= IN_FLIGHT
         assert stats["distinct"] == 80 and answered < 80
         assert stats["requests"] <= 80 + IN_FLIGHT
+        found = project.responses()
+        assert [row["id"] for row in found] == [row["id"] for row in rows]
+        assert {row["api_status"] for row in found} == {"success"}
+
+    def test_in_the_middle_of_a_retry_leaves_what_was_published_and_pays_for_the_rest_only(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        rows = [asked(f"question {number}", id=f"r{number}") for number in range(40)]
+        project.write_input(CONVERSATIONS, rows)
+        project.write_generation({"concurrency": IN_FLIGHT})
+        server.set_faults(Faults(rate_truncated=1))
+        assert run_task(project, instance).failed
+        published = (project.root / "data/responses" / CONVERSATIONS).read_bytes()
+        server.reset()
+        server.set_faults(Faults(latency_ms=5, rate_hang=0.15))
+        with project.start("retry", str(project.task_file)) as process:
+            until(lambda: server.stats()["answered"] >= 10 or process.poll() is not None)
+            assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+        assert (project.root / "data/responses" / CONVERSATIONS).read_bytes() == published
+        server.set_faults(Faults())
+        ended = run_command(project, "retry", str(project.task_file))
+        assert ended.code == 0, ended
+        stats = server.stats()
+        assert stats["distinct"] == 40
+        assert stats["repeated_ok"] <= IN_FLIGHT
+        assert stats["requests"] <= 40 + IN_FLIGHT
         found = project.responses()
         assert [row["id"] for row in found] == [row["id"] for row in rows]
         assert {row["api_status"] for row in found} == {"success"}
@@ -1257,9 +1645,8 @@ class TestJudge:
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = ["good one", "long one", "refused one", "good too", "filtered one"]
-        project.write_input(
-            CONVERSATIONS, [*(asked(text, id=text) for text in questions), {"id": "none"}]
-        )
+        rows = [{**asked(question, id=question), "text": "not this"} for question in questions]
+        project.write_input(CONVERSATIONS, [*rows, {"id": "none"}])
         project.write_model({"chat_config": {"model": "judge-1"}}, file="judge")
         project.write_generation(
             scores={**JUDGE, "model": {"config_path": "configs/models/judge.yaml"}},

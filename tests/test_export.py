@@ -23,6 +23,7 @@ from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve
 from modelcall_assets.steps.export import Form, Selection, export_dialogues, export_file
 from modelcall_assets.steps.published import FailedRow, Published, failed_rows
 from modelcall_assets.storage.manifest import Manifest
+from modelcall_assets.storage.places import Stores
 from modelcall_assets.transforms.where import Where
 
 NAMES = ("a", "deep/b", "deep/er/c")
@@ -226,7 +227,8 @@ class TestRowsOfLaterStages:
             "output": str(path),
             "input": {"uri": str(path), "digest": "", "size": 0, "version": ""},
         }
-        return Published("set/answers.jsonl", Manifest.model_validate({**manifest, **fields}))
+        made = Manifest.model_validate({**manifest, **fields})
+        return Published("set/answers.jsonl", made, Stores().place)
 
     def test_responses(self, tmp_path: Path) -> None:
         good = {"api_record_id": "1", "api_status": "success", "messages": self.CHAT}

@@ -29,7 +29,7 @@ from modelcall_assets.journal.journal import (
     Entry,
     Journal,
     Reference,
-    remove,
+    remove_folder,
 )
 from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.journal.packed import CACHED_BYTES
@@ -535,7 +535,7 @@ def test_a_run_of_another_process_is_not_packed_away(folder: Path) -> None:
             print(text, file=other.stdin, flush=True)
             assert other.stdout.readline() == "done\n"
             write(folder, f"own-{len(text)}", "x" * SMALL_BYTES, seal="v")
-            assert not remove(folder)
+            assert not remove_folder(folder)
         other.stdin.close()
     assert [path.suffix for path in files(folder)] == [".jsonl"] * 4
     write(folder, "last", "z", seal="v")
@@ -544,7 +544,7 @@ def test_a_run_of_another_process_is_not_packed_away(folder: Path) -> None:
         said = bodies(journal)
     assert ['"0"', '"first"'] in said and ['"0"', '"second"'] in said
     assert len(said) == 5
-    assert remove(folder) and not folder.exists()
+    assert remove_folder(folder) and not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_read(folder: Path) -> None:
@@ -553,7 +553,7 @@ def test_a_folder_that_cannot_be_written_is_read(folder: Path) -> None:
     (folder / ".lock").mkdir()
     with Journal(folder, "b") as journal:
         assert bodies(journal) == [['"0"']]
-    assert not remove(folder)
+    assert not remove_folder(folder)
 
 
 # Memory

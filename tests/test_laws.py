@@ -109,7 +109,7 @@ def finish_run(root: Path, base_url: str) -> str:
 
 
 def ids_in(path: Path) -> list[str]:
-    if is_parquet(str(path)):
+    if is_parquet(path):
         return pq.read_table(path, columns=["id"]).column("id").to_pylist()
     return [orjson.loads(line)["id"] for line in path.read_bytes().splitlines()]
 

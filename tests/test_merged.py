@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from modelcall_assets.config.merge_groups import MergeGroup, parse_merge_groups, selected
 from modelcall_assets.errors import InputError
 from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
-from modelcall_assets.storage.files import list_inputs
+from modelcall_assets.storage.files import list_inputs, publish
+from modelcall_assets.storage.places import Place
 
 FILE = "configs/merge.yaml"
 
@@ -28,14 +31,25 @@ def group(**fields: Any) -> MergeGroup:
     return groups[0]
 
 
+def merge_to(output: Path, members: Mapping[str, Place], **options: Any) -> MergeReport:
+    with ExitStack() as stack:
+        out = stack.enter_context(publish(output))
+        return merge_group(
+            members,
+            out,
+            lambda: stack.enter_context(publish(invalid_file_of(output))),
+            **options,
+        )
+
+
 def merge(folder: Path, files: Sequence[bytes], **options: Any) -> tuple[MergeReport, bytes]:
     """Members named 0.jsonl, 1.jsonl and so on."""
     members = {}
     for number, content in enumerate(files):
         path = folder / f"{number}.jsonl"
         path.write_bytes(content)
-        members[path.name] = str(path)
-    report = merge_group(members, folder / "out/merged.jsonl", **options)
+        members[path.name] = path
+    report = merge_to(folder / "out/merged.jsonl", members, **options)
     return report, (folder / "out/merged.jsonl").read_bytes()
 
 
@@ -112,6 +126,12 @@ class TestMembers:
         else:
             assert members_of(made, self.LISTING, "base") == expected
 
+    def test_a_name_is_not_the_end_of_another(self) -> None:
+        made = group(input_files=["c.jsonl"])
+        assert members_of(made, ["lang/abc.jsonl", "lang/c.jsonl"], "base") == ["lang/c.jsonl"]
+        with pytest.raises(InputError, match=r"c\.jsonl is not there"):
+            members_of(made, ["lang/abc.jsonl", "lang/c.jsonl/x.jsonl"], "base")
+
     def test_all_that_are_missing_or_ambiguous_are_named(self) -> None:
         with pytest.raises(InputError) as caught:
             members_of(group(input_files=["no.jsonl", "x.jsonl", "none*"]), self.LISTING, "base")
@@ -127,10 +147,10 @@ class TestMerge:
         zh = b'{"a":1}\n\n{bad\n{"b":2}\n'
         for name, content in {"zh.jsonl": zh, "en.jsonl": b'{"a":3,"c":4}\n'}.items():
             (tmp_path / name).write_bytes(content)
-        files = {file.key_path: file.uri for file in list_inputs(str(tmp_path))}
+        files = {file.key_path: file.place for file in list_inputs(tmp_path)}
         names = members_of(group(input_files=["zh.jsonl", "en.jsonl"]), files, str(tmp_path))
         output = tmp_path / "merged/qa.jsonl"
-        report = merge_group({name: files[name] for name in names}, output)
+        report = merge_to(output, {name: files[name] for name in names})
         assert output.read_bytes() == b'{"a":1}\n{"b":2}\n{"a":3,"c":4}\n'
         assert (report.rows, report.blank, report.invalid, report.duplicates) == (3, 1, 1, 0)
         assert [(each.name, each.rows) for each in report.members] == [
@@ -143,7 +163,7 @@ class TestMerge:
         assert report.sample == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
         digest = hashlib.sha256(output.read_bytes()).hexdigest()
         assert report.data_version == f"sha256:{digest}"
-        assert [file.key_path for file in list_inputs(str(output.parent))] == ["qa.jsonl"]
+        assert [file.key_path for file in list_inputs(output.parent)] == ["qa.jsonl"]
 
     def test_lines_stay_as_they_are(self, tmp_path: Path) -> None:
         first = b'\xef\xbb\xbf{ "z" : 1.50, "a": "\\u4e2d" }  \r\n{"big": 123456789012345678901234}'
@@ -161,7 +181,6 @@ class TestMerge:
         assert invalid_file_of(tmp_path / "out/merged.jsonl").read_bytes() == line + b"\n"
         again, _ = merge(tmp_path, [b'{"a":1}\n'])
         assert again.invalid_file is None
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged.jsonl"]
 
     def test_only_the_first_invalid_lines_are_listed(self, tmp_path: Path) -> None:
         report, _ = merge(tmp_path, [b"x\n" * 30])
@@ -194,12 +213,26 @@ class TestMerge:
         marked, _ = merge(tmp_path, [one, one], dedup=True, source_column="src")
         assert marked.rows == 2, "the same content in two members"
 
+    @pytest.mark.parametrize("options", [{}, {"dedup": True, "source_column": "src"}])
+    def test_a_large_member_is_not_held_in_memory(
+        self, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        path = tmp_path / "0.jsonl"
+        with path.open("wb") as file:
+            file.writelines(b'{"n":%d,"text":"%b"}\n' % (n, b"x" * 10_000) for n in range(2000))
+        tracemalloc.start()
+        report = merge_to(tmp_path / "merged.jsonl", {"0.jsonl": path}, **options)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert report.rows == 2000
+        assert peak < path.stat().st_size / 4
+
     def test_a_member_that_cannot_be_read_leaves_what_was_there(self, tmp_path: Path) -> None:
         _, before = merge(tmp_path, [b'{"a":1}\n'])
         output = tmp_path / "out/merged.jsonl"
         with pytest.raises(InputError, match=r"gone\.jsonl: not found"):
-            members = {"0": str(tmp_path / "0.jsonl"), "gone": str(tmp_path / "gone.jsonl")}
-            merge_group(members, output)
+            members = {"0": tmp_path / "0.jsonl", "gone": tmp_path / "gone.jsonl"}
+            merge_to(output, members)
         assert output.read_bytes() == before
         assert [path.name for path in output.parent.iterdir()] == ["merged.jsonl"]
 

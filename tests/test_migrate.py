@@ -357,7 +357,7 @@ def test_placeholders_leave_a_path(old: str, new: str):
     [
         ("distributed.num_runs", 5, "one task per run"),
         ("options.delete_existing", True, "run-task --fresh"),
-        ("data.output_folder", "tos://agi-data/out", "expected a local folder"),
+        ("data.output_folder", "tos:/agi-data/out", "write tos://agi-data/out"),
         ("data.inptu_key", "text", "did you mean input_key?"),
         ("debug.max_files", 0, "more than 0"),
         ("shiny", 1, "unknown key"),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.steps.preprocess import ERROR_COLUMN, PreprocessReport, preprocess_file
 from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.storage.files import stat_file
+from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.storage.parquet import read_schema
 from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.tokens import count_tokens, truncate
@@ -182,15 +183,18 @@ class TestProcess:
 
 
 def preprocess(path: Path, limit: int | None = None, **options: Any) -> PreprocessReport:
-    info = stat_file(str(path))
-    schema = read_raw(info, limit).schema
-    output = path.with_name("out") / "result.parquet"
-    return preprocess_file(info, schema, UniversalOptions(**options), str(output), limit)
+    with publish(path.with_name("out") / "result.parquet") as out:
+        return preprocess_file(source_of(path, limit), UniversalOptions(**options), out)
+
+
+def source_of(path: Path, limit: int | None = None) -> Source:
+    raw = read_raw(stat_file(path), limit)
+    return Source(path.name, path, raw.digest, raw.schema, raw.rows, limit)
 
 
 def published(path: Path) -> list[Any]:
     output = path.with_name("out") / "result.parquet"
-    return [item for chunk in read_chunks(str(output), read_schema(output)) for item in chunk.items]
+    return [item for chunk in read_chunks(output, read_schema(output)) for item in chunk.items]
 
 
 def write_jsonl(folder: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:
@@ -314,9 +318,8 @@ class TestFile:
 
     def test_a_changed_input_publishes_nothing(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path, [{"n": 1}])
-        schema = read_raw(stat_file(str(path))).schema
+        source = source_of(path)
         write_jsonl(tmp_path, [{"n": "one"}])
-        output = tmp_path / "out.parquet"
-        with pytest.raises(InputChanged):
-            preprocess_file(stat_file(str(path)), schema, UniversalOptions(), str(output))
+        with pytest.raises(InputChanged), publish(tmp_path / "out.parquet") as out:
+            preprocess_file(source, UniversalOptions(), out)
         assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]

@@ -32,6 +32,7 @@ from modelcall_assets.storage.manifest import (
     write_manifest,
 )
 from modelcall_assets.storage.parquet import ParquetSink, read_columns, read_schema
+from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.rows import own_id, read_chunks, record_id, sample_row
 from modelcall_assets.storage.schema import (
     SchemaInference,
@@ -64,14 +65,17 @@ rows = st.lists(
 )
 
 
+PLACES = Stores()
+
+
 def write_lines(path: Path, *lines: bytes) -> Path:
     path.write_bytes(b"".join(lines))
     return path
 
 
 def items_of(path: Path, schema: pa.Schema | None = None, **options: Any) -> list[Any]:
-    schema = schema or read_raw(stat_file(str(path))).schema
-    return [item for chunk in read_chunks(str(path), schema, **options) for item in chunk.items]
+    schema = schema or read_raw(stat_file(path)).schema
+    return [item for chunk in read_chunks(path, schema, **options) for item in chunk.items]
 
 
 def infer(*batches: list[dict[str, Any]]) -> pa.Schema:
@@ -85,9 +89,9 @@ class TestListing:
     def test_odd_names_are_found_in_order_and_can_be_read(self, tmp_path: Path) -> None:
         for name in [*ODD_NAMES, "sub/deep/c.jsonl"]:
             write_bytes(tmp_path / name, b"{}\n")
-        found = list_inputs(str(tmp_path))
+        found = list_inputs(tmp_path)
         assert [info.key_path for info in found] == sorted([*ODD_NAMES, "sub/deep/c.jsonl"])
-        assert {file_digest(info.uri) for info in found} == {file_digest(found[0].uri)}
+        assert {file_digest(info.place) for info in found} == {file_digest(found[0].place)}
 
     def test_hidden_excluded_and_foreign_files_are_skipped(self, tmp_path: Path) -> None:
         for name in [
@@ -99,17 +103,17 @@ class TestListing:
             "f.txt",
         ]:
             write_bytes(tmp_path / name, b"")
-        found = list_inputs(str(tmp_path), exclude=[f"{tmp_path}/out/"])
+        found = list_inputs(tmp_path, exclude=[tmp_path / "out"])
         assert [info.key_path for info in found] == ["a.jsonl", "output/e.jsonl"]
 
     def test_pattern_matches_the_path_or_the_name(self, tmp_path: Path) -> None:
         for name in ["x/a.jsonl", "y/a.jsonl", "y/b.parquet"]:
             write_bytes(tmp_path / name, b"")
-        assert [f.key_path for f in list_inputs(str(tmp_path), "y/*")] == [
+        assert [f.key_path for f in list_inputs(tmp_path, "y/*")] == [
             "y/a.jsonl",
             "y/b.parquet",
         ]
-        assert [f.key_path for f in list_inputs(str(tmp_path), "*.parquet")] == ["y/b.parquet"]
+        assert [f.key_path for f in list_inputs(tmp_path, "*.parquet")] == ["y/b.parquet"]
 
     def test_links(self, tmp_path: Path) -> None:
         root = tmp_path / "root"
@@ -118,21 +122,21 @@ class TestListing:
         (root / "link.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
         (root / "loop").symlink_to(root)
         (root / "dangling.jsonl").symlink_to(tmp_path / "nothing")
-        assert [info.key_path for info in list_inputs(str(root))] == ["link.jsonl"]
+        assert [info.key_path for info in list_inputs(root)] == ["link.jsonl"]
 
     def test_missing_root_is_explained(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="nowhere: not found; correct the path"):
-            list_inputs(str(tmp_path / "nowhere"))
+            list_inputs(tmp_path / "nowhere")
         with pytest.raises(InputError, match="memory://nowhere: not found"):
-            list_inputs("memory://nowhere")
-        with pytest.raises(InputError, match="no driver"):
-            list_inputs("nosuch://bucket/x")
+            list_inputs(PLACES.place("memory://nowhere"))
+        with pytest.raises(InputError, match=r"nosuch.*no file system 'nosuch'.*install"):
+            list_inputs(PLACES.place("nosuch://bucket/x"))
 
     def test_version_follows_the_content(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", b"{}")
-        before = stat_file(str(path))
+        before = stat_file(path)
         path.write_bytes(b'{"a": 1}')
-        assert stat_file(str(path)).version != before.version
+        assert stat_file(path).version != before.version
 
     def test_remote_files_read_like_local_ones(self, tmp_path: Path) -> None:
         content = b'{"id": 1, "a": "x"}\n\nbroken\n'
@@ -142,11 +146,13 @@ class TestListing:
         fs.pipe("/bucket/in/.hidden/d.jsonl", content)
         with fs.open("/bucket/in/e.parquet", "wb") as file:
             pq.write_table(pa.table({"id": ["1"]}), file)
-        found = list_inputs("memory://bucket/in", exclude=["memory://bucket/in/out"])
+        found = list_inputs(
+            PLACES.place("memory://bucket/in"), exclude=[PLACES.place("memory://bucket/in/out")]
+        )
         assert [info.key_path for info in found] == ["e.parquet", "sub/a,b.jsonl"]
-        assert stat_file(found[1].uri).version == found[1].version
+        assert stat_file(found[1].place).version == found[1].version
         remote = read_raw(found[1])
-        local = read_raw(stat_file(str(write_lines(tmp_path / "a.jsonl", content))))
+        local = read_raw(stat_file(write_lines(tmp_path / "a.jsonl", content)))
         assert (remote.digest, remote.rows, remote.schema) == (
             local.digest,
             local.rows,
@@ -159,18 +165,18 @@ class TestPublish:
     def test_a_crash_leaves_the_old_file_and_no_litter(self, tmp_path: Path) -> None:
         target = tmp_path / "out" / "a.json"
         write_bytes(target, b"old")
-        with pytest.raises(RuntimeError), publish(target) as temporary:
-            Path(temporary).write_bytes(b"half")
+        with pytest.raises(RuntimeError), publish(target) as file:
+            file.write(b"half")
             assert target.read_bytes() == b"old"
             raise RuntimeError
         assert [path.name for path in target.parent.iterdir()] == ["a.json"]
         assert target.read_bytes() == b"old"
 
     def test_a_temporary_is_invisible_to_listings(self, tmp_path: Path) -> None:
-        with publish(tmp_path / "a.jsonl") as temporary:
-            Path(temporary).write_bytes(b"{}")
-            assert list_inputs(str(tmp_path)) == []
-        assert [info.key_path for info in list_inputs(str(tmp_path))] == ["a.jsonl"]
+        with publish(tmp_path / "a.jsonl") as file:
+            file.write(b"{}")
+            assert list_inputs(tmp_path) == []
+        assert [info.key_path for info in list_inputs(tmp_path)] == ["a.jsonl"]
 
     def test_the_mode_is_that_of_any_new_file(self, tmp_path: Path) -> None:
         write_bytes(tmp_path / "a", b"")
@@ -180,11 +186,15 @@ class TestPublish:
     def test_parquet_sink_publishes_all_or_nothing(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"
         batch = pa.record_batch({"a": [1, 2]})
-        with pytest.raises(RuntimeError), ParquetSink(path, batch.schema) as sink:
+        with (
+            pytest.raises(RuntimeError),
+            publish(path) as file,
+            ParquetSink(file, batch.schema) as sink,
+        ):
             sink.write(batch)
             raise RuntimeError
         assert list(tmp_path.iterdir()) == []
-        with ParquetSink(path, batch.schema, {"modelcall.x": "y"}) as sink:
+        with publish(path) as file, ParquetSink(file, batch.schema, {"modelcall.x": "y"}) as sink:
             sink.write(batch)
             sink.write(batch)
         assert read_columns(path, ["a"]).column("a").to_pylist() == [1, 2, 1, 2]
@@ -192,8 +202,8 @@ class TestPublish:
         assert pq.read_metadata(path).num_row_groups == 1
 
     def test_a_sink_without_rows_is_a_readable_file(self, tmp_path: Path) -> None:
-        with ParquetSink(tmp_path / "a.parquet", pa.schema([("a", pa.int64())])):
-            pass
+        with publish(tmp_path / "a.parquet") as file:
+            ParquetSink(file, pa.schema([("a", pa.int64())])).close()
         assert read_schema(tmp_path / "a.parquet") == pa.schema([("a", pa.int64())])
 
 
@@ -286,7 +296,7 @@ class TestJsonl:
         assert broken.detail.startswith("line 3, column 2:")
         assert a_list.detail == "line 5: not an object but a list"
         assert latin.raw == '{"a": "\ufffd"}'
-        report = read_raw(stat_file(str(path)))
+        report = read_raw(stat_file(path))
         assert (report.rows, report.blank_lines, report.bad_lines) == (5, 2, 3)
         assert report.first_bad == broken.detail
 
@@ -295,7 +305,7 @@ class TestJsonl:
         path = write_lines(tmp_path / "binary.jsonl", bytes(range(256)) * 100)
         items = items_of(path)
         assert items and all(isinstance(item, BadLine) for item in items)
-        (chunk,) = read_chunks(str(path), pa.schema([]))
+        (chunk,) = read_chunks(path, pa.schema([]))
         assert chunk.to_arrow().num_rows == len(items)
 
     def test_a_long_bad_line_is_clipped_and_a_deep_one_is_bad(self, tmp_path: Path) -> None:
@@ -307,14 +317,14 @@ class TestJsonl:
     def test_chunks_and_limit(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", *(b'{"a": %d}\n\n' % n for n in range(7)))
         schema = pa.schema([("a", pa.int64())])
-        chunks = list(read_chunks(str(path), schema, chunk_rows=3))
+        chunks = list(read_chunks(path, schema, chunk_rows=3))
         assert [(chunk.start, len(chunk.items)) for chunk in chunks] == [(0, 3), (3, 3), (6, 1)]
         assert items_of(path, schema, limit=4, chunk_rows=3) == [{"a": n} for n in range(4)]
         assert items_of(path, schema, limit=0) == []
 
     def test_a_value_that_does_not_fit_means_the_file_changed(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", b'{"a": "x"}')
-        (chunk,) = read_chunks(str(path), pa.schema([("a", pa.int64())]))
+        (chunk,) = read_chunks(path, pa.schema([("a", pa.int64())]))
         with pytest.raises(InputChanged, match="materialise raw again"):
             chunk.to_arrow()
 
@@ -326,9 +336,9 @@ class TestJsonl:
         batch = [{"n": n, **row} for n, row in enumerate(batch)]
         folder = tmp_path_factory.mktemp("rows")
         path = write_lines(folder / "a.jsonl", *(orjson.dumps(row) + b"\n" for row in batch))
-        schema = read_raw(stat_file(str(path))).schema
-        with ParquetSink(folder / "a.parquet", schema) as sink:
-            for chunk in read_chunks(str(path), schema, chunk_rows=3):
+        schema = read_raw(stat_file(path)).schema
+        with publish(folder / "a.parquet") as file, ParquetSink(file, schema) as sink:
+            for chunk in read_chunks(path, schema, chunk_rows=3):
                 assert chunk.to_arrow().schema.equals(schema, check_metadata=True)
                 sink.write(chunk.to_arrow())
         assert read_schema(folder / "a.parquet").equals(schema, check_metadata=True)
@@ -379,8 +389,8 @@ class TestParquet:
         not_null = pa.schema([pa.field("a", pa.int64(), nullable=False)], metadata={"k": "v"})
         table = pa.table({"a": range(2500)}, schema=not_null)
         pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
-        schema = read_raw(stat_file(str(tmp_path / "a.parquet"))).schema
-        chunks = list(read_chunks(str(tmp_path / "a.parquet"), schema, limit=2100))
+        schema = read_raw(stat_file(tmp_path / "a.parquet")).schema
+        chunks = list(read_chunks(tmp_path / "a.parquet", schema, limit=2100))
         assert [row for chunk in chunks for row in chunk.items] == [{"a": n} for n in range(2100)]
         assert [n for chunk in chunks for n in chunk.to_arrow()["a"].to_pylist()] == list(
             range(2100)
@@ -391,7 +401,7 @@ class TestParquet:
     def test_what_is_not_parquet_is_explained(self, tmp_path: Path, content: bytes) -> None:
         path = write_lines(tmp_path / "a.parquet", content)
         with pytest.raises(InputError, match=r"a\.parquet: "):
-            read_raw(stat_file(str(path)))
+            read_raw(stat_file(path))
 
     def test_a_truncated_file_is_explained(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"a": range(1000)}), tmp_path / "a.parquet")
@@ -403,7 +413,7 @@ class TestParquet:
         table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
         pq.write_table(table, tmp_path / "a.parquet")
         with pytest.raises(InputError, match="two columns are called 'a'"):
-            read_raw(stat_file(str(tmp_path / "a.parquet")))
+            read_raw(stat_file(tmp_path / "a.parquet"))
 
     def test_another_schema_means_the_file_changed(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
@@ -418,9 +428,9 @@ class TestRaw:
     )
 
     def test_a_jsonl_report(self, tmp_path: Path) -> None:
-        info = stat_file(str(write_lines(tmp_path / "a.jsonl", *self.lines)))
+        info = stat_file(write_lines(tmp_path / "a.jsonl", *self.lines))
         report = read_raw(info)
-        assert report.digest == report.data_version == file_digest(info.uri)
+        assert report.digest == report.data_version == file_digest(info.place)
         assert (report.rows, report.duplicate_ids) == (8, 3)
         assert report.first_duplicates == ("a", "b", "7")
         assert readable_schema(report.schema) == [
@@ -432,19 +442,19 @@ class TestRaw:
         assert len(report.sample) == 3
 
     def test_a_limit_is_part_of_the_version_not_of_the_digest(self, tmp_path: Path) -> None:
-        info = stat_file(str(write_lines(tmp_path / "a.jsonl", *self.lines)))
+        info = stat_file(write_lines(tmp_path / "a.jsonl", *self.lines))
         report = read_raw(info, limit=2)
         assert (report.rows, report.duplicate_ids) == (2, 0)
-        assert report.digest == file_digest(info.uri)
+        assert report.digest == file_digest(info.place)
         assert report.data_version == f"{report.digest}|limit=2"
 
     def test_a_parquet_report(self, tmp_path: Path) -> None:
         table = pa.table({"id": [None, "b", "b"], "uid": [1, 2, 3], "text": ["x"] * 3})
         pq.write_table(table, tmp_path / "a.parquet")
-        info = stat_file(str(tmp_path / "a.parquet"))
+        info = stat_file(tmp_path / "a.parquet")
         report = read_raw(info)
         assert (report.rows, report.first_duplicates) == (3, ("b",))
-        assert report.digest == file_digest(info.uri)
+        assert report.digest == file_digest(info.place)
         assert report.sample == table.to_pylist()
         assert read_raw(info, limit=2).rows == 2
 

@@ -223,6 +223,25 @@ def test_an_error_is_the_same_error(status: int, code: str, verdict: type) -> No
     assert orjson.loads(reply.body)["error"]["code"] == code
 
 
+@pytest.mark.parametrize("kind", TRANSPORTS)
+@pytest.mark.parametrize(
+    "answer",
+    [refusal(429, "busy"), refusal(500, "server_error"), refusal(409, "conflict"), b""],
+    ids=["429", "500", "409", "dropped"],
+)
+def test_what_is_sent_is_sent_once(
+    answer: bytes, kind: type[DirectTransport | SdkTransport]
+) -> None:
+    """Retries are the engine's, not the client's."""
+
+    async def run() -> int:
+        async with serving(answer) as server, kind("n", server.url, api_key=KEY) as transport:
+            await transport.send(payload())
+            return len(server.heads)
+
+    assert asyncio.run(run()) == 1
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [

@@ -22,10 +22,12 @@ from modelcall_assets.config.catalog import (
 )
 from modelcall_assets.config.datasets import are_datasets, parse_datasets
 from modelcall_assets.config.distillation import as_written
+from modelcall_assets.config.folders import relative_places
 from modelcall_assets.config.merge_groups import parse_merge_groups
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.problems import shown_path
 from modelcall_assets.config.prompt import parse_prompt
+from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 
@@ -34,6 +36,7 @@ _PARSERS: Mapping[str, Callable[[dict[str, Any], str], tuple[Any, list[Problem]]
     "prompt": parse_prompt,
     "datasets": parse_datasets,
     "groups": parse_merge_groups,
+    "storage": parse_storage,
 }
 """Of every kind of file but tasks."""
 
@@ -56,6 +59,8 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
     catalog_of = cache(load_catalog)
     for path in files:
         problems += map(_told, _problems_of(path, catalog_of))
+        for place, where in _moved(path, catalog_of):
+            click.echo(f"{shown_path(path, _root_of(path))}:{place}: is {where}")
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.file)
     for problem in unique:
         click.echo(f"{problem.severity}: {problem}")
@@ -108,8 +113,18 @@ def _problems_of(path: Path, catalog_of: Callable[[Path], Catalog]) -> Iterable[
     return (as_written(each, data) for each in _task_problems(path, root, catalog_of(root)))
 
 
+def _moved(path: Path, catalog_of: Callable[[Path], Catalog]) -> Iterable[tuple[str, str]]:
+    """The relative data folders of a task that do not lie below the project root."""
+    root = _root_of(path)
+    is_task = path.is_relative_to(root / "configs" / "tasks")
+    specs = (spec for spec in (catalog_of(root).tasks if is_task else ()) if spec.path == path)
+    return (item for spec in specs for item in relative_places(spec).items())
+
+
 def _kind(path: Path, root: Path, data: Mapping[str, Any]) -> str:
     """`task`, or a key of `_PARSERS`: by the folder, else by what only one kind of file has."""
+    if path == root / STORAGE_FILE:
+        return "storage"
     for folder, kind in (("models", "model"), ("prompts", "prompt"), ("tasks", "task")):
         if path.is_relative_to(root / "configs" / folder):
             return kind

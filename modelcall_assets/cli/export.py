@@ -33,6 +33,7 @@ from modelcall_assets.steps.export import (
 )
 from modelcall_assets.steps.published import Published
 from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.storage.places import Place
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
@@ -46,9 +47,8 @@ DIALOGUE_NAME = "codex_%Y%m%d_%H%M%S.md"
 @click.option("--format", type=click.Choice(["jsonl", "parquet"]), default="jsonl")
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Default: <output folder of the task>_export/<stage>.",
+    help="A folder or a URI. Default: <output folder of the task>_export/<stage>.",
 )
 @click.option("--successes", "keep", flag_value="successes", help="Only good rows; the default.")
 @click.option("--failures", "keep", flag_value="failures", help="Only failed rows.")
@@ -76,7 +76,7 @@ def export(
     stage: str | None,
     pattern: str | None,
     format: Literal["jsonl", "parquet"],
-    output: Path | None,
+    output: str | None,
     keep: Keep | None,
     condition: str | None,
     share: float | None,
@@ -102,13 +102,15 @@ def export(
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
         now = datetime.now()
-        path = (output or steps.spec.root / DIALOGUE_FOLDER) / now.strftime(DIALOGUE_NAME)
+        folder = steps.layout.place(output or str(steps.spec.root / DIALOGUE_FOLDER))
+        path = folder / now.strftime(DIALOGUE_NAME)
         count = export_dialogues(files, path, selection, now)
         click.echo(f"{count:,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    folder = output or Path(f"{steps.spec.output_folder}_export", stage_of(steps, "export", stage))
-    _check_targets(steps, files, folder.absolute(), form)
+    default = f"{steps.spec.output_folder}_export/{stage_of(steps, 'export', stage)}"
+    folder = steps.layout.place(output or default)
+    _check_targets(steps, files, folder, form)
     _show([export_file(file, folder, selection, form) for file in files])
     click.echo(f"exported: {folder}")
 
@@ -131,16 +133,15 @@ def _check_options(
         raise SetupError(wrong)
 
 
-def _check_targets(steps: TaskSteps, files: Sequence[Published], folder: Path, form: Form) -> None:
+def _check_targets(steps: TaskSteps, files: Sequence[Published], folder: Place, form: Form) -> None:
     """An export may not replace what the task reads or has published, nor one file another."""
-    spec = steps.spec
-    for taken in (spec.input_folder, *map(spec.folder, spec.stages[1:])):
-        if folder.is_relative_to(taken):
+    for taken in map(str, map(steps.layout.folder, steps.stages)):
+        if f"{folder}/".startswith(f"{taken}/"):
             wrong = "the folder is one of the task's own"
             raise SetupError(
                 [Problem("modelcall export", "--output", wrong, have=taken, fix="choose another")]
             )
-    counts = Counter(path for file in files for _, _, path in form.targets(Path(file.stem)))
+    counts = Counter(path for file in files for _, _, path in form.targets(file.stem))
     twice = [str(path) for path, count in counts.items() if count > 1]
     if twice:
         wrong = f"several files would be written to {twice[0]}"

@@ -110,7 +110,7 @@ def _dataset_problems(steps: DistillationSteps) -> Iterator[Problem]:
     """Data sets that are not there, or whose first rows are not what the dataset config says."""
     found: dict[str, list[Split]] = {}
     for name, dataset in steps.spec.datasets.items():
-        path = dataset_path(steps.spec.input_folder, name)
+        path = dataset_path(steps.layout.folder(RAW), name)
         try:
             found[name] = find_splits(path, dataset.configs)
             yield from _split_problems(steps.spec, name, found[name])
@@ -129,7 +129,7 @@ def _dataset_problems(steps: DistillationSteps) -> Iterator[Problem]:
 def _split_problems(spec: TaskSpec, name: str, splits: Sequence[Split]) -> Iterator[Problem]:
     """Of the first split: columns that no row has, else rows of which none can be converted."""
     dataset, file = spec.datasets[name], splits[0].files[0]
-    items = islice(read_rows(file.uri), ROWS_LOOKED_AT)
+    items = islice(read_rows(file.place), ROWS_LOOKED_AT)
     rows = [item for item in items if not isinstance(item, BadLine)]
     absent = [key for key, column in dataset.column_mapping.items() if not _has(rows, column)]
     shown = f"the first {len(rows)} rows of {shown_path(Path(file.uri), spec.root)}"

@@ -14,6 +14,7 @@ import click
 
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.storage.files import open_input, publish
+from modelcall_assets.storage.jsonl import write_lines
 
 MOST_CHUNKS = 9999
 
@@ -46,7 +47,7 @@ def split(file: Path, chunks: int, output: Path | None) -> None:
     size = ceil(lines / chunks)
     names = [f"{file.stem}_split_{number:04}.jsonl" for number in range(1, ceil(lines / size) + 1)]
     _refuse_leftovers(folder, file.stem, names)
-    with open_input(str(file)) as source:
+    with open_input(file) as source:
         for name in names:
             _write(folder / name, islice(source, size))
     fewer = "" if len(names) == chunks else f" ({chunks:,} were asked for)"
@@ -93,7 +94,7 @@ def join(folder: Path, output: Path | None) -> None:
 
 
 def _count(file: Path) -> int:
-    with open_input(str(file)) as source:
+    with open_input(file) as source:
         return sum(1 for _ in source)
 
 
@@ -118,7 +119,7 @@ def _results(folder: Path) -> tuple[list[Path], list[Path]]:
 def _lines(paths: Sequence[Path]) -> Iterator[bytes]:
     """All lines; the last one of a file ends as the others do."""
     for path in paths:
-        with open_input(str(path)) as file:
+        with open_input(path) as file:
             for line in file:
                 yield line if line.endswith(b"\n") else line + b"\n"
 
@@ -126,8 +127,13 @@ def _lines(paths: Sequence[Path]) -> Iterator[bytes]:
 def _write(path: Path, lines: Iterator[bytes]) -> int:
     """Publish the lines; gives their number, blank ones left out."""
     count = 0
-    with publish(path) as temporary, Path(temporary).open("wb") as output:
+
+    def counted() -> Iterator[bytes]:
+        nonlocal count
         for line in lines:
-            output.write(line)
             count += bool(line.strip())
+            yield line
+
+    with publish(path) as out:
+        write_lines(out, counted())
     return count

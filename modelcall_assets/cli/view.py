@@ -21,7 +21,7 @@ from modelcall_assets.cli.task_argument import task_steps
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import SUFFIXES, write_bytes
+from modelcall_assets.storage.files import DATA_SUFFIXES, write_bytes
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.page import html_page
 
@@ -82,8 +82,8 @@ def view(
 
 
 def _is_task(source: Path) -> bool:
-    if source.suffix not in TASK_SUFFIXES and source.suffix.lower() not in SUFFIXES:
-        expected = ", ".join((*TASK_SUFFIXES, *SUFFIXES))
+    if source.suffix not in TASK_SUFFIXES and source.suffix.lower() not in DATA_SUFFIXES:
+        expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
         raise SetupError([Problem("modelcall view", source.name, "unknown kind of file", expected)])
     return source.suffix in TASK_SUFFIXES
 
@@ -101,7 +101,7 @@ def _of_task(
 
 def _of_file(path: Path, condition: str | None) -> Iterator[Placed]:
     where = condition_of("view", condition)
-    for number, item in enumerate(read_rows(str(path)), 1):
+    for number, item in enumerate(read_rows(path), 1):
         if where is None or (not isinstance(item, BadLine) and where(item)):
             yield f"{path.name}, row {number:,}", _row(item)
 

@@ -17,10 +17,12 @@ from modelcall_assets.config.distillation import (
     as_written,
 )
 from modelcall_assets.config.environment import Environment
+from modelcall_assets.config.folders import placed
 from modelcall_assets.config.merge_groups import parse_merge_groups
 from modelcall_assets.config.merge_groups import selected as selected_groups
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import digest, legal_key
+from modelcall_assets.config.paths import parent_of, shown_place
 from modelcall_assets.config.problems import errors_in, shown_path, stops_run
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import (
@@ -28,9 +30,9 @@ from modelcall_assets.config.spec import (
     Link,
     TaskSpec,
     budget_problems,
-    folder_problems,
     unsent_text,
 )
+from modelcall_assets.config.stores import load_storage
 from modelcall_assets.config.task import ScoringTask, parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
@@ -74,8 +76,8 @@ def load_task(path: Path, root: Path) -> TaskSpec:
     """The task with the files it names. SetupError tells every problem of all of them."""
     path, root = path.resolve(), root.resolve()
     file = shown_path(path, root)
-    data = load_yaml(path, file)
-    task, problems = parse_task(data, file)
+    data, storage = load_yaml(path, file), load_storage(root)
+    task, problems = parse_task(data, file, has_data_root=storage.data_root is not None)
     env = _environment(data, file, root, problems)
     references = _References(data, file, root, problems)
     named = references.of_distillation() if _is_distillation(data) else references.of_scoring()
@@ -100,7 +102,8 @@ def load_task(path: Path, root: Path) -> TaskSpec:
         files=references.files,
         **named,
     )
-    problems += folder_problems(spec)
+    spec, misplaced = placed(spec, storage)
+    problems += misplaced
     problems = [as_written(problem, data) for problem in problems]
     if stops_run(problems):
         raise SetupError(problems)
@@ -198,7 +201,7 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
 
 def _input_place(spec: TaskSpec) -> str:
     """The folder that the first step reads, or the one of its file."""
-    return str(Path(spec.input_folder).parent) if spec.has_one_input else spec.input_folder
+    return parent_of(spec.input_folder) if spec.has_one_input else spec.input_folder
 
 
 def task_files(root: Path) -> list[Path]:
@@ -310,7 +313,7 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
         for folder in (spec.folder(stage) for stage in spec.stages[1:]):
             if folder in theirs:
                 wrong = f"{first.file_name} writes to the same folder"
-                have = shown_path(Path(folder), spec.root)
+                have = shown_place(folder, spec.root)
                 place = "data.output_folder" if isinstance(spec.task, ScoringTask) else ""
                 fix = "give each task its own"
                 yield Problem(spec.file_name, place, wrong, have=have, fix=fix)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
 from modelcall_assets.config.block import Block, Limit, Text, mistake
 from modelcall_assets.config.endpoint import (
@@ -27,8 +26,8 @@ from modelcall_assets.config.endpoint import (
     checked_url,
     endpoint_name,
 )
-from modelcall_assets.config.environment import Environment, MissingVariable
-from modelcall_assets.config.problems import problem_of, shown_value
+from modelcall_assets.config.expand import Expander
+from modelcall_assets.config.problems import shown_value
 from modelcall_assets.errors import Problem, SetupError
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -124,13 +123,10 @@ def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Pro
 
 
 @dataclass
-class Resolver:
+class Resolver(Expander):
     """Fills in a model's endpoints; what is wrong goes to `problems`."""
 
-    env: Environment
-    file: str
     root: Path
-    problems: list[Problem] = field(default_factory=list[Problem])
 
     def endpoints(
         self, found: list[Place], timeout_s: float | None, max_retries: int | None
@@ -143,10 +139,10 @@ class Resolver:
 
     def _endpoint(self, place: Place, timeout_s: float | None, max_retries: int | None) -> Endpoint:
         config, client = place.effective(), place.shared
-        base_url = self._text(place.field("base_url"), config.base_url, checked_url) or ""
-        api_key = self._text(place.field("api_key"), config.api_key, checked_header)
+        base_url = self.text(place.field("base_url"), config.base_url, checked_url) or ""
+        api_key = self.text(place.field("api_key"), config.api_key, checked_header)
         headers = {
-            name: self._text(f"{place.field('headers')}.{name}", value, checked_header) or ""
+            name: self.text(f"{place.field('headers')}.{name}", value, checked_header) or ""
             for name, value in config.headers.items()
         }
         if urlsplit(base_url).username and api_key not in (None, *NO_KEY):
@@ -160,33 +156,15 @@ class Resolver:
             client.max_retries if max_retries is None else max_retries,
             client.transport,
             headers,
-            self._text(place.field("proxy"), config.proxy, checked_proxy),
+            self.text(place.field("proxy"), config.proxy, checked_proxy),
             self._ca_file(place.field("ca_file"), config.ca_file),
             config.max_in_flight,
             config.requests_per_minute,
             config.tokens_per_minute,
         )
 
-    def _text(self, place: str, text: str | None, check: Callable[[str], str]) -> str | None:
-        """The text with its references replaced, if it passes."""
-        if text is None:
-            return None
-        try:
-            value = self.env.expand(text)
-        except MissingVariable as error:
-            self._unready(place, f"variable {error.name} is not set", text)
-            return None
-        if not value:
-            self._unready(place, f"{text} is empty", text)
-            return None
-        try:
-            return check(value)
-        except PydanticCustomError as error:
-            self.problems.append(problem_of(error, self.file, place, text))
-            return None
-
     def _ca_file(self, place: str, text: str | None) -> str | None:
-        path = self._text(place, text, str)
+        path = self.text(place, text, str)
         if path is None:
             return None
         path = str(self.root / path)
@@ -201,13 +179,6 @@ class Resolver:
         have = shown_value(text, place)
         self.problems.append(Problem(self.file, place, wrong, have=have))
         return None
-
-    def _unready(self, place: str, wrong: str, text: str) -> None:
-        fix = (
-            f"the task cannot run until {text} has a value "
-            "in .env, in the task's env file or in the process"
-        )
-        self.problems.append(Problem(self.file, place, wrong, fix=fix, unready=True))
 
 
 def _named(endpoints: list[Endpoint]) -> Iterator[Endpoint]:

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from modelcall_assets.config.block import Block, Count, Text, did_you_mean
 from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
-from modelcall_assets.config.paths import InputFolder, OutputFolder
+from modelcall_assets.config.paths import Folder
 from modelcall_assets.config.problems import errors_in, validate
+from modelcall_assets.config.reading import Encoding, OnBadLine
 from modelcall_assets.config.task_file import ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
 
@@ -32,9 +33,9 @@ class ChatmlStep(Block):
 
     dataset_config_path: Text
     """YAML of the data sets: their configurations, format style and columns."""
-    input_dir: InputFolder
+    input_dir: Folder
     """Folder that holds a folder, or a JSONL file, per data set."""
-    output_dir: OutputFolder
+    output_dir: Folder
     """Folder of the conversations."""
     selected_datasets: list[Text] = Field(default_factory=list[str])
     """Only these; empty means all."""
@@ -48,6 +49,11 @@ class ChatmlStep(Block):
     """What becomes of turns that are neither the user's nor the assistant's."""
     validation: Literal["lenient", "strict"] = "lenient"
     """`strict` also wants alternating turns, the last one the assistant's."""
+    on_bad_line: OnBadLine = "keep"
+    """A line that is no JSON object: `keep` puts it into the file of rejected rows, `fail` stops
+    the file, naming the line."""
+    encoding: Encoding = "utf-8"
+    """Of JSONL input; any that Python knows."""
 
 
 class MergeStep(Block):
@@ -55,12 +61,17 @@ class MergeStep(Block):
 
     merge_config_path: Text
     """YAML of the merge groups."""
-    base_input_dir: InputFolder | None = None
+    base_input_dir: Folder | None = None
     """Folder of the members; default the conversations of this file."""
-    base_output_dir: OutputFolder
+    base_output_dir: Folder
     """Folder of the merged files."""
     merge_groups: list[Text] = Field(default_factory=list[str])
     """Only these groups; empty means all."""
+    on_bad_line: OnBadLine = "keep"
+    """A line that is no JSON object: `keep` puts it into the file of rejected rows, `fail` stops
+    the file, naming the line."""
+    encoding: Encoding = "utf-8"
+    """Of JSONL input; any that Python knows."""
 
 
 class ResponsesStep(Block):
@@ -68,9 +79,9 @@ class ResponsesStep(Block):
 
     response_config_path: Text
     """The model file."""
-    input_path: InputFolder | None = None
+    input_path: Folder | None = None
     """File or folder of conversations; default what the step before leaves."""
-    output_path: OutputFolder
+    output_path: Folder
     """Folder of the answers."""
     concurrency: Count = 20
     """Requests in flight in one run."""
@@ -81,6 +92,11 @@ class ResponsesStep(Block):
     """Answers to each conversation, a row each."""
     merge_reasoning: bool = True
     """Put the model's reasoning before its answer, in `<think>` tags."""
+    on_bad_line: OnBadLine = "keep"
+    """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
+    file, naming the line."""
+    encoding: Encoding = "utf-8"
+    """Of JSONL input; any that Python knows."""
 
 
 class JudgeStep(Block):
@@ -90,7 +106,7 @@ class JudgeStep(Block):
     """The model file."""
     prompt: ConfigPath
     """The prompt file."""
-    output_dir: OutputFolder
+    output_dir: Folder
     """Folder of the ratings."""
     input_key: Text = "response"
     """Column that is rated."""
@@ -111,7 +127,7 @@ class DistillationTask(TaskFile):
     """Answers to conversations."""
     scores: JudgeStep | None = None
     """Ratings of the answers."""
-    journal_folder: OutputFolder | None = None
+    journal_folder: Folder | None = None
     """Where raw replies are kept; default `.modelcall` in the folder of the
     responses, else of the last step."""
 

@@ -92,7 +92,8 @@ def _http_url(url: str) -> SplitResult | None:
     return parts if valid else None
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """The URL, or a mistake where it holds a password."""
     if urlsplit(url).password:
         raise mistake("a password in a file", fix="write the URL as ${NAME} and set NAME in .env")
     return url
@@ -100,12 +101,12 @@ def _without_password(url: str) -> str:
 
 def _literal_url(url: str) -> str:
     if "${" not in url:
-        _without_password(checked_url(url))
+        without_password(checked_url(url))
     return url
 
 
 def _literal_proxy(url: str) -> str:
-    return url if "${" in url else _without_password(checked_proxy(url))
+    return url if "${" in url else without_password(checked_proxy(url))
 
 
 def _key_reference(key: str) -> str:

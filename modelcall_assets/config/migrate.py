@@ -36,6 +36,7 @@ from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.paths import was_in_object_store
 from modelcall_assets.config.problems import shown_value, validate
 from modelcall_assets.config.prompt import PromptFile, parse_prompt
+from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.config.task import TASK_TYPE, ScoringTask, parse_task
 from modelcall_assets.config.task_file import in_file_order
 from modelcall_assets.errors import Problem, SetupError
@@ -202,7 +203,10 @@ def _move(block: Data, name: str, place: str, is_old: bool, new: Migration) -> N
         reason = f"{{{placeholder}}} removed, now {moved or 'empty'}: a partition has one place"
         new.say("changed", place, f"{reason}; {PLACEHOLDERS[placeholder]}")
     if is_old and was_in_object_store(text):
-        reason = f"kept: was tos://agi-data/{text}, is now {moved} below the project root"
+        reason = (
+            f"kept: was tos://agi-data/{text}, is now {moved} below the project root, or below "
+        )
+        reason += f"the data_root of {STORAGE_FILE}"
         new.say("changed", place, reason)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from modelcall_assets.config.block import Block, Count, Limit, Text, did_you_mean, mistake
-from modelcall_assets.config.paths import InputFolder, OutputFolder
+from modelcall_assets.config.paths import Folder
 from modelcall_assets.errors import Problem
 
 _LATER_SCRIPTS = ("github_raw_code", "repo_xml", "triplet_filter")
@@ -109,9 +109,9 @@ class Preprocess(Block):
     """Score the preprocessed rows instead of the input's."""
     script_type: Annotated[str, AfterValidator(_known_script)] = "universal"
     """Which preprocessor; this version has `universal`."""
-    input_folder: InputFolder | None = None
+    input_folder: Folder | None = None
     """Raw input; default `data.input_folder`."""
-    output_folder: OutputFolder | None = None
+    output_folder: Folder | None = None
     """Default: the raw input's folder + `_preprocessed`."""
     max_tokens: Count = 32768
     """Longer texts are truncated to this many tokens."""

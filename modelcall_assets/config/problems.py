@@ -22,7 +22,7 @@ _SECRET_NAME = re.compile(
     r"api[-_]?key|access[-_]?key|secret|passw|credential|auth|token$|cookie", re.I
 )
 _SECRET_VALUE = re.compile(
-    r"\b(sk|ak|key|pat|gh[a-z])[-_]\w|bearer |://[^/\n]*@|://[^/\s]*:\S*@", re.I
+    r"\b(sk|ak|key|pat|gh[a-z])[-_]\w|\bAK(IA|LT)\w{12}|bearer |://[^/\n]*@|://[^/\s]*:\S*@", re.I
 )
 _TYPES = {
     "string": "text",

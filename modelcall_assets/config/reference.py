@@ -24,6 +24,7 @@ from modelcall_assets.config.legacy import (
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.model import FirstGeneration, SecondGeneration
 from modelcall_assets.config.prompt import PromptFile
+from modelcall_assets.config.stores import StorageFile, StoreProfile
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.config.task_file import ConfigPath, TaskFile, in_file_order
 
@@ -35,10 +36,12 @@ below `configs/` and names each mistake by file and field.
 
 - An unknown key is an error. `-1` or `null` means no limit where a field is a limit.
 - Relative paths start at the project root: the nearest folder that holds `workspace.yaml` or
-  `configs/`.
-- `${NAME}` and `${NAME:-default}` are replaced in endpoints, keys and data folders. A task's own
-  env files win over the process environment, which wins over `.env` in the project root. No other
-  task sees a task's env files.
+  `configs/`. Relative data folders start at `data_root`, where a task or `configs/storage.yaml` has
+  one; `./` in front means the project root all the same.
+- A data folder may be the URI of a store, such as `s3://bucket/folder`: [storage.md](storage.md).
+- `${NAME}` and `${NAME:-default}` are replaced in endpoints, keys, data folders and the options of
+  stores. A task's own env files win over the process environment, which wins over `.env` in the
+  project root. No other task sees a task's env files.
 - `{task_name}` is replaced in data folders.
 """
 _DISTILLATION = """\
@@ -53,6 +56,11 @@ where `task_type` is `generate_response`. [distillation.md](distillation.md) has
 _DATASETS = """\
 `configs/distillation/*.yaml`: a mapping of data sets, by their path below `input_dir` such as
 `org/name` or `chats.jsonl`.
+"""
+_STORAGE = """\
+`configs/storage.yaml`, which a project may do without. What a profile for S3 leaves out is taken
+from variables, for `tos://` from `TOS_…` in place of `AWS_…`. [storage.md](storage.md) has
+examples.
 """
 _GROUPS = "`configs/distillation/*.yaml`: a list under `merge_groups`.\n"
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
@@ -76,6 +84,9 @@ def reference() -> str:
         *_section("Model", "`configs/models/*.yaml` or `.json`", SecondGeneration),
         *_section("Model, first generation", "Still read, with the same meaning.", FirstGeneration),
         *_section("Prompt", "`configs/prompts/*.yaml`", PromptFile),
+        "## Storage\n",
+        _STORAGE,
+        _table(_HEAD, (*_rows(StoreProfile, "stores.<name>."), *_storage_rows())),
         "## Old fields\n",
         "Fields of the old system whose effect is another one here.\n",
         _table(("field", "treatment", "why, or what to write"), _old_rows()),
@@ -96,6 +107,11 @@ _HEAD = ("field", "type", "default", "meaning")
 def _own_rows(model: type[TaskFile]) -> Iterator[tuple[str, ...]]:
     """Without the fields of every task."""
     return (row for row in _rows(model, "") if row[0].strip("`").split(".")[0] not in _SHARED)
+
+
+def _storage_rows() -> Iterator[tuple[str, ...]]:
+    """Without the profiles."""
+    return (row for row in _rows(StorageFile, "") if row[0] != "`stores`")
 
 
 def _mapping_rows() -> Iterator[tuple[str, ...]]:
@@ -147,7 +163,9 @@ def _type(annotation: Any) -> str:
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
-    default = info.get_default(call_default_factory=True, validated_data={"input_key": None})
+    if info.default_factory_takes_validated_data:
+        return "–"
+    default = info.get_default(call_default_factory=True)
     return "–" if default is None else f"`{json.dumps(default)}`"
 
 

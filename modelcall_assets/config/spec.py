@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePath
-
-from pydantic_core import PydanticCustomError
+from pathlib import Path
 
 from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.distillation import DistillationTask, JudgeStep, step_folders
 from modelcall_assets.config.endpoint import Endpoint
-from modelcall_assets.config.environment import Environment, MissingVariable
+from modelcall_assets.config.environment import Environment
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.config.paths import readable, resolve, writable
-from modelcall_assets.config.problems import problem_of
+from modelcall_assets.config.paths import is_bucket, resolve
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import Data, ScoringTask
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.stores import StoreOptions
 
 RAW, PREPROCESSED, CHATML, MERGED, RESPONSES, SCORES = STAGES = (
     "raw", "preprocessed", "chatml", "merged", "responses", "scores",
 )  # fmt: skip
 """Every stage there is, upstream first."""
-DATA_FILES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow")
+_LINES = (".jsonl", ".json", ".ndjson")
+DATA_FILES = (
+    *(f"{suffix}{packing}" for suffix in _LINES for packing in ("", ".gz", ".zst")),
+    *(".parquet", ".arrow"),
+)
+"""How the names of data files end."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Link:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task that can run. Folders are absolute paths, or URIs as they were written."""
+    """A task that can run. Folders are absolute paths or URIs, in their simplest spelling."""
 
     path: Path
     root: Path
@@ -64,6 +67,10 @@ class TaskSpec:
     """Where the input of the first step comes from, if that is another task of the project."""
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     """The files of model, prompt, generator, datasets and groups, relative to the root."""
+    data_root: str | None = None
+    """Where relative data folders lie; None is the root."""
+    store_options: Sequence[StoreOptions] = field(default=(), repr=False)
+    """How the stores among its places are reached, the longest prefix first."""
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
@@ -90,7 +97,8 @@ class TaskSpec:
     @property
     def has_one_input(self) -> bool:
         """Whether `input_folder` is a file."""
-        return PurePath(self.input_folder).suffix in DATA_FILES
+        folder = self.input_folder
+        return folder.lower().endswith(DATA_FILES) and not is_bucket(folder)
 
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""
@@ -145,7 +153,7 @@ class TaskSpec:
 
     def resolved(self, text: str) -> str:
         """A folder as written, made absolute."""
-        return resolve(text, self.root, self.env, self.name)
+        return resolve(text, self.root, self.env, self.name, self.data_root)
 
 
 def unsent_text(
@@ -173,71 +181,3 @@ def budget_problems(
         if None in model.prices.pair:
             wrong = "the model file has no prices to count with"
             yield Problem(file, "budget_usd", wrong, fix="set prices there, or use budget_tokens")
-
-
-def folder_problems(spec: TaskSpec) -> Iterator[Problem]:
-    """Folders that are wrong once references and placeholders are replaced."""
-    inputs, outputs = _named_folders(spec.task)
-    problems: list[Problem] = []
-    for uses, check in ((inputs, readable), (outputs, writable)):
-        for place, text in uses.items():
-            try:
-                check(resolve(text, spec.root, spec.env, spec.name))
-            except MissingVariable as error:
-                wrong = f"variable {error.name} is not set"
-                problems.append(Problem(spec.file_name, place, wrong, have=text))
-            except PydanticCustomError as error:
-                problems.append(problem_of(error, spec.file_name, place, text))
-    yield from problems
-    if not problems:
-        yield from _outputs_among_inputs(spec, outputs)
-
-
-def _named_folders(
-    task: ScoringTask | DistillationTask,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Input and output folders as written, by field."""
-    if isinstance(task, DistillationTask):
-        chatml, merge, responses = task.chatml_conversion, task.jsonl_merge, task.generate_response
-        inputs = {
-            "chatml_conversion.input_dir": chatml and chatml.input_dir,
-            "jsonl_merge.base_input_dir": merge and merge.base_input_dir,
-            "generate_response.input_path": responses and responses.input_path,
-        }
-        outputs = {
-            "chatml_conversion.output_dir": chatml and chatml.output_dir,
-            "jsonl_merge.base_output_dir": merge and merge.base_output_dir,
-            "generate_response.output_path": responses and responses.output_path,
-            "scores.output_dir": task.scores and task.scores.output_dir,
-            "journal_folder": task.journal_folder,
-        }
-    else:
-        data, preprocess = task.data, task.preprocess
-        used = preprocess.enabled
-        inputs = {
-            "data.input_folder": data.input_folder,
-            "preprocess.input_folder": preprocess.input_folder if used else None,
-        }
-        outputs = {
-            "data.output_folder": data.output_folder,
-            "data.journal_folder": data.journal_folder,
-            "preprocess.output_folder": preprocess.output_folder if used else None,
-        }
-    return (
-        {place: text for place, text in inputs.items() if text},
-        {place: text for place, text in outputs.items() if text},
-    )
-
-
-def _outputs_among_inputs(spec: TaskSpec, outputs: Mapping[str, str]) -> Iterator[Problem]:
-    """An output below the input would be taken for new input."""
-    folders = {place: spec.resolved(text) for place, text in outputs.items()}
-    if PREPROCESSED in spec.stages and "preprocess.output_folder" not in folders:
-        folders["preprocess.output_folder"] = spec.folder(PREPROCESSED)
-        if "://" in spec.folder(PREPROCESSED):
-            wrong, fix = "missing: the input is in an object store", "add a local folder"
-            yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)
-    for place, folder in folders.items():
-        if PurePath(folder).is_relative_to(spec.input_folder):
-            wrong = "the folder lies in the input folder, so outputs would become inputs"
-            yield Problem(spec.file_name, place, wrong, fix="choose a folder beside it")

@@ -14,9 +14,11 @@ from modelcall_assets.config.distillation import (
     parse_distillation,
 )
 from modelcall_assets.config.legacy import TASK_FIELDS, take_out
-from modelcall_assets.config.paths import InputFolder, OutputFolder, was_in_object_store
+from modelcall_assets.config.paths import Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, later_script
 from modelcall_assets.config.problems import errors_in, validate
+from modelcall_assets.config.reading import Encoding, OnBadLine
+from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.config.task_file import ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
 
@@ -31,16 +33,21 @@ _COMMANDS = {
 class Data(Block):
     """Where rows come from and where scores go."""
 
-    input_folder: InputFolder
-    """Folder of JSONL and Parquet files, local or s3://."""
-    output_folder: OutputFolder
+    input_folder: Folder
+    """Folder of JSONL and Parquet files: a path, or the URI of a store such as s3://."""
+    output_folder: Folder
     """Folder of the scores."""
     input_key: Text = "text"
     """Column that holds the text to score."""
     prompt_format_key: Text = Field(default_factory=lambda block: block["input_key"])
     """Placeholder of the prompt that receives the text; default `input_key`."""
-    journal_folder: OutputFolder | None = None
+    journal_folder: Folder | None = None
     """Where raw replies are kept; default `<output_folder>/.modelcall`."""
+    on_bad_line: OnBadLine = "keep"
+    """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
+    file, naming the line."""
+    encoding: Encoding = "utf-8"
+    """Of JSONL input; any that Python knows."""
 
 
 class ScoringTask(TaskFile):
@@ -82,9 +89,10 @@ class ScoringTask(TaskFile):
 
 
 def parse_task(
-    data: dict[str, Any], file: str
+    data: dict[str, Any], file: str, *, has_data_root: bool = False
 ) -> tuple[ScoringTask | DistillationTask | None, list[Problem]]:
-    """The task, and every problem of its file; no task if one of them is an error."""
+    """The task, and every problem of its file; no task if one of them is an error. The project has
+    a data root or not; the task may have its own."""
     kind = data.get("task_type", TASK_TYPE)
     if kind in DISTILLATION_TYPES:
         return parse_distillation(data, file)
@@ -95,7 +103,7 @@ def parse_task(
     known, problems, is_old = take_out(data, TASK_FIELDS, file)
     task, mistakes = validate(ScoringTask, known, file)
     problems += [*mistakes, *_rater_problems(known, file)]
-    if is_old:
+    if is_old and not has_data_root and known.get("data_root") is None:
         refused = {problem.field for problem in problems}
         problems += (p for p in _moved_paths(known, file) if p.field not in refused)
     if task is not None:
@@ -135,7 +143,8 @@ def _moved_paths(data: dict[str, Any], file: str) -> list[Problem]:
                     f"{block}.{name}",
                     f"now means {place} below the project root; the old system read this"
                     " relative path from its object store",
-                    fix=f"write ./{text} if the folder is meant, else the full s3:// path",
+                    fix=f"write ./{text} if that is meant, else the full tos:// path, or name the"
+                    f" place of all such folders as data_root in {STORAGE_FILE}",
                     severity="warning",
                 )
             )

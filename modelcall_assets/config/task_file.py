@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from modelcall_assets.config.block import Block, Count, Limit, Text, mistake
+from modelcall_assets.config.paths import Folder
 
 
 class ConfigPath(Block):
@@ -128,6 +129,9 @@ class TaskFile(Block):
     """Launches runs for new and changed input files."""
     environment: EnvFiles = EnvFiles()
     """Variables of this task only."""
+    data_root: Folder | None = None
+    """Where the task's relative data folders lie; default that of configs/storage.yaml, else the
+    project root."""
     concurrency: Concurrency = Concurrency()
     """How much runs at the same time."""
     distributed: Distributed = Distributed()

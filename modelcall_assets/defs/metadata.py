@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -15,6 +14,7 @@ from modelcall_assets.steps.preprocess import PreprocessReport
 from modelcall_assets.steps.raw import RawReport
 from modelcall_assets.steps.score_report import HISTOGRAM_VALUES, ScoreReport
 from modelcall_assets.steps.split import SplitReport
+from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.transcript import markdown
 
 _CELL = 160
@@ -35,7 +35,7 @@ def raw_metadata(report: RawReport) -> dict[str, Any]:
     }
 
 
-def preprocessed_metadata(report: PreprocessReport, output: Path) -> dict[str, Any]:
+def preprocessed_metadata(report: PreprocessReport, output: Place) -> dict[str, Any]:
     return {
         "dagster/row_count": report.rows_out,
         "dagster/column_schema": _columns(report.schema),
@@ -56,7 +56,7 @@ def split_metadata(report: SplitReport) -> dict[str, Any]:
     }
 
 
-def chatml_metadata(report: ChatmlReport, output: Path) -> dict[str, Any]:
+def chatml_metadata(report: ChatmlReport, output: Place) -> dict[str, Any]:
     failures = [asdict(failure) for failure in report.first_failures]
     return {
         "dagster/row_count": report.rows_out,
@@ -70,7 +70,7 @@ def chatml_metadata(report: ChatmlReport, output: Path) -> dict[str, Any]:
     }
 
 
-def merged_metadata(report: MergeReport, output: Path) -> dict[str, Any]:
+def merged_metadata(report: MergeReport, output: Place) -> dict[str, Any]:
     return {
         "dagster/row_count": report.rows,
         "blank_lines": report.blank,
@@ -82,7 +82,7 @@ def merged_metadata(report: MergeReport, output: Path) -> dict[str, Any]:
     }
 
 
-def scores_metadata(report: ScoreReport, output: Path) -> dict[str, Any]:
+def scores_metadata(report: ScoreReport, output: Place) -> dict[str, Any]:
     histograms = {
         f"histogram_{key}": _histogram(key, counts)
         for key, counts in report.histograms.items()

@@ -6,7 +6,6 @@ per range, stage after stage.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import dagster as dg
 from dagster._core.events import RunFailureReason
@@ -20,6 +19,7 @@ from modelcall_assets.defs.stage import SYSTEMIC_KEY
 from modelcall_assets.defs.versions import asset_key, is_stale
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.storage.files import exists
 from modelcall_assets.storage.manifest import read_manifest
 
 _GREEN = AssetPartitionStatus.MATERIALIZED
@@ -95,7 +95,8 @@ class TaskRunner:
             return True
         if stage == RAW:
             return self.steps.input_version(key) != manifest.input.version
-        return manifest.output is None or not Path(manifest.output).exists()
+        output = manifest.output
+        return output is None or not exists(self.steps.layout.place(output))
 
     def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
         asset, files = asset_key(self.steps, stage), partitions_of(self.steps, stage)

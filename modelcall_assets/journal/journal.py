@@ -37,6 +37,7 @@ from modelcall_assets.journal.segments import (
     PlainSegment,
     Segment,
     SegmentWriter,
+    empty,
     next_segment_path,
     open_segment,
     segment_paths,
@@ -50,7 +51,7 @@ __all__ = [
     "Journal",
     "Position",
     "Reference",
-    "remove",
+    "remove_folder",
 ]
 
 Position = int
@@ -179,7 +180,7 @@ class Journal:
         self._end_segment()
         assert self._lock is not None
         with suppress(OSError):
-            if is_untidy(self._folder) and self._lock.exclusive():
+            if self._may_pack() and is_untidy(self._folder) and self._lock.exclusive():
                 try:
                     pack(self._folder)
                 finally:
@@ -207,6 +208,9 @@ class Journal:
         """What the next turn's `previous` must hold."""
         segment, offset = self._place(position)
         return segment.path.name, offset
+
+    def _may_pack(self) -> bool:
+        return True
 
     def _place(self, position: Position) -> tuple[Segment, int]:
         number = bisect_right(self._starts, position) - 1
@@ -255,7 +259,7 @@ class Journal:
             self._writer = None
 
 
-def remove(folder: Path) -> bool:
+def remove_folder(folder: Path) -> bool:
     """Delete a whole journal; False, and nothing done, when somebody has it open."""
     if not folder.is_dir():
         return True
@@ -263,11 +267,7 @@ def remove(folder: Path) -> bool:
     try:
         if not lock.exclusive():
             return False
-        for path in folder.iterdir():
-            if path.is_file():
-                path.unlink()
-        with suppress(OSError):  # journals of a folder that once was a file
-            folder.rmdir()
+        empty(folder)
         return True
     finally:
         lock.close()

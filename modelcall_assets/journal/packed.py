@@ -22,13 +22,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.lines import FORMAT, SEAL, kind_of
+from modelcall_assets.storage.files import NewFile
 
 PACKED_SUFFIX = ".jsonl.zst"
 BLOCK_BYTES = 256 << 10
@@ -42,7 +43,7 @@ _COPY_BYTES = 1 << 20
 class PackWriter:
     """Writes a packed segment; close it to have all of it in the file."""
 
-    def __init__(self, file: BinaryIO, replaces: Sequence[str]) -> None:
+    def __init__(self, file: NewFile, replaces: Sequence[str]) -> None:
         self._file = file
         self._codec: Any = pa.Codec("zstd")
         self._start = 0

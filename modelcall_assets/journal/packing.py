@@ -42,7 +42,7 @@ def pack(folder: Path) -> None:
     replaced = [path for path in all_paths(folder) if path != target]
     segments = [open_segment(path) for path in paths]
     try:
-        with publish(target) as temporary, Path(temporary).open("wb") as file:
+        with publish(target) as file:
             writer = PackWriter(file, [path.name for path in replaced])
             _Packing(writer).take(segments)
             writer.close()

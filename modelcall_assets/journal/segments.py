@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -180,6 +181,19 @@ def all_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def is_of_run(path: Path, run_id: str) -> bool:
+    return path.name.removesuffix(_SUFFIX).endswith(f"-{run_id[:12]}")
+
+
+def empty(folder: Path) -> None:
+    """Delete all files, and the folder unless it has others below."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    with suppress(OSError):  # journals of a folder that once was a file
+        folder.rmdir()
 
 
 def next_segment_path(folder: Path, run_id: str) -> Path:

@@ -6,7 +6,7 @@ A table from request key to journal. It can be deleted at any time: only reuse i
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,10 +24,12 @@ _OPEN_JOURNALS = 8
 
 
 class SharedReplies:
-    """The table at `path`, made on first use. Raises InputError when it is no such table."""
+    """The table at `path`, made on first use; `opened` gives the journal of a folder. Raises
+    InputError when it is no such table."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opened: Callable[[str], Journal]) -> None:
         self._path = path
+        self._opened = opened
         self._journals: dict[str, Journal] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,12 +57,12 @@ class SharedReplies:
             for dialogue in self._journal(row[0]).dialogues(Address(key, row[1])):
                 yield dialogue.entries
 
-    def add(self, folder: Path, answered: Iterable[tuple[str, int]]) -> None:
+    def add(self, folder: str, answered: Iterable[tuple[str, int]]) -> None:
         """Key and occurrence of requests that the journal in `folder` answers."""
         with closing(self._connect()) as connection, connection:
-            connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (str(folder),))
+            connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
             number = connection.execute(
-                "SELECT id FROM folders WHERE path = ?", (str(folder),)
+                "SELECT id FROM folders WHERE path = ?", (folder,)
             ).fetchone()[0]
             connection.executemany(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
@@ -72,7 +74,7 @@ class SharedReplies:
 
     def _journal(self, folder: str) -> Journal:
         """Open for reading; the ones used last stay open."""
-        journal = self._journals.pop(folder, None) or Journal(Path(folder), "reader")
+        journal = self._journals.pop(folder, None) or self._opened(folder)
         self._journals[folder] = journal
         if len(self._journals) > _OPEN_JOURNALS:
             oldest = next(iter(self._journals))

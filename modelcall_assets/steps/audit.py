@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.parquet import read_columns, read_schema
+from modelcall_assets.storage.places import Place
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ScoresAudit:
     schema_matches: bool
 
 
-def audit_scores(output: Path, source_rows: int, schema: pa.Schema) -> ScoresAudit:
+def audit_scores(output: Place, source_rows: int, schema: pa.Schema) -> ScoresAudit:
     """Rows by status, repeated record ids and the schema of a published scores file."""
     table = read_columns(output, ["api_status", "api_record_id"])
     statuses = Counter(table.column("api_status").to_pylist())
@@ -39,10 +40,10 @@ def audit_scores(output: Path, source_rows: int, schema: pa.Schema) -> ScoresAud
     )
 
 
-def audit_lines(output: Path, source_rows: int) -> ScoresAudit:
+def audit_lines(output: Place, source_rows: int) -> ScoresAudit:
     """The same of a published JSONL file of responses, whose rows have no one schema."""
     statuses, ids = Counter[str](), Counter[tuple[str, int]]()
-    with output.open("rb") as file:
+    with open_input(output) as file:
         for line in file:
             row = orjson.loads(line)
             statuses[row["api_status"]] += 1

@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import orjson
 
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import bad_line
-from modelcall_assets.storage.files import FileInfo, publish
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_items, sample_row
 from modelcall_assets.transforms.chatml import (
     ChatmlOptions,
@@ -61,13 +61,12 @@ class ChatmlReport:
 
 
 def convert_split(
-    files: Sequence[FileInfo], options: ChatmlOptions, output: Path, limit: int | None = None
+    files: Sequence[FileInfo], options: ChatmlOptions, out: NewFile, limit: int | None = None
 ) -> ChatmlReport:
-    """Publish the first `limit` rows of `files`, one after another, at `output`. InputError when a
-    file cannot be read; then nothing is published."""
+    """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
+    read."""
     work = _Work(options)
-    with publish(output) as temporary, Path(temporary).open("wb", 0) as out:
-        digest = write_lines(out, work.lines(islice(_items(files), limit)))
+    write_lines(out, work.lines(islice(_items(files), limit)))
     return ChatmlReport(
         rows_in=work.rows_out + work.dropped.total(),
         rows_out=work.rows_out,
@@ -76,7 +75,7 @@ def convert_split(
         failed_by_reason=dict(work.failed),
         first_failures=tuple(work.first_failures),
         turns=dict(sorted(work.turns.items())),
-        data_version=digest,
+        data_version=out.digest,
         sample=work.sample,
     )
 
@@ -87,7 +86,7 @@ _Item = tuple[FileInfo, int, Row | BadLine, bytes | None]
 
 def _items(files: Sequence[FileInfo]) -> Iterator[_Item]:
     for file in files:
-        for index, (item, text) in enumerate(read_items(file.uri)):
+        for index, (item, text) in enumerate(read_items(file.place)):
             yield file, index, item, text
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.journal import remove as remove_journal
-from modelcall_assets.journal.segments import segment_paths
+from modelcall_assets.journal.mirror import journal_files
+from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.steps.published import published_keys
 from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
-from modelcall_assets.storage.files import list_inputs, stat_file
+from modelcall_assets.storage.files import delete, list_inputs, stat_file
+from modelcall_assets.storage.leftovers import LeftOver, left_overs
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.trouble import is_absent
 
 LEFT_OVER, OLD_JOURNAL, DELETED_INPUT = "left by a crash", "old journal", "input is gone"
 IN_USE_S = 3600.0
 """A temporary file younger than this may be in use."""
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _DAY_S = 86400.0
 
 
@@ -31,46 +32,46 @@ class Garbage:
 
     why: str
     name: str
-    files: tuple[Path, ...] = ()
-    journal: Path | None = None
+    files: tuple[FileInfo | LeftOver, ...] = ()
+    journal: Place | None = None
+    scratch: Path = Path()
+    """For a journal that is in a store."""
     key: str | None = None
     """The partition key that goes with it."""
 
     @property
     def size(self) -> int:
-        own = self.journal.glob("*") if self.journal is not None else ()
-        return sum(path.stat().st_size for path in (*self.files, *own) if path.is_file())
+        return sum(file.size for file in self.files)
 
     def delete(self) -> bool:
         """False when a run has the journal open: then nothing is deleted."""
-        if self.journal is not None and not remove_journal(self.journal):
+        if self.journal is not None and not remove_journal(self.journal, self.scratch):
             return False
-        for path in self.files:
-            path.unlink(missing_ok=True)
+        for file in self.files:
+            delete(file.place) if isinstance(file, FileInfo) else file.delete()
         return True
 
 
 def left_over(steps: TaskSteps) -> Iterator[Garbage]:
-    """Temporary files of publishes that never ended."""
-    spec = steps.spec
-    folders = (*map(spec.folder, spec.stages[1:]), spec.journal_folder)
-    found = {path for folder in folders for path in _temporary_files(Path(folder))}
-    for path in sorted(found):
-        if time.time() - path.stat().st_mtime > IN_USE_S:
-            yield Garbage(LEFT_OVER, str(path), (path,))
+    """What publishes that never ended have left."""
+    found = {each.name: each for folder in steps.layout.own_folders for each in left_overs(folder)}
+    for name, each in sorted(found.items()):
+        if time.time() - each.modified > IN_USE_S:
+            yield Garbage(LEFT_OVER, name, (each,))
 
 
 def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
     """Journals of published files whose newest reply is older than that."""
-    for key in _keys_with_manifest(steps, SCORES):
+    for key in published_keys(steps.layout, SCORES):
         folder = steps.layout.journal_folder(SCORES, key)
-        written = [path.stat().st_mtime for path in segment_paths(folder)]
+        files = tuple(journal_files(folder))
+        written = [file.modified for file in files]
         if not written or time.time() - max(written) <= days * _DAY_S:
             continue
-        with Journal(folder, "clean") as journal:
+        with steps.layout.journal(SCORES, key, "clean") as journal:
             published = not journal.has_unpublished
         if published and read_manifest(steps.layout.manifest_path(SCORES, key)) is not None:
-            yield Garbage(OLD_JOURNAL, decode_key(key), journal=folder)
+            yield Garbage(OLD_JOURNAL, decode_key(key), files, folder, steps.layout.scratch)
 
 
 def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
@@ -78,48 +79,39 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
 
     InputError when the input folder is missing or empty, as that of a disk that is not mounted is.
     """
-    present = {encode_key(file.key_path) for file in list_inputs(steps.spec.input_folder)}
+    layout = steps.layout
+    present = {encode_key(file.key_path) for file in list_inputs(steps.layout.folder(RAW))}
     if not present:
         raise InputError(
             f"{steps.spec.input_folder}: there is no file at all; is the disk mounted? If all are "
             "gone for good, delete the task's output and journal folders by hand"
         )
     in_use = {path for key in present for path in _outputs(steps, key)}
-    for key in sorted({*known, *_keys_with_manifest(steps, RAW)} - present):
+    for key in sorted({*known, *published_keys(steps.layout, RAW)} - present):
         if _is_gone(steps, key):
             manifests = [steps.layout.manifest_path(stage, key) for stage in steps.stages]
-            files = [*manifests, *(path for path in _outputs(steps, key) if path not in in_use)]
-            yield Garbage(
-                DELETED_INPUT,
-                decode_key(key),
-                tuple(path for path in files if path.exists()),
-                steps.layout.journal_folder(SCORES, key),
-                key,
-            )
+            outputs = [place for place in _outputs(steps, key) if place not in in_use]
+            journal = layout.journal_folder(SCORES, key)
+            files = (*_there([*manifests, *outputs]), *journal_files(journal))
+            yield Garbage(DELETED_INPUT, decode_key(key), files, journal, layout.scratch, key)
 
 
-def _temporary_files(folder: Path) -> Iterator[Path]:
-    for here, _, names in os.walk(folder):
-        yield from (Path(here, name) for name in names if _TEMPORARY.fullmatch(name))
+def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
+    for place in places:
+        try:
+            yield stat_file(place)
+        except InputError as error:
+            if not is_absent(error):
+                raise
 
 
-def _keys_with_manifest(steps: TaskSteps, stage: str) -> Iterator[str]:
-    folder = steps.layout.manifest_path(stage, "any").parent
-    for path in folder.rglob("*.json"):
-        yield path.relative_to(folder).as_posix().removesuffix(".json")
-
-
-def _outputs(steps: TaskSteps, key: str) -> list[Path]:
+def _outputs(steps: TaskSteps, key: str) -> list[Place]:
     return [steps.layout.output_path(stage, key) for stage in steps.stages if stage != RAW]
 
 
 def _is_gone(steps: TaskSteps, key: str) -> bool:
     """Also from where it was when its `raw` asset was made: the task may look elsewhere now."""
     manifest = read_manifest(steps.layout.manifest_path(RAW, key))
-    try:
-        stat_file(manifest.input.uri if manifest else steps.layout.input_uri(key))
-    except InputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return True
-        raise
-    return False
+    layout = steps.layout
+    place = layout.place(manifest.input.uri) if manifest else layout.input_place(key)
+    return not list(_there([place]))

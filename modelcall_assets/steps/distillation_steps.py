@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -22,24 +21,29 @@ from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import Row
 from modelcall_assets.steps.audit import ScoresAudit, audit_lines
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
-from modelcall_assets.steps.merged import MergeReport, members_of, merge_group
+from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
 from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.raw import read_raw
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.split import SplitReport, look_at_split
-from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream
+from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream, digest_of
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
-from modelcall_assets.storage.files import FileInfo, list_inputs, stat_file
+from modelcall_assets.storage.files import delete, list_inputs, stat_file
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 from modelcall_assets.transforms.universal import Dropped
+
+_LINES = {"schema": schema_to_json(pa.schema([]))}
+"""In the detail of a JSONL output that is read as lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class _Place:
     """Which split of which data set a partition is."""
 
     dataset: str
-    path: str
+    path: Place
     config: str | None
     split: str
 
@@ -87,7 +91,7 @@ class DistillationSteps(TaskSteps):
         keys = self.linked.steps.keys(partitions)
         if not self.spec.has_one_input:
             return keys
-        only = PurePath(self.spec.input_folder)
+        only = self.layout.folder(RAW)
         theirs = self.linked.steps.layout
         return [key for key in keys if theirs.output_path(self.linked.stage, key) == only]
 
@@ -99,8 +103,8 @@ class DistillationSteps(TaskSteps):
     def _linked_file(self, key: str) -> FileInfo:
         """What the linked task leaves of a partition; InputError when it is not there yet."""
         assert self.linked is not None
-        info = stat_file(self.linked.need(key).output or "")
-        return FileInfo(decode_key(key), info.uri, info.size, info.version)
+        info = stat_file(self.linked.place(self.linked.need(key)))
+        return replace(info, key_path=decode_key(key))
 
     def _has_own_groups(self, stage: str) -> bool:
         return MERGED in self.stages and stage not in (RAW, CHATML)
@@ -116,10 +120,10 @@ class DistillationSteps(TaskSteps):
             return [self._linked_file(key) for key in self.keys(self._linked_set)]
         if self.task.chatml_conversion is not None:
             return [_as_file(key, split) for key, (_, split) in self._splits().items()]
-        spec, own = self.spec, [self.spec.journal_folder, *map(self.spec.folder, self.stages[1:])]
-        if spec.has_one_input:
-            return [stat_file(spec.input_folder)]
-        files = list_inputs(spec.input_folder, "*", exclude=own)
+        layout = self.layout
+        if self.spec.has_one_input:
+            return [stat_file(layout.folder(RAW))]
+        files = list_inputs(layout.folder(RAW), exclude=layout.own_folders)
         if MERGED not in self.stages:
             self._refuse_shared_outputs(files)
         return files[: self.task.max_files]
@@ -136,7 +140,7 @@ class DistillationSteps(TaskSteps):
             ok=report.rows,
             failed=0,
             input=InputFingerprint(
-                uri=self._place(key).path,
+                uri=str(self._place(key).path),
                 digest=report.data_version,
                 size=report.size,
                 version=_version(files),
@@ -175,68 +179,76 @@ class DistillationSteps(TaskSteps):
             return _digest(versions) if is_complete and versions != self._merged_from(key) else None
         made = self._upstream(first).made(key)
         own = read_manifest(self.layout.manifest_path(first, key))
-        if made is None or (own is not None and own.input.digest == made.detail["digest"]):
+        if made is None or (own is not None and own.input.digest == digest_of(made)):
             return None
-        return str(made.detail["digest"])
+        return digest_of(made)
 
     def chatml(self, key: str) -> ChatmlReport:
         """Conversations of a split. InputChanged when it is not what raw recorded."""
         made = self._upstream(CHATML).need(key)
         split, place = self._split(key), self._place(key)
-        output = self.layout.output_path(CHATML, key)
-        report = convert_split(
-            split.files, self._chatml_options(place.dataset), output, self.row_limit
-        )
-        if _version(self._split(key).files) != made.input.version:
-            raise InputChanged(
-                f"{place.path} changed since its raw asset was materialised; materialise that again"
+        options = self._chatml_options(place.dataset)
+        with Draft(self.layout, CHATML, key) as draft:
+            report = convert_split(split.files, options, draft.out, self.row_limit)
+            if _version(self._split(key).files) != made.input.version:
+                raise InputChanged(
+                    f"{place.path} changed since its raw asset was materialised; "
+                    "materialise that again"
+                )
+            manifest = Manifest(
+                stage=CHATML,
+                accepted=True,
+                data_version=report.data_version,
+                rows=report.rows_out,
+                ok=report.rows_out - report.failed,
+                failed=report.failed,
+                dropped=sum(report.dropped.values()),
+                failures=report.failed_by_reason,
+                input=made.input,
+                detail=dict(_LINES),
             )
-        manifest = Manifest(
-            stage=CHATML,
-            accepted=True,
-            data_version=report.data_version,
-            rows=report.rows_out,
-            ok=report.rows_out - report.failed,
-            failed=report.failed,
-            dropped=sum(report.dropped.values()),
-            failures=report.failed_by_reason,
-            output=str(output),
-            input=made.input,
-            detail=_detail_of_lines(report.data_version),
-        )
-        write_manifest(self.layout.manifest_path(CHATML, key), manifest)
+            draft.publish(manifest)
         return report
 
     def merged(self, key: str) -> MergeReport:
         """The members of a group as one file. InputError names the members that are not there."""
-        group, upstream = self.groups[key], self._upstream(MERGED).stage
+        group, upstream = self.groups[key], self._upstream(MERGED)
         manifests = self._members(key)
         missing = [name for name, made in manifests.items() if made is None]
         if missing:
             raise InputError(
-                f"{key}: {len(missing)} of {len(manifests)} members have no accepted {upstream}: "
-                f"{', '.join(missing)}; materialise {upstream} of these first"
+                f"{key}: {len(missing)} of {len(manifests)} members have no accepted "
+                f"{upstream.stage}: {', '.join(missing)}; materialise {upstream.stage} of these "
+                "first"
             )
         made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
-        uris = {name: each.output or each.input.uri for name, each in made.items()}
-        output = self.layout.output_path(MERGED, key)
-        report = merge_group(uris, output, source_column=group.source_column, dedup=group.dedup)
+        places = {name: upstream.place(each) for name, each in made.items()}
+        invalid = invalid_file_of(self.layout.output_path(MERGED, key))
         versions = _versions(manifests)
-        manifest = Manifest(
-            stage=MERGED,
-            accepted=True,
-            data_version=report.data_version,
-            rows=report.rows,
-            ok=report.rows,
-            failed=0,
-            dropped=report.blank + report.invalid + report.duplicates,
-            output=str(output),
-            input=InputFingerprint(
-                uri=self._member_folder, digest=_digest(versions), size=0, version=""
-            ),
-            detail={**_detail_of_lines(report.data_version), "members": versions},
-        )
-        write_manifest(self.layout.manifest_path(MERGED, key), manifest)
+        with Draft(self.layout, MERGED, key) as draft:
+            report = merge_group(
+                places,
+                draft.out,
+                lambda: draft.beside(invalid),
+                source_column=group.source_column,
+                dedup=group.dedup,
+            )
+            manifest = Manifest(
+                stage=MERGED,
+                accepted=True,
+                data_version=report.data_version,
+                rows=report.rows,
+                ok=report.rows,
+                failed=0,
+                dropped=report.blank + report.invalid + report.duplicates,
+                input=InputFingerprint(
+                    uri=self._member_folder, digest=_digest(versions), size=0, version=""
+                ),
+                detail={**_LINES, "members": versions},
+            )
+            draft.publish(manifest)
+        if not report.invalid:
+            delete(invalid)
         return report
 
     async def responses(
@@ -273,11 +285,10 @@ class DistillationSteps(TaskSteps):
             case _:
                 return super().shape(stage)
 
-    def detail_of(self, stage: str, key: str) -> dict[str, Any]:
+    def detail_of(self, stage: str, report: ScoreReport) -> dict[str, Any]:
         if stage != RESPONSES:
-            return super().detail_of(stage, key)
-        report = read_raw(stat_file(str(self.layout.output_path(stage, key))))
-        return {"digest": report.digest, "schema": schema_to_json(report.schema)}
+            return super().detail_of(stage, report)
+        return {"schema": schema_to_json(report.schema)}
 
     def rows_to_ask(self, stage: str, keys: Iterable[str]) -> int:
         rows = super().rows_to_ask(stage, keys)
@@ -331,7 +342,7 @@ class DistillationSteps(TaskSteps):
         found: dict[str, tuple[_Place, Split]] = {}
         with_system = self._chatml_step.add_system_prompt
         for name, dataset in self.spec.datasets.items():
-            path = dataset_path(self.spec.input_folder, name)
+            path = dataset_path(self.layout.folder(RAW), name)
             for split in find_splits(path, dataset.configs):
                 place = _Place(name, path, split.config, split.split)
                 found[output_name(name, split.config, split.split, with_system)] = (place, split)
@@ -358,14 +369,9 @@ def steps_of(spec: TaskSpec) -> TaskSteps:
     return DistillationSteps(spec) if is_distillation else TaskSteps(spec)
 
 
-def _detail_of_lines(digest: str) -> dict[str, Any]:
-    """Of a JSONL output that is read as lines; its digest is also its version."""
-    return {"digest": digest, "schema": schema_to_json(pa.schema([]))}
-
-
 def _as_file(key: str, split: Split) -> FileInfo:
     size = sum(file.size for file in split.files)
-    return FileInfo(key, split.files[0].uri, size, _version(split.files))
+    return FileInfo(key, split.files[0].place, size, _version(split.files))
 
 
 def _versions(members: Mapping[str, Manifest | None]) -> dict[str, str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from typing import BinaryIO, Literal
+from pathlib import PurePosixPath
+from typing import Literal
 
 import pyarrow as pa
 
@@ -17,8 +17,10 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.published import Published, failure_of, identity
-from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.files import NewFile, delete, publish
+from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Chunk
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
@@ -52,7 +54,7 @@ class Form:
     validation_share: float = 0.0
     seed: int = 42
 
-    def targets(self, stem: Path) -> Iterator[tuple[str, bool, Path]]:
+    def targets(self, stem: PurePosixPath) -> Iterator[tuple[str, bool, PurePosixPath]]:
         """Part, whether it is for failed rows only, and path, of all that can come of a file."""
         for part in (TRAIN, VALIDATION) if self.validation_share else ("",):
             for is_error in (False, True) if self.old_names else (False,):
@@ -81,12 +83,12 @@ class FileExport:
         return sum(self.written.values())
 
 
-def export_file(file: Published, folder: Path, selection: Selection, form: Form) -> FileExport:
+def export_file(file: Published, folder: Place, selection: Selection, form: Form) -> FileExport:
     """Publish the selected rows of a file below `folder`, in order. A file of failed rows exists
     only when there are any."""
     schema = _schema(file, selection) if form.format == "parquet" else None
     report = FileExport(file.name, file.manifest.rows)
-    targets = {(part, error): path for part, error, path in form.targets(Path(file.stem))}
+    targets = {(part, error): path for part, error, path in form.targets(file.stem)}
     with ExitStack() as stack:
         sinks: Mapping[tuple[str, bool], _Sink] = {
             key: _opened(stack, folder / path, schema) for key, path in targets.items()
@@ -94,17 +96,18 @@ def export_file(file: Published, folder: Path, selection: Selection, form: Form)
         for chunk in file.chunks(schema):
             for key, offsets in _routed(file, chunk, selection, form).items():
                 sinks[key].write(file, chunk, offsets, as_old_failure=key[1])
-    for (part, is_error), path in targets.items():
-        rows = sinks[part, is_error].rows
-        if rows or not is_error:
-            report.written[path.as_posix()] = rows
-        else:
-            (folder / path).unlink()
+        for (part, is_error), path in targets.items():
+            sink = sinks[part, is_error]
+            if sink.rows or not is_error:
+                sink.commit()
+                report.written[path.as_posix()] = sink.rows
+            else:
+                delete(folder / path)
     return report
 
 
 def export_dialogues(
-    files: Sequence[Published], path: Path, selection: Selection, when: datetime
+    files: Sequence[Published], path: Place, selection: Selection, when: datetime
 ) -> int:
     """Publish the conversations of all files as one dialogue log; gives their number. InputError
     when there is none."""
@@ -118,8 +121,8 @@ def export_dialogues(
                     count += 1
                     yield item
 
-    with publish(path) as temporary, Path(temporary).open("w", encoding="utf-8") as log:
-        log.writelines(dialogue_pieces(conversations(), when))
+    with publish(path) as log:
+        write_lines(log, (piece.encode() for piece in dialogue_pieces(conversations(), when)))
         if not count:
             raise InputError("no selected row has messages: there is no dialogue to write")
     return count
@@ -171,36 +174,42 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
     return inference.schema()
 
 
-def _opened(stack: ExitStack, path: Path, schema: pa.Schema | None) -> _Sink:
-    if schema is not None:
-        return _Sink(path, parquet=stack.enter_context(ParquetSink(path, schema)))
-    temporary = Path(stack.enter_context(publish(path)))
-    return _Sink(path, lines=stack.enter_context(temporary.open("wb")))
+def _opened(stack: ExitStack, path: Place, schema: pa.Schema | None) -> _Sink:
+    file = stack.enter_context(NewFile(path))
+    return _Sink(file, None if schema is None else stack.enter_context(ParquetSink(file, schema)))
 
 
 @dataclass(slots=True)
 class _Sink:
     """One open output."""
 
-    path: Path
-    parquet: ParquetSink | None = None
-    lines: BinaryIO | None = None
+    file: NewFile
+    parquet: ParquetSink | None
     rows: int = 0
 
+    def commit(self) -> None:
+        if self.parquet is not None:
+            self.parquet.close()
+        self.file.commit()
+
     def write(
-        self, file: Published, chunk: Chunk, offsets: Sequence[int], *, as_old_failure: bool
+        self, source: Published, chunk: Chunk, offsets: Sequence[int], *, as_old_failure: bool
     ) -> None:
         self.rows += len(offsets)
         if self.parquet is not None:
             if any(isinstance(chunk.items[offset], BadLine) for offset in offsets):
-                raise InputError(f"{file.name}: bad lines have no columns; export them as JSONL")
+                raise InputError(f"{source.name}: bad lines have no columns; export them as JSONL")
             self.parquet.write(chunk.to_arrow().take(pa.array(offsets, pa.int64())))
             return
-        assert self.lines is not None
+        write_lines(self.file, self._lines(source, chunk, offsets, as_old_failure))
+
+    def _lines(
+        self, source: Published, chunk: Chunk, offsets: Sequence[int], as_old_failure: bool
+    ) -> Iterator[bytes]:
         for offset in offsets:
             index, item = chunk.start + offset, chunk.items[offset]
-            row = _bad_row(file, index, item) if isinstance(item, BadLine) else item
-            self.lines.write(encode(_old_failure(index, row) if as_old_failure else row))
+            row = _bad_row(source, index, item) if isinstance(item, BadLine) else item
+            yield encode(_old_failure(index, row) if as_old_failure else row)
 
 
 def _bad_row(file: Published, index: int, item: BadLine) -> Row:

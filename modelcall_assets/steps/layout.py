@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, TaskSpec
+from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, TaskSpec
 from modelcall_assets.errors import InputError
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.mirror import open_journal
 from modelcall_assets.records.keys import decode_key
+from modelcall_assets.storage.places import Place, Stores
 
 JSONL_STAGES = (CHATML, MERGED, RESPONSES)
 MOST_NAME_BYTES = 250
 """File systems take 255; ours have a suffix more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """The paths of one task; `key` is always a partition key."""
+    """The places of one task; `key` is always a partition key."""
 
     spec: TaskSpec
 
-    def input_uri(self, key: str) -> str:
+    @cached_property
+    def _stores(self) -> Stores:
+        return Stores(self.spec.store_options)
+
+    def place(self, text: str) -> Place:
+        """Of an absolute path or a URI, in the stores that the task may use."""
+        return self._stores.place(text)
+
+    def folder(self, stage: str) -> Place:
+        """Where a stage leaves its files; of `raw`, where they come from."""
+        return self.place(self.spec.input_folder if stage == RAW else self.spec.folder(stage))
+
+    @property
+    def own_folders(self) -> list[Place]:
+        """All that is written to."""
+        return [self._state_folder.parent, *map(self.folder, self.spec.stages[1:])]
+
+    def input_place(self, key: str) -> Place:
         """Of a key in the input folder, or of the one input file."""
-        folder = self.spec.input_folder.rstrip("/")
-        return folder if self.spec.has_one_input else f"{folder}/{decode_key(key)}"
+        folder = self.folder(RAW)
+        return folder if self.spec.has_one_input else folder / decode_key(key)
 
     def check_name(self, key: str) -> None:
         """InputError when no file of ours can have the name of an input file."""
@@ -37,28 +58,54 @@ class Layout:
         if wrong:
             raise InputError(f"{self.spec.input_folder}/{key}: {wrong}; rename the file")
 
-    def output_path(self, stage: str, key: str) -> Path:
+    def output_path(self, stage: str, key: str) -> Place:
         """`<folder of the stage>/<relative path, suffix replaced>`."""
         relative = PurePosixPath(decode_key(key))
         name = relative.stem + (".jsonl" if stage in JSONL_STAGES else ".parquet")
-        return Path(self.spec.folder(stage)) / relative.with_name(name)
+        return self.folder(stage) / relative.with_name(name)
 
-    def manifest_path(self, stage: str, key: str) -> Path:
-        return self._state_folder / "manifests" / stage / f"{key}.json"
+    def manifest_path(self, stage: str, key: str) -> Place:
+        return self.manifest_folder(stage) / f"{key}.json"
 
-    def journal_folder(self, stage: str, key: str) -> Path:
+    def manifest_folder(self, stage: str) -> Place:
+        return self._state_folder / "manifests" / stage
+
+    def claim_path(self, stage: str, key: str) -> Place:
+        """Held while the partition is published; on a disk one lock serves the whole task."""
+        manifest = self.manifest_path(stage, key)
+        if isinstance(manifest, Path):
+            return self.manifest_folder(stage).parent / ".claim"
+        return manifest.with_name(f"{manifest.name}.claim")
+
+    def journal_folder(self, stage: str, key: str) -> Place:
         return self._state_folder / "journal" / stage / key
+
+    def journal(self, stage: str, key: str, run_id: str, *, fresh: bool = False) -> Journal:
+        """Of a partition, open for a run."""
+        folder = self.journal_folder(stage, key)
+        return open_journal(folder, self.scratch, run_id, fresh=fresh)
+
+    def journal_at(self, folder: str) -> Journal:
+        """Of any partition of the project, for reading."""
+        return open_journal(self.place(folder), self.scratch, "reader")
 
     @property
     def spent_path(self) -> Path:
-        """What the task's runs have spent."""
-        return self._state_folder / "spent.json"
+        """What the task's runs on this machine have spent."""
+        state = self._state_folder
+        local = state if isinstance(state, Path) else self.scratch / self.spec.key
+        return local / "spent.json"
+
+    @property
+    def scratch(self) -> Path:
+        """For what is on this machine only."""
+        return self.spec.root / ".modelcall"
 
     @property
     def shared_answers_path(self) -> Path:
         """Where the project's tasks find each other's answers."""
-        return self.spec.root / ".modelcall" / "answers.sqlite"
+        return self.scratch / "answers.sqlite"
 
     @property
-    def _state_folder(self) -> Path:
-        return Path(self.spec.journal_folder) / self.spec.key
+    def _state_folder(self) -> Place:
+        return self.place(self.spec.journal_folder) / self.spec.key

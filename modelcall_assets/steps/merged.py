@@ -10,21 +10,21 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
-from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import orjson
 
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.words import PLACE_BITS, Words
-from modelcall_assets.records.record import Row
-from modelcall_assets.storage.files import matches, open_input, publish
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import NewFile, matches, open_input
 from modelcall_assets.storage.jsonl import parse_deep_line, write_lines
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import sample_row
 
 SAMPLE_ROWS = 3
@@ -86,7 +86,7 @@ class MergeReport:
     members: list[MemberCount] = field(default_factory=list[MemberCount])
     first_invalid: list[str] = field(default_factory=list[str])
     """File, line and what is wrong, of the first 20."""
-    invalid_file: Path | None = None
+    invalid_file: Place | None = None
     """Where the invalid lines are, if there are any."""
     sample: list[Row] = field(default_factory=list[Row])
     data_version: str = ""
@@ -108,58 +108,54 @@ class MergeReport:
         return sum(member.duplicates for member in self.members)
 
 
-def invalid_file_of(output: Path) -> Path:
+def invalid_file_of(output: Place) -> Place:
     """No listing of JSONL files takes it for one."""
     return output.with_name(f"{output.name}.invalid")
 
 
 def merge_group(
-    members: Mapping[str, str],
-    output: Path,
+    members: Mapping[str, Place],
+    out: NewFile,
+    rejects: Callable[[], NewFile],
     *,
     source_column: str | None = None,
     dedup: bool = False,
 ) -> MergeReport:
-    """Publish the members, name → uri, as one file. InputError when one cannot be read: then
-    nothing is published."""
-    report, seen = MergeReport(), _Contents() if dedup else None
-    with (
-        publish(output) as temporary,
-        Path(temporary).open("wb", 0) as out,
-        _Rejects(invalid_file_of(output), report) as rejects,
-    ):
-        merge = _Merge(report, rejects, source_column, seen)
-        lines = chain.from_iterable(merge.lines(*member) for member in members.items())
-        report.data_version = write_lines(out, lines)
-    if report.invalid_file is None:
-        invalid_file_of(output).unlink(missing_ok=True)
-    return report
+    """Write the members, name → place, as one file; `rejects` makes the one of the invalid lines,
+    if there are any. InputError when a member cannot be read."""
+    merge = _Merge(rejects, source_column, _Contents() if dedup else None)
+    write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
+    merge.report.data_version = out.digest
+    return merge.report
 
 
 @dataclass
 class _Merge:
     """What goes into the output, counted."""
 
-    report: MergeReport
-    rejects: _Rejects
+    new_rejects: Callable[[], NewFile]
     column: str | None
     seen: _Contents | None
+    report: MergeReport = field(default_factory=MergeReport)
 
-    def lines(self, name: str, uri: str) -> Iterator[bytes]:
+    @cached_property
+    def rejects(self) -> NewFile:
+        return self.new_rejects()
+
+    def lines(self, name: str, place: Place) -> Iterator[bytes]:
         """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
-        with open_input(uri) as file:
+        with open_input(place) as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 item = parse_deep_line(line, number)
-                if type(item) is not dict:
-                    if item is None:
-                        count.blank += 1
-                    else:
-                        count.invalid += 1
-                        self.rejects.add(line, f"{name}, {item.detail}")
+                if item is None:
+                    count.blank += 1
+                elif isinstance(item, BadLine):
+                    count.invalid += 1
+                    self._reject(line, f"{name}, {item.detail}")
                 elif self.seen is not None and not self.seen.is_new(item, line):
                     count.duplicates += 1
                 else:
@@ -172,29 +168,11 @@ class _Merge:
                         self.report.sample.append(sample_row(orjson.loads(line)))
                     yield line
 
-
-class _Rejects:
-    """The file of invalid lines, made for the first of them and published before the output."""
-
-    def __init__(self, path: Path, report: MergeReport) -> None:
-        self._path, self._report = path, report
-        self._stack = ExitStack()
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-    def add(self, line: bytes, detail: str) -> None:
-        if self._file is None:
-            temporary = Path(self._stack.enter_context(publish(self._path)))
-            self._file = self._stack.enter_context(temporary.open("wb"))
-            self._report.invalid_file = self._path
-        self._file.write(line if line.endswith(b"\n") else line + b"\n")
-        if len(self._report.first_invalid) < SHOWN_INVALID:
-            self._report.first_invalid.append(detail)
+    def _reject(self, line: bytes, detail: str) -> None:
+        self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
+        self.report.invalid_file = self.rejects.place
+        if len(self.report.first_invalid) < SHOWN_INVALID:
+            self.report.first_invalid.append(detail)
 
 
 def _with_source(column: str, name: str, row: Row, line: bytes) -> bytes:

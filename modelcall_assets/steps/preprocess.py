@@ -18,7 +18,8 @@ import pyarrow as pa
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import FileInfo
+from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import Chunk, read_chunks, record_id, sample_row
@@ -50,21 +51,15 @@ class PreprocessReport:
     sample: list[Row]
 
 
-def preprocess_file(
-    source: FileInfo,
-    schema: pa.Schema,
-    options: UniversalOptions,
-    output_path: str,
-    limit: int | None = None,
-) -> PreprocessReport:
-    """Publish the rows of `source`, whose recorded schema is `schema`, at `output_path`.
+def preprocess_file(source: Source, options: UniversalOptions, out: NewFile) -> PreprocessReport:
+    """Write the rows of `source` to `out`.
 
-    InputError when it cannot be read, InputChanged when it no longer fits `schema`.
+    InputError when it cannot be read, InputChanged when it no longer fits its schema.
     """
-    table = _Table(schema, options)
-    work = _Work(source.key_path, options)
-    with ParquetSink(output_path, table.schema) as sink:
-        for chunk in read_chunks(source.uri, schema, limit):
+    table = _Table(source.schema, options)
+    work = _Work(source.name, options)
+    with ParquetSink(out, table.schema) as sink:
+        for chunk in read_chunks(source.place, source.schema, source.limit):
             sink.write(table.batch(chunk, work.kept_of(chunk)))
     return PreprocessReport(
         rows_in=work.rows_in,

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from modelcall_assets.config.spec import RAW, SCORES
-from modelcall_assets.journal.journal import Address, Journal
+from modelcall_assets.journal.journal import Address
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import BadLine, Row
@@ -20,7 +20,7 @@ from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import FileInfo
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
 from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.transforms.tokens import count_tokens
@@ -43,7 +43,7 @@ class FilePlan:
 
 def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
     """The first `rows` rows, as the first stage that asks or rates gets them."""
-    for index, item in enumerate(islice(read_rows(file.uri), rows)):
+    for index, item in enumerate(islice(read_rows(file.place), rows)):
         if isinstance(item, BadLine):
             yield bad_line(item)
         else:
@@ -98,8 +98,7 @@ def _row_count(steps: TaskSteps, file: FileInfo) -> int:
 
 def _journalled(steps: TaskSteps, file: FileInfo, rows: int) -> int:
     """Rows whose request has a reply, or the final refusal of one, in the journal."""
-    folder = steps.layout.journal_folder(SCORES, encode_key(file.key_path))
-    with Journal(folder, "plan") as journal:
+    with steps.layout.journal(SCORES, encode_key(file.key_path), "plan") as journal:
         if not len(journal):
             return 0
         keys = Counter(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ from modelcall_assets.steps.preprocess import ERROR_COLUMN
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS, ApiRow, ScoreTable
 from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import read_chunks, record_id, sample_row
 
@@ -41,15 +41,15 @@ class Publisher:
         self._report = ScoreReport()
         self._digest = hashlib.sha256()
 
-    def publish(self, output: Path) -> ScoreReport:
+    def write(self, out: NewFile) -> ScoreReport:
         """InputChanged when the source is no longer what its upstream asset recorded."""
         source = self._source
         source.verify()
         table = ScoreTable(source.schema, self._fields, internal=(ERROR_COLUMN,))
         self._report.schema = table.schema
         metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
-        with ParquetSink(output, table.schema, metadata) as sink:
-            for chunk in read_chunks(source.uri, source.schema, source.limit):
+        with ParquetSink(out, table.schema, metadata) as sink:
+            for chunk in read_chunks(source.place, source.schema, source.limit):
                 rows = [
                     self._row(chunk.start + offset, item) for offset, item in enumerate(chunk.items)
                 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
@@ -16,11 +16,13 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import ERROR_COLUMN
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import SUFFIXES, matches
+from modelcall_assets.storage.files import list_files, matches, stem_of
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Chunk, is_parquet, read_chunks, read_rows, record_id
 from modelcall_assets.storage.schema import schema_from_json
 
@@ -41,34 +43,36 @@ class Published:
 
     key: str
     manifest: Manifest
+    placed: Callable[[str], Place]
+    """A place by its path or URI."""
 
     @property
     def name(self) -> str:
         return decode_key(self.key)
 
     @property
-    def uri(self) -> str:
+    def place(self) -> Place:
         """`raw` leaves its input where it is."""
-        return self.manifest.output or self.manifest.input.uri
+        return self.placed(self.manifest.output or self.manifest.input.uri)
 
     @property
-    def _members(self) -> list[str]:
+    def _members(self) -> list[Place]:
         """The files of a split, which together are its `raw`."""
         members = self.manifest.detail.get("members")
-        return [each["uri"] for each in members] if isinstance(members, list) else []
+        listed = members if isinstance(members, list) else []
+        return [self.placed(each["uri"]) for each in listed]
 
     @property
     def stem(self) -> PurePosixPath:
         """The relative path without the suffix."""
-        name = Path(self.name if self._members else self.uri).name
-        short = next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
-        return PurePosixPath(self.name).parent / short
+        name = PurePosixPath(self.name).name if self._members else self.place.name
+        return PurePosixPath(self.name).parent / stem_of(name)
 
     @property
     def schema(self) -> pa.Schema | None:
         """None when nobody has recorded one."""
-        if is_parquet(self.uri):
-            return read_schema(self.uri)
+        if is_parquet(self.place):
+            return read_schema(self.place)
         recorded = self.manifest.detail.get("schema")
         schema = schema_from_json(recorded) if recorded else None
         return schema if schema is not None and len(schema) else None
@@ -79,7 +83,7 @@ class Published:
         columns = own if own is not None else pa.schema([])
         if self._members:
             return _chunks_of(self._members, columns, self.manifest.rows)
-        return read_chunks(self.uri, columns, self.manifest.rows)
+        return read_chunks(self.place, columns, self.manifest.rows)
 
     def items(self) -> Iterator[tuple[int, Row | BadLine]]:
         """Each row with its index."""
@@ -101,18 +105,30 @@ class FailedRow:
 
 def published_files(steps: TaskSteps, stage: str, pattern: str | None = None) -> list[Published]:
     """What the stage has published, accepted or not, by name. InputError when there is nothing."""
-    folder = steps.layout.manifest_path(stage, "any").parent
-    keys = (path.relative_to(folder).as_posix()[: -len(".json")] for path in folder.rglob("*.json"))
+    layout = steps.layout
     found = [
-        Published(key, manifest)
-        for key in keys
+        Published(key, manifest, layout.place)
+        for key in published_keys(layout, stage)
         if pattern is None or matches(decode_key(key), pattern)
-        if (manifest := read_manifest(folder / f"{key}.json")) is not None
+        if (manifest := read_manifest(layout.manifest_path(stage, key))) is not None
     ]
     if not found:
         what = f"no file that matches '{pattern}' is" if pattern else "nothing is"
         raise InputError(f"{steps.spec.name}: {what} published by {stage} yet; run the task first")
     return sorted(found, key=lambda file: file.name)
+
+
+def published_keys(layout: Layout, stage: str) -> Iterator[str]:
+    """The keys of the partitions that have a manifest."""
+    try:
+        found = list_files(layout.manifest_folder(stage))
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return
+        raise
+    for file in found:
+        if file.key_path.endswith(".json"):
+            yield file.key_path.removesuffix(".json")
 
 
 def failure_of(item: Row | BadLine) -> tuple[str, str] | None:
@@ -135,8 +151,8 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
     """The failed rows of a file, in order; a file without any is not opened."""
     if not file.manifest.failed:
         return
-    if is_parquet(file.uri) and "api_status" in read_schema(file.uri).names:
-        table = read_columns(file.uri, _FAILURE_COLUMNS)
+    if is_parquet(file.place) and "api_status" in read_schema(file.place).names:
+        table = read_columns(file.place, _FAILURE_COLUMNS)
         for row in table.filter(pc.field("api_status") != "success").to_pylist():
             yield _failed_row(file, row, row["api_record_id"])
         return
@@ -151,9 +167,9 @@ def identity(file: Published, index: int, item: Row | BadLine) -> str:
     return str(own) if own else record_id(item, index, file.key)
 
 
-def _chunks_of(uris: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[Chunk]:
+def _chunks_of(places: Sequence[Place], schema: pa.Schema, rows: int) -> Iterator[Chunk]:
     """The rows of several files, one after another."""
-    items = islice(chain.from_iterable(map(read_rows, uris)), rows)
+    items = islice(chain.from_iterable(map(read_rows, places)), rows)
     start = 0
     while some := list(islice(items, CHUNK_ROWS)):
         yield Chunk(start, some, schema)

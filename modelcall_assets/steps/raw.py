@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import FileInfo, file_digest, open_input
+from modelcall_assets.storage.files import file_digest, open_input
 from modelcall_assets.storage.jsonl import parse_line
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import open_parquet, parquet_schema, plain_rows
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import is_parquet, own_id, sample_row
 from modelcall_assets.storage.schema import SchemaInference
 
 SAMPLE_ROWS = 3
 SHOWN_DUPLICATES = 5
-BATCH_ROWS = 1000
-BATCH_BYTES = 32 << 20
 BLOCK_BYTES = 1 << 20
 
 
@@ -55,7 +55,7 @@ class RawReport:
 def read_raw(file: FileInfo, limit: int | None = None) -> RawReport:
     """Look at the whole file once, at its first `limit` rows only if given (the digest is always of
     the whole). InputError when it cannot be read."""
-    look = _look_at_parquet if is_parquet(file.uri) else _look_at_jsonl
+    look = _look_at_parquet if is_parquet(file.place) else _look_at_jsonl
     return look(file, limit)
 
 
@@ -118,44 +118,37 @@ class _Findings:
 
 def _look_at_jsonl(file: FileInfo, limit: int | None) -> RawReport:
     content, findings, inference = hashlib.sha256(), _Findings(), SchemaInference()
-    waiting: list[Row] = []
-    size = 0
-    with open_input(file.uri) as lines:
+    with open_input(file.place) as lines:
         for number, line in enumerate(lines, 1):
             content.update(line)
             if findings.rows == limit:
                 break
             row = findings.add_line(parse_line(line, number))
             if row is not None:
-                waiting.append(row)
-                size += len(line)
-            if len(waiting) >= BATCH_ROWS or size >= BATCH_BYTES:
-                inference.add(waiting)
-                waiting, size = [], 0
+                inference.take(row, len(line))
         while block := lines.read(BLOCK_BYTES):
             content.update(block)
-    inference.add(waiting)
     digest = f"sha256:{content.hexdigest()}"
     return findings.report(file, digest, limit, inference.schema())
 
 
 def _look_at_parquet(file: FileInfo, limit: int | None) -> RawReport:
     findings = _Findings()
-    with open_parquet(file.uri) as parquet:
+    with open_parquet(file.place) as parquet:
         rows = parquet.metadata.num_rows
         findings.rows = rows if limit is None else min(rows, limit)
         schema = parquet_schema(parquet)
         first = next(parquet.iter_batches(batch_size=SAMPLE_ROWS), None)
         if first is not None:
-            sample = plain_rows(first.slice(0, limit), file.uri)
+            sample = plain_rows(first.slice(0, limit), file.place)
             findings.sample = [sample_row(row) for row in sample]
-        for own in islice(_own_ids(parquet, file.uri), limit):
+        for own in islice(_own_ids(parquet, file.place), limit):
             findings.add_id(own)
-    return findings.report(file, file_digest(file.uri), limit, schema)
+    return findings.report(file, file_digest(file.place), limit, schema)
 
 
-def _own_ids(parquet: pq.ParquetFile, uri: str) -> Iterator[str | None]:
+def _own_ids(parquet: pq.ParquetFile, place: Place) -> Iterator[str | None]:
     names = [name for name in ("id", "uid") if name in parquet.schema_arrow.names]
     if names:
         for batch in parquet.iter_batches(columns=names):
-            yield from map(own_id, plain_rows(batch, uri))
+            yield from map(own_id, plain_rows(batch, place))

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from modelcall_assets.errors import StoreError
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
 from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
@@ -145,7 +146,11 @@ class Replay:
             while True:
                 await asyncio.sleep(SYNC_EVERY_S)
                 self.budget.sync()
-                await asyncio.to_thread(self.journal.sync)
+                try:
+                    await asyncio.to_thread(self.journal.sync)
+                except StoreError as error:
+                    self.engine.stop(error)
+                    return
 
         task = asyncio.create_task(sync())
         try:

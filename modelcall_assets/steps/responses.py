@@ -6,11 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
 
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.spec import TaskSpec
@@ -26,8 +24,10 @@ from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.score_table import API_FIELDS
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.rows import record_id
+from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
 
 _OWN_NAMES = {
@@ -115,25 +115,30 @@ class ResponseStage:
             for _ in range(self.samples):
                 yield asked
 
-    def publish(self, source: Source, rate: Rate, output: Path) -> ScoreReport:
+    def write(self, source: Source, rate: Rate, out: NewFile) -> ScoreReport:
         """Every row of the source in its order, `samples` times, with its answers."""
         source.verify()
-        report, digest = ScoreReport(), hashlib.sha256()
-        with publish(output) as temporary, Path(temporary).open("wb", 1 << 20) as out:
+        report, digest, inference = ScoreReport(), hashlib.sha256(), SchemaInference()
+
+        def lines() -> Iterator[bytes]:
             for index, item in enumerate(source.items()):
                 for sample in range(self.samples):
                     api, usage = rate(index * self.samples + sample, item)
                     api["api_record_id"] = record_id(item, index, source.name)
                     row = self._row(item, api, sample)
-                    out.write(encode(row))
                     report.add_usage(usage, api.get("api_cost_usd", 0.0))
                     report.count(api, ())
                     content = [api["api_record_id"], api["api_status"], row.get("response")]
                     digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
                     if len(report.sample) < SAMPLE_ROWS:
                         report.sample.append(row)
+                    line = encode(row)
+                    inference.take(orjson.loads(line), len(line))
+                    yield line
+
+        write_lines(out, lines())
+        report.schema = inference.schema()
         report.data_version = digest.hexdigest()[:32]
-        report.schema = pa.schema([])
         return report
 
     def _sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:

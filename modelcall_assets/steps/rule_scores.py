@@ -21,6 +21,7 @@ from modelcall_assets.grading.values import types_of
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.outcome import Failure, Outcome, Success
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher
@@ -47,15 +48,15 @@ class RuleStage:
         """A new one where the task names a class. SetupError when it cannot be made."""
         return load_scorer(self.path, self.root, self.task_file)
 
-    def score_file(self, source: Source, output: Path, tally: Tally) -> ScoreReport:
-        """Rate every row once, then publish.
+    def score_file(self, source: Source, draft: Draft, tally: Tally) -> ScoreReport:
+        """Rate every row once, then write them.
 
         Columns have the types that the scorer declares in `fields` (JSON-schema types by key), else
         those of the values it gave for this file. RunStopped when the tally is stopped.
         """
         scorer = self.scorer()
         outcomes: list[Outcome] = []
-        for chunk in read_chunks(source.uri, source.schema, source.limit):
+        for chunk in read_chunks(source.place, source.schema, source.limit):
             for item in chunk.items:
                 if tally.is_stopped:
                     raise RunStopped("interrupted; this file is rated from its first row again")
@@ -66,7 +67,7 @@ class RuleStage:
         def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
             return {**_row(outcomes[index]), "api_model": self.path}, Usage()
 
-        return Publisher(source, fields, self.input_key, api_row).publish(output)
+        return Publisher(source, fields, self.input_key, api_row).write(draft.out)
 
 
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from modelcall_assets.config.spec import RESPONSES, TaskSpec
@@ -21,6 +20,7 @@ from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.batch_calls import BatchCaller
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.calls import Caller
+from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher, Rate
@@ -30,6 +30,7 @@ from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.score_table import ApiRow, answered_row, unanswered_row
 from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.transforms.template import MissingColumn, Template
 
 
@@ -124,9 +125,9 @@ class ScoreStage:
         """One per row of the source, in order."""
         return map(self.ask, source.items())
 
-    def publish(self, source: Source, rate: Rate, output: Path) -> ScoreReport:
+    def write(self, source: Source, rate: Rate, out: NewFile) -> ScoreReport:
         """Every row of the source in its order, beside what it was rated."""
-        return Publisher(source, self.fields, self.input_key, rate).publish(output)
+        return Publisher(source, self.fields, self.input_key, rate).write(out)
 
 
 @dataclass
@@ -141,19 +142,21 @@ class Scoring:
     answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     """Key and occurrence of the successes, where other files may use them."""
 
-    async def run(self, output: Path, engine: Engine, tally: Tally) -> ScoreReport:
-        """Call what the journal does not answer, then publish all rows in input order.
+    async def run(self, draft: Draft, engine: Engine, tally: Tally) -> ScoreReport:
+        """Call what the journal does not answer, then write all rows in input order.
 
-        Raises RunStopped when the run is over, InputError when the source cannot be read to its end
-        and InputChanged when it is no longer what its upstream asset recorded; nothing is published
-        then and the journal keeps every reply.
+        Raises RunStopped when the run is over, InputError when the source cannot be read to its
+        end and InputChanged when it is no longer what its upstream asset recorded; the journal
+        keeps every reply.
         """
         kind = Caller if engine.batches is None else BatchCaller
         caller = kind(self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
         self._ledger = await caller.run(self.stage.asks(self.source))
         requests, replayed = caller.requests, caller.replayed
         del caller  # and the memory of its keys
-        report = await asyncio.to_thread(self.stage.publish, self.source, self._rate, output)
+        report = await asyncio.to_thread(
+            lambda: self.stage.write(self.source, self._rate, draft.out)
+        )
         report.requests, report.replayed = requests, replayed
         return report
 

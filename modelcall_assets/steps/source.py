@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.manifest import InputFingerprint
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_chunks
 
 ROWS_READ_AT_ONCE = 100
@@ -20,7 +22,7 @@ class Source:
     """An input file, or the preprocessed one. `name` enters the ids of rows that have none."""
 
     name: str
-    uri: str
+    place: Place
     digest: str
     schema: pa.Schema
     rows: int
@@ -28,13 +30,20 @@ class Source:
 
     def items(self) -> Iterator[Row | BadLine]:
         """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
-        for chunk in read_chunks(self.uri, self.schema, self.limit, ROWS_READ_AT_ONCE):
+        for chunk in read_chunks(self.place, self.schema, self.limit, ROWS_READ_AT_ONCE):
             yield from chunk.items
 
     def verify(self) -> None:
         """InputChanged when the file no longer has the content that was recorded."""
-        if file_digest(self.uri) != self.digest:
+        if file_digest(self.place) != self.digest:
             raise InputChanged(
-                f"{self.uri} changed since its upstream asset was materialised; "
+                f"{self.place} changed since its upstream asset was materialised; "
                 "materialise that again, then this: replies received so far are kept"
             )
+
+    def fingerprint(self) -> InputFingerprint:
+        """As it is now, for the manifest of what is made of it."""
+        info = stat_file(self.place)
+        return InputFingerprint(
+            uri=str(self.place), digest=self.digest, size=info.size, version=info.version
+        )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelcall_assets.storage.files import FileInfo, file_digest, open_input
+from modelcall_assets.storage.files import file_digest, open_input
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import open_parquet
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import is_parquet, read_rows
 
 
@@ -27,8 +29,8 @@ def look_at_split(files: Sequence[FileInfo]) -> SplitReport:
     members = tuple(
         {
             "uri": file.uri,
-            "digest": file_digest(file.uri),
-            "rows": _rows(file.uri),
+            "digest": file_digest(file.place),
+            "rows": _rows(file.place),
             "size": file.size,
         }
         for file in files
@@ -42,12 +44,12 @@ def look_at_split(files: Sequence[FileInfo]) -> SplitReport:
     )
 
 
-def _rows(uri: str) -> int:
+def _rows(place: Place) -> int:
     """Without parsing what has to be parsed once more anyway."""
-    if is_parquet(uri):
-        with open_parquet(uri) as parquet:
+    if is_parquet(place):
+        with open_parquet(place) as parquet:
             return parquet.metadata.num_rows
-    if uri.lower().endswith(".arrow"):
-        return sum(1 for _ in read_rows(uri))
-    with open_input(uri) as file:
+    if place.name.lower().endswith(".arrow"):
+        return sum(1 for _ in read_rows(place))
+    with open_input(place) as file:
         return sum(1 for line in file if line.strip())

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelcall_assets.config.spec import PREPROCESSED, RAW, SCORES, TaskSpec
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import encode_key
@@ -21,6 +20,7 @@ from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import Row
 from modelcall_assets.steps.audit import ScoresAudit, audit_scores
 from modelcall_assets.steps.budget import Budget
+from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.engine import engine_of
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import (
@@ -37,13 +37,15 @@ from modelcall_assets.steps.rule_scores import RuleStage
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.files import FileInfo, file_digest, list_inputs, stat_file
+from modelcall_assets.storage.files import list_inputs, stat_file
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import is_parquet
 from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
 from modelcall_assets.transforms.universal import Dropped, UniversalOptions, process
@@ -74,6 +76,10 @@ class Upstream(NamedTuple):
                 f"materialise {self.stage} of this partition first"
             )
         return manifest
+
+    def place(self, manifest: Manifest) -> Place:
+        """Where the rows of a partition are."""
+        return self.steps.layout.place(manifest.output or manifest.input.uri)
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,11 @@ class TaskSteps:
         Raises SetupError when two of them would have one output, InputError when the folder is
         missing.
         """
-        spec, task = self.spec, self.spec.task
+        task = self.spec.task
         preprocess = task.preprocess if isinstance(task, ScoringTask) else None
         pattern = preprocess.file_pattern if preprocess and preprocess.enabled else "*"
-        own = [spec.journal_folder, *map(spec.folder, spec.stages[1:])]
-        files = list_inputs(spec.input_folder, pattern, exclude=own)
+        layout = self.layout
+        files = list_inputs(layout.folder(RAW), pattern, exclude=layout.own_folders)
         self._refuse_shared_outputs(files)
         return files[: task.max_files]
 
@@ -163,10 +169,10 @@ class TaskSteps:
         Parquet file without rows has columns, and is taken at its word.
         """
         self.layout.check_name(key)
-        uri = self.layout.input_uri(key)
-        report = read_raw(stat_file(uri), self.row_limit)
-        if not report.rows and not is_parquet(uri):
-            raise InputError(f"{uri}: there is no line in this file; fill it or take it away")
+        place = self.layout.input_place(key)
+        report = read_raw(stat_file(place), self.row_limit)
+        if not report.rows and not is_parquet(place):
+            raise InputError(f"{place}: there is no line in this file; fill it or take it away")
         manifest = Manifest(
             stage=RAW,
             accepted=True,
@@ -175,7 +181,10 @@ class TaskSteps:
             ok=report.rows - report.bad_lines,
             failed=report.bad_lines,
             input=InputFingerprint(
-                uri=uri, digest=report.digest, size=report.info.size, version=report.info.version
+                uri=str(place),
+                digest=report.digest,
+                size=report.info.size,
+                version=report.info.version,
             ),
             schema=readable_schema(report.schema),
             detail={"schema": schema_to_json(report.schema), WARNINGS: report.warnings()},
@@ -189,7 +198,7 @@ class TaskSteps:
 
     def input_version(self, key: str) -> str:
         """Of an input file as it is now; InputError when it is gone."""
-        return stat_file(self.layout.input_uri(key)).version
+        return stat_file(self.layout.input_place(key)).version
 
     def members_changed(self, key: str) -> bool:
         """Whether a group was made of other content than its members have now."""
@@ -198,27 +207,22 @@ class TaskSteps:
     def preprocessed(self, key: str) -> PreprocessReport:
         """Clean, filter and truncate an input file."""
         source = self.source(PREPROCESSED, key)
-        output = self.layout.output_path(PREPROCESSED, key)
-        info = stat_file(source.uri)
-        info = FileInfo(source.name, info.uri, info.size, info.version)
-        report = preprocess_file(
-            info, source.schema, self.universal_options, str(output), source.limit
-        )
-        source.verify()
-        manifest = Manifest(
-            stage=PREPROCESSED,
-            accepted=True,
-            data_version=report.data_version,
-            rows=report.rows_out,
-            ok=report.rows_out - report.failed,
-            failed=report.failed,
-            dropped=sum(report.dropped.values()),
-            output=str(output),
-            input=fingerprint(source, info),
-            schema=readable_schema(report.schema),
-            detail={"schema": schema_to_json(report.schema), "digest": file_digest(str(output))},
-        )
-        write_manifest(self.layout.manifest_path(PREPROCESSED, key), manifest)
+        with Draft(self.layout, PREPROCESSED, key) as draft:
+            report = preprocess_file(source, self.universal_options, draft.out)
+            source.verify()
+            manifest = Manifest(
+                stage=PREPROCESSED,
+                accepted=True,
+                data_version=report.data_version,
+                rows=report.rows_out,
+                ok=report.rows_out - report.failed,
+                failed=report.failed,
+                dropped=sum(report.dropped.values()),
+                input=source.fingerprint(),
+                schema=readable_schema(report.schema),
+                detail={"schema": schema_to_json(report.schema)},
+            )
+            draft.publish(manifest)
         return report
 
     async def scores(
@@ -238,18 +242,19 @@ class TaskSteps:
         fresh: bool,
     ) -> ScoreReport:
         source = self.source(name, key)
-        output = self.layout.output_path(name, key)
         folder = self.layout.journal_folder(name, key)
+        opened = partial(self.layout.journal, name, key, run_id, fresh=fresh)
         with (
-            await asyncio.to_thread(Journal, folder, run_id, fresh=fresh) as journal,
+            Draft(self.layout, name, key) as draft,
+            await asyncio.to_thread(opened) as journal,
             self._reuse(fresh=fresh) as reuse,
         ):
             scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
-            report = await scoring.run(output, engine, tally)
-            await asyncio.to_thread(self._write_answers_manifest, name, key, source, report)
+            report = await scoring.run(draft, engine, tally)
+            await asyncio.to_thread(self._publish_answers, name, draft, source, report)
             await asyncio.to_thread(journal.seal, report.data_version)
             if reuse.shared is not None:
-                reuse.shared.add(folder, scoring.answered)
+                reuse.shared.add(str(folder), scoring.answered)
         return report
 
     def budget_of(self, prices: Prices) -> Budget:
@@ -274,7 +279,7 @@ class TaskSteps:
         policy = self.spec.task.reuse
         shared = None
         if policy.scope == "project" and not fresh:
-            shared = SharedReplies(self.layout.shared_answers_path)
+            shared = SharedReplies(self.layout.shared_answers_path, self.layout.journal_at)
         try:
             yield Reuse(policy.scope != "off", policy.identical_once, shared)
         finally:
@@ -285,9 +290,9 @@ class TaskSteps:
         """The same by the task's own scorer."""
         assert self.rule_stage is not None
         source = self.source(SCORES, key)
-        output = self.layout.output_path(SCORES, key)
-        report = self.rule_stage.score_file(source, output, tally)
-        self._write_answers_manifest(SCORES, key, source, report)
+        with Draft(self.layout, SCORES, key) as draft:
+            report = self.rule_stage.score_file(source, draft, tally)
+            self._publish_answers(SCORES, draft, source, report)
         return report
 
     def rows_to_ask(self, stage: str, keys: Iterable[str]) -> int:
@@ -328,8 +333,8 @@ class TaskSteps:
         manifest, from_raw = upstream.need(key), upstream.stage == RAW
         return Source(
             name=key,
-            uri=manifest.input.uri if from_raw else str(manifest.output),
-            digest=manifest.input.digest if from_raw else manifest.detail["digest"],
+            place=upstream.place(manifest),
+            digest=digest_of(manifest),
             schema=schema_from_json(manifest.detail["schema"]),
             rows=manifest.rows,
             limit=self.row_limit if from_raw else None,
@@ -353,8 +358,8 @@ class TaskSteps:
         """Cap on the rows of each file, for debugging."""
         return self.spec.task.max_items_per_file
 
-    def _write_answers_manifest(
-        self, stage: str, key: str, source: Source, report: ScoreReport
+    def _publish_answers(
+        self, stage: str, draft: Draft, source: Source, report: ScoreReport
     ) -> None:
         manifest = Manifest(
             stage=stage,
@@ -364,14 +369,13 @@ class TaskSteps:
             ok=report.ok,
             failed=report.failed,
             failures=report.failures_by_reason(),
-            output=str(self.layout.output_path(stage, key)),
-            input=fingerprint(source, stat_file(source.uri)),
+            input=source.fingerprint(),
             schema=readable_schema(report.schema),
-            detail=self.detail_of(stage, key),
+            detail=self.detail_of(stage, report),
         )
-        write_manifest(self.layout.manifest_path(stage, key), manifest)
+        draft.publish(manifest)
 
-    def detail_of(self, stage: str, key: str) -> dict[str, Any]:
+    def detail_of(self, stage: str, report: ScoreReport) -> dict[str, Any]:
         """What the next stage has to know of this one's output."""
         return {}
 
@@ -394,7 +398,8 @@ class TaskSteps:
             raise SetupError(problems)
 
 
-def fingerprint(source: Source, info: FileInfo) -> InputFingerprint:
-    return InputFingerprint(
-        uri=source.uri, digest=source.digest, size=info.size, version=info.version
-    )
+def digest_of(manifest: Manifest) -> str:
+    """Of the rows that a stage left, or `raw` found."""
+    if manifest.output is None:
+        return manifest.input.digest
+    return manifest.output_digest or manifest.detail["digest"]

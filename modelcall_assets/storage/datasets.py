@@ -19,7 +19,9 @@ import orjson
 import yaml
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.storage.files import FileInfo, list_files, open_input, stat_file
+from modelcall_assets.storage.files import list_files, open_input, stat_file
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.places import Place
 
 Files = dict[str, list[FileInfo]]
 """By split."""
@@ -51,17 +53,15 @@ class Split:
     files: tuple[FileInfo, ...]
 
 
-def dataset_path(input_dir: str, key: str) -> str:
+def dataset_path(input_dir: Place, key: str) -> Place:
     """`<input_dir>/<key>`, or `input_dir` itself when it ends in the key's last component."""
-    root = input_dir.rstrip("/")
-    own = root.rpartition("/")[2] == key.rpartition("/")[2]
-    return root if own else f"{root}/{key}"
+    return input_dir if input_dir.name == key.rpartition("/")[2] else input_dir / key
 
 
-def find_splits(path: str, configs: Sequence[str | None] = (None,)) -> list[Split]:
+def find_splits(path: Place, configs: Sequence[str | None] = (None,)) -> list[Split]:
     """The splits of some configurations of a data set folder; a single file is a split `train`.
     InputError when it is missing, holds no data that can be read, or lacks a configuration."""
-    if PurePosixPath(path).suffix.lower() in FORMATS:
+    if path.suffix.lower() in FORMATS:
         wrong = [config for config in configs if config is not None]
         if wrong:
             raise InputError(f"{path}: a single file has no configuration {wrong[0]!r}; write null")
@@ -74,7 +74,7 @@ def find_splits(path: str, configs: Sequence[str | None] = (None,)) -> list[Spli
     ]
 
 
-def find_split(path: str, config: str | None, split: str) -> Split:
+def find_split(path: Place, config: str | None, split: str) -> Split:
     """One split; InputError with the names of those there are when it is missing."""
     found = find_splits(path, [config])
     for candidate in found:
@@ -88,7 +88,7 @@ def find_split(path: str, config: str | None, split: str) -> Split:
 class _Folder:
     """A folder's files by their path in it."""
 
-    uri: str
+    place: Place
     files: Mapping[str, FileInfo]
 
     def below(self, name: str) -> _Folder:
@@ -98,13 +98,13 @@ class _Folder:
             for path, info in self.files.items()
             if path.startswith(start)
         }
-        return _Folder(f"{self.uri}/{name}", inside)
+        return _Folder(self.place / name, inside)
 
     def data(self) -> dict[str, FileInfo]:
         return {path: info for path, info in self.files.items() if _is_data(path)}
 
     def read(self, name: str) -> bytes:
-        with open_input(self.files[name].uri) as file:
+        with open_input(self.files[name].place) as file:
             return file.read()
 
 
@@ -131,7 +131,7 @@ def _saved_to_disk(folder: _Folder) -> Files:
     if "dataset_dict.json" in folder.files:
         names = _state(folder, "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not names:
-            raise InputError(f"{folder.uri}/dataset_dict.json: names no splits; save it again")
+            raise InputError(f"{folder.place}/dataset_dict.json: names no splits; save it again")
         return {str(name): _saved_files(folder.below(str(name))) for name in names}
     if "state.json" in folder.files:
         split = str(_state(folder, "state.json").get("_split"))
@@ -142,13 +142,15 @@ def _saved_to_disk(folder: _Folder) -> Files:
 
 def _saved_files(folder: _Folder) -> list[FileInfo]:
     if "state.json" not in folder.files:
-        raise InputError(f"{folder.uri}/state.json: not found; the split was not saved completely")
+        raise InputError(
+            f"{folder.place}/state.json: not found; the split was not saved completely"
+        )
     listed = _state(folder, "state.json").get("_data_files")
     names = [str(item.get("filename")) for item in listed or [] if isinstance(item, dict)]
     absent = [name for name in names if name not in folder.files]
     if absent or not names:
         what = f"names {absent[0]}, which is not there" if absent else "names no files"
-        raise InputError(f"{folder.uri}/state.json: {what}; save the data set again")
+        raise InputError(f"{folder.place}/state.json: {what}; save the data set again")
     return [folder.files[name] for name in names]
 
 
@@ -156,9 +158,9 @@ def _state(folder: _Folder, name: str) -> dict[str, Any]:
     try:
         state = orjson.loads(folder.read(name))
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{folder.uri}/{name}: not JSON: {error}; save it again") from error
+        raise InputError(f"{folder.place}/{name}: not JSON: {error}; save it again") from error
     if not isinstance(state, dict):
-        raise InputError(f"{folder.uri}/{name}: not an object; save the data set again")
+        raise InputError(f"{folder.place}/{name}: not an object; save the data set again")
     return state
 
 
@@ -199,7 +201,7 @@ def _declared(folder: _Folder) -> list[dict[str, Any]]:
     """The `configs` of the front matter of README.md."""
     if "README.md" not in folder.files:
         return []
-    where = f"{folder.uri}/README.md"
+    where = f"{folder.place}/README.md"
     lines = folder.read("README.md").decode("utf-8-sig", "replace").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return []
@@ -230,7 +232,7 @@ def _chosen(
     default = default or by_name.get("default") or (declared[0] if len(declared) == 1 else None)
     if default is None:
         names = ", ".join(by_name)
-        raise InputError(f"{folder.uri}: has no default configuration; name one of: {names}")
+        raise InputError(f"{folder.place}: has no default configuration; name one of: {names}")
     return default
 
 
@@ -239,7 +241,7 @@ def _declared_splits(folder: _Folder, config: Mapping[str, Any]) -> Files:
     data_files = config.get("data_files")
     if data_files is None:
         return _laid_out(inside)
-    where = f"{folder.uri}/README.md, config {config['config_name']!r}"
+    where = f"{folder.place}/README.md, config {config['config_name']!r}"
     return {
         split: _declared_files(inside, patterns, f"{where}, split {split!r}")
         for split, patterns in _patterns(data_files, where).items()
@@ -303,20 +305,20 @@ _READABLE = "Parquet, JSONL (.jsonl, .json) and Arrow files can be read"
 
 def _no_config(folder: _Folder, config: str, names: Sequence[str]) -> InputError:
     there = f"there are: {', '.join(names)}" if names else "it has none; write null"
-    return InputError(f"{folder.uri}: no configuration {config!r}; {there}")
+    return InputError(f"{folder.place}: no configuration {config!r}; {there}")
 
 
 def _no_data(folder: _Folder) -> InputError:
     scripts = [path for path in folder.files if path.endswith(".py") and "/" not in path]
     if scripts:
         return InputError(
-            f"{folder.uri}: only the data set script {scripts[0]}, and scripts are refused because "
-            "to read the data is to run somebody's program; run it once where you trust it, with "
-            "`datasets` before version 4, and save each split with `to_parquet`"
+            f"{folder.place}: only the data set script {scripts[0]}, and scripts are refused "
+            "because to read the data is to run somebody's program; run it once where you trust "
+            "it, with `datasets` before version 4, and save each split with `to_parquet`"
         )
     kinds = sorted({PurePosixPath(path).suffix or path for path in folder.files})
     there = f"there are: {', '.join(kinds)}" if kinds else "it is empty"
-    return InputError(f"{folder.uri}: no data files; {there}; {_READABLE}")
+    return InputError(f"{folder.place}: no data files; {there}; {_READABLE}")
 
 
 def _named(config: str | None) -> str:

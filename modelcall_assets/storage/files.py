@@ -1,4 +1,4 @@
-"""Find, open and fingerprint input files; publish output files whole or not at all."""
+"""Find, open and fingerprint files; write files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,50 +6,39 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import StoreError
+from modelcall_assets.storage.listing import FileInfo, walk
+from modelcall_assets.storage.places import Place, RemotePath
+from modelcall_assets.storage.trouble import explained
 
-SUFFIXES = (".jsonl", ".parquet")
-REMOTE_BUFFER_BYTES = 1 << 20
-_STAMPS = ("mtime", "LastModified", "last_modified", "modified", "created")
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """One input file. `key_path` is relative to the listed root and uses `/`; `version` changes
-    whenever the content does (the store's etag, else size and modification time)."""
-
-    key_path: str
-    uri: str
-    size: int
-    version: str
+READ_BYTES = 8 << 20
+WRITE_BYTES = 16 << 20
+"""A part of a multipart upload; S3 takes 10,000."""
+DATA_SUFFIXES = (".jsonl", ".parquet")
 
 
-def list_inputs(root: str, pattern: str = "*", exclude: Sequence[str] = ()) -> list[FileInfo]:
-    """Every JSONL and Parquet file under `root`, sorted by `key_path`.
+def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) -> list[FileInfo]:
+    """Every data file under `root`, sorted by `key_path`.
 
     `pattern` must match the relative path or the file name. Hidden names are skipped, and so is all
     that lies under a folder of `exclude`. InputError when `root` is missing or unreadable.
     """
-    walk = _walk_local if is_local(root) else _walk_remote
     with explained(root):
         found = [info for info in walk(root, exclude) if _wanted(info.key_path, pattern)]
     return sorted(found, key=lambda info: info.key_path)
 
 
-def list_files(root: str) -> list[FileInfo]:
+def list_files(root: Place) -> list[FileInfo]:
     """Every file under `root` whatever its kind, sorted by `key_path`; hidden names are skipped.
     InputError when `root` is missing or unreadable."""
-    walk = _walk_local if is_local(root) else _walk_remote
     with explained(root):
-        found = [info for info in walk(root, ()) if not _is_hidden(info.key_path)]
+        found = [info for info in walk(root) if not _is_hidden(info.key_path)]
     return sorted(found, key=lambda info: info.key_path)
 
 
@@ -58,86 +47,193 @@ def matches(key_path: str, pattern: str) -> bool:
     return fnmatchcase(key_path, pattern) or fnmatchcase(key_path.rsplit("/", 1)[-1], pattern)
 
 
-def stat_file(uri: str) -> FileInfo:
+def stat_file(place: Place) -> FileInfo:
     """Size and version of one file; `key_path` is its name. InputError when it is missing."""
-    with explained(uri):
-        if is_local(uri):
-            path = _local(uri)
-            return _local_info(path.name, path)
-        fs, path = _remote(uri)
-        fs.invalidate_cache(fs._parent(path))
-        return _remote_info(fs, path.rsplit("/", 1)[-1], path, fs.info(path))
+    with explained(place):
+        if isinstance(place, Path):
+            return FileInfo.of_local(place.name, place)
+        details = place.store.fs.info(place.key)
+        if details.get("type") == "directory":
+            raise FileNotFoundError(str(place))
+        return FileInfo.of_remote(place.name, place, details)
 
 
-def file_digest(uri: str) -> str:
+def exists(place: Place) -> bool:
+    """Whether there is a file. StoreError when that cannot be told."""
+    if isinstance(place, Path):
+        return place.exists()
+    with explained(place, StoreError):
+        return bool(place.store.fs.exists(place.key))
+
+
+def file_digest(place: Place) -> str:
     """`sha256:<hex>` of the content, streamed."""
-    with open_input(uri) as file:
+    with open_input(place) as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 @contextmanager
-def open_input(uri: str) -> Iterator[io.BufferedReader]:
-    """The file, open for reading bytes; whatever the store raises becomes an InputError."""
-    with explained(uri):
-        if is_local(uri):
-            with _local(uri).open("rb") as file:
+def open_input(place: Place, *, at_random: bool = False) -> Iterator[io.BufferedReader]:
+    """The file, open for reading bytes; whatever the store raises becomes an InputError.
+    `at_random` is for readers that know which parts they want, and how to gather them."""
+    with explained(place):
+        if isinstance(place, Path):
+            with place.open("rb") as file:
                 yield file
             return
-        fs, path = _remote(uri)
-        with io.BufferedReader(fs.open(path, "rb"), REMOTE_BUFFER_BYTES) as file:
+        cache = "none" if at_random else "readahead"
+        remote = place.store.fs.open(place.key, "rb", block_size=READ_BYTES, cache_type=cache)
+        with io.BufferedReader(remote, 64 << 10 if at_random else 1 << 20) as file:
             yield file
 
 
+def read_bytes(place: Place) -> bytes:
+    """FileNotFoundError when there is no file, StoreError when it cannot be read."""
+    if isinstance(place, Path):
+        return place.read_bytes()
+    with explained(place, StoreError, absent=FileNotFoundError):
+        return cast("bytes", place.store.fs.cat_file(place.key))
+
+
+def write_bytes(place: Place, data: bytes) -> None:
+    """Publish `data` as the whole content of `place`."""
+    if isinstance(place, Path):
+        with publish(place) as out:
+            out.write(data)
+        return
+    with explained(place, StoreError):
+        place.store.fs.pipe_file(place.key, data)
+
+
+def delete(place: Place) -> None:
+    """Nothing happens when it is gone already."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with explained(place, StoreError), suppress(FileNotFoundError):
+        place.store.fs.rm_file(place.key)
+
+
 @contextmanager
-def publish(path: str | Path) -> Iterator[str]:
-    """Yield a temporary path to write to; on success it replaces `path`, on an exception it goes.
-
-    Creates the folder. The temporary name starts with a dot, so that no listing sees it.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid4().hex}.tmp"
-    try:
-        yield str(temporary)
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def publish(place: Place) -> Iterator[NewFile]:
+    """A file to write to; on success it becomes `place`, after an exception nothing does."""
+    with NewFile(place) as file:
+        yield file
+        file.commit()
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Publish `data` as the whole content of `path`."""
-    with publish(path) as temporary:
-        Path(temporary).write_bytes(data)
+class NewFile(io.RawIOBase):
+    """A file that nobody sees before `commit`, when it replaces what was there. Without that it is
+    gone when it is closed. StoreError when it cannot be written. Folders are made."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
+        self._content = hashlib.sha256()
+        self._size = 0
+        with explained(place, StoreError):
+            self._target: _Target = (
+                _LocalTarget(place) if isinstance(place, Path) else _RemoteTarget(place)
+            )
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of what was written so far."""
+        return f"sha256:{self._content.hexdigest()}"
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Any, /) -> int:
+        """Takes all of it."""
+        self._content.update(data)
+        with explained(self.place, StoreError):
+            self._target.write(data)
+        size = memoryview(data).nbytes
+        self._size += size
+        return size
+
+    def commit(self) -> None:
+        with explained(self.place, StoreError):
+            self._target.commit()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with explained(self.place, StoreError):
+                self._target.discard()
 
 
-def is_local(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
+class _Target(Protocol):
+    def write(self, data: Any) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def discard(self) -> None:
+        """What was committed stays."""
+        ...
 
 
-@contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turn what a store raises into an InputError that names `uri`."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: not found; correct the path or put the data there") from error
-    except _store_errors(uri) as error:
-        raise InputError(f"{uri}: cannot be read: {error}") from error
+class _LocalTarget:
+    """The temporary name starts with a dot, so that no listing sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = path.parent / f".{uuid4().hex}.tmp"
+        self._file = self._temporary.open("xb", 0)
+
+    def write(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self._file.write(view) :]
+
+    def commit(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._path)
+        _sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
-def _store_errors(uri: str) -> tuple[type[Exception], ...]:
-    if is_local(uri):
-        return (OSError,)
-    from botocore.exceptions import BotoCoreError  # a dead endpoint is not an OSError
+class _RemoteTarget:
+    """A multipart upload, where the store has such."""
 
-    return (OSError, BotoCoreError)
+    def __init__(self, place: RemotePath) -> None:
+        self._file: Any = place.store.fs.open(
+            place.key, "wb", block_size=WRITE_BYTES, autocommit=False
+        )
+        self._ended = False
+
+    def write(self, data: Any) -> None:
+        self._file.write(bytes(data))
+
+    def commit(self) -> None:
+        self._file.close()
+        self._file.commit()
+        self._ended = True
+
+    def discard(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._file.closed = True
+            self._file.discard()
+
+
+def stem_of(name: str) -> str:
+    """A data file's name without the suffixes that say what it is."""
+    return next((name[: -len(end)] for end in DATA_SUFFIXES if name.lower().endswith(end)), name)
 
 
 def _wanted(key_path: str, pattern: str) -> bool:
     return (
-        key_path.lower().endswith(SUFFIXES)
+        key_path.lower().endswith(DATA_SUFFIXES)
         and not _is_hidden(key_path)
         and matches(key_path, pattern)
     )
@@ -147,67 +243,7 @@ def _is_hidden(key_path: str) -> bool:
     return any(part.startswith(".") for part in key_path.split("/"))
 
 
-def _walk_local(root: str, exclude: Sequence[str]) -> Iterator[FileInfo]:
-    """Linked files count, linked folders are not entered, dangling links are passed over."""
-    top = _local(root)
-    excluded = {_local(folder).resolve() for folder in exclude if is_local(folder)}
-    for folder, folders, names in os.walk(top, onerror=_raise):
-        here = Path(folder)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and (here / name).resolve() not in excluded
-        ]
-        for path in (here / name for name in names):
-            if path.is_file():
-                yield _local_info(path.relative_to(top).as_posix(), path)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _walk_remote(root: str, exclude: Sequence[str]) -> Iterator[FileInfo]:
-    fs, top = _remote(root)
-    excluded = tuple(_remote(folder)[1] + "/" for folder in exclude if not is_local(folder))
-    fs.invalidate_cache()
-    if not fs.exists(top):
-        raise FileNotFoundError(root)
-    for path, details in fs.find(top, detail=True).items():
-        if not path.startswith(excluded):
-            yield _remote_info(fs, path.removeprefix(top).lstrip("/"), path, details)
-
-
-def _local(uri: str) -> Path:
-    return Path(uri.removeprefix("file://")).absolute()
-
-
-def _remote(uri: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        fs = fsspec.filesystem(uri.split("://", 1)[0])
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{uri}: no driver for this kind of store: {error}") from error
-    return fs, fs._strip_protocol(uri).rstrip("/")
-
-
-def _local_info(key_path: str, path: Path) -> FileInfo:
-    stat = path.stat()
-    return FileInfo(key_path, str(path), stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
-
-
-def _remote_info(fs: Any, key_path: str, path: str, details: dict[str, Any]) -> FileInfo:
-    size = int(details["size"])
-    etag = details.get("ETag") or details.get("etag")
-    stamp = next((details[name] for name in _STAMPS if name in details), "")
-    stamp = stamp.timestamp() if isinstance(stamp, datetime) else stamp
-    version = str(etag).strip('"') if etag else f"{size}-{stamp}"
-    return FileInfo(key_path, fs.unstrip_protocol(path), size, version)
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a folder."""
+def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import NewFile
 
 BLOCK_BYTES = 256 << 10
 MOST_RAW_CHARS = 10_000
@@ -41,28 +41,18 @@ def parse_deep_line(line: bytes, number: int) -> Row | BadLine | None:
     return row
 
 
-def write_lines(out: BinaryIO, lines: Iterable[bytes]) -> str:
-    """Write lines in large blocks to a file without a buffer; `sha256:<hex>` of them all."""
-    content = hashlib.sha256()
+def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
+    """Write lines in large blocks."""
     block: list[bytes] = []
     size = 0
     for line in lines:
         block.append(line)
         size += len(line)
         if size >= BLOCK_BYTES:
-            _write_block(out, content, block)
+            out.write(b"".join(block))
+            block.clear()
             size = 0
-    _write_block(out, content, block)
-    return f"sha256:{content.hexdigest()}"
-
-
-def _write_block(out: BinaryIO, content: Any, block: list[bytes]) -> None:
-    data = b"".join(block)
-    block.clear()
-    content.update(data)
-    written = 0
-    while written < len(data):
-        written += out.write(memoryview(data)[written:])
+    out.write(b"".join(block))
 
 
 def clip(text: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelcall_assets.storage.files import write_bytes
+from modelcall_assets.storage.files import read_bytes, write_bytes
+from modelcall_assets.storage.places import Place
 
 
 class InputFingerprint(BaseModel):
@@ -38,16 +38,19 @@ class Manifest(BaseModel):
     failures: dict[str, int] = Field(default_factory=dict)
     """Failed rows by reason."""
     output: str | None = None
+    output_digest: str | None = None
+    published: str | None = None
+    """Tells one publication from another."""
     input: InputFingerprint
     schema_: list[tuple[str, str]] = Field(default_factory=list, alias="schema")
     """Column name and type, for people; a schema to read with belongs in `detail`."""
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
-def read_manifest(path: str | Path) -> Manifest | None:
+def read_manifest(place: Place) -> Manifest | None:
     """None when absent or damaged: either way the output is not known to be complete."""
     try:
-        return Manifest.model_validate_json(Path(path).read_bytes())
+        return Manifest.model_validate_json(read_bytes(place))
     except (FileNotFoundError, ValidationError):
         return None
     except OSError as error:
@@ -56,5 +59,5 @@ def read_manifest(path: str | Path) -> Manifest | None:
         raise
 
 
-def write_manifest(path: str | Path, manifest: Manifest) -> None:
-    write_bytes(path, manifest.model_dump_json(by_alias=True, indent=2).encode())
+def write_manifest(place: Place, manifest: Manifest) -> None:
+    write_bytes(place, manifest.model_dump_json(by_alias=True, indent=2).encode())

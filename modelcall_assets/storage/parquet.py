@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.records.record import Row
-from modelcall_assets.storage.files import open_input, publish
+from modelcall_assets.storage.files import NewFile, open_input
+from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
 
 GROUP_ROWS = 65_536
@@ -22,32 +22,32 @@ _ARROW_MAGIC = b"ARROW1"
 
 
 @contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """InputError when `uri` is no Parquet file, is damaged, or names a column twice."""
-    with open_input(uri) as file:
+def open_parquet(place: Place) -> Iterator[pq.ParquetFile]:
+    """InputError when `place` is no Parquet file, is damaged, or names a column twice."""
+    with open_input(place, at_random=True) as file:
         try:
-            with pq.ParquetFile(file) as parquet:
-                _check_names(uri, parquet.schema_arrow.names)
+            with pq.ParquetFile(file, pre_buffer=isinstance(place, RemotePath)) as parquet:
+                _check_names(place, parquet.schema_arrow.names)
                 yield parquet
         except pa.ArrowException as error:
             raise InputError(
-                f"{uri}: not a readable Parquet file: {error}; write it again or leave it out"
+                f"{place}: not a readable Parquet file: {error}; write it again or leave it out"
             ) from error
 
 
 @contextmanager
-def open_arrow(uri: str) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The batches of an Arrow file, IPC stream and IPC file format alike. InputError when `uri` is
-    no Arrow file, is damaged, or names a column twice."""
-    with open_input(uri) as file:
+def open_arrow(place: Place) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The batches of an Arrow file, IPC stream and IPC file format alike. InputError when `place`
+    is no Arrow file, is damaged, or names a column twice."""
+    with open_input(place) as file:
         try:
             is_file = file.peek(len(_ARROW_MAGIC)).startswith(_ARROW_MAGIC)
             with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file) as reader:
-                _check_names(uri, reader.schema.names)
+                _check_names(place, reader.schema.names)
                 yield _batches(reader)
         except pa.ArrowException as error:
             raise InputError(
-                f"{uri}: not a readable Arrow file: {error}; write it again or leave it out"
+                f"{place}: not a readable Arrow file: {error}; write it again or leave it out"
             ) from error
 
 
@@ -71,11 +71,11 @@ def read_as(schema: pa.Schema) -> pa.Schema:
     )
 
 
-def plain_rows(batch: pa.RecordBatch, uri: str) -> list[Row]:
+def plain_rows(batch: pa.RecordBatch, place: Place) -> list[Row]:
     """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
-    JSON text parsed. InputError names `uri` and the column that cannot be read so."""
+    JSON text parsed. InputError names `place` and the column that cannot be read so."""
     columns = [
-        _plain_values(field, column, uri)
+        _plain_values(field, column, place)
         for field, column in zip(batch.schema, batch.columns, strict=True)
     ]
     names = batch.schema.names
@@ -84,51 +84,50 @@ def plain_rows(batch: pa.RecordBatch, uri: str) -> list[Row]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def read_columns(path: str | Path, columns: list[str]) -> pa.Table:
+def read_columns(place: Place, columns: list[str]) -> pa.Table:
     """Some columns of a file of ours, whole."""
-    with open_parquet(str(path)) as parquet:
+    with open_parquet(place) as parquet:
         return parquet.read(columns=columns)
 
 
-def read_schema(path: str | Path) -> pa.Schema:
-    with open_parquet(str(path)) as parquet:
+def read_schema(place: Place) -> pa.Schema:
+    with open_parquet(place) as parquet:
         return parquet_schema(parquet)
 
 
 class ParquetSink:
-    """`with ParquetSink(path, schema, metadata) as sink: sink.write(batch)`.
+    """`with ParquetSink(file, schema, metadata) as sink: sink.write(batch)`.
 
-    Batches are gathered into row groups of up to 65,536 rows or 16 MiB. The file appears at `path`
-    when the block ends well; after an exception nothing does.
+    Batches are gathered into row groups of up to 65,536 rows or 16 MiB. The file is complete when
+    the block ends well.
     """
 
     def __init__(
-        self, path: str | Path, schema: pa.Schema, metadata: Mapping[str, str] | None = None
+        self, file: NewFile, schema: pa.Schema, metadata: Mapping[str, str] | None = None
     ) -> None:
-        self._path = path
-        self._schema = schema.with_metadata(dict(metadata or {}))
+        schema = schema.with_metadata(dict(metadata or {}))
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
         self._waiting: list[pa.RecordBatch] = []
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            temporary = stack.enter_context(publish(self._path))
-            writer = pq.ParquetWriter(temporary, self._schema, compression="zstd")
-            self._writer = stack.enter_context(writer)
-            stack.push(self._flush_if_well)
-            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            with suppress(StoreError):
+                self._writer.close()
+
+    def close(self) -> None:
+        """Write what is waiting and the end of the file; once is enough."""
+        self._flush()
+        self._writer.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._waiting.append(batch)
         rows = sum(waiting.num_rows for waiting in self._waiting)
         if rows >= GROUP_ROWS or sum(part.nbytes for part in self._waiting) >= GROUP_BYTES:
-            self._flush()
-
-    def _flush_if_well(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
             self._flush()
 
     def _flush(self) -> None:
@@ -145,21 +144,20 @@ def _batches(reader: pa.RecordBatchFileReader | pa.RecordBatchReader) -> Iterato
     return map(reader.get_batch, range(reader.num_record_batches))
 
 
-def _check_names(uri: str, names: list[str]) -> None:
+def _check_names(place: Place, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{uri}: two columns are called {twice[0]!r}; rename one of them")
+        raise InputError(f"{place}: two columns are called {twice[0]!r}; rename one of them")
 
 
-def _plain_values(field: pa.Field, column: pa.Array, uri: str) -> list[Any]:
+def _plain_values(field: pa.Field, column: pa.Array, place: Place) -> list[Any]:
     try:
         values = _to_python(column)
         if is_json_text(field):
             return [None if value is None else orjson.loads(value) for value in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{uri}: column {field.name!r} ({field.type}) cannot be read: {error}; make it a string"
-        ) from error
+        wrong = f"column {field.name!r} ({field.type}) cannot be read: {error}"
+        raise InputError(f"{place}: {wrong}; make it a string") from error
     return values
 
 

@@ -23,6 +23,7 @@ from modelcall_assets.storage.parquet import (
     plain_rows,
     read_as,
 )
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.schema import is_json_text
 
 CHUNK_BYTES = 32 << 20
@@ -57,48 +58,50 @@ class Chunk:
 
 
 def read_chunks(
-    uri: str, schema: pa.Schema, limit: int | None = None, chunk_rows: int = 1000
+    place: Place, schema: pa.Schema, limit: int | None = None, chunk_rows: int = 1000
 ) -> Iterator[Chunk]:
     """Stream the first `limit` records of a JSONL or Parquet file, in order, blank lines left out.
 
     A chunk has at most `chunk_rows` rows and about 32 MiB of text. InputError when the file cannot
     be read as what its name says, InputChanged when a Parquet file does not have `schema`.
     """
-    read = _parquet_chunks if is_parquet(uri) else _jsonl_chunks
-    return read(uri, schema, limit, chunk_rows)
+    read = _parquet_chunks if is_parquet(place) else _jsonl_chunks
+    return read(place, schema, limit, chunk_rows)
 
 
-def read_rows(uri: str, chunk_rows: int = 1000) -> Iterator[Row | BadLine]:
+def read_rows(place: Place, chunk_rows: int = 1000) -> Iterator[Row | BadLine]:
     """Stream the rows of a JSONL (`.jsonl`, `.json`), Parquet or Arrow file, in order, blank lines
     left out; a row that has no plain values is a BadLine in its place. A row may be nested deeper
     than orjson writes. InputError when the file cannot be read as what its name says."""
-    return (item for item, _ in read_items(uri, chunk_rows))
+    return (item for item, _ in read_items(place, chunk_rows))
 
 
-def read_items(uri: str, chunk_rows: int = 1000) -> Iterator[tuple[Row | BadLine, bytes | None]]:
+def read_items(
+    place: Place, chunk_rows: int = 1000
+) -> Iterator[tuple[Row | BadLine, bytes | None]]:
     """`read_rows`, each with its line where the file is of lines."""
-    if is_parquet(uri):
-        with open_parquet(uri) as parquet:
+    if is_parquet(place):
+        with open_parquet(place) as parquet:
             rows = _batch_rows(parquet, chunk_rows)
             for batch in parquet.iter_batches(batch_size=rows):
-                yield from zip(_rows_of(batch, uri), repeat(None))
-    elif uri.lower().endswith(".arrow"):
-        with open_arrow(uri) as batches:
+                yield from zip(_rows_of(batch, place), repeat(None))
+    elif place.name.lower().endswith(".arrow"):
+        with open_arrow(place) as batches:
             for batch in batches:
                 for part in _parts(batch, chunk_rows):
-                    yield from zip(_rows_of(part, uri), repeat(None))
+                    yield from zip(_rows_of(part, place), repeat(None))
     else:
-        with open_input(uri) as file:
-            if uri.lower().endswith(".json") and file.peek(64).lstrip()[:1] == b"[":
-                raise InputError(f"{uri}: one JSON array; write it as one object per line")
+        with open_input(place) as file:
+            if place.name.lower().endswith(".json") and file.peek(64).lstrip()[:1] == b"[":
+                raise InputError(f"{place}: one JSON array; write it as one object per line")
             for number, line in enumerate(file, 1):
                 item = parse_deep_line(line, number)
                 if item is not None:
                     yield item, line
 
 
-def is_parquet(uri: str) -> bool:
-    return uri.lower().endswith(".parquet")
+def is_parquet(place: Place) -> bool:
+    return place.name.lower().endswith(".parquet")
 
 
 def record_id(item: Row | BadLine, index: int, source: str) -> str:
@@ -127,11 +130,11 @@ def sample_row(row: Row) -> Row:
 
 
 def _jsonl_chunks(
-    uri: str, schema: pa.Schema, limit: int | None, chunk_rows: int
+    place: Place, schema: pa.Schema, limit: int | None, chunk_rows: int
 ) -> Iterator[Chunk]:
     start, size = 0, 0
     items: list[Row | BadLine] = []
-    with open_input(uri) as file:
+    with open_input(place) as file:
         lines = ((line, parse_line(line, number)) for number, line in enumerate(file, 1))
         records = ((line, item) for line, item in lines if item is not None)
         for line, item in islice(records, limit):
@@ -145,17 +148,17 @@ def _jsonl_chunks(
 
 
 def _parquet_chunks(
-    uri: str, schema: pa.Schema, limit: int | None, chunk_rows: int
+    place: Place, schema: pa.Schema, limit: int | None, chunk_rows: int
 ) -> Iterator[Chunk]:
     start = 0
-    with open_parquet(uri) as parquet:
+    with open_parquet(place) as parquet:
         if not parquet_schema(parquet).equals(schema):
-            raise InputChanged(f"{uri} {_CHANGED}")
+            raise InputChanged(f"{place} {_CHANGED}")
         for batch in parquet.iter_batches(batch_size=_batch_rows(parquet, chunk_rows)):
             batch = batch.slice(0, None if limit is None else limit - start).cast(schema)
             if not batch.num_rows:
                 return
-            yield Chunk(start, plain_rows(batch, uri), schema, batch)
+            yield Chunk(start, plain_rows(batch, place), schema, batch)
             start += batch.num_rows
 
 
@@ -174,16 +177,16 @@ def _parts(batch: pa.RecordBatch, chunk_rows: int) -> Iterator[pa.RecordBatch]:
     return (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
 
 
-def _rows_of(batch: pa.RecordBatch, uri: str) -> list[Row | BadLine]:
+def _rows_of(batch: pa.RecordBatch, place: Place) -> list[Row | BadLine]:
     """The batch's rows, one by one when not all of them can be read."""
     batch = batch.cast(read_as(batch.schema))
     try:
-        return [*plain_rows(batch, uri)]
+        return [*plain_rows(batch, place)]
     except InputError as error:
         if batch.num_rows == 1:
             return [BadLine(str(error), "")]
     return [
-        item for start in range(batch.num_rows) for item in _rows_of(batch.slice(start, 1), uri)
+        item for start in range(batch.num_rows) for item in _rows_of(batch.slice(start, 1), place)
     ]
 
 

@@ -16,6 +16,8 @@ import pyarrow as pa
 from modelcall_assets.records.record import Row
 
 JSON_TEXT = {b"modelcall.json": b"1"}
+BATCH_ROWS = 1000
+BATCH_BYTES = 16 << 20
 MOST_NODES = 500
 MOST_LEVELS = 50
 _FLOAT = pa.float64()
@@ -29,6 +31,8 @@ class SchemaInference:
         """None: JSON text."""
         self._wide: set[str] = set()
         """Columns with integers that a double cannot hold."""
+        self._waiting: list[Row] = []
+        self._waiting_bytes = 0
 
     def add(self, rows: Sequence[Row]) -> None:
         for name in dict.fromkeys(chain.from_iterable(rows)):
@@ -36,8 +40,21 @@ class SchemaInference:
             if known is not None:
                 self._types[name] = self._widen(name, known, [row.get(name) for row in rows])
 
+    def take(self, row: Row, size: int) -> None:
+        """Add one row, of about `size` bytes, once there are enough to look at."""
+        self._waiting.append(row)
+        self._waiting_bytes += size
+        if len(self._waiting) >= BATCH_ROWS or self._waiting_bytes >= BATCH_BYTES:
+            self._look()
+
     def schema(self) -> pa.Schema:
+        self._look()
         return pa.schema([_field(name, kind) for name, kind in self._types.items()])
+
+    def _look(self) -> None:
+        self.add(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _widen(self, name: str, known: pa.DataType, values: list[Any]) -> pa.DataType | None:
         """The type that holds the column so far and `values`; None when only JSON text does."""

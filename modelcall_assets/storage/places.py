@@ -1,0 +1,105 @@
+"""Where files lie: paths on this machine, and keys in stores behind fsspec."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.stores import StoreOptions
+
+
+class Store:
+    """A file system, made when it is first used: in the process that uses it."""
+
+    def __init__(self, options: StoreOptions) -> None:
+        self._options = options
+
+    @cached_property
+    def fs(self) -> Any:
+        """InputError when there is no driver for this kind of store, or it cannot be made."""
+        import fsspec
+
+        kind, options = self._options.filesystem, self._options.options
+        try:
+            if ":" not in kind:
+                return fsspec.filesystem(kind, use_listings_cache=False, **options)
+            module, _, name = kind.partition(":")
+            return getattr(importlib.import_module(module), name)(**options)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{self._options.prefix} ({self._options.name}): no file system '{kind}': {error}; "
+                "install the package that has it, or correct the store's options"
+            ) from error
+
+    @property
+    def is_s3(self) -> bool:
+        return self._options.filesystem == "s3"
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePath:
+    """A key in a store, with what of pathlib's interface is of use here; asks nobody anything."""
+
+    uri: str
+    store: Store = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
+        return RemotePath(f"{self.uri.rstrip('/')}/{name}", self.store)
+
+    @property
+    def key(self) -> str:
+        """As fsspec takes it: `bucket/key`."""
+        return self.uri.partition("://")[2].rstrip("/")
+
+    @property
+    def name(self) -> str:
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> RemotePath:
+        return RemotePath(self.uri.rpartition("/")[0], self.store)
+
+    def with_name(self, name: str) -> RemotePath:
+        return self.parent / name
+
+    def at(self, key: str) -> RemotePath:
+        """Another key of the store, as fsspec gives it."""
+        return RemotePath(f"{self.uri.partition('://')[0]}://{key}", self.store)
+
+
+Place = Path | RemotePath
+
+
+class Stores:
+    """The stores that a task may name; `options` are by prefix, the longest first."""
+
+    def __init__(self, options: Sequence[StoreOptions] = ()) -> None:
+        self._known = [(each, Store(each)) for each in options]
+
+    def place(self, text: str) -> Place:
+        """Of an absolute path or a URI."""
+        scheme, separator, _ = text.partition("://")
+        if not separator or scheme == "file":
+            return Path(text.removeprefix("file://")).absolute()
+        for options, store in self._known:
+            if f"{text}/".startswith(options.prefix):
+                return RemotePath(text, store)
+        options = StoreOptions(scheme, f"{scheme}://", scheme, {})
+        self._known.append((options, Store(options)))
+        return RemotePath(text, self._known[-1][1])
