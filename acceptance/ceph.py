@@ -28,6 +28,13 @@ USEFUL = re.compile("lib|ceph|radosgw")
 """Names of packages. The others that these depend on are for real disks, or in Python."""
 STORE_BYTES = 8 << 30
 """Of a sparse file."""
+WAITS = {
+    "paxos propose interval": 0.05,
+    "objecter tick interval": 0.25,
+    "objecter timeout": 0.5,
+    "osd client watch timeout": 3,
+}
+"""In seconds. After a kill it would take Ceph half a minute to see that all is well again."""
 
 
 def unpacked_programs() -> Path:
@@ -85,8 +92,9 @@ class Cluster:
         if not user.exists():
             user.write_text(_output("radosgw-admin", "user", "create", *_user()))
         daemons.append(_start("radosgw", "-n", "client.rgw"))
-        while all(daemon.poll() is None for daemon in daemons):
-            if select.select([sys.stdin], [], [], 0.5)[0]:
+        while not select.select([sys.stdin], [], [], 0.5)[0]:
+            if any(daemon.poll() is not None for daemon in daemons):
+                self._report()
                 break
         os.killpg(0, signal.SIGKILL)
 
@@ -120,12 +128,9 @@ class Cluster:
             "mon cluster log file": "/dev/null",
             "debug rocksdb": 0,
             "bluestore block size": STORE_BYTES,
-            "paxos propose interval": 0.05,
+            **WAITS,
             "mon allow pool size one": "true",
             "osd pool default size": 1,
-            "objecter timeout": 0.5,
-            "objecter tick interval": 0.25,
-            "osd client watch timeout": 3,
             "osd pool default pg num": 4,
             "osd pool default pgp num": 4,
             "osd pool default pg autoscale mode": "off",
@@ -145,6 +150,11 @@ class Cluster:
         parser["global"] = {name: str(value) for name, value in options.items()}
         with (self.folder / "ceph.conf").open("w") as file:
             parser.write(file)
+
+    def _report(self) -> None:
+        for log in self.folder.glob("*.log"):
+            sys.stderr.write(f"{log}:\n{log.read_text()[-2000:]}\n")
+        sys.stderr.flush()
 
     def _libraries(self, name: str = "") -> list[Path]:
         return [path for path in self.programs.glob(f"**/lib/*-linux-gnu/{name}") if path.is_dir()]
@@ -168,5 +178,5 @@ def _user() -> list[str]:
 
 
 if __name__ == "__main__":
-    places, ports = map(Path, sys.argv[1:3]), map(int, sys.argv[3:])
-    Cluster(*places, *ports).serve()
+    own_programs, own_folder, *own_ports = sys.argv[1:]
+    Cluster(Path(own_programs), Path(own_folder), *map(int, own_ports)).serve()

@@ -26,6 +26,7 @@ from swift_server import swift_server
 from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.project import project_definitions
+from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.steps.task_steps import TaskSteps
 
@@ -180,6 +181,17 @@ class Project:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
         return path
+
+
+def look(
+    project: Project, instance: dg.DagsterInstance, cursor: str = ""
+) -> tuple[dg.SensorResult | dg.SkipReason, str]:
+    """What one look of the task's sensor for files gives, and its new cursor."""
+    context = dg.build_sensor_context(instance=instance, cursor=cursor)
+    result = files_sensor(project.steps())(context)
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    is_result = isinstance(result, dg.SensorResult) and result.cursor is not None
+    return result, (result.cursor if is_result else context.cursor) or ""
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class S3Server:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"{self.endpoint} did not start:\n{self.log.read_text()}")
+                raise RuntimeError(f"no server; {self.log}:\n{self.log.read_text()}")
             time.sleep(0.05)
 
     def kill(self) -> None:

@@ -53,10 +53,10 @@ def _check_attributes(folder: Path) -> None:
 
 
 def serve(folder: Path, ports: Mapping[str, int]) -> None:
-    import eventlet
+    from eventlet import hubs
     from swift.common.utils import get_hub, monkey_patch
 
-    eventlet.hubs.use_hub(get_hub())
+    hubs.use_hub(get_hub())
     monkey_patch()
     (folder / DEVICE).mkdir(exist_ok=True)
     _write_conf(folder / "swift.conf", {"swift-hash": {"swift_hash_path_suffix": "tests"}})
@@ -66,7 +66,7 @@ def serve(folder: Path, ports: Mapping[str, int]) -> None:
         path = folder / f"{kind}.conf"
         _write_conf(path, _server_conf(folder, kind, ports[kind]))
         _serve_one(path, f"{kind}-server")
-    eventlet.hubs.trampoline(sys.stdin, read=True)
+    hubs.trampoline(sys.stdin, read=True)
     os._exit(0)
 
 

@@ -1,13 +1,15 @@
 """Sensors of a task: new and changed input files become runs, and complete groups do.
 
 It needs no memory of its own. What is there is compared with what the instance holds, and a version
-that was tried once, well or not, is known by the run key of its run. The cursor is only a digest of
-the last listing that left nothing to do: losing it costs one full comparison.
+that was tried once, well or not, is known by the run key of its run. The cursor only says where the
+next page of a long listing begins, and has a digest of each page that left nothing to do: losing it
+costs one full comparison.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 
@@ -19,8 +21,9 @@ from modelcall_assets.config.spec import RAW
 from modelcall_assets.defs.partitions import files_of, partitions_of
 from modelcall_assets.defs.versions import asset_key
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.steps.distillation_steps import DistillationSteps
+from modelcall_assets.steps.settled import Settled, SettledInputs
 from modelcall_assets.steps.task_steps import GROUPS, TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -28,6 +31,8 @@ PartitionsRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsR
 
 TASK_TAG = "modelcall/task"
 LOOKED_UP_AT_ONCE = 200
+PAGE_FILES = 20_000
+"""Listed in one tick; a store takes a second or so for them."""
 
 
 def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
@@ -43,17 +48,19 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
         default_status=_on_or_off(steps),
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        cursor = Cursor.parse(context.cursor)
         try:
-            versions = {encode_key(file.key_path): file.version for file in steps.inputs()}
+            page = _page(steps, cursor.after)
         except ModelcallError as error:
             return dg.SkipReason(str(error))
-        listing = hashlib.sha256(repr(versions).encode()).hexdigest()
-        if context.cursor == listing:
-            return dg.SkipReason(f"no new or changed file among {len(versions)}")
-        seen = Comparison(context.instance, steps, versions)
+        if cursor.is_settled(page):
+            context.update_cursor(cursor.next(page, is_settled=True).text())
+            return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
+        seen = Comparison(context.instance, steps, page)
         most = settings.max_runs_per_tick
         due = list(islice(seen.not_tried(), most + 1))
         settled = len(due) <= most and not seen.in_progress
+        seen.remember()
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
@@ -61,8 +68,10 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
             ],
             dynamic_partitions_requests=seen.partition_requests(),
             asset_events=list(seen.flags()),
-            cursor=listing if settled else "",
-            skip_reason=None if due else f"nothing to launch for {len(versions)} files for now",
+            cursor=cursor.next(page, is_settled=settled).text(),
+            skip_reason=None
+            if due
+            else f"nothing to launch for {len(page.versions)} files for now",
         )
 
     return look
@@ -127,12 +136,82 @@ def _on_or_off(steps: TaskSteps) -> dg.DefaultSensorStatus:
 
 
 @dataclass(frozen=True)
+class Page:
+    """A part of the listing: version by key of what lies behind the path `after`, up to `last`,
+    which is empty for the end."""
+
+    after: str
+    last: str
+    versions: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self.versions).encode()).hexdigest()
+
+    def covers(self, key: str) -> bool:
+        """Whether a file of this key would be in this part."""
+        path = decode_key(key).encode("utf-8", "surrogateescape")
+        return self.after.encode() < path and (not self.last or path <= self.last.encode())
+
+
+def _page(steps: TaskSteps, after: str) -> Page:
+    if steps.spec.task.max_files is not None:
+        files, last = steps.inputs(), ""
+    else:
+        files, last = steps.input_page(after, PAGE_FILES)
+    return Page(after, last, {encode_key(file.key_path): file.version for file in files})
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where the next page begins, and the digests of the settled ones, by where they begin."""
+
+    after: str = ""
+    settled: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Cursor":
+        """A new one when there is none, or one of an older version."""
+        try:
+            return cls(**json.loads(text or "{}"))
+        except (ValueError, TypeError):
+            return cls()
+
+    def text(self) -> str:
+        what = {"after": self.after, "settled": self.settled}
+        return json.dumps(what) if self.after or self.settled else ""
+
+    def is_settled(self, page: Page) -> bool:
+        return self.settled.get(page.after) == page.digest
+
+    def next(self, page: Page, *, is_settled: bool) -> "Cursor":
+        settled = {start: digest for start, digest in self.settled.items() if start != page.after}
+        if is_settled:
+            settled[page.after] = page.digest
+        return Cursor(page.last, settled)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """A listing (version by key) beside what the instance holds of the task."""
+    """A page of the listing beside what the instance holds of the task."""
 
     instance: dg.DagsterInstance
     steps: TaskSteps
-    versions: dict[str, str]
+    page: Page
+    unchanged: dict[str, Settled] = field(default_factory=dict)
+    """Of the keys that were looked at."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return self.page.versions
+
+    @cached_property
+    def settled(self) -> SettledInputs:
+        return SettledInputs(self.steps.layout.settled_path)
+
+    def remember(self) -> None:
+        """What was found unchanged, so that its manifest need not be read again."""
+        self.settled.add(self.unchanged)
 
     @property
     def raw(self) -> dg.AssetKey:
@@ -188,7 +267,8 @@ class Comparison:
         """Unknown under a cap on files, which leaves out some that are there."""
         if self.steps.spec.task.max_files is not None:
             return ()
-        return (key for key in self.known if key not in self.versions)
+        absent = (key for key in self.known if key not in self.versions)
+        return (key for key in absent if self.page.covers(key))
 
     def _latest(self, kind: dg.DagsterEventType) -> Mapping[str, int]:
         return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.raw, kind)
@@ -201,8 +281,14 @@ class Comparison:
             return False
         if not self._is(key, AssetPartitionStatus.MATERIALIZED):
             return True
+        settled = self.versions[key], self.made.get(key, 0)
+        if self.settled.holds(key, settled):
+            return False
         manifest = read_manifest(self.steps.layout.manifest_path(RAW, key))
-        return manifest is None or manifest.input.version != self.versions[key]
+        if manifest is None or manifest.input.version != self.versions[key]:
+            return True
+        self.unchanged[key] = settled
+        return False
 
     def _run_key(self, key: str) -> str:
         """Names the version and what it follows, so that a file may return to an old version."""

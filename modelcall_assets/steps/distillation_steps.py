@@ -29,7 +29,7 @@ from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.split import SplitReport, look_at_split
 from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream, digest_of
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
-from modelcall_assets.storage.files import delete, list_inputs, stat_file
+from modelcall_assets.storage.files import delete, stat_file
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
@@ -120,13 +120,19 @@ class DistillationSteps(TaskSteps):
             return [self._linked_file(key) for key in self.keys(self._linked_set)]
         if self.task.chatml_conversion is not None:
             return [_as_file(key, split) for key, (_, split) in self._splits().items()]
-        layout = self.layout
         if self.spec.has_one_input:
-            return [stat_file(layout.folder(RAW))]
-        files = list_inputs(layout.folder(RAW), exclude=layout.own_folders)
+            return [stat_file(self.layout.folder(RAW))]
+        return super().inputs()
+
+    def input_page(self, after: str, most: int | None) -> tuple[list[FileInfo], str]:
+        is_folder = self.linked is None and self.task.chatml_conversion is None
+        if most is not None and (not is_folder or self.spec.has_one_input):
+            return self.inputs(), ""
+        return super().input_page(after, most)
+
+    def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
         if MERGED not in self.stages:
-            self._refuse_shared_outputs(files)
-        return files[: self.task.max_files]
+            super()._refuse_shared_outputs(files)
 
     def raw_split(self, key: str) -> SplitReport:
         """Fingerprint of a split and the files that make it."""

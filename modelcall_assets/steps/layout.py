@@ -97,6 +97,11 @@ class Layout:
         return local / "spent.json"
 
     @property
+    def settled_path(self) -> Path:
+        """What the task's sensor knows of its inputs."""
+        return self.scratch / self.spec.key / "settled.json"
+
+    @property
     def scratch(self) -> Path:
         """For what is on this machine only."""
         return self.spec.root / ".modelcall"

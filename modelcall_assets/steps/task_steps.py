@@ -37,7 +37,7 @@ from modelcall_assets.steps.rule_scores import RuleStage
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.files import list_inputs, stat_file
+from modelcall_assets.storage.files import list_page, stat_file
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
@@ -142,13 +142,17 @@ class TaskSteps:
         Raises SetupError when two of them would have one output, InputError when the folder is
         missing.
         """
-        task = self.spec.task
+        return self.input_page("", None)[0][: self.spec.task.max_files]
+
+    def input_page(self, after: str, most: int | None) -> tuple[list[FileInfo], str]:
+        """`inputs` behind a path, without the caps, about `most` at a time where the store can list
+        so; and the path where the next page begins, empty at the end."""
+        task, layout = self.spec.task, self.layout
         preprocess = task.preprocess if isinstance(task, ScoringTask) else None
         pattern = preprocess.file_pattern if preprocess and preprocess.enabled else "*"
-        layout = self.layout
-        files = list_inputs(layout.folder(RAW), pattern, exclude=layout.own_folders)
+        files, last = list_page(layout.folder(RAW), pattern, layout.own_folders, after, most)
         self._refuse_shared_outputs(files)
-        return files[: task.max_files]
+        return files, last
 
     def partitions(self, stage: str) -> str:
         """The set of keys that a stage has."""

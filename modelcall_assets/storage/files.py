@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
 from uuid import uuid4
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.storage.listing import FileInfo, walk
+from modelcall_assets.storage.listing import FileInfo, in_pages, walk
 from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.trouble import explained
 
@@ -29,9 +30,24 @@ def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) 
     `pattern` must match the relative path or the file name. Hidden names are skipped, and so is all
     that lies under a folder of `exclude`. InputError when `root` is missing or unreadable.
     """
+    return list_page(root, pattern, exclude)[0]
+
+
+def list_page(
+    root: Place,
+    pattern: str = "*",
+    exclude: Sequence[Place] = (),
+    after: str = "",
+    most: int | None = None,
+) -> tuple[list[FileInfo], str]:
+    """`list_inputs` behind the path `after`, of `most` files of any kind where `in_pages` holds;
+    with the path where the next page begins, which is empty at the end."""
+    most = most if in_pages(root) else None
     with explained(root):
-        found = [info for info in walk(root, exclude) if _wanted(info.key_path, pattern)]
-    return sorted(found, key=lambda info: info.key_path)
+        seen = list(islice(walk(root, exclude, after), most))
+    found = [info for info in seen if _wanted(info.key_path, pattern)]
+    last = seen[-1].key_path if len(seen) == most else ""
+    return sorted(found, key=lambda info: info.key_path), last
 
 
 def list_files(root: Place) -> list[FileInfo]:

@@ -47,13 +47,19 @@ class FileInfo:
         return cls(key_path, place, size, version, float(modified) if is_known else 0.0)
 
 
-def walk(root: Place, exclude: Sequence[Place] = ()) -> Iterator[FileInfo]:
-    """Every file, hidden ones in folders that are not hidden too. FileNotFoundError when there is
-    no such folder."""
+def walk(root: Place, exclude: Sequence[Place] = (), after: str = "") -> Iterator[FileInfo]:
+    """Every file, hidden ones in folders that are not hidden too. Where `in_pages` holds, in the
+    order of their UTF-8 paths, and only those behind `after`. FileNotFoundError when there is no
+    such folder."""
     if isinstance(root, Path):
         return _walk_local(root, [each for each in exclude if isinstance(each, Path)])
     folders = [each for each in exclude if isinstance(each, RemotePath)]
-    return _walk_remote(root, tuple(f"{folder.key}/" for folder in folders))
+    return _walk_remote(root, tuple(f"{folder.key}/" for folder in folders), after)
+
+
+def in_pages(root: Place) -> bool:
+    """Whether a listing can begin in the middle."""
+    return isinstance(root, RemotePath) and root.store.is_s3
 
 
 def _walk_local(top: Path, exclude: Sequence[Path]) -> Iterator[FileInfo]:
@@ -75,9 +81,9 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _walk_remote(root: RemotePath, exclude: tuple[str, ...]) -> Iterator[FileInfo]:
-    top, is_empty = f"{root.key}/", True
-    for key, details in (_objects_of if root.store.is_s3 else _found)(root):
+def _walk_remote(root: RemotePath, exclude: tuple[str, ...], after: str) -> Iterator[FileInfo]:
+    top, is_empty = f"{root.key}/", not after
+    for key, details in _objects_of(root, after) if root.store.is_s3 else _found(root):
         is_empty = False
         if not key.endswith("/") and not key.startswith(exclude):
             yield FileInfo.of_remote(key.removeprefix(top), root.at(key), details)
@@ -85,19 +91,18 @@ def _walk_remote(root: RemotePath, exclude: tuple[str, ...]) -> Iterator[FileInf
         raise FileNotFoundError(str(root))
 
 
-def _objects_of(root: RemotePath) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _objects_of(root: RemotePath, after: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A request for every 1,000 objects, without the entries of folders that fsspec makes up."""
     bucket, _, prefix = root.key.partition("/")
-    after: dict[str, str] = {}
+    prefix = f"{prefix}/" if prefix else ""
+    where = {"StartAfter": f"{prefix}{after}"} if after else {}
     while True:
-        page = root.store.fs.call_s3(
-            "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **after
-        )
+        page = root.store.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where)
         for each in page.get("Contents", ()):
             yield f"{bucket}/{each['Key']}", each
         if not page.get("IsTruncated"):
             return
-        after = {"ContinuationToken": page["NextContinuationToken"]}
+        where = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _found(root: RemotePath) -> Iterator[tuple[str, Mapping[str, Any]]]:
