@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conversion, report, robustness, speed
+from benchmarks import conversion, report, robustness, speed, storage
 from benchmarks.measure import CORES, ROOT, STUB_CORE
 from benchmarks.stub import Stub
 
@@ -23,9 +23,10 @@ PARTS: dict[str, Callable[..., Any]] = {
     "compare": speed.compare,
     "robustness": robustness.measure_all,
     "conversion": conversion.measure_all,
+    "storage": storage.measure_all,
     "memory": speed.memory,
 }
-ORDINARY = ("capacity", "compare", "robustness", "conversion")
+ORDINARY = ("capacity", "compare", "robustness", "conversion", "storage")
 RESULTS = ROOT / "build" / "benchmarks.json"
 
 

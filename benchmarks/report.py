@@ -24,6 +24,12 @@ CONVERSIONS = {
     "merged_source": "`merged` with a source column",
     "merged_dedup": "`merged` with `dedup`",
 }
+STORAGE = {
+    "bare": "only parse and write: orjson.loads, orjson.dumps",
+    "raw": "`raw`: digest, schema, ids, mistakes",
+    "preprocessed": "`raw` and `preprocessed`: to Parquet",
+    "cleaned": "the same, text cleaned, filtered and measured",
+}
 _MARKS = "<!-- begin {0} -->\n{1}<!-- end {0} -->"
 
 
@@ -157,12 +163,43 @@ def conversion_table(results: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def storage_table(results: dict[str, Any]) -> str:
+    head = [
+        f"{results['rows']:,} rows in 16 files",
+        "rows per CPU s",
+        "MB per CPU s",
+        "of the bare loop's",
+        *(f"peak MB, {mb:,g} MB of input" for mb in results["mb"]),
+    ]
+    rows = [
+        [
+            STORAGE[name],
+            f"{p['rows_per_s']:,.0f}",
+            f"{p['mb_per_s']:,.0f}",
+            f"{p['of_bare']:.2f}×",
+            *(f"{peak:.0f}" for peak in p["rss_mb"]),
+        ]
+        for name, p in results["programs"].items()
+    ]
+    return table(head, rows)
+
+
+def listing_table(results: dict[str, Any]) -> str:
+    rows = [
+        [f"{int(size):,}", f"{took['wall_s']:.1f} s", f"{took['cpu_s']:.1f} s"]
+        for size, took in results["listings"].items()
+    ]
+    return table(["objects listed", "wall", "CPU"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "compare": ("compare", compare_table),
     "dagster": ("compare", dagster_table),
     "capacity": ("capacity", capacity_table),
     "robustness": ("robustness", robustness_table),
     "conversion": ("conversion", conversion_table),
+    "storage": ("storage", storage_table),
+    "listing": ("storage", listing_table),
     "memory": ("memory", memory_table),
 }
 """Block of the page: the part it comes from, and how it is drawn."""

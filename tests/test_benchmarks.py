@@ -51,6 +51,16 @@ def test_conversations_are_converted_and_merged(tmp_path):
         assert all(peak > 5 for peak in program["rss_mb"])
 
 
+def test_files_are_read_and_listings_too(tmp_path):
+    found, printed = run("storage", tmp_path / "results.json")
+    assert list(found["programs"]) == list(report.STORAGE)
+    assert found["programs"]["bare"]["of_bare"] == 1
+    for name, program in found["programs"].items():
+        assert f"| {report.STORAGE[name]} | {program['rows_per_s']:,.0f} |" in printed
+        assert all(5 < peak < found["bound_mb"] for peak in program["rss_mb"])
+    assert [took["rows"] for took in found["listings"].values()] == [1500, 3000]
+
+
 def results() -> dict:
     client = dict.fromkeys(
         ("cpu_s_per_1k", "wall_s_per_1k", "cpu_of_engine", "efficiency", "rss_mb", "before_s",
