@@ -35,7 +35,7 @@ DUPLICATE_EVERY = 20
 WORDS = (
     "the of a to in is that for it as with was on be by this are from or an which data model text "
     "function returns value list when each because therefore naïve “quoted” 例えば\n def x: \t"
-).split(" ")
+)
 
 
 def measure_all(root: Path, _stub: Stub, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def make(folder: Path, mb: float) -> dict[str, int]:
     """ShareGPT lines in two files; how many, and how many of them are there already."""
     folder.mkdir(parents=True)
     dice, rows = random.Random(mb), 0
-    turns = [" ".join(dice.choices(WORDS, k=TURN_CHARS // 5)) for _ in range(500)]
+    turns = [" ".join(dice.choices(WORDS.split(" "), k=TURN_CHARS // 5)) for _ in range(500)]
     for part in PARTS:
         with (folder / part).open("wb", 1 << 20) as out:
             line = b""

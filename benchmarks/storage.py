@@ -78,7 +78,7 @@ def _made(folder: Path, mb: float, say: Callable[[str], None]) -> dict[str, Any]
     say(f"making {mb:,g} MB")
     folder.mkdir(parents=True)
     dice, rows = random.Random(mb), 0
-    texts = [" ".join(dice.choices(WORDS, k=380)) for _ in range(500)]
+    texts = [" ".join(dice.choices(WORDS.split(" "), k=380)) for _ in range(500)]
     for number in range(FILES):
         with (folder / f"part-{number:02}.jsonl").open("wb", 1 << 20) as out:
             while out.tell() < mb * 2**20 / FILES:

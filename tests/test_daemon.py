@@ -30,10 +30,10 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from modelcall_assets.config.catalog import load_linked
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.runs import TaskRunner
-from modelcall_assets.defs.sensors import TASK_TAG, files_sensor
+from modelcall_assets.defs.sensors import TASK_TAG, files_sensor, followers_sensor
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
 from modelcall_assets.steps.task_steps import TaskSteps
 
 REPOSITORY = Path(__file__).parents[1]
@@ -921,6 +921,41 @@ class TestOneLook:
         project.write_task({"debug": {"enabled": True, "max_files": 1}})
         result = look(project, instance)
         assert not result.dynamic_partitions_requests and not result.asset_events
+
+    def test_a_group_is_launched_when_all_its_members_are_there_and_have_changed(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        merges = Step(project.root, "merges", server=server, instance=instance)
+        members = {"all": ["a.jsonl", "deep/er/c.jsonl"], "one": ["a.jsonl"]}
+        groups = [
+            {"name": name, "output_file": f"{name}.jsonl", "input_files": files}
+            for name, files in members.items()
+        ]
+        merges.write_step(
+            "jsonl_merge",
+            merge_config_path=merges.write_file("groups", {"merge_groups": groups}),
+            base_input_dir="data/in",
+            base_output_dir="data/joined",
+        )
+        steps = merges.steps()
+        assert isinstance(steps, DistillationSteps)
+
+        def launched() -> list[str | None]:
+            result = followers_sensor(steps)(dg.build_sensor_context(instance=instance))
+            assert isinstance(result, dg.SensorResult)
+            return [request.partition_key for request in result.run_requests or ()]
+
+        assert launched() == []
+        steps.raw("a.jsonl")
+        assert launched() == ["one.jsonl"]
+        steps.raw("deep/er/c.jsonl")
+        assert launched() == ["all.jsonl", "one.jsonl"]
+        for key in ("all.jsonl", "one.jsonl"):
+            steps.merged(key)
+        assert launched() == []
+        project.write_input("deep/er/c.jsonl", some_rows(1, "new"))
+        steps.raw("deep/er/c.jsonl")
+        assert launched() == ["all.jsonl"]
 
 
 def look(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult:
