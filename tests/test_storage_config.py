@@ -871,6 +871,6 @@ def test_reading_is_told_by_each_step_that_distils(project: Project) -> None:
 def test_the_examples_of_the_page_are_valid(project: Project) -> None:
     page = (Path(__file__).parent.parent / "docs/storage.md").read_text()
     examples = re.findall(r"```yaml\n# configs/storage.yaml\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for text in examples:
         assert parse_storage(yaml.safe_load(text), "storage.yaml")[1] == []

@@ -37,7 +37,8 @@ def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     if storage.problems and any(map(is_uri, places.values())):
         return spec, list(storage.problems)
     options, problems = store_options(storage, spec.env, places, spec.file_name)
-    return replace(spec, store_options=options), problems
+    flush = storage.journal_flush_seconds
+    return replace(spec, store_options=options, journal_flush_seconds=flush), problems
 
 
 def relative_places(spec: TaskSpec) -> dict[str, str]:

@@ -15,6 +15,7 @@ from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.paths import is_bucket, resolve
 from modelcall_assets.config.prompt import PromptConfig
+from modelcall_assets.config.stores import FLUSH_SECONDS
 from modelcall_assets.config.task import Data, ScoringTask
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.stores import StoreOptions
@@ -69,6 +70,7 @@ class TaskSpec:
     """The files of model, prompt, generator, datasets and groups, relative to the root."""
     data_root: str | None = None
     """Where relative data folders lie; None is the root."""
+    journal_flush_seconds: float = FLUSH_SECONDS
     store_options: Sequence[StoreOptions] = field(default=(), repr=False)
     """How the stores among its places are reached, the longest prefix first."""
 

@@ -132,6 +132,7 @@ class StoreProfile(Block):
     """Passed to the file system as they are; may hold `${NAME}`, and must where it is a secret."""
 
 
+FLUSH_SECONDS = 5.0
 S3_FIELDS = (
     *("endpoint", "region", "access_key", "secret_key", "session_token"),
     *("addressing", "max_attempts"),
@@ -147,6 +148,9 @@ class StorageFile(Block):
     """Profiles by a name of your own, which messages call them by."""
     data_root: Folder | None = None
     """Folder or URI where the relative data folders of tasks lie; default the project root."""
+    journal_flush_seconds: Annotated[float, Field(gt=0)] = FLUSH_SECONDS
+    """How often new replies are brought to a journal that is in a store: what a machine that is
+    lost takes with it at most."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class Storage:
     """Why no store can be reached."""
     root_is_known: bool = True
     """Whether the file could be understood as far as `data_root`."""
+    journal_flush_seconds: float = FLUSH_SECONDS
 
     def profile_of(self, place: str) -> tuple[str, StoreProfile] | None:
         """The profile with the longest prefix that fits a resolved URI, under its name."""
@@ -192,7 +197,8 @@ def load_storage(root: Path) -> Storage:
         return Storage(problems=error.problems, root_is_known=False)
     parsed, problems = parse_storage(data, STORAGE_FILE)
     if parsed is not None:
-        return Storage(parsed.stores, parsed.data_root)
+        flush = parsed.journal_flush_seconds
+        return Storage(parsed.stores, parsed.data_root, journal_flush_seconds=flush)
     only_stores = all(problem.field.partition(".")[0] == "stores" for problem in problems)
     root_text = data.get("data_root") if only_stores else None
     return Storage({}, root_text, tuple(problems), only_stores)

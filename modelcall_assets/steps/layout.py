@@ -83,7 +83,8 @@ class Layout:
     def journal(self, stage: str, key: str, run_id: str, *, fresh: bool = False) -> Journal:
         """Of a partition, open for a run."""
         folder = self.journal_folder(stage, key)
-        return open_journal(folder, self.scratch, run_id, fresh=fresh)
+        flush_s = self.spec.journal_flush_seconds
+        return open_journal(folder, self.scratch, run_id, fresh=fresh, flush_s=flush_s)
 
     def journal_at(self, folder: str) -> Journal:
         """Of any partition of the project, for reading."""
