@@ -1,16 +1,16 @@
-"""The fixtures that S3 tests take, with Ceph's gateway for a server."""
+"""The fixtures of the tests; those of S3 tests take Ceph's gateway for a server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from conftest import bucket
+from conftest import bucket, empty_home, project, server
 from s3_server import S3Server
 
 from acceptance.rgw_server import rgw_server
 
-__all__ = ["bucket", "s3_server"]
+__all__ = ["bucket", "empty_home", "project", "s3_server", "server"]
 
 
 @pytest.fixture(scope="session")

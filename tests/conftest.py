@@ -27,6 +27,7 @@ from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.sensors import files_sensor
+from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.steps.task_steps import TaskSteps
 
@@ -157,7 +158,8 @@ class Project:
 
     def output(self, name: str) -> Path:
         """Where the scores of an input file are published."""
-        return (self.root / "data" / self.task / "scores" / name).with_suffix(".parquet")
+        path = self.root / "data" / self.task / "scores" / name
+        return path.with_name(f"{stem_of(path.name)}.parquet")
 
     def scores(self, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self.output(name)).to_pylist()

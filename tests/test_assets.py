@@ -328,6 +328,13 @@ class TestRunsAndVersions:
         succeed(project, instance, [C], ["scores"])
         assert staleness(project, instance) == fresh
 
+        for changes in ({"encoding": "gbk"}, {"on_bad_line": "fail"}):
+            project.write_task({"data": changes})
+            stale = dict.fromkeys(KEYS, StaleStatus.STALE)
+            assert staleness(project, instance) == staleness(project, instance, "raw") == stale
+        project.write_task({"data": {"encoding": "utf-8", "on_bad_line": "keep"}})
+        assert staleness(project, instance) == staleness(project, instance, "raw") == fresh
+
         prompt = {"prompt_template": {"prompt_text": "Judge this text again:\n{text}\n"}}
         project.write_prompt(prompt)
         assert staleness(project, instance) == dict.fromkeys(KEYS, StaleStatus.STALE)

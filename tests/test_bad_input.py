@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import socket
 import sys
@@ -12,6 +14,8 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Project, some_rows
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
@@ -79,6 +83,19 @@ def lines(*rows: dict[str, Any] | bytes) -> bytes:
     return b"".join((r if isinstance(r, bytes) else orjson.dumps(r)) + b"\n" for r in rows)
 
 
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(content)
+    return sink.getvalue().to_pybytes()
+
+
 OK, BAD, NO_TEXT = ("success", None), ("error", "bad_line"), ("error", "missing_input")
 FILES = {
     "a malformed line": File(
@@ -113,7 +130,10 @@ FILES = {
     "UTF-16": File(
         "bad.jsonl",
         '{"id": 1, "text": "x"}\n'.encode("utf-16"),
-        ["bad.jsonl: 2 of 2 rows failed", "The first: line 1, column 1"],
+        [
+            "bad.jsonl: 2 of 2 rows failed",
+            "The first: line 1, column 1: UTF-16 by its first bytes, set `encoding`",
+        ],
         [BAD] * 2,
     ),
     "empty JSONL": File(
@@ -126,6 +146,30 @@ FILES = {
         "bad.parquet",
         b"",
         ["/bad.parquet: not a readable Parquet file", "write it again or leave it out"],
+        None,
+    ),
+    "a compressed file that is cut off": File(
+        "bad.jsonl.gz",
+        gzip.compress(b"".join(b'{"id": %d, "text": "x"}\n' % n for n in range(900)))[:-1],
+        [
+            "/bad.jsonl.gz: damaged or cut off after line ",
+            "as gzip says: Truncated compressed stream; write it again or leave it out",
+        ],
+        None,
+    ),
+    "Parquet that is compressed once more": File(
+        "bad.parquet.zst",
+        zstd(parquet([FINE])),
+        ["/bad.parquet.zst: a file of Parquet inside zstd, which can only be read from its beg"],
+        None,
+    ),
+    "Parquet by another name": File("bad.jsonl", parquet([FINE, FINE]), [], [OK] * 2, code=0),
+    "lines by another name": File("bad.parquet", lines(FINE, FINE), [], [OK] * 2, code=0),
+    "zstd by another name": File("bad.json", zstd(lines(FINE, FINE)), [], [OK] * 2, code=0),
+    "a JSON array": File(
+        "bad.json",
+        b'\n[{"id": 1}]\n',
+        ["/bad.json: one JSON array; write it as one object per line"],
         None,
     ),
     "no Parquet at all": File(
@@ -207,6 +251,68 @@ class TestFiles:
         assert "34 rows, 33 succeeded, 1 failed (bad_line 1)" in ended.out
         warning = "warning: bad.jsonl: 1 of 31 lines are not JSON objects; the first: line 31, "
         assert warning in ended.out
+
+    def test_a_bad_line_stops_a_file_that_wants_that(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_task({"data": {"on_bad_line": "fail"}})
+        path = project.write_input("bad.jsonl", [FINE, b"{torn"])
+        ended = cli("run-task", TASK)
+        assert ended.code == 1
+        told = "/bad.jsonl: line 2, column 2: "
+        assert told in ended.err and "correct it, or write `on_bad_line: keep`" in ended.err
+        assert statuses(project, "raw") == {GOOD: GREEN, "bad.jsonl": RED}
+        assert not project.output("bad.jsonl").exists()
+        assert server.stats()["requests"] == 3
+        assert told in cli("plan", TASK).err
+        path.write_bytes(lines(FINE))
+        assert cli("run-task", TASK).code == 0, "mended"
+
+    def test_another_encoding_is_read_and_makes_old_results_stale(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        (project.root / "data/in" / GOOD).unlink()
+        path = project.root / "data/in/bad.jsonl"
+        path.write_bytes('{"id": 1, "text": "中文"}\n'.encode("gb18030") + b'{"text": "\xff"}\n')
+        project.write_task({"max_failure_rate": 1.0})
+        assert "2 failed (bad_line 2)" in cli("run-task", TASK).out
+        project.write_task({"max_failure_rate": 1.0, "data": {"encoding": "gb18030"}})
+        assert "1 succeeded, 1 failed (bad_line 1)" in cli("run-task", TASK).out
+        first, second = project.scores("bad.jsonl")
+        assert (first["text"], first["api_status"]) == ("中文", "success")
+        assert second["api_fail_detail"].startswith("line 2, column 11: not gb18030; the line ")
+        assert "nothing to do" in cli("run-task", TASK).out
+        assert server.stats()["requests"] == 1
+        exported = cli("export", TASK, "--stage", "raw", "--successes", "--output", "copy")
+        assert exported.code == 0, exported
+        (copy,) = (project.root / "copy").rglob("*.jsonl")
+        assert orjson.loads(copy.read_bytes()) == {"id": 1, "text": "中文"}
+
+    def test_bytes_go_through_and_are_not_asked_about(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        """Text in a binary column is text."""
+        rows = [
+            {"id": b"\x00\xff", "text": b"a fine text", "png": b"\x89PNG"},
+            {"id": b"second", "text": b"\xff\xfe", "png": None},
+        ]
+        project.write_task({"max_failure_rate": 1.0})
+        (project.root / "data/in/bad.parquet").write_bytes(parquet(rows))
+        assert cli("run-task", TASK).code == 0
+        first, second = project.scores("bad.parquet")
+        assert (first["png"], first["api_status"]) == (b"\x89PNG", "success")
+        assert [row["api_record_id"] for row in (first, second)] == ["00ff", "second"]
+        assert second["api_fail_detail"] == (
+            "the row has bytes that are no text in column 'text', which the prompt asks for"
+        )
+        assert pq.read_schema(project.output("bad.parquet")).field("png").type == pa.binary()
+        assert server.stats()["requests"] == 4
+        for stage, good in (("raw", 2), ("scores", 1)):
+            arguments = ("--stage", stage, "--successes", "--output", stage)
+            assert cli("export", TASK, *arguments).code == 0
+            assert len((project.root / stage / "bad.jsonl").read_bytes().splitlines()) == good
+        assert cli("view", TASK, "--stage", "raw").code == 0
+        assert cli("view", "data/in/bad.parquet").code == 0
 
     @pytest.mark.parametrize("name", ["empty JSONL", "empty Parquet", "binary"])
     def test_plan_shows_the_other_files(self, project: Project, cli: Cli, name: str) -> None:

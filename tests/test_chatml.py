@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -20,7 +21,9 @@ from modelcall_assets.config.datasets import MAPPING_KEYS
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
+from modelcall_assets.steps.split import look_at_split
 from modelcall_assets.storage.files import file_digest, publish, stat_file
+from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.transforms.chatml import ChatmlOptions, encode, json_safe, to_chatml
 from modelcall_assets.transforms.universal import Dropped
 
@@ -326,7 +329,7 @@ def convert_files(
     output = paths[0].with_name("out") / "result.jsonl"
     files = [stat_file(path) for path in paths]
     with publish(output) as out:
-        report = convert_split(files, options(style, **changes), out, limit)
+        report = convert_split(files, options(style, **changes), out, limit=limit)
     assert report.data_version == file_digest(output)
     return report, [orjson.loads(line) for line in output.read_bytes().splitlines()]
 
@@ -434,6 +437,62 @@ class TestSplit:
         lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
         assert [line.partition(b'"raw_data":')[2] for line in lines] == [big + b"}", deep + b"}"]
         assert report.failed == 0
+
+    def test_raw_data_of_the_first_line_has_no_mark(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(b'\xef\xbb\xbf{"t": "hi"}\n')
+        report, rows = convert_files([path], "prompt_text_only")
+        assert (report.failed, rows[0]["raw_data"]) == (0, {"t": "hi"})
+
+    def test_files_of_a_split_may_differ_in_format_and_schema(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"t": ["one"], "n": [1]}), tmp_path / "a.parquet")
+        pq.write_table(pa.table({"n": ["x"], "t": ["two"]}), tmp_path / "b.parquet")
+        pq.write_table(pa.table({"n": [b"\xff"]}), tmp_path / "c.parquet")
+        (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"t": "four", "n": [4]}'))
+        report, rows = convert_files(sorted(tmp_path.iterdir()), "prompt_text_only")
+        assert [row["messages"] for row in rows] == [user(t) for t in ("one", "two", "four")]
+        assert [row["raw_data"]["n"] for row in rows] == [1, "x", [4]]
+        assert report.dropped == {"missing_prompt_text": 1}
+
+    def test_another_encoding(self, tmp_path: Path) -> None:
+        """`raw_data` is the line as it was, in UTF-8."""
+        path = tmp_path / "a.jsonl"
+        path.write_bytes('{"t": "中", "n": 1.50}\n'.encode("gbk") + b'{"t": "\x81"}\n')
+        with publish(tmp_path / "out.jsonl") as out:
+            report = convert_split(
+                [stat_file(path)], options("prompt_text_only"), out, reading=Reading("gbk")
+            )
+        first, second = (tmp_path / "out.jsonl").read_bytes().splitlines()
+        assert first.endswith('"raw_data":{"t": "中", "n": 1.50}}'.encode())
+        assert orjson.loads(second)["error"]["detail"].startswith("line 2, column 8: not gbk; ")
+        assert report.failed_by_reason == {"bad_line": 1}
+
+    def test_a_bad_line_stops_a_split_that_wants_that(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}, b"{bad"])
+        strict = Reading(on_bad_line="fail")
+        with pytest.raises(InputError, match=r"a\.jsonl: line 2, column 2: .*on_bad_line: keep"):
+            look_at_split([stat_file(path)], strict)
+        with (
+            pytest.raises(InputError, match=r"a\.jsonl: line 2, column 2: "),
+            publish(tmp_path / "out.jsonl") as out,
+        ):
+            convert_split([stat_file(path)], options("prompt_text_only"), out, reading=strict)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+    def test_rows_of_a_split_of_any_format(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"t": ["one"] * 3}), tmp_path / "a.parquet")
+        with pa.ipc.new_file(tmp_path / "b.arrow", pa.schema([("t", pa.string())])) as arrow:
+            arrow.write_table(pa.table({"t": ["one"] * 4}), max_chunksize=3)
+        (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf\n{}\n \n{bad"))
+        files = [stat_file(path) for path in sorted(tmp_path.iterdir())]
+        for reading in (OURS, Reading(on_bad_line="fail")):
+            report = look_at_split(files[:2], reading)
+            assert [member["rows"] for member in report.members] == [3, 4]
+        report = look_at_split(files, OURS)
+        assert [member["rows"] for member in report.members] == [3, 4, 2]
+        assert [member["digest"] for member in report.members] == [
+            file_digest(file.place) for file in files
+        ]
 
     def test_half_a_surrogate_pair(self) -> None:
         made = convert("prompt_text_only", {"t": "\ud83d"})

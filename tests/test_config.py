@@ -1482,6 +1482,15 @@ def test_gaps_of_a_chain() -> None:
     assert "no answers to rate" in distillation_problems(judged)["scores"].wrong
 
 
+def test_an_encoding_is_that_of_the_first_step() -> None:
+    assert not distillation_problems(with_fields(CHAIN, {"chatml_conversion.encoding": "gbk"}))
+    [problem] = distillation_problems(
+        with_fields(CHAIN, {"jsonl_merge.encoding": "gbk", "jsonl_merge.on_bad_line": "fail"})
+    ).values()
+    assert problem.field == "jsonl_merge.encoding"
+    assert problem.wrong == "not read: what the step before leaves is UTF-8"
+
+
 @pytest.mark.parametrize(
     ("block", "wrong", "fix"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import signal
 import threading
 import tracemalloc
@@ -125,10 +126,11 @@ class Distilling(Project):
         content = {"task_name": self.task, "task_type": task_type, **fields}
         self._write_yaml(f"tasks/{self.task}", content)
 
-    def write_chain(self, **fields: Any) -> None:
+    def write_chain(self, encoding: str = "utf-8", **fields: Any) -> None:
         self._write_yaml("distillation/datasets", DATASETS)
         self._write_yaml("distillation/groups", GROUPS)
-        steps = {"chatml_conversion": CHATML, "jsonl_merge": MERGE, "generate_response": GENERATE}
+        chatml = {**CHATML, "encoding": encoding}
+        steps = {"chatml_conversion": chatml, "jsonl_merge": MERGE, "generate_response": GENERATE}
         self.write_steps(**steps, scores=JUDGE, **fields)
 
     def write_generation(self, step: Mapping[str, Any] | None = None, **fields: Any) -> None:
@@ -581,6 +583,70 @@ class TestChange:
         assert staleness(chain, instance) == all_fresh
         assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
         assert endpoint.questions() == []
+
+
+class TestFormats:
+    def test_data_sets_of_any_format_in_another_encoding(
+        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        """The first step reads what others wrote; the rest what stages leave, in UTF-8."""
+        endpoint = answered_by(echo)
+        sets = chain.root / "data/sets/org"
+        chats = [chat(n, f"问 {n}") for n in range(3)]
+        encoded = [orjson.dumps(row).decode().encode("gbk") for row in chats]
+        (sets / "Chats/train.jsonl").unlink()
+        (sets / "Chats/train.jsonl.gz").write_bytes(gzip.compress(b"\n".join(encoded)))
+        (sets / "Ins/train.jsonl").unlink()
+        table = pa.Table.from_pylist([instruction(n) for n in range(4)])
+        with pa.ipc.new_stream(sets / "Ins/train.arrow", table.schema) as arrow:
+            arrow.write_table(table)
+        chain.write_chain(encoding="gbk")
+        summary = run_task(chain, instance)
+        assert summary.failed == []
+        assert [row["final_messages"][-2]["content"] for row in chain.responses(ALL)][:3] == [
+            "问 0",
+            "问 1",
+            "问 2",
+        ]
+        assert len(endpoint.questions()) == 2 * (7 + 4), "answered and rated"
+
+    @pytest.mark.parametrize("name", ["talk.parquet", "talk.ndjson.zst", "talk.arrow"])
+    def test_conversations_of_any_format(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered, name: str
+    ) -> None:
+        answered_by(echo)
+        rows = [asked(f"question {n}", n=n) for n in range(3)]
+        place = project.root / project.inputs / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        table, lines = pa.Table.from_pylist(rows), b"".join(orjson.dumps(r) + b"\n" for r in rows)
+        if name.endswith("parquet"):
+            pq.write_table(table, place)
+        elif name.endswith("arrow"):
+            with pa.ipc.new_file(place, table.schema) as arrow:
+                arrow.write_table(table)
+        else:
+            with pa.CompressedOutputStream(place, "zstd") as out:
+                out.write(lines)
+        project.write_generation()
+        assert run_task(project, instance).failed == []
+        assert [row["n"] for row in project.responses("talk.jsonl")] == [0, 1, 2]
+
+    def test_a_bad_line_stops_the_step_that_wants_that(
+        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        project.write_input(CONVERSATIONS, [asked("one"), b"{torn"])
+        project.write_generation({"on_bad_line": "fail"})
+        (message,) = run_task(project, instance).failed
+        assert "talk.jsonl: line 2, column 2: " in message
+        assert server.stats()["requests"] == 0
+        groups = {"name": "all", "output_file": "a.jsonl", "input_files": [CONVERSATIONS]}
+        project._write_yaml("distillation/groups", {"merge_groups": [groups]})
+        merge = {**MERGE, "base_input_dir": project.inputs, "on_bad_line": "fail"}
+        project.write_steps(jsonl_merge=merge)
+        assert any("line 2, column 2: " in each for each in run_task(project, instance).failed)
+        project.write_steps(jsonl_merge={**merge, "on_bad_line": "keep"})
+        assert run_task(project, instance).failed == []
+        assert len(project.lines("merged", "a.jsonl")) == 1
 
 
 class TestMembers:
@@ -1745,3 +1811,75 @@ def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
         "third": "one",
     }
     dg.Definitions.validate_loadable(project_definitions(catalog))
+
+
+def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Distilling) -> None:
+    group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["fr.jsonl"]}
+    project._write_yaml("distillation/groups", {"merge_groups": [group]})
+    (project.root / "data/in").mkdir(parents=True, exist_ok=True)
+    project.write_steps(distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE)
+    ended = run_command(project, "run-task", str(project.task_file))
+    assert ended.code == 1, ended
+    assert "fr.jsonl is not there" in ended.err
+
+
+def test_a_journal_that_takes_nothing_says_why(
+    project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+) -> None:
+    project.write_input(CONVERSATIONS, [asked("a")])
+    project.write_generation()
+    in_the_way = TestJournal._folder(project)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("no folder")
+    (message,) = run_task(project, instance).failed
+    assert str(in_the_way) in message and "unhandled errors in a TaskGroup" not in message
+
+
+def test_two_data_sets_with_one_output_are_both_named(project: Distilling) -> None:
+    style = {"format_style": "prompt_text_only", "column_mapping": {"prompt_text": "t"}}
+    project._write_yaml("distillation/datasets", {"a/b/x": style, "a_b/x": style})
+    for name in ("a/b/x", "a_b/x"):
+        path = project.root / "data/sets" / name / "train.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(orjson.dumps({"t": f"from {name}"}) + b"\n")
+    project.write_steps(chatml_conversion=CHATML)
+    ended = run_command(project, "run-task", str(project.task_file))
+    assert ended.code == 2, ended
+    assert "a/b/x" in ended.err and "a_b/x" in ended.err
+
+
+def test_caps_hold_for_what_another_task_leaves(
+    project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+) -> None:
+    project.write_input(CONVERSATIONS, [asked(f"q{n}") for n in range(5)])
+    groups = [
+        {"name": n, "output_file": f"{n}.jsonl", "input_files": [CONVERSATIONS]} for n in "ab"
+    ]
+    project._write_yaml("distillation/groups", {"merge_groups": groups})
+    project.task = "merges"
+    project.write_steps(distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE)
+    assert run_task(project, instance).failed == []
+    project.task = "answers"
+    debug = {"enabled": True, "max_files": 1, "max_items_per_file": 2}
+    project.write_generation({"input_path": "data/merged"}, debug=debug)
+    assert run_task(project, instance).failed == []
+    assert server.stats()["requests"] == 2
+
+
+def test_jobs_do_not_share_a_task_that_merges(chain: Distilling, server: RehearsalServer) -> None:
+    chain.write_steps(chatml_conversion=CHATML, jsonl_merge=MERGE, generate_response=GENERATE)
+    ended = run_command(chain, "run-task", str(chain.task_file), "--world-size", "2")
+    assert ended.code == 2 and "--world-size: a task that merges cannot be shared" in ended.err
+    changes = {"distributed": {"enabled": True, "world_size": 2}}
+    steps = {"chatml_conversion": CHATML, "jsonl_merge": MERGE, "generate_response": GENERATE}
+    chain.write_steps(**steps, **changes)
+    assert run_command(chain, "run-task", str(chain.task_file)).code == 0
+    assert server.stats()["requests"] == 11
+
+
+def test_an_input_file_of_another_kind_is_refused(project: Distilling) -> None:
+    project.write_input("talk.txt", [asked("a")])
+    project.write_generation({"input_path": "data/in/talk.txt"})
+    ended = run_command(project, "run-task", str(project.task_file))
+    assert ended.code == 1
+    assert "talk.txt: a file and no folder; one of rows ends in .jsonl" in ended.err

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.journal.index import Index
 from modelcall_assets.journal.journal import (
     Address,
@@ -611,7 +611,7 @@ def test_a_key_can_come_very_often() -> None:
 
 def test_a_disk_that_takes_nothing_is_an_error(folder: Path) -> None:
     folder.write_text("a file where the folder should be")
-    with Journal(folder, "a") as journal, pytest.raises(OSError):
+    with Journal(folder, "a") as journal, pytest.raises(StoreError, match="cannot be written"):
         journal.append(reply())
 
 

@@ -32,7 +32,6 @@ from modelcall_assets.rehearsal import Faults, serve_in_thread
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.rows import is_parquet
 
 IN_FLIGHT = 16
 DEADLINE_S = 120
@@ -109,7 +108,7 @@ def finish_run(root: Path, base_url: str) -> str:
 
 
 def ids_in(path: Path) -> list[str]:
-    if is_parquet(path):
+    if path.suffix == ".parquet":
         return pq.read_table(path, columns=["id"]).column("id").to_pylist()
     return [orjson.loads(line)["id"] for line in path.read_bytes().splitlines()]
 

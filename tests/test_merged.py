@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import tracemalloc
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from modelcall_assets.config.merge_groups import MergeGroup, parse_merge_groups,
 from modelcall_assets.errors import InputError
 from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
 from modelcall_assets.storage.files import list_inputs, publish
+from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.places import Place
 
 FILE = "configs/merge.yaml"
@@ -103,7 +107,15 @@ class TestGroupsFile:
 
 
 class TestMembers:
-    LISTING = ("a/zh.jsonl", "b/en.jsonl", "b/x.jsonl", "c/x.jsonl", "en.jsonl", "d/p.parquet")
+    LISTING = (
+        "a/zh.jsonl",
+        "b/en.jsonl",
+        "b/x.jsonl",
+        "c/x.jsonl",
+        "en.jsonl",
+        "d/p.parquet",
+        "x.csv",
+    )
 
     @pytest.mark.parametrize(
         ("patterns", "expected"),
@@ -113,7 +125,8 @@ class TestMembers:
             (["en.jsonl"], ["en.jsonl"]),
             (["*/x.jsonl", "en.jsonl"], ["b/x.jsonl", "c/x.jsonl", "en.jsonl"]),
             (["c/*.jsonl", "*.jsonl"], ["c/x.jsonl", *LISTING[:3], "en.jsonl"]),
-            (["d/*", "en.jsonl"], None),
+            (["d/*", "en.jsonl"], ["d/p.parquet", "en.jsonl"]),
+            (["*.csv", "en.jsonl"], None),
         ],
     )
     def test_are_found_by_path_pattern_or_bare_name(
@@ -121,7 +134,7 @@ class TestMembers:
     ) -> None:
         made = group(input_files=patterns)
         if expected is None:
-            with pytest.raises(InputError, match=r"d/\* is not there"):
+            with pytest.raises(InputError, match=r"\*\.csv is not there"):
                 members_of(made, self.LISTING, "base")
         else:
             assert members_of(made, self.LISTING, "base") == expected
@@ -226,6 +239,45 @@ class TestMerge:
         tracemalloc.stop()
         assert report.rows == 2000
         assert peak < path.stat().st_size / 4
+
+    def test_members_of_every_format(self, tmp_path: Path) -> None:
+        latin = pa.array([b"ok", b"\xff"]).view(pa.string())
+        nested = pa.StructArray.from_arrays([latin], ["a"])
+        pq.write_table(pa.table({"n": nested, "png": [b"\x89", b"x"]}), tmp_path / "a.parquet")
+        with pa.ipc.new_stream(tmp_path / "b.arrow", pa.schema([("a", pa.int64())])) as arrow:
+            arrow.write_table(pa.table({"a": [1, 2]}), max_chunksize=1)
+        (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 3}'))
+        names = members_of(
+            group(input_files=["*.parquet", "b.arrow", "c.jsonl.gz"]),
+            [file.key_path for file in list_inputs(tmp_path)],
+            str(tmp_path),
+        )
+        output = tmp_path / "out/merged.jsonl"
+        report = merge_to(output, {name: tmp_path / name for name in names})
+        assert output.read_bytes() == (
+            b'{"n":{"a":"ok"},"png":"iQ=="}\n{"a":1}\n{"a":2}\n{"a": 1}\n{"a": 3}\n'
+        )
+        assert (report.rows, report.blank, report.invalid) == (5, 1, 1)
+        (invalid,) = invalid_file_of(output).read_text().splitlines()
+        assert invalid.startswith("row 2: column 'n' (struct<a: string>) cannot be read: ")
+        assert report.first_invalid == [f"a.parquet, {invalid}"]
+        marked = merge_to(
+            output, {name: tmp_path / name for name in names}, dedup=True, source_column="from"
+        )
+        assert (marked.rows, marked.duplicates) == (4, 1)
+        assert b'{"a":2,"from":"b.arrow"}\n' in output.read_bytes()
+
+    def test_another_encoding(self, tmp_path: Path) -> None:
+        """What is bad is kept in UTF-8 too, and tells the bytes that have no meaning."""
+        content = '{"a": "中"}\n'.encode("gbk") + b"\x81\n"
+        report, merged = merge(tmp_path, [content], reading=Reading("gbk"))
+        assert (merged, report.invalid) == ('{"a": "中"}\n'.encode(), 1)
+        assert invalid_file_of(tmp_path / "out/merged.jsonl").read_bytes() == b"\xff\\x81\n"
+
+    def test_a_bad_line_stops_a_group_that_wants_that(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"1\.jsonl: line 2, column 2: .*on_bad_line: keep"):
+            merge(tmp_path, [b"{}\n", b"{}\n{bad\n"], reading=Reading(on_bad_line="fail"))
+        assert list((tmp_path / "out").iterdir()) == []
 
     def test_a_member_that_cannot_be_read_leaves_what_was_there(self, tmp_path: Path) -> None:
         _, before = merge(tmp_path, [b'{"a":1}\n'])

@@ -189,21 +189,28 @@ class TestPublish:
         with (
             pytest.raises(RuntimeError),
             publish(path) as file,
-            ParquetSink(file, batch.schema) as sink,
+            ParquetSink(file, "scores", batch.schema) as sink,
         ):
             sink.write(batch)
             raise RuntimeError
         assert list(tmp_path.iterdir()) == []
-        with publish(path) as file, ParquetSink(file, batch.schema, {"modelcall.x": "y"}) as sink:
+        with (
+            publish(path) as file,
+            ParquetSink(file, "scores", batch.schema, {"modelcall.x": "y"}) as sink,
+        ):
             sink.write(batch)
             sink.write(batch)
-        assert read_columns(path, ["a"]).column("a").to_pylist() == [1, 2, 1, 2]
-        assert pq.read_metadata(path).metadata[b"modelcall.x"] == b"y"
+        (column,) = [batch["a"] for batch in read_columns(path, ["a"])]
+        assert column.to_pylist() == [1, 2, 1, 2]
+        metadata = pq.read_metadata(path).metadata
+        assert metadata[b"modelcall.x"] == b"y"
+        assert metadata[b"modelcall.stage"] == b"scores"
+        assert metadata[b"modelcall.schema_version"] == b"1"
         assert pq.read_metadata(path).num_row_groups == 1
 
     def test_a_sink_without_rows_is_a_readable_file(self, tmp_path: Path) -> None:
         with publish(tmp_path / "a.parquet") as file:
-            ParquetSink(file, pa.schema([("a", pa.int64())])).close()
+            ParquetSink(file, "scores", pa.schema([("a", pa.int64())])).close()
         assert read_schema(tmp_path / "a.parquet") == pa.schema([("a", pa.int64())])
 
 
@@ -337,7 +344,7 @@ class TestJsonl:
         folder = tmp_path_factory.mktemp("rows")
         path = write_lines(folder / "a.jsonl", *(orjson.dumps(row) + b"\n" for row in batch))
         schema = read_raw(stat_file(path)).schema
-        with publish(folder / "a.parquet") as file, ParquetSink(file, schema) as sink:
+        with publish(folder / "a.parquet") as file, ParquetSink(file, "scores", schema) as sink:
             for chunk in read_chunks(path, schema, chunk_rows=3):
                 assert chunk.to_arrow().schema.equals(schema, check_metadata=True)
                 sink.write(chunk.to_arrow())
@@ -397,7 +404,7 @@ class TestParquet:
         )
         assert [chunk.start for chunk in chunks] == [0, 1000, 2000]
 
-    @pytest.mark.parametrize("content", [b"", b'{"a": 1}\n', b"PAR1" + b"\0" * 50 + b"PAR1"])
+    @pytest.mark.parametrize("content", [b"", b"[1]\n", b"PAR1" + b"\0" * 50 + b"PAR1"])
     def test_what_is_not_parquet_is_explained(self, tmp_path: Path, content: bytes) -> None:
         path = write_lines(tmp_path / "a.parquet", content)
         with pytest.raises(InputError, match=r"a\.parquet: "):
@@ -457,6 +464,13 @@ class TestRaw:
         assert report.digest == file_digest(info.place)
         assert report.sample == table.to_pylist()
         assert read_raw(info, limit=2).rows == 2
+
+    def test_a_parquet_file_without_ids(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"text": ["x"] * 7}), tmp_path / "a.parquet", row_group_size=3)
+        info = stat_file(tmp_path / "a.parquet")
+        assert (read_raw(info).rows, read_raw(info, limit=5).rows) == (7, 5)
+        assert read_raw(info, limit=5).sample == [{"text": "x"}] * 3
+        assert read_raw(info, limit=2).sample == [{"text": "x"}] * 2
 
 
 class TestRecordId:

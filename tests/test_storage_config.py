@@ -235,7 +235,7 @@ def test_tasks_in_a_store_are_linked_and_must_not_clash(project: Project) -> Non
         ("s3://b/a.ndjson.zst", True),
         ("./a.JSON.gz", True),
         ("s3://b/a.parquet", True),
-        ("s3://b/a.parquet.gz", False),
+        ("s3://b/a.parquet.gz", True),
         ("s3://b/a.gz", False),
         ("s3://bucket.json", False),
         ("s3://b/jsonl", False),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.datasets import DatasetConfig
-from modelcall_assets.config.problems import shown_path
-from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, TaskSpec
+from modelcall_assets.config.paths import shown_place
+from modelcall_assets.config.spec import CHATML, MERGED, RAW, TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Failure
@@ -25,12 +25,8 @@ from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 from modelcall_assets.transforms.universal import Dropped
 
 ROWS_LOOKED_AT = 20
-_INPUTS = {
-    CHATML: "chatml_conversion.input_dir",
-    MERGED: "jsonl_merge.base_input_dir",
-    RESPONSES: "generate_response.input_path",
-}
-"""Where a task file says what its first stage reads; of all others it is `data.input_folder`."""
+FILES_LISTED = 1000
+"""Of a folder in a store."""
 
 
 def readiness(spec: TaskSpec) -> Iterator[Problem]:
@@ -40,13 +36,14 @@ def readiness(spec: TaskSpec) -> Iterator[Problem]:
         steps.check_rater()
     except SetupError as error:
         yield from error.problems
-    if "://" in spec.input_folder:
-        return
-    place = Path(spec.input_folder)
-    if RAW in steps.stages and not (place.is_file() if spec.has_one_input else place.is_dir()):
+    place = steps.layout.folder(RAW)
+    is_there = not isinstance(place, Path) or (
+        place.is_file() if spec.has_one_input else place.is_dir()
+    )
+    if RAW in steps.stages and not is_there:
         what = "file" if spec.has_one_input else "folder"
-        wrong, have = f"no such {what} yet: nothing to do", shown_path(place, spec.root)
-        yield _warning(steps, _input_field(steps), wrong, have=have)
+        wrong, have = f"no such {what} yet: nothing to do", shown_place(str(place), spec.root)
+        yield _warning(steps, steps.input_field, wrong, have=have)
     elif isinstance(steps, DistillationSteps) and CHATML in steps.stages:
         yield from _dataset_problems(steps)
     elif isinstance(steps, DistillationSteps) and MERGED in steps.stages:
@@ -59,15 +56,10 @@ def _warning(steps: TaskSteps, field: str, wrong: str, *, have: str = "", fix: s
     return Problem(steps.spec.file_name, field, wrong, have=have, fix=fix, severity="warning")
 
 
-def _input_field(steps: TaskSteps) -> str:
-    first = next(stage for stage in steps.stages if stage != RAW)
-    return _INPUTS.get(first, "data.input_folder")
-
-
 def _row_problems(steps: TaskSteps) -> Iterator[Problem]:
     """Two inputs with one output; and columns that the first rows there are do not have."""
     try:
-        for file in steps.inputs():
+        for file in steps.input_page("", FILES_LISTED)[0]:
             rows = first_rows(steps, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(steps, file.key_path, kept)
@@ -75,7 +67,7 @@ def _row_problems(steps: TaskSteps) -> Iterator[Problem]:
     except SetupError as error:
         yield from error.problems
     except InputError as error:
-        yield _warning(steps, _input_field(steps), str(error))
+        yield _warning(steps, steps.input_field, str(error))
 
 
 def _unanswerable(steps: TaskSteps, file: str, rows: Sequence[Row | Failure]) -> Iterator[Problem]:
@@ -83,7 +75,7 @@ def _unanswerable(steps: TaskSteps, file: str, rows: Sequence[Row | Failure]) ->
     field, what, look = "data", "rated", _look(steps)
     fix = "compare data.input_key and the placeholders of the prompt with them"
     if isinstance(steps, DistillationSteps):
-        field, what = _INPUTS[RESPONSES], "answered"
+        field, what = steps.input_field, "answered"
         fix = "conversations are a list of turns in the column messages; chatml_conversion makes it"
     asked = [row if isinstance(row, Failure) else look(row) for row in rows]
     failures = [each.detail for each in asked if isinstance(each, Failure)]
@@ -113,9 +105,9 @@ def _dataset_problems(steps: DistillationSteps) -> Iterator[Problem]:
         path = dataset_path(steps.layout.folder(RAW), name)
         try:
             found[name] = find_splits(path, dataset.configs)
-            yield from _split_problems(steps.spec, name, found[name])
+            yield from _split_problems(steps, name, found[name])
         except InputError as error:
-            yield _warning(steps, _INPUTS[CHATML], f"{name}: {error}")
+            yield _warning(steps, steps.input_field, f"{name}: {error}")
     if len(found) == len(steps.spec.datasets):
         if MERGED in steps.stages:
             yield from _member_problems(steps)
@@ -123,16 +115,19 @@ def _dataset_problems(steps: DistillationSteps) -> Iterator[Problem]:
     splits = sum(map(len, found.values()))
     wrong = f"{len(found)} of {len(steps.spec.datasets)} data sets can be read: {splits} splits"
     fix = "bring the others, or name those that are there in selected_datasets"
-    yield _warning(steps, _INPUTS[CHATML], wrong, fix=fix)
+    yield _warning(steps, steps.input_field, wrong, fix=fix)
 
 
-def _split_problems(spec: TaskSpec, name: str, splits: Sequence[Split]) -> Iterator[Problem]:
+def _split_problems(
+    steps: DistillationSteps, name: str, splits: Sequence[Split]
+) -> Iterator[Problem]:
     """Of the first split: columns that no row has, else rows of which none can be converted."""
-    dataset, file = spec.datasets[name], splits[0].files[0]
-    items = islice(read_rows(file.place), ROWS_LOOKED_AT)
+    spec, file = steps.spec, splits[0].files[0]
+    dataset = spec.datasets[name]
+    items = islice(read_rows(file.place, steps.reading), ROWS_LOOKED_AT)
     rows = [item for item in items if not isinstance(item, BadLine)]
     absent = [key for key, column in dataset.column_mapping.items() if not _has(rows, column)]
-    shown = f"the first {len(rows)} rows of {shown_path(Path(file.uri), spec.root)}"
+    shown = f"the first {len(rows)} rows of {shown_place(file.uri, spec.root)}"
     shown += f" ({len(splits)} splits)" if len(splits) > 1 else ""
     for key in absent if rows else ():
         column, names = dataset.column_mapping[key], [str(name) for row in rows for name in row]
@@ -172,10 +167,10 @@ def _member_problems(steps: DistillationSteps) -> Iterator[Problem]:
         paths = [decode_key(key) for key in steps.keys(FILES)]
     except (InputError, SetupError) as error:
         of = f"{spec.link.spec.name} leaves nothing yet: " if spec.link is not None else ""
-        yield _warning(steps, _INPUTS[MERGED], f"{of}{error}")
+        yield _warning(steps, steps.input_field, f"{of}{error}")
         return
     for group in spec.groups:
         try:
-            members_of(group, paths, shown_path(Path(folder), spec.root))
+            members_of(group, paths, shown_place(folder, spec.root))
         except InputError as error:
             yield _warning(steps, "jsonl_merge.merge_config_path", str(error))

@@ -44,12 +44,23 @@ def run_task(
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
     steps = task_steps(task)
-    size = world_size or steps.spec.task.distributed.world_size or 1
+    size = _jobs(steps, world_size)
 
     def choose(keys: Sequence[str]) -> list[str]:
         return _selected(steps, keys, pattern, job_index, size)
 
     sys.exit(run_files(steps, choose, fresh=fresh))
+
+
+def _jobs(steps: TaskSteps, asked: int | None) -> int:
+    """How many share the files. A merge needs all of them, so that one job does such a task."""
+    if MERGED not in steps.stages:
+        return asked or steps.spec.task.distributed.world_size or 1
+    if asked is not None and asked > 1:
+        wrong = "a task that merges cannot be shared: each group needs all of its members"
+        fix = "give each step a task file of its own, and share those that convert or answer"
+        raise SetupError([Problem("modelcall run-task", "--world-size", wrong, fix=fix)])
+    return 1
 
 
 def run_files(
@@ -69,7 +80,7 @@ def run_files(
     steps.check_rater()
     with open_instance(steps.spec.root) as instance:
         keys = choose(add_new_files(instance, steps))
-        if not keys:
+        if not keys and not steps.keys(steps.partitions(steps.stages[-1])):
             click.echo(f"{steps.spec.name}: no input files to work on")
             return 0
         started = time.monotonic()

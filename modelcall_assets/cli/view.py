@@ -20,8 +20,9 @@ from modelcall_assets.cli.selection import (
 from modelcall_assets.cli.task_argument import task_steps
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import DATA_SUFFIXES, write_bytes
+from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.page import html_page
 
@@ -59,7 +60,7 @@ def view(
     condition: str | None,
     output: Path,
 ) -> None:
-    """Write an HTML page of records: what TASK.yaml has published, or a JSONL or Parquet FILE.
+    """Write an HTML page of records: what TASK.yaml has published, or a data FILE.
 
     Messages show as a conversation with its reasoning folded, all else as columns. The page needs
     nothing from elsewhere and can be sent to others.
@@ -82,7 +83,7 @@ def view(
 
 
 def _is_task(source: Path) -> bool:
-    if source.suffix not in TASK_SUFFIXES and source.suffix.lower() not in DATA_SUFFIXES:
+    if source.suffix not in TASK_SUFFIXES and not is_data_file(source.name):
         expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
         raise SetupError([Problem("modelcall view", source.name, "unknown kind of file", expected)])
     return source.suffix in TASK_SUFFIXES

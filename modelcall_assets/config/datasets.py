@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from modelcall_assets.config.block import Block, Text, did_you_mean, mistake
 from modelcall_assets.config.problems import errors_in, shown_value, validate
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.data_files import stem_of
 
 MAPPING_KEYS: Mapping[str, tuple[str, ...]] = {
     "prompt_response": ("prompt", "response"),
@@ -100,7 +101,7 @@ def selected(
 
 def output_name(dataset_key: str, config: str | None, split: str, with_system: bool) -> str:
     """`org/name`, `en`, `train` → `name/org_name-en-train.jsonl`."""
-    folder = dataset_key.rpartition("/")[2].removesuffix(".jsonl")
+    folder = stem_of(dataset_key.rpartition("/")[2])
     parts = [dataset_key, config, split, "with_system" if with_system else None]
     name = "-".join(part.replace("/", "_") for part in parts if part is not None)
     return f"{folder}/{name}.jsonl"

@@ -34,7 +34,7 @@ class ChatmlStep(Block):
     dataset_config_path: Text
     """YAML of the data sets: their configurations, format style and columns."""
     input_dir: Folder
-    """Folder that holds a folder, or a JSONL file, per data set."""
+    """Folder that holds a folder, or a file, per data set."""
     output_dir: Folder
     """Folder of the conversations."""
     selected_datasets: list[Text] = Field(default_factory=list[str])
@@ -50,10 +50,10 @@ class ChatmlStep(Block):
     validation: Literal["lenient", "strict"] = "lenient"
     """`strict` also wants alternating turns, the last one the assistant's."""
     on_bad_line: OnBadLine = "keep"
-    """A line that is no JSON object: `keep` puts it into the file of rejected rows, `fail` stops
-    the file, naming the line."""
+    """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
+    file, naming the line."""
     encoding: Encoding = "utf-8"
-    """Of JSONL input; any that Python knows."""
+    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
 class MergeStep(Block):
@@ -71,7 +71,7 @@ class MergeStep(Block):
     """A line that is no JSON object: `keep` puts it into the file of rejected rows, `fail` stops
     the file, naming the line."""
     encoding: Encoding = "utf-8"
-    """Of JSONL input; any that Python knows."""
+    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
 class ResponsesStep(Block):
@@ -96,7 +96,7 @@ class ResponsesStep(Block):
     """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
     file, naming the line."""
     encoding: Encoding = "utf-8"
-    """Of JSONL input; any that Python knows."""
+    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
 class JudgeStep(Block):
@@ -130,6 +130,13 @@ class DistillationTask(TaskFile):
     journal_folder: Folder | None = None
     """Where raw replies are kept; default `.modelcall` in the folder of the
     responses, else of the last step."""
+
+    @property
+    def first_step(self) -> ChatmlStep | MergeStep | ResponsesStep:
+        """The one that reads what is not of this task."""
+        first = self.chatml_conversion or self.jsonl_merge or self.generate_response
+        assert first is not None
+        return first
 
     @property
     def rated(self) -> JudgeStep:
@@ -223,6 +230,11 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
             wrong = f"with {responses.samples} samples all but one would be copies"
             fix = "leave it out, or `samples: 1`"
             yield Problem(file, f"reuse.{name}", wrong, fix=fix)
+    first = chatml or merge or responses
+    for name, step in zip(STEPS, (chatml, merge, responses), strict=True):
+        if step is not None and step is not first and step.encoding != "utf-8":
+            wrong = "not read: what the step before leaves is UTF-8"
+            yield Problem(file, f"{name}.encoding", wrong, have=step.encoding, fix="leave it out")
     if task.scores and not responses:
         fix = "add generate_response, or rate a folder with task_type data_scoring"
         yield Problem(file, "scores", "there are no answers to rate", fix=fix)

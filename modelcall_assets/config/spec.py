@@ -18,18 +18,13 @@ from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.stores import FLUSH_SECONDS
 from modelcall_assets.config.task import Data, ScoringTask
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.stores import StoreOptions
 
 RAW, PREPROCESSED, CHATML, MERGED, RESPONSES, SCORES = STAGES = (
     "raw", "preprocessed", "chatml", "merged", "responses", "scores",
 )  # fmt: skip
 """Every stage there is, upstream first."""
-_LINES = (".jsonl", ".json", ".ndjson")
-DATA_FILES = (
-    *(f"{suffix}{packing}" for suffix in _LINES for packing in ("", ".gz", ".zst")),
-    *(".parquet", ".arrow"),
-)
-"""How the names of data files end."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class TaskSpec:
     def has_one_input(self) -> bool:
         """Whether `input_folder` is a file."""
         folder = self.input_folder
-        return folder.lower().endswith(DATA_FILES) and not is_bucket(folder)
+        return is_data_file(folder) and not is_bucket(folder)
 
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""

@@ -34,7 +34,7 @@ class Data(Block):
     """Where rows come from and where scores go."""
 
     input_folder: Folder
-    """Folder of JSONL and Parquet files: a path, or the URI of a store such as s3://."""
+    """Folder of JSONL, Parquet and Arrow files: a path, or the URI of a store such as s3://."""
     output_folder: Folder
     """Folder of the scores."""
     input_key: Text = "text"
@@ -47,7 +47,7 @@ class Data(Block):
     """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
     file, naming the line."""
     encoding: Encoding = "utf-8"
-    """Of JSONL input; any that Python knows."""
+    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
 class ScoringTask(TaskFile):

@@ -27,6 +27,7 @@ def raw_metadata(report: RawReport) -> dict[str, Any]:
     return {
         "dagster/row_count": report.rows,
         "dagster/column_schema": _columns(report.schema),
+        "format": report.format.value,
         "bytes": report.info.size,
         "bad_lines": report.bad_lines,
         "first_bad_line": report.first_bad or "none",

@@ -148,7 +148,8 @@ async def _several(
                 return
             except Exception as error:  # its neighbours go on
                 context.log.error(f"{key} failed", exc_info=True)
-                failed[key] = f"{type(error).__name__}: {error}"
+                cause = _first(error)
+                failed[key] = f"{type(cause).__name__}: {cause}"
                 return
         if done.rejected is not None:
             failed[key] = done.rejected
@@ -167,6 +168,13 @@ async def _several(
     if failed:
         lines = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
         raise _failure(f"{len(failed)} of {len(keys)} files failed:\n{lines}", errors)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What a task group only says that it had."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:

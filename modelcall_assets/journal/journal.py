@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal.index import Index
 from modelcall_assets.journal.lines import (
     BATCH,
@@ -42,6 +43,7 @@ from modelcall_assets.journal.segments import (
     open_segment,
     segment_paths,
 )
+from modelcall_assets.storage.trouble import explained
 
 __all__ = [
     "Address",
@@ -152,7 +154,7 @@ class Journal:
         return [known for end, known in dialogues.items() if end not in continued]
 
     def append(self, entry: Entry, *, findable: bool = False) -> Position:
-        """Raises OSError when the disk does not take it; a paid reply must not be dropped.
+        """Raises StoreError when the disk does not take it; a paid reply must not be dropped.
         `findable` by `dialogues` costs about 9 bytes."""
         self._last_reply = self._write(reply_line(entry))
         if findable:
@@ -179,17 +181,18 @@ class Journal:
         self._batches.clear()
         self._end_segment()
         assert self._lock is not None
-        with suppress(OSError):
-            if self._may_pack() and is_untidy(self._folder) and self._lock.exclusive():
+        with suppress(OSError, ModelcallError):
+            if is_untidy(self._folder) and self._may_pack() and self._lock.exclusive():
                 try:
                     pack(self._folder)
                 finally:
                     self._lock.share()
 
     def sync(self) -> None:
-        """Force appended replies to the disk; meant for a thread."""
+        """Force appended replies to the disk; meant for a thread. StoreError when it fails."""
         if self._writer is not None:
-            self._writer.sync()
+            with explained(self._folder, StoreError):
+                self._writer.sync()
 
     def read(self, position: Position) -> Entry:
         segment, offset = self._place(position)
@@ -243,20 +246,25 @@ class Journal:
         return self._end
 
     def _write(self, line: bytes) -> Position:
-        if self._writer is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = self._lock or FolderLock(self._folder)
-            path = next_segment_path(self._folder, self._run_id)
-            self._writer = SegmentWriter(path, self._run_id, fresh=self._fresh)
-            self._begin(PlainSegment(path))
-            self._fresh = False
-        return self._starts[-1] + self._writer.append(line)
+        with explained(self._folder, StoreError):
+            self._writer = self._writer or self._new_segment()
+            return self._starts[-1] + self._writer.append(line)
+
+    def _new_segment(self) -> SegmentWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._lock or FolderLock(self._folder)
+        path = next_segment_path(self._folder, self._run_id)
+        writer = SegmentWriter(path, self._run_id, fresh=self._fresh)
+        self._begin(PlainSegment(path))
+        self._fresh = False
+        return writer
 
     def _end_segment(self) -> None:
         if self._writer is not None:
-            self._end += self._writer.size
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            self._end += writer.size
+            with explained(self._folder, StoreError):
+                writer.close()
 
 
 def remove_folder(folder: Path) -> bool:

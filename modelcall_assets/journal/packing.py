@@ -15,6 +15,7 @@ from modelcall_assets.journal.segments import (
     Segment,
     all_paths,
     open_segment,
+    replaced_in,
     segment_paths,
 )
 from modelcall_assets.storage.files import publish
@@ -36,14 +37,16 @@ def is_untidy(folder: Path) -> bool:
 
 def pack(folder: Path) -> None:
     """Needs the folder's lock for itself. A kill at any moment leaves every reply where it was, or
-    the packed segment, which names what it replaces. What a fresh start hides is left out."""
+    the packed segment, which names what it replaces, and what that had replaced: another machine
+    may still have a copy. What a fresh start hides is left out."""
     paths = segment_paths(folder)
     target = folder / f"{paths[-1].name.partition('.jsonl')[0]}{PACKED_SUFFIX}"
     replaced = [path for path in all_paths(folder) if path != target]
+    names = {path.name for path in replaced} | replaced_in(replaced)
     segments = [open_segment(path) for path in paths]
     try:
         with publish(target) as file:
-            writer = PackWriter(file, [path.name for path in replaced])
+            writer = PackWriter(file, sorted(names))
             _Packing(writer).take(segments)
             writer.close()
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -170,10 +170,14 @@ class FolderLock:
 def segment_paths(folder: Path) -> list[Path]:
     """Oldest first: names start with a number that only grows. Without those that were packed."""
     paths = all_paths(folder)
-    replaced = {
-        name for path in paths if path.name.endswith(PACKED_SUFFIX) for name in replaced_by(path)
-    }
+    replaced = replaced_in(paths)
     return [path for path in paths if path.name not in replaced]
+
+
+def replaced_in(paths: Iterable[Path]) -> set[str]:
+    """The names of the segments that are in the packed ones among them."""
+    packed = (path for path in paths if path.name.endswith(PACKED_SUFFIX))
+    return {name for path in packed for name in replaced_by(path)}
 
 
 def all_paths(folder: Path) -> list[Path]:
@@ -181,6 +185,10 @@ def all_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def is_segment_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
 
 
 def is_of_run(path: Path, run_id: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.steps.seen import Seen
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.parquet import read_columns, read_schema
 from modelcall_assets.storage.places import Place
@@ -26,33 +27,38 @@ class ScoresAudit:
 
 
 def audit_scores(output: Place, source_rows: int, schema: pa.Schema) -> ScoresAudit:
-    """Rows by status, repeated record ids and the schema of a published scores file."""
-    table = read_columns(output, ["api_status", "api_record_id"])
-    statuses = Counter(table.column("api_status").to_pylist())
-    ids = table.column("api_record_id").to_pylist()
-    return ScoresAudit(
-        source_rows=source_rows,
-        rows=table.num_rows,
-        ok=statuses["success"],
-        failed=statuses["error"],
-        duplicate_ids=len(ids) - len(set(ids)),
-        schema_matches=read_schema(output).equals(schema),
-    )
-
-
-def audit_lines(output: Place, source_rows: int) -> ScoresAudit:
-    """The same of a published JSONL file of responses, whose rows have no one schema."""
-    statuses, ids = Counter[str](), Counter[tuple[str, int]]()
-    with open_input(output) as file:
-        for line in file:
-            row = orjson.loads(line)
-            statuses[row["api_status"]] += 1
-            ids[row["api_record_id"], row.get("sample", 0)] += 1
+    """Rows by status, repeated record ids and the schema of a published scores file. Several
+    responses of one record are told apart by `sample`."""
+    statuses, seen, duplicates = Counter[str](), Seen(), 0
+    published = read_schema(output)
+    names = ["api_status", "api_record_id", *(n for n in ("sample",) if n in published.names)]
+    for batch in read_columns(output, names):
+        statuses.update(batch.column("api_status").to_pylist())
+        for _, *identity in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            duplicates += not seen.is_new("#".join(map(str, identity)))
     return ScoresAudit(
         source_rows=source_rows,
         rows=statuses.total(),
         ok=statuses["success"],
         failed=statuses["error"],
-        duplicate_ids=statuses.total() - len(ids),
+        duplicate_ids=duplicates,
+        schema_matches=published.equals(schema),
+    )
+
+
+def audit_lines(output: Place, source_rows: int) -> ScoresAudit:
+    """The same of a published JSONL file of responses, whose rows have no one schema."""
+    statuses, seen, duplicates = Counter[str](), Seen(), 0
+    with open_input(output) as file:
+        for line in file:
+            row = orjson.loads(line)
+            statuses[row["api_status"]] += 1
+            duplicates += not seen.is_new(f"{row['api_record_id']}#{row.get('sample', 0)}")
+    return ScoresAudit(
+        source_rows=source_rows,
+        rows=statuses.total(),
+        ok=statuses["success"],
+        failed=statuses["error"],
+        duplicate_ids=duplicates,
         schema_matches=True,
     )

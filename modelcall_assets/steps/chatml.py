@@ -16,6 +16,7 @@ from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_items, sample_row
@@ -61,12 +62,17 @@ class ChatmlReport:
 
 
 def convert_split(
-    files: Sequence[FileInfo], options: ChatmlOptions, out: NewFile, limit: int | None = None
+    files: Sequence[FileInfo],
+    options: ChatmlOptions,
+    out: NewFile,
+    *,
+    limit: int | None = None,
+    reading: Reading = OURS,
 ) -> ChatmlReport:
     """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
-    read."""
+    read, or has a bad line and `reading` refuses those."""
     work = _Work(options)
-    write_lines(out, work.lines(islice(_items(files), limit)))
+    write_lines(out, work.lines(islice(_items(files, reading), limit)))
     return ChatmlReport(
         rows_in=work.rows_out + work.dropped.total(),
         rows_out=work.rows_out,
@@ -84,10 +90,13 @@ _Item = tuple[FileInfo, int, Row | BadLine, bytes | None]
 """A row, its place, and its text where the file has it as a line of JSON."""
 
 
-def _items(files: Sequence[FileInfo]) -> Iterator[_Item]:
+def _items(files: Sequence[FileInfo], reading: Reading) -> Iterator[_Item]:
     for file in files:
-        for index, (item, text) in enumerate(read_items(file.place)):
-            yield file, index, item, text
+        index = 0
+        for item, text in read_items(file.place, reading):
+            if item is not None:
+                yield file, index, item, text
+                index += 1
 
 
 @dataclass

@@ -7,17 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelcall_assets.config.spec import RESPONSES
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.mirror import journal_files
+from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.steps.published import published_keys
 from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
+from modelcall_assets.storage.claims import claims
 from modelcall_assets.storage.files import delete, list_inputs, stat_file
 from modelcall_assets.storage.leftovers import LeftOver, left_overs
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.trouble import is_absent
 
 LEFT_OVER, OLD_JOURNAL, DELETED_INPUT = "left by a crash", "old journal", "input is gone"
@@ -54,24 +56,32 @@ class Garbage:
 
 def left_over(steps: TaskSteps) -> Iterator[Garbage]:
     """What publishes that never ended have left."""
-    found = {each.name: each for folder in steps.layout.own_folders for each in left_overs(folder)}
+    before, layout = time.time() - IN_USE_S, steps.layout
+    found = {
+        each.name: each for folder in layout.own_folders for each in left_overs(folder, before)
+    }
     for name, each in sorted(found.items()):
-        if time.time() - each.modified > IN_USE_S:
-            yield Garbage(LEFT_OVER, name, (each,))
+        yield Garbage(LEFT_OVER, name, (each,))
+    if isinstance(layout.claims_folder, RemotePath):
+        for claim in claims(layout.claims_folder):
+            if 0 < claim.modified < before:
+                yield Garbage(LEFT_OVER, claim.uri, (claim,))
 
 
 def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
     """Journals of published files whose newest reply is older than that."""
-    for key in published_keys(steps.layout, SCORES):
-        folder = steps.layout.journal_folder(SCORES, key)
+    layout = steps.layout
+    asking = (stage for stage in steps.stages if stage in (RESPONSES, SCORES))
+    for stage, key in ((each, key) for each in asking for key in published_keys(layout, each)):
+        folder = layout.journal_folder(stage, key)
         files = tuple(journal_files(folder))
         written = [file.modified for file in files]
         if not written or time.time() - max(written) <= days * _DAY_S:
             continue
-        with steps.layout.journal(SCORES, key, "clean") as journal:
+        with layout.journal_at(str(folder)) as journal:
             published = not journal.has_unpublished
-        if published and read_manifest(steps.layout.manifest_path(SCORES, key)) is not None:
-            yield Garbage(OLD_JOURNAL, decode_key(key), files, folder, steps.layout.scratch)
+        if published and read_manifest(layout.manifest_path(stage, key)) is not None:
+            yield Garbage(OLD_JOURNAL, decode_key(key), files, folder, layout.scratch)
 
 
 def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:

@@ -14,7 +14,7 @@ from modelcall_assets.config.datasets import output_name
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, SCORES, TaskSpec
-from modelcall_assets.errors import InputChanged, InputError
+from modelcall_assets.errors import InputChanged, InputError, SetupError
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.outcome import Failure
@@ -30,6 +30,7 @@ from modelcall_assets.steps.split import SplitReport, look_at_split
 from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream, digest_of
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
 from modelcall_assets.storage.files import delete, stat_file
+from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
@@ -42,6 +43,12 @@ from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 from modelcall_assets.transforms.universal import Dropped
 
+_INPUT_FIELDS = {
+    CHATML: "chatml_conversion.input_dir",
+    MERGED: "jsonl_merge.base_input_dir",
+    RESPONSES: "generate_response.input_path",
+}
+"""What the first step reads."""
 _LINES = {"schema": schema_to_json(pa.schema([]))}
 """In the detail of a JSONL output that is read as lines."""
 
@@ -90,7 +97,7 @@ class DistillationSteps(TaskSteps):
             return super().keys(partitions)
         keys = self.linked.steps.keys(partitions)
         if not self.spec.has_one_input:
-            return keys
+            return keys[: self.task.max_files]
         only = self.layout.folder(RAW)
         theirs = self.linked.steps.layout
         return [key for key in keys if theirs.output_path(self.linked.stage, key) == only]
@@ -130,6 +137,14 @@ class DistillationSteps(TaskSteps):
             return self.inputs(), ""
         return super().input_page(after, most)
 
+    @property
+    def input_field(self) -> str:
+        return _INPUT_FIELDS[next(stage for stage in self.stages if stage != RAW)]
+
+    @property
+    def _output_suffix(self) -> str:
+        return ".jsonl"
+
     def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
         if MERGED not in self.stages:
             super()._refuse_shared_outputs(files)
@@ -137,7 +152,7 @@ class DistillationSteps(TaskSteps):
     def raw_split(self, key: str) -> SplitReport:
         """Fingerprint of a split and the files that make it."""
         files = self._split(key).files
-        report = look_at_split(files)
+        report = look_at_split(files, self.reading)
         manifest = Manifest(
             stage=RAW,
             accepted=True,
@@ -159,7 +174,7 @@ class DistillationSteps(TaskSteps):
     def count_rows(self, file: FileInfo) -> int:
         if self.task.chatml_conversion is None:
             return super().count_rows(file)
-        return look_at_split(self._split(encode_key(file.key_path)).files).rows
+        return look_at_split(self._split(encode_key(file.key_path)).files, self.reading).rows
 
     def input_version(self, key: str) -> str:
         if self.task.chatml_conversion is None:
@@ -195,7 +210,9 @@ class DistillationSteps(TaskSteps):
         split, place = self._split(key), self._place(key)
         options = self._chatml_options(place.dataset)
         with Draft(self.layout, CHATML, key) as draft:
-            report = convert_split(split.files, options, draft.out, self.row_limit)
+            report = convert_split(
+                split.files, options, draft.out, limit=self.row_limit, reading=self.reading
+            )
             if _version(self._split(key).files) != made.input.version:
                 raise InputChanged(
                     f"{place.path} changed since its raw asset was materialised; "
@@ -236,6 +253,7 @@ class DistillationSteps(TaskSteps):
                 places,
                 draft.out,
                 lambda: draft.beside(invalid),
+                reading=self.reading_after(upstream),
                 source_column=group.source_column,
                 dedup=group.dedup,
             )
@@ -277,7 +295,14 @@ class DistillationSteps(TaskSteps):
     def response_stage(self) -> ResponseStage:
         return ResponseStage.of(self.spec)
 
-    def shape(self, stage: str) -> dict[str, Any]:
+    @property
+    def reading(self) -> Reading:
+        if self.linked is not None:
+            return OURS
+        first = self.task.first_step
+        return Reading(first.encoding, first.on_bad_line)
+
+    def _own_shape(self, stage: str) -> dict[str, Any]:
         match stage:
             case "raw":
                 return {"limit": self.row_limit}
@@ -287,9 +312,10 @@ class DistillationSteps(TaskSteps):
             case "merged":
                 return {"groups": [group.model_dump() for group in self.spec.groups]}
             case "responses":
-                return {"responses": self.response_stage.version()}
+                limit = {} if self.row_limit is None else {"limit": self.row_limit}
+                return {"responses": self.response_stage.version(), **limit}
             case _:
-                return super().shape(stage)
+                return super()._own_shape(stage)
 
     def detail_of(self, stage: str, report: ScoreReport) -> dict[str, Any]:
         if stage != RESPONSES:
@@ -303,7 +329,7 @@ class DistillationSteps(TaskSteps):
     def audit(self, stage: str, key: str, report: ScoreReport) -> ScoresAudit:
         if stage != RESPONSES:
             return super().audit(stage, key, report)
-        rows = self.source(stage, key).rows * self.response_stage.samples
+        rows = self.source(stage, key).rows_read * self.response_stage.samples
         return audit_lines(self.layout.output_path(stage, key), rows)
 
     def check_rater(self) -> None:
@@ -351,7 +377,10 @@ class DistillationSteps(TaskSteps):
             path = dataset_path(self.layout.folder(RAW), name)
             for split in find_splits(path, dataset.configs):
                 place = _Place(name, path, split.config, split.split)
-                found[output_name(name, split.config, split.split, with_system)] = (place, split)
+                output = output_name(name, split.config, split.split, with_system)
+                first, _ = found.setdefault(output, (place, split))
+                if first != place:
+                    raise SetupError([self._shared(first.dataset, name, output)])
         return dict(list(found.items())[: self.task.max_files])
 
     @cached_property

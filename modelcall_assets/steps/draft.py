@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cached_property
+from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
@@ -24,13 +26,18 @@ class Draft:
         self._manifest = layout.manifest_path(stage, key)
         self._before = read_manifest(self._manifest)
         self._files: list[NewFile] = []
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
     @cached_property
     def out(self) -> NewFile:
@@ -39,7 +46,7 @@ class Draft:
 
     def beside(self, place: Place) -> NewFile:
         """One more file, published before those that were made before it."""
-        self._files.append(NewFile(place))
+        self._files.append(self._open.enter_context(NewFile(place)))
         return self._files[-1]
 
     def publish(self, manifest: Manifest) -> None:
@@ -48,7 +55,8 @@ class Draft:
         When another run has published the same content since this draft was begun, that stands.
         PublishedMeanwhile when the content differs.
         """
-        with claimed(self._layout.claim_path(self._stage, self._key)):
+        claim = self._layout.claim_path(self._stage, self._key)
+        with claimed(claim) as check_claim:
             now = read_manifest(self._manifest)
             if now is not None and _publication(now) != _publication(self._before):
                 if now.data_version == manifest.data_version:
@@ -58,8 +66,10 @@ class Draft:
                     f"'{self._key}' since this one began, and its result stands; the replies of "
                     "both are kept: materialise it again to have all of them, nothing is paid twice"
                 )
+            check_claim()
             for file in reversed(self._files):
                 file.commit()
+            check_claim()
             own = {
                 "output": str(self.out.place),
                 "output_digest": self.out.digest,

@@ -91,7 +91,8 @@ def export_file(file: Published, folder: Place, selection: Selection, form: Form
     targets = {(part, error): path for part, error, path in form.targets(file.stem)}
     with ExitStack() as stack:
         sinks: Mapping[tuple[str, bool], _Sink] = {
-            key: _opened(stack, folder / path, schema) for key, path in targets.items()
+            key: _opened(stack, folder / path, file.manifest.stage, schema)
+            for key, path in targets.items()
         }
         for chunk in file.chunks(schema):
             for key, offsets in _routed(file, chunk, selection, form).items():
@@ -174,9 +175,11 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
     return inference.schema()
 
 
-def _opened(stack: ExitStack, path: Place, schema: pa.Schema | None) -> _Sink:
+def _opened(stack: ExitStack, path: Place, stage: str, schema: pa.Schema | None) -> _Sink:
     file = stack.enter_context(NewFile(path))
-    return _Sink(file, None if schema is None else stack.enter_context(ParquetSink(file, schema)))
+    return _Sink(
+        file, None if schema is None else stack.enter_context(ParquetSink(file, stage, schema))
+    )
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, TaskSpe
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
+from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.storage.places import Place, Stores
 
@@ -61,7 +62,7 @@ class Layout:
     def output_path(self, stage: str, key: str) -> Place:
         """`<folder of the stage>/<relative path, suffix replaced>`."""
         relative = PurePosixPath(decode_key(key))
-        name = relative.stem + (".jsonl" if stage in JSONL_STAGES else ".parquet")
+        name = stem_of(relative.name) + (".jsonl" if stage in JSONL_STAGES else ".parquet")
         return self.folder(stage) / relative.with_name(name)
 
     def manifest_path(self, stage: str, key: str) -> Place:
@@ -72,10 +73,13 @@ class Layout:
 
     def claim_path(self, stage: str, key: str) -> Place:
         """Held while the partition is published; on a disk one lock serves the whole task."""
-        manifest = self.manifest_path(stage, key)
-        if isinstance(manifest, Path):
-            return self.manifest_folder(stage).parent / ".claim"
-        return manifest.with_name(f"{manifest.name}.claim")
+        if isinstance(self._state_folder, Path):
+            return self._state_folder / "manifests" / ".claim"
+        return self.claims_folder / stage / key
+
+    @property
+    def claims_folder(self) -> Place:
+        return self._state_folder / "claims"
 
     def journal_folder(self, stage: str, key: str) -> Place:
         return self._state_folder / "journal" / stage / key
@@ -88,7 +92,7 @@ class Layout:
 
     def journal_at(self, folder: str) -> Journal:
         """Of any partition of the project, for reading."""
-        return open_journal(self.place(folder), self.scratch, "reader")
+        return open_journal(self.place(folder), self.scratch, "reader", read_only=True)
 
     @property
     def spent_path(self) -> Path:

@@ -1,13 +1,13 @@
-"""merged: the JSONL files of a merge group as one, file after file and line after line.
+"""merged: the files of a merge group as one of JSON lines, file after file and row after row.
 
 A valid line is copied as it is. With a source column, `"<column>":"<member>"` is written behind the
 last key of each row; a row that has the column already is written anew, its own value under
-`input_<column>`. What is no JSON object goes as it is to `<output>.invalid`: no byte is lost.
+`input_<column>`. What is no JSON object goes as it is to `<output>.invalid`: no byte is lost. Rows
+of columns are written as lines first.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,15 +21,18 @@ import orjson
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.words import PLACE_BITS, Words
+from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import NewFile, matches, open_input
-from modelcall_assets.storage.jsonl import parse_deep_line, write_lines
+from modelcall_assets.steps.chatml import UNWRITABLE
+from modelcall_assets.storage.files import NewFile, matches
+from modelcall_assets.storage.formats import OURS, Reading
+from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import sample_row
+from modelcall_assets.storage.rows import read_items, sample_row
+from modelcall_assets.transforms.chatml import encode
 
 SAMPLE_ROWS = 3
 SHOWN_INVALID = 20
-SUFFIX = ".jsonl"
 
 
 def members_of(group: MergeGroup, listing: Iterable[str], folder: str) -> list[str]:
@@ -39,7 +42,7 @@ def members_of(group: MergeGroup, listing: Iterable[str], folder: str) -> list[s
     that lies in one sub-folder. InputError names all that are missing or in several; `folder` is
     what it calls the place.
     """
-    paths = sorted(path for path in listing if path.lower().endswith(SUFFIX))
+    paths = sorted(filter(is_data_file, listing))
     found: dict[str, None] = {}
     wrong: list[str] = []
     for pattern in group.input_files:
@@ -109,7 +112,7 @@ class MergeReport:
 
 
 def invalid_file_of(output: Place) -> Place:
-    """No listing of JSONL files takes it for one."""
+    """No listing of data files takes it for one."""
     return output.with_name(f"{output.name}.invalid")
 
 
@@ -120,10 +123,12 @@ def merge_group(
     *,
     source_column: str | None = None,
     dedup: bool = False,
+    reading: Reading = OURS,
 ) -> MergeReport:
     """Write the members, name → place, as one file; `rejects` makes the one of the invalid lines,
-    if there are any. InputError when a member cannot be read."""
-    merge = _Merge(rejects, source_column, _Contents() if dedup else None)
+    if there are any. InputError when a member cannot be read, or has a bad line and `reading`
+    refuses those."""
+    merge = _Merge(rejects, source_column, _Contents() if dedup else None, reading)
     write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
     merge.report.data_version = out.digest
     return merge.report
@@ -136,6 +141,7 @@ class _Merge:
     new_rejects: Callable[[], NewFile]
     column: str | None
     seen: _Contents | None
+    reading: Reading
     report: MergeReport = field(default_factory=MergeReport)
 
     @cached_property
@@ -146,33 +152,44 @@ class _Merge:
         """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
-        with open_input(place) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                item = parse_deep_line(line, number)
-                if item is None:
-                    count.blank += 1
-                elif isinstance(item, BadLine):
-                    count.invalid += 1
-                    self._reject(line, f"{name}, {item.detail}")
-                elif self.seen is not None and not self.seen.is_new(item, line):
-                    count.duplicates += 1
-                else:
-                    count.rows += 1
-                    if self.column is not None:
-                        line = _with_source(self.column, name, item, line)
-                    elif line[-1] != _NEWLINE:
-                        line += b"\n"
-                    if len(self.report.sample) < SAMPLE_ROWS:
-                        self.report.sample.append(sample_row(orjson.loads(line)))
-                    yield line
+        for item, line in read_items(place, self.reading):
+            if item is None:
+                count.blank += 1
+                continue
+            if line is None:
+                item, line = _as_line(item)
+            if isinstance(item, BadLine):
+                count.invalid += 1
+                self._reject(line, f"{name}, {item.detail}")
+            elif self.seen is not None and not self.seen.is_new(item, line):
+                count.duplicates += 1
+            else:
+                count.rows += 1
+                if self.column is not None:
+                    line = _with_source(self.column, name, item, line)
+                elif line[-1] != _NEWLINE:
+                    line += b"\n"
+                if len(self.report.sample) < SAMPLE_ROWS:
+                    self.report.sample.append(sample_row(orjson.loads(line)))
+                yield line
 
     def _reject(self, line: bytes, detail: str) -> None:
         self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
         self.report.invalid_file = self.rejects.place
         if len(self.report.first_invalid) < SHOWN_INVALID:
             self.report.first_invalid.append(detail)
+
+
+def _as_line(item: Row | BadLine) -> tuple[Row | BadLine, bytes]:
+    """A row of columns; one that no line can hold is represented by what is wrong with it."""
+    if isinstance(item, BadLine):
+        return item, item.detail.encode()
+    try:
+        line = encode(item)
+    except UNWRITABLE as error:
+        detail = f"cannot be written as JSON: {error}"
+        return BadLine(detail, ""), detail.encode()
+    return orjson.loads(line), line
 
 
 def _with_source(column: str, name: str, row: Row, line: bytes) -> bytes:

@@ -16,13 +16,14 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.config.preprocess import Preprocess
+from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import Chunk, read_chunks, record_id, sample_row
+from modelcall_assets.storage.rows import Chunk, record_id, sample_row
 from modelcall_assets.transforms.universal import (
     Copied,
     Dropped,
@@ -58,8 +59,8 @@ def preprocess_file(source: Source, options: UniversalOptions, out: NewFile) -> 
     """
     table = _Table(source.schema, options)
     work = _Work(source.name, options)
-    with ParquetSink(out, table.schema) as sink:
-        for chunk in read_chunks(source.place, source.schema, source.limit):
+    with ParquetSink(out, PREPROCESSED, table.schema) as sink:
+        for chunk in source.chunks():
             sink.write(table.batch(chunk, work.kept_of(chunk)))
     return PreprocessReport(
         rows_in=work.rows_in,

@@ -43,7 +43,7 @@ class FilePlan:
 
 def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
     """The first `rows` rows, as the first stage that asks or rates gets them."""
-    for index, item in enumerate(islice(read_rows(file.place), rows)):
+    for index, item in enumerate(islice(read_rows(file.place, steps.reading), rows)):
         if isinstance(item, BadLine):
             yield bad_line(item)
         else:

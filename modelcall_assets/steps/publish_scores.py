@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from modelcall_assets.config.spec import SCORES
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import ERROR_COLUMN
@@ -16,7 +17,7 @@ from modelcall_assets.steps.score_table import VOLATILE_COLUMNS, ApiRow, ScoreTa
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import read_chunks, record_id, sample_row
+from modelcall_assets.storage.rows import record_id, sample_row
 
 SAMPLE_ROWS = 5
 
@@ -48,8 +49,8 @@ class Publisher:
         table = ScoreTable(source.schema, self._fields, internal=(ERROR_COLUMN,))
         self._report.schema = table.schema
         metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
-        with ParquetSink(out, table.schema, metadata) as sink:
-            for chunk in read_chunks(source.place, source.schema, source.limit):
+        with ParquetSink(out, SCORES, table.schema, metadata) as sink:
+            for chunk in source.chunks():
                 rows = [
                     self._row(chunk.start + offset, item) for offset, item in enumerate(chunk.items)
                 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import PurePosixPath
@@ -12,18 +12,21 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modelcall_assets.config.spec import RAW, SCORES
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import ERROR_COLUMN
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import list_files, matches, stem_of
+from modelcall_assets.storage.files import list_files, matches
+from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Chunk, is_parquet, read_chunks, read_rows, record_id
+from modelcall_assets.storage.rows import Chunk, read_chunks, read_rows, record_id
 from modelcall_assets.storage.schema import schema_from_json
 
 CHUNK_ROWS = 1000
@@ -45,6 +48,7 @@ class Published:
     manifest: Manifest
     placed: Callable[[str], Place]
     """A place by its path or URI."""
+    reading: Reading = OURS
 
     @property
     def name(self) -> str:
@@ -71,19 +75,25 @@ class Published:
     @property
     def schema(self) -> pa.Schema | None:
         """None when nobody has recorded one."""
-        if is_parquet(self.place):
+        if self._is_table:
             return read_schema(self.place)
         recorded = self.manifest.detail.get("schema")
         schema = schema_from_json(recorded) if recorded else None
         return schema if schema is not None and len(schema) else None
+
+    @property
+    def _is_table(self) -> bool:
+        """Whether it is a Parquet file of ours."""
+        return (self.manifest.output or "").endswith(".parquet")
 
     def chunks(self, schema: pa.Schema | None = None) -> Iterator[Chunk]:
         """The rows; `schema` is needed only to get JSON rows as Arrow."""
         own = schema if schema is not None else self.schema
         columns = own if own is not None else pa.schema([])
         if self._members:
-            return _chunks_of(self._members, columns, self.manifest.rows)
-        return read_chunks(self.place, columns, self.manifest.rows)
+            rows = chain.from_iterable(read_rows(each, self.reading) for each in self._members)
+            return _chunks_of(islice(rows, self.manifest.rows), columns)
+        return read_chunks(self.place, columns, self.manifest.rows, reading=self.reading)
 
     def items(self) -> Iterator[tuple[int, Row | BadLine]]:
         """Each row with its index."""
@@ -106,8 +116,9 @@ class FailedRow:
 def published_files(steps: TaskSteps, stage: str, pattern: str | None = None) -> list[Published]:
     """What the stage has published, accepted or not, by name. InputError when there is nothing."""
     layout = steps.layout
+    reading = steps.reading if stage == RAW else OURS
     found = [
-        Published(key, manifest, layout.place)
+        Published(key, manifest, layout.place, reading)
         for key in published_keys(layout, stage)
         if pattern is None or matches(decode_key(key), pattern)
         if (manifest := read_manifest(layout.manifest_path(stage, key))) is not None
@@ -151,10 +162,10 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
     """The failed rows of a file, in order; a file without any is not opened."""
     if not file.manifest.failed:
         return
-    if is_parquet(file.place) and "api_status" in read_schema(file.place).names:
-        table = read_columns(file.place, _FAILURE_COLUMNS)
-        for row in table.filter(pc.field("api_status") != "success").to_pylist():
-            yield _failed_row(file, row, row["api_record_id"])
+    if file.manifest.stage == SCORES:
+        for batch in read_columns(file.place, _FAILURE_COLUMNS):
+            for row in batch.filter(pc.field("api_status") != "success").to_pylist():
+                yield _failed_row(file, row, row["api_record_id"])
         return
     for index, item in file.items():
         if failure_of(item) is not None:
@@ -163,15 +174,12 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
 
 def identity(file: Published, index: int, item: Row | BadLine) -> str:
     """The record's id, as it is in a scores file."""
-    own = None if isinstance(item, BadLine) else item.get("api_record_id")
-    return str(own) if own else record_id(item, index, file.key)
+    return record_id(item, index, file.key)
 
 
-def _chunks_of(places: Sequence[Place], schema: pa.Schema, rows: int) -> Iterator[Chunk]:
-    """The rows of several files, one after another."""
-    items = islice(chain.from_iterable(map(read_rows, places)), rows)
+def _chunks_of(rows: Iterator[Row | BadLine], schema: pa.Schema) -> Iterator[Chunk]:
     start = 0
-    while some := list(islice(items, CHUNK_ROWS)):
+    while some := list(islice(rows, CHUNK_ROWS)):
         yield Chunk(start, some, schema)
         start += len(some)
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import file_digest, open_input
-from modelcall_assets.storage.jsonl import parse_line
+from modelcall_assets.steps.seen import Seen
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
+from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, open_lines
+from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import open_parquet, parquet_schema, plain_rows
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import is_parquet, own_id, sample_row
+from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows, sample_row
 from modelcall_assets.storage.schema import SchemaInference
 
 SAMPLE_ROWS = 3
 SHOWN_DUPLICATES = 5
-BLOCK_BYTES = 1 << 20
+MOST_COLUMNS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class RawReport:
     """`rows` counts bad lines and leaves out blank ones; `first_bad` says where and why."""
 
     info: FileInfo
+    format: Format
     digest: str
     data_version: str
     rows: int
@@ -52,11 +53,13 @@ class RawReport:
         return found
 
 
-def read_raw(file: FileInfo, limit: int | None = None) -> RawReport:
+def read_raw(file: FileInfo, limit: int | None = None, reading: Reading = OURS) -> RawReport:
     """Look at the whole file once, at its first `limit` rows only if given (the digest is always of
-    the whole). InputError when it cannot be read."""
-    look = _look_at_parquet if is_parquet(file.place) else _look_at_jsonl
-    return look(file, limit)
+    the whole). InputError when it cannot be read, or has a bad line and `reading` refuses those."""
+    format_ = format_of(file.place)
+    if format_.has_columns:
+        return _look_at_columns(file, format_, limit, reading)
+    return _look_at_lines(file, format_, limit, reading)
 
 
 @dataclass
@@ -70,7 +73,7 @@ class _Findings:
     duplicate_ids: int = 0
     first_duplicates: list[str] = field(default_factory=list)
     sample: list[Row] = field(default_factory=list)
-    seen_ids: set[int] = field(default_factory=set)
+    seen: Seen = field(default_factory=Seen)
 
     def add_line(self, item: Row | BadLine | None) -> Row | None:
         """Count what a line turned out to be; give it back if it is a row."""
@@ -88,21 +91,18 @@ class _Findings:
         return item
 
     def add_id(self, own: str | None) -> None:
-        """Only a 64-bit hash of each id is kept."""
-        if own is None:
+        if own is None or self.seen.is_new(own):
             return
-        key = hash(own)
-        if key in self.seen_ids:
-            self.duplicate_ids += 1
-            if len(self.first_duplicates) < SHOWN_DUPLICATES:
-                self.first_duplicates.append(own)
-        self.seen_ids.add(key)
+        self.duplicate_ids += 1
+        if len(self.first_duplicates) < SHOWN_DUPLICATES:
+            self.first_duplicates.append(own)
 
     def report(
-        self, file: FileInfo, digest: str, limit: int | None, schema: pa.Schema
+        self, file: FileInfo, format_: Format, digest: str, limit: int | None, schema: pa.Schema
     ) -> RawReport:
         return RawReport(
             info=file,
+            format=format_,
             digest=digest,
             data_version=digest if limit is None else f"{digest}|limit={limit}",
             rows=self.rows,
@@ -116,39 +116,39 @@ class _Findings:
         )
 
 
-def _look_at_jsonl(file: FileInfo, limit: int | None) -> RawReport:
+def _look_at_lines(
+    file: FileInfo, format_: Format, limit: int | None, reading: Reading
+) -> RawReport:
     content, findings, inference = hashlib.sha256(), _Findings(), SchemaInference()
-    with open_input(file.place) as lines:
+    parse = line_parser(parse_line, file.place, reading)
+    with open_lines(file.place, format_, reading, content) as lines:
         for number, line in enumerate(lines, 1):
-            content.update(line)
             if findings.rows == limit:
                 break
-            row = findings.add_line(parse_line(line, number))
+            row = findings.add_line(parse(line, number))
             if row is not None:
                 inference.take(row, len(line))
-        while block := lines.read(BLOCK_BYTES):
-            content.update(block)
+            if len(inference) > MOST_COLUMNS:
+                what = f"more than {MOST_COLUMNS:,} different keys up to line {number:,}"
+                raise InputError(f"{file.place}: {what}; put them into one column, as an object")
     digest = f"sha256:{content.hexdigest()}"
-    return findings.report(file, digest, limit, inference.schema())
+    return findings.report(file, format_, digest, limit, inference.schema())
 
 
-def _look_at_parquet(file: FileInfo, limit: int | None) -> RawReport:
+def _look_at_columns(
+    file: FileInfo, format_: Format, limit: int | None, reading: Reading
+) -> RawReport:
     findings = _Findings()
-    with open_parquet(file.place) as parquet:
-        rows = parquet.metadata.num_rows
-        findings.rows = rows if limit is None else min(rows, limit)
-        schema = parquet_schema(parquet)
-        first = next(parquet.iter_batches(batch_size=SAMPLE_ROWS), None)
-        if first is not None:
-            sample = plain_rows(first.slice(0, limit), file.place)
-            findings.sample = [sample_row(row) for row in sample]
-        for own in islice(_own_ids(parquet, file.place), limit):
-            findings.add_id(own)
-    return findings.report(file, file_digest(file.place), limit, schema)
-
-
-def _own_ids(parquet: pq.ParquetFile, place: Place) -> Iterator[str | None]:
-    names = [name for name in ("id", "uid") if name in parquet.schema_arrow.names]
-    if names:
-        for batch in parquet.iter_batches(columns=names):
-            yield from map(own_id, plain_rows(batch, place))
+    with open_columns(file.place, format_) as columns:
+        schema = columns.schema
+        names = [name for name in ID_COLUMNS if name in schema.names]
+        for batch in columns.batches(MOST_ROWS, names):
+            if findings.rows == limit:
+                break
+            batch = batch.slice(0, None if limit is None else limit - findings.rows)
+            for item in rows_of(batch.select(names), findings.rows) if names else ():
+                findings.add_id(own_id(item) if isinstance(item, dict) else None)
+            findings.rows += batch.num_rows
+    first = islice(read_rows(file.place, reading, SAMPLE_ROWS), min(SAMPLE_ROWS, findings.rows))
+    findings.sample = [sample_row(item) for item in first if isinstance(item, dict)]
+    return findings.report(file, format_, file_digest(file.place), limit, schema)

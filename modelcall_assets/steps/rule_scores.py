@@ -28,7 +28,6 @@ from modelcall_assets.steps.publish_scores import Publisher
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import ApiRow, outcome_row
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.rows import read_chunks
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class RuleStage:
         """
         scorer = self.scorer()
         outcomes: list[Outcome] = []
-        for chunk in read_chunks(source.place, source.schema, source.limit):
+        for chunk in source.chunks():
             for item in chunk.items:
                 if tally.is_stopped:
                     raise RunStopped("interrupted; this file is rated from its first row again")

@@ -10,11 +10,13 @@ import pyarrow as pa
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.manifest import InputFingerprint
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_chunks
+from modelcall_assets.storage.rows import Chunk, read_chunks
 
-ROWS_READ_AT_ONCE = 100
+ROWS_ASKED_AT_ONCE = 100
+ROWS_WRITTEN_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,21 @@ class Source:
     schema: pa.Schema
     rows: int
     limit: int | None = None
+    reading: Reading = OURS
+
+    def chunks(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[Chunk]:
+        """All of it, at most so many rows at a time."""
+        return read_chunks(self.place, self.schema, self.limit, rows, self.reading)
 
     def items(self) -> Iterator[Row | BadLine]:
         """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
-        for chunk in read_chunks(self.place, self.schema, self.limit, ROWS_READ_AT_ONCE):
+        for chunk in self.chunks(ROWS_ASKED_AT_ONCE):
             yield from chunk.items
+
+    @property
+    def rows_read(self) -> int:
+        """Of `rows`, those within the limit."""
+        return self.rows if self.limit is None else min(self.rows, self.limit)
 
     def verify(self) -> None:
         """InputChanged when the file no longer has the content that was recorded."""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelcall_assets.storage.files import file_digest, open_input
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns
+from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.formats import Reading, format_of, open_lines
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import open_parquet
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import is_parquet, read_rows
+from modelcall_assets.storage.rows import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,9 @@ class SplitReport:
     data_version: str
 
 
-def look_at_split(files: Sequence[FileInfo]) -> SplitReport:
-    """Reads every file once. InputError when one cannot be read."""
-    members = tuple(
-        {
-            "uri": file.uri,
-            "digest": file_digest(file.place),
-            "rows": _rows(file.place),
-            "size": file.size,
-        }
-        for file in files
-    )
+def look_at_split(files: Sequence[FileInfo], reading: Reading) -> SplitReport:
+    """InputError when a file cannot be read, or has a bad line and `reading` refuses those."""
+    members = tuple(_member(file, reading) for file in files)
     content = repr([member["digest"] for member in members]).encode()
     return SplitReport(
         members=members,
@@ -44,12 +37,21 @@ def look_at_split(files: Sequence[FileInfo]) -> SplitReport:
     )
 
 
-def _rows(place: Place) -> int:
-    """Without parsing what has to be parsed once more anyway."""
-    if is_parquet(place):
-        with open_parquet(place) as parquet:
-            return parquet.metadata.num_rows
-    if place.name.lower().endswith(".arrow"):
-        return sum(1 for _ in read_rows(place))
-    with open_input(place) as file:
-        return sum(1 for line in file if line.strip())
+def _member(file: FileInfo, reading: Reading) -> dict[str, Any]:
+    rows, digest = _looked_at(file.place, reading)
+    if reading.on_bad_line == "fail":
+        rows = sum(1 for _ in read_rows(file.place, reading))
+    return {"uri": file.uri, "digest": digest, "rows": rows, "size": file.size}
+
+
+def _looked_at(place: Place, reading: Reading) -> tuple[int, str]:
+    """Rows and digest, without parsing what has to be parsed once more anyway."""
+    format_ = format_of(place)
+    if format_.has_columns:
+        with open_columns(place, format_) as columns:
+            rows = sum(batch.num_rows for batch in columns.batches(MOST_ROWS, ()))
+        return rows, file_digest(place)
+    content = hashlib.sha256()
+    with open_lines(place, format_, reading, content) as lines:
+        rows = sum(not line.isspace() for line in lines)
+    return rows, f"sha256:{content.hexdigest()}"

@@ -10,11 +10,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelcall_assets.config.spec import PREPROCESSED, RAW, SCORES, TaskSpec
+from modelcall_assets.config.spec import PREPROCESSED, RAW, RESPONSES, SCORES, TaskSpec
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import Row
@@ -38,6 +39,7 @@ from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import list_page, stat_file
+from modelcall_assets.storage.formats import OURS, Format, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
@@ -45,8 +47,8 @@ from modelcall_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from modelcall_assets.storage.parquet import check_writable
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import is_parquet
 from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
 from modelcall_assets.transforms.universal import Dropped, UniversalOptions, process
 
@@ -170,13 +172,15 @@ class TaskSteps:
         """Fingerprint, schema and first mistakes of an input file.
 
         InputError when it cannot be read or is text without a line, as a failed upload leaves it; a
-        Parquet file without rows has columns, and is taken at its word.
+        file of columns without rows is taken at its word.
         """
         self.layout.check_name(key)
         place = self.layout.input_place(key)
-        report = read_raw(stat_file(place), self.row_limit)
-        if not report.rows and not is_parquet(place):
+        report = read_raw(stat_file(place), self.row_limit, self.reading)
+        if not report.rows and not report.format.has_columns:
             raise InputError(f"{place}: there is no line in this file; fill it or take it away")
+        if report.format is Format.ARROW and isinstance(self.spec.task, ScoringTask):
+            check_writable(place, report.schema)
         manifest = Manifest(
             stage=RAW,
             accepted=True,
@@ -191,14 +195,18 @@ class TaskSteps:
                 version=report.info.version,
             ),
             schema=readable_schema(report.schema),
-            detail={"schema": schema_to_json(report.schema), WARNINGS: report.warnings()},
+            detail={
+                "schema": schema_to_json(report.schema),
+                "format": report.format,
+                WARNINGS: report.warnings(),
+            },
         )
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
         return report
 
     def count_rows(self, file: FileInfo) -> int:
         """Of an input file that raw has not looked at."""
-        return read_raw(file, self.row_limit).rows
+        return read_raw(file, self.row_limit, self.reading).rows
 
     def input_version(self, key: str) -> str:
         """Of an input file as it is now; InputError when it is gone."""
@@ -303,13 +311,14 @@ class TaskSteps:
         """Rows of those files whose upstream asset is there."""
         upstream = self.upstream_of(stage)
         assert upstream is not None
-        return sum(made.rows for key in keys if (made := upstream.made(key)))
+        found = (made.rows for key in keys if (made := upstream.made(key)))
+        most = self._row_limit_after(upstream)
+        return sum(rows if most is None else min(rows, most) for rows in found)
 
     def audit(self, stage: str, key: str, report: ScoreReport) -> ScoresAudit:
         """What lies in the published file, beside what should."""
         source = self.source(stage, key)
-        rows = source.rows if source.limit is None else min(source.rows, source.limit)
-        return audit_scores(self.layout.output_path(stage, key), rows, report.schema)
+        return audit_scores(self.layout.output_path(stage, key), source.rows_read, report.schema)
 
     def rejection(self, report: ScoreReport) -> str | None:
         """Why the file is red, when more rows failed than the task accepts."""
@@ -334,14 +343,15 @@ class TaskSteps:
         """The rows that `stage` reads. InputError when they are not there yet."""
         upstream = self.upstream_of(stage)
         assert upstream is not None
-        manifest, from_raw = upstream.need(key), upstream.stage == RAW
+        manifest = upstream.need(key)
         return Source(
             name=key,
             place=upstream.place(manifest),
             digest=digest_of(manifest),
             schema=schema_from_json(manifest.detail["schema"]),
             rows=manifest.rows,
-            limit=self.row_limit if from_raw else None,
+            limit=self._row_limit_after(upstream),
+            reading=self.reading_after(upstream),
         )
 
     @cached_property
@@ -349,8 +359,25 @@ class TaskSteps:
         assert isinstance(self.spec.task, ScoringTask)
         return options_of(self.spec.task.preprocess)
 
+    @property
+    def reading(self) -> Reading:
+        """How lines of the task's input files are read."""
+        assert isinstance(self.spec.task, ScoringTask)
+        data = self.spec.task.data
+        return Reading(data.encoding, data.on_bad_line)
+
+    def reading_after(self, upstream: Upstream) -> Reading:
+        """The same of what a stage leaves; that of `raw` are the input files."""
+        return self.reading if upstream.stage == RAW else OURS
+
     def shape(self, stage: str) -> dict[str, Any]:
         """What of the task's files shapes the rows of `stage`; its code version is a hash of it."""
+        upstream = self.upstream_of(stage)
+        reading = self.reading if upstream is None else self.reading_after(upstream)
+        own = self._own_shape(stage)
+        return own if reading == OURS else {**own, "reading": asdict(reading)}
+
+    def _own_shape(self, stage: str) -> dict[str, Any]:
         if stage == RAW:
             return {"limit": self.row_limit}
         if stage == PREPROCESSED:
@@ -361,6 +388,10 @@ class TaskSteps:
     def row_limit(self) -> int | None:
         """Cap on the rows of each file, for debugging."""
         return self.spec.task.max_items_per_file
+
+    def _row_limit_after(self, upstream: Upstream) -> int | None:
+        """Responses may be several to a row; their number was capped before."""
+        return None if upstream.stage == RESPONSES else self.row_limit
 
     def _publish_answers(
         self, stage: str, draft: Draft, source: Source, report: ScoreReport
@@ -387,19 +418,27 @@ class TaskSteps:
         by_output: dict[str, str] = {}
         problems: list[Problem] = []
         for file in files:
-            output = str(Path(file.key_path).with_suffix(".parquet"))
+            path = Path(file.key_path)
+            output = str(path.with_name(f"{stem_of(path.name)}{self._output_suffix}"))
             first = by_output.setdefault(output, file.key_path)
             if first != file.key_path:
-                problems.append(
-                    Problem(
-                        self.spec.file_name,
-                        "data.input_folder",
-                        f"'{first}' and '{file.key_path}' would both be written to '{output}'",
-                        fix="rename or move one of them",
-                    )
-                )
+                problems.append(self._shared(first, file.key_path, output))
         if problems:
             raise SetupError(problems)
+
+    def _shared(self, first: str, second: str, output: str) -> Problem:
+        wrong = f"'{first}' and '{second}' would both be written to '{output}'"
+        fix = "rename or move one of them"
+        return Problem(self.spec.file_name, self.input_field, wrong, fix=fix)
+
+    @property
+    def input_field(self) -> str:
+        """Where the task file says what its first stage reads."""
+        return "data.input_folder"
+
+    @property
+    def _output_suffix(self) -> str:
+        return ".parquet"
 
 
 def digest_of(manifest: Manifest) -> str:

@@ -5,34 +5,54 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
-from modelcall_assets.errors import StoreError
-from modelcall_assets.storage.files import delete
+from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.storage.files import delete, list_files, write_bytes
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import code_of, explained
+from modelcall_assets.storage.trouble import is_absent
 
 POLL_S = 0.5
 STALE_S = 120.0
-"""A claim in a store that stands for so long was left by a process that is dead."""
-_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-_UNKNOWN = ("NotImplemented", "501")
+"""A claim in a store that was not renewed for so long was left by a process that is dead."""
+_RENEWALS = 4
+"""In that time."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+Check = Callable[[], None]
 
 
 @contextmanager
-def claimed(place: Place) -> Iterator[None]:
-    """Hold `place`, a file of its own, for the length of the block; wait while another one does.
+def claimed(place: Place) -> Iterator[Check]:
+    """Hold `place` for the length of the block; wait while another one does. On a disk it is a file
+    that is locked, in a store a folder of claims.
 
-    A kill gives it up: at once on a disk, after two minutes in a store. Where a disk has no locks,
-    or a store no conditional writes, everybody holds it. StoreError when a store does not answer.
+    A kill gives it up: at once on a disk, after two minutes in a store. What is given raises
+    StoreError when the claim is held no more, because the store has not answered for so long.
+    Where a disk has no locks everybody holds it. StoreError when a store does not answer.
     """
-    hold = _locked if isinstance(place, Path) else _created
-    with hold(place):  # pyright: ignore[reportArgumentType]
-        yield
+    if isinstance(place, Path):
+        with _locked(place):
+            yield lambda: None
+    else:
+        with _listed(place) as check:
+            yield check
+
+
+def claims(folder: RemotePath) -> list[FileInfo]:
+    """Those in a folder or below. StoreError when the store does not answer."""
+    try:
+        return list_files(folder)
+    except InputError as error:
+        if is_absent(error):
+            return []
+        raise StoreError(str(error)) from error
 
 
 @contextmanager
@@ -52,39 +72,103 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _created(place: RemotePath) -> Iterator[None]:
-    """The object's name ends in a number: who finds one that is stale claims the next."""
-    seen: dict[int, float] = {}
-    number = 1
-    while not _create(_numbered(place, number)):
-        if time.monotonic() - seen.setdefault(number, time.monotonic()) > STALE_S:
-            number += 1
-            continue
-        time.sleep(POLL_S)
-        number = 1
+def _listed(folder: RemotePath) -> Iterator[Check]:
+    """Needs no conditional writes, which few stores do as they should, but listings that show what
+    was written before: whoever sees no claim but its own is alone, because a later one sees it.
+    Of those that came together the first by name stays, and the others step back."""
+    own, others = _Claim(folder / uuid4().hex), _Others(folder)
     try:
-        yield
+        own.write()
+        while (found := others.of(own)) or own.is_expired:
+            if found and min(found) < own.place.name:
+                delete(own.place)
+                while others.of(own):
+                    time.sleep(POLL_S)
+                own.write()
+                continue
+            time.sleep(POLL_S)
+            if own.is_due:
+                own.write()
+        with own.renewed():
+            yield own.check
     finally:
-        for each in range(1, number + 1):
-            delete(_numbered(place, each))
+        with suppress(StoreError):  # what stays is stale soon
+            for each in (own.place, *others.stale):
+                delete(each)
 
 
-def _numbered(place: RemotePath, number: int) -> RemotePath:
-    return place.with_name(f"{place.name}.{number}")
+class _Others:
+    """The claims that stand in a folder, as one process has seen them."""
+
+    def __init__(self, folder: RemotePath) -> None:
+        self._folder = folder
+        self._seen: dict[tuple[str, str], float] = {}
+        """Name and version, and when that was first seen."""
+        self.stale: list[Place] = []
+
+    def of(self, own: _Claim) -> list[str]:
+        """Their names, but for `own`; the stale ones do not count."""
+        now = time.monotonic()
+        fresh: list[str] = []
+        self.stale = []
+        for info in claims(self._folder):
+            if "/" in info.key_path or info.key_path == own.place.name:
+                continue
+            if now - self._seen.setdefault((info.key_path, info.version), now) > STALE_S:
+                self.stale.append(info.place)
+            else:
+                fresh.append(info.key_path)
+        return fresh
 
 
-def _create(place: RemotePath) -> bool:
-    """Whether it was not there before."""
-    with explained(place, StoreError):
+class _Claim:
+    """An object that stands for this process while it is written again and again."""
+
+    def __init__(self, place: RemotePath) -> None:
+        self.place = place
+        self._writes = 0
+        self._written = 0.0
+        self._ended = threading.Event()
+
+    def write(self) -> None:
+        """The content differs each time, and with it the version."""
+        begun = time.monotonic()
+        self._writes += 1
+        write_bytes(self.place, f"{os.uname().nodename} {os.getpid()} {self._writes}".encode())
+        self._written = begun
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() > self._written + STALE_S / _RENEWALS
+
+    @property
+    def is_expired(self) -> bool:
+        """Others may think that this process is dead."""
+        return time.monotonic() > self._written + STALE_S
+
+    def check(self) -> None:
+        if self.is_expired:
+            raise StoreError(
+                f"{self.place}: the store did not take this claim for {STALE_S:.0f} s, and another "
+                "run may hold it now; run it again, nothing is paid twice"
+            )
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._renew, name="claim", daemon=True)
+        thread.start()
         try:
-            place.store.fs.pipe_file(place.key, b"claimed", mode="create")
-        except FileExistsError:
-            return False
-        except NotImplementedError:
-            return True
-        except OSError as error:
-            if code_of(error) in _TAKEN:
-                return False
-            if code_of(error) not in _UNKNOWN:
-                raise
-    return True
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _renew(self) -> None:
+        """What has expired meanwhile stays so, because another process may be in its place."""
+        while not self._ended.wait(STALE_S / _RENEWALS) and not self.is_expired:
+            expires = self._written + STALE_S
+            with suppress(StoreError):
+                self.write()
+            if time.monotonic() > expires:
+                self._written = expires - STALE_S
+                return

@@ -19,6 +19,7 @@ import orjson
 import yaml
 
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import LINE_SUFFIXES, is_data_file, unpacked_name
 from modelcall_assets.storage.files import list_files, open_input, stat_file
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
@@ -26,11 +27,13 @@ from modelcall_assets.storage.places import Place
 Files = dict[str, list[FileInfo]]
 """By split."""
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
-_PREFERENCE = ("parquet", "json", "arrow")
-_NOT_DATA = frozenset(
-    {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-)
+_FORMATS = {
+    ".parquet": "parquet",
+    **dict.fromkeys(LINE_SUFFIXES, "json"),
+    **dict.fromkeys((".arrow", ".feather"), "arrow"),
+}
+"""As the names have it; files of one format make a split. The preferred one first."""
+_PREFERENCE = [*dict.fromkeys(_FORMATS.values())]
 _KEYWORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -61,7 +64,7 @@ def dataset_path(input_dir: Place, key: str) -> Place:
 def find_splits(path: Place, configs: Sequence[str | None] = (None,)) -> list[Split]:
     """The splits of some configurations of a data set folder; a single file is a split `train`.
     InputError when it is missing, holds no data that can be read, or lacks a configuration."""
-    if path.suffix.lower() in FORMATS:
+    if is_data_file(path.name):
         wrong = [config for config in configs if config is not None]
         if wrong:
             raise InputError(f"{path}: a single file has no configuration {wrong[0]!r}; write null")
@@ -291,16 +294,17 @@ def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _is_data(path: str) -> bool:
-    *folders, name = path.split("/")
-    special = any(folder.startswith("__") for folder in folders)
-    return PurePosixPath(name).suffix.lower() in FORMATS and name not in _NOT_DATA and not special
+    special = any(folder.startswith("__") for folder in path.split("/")[:-1])
+    return is_data_file(path) and not special
 
 
 def _format(path: str) -> str:
-    return FORMATS[PurePosixPath(path).suffix.lower()]
+    return _FORMATS[PurePosixPath(unpacked_name(path)).suffix]
 
 
-_READABLE = "Parquet, JSONL (.jsonl, .json) and Arrow files can be read"
+_READABLE = (
+    "Parquet, JSONL (.jsonl, .ndjson, .json, also as .gz or .zst) and Arrow files can be read"
+)
 
 
 def _no_config(folder: _Folder, config: str, names: Sequence[str]) -> InputError:

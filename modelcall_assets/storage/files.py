@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
-from uuid import uuid4
+from types import TracebackType
+from typing import Any, cast
 
 from modelcall_assets.errors import StoreError
+from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.storage.listing import FileInfo, in_pages, walk
-from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.streams import StoreReader, target_of
+from modelcall_assets.storage.trouble import explained, patiently
 
-READ_BYTES = 8 << 20
-WRITE_BYTES = 16 << 20
-"""A part of a multipart upload; S3 takes 10,000."""
-DATA_SUFFIXES = (".jsonl", ".parquet")
+LINES_BYTES = 256 << 10
+"""Read at once of a file from its beginning to its end."""
 
 
 def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) -> list[FileInfo]:
@@ -78,7 +77,7 @@ def exists(place: Place) -> bool:
     """Whether there is a file. StoreError when that cannot be told."""
     if isinstance(place, Path):
         return place.exists()
-    with explained(place, StoreError):
+    with explained(place, StoreError, "read"):
         return bool(place.store.fs.exists(place.key))
 
 
@@ -89,26 +88,26 @@ def file_digest(place: Place) -> str:
 
 
 @contextmanager
-def open_input(place: Place, *, at_random: bool = False) -> Iterator[io.BufferedReader]:
+def open_input(place: Place, *, at_random: bool = False) -> Iterator[io.BufferedReader[Any]]:
     """The file, open for reading bytes; whatever the store raises becomes an InputError.
     `at_random` is for readers that know which parts they want, and how to gather them."""
-    with explained(place):
-        if isinstance(place, Path):
-            with place.open("rb") as file:
-                yield file
-            return
-        cache = "none" if at_random else "readahead"
-        remote = place.store.fs.open(place.key, "rb", block_size=READ_BYTES, cache_type=cache)
-        with io.BufferedReader(remote, 64 << 10 if at_random else 1 << 20) as file:
+    if isinstance(place, Path):
+        size = io.DEFAULT_BUFFER_SIZE if at_random else LINES_BYTES
+        with explained(place), io.BufferedReader(io.FileIO(place), size) as file:
             yield file
+        return
+    reader = StoreReader(place, "none" if at_random else "readahead")
+    with io.BufferedReader(reader, 64 << 10 if at_random else LINES_BYTES) as file:
+        yield file
 
 
 def read_bytes(place: Place) -> bytes:
     """FileNotFoundError when there is no file, StoreError when it cannot be read."""
     if isinstance(place, Path):
         return place.read_bytes()
-    with explained(place, StoreError, absent=FileNotFoundError):
-        return cast("bytes", place.store.fs.cat_file(place.key))
+    fs, one_request = place.store.fs, {"max_concurrency": 1} if place.store.is_s3 else {}
+    with explained(place, StoreError, "read", absent=FileNotFoundError):
+        return cast("bytes", patiently(lambda: fs.cat_file(place.key, **one_request)))
 
 
 def write_bytes(place: Place, data: bytes) -> None:
@@ -126,7 +125,7 @@ def delete(place: Place) -> None:
     if isinstance(place, Path):
         place.unlink(missing_ok=True)
         return
-    with explained(place, StoreError), suppress(FileNotFoundError):
+    with explained(place, StoreError, "deleted"), suppress(FileNotFoundError):
         place.store.fs.rm_file(place.key)
 
 
@@ -148,9 +147,7 @@ class NewFile(io.RawIOBase):
         self._content = hashlib.sha256()
         self._size = 0
         with explained(place, StoreError):
-            self._target: _Target = (
-                _LocalTarget(place) if isinstance(place, Path) else _RemoteTarget(place)
-            )
+            self._target = target_of(place)
 
     @property
     def digest(self) -> str:
@@ -182,86 +179,23 @@ class NewFile(io.RawIOBase):
             with explained(self.place, StoreError):
                 self._target.discard()
 
-
-class _Target(Protocol):
-    def write(self, data: Any) -> None: ...
-
-    def commit(self) -> None: ...
-
-    def discard(self) -> None:
-        """What was committed stays."""
-        ...
-
-
-class _LocalTarget:
-    """The temporary name starts with a dot, so that no listing sees it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = path.parent / f".{uuid4().hex}.tmp"
-        self._file = self._temporary.open("xb", 0)
-
-    def write(self, data: Any) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self._file.write(view) :]
-
-    def commit(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self._path)
-        _sync_folder(self._path.parent)
-
-    def discard(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-class _RemoteTarget:
-    """A multipart upload, where the store has such."""
-
-    def __init__(self, place: RemotePath) -> None:
-        self._file: Any = place.store.fs.open(
-            place.key, "wb", block_size=WRITE_BYTES, autocommit=False
-        )
-        self._ended = False
-
-    def write(self, data: Any) -> None:
-        self._file.write(bytes(data))
-
-    def commit(self) -> None:
-        self._file.close()
-        self._file.commit()
-        self._ended = True
-
-    def discard(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._file.closed = True
-            self._file.discard()
-
-
-def stem_of(name: str) -> str:
-    """A data file's name without the suffixes that say what it is."""
-    return next((name[: -len(end)] for end in DATA_SUFFIXES if name.lower().endswith(end)), name)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Where something has gone wrong already, that is what is told."""
+        if error is None:
+            self.close()
+            return
+        with suppress(StoreError):
+            self.close()
 
 
 def _wanted(key_path: str, pattern: str) -> bool:
-    return (
-        key_path.lower().endswith(DATA_SUFFIXES)
-        and not _is_hidden(key_path)
-        and matches(key_path, pattern)
-    )
+    return is_data_file(key_path) and not _is_hidden(key_path) and matches(key_path, pattern)
 
 
 def _is_hidden(key_path: str) -> bool:
     return any(part.startswith(".") for part in key_path.split("/"))
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import codecs
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NoReturn
 
 import orjson
 
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.formats import Reading
+from modelcall_assets.storage.places import Place
 
 BLOCK_BYTES = 256 << 10
 MOST_RAW_CHARS = 10_000
 MOST_LEVELS = 250
 """orjson reads deeper objects than it can write back."""
-_BOM = b"\xef\xbb\xbf"
+
+Parse = Callable[[bytes, int], "Row | BadLine | None"]
 
 
-def parse_line(line: bytes, number: int) -> Row | BadLine | None:
+def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine | None:
     """The object on line `number` (from 1); None for a blank line. Never raises, and gives no row
-    that orjson cannot write back."""
-    row = parse_deep_line(line, number)
+    that orjson cannot write back. `encoding` is what the line was in."""
+    row = parse_deep_line(line, number, encoding)
     if line.count(b"[") + line.count(b"{") > MOST_LEVELS and not _writable(row):
         return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
     return row
 
 
-def parse_deep_line(line: bytes, number: int) -> Row | BadLine | None:
+def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine | None:
     """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
-    if number == 1:
-        line = line.removeprefix(_BOM)
     if not line or line.isspace():
         return None
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return _bad(line, f"line {number}, column {error.colno}: {error.msg}")
+        return _bad(line, _why(line, number, encoding, error))
     if type(row) is not dict:
         return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
     return row
+
+
+def line_parser(
+    parse: Callable[..., Row | BadLine | None], place: Place, reading: Reading
+) -> Parse:
+    """One of the two above for the lines of `place`: what is bad raises InputError if the task
+    wants that."""
+    as_told = parse if reading.encoding == "utf-8" else partial(parse, encoding=reading.encoding)
+    if reading.on_bad_line == "keep":
+        return as_told
+
+    def strict(line: bytes, number: int) -> Row | None:
+        item = as_told(line, number)
+        if isinstance(item, BadLine):
+            refuse(place, item)
+        return item
+
+    return strict
+
+
+def refuse(place: Place, item: BadLine) -> NoReturn:
+    """For a task that says `on_bad_line: fail`."""
+    raise InputError(f"{place}: {item.detail}; correct it, or write `on_bad_line: keep`")
 
 
 def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
@@ -70,6 +97,18 @@ _KINDS: dict[type[Any], str] = {
     bool: "a boolean",
     type(None): "null",
 }
+
+
+def _why(line: bytes, number: int, encoding: str, error: orjson.JSONDecodeError) -> str:
+    """orjson does not say where a line is no UTF-8."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as found:
+        column = len(line[: found.start].decode()) + 1
+        wide = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        what = "UTF-16 by its first bytes, set `encoding`" if wide else f"not {encoding}"
+        return f"line {number}, column {column}: {what}"
+    return f"line {number}, column {error.colno}: {error.msg}"
 
 
 def _bad(line: bytes, detail: str) -> BadLine:

@@ -27,7 +27,10 @@ class Store:
         kind, options = self._options.filesystem, self._options.options
         try:
             if ":" not in kind:
-                return fsspec.filesystem(kind, use_listings_cache=False, **options)
+                made = fsspec.filesystem(kind, use_listings_cache=False, **options)
+                if self.is_s3:
+                    made.retries = 1  # botocore has its own; together they took hours
+                return made
             module, _, name = kind.partition(":")
             return getattr(importlib.import_module(module), name)(**options)
         except (ImportError, AttributeError, ValueError, TypeError) as error:

@@ -10,23 +10,18 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from modelcall_assets.errors import InputChanged, InputError
+from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import open_input
-from modelcall_assets.storage.jsonl import parse_deep_line, parse_line
-from modelcall_assets.storage.parquet import (
-    open_arrow,
-    open_parquet,
-    parquet_schema,
-    plain_rows,
-    read_as,
-)
+from modelcall_assets.storage.columns import open_columns, rows_of
+from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, open_lines
+from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, parse_line, refuse
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.schema import is_json_text
 
+GIVEN_ID = "api_record_id"
 CHUNK_BYTES = 32 << 20
+ID_COLUMNS = ("id", "uid")
 SHOWN_LEVELS = 20
 _CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
 
@@ -39,7 +34,7 @@ class Chunk:
     items: Sequence[Row | BadLine]
     schema: pa.Schema
     batch: pa.RecordBatch | None = None
-    """What a Parquet file holds of these rows."""
+    """What a file of columns holds of these rows."""
 
     def to_arrow(self) -> pa.RecordBatch:
         """One row per item, a bad line as nulls. InputChanged when one does not fit `schema`."""
@@ -58,68 +53,68 @@ class Chunk:
 
 
 def read_chunks(
-    place: Place, schema: pa.Schema, limit: int | None = None, chunk_rows: int = 1000
+    place: Place,
+    schema: pa.Schema,
+    limit: int | None = None,
+    chunk_rows: int = 1000,
+    reading: Reading = OURS,
 ) -> Iterator[Chunk]:
-    """Stream the first `limit` records of a JSONL or Parquet file, in order, blank lines left out.
+    """Stream the first `limit` records of a file of any format, in order, blank lines left out.
 
     A chunk has at most `chunk_rows` rows and about 32 MiB of text. InputError when the file cannot
-    be read as what its name says, InputChanged when a Parquet file does not have `schema`.
+    be read, or has a bad line and `reading` refuses those; InputChanged when a file of columns does
+    not have `schema`.
     """
-    read = _parquet_chunks if is_parquet(place) else _jsonl_chunks
-    return read(place, schema, limit, chunk_rows)
+    format_ = format_of(place)
+    read = _column_chunks if format_.has_columns else _line_chunks
+    return read(place, format_, reading, schema, limit, chunk_rows)
 
 
-def read_rows(place: Place, chunk_rows: int = 1000) -> Iterator[Row | BadLine]:
-    """Stream the rows of a JSONL (`.jsonl`, `.json`), Parquet or Arrow file, in order, blank lines
-    left out; a row that has no plain values is a BadLine in its place. A row may be nested deeper
-    than orjson writes. InputError when the file cannot be read as what its name says."""
-    return (item for item, _ in read_items(place, chunk_rows))
+def read_rows(
+    place: Place, reading: Reading = OURS, chunk_rows: int = 1000
+) -> Iterator[Row | BadLine]:
+    """Stream the rows of a file of any format, in order, blank lines left out. A row may be nested
+    deeper than orjson writes. InputError as for `read_chunks`."""
+    items = read_items(place, reading, chunk_rows)
+    return (item for item, _ in items if item is not None)
 
 
 def read_items(
-    place: Place, chunk_rows: int = 1000
-) -> Iterator[tuple[Row | BadLine, bytes | None]]:
-    """`read_rows`, each with its line where the file is of lines."""
-    if is_parquet(place):
-        with open_parquet(place) as parquet:
-            rows = _batch_rows(parquet, chunk_rows)
-            for batch in parquet.iter_batches(batch_size=rows):
-                yield from zip(_rows_of(batch, place), repeat(None))
-    elif place.name.lower().endswith(".arrow"):
-        with open_arrow(place) as batches:
-            for batch in batches:
-                for part in _parts(batch, chunk_rows):
-                    yield from zip(_rows_of(part, place), repeat(None))
-    else:
-        with open_input(place) as file:
-            if place.name.lower().endswith(".json") and file.peek(64).lstrip()[:1] == b"[":
-                raise InputError(f"{place}: one JSON array; write it as one object per line")
-            for number, line in enumerate(file, 1):
-                item = parse_deep_line(line, number)
-                if item is not None:
-                    yield item, line
-
-
-def is_parquet(place: Place) -> bool:
-    return place.name.lower().endswith(".parquet")
+    place: Place, reading: Reading = OURS, chunk_rows: int = 1000
+) -> Iterator[tuple[Row | BadLine | None, bytes | None]]:
+    """`read_rows`, each with its line where the file is of lines; None for a blank one."""
+    format_ = format_of(place)
+    if format_.has_columns:
+        start = 0
+        with open_columns(place, format_) as columns:
+            for batch in columns.batches(chunk_rows, None):
+                yield from zip(_rows(batch, start, place, reading), repeat(None))
+                start += batch.num_rows
+        return
+    with open_lines(place, format_, reading) as file:
+        parse = line_parser(parse_deep_line, place, reading)
+        for number, line in enumerate(file, 1):
+            yield parse(line, number), line
 
 
 def record_id(item: Row | BadLine, index: int, source: str) -> str:
-    """The row's own `id`, else `uid`, else a hash of the row, its file and its place in it."""
+    """The id that an earlier stage of ours gave the row, else its own `id`, else `uid`, else a hash
+    of the row, its file and its place in it."""
     if isinstance(item, BadLine):
         return _hashed(b"", index, source)
-    own = own_id(item)
+    given = item.get(GIVEN_ID)
+    own = given if given and isinstance(given, str) else own_id(item)
     if own is not None:
         return own
     return _hashed(orjson.dumps(item, default=str, option=orjson.OPT_SORT_KEYS), index, source)
 
 
 def own_id(row: Row) -> str | None:
-    """`id` or `uid` as text; None when the row has neither."""
-    for name in ("id", "uid"):
+    """`id` or `uid` as text, bytes in hexadecimal; None when the row has neither."""
+    for name in ID_COLUMNS:
         value = row.get(name)
         if value is not None and value != "":
-            return str(value)
+            return value.hex() if isinstance(value, bytes) else str(value)
     return None
 
 
@@ -129,13 +124,19 @@ def sample_row(row: Row) -> Row:
     return {name: _shown(value, SHOWN_LEVELS) for name, value in row.items()}
 
 
-def _jsonl_chunks(
-    place: Place, schema: pa.Schema, limit: int | None, chunk_rows: int
+def _line_chunks(
+    place: Place,
+    format_: Format,
+    reading: Reading,
+    schema: pa.Schema,
+    limit: int | None,
+    chunk_rows: int,
 ) -> Iterator[Chunk]:
     start, size = 0, 0
     items: list[Row | BadLine] = []
-    with open_input(place) as file:
-        lines = ((line, parse_line(line, number)) for number, line in enumerate(file, 1))
+    with open_lines(place, format_, reading) as file:
+        parse = line_parser(parse_line, place, reading)
+        lines = ((line, parse(line, number)) for number, line in enumerate(file, 1))
         records = ((line, item) for line, item in lines if item is not None)
         for line, item in islice(records, limit):
             items.append(item)
@@ -147,47 +148,39 @@ def _jsonl_chunks(
         yield Chunk(start, items, schema)
 
 
-def _parquet_chunks(
-    place: Place, schema: pa.Schema, limit: int | None, chunk_rows: int
+def _column_chunks(
+    place: Place,
+    format_: Format,
+    reading: Reading,
+    schema: pa.Schema,
+    limit: int | None,
+    chunk_rows: int,
 ) -> Iterator[Chunk]:
     start = 0
-    with open_parquet(place) as parquet:
-        if not parquet_schema(parquet).equals(schema):
+    with open_columns(place, format_) as columns:
+        if not columns.schema.equals(schema):
             raise InputChanged(f"{place} {_CHANGED}")
-        for batch in parquet.iter_batches(batch_size=_batch_rows(parquet, chunk_rows)):
-            batch = batch.slice(0, None if limit is None else limit - start).cast(schema)
-            if not batch.num_rows:
+        for batch in columns.batches(chunk_rows, None):
+            batch = batch.slice(0, None if limit is None else limit - start)
+            if limit is not None and not batch.num_rows:
                 return
-            yield Chunk(start, plain_rows(batch, place), schema, batch)
+            items = _rows(batch, start, place, reading)
+            yield Chunk(start, items, schema, _without_bad(batch, items))
             start += batch.num_rows
 
 
-def _batch_rows(parquet: pq.ParquetFile, chunk_rows: int) -> int:
-    """Fewer rows per chunk where rows are large."""
-    metadata = parquet.metadata
-    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    row_bytes = max(1, sum(groups) // max(1, metadata.num_rows))
-    return max(1, min(chunk_rows, CHUNK_BYTES // row_bytes))
+def _rows(batch: pa.RecordBatch, start: int, place: Place, reading: Reading) -> list[Row | BadLine]:
+    items = rows_of(batch, start)
+    if reading.on_bad_line == "fail":
+        for item in items:
+            if isinstance(item, BadLine):
+                refuse(place, item)
+    return items
 
 
-def _parts(batch: pa.RecordBatch, chunk_rows: int) -> Iterator[pa.RecordBatch]:
-    """Slices of the batch; fewer rows in each where rows are large."""
-    row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
-    rows = max(1, min(chunk_rows, CHUNK_BYTES // row_bytes))
-    return (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
-
-
-def _rows_of(batch: pa.RecordBatch, place: Place) -> list[Row | BadLine]:
-    """The batch's rows, one by one when not all of them can be read."""
-    batch = batch.cast(read_as(batch.schema))
-    try:
-        return [*plain_rows(batch, place)]
-    except InputError as error:
-        if batch.num_rows == 1:
-            return [BadLine(str(error), "")]
-    return [
-        item for start in range(batch.num_rows) for item in _rows_of(batch.slice(start, 1), place)
-    ]
+def _without_bad(batch: pa.RecordBatch, items: Sequence[Row | BadLine]) -> pa.RecordBatch:
+    kept = [None if isinstance(item, BadLine) else at for at, item in enumerate(items)]
+    return batch.take(pa.array(kept, pa.int64())) if None in kept else batch
 
 
 def _column(field: pa.Field, values: list[Any]) -> pa.Array:

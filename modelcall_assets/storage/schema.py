@@ -40,6 +40,10 @@ class SchemaInference:
             if known is not None:
                 self._types[name] = self._widen(name, known, [row.get(name) for row in rows])
 
+    def __len__(self) -> int:
+        """Columns found so far."""
+        return len(self._types)
+
     def take(self, row: Row, size: int) -> None:
         """Add one row, of about `size` bytes, once there are enough to look at."""
         self._waiting.append(row)

@@ -11,9 +11,10 @@ from typing import Any
 class MissingColumn(Exception):
     """The row has no usable value for a placeholder."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, column: str, value: object) -> None:
         self.column = column
-        super().__init__(f"the row has no value in column '{column}', which the prompt asks for")
+        what = "no value" if value is None else "bytes that are no text"
+        super().__init__(f"the row has {what} in column '{column}', which the prompt asks for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,13 @@ class Template:
         return cls(tuple((literal, name) for literal, name, _, _ in Formatter().parse(text)))
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Raises MissingColumn for a placeholder that is absent or null in `values`."""
+        """Raises MissingColumn for a placeholder that is absent, null or bytes in `values`."""
         pieces: list[str] = []
         for literal, name in self.parts:
             pieces.append(literal)
             if name is not None:
                 value = values.get(name)
-                if value is None:
-                    raise MissingColumn(name)
+                if value is None or isinstance(value, bytes):
+                    raise MissingColumn(name, value)
                 pieces.append(value if isinstance(value, str) else str(value))
         return "".join(pieces)

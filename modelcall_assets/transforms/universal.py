@@ -150,6 +150,9 @@ def _cleaned(text: str, options: UniversalOptions) -> str:
 
 
 def _as_text(value: Any) -> str:
+    """Bytes in hexadecimal."""
+    if isinstance(value, bytes):
+        return value.hex()
     return "" if value is None else str(value)
 
 

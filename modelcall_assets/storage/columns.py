@@ -1,0 +1,272 @@
+"""Parquet and Arrow files as batches of columns, and batches as plain rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.formats import Format
+from modelcall_assets.storage.places import Place, RemotePath
+from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
+
+MOST_ROWS = 65_536
+BATCH_BYTES = 32 << 20
+GROUP_BYTES = 64 << 20
+LOCAL_BYTES, REMOTE_BYTES = 1 << 20, 8 << 20
+"""Read at once of a column."""
+_IPC_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
+
+Batches = Callable[[int, "Sequence[str] | None"], Iterator[pa.RecordBatch]]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """An open file. `schema` is that of its batches, which may be asked for once.
+
+    `batches(rows, names)` have at most `rows` rows and about 32 MiB each. With `names`, other
+    columns are left out where that saves reading.
+    """
+
+    schema: pa.Schema
+    batches: Batches
+
+
+@contextmanager
+def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
+    """InputError when `place` is no such file, is damaged, or names a column twice."""
+    is_parquet = format_ is Format.PARQUET
+    with open_input(place, at_random=is_parquet) as file:
+        try:
+            with (_parquet if is_parquet else _arrow)(place, file) as columns:
+                yield columns
+        except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+            why = str(error) or "a part of it says that it is larger than all memory"
+            raise InputError(
+                f"{place}: not a readable {format_} file: {why}; write it again or leave it out"
+            ) from error
+
+
+def read_as(schema: pa.Schema) -> pa.Schema:
+    """Columns and types as they are read: nullable, views as plain strings, dictionaries of strings
+    only, and of the metadata only the JSON text mark."""
+    return pa.schema(
+        [
+            pa.field(
+                field.name,
+                map_leaves(field.type, _type_read),
+                metadata=JSON_TEXT if is_json_text(field) else None,
+            )
+            for field in schema
+        ]
+    )
+
+
+def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
+    """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
+    bytes that are UTF-8 as text, JSON text parsed. A row that has none is a BadLine in its place;
+    `start` is the index of the first."""
+    try:
+        return [*_plain_rows(batch)]
+    except _Unreadable as error:
+        if batch.num_rows == 1:
+            return [BadLine(f"row {start + 1}: {error}", "")]
+    single = range(batch.num_rows)
+    return [item for at in single for item in rows_of(batch.slice(at, 1), start + at)]
+
+
+@contextmanager
+def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
+    """Row groups are read a part at a time. In a store, where each read is a request, a row group
+    that is not too large is fetched in few of them."""
+    metadata = pq.read_metadata(file)
+    groups = range(metadata.num_row_groups)
+    sizes = (_stored_bytes(metadata.row_group(group)) for group in groups)
+    is_remote = isinstance(place, RemotePath)
+    by_group = is_remote and max(sizes, default=0) <= GROUP_BYTES
+    with pq.ParquetFile(
+        file,
+        metadata=metadata,
+        pre_buffer=by_group,
+        buffer_size=0 if by_group else REMOTE_BYTES if is_remote else LOCAL_BYTES,
+    ) as parquet:
+        parts = [[group] for group in groups] if by_group else [[*groups]]
+        schema = _schema_of(place, parquet.schema_arrow)
+        yield Columns(schema, partial(_parquet_batches, parquet, parts, schema))
+
+
+def _stored_bytes(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(at).total_compressed_size for at in range(group.num_columns))
+
+
+def _parquet_batches(
+    parquet: pq.ParquetFile,
+    parts: Sequence[list[int]],
+    schema: pa.Schema,
+    rows: int,
+    names: Sequence[str] | None,
+) -> Iterator[pa.RecordBatch]:
+    metadata = parquet.metadata
+    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    few = _few(rows, sum(groups), metadata.num_rows)
+    kept = None if names is None else [*names]
+    missing = metadata.num_rows
+    for part in parts:
+        for batch in parquet.iter_batches(few, part, kept):
+            fields = [schema.field(name) for name in batch.schema.names]
+            yield _sound(batch).cast(pa.schema(fields)) if fields else batch
+            missing -= batch.num_rows
+    if missing:  # a column that ends early may end all of them without an error
+        raise pa.ArrowInvalid(f"{missing} of {metadata.num_rows} rows are missing")
+
+
+@contextmanager
+def _arrow(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
+    """IPC streams and IPC files alike."""
+    head = file.peek(len(_IPC_FILE))
+    if head.startswith(_FEATHER_1):
+        raise InputError(f"{place}: Feather version 1; write it as version 2, or as Parquet")
+    is_file = head.startswith(_IPC_FILE)
+    with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file) as reader:
+        schema = _schema_of(place, reader.schema)
+        yield Columns(schema, partial(_arrow_batches, reader, schema))
+
+
+def _arrow_batches(
+    reader: pa.RecordBatchFileReader | pa.RecordBatchReader,
+    schema: pa.Schema,
+    rows: int,
+    _names: Sequence[str] | None,
+) -> Iterator[pa.RecordBatch]:
+    is_stream = isinstance(reader, pa.RecordBatchReader)
+    whole = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+    for batch in map(_sound, whole):  # even to ask for the size of a damaged one is dangerous
+        few = _few(rows, batch.nbytes, batch.num_rows)
+        batch = batch.cast(schema)
+        yield from (batch.slice(at, few) for at in range(0, batch.num_rows, few))
+
+
+def _few(rows: int, size: int, of_rows: int) -> int:
+    """Fewer rows at once where rows are large."""
+    row_bytes = max(1, size // max(1, of_rows))
+    return max(1, min(rows, BATCH_BYTES // row_bytes))
+
+
+def _schema_of(place: Place, schema: pa.Schema) -> pa.Schema:
+    """UnicodeDecodeError when a name is not UTF-8, a nested one too."""
+    names = schema.names
+    for field in schema:
+        _check_nested_names(field.type)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{place}: two columns are called {twice[0]!r}; rename one of them")
+    return read_as(schema)
+
+
+def _check_nested_names(kind: pa.DataType) -> None:
+    for at in range(kind.num_fields):
+        assert kind.field(at).name is not None
+        _check_nested_names(kind.field(at).type)
+
+
+def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, in which text that is not UTF-8 has got replacement characters; it may be left in
+    nested columns. ArrowInvalid when the batch is damaged."""
+    try:
+        batch.validate(full=True)
+        return batch
+    except pa.ArrowInvalid:
+        columns = [_mended(column) for column in batch.columns]
+        return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _mended(column: pa.Array) -> pa.Array:
+    as_bytes = column.view(map_leaves(column.type, _type_of_bytes))
+    as_bytes.validate(full=True)
+    if as_bytes.type.num_fields or as_bytes.type == column.type:
+        return column
+    texts = [
+        None if value is None else value.decode("utf-8", "replace")
+        for value in as_bytes.to_pylist()
+    ]
+    return pa.array(texts, column.type)
+
+
+class _Unreadable(Exception):
+    """The column and what is wrong with it."""
+
+
+def _plain_rows(batch: pa.RecordBatch) -> list[Row]:
+    columns = [
+        _plain_values(field, column)
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+    ]
+    names = batch.schema.names
+    if not names:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
+    try:
+        values = column.cast(map_leaves(column.type, _plain_type)).to_pylist()
+        if is_json_text(field):
+            return [None if value is None else orjson.loads(value) for value in values]
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        wrong = f"column {field.name!r} ({field.type}) cannot be read: {error}"
+        raise _Unreadable(f"{wrong}; make it a string") from error
+    return [_text_of(value) for value in values] if _holds_bytes(column.type) else values
+
+
+def _text_of(value: bytes | None) -> str | bytes | None:
+    try:
+        return value.decode() if value is not None else None
+    except UnicodeDecodeError:
+        return value
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    return kind
+
+
+def _type_read(kind: pa.DataType) -> pa.DataType:
+    """Arrow cannot gather rows of view types, and Parquet has dictionaries of strings only."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if not pa.types.is_dictionary(kind) or pa.types.is_nested(kind.value_type):
+        return kind
+    value = _type_read(kind.value_type)
+    if _type_of_bytes(value) == value and not _holds_bytes(value):
+        return value
+    return pa.dictionary(kind.index_type, value, kind.ordered)
+
+
+def _type_of_bytes(kind: pa.DataType) -> pa.DataType:
+    """Of the same layout, without the demand that it be UTF-8."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    return pa.large_binary() if pa.types.is_large_string(kind) else kind

@@ -1,0 +1,224 @@
+"""What kind of data a file holds, by its first bytes, and its lines: decompressed, as UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import unpacked_name
+from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.places import Place
+
+HEAD_BYTES = 64
+BLOCK_BYTES = 256 << 10
+STEP_BYTES = 4096
+"""Decompressed at once; what is lost of the readable part when the next bytes are damaged."""
+_UTF8 = ("utf-8", "utf-8-sig")
+_BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
+"""What may stand before the first object, in any encoding."""
+
+
+class Format(StrEnum):
+    """How people read it."""
+
+    LINES = "JSON lines"
+    GZIP = "JSON lines in gzip"
+    ZSTD = "JSON lines in zstd"
+    PARQUET = "Parquet"
+    ARROW = "Arrow"
+
+    @property
+    def has_columns(self) -> bool:
+        return self in (Format.PARQUET, Format.ARROW)
+
+
+_MAGIC = (
+    *((magic, Format.PARQUET) for magic in (b"PAR1", b"PARE")),
+    *((magic, Format.ARROW) for magic in (b"ARROW1", b"FEA1", b"\xff\xff\xff\xff")),
+    (b"\x1f\x8b", Format.GZIP),
+    (b"\x28\xb5\x2f\xfd", Format.ZSTD),
+    *((bytes((first,)) + b"\x2a\x4d\x18", Format.ZSTD) for first in range(0x50, 0x60)),
+)
+_BY_SUFFIX = (
+    (".gz", Format.GZIP),
+    (".zst", Format.ZSTD),
+    (".parquet", Format.PARQUET),
+    (".arrow", Format.ARROW),
+    (".feather", Format.ARROW),
+)
+_CODECS = {Format.GZIP: "gzip", Format.ZSTD: "zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a task reads lines: the encoding as Python names it, and what becomes of a bad one."""
+
+    encoding: str = "utf-8"
+    on_bad_line: Literal["keep", "fail"] = "keep"
+
+
+OURS = Reading()
+"""How the files are read that stages leave."""
+
+
+class Digest(Protocol):
+    """One of hashlib's."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+def format_of(place: Place) -> Format:
+    """What the content says, else what the name does. Reads the first bytes only. InputError when
+    the file cannot be read."""
+    with open_input(place, at_random=True) as file:
+        head = file.read(HEAD_BYTES)
+    known = _format_by_magic(head)
+    if known is None and head.lstrip(_BLANK)[:1] == b"{":
+        known = Format.LINES
+    name = place.name.lower()
+    return known or next((kind for end, kind in _BY_SUFFIX if name.endswith(end)), Format.LINES)
+
+
+@contextmanager
+def open_lines(
+    place: Place,
+    format_: Format,
+    reading: Reading = OURS,
+    content: Digest | None = None,
+) -> Iterator[io.BufferedReader]:
+    """The lines of a file that has no columns, decompressed, in UTF-8 without a mark at the
+    beginning. A line with bytes that its encoding does not have is no UTF-8 here either.
+
+    `content` is given all bytes of the file as it is stored, by the time the block has ended well.
+    InputError when the file cannot be read to its end, or holds what lines cannot be read from.
+    """
+    with open_input(place) as stored:
+        source = stored if content is None else _buffered(_Heard(stored, content))
+        lines = source
+        if format_ in _CODECS:
+            lines = _buffered(_Unpacked(place, source, _CODECS[format_]))
+            _refuse_packed(place, format_, lines)
+        if reading.encoding not in _UTF8:
+            lines = _buffered(_Transcoded(place, lines, reading.encoding))
+        if lines.peek(3).startswith(codecs.BOM_UTF8):
+            lines.read(3)
+        if unpacked_name(place.name).endswith(".json") and lines.peek(64).lstrip()[:1] == b"[":
+            raise InputError(f"{place}: one JSON array; write it as one object per line")
+        yield lines
+        while content is not None and source.read(BLOCK_BYTES):
+            pass
+
+
+def _format_by_magic(head: bytes) -> Format | None:
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def _refuse_packed(place: Place, packing: Format, lines: io.BufferedReader) -> None:
+    inner = _format_by_magic(lines.peek(HEAD_BYTES)[:HEAD_BYTES])
+    if inner is None:
+        return
+    how = _CODECS[packing]
+    if inner.has_columns:
+        why = f"a file of {inner} inside {how}, which can only be read from its beginning"
+        raise InputError(f"{place}: {why}; decompress it: {inner} has compression of its own")
+    raise InputError(f"{place}: compressed twice; decompress it once")
+
+
+def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
+    return io.BufferedReader(raw, BLOCK_BYTES)
+
+
+class _Heard(io.RawIOBase):
+    """A file whose bytes go into a digest as they are read."""
+
+    def __init__(self, stored: io.BufferedReader, content: Digest) -> None:
+        self._stored, self._content = stored, content
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        size = self._stored.readinto(buffer)
+        self._content.update(memoryview(buffer)[:size])
+        return size
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file holds: all members of gzip, all frames of zstd."""
+
+    def __init__(self, place: Place, packed: io.BufferedReader, codec: str) -> None:
+        self._place, self._codec = place, codec
+        self._stream = pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), codec)
+        self._lines = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            data: bytes = self._stream.read(min(len(buffer), STEP_BYTES))
+        except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None) is not None:  # the store's, not the codec's
+                raise
+            raise InputError(
+                f"{self._place}: damaged or cut off after line {self._lines:,}, as {self._codec} "
+                f"says: {error}; write it again or leave it out"
+            ) from error
+        self._lines += data.count(b"\n")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Transcoded(io.RawIOBase):
+    """Text in some encoding, as UTF-8."""
+
+    def __init__(self, place: Place, source: io.BufferedReader, encoding: str) -> None:
+        self._place, self._source, self._encoding = place, source, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._ready and (block := self._source.read1(BLOCK_BYTES)):
+            self._ready = self._as_utf8(block)
+        if not self._ready:
+            self._ready = self._as_utf8(b"", final=True)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _as_utf8(self, block: bytes, *, final: bool = False) -> memoryview:
+        try:
+            text = self._decoder.decode(block, final)
+        except UnicodeError as error:  # a codec that knows no marks
+            what = f"cannot be read as {self._encoding}: {error}; name its encoding"
+            raise InputError(f"{self._place}: {what}") from error
+        return memoryview(text.encode("utf-8", _MARKED))
+
+
+_MARKED = "modelcall.marked"
+"""Name of an error handler: bytes that an encoding does not have are written as `\\xff`, and their
+value after it. The byte 0xff is in no UTF-8, so that their line cannot pass for a good one."""
+
+
+def _marked(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeDecodeError):
+        values = (f"\\x{byte:02x}" for byte in error.object[error.start : error.end])
+        return f"\udfff{''.join(values)}", error.end
+    if isinstance(error, UnicodeEncodeError):
+        return b"\xff" * (error.end - error.start), error.end
+    raise error
+
+
+codecs.register_error(_MARKED, _marked)

@@ -1,0 +1,296 @@
+"""Files, claims and publications in a real store: whole or not at all, one at a time, and told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.client import BaseClient
+from conftest import Project, some_rows, until
+from s3_proxy import S3Proxy
+from s3_server import S3Server
+
+from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.errors import InputError, ModelcallError, PublishedMeanwhile, StoreError
+from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.clean import LEFT_OVER, left_over
+from modelcall_assets.steps.draft import Draft
+from modelcall_assets.storage import claims
+from modelcall_assets.storage.claims import claimed
+from modelcall_assets.storage.files import (
+    NewFile,
+    list_inputs,
+    open_input,
+    publish,
+    read_bytes,
+    stat_file,
+    write_bytes,
+)
+from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
+from modelcall_assets.storage.places import Place, Stores
+from modelcall_assets.storage.streams import WRITE_BYTES
+
+
+def stores(server: S3Server, **changes: Any) -> Stores:
+    """At once, and with few attempts, so that what is in vain ends soon."""
+    config = {**server.storage_options["config_kwargs"], "retries": {"total_max_attempts": 2}}
+    options = {**server.storage_options, "config_kwargs": config, **changes}
+    return Stores([StoreOptions("lab", "s3://", "s3", options)])
+
+
+@pytest.fixture
+def folder(s3_server: S3Server, bucket: str) -> Place:
+    return stores(s3_server).place(f"s3://{bucket}/out")
+
+
+@pytest.fixture
+def client(s3_server: S3Server) -> Iterator[BaseClient]:
+    with closing(s3_server.client()) as client:
+        yield client
+
+
+class TestFiles:
+    def test_a_file_is_there_when_it_is_whole(
+        self, folder: Place, client: BaseClient, bucket: str
+    ) -> None:
+        place = folder / "a.bin"
+        write_bytes(place, b"old")
+        with publish(place) as file:
+            file.write(b"x" * (WRITE_BYTES + 1))
+            file.write(b"end")
+            assert read_bytes(place) == b"old"
+            assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
+        assert read_bytes(place) == b"x" * (WRITE_BYTES + 1) + b"end"
+        with open_input(place) as whole:
+            assert len(whole.read()) == stat_file(place).size == WRITE_BYTES + 4
+
+    @pytest.mark.parametrize("size", [10, WRITE_BYTES + 1])
+    def test_what_fails_leaves_the_old_one_and_nothing_else(
+        self, folder: Place, client: BaseClient, bucket: str, size: int
+    ) -> None:
+        place = folder / "a.bin"
+        write_bytes(place, b"old")
+        with pytest.raises(RuntimeError), publish(place) as file:
+            file.write(b"x" * size)
+            raise RuntimeError
+        assert read_bytes(place) == b"old"
+        assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
+
+    def test_a_store_that_dies_while_it_is_written_to(
+        self, s3_server: S3Server, bucket: str
+    ) -> None:
+        place = stores(s3_server).place(f"s3://{bucket}/out/a.bin")
+        write_bytes(place, b"old")
+        try:
+            with pytest.raises(StoreError) as raised, publish(place) as file:
+                file.write(b"x" * (WRITE_BYTES + 1))
+                s3_server.kill()
+                file.write(b"x" * WRITE_BYTES)
+        finally:
+            s3_server.start()
+        assert f"bucket {bucket}, key out/a.bin" in str(raised.value)
+        assert "check the network" in str(raised.value)
+        assert read_bytes(place) == b"old"
+
+    def test_a_long_listing_is_complete_and_in_order(
+        self, folder: Place, client: BaseClient, bucket: str
+    ) -> None:
+        names = [f"{n % 7}/{n:04}.jsonl" for n in range(1005)]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda n: client.put_object(Bucket=bucket, Key=f"out/{n}"), names))
+        for name in (".hidden/a.jsonl", "mine/a.jsonl", "notes.txt", "dir/"):
+            client.put_object(Bucket=bucket, Key=f"out/{name}")
+        found = list_inputs(folder, exclude=[folder / "mine"])
+        assert [info.key_path for info in found] == sorted(names)
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(
+        ("what", "said"),
+        [
+            ("secret", "check the access key, the secret"),
+            ("bucket", "check the name of the bucket"),
+            ("endpoint", "check the network"),
+        ],
+    )
+    def test_it_says_what_to_check_and_no_secret(
+        self, s3_server: S3Server, bucket: str, what: str, said: str
+    ) -> None:
+        changes: dict[str, Any] = {"secret": {"secret": "wrong-4711"}}.get(what, {})
+        if what == "endpoint":
+            changes = {"endpoint_url": "http://127.0.0.1:9"}
+        bucket = "there-is-no-such-bucket" if what == "bucket" else bucket
+        place = stores(s3_server, **changes).place(f"s3://{bucket}/in/a.jsonl")
+        told: list[str] = []
+        for attempt in (lambda: list_inputs(place.parent), lambda: write_bytes(place, b"x")):
+            with pytest.raises(ModelcallError) as raised:
+                attempt()
+            assert isinstance(raised.value, InputError | StoreError)
+            told.append(str(raised.value))
+        for text in told:
+            assert bucket in text and said in text, text
+            assert s3_server.secret not in text and "wrong-4711" not in text
+        assert "wrong-4711" not in repr(place) and s3_server.secret not in repr(place.store)  # pyright: ignore
+
+
+class TestClaims:
+    @pytest.mark.parametrize("where", ["disk", "store"])
+    def test_one_holds_it_at_a_time(
+        self, folder: Place, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(claims, "POLL_S", 0.02)
+        place = (tmp_path if where == "disk" else folder) / ".claim"
+        inside, most, done = 0, 0, 0
+        lock = threading.Lock()
+
+        def work(_: int) -> None:
+            nonlocal inside, most, done
+            with claimed(place):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.01)
+                with lock:
+                    inside -= 1
+                    done += 1
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(8)))
+        assert (most, done) == (1, 8)
+
+    def test_that_of_a_dead_process_is_taken_over(
+        self, folder: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(claims, "POLL_S", 0.02)
+        monkeypatch.setattr(claims, "STALE_S", 1.0)
+        place = folder / "a.claim"
+        write_bytes(place / "0", b"left by a kill")
+        with claimed(place) as check:
+            check()
+        assert claims.claims(folder) == []
+
+
+def manifest(version: str) -> Manifest:
+    made_from = InputFingerprint(uri="x", digest="d", size=1, version="v")
+    counts = {"rows": 1, "ok": 1, "failed": 0}
+    return Manifest(stage="scores", accepted=True, data_version=version, input=made_from, **counts)
+
+
+class TestPublications:
+    @pytest.fixture(params=["disk", "store"])
+    def place(self, request: pytest.FixtureRequest, project: Project) -> Project:
+        if request.param == "store":
+            server = request.getfixturevalue("s3_server")
+            put_in_store(project, server, request.getfixturevalue("bucket"))
+        return project
+
+    def test_the_first_stands_and_the_second_says_so(self, place: Project) -> None:
+        layout = place.steps().layout
+        with Draft(layout, "scores", "a.jsonl") as first, Draft(layout, "scores", "a.jsonl") as two:
+            first.out.write(b"first")
+            two.out.write(b"second")
+            first.publish(manifest("1"))
+            with pytest.raises(PublishedMeanwhile, match="rate/scores: another run has published"):
+                two.publish(manifest("2"))
+        published = read_manifest(layout.manifest_path("scores", "a.jsonl"))
+        assert published is not None and published.data_version == "1"
+        output = layout.output_path("scores", "a.jsonl")
+        assert read_bytes(output) == b"first"
+        with publish(output.with_name("same")) as same:
+            same.write(b"first")
+            assert published.output_digest == same.digest
+
+    def test_the_same_content_is_no_quarrel(self, place: Project) -> None:
+        layout = place.steps().layout
+        with Draft(layout, "scores", "a.jsonl") as first, Draft(layout, "scores", "a.jsonl") as two:
+            for draft in (first, two):
+                draft.out.write(b"same")
+                draft.publish(manifest("1"))
+        assert read_bytes(layout.output_path("scores", "a.jsonl")) == b"same"
+
+
+def put_in_store(
+    project: Project, server: S3Server, bucket: str, endpoint: str = "", **changes: Any
+) -> None:
+    """Output and journal of the task; its input stays on the disk."""
+    (project.root / ".env").write_text(
+        f"AWS_ACCESS_KEY_ID={server.key}\nAWS_SECRET_ACCESS_KEY={server.secret}\n"
+        f"AWS_ENDPOINT_URL={endpoint or server.endpoint}\nAWS_REGION={server.region}\n"
+    )
+    project.write_task({"data": {"output_folder": f"s3://{bucket}/scores"}, **changes})
+
+
+def run(project: Project) -> RunSummary:
+    with open_instance(project.root) as instance:
+        steps = project.steps()
+        return TaskRunner(steps, instance).run(add_new_files(instance, steps))
+
+
+class TestRuns:
+    def test_a_store_that_dies_before_the_manifest_costs_nothing_twice(
+        self, project: Project, s3_server: S3Server, bucket: str, server: RehearsalServer
+    ) -> None:
+        """What is lost is the request that says that the output is complete."""
+        with S3Proxy(s3_server) as proxy:
+            put_in_store(project, s3_server, bucket, proxy.endpoint)
+            proxy.on("PUT", r"manifests/scores/a\.jsonl", refuse=(403, "AccessDenied"))
+            (message,) = run(project).failed
+            assert "manifests/scores/a.jsonl.json" in message and "AccessDenied" in message
+            assert "check the access key" in message and s3_server.secret not in message
+            paid = server.stats()["requests"]
+            assert paid == 12
+            proxy.clear()
+            assert run(project).failed == []
+            assert server.stats()["requests"] == paid
+        layout = project.steps().layout
+        for key in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
+            made = read_manifest(layout.manifest_path("scores", key))
+            assert made is not None and made.rows == made.ok == 4
+
+    def test_two_at_once_leave_one_result_and_lose_no_reply(
+        self, project: Project, s3_server: S3Server, bucket: str, server: RehearsalServer
+    ) -> None:
+        """The second is held up until the first has published."""
+        project.write_task({"sensor": {"enabled": False}})
+        for name in ("deep/b.parquet", "deep/er/c.jsonl"):
+            (project.root / project.inputs / name).unlink()
+        project.write_input("a.jsonl", some_rows(6))
+        put_in_store(project, s3_server, bucket)
+        processes = [project.start("run-task", str(project.task_file)) for _ in range(2)]
+        ended = [process.communicate()[1] for process in processes]
+        assert [process.returncode for process in processes].count(0) >= 1, ended
+        layout = project.steps().layout
+        made = read_manifest(layout.manifest_path("scores", "a.jsonl"))
+        assert made is not None and made.output_digest is not None
+        with (
+            open_input(layout.output_path("scores", "a.jsonl")) as file,
+            NewFile(project.root / "copy") as copy,
+        ):
+            copy.write(file.read())
+            assert copy.digest == made.output_digest
+        paid = server.stats()["requests"]
+        assert run(project).failed == [] and server.stats()["requests"] == paid
+
+    def test_what_a_kill_leaves_is_found_and_deleted(
+        self, project: Project, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put_in_store(project, s3_server, bucket)
+        with closing(s3_server.client()) as client:
+            client.create_multipart_upload(Bucket=bucket, Key="scores/a.parquet")
+            steps = project.steps()
+            assert list(left_over(steps)) == []
+            monkeypatch.setattr("modelcall_assets.steps.clean.IN_USE_S", -5.0)
+            (found,) = left_over(steps)
+            assert found.why == LEFT_OVER
+            assert found.name.startswith(f"s3://{bucket}/scores/a.parquet (upload ")
+            assert found.delete()
+            until(lambda: "Uploads" not in client.list_multipart_uploads(Bucket=bucket), 10)
