@@ -31,7 +31,7 @@ from modelcall_assets.transforms.universal import UniversalOptions
 FILES = 16
 SIZES_MB = (512, 5120)
 """All files together. Peak memory is measured with both, speed with the second."""
-ROUNDS = 2
+ROUNDS = 1
 PEAK_MB = 400
 """What `raw` and `preprocessed` may take, however large the files are."""
 OBJECTS = (10_000, 100_000)

@@ -23,6 +23,8 @@ class Call(NamedTuple):
     method: str
     key: str
     query: str
+    is_conditional: bool = False
+    """To be done only if there is (not) such an object."""
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Rule:
     key: re.Pattern[str]
     query: re.Pattern[str]
     times: int
+    conditional: bool = False
+    """Only requests that are to be done if there is (not) such an object."""
     refuse: tuple[int, str] | None = None
     """Status and code of an error that the store never said."""
     lose: bool = False
@@ -58,6 +62,7 @@ class Rule:
             and self.method in ("", call.method)
             and self.key.search(call.key) is not None
             and self.query.search(call.query) is not None
+            and self.conditional <= call.is_conditional
         )
 
     def wait(self, stopped: threading.Event) -> None:
@@ -142,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.server.proxy
         split = urlsplit(self.path)
         key = unquote(split.path).partition("/")[2].partition("/")[2]
-        rule = proxy.rule_for(Call(self.command, key, split.query))
+        is_conditional = any(name in self.headers for name in ("If-Match", "If-None-Match"))
+        rule = proxy.rule_for(Call(self.command, key, split.query, is_conditional))
         body = self._body()
         if rule is not None:
             rule.wait(proxy.stopped)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from s3_server import HOST, REGION, S3Server, free_ports, running
 
-USER, SECRET = "test:tester", "testing"
+USER, SECRET = "test:tester", "a-secret-of-the-tests"
 KINDS = ("proxy", "account", "container", "object")
 DEVICE = "disk"
 FILTERS = ("catch_errors", "gatekeeper", "listing_formats", "s3api", "tempauth")

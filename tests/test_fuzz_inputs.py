@@ -31,7 +31,7 @@ from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.chatml import ChatmlOptions
 from modelcall_assets.transforms.universal import UniversalOptions
 
-MANY = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 PROMPTS = ChatmlOptions("prompt_text_only", {"prompt_text": "text"})
 KEEP = Reading()
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelcall_assets.errors import InputError
 from modelcall_assets.journal.packed import PACKED_SUFFIX
 from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.storage.files import (
@@ -26,7 +25,6 @@ from modelcall_assets.storage.files import (
 )
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import is_absent
 
 MERGED_PARTS = 8
 MERGED_BYTES = 64 << 20
@@ -155,12 +153,7 @@ class Home:
 def journal_files(place: Place) -> list[FileInfo]:
     """The files of a journal, wherever it is; none when there is none. Not those of another one
     below, as that of a file in a folder that once was a file."""
-    try:
-        found = list_files(place)
-    except InputError as error:
-        if is_absent(error):
-            return []
-        raise
+    found = list_files(place, may_be_absent=True)
     return [info for info in found if is_segment_name(_segment_of(info.key_path))]
 
 

@@ -98,7 +98,8 @@ def _row_count(steps: TaskSteps, file: FileInfo) -> int:
 
 def _journalled(steps: TaskSteps, file: FileInfo, rows: int) -> int:
     """Rows whose request has a reply, or the final refusal of one, in the journal."""
-    with steps.layout.journal(SCORES, encode_key(file.key_path), "plan") as journal:
+    folder = steps.layout.journal_folder(SCORES, encode_key(file.key_path))
+    with steps.layout.journal_at(str(folder)) as journal:
         if not len(journal):
             return 0
         keys = Counter(

@@ -16,7 +16,6 @@ from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.storage.files import delete, list_files, write_bytes
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import is_absent
 
 POLL_S = 0.5
 STALE_S = 120.0
@@ -48,10 +47,8 @@ def claimed(place: Place) -> Iterator[Check]:
 def claims(folder: RemotePath) -> list[FileInfo]:
     """Those in a folder or below. StoreError when the store does not answer."""
     try:
-        return list_files(folder)
+        return list_files(folder, may_be_absent=True)
     except InputError as error:
-        if is_absent(error):
-            return []
         raise StoreError(str(error)) from error
 
 

@@ -80,7 +80,7 @@ def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
         return [*_plain_rows(batch)]
     except _Unreadable as error:
         if batch.num_rows == 1:
-            return [BadLine(f"row {start + 1}: {error}", "")]
+            return [BadLine(f"row {start + 1}: {' '.join(str(error).split())}", "")]
     single = range(batch.num_rows)
     return [item for at in single for item in rows_of(batch.slice(at, 1), start + at)]
 

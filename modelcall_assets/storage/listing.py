@@ -47,14 +47,19 @@ class FileInfo:
         return cls(key_path, place, size, version, float(modified) if is_known else 0.0)
 
 
-def walk(root: Place, exclude: Sequence[Place] = (), after: str = "") -> Iterator[FileInfo]:
+def walk(
+    root: Place, exclude: Sequence[Place] = (), after: str = "", *, may_be_absent: bool = False
+) -> Iterator[FileInfo]:
     """Every file, hidden ones in folders that are not hidden too. Where `in_pages` holds, in the
     order of their UTF-8 paths, and only those behind `after`. FileNotFoundError when there is no
-    such folder."""
+    such folder, unless it `may_be_absent`."""
     if isinstance(root, Path):
+        if may_be_absent and not root.exists():
+            return iter(())
         return _walk_local(root, [each for each in exclude if isinstance(each, Path)])
     folders = [each for each in exclude if isinstance(each, RemotePath)]
-    return _walk_remote(root, tuple(f"{folder.key}/" for folder in folders), after)
+    found = _walk_remote(root, tuple(f"{folder.key}/" for folder in folders), after)
+    return found if may_be_absent or after else _not_absent(root, found)
 
 
 def in_pages(root: Place) -> bool:
@@ -82,13 +87,20 @@ def _raise(error: OSError) -> None:
 
 
 def _walk_remote(root: RemotePath, exclude: tuple[str, ...], after: str) -> Iterator[FileInfo]:
-    top, is_empty = f"{root.key}/", not after
+    top = f"{root.key}/"
     for key, details in _objects_of(root, after) if root.store.is_s3 else _found(root):
-        is_empty = False
         if not key.endswith("/") and not key.startswith(exclude):
             yield FileInfo.of_remote(key.removeprefix(top), root.at(key), details)
-    if is_empty and not root.store.fs.exists(root.key):
-        raise FileNotFoundError(str(root))
+
+
+def _not_absent(root: RemotePath, found: Iterator[FileInfo]) -> Iterator[FileInfo]:
+    first = next(found, None)
+    if first is None:
+        if not root.store.fs.exists(root.key):
+            raise FileNotFoundError(str(root))
+        return
+    yield first
+    yield from found
 
 
 def _objects_of(root: RemotePath, after: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,17 +1,15 @@
-"""Files, claims and publications in a real store: whole or not at all, one at a time, and told."""
+"""Publications of a partition, on a disk and in a real store: one at a time, and all of it."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.client import BaseClient
 from conftest import Project, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
@@ -19,164 +17,38 @@ from s3_server import S3Server
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
-from modelcall_assets.errors import InputError, ModelcallError, PublishedMeanwhile, StoreError
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.errors import PublishedMeanwhile
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.clean import LEFT_OVER, left_over
 from modelcall_assets.steps.draft import Draft
-from modelcall_assets.storage import claims
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
-    list_inputs,
     open_input,
     publish,
     read_bytes,
-    stat_file,
-    write_bytes,
 )
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
-from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.streams import WRITE_BYTES
 
 
-def stores(server: S3Server, **changes: Any) -> Stores:
-    """At once, and with few attempts, so that what is in vain ends soon."""
-    config = {**server.storage_options["config_kwargs"], "retries": {"total_max_attempts": 2}}
-    options = {**server.storage_options, "config_kwargs": config, **changes}
-    return Stores([StoreOptions("lab", "s3://", "s3", options)])
+def test_on_a_disk_one_holds_a_claim_at_a_time(tmp_path: Path) -> None:
+    inside, most, done = 0, 0, 0
+    lock = threading.Lock()
 
+    def work(_: int) -> None:
+        nonlocal inside, most, done
+        with claimed(tmp_path / ".claim"):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.01)
+            with lock:
+                inside -= 1
+                done += 1
 
-@pytest.fixture
-def folder(s3_server: S3Server, bucket: str) -> Place:
-    return stores(s3_server).place(f"s3://{bucket}/out")
-
-
-@pytest.fixture
-def client(s3_server: S3Server) -> Iterator[BaseClient]:
-    with closing(s3_server.client()) as client:
-        yield client
-
-
-class TestFiles:
-    def test_a_file_is_there_when_it_is_whole(
-        self, folder: Place, client: BaseClient, bucket: str
-    ) -> None:
-        place = folder / "a.bin"
-        write_bytes(place, b"old")
-        with publish(place) as file:
-            file.write(b"x" * (WRITE_BYTES + 1))
-            file.write(b"end")
-            assert read_bytes(place) == b"old"
-            assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
-        assert read_bytes(place) == b"x" * (WRITE_BYTES + 1) + b"end"
-        with open_input(place) as whole:
-            assert len(whole.read()) == stat_file(place).size == WRITE_BYTES + 4
-
-    @pytest.mark.parametrize("size", [10, WRITE_BYTES + 1])
-    def test_what_fails_leaves_the_old_one_and_nothing_else(
-        self, folder: Place, client: BaseClient, bucket: str, size: int
-    ) -> None:
-        place = folder / "a.bin"
-        write_bytes(place, b"old")
-        with pytest.raises(RuntimeError), publish(place) as file:
-            file.write(b"x" * size)
-            raise RuntimeError
-        assert read_bytes(place) == b"old"
-        assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
-
-    def test_a_store_that_dies_while_it_is_written_to(
-        self, s3_server: S3Server, bucket: str
-    ) -> None:
-        place = stores(s3_server).place(f"s3://{bucket}/out/a.bin")
-        write_bytes(place, b"old")
-        try:
-            with pytest.raises(StoreError) as raised, publish(place) as file:
-                file.write(b"x" * (WRITE_BYTES + 1))
-                s3_server.kill()
-                file.write(b"x" * WRITE_BYTES)
-        finally:
-            s3_server.start()
-        assert f"bucket {bucket}, key out/a.bin" in str(raised.value)
-        assert "check the network" in str(raised.value)
-        assert read_bytes(place) == b"old"
-
-    def test_a_long_listing_is_complete_and_in_order(
-        self, folder: Place, client: BaseClient, bucket: str
-    ) -> None:
-        names = [f"{n % 7}/{n:04}.jsonl" for n in range(1005)]
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda n: client.put_object(Bucket=bucket, Key=f"out/{n}"), names))
-        for name in (".hidden/a.jsonl", "mine/a.jsonl", "notes.txt", "dir/"):
-            client.put_object(Bucket=bucket, Key=f"out/{name}")
-        found = list_inputs(folder, exclude=[folder / "mine"])
-        assert [info.key_path for info in found] == sorted(names)
-
-
-class TestTrouble:
-    @pytest.mark.parametrize(
-        ("what", "said"),
-        [
-            ("secret", "check the access key, the secret"),
-            ("bucket", "check the name of the bucket"),
-            ("endpoint", "check the network"),
-        ],
-    )
-    def test_it_says_what_to_check_and_no_secret(
-        self, s3_server: S3Server, bucket: str, what: str, said: str
-    ) -> None:
-        changes: dict[str, Any] = {"secret": {"secret": "wrong-4711"}}.get(what, {})
-        if what == "endpoint":
-            changes = {"endpoint_url": "http://127.0.0.1:9"}
-        bucket = "there-is-no-such-bucket" if what == "bucket" else bucket
-        place = stores(s3_server, **changes).place(f"s3://{bucket}/in/a.jsonl")
-        told: list[str] = []
-        for attempt in (lambda: list_inputs(place.parent), lambda: write_bytes(place, b"x")):
-            with pytest.raises(ModelcallError) as raised:
-                attempt()
-            assert isinstance(raised.value, InputError | StoreError)
-            told.append(str(raised.value))
-        for text in told:
-            assert bucket in text and said in text, text
-            assert s3_server.secret not in text and "wrong-4711" not in text
-        assert "wrong-4711" not in repr(place) and s3_server.secret not in repr(place.store)  # pyright: ignore
-
-
-class TestClaims:
-    @pytest.mark.parametrize("where", ["disk", "store"])
-    def test_one_holds_it_at_a_time(
-        self, folder: Place, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(claims, "POLL_S", 0.02)
-        place = (tmp_path if where == "disk" else folder) / ".claim"
-        inside, most, done = 0, 0, 0
-        lock = threading.Lock()
-
-        def work(_: int) -> None:
-            nonlocal inside, most, done
-            with claimed(place):
-                with lock:
-                    inside += 1
-                    most = max(most, inside)
-                time.sleep(0.01)
-                with lock:
-                    inside -= 1
-                    done += 1
-
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(work, range(8)))
-        assert (most, done) == (1, 8)
-
-    def test_that_of_a_dead_process_is_taken_over(
-        self, folder: Place, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(claims, "POLL_S", 0.02)
-        monkeypatch.setattr(claims, "STALE_S", 1.0)
-        place = folder / "a.claim"
-        write_bytes(place / "0", b"left by a kill")
-        with claimed(place) as check:
-            check()
-        assert claims.claims(folder) == []
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(16)))
+    assert (most, done) == (1, 16)
 
 
 def manifest(version: str) -> Manifest:
