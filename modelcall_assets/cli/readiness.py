@@ -25,8 +25,6 @@ from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 from modelcall_assets.transforms.universal import Dropped
 
 ROWS_LOOKED_AT = 20
-FILES_LISTED = 1000
-"""Of a folder in a store."""
 
 
 def readiness(spec: TaskSpec) -> Iterator[Problem]:
@@ -37,10 +35,9 @@ def readiness(spec: TaskSpec) -> Iterator[Problem]:
     except SetupError as error:
         yield from error.problems
     place = steps.layout.folder(RAW)
-    is_there = not isinstance(place, Path) or (
-        place.is_file() if spec.has_one_input else place.is_dir()
-    )
-    if RAW in steps.stages and not is_there:
+    if not isinstance(place, Path):
+        return  # a store that is not there would hold everything up: `plan` asks it
+    if RAW in steps.stages and not (place.is_file() if spec.has_one_input else place.is_dir()):
         what = "file" if spec.has_one_input else "folder"
         wrong, have = f"no such {what} yet: nothing to do", shown_place(str(place), spec.root)
         yield _warning(steps, steps.input_field, wrong, have=have)
@@ -59,7 +56,7 @@ def _warning(steps: TaskSteps, field: str, wrong: str, *, have: str = "", fix: s
 def _row_problems(steps: TaskSteps) -> Iterator[Problem]:
     """Two inputs with one output; and columns that the first rows there are do not have."""
     try:
-        for file in steps.input_page("", FILES_LISTED)[0]:
+        for file in steps.inputs():
             rows = first_rows(steps, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(steps, file.key_path, kept)

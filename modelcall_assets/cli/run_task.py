@@ -80,7 +80,7 @@ def run_files(
     steps.check_rater()
     with open_instance(steps.spec.root) as instance:
         keys = choose(add_new_files(instance, steps))
-        if not keys and not steps.keys(steps.partitions(steps.stages[-1])):
+        if not keys and not (MERGED in steps.stages and steps.keys(GROUPS)):
             click.echo(f"{steps.spec.name}: no input files to work on")
             return 0
         started = time.monotonic()
