@@ -18,9 +18,9 @@ from botocore.client import BaseClient
 from conftest import until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
-from test_stores import stores
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
+from modelcall_assets.records.stores import StoreOptions
 from modelcall_assets.storage import claims, streams
 from modelcall_assets.storage.claims import Check, claimed
 from modelcall_assets.storage.files import (
@@ -41,6 +41,13 @@ from modelcall_assets.storage.places import RemotePath, Stores
 PART = 5 << 20
 """The least that S3 takes for a part that is not the last."""
 NEW = b"n" * (2 * PART + 1)
+
+
+def stores(server: S3Server, **changes: Any) -> Stores:
+    """At once, and with few attempts, so that what is in vain ends soon."""
+    config = {**server.storage_options["config_kwargs"], "retries": {"total_max_attempts": 2}}
+    options = {**server.storage_options, "config_kwargs": config, **changes}
+    return Stores([StoreOptions("lab", "s3://", "s3", options)])
 
 
 @pytest.fixture
