@@ -57,7 +57,7 @@ docs: setup  ## write the generated pages again
 
 lock:  ## needs uv; the result names no host and holds every hash
 	uv pip compile --universal --quiet --generate-hashes --no-strip-extras --no-annotate --no-header \
-		--python-version 3.11 --extra dev --extra llama --upgrade pyproject.toml -o requirements.lock
+		--python-version 3.11 --all-extras --upgrade pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf data/demo .pytest_cache .ruff_cache .hypothesis

@@ -20,13 +20,14 @@ import orjson
 from benchmarks.conversion import WORDS
 from benchmarks.listing_server import listing_server
 from benchmarks.measure import CLIENT_CORE, start
+from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.records.stores import StoreOptions
-from modelcall_assets.steps.preprocess import preprocess_file
+from modelcall_assets.steps.preprocess import preprocess
 from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.source import Source
+from modelcall_assets.steps.recipe import Recipe
+from modelcall_assets.steps.source import Part, Source
 from modelcall_assets.storage.files import list_inputs, publish, stat_file
 from modelcall_assets.storage.places import Stores
-from modelcall_assets.transforms.universal import UniversalOptions
 
 FILES = 16
 SIZES_MB = (512, 5120)
@@ -131,13 +132,13 @@ def raw(folder: Path) -> int:
     return sum(read_raw(stat_file(path)).rows for path in sorted(folder.glob("*.jsonl")))
 
 
-def raw_and_preprocessed(folder: Path, options: UniversalOptions) -> int:
+def raw_and_preprocessed(folder: Path, config: Preprocess) -> int:
     rows = 0
     for path in sorted(folder.glob("*.jsonl")):
         seen = read_raw(stat_file(path))
-        source = Source(path.name, path, seen.digest, seen.schema, seen.rows)
+        source = Source((Part(path.name, path, seen.digest),), seen.schema, seen.rows)
         with publish(folder / "out" / f"{path.stem}.parquet") as out:
-            rows += preprocess_file(source, options, out).rows_out
+            rows += preprocess(source, Recipe(config, folder, "task.yaml"), out).rows_out
     return rows
 
 
@@ -153,16 +154,20 @@ def listing(endpoint: str) -> int:
     return len(list_inputs(stores.place("s3://bucket/in")))
 
 
-_CLEANED = UniversalOptions(
-    min_text_length=10,
-    remove_extra_whitespace=True,
-    computed_fields={"characters": {"type": "text_length"}},
+_CLEANED = Preprocess.model_validate(
+    {
+        "filters": {"min_text_length": 10},
+        "transformations": {
+            "text_cleaning": {"remove_extra_whitespace": True},
+            "computed_fields": {"characters": {"type": "text_length"}},
+        },
+    }
 )
 PROGRAMS: dict[str, Callable[[Path], int]] = {
     "bare": bare,
     "raw": raw,
-    "preprocessed": partial(raw_and_preprocessed, options=UniversalOptions()),
-    "cleaned": partial(raw_and_preprocessed, options=_CLEANED),
+    "preprocessed": partial(raw_and_preprocessed, config=Preprocess()),
+    "cleaned": partial(raw_and_preprocessed, config=_CLEANED),
 }
 
 

@@ -9,6 +9,7 @@ ModelcallError
     ├── BudgetSpent       the task has spent what it may
     ├── InputChanged      the input file changed while it was being worked on
     ├── StoreError        a disk or store does not take what is written, or does not answer
+    ├── WorkerDied        a process that shared the rows of a file was killed
     └── PublishedMeanwhile  another run has published the partition
 """
 
@@ -31,8 +32,8 @@ class Problem:
     fix: str = ""
     severity: Literal["error", "warning"] = "error"
     unready: bool = False
-    """The files are right, but the task cannot run here or in this version: it stops a run, and
-    `modelcall check` only warns of it."""
+    """The files are right, but the task cannot run here: it stops a run, and `modelcall check` only
+    warns of it."""
 
     def __str__(self) -> str:
         parts = [self.wrong]
@@ -84,6 +85,10 @@ class InputChanged(RunStopped):
 
 class StoreError(RunStopped):
     """A disk or store cannot be written, or does not answer; the message says what to check."""
+
+
+class WorkerDied(RunStopped):
+    """One of the processes that share the rows of a file ended without an answer."""
 
 
 class PublishedMeanwhile(RunStopped):

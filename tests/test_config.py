@@ -361,30 +361,28 @@ def test_a_task_type_that_is_a_command_here_names_it(task_type: str, command: st
 
 
 def test_script_types() -> None:
-    assert not task_problems(preprocess__script_type="repo_xml")
-    found = task_problems(preprocess__script_type="repo_xml", preprocess__enabled=True)
-    assert "'repo_xml' is not in this version" in found["preprocess.script_type"].wrong
-    assert found["preprocess.script_type"].unready
+    for name in ("github_raw_code", "repo_xml", "triplet_filter", "my_pkg.rules:Mine"):
+        assert not task_problems(preprocess__script_type=name, preprocess__enabled=True)
     found = task_problems(preprocess__script_type="univrsal")
     assert found["preprocess.script_type"].fix == "did you mean universal?"
 
 
-def test_a_preprocessor_of_a_later_version_is_checked_but_never_run(project: Project) -> None:
-    later: Data = {"preprocess__script_type": "repo_xml", "preprocess__enabled": True}
-    path = project.task(**later)
-    result = project.check(path)
-    assert result.exit_code == 0
-    assert "warning: configs/tasks/demo.yaml:preprocess.script_type: 'repo_xml' is not in" in (
-        result.output
-    )
-    assert project.check("--strict", path).exit_code == 1
-    with pytest.raises(SetupError, match="'repo_xml' is not in this version"):
-        load_task(path, project.root)
-    catalog = load_catalog(project.root)
-    assert not catalog.tasks and catalog.broken[0].key == "demo"
-    found = project.problems(**later, data__output_folder="./in")
-    assert {"preprocess.script_type", "data.output_folder"} == set(found)
-    assert "error: " in project.check(path).output
+def test_fields_that_a_preprocessor_does_not_have() -> None:
+    found = task_problems(preprocess__languages=["C"], preprocess__options={"a": 1})
+    assert {problem.severity for problem in found.values()} == {"warning"}
+    assert found["preprocess.languages"].fix == "only repo_xml and triplet_filter read it"
+    assert found["preprocess.options"].fix == "only a preprocessor of your own has options"
+    script: Data = {"preprocess__script_type": "repo_xml", "preprocess__languages": ["C"]}
+    assert not task_problems(**script)
+    assert not task_problems(preprocess__script_type="a:B", preprocess__options={"a": 1})
+
+
+def test_tokenizers_and_patterns() -> None:
+    assert not task_problems(preprocess__tokenizer="my/tokenizer.json")
+    found = task_problems(preprocess__tokenizer="o200k_bas")
+    assert found["preprocess.tokenizer"].fix == "did you mean o200k_base?"
+    found = task_problems(preprocess__filters={"blacklist_regex": ["("]})
+    assert "no regular expression" in found["preprocess.filters.blacklist_regex[0]"].wrong
 
 
 def test_field_mapping() -> None:
@@ -426,7 +424,6 @@ def test_field_mapping_mistakes_name_the_users_field() -> None:
 
 OLD_WITHOUT_EFFECT = [
     ("data.stat_folder", "stats/{timestamp}"),
-    ("preprocess.num_proc", 32),
     ("preprocess.seed", 42),
     ("preprocess.batch_size", 1000),
     ("preprocess.languages", ["Go"]),

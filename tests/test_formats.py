@@ -28,8 +28,9 @@ from modelcall_assets.steps.raw import RawReport, read_raw
 from modelcall_assets.storage.files import file_digest, publish, stat_file
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
 from modelcall_assets.storage.parquet import ParquetSink, check_writable
+from modelcall_assets.storage.pieces import read_chunks
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import read_chunks, read_rows
+from modelcall_assets.storage.rows import read_rows
 
 ROWS = [{"id": f"row {n}", "text": f"text {n} 中文", "n": n} for n in range(300)]
 CONTENT = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -117,7 +118,7 @@ class TestContent:
         path = tmp_path / name
         write(path)
         report = read_raw(stat_file(path))
-        assert (report.format, report.rows, report.digest) == (kind, 300, file_digest(path))
+        assert (report.formats, report.rows, report.digest) == ((kind,), 300, file_digest(path))
         assert report.sample == ROWS[:3]
         assert items_of(path) == ROWS == list(read_rows(path))
         assert items_of(path, limit=99, chunk_rows=50) == ROWS[:99]

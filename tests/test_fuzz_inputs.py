@@ -17,19 +17,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine
 from modelcall_assets.steps.chatml import convert_split
 from modelcall_assets.steps.merged import invalid_file_of, merge_group
-from modelcall_assets.steps.preprocess import ERROR_COLUMN, preprocess_file
+from modelcall_assets.steps.piece_work import ERROR_COLUMN
+from modelcall_assets.steps.preprocess import preprocess
 from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.source import Source
+from modelcall_assets.steps.recipe import Recipe
+from modelcall_assets.steps.source import Part, Source
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.rows import read_chunks
+from modelcall_assets.storage.pieces import read_chunks
 from modelcall_assets.transforms.chatml import ChatmlOptions
-from modelcall_assets.transforms.universal import UniversalOptions
 
 MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 PROMPTS = ChatmlOptions("prompt_text_only", {"prompt_text": "text"})
@@ -60,8 +62,8 @@ def through_all(path: Path, reading: Reading = KEEP) -> list[Any]:
         assert (batch.num_rows, batch.schema) == (len(chunk.items), raw.schema)
     bad = [item for item in items if isinstance(item, BadLine)]
     assert raw.rows == len(items)
-    assert raw.format.has_columns or raw.bad_lines == len(bad)
-    source = Source(path.name, path, raw.digest, raw.schema, raw.rows, reading=reading)
+    assert raw.formats[0].has_columns or raw.bad_lines == len(bad)
+    source = Source((Part(path.name, path, raw.digest),), raw.schema, raw.rows, reading=reading)
     folder = path.with_name("out")
     preprocessed(source, folder / "pre.parquet", items)
     too_deep = sum("nested deeper" in item.detail for item in bad)
@@ -73,7 +75,7 @@ def through_all(path: Path, reading: Reading = KEEP) -> list[Any]:
 
 def preprocessed(source: Source, output: Path, items: list[Any]) -> None:
     with publish(output) as out:
-        report = preprocess_file(source, UniversalOptions(), out)
+        report = preprocess(source, Recipe(Preprocess(), output.parent, "task.yaml"), out)
     made = [row for chunk in read_chunks(output, read_schema(output)) for row in chunk.items]
     assert (report.rows_in, report.rows_out, len(made)) == (len(items),) * 3
     for item, row in zip(items, made, strict=True):

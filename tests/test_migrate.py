@@ -413,14 +413,6 @@ def test_other_task_types_write_nothing(project: Project, task_type: str, advice
     assert not (project.root / "configs/tasks/d.yaml").exists()
 
 
-def test_a_later_preprocessor_stays_and_is_told(project: Project):
-    data = yaml.safe_load(FLAT_TASK)
-    data["preprocess"]["script_type"] = "repo_xml"
-    result = project.migrate(data, to="tasks/t.yaml")
-    assert result.exit_code == 0
-    assert "not in this version" in lines(result)["preprocess.script_type"][1]
-
-
 def test_a_file_of_no_kind_is_refused(project: Project):
     path = write(project.root / "x.yaml", {"siflow": {}})
     result = run(path)

@@ -9,6 +9,7 @@ import datetime as dt
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,13 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from s3_proxy import S3Proxy
+from s3_server import S3Server
 
-from modelcall_assets.errors import ModelcallError
+from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal import home, packing
 from modelcall_assets.journal.journal import Address, Entry, Journal
-from modelcall_assets.journal.mirror import open_journal
+from modelcall_assets.journal.mirror import open_journal, remove
 from modelcall_assets.records.stores import StoreOptions
 from modelcall_assets.storage.places import Place, Stores
 
@@ -326,3 +329,145 @@ Machines.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 test_machines = pytest.mark.usefixtures("soon")(Machines.TestCase)
+
+
+@dataclass
+class Swift:
+    """A journal in a real store, behind a proxy."""
+
+    proxy: S3Proxy
+    place: Place
+    folder: Path
+    count: int = 0
+
+    def opened(self, machine: str, **options: Any) -> Journal:
+        self.count += 1
+        run_id = f"run{self.count:09d}"
+        return open_journal(self.place, self.folder / machine, run_id, flush_s=0, **options)
+
+    def a_run(self, machine: str) -> None:
+        with self.opened(machine) as journal:
+            self.append(journal)
+            journal.seal("v")
+
+    def append(self, journal: Journal) -> None:
+        self.count += 1
+        journal.append(entry(f"r{self.count}"))
+
+    def seen(self) -> list[str]:
+        """By a machine that was never there."""
+        self.count += 1
+        with self.opened(f"new{self.count}", read_only=True) as journal:
+            return texts(journal)
+
+    def objects(self) -> list[str]:
+        return [info.key_path for info in home.journal_files(self.place)]
+
+
+@pytest.fixture
+def swift(s3_server: S3Server, bucket: str, tmp_path: Path) -> Iterator[Swift]:
+    config = {**s3_server.storage_options["config_kwargs"], "retries": {"total_max_attempts": 1}}
+    with S3Proxy(s3_server) as proxy:
+        options = {**s3_server.storage_options, "config_kwargs": config}
+        options["endpoint_url"] = proxy.endpoint
+        stores = Stores([StoreOptions("lab", "s3://", "s3", options)])
+        yield Swift(proxy, stores.place(f"s3://{bucket}/journal"), tmp_path)
+
+
+def test_a_run_of_any_length_has_few_objects(swift: Swift) -> None:
+    with swift.opened("one") as journal:
+        for _ in range(26):
+            swift.append(journal)
+            journal.sync()
+            assert len(swift.objects()) <= 6, "two for each power of three"
+        assert len(swift.seen()) == 26
+    assert len(swift.objects()) == 1
+    assert len(swift.seen()) == 26
+
+
+@pytest.mark.parametrize("deleted", [0, 1, 2])
+def test_a_kill_while_parts_are_merged(swift: Swift, deleted: int) -> None:
+    journal = swift.opened("one")
+    for _ in range(2):
+        swift.append(journal)
+        journal.sync()
+    swift.append(journal)
+    swift.proxy.on("DELETE", "@", refuse=(503, "SlowDown"))
+    swift.proxy.on("DELETE", "@", times=deleted)
+    with pytest.raises(StoreError, match="cannot be deleted"):
+        journal.sync()
+    Journal.close(journal)
+    assert len(swift.objects()) == 4 - deleted
+    assert len(swift.seen()) == 3
+    swift.proxy.clear()
+    swift.opened("one").close()
+    assert len(swift.objects()) == 1
+    assert len(swift.seen()) == 3
+
+
+def test_what_another_machine_writes_is_not_packed_before_it_has_ended(swift: Swift) -> None:
+    with swift.opened("one") as journal:
+        swift.append(journal)
+        journal.sync()
+        for _ in range(4):
+            swift.a_run("two")
+        assert len(swift.objects()) == 5
+        swift.append(journal)
+        journal.sync()
+        assert len(swift.seen()) == 6
+    swift.a_run("two")
+    (packed,) = swift.objects()
+    assert packed.endswith(".jsonl.zst")
+    assert len(swift.seen()) == 7
+
+
+def test_a_kill_before_what_was_packed_is_deleted_brings_nothing_back(swift: Swift) -> None:
+    """Not even what a fresh start had hidden."""
+    for _ in range(2):
+        swift.a_run("one")
+    journal = swift.opened("one", fresh=True)
+    swift.append(journal)
+    swift.proxy.on("DELETE", refuse=(503, "SlowDown"))
+    with pytest.raises(StoreError, match="cannot be deleted"):
+        journal.seal("v")
+    Journal.close(journal)
+    swift.proxy.clear()
+    assert len(swift.objects()) == 3, "two, and what packs them"
+    assert len(swift.seen()) == 1
+    for _ in range(4):
+        swift.a_run("two")
+    assert len(swift.seen()) == 5
+    assert len(swift.objects()) <= packing.FEW_SEGMENTS
+
+
+def test_a_journal_below_another_one_is_its_own(swift: Swift) -> None:
+    """As where a name is that of a file and of a folder, which stores allow."""
+    swift.a_run("one")
+    above, swift.place = swift.place, swift.place / "b.jsonl"
+    for _ in range(2):
+        swift.a_run("one")
+    below, swift.place = swift.place, above
+    assert (len(swift.objects()), len(swift.seen())) == (1, 1)
+    assert remove(above, swift.folder / "one")
+    assert swift.objects() == []
+    swift.place = below
+    assert len(swift.seen()) == 2
+
+
+def test_a_straggler_of_a_run_that_has_ended_does_nothing(swift: Swift) -> None:
+    """As one that waited for the store when the run gave it up."""
+    held = swift.proxy.on("PUT", "@", times=1, hold=True)
+    journal = swift.opened("one")
+    swift.append(journal)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = pool.submit(journal.sync)
+        assert held.reached.wait(60)
+        swift.append(journal)
+        sealed, late = pool.submit(journal.seal, "v"), pool.submit(journal.sync)
+        held.release()
+        for each in (waiting, sealed, late):
+            each.result()
+    journal.close()
+    journal.sync()
+    assert len(swift.objects()) == 1
+    assert len(swift.seen()) == 2

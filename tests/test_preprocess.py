@@ -1,4 +1,4 @@
-"""transforms/ tokens and universal, steps/preprocess: budgets, rules and conservation."""
+"""The preprocessor universal, and files: rules, conservation and order."""
 
 from __future__ import annotations
 
@@ -13,74 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputChanged
-from modelcall_assets.steps.preprocess import ERROR_COLUMN, PreprocessReport, preprocess_file
+from modelcall_assets.records.outcome import Dropped
+from modelcall_assets.steps.piece_work import ERROR_COLUMN
+from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
 from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.source import Source
+from modelcall_assets.steps.recipe import Recipe
+from modelcall_assets.steps.source import Part, Source
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.rows import read_chunks
-from modelcall_assets.transforms.tokens import count_tokens, truncate
-from modelcall_assets.transforms.universal import (
-    Copied,
-    Dropped,
-    UniversalOptions,
-    output_columns,
-    process,
-)
-
-pieces = st.sampled_from(
-    [
-        "the quick ",
-        "人工智能",
-        "龘靐",
-        "🎉👨‍👩‍👧",
-        "<|endoftext|>",
-        "   ",
-        "\n\n",
-        "e\u0301",
-        "a" * 30,
-        "1234567",
-    ]
-)
-texts = st.lists(pieces | st.text(max_size=5), max_size=40).map("".join)
-
-
-class TestTruncate:
-    @settings(deadline=None)
-    @given(texts, st.integers(0, 60))
-    def test_a_prefix_within_the_budget(self, text: str, budget: int) -> None:
-        cut = truncate(text, budget)
-        assert text.startswith(cut)
-        assert count_tokens(cut) <= budget
-        assert truncate(cut, budget) == cut
-        if cut != text:
-            assert count_tokens(text) > budget
-
-    @settings(deadline=None)
-    @given(texts, st.integers(8, 60))
-    def test_hardly_a_token_is_wasted(self, text: str, budget: int) -> None:
-        """What does not fit is less than a character and the split at the cut."""
-        cut = truncate(text, budget)
-        assert cut == text or count_tokens(cut) >= budget - 7
-
-    def test_special_tokens_are_plain_text(self) -> None:
-        assert count_tokens("<|endoftext|>") > 1
-        assert truncate("<|endoftext|>" * 5, 3) != ""
-
-    @pytest.mark.parametrize("unit", ["word ", "人工智能", "🎉", "a", " "])
-    def test_texts_of_megabytes(self, unit: str) -> None:
-        text = unit * (2_000_000 // len(unit))
-        assert count_tokens(text) > 10_000
-        assert count_tokens(truncate(text, 5000)) in range(4997, 5001)
-
-    def test_no_budget_no_text(self) -> None:
-        assert truncate("a", 0) == truncate("", 5) == ""
-        assert truncate("🎉👨‍👩‍👧", 1) == "" or count_tokens(truncate("🎉👨‍👩‍👧", 1)) == 1
+from modelcall_assets.storage.pieces import read_chunks
+from modelcall_assets.transforms.preprocessor import Copied
+from modelcall_assets.transforms.universal import Universal
 
 
 def run(row: dict[str, Any], **options: Any) -> Any:
-    return process(row, UniversalOptions(**options), "made-up")
+    return Universal(**options).process_item(row)
 
 
 class TestProcess:
@@ -95,17 +44,6 @@ class TestProcess:
             "min_text_length",
             "long enough text",
         ]
-
-    def test_added_columns(self) -> None:
-        assert run({"text": "hello", "n": 1}, source_name="web") == {
-            "text": "hello",
-            "n": 1,
-            "id": "made-up",
-            "source": "web",
-            "content_truncate_32k": "hello",
-        }
-        assert run({"id": 7, "text": ""}, max_tokens=2048)["id"] == "7"
-        assert run({"text": ""}, max_tokens=2048)["content_truncate_2k"] is None
 
     @pytest.mark.parametrize(
         ("row", "text"),
@@ -151,6 +89,15 @@ class TestProcess:
     def test_patterns_are_not_regular_expressions(self) -> None:
         assert run({"text": "abc"}, blacklist_patterns=["a.c"])["text"] == "abc"
 
+    def test_regular_expressions_are_an_option_of_their_own(self) -> None:
+        assert run({"text": "abc"}, blacklist_regex=["a.c"]) == Dropped("blacklist_regex: a.c")
+        assert run({"text": "ABC"}, blacklist_regex=["a.c"])["text"] == "ABC"
+
+    def test_filters_may_look_at_the_cleaned_text(self) -> None:
+        options = {"min_text_length": 3, "remove_extra_whitespace": True}
+        assert run({"text": " a "}, **options)["text"] == "a"
+        assert run({"text": " a "}, **options, filter_cleaned=True) == Dropped("min_text_length")
+
     def test_computed_fields_see_the_cleaned_text(self) -> None:
         computed = {
             "length": {"type": "text_length"},
@@ -162,19 +109,19 @@ class TestProcess:
 
     def test_mistaken_options_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"field_mapping\.a\.type: expected combine"):
-            UniversalOptions(field_mapping={"a": {"type": "combin"}})
+            Universal(field_mapping={"a": {"type": "combin"}})
         with pytest.raises(ValueError, match=r"computed_fields\.a\.type"):
-            UniversalOptions(computed_fields={"a": {"type": "tokens"}})
+            Universal(computed_fields={"a": {"type": "tokens"}})
 
     @settings(deadline=None)
     @given(st.dictionaries(st.sampled_from(["text", "id", "n", "x"]), st.text(max_size=3)))
     def test_every_column_is_declared(self, row: dict[str, Any]) -> None:
-        options = UniversalOptions(
+        options = Universal(
             field_mapping={"m": "n", "c": {"type": "constant", "value": [1]}},
             computed_fields={"length": {"type": "text_length"}},
         )
-        declared = output_columns(list(row), options)
-        made = process(row, options, "made-up")
+        declared = options.columns(list(row))
+        made = options.process_item(row)
         assert isinstance(made, dict)
         assert set(declared) == set(made)
         for name, origin in declared.items():
@@ -182,14 +129,19 @@ class TestProcess:
                 assert made[name] == row[origin.source]
 
 
-def preprocess(path: Path, limit: int | None = None, **options: Any) -> PreprocessReport:
+def preprocessed(path: Path, limit: int | None = None, **fields: Any) -> PreprocessReport:
+    """With the fields of a `preprocess` block."""
     with publish(path.with_name("out") / "result.parquet") as out:
-        return preprocess_file(source_of(path, limit), UniversalOptions(**options), out)
+        return preprocess(source_of(path, limit), recipe_of(path.parent, **fields), out)
+
+
+def recipe_of(root: Path, **fields: Any) -> Recipe:
+    return Recipe(Preprocess.model_validate({"enabled": True, **fields}), root, "task.yaml")
 
 
 def source_of(path: Path, limit: int | None = None) -> Source:
-    raw = read_raw(stat_file(path), limit)
-    return Source(path.name, path, raw.digest, raw.schema, raw.rows, limit)
+    raw = read_raw(stat_file(path), limit=limit)
+    return Source((Part(path.name, path, raw.digest),), raw.schema, raw.rows, limit)
 
 
 def published(path: Path) -> list[Any]:
@@ -218,6 +170,20 @@ lines = st.lists(
 
 
 class TestFile:
+    def test_added_columns(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path, [{"text": "hello", "n": 1}, {"id": 7, "text": ""}])
+        preprocessed(path, source_name="web", max_tokens=2048)
+        first, second = published(path)
+        assert len(first.pop("id")) == 32
+        assert first == {
+            "text": "hello",
+            "n": 1,
+            "source": "web",
+            "content_truncate_2k": "hello",
+            ERROR_COLUMN: None,
+        }
+        assert (second["id"], second["content_truncate_2k"]) == ("7", None)
+
     @settings(deadline=None)
     @given(lines)
     def test_conservation_and_order(
@@ -228,7 +194,7 @@ class TestFile:
             for n, line in enumerate(lines)
         ]
         path = write_jsonl(tmp_path_factory.mktemp("in"), numbered)
-        report = preprocess(path, min_text_length=3, required_fields=["n"])
+        report = preprocessed(path, filters={"min_text_length": 3, "required_fields": ["n"]})
         rows = published(path)
         assert report.rows_in == sum(line != b"  " for line in lines)
         assert report.rows_in == report.rows_out + sum(report.dropped.values())
@@ -239,12 +205,12 @@ class TestFile:
         assert reasons.count("bad_line") == sum(line in (b"{", b"[1]", b"\xff") for line in lines)
         order = [int(row["id"]) for row in rows if len(row["id"]) < 32]
         assert order == sorted(order)
-        again = preprocess(path, min_text_length=3, required_fields=["n"])
+        again = preprocessed(path, filters={"min_text_length": 3, "required_fields": ["n"]})
         assert again.data_version == report.data_version
 
     def test_bad_rows_stay_in_their_place(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path, [{"text": "a"}, b"{bad", {"text": 5}, {"text": "b", "x": [1]}])
-        report = preprocess(path)
+        report = preprocessed(path)
         first, bad_line, bad_row, last = published(path)
         assert (report.rows_in, report.rows_out, report.failed) == (4, 4, 2)
         assert (first["text"], last["text"], last["x"]) == ("a", "b", [1])
@@ -267,7 +233,7 @@ class TestFile:
             "pi": {"type": "constant", "value": 3.14},
             "big": {"type": "constant", "value": 2**70},
         }
-        report = preprocess(path, field_mapping=mapping)
+        report = preprocessed(path, field_mapping=mapping)
         assert read_schema(tmp_path / "out" / "result.parquet").equals(
             report.schema, check_metadata=True
         )
@@ -290,11 +256,11 @@ class TestFile:
         columns = [pa.array(["abc", "x", None]), moment, pa.array([1, 2, 3], pa.int32())]
         table = pa.Table.from_arrays(columns, schema=schema)
         pq.write_table(table, tmp_path / "in.parquet")
-        report = preprocess(
+        report = preprocessed(
             tmp_path / "in.parquet",
-            min_text_length=2,
+            filters={"min_text_length": 2},
             field_mapping={"when": "at"},
-            computed_fields={"tokens": {"type": "token_count"}},
+            transformations={"computed_fields": {"tokens": {"type": "token_count"}}},
         )
         out = pq.read_table(tmp_path / "out" / "result.parquet")
         assert report.dropped == {"min_text_length": 2}
@@ -304,22 +270,25 @@ class TestFile:
         assert out.column("tokens").to_pylist() == [1]
 
     def test_an_empty_file_and_a_limit(self, tmp_path: Path) -> None:
-        report = preprocess(write_jsonl(tmp_path, []))
+        report = preprocessed(write_jsonl(tmp_path, []))
         assert (report.rows_in, report.rows_out) == (0, 0)
         path = write_jsonl(tmp_path, [{"text": str(n)} for n in range(5)])
-        assert preprocess(path, limit=3).rows_out == 3
+        assert preprocessed(path, limit=3).rows_out == 3
         assert [row["text"] for row in published(path)] == ["0", "1", "2"]
 
     def test_the_version_follows_the_content_not_the_config(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path, [{"text": "abc"}])
-        version = preprocess(path).data_version
-        assert preprocess(path, min_text_length=1).data_version == version
-        assert preprocess(path, remove_characters=["a"]).data_version != version
+        version = preprocessed(path).data_version
+        cleaning = {"remove_characters": ["a"]}
+        assert preprocessed(path, filters={"min_text_length": 1}).data_version == version
+        assert (
+            preprocessed(path, transformations={"text_cleaning": cleaning}).data_version != version
+        )
 
     def test_a_changed_input_publishes_nothing(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path, [{"n": 1}])
         source = source_of(path)
         write_jsonl(tmp_path, [{"n": "one"}])
         with pytest.raises(InputChanged), publish(tmp_path / "out.parquet") as out:
-            preprocess_file(source, UniversalOptions(), out)
+            preprocess(source, recipe_of(tmp_path), out)
         assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]

@@ -1,4 +1,4 @@
-"""The files below configs/: valid, commented, honest about what does not run yet."""
+"""The files below configs/: valid, commented, and each runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -32,9 +33,10 @@ from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.piece_work import PieceWork
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.task_steps import PREPROCESSED, SCORES, TaskSteps
-from modelcall_assets.transforms.universal import truncated_column
+from modelcall_assets.storage.formats import OURS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -47,14 +49,6 @@ STEP_TEMPLATES = {
     f"{step}_template": step for step in ("chatml_conversion", "jsonl_merge", "generate_response")
 }
 KEYS = ("OPENAI_API_KEY", "DEEPSEEK_API_KEY", "ANTHROPIC_API_KEY")
-
-LATER = {
-    "github_raw_code_with_preprocess": "github_raw_code",
-    "filter_rendergit_quality_rating": "triplet_filter",
-    "rendergit_quality_rating": "repo_xml",
-    "repomix_quality_rating": "repo_xml",
-}
-"""Tasks that name a preprocessor of a later version."""
 
 LINKS = {
     "chatml_conversion": None,
@@ -86,6 +80,10 @@ INPUT_COLUMNS = {
     "github_code_rating": {"id", "text"},
     "en_corpus_rating": {"id", "text"},
     "distributed_rating": {"id", "text"},
+    "data_scoring/github_raw_code_with_preprocess": {"content", "path"},
+    "data_scoring/filter_rendergit_quality_rating": {"text", "lg"},
+    "data_scoring/rendergit_quality_rating": {"id", "path", "uri", "text"},
+    "data_scoring/repomix_quality_rating": {"id", "path", "uri", "text"},
 }
 """What the comments of a task say of its input."""
 
@@ -203,17 +201,10 @@ class TestAll:
 
 
 class TestTasks:
-    def test_all_load_but_those_that_wait_for_a_preprocessor(self) -> None:
+    def test_all_load(self) -> None:
         catalog = load_catalog(ROOT)
-        assert {spec.name for spec in catalog.tasks} >= set(INPUT_COLUMNS)
-        assert {task.key for task in catalog.broken} == set(LATER)
-        for task in catalog.broken:
-            [problem] = task.problems
-            assert problem.field == "preprocess.script_type"
-            wrong = (
-                f"'{LATER[task.key]}' is not in this version; the task is checked but cannot run"
-            )
-            assert problem.wrong == wrong
+        assert {spec.name for spec in catalog.tasks} >= {Path(name).name for name in INPUT_COLUMNS}
+        assert not catalog.broken
         project_definitions(catalog)
 
     def test_names_are_those_of_the_files_and_no_folder_is_shared(self) -> None:
@@ -229,17 +220,6 @@ class TestTasks:
             used += filter(None, [task.preprocess.output_folder])
         assert len(set(used)) == len(used)
         assert all(folder.startswith("data/") for folder in used)
-
-    @pytest.mark.parametrize("name", LATER)
-    def test_a_task_that_waits_is_a_warning_of_check_and_refused_by_run_task(
-        self, name: str
-    ) -> None:
-        path = CONFIGS / f"tasks/data_scoring/{name}.yaml"
-        result = CliRunner().invoke(check, [str(path)])
-        assert result.exit_code == 0
-        assert f"warning: {shown(path)}:preprocess.script_type: '{LATER[name]}'" in result.output
-        with pytest.raises(SetupError, match="not in this version"):
-            CliRunner().invoke(modelcall, ["run-task", str(path)], catch_exceptions=False)
 
     @pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])
     def test_a_missing_key_is_a_warning_of_check_and_stops_run_task(
@@ -259,26 +239,12 @@ class TestTasks:
     def test_the_documented_columns_fill_the_prompt(self, name: str) -> None:
         spec = load_task(CONFIGS / f"tasks/{name}.yaml", ROOT)
         columns = set(INPUT_COLUMNS[name])
-        preprocess = spec.task.preprocess
-        if preprocess.enabled:
-            columns |= {"text", "id", "source", truncated_column(preprocess.max_tokens)}
-            columns |= set(preprocess.transformations.computed_fields)
+        if recipe := TaskSteps(spec).recipe:
+            schema = pa.schema([(column, pa.string()) for column in columns])
+            columns = set(PieceWork(recipe, schema, OURS).schema.names)
         assert spec.task.data.input_key in columns
         assert spec.prompt.placeholders <= columns | {spec.task.data.prompt_format_key}
         assert spec.task.data.prompt_format_key in spec.prompt.placeholders
-
-    @pytest.mark.parametrize("name", LATER)
-    def test_the_columns_of_a_later_preprocessor_will_fill_the_prompt(self, name: str) -> None:
-        path = CONFIGS / f"tasks/data_scoring/{name}.yaml"
-        task, _ = parse_task(load_yaml(path), shown(path))
-        assert task
-        prompt = prompt_of(Path(task.prompt.config_path).stem)
-        assert task.data.input_key == truncated_column(task.preprocess.max_tokens)
-        columns = set[str]()
-        if task.preprocess.script_type != "github_raw_code":
-            columns = {"repo_full_name", "language", "files_with_content", "total_lines"}
-            columns |= {"has_readme", "has_license", "has_gitignore"}
-        assert prompt.placeholders == columns | {task.data.prompt_format_key}
 
 
 class TestDistillation:

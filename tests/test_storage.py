@@ -32,8 +32,9 @@ from modelcall_assets.storage.manifest import (
     write_manifest,
 )
 from modelcall_assets.storage.parquet import ParquetSink, read_columns, read_schema
+from modelcall_assets.storage.pieces import read_chunks
 from modelcall_assets.storage.places import Stores
-from modelcall_assets.storage.rows import own_id, read_chunks, record_id, sample_row
+from modelcall_assets.storage.rows import own_id, record_id, sample_row
 from modelcall_assets.storage.schema import (
     SchemaInference,
     is_json_text,

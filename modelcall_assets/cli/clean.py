@@ -21,6 +21,7 @@ from modelcall_assets.steps.clean import (
     left_over,
     old_journals,
 )
+from modelcall_assets.steps.duplicates import forget
 from modelcall_assets.steps.task_steps import TaskSteps
 
 SHOWN = 40
@@ -116,6 +117,7 @@ def _forget(steps: TaskSteps, keys: Sequence[str]) -> None:
 
     if not keys:
         return
+    forget(steps.layout.duplicates_path, keys)
     name = files_of(steps.spec).name or ""
     with open_instance(steps.spec.root) as instance:
         for key in keys:

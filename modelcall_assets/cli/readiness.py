@@ -12,7 +12,7 @@ from modelcall_assets.config.paths import shown_place
 from modelcall_assets.config.spec import CHATML, MERGED, RAW, TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.outcome import Dropped, Failure
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
 from modelcall_assets.steps.merged import members_of
@@ -22,7 +22,6 @@ from modelcall_assets.steps.task_steps import FILES, TaskSteps
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
-from modelcall_assets.transforms.universal import Dropped
 
 ROWS_LOOKED_AT = 20
 
@@ -31,7 +30,7 @@ def readiness(spec: TaskSpec) -> Iterator[Problem]:
     """Told as warnings: the file itself is right."""
     steps = steps_of(spec)
     try:
-        steps.check_rater()
+        steps.check_ready()
     except SetupError as error:
         yield from error.problems
     place = steps.layout.folder(RAW)

@@ -77,7 +77,7 @@ def run_files(
     from modelcall_assets.defs.partitions import add_new_files
     from modelcall_assets.defs.runs import TaskRunner
 
-    steps.check_rater()
+    steps.check_ready()
     with open_instance(steps.spec.root) as instance:
         keys = choose(add_new_files(instance, steps))
         if not keys and not (MERGED in steps.stages and steps.keys(GROUPS)):

@@ -20,14 +20,13 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
-from modelcall_assets.records.outcome import Failure, Outcome
+from modelcall_assets.records.outcome import Dropped, Failure, Outcome
 from modelcall_assets.records.record import Row
 from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.preview import first_rows
 from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.rule_scores import rate
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.transforms.universal import Dropped
 
 SCANNED_PER_ROW = 20
 

@@ -27,12 +27,14 @@ _RESUME = "every run resumes; to ask again for everything, use `modelcall run-ta
 _LOGS = "Dagster keeps the log of every run"
 
 TASK_FIELDS = (
-    OldField("data.stat_folder", "warning", "partition status replaces the stat files"),
-    OldField("preprocess.num_proc", "warning", "files run side by side as Dagster runs"),
+    OldField(
+        "data.stat_folder",
+        "warning",
+        "partition status replaces the stat files; preprocess.stat_folder writes those still",
+    ),
     OldField("preprocess.seed", "warning", "nothing in preprocessing is random"),
     OldField("preprocess.batch_size", "warning", "rows are streamed, not batched"),
-    OldField("preprocess.languages", "warning", "only script_type repo_xml reads it"),
-    OldField("preprocess.group_by_language", "warning", "only script_type triplet_filter has it"),
+    OldField("preprocess.group_by_language", "warning", "a partition is a language anyway"),
     OldField("environment.api_provider", "warning", "base_url in the model file decides"),
     OldField(
         "concurrency.chunk_size",
@@ -66,6 +68,8 @@ TASK_FIELDS = (
     OldField("debug.max_items_per_file", "honoured", "-1 means no limit; 0 is an error"),
     OldField("retry.max_retries", "honoured", "was never read; overrides the model file"),
     OldField("preprocess.num_files", "honoured", "for every script type; debug.max_files wins"),
+    OldField("preprocess.num_proc", "honoured", "processes within one file; at most one a core"),
+    OldField("preprocess.languages", "honoured", "for triplet_filter too"),
     OldField("preprocess.file_pattern", "honoured", "the default is now *: JSONL and Parquet"),
 )
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from modelcall_assets.config.block import Block, Count, Limit, Text, did_you_mean, mistake
 from modelcall_assets.config.paths import Folder
 from modelcall_assets.errors import Problem
 
-_LATER_SCRIPTS = ("github_raw_code", "repo_xml", "triplet_filter")
+SCRIPTS = ("universal", "github_raw_code", "repo_xml", "triplet_filter")
+ENCODINGS = ("o200k_base", "cl100k_base", "voyage3_base")
+"""Vocabularies that come with the program."""
+_UNIVERSAL = ("universal",)
+_OF_LANGUAGES = ("repo_xml", "triplet_filter")
+_ONLY_FOR = {
+    "field_mapping": _UNIVERSAL,
+    "filters": _UNIVERSAL,
+    "transformations": _UNIVERSAL,
+    "source_name": ("universal", "github_raw_code"),
+    "detect_language": ("github_raw_code",),
+    "languages": _OF_LANGUAGES,
+}
+"""Fields that not all preprocessors have."""
 
 
 class Combine(Block):
@@ -55,6 +69,14 @@ FieldSource = Annotated[
 ]
 
 
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise mistake(f"no regular expression: {error}") from error
+    return pattern
+
+
 class Filters(Block):
     """Rows that do not meet all of these are dropped."""
 
@@ -66,6 +88,10 @@ class Filters(Block):
     """Columns that must be present and not empty."""
     blacklist_patterns: list[str] = Field(default_factory=list[str])
     """Drops a row whose `text` holds one of these, upper or lower case; not regular expressions."""
+    blacklist_regex: list[Annotated[str, AfterValidator(_regex)]] = Field(default_factory=list[str])
+    """Drops a row in whose `text` one of these regular expressions (Python's) is found."""
+    apply_to: Literal["original", "cleaned"] = "original"
+    """Which text lengths and patterns look at: as it came, or after `transformations`."""
 
 
 class TextCleaning(Block):
@@ -95,11 +121,40 @@ class Transformations(Block):
     """New columns, counted after cleaning."""
 
 
+class Dedup(Block):
+    """Leaves out texts that a file of the task has already; who is processed first keeps them."""
+
+    exact: bool = False
+    """Texts that are equal."""
+    near: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+    """Texts whose estimated similarity (Jaccard, of runs of five words) is at least this much."""
+
+
+class LanguageId(Block):
+    """Tells the natural language of `text`; needs the extra `text-language`."""
+
+    enabled: bool = False
+    """Adds the column `text_language`, ISO 639-1."""
+    keep: list[Text] = Field(default_factory=list[str])
+    """Languages to keep, such as `en` and `zh`; empty keeps all."""
+
+
 def _known_script(name: str) -> str:
-    if name == "universal" or name in _LATER_SCRIPTS:
+    if name in SCRIPTS or ":" in name:
         return name
-    names = ("universal", *_LATER_SCRIPTS)
-    raise mistake("unknown script type", expected="universal", fix=did_you_mean(name, names))
+    expected = f"{', '.join(SCRIPTS)}, or module:name of your own"
+    raise mistake("unknown script type", expected=expected, fix=did_you_mean(name, SCRIPTS))
+
+
+def _known_tokenizer(name: str) -> str:
+    if name in ENCODINGS or name.endswith(".json"):
+        return name
+    expected = f"{', '.join(ENCODINGS)}, or a Hugging Face tokenizer.json"
+    raise mistake("unknown tokenizer", expected=expected, fix=did_you_mean(name, ENCODINGS))
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class Preprocess(Block):
@@ -108,17 +163,30 @@ class Preprocess(Block):
     enabled: bool = False
     """Score the preprocessed rows instead of the input's."""
     script_type: Annotated[str, AfterValidator(_known_script)] = "universal"
-    """Which preprocessor; this version has `universal`."""
+    """`universal`, `github_raw_code`, `repo_xml`, `triplet_filter`, or `module:name` of your own:
+    see preprocessing.md."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Arguments of a preprocessor of your own."""
     input_folder: Folder | None = None
     """Raw input; default `data.input_folder`."""
     output_folder: Folder | None = None
     """Default: the raw input's folder + `_preprocessed`."""
     max_tokens: Count = 32768
     """Longer texts are truncated to this many tokens."""
+    tokenizer: Annotated[Text, AfterValidator(_known_tokenizer)] = ENCODINGS[0]
+    """Whose tokens: `o200k_base`, `cl100k_base`, or the path of a Hugging Face `tokenizer.json`
+    (needs the extra `tokenizers`)."""
+    num_proc: Count = 1
+    """Processes that share the rows of one file; never more than there are cores."""
     num_files: Limit = None
-    """Takes only the first files."""
-    source_name: Text = "unknown"
-    """Value of the column `source`."""
+    """Takes only the first files; of partitions that have several an equal share, one at least."""
+    languages: list[Text] | None = None
+    """`repo_xml`, `triplet_filter`: which language folders or parts to take; default all."""
+    detect_language: Literal["name", "content"] = "name"
+    """`github_raw_code`: what tells the programming language; `content` looks into files whose name
+    does not say it (needs the extra `code-language`)."""
+    source_name: Text | None = None
+    """Value of the column `source`; default `unknown`, of `github_raw_code` its own name."""
     file_pattern: Text = "*"
     """Takes only inputs whose relative path matches this glob."""
     field_mapping: dict[str, FieldSource] = Field(default_factory=dict[str, FieldSource])
@@ -127,12 +195,30 @@ class Preprocess(Block):
     """Rows to drop."""
     transformations: Transformations = Transformations()
     """Changes to the rows that are kept."""
+    scrub: Annotated[list[Text], BeforeValidator(_as_list)] = Field(default_factory=list[str])
+    """`module:name` of objects or classes with `scrub(text) -> (text, counts)`, such as for
+    personal data and secrets."""
+    language_id: LanguageId = LanguageId()
+    """Tells the natural language of `text`; needs the extra `text-language`."""
+    dedup: Dedup = Dedup()
+    """Leaves out texts that a file of the task has already; who is processed first keeps them."""
+    stat_folder: Folder | None = None
+    """Writes a stat JSON per file, as the old system did, below `preprocess/` of this folder."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the preprocessor is the user's."""
+        return self.script_type not in SCRIPTS
 
 
-def later_script(preprocess: Preprocess, file: str) -> Iterator[Problem]:
-    """A preprocessor that a task may name already, but that no run may replace by another one."""
-    name = preprocess.script_type
-    if preprocess.enabled and name in _LATER_SCRIPTS:
-        wrong = f"'{name}' is not in this version; the task is checked but cannot run"
-        fix = "what runs today is `script_type: universal`, or `enabled: false`"
-        yield Problem(file, "preprocess.script_type", wrong, fix=fix, unready=True)
+def unused_fields(preprocess: Preprocess, file: str) -> Iterator[Problem]:
+    """Fields that were set and that the preprocessor does not have."""
+    script = preprocess.script_type
+    for name in preprocess.model_dump(exclude_defaults=True):
+        scripts = _ONLY_FOR.get(name)
+        unused = scripts is not None and script not in scripts
+        if unused or (name == "options" and not preprocess.is_own):
+            wrong = f"has no effect with script_type {script}"
+            only = f"only {' and '.join(scripts or ())} read it" if scripts else ""
+            fix = only or "only a preprocessor of your own has options"
+            yield Problem(file, f"preprocess.{name}", wrong, fix=fix, severity="warning")

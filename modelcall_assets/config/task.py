@@ -15,7 +15,7 @@ from modelcall_assets.config.distillation import (
 )
 from modelcall_assets.config.legacy import TASK_FIELDS, take_out
 from modelcall_assets.config.paths import Folder, was_in_object_store
-from modelcall_assets.config.preprocess import Preprocess, later_script
+from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.config.problems import errors_in, validate
 from modelcall_assets.config.reading import Encoding, OnBadLine
 from modelcall_assets.config.stores import STORAGE_FILE
@@ -107,7 +107,7 @@ def parse_task(
         refused = {problem.field for problem in problems}
         problems += (p for p in _moved_paths(known, file) if p.field not in refused)
     if task is not None:
-        problems += later_script(task.preprocess, file)
+        problems += unused_fields(task.preprocess, file)
     return (None if errors_in(problems) else task), problems
 
 

@@ -27,12 +27,13 @@ def raw_metadata(report: RawReport) -> dict[str, Any]:
     return {
         "dagster/row_count": report.rows,
         "dagster/column_schema": _columns(report.schema),
-        "format": report.format.value,
-        "bytes": report.info.size,
+        "format": ", ".join(report.formats),
+        "bytes": sum(member["size"] for member in report.members),
         "bad_lines": report.bad_lines,
         "first_bad_line": report.first_bad or "none",
         "duplicate_ids": report.duplicate_ids,
         "sample": _table(report.sample),
+        **({"members": _table(report.members)} if len(report.members) > 1 else {}),
     }
 
 
@@ -44,9 +45,18 @@ def preprocessed_metadata(report: PreprocessReport, output: Place) -> dict[str, 
         "dropped": sum(report.dropped.values()),
         "dropped_by_rule": _counts("rule", report.dropped),
         "failed": report.failed,
+        **({"removed_by_kind": _counts("kind", report.removed)} if report.removed else {}),
+        **_problems(report),
         "output": dg.MetadataValue.path(str(output)),
         "sample": _table(report.sample),
     }
+
+
+def _problems(report: PreprocessReport) -> dict[str, Any]:
+    if not report.problem_rows:
+        return {}
+    shown = "\n".join(f"- {problem}" for problem in report.problems)
+    return {"rows_with_problems": report.problem_rows, "problems": dg.MetadataValue.md(shown)}
 
 
 def split_metadata(report: SplitReport) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_o
 from modelcall_assets.steps.progress import Watcher
 from modelcall_assets.steps.task_steps import TaskSteps
 
-BROKEN, WAITING = "broken_configs", "configs_for_a_later_version"
+BROKEN, WAITING = "broken_configs", "configs_that_wait"
 
 
 def project_definitions(catalog: Catalog) -> dg.Definitions:
@@ -59,7 +59,7 @@ def broken_asset(task: BrokenTask) -> dg.AssetSpec:
     listed = "\n".join(f"- `{problem}`" for problem in task.problems)
     only_waits = all(problem.unready for problem in task.problems)
     group = WAITING if only_waits else BROKEN
-    verdict = "waits for a later version" if only_waits else "cannot be loaded"
+    verdict = "cannot run here yet" if only_waits else "cannot be loaded"
     return dg.AssetSpec(
         dg.AssetKey([group, task.key]),
         description=(

@@ -12,10 +12,12 @@ import hashlib
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, ModelcallError
 from modelcall_assets.journal.home import Home, journal_files
 from modelcall_assets.journal.journal import Journal, remove_folder
 from modelcall_assets.journal.packed import PACKED_SUFFIX, replaced_by
@@ -110,6 +112,19 @@ class _MirroredJournal(Journal):
             self._is_closed = True
             super().close()
             self._mirror.close(self._run_id)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Where something has gone wrong already, that is what is told."""
+        if error is None:
+            self.close()
+            return
+        with suppress(ModelcallError):  # what was not brought is here, for the next run
+            self.close()
 
     def _may_pack(self) -> bool:
         return self._mirror.has_all()

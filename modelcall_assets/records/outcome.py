@@ -1,4 +1,4 @@
-"""What became of one record: a Success or a Failure, never an exception."""
+"""What became of one record: a Success, a Failure or Dropped, never an exception."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ class Failure:
 
     reason: Reason
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The row was left out on purpose; `rule` is the option, with its item where it has several."""
+
+    rule: str
 
 
 Outcome = Success | Failure

@@ -12,7 +12,7 @@ from itertools import islice
 
 import orjson
 
-from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.storage.files import NewFile
@@ -26,7 +26,6 @@ from modelcall_assets.transforms.chatml import (
     failed_row,
     to_chatml,
 )
-from modelcall_assets.transforms.universal import Dropped
 
 SAMPLE_ROWS = 3
 LISTED_FAILURES = 20

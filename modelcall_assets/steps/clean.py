@@ -11,11 +11,11 @@ from modelcall_assets.config.spec import RESPONSES
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.mirror import remove as remove_journal
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.published import published_keys
-from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
+from modelcall_assets.steps.task_steps import MEMBERS, RAW, SCORES, TaskSteps
 from modelcall_assets.storage.claims import claims
-from modelcall_assets.storage.files import delete, list_inputs, stat_file
+from modelcall_assets.storage.files import delete, stat_file
 from modelcall_assets.storage.leftovers import LeftOver, left_overs
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
@@ -90,7 +90,7 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
     InputError when the input folder is missing or empty, as that of a disk that is not mounted is.
     """
     layout = steps.layout
-    present = {encode_key(file.key_path) for file in list_inputs(steps.layout.folder(RAW))}
+    present = steps.all_keys()
     if not present:
         raise InputError(
             f"{steps.spec.input_folder}: there is no file at all; is the disk mounted? If all are "
@@ -123,5 +123,9 @@ def _is_gone(steps: TaskSteps, key: str) -> bool:
     """Also from where it was when its `raw` asset was made: the task may look elsewhere now."""
     manifest = read_manifest(steps.layout.manifest_path(RAW, key))
     layout = steps.layout
-    place = layout.place(manifest.input.uri) if manifest else layout.input_place(key)
-    return not list(_there([place]))
+    members = manifest.detail.get(MEMBERS) if manifest else None
+    if members is not None:
+        places = [layout.place(member["uri"]) for member in members]
+    else:
+        places = [layout.place(manifest.input.uri) if manifest else layout.input_place(key)]
+    return not list(_there(places))

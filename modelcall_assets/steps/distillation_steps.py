@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,11 +16,12 @@ from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, SCORES,
 from modelcall_assets.errors import InputChanged, InputError, SetupError
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
-from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.outcome import Dropped, Failure
 from modelcall_assets.records.record import Row
 from modelcall_assets.steps.audit import ScoresAudit, audit_lines
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
 from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.members import as_one, digest_of_versions, version_of
 from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.responses import ResponseStage
@@ -41,7 +41,6 @@ from modelcall_assets.storage.manifest import (
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
-from modelcall_assets.transforms.universal import Dropped
 
 _INPUT_FIELDS = {
     CHATML: "chatml_conversion.input_dir",
@@ -126,7 +125,7 @@ class DistillationSteps(TaskSteps):
         if self.linked is not None:
             return [self._linked_file(key) for key in self.keys(self._linked_set)]
         if self.task.chatml_conversion is not None:
-            return [_as_file(key, split) for key, (_, split) in self._splits().items()]
+            return [as_one(key, split.files) for key, (_, split) in self._splits().items()]
         if self.spec.has_one_input:
             return [stat_file(self.layout.folder(RAW))]
         return super().inputs()
@@ -164,7 +163,7 @@ class DistillationSteps(TaskSteps):
                 uri=str(self._place(key).path),
                 digest=report.data_version,
                 size=report.size,
-                version=_version(files),
+                version=version_of(files),
             ),
             detail={"members": list(report.members), "schema": schema_to_json(pa.schema([]))},
         )
@@ -179,7 +178,7 @@ class DistillationSteps(TaskSteps):
     def input_version(self, key: str) -> str:
         if self.task.chatml_conversion is None:
             return super().input_version(key)
-        return _version(self._split(key).files)
+        return version_of(self._split(key).files)
 
     def members_changed(self, key: str) -> bool:
         return self._merged_from(key) != _versions(self._members(key))
@@ -197,7 +196,11 @@ class DistillationSteps(TaskSteps):
             members = self._members(key)
             versions = _versions(members)
             is_complete = len(versions) == len(members)
-            return _digest(versions) if is_complete and versions != self._merged_from(key) else None
+            return (
+                digest_of_versions(versions)
+                if is_complete and versions != self._merged_from(key)
+                else None
+            )
         made = self._upstream(first).made(key)
         own = read_manifest(self.layout.manifest_path(first, key))
         if made is None or (own is not None and own.input.digest == digest_of(made)):
@@ -213,7 +216,7 @@ class DistillationSteps(TaskSteps):
             report = convert_split(
                 split.files, options, draft.out, limit=self.row_limit, reading=self.reading
             )
-            if _version(self._split(key).files) != made.input.version:
+            if version_of(self._split(key).files) != made.input.version:
                 raise InputChanged(
                     f"{place.path} changed since its raw asset was materialised; "
                     "materialise that again"
@@ -266,7 +269,7 @@ class DistillationSteps(TaskSteps):
                 failed=0,
                 dropped=report.blank + report.invalid + report.duplicates,
                 input=InputFingerprint(
-                    uri=self._member_folder, digest=_digest(versions), size=0, version=""
+                    uri=self._member_folder, digest=digest_of_versions(versions), size=0, version=""
                 ),
                 detail={**_LINES, "members": versions},
             )
@@ -332,7 +335,7 @@ class DistillationSteps(TaskSteps):
         rows = self.source(stage, key).rows_read * self.response_stage.samples
         return audit_lines(self.layout.output_path(stage, key), rows)
 
-    def check_rater(self) -> None:
+    def check_ready(self) -> None:
         for stage in (RESPONSES, SCORES):
             if stage in self.stages:
                 self.spec.endpoints(stage)
@@ -404,19 +407,6 @@ def steps_of(spec: TaskSpec) -> TaskSteps:
     return DistillationSteps(spec) if is_distillation else TaskSteps(spec)
 
 
-def _as_file(key: str, split: Split) -> FileInfo:
-    size = sum(file.size for file in split.files)
-    return FileInfo(key, split.files[0].place, size, _version(split.files))
-
-
 def _versions(members: Mapping[str, Manifest | None]) -> dict[str, str]:
     """Of the members that there are."""
     return {name: each.data_version for name, each in members.items() if each is not None}
-
-
-def _version(files: Sequence[FileInfo]) -> str:
-    return _digest({file.uri: file.version for file in files})
-
-
-def _digest(versions: Mapping[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:32]

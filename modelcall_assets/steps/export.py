@@ -20,8 +20,8 @@ from modelcall_assets.steps.published import Published, failure_of, identity
 from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Chunk
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of

@@ -107,6 +107,11 @@ class Layout:
         return self.scratch / self.spec.key / "settled.json"
 
     @property
+    def duplicates_path(self) -> Path:
+        """Which texts the task's files have, as far as they were preprocessed on this machine."""
+        return self.scratch / self.spec.key / "duplicates.sqlite"
+
+    @property
     def scratch(self) -> Path:
         """For what is on this machine only."""
         return self.spec.root / ".modelcall"

@@ -1,182 +1,121 @@
-"""preprocessed: an input file cleaned, filtered and truncated, as Parquet, order kept.
+"""preprocessed: an input file, or a group of them, as clean and truncated rows in Parquet.
 
-A line or row that cannot be processed stays in its place: `id` and `preprocess_error` are set, all
-else is null. `preprocess_error` is JSON, {"reason", "detail", "raw"}, and null in good rows.
+Order is kept. A line or row that cannot be processed stays in its place: `id` and
+`preprocess_error` are set, all else is null. `preprocess_error` is JSON, {"reason", "detail",
+"raw"}, and null in good rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.piece_work import ERROR_COLUMN, Made, PieceWork
+from modelcall_assets.steps.recipe import Recipe
+from modelcall_assets.steps.row_spool import RowSpool
 from modelcall_assets.steps.source import Source
+from modelcall_assets.steps.workers import map_in_order
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import Chunk, record_id, sample_row
-from modelcall_assets.transforms.universal import (
-    Copied,
-    Dropped,
-    UniversalOptions,
-    output_columns,
-    process,
-)
 
-ERROR_COLUMN = "preprocess_error"
-PROCESS_ERRORS = (TypeError, ValueError, KeyError)
-"""What `process` raises for a row that it cannot work on."""
 SAMPLE_ROWS = 3
-_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+LISTED_PROBLEMS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class PreprocessReport:
-    """`rows_in` = `rows_out` + all `dropped`, by rule; `failed` of the `rows_out` hold an error."""
+class SeenBefore(Protocol):
+    """Which texts the task's files have already."""
 
-    rows_in: int
-    rows_out: int
-    dropped: dict[str, int]
-    failed: int
-    schema: pa.Schema
-    data_version: str
-    sample: list[Row]
-
-
-def preprocess_file(source: Source, options: UniversalOptions, out: NewFile) -> PreprocessReport:
-    """Write the rows of `source` to `out`.
-
-    InputError when it cannot be read, InputChanged when it no longer fits its schema.
-    """
-    table = _Table(source.schema, options)
-    work = _Work(source.name, options)
-    with ParquetSink(out, PREPROCESSED, table.schema) as sink:
-        for chunk in source.chunks():
-            sink.write(table.batch(chunk, work.kept_of(chunk)))
-    return PreprocessReport(
-        rows_in=work.rows_in,
-        rows_out=work.rows_out,
-        dropped=dict(work.dropped),
-        failed=work.failed,
-        schema=table.schema,
-        data_version=f"sha256:{work.content.hexdigest()}",
-        sample=work.sample,
-    )
-
-
-def options_of(preprocess: Preprocess) -> UniversalOptions:
-    """The `preprocess` block of a task, as the transform takes it."""
-    filters, cleaning = preprocess.filters, preprocess.transformations.text_cleaning
-    computed = preprocess.transformations.computed_fields
-    return UniversalOptions(
-        field_mapping={
-            name: spec if isinstance(spec, str) else spec.model_dump()
-            for name, spec in preprocess.field_mapping.items()
-        },
-        min_text_length=filters.min_text_length,
-        max_text_length=filters.max_text_length,
-        required_fields=tuple(filters.required_fields),
-        blacklist_patterns=tuple(filters.blacklist_patterns),
-        remove_extra_whitespace=cleaning.remove_extra_whitespace,
-        remove_characters=tuple(cleaning.remove_characters),
-        computed_fields={name: spec.model_dump() for name, spec in computed.items()},
-        source_name=preprocess.source_name,
-        max_tokens=preprocess.max_tokens,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """An output row. `position` in its chunk is None when no column is copied from there."""
-
-    position: int | None
-    row: Row
+    def rules(self, texts: list[tuple[bytes, bytes | None]]) -> list[str | None]: ...
+    def finish(self) -> None: ...
 
 
 @dataclass
-class _Work:
-    """Processes rows and counts what became of them."""
+class PreprocessReport:
+    """`rows_in` = `rows_out` + all `dropped`, by rule; `failed` of the `rows_out` hold an error.
+    `removed`: what was scrubbed out of texts, by kind. `problems`: of packs, the first ones."""
 
-    source: str
-    options: UniversalOptions
     rows_in: int = 0
     rows_out: int = 0
-    failed: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    problem_rows: int = 0
     sample: list[Row] = field(default_factory=list)
-    content: Any = field(default_factory=hashlib.sha256)
-
-    def kept_of(self, chunk: Chunk) -> list[_Kept]:
-        kept: list[_Kept] = []
-        for position, item in enumerate(chunk.items):
-            made = self._process(item, record_id(item, chunk.start + position, self.source))
-            self.rows_in += 1
-            if isinstance(made, Dropped):
-                self.dropped[made.rule] += 1
-                continue
-            failed = made[ERROR_COLUMN] is not None
-            kept.append(_Kept(None if failed else position, made))
-            self._count(made, failed)
-        return kept
-
-    def _process(self, item: Row | BadLine, identity: str) -> Row | Dropped:
-        if isinstance(item, BadLine):
-            return _error_row(identity, Reason.BAD_LINE, item.detail, item.raw)
-        try:
-            made = process(item, self.options, identity)
-        except PROCESS_ERRORS as error:
-            raw = orjson.dumps(item, default=str).decode()
-            detail = f"{type(error).__name__}: {error}"
-            return _error_row(identity, Reason.PREPROCESS_ERROR, detail, clip(raw))
-        return made if isinstance(made, Dropped) else {**made, ERROR_COLUMN: None}
-
-    def _count(self, row: Row, failed: bool) -> None:
-        self.rows_out += 1
-        self.failed += failed
-        self.content.update(orjson.dumps(row, default=str, option=orjson.OPT_SORT_KEYS) + b"\n")
-        if not failed and len(self.sample) < SAMPLE_ROWS:
-            self.sample.append(sample_row(row))
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    data_version: str = ""
 
 
-class _Table:
-    """Builds output batches: copied columns stay Arrow, the others come from the new rows."""
+def preprocess(
+    source: Source,
+    recipe: Recipe,
+    out: NewFile,
+    *,
+    seen: SeenBefore | None = None,
+    processes: int = 1,
+) -> PreprocessReport:
+    """Write the rows of `source` to `out`.
 
-    def __init__(self, input_schema: pa.Schema, options: UniversalOptions) -> None:
-        origins = output_columns(input_schema.names, options)
-        self._origins = {**origins, ERROR_COLUMN: "string"}
-        self.schema = pa.schema(
-            [
-                input_schema.field(origin.source).with_name(name)
-                if isinstance(origin, Copied)
-                else pa.field(name, _TYPES[origin])
-                for name, origin in self._origins.items()
-            ]
-        )
-
-    def batch(self, chunk: Chunk, kept: Sequence[_Kept]) -> pa.RecordBatch:
-        positions = pa.array([item.position for item in kept], pa.int64())
-        source = chunk.to_arrow()
-        columns = [
-            source.column(origin.source).take(positions)
-            if isinstance(origin, Copied)
-            else pa.array([item.row.get(name) for item in kept], _TYPES[origin])
-            for name, origin in self._origins.items()
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+    InputError when it cannot be read, InputChanged when it no longer fits its schema, WorkerDied
+    when one of the processes was killed.
+    """
+    work = (recipe, source.schema, source.reading)
+    made = map_in_order(PieceWork, work, source.pieces(), processes)
+    report, content = PreprocessReport(), hashlib.sha256()
+    kept = (_kept(each, seen, report, content) for each in made)
+    schema = PieceWork(*work).schema
+    if schema is None:
+        report.schema = _write_spooled(kept, out)
+    else:
+        report.schema = schema
+        with ParquetSink(out, PREPROCESSED, schema) as sink:
+            for each in kept:
+                assert each.batch is not None
+                sink.write(each.batch)
+    if seen is not None:
+        seen.finish()
+    report.data_version = f"sha256:{content.hexdigest()}"
+    return report
 
 
-def _error_row(identity: str, reason: Reason, detail: str, raw: str) -> Row:
-    error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
-    return {"id": identity, ERROR_COLUMN: error}
+def _kept(each: Made, seen: SeenBefore | None, report: PreprocessReport, content: Any) -> Made:
+    """A piece without the rows that were seen before, counted."""
+    report.rows_in += each.rows_in
+    report.dropped += each.dropped
+    if seen is not None:
+        rules = iter(seen.rules([text for text in each.texts if text is not None]))
+        by_row = [None if text is None else next(rules) for text in each.texts]
+        report.dropped.update(rule for rule in by_row if rule is not None)
+        each = each.only([at for at, rule in enumerate(by_row) if rule is None])
+    report.rows_out += len(each)
+    report.failed += each.failed
+    report.removed += each.removed
+    report.problem_rows += len(each.problems)
+    report.problems += each.problems[: LISTED_PROBLEMS - len(report.problems)]
+    report.sample += [row for _, row in each.sample][: SAMPLE_ROWS - len(report.sample)]
+    content.update(b"".join(each.digests))
+    return each
+
+
+def _write_spooled(pieces: Iterator[Made], out: NewFile) -> pa.Schema:
+    """Where the columns are known only when all rows are."""
+    with RowSpool() as spool:
+        for each in pieces:
+            spool.add(each.lines)
+        schema = spool.schema()
+        with ParquetSink(out, PREPROCESSED, schema) as sink:
+            for batch in spool.batches(schema):
+                sink.write(batch)
+    return schema
 
 
 def failure_before(row: Row) -> Failure | None:

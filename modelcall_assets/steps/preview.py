@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -14,7 +13,7 @@ import orjson
 from modelcall_assets.config.spec import RAW, SCORES
 from modelcall_assets.journal.journal import Address
 from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.outcome import Dropped, Failure
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.replay import Asked
@@ -22,9 +21,7 @@ from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.transforms.tokens import count_tokens
-from modelcall_assets.transforms.universal import Dropped
 
 SAMPLE_ROWS = 50
 MESSAGE_TOKENS = 4
@@ -43,11 +40,8 @@ class FilePlan:
 
 def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
     """The first `rows` rows, as the first stage that asks or rates gets them."""
-    for index, item in enumerate(islice(read_rows(file.place, steps.reading), rows)):
-        if isinstance(item, BadLine):
-            yield bad_line(item)
-        else:
-            yield steps.prepared(item, file, record_id(item, index, file.key_path))
+    for identity, item in steps.first_items(file, rows):
+        yield bad_line(item) if isinstance(item, BadLine) else steps.prepared(item, file, identity)
 
 
 def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:

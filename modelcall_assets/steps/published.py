@@ -25,8 +25,9 @@ from modelcall_assets.storage.files import list_files, matches
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
+from modelcall_assets.storage.pieces import Chunk, read_chunks
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Chunk, read_chunks, read_rows, record_id
+from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.storage.schema import schema_from_json
 
 CHUNK_ROWS = 1000

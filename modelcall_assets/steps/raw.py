@@ -1,14 +1,16 @@
-"""raw: what an input file is. Its content hash, its rows, its schema and its mistakes."""
+"""raw: what an input file, or a group of them, is: content hash, rows, schema and mistakes."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypedDict
 
 import pyarrow as pa
 
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.seen import Seen
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
@@ -24,12 +26,24 @@ SHOWN_DUPLICATES = 5
 MOST_COLUMNS = 10_000
 
 
+class Member(TypedDict):
+    """A file of a partition, as manifests have it. `name` is its path in the input folder."""
+
+    name: str
+    uri: str
+    digest: str
+    rows: int
+    size: int
+    whole: bool
+    """One record as a whole: what no data file is."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawReport:
     """`rows` counts bad lines and leaves out blank ones; `first_bad` says where and why."""
 
-    info: FileInfo
-    format: Format
+    members: tuple[Member, ...]
+    formats: tuple[Format, ...]
     digest: str
     data_version: str
     rows: int
@@ -53,13 +67,29 @@ class RawReport:
         return found
 
 
-def read_raw(file: FileInfo, limit: int | None = None, reading: Reading = OURS) -> RawReport:
-    """Look at the whole file once, at its first `limit` rows only if given (the digest is always of
-    the whole). InputError when it cannot be read, or has a bad line and `reading` refuses those."""
-    format_ = format_of(file.place)
-    if format_.has_columns:
-        return _look_at_columns(file, format_, limit, reading)
-    return _look_at_lines(file, format_, limit, reading)
+def read_raw(*files: FileInfo, limit: int | None = None, reading: Reading = OURS) -> RawReport:
+    """Look at the whole of each file once, at the first `limit` rows of all only if given (digests
+    are always of the whole). What is no data file counts as one record. InputError when one cannot
+    be read, or has a bad line and `reading` refuses those."""
+    findings = _Findings()
+    members = tuple(_look_at(file, limit, reading, findings) for file in files)
+    digests = [member["digest"] for member in members]
+    together = f"sha256:{hashlib.sha256(repr(digests).encode()).hexdigest()}"
+    digest = digests[0] if len(digests) == 1 else together
+    return RawReport(
+        members=members,
+        formats=tuple(findings.formats),
+        digest=digest,
+        data_version=digest if limit is None else f"{digest}|limit={limit}",
+        rows=findings.rows,
+        blank_lines=findings.blank_lines,
+        bad_lines=findings.bad_lines,
+        first_bad=findings.first_bad,
+        duplicate_ids=findings.duplicate_ids,
+        first_duplicates=tuple(findings.first_duplicates),
+        schema=findings.schema(),
+        sample=findings.sample,
+    )
 
 
 @dataclass
@@ -74,6 +104,9 @@ class _Findings:
     first_duplicates: list[str] = field(default_factory=list)
     sample: list[Row] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
+    formats: dict[Format, None] = field(default_factory=dict)
+    inference: SchemaInference = field(default_factory=SchemaInference)
+    columns: list[pa.Schema] = field(default_factory=list)
 
     def add_line(self, item: Row | BadLine | None) -> Row | None:
         """Count what a line turned out to be; give it back if it is a row."""
@@ -90,6 +123,14 @@ class _Findings:
         self.add_id(own_id(item))
         return item
 
+    def add_document(self, file: FileInfo, limit: int | None) -> None:
+        self.formats[Format.WHOLE] = None
+        if self.rows == limit:
+            return
+        self.rows += 1
+        if len(self.sample) < SAMPLE_ROWS:
+            self.sample.append({"path": file.key_path, "bytes": file.size})
+
     def add_id(self, own: str | None) -> None:
         if own is None or self.seen.is_new(own):
             return
@@ -97,29 +138,42 @@ class _Findings:
         if len(self.first_duplicates) < SHOWN_DUPLICATES:
             self.first_duplicates.append(own)
 
-    def report(
-        self, file: FileInfo, format_: Format, digest: str, limit: int | None, schema: pa.Schema
-    ) -> RawReport:
-        return RawReport(
-            info=file,
-            format=format_,
-            digest=digest,
-            data_version=digest if limit is None else f"{digest}|limit={limit}",
-            rows=self.rows,
-            blank_lines=self.blank_lines,
-            bad_lines=self.bad_lines,
-            first_bad=self.first_bad,
-            duplicate_ids=self.duplicate_ids,
-            first_duplicates=tuple(self.first_duplicates),
-            schema=schema,
-            sample=self.sample,
-        )
+    def schema(self) -> pa.Schema:
+        """That of the one file of columns, else the columns of all files."""
+        if self.columns and not len(self.inference):
+            first = self.columns[0]
+            if all(first.equals(other, check_metadata=True) for other in self.columns):
+                return first
+        for schema in self.columns:
+            self.inference.add_types(schema)
+        return self.inference.schema()
+
+
+def _look_at(file: FileInfo, limit: int | None, reading: Reading, findings: _Findings) -> Member:
+    before = findings.rows
+    is_whole = not is_data_file(file.place.name)
+    if is_whole:
+        digest = file_digest(file.place)
+        findings.add_document(file, limit)
+    else:
+        format_ = format_of(file.place)
+        findings.formats[format_] = None
+        look = _look_at_columns if format_.has_columns else _look_at_lines
+        digest = look(file, format_, limit, reading, findings)
+    return Member(
+        name=file.key_path,
+        uri=file.uri,
+        digest=digest,
+        rows=findings.rows - before,
+        size=file.size,
+        whole=is_whole,
+    )
 
 
 def _look_at_lines(
-    file: FileInfo, format_: Format, limit: int | None, reading: Reading
-) -> RawReport:
-    content, findings, inference = hashlib.sha256(), _Findings(), SchemaInference()
+    file: FileInfo, format_: Format, limit: int | None, reading: Reading, findings: _Findings
+) -> str:
+    content, inference = hashlib.sha256(), findings.inference
     parse = line_parser(parse_line, file.place, reading)
     with open_lines(file.place, format_, reading, content) as lines:
         for number, line in enumerate(lines, 1):
@@ -131,17 +185,16 @@ def _look_at_lines(
             if len(inference) > MOST_COLUMNS:
                 what = f"more than {MOST_COLUMNS:,} different keys up to line {number:,}"
                 raise InputError(f"{file.place}: {what}; put them into one column, as an object")
-    digest = f"sha256:{content.hexdigest()}"
-    return findings.report(file, format_, digest, limit, inference.schema())
+    return f"sha256:{content.hexdigest()}"
 
 
 def _look_at_columns(
-    file: FileInfo, format_: Format, limit: int | None, reading: Reading
-) -> RawReport:
-    findings = _Findings()
+    file: FileInfo, format_: Format, limit: int | None, reading: Reading, findings: _Findings
+) -> str:
+    before = findings.rows
     with open_columns(file.place, format_) as columns:
-        schema = columns.schema
-        names = [name for name in ID_COLUMNS if name in schema.names]
+        findings.columns.append(columns.schema)
+        names = [name for name in ID_COLUMNS if name in columns.schema.names]
         for batch in columns.batches(MOST_ROWS, names):
             if findings.rows == limit:
                 break
@@ -149,6 +202,7 @@ def _look_at_columns(
             for item in rows_of(batch.select(names), findings.rows) if names else ():
                 findings.add_id(own_id(item) if isinstance(item, dict) else None)
             findings.rows += batch.num_rows
-    first = islice(read_rows(file.place, reading, SAMPLE_ROWS), min(SAMPLE_ROWS, findings.rows))
-    findings.sample = [sample_row(item) for item in first if isinstance(item, dict)]
-    return findings.report(file, format_, file_digest(file.place), limit, schema)
+    wanted = min(SAMPLE_ROWS - len(findings.sample), findings.rows - before)
+    first = islice(read_rows(file.place, reading, SAMPLE_ROWS), wanted)
+    findings.sample += [sample_row(item) for item in first if isinstance(item, dict)]
+    return file_digest(file.place)

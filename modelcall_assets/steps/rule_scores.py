@@ -15,7 +15,7 @@ from modelcall_assets.grading.scorer import (
     declared_fields,
     grade,
     load_scorer,
-    source_digest,
+    scorer_digest,
 )
 from modelcall_assets.grading.values import types_of
 from modelcall_assets.llm.answer import Usage
@@ -41,7 +41,7 @@ class RuleStage:
 
     def version(self) -> str:
         """Changes with the scorer's name and with its module's source."""
-        return f"{self.path}@{source_digest(self.path, self.root, self.task_file)}"
+        return f"{self.path}@{scorer_digest(self.path, self.root, self.task_file)}"
 
     def scorer(self) -> Scorer:
         """A new one where the task names a class. SetupError when it cannot be made."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pyarrow as pa
 
 from modelcall_assets.config.spec import PREPROCESSED, RAW, RESPONSES, SCORES, TaskSpec
 from modelcall_assets.config.task import ScoringTask
@@ -16,29 +22,35 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.outcome import Dropped, Failure
+from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.audit import ScoresAudit, audit_scores
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.duplicates import Duplicates
 from modelcall_assets.steps.engine import engine_of
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.preprocess import (
-    PROCESS_ERRORS,
-    PreprocessReport,
-    options_of,
-    preprocess_file,
-)
+from modelcall_assets.steps.members import as_one, grouped, version_of
+from modelcall_assets.steps.old_stat import write_old_stat
+from modelcall_assets.steps.piece_work import PieceWork
+from modelcall_assets.steps.preprocess import PreprocessReport, failure_before, preprocess
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.rule_scores import RuleStage
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
-from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.files import list_page, stat_file
+from modelcall_assets.steps.source import Part, Source
+from modelcall_assets.storage.files import (
+    list_files,
+    list_inputs,
+    list_page,
+    matches,
+    stat_file,
+)
 from modelcall_assets.storage.formats import OURS, Format, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
@@ -49,12 +61,13 @@ from modelcall_assets.storage.manifest import (
 )
 from modelcall_assets.storage.parquet import check_writable
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
-from modelcall_assets.transforms.universal import Dropped, UniversalOptions, process
+from modelcall_assets.transforms.preprocessor import Grouping
 
 FILES, GROUPS = "files", "groups"
 """The sets of partition keys that a task may have."""
-WARNINGS = "warnings"
+WARNINGS, MEMBERS = "warnings", "members"
 """In the detail of a `raw` manifest."""
 
 
@@ -114,15 +127,16 @@ class TaskSteps:
 
     def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         """A row of an input file as the first stage that asks, or rates, gets it."""
-        if PREPROCESSED not in self.stages:
+        if self.recipe is None:
             return row
-        try:
-            return process(row, self.universal_options, identity)
-        except PROCESS_ERRORS as error:
-            return Failure(Reason.PREPROCESS_ERROR, f"{type(error).__name__}: {error}")
+        made = PieceWork(self.recipe, pa.schema([]), self.reading).made(row, identity)
+        return made if isinstance(made, Dropped) else (failure_before(made) or made)
 
-    def check_rater(self) -> None:
-        """SetupError when the endpoint has no key or address, or the scorer cannot be made."""
+    def check_ready(self) -> None:
+        """SetupError when the endpoint has no key or address, the scorer cannot be made, or rows
+        cannot be preprocessed."""
+        if self.recipe is not None:
+            self.recipe.check()
         if self.rule_stage is not None:
             self.rule_stage.scorer()
         else:
@@ -139,22 +153,91 @@ class TaskSteps:
         return Upstream(self, self.stages[position - 1]) if position else None
 
     def inputs(self) -> list[FileInfo]:
-        """The input files in order, after the task's own caps.
+        """The input files in order, after the task's own caps; a partition of several is one here.
 
         Raises SetupError when two of them would have one output, InputError when the folder is
         missing.
         """
+        if self.grouping is not None:
+            return self._grouped_inputs()
         return self.input_page("", None)[0][: self.spec.task.max_files]
 
     def input_page(self, after: str, most: int | None) -> tuple[list[FileInfo], str]:
         """`inputs` behind a path, without the caps, about `most` at a time where the store can list
         so; and the path where the next page begins, empty at the end."""
-        task, layout = self.spec.task, self.layout
-        preprocess = task.preprocess if isinstance(task, ScoringTask) else None
-        pattern = preprocess.file_pattern if preprocess and preprocess.enabled else "*"
-        files, last = list_page(layout.folder(RAW), pattern, layout.own_folders, after, most)
+        if self.grouping is not None:
+            return self._grouped_inputs(), ""
+        folder, own = self.layout.folder(RAW), self.layout.own_folders
+        files, last = list_page(folder, self._pattern, own, after, most)
         self._refuse_shared_outputs(files)
         return files, last
+
+    def all_keys(self) -> set[str]:
+        """Of everything in the input folder, whatever the task takes of it."""
+        if self.grouping is not None:
+            return {encode_key(name) for name in self._groups(None)}
+        return {encode_key(file.key_path) for file in list_inputs(self.layout.folder(RAW))}
+
+    def members(self, key: str) -> list[FileInfo]:
+        """The files of a partition; InputError when they are gone."""
+        name = decode_key(key)
+        if self.grouping is None:
+            return [replace(stat_file(self.layout.input_place(key)), key_path=key)]
+        groups = self._groups(self.spec.task.max_files)
+        if name not in groups:
+            raise InputError(f"{self.spec.input_folder}: there is no file for '{name}' any more")
+        return groups[name]
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """How rows are preprocessed, if they are."""
+        task = self.spec.task
+        if not isinstance(task, ScoringTask) or not task.preprocess.enabled:
+            return None
+        return Recipe(task.preprocess, self.spec.root, self.spec.file_name)
+
+    @cached_property
+    def grouping(self) -> Grouping | None:
+        """What makes partitions of several files; SetupError when the user's cannot be had."""
+        preprocessor = self.recipe and self.recipe.preprocessor()
+        return preprocessor if isinstance(preprocessor, Grouping) else None
+
+    @property
+    def _pattern(self) -> str:
+        return self.recipe.config.file_pattern if self.recipe else "*"
+
+    def _groups(self, most: int | None) -> dict[str, list[FileInfo]]:
+        assert self.grouping is not None
+        folder = self.layout.folder(RAW)
+        own = [f"{place}/" for place in self.layout.own_folders]
+        files = [
+            file
+            for file in list_files(folder)
+            if matches(file.key_path, self._pattern) and not file.uri.startswith((*own,))
+        ]
+        try:
+            return grouped(self.grouping, files, most)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+
+    def _grouped_inputs(self) -> list[FileInfo]:
+        groups = self._groups(self.spec.task.max_files)
+        files = [as_one(name, members) for name, members in groups.items()]
+        self._refuse_shared_outputs(files)
+        return files
+
+    def first_items(self, file: FileInfo, rows: int) -> Iterator[tuple[str, Row | BadLine]]:
+        """The first rows of an input file, each with the id that it gets without one of its own."""
+        if self.grouping is None:
+            items = islice(read_rows(file.place, self.reading), rows)
+            for index, item in enumerate(items):
+                yield record_id(item, index, file.key_path), item
+            return
+        members = self.members(encode_key(file.key_path))
+        parts = tuple(Part.of(member) for member in members)
+        for name, piece in Source(parts, pa.schema([]), rows, rows, self.reading).pieces(rows):
+            for place, item in enumerate(piece.chunk(pa.schema([]), self.reading).items):
+                yield record_id(item, piece.start + place, name), item
 
     def partitions(self, stage: str) -> str:
         """The set of keys that a stage has."""
@@ -175,12 +258,15 @@ class TaskSteps:
         file of columns without rows is taken at its word.
         """
         self.layout.check_name(key)
-        place = self.layout.input_place(key)
-        report = read_raw(stat_file(place), self.row_limit, self.reading)
-        if not report.rows and not report.format.has_columns:
+        files = self.members(key)
+        report = read_raw(*files, limit=self.row_limit, reading=self.reading)
+        place = files[0].place
+        if not report.rows and not any(kind.has_columns for kind in report.formats):
             raise InputError(f"{place}: there is no line in this file; fill it or take it away")
-        if report.format is Format.ARROW and isinstance(self.spec.task, ScoringTask):
+        if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
+        is_file = len(files) == 1 and not report.members[0]["whole"]
+        whole = files[0] if is_file else as_one(decode_key(key), files)
         manifest = Manifest(
             stage=RAW,
             accepted=True,
@@ -189,16 +275,17 @@ class TaskSteps:
             ok=report.rows - report.bad_lines,
             failed=report.bad_lines,
             input=InputFingerprint(
-                uri=str(place),
+                uri=str(place) if len(files) == 1 else f"{self.spec.input_folder}/{whole.key_path}",
                 digest=report.digest,
-                size=report.info.size,
-                version=report.info.version,
+                size=whole.size,
+                version=whole.version,
             ),
             schema=readable_schema(report.schema),
             detail={
                 "schema": schema_to_json(report.schema),
-                "format": report.format,
+                "format": ", ".join(report.formats),
                 WARNINGS: report.warnings(),
+                **({} if is_file else {MEMBERS: list(report.members)}),
             },
         )
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
@@ -206,21 +293,27 @@ class TaskSteps:
 
     def count_rows(self, file: FileInfo) -> int:
         """Of an input file that raw has not looked at."""
-        return read_raw(file, self.row_limit, self.reading).rows
+        files = self.members(encode_key(file.key_path)) if self.grouping else [file]
+        return read_raw(*files, limit=self.row_limit, reading=self.reading).rows
 
     def input_version(self, key: str) -> str:
         """Of an input file as it is now; InputError when it is gone."""
-        return stat_file(self.layout.input_place(key)).version
+        files = self.members(key)
+        return files[0].version if self.grouping is None else version_of(files)
 
     def members_changed(self, key: str) -> bool:
         """Whether a group was made of other content than its members have now."""
         raise NotImplementedError("only a task that merges has groups")
 
     def preprocessed(self, key: str) -> PreprocessReport:
-        """Clean, filter and truncate an input file."""
-        source = self.source(PREPROCESSED, key)
-        with Draft(self.layout, PREPROCESSED, key) as draft:
-            report = preprocess_file(source, self.universal_options, draft.out)
+        """Preprocess an input file."""
+        assert self.recipe is not None
+        self.recipe.check()
+        raw, source = Upstream(self, RAW), self.source(PREPROCESSED, key)
+        processes = min(self.recipe.config.num_proc, os.cpu_count() or 1)
+        began = time.time()
+        with Draft(self.layout, PREPROCESSED, key) as draft, self._seen_before(key) as seen:
+            report = preprocess(source, self.recipe, draft.out, seen=seen, processes=processes)
             source.verify()
             manifest = Manifest(
                 stage=PREPROCESSED,
@@ -229,13 +322,24 @@ class TaskSteps:
                 rows=report.rows_out,
                 ok=report.rows_out - report.failed,
                 failed=report.failed,
-                dropped=sum(report.dropped.values()),
-                input=source.fingerprint(),
+                dropped=report.dropped.total(),
+                input=raw.need(key).input,
                 schema=readable_schema(report.schema),
                 detail={"schema": schema_to_json(report.schema)},
             )
             draft.publish(manifest)
+        write_old_stat(self.recipe, self.layout, key, source, report, began)
         return report
+
+    @contextmanager
+    def _seen_before(self, key: str) -> Iterator[Duplicates | None]:
+        assert self.recipe is not None
+        wanted = self.recipe.config.dedup
+        if not wanted.exact and wanted.near is None:
+            yield None
+            return
+        with Duplicates(self.layout.duplicates_path, key, uuid4().hex, wanted.near) as seen:
+            yield seen
 
     async def scores(
         self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
@@ -345,19 +449,22 @@ class TaskSteps:
         assert upstream is not None
         manifest = upstream.need(key)
         return Source(
-            name=key,
-            place=upstream.place(manifest),
-            digest=digest_of(manifest),
+            parts=self._parts(upstream, key, manifest),
             schema=schema_from_json(manifest.detail["schema"]),
             rows=manifest.rows,
             limit=self._row_limit_after(upstream),
             reading=self.reading_after(upstream),
         )
 
-    @cached_property
-    def universal_options(self) -> UniversalOptions:
-        assert isinstance(self.spec.task, ScoringTask)
-        return options_of(self.spec.task.preprocess)
+    def _parts(self, upstream: Upstream, key: str, manifest: Manifest) -> tuple[Part, ...]:
+        members = manifest.detail.get(MEMBERS) if upstream.stage == RAW else None
+        if members is None:
+            return (Part(key, upstream.place(manifest), digest_of(manifest)),)
+        place = self.layout.place
+        return tuple(
+            Part(each["name"], place(each["uri"]), each["digest"], each["size"], each["whole"])
+            for each in members
+        )
 
     @property
     def reading(self) -> Reading:
@@ -381,7 +488,8 @@ class TaskSteps:
         if stage == RAW:
             return {"limit": self.row_limit}
         if stage == PREPROCESSED:
-            return asdict(self.universal_options)
+            assert self.recipe is not None
+            return self.recipe.version()
         return {"score": (self.rule_stage or self.score_stage).version()}
 
     @property

@@ -34,6 +34,8 @@ class Format(StrEnum):
     ZSTD = "JSON lines in zstd"
     PARQUET = "Parquet"
     ARROW = "Arrow"
+    WHOLE = "whole files"
+    """Each one record; what no data file is."""
 
     @property
     def has_columns(self) -> bool:

@@ -1,80 +1,32 @@
-"""Input files as a stream of chunks: row by row for Python, column by column for Arrow."""
+"""The rows of input files one by one, their ids, and how they are shown."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, repeat
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.columns import open_columns, rows_of
-from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, open_lines
-from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, parse_line, refuse
+from modelcall_assets.storage.formats import OURS, Reading, format_of, open_lines
+from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, refuse
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import is_json_text
 
 GIVEN_ID = "api_record_id"
-CHUNK_BYTES = 32 << 20
 ID_COLUMNS = ("id", "uid")
 SHOWN_LEVELS = 20
-_CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive records of one file. `start` is the index of the first; a bad line counts."""
-
-    start: int
-    items: Sequence[Row | BadLine]
-    schema: pa.Schema
-    batch: pa.RecordBatch | None = None
-    """What a file of columns holds of these rows."""
-
-    def to_arrow(self) -> pa.RecordBatch:
-        """One row per item, a bad line as nulls. InputChanged when one does not fit `schema`."""
-        if self.batch is not None:
-            return self.batch
-        rows = [{} if isinstance(item, BadLine) else item for item in self.items]
-        try:
-            columns = [
-                _column(field, [row.get(field.name) for row in rows]) for field in self.schema
-            ]
-        except (pa.ArrowException, OverflowError) as error:
-            raise InputChanged(f"near row {self.start}: {error}: the file {_CHANGED}") from error
-        if not columns:
-            return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
-
-
-def read_chunks(
-    place: Place,
-    schema: pa.Schema,
-    limit: int | None = None,
-    chunk_rows: int = 1000,
-    reading: Reading = OURS,
-) -> Iterator[Chunk]:
-    """Stream the first `limit` records of a file of any format, in order, blank lines left out.
-
-    A chunk has at most `chunk_rows` rows and about 32 MiB of text. InputError when the file cannot
-    be read, or has a bad line and `reading` refuses those; InputChanged when a file of columns does
-    not have `schema`.
-    """
-    format_ = format_of(place)
-    read = _column_chunks if format_.has_columns else _line_chunks
-    return read(place, format_, reading, schema, limit, chunk_rows)
 
 
 def read_rows(
     place: Place, reading: Reading = OURS, chunk_rows: int = 1000
 ) -> Iterator[Row | BadLine]:
     """Stream the rows of a file of any format, in order, blank lines left out. A row may be nested
-    deeper than orjson writes. InputError as for `read_chunks`."""
+    deeper than orjson writes. InputError when the file
+    cannot be read, or has a bad line and `reading` refuses those."""
     items = read_items(place, reading, chunk_rows)
     return (item for item, _ in items if item is not None)
 
@@ -88,7 +40,7 @@ def read_items(
         start = 0
         with open_columns(place, format_) as columns:
             for batch in columns.batches(chunk_rows, None):
-                yield from zip(_rows(batch, start, place, reading), repeat(None))
+                yield from zip(plain_rows(batch, start, place, reading), repeat(None))
                 start += batch.num_rows
         return
     with open_lines(place, format_, reading) as file:
@@ -124,69 +76,16 @@ def sample_row(row: Row) -> Row:
     return {name: _shown(value, SHOWN_LEVELS) for name, value in row.items()}
 
 
-def _line_chunks(
-    place: Place,
-    format_: Format,
-    reading: Reading,
-    schema: pa.Schema,
-    limit: int | None,
-    chunk_rows: int,
-) -> Iterator[Chunk]:
-    start, size = 0, 0
-    items: list[Row | BadLine] = []
-    with open_lines(place, format_, reading) as file:
-        parse = line_parser(parse_line, place, reading)
-        lines = ((line, parse(line, number)) for number, line in enumerate(file, 1))
-        records = ((line, item) for line, item in lines if item is not None)
-        for line, item in islice(records, limit):
-            items.append(item)
-            size += len(line)
-            if len(items) >= chunk_rows or size >= CHUNK_BYTES:
-                yield Chunk(start, items, schema)
-                start, size, items = start + len(items), 0, []
-    if items:
-        yield Chunk(start, items, schema)
-
-
-def _column_chunks(
-    place: Place,
-    format_: Format,
-    reading: Reading,
-    schema: pa.Schema,
-    limit: int | None,
-    chunk_rows: int,
-) -> Iterator[Chunk]:
-    start = 0
-    with open_columns(place, format_) as columns:
-        if not columns.schema.equals(schema):
-            raise InputChanged(f"{place} {_CHANGED}")
-        for batch in columns.batches(chunk_rows, None):
-            batch = batch.slice(0, None if limit is None else limit - start)
-            if limit is not None and not batch.num_rows:
-                return
-            items = _rows(batch, start, place, reading)
-            yield Chunk(start, items, schema, _without_bad(batch, items))
-            start += batch.num_rows
-
-
-def _rows(batch: pa.RecordBatch, start: int, place: Place, reading: Reading) -> list[Row | BadLine]:
+def plain_rows(
+    batch: pa.RecordBatch, start: int, place: Place, reading: Reading
+) -> list[Row | BadLine]:
+    """What `rows_of` gives; InputError for a bad one if `reading` refuses those."""
     items = rows_of(batch, start)
     if reading.on_bad_line == "fail":
         for item in items:
             if isinstance(item, BadLine):
                 refuse(place, item)
     return items
-
-
-def _without_bad(batch: pa.RecordBatch, items: Sequence[Row | BadLine]) -> pa.RecordBatch:
-    kept = [None if isinstance(item, BadLine) else at for at, item in enumerate(items)]
-    return batch.take(pa.array(kept, pa.int64())) if None in kept else batch
-
-
-def _column(field: pa.Field, values: list[Any]) -> pa.Array:
-    if is_json_text(field):
-        values = [None if value is None else orjson.dumps(value).decode() for value in values]
-    return pa.array(values, type=field.type)
 
 
 def _hashed(content: bytes, index: int, source: str) -> str:

@@ -51,6 +51,14 @@ class SchemaInference:
         if len(self._waiting) >= BATCH_ROWS or self._waiting_bytes >= BATCH_BYTES:
             self._look()
 
+    def add_types(self, schema: pa.Schema) -> None:
+        """The columns of a file that has types already."""
+        self._look()
+        for field in schema:
+            known = self._types.setdefault(field.name, pa.null())
+            if known is not None:
+                self._types[field.name] = _united(known, field)
+
     def schema(self) -> pa.Schema:
         self._look()
         return pa.schema([_field(name, kind) for name, kind in self._types.items()])
@@ -114,6 +122,16 @@ def _unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return one
     schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _united(known: pa.DataType, field: pa.Field) -> pa.DataType | None:
+    """The type that holds both; None when only JSON text does."""
+    if is_json_text(field):
+        return None
+    try:
+        return _unify(known, field.type)
+    except pa.ArrowException:
+        return None
 
 
 def _field(name: str, kind: pa.DataType | None) -> pa.Field:

@@ -11,9 +11,8 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import Row
-from modelcall_assets.transforms.universal import Dropped
 
 Message = dict[str, Any]
 

@@ -1,64 +1,225 @@
-"""Exact token budgets. The vocabularies ship with bpe-openai: nothing is downloaded.
+"""Exact token budgets for the encodings of `bpe_openai`, whose vocabularies ship with it, and for
+any Hugging Face `tokenizer.json`.
 
-Its low-level tokenizer is used: it takes text of any length, and the text of a special token
-(`<|endoftext|>`) is plain text to it.
+The text of a special token (`<|endoftext|>`) is plain text.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
+from abc import ABC, abstractmethod
+from codecs import utf_8_decode
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from bpe_openai._bindings import PyTokenizer
 
 DEFAULT_ENCODING = "o200k_base"
-_CHARS_PER_TOKEN = 4
+ENCODINGS = (DEFAULT_ENCODING, "cl100k_base")
+"""Not voyage3_base: it normalises, so that its tokens do not spell the text."""
+
+_CHUNK = 2048
+"""Characters."""
+_REACH = 1000
+"""Characters after a chunk in which a boundary is looked for."""
+_MARGIN = 64
+"""Tokens. A cut at any place may change so many of the tokens before it, and rarely more than a
+few."""
+_BOUNDARY = re.compile(
+    r"\S(?= )"
+    r"|\n(?=[^\s/])"
+    r"|[A-Za-z](?=[0-9])"
+    r"|[0-9A-Za-zぁ-ゖァ-ヺ一-龥](?=[!-&(-/:-@\[-`{-~、。，：；！？])"
+)
+"""Each match ends where the patterns of ENCODINGS split any text, whatever comes before and after:
+the tokens of the two sides are the tokens of the whole. An apostrophe is no such place (`it's`)."""
 
 
-def count_tokens(text: str, encoding: str = DEFAULT_ENCODING) -> int:
-    return _tokenizer(encoding).count(text)
+class TokenizerError(ValueError):
+    """There is no such tokenizer here; the message says what to do."""
 
 
-def truncate(text: str, max_tokens: int, encoding: str = DEFAULT_ENCODING) -> str:
-    """The longest run of whole tokens from the start of `text` that ends between two characters
-    and, counted anew, is at most `max_tokens` tokens."""
-    if max_tokens <= 0:
-        return ""
-    if len(text) <= max_tokens and len(text.encode()) <= max_tokens:
-        return text  # a token is at least one byte
-    tokenizer = _tokenizer(encoding)
-    head = _over_budget(tokenizer, text, max_tokens)
-    if head is None:
-        return text
-    tokens = tokenizer.encode(head)
-    for size in range(max_tokens, 0, -1):
-        try:
-            prefix = tokenizer.decode(tokens[:size])
-        except ValueError:  # the cut is inside a character
-            continue
-        if tokenizer.count(prefix) <= max_tokens:  # a cut can change how its end is split
-            return prefix
-    return ""
+class Tokenizer(ABC):
+    """Results depend on nothing but the arguments and the vocabulary."""
 
+    @abstractmethod
+    def count(self, text: str) -> int: ...
 
-def _over_budget(tokenizer: PyTokenizer, text: str, max_tokens: int) -> str | None:
-    """A prefix that exceeds the budget, so that the rest need not be tokenised; None when the
-    whole text is within it."""
-    size = max_tokens * _CHARS_PER_TOKEN
-    while size < len(text):
-        head = text[:size]
-        if tokenizer.count_till_limit(head, max_tokens) is None:
-            return head
-        size *= 2
-    return text if tokenizer.count_till_limit(text, max_tokens) is None else None
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """The longest run of whole tokens from the start of `text` that ends between two characters
+        and, counted anew, is at most `max_tokens` tokens."""
+        cut = self._cut(text, max_tokens, whole=True) if max_tokens > 0 else ""
+        assert cut is not None
+        return cut
+
+    def truncate_utf8(self, data: bytes, max_tokens: int) -> str:
+        """`truncate(data.decode(), max_tokens)`. No more is decoded than it takes."""
+        size = 8 * max(max_tokens, 0) + 4 * (_CHUNK + _REACH)
+        while size < len(data):
+            head, _ = utf_8_decode(data[:size], "strict", False)
+            cut = self._cut(head, max_tokens, whole=False) if max_tokens > 0 else ""
+            if cut is not None:
+                return cut
+            size *= 4
+        return self.truncate(data.decode(), max_tokens)
+
+    @abstractmethod
+    def _cut(self, text: str, max_tokens: int, *, whole: bool) -> str | None:
+        """Unless `whole`, `text` is the start of a longer one: None when it is too little to tell
+        how that is truncated."""
 
 
 @cache
-def _tokenizer(encoding: str) -> PyTokenizer:
+def tokenizer(name: str = DEFAULT_ENCODING) -> Tokenizer:
+    """`name` is one of ENCODINGS or the path of a `tokenizer.json`, which is read once per process.
+    TokenizerError."""
+    if name in ENCODINGS:
+        return BpeTokenizer(name)
+    if name.endswith(".json"):
+        return HuggingFaceTokenizer(name)
+    known = ", ".join(ENCODINGS)
+    raise TokenizerError(
+        f"unknown tokenizer {name!r}: expected {known} or a path that ends in .json"
+    )
+
+
+def count_tokens(text: str, encoding: str = DEFAULT_ENCODING) -> int:
+    return tokenizer(encoding).count(text)
+
+
+def truncate(text: str, max_tokens: int, encoding: str = DEFAULT_ENCODING) -> str:
+    return tokenizer(encoding).truncate(text, max_tokens)
+
+
+class BpeTokenizer(Tokenizer):
+    """One of ENCODINGS. A text is counted in chunks of about `chunk` characters that end at a
+    boundary, and only the chunk that exceeds the budget is encoded."""
+
+    def __init__(self, encoding: str, chunk: int = _CHUNK) -> None:
+        self._bpe = _bindings(encoding)
+        self._chunk = chunk
+
+    def count(self, text: str) -> int:
+        return self._bpe.count(text)
+
+    def _cut(self, text: str, max_tokens: int, *, whole: bool) -> str | None:
+        if whole and len(text) <= max_tokens and len(text.encode()) <= max_tokens:
+            return text  # a token is at least one byte
+        start, left, size = 0, max_tokens, self._chunk
+        while whole or start + size + _REACH < len(text):
+            end, margin = _chunk_end(text, start + size)
+            chunk = text[start:end]
+            count = self._bpe.count_till_limit(chunk, left + margin)
+            if count is None:
+                return text[: start + self._length_within(chunk, left)]
+            if end == len(text):
+                return text
+            if margin:
+                size *= 2
+            else:
+                start, left, size = end, left - count, self._chunk
+        return None
+
+    def _length_within(self, text: str, max_tokens: int) -> int:
+        """The length of the prefix of `text`, which exceeds the budget, that is within it."""
+        tokens = self._bpe.encode(text)
+        for size in range(max_tokens, 0, -1):
+            try:
+                prefix = self._bpe.decode(tokens[:size])
+            except ValueError:  # the cut is inside a character
+                continue
+            if self._bpe.count(prefix) <= max_tokens:  # a cut can change how its end is split
+                return len(prefix)
+        return 0
+
+
+def _chunk_end(text: str, after: int) -> tuple[int, int]:
+    """Where a chunk of at least `after` characters ends, and by how many tokens it must exceed a
+    budget for the tokens within the budget to be those of the whole text."""
+    if after + _REACH >= len(text):
+        return len(text), 0
+    boundary = _BOUNDARY.search(text, after, after + _REACH)
+    return (boundary.end(), 0) if boundary else (after, _MARGIN)
+
+
+@cache
+def _bindings(encoding: str) -> PyTokenizer:
     with warnings.catch_warnings():  # its import opens resources in a deprecated way
         warnings.simplefilter("ignore", DeprecationWarning)
         from bpe_openai._bindings import tokenizer_for_encoding
 
     return tokenizer_for_encoding(encoding)
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json` of the `tokenizers` package."""
+
+    def __init__(self, path: str) -> None:
+        self._tokenizer = _read_json(path)
+
+    def count(self, text: str) -> int:
+        return len(self._offsets(text))
+
+    def _cut(self, text: str, max_tokens: int, *, whole: bool) -> str | None:
+        size = _CHUNK
+        while whole or size < len(text):
+            head = text[:size]
+            offsets = self._offsets(head)
+            if len(offsets) > max_tokens + (_MARGIN if size < len(text) else 0):
+                return self._within(head, offsets, max_tokens)
+            if size >= len(text):
+                return text
+            tokens_wanted = 1.1 * (max_tokens + _MARGIN)
+            size = _CHUNK + int(size * tokens_wanted / max(len(offsets), 1))
+        return None
+
+    def _within(self, text: str, offsets: Sequence[tuple[int, int]], max_tokens: int) -> str:
+        """The prefix of `text`, which exceeds the budget, that is within it."""
+        for size in range(max_tokens, 0, -1):
+            end = offsets[size - 1][1]
+            inside_a_character = offsets[size][0] < end
+            if not inside_a_character and self.count(text[:end]) <= max_tokens:
+                return text[:end]
+        return ""
+
+    def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
+        """The start and end of each token in `text`."""
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+class _HuggingFaceEncoding(Protocol):
+    offsets: list[tuple[int, int]]
+
+
+class _HuggingFaceTokenizer(Protocol):
+    encode_special_tokens: bool
+    model: Any
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> _HuggingFaceEncoding: ...
+    def no_padding(self) -> None: ...
+    def no_truncation(self) -> None: ...
+
+
+def _read_json(path: str) -> _HuggingFaceTokenizer:
+    try:
+        tokenizers = import_module("tokenizers")
+    except ImportError as error:
+        raise TokenizerError(
+            f"{path}: needs the package tokenizers: pip install 'modelcall-assets[tokenizers]'"
+        ) from error
+    try:
+        read: _HuggingFaceTokenizer = tokenizers.Tokenizer.from_file(path)
+    except Exception as error:  # the package raises no narrower type
+        raise TokenizerError(
+            f"{path}: cannot be read ({error}); expected a Hugging Face tokenizer.json"
+        ) from error
+    read.encode_special_tokens = True
+    read.no_padding()
+    read.no_truncation()
+    if getattr(read.model, "dropout", None):
+        read.model.dropout = None
+    return read

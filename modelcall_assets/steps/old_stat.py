@@ -1,0 +1,64 @@
+"""What the old system left of a preprocessed file, for programs that read it: a stat JSON."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from modelcall_assets.config.spec import PREPROCESSED, RAW
+from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.preprocess import PreprocessReport
+from modelcall_assets.steps.recipe import Recipe
+from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import stat_file, write_bytes
+
+
+def write_old_stat(
+    recipe: Recipe,
+    layout: Layout,
+    key: str,
+    source: Source,
+    report: PreprocessReport,
+    began: float,
+) -> None:
+    """`<stat_folder>/preprocess/<relative path>.json`, or `…/<partition>_combined.json` where that
+    has several files; only where the task asks for it. Names are spelt as they were."""
+    folder = recipe.config.stat_folder
+    if folder is None:
+        return
+    name = decode_key(key)
+    is_group = len(source.parts) > 1 or any(part.is_document for part in source.parts)
+    file = f"{name}_combined.json" if is_group else f"{name}.json"
+    place = layout.place(layout.spec.resolved(folder)) / "preprocess" / file
+    output = stat_file(layout.output_path(PREPROCESSED, key))
+    ended = time.time()
+    stat: dict[str, Any] = {
+        "prompt_conf": {},
+        "model_conf": {},
+        "rating_times": 0,
+        "voting_status": False,
+        "raw_file_path": str(layout.folder(RAW) / name),
+        "formatted_file_path": output.uri,
+        "taged_file_paths": [],
+        "voting_file_path": "",
+        "n_sample": report.rows_out,
+        "processing_complete": True,
+        "start_time": _as_iso(began),
+        "end_time": _as_iso(ended),
+        "processing_time_seconds": round(ended - began, 3),
+        "max_tokens": recipe.config.max_tokens,
+        "output_file_exists": True,
+        "output_file_size_bytes": output.size,
+        "input_file_size_bytes": sum(stat_file(part.place).size for part in source.parts),
+    }
+    if is_group:
+        stat |= {"language": name, "num_xml_files": len(source.parts)}
+    write_bytes(place, orjson.dumps(stat, option=orjson.OPT_INDENT_2))
+
+
+def _as_iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat()

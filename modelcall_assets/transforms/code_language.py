@@ -1,0 +1,63 @@
+"""The programming language of a file: by its name, and by its content where that says nothing."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from magika import Magika
+
+_SUFFIX = re.compile(r"(?<=[^./\\])\.[^./\\]+$")
+_USUAL = {
+    "a.ipynb": "Jupyter Notebook",
+    "a.pl": "Perl",
+    "a.r": "R",
+    "a.sql": "SQL",
+    "a.v": "Verilog",
+}
+"""Where Pygments does not know the suffix, or takes it for a rare language's."""
+_HEAD_CHARS = 64_000
+"""Of a text: more does not tell more."""
+
+
+class LanguageError(ValueError):
+    """Content cannot be looked at: the package for it is missing."""
+
+
+def language_of_name(path: str) -> str | None:
+    """`src/main.rs` → `Rust`, `Makefile` → `Makefile`; None when the name says nothing. Names are
+    those of Pygments."""
+    name = re.split(r"[/\\]", path)[-1]
+    suffix = _SUFFIX.search(name)
+    return (suffix and _looked_up(f"a{suffix.group().lower()}")) or _looked_up(name)
+
+
+def language_of_content(text: str) -> str | None:
+    """As Magika names it; None when that does not take it for code. LanguageError."""
+    if not text.strip():
+        return None
+    found = _magika().identify_bytes(text[:_HEAD_CHARS].encode("utf-8", "replace")).output
+    return found.description.removesuffix(" source") if found.group == "code" else None
+
+
+@cache
+def _looked_up(name: str) -> str | None:
+    if name in _USUAL:
+        return _USUAL[name]
+    from pygments.lexers import find_lexer_class_for_filename
+
+    lexer = find_lexer_class_for_filename(name)
+    return lexer.name if lexer is not None and lexer.name != "Text only" else None
+
+
+@cache
+def _magika() -> Magika:
+    try:
+        from magika import Magika
+    except ImportError as error:
+        raise LanguageError(
+            "the package magika is not installed; pip install 'modelcall-assets[code-language]'"
+        ) from error
+    return Magika()
