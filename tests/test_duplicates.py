@@ -435,6 +435,15 @@ OTHER_CHINESE = (
 )
 
 
+def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    near_duplicates._minhash.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    for use in (lambda: signature("some text"), lambda: Duplicates(path, "a", "run", 0.8)):
+        with pytest.raises(NearDuplicatesError, match=r"modelcall-assets\[near-dedup\]"):
+            use()
+    assert work(path, "a", [1]) == [None], "exact ones need nothing"
+
+
 class TestSignatures:
     @pytest.fixture(autouse=True)
     def _rensa(self) -> None:
@@ -492,14 +501,6 @@ class TestSignatures:
         far = sum(meet(one, mixed(one, threshold - 0.4, chance), threshold) for _ in range(200))
         assert close > 180
         assert far < 40
-
-    def test_without_the_package(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "rensa", None)
-        near_duplicates._minhash.cache_clear()  # pyright: ignore[reportPrivateUsage]
-        for use in (lambda: signature("some text"), lambda: Duplicates(path, "a", "run", 0.8)):
-            with pytest.raises(NearDuplicatesError, match=r"modelcall-assets\[near-dedup\]"):
-                use()
-        assert work(path, "a", [1]) == [None], "exact ones need nothing"
 
 
 def shingles(words: list[str]) -> set[tuple[str, ...]]:

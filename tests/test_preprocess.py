@@ -129,10 +129,13 @@ class TestProcess:
                 assert made[name] == row[origin.source]
 
 
-def preprocessed(path: Path, limit: int | None = None, **fields: Any) -> PreprocessReport:
+def preprocessed(
+    path: Path, limit: int | None = None, processes: int = 1, **fields: Any
+) -> PreprocessReport:
     """With the fields of a `preprocess` block."""
+    source, recipe = source_of(path, limit), recipe_of(path.parent, **fields)
     with publish(path.with_name("out") / "result.parquet") as out:
-        return preprocess(source_of(path, limit), recipe_of(path.parent, **fields), out)
+        return preprocess(source, recipe, out, processes=processes)
 
 
 def recipe_of(root: Path, **fields: Any) -> Recipe:

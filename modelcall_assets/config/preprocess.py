@@ -13,7 +13,7 @@ from modelcall_assets.config.paths import Folder
 from modelcall_assets.errors import Problem
 
 SCRIPTS = ("universal", "github_raw_code", "repo_xml", "triplet_filter")
-ENCODINGS = ("o200k_base", "cl100k_base", "voyage3_base")
+ENCODINGS = ("o200k_base", "cl100k_base")
 """Vocabularies that come with the program."""
 _UNIVERSAL = ("universal",)
 _OF_LANGUAGES = ("repo_xml", "triplet_filter")

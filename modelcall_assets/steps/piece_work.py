@@ -73,7 +73,8 @@ class Made:
 
 
 class PieceWork:
-    """`schema` is that of the rows it makes, None where only the rows tell."""
+    """`schema` is that of the rows it makes, None where only the rows tell; `added` are the columns
+    that all have."""
 
     def __init__(self, recipe: Recipe, input_schema: pa.Schema, reading: Reading) -> None:
         self._input, self._reading = input_schema, reading
@@ -81,6 +82,7 @@ class PieceWork:
         self._runs_users = recipe.config.is_own or bool(recipe.config.scrub)
         self._raised = RAISED if self._runs_users else _EXPECTED
         self._reads_bytes = getattr(self._preprocessor, "reads_bytes", False)
+        self.added = self._schema({**self._finishing.columns(), ERROR_COLUMN: "string"})
         self._origins = self._columns()
         self.schema = None if self._origins is None else self._schema(self._origins)
 

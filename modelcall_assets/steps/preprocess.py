@@ -68,16 +68,16 @@ def preprocess(
     InputError when it cannot be read, InputChanged when it no longer fits its schema, WorkerDied
     when one of the processes was killed.
     """
-    work = (recipe, source.schema, source.reading)
-    made = map_in_order(PieceWork, work, source.pieces(), processes)
+    arguments = (recipe, source.schema, source.reading)
+    made = map_in_order(PieceWork, arguments, source.pieces(), processes)
     report, content = PreprocessReport(), hashlib.sha256()
     kept = (_kept(each, seen, report, content) for each in made)
-    schema = PieceWork(*work).schema
-    if schema is None:
-        report.schema = _write_spooled(kept, out)
+    work = PieceWork(*arguments)
+    if work.schema is None:
+        report.schema = _write_spooled(kept, work.added, out)
     else:
-        report.schema = schema
-        with ParquetSink(out, PREPROCESSED, schema) as sink:
+        report.schema = work.schema
+        with ParquetSink(out, PREPROCESSED, work.schema) as sink:
             for each in kept:
                 assert each.batch is not None
                 sink.write(each.batch)
@@ -106,9 +106,9 @@ def _kept(each: Made, seen: SeenBefore | None, report: PreprocessReport, content
     return each
 
 
-def _write_spooled(pieces: Iterator[Made], out: NewFile) -> pa.Schema:
+def _write_spooled(pieces: Iterator[Made], added: pa.Schema, out: NewFile) -> pa.Schema:
     """Where the columns are known only when all rows are."""
-    with RowSpool() as spool:
+    with RowSpool(added) as spool:
         for each in pieces:
             spool.add(each.lines)
         schema = spool.schema()

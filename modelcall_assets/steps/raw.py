@@ -140,7 +140,7 @@ class _Findings:
 
     def schema(self) -> pa.Schema:
         """That of the one file of columns, else the columns of all files."""
-        if self.columns and not len(self.inference):
+        if self.columns and not self.inference.schema():
             first = self.columns[0]
             if all(first.equals(other, check_metadata=True) for other in self.columns):
                 return first

@@ -17,9 +17,11 @@ BATCH_ROWS = 1000
 
 
 class RowSpool:
-    """Lines of JSON, each with a line end. Use as a context manager."""
+    """Lines of JSON, each with a line end. Columns of `known` are there whatever the rows hold. Use
+    as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: pa.Schema) -> None:
+        self._known = known
         self._file = TemporaryFile()  # noqa: SIM115  closed by `__exit__`
         self._columns = SchemaInference()
 
@@ -35,6 +37,7 @@ class RowSpool:
         self._file.writelines(lines)
 
     def schema(self) -> pa.Schema:
+        self._columns.add_types(self._known)
         return self._columns.schema()
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

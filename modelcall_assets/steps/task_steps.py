@@ -265,7 +265,7 @@ class TaskSteps:
             raise InputError(f"{place}: there is no line in this file; fill it or take it away")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
-        is_file = len(files) == 1 and not report.members[0]["whole"]
+        is_file = self.grouping is None
         whole = files[0] if is_file else as_one(decode_key(key), files)
         manifest = Manifest(
             stage=RAW,

@@ -27,8 +27,8 @@ _CHUNK = 2048
 _REACH = 1000
 """Characters after a chunk in which a boundary is looked for."""
 _MARGIN = 64
-"""Tokens. A cut at any place may change so many of the tokens before it, and rarely more than a
-few."""
+"""Tokens beyond the budget that a head needs when it ends anywhere: its end can change how the
+little before it is split."""
 _BOUNDARY = re.compile(
     r"\S(?= )"
     r"|\n(?=[^\s/])"

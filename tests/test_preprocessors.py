@@ -1,0 +1,952 @@
+"""Preprocessors in whole runs: ours on what they are for, the user's own, processes, clean data."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+from conftest import WORKSPACE, Project, look, some_rows, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packs import checkout, rendergit_cxml, repomix_xml, tracked_texts
+from s3_server import S3Server
+from test_preprocess import preprocessed, published, write_jsonl
+
+from modelcall_assets.cli.main import modelcall
+from modelcall_assets.config.preprocess import ENCODINGS
+from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.errors import InputError, SetupError, WorkerDied
+from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.piece_work import ERROR_COLUMN
+from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.transforms import tokens
+from modelcall_assets.transforms.github_raw_code import GithubRawCode
+from modelcall_assets.transforms.tokens import count_tokens
+from modelcall_assets.transforms.triplet_filter import FACTS, TripletFilter
+
+ROOT = Path(__file__).parent.parent
+CODE = "def f(x):\n    return x\n"
+
+
+def own(folder: Path, source: str, module: str) -> str:
+    """A module of the user's in the project root; module names are used once."""
+    (folder / f"{module}.py").write_text(textwrap.dedent(source))
+    return module
+
+
+def task(project: Project, script: str, **preprocess: Any) -> None:
+    """Rates the truncated column; the prompt knows it as `text`."""
+    tokens = preprocess.get("max_tokens", 8192)
+    block = {"enabled": True, "script_type": script, "max_tokens": tokens, **preprocess}
+    block.setdefault("output_folder", "data/{task_name}/preprocessed")
+    column = f"content_truncate_{tokens // 1024}k"
+    data = {"input_key": column, "prompt_format_key": "text"}
+    project.write_task({"data": data, "preprocess": block, "max_failure_rate": 1})
+
+
+def emptied(project: Project) -> Path:
+    """The input folder without the files that are there otherwise."""
+    folder = project.root / project.inputs
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+def run(project: Project, instance: dg.DagsterInstance) -> RunSummary:
+    steps = project.steps()
+    return TaskRunner(steps, instance).run(add_new_files(instance, steps))
+
+
+def rows_of(project: Project, key: str, stage: str = "preprocessed") -> list[dict[str, Any]]:
+    steps = project.steps()
+    return pq.read_table(steps.layout.output_path(stage, key)).to_pylist()
+
+
+def manifest(project: Project, stage: str, key: str) -> Manifest:
+    found = read_manifest(project.steps().layout.manifest_path(stage, key))
+    assert found is not None
+    return found
+
+
+def error_of(row: Mapping[str, Any]) -> dict[str, str]:
+    return orjson.loads(row[ERROR_COLUMN])
+
+
+def run_task(root: Path, path: Path) -> str:
+    """What `modelcall run-task` prints; it has ended well."""
+    process = Project(root).start("run-task", str(path))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
+    return output + errors
+
+
+class TestLaws:
+    OWN = """
+        class Own:
+            def process_item(self, item):
+                if item["n"] == 1:
+                    return None
+                return {"id": item["id"], "text": item["text"], "n": 10 // item["n"]}
+    """
+    lines = st.lists(
+        st.fixed_dictionaries(
+            {"n": st.integers(0, 3)},
+            optional={"text": st.none() | st.integers(0, 9) | st.text(max_size=30)},
+        )
+        | st.sampled_from([b"{", b"[1]", b"  "]),
+        max_size=12,
+    )
+
+    @pytest.mark.parametrize("script", ["universal", "github_raw_code", "triplet_filter", "own"])
+    @settings(deadline=None, max_examples=60)
+    @given(lines=lines)
+    def test_conservation_order_and_budget(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        script: str,
+        lines: Sequence[dict[str, Any] | bytes],
+    ) -> None:
+        folder = tmp_path_factory.mktemp("in")
+        path = write_jsonl(
+            folder,
+            [
+                line if isinstance(line, bytes) else {"text": "x", **line, "id": str(at)}
+                for at, line in enumerate(lines)
+            ],
+        )
+        if script == "own":
+            script = f"{own(folder, self.OWN, 'laws_own')}:Own"
+        report = preprocessed(path, script_type=script, max_tokens=4)
+        rows = published(path)
+        assert report.rows_in == sum(line != b"  " for line in lines)
+        assert report.rows_in == report.rows_out + report.dropped.total()
+        assert (len(rows), sum(row[ERROR_COLUMN] is not None for row in rows)) == (
+            report.rows_out,
+            report.failed,
+        )
+        order = [int(row["id"]) for row in rows if len(row["id"]) < 32]
+        assert order == sorted(order)
+        for row in rows:
+            cut = row["content_truncate_0k"]
+            assert count_tokens(cut or "") <= 4
+            assert (row.get("text") or "").startswith(cut or "")
+        assert preprocessed(path, script_type=script, max_tokens=4) == report
+
+
+class TestGithubRawCode:
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_both_kinds_of_files(self, tmp_path: Path, suffix: str) -> None:
+        rows = [
+            {"id": "a", "code": CODE, "path": "src/main.rs", "source": "mine"},
+            {"id": None, "code": CODE * 400, "path": "Makefile", "source": None},
+        ]
+        path = tmp_path / f"in.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            write_jsonl(tmp_path, rows)
+        report = preprocessed(path, script_type="github_raw_code", max_tokens=1024)
+        first, second = published(path)
+        assert first == {
+            **rows[0],
+            "text": CODE,
+            "language": "Rust",
+            "content_truncate_1k": CODE,
+            ERROR_COLUMN: None,
+        }
+        assert (second["language"], second["source"]) == ("Makefile", "github_raw_code")
+        assert len(second["id"]) == 32
+        assert count_tokens(second["content_truncate_1k"]) in range(1020, 1025)
+        assert report.failed == 0
+
+    def test_which_column_is_the_text(self) -> None:
+        process = GithubRawCode().process_item
+        assert process({"body": "b", "code": "c"})["text"] == "c"
+        assert process({"description": "d"})["text"] == "d"
+        with pytest.raises(KeyError, match="none of the columns text, content, code"):
+            process({"message": "m"})
+        with pytest.raises(TypeError, match="not a string but of type int"):
+            process({"text": 5})
+
+    @pytest.mark.parametrize(
+        ("item", "language"),
+        [
+            ({"path": "a/b.d.ts"}, "TypeScript"),
+            ({"path": "a\\b.PY"}, "Python"),
+            ({"file_path": "Dockerfile"}, "Docker"),
+            ({"path": None, "filename": "x.cs"}, "C#"),
+            ({"name": "q.r"}, "R"),
+            ({"name": "a.pl"}, "Perl"),
+            ({"name": "notes.txt"}, None),
+            ({"name": "nothing"}, None),
+            ({"path": 5}, None),
+            ({"path": "a.py", "language": "Cython"}, "Cython"),
+        ],
+    )
+    def test_the_language_comes_from_the_name(
+        self, item: dict[str, Any], language: str | None
+    ) -> None:
+        assert GithubRawCode().process_item({"text": CODE, **item})["language"] == language
+
+    def test_content_tells_where_the_name_does_not(self) -> None:
+        pytest.importorskip("magika")
+        main = "public static void main(String[] args) { System.out.println(1); }"
+        code = f"package a.b;\n\nimport java.util.*;\n\npublic class Main {{\n  {main}\n}}\n" * 3
+        process = GithubRawCode(by_content=True).process_item
+        assert process({"text": code})["language"] == "Java"
+        assert process({"text": code, "path": "a.py"})["language"] == "Python"
+        assert process({"text": "  "})["language"] is None
+
+
+class TestTripletFilter:
+    def test_languages_are_told_apart(self) -> None:
+        paths = [
+            *("pt_data_C_part01.jsonl", "pt_data_C_Sharp_part10.jsonl"),
+            *("pt_data_C_Sharp_part2.jsonl", "pt_data_Go.jsonl", "pt_data_Go_part1.parquet"),
+            *("deep/pt_data_C_part1.jsonl", "notes.jsonl", "pt_data_.jsonl", "pt_data_X.md"),
+        ]
+        assert TripletFilter().get_file_list(paths) == {
+            "C": ["pt_data_C_part01.jsonl"],
+            "C_Sharp": ["pt_data_C_Sharp_part2.jsonl", "pt_data_C_Sharp_part10.jsonl"],
+            "Go": ["pt_data_Go.jsonl", "pt_data_Go_part1.parquet"],
+            "deep/C": ["deep/pt_data_C_part1.jsonl"],
+        }
+        assert list(TripletFilter(["C"]).get_file_list(paths)) == ["C", "deep/C"]
+        with pytest.raises(InputError, match="no parts of Rust; there are: C, C_Sharp, Go"):
+            TripletFilter(["Rust", "C"]).get_file_list(paths)
+        with pytest.raises(InputError, match="no file is called pt_data_"):
+            TripletFilter().get_file_list(["a.jsonl"])
+
+    def test_facts_are_for_rows_that_have_a_text(self) -> None:
+        process = TripletFilter().process_item
+        assert process({"text": "x", "lg": "Go"}) == {**FACTS, "text": "x", "lg": "Go",
+                                                      "language": "Go"}  # fmt: skip
+        assert process({"text": "x"})["language"] == "Unknown"
+        assert set(process({"text": ""}).values()) == {None, ""}
+        with pytest.raises(TypeError):
+            process({"text": ["x"]})
+
+    def test_parts_of_a_language_are_one_partition(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        emptied(project)
+        project.write_input("pt_data_C_part2.jsonl", [{"id": "c2", "text": "two", "n": 1}])
+        project.write_input("pt_data_C_part10.jsonl", [{"id": "c10", "text": "ten", "n": "x"}])
+        rows = [{"id": "s1", "text": "sharp", "when": 5}]
+        project.write_input("pt_data_C_Sharp_part01.parquet", rows)
+        project.write_input("pt_data_C_Sharp_part02.jsonl", [b"{bad", {"text": "no id", "b": 1.5}])
+        task(project, "triplet_filter")
+        summary = run(project, instance)
+        assert (summary.failed, summary.ran["scores"]) == ([], 2)
+        assert [(row["id"], row["n"]) for row in rows_of(project, "C")] == [
+            ("c2", "1"),
+            ("c10", '"x"'),
+        ]
+        first, bad, last = rows_of(project, "C_Sharp")
+        assert (first["when"], first["b"], last["when"], last["b"]) == (5, None, None, 1.5)
+        assert error_of(bad)["reason"] == "bad_line"
+        raw = manifest(project, "raw", "C_Sharp")
+        names = [(member["name"], member["rows"]) for member in raw.detail["members"]]
+        assert names == [
+            ("pt_data_C_Sharp_part01.parquet", 1),
+            ("pt_data_C_Sharp_part02.jsonl", 2),
+        ]
+        assert (raw.rows, raw.failed) == (3, 1)
+        scored = rows_of(project, "C_Sharp", "scores")
+        assert [row["api_status"] for row in scored] == ["success", "error", "success"]
+
+    def test_an_id_does_not_depend_on_the_parts_before(self, project: Project) -> None:
+        emptied(project)
+        project.write_input("pt_data_C_part2.jsonl", [{"text": "two"}])
+        task(project, "triplet_filter")
+        steps = project.steps()
+        steps.raw("C")
+        steps.preprocessed("C")
+        (before,) = rows_of(project, "C")
+        project.write_input("pt_data_C_part1.jsonl", [{"text": "one"}, {"text": "more"}])
+        steps.raw("C")
+        steps.preprocessed("C")
+        assert [row["id"] for row in rows_of(project, "C")][2] == before["id"]
+
+
+class TestGroups:
+    """Partitions of several files, wherever partitions are looked at."""
+
+    @pytest.fixture
+    def packs(self, project: Project) -> Path:
+        folder = emptied(project)
+        for language in ("Go", "Rust"):
+            (folder / language).mkdir()
+            pack = repomix_xml({"README.md": "# Read\n", f"a.{language.lower()}": CODE})
+            (folder / language / "ann_my_lib_0a1b2c.xml").write_bytes(pack)
+        (folder / "Go" / "bob_x_99.cxml").write_bytes(rendergit_cxml({"m.go": CODE}))
+        task(project, "repo_xml")
+        return folder
+
+    def test_a_new_pack_makes_its_language_due(
+        self, project: Project, packs: Path, instance: dg.DagsterInstance
+    ) -> None:
+        result, cursor = look(project, instance)
+        assert isinstance(result, dg.SensorResult)
+        keys = [request.partition_key for request in result.run_requests or ()]
+        assert keys == ["Go", "Rust"]
+        assert run(project, instance).failed == []
+        _, cursor = look(project, instance, cursor)
+        (packs / "Rust" / "eve_y_77.cxml").write_bytes(rendergit_cxml({"b.rs": "fn main() {}"}))
+        result, _ = look(project, instance, cursor)
+        assert isinstance(result, dg.SensorResult)
+        assert [request.partition_key for request in result.run_requests or ()] == ["Rust"]
+        assert run(project, instance).failed == []
+        assert [row["repo_user"] for row in rows_of(project, "Rust")] == ["ann", "eve"]
+
+    def test_packs_are_rows(
+        self, project: Project, packs: Path, instance: dg.DagsterInstance
+    ) -> None:
+        (packs / "Go" / "zed_broken_1.xml").write_text("no pack at all")
+        (packs / "Go" / "zed_cut_2.xml").write_bytes(
+            repomix_xml({"a.go": CODE, "b.go": CODE})[:-30]
+        )
+        assert run(project, instance).failed == []
+        ann, bob, broken, cut = rows_of(project, "Go")
+        assert (ann["repo_full_name"], ann["language"], bob["packaging_tool"]) == (
+            "ann/my_lib",
+            "Go",
+            "rendergit",
+        )
+        assert ann["xml_file_path"] == str(packs / "Go/ann_my_lib_0a1b2c.xml")
+        assert ann["content_truncate_8k"] == ann["text"]
+        assert error_of(broken)["reason"] == "preprocess_error"
+        assert cut["pack_problem"] and not ann["pack_problem"]
+        assert len({row["id"] for row in (ann, bob, broken, cut)}) == 4
+        raw = manifest(project, "raw", "Go")
+        assert [member["whole"] for member in raw.detail["members"]] == [True] * 4
+        statuses = [row["api_status"] for row in rows_of(project, "Go", "scores")]
+        assert statuses == ["success", "success", "error", "success"]
+        event = instance.get_latest_materialization_event(dg.AssetKey(["rate", "preprocessed"]))
+        assert event and event.asset_materialization
+        instance.get_latest_data_version_record(dg.AssetKey(["rate", "raw"]), partition_key="Go")
+
+    def test_commands_know_them(
+        self, project: Project, packs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(project.root)
+        (packs / "Go/notes.txt").write_text("not a pack")
+
+        def command(*arguments: str) -> str:
+            result = CliRunner().invoke(modelcall, [*arguments], catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+            return result.output
+
+        path = str(project.task_file)
+        command("check", "--strict", path)
+        assert re.search(r"Go\s+│\s+2 ", command("plan", path))
+        assert "merged representation" in command("try", path, "--rows", "1")
+        first = run_task(project.root, project.task_file)
+        assert "2 of 2 files scored: 3 rows, 3 succeeded" in first
+        assert "nothing to do" in run_task(project.root, project.task_file)
+        shutil.rmtree(packs / "Go")
+        assert "input is gone" in command("clean", path, "--deleted-inputs", "--yes")
+        assert not project.steps().layout.output_path("preprocessed", "Go").exists()
+        assert project.steps().layout.output_path("preprocessed", "Rust").exists()
+
+    def test_caps_are_shared(self, project: Project, packs: Path) -> None:
+        for at in range(5):
+            (packs / "Go" / f"more_{at}_{at}.xml").write_bytes(repomix_xml({"a": "b"}))
+        task(project, "repo_xml", num_files=4)
+        steps = project.steps()
+        assert [len(steps.members(key)) for key in ("Go", "Rust")] == [2, 1]
+        task(project, "repo_xml", num_files=1)
+        assert [len(project.steps().members(key)) for key in ("Go", "Rust")] == [1, 1]
+        task(project, "repo_xml", languages=["Rust"])
+        assert [file.key_path for file in project.steps().inputs()] == ["Rust"]
+
+    def test_a_pack_in_no_folder_is_told(self, project: Project, packs: Path) -> None:
+        (packs / "stray_a_1.xml").write_bytes(repomix_xml({"a": "b"}))
+        with pytest.raises(InputError, match=r"stray_a_1\.xml: in no folder"):
+            project.steps().inputs()
+
+    def test_old_stat_files_where_asked(self, project: Project, packs: Path) -> None:
+        task(project, "repo_xml", stat_folder="data/stats")
+        steps = project.steps()
+        steps.raw("Go")
+        steps.preprocessed("Go")
+        stat = orjson.loads((project.root / "data/stats/preprocess/Go_combined.json").read_bytes())
+        assert (stat["language"], stat["num_xml_files"], stat["n_sample"]) == ("Go", 2, 2)
+        assert stat["formatted_file_path"] == str(steps.layout.output_path("preprocessed", "Go"))
+        assert stat["taged_file_paths"] == [] and stat["processing_complete"]
+
+    def test_in_a_store_and_in_processes(
+        self, project: Project, packs: Path, s3_server: S3Server, bucket: str
+    ) -> None:
+        """Each process opens the store itself."""
+        client = s3_server.client()
+        for path in sorted(packs.rglob("*.*xml")):
+            key = f"packs/{path.relative_to(packs)}"
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+        client.close()
+        (project.root / ".env").write_text(f"K={s3_server.key}\nS={s3_server.secret}\n")
+        lab = {
+            "prefix": "s3://",
+            "endpoint": s3_server.endpoint,
+            "region": s3_server.region,
+            "access_key": "${K}",
+            "secret_key": "${S}",
+        }
+        storage = project.root / "configs/storage.yaml"
+        storage.write_text(yaml.safe_dump({"stores": {"lab": lab}}))
+        where = f"s3://{bucket}"
+        task(project, "repo_xml", num_proc=2, output_folder=f"{where}/pre")
+        data = {"input_folder": f"{where}/packs", "output_folder": f"{where}/scores"}
+        content = yaml.safe_load(project.task_file.read_text())
+        content["data"] |= data
+        project.task_file.write_text(yaml.safe_dump(content))
+        steps = project.steps()
+        assert [file.key_path for file in steps.inputs()] == ["Go", "Rust"]
+        steps.raw("Go")
+        report = steps.preprocessed("Go")
+        assert (report.rows_out, report.failed) == (2, 0)
+        assert report.sample[0]["xml_file_path"] == f"{where}/packs/Go/ann_my_lib_0a1b2c.xml"
+
+
+class TestOwn:
+    def test_the_example_of_the_page_runs(
+        self, project: Project, instance: dg.DagsterInstance
+    ) -> None:
+        page = (ROOT / "docs/preprocessing.md").read_text()
+        for language in ("python", "yaml"):
+            for text in re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.M):
+                text = textwrap.dedent(text)
+                path = project.root / text.splitlines()[0].removeprefix("# ")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rate = "max_failure_rate: 1\n" if language == "yaml" else ""
+                path.write_text(text + rate)
+        shutil.copytree(ROOT / "configs/prompts", project.root / "configs/prompts",
+                        dirs_exist_ok=True)  # fmt: skip
+        project.task, project.inputs = "forum", "data/forum"
+        rows = [{"question": f"q{n}", "answer": "a", "votes": n} for n in range(4)]
+        project.write_input("a.jsonl", [*rows, {"question": "q", "votes": 5}])
+        assert run(project, instance).failed == []
+        texts = [row["text"] for row in rows_of(project, "a.jsonl")]
+        assert texts == ["q2\n\na", "q3\n\na", None]
+        made = manifest(project, "preprocessed", "a.jsonl")
+        assert (made.rows, made.dropped, made.failed) == (3, 2, 1)
+        project.task, project.inputs = "clean_web", "data/web"
+        mails = {"text": "Please write to ann@example.com about the new house. " * 3}
+        french = {"text": "Bonjour tout le monde, je suis très content d'être ici ce soir. " * 3}
+        project.write_input("b.jsonl", [mails, french, mails])
+        assert run(project, instance).failed == []
+        (row,) = rows_of(project, "b.jsonl")
+        assert ("@" not in row["text"], row["text_language"]) == (True, "en")
+
+    def test_an_error_is_the_rows_own(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            class Strict:
+                def process_item(self, item):
+                    match item["do"]:
+                        case "raise": raise RuntimeError("no good")
+                        case "exit": raise SystemExit(3)
+                        case "list": return [item]
+                        case "keys": return {1: 2}
+                    return item
+            """,
+            "own_strict",
+        )
+        todo = ("raise", "exit", "fine", "list", "keys")
+        path = write_jsonl(tmp_path, [{"id": do, "do": do} for do in todo])
+        report = preprocessed(path, script_type=f"{module}:Strict")
+        rows = published(path)
+        assert [row["id"] for row in rows] == [*todo]
+        assert (report.failed, report.rows_out) == (4, 5)
+        error = error_of(rows[0])
+        assert error["reason"] == "preprocess_error"
+        assert 'own_strict.py", line 5' in error["detail"]
+        assert error["detail"].endswith("RuntimeError: no good")
+        assert error["raw"] == '{"id":"raise","do":"raise"}'
+        assert "returned list; expected a dict" in error_of(rows[3])["detail"]
+
+    def test_reasons_to_leave_out_are_counted(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            from modelcall_assets.records.outcome import Dropped
+            class Choosy:
+                def process_item(self, item):
+                    return None if item["n"] == 0 else Dropped("odd") if item["n"] % 2 else item
+            """,
+            "own_choosy",
+        )
+        path = write_jsonl(tmp_path, [{"n": n} for n in range(6)])
+        report = preprocessed(path, script_type=f"{module}:Choosy")
+        assert report.dropped == {"process_item": 1, "odd": 3}
+        assert [row["n"] for row in published(path)] == [2, 4]
+
+    def test_types_are_found_out_from_all_rows(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            class Typed:
+                def process_item(self, item):
+                    n = item["n"]
+                    late = {"late": [n]} if n > 1500 else {}
+                    return {"n": n, "half": n / 2, "mixed": n if n % 2 else str(n), **late}
+            """,
+            "own_typed",
+        )
+        path = write_jsonl(tmp_path, [{"n": n} for n in range(2000)])
+        report = preprocessed(path, script_type=f"{module}:Typed")
+        types = {field.name: str(field.type) for field in report.schema}
+        assert (types["n"], types["half"], types["late"]) == (
+            "int64",
+            "double",
+            "list<item: int64>",
+        )
+        rows = published(path)
+        assert (rows[1999]["late"], rows[0]["late"], rows[1]["mixed"]) == ([1999], None, 1)
+        assert rows[2]["mixed"] == "2"
+
+    def test_declared_columns_are_kept_to(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            from modelcall_assets.transforms.preprocessor import Copied
+            class Declared:
+                def columns(self, names):
+                    return {"when": Copied("at"), "text": "string", "n": "int"}
+                def process_item(self, item):
+                    return {"text": item["t"], "n": len(item["t"]), "other": 1}
+            """,
+            "own_declared",
+        )
+        moments = pa.array([1, None, 3], pa.timestamp("ns"))
+        table = pa.table({"at": moments, "t": ["a", "bb", "ccc"]})
+        pq.write_table(table, tmp_path / "in.parquet")
+        preprocessed(tmp_path / "in.parquet", script_type=f"{module}:Declared")
+        made = pq.read_table(tmp_path / "out/result.parquet")
+        names = ["when", "text", "n", "id", "content_truncate_32k", ERROR_COLUMN]
+        assert made.column_names == names
+        assert made.column("when").type == moments.type
+        assert made.column("n").to_pylist() == [1, 2, 3]
+
+    def test_it_may_choose_the_files(self, project: Project, instance: dg.DagsterInstance) -> None:
+        module = own(
+            project.root,
+            """
+            class Notes:
+                def get_file_list(self, paths):
+                    notes = [path for path in paths if path.endswith(".txt")]
+                    return {"all,notes": notes, "rows": ["r.jsonl"]}
+                def process_item(self, item):
+                    return {"text": item["text"], "path": item.get("path")}
+            """,
+            "own_notes",
+        )
+        folder = emptied(project)
+        (folder / "deep").mkdir()
+        (folder / "b.txt").write_bytes(b"\xef\xbb\xbfgr\xc3\xbcn \xff")
+        (folder / "deep/a.txt").write_text("one")
+        (folder / "x.bin").write_bytes(b"\0")
+        project.write_input("r.jsonl", [{"text": "row"}])
+        task(project, f"{module}:Notes")
+        summary = run(project, instance)
+        assert (summary.failed, summary.ran["scores"]) == ([], 2)
+        texts = [(row["path"], row["text"]) for row in rows_of(project, "all%2Cnotes")]
+        assert texts == [("b.txt", "grün \ufffd"), ("deep/a.txt", "one")]
+        assert [row["text"] for row in rows_of(project, "rows")] == ["row"]
+
+    def test_files_may_be_partitions_by_themselves(self, project: Project) -> None:
+        module = own(
+            project.root,
+            """
+            class Each:
+                def get_file_list(self, paths):
+                    return [path for path in paths if path.endswith(".txt")]
+                def process_item(self, item):
+                    return item
+            class Absent(Each):
+                def get_file_list(self, paths):
+                    return {"a": ["gone.txt"]}
+            """,
+            "own_each",
+        )
+        (emptied(project) / "b.txt").write_text("one")
+        task(project, f"{module}:Each")
+        steps = project.steps()
+        assert [file.key_path for file in steps.inputs()] == ["b.txt"]
+        steps.raw("b.txt")
+        assert steps.preprocessed("b.txt").rows_out == 1
+        task(project, f"{module}:Absent")
+        with pytest.raises(InputError, match=r"'a' has 'gone\.txt', which is not there"):
+            project.steps().inputs()
+
+    @pytest.mark.parametrize(
+        ("name", "options", "told"),
+        [
+            ("own_gone:X", {}, "import own_gone raised ModuleNotFoundError"),
+            ("own_wrong:Gone", {}, "own_wrong has nothing called Gone"),
+            ("own_wrong:Bare", {}, "own_wrong:Bare has no method process_item(item) -> dict"),
+            ("own_wrong:Picky", {"b": 1}, "own_wrong:Picky() raised TypeError"),
+            ("own_wrong:made", {"b": 1}, "own_wrong:made takes no options"),
+        ],
+    )
+    def test_what_cannot_be_had_is_told_before_anything_runs(
+        self, project: Project, name: str, options: dict[str, Any], told: str
+    ) -> None:
+        own(
+            project.root,
+            """
+            class Bare: pass
+            class Picky:
+                def __init__(self, a): pass
+                def process_item(self, item): return item
+            made = Picky(1)
+            """,
+            "own_wrong",
+        )
+        task(project, name, options=options)
+        result = CliRunner().invoke(modelcall, ["check", str(project.task_file)])
+        assert f"{project.task_file.name}:preprocess.script_type: {told}" in result.output
+        with pytest.raises(SetupError, match=re.escape(told)):
+            CliRunner().invoke(
+                modelcall, ["run-task", str(project.task_file)], catch_exceptions=False
+            )
+        project.definitions()
+
+    def test_edited_code_makes_its_rows_out_of_date(self, project: Project) -> None:
+        source = "class Own:\n    def process_item(self, item): return item\n"
+        versions = []
+        for number in range(2):
+            module = own(project.root, source + f"# {number}\n", f"own_edited_{number}")
+            task(project, f"{module}:Own")
+            shape = project.steps().shape("preprocessed")
+            versions.append(shape["code"].popitem()[1])
+        assert versions[0] != versions[1]
+
+
+class TestProcesses:
+    def rows(self, folder: Path) -> Path:
+        texts = (CODE * (200 + n % 50) + f"# {n}\n" for n in range(3000))
+        rows = [{"id": str(n), "code": text, "n": n} for n, text in enumerate(texts)]
+        rows[1500]["code"] = 5
+        return write_jsonl(folder, [*rows, b"{bad"])
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_the_result_is_the_same(self, tmp_path: Path, suffix: str) -> None:
+        path = self.rows(tmp_path)
+        if suffix == "parquet":
+            lines = [orjson.loads(line) for line in path.read_bytes().splitlines()[:-1]]
+            table = pa.Table.from_pylist([{**line, "code": str(line["code"])} for line in lines])
+            path = tmp_path / "in.parquet"
+            pq.write_table(table, path, row_group_size=700)
+        fields = {"script_type": "github_raw_code", "max_tokens": 1024, "dedup": {"exact": True}}
+        alone = preprocessed(path, **fields)
+        one = pq.read_table(tmp_path / "out/result.parquet")
+        shared = preprocessed(path, processes=3, **fields)
+        assert shared == alone
+        assert pq.read_table(tmp_path / "out/result.parquet").equals(one)
+        fails = {1500} if suffix == "jsonl" else set()
+        expected = [None if n in fails else n for n in range(3000)]
+        assert [row["n"] for row in published(path)[:3000]] == expected
+
+    def test_the_users_own_too(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            class Shared:
+                def process_item(self, item):
+                    return {"text": item["code"], "n": 1 / (item["n"] % 100)}
+            """,
+            "own_shared",
+        )
+        path = self.rows(tmp_path)
+        alone = preprocessed(path, script_type=f"{module}:Shared")
+        assert preprocessed(path, script_type=f"{module}:Shared", processes=2) == alone
+        assert alone.failed == 30 + 1
+        assert "ZeroDivisionError" in error_of(published(path)[2900])["detail"]
+
+    def test_a_bad_line_ends_it_where_the_task_wants_that(self, project: Project) -> None:
+        path = self.rows(emptied(project))
+        task(project, "github_raw_code", num_proc=2)
+        content = yaml.safe_load(project.task_file.read_text())
+        content["data"]["on_bad_line"] = "keep"
+        project.task_file.write_text(yaml.safe_dump(content))
+        steps = project.steps()
+        steps.raw(path.name)
+        content["data"]["on_bad_line"] = "fail"
+        project.task_file.write_text(yaml.safe_dump(content))
+        with pytest.raises(InputError, match="line 3001"):
+            project.steps().preprocessed(path.name)
+        assert not steps.layout.output_path("preprocessed", path.name).exists()
+
+    def test_a_process_that_is_killed_is_told(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            import multiprocessing, os, signal
+            class Deadly:
+                def process_item(self, item):
+                    if multiprocessing.parent_process() and item["n"] == 2500:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return {"n": item["n"]}
+            """,
+            "own_deadly",
+        )
+        path = self.rows(tmp_path)
+        with pytest.raises(WorkerDied, match="one of 2 processes of"):
+            preprocessed(path, script_type=f"{module}:Deadly", processes=2)
+        assert not (tmp_path / "out/result.parquet").exists()
+
+    def test_processes_end_with_a_run_that_is_killed(self, project: Project) -> None:
+        module = own(
+            project.root,
+            """
+            import multiprocessing, os, time
+            class Slow:
+                def process_item(self, item):
+                    if multiprocessing.parent_process():
+                        open(f"pids/{os.getpid()}", "w").close()
+                        time.sleep(600)
+                    return item
+            """,
+            "own_slow",
+        )
+        self.rows(emptied(project))
+        pids = project.root / "pids"
+        pids.mkdir()
+        task(project, f"{module}:Slow", num_proc=2)
+        process = project.start("run-task", str(project.task_file))
+        try:
+            until(lambda: any(pids.iterdir()))
+            started = [int(path.name) for path in pids.iterdir()]
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        until(lambda: not any(map(is_running, started)))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+class TestCleanData:
+    def test_what_is_scrubbed_is_counted_and_gone_everywhere(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            import re
+            class Keys:
+                def scrub(self, text):
+                    if "boom" in text: raise ValueError("no")
+                    clean, count = re.subn(r"sk-\\w+", "<key>", text)
+                    return clean, {"key": count} if count else {}
+            class Digits:
+                def scrub(self, text):
+                    clean, count = re.subn(r"\\d{4,}", "#", text)
+                    return clean, {"digits": count}
+            """,
+            "own_scrub",
+        )
+        texts = ["a sk-1 b sk-2", "phone 12345", "clean", "boom"]
+        path = write_jsonl(tmp_path, [{"text": text} for text in texts])
+        report = preprocessed(path, scrub=[f"{module}:Keys", f"{module}:Digits"], max_tokens=1024)
+        rows = published(path)
+        assert [row["text"] for row in rows[:3]] == ["a <key> b <key>", "phone #", "clean"]
+        assert [row["content_truncate_1k"] for row in rows[:3]] == [row["text"] for row in rows[:3]]
+        assert report.removed == {"key": 2, "digits": 1}
+        assert "ValueError: no" in error_of(rows[3])["detail"]
+
+    def test_languages(self, tmp_path: Path) -> None:
+        pytest.importorskip("py3langid")
+        english = "The quick brown fox jumps over the lazy dog and runs into the forest."
+        chinese = "人工智能是计算机科学的一个分支，它企图了解智能的实质。"
+        path = write_jsonl(
+            tmp_path, [{"text": text} for text in (english, chinese, "123 456", english)]
+        )
+        report = preprocessed(path, language_id={"enabled": True})
+        assert [row["text_language"] for row in published(path)] == ["en", "zh", None, "en"]
+        report = preprocessed(path, language_id={"enabled": True, "keep": ["zh"]})
+        assert report.dropped == {"language_id: en": 2, "language_id: none": 1}
+
+    def test_duplicates_within_a_task(self, project: Project, instance: dg.DagsterInstance) -> None:
+        pytest.importorskip("rensa")
+        emptied(project)
+        words = "the house by the river was sold last year to a family from the north with two dogs"
+        near = f"{words} and a cat " * 3
+        project.write_input("a.jsonl", [{"text": text} for text in ("same", near, "same", "only")])
+        project.write_input("b.jsonl", [{"text": text} for text in ("same", near + "too", "new")])
+        task(project, "universal", dedup={"exact": True, "near": 0.8})
+        for key in ("a.jsonl", "b.jsonl"):
+            add_new_files(instance, project.steps())
+            assert TaskRunner(project.steps(), instance).run([key]).failed == []
+        assert [row["text"] for row in rows_of(project, "a.jsonl")] == ["same", near, "only"]
+        assert [row["text"] for row in rows_of(project, "b.jsonl")] == ["new"]
+        made = manifest(project, "preprocessed", "b.jsonl")
+        assert (made.rows, made.dropped) == (1, 2)
+        steps = project.steps()
+        again = steps.preprocessed("b.jsonl")
+        assert again.dropped == {"dedup: exact": 1, "dedup: near": 1}
+        assert again.data_version == made.data_version
+
+    def test_a_package_that_is_missing_stops_the_run_before_it_begins(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from modelcall_assets.steps import recipe
+
+        monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+        task(project, "universal", dedup={"near": 0.8}, language_id={"enabled": True})
+        result = CliRunner().invoke(modelcall, ["check", str(project.task_file)])
+        assert "pip install 'modelcall-assets[near-dedup]'" in result.output
+        assert "pip install 'modelcall-assets[text-language]'" in result.output
+        steps = project.steps()
+        steps.raw("a.jsonl")
+        with pytest.raises(SetupError, match="the package rensa is not installed"):
+            steps.preprocessed("a.jsonl")
+
+
+class TestTokenizers:
+    def test_the_names_are_those_that_come_with_the_program(self) -> None:
+        assert tokens.ENCODINGS == ENCODINGS
+
+    def test_one_of_hugging_face(self, tmp_path: Path) -> None:
+        tokenizers = pytest.importorskip("tokenizers")
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )  # fmt: skip
+        made.train_from_iterator([CODE] * 10, trainer)
+        made.save(str(tmp_path / "tokenizer.json"))
+        path = write_jsonl(tmp_path, [{"text": CODE * 500}])
+        preprocessed(path, tokenizer="tokenizer.json", max_tokens=1024)
+        (row,) = published(path)
+        ours = made.encode(row["content_truncate_1k"]).ids
+        assert len(ours) in range(1020, 1025)
+
+    def test_a_file_that_is_missing_is_told(self, project: Project) -> None:
+        task(project, "universal", tokenizer="gone/tokenizer.json")
+        result = CliRunner().invoke(modelcall, ["check", str(project.task_file)])
+        assert "preprocess.tokenizer: no such file; have gone/tokenizer.json" in result.output
+
+
+class TestShipped:
+    """The tasks below configs/tasks/data_scoring on what they are for."""
+
+    @pytest.fixture
+    def texts(self, tmp_path: Path) -> dict[str, str]:
+        """Of a real checkout."""
+        files = {f"src/{row['id']}.py": row["text"] * 40 for row in some_rows(6)}
+        return tracked_texts(checkout(tmp_path / "clone", {"README.md": "# Hi\n", **files}))
+
+    @pytest.fixture
+    def root(self, tmp_path: Path, empty_home: Path, server: RehearsalServer,
+             monkeypatch: pytest.MonkeyPatch) -> Path:  # fmt: skip
+        root = tmp_path / "shipped"
+        for folder in ("models", "prompts"):
+            shutil.copytree(ROOT / "configs" / folder, root / "configs" / folder)
+        (root / "configs/tasks").mkdir()
+        (root / "workspace.yaml").write_text(WORKSPACE)
+        home = shutil.copytree(empty_home, root / "dagster_home")
+        monkeypatch.setenv("DAGSTER_HOME", str(home))
+        monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
+        monkeypatch.chdir(root)
+        return root
+
+    def finished(self, root: Path, name: str) -> tuple[str, list[Path]]:
+        text = (ROOT / f"configs/tasks/data_scoring/{name}.yaml").read_text()
+        model = "configs/models/dpsk-v3-0526.yaml"
+        assert model in text
+        path = root / f"configs/tasks/{name}.yaml"
+        path.write_text(text.replace(model, "configs/models/rehearsal.yaml"))
+        output = run_task(root, path)
+        content = yaml.safe_load(text)
+        return output, sorted((root / content["data"]["output_folder"]).glob("*.parquet"))
+
+    @pytest.mark.parametrize(
+        ("name", "pack", "suffix"),
+        [
+            ("repomix_quality_rating", repomix_xml, "xml"),
+            ("rendergit_quality_rating", rendergit_cxml, "cxml"),
+        ],
+    )
+    def test_packs(
+        self, root: Path, texts: dict[str, str], name: str, pack: Any, suffix: str
+    ) -> None:
+        tool = name.partition("_")[0]
+        for language in ("Python", "C_Sharp"):
+            folder = root / f"data/{tool}_packs/{language}"
+            folder.mkdir(parents=True)
+            for commit in ("0a1b2c3", "99ff"):
+                (folder / f"ann_my_lib_{commit}.{suffix}").write_bytes(pack(texts))
+        output, files = self.finished(root, name)
+        assert "2 of 2 files scored: 4 rows, 4 succeeded, 0 failed" in output
+        assert [file.name for file in files] == ["C_Sharp.parquet", "Python.parquet"]
+        first, second = pq.read_table(files[1]).to_pylist()
+        assert [row["commit_hash"] for row in (first, second)] == ["0a1b2c3", "99ff"]
+        assert (first["files_with_content"], first["has_readme"]) == (len(texts), True)
+        assert (first["packaging_tool"], first["repo_name"]) == (tool, "my_lib")
+        assert isinstance(first["overall_score"], int)
+
+    def test_filtered_packs(self, root: Path, texts: dict[str, str]) -> None:
+        folder = root / "data/filter_rendergit"
+        folder.mkdir(parents=True)
+        row = {"text": rendergit_cxml(texts).decode(), "lg": "C#"}
+        for part in ("C_part01", "C_Sharp_part01", "C_Sharp_part02"):
+            (folder / f"pt_data_{part}.jsonl").write_bytes(orjson.dumps(row) + b"\n")
+        output, files = self.finished(root, "filter_rendergit_quality_rating")
+        assert "2 of 2 files scored: 3 rows, 3 succeeded" in output
+        assert [file.name for file in files] == ["C.parquet", "C_Sharp.parquet"]
+        assert pq.read_table(files[1]).column("language").to_pylist() == ["C#", "C#"]
+
+    def test_raw_code(self, root: Path, texts: dict[str, str]) -> None:
+        folder = root / "data/github_raw_code"
+        folder.mkdir(parents=True)
+        rows = [{"path": path, "content": text} for path, text in texts.items()]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+        lines = b"".join(orjson.dumps({"code": row["content"]}) + b"\n" for row in rows)
+        (folder / "b.jsonl").write_bytes(lines)
+        output, files = self.finished(root, "github_raw_code_with_preprocess")
+        assert f"2 of 2 files scored: {2 * len(rows)} rows" in output
+        languages = pq.read_table(files[0]).column("language").to_pylist()
+        assert languages == ["Markdown"] + ["Python"] * (len(rows) - 1)
+
+
+def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
+    """Processes are started from whatever program runs the asset."""
+    rows = [{"text": CODE * 600, "n": n} for n in range(900)]
+    emptied(project)
+    project.write_input("big.jsonl", rows)
+    task(project, "universal", num_proc=2, max_tokens=1024)
+    with open_instance(project.root) as instance:
+        add_new_files(instance, project.steps())
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "asset", "materialize", "-m",
+         "modelcall_assets.definitions", "--select", "key:rate/raw,key:rate/preprocessed",
+         "--partition", "big.jsonl"],
+        cwd=project.root, env=os.environ.copy(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows_of(project, "big.jsonl")) == 900
