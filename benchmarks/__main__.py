@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conversion, report, robustness, speed, storage
+from benchmarks import conversion, preprocess, report, robustness, speed, storage
 from benchmarks.measure import CORES, ROOT, STUB_CORE
 from benchmarks.stub import Stub
 
@@ -24,9 +24,10 @@ PARTS: dict[str, Callable[..., Any]] = {
     "robustness": robustness.measure_all,
     "conversion": conversion.measure_all,
     "storage": storage.measure_all,
+    "preprocess": preprocess.measure_all,
     "memory": speed.memory,
 }
-ORDINARY = ("capacity", "compare", "robustness", "conversion", "storage")
+ORDINARY = ("capacity", "compare", "robustness", "conversion", "storage", "preprocess")
 RESULTS = ROOT / "build" / "benchmarks.json"
 
 

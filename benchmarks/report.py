@@ -30,6 +30,14 @@ STORAGE = {
     "preprocessed": "`raw` and `preprocessed`: to Parquet",
     "cleaned": "the same, text cleaned, filtered and measured",
 }
+PREPROCESS = {
+    "tokenizer": "the tokenizer: `bpe_openai`'s `encode`, every text",
+    "truncate": "`truncate`, every text",
+    "stage": "`preprocessed`, JSON lines to Parquet: 1 process",
+    "stage_shared": "the same, {processes} processes",
+    "old": "as the old system: {name}, {mb:,.0f} MB",
+}
+NOT_INSTALLED = "as the old system: pandas and tiktoken"
 _MARKS = "<!-- begin {0} -->\n{1}<!-- end {0} -->"
 
 
@@ -184,6 +192,39 @@ def storage_table(results: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def preprocess_table(results: dict[str, Any]) -> str:
+    """A table for each corpus."""
+    return "\n".join(_one_corpus(results, kind) for kind in results["corpora"])
+
+
+def _one_corpus(results: dict[str, Any], kind: str) -> str:
+    corpus = results["corpora"][kind]
+    head = [
+        f"{results['mb']:,g} MB of {kind}, {corpus['rows']:,} records",
+        "MB per CPU s",
+        "of the tokenizer's",
+        "MB per s",
+        "of 1 process's",
+        "peak MB",
+        "of its biggest process",
+    ]
+    rows = [
+        [
+            PREPROCESS[name].format(processes=results["processes"], **p),
+            f"{p['mb_per_cpu_s']:.1f}",
+            f"{p['of_tokenizer']:.2f}×",
+            f"{p['mb_per_s']:.1f}",
+            f"{p['of_one_process']:.2f}×" if p["of_one_process"] else "",
+            f"{p['rss_mb']:.0f}",
+            f"{p['child_mb']:.0f}" if p["child_mb"] else "",
+        ]
+        if p
+        else [NOT_INSTALLED, "not installed", *[""] * 5]
+        for name, p in corpus["programs"].items()
+    ]
+    return table(head, rows)
+
+
 def listing_table(results: dict[str, Any]) -> str:
     rows = [
         [f"{int(size):,}", f"{took['wall_s']:.1f} s", f"{took['cpu_s']:.1f} s"]
@@ -200,6 +241,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "conversion": ("conversion", conversion_table),
     "storage": ("storage", storage_table),
     "listing": ("storage", listing_table),
+    "preprocess": ("preprocess", preprocess_table),
     "memory": ("memory", memory_table),
 }
 """Block of the page: the part it comes from, and how it is drawn."""

@@ -104,8 +104,6 @@ class Model:
             rules.append(self._rule(place, others | own))
             if rules[-1] is None:
                 own.add(place)
-            elif rules[-1] == NEAR:
-                before.discard(place)
         self._kept[partition] = own | before if crash else own
         return rules
 
@@ -218,12 +216,14 @@ class TestWhoKeepsAText:
         assert work(path, "a", [2, 1, 1]) == [None, None, EXACT]
 
     def test_an_older_run_of_the_same_partition_takes_nothing_back(self, path: Path) -> None:
-        with Duplicates(path, "a", "older", None) as older:
+        older, later = (Duplicates(path, "a", run, None) for run in ("older", "later"))
+        with older, later:
             assert older.rules([(digest(1), None)]) == [None]
-            assert work(path, "a", [1, 2]) == [None, None]
+            assert later.rules([(digest(1), None), (digest(2), None)]) == [None, None]
             assert older.rules([(digest(2), None), (digest(3), None)]) == [None, None]
             older.finish()
-        assert work(path, "b", [1, 2, 3]) == [EXACT] * 3
+            later.finish()
+        assert work(path, "b", [1, 2, 3]) == [EXACT, EXACT, None]
 
     def test_many_are_freed(self, path: Path) -> None:
         places = list(range(2500))
@@ -286,7 +286,7 @@ class TestNearDuplicates:
         chance = random.Random(5)
         inputs = {
             name: [
-                b"".join(chance.choice([b"\0", b"\1"]) * 36 for _ in range(14)) for _ in range(90)
+                b"".join(chance.choice([b"\0", b"\1"]) * 36 for _ in range(14)) for _ in range(150)
             ]
             for name in PARTITIONS
         }
@@ -308,6 +308,8 @@ class TestNearDuplicates:
             assert work(path, "a", [1], THRESHOLD) == [None]
             assert work(path, "b", [2], THRESHOLD) == [NEAR]
         assert work(path, "b", [2]) == [None], "not looked for any more"
+        forget(path, PARTITIONS)
+        assert rows_left(path) == 0
 
     def test_another_algorithm_is_not_compared(
         self, path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.journal import Address, Entry, Journal
+from modelcall_assets.storage.sqlite import BUSY_S, write_ahead
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS folders (id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL);
@@ -19,7 +20,6 @@ CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, folder INTEGER NOT NULL, occurrence INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-_BUSY_S = 60.0
 _OPEN_JOURNALS = 8
 
 
@@ -34,7 +34,7 @@ class SharedReplies:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with closing(self._connect()) as connection, connection:
-                connection.execute("PRAGMA journal_mode=WAL")
+                write_ahead(connection)
                 connection.executescript(_TABLES)
             self._reader = self._connect()
         except sqlite3.DatabaseError as error:
@@ -70,7 +70,7 @@ class SharedReplies:
             )
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=_BUSY_S)
+        return sqlite3.connect(self._path, timeout=BUSY_S)
 
     def _journal(self, folder: str) -> Journal:
         """Open for reading; the ones used last stay open."""

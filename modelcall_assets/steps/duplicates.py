@@ -11,13 +11,13 @@ of a partition take part again once it is run.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.storage.sqlite import BUSY_S, write_ahead
 from modelcall_assets.transforms.near_duplicates import algorithm, bands, similarity
 
 EXACT = "dedup: exact"
@@ -45,8 +45,6 @@ _TABLES = (
 _OF_A_BAND = "SELECT * FROM (SELECT sketch FROM bands WHERE key = ? ORDER BY sketch LIMIT 100)"
 """The oldest, so that a run again meets those again. A band of thousands, as the pages of one
 template have, would make a comparison take as long as it has texts."""
-_BUSY_S = 60.0
-_BUSY_RETRY_S = 0.02
 _CACHE_KIB = 64 * 1024
 _FREED_AT_ONCE = 1000
 _UNUSABLE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
@@ -98,7 +96,6 @@ class Duplicates:
             sketch = held.sketch
         if self._sketches is not None and signature is not None:
             if self._sketches.has_similar(self._index, signature, self._run):
-                _drop(self._index, digest, sketch)
                 return NEAR
             sketch = self._sketches.kept(self._index, digest, signature, sketch)
         self._keep(digest, sketch)
@@ -186,9 +183,9 @@ class _Sketches:
 
 def _opened(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
-    index = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    index = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     try:
-        _write_ahead(index)
+        write_ahead(index)
         index.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         with _transaction(index):
             layout = index.execute("PRAGMA user_version").fetchone()[0]
@@ -202,19 +199,6 @@ def _opened(path: Path) -> sqlite3.Connection:
         index.close()
         raise
     return index
-
-
-def _write_ahead(index: sqlite3.Connection) -> None:
-    """SQLite does not wait by itself when two processes do this to a new file at once."""
-    deadline = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            index.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(_BUSY_RETRY_S)
 
 
 def _new_run(index: sqlite3.Connection, partition: str, run_id: str) -> _Run:

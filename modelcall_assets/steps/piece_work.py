@@ -18,7 +18,7 @@ from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.jsonl import clip
-from modelcall_assets.storage.pieces import Chunk, Piece
+from modelcall_assets.storage.pieces import Chunk, Piece, text_array
 from modelcall_assets.storage.rows import record_id, sample_row
 from modelcall_assets.transforms.finishing import Finished
 from modelcall_assets.transforms.preprocessor import Copied, Declared, Kind
@@ -26,6 +26,7 @@ from modelcall_assets.transforms.preprocessor import Copied, Declared, Kind
 ERROR_COLUMN = "preprocess_error"
 PROBLEM_COLUMN = "pack_problem"
 SAMPLE_ROWS = 3
+READABLE_BYTES = 40_000
 _EXPECTED = (TypeError, ValueError, KeyError)
 """What a preprocessor of ours raises for a row that it cannot work on."""
 _TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -165,8 +166,14 @@ class PieceWork:
                 assert source is not None
                 columns.append(source.column(origin.source).take(positions))
             else:
-                columns.append(pa.array([row.get(name) for row in rows.rows], _TYPES[origin]))
+                columns.append(_array([row.get(name) for row in rows.rows], _TYPES[origin]))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if len(values) == 1 and isinstance(values[0], bytes):
+        return text_array(values[0])
+    return pa.array(values, kind)
 
 
 class _NotARow(TypeError):
@@ -199,7 +206,7 @@ class _Rows:
         if row.get(ERROR_COLUMN) is not None:
             self.failures.add(at)
         elif len(self.sample) < SAMPLE_ROWS:
-            self.sample.append((at, sample_row(row)))
+            self.sample.append((at, sample_row(_readable(row))))
         if problem := row.get(PROBLEM_COLUMN):
             self.problems.append(f"{row.get('xml_file_path')}: {problem}")
 
@@ -217,9 +224,15 @@ def _failed(identity: str, reason: Reason, detail: str, raw: str) -> Finished:
 
 def _raw(item: Row) -> str:
     """An item that failed, for people to look at."""
-    if isinstance(item.get("text"), bytes):
-        item = {**item, "text": item["text"][:40_000].decode("utf-8", "ignore")}
-    return orjson.dumps(item, default=str).decode()
+    return orjson.dumps(_readable(item), default=str).decode()
+
+
+def _readable(row: Row) -> Row:
+    """With the beginning of a text that is bytes."""
+    text = row.get("text")
+    if not isinstance(text, bytes):
+        return row
+    return {**row, "text": text[:READABLE_BYTES].decode("utf-8", "ignore")}
 
 
 def _digest(row: Row) -> bytes:

@@ -18,6 +18,7 @@ from modelcall_assets.storage.places import Place
 
 GROUP_ROWS = 65_536
 GROUP_BYTES = 16 << 20
+LONG_VALUE_BYTES = 1024
 SCHEMA_VERSION = "1"
 """Of the columns that stages write; other names or types of them are another version."""
 
@@ -58,11 +59,9 @@ class ParquetSink:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         own = {"modelcall.schema_version": SCHEMA_VERSION, "modelcall.stage": stage}
-        self._place = file.place
-        with self._explained():
-            self._writer = pq.ParquetWriter(
-                file, schema.with_metadata({**own, **(metadata or {})}), compression="zstd"
-            )
+        self._file = file
+        self._schema = schema.with_metadata({**own, **(metadata or {})})
+        self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.RecordBatch] = []
 
     def __enter__(self) -> Self:
@@ -71,13 +70,14 @@ class ParquetSink:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is None:
             self.close()
-        else:
+        elif self._writer is not None:
             with suppress(StoreError):
                 self._writer.close()
 
     def close(self) -> None:
         """Write what is waiting and the end of the file; once is enough."""
         self._flush()
+        assert self._writer is not None
         self._writer.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -87,12 +87,29 @@ class ParquetSink:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            with self._explained():
-                self._writer.write_table(
-                    pa.Table.from_batches(self._waiting), row_group_size=GROUP_ROWS
-                )
-            self._waiting.clear()
+        with self._explained():
+            self._writer = self._writer or self._opened()
+            if self._waiting:
+                table = pa.Table.from_batches(self._waiting)
+                self._writer.write_table(table, row_group_size=GROUP_ROWS)
+        self._waiting.clear()
+
+    def _opened(self) -> pq.ParquetWriter:
+        """A dictionary of long values, or the least and the greatest of them, help nobody and take
+        several times their size in memory."""
+        short = [
+            name
+            for at, name in enumerate(self._schema.names)
+            if sum(batch.column(at).nbytes for batch in self._waiting)
+            <= LONG_VALUE_BYTES * sum(batch.num_rows for batch in self._waiting)
+        ]
+        return pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression="zstd",
+            use_dictionary=short,  # pyright: ignore[reportArgumentType]
+            write_statistics=short,  # pyright: ignore[reportArgumentType]
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -100,4 +117,4 @@ class ParquetSink:
             yield
         except pa.ArrowException as error:
             what = f"a column of these rows cannot be written as Parquet: {error}"
-            raise InputError(f"{self._place}: {what}; make it a string") from error
+            raise InputError(f"{self._file.place}: {what}; make it a string") from error

@@ -172,7 +172,8 @@ def _read_document(file: FileInfo) -> Row | BadLine:
     with open_input(file.place) as opened:
         content = opened.read()
     text = _as_utf8(content.removeprefix(codecs.BOM_UTF8))
-    identity = hashlib.sha256(file.key_path.encode("utf-8", "surrogateescape") + b"\0" + text)
+    identity = hashlib.sha256(file.key_path.encode("utf-8", "surrogateescape") + b"\0")
+    identity.update(text)
     return {
         "id": identity.hexdigest()[:32],
         "path": file.key_path,
@@ -183,10 +184,16 @@ def _read_document(file: FileInfo) -> Row | BadLine:
 
 def _as_utf8(content: bytes) -> bytes:
     try:
-        pa.array([content], pa.binary()).cast(pa.string())
+        text_array(content).validate(full=True)
     except pa.ArrowInvalid:
         return content.decode("utf-8", "replace").encode()
     return content
+
+
+def text_array(text: bytes) -> pa.StringArray:
+    """Of one text, without a copy of it."""
+    offsets = pa.array([0, len(text)], pa.int32()).buffers()[1]
+    return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))
 
 
 def _line_pieces(
