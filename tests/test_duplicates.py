@@ -400,7 +400,7 @@ class TestUnusableFiles:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         work(path, "a", [1])
-        monkeypatch.setattr(duplicates, "_BUSY_S", 0.05)
+        monkeypatch.setattr(duplicates, "BUSY_S", 0.05)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreError, match="locked"):
