@@ -206,7 +206,7 @@ def _one_corpus(results: dict[str, Any], kind: str) -> str:
         "MB per s",
         "of 1 process's",
         "peak MB",
-        "of its biggest process",
+        "of its largest child",
     ]
     rows = [
         [

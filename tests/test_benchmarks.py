@@ -61,6 +61,24 @@ def test_files_are_read_and_listings_too(tmp_path):
     assert [took["rows"] for took in found["listings"].values()] == [1500, 3000]
 
 
+def test_texts_are_cut_and_no_row_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("OLD_PYTHON", str(tmp_path / "nowhere"))
+    found, printed = run("preprocess", tmp_path / "results.json")
+    assert list(found["corpora"]) == ["code", "Chinese"]
+    for kind, corpus in found["corpora"].items():
+        assert f"| 6 MB of {kind}, {corpus['rows']:,} records | MB per CPU s |" in printed
+        assert list(corpus["programs"]) == list(report.PREPROCESS)
+        assert corpus["programs"].pop("old") is None
+        assert corpus["programs"]["tokenizer"]["of_tokenizer"] == 1
+        assert corpus["programs"]["stage"]["of_one_process"] == 1
+        for name, program in corpus["programs"].items():
+            label = report.PREPROCESS[name].format(processes=found["processes"])
+            assert f"| {label} | {program['mb_per_cpu_s']:.1f} |" in printed
+            assert program["rss_mb"] > 5
+            assert (program["child_mb"] > 5) == (name == "stage_shared" and found["processes"] > 1)
+    assert printed.count(f"| {report.NOT_INSTALLED} | not installed |") == 2
+
+
 def results() -> dict:
     client = dict.fromkeys(
         ("cpu_s_per_1k", "wall_s_per_1k", "cpu_of_engine", "efficiency", "rss_mb", "before_s",

@@ -168,7 +168,7 @@ class TestRunTask:
     def test_two_inputs_with_one_output_are_both_named(self, project: Project) -> None:
         project.write_input("a.parquet", some_rows(1))
         with pytest.raises(SetupError) as caught:
-            project.steps().inputs()
+            project.steps().inputs.files()
         assert "'a.jsonl' and 'a.parquet' would both be written to 'a.parquet'" in str(caught.value)
         ended = run(project, "run-task", TASK)
         assert ended.code == 2

@@ -369,16 +369,16 @@ class TestGroups:
             (packs / "Go" / f"more_{at}_{at}.xml").write_bytes(repomix_xml({"a": "b"}))
         task(project, "repo_xml", num_files=4)
         steps = project.steps()
-        assert [len(steps.members(key)) for key in ("Go", "Rust")] == [2, 1]
+        assert [len(steps.inputs.members(key)) for key in ("Go", "Rust")] == [2, 1]
         task(project, "repo_xml", num_files=1)
-        assert [len(project.steps().members(key)) for key in ("Go", "Rust")] == [1, 1]
+        assert [len(project.steps().inputs.members(key)) for key in ("Go", "Rust")] == [1, 1]
         task(project, "repo_xml", languages=["Rust"])
-        assert [file.key_path for file in project.steps().inputs()] == ["Rust"]
+        assert [file.key_path for file in project.steps().inputs.files()] == ["Rust"]
 
     def test_a_pack_in_no_folder_is_told(self, project: Project, packs: Path) -> None:
         (packs / "stray_a_1.xml").write_bytes(repomix_xml({"a": "b"}))
         with pytest.raises(InputError, match=r"stray_a_1\.xml: in no folder"):
-            project.steps().inputs()
+            project.steps().inputs.files()
 
     def test_old_stat_files_where_asked(self, project: Project, packs: Path) -> None:
         task(project, "repo_xml", stat_folder="data/stats")
@@ -416,7 +416,7 @@ class TestGroups:
         content["data"] |= data
         project.task_file.write_text(yaml.safe_dump(content))
         steps = project.steps()
-        assert [file.key_path for file in steps.inputs()] == ["Go", "Rust"]
+        assert [file.key_path for file in steps.inputs.files()] == ["Go", "Rust"]
         steps.raw("Go")
         report = steps.preprocessed("Go")
         assert (report.rows_out, report.failed) == (2, 0)
@@ -424,9 +424,8 @@ class TestGroups:
 
 
 class TestOwn:
-    def test_the_example_of_the_page_runs(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_the_example_of_the_page_runs(self, project: Project) -> None:
+        """In processes of their own: other pages have a my_pkg too."""
         page = (ROOT / "docs/preprocessing.md").read_text()
         for language in ("python", "yaml"):
             for text in re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.M):
@@ -440,7 +439,7 @@ class TestOwn:
         project.task, project.inputs = "forum", "data/forum"
         rows = [{"question": f"q{n}", "answer": "a", "votes": n} for n in range(4)]
         project.write_input("a.jsonl", [*rows, {"question": "q", "votes": 5}])
-        assert run(project, instance).failed == []
+        run_task(project.root, project.task_file)
         texts = [row["text"] for row in rows_of(project, "a.jsonl")]
         assert texts == ["q2\n\na", "q3\n\na", None]
         made = manifest(project, "preprocessed", "a.jsonl")
@@ -449,7 +448,7 @@ class TestOwn:
         mails = {"text": "Please write to ann@example.com about the new house. " * 3}
         french = {"text": "Bonjour tout le monde, je suis très content d'être ici ce soir. " * 3}
         project.write_input("b.jsonl", [mails, french, mails])
-        assert run(project, instance).failed == []
+        run_task(project.root, project.task_file)
         (row,) = rows_of(project, "b.jsonl")
         assert ("@" not in row["text"], row["text_language"]) == (True, "en")
 
@@ -588,12 +587,12 @@ class TestOwn:
         (emptied(project) / "b.txt").write_text("one")
         task(project, f"{module}:Each")
         steps = project.steps()
-        assert [file.key_path for file in steps.inputs()] == ["b.txt"]
+        assert [file.key_path for file in steps.inputs.files()] == ["b.txt"]
         steps.raw("b.txt")
         assert steps.preprocessed("b.txt").rows_out == 1
         task(project, f"{module}:Absent")
         with pytest.raises(InputError, match=r"'a' has 'gone\.txt', which is not there"):
-            project.steps().inputs()
+            project.steps().inputs.files()
 
     @pytest.mark.parametrize(
         ("name", "options", "told"),

@@ -187,7 +187,7 @@ class TestBudget:
         assert ended.code == 1
         assert f"{TASK}:budget_usd: 0.05 is spent" in ended.out + ended.err
         steps = project.steps()
-        spent = steps.budget_of(steps.score_stage.prices)
+        spent = steps.answering.budget_of(steps.score_stage.prices)
         assert spent.spent(0) is not None or spent.spent(1) is not None
         assert spent.total.usd == pytest.approx(0.05, rel=0.05), "at most a reply more or less"
 

@@ -415,7 +415,7 @@ class TestRehearsal:
                 report = await steps.scores(key, engine, Tally(), "test")
             assert steps.rejection(report) is None
 
-        [file] = steps.inputs()
+        [file] = steps.inputs.files()
         key = encode_key(file.key_path)
         steps.raw(key)
         if PREPROCESSED in steps.stages:

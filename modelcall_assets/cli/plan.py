@@ -46,7 +46,7 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     steps = task_steps(task)
     plans: list[FilePlan] = []
     unreadable: list[InputError] = []
-    for file in steps.inputs():
+    for file in steps.inputs.files():
         try:
             plans.append(plan_file(steps, file))
         except InputError as error:

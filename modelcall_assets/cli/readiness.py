@@ -55,7 +55,7 @@ def _warning(steps: TaskSteps, field: str, wrong: str, *, have: str = "", fix: s
 def _row_problems(steps: TaskSteps) -> Iterator[Problem]:
     """Two inputs with one output; and columns that the first rows there are do not have."""
     try:
-        for file in steps.inputs():
+        for file in steps.inputs.files():
             rows = first_rows(steps, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(steps, file.key_path, kept)

@@ -16,7 +16,8 @@ from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, SCORES
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.task_steps import GROUPS, RAW, WARNINGS, TaskSteps
+from modelcall_assets.steps.raw import WARNINGS
+from modelcall_assets.steps.task_steps import GROUPS, RAW, TaskSteps
 from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 

@@ -74,7 +74,7 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
 
 def _first(steps: TaskSteps, pattern: str, rows: int) -> list[Row | Failure]:
     """Of the first matching file with rows that preprocessing keeps."""
-    for file in steps.inputs():
+    for file in steps.inputs.files():
         if fnmatchcase(file.key_path, pattern):
             found = first_rows(steps, file, rows * SCANNED_PER_ROW)
             kept = (row for row in found if not isinstance(row, Dropped))

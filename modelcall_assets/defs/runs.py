@@ -94,7 +94,7 @@ class TaskRunner:
         if manifest is None or is_stale(self.instance, self.steps, stage, key):
             return True
         if stage == RAW:
-            return self.steps.input_version(key) != manifest.input.version
+            return self.steps.inputs.version(key) != manifest.input.version
         output = manifest.output
         return output is None or not exists(self.steps.layout.place(output))
 

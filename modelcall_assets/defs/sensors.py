@@ -156,9 +156,9 @@ class Page:
 
 def _page(steps: TaskSteps, after: str) -> Page:
     if steps.spec.task.max_files is not None:
-        files, last = steps.inputs(), ""
+        files, last = steps.inputs.files(), ""
     else:
-        files, last = steps.input_page(after, PAGE_FILES)
+        files, last = steps.inputs.page(after, PAGE_FILES)
     return Page(after, last, {encode_key(file.key_path): file.version for file in files})
 
 

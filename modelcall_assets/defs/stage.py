@@ -12,7 +12,8 @@ from modelcall_assets.config.spec import MERGED
 from modelcall_assets.defs.partitions import partitions_of
 from modelcall_assets.defs.versions import asset_key, code_version, provenance_tags
 from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
-from modelcall_assets.steps.task_steps import TaskSteps, Upstream
+from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.steps.upstream import Upstream
 
 SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
 SYSTEMIC_KEY = "systemic"

@@ -13,7 +13,8 @@ from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.published import published_keys
-from modelcall_assets.steps.task_steps import MEMBERS, RAW, SCORES, TaskSteps
+from modelcall_assets.steps.raw import MEMBERS
+from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
 from modelcall_assets.storage.claims import claims
 from modelcall_assets.storage.files import delete, stat_file
 from modelcall_assets.storage.leftovers import LeftOver, left_overs
@@ -90,7 +91,7 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
     InputError when the input folder is missing or empty, as that of a disk that is not mounted is.
     """
     layout = steps.layout
-    present = steps.all_keys()
+    present = steps.inputs.all_keys()
     if not present:
         raise InputError(
             f"{steps.spec.input_folder}: there is no file at all; is the disk mounted? If all are "

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from modelcall_assets.config.datasets import output_name
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, SCORES, TaskSpec
-from modelcall_assets.errors import InputChanged, InputError, SetupError
+from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.outcome import Dropped, Failure
@@ -21,15 +20,17 @@ from modelcall_assets.records.record import Row
 from modelcall_assets.steps.audit import ScoresAudit, audit_lines
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
 from modelcall_assets.steps.draft import Draft
-from modelcall_assets.steps.members import as_one, digest_of_versions, version_of
+from modelcall_assets.steps.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
+from modelcall_assets.steps.members import digest_of_versions, version_of
 from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.split import SplitReport, look_at_split
-from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps, Upstream, digest_of
-from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
-from modelcall_assets.storage.files import delete, stat_file
+from modelcall_assets.steps.split_inputs import SplitInputs
+from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps
+from modelcall_assets.steps.upstream import Upstream, digest_of
+from modelcall_assets.storage.files import delete
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
@@ -38,7 +39,6 @@ from modelcall_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 
@@ -50,16 +50,6 @@ _INPUT_FIELDS = {
 """What the first step reads."""
 _LINES = {"schema": schema_to_json(pa.schema([]))}
 """In the detail of a JSONL output that is read as lines."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Which split of which data set a partition is."""
-
-    dataset: str
-    path: Place
-    config: str | None
-    split: str
 
 
 class DistillationSteps(TaskSteps):
@@ -101,17 +91,6 @@ class DistillationSteps(TaskSteps):
         theirs = self.linked.steps.layout
         return [key for key in keys if theirs.output_path(self.linked.stage, key) == only]
 
-    @property
-    def _linked_set(self) -> str:
-        assert self.linked is not None
-        return self.linked.steps.partitions(self.linked.stage)
-
-    def _linked_file(self, key: str) -> FileInfo:
-        """What the linked task leaves of a partition; InputError when it is not there yet."""
-        assert self.linked is not None
-        info = stat_file(self.linked.place(self.linked.need(key)))
-        return replace(info, key_path=decode_key(key))
-
     def _has_own_groups(self, stage: str) -> bool:
         return MERGED in self.stages and stage not in (RAW, CHATML)
 
@@ -120,37 +99,30 @@ class DistillationSteps(TaskSteps):
         """By partition key."""
         return {encode_key(group.output_file): group for group in self.spec.groups}
 
-    def inputs(self) -> list[FileInfo]:
+    @cached_property
+    def inputs(self) -> Inputs:
         """The splits of the data sets, else the files of the first step's input."""
         if self.linked is not None:
-            return [self._linked_file(key) for key in self.keys(self._linked_set)]
+            return LinkedInputs(self.layout, self.input_field, self.linked, self.keys)
         if self.task.chatml_conversion is not None:
-            return [as_one(key, split.files) for key, (_, split) in self._splits().items()]
-        if self.spec.has_one_input:
-            return [stat_file(self.layout.folder(RAW))]
-        return super().inputs()
+            return self.splits
+        kind = OneInput if self.spec.has_one_input else FolderInputs
+        suffix = None if MERGED in self.stages else ".jsonl"
+        return kind(self.layout, self.input_field, suffix)
 
-    def input_page(self, after: str, most: int | None) -> tuple[list[FileInfo], str]:
-        is_folder = self.linked is None and self.task.chatml_conversion is None
-        if most is not None and (not is_folder or self.spec.has_one_input):
-            return self.inputs(), ""
-        return super().input_page(after, most)
+    @cached_property
+    def splits(self) -> SplitInputs:
+        """Those of a task that converts data sets."""
+        datasets, with_system = self.spec.datasets, self._chatml_step.add_system_prompt
+        return SplitInputs(self.layout, self.input_field, datasets, with_system)
 
     @property
     def input_field(self) -> str:
         return _INPUT_FIELDS[next(stage for stage in self.stages if stage != RAW)]
 
-    @property
-    def _output_suffix(self) -> str:
-        return ".jsonl"
-
-    def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
-        if MERGED not in self.stages:
-            super()._refuse_shared_outputs(files)
-
     def raw_split(self, key: str) -> SplitReport:
         """Fingerprint of a split and the files that make it."""
-        files = self._split(key).files
+        files = self.splits.members(key)
         report = look_at_split(files, self.reading)
         manifest = Manifest(
             stage=RAW,
@@ -160,7 +132,7 @@ class DistillationSteps(TaskSteps):
             ok=report.rows,
             failed=0,
             input=InputFingerprint(
-                uri=str(self._place(key).path),
+                uri=str(self.splits.place(key).path),
                 digest=report.data_version,
                 size=report.size,
                 version=version_of(files),
@@ -173,12 +145,7 @@ class DistillationSteps(TaskSteps):
     def count_rows(self, file: FileInfo) -> int:
         if self.task.chatml_conversion is None:
             return super().count_rows(file)
-        return look_at_split(self._split(encode_key(file.key_path)).files, self.reading).rows
-
-    def input_version(self, key: str) -> str:
-        if self.task.chatml_conversion is None:
-            return super().input_version(key)
-        return version_of(self._split(key).files)
+        return look_at_split(self.splits.members(encode_key(file.key_path)), self.reading).rows
 
     def members_changed(self, key: str) -> bool:
         return self._merged_from(key) != _versions(self._members(key))
@@ -210,13 +177,13 @@ class DistillationSteps(TaskSteps):
     def chatml(self, key: str) -> ChatmlReport:
         """Conversations of a split. InputChanged when it is not what raw recorded."""
         made = self._upstream(CHATML).need(key)
-        split, place = self._split(key), self._place(key)
+        files, place = self.splits.members(key), self.splits.place(key)
         options = self._chatml_options(place.dataset)
         with Draft(self.layout, CHATML, key) as draft:
             report = convert_split(
-                split.files, options, draft.out, limit=self.row_limit, reading=self.reading
+                files, options, draft.out, limit=self.row_limit, reading=self.reading
             )
-            if version_of(self._split(key).files) != made.input.version:
+            if version_of(self.splits.members(key)) != made.input.version:
                 raise InputChanged(
                     f"{place.path} changed since its raw asset was materialised; "
                     "materialise that again"
@@ -283,7 +250,7 @@ class DistillationSteps(TaskSteps):
     ) -> ScoreReport:
         """Answer every conversation. Publishes also what `max_failure_rate` then rejects."""
         stage = self.response_stage
-        return await self._answered(RESPONSES, stage, key, engine, tally, run_id, fresh)
+        return await self._answer(RESPONSES, stage, key, engine, tally, run_id, fresh)
 
     @property
     def first_asking(self) -> ResponseStage | None:
@@ -292,7 +259,9 @@ class DistillationSteps(TaskSteps):
     def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         if self.task.chatml_conversion is None:
             return row
-        return to_chatml(row, self._chatml_options(self._place(encode_key(file.key_path)).dataset))
+        return to_chatml(
+            row, self._chatml_options(self.splits.place(encode_key(file.key_path)).dataset)
+        )
 
     @cached_property
     def response_stage(self) -> ResponseStage:
@@ -371,34 +340,6 @@ class DistillationSteps(TaskSteps):
     def _chatml_step(self) -> ChatmlStep:
         assert self.task.chatml_conversion is not None
         return self.task.chatml_conversion
-
-    def _splits(self) -> dict[str, tuple[_Place, Split]]:
-        """Every split of the task by the path of its output."""
-        found: dict[str, tuple[_Place, Split]] = {}
-        with_system = self._chatml_step.add_system_prompt
-        for name, dataset in self.spec.datasets.items():
-            path = dataset_path(self.layout.folder(RAW), name)
-            for split in find_splits(path, dataset.configs):
-                place = _Place(name, path, split.config, split.split)
-                output = output_name(name, split.config, split.split, with_system)
-                first, _ = found.setdefault(output, (place, split))
-                if first != place:
-                    raise SetupError([self._shared(first.dataset, name, output)])
-        return dict(list(found.items())[: self.task.max_files])
-
-    @cached_property
-    def _places(self) -> dict[str, _Place]:
-        return {encode_key(name): place for name, (place, _) in self._splits().items()}
-
-    def _place(self, key: str) -> _Place:
-        if key not in self._places:
-            raise InputError(f"{self.spec.input_folder}: there is no split for '{key}' any more")
-        return self._places[key]
-
-    def _split(self, key: str) -> Split:
-        """As it is on disk now."""
-        place = self._place(key)
-        return find_split(place.path, place.config, place.split)
 
 
 def steps_of(spec: TaskSpec) -> TaskSteps:

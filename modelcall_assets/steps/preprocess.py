@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import orjson
@@ -19,7 +22,7 @@ import pyarrow as pa
 from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.piece_work import ERROR_COLUMN, Made, PieceWork
+from modelcall_assets.steps.piece_work import ERROR_COLUMN, Made, PieceWork, ShippingWork
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.row_spool import RowSpool
 from modelcall_assets.steps.source import Source
@@ -68,23 +71,34 @@ def preprocess(
     InputError when it cannot be read, InputChanged when it no longer fits its schema, WorkerDied
     when one of the processes was killed.
     """
-    arguments = (recipe, source.schema, source.reading)
-    made = map_in_order(PieceWork, arguments, source.pieces(), processes)
+    work = PieceWork(recipe, source.schema, source.reading)
     report, content = PreprocessReport(), hashlib.sha256()
-    kept = (_kept(each, seen, report, content) for each in made)
-    work = PieceWork(*arguments)
-    if work.schema is None:
-        report.schema = _write_spooled(kept, work.added, out)
-    else:
-        report.schema = work.schema
-        with ParquetSink(out, PREPROCESSED, work.schema) as sink:
-            for each in kept:
-                assert each.batch is not None
-                sink.write(each.batch)
+    with _made(source, recipe, work, processes) as made:
+        kept = (_kept(each.received(), seen, report, content) for each in made)
+        if work.schema is None:
+            report.schema = _write_spooled(kept, work.added, out)
+        else:
+            report.schema = work.schema
+            with ParquetSink(out, PREPROCESSED, work.schema) as sink:
+                for each in kept:
+                    sink.write(pa.RecordBatch.from_arrays(each.columns, schema=work.schema))
     if seen is not None:
         seen.finish()
     report.data_version = f"sha256:{content.hexdigest()}"
     return report
+
+
+@contextmanager
+def _made(
+    source: Source, recipe: Recipe, work: PieceWork, processes: int
+) -> Iterator[Iterator[Made]]:
+    if processes == 1:
+        yield map(work, source.pieces())
+        return
+    with TemporaryDirectory(prefix="modelcall-") as folder:
+        arguments = (recipe, source.schema, source.reading, Path(folder))
+        with closing(map_in_order(ShippingWork, arguments, source.pieces(), processes)) as made:
+            yield made
 
 
 def _kept(each: Made, seen: SeenBefore | None, report: PreprocessReport, content: Any) -> Made:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
 from modelcall_assets.config.spec import RAW, SCORES
 from modelcall_assets.journal.journal import Address
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Dropped, Failure
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.inputs import GroupedInputs
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.responses import ResponseStage
+from modelcall_assets.steps.source import Part, Source
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.transforms.tokens import count_tokens
 
 SAMPLE_ROWS = 50
@@ -40,8 +45,24 @@ class FilePlan:
 
 def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
     """The first `rows` rows, as the first stage that asks or rates gets them."""
-    for identity, item in steps.first_items(file, rows):
+    for identity, item in _first_items(steps, file, rows):
         yield bad_line(item) if isinstance(item, BadLine) else steps.prepared(item, file, identity)
+
+
+def _first_items(
+    steps: TaskSteps, file: FileInfo, rows: int
+) -> Iterator[tuple[str, Row | BadLine]]:
+    """Each with the id that it gets unless it has one of its own."""
+    if not isinstance(steps.inputs, GroupedInputs):
+        for index, item in enumerate(islice(read_rows(file.place, steps.reading), rows)):
+            yield record_id(item, index, file.key_path), item
+        return
+    members = steps.inputs.members(encode_key(file.key_path))
+    nothing = pa.schema([])
+    source = Source(tuple(map(Part.of, members)), nothing, rows, rows, steps.reading)
+    for name, piece in source.pieces(rows):
+        for place, item in enumerate(piece.chunk(nothing, steps.reading).items):
+            yield record_id(item, piece.start + place, name), item
 
 
 def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:

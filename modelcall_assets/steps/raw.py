@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import pyarrow as pa
 
+from modelcall_assets.config.spec import RAW
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.record import BadLine, Row
@@ -18,9 +19,12 @@ from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.manifest import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows, sample_row
-from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.storage.schema import SchemaInference, readable_schema, schema_to_json
 
+WARNINGS, MEMBERS = "warnings", "members"
+"""In the detail of a manifest."""
 SAMPLE_ROWS = 3
 SHOWN_DUPLICATES = 5
 MOST_COLUMNS = 10_000
@@ -89,6 +93,27 @@ def read_raw(*files: FileInfo, limit: int | None = None, reading: Reading = OURS
         first_duplicates=tuple(findings.first_duplicates),
         schema=findings.schema(),
         sample=findings.sample,
+    )
+
+
+def raw_manifest(report: RawReport, fingerprint: InputFingerprint, *, is_group: bool) -> Manifest:
+    """What is remembered of the partition; of a group which files it has."""
+    members = {MEMBERS: list(report.members)} if is_group else {}
+    return Manifest(
+        stage=RAW,
+        accepted=True,
+        data_version=report.data_version,
+        rows=report.rows,
+        ok=report.rows - report.bad_lines,
+        failed=report.bad_lines,
+        input=fingerprint,
+        schema=readable_schema(report.schema),
+        detail={
+            "schema": schema_to_json(report.schema),
+            "format": ", ".join(report.formats),
+            WARNINGS: report.warnings(),
+            **members,
+        },
     )
 
 

@@ -16,6 +16,7 @@ from modelcall_assets.transforms.finishing import Finishing
 from modelcall_assets.transforms.github_raw_code import GithubRawCode
 from modelcall_assets.transforms.preprocessor import Preprocessor
 from modelcall_assets.transforms.repo_xml import RepoXml
+from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
 from modelcall_assets.transforms.triplet_filter import TripletFilter
 from modelcall_assets.transforms.universal import Universal
 
@@ -88,14 +89,24 @@ class Recipe:
                 wrong = f"the package {package} is not installed"
                 fix = f"pip install 'modelcall-assets[{extra}]'"
                 yield Problem(self.file, f"preprocess.{name}", wrong, fix=fix, unready=True)
-        if self.config.tokenizer.endswith(".json") and not Path(self._tokenizer).is_file():
-            have = self.config.tokenizer
-            yield Problem(self.file, "preprocess.tokenizer", "no such file", have=have)
+        yield from self._tokenizer_problems()
         try:
             self.preprocessor()
             self.finishing()
         except SetupError as error:
             yield from error.problems
+
+    def _tokenizer_problems(self) -> Iterator[Problem]:
+        name = self.config.tokenizer
+        if not name.endswith(".json") or find_spec("tokenizers") is None:
+            return
+        if not Path(self._tokenizer).is_file():
+            yield Problem(self.file, "preprocess.tokenizer", "no such file", have=name)
+            return
+        try:
+            tokenizer(self._tokenizer)
+        except TokenizerError as error:
+            yield Problem(self.file, "preprocess.tokenizer", str(error))
 
     def _packages(self) -> Iterator[tuple[str, str, str]]:
         """Field, package and extra of what the task wants beyond the ordinary."""

@@ -2,99 +2,52 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
 
 import pyarrow as pa
 
 from modelcall_assets.config.spec import PREPROCESSED, RAW, RESPONSES, SCORES, TaskSpec
 from modelcall_assets.config.task import ScoringTask
-from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.shared import SharedReplies
+from modelcall_assets.errors import InputError
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.outcome import Dropped, Failure
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import Row
+from modelcall_assets.steps.answering import Answering
 from modelcall_assets.steps.audit import ScoresAudit, audit_scores
-from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.draft import Draft
-from modelcall_assets.steps.duplicates import Duplicates
 from modelcall_assets.steps.engine import engine_of
+from modelcall_assets.steps.inputs import FolderInputs, GroupedInputs, Inputs
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.members import as_one, grouped, version_of
-from modelcall_assets.steps.old_stat import write_old_stat
+from modelcall_assets.steps.members import version_of
 from modelcall_assets.steps.piece_work import PieceWork
-from modelcall_assets.steps.preprocess import PreprocessReport, failure_before, preprocess
+from modelcall_assets.steps.preprocess import PreprocessReport, failure_before
+from modelcall_assets.steps.preprocessed import preprocess_partition
 from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.steps.raw import MEMBERS, RawReport, raw_manifest, read_raw
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.responses import ResponseStage
-from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.rule_scores import RuleStage
-from modelcall_assets.steps.score_report import Prices, ScoreReport
-from modelcall_assets.steps.scores import ScoreStage, Scoring
+from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.scores import ScoreStage
 from modelcall_assets.steps.source import Part, Source
-from modelcall_assets.storage.files import (
-    list_files,
-    list_inputs,
-    list_page,
-    matches,
-    stat_file,
-)
+from modelcall_assets.steps.upstream import Upstream, digest_of
 from modelcall_assets.storage.formats import OURS, Format, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
-    read_manifest,
     write_manifest,
 )
 from modelcall_assets.storage.parquet import check_writable
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_rows, record_id
-from modelcall_assets.storage.schema import readable_schema, schema_from_json, schema_to_json
+from modelcall_assets.storage.schema import schema_from_json
 from modelcall_assets.transforms.preprocessor import Grouping
 
 FILES, GROUPS = "files", "groups"
 """The sets of partition keys that a task may have."""
-WARNINGS, MEMBERS = "warnings", "members"
-"""In the detail of a `raw` manifest."""
-
-
-class Upstream(NamedTuple):
-    """A stage whose output another one reads."""
-
-    steps: TaskSteps
-    stage: str
-
-    def made(self, key: str) -> Manifest | None:
-        """What is accepted of a partition."""
-        manifest = read_manifest(self.steps.layout.manifest_path(self.stage, key))
-        return manifest if manifest is not None and manifest.accepted else None
-
-    def need(self, key: str) -> Manifest:
-        """InputError when there is nothing."""
-        manifest = self.made(key)
-        if manifest is None:
-            raise InputError(
-                f"{self.steps.spec.key}/{self.stage}: '{key}' has no accepted output; "
-                f"materialise {self.stage} of this partition first"
-            )
-        return manifest
-
-    def place(self, manifest: Manifest) -> Place:
-        """Where the rows of a partition are."""
-        return self.steps.layout.place(manifest.output or manifest.input.uri)
 
 
 @dataclass(frozen=True)
@@ -152,41 +105,14 @@ class TaskSteps:
         position = self.stages.index(stage)
         return Upstream(self, self.stages[position - 1]) if position else None
 
-    def inputs(self) -> list[FileInfo]:
-        """The input files in order, after the task's own caps; a partition of several is one here.
-
-        Raises SetupError when two of them would have one output, InputError when the folder is
-        missing.
-        """
-        if self.grouping is not None:
-            return self._grouped_inputs()
-        return self.input_page("", None)[0][: self.spec.task.max_files]
-
-    def input_page(self, after: str, most: int | None) -> tuple[list[FileInfo], str]:
-        """`inputs` behind a path, without the caps, about `most` at a time where the store can list
-        so; and the path where the next page begins, empty at the end."""
-        if self.grouping is not None:
-            return self._grouped_inputs(), ""
-        folder, own = self.layout.folder(RAW), self.layout.own_folders
-        files, last = list_page(folder, self._pattern, own, after, most)
-        self._refuse_shared_outputs(files)
-        return files, last
-
-    def all_keys(self) -> set[str]:
-        """Of everything in the input folder, whatever the task takes of it."""
-        if self.grouping is not None:
-            return {encode_key(name) for name in self._groups(None)}
-        return {encode_key(file.key_path) for file in list_inputs(self.layout.folder(RAW))}
-
-    def members(self, key: str) -> list[FileInfo]:
-        """The files of a partition; InputError when they are gone."""
-        name = decode_key(key)
-        if self.grouping is None:
-            return [replace(stat_file(self.layout.input_place(key)), key_path=key)]
-        groups = self._groups(self.spec.task.max_files)
-        if name not in groups:
-            raise InputError(f"{self.spec.input_folder}: there is no file for '{name}' any more")
-        return groups[name]
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the first stage reads. SetupError when the user's preprocessor cannot be had."""
+        pattern = self.recipe.config.file_pattern if self.recipe else "*"
+        preprocessor = self.recipe and self.recipe.preprocessor()
+        if isinstance(preprocessor, Grouping):
+            return GroupedInputs(self.layout, self.input_field, preprocessor, pattern)
+        return FolderInputs(self.layout, self.input_field, pattern=pattern)
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -195,49 +121,6 @@ class TaskSteps:
         if not isinstance(task, ScoringTask) or not task.preprocess.enabled:
             return None
         return Recipe(task.preprocess, self.spec.root, self.spec.file_name)
-
-    @cached_property
-    def grouping(self) -> Grouping | None:
-        """What makes partitions of several files; SetupError when the user's cannot be had."""
-        preprocessor = self.recipe and self.recipe.preprocessor()
-        return preprocessor if isinstance(preprocessor, Grouping) else None
-
-    @property
-    def _pattern(self) -> str:
-        return self.recipe.config.file_pattern if self.recipe else "*"
-
-    def _groups(self, most: int | None) -> dict[str, list[FileInfo]]:
-        assert self.grouping is not None
-        folder = self.layout.folder(RAW)
-        own = [f"{place}/" for place in self.layout.own_folders]
-        files = [
-            file
-            for file in list_files(folder)
-            if matches(file.key_path, self._pattern) and not file.uri.startswith((*own,))
-        ]
-        try:
-            return grouped(self.grouping, files, most)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
-
-    def _grouped_inputs(self) -> list[FileInfo]:
-        groups = self._groups(self.spec.task.max_files)
-        files = [as_one(name, members) for name, members in groups.items()]
-        self._refuse_shared_outputs(files)
-        return files
-
-    def first_items(self, file: FileInfo, rows: int) -> Iterator[tuple[str, Row | BadLine]]:
-        """The first rows of an input file, each with the id that it gets without one of its own."""
-        if self.grouping is None:
-            items = islice(read_rows(file.place, self.reading), rows)
-            for index, item in enumerate(items):
-                yield record_id(item, index, file.key_path), item
-            return
-        members = self.members(encode_key(file.key_path))
-        parts = tuple(Part.of(member) for member in members)
-        for name, piece in Source(parts, pa.schema([]), rows, rows, self.reading).pieces(rows):
-            for place, item in enumerate(piece.chunk(pa.schema([]), self.reading).items):
-                yield record_id(item, piece.start + place, name), item
 
     def partitions(self, stage: str) -> str:
         """The set of keys that a stage has."""
@@ -249,7 +132,7 @@ class TaskSteps:
 
     def keys(self, partitions: str) -> list[str]:
         """The keys of a set, as the inputs are now."""
-        return [encode_key(file.key_path) for file in self.inputs()]
+        return [encode_key(file.key_path) for file in self.inputs.files()]
 
     def raw(self, key: str) -> RawReport:
         """Fingerprint, schema and first mistakes of an input file.
@@ -258,48 +141,35 @@ class TaskSteps:
         file of columns without rows is taken at its word.
         """
         self.layout.check_name(key)
-        files = self.members(key)
+        files = self.inputs.members(key)
         report = read_raw(*files, limit=self.row_limit, reading=self.reading)
         place = files[0].place
         if not report.rows and not any(kind.has_columns for kind in report.formats):
             raise InputError(f"{place}: there is no line in this file; fill it or take it away")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
-        is_file = self.grouping is None
-        whole = files[0] if is_file else as_one(decode_key(key), files)
-        manifest = Manifest(
-            stage=RAW,
-            accepted=True,
-            data_version=report.data_version,
-            rows=report.rows,
-            ok=report.rows - report.bad_lines,
-            failed=report.bad_lines,
-            input=InputFingerprint(
-                uri=str(place) if len(files) == 1 else f"{self.spec.input_folder}/{whole.key_path}",
-                digest=report.digest,
-                size=whole.size,
-                version=whole.version,
-            ),
-            schema=readable_schema(report.schema),
-            detail={
-                "schema": schema_to_json(report.schema),
-                "format": ", ".join(report.formats),
-                WARNINGS: report.warnings(),
-                **({} if is_file else {MEMBERS: list(report.members)}),
-            },
-        )
+        is_group = isinstance(self.inputs, GroupedInputs)
+        manifest = raw_manifest(report, self._fingerprint(key, files, report), is_group=is_group)
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
         return report
 
+    def _fingerprint(
+        self, key: str, files: Sequence[FileInfo], report: RawReport
+    ) -> InputFingerprint:
+        folder = self.spec.input_folder
+        return InputFingerprint(
+            uri=files[0].uri if len(files) == 1 else f"{folder}/{decode_key(key)}",
+            digest=report.digest,
+            size=sum(file.size for file in files),
+            version=files[0].version
+            if isinstance(self.inputs, FolderInputs)
+            else version_of(files),
+        )
+
     def count_rows(self, file: FileInfo) -> int:
         """Of an input file that raw has not looked at."""
-        files = self.members(encode_key(file.key_path)) if self.grouping else [file]
+        files = self.inputs.members(encode_key(file.key_path))
         return read_raw(*files, limit=self.row_limit, reading=self.reading).rows
-
-    def input_version(self, key: str) -> str:
-        """Of an input file as it is now; InputError when it is gone."""
-        files = self.members(key)
-        return files[0].version if self.grouping is None else version_of(files)
 
     def members_changed(self, key: str) -> bool:
         """Whether a group was made of other content than its members have now."""
@@ -308,46 +178,16 @@ class TaskSteps:
     def preprocessed(self, key: str) -> PreprocessReport:
         """Preprocess an input file."""
         assert self.recipe is not None
-        self.recipe.check()
-        raw, source = Upstream(self, RAW), self.source(PREPROCESSED, key)
-        processes = min(self.recipe.config.num_proc, os.cpu_count() or 1)
-        began = time.time()
-        with Draft(self.layout, PREPROCESSED, key) as draft, self._seen_before(key) as seen:
-            report = preprocess(source, self.recipe, draft.out, seen=seen, processes=processes)
-            source.verify()
-            manifest = Manifest(
-                stage=PREPROCESSED,
-                accepted=True,
-                data_version=report.data_version,
-                rows=report.rows_out,
-                ok=report.rows_out - report.failed,
-                failed=report.failed,
-                dropped=report.dropped.total(),
-                input=raw.need(key).input,
-                schema=readable_schema(report.schema),
-                detail={"schema": schema_to_json(report.schema)},
-            )
-            draft.publish(manifest)
-        write_old_stat(self.recipe, self.layout, key, source, report, began)
-        return report
-
-    @contextmanager
-    def _seen_before(self, key: str) -> Iterator[Duplicates | None]:
-        assert self.recipe is not None
-        wanted = self.recipe.config.dedup
-        if not wanted.exact and wanted.near is None:
-            yield None
-            return
-        with Duplicates(self.layout.duplicates_path, key, uuid4().hex, wanted.near) as seen:
-            yield seen
+        source, raw = self.source(PREPROCESSED, key), Upstream(self, RAW).need(key)
+        return preprocess_partition(self.recipe, self.layout, key, source, raw.input)
 
     async def scores(
         self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
     ) -> ScoreReport:
         """Rate every row of a file. Publishes also what `max_failure_rate` then rejects."""
-        return await self._answered(SCORES, self.score_stage, key, engine, tally, run_id, fresh)
+        return await self._answer(SCORES, self.score_stage, key, engine, tally, run_id, fresh)
 
-    async def _answered(
+    async def _answer(
         self,
         name: str,
         stage: ScoreStage | ResponseStage,
@@ -357,50 +197,22 @@ class TaskSteps:
         run_id: str,
         fresh: bool,
     ) -> ScoreReport:
-        source = self.source(name, key)
-        folder = self.layout.journal_folder(name, key)
-        opened = partial(self.layout.journal, name, key, run_id, fresh=fresh)
-        with (
-            Draft(self.layout, name, key) as draft,
-            await asyncio.to_thread(opened) as journal,
-            self._reuse(fresh=fresh) as reuse,
-        ):
-            scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
-            report = await scoring.run(draft, engine, tally)
-            await asyncio.to_thread(self._publish_answers, name, draft, source, report)
-            await asyncio.to_thread(journal.seal, report.data_version)
-            if reuse.shared is not None:
-                reuse.shared.add(str(folder), scoring.answered)
-        return report
-
-    def budget_of(self, prices: Prices) -> Budget:
-        """The task's, of all its runs and stages, at a model's prices."""
-        task = self.spec.task
-        if prices not in self._budgets:
-            self._budgets[prices] = Budget(
-                self.spec.file_name,
-                self.layout.spent_path,
-                prices,
-                task.budget_usd,
-                task.budget_tokens,
-            )
-        return self._budgets[prices]
+        return await self.answering.answer(
+            name,
+            stage,
+            key,
+            self.source(name, key),
+            engine,
+            tally,
+            run_id,
+            fresh=fresh,
+            detail=partial(self.detail_of, name),
+        )
 
     @cached_property
-    def _budgets(self) -> dict[Prices, Budget]:
-        return {}
-
-    @contextmanager
-    def _reuse(self, *, fresh: bool) -> Iterator[Reuse]:
-        policy = self.spec.task.reuse
-        shared = None
-        if policy.scope == "project" and not fresh:
-            shared = SharedReplies(self.layout.shared_answers_path, self.layout.journal_at)
-        try:
-            yield Reuse(policy.scope != "off", policy.identical_once, shared)
-        finally:
-            if shared is not None:
-                shared.close()
+    def answering(self) -> Answering:
+        """How the stages that ask a model do so."""
+        return Answering(self.layout)
 
     def rule_scores(self, key: str, tally: Tally) -> ScoreReport:
         """The same by the task's own scorer."""
@@ -408,7 +220,7 @@ class TaskSteps:
         source = self.source(SCORES, key)
         with Draft(self.layout, SCORES, key) as draft:
             report = self.rule_stage.score_file(source, draft, tally)
-            self._publish_answers(SCORES, draft, source, report)
+            self.answering.publish(SCORES, draft, source, report, {})
         return report
 
     def rows_to_ask(self, stage: str, keys: Iterable[str]) -> int:
@@ -501,56 +313,11 @@ class TaskSteps:
         """Responses may be several to a row; their number was capped before."""
         return None if upstream.stage == RESPONSES else self.row_limit
 
-    def _publish_answers(
-        self, stage: str, draft: Draft, source: Source, report: ScoreReport
-    ) -> None:
-        manifest = Manifest(
-            stage=stage,
-            accepted=report.failure_rate <= self.spec.task.max_failure_rate,
-            data_version=report.data_version,
-            rows=report.rows,
-            ok=report.ok,
-            failed=report.failed,
-            failures=report.failures_by_reason(),
-            input=source.fingerprint(),
-            schema=readable_schema(report.schema),
-            detail=self.detail_of(stage, report),
-        )
-        draft.publish(manifest)
-
     def detail_of(self, stage: str, report: ScoreReport) -> dict[str, Any]:
         """What the next stage has to know of this one's output."""
         return {}
-
-    def _refuse_shared_outputs(self, files: list[FileInfo]) -> None:
-        by_output: dict[str, str] = {}
-        problems: list[Problem] = []
-        for file in files:
-            path = Path(file.key_path)
-            output = str(path.with_name(f"{stem_of(path.name)}{self._output_suffix}"))
-            first = by_output.setdefault(output, file.key_path)
-            if first != file.key_path:
-                problems.append(self._shared(first, file.key_path, output))
-        if problems:
-            raise SetupError(problems)
-
-    def _shared(self, first: str, second: str, output: str) -> Problem:
-        wrong = f"'{first}' and '{second}' would both be written to '{output}'"
-        fix = "rename or move one of them"
-        return Problem(self.spec.file_name, self.input_field, wrong, fix=fix)
 
     @property
     def input_field(self) -> str:
         """Where the task file says what its first stage reads."""
         return "data.input_folder"
-
-    @property
-    def _output_suffix(self) -> str:
-        return ".parquet"
-
-
-def digest_of(manifest: Manifest) -> str:
-    """Of the rows that a stage left, or `raw` found."""
-    if manifest.output is None:
-        return manifest.input.digest
-    return manifest.output_digest or manifest.detail["digest"]

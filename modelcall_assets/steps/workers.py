@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
@@ -25,21 +25,16 @@ AHEAD = 2
 
 def map_in_order(
     make: Callable[..., Work[P, R]], arguments: Sequence[Any], pieces: Iterator[P], processes: int
-) -> Iterator[R]:
+) -> Generator[R]:
     """`make(*arguments)` of every piece, in order. It is made once in each process; all of it can
     be pickled. What it raises is raised here. WorkerDied when a process was killed.
 
     The first piece is done in this process: a file that has no second one needs no other.
     """
     work = make(*arguments)
-    if processes == 1:
-        yield from map(work, pieces)
-        return
     for first in pieces:
         yield work(first)
         break
-    else:
-        return
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (make, arguments))
     waiting: deque[Future[R]] = deque()
     try:

@@ -22,7 +22,7 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import plain_rows
 from modelcall_assets.storage.schema import is_json_text
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 8 << 20
 MOST_DOCUMENT_BYTES = 1 << 30
 DOCUMENT = pa.schema([(name, pa.string()) for name in ("id", "path", "uri", "text")])
 """Of a file that is one record as a whole."""

@@ -1,0 +1,105 @@
+"""How a task's stages ask a model: over their journal, within the budget, to a publication."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from modelcall_assets.journal.shared import SharedReplies
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.steps.budget import Budget
+from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.responses import ResponseStage
+from modelcall_assets.steps.reuse import Reuse
+from modelcall_assets.steps.score_report import Prices, ScoreReport
+from modelcall_assets.steps.scores import ScoreStage, Scoring
+from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.manifest import Manifest
+from modelcall_assets.storage.schema import readable_schema
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Of one task, whose budget all its stages and files share."""
+
+    layout: Layout
+    _budgets: dict[Prices, Budget] = field(default_factory=dict)
+
+    async def answer(
+        self,
+        name: str,
+        stage: ScoreStage | ResponseStage,
+        key: str,
+        source: Source,
+        engine: Engine,
+        tally: Tally,
+        run_id: str,
+        *,
+        fresh: bool,
+        detail: Any,
+    ) -> ScoreReport:
+        """Every row of a file. Publishes also what `max_failure_rate` then rejects; `detail` makes
+        of a report what the manifest says to the next stage."""
+        folder = self.layout.journal_folder(name, key)
+        opened = partial(self.layout.journal, name, key, run_id, fresh=fresh)
+        with (
+            Draft(self.layout, name, key) as draft,
+            await asyncio.to_thread(opened) as journal,
+            self._reuse(fresh=fresh) as reuse,
+        ):
+            scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
+            report = await scoring.run(draft, engine, tally)
+            await asyncio.to_thread(self.publish, name, draft, source, report, detail(report))
+            await asyncio.to_thread(journal.seal, report.data_version)
+            if reuse.shared is not None:
+                reuse.shared.add(str(folder), scoring.answered)
+        return report
+
+    def publish(
+        self, stage: str, draft: Draft, source: Source, report: ScoreReport, detail: dict[str, Any]
+    ) -> None:
+        """What was answered, or rated; accepted or not."""
+        manifest = Manifest(
+            stage=stage,
+            accepted=report.failure_rate <= self.layout.spec.task.max_failure_rate,
+            data_version=report.data_version,
+            rows=report.rows,
+            ok=report.ok,
+            failed=report.failed,
+            failures=report.failures_by_reason(),
+            input=source.fingerprint(),
+            schema=readable_schema(report.schema),
+            detail=detail,
+        )
+        draft.publish(manifest)
+
+    def budget_of(self, prices: Prices) -> Budget:
+        """The task's, of all its runs and stages, at a model's prices."""
+        spec = self.layout.spec
+        if prices not in self._budgets:
+            self._budgets[prices] = Budget(
+                spec.file_name,
+                self.layout.spent_path,
+                prices,
+                spec.task.budget_usd,
+                spec.task.budget_tokens,
+            )
+        return self._budgets[prices]
+
+    @contextmanager
+    def _reuse(self, *, fresh: bool) -> Iterator[Reuse]:
+        policy = self.layout.spec.task.reuse
+        shared = None
+        if policy.scope == "project" and not fresh:
+            shared = SharedReplies(self.layout.shared_answers_path, self.layout.journal_at)
+        try:
+            yield Reuse(policy.scope != "off", policy.identical_once, shared)
+        finally:
+            if shared is not None:
+                shared.close()

@@ -1,0 +1,61 @@
+"""preprocessed, from the rows of a partition to its publication."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+from modelcall_assets.config.preprocess import Dedup
+from modelcall_assets.config.spec import PREPROCESSED
+from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.duplicates import Duplicates
+from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.old_stat import write_old_stat
+from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
+from modelcall_assets.steps.recipe import Recipe
+from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.manifest import InputFingerprint, Manifest
+from modelcall_assets.storage.schema import readable_schema, schema_to_json
+
+
+def preprocess_partition(
+    recipe: Recipe, layout: Layout, key: str, source: Source, raw: InputFingerprint
+) -> PreprocessReport:
+    """`raw` is what its input was when it was looked at. SetupError when the recipe cannot be
+    followed here, InputChanged when the input is no longer the same."""
+    recipe.check()
+    processes = min(recipe.config.num_proc, os.cpu_count() or 1)
+    began = time.time()
+    with (
+        Draft(layout, PREPROCESSED, key) as draft,
+        _seen_before(recipe.config.dedup, layout, key) as seen,
+    ):
+        report = preprocess(source, recipe, draft.out, seen=seen, processes=processes)
+        source.verify()
+        manifest = Manifest(
+            stage=PREPROCESSED,
+            accepted=True,
+            data_version=report.data_version,
+            rows=report.rows_out,
+            ok=report.rows_out - report.failed,
+            failed=report.failed,
+            dropped=report.dropped.total(),
+            input=raw,
+            schema=readable_schema(report.schema),
+            detail={"schema": schema_to_json(report.schema)},
+        )
+        draft.publish(manifest)
+    write_old_stat(recipe, layout, key, source, report, began)
+    return report
+
+
+@contextmanager
+def _seen_before(wanted: Dedup, layout: Layout, key: str) -> Iterator[Duplicates | None]:
+    if not wanted.exact and wanted.near is None:
+        yield None
+        return
+    with Duplicates(layout.duplicates_path, key, uuid4().hex, wanted.near) as seen:
+        yield seen
