@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.steps.piece_work import ERROR_COLUMN
+from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
 from modelcall_assets.steps.raw import read_raw
 from modelcall_assets.steps.recipe import Recipe

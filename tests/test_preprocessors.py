@@ -32,7 +32,7 @@ from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.piece_work import ERROR_COLUMN
+from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.transforms import tokens
 from modelcall_assets.transforms.github_raw_code import GithubRawCode

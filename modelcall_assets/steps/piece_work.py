@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import traceback
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -16,75 +14,22 @@ import pyarrow as pa
 from modelcall_assets.records.dotted import RAISED
 from modelcall_assets.records.outcome import Dropped, Reason
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.made import ERROR_COLUMN, Kept, Made, Rows, line_of, readable
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.shipping import Shipped
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.pieces import Chunk, Piece, text_array
-from modelcall_assets.storage.rows import record_id, sample_row
+from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.finishing import Finished
 from modelcall_assets.transforms.preprocessor import Copied, Declared, Kind
 
-ERROR_COLUMN = "preprocess_error"
-PROBLEM_COLUMN = "pack_problem"
-SAMPLE_ROWS = 3
-READABLE_BYTES = 40_000
-LONG_CHARS = 1000
-"""Values from here on are looked at once, whatever columns they are in."""
 _EXPECTED = (TypeError, ValueError, KeyError)
 """What a preprocessor of ours raises for a row that it cannot work on."""
-_FITS = {"string": {str, bytes}, "int": {int}, "float": {float, int}, "bool": {bool}}
+_FITS = {"string": {str}, "int": {int}, "float": {float, int}, "bool": {bool}}
 """What may be in a column that the user has declared."""
+_INT64 = range(-(2**63), 2**63)
 _TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """The rows of a piece that were not dropped: as columns where those are known, else as lines of
-    JSON; of each the digest, and what tells its text from others where that is asked."""
-
-    rows_in: int
-    columns: Sequence[pa.Array]
-    lines: Sequence[bytes]
-    digests: Sequence[bytes]
-    texts: Sequence[tuple[bytes, bytes | None] | None]
-    failures: frozenset[int]
-    """Which of the rows hold an error."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    removed: Counter[str] = field(default_factory=Counter)
-    problems: Sequence[str] = ()
-    sample: Sequence[tuple[int, Row]] = ()
-    """With their places among the rows."""
-    shipped: Shipped | None = None
-    """Where the columns are when they come from another process."""
-
-    def __len__(self) -> int:
-        return len(self.digests)
-
-    @property
-    def failed(self) -> int:
-        return len(self.failures)
-
-    def received(self) -> Made:
-        """What was shipped, here."""
-        if self.shipped is None:
-            return self
-        return replace(self, columns=self.shipped.received(), shipped=None)
-
-    def only(self, places: Sequence[int]) -> Made:
-        """Without the other rows."""
-        if len(places) == len(self):
-            return self
-        kept = set(places)
-        return replace(
-            self,
-            columns=[column.take(pa.array(places, pa.int64())) for column in self.columns],
-            lines=[self.lines[at] for at in places] if self.lines else (),
-            digests=[self.digests[at] for at in places],
-            texts=[self.texts[at] for at in places],
-            failures=frozenset(at for at, old in enumerate(places) if old in self.failures),
-            sample=[each for each in self.sample if each[0] in kept],
-        )
 
 
 class PieceWork:
@@ -105,14 +50,14 @@ class PieceWork:
         """Of the name of a file, which enters the ids of rows that have none, and a piece of it."""
         name, piece = named
         chunk = piece.chunk(self._input, self._reading)
-        rows = _Rows()
+        rows = Rows()
         for place, item in enumerate(chunk.items):
             identity = record_id(item, chunk.start + place, name)
             rows.add(place, self._made(item, identity))
         return Made(
             rows_in=len(chunk.items),
             columns=[] if self._origins is None else self._columns_of(chunk, rows, self._origins),
-            lines=[*map(_line, rows.rows)] if self._origins is None else (),
+            lines=[*map(line_of, rows.rows)] if self._origins is None else (),
             digests=rows.digests,
             texts=rows.texts,
             failures=frozenset(rows.failures),
@@ -127,7 +72,7 @@ class PieceWork:
         made = self._made(item, identity)
         return made if isinstance(made, Dropped) else made.finished.row
 
-    def _made(self, item: Row | BadLine, identity: str) -> _Kept | Dropped:
+    def _made(self, item: Row | BadLine, identity: str) -> Kept | Dropped:
         if isinstance(item, BadLine):
             return _failed(identity, Reason.BAD_LINE, item.detail, item.raw)
         try:
@@ -139,7 +84,7 @@ class PieceWork:
             finished = self._finishing.finish(self._checked(row), identity)
             if isinstance(finished, Dropped):
                 return finished
-            return _Kept(finished, _digest(finished.row))
+            return Kept.of(finished)
         except self._raised as error:
             is_plain = not self._runs_users or isinstance(error, _NotARow)
             told = f"{type(error).__name__}: {error}"
@@ -150,10 +95,8 @@ class PieceWork:
         """TypeError when it is no row, or not of the types that were declared."""
         if not isinstance(row, dict) or not all(isinstance(name, str) for name in row):
             raise _NotARow(f"process_item returned {type(row).__name__}; expected a dict, or None")
-        for name, origin in (self._origins or {}).items() if self._runs_users else ():
-            value = row.get(name)
-            if isinstance(origin, str) and value is not None and type(value) not in _FITS[origin]:
-                raise _NotARow(f"{name}: declared as {origin}, but it is {type(value).__name__}")
+        if self._runs_users and self._origins is not None:
+            _check_types(row, self._origins)
         return {**row, ERROR_COLUMN: None}
 
     def _item(self, item: Row) -> Row:
@@ -179,7 +122,7 @@ class PieceWork:
         )
 
     def _columns_of(
-        self, chunk: Chunk, rows: _Rows, origins: Mapping[str, Copied | Kind]
+        self, chunk: Chunk, rows: Rows, origins: Mapping[str, Copied | Kind]
     ) -> list[pa.Array]:
         """Copied columns stay Arrow, the others come from the new rows. Texts that are the same
         objects in several columns are one array."""
@@ -190,19 +133,31 @@ class PieceWork:
         columns: list[pa.Array] = []
         texts: dict[tuple[int, ...], pa.Array] = {}
         for name, origin in origins.items():
-            values = [row.get(name) for row in rows.rows]
-            same = tuple(map(id, values))
             if isinstance(origin, Copied):
                 assert source is not None
                 column = source.column(origin.source).take(positions)
-            elif origin == "string" and same in texts:
-                column = texts[same]
+                values = [_value(chunk.items[old], origin.source) for old in rows.places]
             else:
-                column = _array(values, _TYPES[origin])
-            if column.type == pa.string():
-                texts.setdefault(same, column)
+                values = [row.get(name) for row in rows.rows]
+                shared = texts.get(tuple(map(id, values))) if origin == "string" else None
+                column = _array(values, _TYPES[origin]) if shared is None else shared
+            if column.type == pa.string() and not rows.failures:
+                texts.setdefault(tuple(map(id, values)), column)
             columns.append(column)
         return columns
+
+
+def _value(item: Row | BadLine, name: str) -> Any:
+    return None if isinstance(item, BadLine) else item.get(name)
+
+
+def _check_types(row: Row, origins: Mapping[str, Copied | Kind]) -> None:
+    for name, origin in origins.items():
+        value = row.get(name)
+        if value is None or isinstance(origin, Copied):
+            continue
+        if type(value) not in _FITS[origin] or (origin == "int" and value not in _INT64):
+            raise _NotARow(f"{name}: declared as {origin}, but it is {type(value).__name__}")
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -226,84 +181,16 @@ class ShippingWork:
         return replace(made, columns=(), shipped=Shipped.of(made.columns, self._folder))
 
 
-class _Kept(NamedTuple):
-    finished: Finished
-    digest: bytes
-
-
 class _NotARow(TypeError):
     """What the user's process_item returned."""
 
 
-@dataclass
-class _Rows:
-    """What accumulates over a piece."""
-
-    rows: list[Row] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    """Of the kept rows among all of the piece."""
-    texts: list[tuple[bytes, bytes | None] | None] = field(default_factory=list)
-    failures: set[int] = field(default_factory=set)
-    dropped: Counter[str] = field(default_factory=Counter)
-    removed: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    sample: list[tuple[int, Row]] = field(default_factory=list)
-
-    def add(self, place: int, made: _Kept | Dropped) -> None:
-        if isinstance(made, Dropped):
-            self.dropped[made.rule] += 1
-            return
-        finished, at = made.finished, len(self.rows)
-        row, text = finished.row, (finished.digest, finished.signature)
-        self.rows.append(row)
-        self.digests.append(made.digest)
-        self.places.append(place)
-        self.texts.append(None if text[0] is None else (text[0], text[1]))
-        self.removed.update(finished.removed)
-        if row.get(ERROR_COLUMN) is not None:
-            self.failures.add(at)
-        elif len(self.sample) < SAMPLE_ROWS:
-            self.sample.append((at, sample_row(_readable(row))))
-        if problem := row.get(PROBLEM_COLUMN):
-            self.problems.append(f"{row.get('xml_file_path')}: {problem}")
-
-
-def _failed(identity: str, reason: Reason, detail: str, raw: str) -> _Kept:
+def _failed(identity: str, reason: Reason, detail: str, raw: str) -> Kept:
     error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
     row = {"id": identity, ERROR_COLUMN: error}
-    return _Kept(Finished(row, {}, None, None), _digest(row))
+    return Kept.of(Finished(row, {}, None, None))
 
 
 def _raw(item: Row) -> str:
     """An item that failed, for people to look at."""
-    return orjson.dumps(_readable(item), default=str).decode()
-
-
-def _readable(row: Row) -> Row:
-    """With the beginning of a text that is bytes."""
-    text = row.get("text")
-    if not isinstance(text, bytes):
-        return row
-    return {**row, "text": text[:READABLE_BYTES].decode("utf-8", "ignore")}
-
-
-def _digest(row: Row) -> bytes:
-    """Of the content of a row, however it was come by."""
-    short, long = dict[str, Any](), dict[str | bytes, str]()
-    for name, value in sorted(row.items()):
-        is_long = isinstance(value, str | bytes) and len(value) > LONG_CHARS
-        short[name] = {"as": long.setdefault(value, name)} if is_long else value
-    content = hashlib.blake2b(digest_size=16)
-    content.update(orjson.dumps(short, default=_as_json))
-    for value in long:
-        content.update(value if isinstance(value, bytes) else value.encode())
-    return content.digest()
-
-
-def _line(row: Row) -> bytes:
-    return orjson.dumps(row, default=_as_json, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _as_json(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return orjson.dumps(readable(item), default=str).decode()

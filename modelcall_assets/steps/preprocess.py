@@ -22,7 +22,8 @@ import pyarrow as pa
 from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.piece_work import ERROR_COLUMN, Made, PieceWork, ShippingWork
+from modelcall_assets.steps.made import ERROR_COLUMN, Made
+from modelcall_assets.steps.piece_work import PieceWork, ShippingWork
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.row_spool import RowSpool
 from modelcall_assets.steps.source import Source

@@ -11,7 +11,7 @@ import orjson
 from modelcall_assets.config.spec import SCORES
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.preprocess import ERROR_COLUMN
+from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS, ApiRow, ScoreTable
 from modelcall_assets.steps.source import Source

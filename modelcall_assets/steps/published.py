@@ -19,7 +19,7 @@ from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.preprocess import ERROR_COLUMN
+from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import list_files, matches
 from modelcall_assets.storage.formats import OURS, Reading

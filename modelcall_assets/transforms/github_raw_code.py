@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from modelcall_assets.records.record import Row
 from modelcall_assets.transforms.code_language import language_of_content, language_of_name
-from modelcall_assets.transforms.preprocessor import Copied, Kind, text_of
+from modelcall_assets.transforms.preprocessor import Copied, Kind, as_text, text_of
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "description")
 PATH_COLUMNS = ("path", "file_path", "filepath", "filename", "file_name", "name")
@@ -26,10 +26,12 @@ class GithubRawCode:
         text = text_of(item, TEXT_COLUMNS)
         if text is None:
             raise KeyError(f"none of the columns {', '.join(TEXT_COLUMNS)}")
-        row = {**item, "text": text, "source": item.get("source") or self.source_name}
-        if not row.get("language"):
-            row["language"] = self._language(item, text)
-        return row
+        return {
+            **item,
+            "text": text,
+            "source": as_text(item.get("source")) or self.source_name,
+            "language": as_text(item.get("language")) or self._language(item, text),
+        }
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
         copied: dict[str, Copied | Kind] = {name: Copied(name) for name in names}

@@ -1,0 +1,149 @@
+"""What becomes of a piece of a file: rows with their digests, and what was counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from modelcall_assets.records.outcome import Dropped
+from modelcall_assets.records.record import Row
+from modelcall_assets.steps.shipping import Shipped
+from modelcall_assets.storage.rows import sample_row
+from modelcall_assets.transforms.finishing import Finished
+
+ERROR_COLUMN = "preprocess_error"
+PROBLEM_COLUMN = "pack_problem"
+SAMPLE_ROWS = 3
+READABLE_BYTES = 40_000
+LONG_CHARS = 1000
+"""Values from here on are looked at once, whatever columns they are in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The rows of a piece that were not dropped: as columns where those are known, else as lines of
+    JSON; of each the digest, and what tells its text from others where that is asked."""
+
+    rows_in: int
+    columns: Sequence[pa.Array]
+    lines: Sequence[bytes]
+    digests: Sequence[bytes]
+    texts: Sequence[tuple[bytes, bytes | None] | None]
+    failures: frozenset[int]
+    """Which of the rows hold an error."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    problems: Sequence[str] = ()
+    sample: Sequence[tuple[int, Row]] = ()
+    """With their places among the rows."""
+    shipped: Shipped | None = None
+    """Where the columns are when they come from another process."""
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures)
+
+    def received(self) -> Made:
+        """What was shipped, here."""
+        if self.shipped is None:
+            return self
+        return replace(self, columns=self.shipped.received(), shipped=None)
+
+    def only(self, places: Sequence[int]) -> Made:
+        """Without the other rows."""
+        if len(places) == len(self):
+            return self
+        kept = set(places)
+        return replace(
+            self,
+            columns=[column.take(pa.array(places, pa.int64())) for column in self.columns],
+            lines=[self.lines[at] for at in places] if self.lines else (),
+            digests=[self.digests[at] for at in places],
+            texts=[self.texts[at] for at in places],
+            failures=frozenset(at for at, old in enumerate(places) if old in self.failures),
+            sample=[each for each in self.sample if each[0] in kept],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A row that was not dropped. The digest is that of its content, however it was come by."""
+
+    finished: Finished
+    digest: bytes
+
+    @classmethod
+    def of(cls, finished: Finished) -> Kept:
+        """ValueError or TypeError when a value cannot be written."""
+        return cls(finished, _digest(finished.row))
+
+
+@dataclass
+class Rows:
+    """What accumulates over a piece."""
+
+    rows: list[Row] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    """Of the kept rows among all of the piece."""
+    texts: list[tuple[bytes, bytes | None] | None] = field(default_factory=list)
+    failures: set[int] = field(default_factory=set)
+    dropped: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    sample: list[tuple[int, Row]] = field(default_factory=list)
+
+    def add(self, place: int, made: Kept | Dropped) -> None:
+        if isinstance(made, Dropped):
+            self.dropped[made.rule] += 1
+            return
+        finished, at = made.finished, len(self.rows)
+        row, text = finished.row, (finished.digest, finished.signature)
+        self.rows.append(row)
+        self.digests.append(made.digest)
+        self.places.append(place)
+        self.texts.append(None if text[0] is None else (text[0], text[1]))
+        self.removed.update(finished.removed)
+        if row.get(ERROR_COLUMN) is not None:
+            self.failures.add(at)
+        elif len(self.sample) < SAMPLE_ROWS:
+            self.sample.append((at, sample_row(readable(row))))
+        if problem := row.get(PROBLEM_COLUMN):
+            self.problems.append(f"{row.get('xml_file_path')}: {problem}")
+
+
+def readable(row: Row) -> Row:
+    """With the beginning of a text that is bytes."""
+    text = row.get("text")
+    if not isinstance(text, bytes):
+        return row
+    return {**row, "text": text[:READABLE_BYTES].decode("utf-8", "ignore")}
+
+
+def line_of(row: Row) -> bytes:
+    return orjson.dumps(row, default=_as_json, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _digest(row: Row) -> bytes:
+    short, long = dict[str, Any](), dict[str | bytes, str]()
+    for name, value in sorted(row.items()):
+        is_long = isinstance(value, str | bytes) and len(value) > LONG_CHARS
+        short[name] = [long.setdefault(value, name), len(value)] if is_long else value
+    content = hashlib.blake2b(digest_size=16)
+    content.update(orjson.dumps(short, default=_as_json))
+    for value in long:
+        content.update(value if isinstance(value, bytes) else value.encode())
+    return content.digest()
+
+
+def _as_json(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
