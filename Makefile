@@ -29,12 +29,12 @@ ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
 	$(BIN)/modelcall rehearse -- $(BIN)/dagster dev -w workspace.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 acceptance: setup  ## the S3 tests on Ceph, from Debian's packages: acceptance/README.md
 	$(BIN)/python -m pytest acceptance --timeout 600
 
-bench: setup  ## docs/performance.md again; keep the machine quiet for the ten minutes it takes
+bench: setup  ## docs/performance.md again; keep the machine quiet for the half hour it takes
 	$(BIN)/python -m benchmarks --write
 
 lint: setup

@@ -196,6 +196,8 @@ class TestGithubRawCode:
             ({"name": "nothing"}, None),
             ({"path": 5}, None),
             ({"path": "a.py", "language": "Cython"}, "Cython"),
+            ({"path": "a.py", "language": ["C", "D"]}, "['C', 'D']"),
+            ({"path": "a.py", "language": ""}, "Python"),
         ],
     )
     def test_the_language_comes_from_the_name(
@@ -542,6 +544,35 @@ class TestOwn:
         assert made.column_names == names
         assert made.column("when").type == moments.type
         assert made.column("n").to_pylist() == [1, 2, 3]
+
+    def test_a_value_of_another_type_than_declared_fails_its_row(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            from modelcall_assets.transforms.preprocessor import Copied
+            class Loose:
+                values = [1, "x", 2**70, True, None, 5]
+                def columns(self, names):
+                    return {"text": Copied("text"), "clean": "string", "n": "int"}
+                def process_item(self, item):
+                    n = self.values[item["n"]]
+                    item["text"] = "\\ud800" if n == 5 else "changed " + item["text"]
+                    return {**item, "clean": item["text"], "n": n}
+            """,
+            "own_loose",
+        )
+        path = write_jsonl(tmp_path, [{"text": f"t{n}", "n": n} for n in range(6)])
+        report = preprocessed(path, script_type=f"{module}:Loose")
+        rows = published(path)
+        assert [row["n"] for row in rows] == [1, None, None, None, None, None]
+        assert [row["clean"] for row in rows[::4]] == ["changed t0", "changed t4"]
+        assert rows[0]["text"] == "t0", "what is declared as copied is the input's"
+        details = [error_of(rows[at])["detail"] for at in (1, 2, 3, 5)]
+        assert "n: declared as int, but it is str" in details[0]
+        assert "does not fit into 64 bits" in details[1]
+        assert "n: declared as int, but it is bool" in details[2]
+        assert "UnicodeEncodeError" in details[3] or "surrogate" in details[3]
+        assert report.failed == 4
 
     def test_it_may_choose_the_files(self, project: Project, instance: dg.DagsterInstance) -> None:
         module = own(

@@ -80,21 +80,20 @@ class TaskRunner:
         statuses = self._statuses(stage, keys)
         in_progress = AssetPartitionStatus.IN_PROGRESS
         busy = [key for key in keys if statuses[key] == in_progress]
-        due = [
-            key
-            for key in keys
-            if statuses[key] != in_progress
-            and (everything or statuses[key] != _GREEN or self._outdated(stage, key))
-        ]
+        green = () if everything else [key for key in keys if statuses[key] == _GREEN]
+        versions = self.steps.inputs.versions(green) if stage == RAW else {}
+        fine = {key for key in green if not self._outdated(stage, key, versions.get(key))}
+        due = [key for key in keys if statuses[key] != in_progress and key not in fine]
         return due, busy
 
-    def _outdated(self, stage: str, key: str) -> bool:
-        """Materialised, but from something else than now, or its files are gone."""
+    def _outdated(self, stage: str, key: str, version: str | None) -> bool:
+        """Materialised, but from something else than now, or its files are gone. `version` is the
+        input's, for `raw`."""
         manifest = read_manifest(self.steps.layout.manifest_path(stage, key))
         if manifest is None or is_stale(self.instance, self.steps, stage, key):
             return True
         if stage == RAW:
-            return self.steps.inputs.version(key) != manifest.input.version
+            return version != manifest.input.version
         output = manifest.output
         return output is None or not exists(self.steps.layout.place(output))
 

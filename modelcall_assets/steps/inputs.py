@@ -12,7 +12,7 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.members import as_one, grouped, version_of
+from modelcall_assets.steps.members import as_one, grouped
 from modelcall_assets.steps.upstream import Upstream
 from modelcall_assets.storage.files import (
     list_files,
@@ -49,9 +49,13 @@ class Inputs(ABC):
     def members(self, key: str) -> Sequence[FileInfo]:
         """The files of a partition as they are now; InputError when they are gone."""
 
-    def version(self, key: str) -> str:
-        """Of a partition as it is now; InputError when it is gone."""
-        return version_of(self.members(key))
+    def versions(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of partitions as they are now, without those that are gone."""
+        wanted = set(keys)
+        if not wanted:
+            return {}
+        versions = {encode_key(file.key_path): file.version for file in self.files()}
+        return {key: version for key, version in versions.items() if key in wanted}
 
     def all_keys(self) -> set[str]:
         """Of everything that is there, whatever the task takes of it."""
@@ -86,8 +90,9 @@ class FolderInputs(Inputs):
     def members(self, key: str) -> Sequence[FileInfo]:
         return [replace(stat_file(self.layout.input_place(key)), key_path=key)]
 
-    def version(self, key: str) -> str:
-        return stat_file(self.layout.input_place(key)).version
+    def versions(self, keys: Sequence[str]) -> dict[str, str]:
+        """Each is looked at by itself: they may be a few of many."""
+        return {key: file.version for key in keys for file in self.members(key)}
 
     def all_keys(self) -> set[str]:
         return {encode_key(file.key_path) for file in list_inputs(self.layout.folder(RAW))}

@@ -156,8 +156,10 @@ def _check_types(row: Row, origins: Mapping[str, Copied | Kind]) -> None:
         value = row.get(name)
         if value is None or isinstance(origin, Copied):
             continue
-        if type(value) not in _FITS[origin] or (origin == "int" and value not in _INT64):
+        if type(value) not in _FITS[origin]:
             raise _NotARow(f"{name}: declared as {origin}, but it is {type(value).__name__}")
+        if origin == "int" and value not in _INT64:
+            raise _NotARow(f"{name}: {value} does not fit into 64 bits; declare it as string")
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
