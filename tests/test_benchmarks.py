@@ -27,7 +27,7 @@ def test_every_client_does_the_job(tmp_path):
     assert set(scenario["clients"]) == {ENGINE, ASSET, *LOOPS}
     for name, found in scenario["clients"].items():
         assert f"| {report.NAMES[name]} | {found['rows']} |" in printed
-        assert found["max_in_flight"] == scenario["in_flight"]
+        assert 1 < found["max_in_flight"] <= scenario["in_flight"], "a busy machine has fewer"
         assert 0 < found["efficiency"] <= 1
 
 

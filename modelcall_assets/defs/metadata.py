@@ -21,6 +21,7 @@ _CELL = 160
 _TURN = 600
 _CONVERSATIONS = 3
 _BAR = 24
+_MEMBERS = 50
 
 
 def raw_metadata(report: RawReport) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def raw_metadata(report: RawReport) -> dict[str, Any]:
         "first_bad_line": report.first_bad or "none",
         "duplicate_ids": report.duplicate_ids,
         "sample": _table(report.sample),
-        **({"members": _table(report.members)} if len(report.members) > 1 else {}),
+        **(_members(report.members) if len(report.members) > 1 else {}),
     }
 
 
@@ -63,8 +64,17 @@ def split_metadata(report: SplitReport) -> dict[str, Any]:
     return {
         "dagster/row_count": report.rows,
         "bytes": report.size,
-        "members": _table(report.members),
+        **_members(report.members),
     }
+
+
+def _members(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first ones: a partition may have very many."""
+    shown = [
+        {"file": each.get("name") or each["uri"], "rows": each["rows"], "bytes": each["size"]}
+        for each in members[:_MEMBERS]
+    ]
+    return {"files": len(members), "members": _table(shown)}
 
 
 def chatml_metadata(report: ChatmlReport, output: Place) -> dict[str, Any]:
