@@ -769,6 +769,31 @@ class TestProcesses:
             process.communicate()
         until(lambda: not any(map(is_running, started)))
 
+    def test_an_interrupted_run_ends_soon_and_publishes_nothing(self, project: Project) -> None:
+        module = own(
+            project.root,
+            """
+            import time
+            class Slowly:
+                def process_item(self, item):
+                    open("began", "w").close()
+                    time.sleep(0.002)
+                    return {"text": "x"}
+            """,
+            "own_slowly",
+        )
+        emptied(project)
+        path = project.write_input("a.jsonl", [{"n": n} for n in range(30_000)])
+        task(project, f"{module}:Slowly")
+        process = project.start("run-task", str(project.task_file))
+        until((project.root / "began").exists)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert "preprocessed: " in errors and " of 30,000 rows" in errors
+        assert "Traceback" not in output + errors
+        assert not project.steps().layout.output_path("preprocessed", path.name).exists()
+
 
 def is_running(pid: int) -> bool:
     try:
@@ -930,6 +955,7 @@ class TestShipped:
                 (folder / f"ann_my_lib_{commit}.{suffix}").write_bytes(pack(texts))
         output, files = self.finished(root, name)
         assert "2 of 2 files scored: 4 rows, 4 succeeded, 0 failed" in output
+        assert "preprocessed: 4 of 4 rows, 0 failed" in output
         assert [file.name for file in files] == ["C_Sharp.parquet", "Python.parquet"]
         first, second = pq.read_table(files[1]).to_pylist()
         assert [row["commit_hash"] for row in (first, second)] == ["0a1b2c3", "99ff"]

@@ -65,9 +65,10 @@ class RunDisplay:
         if self._progress is None:
             self._console.print(tally.line(), highlight=False)
             return
-        tallies = self._tallies.values()
+        tallies = [each for each in self._tallies.values() if each.stage == tally.stage]
         self._progress.update(
             self._bar,
+            description=tally.stage,
             total=sum(each.rows for each in tallies),
             completed=sum(each.done for each in tallies),
             detail=tally.detail(),

@@ -4,6 +4,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -44,7 +45,7 @@ from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, 
 from modelcall_assets.defs.watching import watched
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
-from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.progress import Tally, Watcher
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import TaskSteps
 
@@ -93,11 +94,12 @@ def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
         return Stage(RAW, about, files, RAW_CHECKS, computed(steps.raw, raw_metadata, check_raw))
     if name == PREPROCESSED:
         about = "cleaned, filtered and truncated rows"
-        opened = computed(steps.preprocessed, preprocessed_metadata, check_preprocessed)
+        opened = _working(steps, PREPROCESSED, partial(_preprocessed, steps), watcher)
         return Stage(PREPROCESSED, about, parquet, PREPROCESSED_CHECKS, opened)
     if steps.rule_stage is not None:
         about = f"ratings by {steps.rule_stage.path}"
-        return Stage(SCORES, about, parquet, SCORES_CHECKS, _rule_scores(steps, watcher))
+        opened = _working(steps, SCORES, partial(_rated, steps), watcher)
+        return Stage(SCORES, about, parquet, SCORES_CHECKS, opened)
     assert steps.spec.prompt is not None
     about = f"ratings by {_model_of(steps.spec.model)} with the prompt {steps.spec.prompt.version}"
     opened = _asking(steps, SCORES, steps.scores, watcher)
@@ -119,7 +121,7 @@ def _asking(steps: TaskSteps, stage: str, run: Ask, watcher: Watcher | None) -> 
         async with (
             steps.engine(stage) as engine,
             interruptible(lambda: engine.stop(RunStopped("interrupted; every reply is kept"))),
-            watched(context, watcher) as tally,
+            watched(context, watcher, stage) as tally,
         ):
             tally.rows = steps.rows_to_ask(stage, context.partition_keys)
 
@@ -132,21 +134,37 @@ def _asking(steps: TaskSteps, stage: str, run: Ask, watcher: Watcher | None) -> 
     return opened
 
 
-def _rule_scores(steps: TaskSteps, watcher: Watcher | None) -> Opened:
+def _working(
+    steps: TaskSteps, stage: str, run: Callable[[str, Tally], Done], watcher: Watcher | None
+) -> Opened:
+    """A stage that works through its rows without a model, and can be stopped between two."""
+
     @asynccontextmanager
     async def opened(
         context: dg.AssetExecutionContext, options: RunOptions
     ) -> AsyncGenerator[OnePartition]:
-        async with watched(context, watcher) as tally, interruptible(tally.stop):
-            tally.rows = steps.rows_to_ask(SCORES, context.partition_keys)
+        async with (
+            watched(context, watcher, stage, asks_model=False) as tally,
+            interruptible(tally.stop),
+        ):
+            tally.rows = steps.rows_to_ask(stage, context.partition_keys)
 
             async def one(key: str) -> Done:
-                report = await asyncio.to_thread(steps.rule_scores, key, tally)
-                return await asyncio.to_thread(_answered, steps, SCORES, key, report)
+                return await asyncio.to_thread(run, key, tally)
 
             yield one
 
     return opened
+
+
+def _preprocessed(steps: TaskSteps, key: str, tally: Tally) -> Done:
+    report = steps.preprocessed(key, tally)
+    shown = preprocessed_metadata(report, steps.layout.output_path(PREPROCESSED, key))
+    return Done(report.data_version, shown, check_preprocessed(report))
+
+
+def _rated(steps: TaskSteps, key: str, tally: Tally) -> Done:
+    return _answered(steps, SCORES, key, steps.rule_scores(key, tally))
 
 
 def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Done:

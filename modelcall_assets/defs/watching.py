@@ -11,10 +11,14 @@ from modelcall_assets.steps.progress import Tally, Watcher
 
 @asynccontextmanager
 async def watched(
-    context: dg.AssetExecutionContext, watcher: Watcher | None
+    context: dg.AssetExecutionContext,
+    watcher: Watcher | None,
+    stage: str,
+    *,
+    asks_model: bool = True,
 ) -> AsyncGenerator[Tally]:
     """A tally of the run; without a watcher of its own it is logged every 30 s."""
-    tally = Tally()
+    tally = Tally(stage, asks_model)
     shown_to = watcher or Watcher(lambda tally: context.log.info(tally.line()))
 
     async def show() -> None:

@@ -20,10 +20,12 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.config.spec import PREPROCESSED
+from modelcall_assets.errors import RunStopped
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.made import ERROR_COLUMN, Made
 from modelcall_assets.steps.piece_work import PieceWork, ShippingWork
+from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.row_spool import RowSpool
 from modelcall_assets.steps.source import Source
@@ -66,16 +68,18 @@ def preprocess(
     *,
     seen: SeenBefore | None = None,
     processes: int = 1,
+    tally: Tally | None = None,
 ) -> PreprocessReport:
     """Write the rows of `source` to `out`.
 
     InputError when it cannot be read, InputChanged when it no longer fits its schema, WorkerDied
-    when one of the processes was killed.
+    when one of the processes was killed, RunStopped when `tally` was told to stop.
     """
     work = PieceWork(recipe, source.schema, source.reading)
     report, content = PreprocessReport(), hashlib.sha256()
     with _made(source, recipe, work, processes) as made:
-        kept = (_kept(each.received(), seen, report, content) for each in made)
+        counted = _counted(made, tally or Tally())
+        kept = (_kept(each.received(), seen, report, content) for each in counted)
         if work.schema is None:
             report.schema = _write_spooled(kept, work.added, out)
         else:
@@ -100,6 +104,15 @@ def _made(
         arguments = (recipe, source.schema, source.reading, Path(folder))
         with closing(map_in_order(ShippingWork, arguments, source.pieces(), processes)) as made:
             yield made
+
+
+def _counted(made: Iterator[Made], tally: Tally) -> Iterator[Made]:
+    for each in made:
+        if tally.is_stopped:
+            raise RunStopped("interrupted; nothing is published, the file begins anew")
+        tally.failed += each.failed
+        tally.ok += each.rows_in - each.failed
+        yield each
 
 
 def _kept(each: Made, seen: SeenBefore | None, report: PreprocessReport, content: Any) -> Made:

@@ -15,6 +15,7 @@ from modelcall_assets.steps.duplicates import Duplicates
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.old_stat import write_old_stat
 from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
+from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
@@ -22,10 +23,16 @@ from modelcall_assets.storage.schema import readable_schema, schema_to_json
 
 
 def preprocess_partition(
-    recipe: Recipe, layout: Layout, key: str, source: Source, raw: InputFingerprint
+    recipe: Recipe,
+    layout: Layout,
+    key: str,
+    source: Source,
+    raw: InputFingerprint,
+    tally: Tally,
 ) -> PreprocessReport:
     """`raw` is what its input was when it was looked at. SetupError when the recipe cannot be
-    followed here, InputChanged when the input is no longer the same."""
+    followed here, InputChanged when the input is no longer the same, RunStopped when `tally` was
+    told to stop."""
     recipe.check()
     processes = min(recipe.config.num_proc, os.cpu_count() or 1)
     began = time.time()
@@ -33,7 +40,7 @@ def preprocess_partition(
         Draft(layout, PREPROCESSED, key) as draft,
         _seen_before(recipe.config.dedup, layout, key) as seen,
     ):
-        report = preprocess(source, recipe, draft.out, seen=seen, processes=processes)
+        report = preprocess(source, recipe, draft.out, seen=seen, processes=processes, tally=tally)
         source.verify()
         manifest = Manifest(
             stage=PREPROCESSED,

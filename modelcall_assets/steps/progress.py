@@ -12,8 +12,11 @@ from modelcall_assets.records.outcome import Failure, Outcome
 
 @dataclass
 class Tally:
-    """Live counts of a run over its files. `replayed` rows were answered from the journal."""
+    """Live counts of a stage over the files of a run. `replayed` rows were answered from the
+    journal."""
 
+    stage: str = ""
+    asks_model: bool = True
     rows: int = 0
     ok: int = 0
     failed: int = 0
@@ -51,12 +54,13 @@ class Tally:
         return (self.rows - self.done) / rate if rate > 0 else None
 
     def line(self) -> str:
-        """`1,200 of 5,000 rows, 3 failed, 81 rows/s, 0.4200 USD, 47 s left`."""
-        return f"{self.done:,} of {self.rows:,} rows, {self.detail()}"
+        """`scores: 1,200 of 5,000 rows, 3 failed, 81 rows/s, 0.4200 USD, 47 s left`."""
+        return f"{self.stage}: {self.done:,} of {self.rows:,} rows, {self.detail()}"
 
     def detail(self) -> str:
-        cost = "cost unknown" if self.cost_usd is None else f"{self.cost_usd:.4f} USD"
-        parts = [f"{self.failed:,} failed", f"{self.rows_per_second:,.0f} rows/s", cost]
+        parts = [f"{self.failed:,} failed", f"{self.rows_per_second:,.0f} rows/s"]
+        if self.asks_model:
+            parts.append("cost unknown" if self.cost_usd is None else f"{self.cost_usd:.4f} USD")
         if self.eta_s is not None and self.done < self.rows:
             parts.append(f"{self.eta_s:.0f} s left")
         return ", ".join(parts)

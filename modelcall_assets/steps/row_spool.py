@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Self
 
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.errors import StoreError
 from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.storage.trouble import explained
 
 BATCH_ROWS = 1000
 
@@ -32,9 +35,11 @@ class RowSpool:
         self._file.close()
 
     def add(self, lines: Sequence[bytes]) -> None:
+        """StoreError when they cannot be written."""
         for line in lines:
             self._columns.take(orjson.loads(line), len(line))
-        self._file.writelines(lines)
+        with explained(Path(gettempdir()), StoreError):
+            self._file.writelines(lines)
 
     def schema(self) -> pa.Schema:
         self._columns.add_types(self._known)

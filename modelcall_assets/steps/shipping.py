@@ -10,6 +10,9 @@ from tempfile import mkstemp
 
 import pyarrow as pa
 
+from modelcall_assets.errors import StoreError
+from modelcall_assets.storage.trouble import explained
+
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
@@ -20,13 +23,15 @@ class Shipped:
 
     @classmethod
     def of(cls, columns: Sequence[pa.Array], folder: Path) -> Shipped:
+        """StoreError when the file cannot be written."""
         distinct = {id(column): column for column in columns}
         places = {identity: at for at, identity in enumerate(distinct)}
         names = [str(at) for at in range(len(distinct))]
         batch = pa.RecordBatch.from_arrays([*distinct.values()], names=names)
-        handle, name = mkstemp(".arrow", dir=folder)
-        with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
-            stream.write_batch(batch)
+        with explained(folder, StoreError):
+            handle, name = mkstemp(".arrow", dir=folder)
+            with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+                stream.write_batch(batch)
         return cls(Path(name), tuple(places[id(column)] for column in columns))
 
     def received(self) -> list[pa.Array]:

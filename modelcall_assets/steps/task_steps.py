@@ -175,11 +175,12 @@ class TaskSteps:
         """Whether a group was made of other content than its members have now."""
         raise NotImplementedError("only a task that merges has groups")
 
-    def preprocessed(self, key: str) -> PreprocessReport:
+    def preprocessed(self, key: str, tally: Tally | None = None) -> PreprocessReport:
         """Preprocess an input file."""
         assert self.recipe is not None
         source, raw = self.source(PREPROCESSED, key), Upstream(self, RAW).need(key)
-        return preprocess_partition(self.recipe, self.layout, key, source, raw.input)
+        tally = tally or Tally(PREPROCESSED, asks_model=False)
+        return preprocess_partition(self.recipe, self.layout, key, source, raw.input, tally)
 
     async def scores(
         self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
