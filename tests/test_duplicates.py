@@ -345,7 +345,6 @@ class TestProcesses:
             assert first == again
         stayed = Counter(text for first, _ in results for text in first)
         assert stayed == Counter(range(1000))
-        assert all(first for first, _ in results), "they were at it together"
 
 
 def run_twice(
