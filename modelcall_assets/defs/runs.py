@@ -98,7 +98,7 @@ class TaskRunner:
         return output is None or not exists(self.steps.layout.place(output))
 
     def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
-        asset, files = asset_key(self.steps, stage), partitions_of(self.steps, stage)
+        asset, files = asset_key(self.steps.spec, stage), partitions_of(self.steps, stage)
         statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
         return {key: statuses.get(key) for key in keys}
 
@@ -131,7 +131,7 @@ class TaskRunner:
         fresh: bool,
     ) -> list["_StepFailure"]:
         """Run one stage over a range; gives what failed."""
-        asset = asset_key(self.steps, stage)
+        asset = asset_key(self.steps.spec, stage)
         if start != end:
             tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
         result = job.execute_in_process(

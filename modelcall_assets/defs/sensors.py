@@ -38,7 +38,9 @@ PAGE_FILES = 20_000
 def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
     """Watches the task's input folder; a new or changed file runs through all its stages."""
     spec, settings = steps.spec, steps.spec.task.sensor
-    assets = [asset_key(steps, stage) for stage in steps.stages if not has_groups(steps, stage)]
+    assets = [
+        asset_key(steps.spec, stage) for stage in steps.stages if not has_groups(steps, stage)
+    ]
 
     @dg.sensor(
         name=f"{spec.key}_files",
@@ -87,7 +89,7 @@ def followers_sensor(steps: DistillationSteps) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{spec.key}_followers",
         description=f"**{spec.name}**: runs {stages[0]} when what it reads is complete",
-        target=dg.AssetSelection.assets(*(asset_key(steps, stage) for stage in stages)),
+        target=dg.AssetSelection.assets(*(asset_key(steps.spec, stage) for stage in stages)),
         minimum_interval_seconds=settings.interval_seconds,
         default_status=_on_or_off(steps),
     )
@@ -215,7 +217,7 @@ class Comparison:
 
     @property
     def raw(self) -> dg.AssetKey:
-        return asset_key(self.steps, RAW)
+        return asset_key(self.steps.spec, RAW)
 
     @cached_property
     def known(self) -> Sequence[str]:

@@ -56,7 +56,7 @@ def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
     """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
     result: one would re-emit every key with a single shared data version."""
     spec, partitions = steps.spec, partitions_of(steps, stage.name)
-    key = asset_key(steps, stage.name)
+    key = asset_key(steps.spec, stage.name)
     upstream = steps.upstream_of(stage.name)
     check_outputs = [f"{key.to_python_identifier()}_{name}" for name in stage.checks]
 
@@ -96,7 +96,7 @@ def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
 
 def _dependency(stage: str, upstream: Upstream) -> dg.AssetDep:
     """A group may read any file; it reads its own members, and says which are missing."""
-    asset = asset_key(*upstream)
+    asset = asset_key(upstream.layout.spec, upstream.stage)
     if stage != MERGED:
         return dg.AssetDep(asset)
     return dg.AssetDep(asset, partition_mapping=dg.AllPartitionMapping())

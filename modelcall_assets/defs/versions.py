@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from modelcall_assets.config.spec import MERGED
+from modelcall_assets.config.spec import MERGED, TaskSpec
 from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.steps.upstream import Upstream
 
 _CODE = "dagster/code_version"
 _DATA = "dagster/data_version"
@@ -35,7 +36,7 @@ def provenance_tags(
     upstream = steps.upstream_of(stage)
     if upstream is None:
         return tags
-    asset = asset_key(*upstream)
+    asset = _upstream_key(upstream)
     record = instance.get_latest_data_version_record(asset, partition_key=key)
     if record is not None:
         name = asset.to_user_string()
@@ -46,7 +47,7 @@ def provenance_tags(
 
 def is_stale(instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str) -> bool:
     """Whether a materialised partition was made by other code or from other upstream content."""
-    made = _latest_tags(instance, steps, stage, key)
+    made = _latest_tags(instance, asset_key(steps.spec, stage), key)
     if made.get(_CODE) != code_version(steps, stage):
         return True
     upstream = steps.upstream_of(stage)
@@ -54,12 +55,16 @@ def is_stale(instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: st
         return False
     if stage == MERGED:
         return steps.members_changed(key)
-    used = made.get(f"dagster/input_data_version/{asset_key(*upstream).to_user_string()}")
-    return used != _as_input(_latest_tags(instance, *upstream, key))
+    used = made.get(f"dagster/input_data_version/{_upstream_key(upstream).to_user_string()}")
+    return used != _as_input(_latest_tags(instance, _upstream_key(upstream), key))
 
 
-def asset_key(steps: TaskSteps, stage: str) -> dg.AssetKey:
-    return dg.AssetKey([steps.spec.key, stage])
+def asset_key(spec: TaskSpec, stage: str) -> dg.AssetKey:
+    return dg.AssetKey([spec.key, stage])
+
+
+def _upstream_key(upstream: Upstream) -> dg.AssetKey:
+    return asset_key(upstream.layout.spec, upstream.stage)
 
 
 def _as_input(tags: Mapping[str, str] | None) -> str:
@@ -68,8 +73,6 @@ def _as_input(tags: Mapping[str, str] | None) -> str:
     return hashlib.sha256((tags or {}).get(_DATA, "").encode()).hexdigest()
 
 
-def _latest_tags(
-    instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: str
-) -> Mapping[str, str]:
-    record = instance.get_latest_data_version_record(asset_key(steps, stage), partition_key=key)
+def _latest_tags(instance: dg.DagsterInstance, asset: dg.AssetKey, key: str) -> Mapping[str, str]:
+    record = instance.get_latest_data_version_record(asset, partition_key=key)
     return (record.event_log_entry.tags or {}) if record is not None else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from modelcall_assets.steps.audit import ScoresAudit, audit_lines
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
+from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.members import digest_of_versions, version_of
 from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
 from modelcall_assets.steps.progress import Tally
@@ -64,7 +65,12 @@ class DistillationSteps(TaskSteps):
     def linked(self) -> Upstream | None:
         """The stage of another task that the first one reads."""
         link = self.spec.link
-        return Upstream(DistillationSteps(link.spec), link.stage) if link is not None else None
+        return Upstream(Layout(link.spec), link.stage) if link is not None else None
+
+    @cached_property
+    def _linked_steps(self) -> DistillationSteps:
+        assert self.spec.link is not None
+        return DistillationSteps(self.spec.link.spec)
 
     def upstream_of(self, stage: str) -> Upstream | None:
         return super().upstream_of(stage) or self.linked
@@ -72,24 +78,24 @@ class DistillationSteps(TaskSteps):
     def partitions(self, stage: str) -> str:
         if self._has_own_groups(stage):
             return GROUPS
-        return self.linked.steps.partitions(self.linked.stage) if self.linked else FILES
+        return self._linked_steps.partitions(self.linked.stage) if self.linked else FILES
 
     def partitions_owner(self, stage: str) -> TaskSteps:
         if self.linked is None or self._has_own_groups(stage):
             return self
-        return self.linked.steps.partitions_owner(self.linked.stage)
+        return self._linked_steps.partitions_owner(self.linked.stage)
 
     def keys(self, partitions: str) -> list[str]:
         if MERGED in self.stages and partitions == GROUPS:
             return list(self.groups)
         if self.linked is None:
             return super().keys(partitions)
-        keys = self.linked.steps.keys(partitions)
+        keys = self._linked_steps.keys(partitions)
         if not self.spec.has_one_input:
             return keys[: self.task.max_files]
         only = self.layout.folder(RAW)
-        theirs = self.linked.steps.layout
-        return [key for key in keys if theirs.output_path(self.linked.stage, key) == only]
+        theirs, stage = self.linked
+        return [key for key in keys if theirs.output_path(stage, key) == only]
 
     def _has_own_groups(self, stage: str) -> bool:
         return MERGED in self.stages and stage not in (RAW, CHATML)
@@ -103,7 +109,8 @@ class DistillationSteps(TaskSteps):
     def inputs(self) -> Inputs:
         """The splits of the data sets, else the files of the first step's input."""
         if self.linked is not None:
-            return LinkedInputs(self.layout, self.input_field, self.linked, self.keys)
+            keys = partial(self.keys, self.partitions(self.stages[0]))
+            return LinkedInputs(self.layout, self.input_field, self.linked, keys)
         if self.task.chatml_conversion is not None:
             return self.splits
         kind = OneInput if self.spec.has_one_input else FolderInputs
@@ -317,7 +324,8 @@ class DistillationSteps(TaskSteps):
     def _members(self, key: str) -> dict[str, Manifest | None]:
         """What there is of each member of a group, in order; None where that is not accepted."""
         upstream = self._upstream(MERGED)
-        paths = [decode_key(member) for member in upstream.steps.keys(FILES)]
+        steps = self if self.linked is None else self._linked_steps
+        paths = [decode_key(member) for member in steps.keys(FILES)]
         names = members_of(self.groups[key], paths, self._member_folder)
         return {name: upstream.made(encode_key(name)) for name in names}
 

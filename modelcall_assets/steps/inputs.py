@@ -153,14 +153,13 @@ class GroupedInputs(Inputs):
 
 @dataclass(frozen=True)
 class LinkedInputs(Inputs):
-    """What a stage of another task leaves; `keys` are those of a set of partitions."""
+    """What a stage of another task leaves of some partitions."""
 
     linked: Upstream
-    keys: Callable[[str], list[str]]
+    keys: Callable[[], list[str]]
 
     def files(self) -> list[FileInfo]:
-        keys = self.keys(self.linked.steps.partitions(self.linked.stage))
-        return [file for key in keys for file in self.members(key)]
+        return [file for key in self.keys() for file in self.members(key)]
 
     def members(self, key: str) -> Sequence[FileInfo]:
         info = stat_file(self.linked.place(self.linked.need(key)))

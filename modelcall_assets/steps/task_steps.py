@@ -103,7 +103,7 @@ class TaskSteps:
     def upstream_of(self, stage: str) -> Upstream | None:
         """What a stage reads, of this task or another; None for input files."""
         position = self.stages.index(stage)
-        return Upstream(self, self.stages[position - 1]) if position else None
+        return Upstream(self.layout, self.stages[position - 1]) if position else None
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -178,7 +178,7 @@ class TaskSteps:
     def preprocessed(self, key: str, tally: Tally | None = None) -> PreprocessReport:
         """Preprocess an input file."""
         assert self.recipe is not None
-        source, raw = self.source(PREPROCESSED, key), Upstream(self, RAW).need(key)
+        source, raw = self.source(PREPROCESSED, key), Upstream(self.layout, RAW).need(key)
         tally = tally or Tally(PREPROCESSED, asks_model=False)
         return preprocess_partition(self.recipe, self.layout, key, source, raw.input, tally)
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from modelcall_assets.errors import InputError
+from modelcall_assets.steps.layout import Layout
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place
-
-if TYPE_CHECKING:
-    from modelcall_assets.steps.task_steps import TaskSteps
 
 
 class Upstream(NamedTuple):
     """A stage whose output another one reads."""
 
-    steps: TaskSteps
+    layout: Layout
     stage: str
 
     def made(self, key: str) -> Manifest | None:
         """What is accepted of a partition."""
-        manifest = read_manifest(self.steps.layout.manifest_path(self.stage, key))
+        manifest = read_manifest(self.layout.manifest_path(self.stage, key))
         return manifest if manifest is not None and manifest.accepted else None
 
     def need(self, key: str) -> Manifest:
@@ -28,14 +26,14 @@ class Upstream(NamedTuple):
         manifest = self.made(key)
         if manifest is None:
             raise InputError(
-                f"{self.steps.spec.key}/{self.stage}: '{key}' has no accepted output; "
+                f"{self.layout.spec.key}/{self.stage}: '{key}' has no accepted output; "
                 f"materialise {self.stage} of this partition first"
             )
         return manifest
 
     def place(self, manifest: Manifest) -> Place:
         """Where the rows of a partition are."""
-        return self.steps.layout.place(manifest.output or manifest.input.uri)
+        return self.layout.place(manifest.output or manifest.input.uri)
 
 
 def digest_of(manifest: Manifest) -> str:
