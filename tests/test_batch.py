@@ -442,7 +442,7 @@ class TestTheEndpoint:
         monkeypatch: pytest.MonkeyPatch,
         seed: int,
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.llm.engine.BACKOFF_BASE_S", 0.01)
+        monkeypatch.setattr("modelcall_assets.llm.backoff.BASE_S", 0.01)
         server.set_faults(Faults(rate_call_500=0.2, rate_call_lost=0.3, rate_500=0.2, seed=seed))
         use_batches(project, {"client_config": {"max_retries": 50}})
         project.write_input(A, some_rows(12, "calls"))

@@ -14,6 +14,7 @@ from unittest.mock import ANY
 import pytest
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
+from modelcall_assets.llm import backoff as backoff_module
 from modelcall_assets.llm import engine as engine_module
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
@@ -83,7 +84,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that no server asked for are not what is tested here."""
-    monkeypatch.setattr(engine_module, "BACKOFF_BASE_S", 0.01)
+    monkeypatch.setattr(backoff_module, "BASE_S", 0.01)
 
 
 @pytest.fixture
@@ -503,7 +504,7 @@ def test_a_cancelled_ask_gives_its_slot_back() -> None:
 
 def test_thousands_of_busy_replies_are_borne(monkeypatch: pytest.MonkeyPatch) -> None:
     """The back-off is capped before it overflows."""
-    monkeypatch.setattr(engine_module, "BACKOFF_CAP_S", 0.0)
+    monkeypatch.setattr(backoff_module, "CAP_S", 0.0)
 
     async def run() -> None:
         transport = Held(reply=Reply(429, {"retry-after": "0"}, b""))

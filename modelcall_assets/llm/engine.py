@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.backoff import backoff
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict, classify
 from modelcall_assets.llm.transport import Reply
@@ -21,8 +21,6 @@ from modelcall_assets.records.outcome import Failure, Reason
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
 
-BACKOFF_BASE_S = 0.5
-BACKOFF_CAP_S = 60.0
 RATE_LIMIT_PATIENCE_S = 900.0
 """How long one record keeps trying while the endpoint only says that it is busy; an endpoint
 that asks for a longer wait is not waited for."""
@@ -363,12 +361,3 @@ class _TokenEstimate:
         self.per_byte += (usage.prompt_tokens / len(payload) - self.per_byte) / 16
         self.answer += (usage.completion_tokens - self.answer) / 16
         return usage.prompt_tokens + usage.completion_tokens
-
-
-def backoff(attempt: int, after_s: float | None) -> float:
-    """Seconds until the next attempt: exponential with full jitter; never shorter than what the
-    server asked for."""
-    spread = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(attempt - 1, 30)))
-    if after_s is None:
-        return spread
-    return after_s + min(spread, (0.1 + attempt / 50) * (after_s + 1))
