@@ -213,9 +213,8 @@ class TestProgress:
     ) -> None:
         project.write_model({"prices": {"usd_per_million_input_tokens": 1}})
         ended = run(project, "run-task", TASK)
-        assert re.search(
-            r"^12 of 12 rows, 0 failed, [\d,]+ rows/s, cost unknown$", ended.err, re.MULTILINE
-        ), ended.err
+        line = r"^scores: 12 of 12 rows, 0 failed, [\d,]+ rows/s, cost unknown$"
+        assert re.search(line, ended.err, re.MULTILINE), ended.err
         assert "━" not in ended.err and "\x1b" not in ended.err + ended.out
 
     def test_on_a_terminal_it_is_a_bar(self, project: Project, server: RehearsalServer) -> None:

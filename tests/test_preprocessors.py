@@ -862,6 +862,18 @@ class TestCleanData:
         assert again.dropped == {"dedup: exact": 1, "dedup: near": 1}
         assert again.data_version == made.data_version
 
+    def test_a_plan_says_what_will_be_left_out(self, project: Project) -> None:
+        emptied(project)
+        texts = ["long enough"] * 6 + ["no"] * 2
+        rows = [{"text": text} for text in texts] + [b"{bad", {"text": 5}]
+        project.write_input("a.jsonl", rows * 10)
+        task(project, "universal", filters={"min_text_length": 3})
+        result = CliRunner().invoke(modelcall, ["plan", str(project.task_file)])
+        assert result.exit_code == 0, result.output
+        assert "dropped: about 20 rows before that: min_text_length 20" in result.output
+        assert "failed: about 20 rows cannot be asked" in result.output
+        assert "to send: about 60 requests" in result.output
+
     def test_a_package_that_is_missing_stops_the_run_before_it_begins(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,12 +88,12 @@ def _model_columns(asking: Asking | None) -> list[str]:
 
 
 def _outlook(steps: TaskSteps, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
-    asking = steps.first_asking
+    asking, left_out = steps.first_asking, _left_out(plans)
     if steps.rule_stage is not None:
-        return [f"to send: nothing; {steps.rule_stage.path} rates the rows"]
+        return [*left_out, f"to send: nothing; {steps.rule_stage.path} rates the rows"]
     if asking is None:
-        return ["to send: nothing; no step of the task asks a model"]
-    lines = _estimate(asking, plans, answer_tokens)
+        return [*left_out, "to send: nothing; no step of the task asks a model"]
+    lines = [*left_out, *_estimate(asking, plans, answer_tokens)]
     if isinstance(asking, ScoreStage):
         return lines
     notes = (
@@ -102,11 +103,26 @@ def _outlook(steps: TaskSteps, plans: list[FilePlan], answer_tokens: int | None)
     return [*lines, *notes]
 
 
+def _left_out(plans: list[FilePlan]) -> list[str]:
+    """What the first rows of each file tell of the others."""
+    rules = Counter[str]()
+    for each in plans:
+        rules.update(each.dropped)
+    failed, lines = sum(each.failed for each in plans), list[str]()
+    if rules:
+        by_rule = ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())
+        lines.append(f"dropped: about {rules.total():,} rows before that: {by_rule}")
+    if failed:
+        lines.append(f"failed: about {failed:,} rows cannot be asked; `modelcall try` shows why")
+    return lines
+
+
 def _estimate(asking: Asking, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
     """Cost of what the journal does not hold; the answers' length is the user's guess or a cap."""
     rows = sum(each.rows for each in plans)
-    to_send = sum(max(0, each.rows - each.journalled) for each in plans)
-    share = to_send / rows if rows else 0.0
+    to_send = sum(max(0, each.rows - each.failed - each.journalled) for each in plans)
+    askable = rows - sum(each.failed for each in plans)
+    share = to_send / askable if askable > 0 else 0.0
     prompt = round(sum(each.prompt_tokens for each in plans) * share)
     params, prices = asking.params, asking.prices
     cap = params.get("max_tokens") or params.get("max_completion_tokens")

@@ -134,15 +134,17 @@ def line_of(row: Row) -> bytes:
 
 
 def _digest(row: Row) -> bytes:
-    short, long = dict[str, Any](), dict[str | bytes, str]()
-    for name, value in sorted(row.items()):
-        is_long = isinstance(value, str | bytes) and len(value) > LONG_CHARS
-        short[name] = [long.setdefault(value, name), len(value)] if is_long else value
-    content = hashlib.blake2b(digest_size=16)
-    content.update(orjson.dumps(short, default=_as_json))
-    for value in long:
-        content.update(value if isinstance(value, bytes) else value.encode())
-    return content.digest()
+    content, long = dict[str, Any](), dict[str, str]()
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            content[name] = hashlib.sha256(value).hexdigest()
+        elif isinstance(value, str) and len(value) > LONG_CHARS:
+            first = long.setdefault(value, name)
+            content[name] = value if first is name else {"same as": first}
+        else:
+            content[name] = value
+    text = orjson.dumps(content, default=_as_json, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _as_json(value: Any) -> Any:

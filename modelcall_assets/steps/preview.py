@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -35,12 +35,15 @@ MESSAGE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """An input file before it is scored. `prompt_tokens` is an estimate from its first rows."""
+    """An input file before it is scored. All but `journalled` are estimates from its first rows:
+    `rows` are left after preprocessing, `failed` of them cannot be asked, `dropped` are by rule."""
 
     key_path: str
     rows: int
     prompt_tokens: int
     journalled: int
+    failed: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
@@ -80,16 +83,21 @@ def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
     sample = list(first_rows(steps, file, SAMPLE_ROWS))
     kept = [row for row in sample if not isinstance(row, Dropped)]
     in_rows = _row_count(steps, file)
-    rows = in_rows if len(kept) == len(sample) else round(in_rows * len(kept) / len(sample))
+    scale = in_rows / len(sample) if sample else 0.0
+    rules = Counter(row.rule for row in sample if isinstance(row, Dropped))
+    dropped = {rule: round(count * scale) for rule, count in rules.items()}
+    rows = round(len(kept) * scale)
     asking = steps.first_asking
     if asking is None:
-        return FilePlan(file.key_path, rows, prompt_tokens=0, journalled=0)
+        return FilePlan(file.key_path, rows, 0, 0, dropped=dropped)
     asks = [row if isinstance(row, Failure) else asking.ask(row) for row in kept]
     tokens = ceil(sum(map(_tokens, asks)) * rows / len(kept)) if kept else 0
+    failed = round(sum(isinstance(asked, Failure) for asked in asks) * scale)
     if isinstance(asking, ResponseStage):
-        times = asking.samples
-        return FilePlan(file.key_path, rows * times, tokens * times, journalled=0)
-    return FilePlan(file.key_path, rows, tokens, journalled=_journalled(steps, file, in_rows))
+        n = asking.samples
+        return FilePlan(file.key_path, rows * n, tokens * n, 0, failed * n, dropped)
+    journalled = _journalled(steps, file, in_rows)
+    return FilePlan(file.key_path, rows, tokens, journalled, failed, dropped)
 
 
 def _tokens(asked: Asked) -> int:
