@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import signal
 import textwrap
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.made import ERROR_COLUMN
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.transforms import tokens
 from modelcall_assets.transforms.github_raw_code import GithubRawCode
@@ -391,6 +395,30 @@ class TestGroups:
         assert (stat["language"], stat["num_xml_files"], stat["n_sample"]) == ("Go", 2, 2)
         assert stat["formatted_file_path"] == str(steps.layout.output_path("preprocessed", "Go"))
         assert stat["taged_file_paths"] == [] and stat["processing_complete"]
+
+    def test_texts_that_the_prompt_does_not_ask_for_are_not_decoded(
+        self, project: Project, packs: Path
+    ) -> None:
+        size = 40 << 20
+        long = repomix_xml({"a.go": "// nothing new under the sun\n" * (size // 29)})
+        (packs / "Go" / "eve_long_1.xml").write_bytes(long)
+        task(project, "repo_xml", max_tokens=1024)
+        steps = project.steps()
+        steps.raw("Go")
+        steps.preprocessed("Go")
+
+        async def rate() -> ScoreReport:
+            async with steps.engine() as engine:
+                return await steps.scores("Go", engine, Tally(), "run")
+
+        tracemalloc.start()
+        report = asyncio.run(rate())
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (report.rows, report.ok) == (3, 3)
+        assert peak < size / 4
+        lengths = pq.read_table(steps.layout.output_path("scores", "Go")).column("content_length")
+        assert max(lengths.to_pylist()) > size
 
     def test_in_a_store_and_in_processes(
         self, project: Project, packs: Path, s3_server: S3Server, bucket: str

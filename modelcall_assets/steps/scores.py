@@ -21,6 +21,7 @@ from modelcall_assets.steps.batch_calls import BatchCaller
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.calls import Caller
 from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher, Rate
@@ -80,6 +81,11 @@ class ScoreStage:
             prices=model.prices.pair,
             rates_responses=RESPONSES in spec.stages,
         )
+
+    @property
+    def columns(self) -> set[str]:
+        """Those of a row that it looks at, beside what tells the row's id."""
+        return {*(self.prompt.columns - {self.prompt_key}), self.input_key, ERROR_COLUMN}
 
     def version(self) -> str:
         """Digest of what shapes the rows: not prices, limits, endpoints or keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -56,6 +56,8 @@ class Source:
     rows: int
     limit: int | None = None
     reading: Reading = OURS
+    names: Collection[str] | None = None
+    """Columns that its items need, where that is known."""
 
     @property
     def name(self) -> str:
@@ -74,11 +76,15 @@ class Source:
 
     def chunks(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[Chunk]:
         """Of the one file: all of it, parsed, at most so many rows at a time."""
-        return read_chunks(self.parts[0].place, self.schema, self.limit, rows, self.reading)
+        place = self.parts[0].place
+        return read_chunks(place, self.schema, self.limit, rows, self.reading, self.names)
 
     def items(self) -> Iterator[Row | BadLine]:
         """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
-        for chunk in self.chunks(ROWS_ASKED_AT_ONCE):
+        place, rows = self.parts[0].place, ROWS_ASKED_AT_ONCE
+        for chunk in read_chunks(
+            place, self.schema, self.limit, rows, self.reading, self.names, whole=False
+        ):
             yield from chunk.items
 
     @property

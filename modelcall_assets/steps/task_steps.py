@@ -43,6 +43,7 @@ from modelcall_assets.storage.manifest import (
     write_manifest,
 )
 from modelcall_assets.storage.parquet import check_writable
+from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
 from modelcall_assets.storage.schema import schema_from_json
 from modelcall_assets.transforms.preprocessor import Grouping
 
@@ -267,7 +268,14 @@ class TaskSteps:
             rows=manifest.rows,
             limit=self._row_limit_after(upstream),
             reading=self.reading_after(upstream),
+            names=self._columns_read(stage, upstream),
         )
+
+    def _columns_read(self, stage: str, upstream: Upstream) -> set[str] | None:
+        """What of its rows a stage looks at: preprocessed ones may have very long texts."""
+        if stage != SCORES or upstream.stage != PREPROCESSED or self.rule_stage is not None:
+            return None
+        return {*self.score_stage.columns, *ID_COLUMNS, GIVEN_ID}
 
     def _parts(self, upstream: Upstream, key: str, manifest: Manifest) -> tuple[Part, ...]:
         members = manifest.detail.get(MEMBERS) if upstream.stage == RAW else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,11 +87,12 @@ class LinePiece:
 
 @dataclass(frozen=True, slots=True)
 class ColumnPiece:
-    """Rows of a file of columns."""
+    """Rows of a file of columns. With `names`, items have those columns only."""
 
     place: Place
     start: int
     batch: pa.RecordBatch
+    names: Collection[str] | None = None
 
     @property
     def rows(self) -> int:
@@ -99,7 +100,11 @@ class ColumnPiece:
 
     def chunk(self, schema: pa.Schema, reading: Reading) -> Chunk:
         """`schema` has the same columns, or more, of the same types or wider ones."""
-        items = plain_rows(self.batch, self.start, self.place, reading)
+        names = self.names
+        shown = self.batch
+        if names is not None:
+            shown = shown.select(_fields(shown.schema, names).names)
+        items = plain_rows(shown, self.start, self.place, reading)
         batch = self.batch if self.batch.schema.equals(schema) else _widened(self.batch, schema)
         return Chunk(self.start, items, schema, _without_bad(batch, items))
 
@@ -127,15 +132,19 @@ def read_pieces(
     piece_rows: int = 1000,
     reading: Reading = OURS,
     piece_bytes: int = PIECE_BYTES,
+    names: Collection[str] | None = None,
+    *,
+    whole: bool = True,
 ) -> Iterator[LinePiece | ColumnPiece]:
     """The first `limit` records of a file of any format, in order, blank lines left out.
 
-    A piece has at most `piece_rows` rows and about `piece_bytes` of text. InputError when the file
-    cannot be read.
+    A piece has at most `piece_rows` rows and about `piece_bytes` of text. With `names` the items of
+    a file of columns have those only, and so have its batches unless they are to be `whole`.
+    InputError when the file cannot be read.
     """
     format_ = format_of(place)
     if format_.has_columns:
-        return _column_pieces(place, format_, limit, piece_rows)
+        return _column_pieces(place, format_, limit, piece_rows, names, whole)
     return _line_pieces(place, format_, reading, limit, piece_rows, piece_bytes)
 
 
@@ -145,11 +154,15 @@ def read_chunks(
     limit: int | None = None,
     chunk_rows: int = 1000,
     reading: Reading = OURS,
+    names: Collection[str] | None = None,
+    *,
+    whole: bool = True,
 ) -> Iterator[Chunk]:
     """`read_pieces`, parsed. InputError also for a bad line that `reading` refuses; InputChanged
     when a file of columns does not have `schema`."""
-    for piece in read_pieces(place, limit, chunk_rows, reading):
-        if isinstance(piece, ColumnPiece) and not piece.batch.schema.equals(schema):
+    expected = schema if whole or names is None else _fields(schema, names)
+    for piece in read_pieces(place, limit, chunk_rows, reading, names=names, whole=whole):
+        if isinstance(piece, ColumnPiece) and not piece.batch.schema.equals(expected):
             raise InputChanged(f"{place} {_CHANGED}")
         yield piece.chunk(schema, reading)
 
@@ -224,16 +237,27 @@ def _line_pieces(
 
 
 def _column_pieces(
-    place: Place, format_: Format, limit: int | None, piece_rows: int
+    place: Place,
+    format_: Format,
+    limit: int | None,
+    piece_rows: int,
+    names: Collection[str] | None,
+    whole: bool,
 ) -> Iterator[ColumnPiece]:
     start = 0
     with open_columns(place, format_) as columns:
-        for batch in columns.batches(piece_rows, None):
+        kept = None if whole or names is None else _fields(columns.schema, names).names
+        for batch in columns.batches(piece_rows, kept):
+            batch = batch if kept is None else batch.select(kept)
             batch = batch.slice(0, None if limit is None else limit - start)
             if limit is not None and not batch.num_rows:
                 return
-            yield ColumnPiece(place, start, batch)
+            yield ColumnPiece(place, start, batch, names)
             start += batch.num_rows
+
+
+def _fields(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
+    return pa.schema([field for field in schema if field.name in names])
 
 
 def _without_bad(batch: pa.RecordBatch, items: Sequence[Row | BadLine]) -> pa.RecordBatch:

@@ -31,6 +31,11 @@ class Template:
     def compile(cls, text: str) -> Template:
         return cls(tuple((literal, name) for literal, name, _, _ in Formatter().parse(text)))
 
+    @property
+    def columns(self) -> set[str]:
+        """What it looks up."""
+        return {name for _, name in self.parts if name is not None}
+
     def render(self, values: Mapping[str, Any]) -> str:
         """Raises MissingColumn for a placeholder that is absent, null or bytes in `values`."""
         pieces: list[str] = []
