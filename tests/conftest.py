@@ -84,6 +84,11 @@ compute_logs:
 WORKSPACE = "load_from: [{python_module: {module_name: modelcall_assets.definitions}}]\n"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for a daemon begins first, so that other tests fill the time."""
+    items.sort(key=lambda item: item.path.name != "test_daemon.py")
+
+
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, mapping by mapping."""
     result = dict(base)
