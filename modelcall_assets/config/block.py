@@ -34,6 +34,14 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[Text], BeforeValidator(_as_list)]
+"""Several; one may stand by itself."""
+
+
 def mistake(wrong: str, *, expected: str = "", fix: str = "") -> PydanticCustomError:
     """What a validator raises; the parts become those of a `Problem`."""
     context: dict[str, Any] = {"wrong": wrong, "expected": expected, "fix": fix}

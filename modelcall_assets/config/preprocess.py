@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from modelcall_assets.config.block import Block, Count, Limit, Text, did_you_mean, mistake
+from modelcall_assets.config.block import Block, Count, Limit, Text, Texts, did_you_mean, mistake
 from modelcall_assets.config.paths import Folder
 from modelcall_assets.errors import Problem
 
@@ -153,10 +153,6 @@ def _known_tokenizer(name: str) -> str:
     raise mistake("unknown tokenizer", expected=expected, fix=did_you_mean(name, ENCODINGS))
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class Preprocess(Block):
     """Cleaning, filtering and truncation before scoring."""
 
@@ -195,7 +191,7 @@ class Preprocess(Block):
     """Rows to drop."""
     transformations: Transformations = Transformations()
     """Changes to the rows that are kept."""
-    scrub: Annotated[list[Text], BeforeValidator(_as_list)] = Field(default_factory=list[str])
+    scrub: Texts = Field(default_factory=list[str])
     """`module:name` of objects or classes with `scrub(text) -> (text, counts)`, such as for
     personal data and secrets."""
     language_id: LanguageId = LanguageId()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, Count, Limit, Text, mistake
+from modelcall_assets.config.block import Block, Count, Limit, Text, Texts, mistake
 from modelcall_assets.config.paths import Folder
 
 
@@ -18,14 +18,10 @@ class ConfigPath(Block):
     """The file, relative to the project root."""
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class EnvFiles(Block):
     """Variables of this task only."""
 
-    config_path: Annotated[list[Text], BeforeValidator(_as_list)] = Field(default_factory=list[str])
+    config_path: Texts = Field(default_factory=list[str])
     """Env file or files; a later one wins. No other task sees them."""
     tos_config_path: Text | None = None
     """One more env file, read last."""

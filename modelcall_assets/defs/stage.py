@@ -10,7 +10,7 @@ import dagster as dg
 
 from modelcall_assets.config.spec import MERGED
 from modelcall_assets.defs.partitions import partitions_of
-from modelcall_assets.defs.versions import asset_key, code_version, provenance_tags
+from modelcall_assets.defs.versions import asset_key, code_version, provenance_tags, upstream_key
 from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.steps.upstream import Upstream
@@ -96,7 +96,7 @@ def stage_asset(steps: TaskSteps, stage: Stage) -> dg.AssetsDefinition:
 
 def _dependency(stage: str, upstream: Upstream) -> dg.AssetDep:
     """A group may read any file; it reads its own members, and says which are missing."""
-    asset = asset_key(upstream.layout.spec, upstream.stage)
+    asset = upstream_key(upstream)
     if stage != MERGED:
         return dg.AssetDep(asset)
     return dg.AssetDep(asset, partition_mapping=dg.AllPartitionMapping())

@@ -36,7 +36,7 @@ def provenance_tags(
     upstream = steps.upstream_of(stage)
     if upstream is None:
         return tags
-    asset = _upstream_key(upstream)
+    asset = upstream_key(upstream)
     record = instance.get_latest_data_version_record(asset, partition_key=key)
     if record is not None:
         name = asset.to_user_string()
@@ -55,15 +55,15 @@ def is_stale(instance: dg.DagsterInstance, steps: TaskSteps, stage: str, key: st
         return False
     if stage == MERGED:
         return steps.members_changed(key)
-    used = made.get(f"dagster/input_data_version/{_upstream_key(upstream).to_user_string()}")
-    return used != _as_input(_latest_tags(instance, _upstream_key(upstream), key))
+    used = made.get(f"dagster/input_data_version/{upstream_key(upstream).to_user_string()}")
+    return used != _as_input(_latest_tags(instance, upstream_key(upstream), key))
 
 
 def asset_key(spec: TaskSpec, stage: str) -> dg.AssetKey:
     return dg.AssetKey([spec.key, stage])
 
 
-def _upstream_key(upstream: Upstream) -> dg.AssetKey:
+def upstream_key(upstream: Upstream) -> dg.AssetKey:
     return asset_key(upstream.layout.spec, upstream.stage)
 
 

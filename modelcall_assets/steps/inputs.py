@@ -142,8 +142,7 @@ class GroupedInputs(Inputs):
 
     def _groups(self, most: int | None) -> dict[str, list[FileInfo]]:
         folder = self.layout.folder(RAW)
-        own = tuple(f"{place}/" for place in self.layout.own_folders)
-        there = (file for file in list_files(folder) if not file.uri.startswith(own))
+        there = list_files(folder, self.layout.own_folders)
         files = [file for file in there if matches(file.key_path, self.pattern)]
         try:
             return grouped(self.grouping, files, most)

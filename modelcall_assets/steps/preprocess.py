@@ -102,7 +102,8 @@ def _made(
         return
     with TemporaryDirectory(prefix="modelcall-") as folder:
         arguments = (recipe, source.schema, source.reading, Path(folder))
-        with closing(map_in_order(ShippingWork, arguments, source.pieces(), processes)) as made:
+        pieces = source.pieces()
+        with closing(map_in_order(work, ShippingWork, arguments, pieces, processes)) as made:
             yield made
 
 

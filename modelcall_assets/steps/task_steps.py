@@ -81,10 +81,14 @@ class TaskSteps:
 
     def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         """A row of an input file as the first stage that asks, or rates, gets it."""
-        if self.recipe is None:
+        if self._row_work is None:
             return row
-        made = PieceWork(self.recipe, pa.schema([]), self.reading).made(row, identity)
+        made = self._row_work.made(row, identity)
         return made if isinstance(made, Dropped) else (failure_before(made) or made)
+
+    @cached_property
+    def _row_work(self) -> PieceWork | None:
+        return self.recipe and PieceWork(self.recipe, pa.schema([]), self.reading)
 
     def check_ready(self) -> None:
         """SetupError when the endpoint has no key or address, the scorer cannot be made, or rows

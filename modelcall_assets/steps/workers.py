@@ -24,14 +24,17 @@ AHEAD = 2
 
 
 def map_in_order(
-    make: Callable[..., Work[P, R]], arguments: Sequence[Any], pieces: Iterator[P], processes: int
+    work: Work[P, R],
+    make: Callable[..., Work[P, R]],
+    arguments: Sequence[Any],
+    pieces: Iterator[P],
+    processes: int,
 ) -> Generator[R]:
     """`make(*arguments)` of every piece, in order. It is made once in each process; all of it can
     be pickled. What it raises is raised here. WorkerDied when a process was killed.
 
-    The first piece is done in this process: a file that has no second one needs no other.
+    The first piece is `work` of this process: a file that has no second one needs no other.
     """
-    work = make(*arguments)
     for first in pieces:
         yield work(first)
         break

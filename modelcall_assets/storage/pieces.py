@@ -24,8 +24,6 @@ from modelcall_assets.storage.schema import is_json_text
 
 PIECE_BYTES = 8 << 20
 MOST_DOCUMENT_BYTES = 1 << 30
-DOCUMENT = pa.schema([(name, pa.string()) for name in ("id", "path", "uri", "text")])
-"""Of a file that is one record as a whole."""
 _CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
 
 
