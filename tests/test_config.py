@@ -134,13 +134,24 @@ def prompt_problems(**changes: Any) -> dict[str, Problem]:
         ("- a\n", "not a mapping"),
         ("", "the file is empty"),
         ("# only a comment\n", "the file is empty"),
-        ("a: &a {b: *a}\n", "Circular reference"),
+        ("a: &a {b: *a}\n", ":1:11: not valid YAML: *a stands in what it stands for"),
+        ("a: &a [[*a]]\n", ":1:9: not valid YAML: *a stands in what it stands for"),
         ("a:\n  1: x\n", ":2:3: not valid YAML: write the key '1' in quotes"),
         ("no: x\n", "write the key 'no' in quotes"),
         ("? [a]\n: x\n", "in quotes"),
-        ("a: !!python/object:os.system x\n", "could not determine a constructor"),
+        ("a: !!python/object:os.system x\n", "os.system' has no meaning here"),
+        ("a: !!timestamp x\n", ":1:4: not valid YAML: the tag 'tag:yaml.org,2002:timestamp' has"),
+        ("a: !!set {x}\n", "has no meaning here"),
+        (f"a: {'9' * 5000}\n", ":1:4: not valid YAML: a number of 5,000 digits"),
+        (f"a: 1{':59' * 2000}\n", "a number of 6,001 digits"),
         ("a: \x01\n", "not valid YAML"),
-        ("[" * 5000, "nested too deeply"),
+        ("a: x\0y\n", "not valid YAML"),
+        ("a:\n\tb: 1\n", ":2:1: not valid YAML"),
+        ("[" * 5000, "nested deeper than 100 levels"),
+        (f"a: {'[' * 150}{']' * 150}\n", "nested deeper than 100 levels"),
+        ("- " * 5000, "nested deeper than 100 levels"),
+        ("a: x\n" * (1 << 20), "larger than 4 MiB; is it a data file?"),
+        (f"a: [{'x,' * 110_000}]\n", "more than 100,000 values"),
     ],
 )
 def test_a_yaml_mistake_has_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -148,6 +159,36 @@ def test_a_yaml_mistake_has_its_place(tmp_path: Path, text: str, message: str) -
         load_yaml(write(tmp_path / "f.yaml", text), "f.yaml")
     assert str(caught.value).startswith("f.yaml")
     assert message in str(caught.value)
+
+
+def bomb(level: str) -> str:
+    """Thirty lines, each with the one before it several times."""
+    steps = (f"a{n + 1}: &a{n + 1} {level.format(n=n)}\n" for n in range(30))
+    return "a0: &a0 {x: 1, y: 2}\n" + "".join(steps)
+
+
+BOMBS = ["[*a{n}, *a{n}]", "{{x: *a{n}, y: *a{n}}}", "{{<<: [*a{n}, *a{n}, *a{n}]}}"]
+
+
+@pytest.mark.parametrize("level", BOMBS)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "configs/tasks/demo.yaml",
+        "configs/models/m.yaml",
+        "configs/prompts/p.yaml",
+        "configs/storage.yaml",
+    ],
+)
+def test_aliases_that_multiply_are_refused_in_every_file(
+    project: Project, level: str, file: str
+) -> None:
+    project.task()
+    write(project.root / file, bomb(level))
+    ended = project.check()
+    assert ended.exit_code == 1
+    assert f"error: {file}:" in ended.output
+    assert "more than 100,000 values, with what its aliases stand for" in ended.output
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -163,7 +204,19 @@ def test_merged_mappings_are_not_duplicates(tmp_path: Path) -> None:
     assert load_yaml(write(tmp_path / "f.yaml", text))["y"] == {"a": 3}
 
 
+def test_aliases_and_a_mark_at_the_beginning_are_read(tmp_path: Path) -> None:
+    text = "\ufeffa: &a [1, 2]\nb: {x: *a, y: *a}\nc: !!str 5\n"
+    read = load_yaml(write(tmp_path / "f.yaml", text))
+    assert read == {"a": [1, 2], "b": {"x": [1, 2], "y": [1, 2]}, "c": "5"}
+    assert load_yaml(write(tmp_path / "f.json", '\ufeff{"a": 1}')) == {"a": 1}
+
+
 def test_json_files(tmp_path: Path) -> None:
+    for text in ('{"a": ' + "[" * 9000, '{"a": ' + "[" * 150 + "]" * 150 + "}"):
+        with pytest.raises(SetupError, match=r"deep.json: nested deeper than 100 levels"):
+            load_yaml(write(tmp_path / "deep.json", text), "deep.json")
+    with pytest.raises(SetupError, match=r"n.json: not valid JSON: a number of 5,000 digits"):
+        load_yaml(write(tmp_path / "n.json", f'{{"a": {"9" * 5000}}}'), "n.json")
     assert load_yaml(write(tmp_path / "f.json", '{\t"a": 1e5}')) == {"a": 1e5}
     with pytest.raises(SetupError, match=r"bad.json:1:2: not valid JSON"):
         load_yaml(write(tmp_path / "bad.json", "{a}"), "bad.json")

@@ -263,9 +263,17 @@ class TestReadme:
         for text in ("", "# A data set\n", "---\nlicense: mit\n---\n", "---\n- a\n---\n", "---\n"):
             (tmp_path / "README.md").write_text(text)
             assert found(tmp_path) == {"test": ["test.jsonl"]}
-        (tmp_path / "README.md").write_text("---\na: [\n---\n")
-        with pytest.raises(InputError, match=r"README\.md: the front matter is not YAML"):
-            find_splits(tmp_path)
+        levels = "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(40))
+        for text in (
+            "a: [\n",
+            "[" * 5000 + "\n",
+            "a: !!timestamp x\n",
+            f"a: {'9' * 5000}\n",
+            f"a0: &a0 {{x: 1}}\n{levels}",
+        ):
+            (tmp_path / "README.md").write_text(f"---\n{text}---\n")
+            with pytest.raises(InputError, match=r"README\.md: the front matter is not YAML"):
+                find_splits(tmp_path)
 
 
 class TestSavedToDisk:

@@ -200,6 +200,18 @@ def _in_order(found: Files) -> Files:
     return {name: found[name] for name in names}
 
 
+class _FrontMatter(yaml.SafeLoader):
+    """The safe loader without merge keys: a few of them multiply to a billion."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """A merge key that stays is refused."""
+
+
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+_NO_YAML += (RecursionError,)
+"""What PyYAML raises, the others for values that are not what their tags say."""
+
+
 def _declared(folder: _Folder) -> list[dict[str, Any]]:
     """The `configs` of the front matter of README.md."""
     if "README.md" not in folder.files:
@@ -210,9 +222,9 @@ def _declared(folder: _Folder) -> list[dict[str, Any]]:
         return []
     end = next((place for place, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     try:
-        front = yaml.safe_load("\n".join(lines[1:end]))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        front = yaml.load("\n".join(lines[1:end]), _FrontMatter)
+    except _NO_YAML as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"{where}: the front matter is not YAML: {reason}; correct it") from error
     configs = front.get("configs") if isinstance(front, dict) else None
     if not isinstance(configs, list | None) or not all(
