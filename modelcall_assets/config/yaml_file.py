@@ -60,9 +60,8 @@ class _Loader(yaml.SafeLoader):
         """Of each node that is complete, those in it and itself."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        is_alias = self.check_event(yaml.AliasEvent)
-        event: Any = self.peek_event()  # pyright: ignore[reportUnknownMemberType]
-        mark = event.start_mark
+        event = cast("Any", self.peek_event())  # pyright: ignore[reportUnknownMemberType]
+        is_alias, mark = type(event) is yaml.AliasEvent, event.start_mark
         if not is_alias and event.tag not in _TAGS:
             raise _marked(f"the tag {event.tag!r} has no meaning here", mark)
         node = super().compose_node(parent, index)
