@@ -26,6 +26,7 @@ demo: setup  ## score and distil what is found on this machine, against the rehe
 	@echo "look at it: make ui, then http://localhost:3000"
 
 ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
+	$(BIN)/python -m modelcall_assets.definitions  # a home that is new or half made becomes whole
 	$(BIN)/modelcall rehearse -- $(BIN)/dagster dev -w workspace.yaml
 
 test: setup

@@ -24,6 +24,7 @@ from s3_server import S3Server
 from swift_server import swift_server
 
 from modelcall_assets.config.catalog import load_catalog, load_task
+from modelcall_assets.defs.home import whole_home
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.sensors import files_sensor
@@ -213,10 +214,8 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DAGSTER_HOME whose databases exist; copying it is quicker than making them."""
     home = tmp_path_factory.mktemp("dagster_home")
     (home / "dagster.yaml").write_text(DAGSTER_YAML)
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        instance.get_runs(limit=1)
-        instance.get_dynamic_partitions("none")
-    return home
+    with whole_home(home):
+        return home
 
 
 @pytest.fixture

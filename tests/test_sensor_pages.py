@@ -57,11 +57,8 @@ class Looks:
             for request in result.dynamic_partitions_requests or ():
                 keys = list(request.partition_keys)
                 name = request.partitions_def_name
-                if isinstance(request, dg.AddDynamicPartitionsRequest):
-                    self._instance.add_dynamic_partitions(name, keys)
-                else:
-                    for key in keys:
-                        self._instance.delete_dynamic_partition(name, key)
+                for key in keys:
+                    self._instance.delete_dynamic_partition(name, key)
         return result
 
     def lose_cursor(self) -> None:

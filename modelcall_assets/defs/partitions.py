@@ -1,6 +1,9 @@
 """Partition keys of a task: its input files, and its merge groups."""
 
+from collections.abc import Sequence
+
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from modelcall_assets.config.catalog import TaskSpec
 from modelcall_assets.steps.task_steps import GROUPS, TaskSteps
@@ -24,15 +27,26 @@ def add_new_files(instance: dg.DagsterInstance, steps: TaskSteps) -> list[str]:
     """Make every input file, and every merge group, a partition; gives the keys that the first
     stage has, in order."""
     for stage in {steps.partitions(stage): stage for stage in steps.stages}.values():
-        _add(instance, partitions_of(steps, stage), steps.keys(steps.partitions(stage)))
+        keys = steps.keys(steps.partitions(stage))
+        add_partitions(instance, partitions_of(steps, stage), keys)
     return steps.keys(steps.partitions(steps.stages[0]))
 
 
-def _add(
-    instance: dg.DagsterInstance, partitions: dg.DynamicPartitionsDefinition, keys: list[str]
+def add_partitions(
+    instance: dg.DagsterInstance,
+    partitions: dg.DynamicPartitionsDefinition,
+    keys: Sequence[str],
 ) -> None:
+    """Those that are not there yet. Dagster looks and then adds, so that another process may have
+    added some in between."""
     name = partitions.name
     assert name is not None
-    known = set(instance.get_dynamic_partitions(name))
-    if new := [key for key in keys if key not in known]:
-        instance.add_dynamic_partitions(name, new)
+    while True:
+        known = set(instance.get_dynamic_partitions(name))
+        new = [key for key in keys if key not in known]
+        try:
+            if new:
+                instance.add_dynamic_partitions(name, new)
+        except IntegrityError:
+            continue
+        return

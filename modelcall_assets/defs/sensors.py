@@ -18,7 +18,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import RUN_KEY_TAG
 
 from modelcall_assets.config.spec import RAW
-from modelcall_assets.defs.partitions import files_of, partitions_of
+from modelcall_assets.defs.partitions import add_partitions, files_of, partitions_of
 from modelcall_assets.defs.versions import asset_key
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.keys import decode_key, encode_key
@@ -26,8 +26,6 @@ from modelcall_assets.steps.distillation_steps import DistillationSteps
 from modelcall_assets.steps.settled import Settled, SettledInputs
 from modelcall_assets.steps.task_steps import GROUPS, TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
-
-PartitionsRequest = dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest
 
 TASK_TAG = "modelcall/task"
 LOOKED_UP_AT_ONCE = 200
@@ -63,12 +61,13 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
         due = list(islice(seen.not_tried(), most + 1))
         settled = len(due) <= most and not seen.in_progress
         seen.remember()
+        add_partitions(context.instance, files_of(spec), list(page.versions))
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
                 for key, run_key in due[:most]
             ],
-            dynamic_partitions_requests=seen.partition_requests(),
+            dynamic_partitions_requests=seen.gone_partitions(),
             asset_events=list(seen.flags()),
             cursor=cursor.next(page, is_settled=settled).text(),
             skip_reason=None
@@ -99,19 +98,16 @@ def followers_sensor(steps: DistillationSteps) -> dg.SensorDefinition:
         except ModelcallError as error:
             return dg.SkipReason(str(error))
         partitions = partitions_of(steps, stages[0])
-        assert partitions.name is not None
-        known = set(context.instance.get_dynamic_partitions(partitions.name))
+        add_partitions(context.instance, partitions, list(states))
         changed = (
             (key, f"{spec.key}/{key}@{state}") for key, state in states.items() if state is not None
         )
         due = list(islice(not_tried(context.instance, changed), settings.max_runs_per_tick))
-        new = [key for key in states if key not in known]
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
                 for key, run_key in due
             ],
-            dynamic_partitions_requests=[partitions.build_add_request(new)] if new else [],
             skip_reason=None if due else f"nothing complete and new among {len(states)}",
         )
 
@@ -244,18 +240,11 @@ class Comparison:
         changed = ((key, self._run_key(key)) for key in self.versions if self._has_changed(key))
         return not_tried(self.instance, changed)
 
-    def partition_requests(self) -> list[PartitionsRequest]:
-        """New files become partitions; deleted ones that never had a result go."""
-        files, known = files_of(self.steps.spec), set(self.known)
-        new = [key for key in self.versions if key not in known]
+    def gone_partitions(self) -> list[dg.DeleteDynamicPartitionsRequest]:
+        """Deleted files that never had a result."""
         busy = AssetPartitionStatus.IN_PROGRESS
         gone = [k for k in self._deleted() if k not in self.made and not self._is(k, busy)]
-        requests: list[PartitionsRequest] = []
-        if new:
-            requests.append(files.build_add_request(new))
-        if gone:
-            requests.append(files.build_delete_request(gone))
-        return requests
+        return [files_of(self.steps.spec).build_delete_request(gone)] if gone else []
 
     def flags(self) -> Iterator[dg.AssetObservation]:
         """A deleted input keeps its partition when it has results, and says once what happened."""
