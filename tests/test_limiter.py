@@ -255,6 +255,35 @@ def test_a_wait_that_one_endpoint_asks_for_is_spent_at_another() -> None:
     assert well.times[-1] < 40
 
 
+def test_who_may_go_does_not_wait_behind_one_that_may_not() -> None:
+    """The only endpoint left has asked one record to stay away for a minute; the others go on."""
+
+    def verdict(endpoint: Endpoint) -> Reply | None:
+        return Reply(429, {"retry-after": "60"}, b"") if len(endpoint.times) == 2 else None
+
+    async def work() -> list[str]:
+        ended: list[str] = []
+        one = Endpoint("one", verdict=verdict)
+        other = Endpoint("other", verdict=lambda _: Reply(401, {}, b"no such key"))
+        channels = [Channel(one, Limits(9, requests_per_minute=61)), Channel(other, Limits(1))]
+
+        async def ask(engine: Engine, name: str) -> None:
+            await engine.ask(name.encode())
+            ended.append(name)
+
+        async with Engine(channels, max_in_flight=9, max_retries=5) as engine:
+            await ask(engine, "first")
+            await asyncio.sleep(5)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ask(engine, "held"))
+                await asyncio.sleep(5)
+                for number in range(3):
+                    group.create_task(ask(engine, f"free {number}"))
+        return ended
+
+    assert run_quickly(work) == ["first", "free 0", "free 1", "free 2", "held"]
+
+
 # Shared with other engines of this machine
 
 

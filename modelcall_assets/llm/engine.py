@@ -219,8 +219,8 @@ class Engine:
             raise
 
     def _take(self, tokens: int, held: Mapping[Channel, float]) -> Channel | None:
-        """A slot, if there is one now; until the first call has ended there is only that one."""
-        if self.in_flight >= (self.max_in_flight if self._is_open else 1):
+        """A slot, if there is one now."""
+        if self.in_flight >= self._most:
             return None
         now, channel = self._now(), None
         for each in self._channels:
@@ -235,6 +235,11 @@ class Engine:
         if not self._is_open and self._first_call is None:
             self._first_call = self._loop.call_later(FIRST_CALL_ALONE_S, self._open)
         return channel
+
+    @property
+    def _most(self) -> int:
+        """In flight at a time; until the first call has ended there is only that one."""
+        return self.max_in_flight if self._is_open else 1
 
     def _open(self) -> None:
         self._is_open = True
@@ -265,19 +270,20 @@ class Engine:
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        """Look again when time alone will let the first waiter go on."""
+        """Look again when time alone will let one of those go on whom `_dispatch` asks."""
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if not self._waiting or self.in_flight >= self.max_in_flight:
+        if not self._waiting or self.in_flight >= self._most:
             return
-        now, first = self._now(), self._waiting[0]
-        waits = [
-            max(wait, first.held.get(channel, now) - now)
-            for channel in self._channels
-            if (wait := channel.wait(first.tokens, now)) is not None
-        ]
-        if waits and 0 < (shortest := min(waits)) < float("inf"):
+        now, shortest = self._now(), float("inf")
+        for waiter in self._waiting:
+            for channel in self._channels:
+                if (wait := channel.wait(waiter.tokens, now)) is not None:
+                    shortest = min(shortest, max(wait, waiter.held.get(channel, now) - now))
+            if not waiter.held and not waiter.turn.done():
+                break
+        if shortest < float("inf"):
             self._alarm = self._loop.call_later(shortest, self._dispatch)
 
     def _share(self) -> None:
