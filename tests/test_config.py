@@ -434,8 +434,34 @@ def test_tokenizers_and_patterns() -> None:
     assert not task_problems(preprocess__tokenizer="my/tokenizer.json")
     found = task_problems(preprocess__tokenizer="o200k_bas")
     assert found["preprocess.tokenizer"].fix == "did you mean o200k_base?"
-    found = task_problems(preprocess__filters={"blacklist_regex": ["("]})
-    assert "no regular expression" in found["preprocess.filters.blacklist_regex[0]"].wrong
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fix"),
+    [
+        ("(", ""),
+        ("(?=a)b", "name what follows as a part of the pattern"),
+        ("a(?!b)", "list what may follow, as in [^a-z]"),
+        ("(?<!a)b", "name what stands before as a part of the pattern"),
+        (r"(a)\1", "write the group a second time"),
+        (r"a\Z", r"write \z"),
+        (r"[\u4e00-\u9fff]", r"write \x{4e2d} for 中"),
+        ("a++", "write +, no pattern is slow"),
+        ("a{1001}", ""),
+        ("\ud800", ""),
+    ],
+)
+def test_a_regular_expression_that_re2_does_not_have(pattern: str, fix: str) -> None:
+    found = task_problems(preprocess__filters={"blacklist_regex": ["a+", pattern]})
+    problem = found["preprocess.filters.blacklist_regex[1]"]
+    assert problem.wrong.startswith("no regular expression of RE2: ") and problem.fix == fix
+
+
+def test_regular_expressions_that_are_too_large_together() -> None:
+    patterns = [rf"(?i)x{n}[\p{{L}}\p{{N}}]{{20}}" for n in range(100)]
+    assert not task_problems(preprocess__filters={"blacklist_regex": patterns[:1]})
+    found = task_problems(preprocess__filters={"blacklist_regex": patterns})
+    assert "too large" in found["preprocess.filters.blacklist_regex"].wrong
 
 
 def test_field_mapping() -> None:

@@ -92,6 +92,15 @@ class TestProcess:
     def test_regular_expressions_are_an_option_of_their_own(self) -> None:
         assert run({"text": "abc"}, blacklist_regex=["a.c"]) == Dropped("blacklist_regex: a.c")
         assert run({"text": "ABC"}, blacklist_regex=["a.c"])["text"] == "ABC"
+        assert run({"text": "ABC"}, blacklist_regex=["(?i)x", "(?i)a.c"]) == Dropped(
+            "blacklist_regex: (?i)a.c"
+        )
+
+    @pytest.mark.parametrize("pattern", ["^(a+)+$", "(a|a)*$b", r"\w+@\w+", "(a*)*(b*)*c"])
+    def test_no_regular_expression_is_slow(self, pattern: str) -> None:
+        """Each of these takes Python's `re` longer than anybody waits."""
+        text = "a" * 1_000_000 + "!"
+        assert run({"text": text}, blacklist_regex=[pattern])["text"] == text
 
     def test_filters_may_look_at_the_cleaned_text(self) -> None:
         options = {"min_text_length": 3, "remove_extra_whitespace": True}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
@@ -15,6 +15,7 @@ from modelcall_assets.errors import Problem
 SCRIPTS = ("universal", "github_raw_code", "repo_xml", "triplet_filter")
 ENCODINGS = ("o200k_base", "cl100k_base")
 """Vocabularies that come with the program."""
+_COMPUTE = import_module("pyarrow.compute")
 _UNIVERSAL = ("universal",)
 _OF_LANGUAGES = ("repo_xml", "triplet_filter")
 _ONLY_FOR = {
@@ -69,12 +70,36 @@ FieldSource = Annotated[
 ]
 
 
+_NOT_IN_RE2 = {
+    "(?=": "name what follows as a part of the pattern",
+    "(?!": "list what may follow, as in [^a-z]",
+    "(?<": "name what stands before as a part of the pattern",
+    "(?P=": "write the group a second time",
+    "(?>": "write (?:…), no pattern is slow",
+    "(?x": "write it without spaces and comments",
+    "(?a": "leave it out: \\w, \\d and \\s are ASCII's anyway",
+    "(?#": "leave the comment out",
+    **{f"\\{digit}": "write the group a second time" for digit in range(1, 10)},
+    "\\Z": r"write \z",
+    "\\u": r"write \x{4e2d} for 中",
+    "++": "write +, no pattern is slow",
+    "*+": "write *, no pattern is slow",
+}
+"""What Python's regular expressions have besides → what to write."""
+
+
 def _regex(pattern: str) -> str:
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise mistake(f"no regular expression: {error}") from error
+        _COMPUTE.match_substring_regex("", pattern)
+    except ValueError as error:
+        fix = next((what for sign, what in _NOT_IN_RE2.items() if sign in pattern), "")
+        raise mistake(f"no regular expression of RE2: {error}", fix=fix) from error
     return pattern
+
+
+def _together(patterns: list[str]) -> list[str]:
+    _regex("|".join(f"(?:{pattern})" for pattern in patterns))
+    return patterns
 
 
 class Filters(Block):
@@ -88,8 +113,10 @@ class Filters(Block):
     """Columns that must be present and not empty."""
     blacklist_patterns: list[str] = Field(default_factory=list[str])
     """Drops a row whose `text` holds one of these, upper or lower case; not regular expressions."""
-    blacklist_regex: list[Annotated[str, AfterValidator(_regex)]] = Field(default_factory=list[str])
-    """Drops a row in whose `text` one of these regular expressions (Python's) is found."""
+    blacklist_regex: Annotated[
+        list[Annotated[str, AfterValidator(_regex)]], AfterValidator(_together)
+    ] = Field(default_factory=list[str])
+    """Drops a row in whose `text` one of these regular expressions, of RE2, is found."""
     apply_to: Literal["original", "cleaned"] = "original"
     """Which text lengths and patterns look at: as it came, or after `transformations`."""
 
