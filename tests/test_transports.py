@@ -257,9 +257,18 @@ def test_a_wait_is_read_from_headers_of_any_case(headers: dict[str, str], second
 
 
 def test_a_redirect_is_not_followed() -> None:
-    reply = reply_to(http(307, Location="/v1/elsewhere"))
-    assert reply.status == 307
-    assert isinstance(classify(reply), Refused)
+    """Neither a user nor a query of the new address is shown: they may be secret."""
+    here = "http://me:hidden@host/v2/chat/completions?key=hidden"
+    for status in (301, 302, 307, 308):
+        verdict = classify(reply_to(http(status, Location=here)))
+        assert isinstance(verdict, Refused)
+        assert verdict.detail == (
+            f"HTTP {status}: it redirects to http://host/v2; set base_url to that address"
+        )
+    relative = classify(reply_to(http(307, b"see there", Location="/v2/chat/completions")))
+    assert isinstance(relative, Refused) and ":" in relative.detail and "/v2;" in relative.detail
+    nowhere = classify(reply_to(http(307, b"see there")))
+    assert nowhere == Refused("HTTP 307: see there")
 
 
 def test_a_page_is_no_answer() -> None:
@@ -553,7 +562,10 @@ def test_a_user_in_the_url_is_sent_as_a_header() -> None:
 def test_the_repr_holds_no_secret() -> None:
     for kind in TRANSPORTS:
         made = kind("n", "http://me:pw@h/v1", KEY, 1, {"X-Key": "hidden"}, "http://me:pw@p:1")
-        assert repr(made) == f"{kind.__name__}(name='n', timeout_s=1, ca_file=None)"
+        assert (
+            repr(made)
+            == f"{kind.__name__}(name='n', timeout_s=1, ca_file=None, most_body=67108864)"
+        )
 
 
 # TLS

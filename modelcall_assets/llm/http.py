@@ -3,53 +3,36 @@
 The engine sends thousands of requests a second from one core, and a general client costs several
 times what the rest of a call does (docs/performance.md). Parsing is httptools'; redirects, cookies
 and HTTP/2 are not here because a chat endpoint needs none of them.
+
+A connection only carries bytes; what a reply is made of belongs to one exchange (llm/exchange.py).
+Whatever comes that no request asked for ends the connection, so that no row can be given another
+one's answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
-import zlib
 from base64 import b64encode
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import cast
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import Protocol, cast
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-import httptools
-
-from modelcall_assets.llm.stream import StreamedAnswer, is_event_stream
+from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, MOST_BODY_BYTES
+from modelcall_assets.llm.exchange import HttpExchange, NoReply, Response, Tunnel
+from modelcall_assets.records.outcome import Reason
 
 CLOSED_BEFORE_S = 0.5
 IDLE_S = 15.0
 """A connection idle for longer is not used again: servers close theirs without a word."""
-MOST_HEADER_BYTES = 64 << 10
-_COMPRESSED = ("gzip", "x-gzip", "deflate")
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+REST_S = 0.01
+"""A connection rests for so long before its next request: a server that sends a reply twice, or
+one to nobody, is found out by what comes meanwhile."""
 _PORTS = {"http": 80, "https": 443}
-
-
-@dataclass(slots=True)
-class Response:
-    """Header names are in lower case; the body is as the server meant it, decompressed. `stream`
-    has what came as server-sent events, and then there is no body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    stream: StreamedAnswer | None = None
-
-
-class ConnectFailed(Exception):
-    """There is no connection, so nothing was asked."""
-
-
-class Dropped(Exception):
-    """The connection ended before the response did; `partial` is what had come of it."""
-
-    def __init__(self, text: str, partial: Response | None = None) -> None:
-        self.partial = partial
-        super().__init__(text)
+_IN_PATH = "/%:@!$&'()*+,;=~"
+"""What a path may hold as it is, beside letters, digits and `-._`."""
 
 
 class HttpClient:
@@ -64,15 +47,17 @@ class HttpClient:
         connect_timeout_s: float,
         proxy: str | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        most_body: int = MOST_BODY_BYTES,
     ) -> None:
         self._target = urlsplit(url)
         self._proxy = urlsplit(proxy) if proxy else None
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
+        self._most_body = most_body
         is_tls = "https" in (self._target.scheme, self._proxy.scheme if self._proxy else "")
         self._tls = tls() if is_tls else None
         self._head = _head(self._target, headers, self._proxy)
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
         self._open: set[_Connection] = set()
 
     async def aclose(self) -> None:
@@ -82,7 +67,7 @@ class HttpClient:
             await asyncio.sleep(0)
 
     async def post(self, payload: bytes) -> Response:
-        """Raises ConnectFailed, Dropped, or TimeoutError after `timeout_s` in all.
+        """Raises NoReply, and that after `timeout_s` in all.
 
         A kept connection that ends at once and without a byte of the reply is taken for one that
         the server had closed already, and the request is sent once more on a new one.
@@ -90,21 +75,35 @@ class HttpClient:
         request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
         loop = asyncio.get_running_loop()
         now = loop.time()
-        until, connection = now + self._timeout_s, self._kept(now)
-        if connection is not None:
-            try:
-                return await self._asked(connection, request, until)
-            except Dropped:
-                if connection.has_heard or loop.time() - now > CLOSED_BEFORE_S:
-                    raise
-        return await self._asked(await self._connect(), request, until)
-
-    async def _asked(self, connection: _Connection, request: bytes, until: float) -> Response:
-        loop = asyncio.get_running_loop()
-        answer = connection.ask(request)
-        timer = loop.call_at(until, _time_out, answer)
+        until, connection, sent = now + self._timeout_s, self._kept(now), 0
         try:
-            return await answer
+            if connection is not None:
+                exchange = connection.ask(request, self._most_body, now)
+                try:
+                    return await self._reply(connection, exchange, until)
+                except NoReply as error:
+                    was_closed = error.reason is Reason.DROPPED and not exchange.heard
+                    if not was_closed or loop.time() - now > CLOSED_BEFORE_S:
+                        raise
+                finally:
+                    sent += exchange.is_sent
+            connection = await self._connect(until)
+            exchange = connection.ask(request, self._most_body, now)
+            sent += exchange.is_sent
+            response = await self._reply(connection, exchange, until)
+        except NoReply as error:
+            error.sent = sent
+            raise
+        response.sent = sent
+        return response
+
+    async def _reply(
+        self, connection: _Connection, exchange: HttpExchange, until: float
+    ) -> Response:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(until, self._time_out, exchange)
+        try:
+            return await exchange.answer
         finally:
             timer.cancel()
             if connection.is_usable:
@@ -113,25 +112,32 @@ class HttpClient:
             else:
                 connection.abort()
 
+    def _time_out(self, exchange: HttpExchange) -> None:
+        exchange.fail(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
+
     def _kept(self, now: float) -> _Connection | None:
-        """The connection used last, for that is the one most surely alive."""
+        """The connection that has rested longest."""
         while self._idle:
-            connection = self._idle.pop()
+            connection = self._idle.popleft()
             if connection.is_usable and now - connection.idle_since < IDLE_S:
                 return connection
             connection.abort()
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, until: float) -> _Connection:
+        latest = min(until, asyncio.get_running_loop().time() + self._connect_timeout_s)
+        by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout_at(latest):
                 connection = await self._dial(self._proxy or self._target)
                 if self._proxy is not None and self._target.scheme == "https":
                     await self._tunnel(connection, self._proxy)
-        except TimeoutError:
-            raise
-        except OSError as error:  # ssl.SSLError is one
-            raise ConnectFailed(str(error) or type(error).__name__) from error
+        except TimeoutError as error:
+            text = f"{by}no connection within {self._connect_timeout_s:g} s"
+            raise NoReply(Reason.TIMEOUT, text) from error
+        except (OSError, ValueError) as error:  # of TLS; of a name that is none
+            text = f"{by}{str(error) or type(error).__name__}"
+            raise NoReply(Reason.CONNECT, text) from error
         return connection
 
     async def _dial(self, to: SplitResult) -> _Connection:
@@ -153,201 +159,125 @@ class HttpClient:
         to = f"{name}:{self._target.port or 443}"
         lines = [f"CONNECT {to} HTTP/1.1", f"Host: {to}", *_proxy_authorization(proxy), "", ""]
         try:
-            status = await connection.open_tunnel("\r\n".join(lines).encode("latin-1"))
-        except Dropped as error:
-            raise ConnectFailed(f"the proxy: {error}") from error
-        if not 200 <= status < 300:
+            status = await connection.open_tunnel("\r\n".join(lines).encode())
+            assert self._tls is not None
+            if status.startswith("2"):
+                await connection.start_tls(self._tls, host)
+                return
+        except BaseException:
             connection.abort()
-            raise ConnectFailed(f"the proxy answered {status}")
-        assert self._tls is not None
-        await connection.start_tls(self._tls, host)
+            raise
+        connection.abort()
+        raise OSError(f"answered {status}")
+
+
+class _Listener(Protocol):
+    """Who is told what a connection hears."""
+
+    may_keep: bool
+    """Whether the connection is as good as before, once there is nothing more to come."""
+
+    def feed(self, data: bytes) -> bool:
+        """Whether there is more to come."""
+        ...
+
+    def lost(self, error: Exception | None) -> None: ...
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, one request at a time. httptools calls the `on_` methods."""
+    """Carries bytes for one listener at a time. Anything without a listener ends it."""
 
     def __init__(self, open_ones: set[_Connection]) -> None:
-        self.idle_since = 0.0
-        self.has_heard = False
-        """Whether anything has come back for the request."""
+        self.idle_since = float("-inf")
         self._open_ones = open_ones
-        self._answer: asyncio.Future[Response] | None = None
-        self._tunnel: asyncio.Future[int] | None = None
-        self._is_lost = False
-        self._keep = True
-        self._parser = httptools.HttpResponseParser(self)
-        self._head_bytes = 0
-        self._raw_headers: list[tuple[bytes, bytes]] = []
-        self._response: Response | None = None
-        self._body: list[bytes] = []
-        self._inflate: _Inflater | None = None
+        self._listener: _Listener | None = None
+        self._is_sound = True
 
     @property
     def is_usable(self) -> bool:
         """For another request."""
-        return self._keep and self._answer is None and not self._is_lost
+        return self._is_sound and self._listener is None
 
-    def ask(self, request: bytes) -> asyncio.Future[Response]:
-        self.has_heard = False
-        answer = self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return answer
+    def ask(self, request: bytes, most_body: int, now: float) -> HttpExchange:
+        """The request goes out when the connection has rested."""
+        exchange = HttpExchange(most_body)
+        if (rested := now - self.idle_since) < REST_S:
+            asyncio.get_running_loop().call_later(REST_S - rested, self._send, exchange, request)
+        else:
+            self._send(exchange, request)
+        return exchange
 
-    async def open_tunnel(self, request: bytes) -> int:
-        """The status that a proxy answers with."""
-        self._tunnel = asyncio.get_running_loop().create_future()
+    def _send(self, exchange: HttpExchange, request: bytes) -> None:
+        if exchange.answer.done():  # nobody waits any more
+            return
+        is_kept = self.idle_since > 0
+        if not self._is_sound or (is_kept and self._readable.poll(0)):
+            self._is_sound = False
+            exchange.fail(Reason.DROPPED, "the server spoke, or hung up, before it was asked")
+            return
+        self._listener = exchange
+        exchange.is_sent = True
         self._transport.write(request)
-        return await self._tunnel
+
+    async def open_tunnel(self, request: bytes) -> str:
+        """The status that a proxy answers with. Raises OSError."""
+        tunnel = self._listener = Tunnel()
+        self._transport.write(request)
+        return await tunnel.status
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        plain, self._tunnel = self._transport, None
-        self._parser = httptools.HttpResponseParser(self)
+        """Raises OSError, also when the proxy has said more than that the tunnel is open."""
+        if not self._is_sound:
+            raise OSError("it sent something before the tunnel was used")
         transport = await asyncio.get_running_loop().start_tls(
-            plain, self, tls, server_hostname=host
+            self._transport, self, tls, server_hostname=host
         )
-        assert transport is not None
+        if transport is None or not self._is_sound:
+            raise OSError("the connection ended in the handshake")
         self._transport = transport
 
     def abort(self) -> None:
+        self._is_sound = False
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._readable = select.poll()
+        self._readable.register(transport.get_extra_info("socket"), select.POLLIN)
         self._open_ones.add(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._tunnel is None and self._answer is None:  # nobody asked
-            self._keep = False
-            return
-        self.has_heard = True
-        if self._response is None:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # a CONNECT's answer
-        except httptools.HttpParserError as error:
-            self._fail(Dropped(f"not HTTP: {error}"))
-        if self._head_bytes > MOST_HEADER_BYTES and self._response is None:
-            self._fail(_too_long_head())
+        listener = self._listener
+        if listener is None:
+            self.abort()
+        elif not listener.feed(data):
+            self._listener = None
+            if not listener.may_keep or self._transport.get_write_buffer_size():
+                self._is_sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
+        self._is_sound = False
         self._open_ones.discard(self)
-        if self._ends_with_connection and exc is None:
-            self.on_message_complete()
-        else:
-            text = str(exc) if exc else "the server closed the connection without a whole answer"
-            self._fail(Dropped(text, self._response))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._raw_headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        if self._head_bytes > MOST_HEADER_BYTES:  # or the body begins in the same bytes
-            size = sum(len(name) + len(value) for name, value in self._raw_headers)
-            if size > MOST_HEADER_BYTES:
-                self._fail(_too_long_head())
-                return
-        status = self._parser.get_status_code()
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in self._raw_headers
-        }
-        self._raw_headers = []
-        if status < 200:
-            return  # only a notice before the response
-        self._response = Response(status, headers, b"")
-        if status == 200 and is_event_stream(headers.get("content-type", "")):
-            self._response.stream = StreamedAnswer()
-        if headers.get("content-encoding", "") in _COMPRESSED:
-            self._inflate = _Inflater()
-        if self._tunnel is not None and not self._tunnel.done():
-            self._tunnel.set_result(status)
-
-    def on_body(self, body: bytes) -> None:
-        if self._inflate is not None:
-            body = self._inflate.feed(body)
-        if self._response is not None and self._response.stream is not None:
-            self._response.stream.feed(body)
-        else:
-            self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._response is None:
-            return
-        response, self._response = self._response, None
-        answer, self._answer = self._answer, None
-        self._keep = self._keep and answer is not None and self._parser.should_keep_alive()
-        if answer is not None and not answer.done():
-            if self._inflate is not None and self._inflate.error:
-                answer.set_exception(Dropped(self._inflate.error))
-            else:
-                response.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-                answer.set_result(response)
-        self._head_bytes, self._body, self._inflate = 0, [], None
-
-    @property
-    def _ends_with_connection(self) -> bool:
-        """Whether the end of the connection is that of the response: it told no length."""
-        if self._response is None:
-            return False
-        return self._response.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
-
-    def _fail(self, error: Dropped) -> None:
-        self._keep = False
-        for waiting in (self._answer, self._tunnel):
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(error)
-        self._answer = None
-
-
-def _too_long_head() -> Dropped:
-    return Dropped(f"more than {MOST_HEADER_BYTES} bytes of headers")
-
-
-class _Inflater:
-    """Decompresses gzip and deflate as it comes."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._broken = ""
-
-    def feed(self, data: bytes) -> bytes:
-        try:
-            return self._inner.decompress(data)
-        except zlib.error as error:
-            self._broken = str(error)
-            return b""
-
-    @property
-    def error(self) -> str:
-        """Why what was fed is not a whole body; empty when it is."""
-        if self._broken or self._inner.eof:
-            return self._broken
-        return "the compressed body is cut off"
-
-
-def _time_out(answer: asyncio.Future[Response]) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError())
+        if self._listener is not None:
+            self._listener.lost(exc)
 
 
 def _head(target: SplitResult, headers: Mapping[str, str], proxy: SplitResult | None) -> bytes:
     """The request's start, up to the length of its body."""
-    path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-    host = target.netloc.rpartition("@")[2]
+    path = quote(target.path or "/", _IN_PATH)
+    path += f"?{quote(target.query, _IN_PATH + '?')}" if target.query else ""
+    host = _without_user(target)
     plain_proxy = proxy is not None and target.scheme == "http"
     lines = [
         f"POST {f'http://{host}{path}' if plain_proxy else path} HTTP/1.1",
         f"Host: {host}",
         "Accept: */*",
-        "Accept-Encoding: gzip, deflate",
+        f"Accept-Encoding: {ACCEPTED_ENCODINGS}",
         *(_proxy_authorization(proxy) if proxy is not None and plain_proxy else ()),
         *(f"{name}: {value}" for name, value in headers.items()),
         "Content-Length: ",
     ]
-    return "\r\n".join(lines).encode("latin-1")
+    return "\r\n".join(lines).encode()
 
 
 def _proxy_authorization(proxy: SplitResult) -> list[str]:
@@ -358,5 +288,10 @@ def _proxy_authorization(proxy: SplitResult) -> list[str]:
 
 
 def _host(of: SplitResult) -> str:
-    assert of.hostname is not None
+    if not of.hostname:
+        raise ValueError("the URL names no host")
     return of.hostname
+
+
+def _without_user(of: SplitResult) -> str:
+    return of.netloc.rpartition("@")[2]

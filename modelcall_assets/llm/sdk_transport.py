@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
-from collections.abc import Iterator
-from typing import Self, cast
+from collections.abc import AsyncIterator, Iterator
+from typing import ClassVar, Self, cast
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx2
 import openai
+from aiohttp.client import ClientRequest
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 
+from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, Body, Unreadable, too_large
+from modelcall_assets.llm.http import IDLE_S, REST_S
 from modelcall_assets.llm.stream import StreamedAnswer, is_event_stream
 from modelcall_assets.llm.transport import HttpTransport, Reply
 from modelcall_assets.records.outcome import Reason
 
 _FROM_ENVIRONMENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
 BROKEN = (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, ssl.SSLError, OSError)
+_UNLIMITED = "/content"
+"""How the URL ends of what is streamed to a file."""
 
 
 class SdkTransport(HttpTransport):
-    """One AsyncOpenAI client on its aiohttp backend; it neither retries nor follows redirects.
+    """One AsyncOpenAI client on aiohttp; it neither retries nor follows redirects.
 
     What is sent and where is the same as with the direct transport, whatever variables of the SDK
     the environment holds; only OPENAI_CUSTOM_HEADERS adds to it.
@@ -36,12 +45,10 @@ class SdkTransport(HttpTransport):
             base_url=self.base_url,
             max_retries=0,
             timeout=httpx2.Timeout(None, connect=self.connect_timeout_s),
-            http_client=openai.DefaultAioHttpClient(
-                proxy=self.used_proxy,
-                verify=self.tls,
+            http_client=httpx2.AsyncClient(
+                transport=_Backend(self.tls, self.used_proxy, self.most_body),
+                headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
                 trust_env=False,
-                follow_redirects=False,
-                limits=httpx2.Limits(max_connections=0, keepalive_expiry=15.0),
             ),
         )
         return self
@@ -55,10 +62,11 @@ class SdkTransport(HttpTransport):
                 return await self._send(payload)
         except openai.APIStatusError as error:
             response = error.response
-            body = self.without_secrets(response.content)
-            return Reply(response.status_code, response.headers, body)
+            return self.replied(response.status_code, response.headers, response.content)
         except TimeoutError:
             return self.timed_out()
+        except Unreadable as error:
+            return Reply(0, {}, str(error).encode(), error.reason)
         except BROKEN as error:
             return self._fault(cause_of(error))
 
@@ -74,9 +82,9 @@ class SdkTransport(HttpTransport):
         response = cast("httpx2.Response", raw)
         try:
             if is_event_stream(response.headers.get("Content-Type", "")):
-                answer = await StreamedAnswer().read(response.aiter_bytes(), BROKEN)
+                answer = await StreamedAnswer().read(response.aiter_bytes(), (*BROKEN, Unreadable))
                 return self.streamed(answer, response.headers)
-            return Reply(response.status_code, response.headers, await response.aread())
+            return self.replied(response.status_code, response.headers, await response.aread())
         finally:
             await response.aclose()
 
@@ -92,10 +100,128 @@ class SdkTransport(HttpTransport):
             case aiohttp.ClientResponseError():
                 text = f"{type(error).__name__}: {error.message}"
             case aiohttp.InvalidURL():
-                text = "the base URL or the proxy's is no URL for aiohttp"
+                reason, text = Reason.CONNECT, "the base URL or the proxy's is no URL for aiohttp"
             case _:
                 pass
-        return Reply(0, {}, text.encode(), reason)
+        return Reply(0, {}, text.encode(), reason, sent=int(reason is not Reason.CONNECT))
+
+
+class _Backend(httpx2.AsyncBaseTransport):
+    """What the openai client sends through: aiohttp, with the limits of the direct transport."""
+
+    def __init__(self, tls: ssl.SSLContext, proxy: str | None, most_body: int) -> None:
+        self._proxy = proxy
+        self._most_body = most_body
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(ssl=tls, limit=0, keepalive_timeout=IDLE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Raises what aiohttp raises."""
+        try:
+            data: bytes | AsyncIterator[bytes] = request.content
+        except httpx2.RequestNotRead:
+            data = aiter(cast("httpx2.AsyncByteStream", request.stream))
+            request.headers.pop("Transfer-Encoding", None)  # aiohttp's own
+        connect_s = request.extensions["timeout"]["connect"]
+        response = await self._session.request(
+            request.method,
+            str(request.url),
+            headers=request.headers.multi_items(),
+            data=data or None,
+            allow_redirects=False,
+            proxy=self._proxy,
+            timeout=aiohttp.ClientTimeout(sock_connect=connect_s),
+        )
+        limit = float("inf") if request.url.path.endswith(_UNLIMITED) else self._most_body
+        encoded = ",".join(response.headers.getall("Content-Encoding", []))
+        headers = [each for each in response.raw_headers if each[0].lower() != b"content-encoding"]
+        return httpx2.Response(
+            response.status, headers=headers, stream=_Stream(response, encoded, limit)
+        )
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+class _Stream(httpx2.AsyncByteStream):
+    """A body, decoded and within the limit. Raises Unreadable for that of a success."""
+
+    def __init__(self, response: aiohttp.ClientResponse, encodings: str, most: float) -> None:
+        self._response = response
+        self._encodings = encodings
+        self._most = most
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._response.status < 300:
+            async for piece in self._decoded():
+                yield piece
+            return
+        try:
+            yield b"".join([piece async for piece in self._decoded()])
+        except Unreadable as error:
+            yield str(error).encode()
+
+    async def _decoded(self) -> AsyncIterator[bytes]:
+        body, left = Body(self._encodings, self._most), self._most
+        async for chunk in self._response.content.iter_any():
+            left -= len(chunk)
+            if left < 0:
+                raise too_large(self._most)
+            for piece in body.feed(chunk):
+                yield piece
+        if not body.is_whole:
+            raise Unreadable(Reason.DROPPED, "the compressed body is cut off")
+
+    async def aclose(self) -> None:
+        self._response.release()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections rest before they are used again, and one that has heard something meanwhile is
+    closed: aiohttp would take that for the next request's reply."""
+
+    _idle_since: ClassVar[WeakKeyDictionary[asyncio.BaseProtocol, float]] = WeakKeyDictionary()
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own
+    ) -> Connection:
+        now = asyncio.get_running_loop().time
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            idle_since = self._idle_since.pop(protocol, None)
+            try:
+                if idle_since is not None:
+                    await asyncio.sleep(max(0.0, idle_since + REST_S - now()))
+                is_quiet = not protocol.should_close and not (
+                    idle_since and _is_readable(connection)
+                )
+            except BaseException:
+                connection.close()
+                raise
+            if is_quiet:
+                break
+            connection.close()
+            if idle_since is None:
+                raise aiohttp.ClientConnectionError("the server spoke before it was asked")
+        connection.add_callback(lambda: self._idle_since.update({protocol: now()}))
+        return connection
+
+
+def _is_readable(connection: Connection) -> bool:
+    """Whether bytes wait on it, or its end."""
+    if connection.transport is None or connection.transport.is_closing():
+        return True
+    poll = select.poll()
+    poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def cause_of(error: BaseException) -> BaseException:

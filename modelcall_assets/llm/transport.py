@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.llm.http import ConnectFailed, Dropped, HttpClient
+from modelcall_assets.llm.body import MOST_BODY_BYTES
+from modelcall_assets.llm.exchange import NoReply
+from modelcall_assets.llm.http import HttpClient
 from modelcall_assets.llm.stream import StreamedAnswer
 from modelcall_assets.records.outcome import Reason
 
@@ -30,6 +32,8 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes
     fault: Reason | None = None
+    sent: int = 1
+    """How often the request went out: twice when a kept connection turned out to be closed."""
 
 
 class Transport(Protocol):
@@ -62,6 +66,8 @@ class HttpTransport:
     proxy: str | None = field(default=None, repr=False)
     """None: the one of the process environment, if any."""
     ca_file: str | None = None
+    most_body: int = MOST_BODY_BYTES
+    """Bytes of a reply, on the wire and decompressed."""
 
     @property
     def chat_url(self) -> str:
@@ -113,12 +119,27 @@ class HttpTransport:
             body = body.replace(secret.encode(), b"***") if secret else body
         return body
 
+    def replied(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+        """The reply that came in one piece."""
+        if 300 <= status < 400 and (to := headers.get("location")):
+            body = f"it redirects to {self._base_of(to)}; set base_url to that address".encode()
+        return Reply(status, headers, body if status == 200 else self.without_secrets(body))
+
     def streamed(self, answer: StreamedAnswer, headers: Mapping[str, str]) -> Reply:
         """The reply that a stream was, once it has ended."""
         if (finished := answer.finish()) is None:
             return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
         status, body = finished
         return Reply(status, headers, body if status == 200 else self.without_secrets(body))
+
+    def _base_of(self, location: str) -> str:
+        """The base URL that a redirect leads to, without what may be secret in it."""
+        try:
+            parts = urlsplit(urljoin(self.chat_url, location))
+        except ValueError:
+            return "what is no URL"
+        host, path = parts.netloc.rpartition("@")[2], parts.path.removesuffix("/chat/completions")
+        return "".join(filter(str.isprintable, f"{parts.scheme}://{host}{path}"))[:500]
 
     def timed_out(self) -> Reply:
         return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)
@@ -135,6 +156,7 @@ class DirectTransport(HttpTransport):
             connect_timeout_s=self.connect_timeout_s,
             proxy=self.used_proxy,
             tls=lambda: self.tls,
+            most_body=self.most_body,
         )
         return self
 
@@ -144,19 +166,19 @@ class DirectTransport(HttpTransport):
     async def send(self, payload: bytes) -> Reply:
         try:
             response = await self._client.post(payload)
-        except TimeoutError:
-            return self.timed_out()
-        except ConnectFailed as error:
-            return Reply(0, {}, str(error).encode(), Reason.CONNECT)
-        except Dropped as error:
-            response = error.partial
-            if response is None or response.stream is None:
-                return Reply(0, {}, str(error).encode(), Reason.DROPPED)
+        except NoReply as error:
+            reply, partial = Reply(0, {}, str(error).encode(), error.reason), error.partial
+            if partial is not None and partial.stream is not None:
+                streamed = self.streamed(partial.stream, partial.headers)
+                reply = streamed if error.reason is Reason.DROPPED or streamed.status else reply
+            reply.sent = error.sent
+            return reply
         if response.stream is not None:
-            return self.streamed(response.stream, response.headers)
-        if response.status != 200:
-            response.body = self.without_secrets(response.body)
-        return Reply(response.status, response.headers, response.body)
+            reply = self.streamed(response.stream, response.headers)
+        else:
+            reply = self.replied(response.status, response.headers, response.body)
+        reply.sent = response.sent
+        return reply
 
 
 def _proxy_of_environment(url: str) -> str | None:
