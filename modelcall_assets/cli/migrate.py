@@ -12,8 +12,9 @@ import click
 import yaml
 
 from modelcall_assets.config.catalog import SUFFIXES
-from modelcall_assets.config.migrate import SECRET_TEXT, TREATMENTS, Migration, migrate_file
+from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.config.yaml_file import load_yaml
+from modelcall_assets.records.secrets import looks_secret
 
 _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 """YAML takes these for line breaks or drops them, unless they are escaped."""
@@ -75,7 +76,7 @@ def _told(new: Migration) -> Iterable[str]:
 def _text_of(new: Migration, old: Path) -> str:
     """The file as it was when nothing changes, comments included; else written anew."""
     same = new.data == new.old and not new.of("refused") and old.suffix in SUFFIXES
-    if same and not SECRET_TEXT.search(text := old.read_text("utf-8")):
+    if same and not looks_secret(text := old.read_text("utf-8")):
         return text
     body = yaml.dump(
         new.data, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=sys.maxsize

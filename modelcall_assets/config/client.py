@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field
 
 from modelcall_assets.config.block import Block, Limit, Text, mistake
 from modelcall_assets.config.endpoint import (
-    NO_KEY,
     BaseUrl,
     Endpoint,
     Headers,
@@ -29,6 +28,7 @@ from modelcall_assets.config.endpoint import (
 from modelcall_assets.config.expand import Expander
 from modelcall_assets.config.problems import shown_value
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.secrets import NO_KEY, REFERENCE, in_header
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -145,6 +145,12 @@ class Resolver(Expander):
             name: self.text(f"{place.field('headers')}.{name}", value, checked_header) or ""
             for name, value in config.headers.items()
         }
+        secrets = [
+            secret
+            for name, value in config.headers.items()
+            if REFERENCE.search(value)
+            for secret in in_header(headers[name])
+        ]
         if urlsplit(base_url).username and api_key not in (None, *NO_KEY):
             wrong = "the URL names a user, and there is an api_key too: a request takes one of them"
             self.problems.append(Problem(self.file, place.field("base_url"), wrong))
@@ -161,6 +167,7 @@ class Resolver(Expander):
             config.max_in_flight,
             config.requests_per_minute,
             config.tokens_per_minute,
+            tuple(secrets),
         )
 
     def _ca_file(self, place: str, text: str | None) -> str | None:

@@ -11,22 +11,21 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator
 
 from modelcall_assets.config.block import Text, mistake
+from modelcall_assets.records.secrets import (
+    NO_KEY,
+    REFERENCE,
+    has_password,
+    is_reference,
+    looks_secret,
+    names_secret,
+)
 
 TransportName = Literal["direct", "sdk"]
 
-NO_KEY = ("EMPTY", "none", "not-needed")
-"""Words for a key that a server does not ask for."""
-_KEY = re.compile(rf"\$\{{[A-Za-z_]\w*(:-({'|'.join(NO_KEY)})?)?\}}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _OWN_HEADERS = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"}
 )
-_SECRET_HEADER = re.compile(
-    r"authori[sz]|authentic|(?<![a-z])(auth|key)(?![a-z])|(api|access)key"
-    r"|token|cookie|secret|passw|credential",
-    re.I,
-)
-_HEADER_REFERENCE = re.compile(rf"([A-Za-z]+ )?{_KEY.pattern}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,8 @@ class Endpoint:
     max_in_flight: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Of the headers that come from the environment."""
 
 
 def checked_url(url: str) -> str:
@@ -73,14 +74,16 @@ def checked_header(value: str) -> str:
     return value
 
 
-def is_secret_header(name: str) -> bool:
-    """Whether the name says that the value is a secret."""
-    return _SECRET_HEADER.search(name) is not None
-
-
 def is_header_reference(value: str) -> bool:
     """`${NAME}`, or a scheme and `${NAME}`."""
-    return _HEADER_REFERENCE.fullmatch(value) is not None
+    scheme, _, key = value.rpartition(" ")
+    return is_reference(key, ("", *NO_KEY)) and (not scheme or scheme.isalpha())
+
+
+def holds_literal_secret(name: str, value: str) -> bool:
+    """Whether a header has in the file what belongs into the environment."""
+    is_named = names_secret(name, of_anyone=True) and not is_header_reference(value)
+    return is_named or looks_secret(value)
 
 
 def _http_url(url: str) -> SplitResult | None:
@@ -93,24 +96,24 @@ def _http_url(url: str) -> SplitResult | None:
 
 
 def without_password(url: str) -> str:
-    """The URL, or a mistake where it holds a password."""
-    if urlsplit(url).password:
+    """The URL, or a mistake where it holds a password or a key."""
+    if has_password(url):
         raise mistake("a password in a file", fix="write the URL as ${NAME} and set NAME in .env")
     return url
 
 
 def _literal_url(url: str) -> str:
-    if "${" not in url:
+    if not REFERENCE.search(url):
         without_password(checked_url(url))
     return url
 
 
 def _literal_proxy(url: str) -> str:
-    return url if "${" in url else without_password(checked_proxy(url))
+    return url if REFERENCE.search(url) else without_password(checked_proxy(url))
 
 
 def _key_reference(key: str) -> str:
-    if key in NO_KEY or _KEY.fullmatch(key):
+    if key in NO_KEY or is_reference(key, ("", *NO_KEY)):
         return key
     raise mistake(
         "a key in a file",
@@ -133,7 +136,7 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
         if name.lower() in seen:
             raise mistake(f"{name} is there twice", fix="remove one")
         seen.add(name.lower())
-        if is_secret_header(name) and not is_header_reference(value):
+        if holds_literal_secret(name, value):
             raise mistake(
                 f"a secret in a file: {name}",
                 expected="a reference such as ${API_KEY} or Bearer ${API_KEY}",

@@ -13,8 +13,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from modelcall_assets.errors import Problem, SetupError
-
-_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+from modelcall_assets.records.secrets import REFERENCE
 
 
 class MissingVariable(KeyError):
@@ -43,7 +42,7 @@ class Environment(Mapping[str, str]):
 
     def expand(self, text: str) -> str:
         """Replaces `${NAME}` and `${NAME:-default}`; all other text stays as it is."""
-        return _REFERENCE.sub(self._value, text)
+        return REFERENCE.sub(self._value, text)
 
     def _value(self, match: re.Match[str]) -> str:
         name, has_default, default = match[1].partition(":-")

@@ -22,7 +22,7 @@ from modelcall_assets.config.distillation import (
     old_step,
     parse_distillation,
 )
-from modelcall_assets.config.endpoint import is_header_reference, is_secret_header
+from modelcall_assets.config.endpoint import holds_literal_secret
 from modelcall_assets.config.legacy import (
     MODEL_FIELDS,
     PLACEHOLDERS,
@@ -40,6 +40,7 @@ from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.config.task import TASK_TYPE, ScoringTask, parse_task
 from modelcall_assets.config.task_file import in_file_order
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
 Data = dict[str, Any]
 Treatment = Literal["honoured", "changed", "refused"]
@@ -48,16 +49,8 @@ TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 _MODEL_KEYS = {"client_config", "chat_config", "provider", "model_name", "completions_params"}
 _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 _OWNER = re.compile(r"\b(openai|deepseek|anthropic)\.com(?=[:/]|$)", re.I)
-_REFERENCE = re.compile(r"\$\{\w+(:-(EMPTY|none|not-needed))?\}|EMPTY|none|not-needed")
-_SECRET_NAME = re.compile(r"api[-_]?key|secret|passw|authorization|(access|auth)[-_]?(key|token)")
 _REPLACED = [("client_config", name) for name in ("api_key", "base_url", "headers", "proxy")]
 """Where `${NAME}` is replaced."""
-SECRET_TEXT = re.compile(
-    r"\bsk-(proj-|ant-\w+-|or-\w+-)?\w{16}|\b(gh[a-z]|hf)_\w{20}|\bbearer +[\w.-]{16}"
-    r"|://[^/\n]*@|://[^/\s]*:\S*@|[?&]\w*key=",
-    re.I,
-)
-"""What keys and passwords look like, wherever they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,10 +323,11 @@ def _without_secrets(value: Any, path: tuple[str, ...], stem: str, new: Migratio
 def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
     if value is None or isinstance(value, bool):
         return False
-    if path[:2] == ("client_config", "headers") and is_secret_header(path[-1]):
-        return not is_header_reference(str(value))
-    named = _SECRET_NAME.search(".".join(path).lower()) and not _REFERENCE.fullmatch(str(value))
-    return bool(named or SECRET_TEXT.search(str(value)))
+    text = str(value)
+    if path[:2] == ("client_config", "headers"):
+        return holds_literal_secret(path[-1], text)
+    is_open = text in NO_KEY or is_reference(text, ("", *NO_KEY))
+    return (any(map(names_secret, path)) and not is_open) or looks_secret(text)
 
 
 # Prompts

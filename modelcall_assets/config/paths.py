@@ -13,11 +13,11 @@ from modelcall_assets.config.block import Text, mistake
 from modelcall_assets.config.environment import Environment, MissingVariable
 from modelcall_assets.config.legacy import PLACEHOLDERS
 from modelcall_assets.config.problems import shown_path
+from modelcall_assets.records.secrets import REFERENCE, has_password
 
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^}]*)\}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)(.*)", re.S)
-_PASSWORD = re.compile(r"[^/]*:[^/]*@")
 
 
 def _placeholders(text: str) -> str:
@@ -32,7 +32,7 @@ def _placeholders(text: str) -> str:
 
 def _possible(text: str) -> str:
     """Refuses what can be no place. A text with references is looked at once they are replaced."""
-    if "${" not in text:
+    if not REFERENCE.search(text):
         normal(text)
     return text
 
@@ -104,7 +104,7 @@ def _normal_uri(uri: str) -> str:
         raise mistake("neither a path nor a URI", expected="a URI such as s3://bucket/folder")
     if "://" in rest:
         raise mistake("a URI in a URI", expected="one such as s3://bucket/folder")
-    if _PASSWORD.match(rest):
+    if has_password(uri):
         fix = "name the keys in configs/storage.yaml as ${NAME}"
         raise mistake("a password in a file", fix=fix)
     scheme, parts = scheme.lower(), [part for part in rest.split("/") if part not in ("", ".")]

@@ -14,16 +14,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from modelcall_assets.config.block import Block, did_you_mean
 from modelcall_assets.config.legacy import old_names
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.secrets import looks_secret, names_secret
 
 B = TypeVar("B", bound=Block)
 Loc = Sequence[int | str]
 
-_SECRET_NAME = re.compile(
-    r"api[-_]?key|access[-_]?key|secret|passw|credential|auth|token$|cookie", re.I
-)
-_SECRET_VALUE = re.compile(
-    r"\b(sk|ak|key|pat|gh[a-z])[-_]\w|\bAK(IA|LT)\w{12}|bearer |://[^/\n]*@|://[^/\s]*:\S*@", re.I
-)
 _TYPES = {
     "string": "text",
     "int": "an integer",
@@ -84,7 +79,7 @@ def shown_value(value: Any, field: str) -> str:
     if isinstance(value, str) and "\n" in value:
         return "a text block"
     text = repr(value) if isinstance(value, str) else str(value).lower()
-    if _SECRET_NAME.search(field.rpartition(".")[2]) or _SECRET_VALUE.search(text):
+    if names_secret(field.rpartition(".")[2]) or looks_secret(text):
         return "*** (not shown)"
     return text if len(text) <= 80 else f"{text[:77]}..."
 

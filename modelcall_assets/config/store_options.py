@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from modelcall_assets.config.stores import (
     checked_endpoint,
 )
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.secrets import REFERENCE, in_url, is_reference
 from modelcall_assets.records.stores import StoreOptions
 
 _CONNECT_S, _READ_S = 10, 60
@@ -32,7 +32,6 @@ _NOT_AMAZON: Mapping[str, Any] = {
     "response_checksum_validation": "when_required",
 }
 """Other stores than Amazon's know no newer checksums."""
-_MAY_BE_NONE = re.compile(r"\$\{(\w+):-\}")
 _HOW = "in .env, in the task's env file or in the process"
 
 
@@ -57,6 +56,7 @@ def store_options(
             profile.prefix,
             profile.filesystem,
             resolver.options(profile),
+            tuple(resolver.secrets),
         )
         problems += resolver.problems
     return tuple(sorted(found.values(), key=lambda each: -len(each.prefix))), problems
@@ -69,6 +69,8 @@ class _Resolver(Expander):
     block: str
     """Where the profile stands in its file; without one, the field that names the store."""
     is_profile: bool
+    secrets: list[str] = field(default_factory=list[str], kw_only=True)
+    """What options take from the environment."""
 
     def options(self, profile: StoreProfile) -> dict[str, Any]:
         """Arguments for the file system."""
@@ -83,13 +85,16 @@ class _Resolver(Expander):
         if isinstance(value, list):
             items = cast("list[Any]", value)
             return [self._expanded(v, f"{place}[{number}]") for number, v in enumerate(items)]
-        has_reference = isinstance(value, str) and "${" in value
-        return self._optional(place, value, str) if has_reference else value
+        if not isinstance(value, str) or not REFERENCE.search(value):
+            return value
+        expanded = self._optional(place, value, str)
+        if expanded is not None:
+            self.secrets += in_url(expanded) if "://" in expanded else [expanded]
+        return expanded
 
     def _optional(self, place: str, text: str | None, check: Callable[[str], str]) -> str | None:
         """None, too, for `${NAME:-}` without a value: the file says that there may be none."""
-        may_be_none = text is not None and _MAY_BE_NONE.fullmatch(text)
-        if may_be_none and not self.env.get(may_be_none[1]):
+        if text and is_reference(text) and text.endswith(":-}") and not self.env.expand(text):
             return None
         return self.text(place, text, check)
 

@@ -17,21 +17,17 @@ from modelcall_assets.config.problems import errors_in, validate
 from modelcall_assets.config.tos import s3_endpoint
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.secrets import REFERENCE, is_reference, looks_secret, names_secret
 
 STORAGE_FILE = "configs/storage.yaml"
-_REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(:-)?\}")
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+-]*")
 _BUCKETS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SECRET_OPTION = re.compile(
-    r"key$|secret|token$|passw|credential|auth(?!ority)|cookie|connection_string", re.I
-)
-_PASSWORD = re.compile(r"://[^/\s]*:(?!\$\{)[^/\s]*@")
 _IN_ENV = "set the variable in .env or in the process environment"
 
 
 def _secret(text: str) -> str:
-    if not _REFERENCE.fullmatch(text):
+    if not is_reference(text):
         raise mistake("a key in a file", expected="a reference such as ${LAB_KEY}", fix=_IN_ENV)
     return text
 
@@ -41,7 +37,7 @@ Secret = Annotated[Text, AfterValidator(_secret)]
 
 def _prefix(text: str) -> str:
     """With a slash at its end, so that no bucket fits whose name only starts the same."""
-    if not is_uri(text) or "${" in text:
+    if not is_uri(text) or REFERENCE.search(text):
         raise mistake("not the start of URIs", expected="text such as s3://bucket/ or lake://")
     if _BUCKETS.fullmatch(text):
         return text.lower()
@@ -71,14 +67,14 @@ def checked_endpoint(text: str) -> str:
 
 
 def _literal_endpoint(text: str) -> str:
-    return text if "${" in text else without_password(checked_endpoint(text))
+    return text if REFERENCE.search(text) else without_password(checked_endpoint(text))
 
 
 def _no_secrets(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in _leaves(options):
-        is_open = value is None or isinstance(value, bool) or _REFERENCE.fullmatch(str(value))
-        is_named = _SECRET_OPTION.search(name.rpartition(".")[2]) is not None
-        if (is_named and not is_open) or _PASSWORD.search(str(value)):
+        is_open = value is None or isinstance(value, bool) or is_reference(str(value))
+        is_named = names_secret(name.rpartition(".")[2], of_anyone=True)
+        if (is_named and not is_open) or looks_secret(str(value)):
             expected = "a reference such as ${LAKE_TOKEN}"
             raise mistake(f"a key in a file: {name}", expected=expected, fix=_IN_ENV)
     return options

@@ -98,7 +98,7 @@ class BatchClient(SdkTransport):
                 metadata={_TOKEN: token},
                 extra_headers=self._headers,
             )
-            return _checked(batch, Batch, "id").id
+            return self._checked(batch, Batch, "id").id
 
         return await self._done(create)
 
@@ -112,7 +112,7 @@ class BatchClient(SdkTransport):
 
         async def look() -> Batch:
             batch = await self._client.batches.retrieve(batch_id, extra_headers=self._headers)
-            return _checked(batch, Batch, "status", "input_file_id")
+            return self._checked(batch, Batch, "status", "input_file_id")
 
         while (batch := await self._done_if_there(look)) is not None:
             if batch.status in _TERMINAL:
@@ -158,13 +158,13 @@ class BatchClient(SdkTransport):
                 told = orjson.loads(line)
                 custom_id, response = str(told["custom_id"]), told.get("response")
                 if response is None:
-                    yield Result(custom_id, _not_executed(told.get("error") or {}))
+                    reply = _not_executed(told.get("error") or {})
+                    yield Result(custom_id, self.cleaned(reply))
                     continue
                 status, body = int(response["status_code"]), orjson.dumps(response["body"])
             except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):
                 continue
-            body = body if status == 200 else self.without_secrets(body)
-            yield Result(custom_id, Reply(status, {}, body))
+            yield Result(custom_id, self.cleaned(Reply(status, {}, body)))
 
     @property
     def _headers(self) -> dict[str, str | openai.Omit]:
@@ -177,7 +177,7 @@ class BatchClient(SdkTransport):
             file = await self._client.files.create(
                 file=("batch.jsonl", lines), purpose="batch", extra_headers=self._headers
             )
-            return _checked(file, FileObject, "id").id
+            return self._checked(file, FileObject, "id").id
 
         return await self._done(upload, TRANSFER_TIMEOUT_S)
 
@@ -191,7 +191,7 @@ class BatchClient(SdkTransport):
             if isinstance(cast("object", page), str):
                 raise _Unreadable("the reply is no list")
             for listed in page.data:
-                batch = _checked(listed, Batch, "id", "created_at")
+                batch = self._checked(listed, Batch, "id", "created_at")
                 if (batch.metadata or {}).get(_TOKEN) == token:
                     return batch.id
                 after = batch.id
@@ -228,14 +228,15 @@ class BatchClient(SdkTransport):
                 self._was_reached = True
                 return result
             except openai.APIStatusError as error:
-                body = self.without_secrets(error.response.content)
-                reply = Reply(error.response.status_code, error.response.headers, body)
+                response = error.response
+                reply = Reply(response.status_code, response.headers, response.content)
             except _Unreadable as error:
                 reply = Reply(0, {}, str(error).encode(), Reason.BAD_REPLY)
             except TimeoutError:
                 reply = self.timed_out()
             except BROKEN as error:
                 reply = self._fault(cause_of(error))
+            reply = self.cleaned(reply)
             verdict = classify(reply)
             if not isinstance(verdict, TryAgain):
                 return reply
@@ -244,6 +245,14 @@ class BatchClient(SdkTransport):
             if attempts > self.max_retries and not is_patient:
                 raise self._down(verdict.failure)
             await self.pause(backoff(attempts, verdict.after_s))
+
+    def _checked(self, reply: object, kind: type[M], *needed: str) -> M:
+        """The SDK takes any reply, and leaves out what is not there."""
+        if not isinstance(reply, kind) or not reply.model_fields_set.issuperset(needed):
+            raise _Unreadable(f"the reply is no {kind.__name__.lower()}")
+        told = reply.model_dump_json().encode()
+        cleaned = self.cleaned(Reply(0, {}, told)).body
+        return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))
 
     def _refused(self, reply: Reply) -> EndpointRefused:
         match classify(reply):
@@ -261,13 +270,6 @@ class BatchClient(SdkTransport):
             f"{self.name}: no answer to a call about batches: {failure.reason}: {failure.detail}. "
             "Mend that and materialise again: what was answered is kept"
         )
-
-
-def _checked(reply: object, kind: type[M], *needed: str) -> M:
-    """The SDK takes any reply, and leaves out what is not there."""
-    if not isinstance(reply, kind) or not reply.model_fields_set.issuperset(needed):
-        raise _Unreadable(f"the reply is no {kind.__name__.lower()}")
-    return reply
 
 
 def _not_executed(error: dict[str, str]) -> Reply:

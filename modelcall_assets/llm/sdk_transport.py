@@ -56,7 +56,7 @@ class SdkTransport(HttpTransport):
     async def aclose(self) -> None:
         await self._client.close()
 
-    async def send(self, payload: bytes) -> Reply:
+    async def exchange(self, payload: bytes) -> Reply:
         try:
             async with asyncio.timeout(self.timeout_s):
                 return await self._send(payload)

@@ -6,6 +6,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
@@ -17,10 +18,16 @@ from modelcall_assets.llm.exchange import NoReply
 from modelcall_assets.llm.http import HttpClient
 from modelcall_assets.llm.stream import StreamedAnswer
 from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.secrets import (
+    Remover,
+    in_header,
+    in_url,
+    is_unusual,
+    looks_secret,
+    names_secret,
+)
 
 CONNECT_TIMEOUT_S = 30.0
-_SECRET_LENGTH = 8
-"""Shorter words of a header are no secrets, and replacing them would spoil the message."""
 
 
 @dataclass(slots=True)
@@ -66,8 +73,18 @@ class HttpTransport:
     proxy: str | None = field(default=None, repr=False)
     """None: the one of the process environment, if any."""
     ca_file: str | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Besides those that the fields above show by their names: headers of the environment."""
     most_body: int = MOST_BODY_BYTES
     """Bytes of a reply, on the wire and decompressed."""
+
+    async def send(self, payload: bytes) -> Reply:
+        """A server may echo what it was sent."""
+        return self.cleaned(await self.exchange(payload))
+
+    async def exchange(self, payload: bytes) -> Reply:
+        """`send`, but the reply may hold secrets."""
+        raise NotImplementedError
 
     @property
     def chat_url(self) -> str:
@@ -111,26 +128,39 @@ class HttpTransport:
         """Give up what entering opened."""
         raise NotImplementedError
 
-    def without_secrets(self, body: bytes) -> bytes:
-        """Of an error: some servers echo a key that is wrong."""
-        words = {word for value in self.headers.values() for word in value.split()}
-        secrets = {word for word in words if len(word) >= _SECRET_LENGTH}
-        for secret in sorted(secrets | {self.api_key or ""}, key=len, reverse=True):
-            body = body.replace(secret.encode(), b"***") if secret else body
-        return body
+    def cleaned(self, reply: Reply) -> Reply:
+        """Without any secret that was sent, in whatever form it comes back. In an answer only what
+        is unusual counts: it may hold the words of a simple password by itself."""
+        everything, unusual = self._removers
+        if 200 <= reply.status < 300 and b'"choices"' in reply.body:
+            reply.body = unusual(reply.body)  # nobody shows an answer's headers
+            return reply
+        reply.headers = {k.lower(): everything.text(value) for k, value in reply.headers.items()}
+        reply.body = everything(reply.body)
+        return reply
+
+    @cached_property
+    def _removers(self) -> tuple[Remover, Remover]:
+        """Of all secrets, and of those that no answer holds by chance."""
+        secrets = [self.api_key or "", *self.secrets]
+        for url in (self.base_url, self.used_proxy or ""):
+            secrets += in_url(url)
+        for name, value in self.headers.items():
+            if names_secret(name, of_anyone=True) or looks_secret(value):
+                secrets += in_header(value)
+        return Remover(secrets), Remover(filter(is_unusual, secrets))
 
     def replied(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """The reply that came in one piece."""
         if 300 <= status < 400 and (to := headers.get("location")):
             body = f"it redirects to {self._base_of(to)}; set base_url to that address".encode()
-        return Reply(status, headers, body if status == 200 else self.without_secrets(body))
+        return Reply(status, headers, body)
 
     def streamed(self, answer: StreamedAnswer, headers: Mapping[str, str]) -> Reply:
         """The reply that a stream was, once it has ended."""
         if (finished := answer.finish()) is None:
             return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
-        status, body = finished
-        return Reply(status, headers, body if status == 200 else self.without_secrets(body))
+        return Reply(finished[0], headers, finished[1])
 
     def _base_of(self, location: str) -> str:
         """The base URL that a redirect leads to, without what may be secret in it."""
@@ -163,7 +193,7 @@ class DirectTransport(HttpTransport):
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def send(self, payload: bytes) -> Reply:
+    async def exchange(self, payload: bytes) -> Reply:
         try:
             response = await self._client.post(payload)
         except NoReply as error:

@@ -16,3 +16,5 @@ class StoreOptions:
     prefix: str
     filesystem: str
     options: Mapping[str, Any] = field(repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Besides those that the options show by their names."""

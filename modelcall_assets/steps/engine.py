@@ -75,6 +75,7 @@ def _where(endpoint: Endpoint) -> tuple[Any, ...]:
         endpoint.headers,
         endpoint.proxy,
         endpoint.ca_file,
+        endpoint.secrets,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
 from modelcall_assets.records.data_files import COLUMN_SUFFIXES, LINE_SUFFIXES
+from modelcall_assets.records.secrets import without_users
 from modelcall_assets.storage.places import Place
 
 T = TypeVar("T")
@@ -152,6 +152,6 @@ def _to_check(code: str, error: Exception) -> str:
 
 def _plain(error: Exception) -> str:
     """On one line, and without a password in a URL."""
-    text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split())).rstrip(".")
+    text = without_users(" ".join(str(error).split())).rstrip(".")
     text = text or type(error).__name__
     return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}…"

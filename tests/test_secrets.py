@@ -1,0 +1,363 @@
+"""What is a secret is known everywhere, and nothing that a server echoes of it is kept or shown."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import itertools
+import json
+import re
+import sqlite3
+import threading
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import test_bad_input
+from conftest import Project, merged, some_rows
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_bad_input import TASK, Cli
+from test_transports import TRANSPORTS, delta, events, http, serving
+
+from modelcall_assets.llm.transport import DirectTransport, Reply
+from modelcall_assets.records.secrets import Remover, looks_secret, names_secret
+
+cli = test_bad_input.cli
+
+KEY = 'sk-Ab9/c+d"e_0123456789'
+PASSWORD = "pa55/wörd&more"
+HEADER = "tok-of-the-team-42"
+PROXY = "proxy-pa55word"
+
+
+def forms(secret: str) -> Iterator[str]:
+    """How a server may write it."""
+    yield from (secret, quote(secret, safe=""), quote_plus(secret), html.escape(secret))
+    yield re.sub("%..", lambda found: found[0].lower(), quote(secret, safe=""))
+    yield quote(quote(secret, safe=""), safe="")
+    for text in (secret, f"me:{secret}", f":{secret}", f"{secret}:"):
+        yield from (b64encode(text.encode()).decode(), urlsafe_b64encode(text.encode()).decode())
+    escaped = json.dumps(secret)[1:-1]
+    yield from (escaped, escaped.replace("/", "\\/"), json.dumps(escaped)[1:-1])
+    if secret.isascii():
+        yield "".join(f"\\u{ord(each):04X}" for each in secret)
+        yield secret.replace("-", "\\u002d")
+        yield "".join(f"&#{ord(each)};" for each in secret)
+
+
+def nested(text: str) -> list[str]:
+    """The text as it is once it was read, and as JSON writes it once and twice."""
+    return [text, once := json.dumps(text)[1:-1], json.dumps(once)[1:-1]]
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=6, max_size=20),
+    WORDS,
+)
+@example("a/b+c=", "\\")
+def test_no_form_of_a_secret_is_left(secret: str, around: str) -> None:
+    remove = Remover([secret])
+    for form in forms(secret):
+        for written in nested(form):
+            assert written not in remove.text(f"{around}{written}{around}")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=8, max_size=20), WORDS)
+def test_an_answer_with_a_secret_stays_json(secret: str, around: str) -> None:
+    for form in forms(secret):
+        body = json.dumps({"content": f"{around}\n{form}\n{around}"}).encode()
+        content = json.loads(Remover([secret])(body))["content"]
+        assert "***" in content and form not in content
+
+
+@given(WORDS)
+def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
+    data = json.dumps({"content": text}).encode()
+    assert Remover([KEY, PASSWORD])(data) is data
+
+
+@pytest.mark.parametrize("text", ["x", "EMPTY", "none", "not-needed", "abc"])
+def test_what_is_too_short_to_tell_apart_is_no_secret(text: str) -> None:
+    assert Remover([text, ""])(b"EMPTY x none abc not-needed") == b"EMPTY x none abc not-needed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf_abcdefghijklmnopqrstuvwxyz",
+        "sk-proj-abcdef0123456789",
+        "ghp_0123456789abcdefghij",
+        "github_pat_11ABCDEFG0123456789",
+        "glpat-abcdefghij0123456789",
+        "xoxb-123456789012-abcdef",
+        "AKIAIOSFODNN7EXAMPLE",
+        "AKLTabcdefghijklmnop",
+        "AIzaSyA0123456789abcdefghij",
+        "gsk_0123456789abcdefghij",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc",
+        "Bearer abcdefgh12",
+        "Basic bWU6cGFzc3dvcmQ=",
+        "http://me:pass@host/v1",
+        "https://host/v1?api_key=abc",
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+def test_known_shapes_of_keys(text: str) -> None:
+    assert looks_secret(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "max", "http://host:8000/v1?api-version=2", "Bearer ${KEY}", "http://${U}:${P}@h/v1",
+             "s3://bucket/a@b", "deepseek-v3", "key_column", "hf_home", "Basic ${B}"],
+)  # fmt: skip
+def test_what_is_no_key(text: str) -> None:
+    assert not looks_secret(text)
+
+
+def test_names() -> None:
+    secret = ("api_key", "apiKey", "X-API-Key", "secret", "password", "hf_token", "Authorization")
+    assert all(map(names_secret, (*secret, "session_token", "cookie", "client_secret")))
+    plain = ("author", "authority", "max_tokens", "input_key", "eos_token", "tokens_per_minute")
+    assert not any(map(names_secret, plain))
+    assert all(names_secret(name, of_anyone=True) for name in ("key", "X-Key", "X-Token-Id"))
+
+
+# Servers that echo
+
+
+def proxy_of(url: str) -> str:
+    """The same server, as a proxy that is asked with a password."""
+    return f"http://me:{PROXY}@{url.removeprefix('http://').partition('/')[0]}"
+
+
+def echoed(kind: type, answer: bytes) -> Reply:
+    """What becomes of the answer to a request that holds all the secrets."""
+
+    async def run() -> Reply:
+        async with serving(answer) as server:
+            url = server.url.replace("://", f"://me:{quote(PASSWORD, safe='')}@")
+            headers = {"X-Team": HEADER}
+            proxy = proxy_of(server.url) if kind is DirectTransport else None
+            async with kind("n", url, KEY, 20, headers, proxy, None, (HEADER, PROXY)) as transport:
+                reply = await transport.send(b'{"model":"m","messages":[]}')
+                assert b"authorization: basic " in server.heads[0].lower()
+                return reply
+
+    return asyncio.run(run())
+
+
+def completion(text: str) -> bytes:
+    message = {"role": "assistant", "content": text}
+    return orjson.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+
+def split_in_three(text: str) -> list[dict[str, Any]]:
+    third = max(1, len(text) // 3)
+    parts = (text[:third], text[third : 2 * third], text[2 * third :])
+    return [*(delta(content=part) for part in parts), delta("stop")]
+
+
+def answers(*secrets: str) -> dict[str, bytes]:
+    """A reply of each kind with every form of the secrets."""
+    echo = " ".join(form for secret in secrets for form in forms(secret))
+    error = orjson.dumps({"error": {"message": echo}})
+    return {
+        "answer": http(200, completion(echo)),
+        "stream": events(*split_in_three(echo)),
+        "reasoning": events(*(delta(reasoning_content=each) for each in echo), delta("stop")),
+        "error in a stream": events({"error": {"message": echo, "code": 500}}),
+        "junk in a stream": events(echo),
+        "page": http(200, f"<html>{echo}</html>".encode()),
+        "no completion": http(200, orjson.dumps({"echo": echo})),
+        "in UTF-16": http(200, " ".join(secrets).encode("utf-16")),
+        "text": http(500, echo.encode()),
+        "no HTTP": echo.encode(),
+        **{str(status): http(status, error) for status in (400, 422, 429, 500, 503)},
+    }
+
+
+def refusals(*secrets: str) -> dict[str, bytes]:
+    """Those that end a run."""
+    places = {"Location": f"http://h/?a={quote(secrets[0], safe='')}", "X-Request-Id": secrets[-1]}
+    body = answers(*secrets)["400"].partition(b"\r\n\r\n")[2]
+    return {str(status): http(status, body, **places) for status in (302, 307, 401, 403, 404)}
+
+
+ALL = (KEY, PASSWORD, HEADER, PROXY)
+
+
+def told_in(text: str, secrets: Sequence[str] = ALL) -> list[str]:
+    """The forms that are in a text, however often it was written as JSON."""
+    written = (each for secret in secrets for form in forms(secret) for each in nested(form))
+    return [each for each in written if each in text]
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+@pytest.mark.parametrize("answer", [*answers(*ALL), *refusals(*ALL)])
+def test_an_echo_is_never_handed_on(kind: type, answer: str) -> None:
+    reply = echoed(kind, (answers(*ALL) | refusals(*ALL))[answer])
+    text = reply.body.decode("utf-8", "replace").replace("\0", "")
+    assert not told_in(text) and not told_in(str(dict(reply.headers)))
+    with suppress(json.JSONDecodeError):
+        assert not told_in(str(json.loads(reply.body)))
+
+
+def test_an_answer_keeps_words_that_are_a_simple_password_too() -> None:
+    async def run() -> list[bytes]:
+        bodies: list[bytes] = []
+        for answer in (http(200, completion("my topsecret text")), http(400, b"no: topsecret")):
+            async with (
+                serving(answer) as server,
+                TRANSPORTS[0]("n", server.url, "topsecret") as one,
+            ):
+                bodies.append((await one.send(b"{}")).body)
+        return bodies
+
+    kept, told = asyncio.run(run())
+    assert b"my topsecret text" in kept and told == b"no: ***"
+
+
+# Whole runs
+
+
+class Echo:
+    """Answers requests in turn with an echo of each kind: live, and as a batch."""
+
+    def __init__(self, answers: Mapping[str, bytes]) -> None:
+        self.answers = itertools.cycle(answers.values())
+        self.echo = answers["text"].partition(b"\r\n\r\n")[2].decode()
+        self.asked = 0
+        self.uploaded = b""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            body = await reader.readexactly(int(length[1])) if length else b""
+            if b"chunked" in head.lower():
+                body = await reader.readuntil(b"\r\n0\r\n\r\n")
+            writer.write(self.answer(head.split()[0], head.split()[1], body))
+            await writer.drain()
+
+    def answer(self, method: bytes, path: bytes, body: bytes) -> bytes:
+        if path.endswith(b"/chat/completions"):
+            self.asked += 1
+            return next(self.answers)
+        if path.endswith(b"/files") and method == b"POST":
+            self.uploaded = body
+            told: Any = {"id": "file-1", "object": "file", "filename": self.echo}
+        elif b"/content" in path:
+            return http(200, b"\n".join(self.results()) + b"\n")
+        else:
+            told = {"id": "batch-1", "object": "batch", "status": "completed", "metadata": {},
+                    "input_file_id": "file-1", "output_file_id": "file-2", "created_at": 0,
+                    "errors": {"data": [{"code": "x", "message": self.echo}]}}  # fmt: skip
+        return http(200, orjson.dumps(told), Content_Type="application/json")
+
+    def results(self) -> Iterator[bytes]:
+        bodies = [orjson.loads(completion(self.echo)), {"error": {"message": self.echo}}, self.echo]
+        ids = re.findall(rb'"custom_id": ?"([^"]+)"', self.uploaded)
+        for number, custom_id in enumerate(ids):
+            response = {"status_code": (200, 400, 200)[number % 3], "body": bodies[number % 3]}
+            error = {"code": self.echo, "message": self.echo}
+            told = {"error": error} if number % 4 == 3 else {"response": response}
+            yield orjson.dumps({"custom_id": custom_id.decode(), **told})
+
+
+@contextmanager
+def echoing(answers: Mapping[str, bytes]) -> Iterator[tuple[Echo, str]]:
+    """The server and its host and port."""
+    echo, loop, ready = Echo(answers), asyncio.new_event_loop(), threading.Event()
+    where: list[int] = []
+
+    async def start() -> asyncio.Server:
+        server = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
+        where.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        return server
+
+    def run() -> None:
+        server = loop.run_until_complete(start())
+        loop.run_forever()
+        server.close()
+        loop.run_until_complete(server.wait_closed())
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait()
+    try:
+        yield echo, f"127.0.0.1:{where[0]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """A file as it is, and what is in it once it is decompressed or opened."""
+    data = path.read_bytes()
+    yield data.decode("utf-8", "replace")
+    if path.suffix == ".parquet":
+        yield repr(pq.read_table(path).to_pylist()) + str(pq.read_schema(path).metadata)
+    if path.suffix == ".zst":
+        yield pa.CompressedInputStream(path.open("rb"), "zstd").read().decode("utf-8", "replace")
+    if data.startswith(b"SQLite format 3"):
+        with closing(sqlite3.connect(path)) as base:
+            for (table,) in base.execute("select name from sqlite_master where type='table'"):
+                yield repr(base.execute(f'select * from "{table}"').fetchall())
+
+
+def leaks_below(folder: Path, secrets: Sequence[str]) -> dict[str, list[str]]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".env")
+    found = {path.name: told_in(" ".join(texts_of(path)), secrets) for path in files}
+    return {name: told for name, told in found.items() if told}
+
+
+MODELS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
+    "direct": ((KEY, HEADER), {}),
+    "sdk": ((KEY, HEADER), {"client_config": {"transport": "sdk"}}),
+    "stream": ((KEY, HEADER), {"chat_config": {"stream": True}}),
+    "batch": ((KEY, HEADER), {"mode": "batch", "batch": {"poll_seconds": 0.02}}),
+    "proxy": (
+        (KEY, HEADER, PROXY),
+        {"client_config": {"base_url": "http://gone/v1", "proxy": "http://me:${PROXY}@HOST"}},
+    ),
+    "password": (
+        (PASSWORD, HEADER),
+        {"client_config": {"base_url": "http://me:${QUOTED}@HOST/v1", "api_key": "none"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "refused"])
+def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cli) -> None:
+    secrets, changes = MODELS.get(kind, ((KEY, HEADER), {}))
+    values = {"KEY": KEY, "QUOTED": quote(PASSWORD, safe=""), "HEADER": HEADER, "PROXY": PROXY}
+    env = "".join(f"{name}='{value}'\n" for name, value in values.items())
+    (project.root / ".env").write_text(env)
+    project.write_task({"max_failure_rate": 1.0, "concurrency": {"max_concurrent_requests": 1}})
+    given = answers(*secrets)
+    project.write_input("good.jsonl", some_rows(len(given)))
+    with echoing(given | (refusals(*secrets) if kind == "refused" else {})) as (echo, host):
+        client = {"base_url": "http://HOST/v1", "api_key": "${KEY}", "max_retries": 0,
+                  "headers": {"X-Team": "${HEADER}"}}  # fmt: skip
+        model = json.dumps(merged({"client_config": client}, changes)).replace("HOST", host)
+        project.write_model(json.loads(model))
+        shown = [cli("run-task", TASK), cli("try", TASK), cli("failures", TASK), cli("check", TASK)]
+        assert echo.asked or echo.uploaded
+    for ended in shown:
+        assert not told_in(ended.out + ended.err, secrets), ended
+    assert leaks_below(project.root, secrets) == {}
