@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from modelcall_assets.journal.journal import (
     Reference,
     remove_folder,
 )
+from modelcall_assets.journal.lines import with_sum, without_sum
 from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.journal.packed import CACHED_BYTES
 from modelcall_assets.journal.packing import FEW_SEGMENTS, SMALL_BYTES, pack
@@ -351,7 +353,7 @@ def test_a_turn_whose_dialogue_is_lost_is_nothing(folder: Path) -> None:
         before = journal.reference(known.positions[-1])
         position = journal.append(reply('"1"', turn=1, previous=before))
         os.truncate(files(folder)[0], before[1] + 5)
-        with pytest.raises(OSError, match="no whole line"):
+        with pytest.raises(StoreError, match=f"the line at {before[1]} was damaged while"):
             journal.chain(position)
     for _ in range(2):
         with Journal(folder, "c") as journal:
@@ -395,18 +397,11 @@ def test_a_newer_format_is_refused(packed: bool, folder: Path) -> None:
     if packed:
         pack(folder)
     path = files(folder)[0]
-    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":3'))
+    old = re.search(rb'\{"format":3,.*\n', path.read_bytes())
+    assert old is not None
+    newer = with_sum(without_sum(old[0]).replace(b'"format":3', b'"format":4'))
+    path.write_bytes(path.read_bytes().replace(old[0], newer))
     with pytest.raises(InputError, match="written by a newer version of modelcall"):
-        Journal(folder, "b")
-
-
-@pytest.mark.parametrize("damage", [0, 3, 20, -1])
-def test_a_damaged_packed_segment_is_told(damage: int, folder: Path) -> None:
-    write(folder, "a", "1")
-    pack(folder)
-    path = files(folder)[0]
-    path.write_bytes(path.read_bytes()[:damage])
-    with pytest.raises(InputError, match="damaged; bring it back"):
         Journal(folder, "b")
 
 

@@ -85,6 +85,8 @@ class Journal:
         self._end: Position = 0
         self._index = Index()
         self._last_reply = self._last_seal = -1
+        self._lost: set[Reference] = set()
+        """Lines that were found damaged when they were read."""
         self._batches: dict[str, tuple[Position, BatchNote]] = {}
         self._writer: SegmentWriter | None = None
         self._lock = FolderLock(folder) if folder.is_dir() else None
@@ -119,8 +121,17 @@ class Journal:
 
     def __contains__(self, address: Address) -> bool:
         """Whether `dialogues` has a reply to this record."""
-        found = self._index.find(address.hash())
-        return any(self.read(position).address == address for position in found)
+        found = (self._entry(*self._place(at)) for at in self._index.find(address.hash()))
+        return any(entry is not None and entry.address == address for entry in found)
+
+    @property
+    def damaged(self) -> dict[str, int]:
+        """Segments with damaged lines, and how many are known: of a packed one those that were
+        looked up. They are as if they had never come."""
+        counts = {each.path.name: each.damaged for each in self._segments}
+        for name, _ in self._lost:
+            counts[name] += 1
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def has_unpublished(self) -> bool:
@@ -138,8 +149,8 @@ class Journal:
         for position in self._index.find(address.hash()):
             segment, offset = self._place(position)
             name, before = segment.path.name, None
-            entry = entry_of(segment.line(offset), name)
-            if entry.address != address:
+            entry = self._entry(segment, offset)
+            if entry is None or entry.address != address:
                 continue
             if entry.previous is not None:
                 before = dialogues.get(entry.previous)
@@ -174,17 +185,21 @@ class Journal:
 
     def seal(self, data_version: str) -> None:
         """Call when the partition's output has been published, last of all. Packs what has become
-        large; that can take seconds, and what goes wrong with it leaves the journal as it is."""
-        if not self.has_unpublished:
+        large, and leaves out what is damaged; that can take seconds, and what goes wrong with it
+        leaves the journal as it is."""
+        is_damaged = bool(self.damaged)
+        if not self.has_unpublished and not is_damaged:
             return
-        self._last_seal = self._write(seal_line(data_version))
+        if self.has_unpublished:
+            self._last_seal = self._write(seal_line(data_version))
         self._batches.clear()
         self._end_segment()
         assert self._lock is not None
         with suppress(OSError, ModelcallError):
-            if is_untidy(self._folder) and self._may_pack() and self._lock.exclusive():
+            is_due = is_damaged or is_untidy(self._folder)
+            if is_due and self._may_pack() and self._lock.exclusive():
                 try:
-                    pack(self._folder)
+                    pack(self._folder, anew=is_damaged)
                 finally:
                     self._lock.share()
 
@@ -195,16 +210,16 @@ class Journal:
                 self._writer.sync()
 
     def read(self, position: Position) -> Entry:
-        segment, offset = self._place(position)
-        return entry_of(segment.line(offset), segment.path.name)
+        """StoreError when the line was damaged since it was found."""
+        return self._read(*self._place(position))
 
     def chain(self, position: Position) -> list[Entry]:
-        """The dialogue that ends at `position`, first turn first."""
+        """The dialogue that ends at `position`, first turn first. StoreError as of `read`."""
         entries = [self.read(position)]
         while (previous := entries[-1].previous) is not None:
             name, offset = previous
             segment = next(each for each in self._segments if each.path.name == name)
-            entries.append(entry_of(segment.line(offset), name))
+            entries.append(self._read(segment, offset))
         return entries[::-1]
 
     def reference(self, position: Position) -> Reference:
@@ -214,6 +229,21 @@ class Journal:
 
     def _may_pack(self) -> bool:
         return True
+
+    def _entry(self, segment: Segment, offset: int) -> Entry | None:
+        """None when the line is damaged."""
+        entry = entry_of(segment.line(offset), segment.path.name)
+        if entry is None:
+            self._lost.add((segment.path.name, offset))
+        return entry
+
+    def _read(self, segment: Segment, offset: int) -> Entry:
+        if (entry := self._entry(segment, offset)) is None:
+            raise StoreError(
+                f"{segment.path}: the line at {offset} was damaged while it was in use; check the "
+                "disk and run it again: what is lost is asked again, all else is kept"
+            )
+        return entry
 
     def _place(self, position: Position) -> tuple[Segment, int]:
         number = bisect_right(self._starts, position) - 1

@@ -4,22 +4,28 @@ a note of where a batch stands (`batch`).
 A reply's line starts with its address and ends with its body, so that either is found without
 parsing the other. The body is embedded as it came where that makes a line of JSON, which is so for
 the answers of common servers; else it is in `text`, or in `b64` when it is no text.
+
+Behind all that stands the line's checksum, `crc`. A line that does not fit its own is damaged, and
+as if it had never come.
 """
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import orjson
 
 from modelcall_assets.journal.index import HASH_BITS
 
-FORMAT = 2
-"""Lines of format 1 are the same but for bodies that are no text, which it did not keep whole."""
+FORMAT = 3
+"""Lines of format 2 have no checksum. Those of 1 did not keep bodies whole that are no text."""
 
-HEADER, FRESH, SEAL, NEITHER, BATCH = -1, -2, -3, -4, -5
+HEADER, FRESH, SEAL, DAMAGED, BATCH = -1, -2, -3, -4, -5
 """What a line is when it is no reply."""
 
 Reference = tuple[str, int]
@@ -31,6 +37,14 @@ HERE = ""
 _KEY, _KEY_END = 6, 38
 _HASH_MASK = (1 << HASH_BITS) - 1
 _BODY = b',"r":'
+_CRC, _SUM = b',"crc":"', b'%08x"}\n'
+_CRC_AT, _SUM_AT = -19, -11
+_START = re.compile(rb'\{"(?:k":"[0-9a-f]{32}"|sealed"|batch"|format")')
+_NEEDED = frozenset(("k", "st", "e", "n", "ms", "at"))
+_OLD_NAMES = _NEEDED | {
+    *("o", "s", "t", "p", "r", "text", "b64"),
+    *("format", "run", "fresh", "sealed", "batch", "id", "ended"),
+}
 
 
 class Address(NamedTuple):
@@ -80,18 +94,18 @@ class BatchNote:
 
 
 def header_line(run_id: str, *, fresh: bool) -> bytes:
-    return _dumped({"format": FORMAT, "run": run_id, "fresh": fresh})
+    return line_of({"format": FORMAT, "run": run_id, "fresh": fresh})
 
 
 def seal_line(data_version: str) -> bytes:
-    return _dumped({"sealed": data_version})
+    return line_of({"sealed": data_version})
 
 
 def batch_line(note: BatchNote) -> bytes:
     """What is not known yet is left out."""
     head = {"batch": note.token, "e": note.endpoint, "n": note.requests, "at": note.noted_at}
     more = {"id": note.id, "ended": note.ended}
-    return _dumped(head | {name: value for name, value in more.items() if value is not None})
+    return line_of(head | {name: value for name, value in more.items() if value is not None})
 
 
 def batch_note_of(line: bytes) -> BatchNote:
@@ -121,19 +135,80 @@ def reply_line(entry: Entry) -> bytes:
     head |= {"ms": entry.latency_ms, "at": entry.answered_at}
     body = entry.body
     if 200 <= entry.status < 300 and body[:1] == b"{" and body[-1:] == b"}" and _is_line(body):
-        return b"".join((orjson.dumps(head)[:-1], _BODY, body, b"}\n"))
+        return with_sum(b"".join((orjson.dumps(head)[:-1], _BODY, body)))
     try:
         head["text"] = body.decode()
     except UnicodeDecodeError:
         head["b64"] = b64encode(body).decode()
-    return _dumped(head)
+    return line_of(head)
+
+
+def line_of(content: dict[str, Any]) -> bytes:
+    """The JSON of it with a checksum."""
+    return with_sum(orjson.dumps(content)[:-1])
+
+
+def with_sum(line: bytes) -> bytes:
+    """`line` is without its closing brace."""
+    return b"".join((line, _CRC, _SUM % crc32(line)))
+
+
+def without_sum(line: bytes) -> bytes:
+    """Of a sound line, without its closing brace too; what `with_sum` takes."""
+    return line[: content_end(line)]
+
+
+def content_end(line: bytes) -> int:
+    """Of a line that is as it was written, the negative index of its checksum, or of its closing
+    brace where it has none; 0 when it is damaged.
+
+    One of an older format has none: that it is JSON, and which names it has, is all that can be
+    known of it."""
+    if line[_CRC_AT:_SUM_AT] == _CRC:
+        return _CRC_AT if line[_SUM_AT:] == _SUM % crc32(memoryview(line)[:_CRC_AT]) else 0
+    try:
+        content: Any = orjson.loads(line) if line.endswith(b"}\n") else None
+    except orjson.JSONDecodeError:
+        return 0
+    names: set[str] = {*content} if isinstance(content, dict) else {""}
+    return -2 if names <= _OLD_NAMES and ("k" not in names or names >= _NEEDED) else 0
+
+
+class Lines:
+    """Offset, kind and text of each sound line of `file`. How many are damaged is known at the end:
+    `damaged`, with one that has no end."""
+
+    def __init__(self, file: Iterable[bytes]) -> None:
+        self._file = file
+        self.damaged = 0
+        self.size = 0
+        """Up to the end of the last line."""
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
+        is_open = False
+        for line in self._file:
+            at, kind = self.size, kind_of(line)
+            self.size += len(line)
+            if kind != DAMAGED:
+                is_open = False
+                yield at, kind, line
+                continue
+            # A byte that became a line's end makes two of one.
+            self.damaged += not (is_open and not line.startswith(b'{"'))
+            is_open = not line.endswith(b'"}\n')
+            for found in _START.finditer(line, 1):  # an end of line that was hit makes one of two
+                rest = line[found.start() :]
+                if (kind := kind_of(rest)) != DAMAGED:
+                    is_open = False
+                    yield at + found.start(), kind, rest
+                    break
 
 
 def kind_of(line: bytes) -> int:
     """The hash of a reply's address, else HEADER, FRESH (the header of a run that starts a new
-    history), SEAL, BATCH or NEITHER: a line that a power loss damaged. Parses no body."""
-    if line[-2:] != b"}\n" or b"\0" in line:
-        return NEITHER
+    history), SEAL, BATCH or DAMAGED. Parses no body."""
+    if not content_end(line):
+        return DAMAGED
     if line[:_KEY] != b'{"k":"':
         return _kind_beside_replies(line)
     try:
@@ -142,18 +217,21 @@ def kind_of(line: bytes) -> int:
             return Address(head["k"], head.get("o", 0), head.get("s", 0)).hash()
         return int(line[_KEY:14], 16) & _HASH_MASK
     except ValueError:
-        return NEITHER
+        return DAMAGED
 
 
-def entry_of(line: bytes, segment: str) -> Entry:
-    """`segment` is the name of the one that the line is in."""
+def entry_of(line: bytes, segment: str) -> Entry | None:
+    """`segment` is the name of the one that the line is in; None when it is damaged."""
+    stop = content_end(line)
+    if not stop:
+        return None
     end = line.find(_BODY)
     if end < 0:
         head = orjson.loads(line)
         body = head["text"].encode() if "text" in head else b64decode(head["b64"])
     else:
         head = orjson.loads(line[:end] + b"}")
-        body = line[end + len(_BODY) : -2]
+        body = line[end + len(_BODY) : stop]
     previous = head.get("p")
     return Entry(
         address=Address(head["k"], head.get("o", 0), head.get("s", 0)),
@@ -173,12 +251,8 @@ def _kind_beside_replies(line: bytes) -> int:
         return FRESH if b'"fresh":true' in line else HEADER
     if line.startswith(b'{"batch":'):
         return BATCH
-    return SEAL if line.startswith(b'{"sealed":') else NEITHER
+    return SEAL if line.startswith(b'{"sealed":') else DAMAGED
 
 
 def _is_line(body: bytes) -> bool:
     return b"\n" not in body and b"\0" not in body
-
-
-def _dumped(line: dict[str, Any]) -> bytes:
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

@@ -7,28 +7,36 @@ stands a frame that decoders skip, with what the index needs; the first one says
 replaces:
 
     frame    magic, size of content; integers are little-endian
-    first    {"format": 2, "replaces": [names of segments]}
-    table    packed size, raw size, end of the last seal in the block or 0, then the replies' hashes
-             and their offsets in the block
+    first    {"format": 3, "replaces": [names of segments]}, with a checksum as a line has
+    table    CRC-32 of what follows, packed size, raw size, end of the last seal in the block or 0,
+             start of the block among all lines, then the replies' hashes and their offsets in it
+
+A block behind a damaged table is read all the same, and of a damaged block what can be. Format 2
+has neither checksum nor start.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import struct
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.lines import FORMAT, SEAL, kind_of
+from modelcall_assets.journal.lines import FORMAT, SEAL, Lines, content_end, line_of
 from modelcall_assets.storage.files import NewFile
 
 PACKED_SUFFIX = ".jsonl.zst"
@@ -36,8 +44,34 @@ BLOCK_BYTES = 256 << 10
 CACHED_BYTES = 8 << 20
 _SKIPPED = 0x184D2A50
 _FRAME = struct.Struct("<II")
-_TABLE = struct.Struct("<QQQ")
-_COPY_BYTES = 1 << 20
+_TABLE, _OLD_TABLE = struct.Struct("<IQQQQ"), struct.Struct("<QQQ")
+_CRC = struct.Struct("<I")
+_COPY_BYTES, _STEP_BYTES = 1 << 20, 1 << 12
+_UNREADABLE = (OSError, pa.ArrowException, MemoryError, OverflowError)
+_COMPRESSED = b"\x28\xb5\x2f\xfd"
+"""Begins a frame that is none to skip."""
+
+
+class _Table(NamedTuple):
+    """What stands before a block, which begins at `begin` in the file."""
+
+    begin: int
+    packed: int
+    raw: int
+    sealed: int
+    start: int
+    hashes: Sequence[int]
+    offsets: Sequence[int]
+
+
+class _Block(NamedTuple):
+    """Where in the file its compressed bytes are, and how many that makes; `table` is the place of
+    a sound one."""
+
+    begin: int
+    end: int
+    raw: int
+    table: int | None
 
 
 class PackWriter:
@@ -48,7 +82,7 @@ class PackWriter:
         self._codec: Any = pa.Codec("zstd")
         self._start = 0
         self._new_block()
-        self._write_skipped(orjson.dumps({"format": FORMAT, "replaces": replaces}))
+        self._write_skipped(line_of({"format": FORMAT, "replaces": replaces}))
 
     def copy(self, segment: PackedSegment) -> None:
         """Take over all blocks as they are; only before anything else."""
@@ -57,11 +91,11 @@ class PackWriter:
             self._file.write(part)
         self._start = segment.size
 
-    def add(self, line: bytes) -> int:
+    def add(self, line: bytes, kind: int) -> int:
         """The offset of the line."""
         if self._size >= BLOCK_BYTES:
             self._end_block()
-        offset, kind = self._size, kind_of(line)
+        offset = self._size
         self._lines.append(line)
         self._size += len(line)
         if kind == SEAL:
@@ -82,8 +116,9 @@ class PackWriter:
 
     def _end_block(self) -> None:
         packed: bytes = self._codec.compress(b"".join(self._lines), asbytes=True)
-        table = _TABLE.pack(len(packed), self._size, self._sealed)
-        self._write_skipped(table + self._hashes.tobytes() + self._offsets.tobytes())
+        head = _TABLE.pack(0, len(packed), self._size, self._sealed, self._start)[_CRC.size :]
+        table = head + self._hashes.tobytes() + self._offsets.tobytes()
+        self._write_skipped(_CRC.pack(crc32(table)) + table)
         self._file.write(packed)
         self._start += self._size
         self._new_block()
@@ -97,86 +132,148 @@ class PackedSegment:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damaged = 0
+        """Places of the file that are; after `lines`, its lines."""
         self._codec: Any = pa.Codec("zstd")
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cached = 0
-        self._starts, self._places = array("Q", [0]), array("Q")
-        """Of each block, and the end of the last."""
+        header, self._first = _header(path)
+        self._is_old = header is not None and header["format"] < FORMAT
+        self._blocks: list[_Block] = []
+        self._starts = array("Q")
+        """Of each among the lines."""
         self._fd = os.open(path, os.O_RDONLY)
-        try:
-            self._find_blocks()
-        except InputError:
-            self.close()
-            raise
+        self._end = os.fstat(self._fd).st_size
+        self._find_blocks(is_damaged=header is None)
 
     @property
     def size(self) -> int:
-        return self._starts[-1]
+        return self._starts[-1] + self._blocks[-1].raw if self._blocks else 0
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and text of each line."""
-        for number, start in enumerate(self._starts[:-1]):
-            for line in BytesIO(self._block(number)):
-                yield start, line
-                start += len(line)
+    @property
+    def is_whole(self) -> bool:
+        """Whether its blocks can be copied as they are."""
+        return not self._is_old and not self.damaged
+
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Offset, kind and text of each sound line."""
+        damaged = self.damaged
+        for number, start in enumerate(self._starts):
+            lines, replies = Lines(BytesIO(self._block(number))), 0
+            for at, kind, line in lines:
+                replies += kind >= 0
+                yield start + at, kind, line
+            table = self._table_of(number)
+            damaged += max(lines.damaged, len(table.offsets) - replies if table else 0)
+        self.damaged = damaged
 
     def scan(self) -> Iterator[tuple[int, int]]:
-        """Offset and kind of each reply and, of a block's seals, the last."""
-        for start, place in zip(self._starts[:-1], self._places[:-1], strict=True):
-            content = self._table(place)
-            _, _, sealed = _TABLE.unpack_from(content)
-            count = (len(content) - _TABLE.size) // 12
-            hashes, offsets = array("I"), array("Q")
-            hashes.frombytes(content[_TABLE.size : _TABLE.size + 4 * count])
-            offsets.frombytes(content[_TABLE.size + 4 * count :])
-            yield from ((start + at, hash_) for at, hash_ in zip(offsets, hashes, strict=True))
-            if sealed:
-                yield start + sealed - 1, SEAL
+        """Offset and kind of each reply and, of a block's seals, the last. Damaged lines too."""
+        for number, start in enumerate(self._starts):
+            if (table := self._table_of(number)) is None:
+                lines = Lines(BytesIO(self._block(number)))
+                yield from ((start + at, kind) for at, kind, _ in lines)
+                continue
+            pairs = zip(table.offsets, table.hashes, strict=True)
+            yield from ((start + at, hash_) for at, hash_ in pairs)
+            if table.sealed:
+                yield start + table.sealed - 1, SEAL
 
     def line(self, offset: int) -> bytes:
+        """Nothing where its block could not be read so far."""
         number = bisect_right(self._starts, offset) - 1
         block, at = self._block(number), offset - self._starts[number]
-        return block[at : block.index(b"\n", at) + 1]
+        return block[at : block.find(b"\n", at) + 1]
 
     def blocks(self) -> Iterator[bytes]:
         """All after the first frame, as it is in the file."""
-        place, end = self._places[0], self._places[-1]
-        while place < end:
-            part = os.pread(self._fd, min(_COPY_BYTES, end - place), place)
+        place = self._first
+        while place < self._end:
+            part = os.pread(self._fd, min(_COPY_BYTES, self._end - place), place)
             yield part
             place += len(part)
 
     def close(self) -> None:
         os.close(self._fd)
 
-    def _find_blocks(self) -> None:
-        place, end = _header(self.path)[1], os.fstat(self._fd).st_size
-        self._places.append(place)
-        while place < end:
-            head = os.pread(self._fd, _FRAME.size + _TABLE.size, place)
-            if len(head) < _FRAME.size + _TABLE.size:
-                break
-            _, size = _FRAME.unpack_from(head)
-            packed, raw, _ = _TABLE.unpack_from(head, _FRAME.size)
-            place += _FRAME.size + size + packed
-            self._places.append(place)
-            self._starts.append(self._starts[-1] + raw)
-        if place != end:
-            raise _damaged(self.path)
+    def _find_blocks(self, *, is_damaged: bool) -> None:
+        place = sound = self._first
+        while place < self._end:
+            table = self._table(place)
+            if table is None:
+                is_damaged, place = True, self._next_table(place + 1)
+                continue
+            if is_damaged:
+                self._mend(sound, place)
+            end = table.begin + table.packed
+            self._add(table.start, _Block(table.begin, end, table.raw, place))
+            place = sound = end
+            is_damaged = end > self._end
+        if is_damaged:
+            self._mend(sound, self._end)
 
-    def _table(self, place: int) -> bytes:
-        _, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, place))
-        return os.pread(self._fd, size, place + _FRAME.size)
+    def _add(self, start: int, block: _Block) -> None:
+        self._starts.append(start)
+        self._blocks.append(block)
+
+    def _mend(self, begin: int, end: int) -> None:
+        """Find blocks whose tables are damaged. How many replies a table had, its size says."""
+        data = os.pread(self._fd, max(0, end - begin), begin)
+        magic, size = _FRAME.unpack(data[: _FRAME.size].ljust(_FRAME.size))
+        is_table = magic == _SKIPPED and size <= len(data)
+        missing = (size - _TABLE.size) // 12 if is_table else 0
+        places = [found.start() for found in re.finditer(re.escape(_COMPRESSED), data)]
+        for first, last in pairwise([*places, len(data)]):
+            if block := _readable(data[first:last]):
+                missing -= sum(kind >= 0 for _, kind, _ in Lines(BytesIO(block)))
+                self._add(self.size, _Block(begin + first, begin + last, len(block), None))
+        self.damaged += max(1, missing)
+
+    def _next_table(self, place: int) -> int:
+        """Where one may be, else the end."""
+        with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
+            found = data.find(_FRAME.pack(_SKIPPED, 0)[:4], place)
+        return self._end if found < 0 else found
+
+    def _table_of(self, number: int) -> _Table | None:
+        place = self._blocks[number].table
+        return None if place is None else self._table(place)
+
+    def _table(self, place: int) -> _Table | None:
+        """None when it is damaged."""
+        magic, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, place).ljust(_FRAME.size))
+        if magic != _SKIPPED or size > self._end - place:
+            return None
+        content = os.pread(self._fd, size, place + _FRAME.size)
+        fixed = _OLD_TABLE if self._is_old else _TABLE
+        count, rest = divmod(len(content) - fixed.size, 12)
+        if count < 0 or rest:
+            return None
+        if not self._is_old and _CRC.unpack_from(content)[0] != crc32(content[_CRC.size :]):
+            return None
+        head = (
+            (0, *fixed.unpack_from(content), self.size)
+            if self._is_old
+            else fixed.unpack_from(content)
+        )
+        _, packed, raw, sealed, start = head
+        hashes, offsets = array("I"), array("Q")
+        hashes.frombytes(content[fixed.size : fixed.size + 4 * count])
+        offsets.frombytes(content[fixed.size + 4 * count :])
+        begin = place + _FRAME.size + size
+        return _Table(begin, packed, raw, sealed, start, hashes, offsets)
 
     def _block(self, number: int) -> bytes:
-        """The lines of a block; those used last stay in memory."""
+        """The lines of a block, as far as they can be read; those used last stay in memory."""
         if (block := self._cache.get(number)) is not None:
             self._cache.move_to_end(number)
             return block
-        place, raw = self._places[number], self._starts[number + 1] - self._starts[number]
-        data = memoryview(os.pread(self._fd, self._places[number + 1] - place, place))
-        _, size = _FRAME.unpack_from(data)
-        block = self._codec.decompress(data[_FRAME.size + size :], raw, asbytes=True)
+        begin, end, raw, _ = self._blocks[number]
+        data = os.pread(self._fd, end - begin, begin)
+        try:
+            block = self._codec.decompress(data, raw, asbytes=True)
+        except _UNREADABLE:
+            block = _readable(data)
         self._cache[number] = block
         self._cached += len(block)
         while self._cached > CACHED_BYTES and len(self._cache) > 1:
@@ -186,24 +283,37 @@ class PackedSegment:
 
 def replaced_by(path: Path) -> list[str]:
     """The names of the segments that are in this one."""
-    return _header(path)[0]["replaces"]
+    header, _ = _header(path)
+    return [] if header is None else header["replaces"]
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The first frame's content and its end in the file. InputError when this cannot read it."""
+def _header(path: Path) -> tuple[dict[str, Any] | None, int]:
+    """The first frame's content, None when it is damaged, and its end in the file. InputError when
+    a newer version wrote it."""
     with path.open("rb") as file:
         magic, size = _FRAME.unpack(file.read(_FRAME.size).ljust(_FRAME.size, b"\0"))
-        content = file.read(size)
-    if magic != _SKIPPED or len(content) < size:
-        raise _damaged(path)
-    header = orjson.loads(content)
+        content = file.read(size) if magic == _SKIPPED else b""
+    is_old = not content.endswith(b"\n")
+    try:
+        header = orjson.loads(content) if is_old or content_end(content) else None
+    except orjson.JSONDecodeError:
+        return None, 0
+    if not isinstance(header, dict) or header.keys() - {"crc"} != {"format", "replaces"}:
+        return None, 0
+    if is_old and header["format"] not in (1, 2):
+        return None, 0
     if header["format"] > FORMAT:
         raise InputError(f"{path}: written by a newer version of modelcall; use that one")
     return header, _FRAME.size + size
 
 
-def _damaged(path: Path) -> InputError:
-    return InputError(
-        f"{path}: damaged; bring it back from a copy, or take it away and its replies are asked "
-        "for again"
-    )
+def _readable(data: bytes) -> bytes:
+    """What the frame at the beginning holds, up to the byte where it is damaged."""
+    read = bytearray()
+    for step in (_STEP_BYTES, 1):
+        stream = pa.CompressedInputStream(pa.BufferReader(data), "zstd")
+        with suppress(*_UNREADABLE):
+            stream.read(len(read))
+            while part := stream.read(step):
+                read += part
+    return bytes(read)

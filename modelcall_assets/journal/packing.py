@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from modelcall_assets.journal.lines import HERE, SEAL, Reference, kind_of
+from modelcall_assets.journal.lines import HERE, SEAL, Reference, kind_of, with_sum, without_sum
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter
 from modelcall_assets.journal.segments import (
     PlainSegment,
@@ -22,6 +22,8 @@ from modelcall_assets.storage.files import publish
 
 SMALL_BYTES = 1 << 20
 FEW_SEGMENTS = 8
+LOST = -1
+"""An offset that no line has."""
 
 
 def is_untidy(folder: Path) -> bool:
@@ -35,10 +37,11 @@ def is_untidy(folder: Path) -> bool:
     )
 
 
-def pack(folder: Path) -> None:
+def pack(folder: Path, *, anew: bool = False) -> None:
     """Needs the folder's lock for itself. A kill at any moment leaves every reply where it was, or
     the packed segment, which names what it replaces, and what that had replaced: another machine
-    may still have a copy. What a fresh start hides is left out."""
+    may still have a copy. What a fresh start hides is left out, and so are damaged lines: of what
+    was packed before, they are with `anew`."""
     paths = segment_paths(folder)
     target = folder / f"{paths[-1].name.partition('.jsonl')[0]}{PACKED_SUFFIX}"
     replaced = [path for path in all_paths(folder) if path != target]
@@ -47,7 +50,7 @@ def pack(folder: Path) -> None:
     try:
         with publish(target) as file:
             writer = PackWriter(file, sorted(names))
-            _Packing(writer).take(segments)
+            _Packing(writer, anew).take(segments)
             writer.close()
     finally:
         for segment in segments:
@@ -59,8 +62,8 @@ def pack(folder: Path) -> None:
 class _Packing:
     """Copies segments in their order; references between them become those within the new one."""
 
-    def __init__(self, writer: PackWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: PackWriter, anew: bool) -> None:
+        self._writer, self._anew = writer, anew
         self._kept_in_place = ""
         self._moved: dict[str, _Moved] = {}
 
@@ -69,7 +72,7 @@ class _Packing:
         fresh = (at for at, each in plain if each.is_fresh())
         visible = segments[max(fresh, default=0) :]
         first = visible[0]
-        if isinstance(first, PackedSegment):
+        if isinstance(first, PackedSegment) and first.is_whole and not self._anew:
             self._kept_in_place = first.path.name
             self._writer.copy(first)
         for segment in visible:
@@ -78,32 +81,30 @@ class _Packing:
 
     def _take_lines(self, segment: Segment) -> None:
         moved = self._moved[segment.path.name] = _Moved(segment)
-        for offset, line in segment.lines():
-            kind = kind_of(line)
+        for offset, kind, line in segment.lines():
+            line = without_sum(line)
             if kind >= 0:
-                moved.note(offset, self._writer.add(self._referring(line, segment.path.name)))
+                line = with_sum(self._referring(line, segment.path.name))
+                moved.note(offset, self._writer.add(line, kind))
             elif kind == SEAL:
-                self._writer.add(line)
+                self._writer.add(with_sum(line), kind)
 
     def _referring(self, line: bytes, segment: str) -> bytes:
         """The line, with its reference to the turn before as it is in the new segment. One to a
-        reply that is lost stays, and leads nowhere."""
+        reply that is lost leads nowhere."""
         end = line.index(b',"st":')
         if line.find(b',"p":', 0, end) < 0:
             return line
         head = orjson.loads(line[:end] + b"}")
         name, offset = head["p"]
-        moved = self._new_offset((name or segment, offset))
-        if moved is None:
-            return line
-        head["p"] = (HERE, moved)
+        head["p"] = (HERE, self._new_offset((name or segment, offset)))
         return orjson.dumps(head)[:-1] + line[end:]
 
-    def _new_offset(self, reference: Reference) -> int | None:
+    def _new_offset(self, reference: Reference) -> int:
         name, offset = reference
         if name == self._kept_in_place:
             return offset
-        return self._moved[name].find(offset) if name in self._moved else None
+        return self._moved[name].find(offset) if name in self._moved else LOST
 
 
 class _Moved:
@@ -118,11 +119,8 @@ class _Moved:
             self._offsets.append(old)
             self._shifts.append(new - old)
 
-    def find(self, offset: int) -> int | None:
-        """None when the reply is lost."""
+    def find(self, offset: int) -> int:
+        """LOST when the reply is."""
         place = bisect_right(self._offsets, offset) - 1
-        try:
-            is_there = place >= 0 and kind_of(self._segment.line(offset)) >= 0
-        except OSError:
-            return None
-        return offset + self._shifts[place] if is_there else None
+        is_there = place >= 0 and kind_of(self._segment.line(offset)) >= 0
+        return offset + self._shifts[place] if is_there else LOST

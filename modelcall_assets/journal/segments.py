@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.lines import FORMAT, FRESH, HEADER, NEITHER, header_line, kind_of
+from modelcall_assets.journal.lines import FORMAT, FRESH, HEADER, Lines, header_line
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, replaced_by
 
 _SUFFIX = ".jsonl"
@@ -70,33 +70,30 @@ class PlainSegment:
         self.path = path
         self.size = 0
         """As far as it was scanned."""
+        self.damaged = 0
+        """Lines among those."""
         self._fd: int | None = None
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and text of each line; one without an end is torn and left out."""
-        offset = 0
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Offset, kind and text of each sound line. InputError when a newer version wrote them."""
         with self.path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield offset, line
-                offset += len(line)
+            lines = Lines(file)
+            for offset, kind, line in lines:
+                if kind in (HEADER, FRESH):
+                    self._check(line)
+                yield offset, kind, line
+        self.size, self.damaged = lines.size, lines.damaged
 
     def scan(self) -> Iterator[tuple[int, int]]:
-        """Offset and kind of each whole line. InputError when a newer version wrote the segment."""
-        for offset, line in self.lines():
-            kind = kind_of(line)
-            if kind in (HEADER, FRESH):
-                self._check(line)
-            if kind != NEITHER:
-                yield offset, kind
-            self.size = offset + len(line)
+        """Offset and kind of each sound line."""
+        return ((offset, kind) for offset, kind, _ in self.lines())
 
     def is_fresh(self) -> bool:
         """Whether its run started a new history."""
-        _, line = next(self.lines(), (0, b""))
-        return kind_of(line) == FRESH
+        return next(self.scan(), (0, None))[1] == FRESH
 
     def line(self, offset: int) -> bytes:
+        """Without its end where the file ends before that."""
         if self._fd is None:
             self._fd = os.open(self.path, os.O_RDONLY)
         size, data = _READ_BYTES, b""
@@ -104,7 +101,7 @@ class PlainSegment:
             known = len(data)
             data = os.pread(self._fd, size, offset)
             if len(data) == known:
-                raise OSError(f"{self.path}: no whole line at {offset}")
+                return data
             size *= 8
         return data[:end]
 
@@ -184,7 +181,8 @@ def all_paths(folder: Path) -> list[Path]:
     """Those too that a packed one replaces, and that a crash left there."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    named = (path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    return sorted(path for path in named if path.is_file())
 
 
 def is_segment_name(name: str) -> bool:
