@@ -60,6 +60,10 @@ class RunDisplay:
     def replayed(self) -> int:
         return sum(tally.replayed for tally in self._tallies.values())
 
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for tally in self._tallies.values() for warning in tally.warnings]
+
     def _show(self, tally: Tally) -> None:
         self._tallies[id(tally)] = tally
         if self._progress is None:

@@ -130,6 +130,7 @@ def _summary(
         lines += _rejected(steps, stage, keys, f"{stage} of ")
     lines += _rejected(steps, last, keys)
     lines += _warnings(steps, keys)
+    lines += (f"  warning: {warning}" for warning in display.warnings)
     if did_nothing:
         lines.append("nothing to do: every file is up to date, no request was sent")
     elif steps.rule_stage is not None:

@@ -122,6 +122,7 @@ def scores_metadata(report: ScoreReport, output: Place) -> dict[str, Any]:
         "cost_usd": "unknown" if report.cost_usd is None else report.cost_usd,
         "latency_ms_median": _or_unknown(report.latency_ms(0.5)),
         "latency_ms_p95": _or_unknown(report.latency_ms(0.95)),
+        **({"damaged_journal_lines": report.damaged} if report.damaged else {}),
         "output": dg.MetadataValue.path(str(output)),
         **histograms,
         "sample": _shown(report.sample),

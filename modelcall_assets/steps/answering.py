@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.layout import Layout
@@ -55,6 +56,9 @@ class Answering:
         ):
             scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
             report = await scoring.run(draft, engine, tally)
+            if damaged := journal.damaged:
+                report.damaged = damaged
+                tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
             await asyncio.to_thread(self.publish, name, draft, source, report, detail(report))
             await asyncio.to_thread(journal.seal, report.data_version)
             if reuse.shared is not None:
@@ -103,3 +107,11 @@ class Answering:
         finally:
             if shared is not None:
                 shared.close()
+
+
+def _told(damaged: Mapping[str, int]) -> str:
+    lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
+    return (
+        f"damaged lines in its journal: {lines}; the replies in them were asked for again where "
+        "rows need them, all others are kept"
+    )

@@ -25,6 +25,8 @@ class Tally:
     cost_usd: float | None = 0.0
     reasons: Counter[str] = field(default_factory=Counter[str])
     started_at: float = field(default_factory=time.monotonic)
+    warnings: list[str] = field(default_factory=list[str])
+    """What the user has to know of the files."""
     is_stopped: bool = False
     """Whether the run is to end; a task with a model stops its engine instead."""
 

@@ -35,6 +35,8 @@ class ScoreReport:
     cost_usd: float | None = 0.0
     requests: int = 0
     replayed: int = 0
+    damaged: dict[str, int] = field(default_factory=dict[str, int])
+    """Lines of the journal that are, by segment."""
     latencies_ms: array[int] = field(default_factory=lambda: array("I"))
     histograms: dict[str, Counter[float]] = field(default_factory=dict[str, Counter[float]])
     sample: list[Row] = field(default_factory=list[Row])

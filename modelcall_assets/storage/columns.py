@@ -50,10 +50,13 @@ def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
         try:
             with (_parquet if is_parquet else _arrow)(place, file) as columns:
                 yield columns
-        except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, MemoryError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's, not of what the file says
+                raise
             why = str(error) or "a part of it says that it is larger than all memory"
             raise InputError(
-                f"{place}: not a readable {format_} file: {why}; write it again or leave it out"
+                f"{place}: not a readable {format_} file: {why}; write it again or leave it out. "
+                "An output of a task can be deleted and made again, its rows cost nothing then"
             ) from error
 
 
@@ -98,6 +101,7 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
         file,
         metadata=metadata,
         pre_buffer=by_group,
+        page_checksum_verification=True,
         buffer_size=0 if by_group else REMOTE_BYTES if is_remote else LOCAL_BYTES,
     ) as parquet:
         parts = [[group] for group in groups] if by_group else [[*groups]]

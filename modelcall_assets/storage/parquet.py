@@ -107,6 +107,7 @@ class ParquetSink:
             self._file,
             self._schema,
             compression="zstd",
+            write_page_checksum=True,
             use_dictionary=short,  # pyright: ignore[reportArgumentType]
             write_statistics=short,  # pyright: ignore[reportArgumentType]
         )
