@@ -221,7 +221,8 @@ class TestFile:
         assert again.data_version == report.data_version
 
     def test_bad_rows_stay_in_their_place(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path, [{"text": "a"}, b"{bad", {"text": 5}, {"text": "b", "x": [1]}])
+        bad = {"text": 5, "y": "kept"}
+        path = write_jsonl(tmp_path, [{"text": "a"}, b"{bad", bad, {"text": "b", "x": [1]}])
         report = preprocessed(path)
         first, bad_line, bad_row, last = published(path)
         assert (report.rows_in, report.rows_out, report.failed) == (4, 4, 2)
@@ -231,9 +232,12 @@ class TestFile:
         assert orjson.loads(bad_row[ERROR_COLUMN]) == {
             "reason": "preprocess_error",
             "detail": "TypeError: the text is not a string but of type int",
-            "raw": '{"text":5}',
+            "raw": '{"text":5,"y":"kept"}',
         }
-        assert {name for name, value in bad_row.items() if value} == {"id", ERROR_COLUMN}
+        assert {name for name, value in bad_line.items() if value} == {"id", ERROR_COLUMN}
+        kept = {name for name, value in bad_row.items() if value}
+        assert kept == {"id", "text", "y", ERROR_COLUMN}
+        assert (bad_row["text"], bad_row["y"]) == ("5", "kept")
         assert [row["text"] for row in report.sample] == ["a", "b"]
 
     def test_the_published_schema_is_the_reported_one(self, tmp_path: Path) -> None:

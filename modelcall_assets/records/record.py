@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,3 +24,18 @@ class Record:
     index: int
     id: str
     row: Row
+
+
+def moved_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
+    """New names for those columns of a file that are called like ours: `input_<name>`, with one
+    more `input_` in front for as long as that is taken. The others keep theirs. The order of the
+    columns makes no difference."""
+    theirs, ours = {*theirs}, {*ours}
+    taken, moved = theirs | ours, dict[str, str]()
+    for name in sorted(theirs & ours):
+        free = name
+        while free in taken:
+            free = f"input_{free}"
+        taken.add(free)
+        moved[name] = free
+    return moved

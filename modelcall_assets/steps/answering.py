@@ -79,6 +79,7 @@ class Answering:
             failures=report.failures_by_reason(),
             input=source.fingerprint(),
             schema=readable_schema(report.schema),
+            moved=report.moved,
             detail=detail,
         )
         draft.publish(manifest)

@@ -26,12 +26,15 @@ class ScoresAudit:
     schema_matches: bool
 
 
-def audit_scores(output: Place, source_rows: int, schema: pa.Schema) -> ScoresAudit:
+def audit_scores(
+    output: Place, source_rows: int, schema: pa.Schema, *, has_samples: bool
+) -> ScoresAudit:
     """Rows by status, repeated record ids and the schema of a published scores file. Several
     responses of one record are told apart by `sample`."""
     statuses, seen, duplicates = Counter[str](), Seen(), 0
     published = read_schema(output)
-    names = ["api_status", "api_record_id", *(n for n in ("sample",) if n in published.names)]
+    names = ["api_status", "api_record_id"]
+    names += [name for name in ("sample",) if has_samples and name in published.names]
     for batch in read_columns(output, names):
         statuses.update(batch.column("api_status").to_pylist())
         for _, *identity in zip(*(column.to_pylist() for column in batch.columns), strict=True):

@@ -35,6 +35,7 @@ from modelcall_assets.storage.files import delete
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
+    MAKER,
     InputFingerprint,
     Manifest,
     read_manifest,
@@ -245,7 +246,8 @@ class DistillationSteps(TaskSteps):
                 input=InputFingerprint(
                     uri=self._member_folder, digest=digest_of_versions(versions), size=0, version=""
                 ),
-                detail={**_LINES, "members": versions},
+                moved=report.moved,
+                detail={**_LINES, "members": versions, MAKER: self.maker_of(upstream)},
             )
             draft.publish(manifest)
         if not report.invalid:
@@ -295,6 +297,13 @@ class DistillationSteps(TaskSteps):
                 return {"responses": self.response_stage.version(), **limit}
             case _:
                 return super()._own_shape(stage)
+
+    def maker_of(self, upstream: Upstream) -> str:
+        if upstream.stage != MERGED:
+            return upstream.stage
+        steps = self if MERGED in self.stages else self._linked_steps
+        merged_from = steps.upstream_of(MERGED)
+        return RAW if merged_from is None else steps.maker_of(merged_from)
 
     def detail_of(self, stage: str, report: ScoreReport) -> dict[str, Any]:
         if stage != RESPONSES:

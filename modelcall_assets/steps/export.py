@@ -13,10 +13,12 @@ from typing import Literal
 import pyarrow as pa
 
 from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.config.spec import CHATML
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.published import Published, failure_of, identity
+from modelcall_assets.steps.responses import FAILED_BEFORE
 from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink
@@ -39,8 +41,8 @@ class Selection:
     keep: Keep = "successes"
     where: Where | None = None
 
-    def takes(self, item: Row | BadLine) -> bool:
-        if self.keep != "all" and (failure_of(item) is None) != (self.keep == "successes"):
+    def takes(self, file: Published, item: Row | BadLine) -> bool:
+        if self.keep != "all" and (failure_of(file, item) is None) != (self.keep == "successes"):
             return False
         return self.where is None or (not isinstance(item, BadLine) and self.where(item))
 
@@ -118,7 +120,7 @@ def export_dialogues(
         nonlocal count
         for file in files:
             for _, item in file.items():
-                if selection.takes(item) and not isinstance(item, BadLine) and turns_of(item):
+                if selection.takes(file, item) and not isinstance(item, BadLine) and turns_of(item):
                     count += 1
                     yield item
 
@@ -156,9 +158,9 @@ def _routed(
     """Offsets in the chunk by the target that they go to."""
     routed: dict[tuple[str, bool], list[int]] = {}
     for offset, item in enumerate(chunk.items):
-        if selection.takes(item):
+        if selection.takes(file, item):
             record = identity(file, chunk.start + offset, item) if form.validation_share else ""
-            is_error = form.old_names and failure_of(item) is not None
+            is_error = form.old_names and failure_of(file, item) is not None
             routed.setdefault((form.part_of(record), is_error), []).append(offset)
     return routed
 
@@ -170,7 +172,7 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
     inference = SchemaInference()
     for chunk in file.chunks():
         inference.add(
-            [row for row in chunk.items if isinstance(row, dict) and selection.takes(row)]
+            [row for row in chunk.items if isinstance(row, dict) and selection.takes(file, row)]
         )
     return inference.schema()
 
@@ -212,7 +214,7 @@ class _Sink:
         for offset in offsets:
             index, item = chunk.start + offset, chunk.items[offset]
             row = _bad_row(source, index, item) if isinstance(item, BadLine) else item
-            yield encode(_old_failure(index, row) if as_old_failure else row)
+            yield encode(_old_failure(source, index, row) if as_old_failure else row)
 
 
 def _bad_row(file: Published, index: int, item: BadLine) -> Row:
@@ -221,9 +223,12 @@ def _bad_row(file: Published, index: int, item: BadLine) -> Row:
     return {"id": identity(file, index, item), "error": error}
 
 
-def _old_failure(index: int, row: Row) -> Row:
+def _old_failure(file: Published, index: int, row: Row) -> Row:
     """With the keys that the old system gave to a failed row."""
-    reason, detail = failure_of(row) or ("", "")
+    reason, detail = failure_of(file, row) or ("", "")
+    if not FAILED_BEFORE.isdisjoint(row) and file.maker != CHATML:
+        moved = moved_names(file.column_names, FAILED_BEFORE)
+        row = {moved.get(name, name): value for name, value in row.items()}
     return {
         **row,
         "error": f"{reason}: {detail}",

@@ -80,11 +80,14 @@ class Kept:
 
     finished: Finished
     digest: bytes
+    clashing: Row
+    """What the row has of the user's under names of ours, where no column is theirs yet."""
 
     @classmethod
-    def of(cls, finished: Finished) -> Kept:
+    def of(cls, finished: Finished, clashing: Row) -> Kept:
         """ValueError or TypeError when a value cannot be written."""
-        return cls(finished, _digest(finished.row))
+        content = {**finished.row, "": clashing} if clashing else finished.row
+        return cls(finished, _digest(content), clashing)
 
 
 @dataclass
@@ -92,6 +95,7 @@ class Rows:
     """What accumulates over a piece."""
 
     rows: list[Row] = field(default_factory=list)
+    clashing: list[Row] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     """Of the kept rows among all of the piece."""
@@ -109,6 +113,7 @@ class Rows:
         finished, at = made.finished, len(self.rows)
         row, text = finished.row, (finished.digest, finished.signature)
         self.rows.append(row)
+        self.clashing.append(made.clashing)
         self.digests.append(made.digest)
         self.places.append(place)
         self.texts.append(None if text[0] is None else (text[0], text[1]))
@@ -129,8 +134,8 @@ def readable(row: Row) -> Row:
     return {**row, "text": text[:READABLE_BYTES].decode("utf-8", "ignore")}
 
 
-def line_of(row: Row) -> bytes:
-    return orjson.dumps(row, default=_as_json, option=orjson.OPT_APPEND_NEWLINE)
+def line_of(row: Row, clashing: Row) -> bytes:
+    return orjson.dumps([row, clashing], default=_as_json, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _digest(row: Row) -> bytes:

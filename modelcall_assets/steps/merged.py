@@ -1,9 +1,9 @@
 """merged: the files of a merge group as one of JSON lines, file after file and row after row.
 
 A valid line is copied as it is. With a source column, `"<column>":"<member>"` is written behind the
-last key of each row; a row that has the column already is written anew, its own value under
-`input_<column>`. What is no JSON object goes as it is to `<output>.invalid`: no byte is lost. Rows
-of columns are written as lines first.
+last key of each row; a row that has the column already is written anew, its own value under the
+name that `moved_names` gives it. What is no JSON object goes as it is to `<output>.invalid`: no
+byte is lost. Rows of columns are written as lines first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.words import PLACE_BITS, Words
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.storage.files import NewFile, matches
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_items, sample_row
+from modelcall_assets.storage.rows import read_items, read_rows, sample_row
 from modelcall_assets.transforms.chatml import encode
 
 SAMPLE_ROWS = 3
@@ -93,6 +93,8 @@ class MergeReport:
     """Where the invalid lines are, if there are any."""
     sample: list[Row] = field(default_factory=list[Row])
     data_version: str = ""
+    moved: dict[str, str] = field(default_factory=dict[str, str])
+    """The column that the source column has put under another name."""
 
     @property
     def rows(self) -> int:
@@ -128,7 +130,7 @@ def merge_group(
     """Write the members, name → place, as one file; `rejects` makes the one of the invalid lines,
     if there are any. InputError when a member cannot be read, or has a bad line and `reading`
     refuses those."""
-    merge = _Merge(rejects, source_column, _Contents() if dedup else None, reading)
+    merge = _Merge(members, rejects, source_column, _Contents() if dedup else None, reading)
     write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
     merge.report.data_version = out.digest
     return merge.report
@@ -138,6 +140,7 @@ def merge_group(
 class _Merge:
     """What goes into the output, counted."""
 
+    members: Mapping[str, Place]
     new_rejects: Callable[[], NewFile]
     column: str | None
     seen: _Contents | None
@@ -147,6 +150,17 @@ class _Merge:
     @cached_property
     def rejects(self) -> NewFile:
         return self.new_rejects()
+
+    @cached_property
+    def moved(self) -> dict[str, str]:
+        """Asked for when a row has the source column: then all have to be looked at for names."""
+        rows = (read_rows(place, self.reading) for place in self.members.values())
+        names = set[str]().union(
+            *(row for row in chain.from_iterable(rows) if isinstance(row, dict))
+        )
+        assert self.column is not None
+        self.report.moved = moved_names(names, [self.column])
+        return self.report.moved
 
     def lines(self, name: str, place: Place) -> Iterator[bytes]:
         """The output's lines of one member."""
@@ -166,12 +180,20 @@ class _Merge:
             else:
                 count.rows += 1
                 if self.column is not None:
-                    line = _with_source(self.column, name, item, line)
+                    line = self._with_source(self.column, name, item, line)
                 elif line[-1] != _NEWLINE:
                     line += b"\n"
                 if len(self.report.sample) < SAMPLE_ROWS:
                     self.report.sample.append(sample_row(orjson.loads(line)))
                 yield line
+
+    def _with_source(self, column: str, name: str, row: Row, line: bytes) -> bytes:
+        if column in row:
+            own: dict[str, Any] = json.loads(line)  # unlike orjson it keeps large integers
+            row = {self.moved.get(key, key): value for key, value in own.items()}
+            return json.dumps({**row, column: name}, ensure_ascii=False).encode() + b"\n"
+        added = orjson.dumps({column: name})[1:]
+        return line.rstrip()[:-1].rstrip() + (b"," if row else b"") + added + b"\n"
 
     def _reject(self, line: bytes, detail: str) -> None:
         self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
@@ -190,23 +212,6 @@ def _as_line(item: Row | BadLine) -> tuple[Row | BadLine, bytes]:
         detail = f"cannot be written as JSON: {error}"
         return BadLine(detail, ""), detail.encode()
     return orjson.loads(line), line
-
-
-def _with_source(column: str, name: str, row: Row, line: bytes) -> bytes:
-    if column in row:
-        own: dict[str, Any] = json.loads(line)  # unlike orjson it keeps large integers
-        row = dict(_renamed(column, own))
-        return json.dumps({**row, column: name}, ensure_ascii=False).encode() + b"\n"
-    added = orjson.dumps({column: name})[1:]
-    return line.rstrip()[:-1].rstrip() + (b"," if row else b"") + added + b"\n"
-
-
-def _renamed(column: str, row: Row) -> Iterator[tuple[str, Any]]:
-    new = column
-    while new in row:
-        new = f"input_{new}"
-    for key, value in row.items():
-        yield (new if key == column else key), value
 
 
 class _Contents:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from modelcall_assets.records.dotted import RAISED
 from modelcall_assets.records.outcome import Dropped, Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.steps.made import ERROR_COLUMN, Kept, Made, Rows, line_of, readable
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.shipping import Shipped
@@ -34,7 +34,7 @@ _TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool
 
 class PieceWork:
     """`schema` is that of the rows it makes, None where only the rows tell; `added` are the columns
-    that all have."""
+    that all have. `moved`: columns that are called like ours → their names in the rows."""
 
     def __init__(self, recipe: Recipe, input_schema: pa.Schema, reading: Reading) -> None:
         self._input, self._reading = input_schema, reading
@@ -42,7 +42,10 @@ class PieceWork:
         self._runs_users = recipe.config.is_own or bool(recipe.config.scrub)
         self._raised = RAISED if self._runs_users else _EXPECTED
         self._reads_bytes = getattr(self._preprocessor, "reads_bytes", False)
-        self.added = self._schema({**self._finishing.columns(), ERROR_COLUMN: "string"})
+        self._added: Mapping[str, Kind] = {**self._finishing.columns(), ERROR_COLUMN: "string"}
+        self.added = self._schema(self._added)
+        self._ours = self._added.keys() - {"id"}
+        self.moved: dict[str, str] = {}
         self._origins = self._columns()
         self.schema = None if self._origins is None else self._schema(self._origins)
 
@@ -57,7 +60,7 @@ class PieceWork:
         return Made(
             rows_in=len(chunk.items),
             columns=[] if self._origins is None else self._columns_of(chunk, rows, self._origins),
-            lines=[*map(line_of, rows.rows)] if self._origins is None else (),
+            lines=[*map(line_of, rows.rows, rows.clashing)] if self._origins is None else (),
             digests=rows.digests,
             texts=rows.texts,
             failures=frozenset(rows.failures),
@@ -74,30 +77,51 @@ class PieceWork:
 
     def _made(self, item: Row | BadLine, identity: str) -> Kept | Dropped:
         if isinstance(item, BadLine):
-            return _failed(identity, Reason.BAD_LINE, item.detail, item.raw)
+            return self._failed({}, identity, Reason.BAD_LINE, item.detail, item.raw)
         try:
             row = self._preprocessor.process_item(self._item(item))
             if row is None:
                 return Dropped("process_item")
             if isinstance(row, Dropped):
                 return row
-            finished = self._finishing.finish(self._checked(row), identity)
+            self._check(row)
+            finished = self._finishing.finish({**row, ERROR_COLUMN: None}, identity)
             if isinstance(finished, Dropped):
                 return finished
-            return Kept.of(finished)
+            return self._kept(finished, row, item)
         except self._raised as error:
             is_plain = not self._runs_users or isinstance(error, _NotARow)
             told = f"{type(error).__name__}: {error}"
             detail = told if is_plain else traceback.format_exc(limit=-5).strip()
-            return _failed(identity, Reason.PREPROCESS_ERROR, detail, clip(_raw(item)))
+            return self._failed(item, identity, Reason.PREPROCESS_ERROR, detail, clip(_raw(item)))
 
-    def _checked(self, row: Any) -> Row:
+    def _kept(self, finished: Finished, row: Row, item: Row) -> Kept:
+        """With what `row`, or the `item` that it was made of, has under names of ours."""
+        if self._origins is None:
+            return Kept.of(finished, {name: row[name] for name in self._ours if name in row})
+        for old, new in self.moved.items():
+            given = row if old in self._ours else item
+            if old in given:
+                finished.row[new] = given[old]
+        return Kept.of(finished, {})
+
+    def _failed(self, item: Row, identity: str, reason: Reason, detail: str, raw: str) -> Kept:
+        """A row with all that the input has of it."""
+        text: dict[str, Copied | Kind] = {"text": "string"} if "text" in item else {}
+        origins = (text if self._origins is None else self._origins).items()
+        row = {name: _given(item, name, origin) for name, origin in origins}
+        if self._origins is None:
+            row = {**item, **row}
+        error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
+        ours = {**dict.fromkeys(self._ours & row.keys()), "id": identity, ERROR_COLUMN: error}
+        return self._kept(Finished({**row, **ours}, {}, None, None), item, item)
+
+    def _check(self, row: Any) -> None:
         """TypeError when it is no row, or not of the types that were declared."""
         if not isinstance(row, dict) or not all(isinstance(name, str) for name in row):
             raise _NotARow(f"process_item returned {type(row).__name__}; expected a dict, or None")
         if self._runs_users and self._origins is not None:
             _check_types(row, self._origins)
-        return {**row, ERROR_COLUMN: None}
 
     def _item(self, item: Row) -> Row:
         text = item.get("text")
@@ -108,8 +132,18 @@ class PieceWork:
     def _columns(self) -> dict[str, Copied | Kind] | None:
         if not isinstance(self._preprocessor, Declared):
             return None
-        own: Mapping[str, Copied | Kind] = self._preprocessor.columns(self._input.names)
-        return {**own, **self._finishing.columns(), ERROR_COLUMN: "string"}
+        names = self._input.names
+        made: Mapping[str, Copied | Kind] = self._preprocessor.columns(names)
+        theirs: Sequence[str] = getattr(self._preprocessor, "own_columns", ())
+        self.moved = {
+            old: new
+            for old, new in moved_names([*made, *names], [*self._ours, *theirs]).items()
+            if (old in made if old in self._ours else old in names)
+        }
+        kept: dict[str, Copied | Kind] = {
+            new: made[old] if old in self._ours else Copied(old) for old, new in self.moved.items()
+        }
+        return {**made, **kept, **self._added}
 
     def _schema(self, origins: Mapping[str, Copied | Kind]) -> pa.Schema:
         return pa.schema(
@@ -126,8 +160,7 @@ class PieceWork:
     ) -> list[pa.Array]:
         """Copied columns stay Arrow, the others come from the new rows. Texts that are the same
         objects in several columns are one array."""
-        places = [None if at in rows.failures else old for at, old in enumerate(rows.places)]
-        positions = pa.array(places, pa.int64())
+        positions = pa.array(rows.places, pa.int64())
         copies = any(isinstance(origin, Copied) for origin in origins.values())
         source = chunk.to_arrow() if copies else None
         columns: list[pa.Array] = []
@@ -149,6 +182,18 @@ class PieceWork:
 
 def _value(item: Row | BadLine, name: str) -> Any:
     return None if isinstance(item, BadLine) else item.get(name)
+
+
+def _given(item: Row, name: str, origin: Copied | Kind) -> Any:
+    """What a row that failed has for a column: the input's own value, as far as it fits."""
+    if isinstance(origin, Copied):
+        return item.get(origin.source)
+    value = item.get(name)
+    if value is None or type(value) in _FITS[origin]:
+        return value if origin != "int" or value is None or value in _INT64 else None
+    if origin != "string" or isinstance(value, bytes):
+        return None
+    return orjson.dumps(value, default=str).decode()
 
 
 def _check_types(row: Row, origins: Mapping[str, Copied | Kind]) -> None:
@@ -185,12 +230,6 @@ class ShippingWork:
 
 class _NotARow(TypeError):
     """What the user's process_item returned."""
-
-
-def _failed(identity: str, reason: Reason, detail: str, raw: str) -> Kept:
-    error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
-    row = {"id": identity, ERROR_COLUMN: error}
-    return Kept.of(Finished(row, {}, None, None))
 
 
 def _raw(item: Row) -> str:

@@ -1,8 +1,8 @@
 """preprocessed: an input file, or a group of them, as clean and truncated rows in Parquet.
 
-Order is kept. A line or row that cannot be processed stays in its place: `id` and
-`preprocess_error` are set, all else is null. `preprocess_error` is JSON, {"reason", "detail",
-"raw"}, and null in good rows.
+Order is kept. A line or row that cannot be processed stays in its place: it has the columns of the
+input, `id` and `preprocess_error`; all else is null. `preprocess_error` is JSON, {"reason",
+"detail", "raw"}, and null in good rows.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class PreprocessReport:
     problem_rows: int = 0
     sample: list[Row] = field(default_factory=list)
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    moved: dict[str, str] = field(default_factory=dict)
+    """Input columns that are called like ours → their names in the output."""
     data_version: str = ""
 
 
@@ -81,9 +83,9 @@ def preprocess(
         counted = _counted(made, tally or Tally())
         kept = (_kept(each.received(), seen, report, content) for each in counted)
         if work.schema is None:
-            report.schema = _write_spooled(kept, work.added, out)
+            report.schema, report.moved = _write_spooled(kept, work.added, out)
         else:
-            report.schema = work.schema
+            report.schema, report.moved = work.schema, work.moved
             with ParquetSink(out, PREPROCESSED, work.schema) as sink:
                 for each in kept:
                     sink.write(pa.RecordBatch.from_arrays(each.columns, schema=work.schema))
@@ -135,7 +137,9 @@ def _kept(each: Made, seen: SeenBefore | None, report: PreprocessReport, content
     return each
 
 
-def _write_spooled(pieces: Iterator[Made], added: pa.Schema, out: NewFile) -> pa.Schema:
+def _write_spooled(
+    pieces: Iterator[Made], added: pa.Schema, out: NewFile
+) -> tuple[pa.Schema, dict[str, str]]:
     """Where the columns are known only when all rows are."""
     with RowSpool(added) as spool:
         for each in pieces:
@@ -144,13 +148,13 @@ def _write_spooled(pieces: Iterator[Made], added: pa.Schema, out: NewFile) -> pa
         with ParquetSink(out, PREPROCESSED, schema) as sink:
             for batch in spool.batches(schema):
                 sink.write(batch)
-    return schema
+    return schema, spool.moved
 
 
-def failure_before(row: Row) -> Failure | None:
+def failure_before(row: Row | BadLine) -> Failure | None:
     """Why a preprocessed row cannot be worked on, when preprocessing said so."""
-    error = row.get(ERROR_COLUMN)
-    if not error:
+    error = None if isinstance(row, BadLine) else row[ERROR_COLUMN]
+    if error is None:
         return None
     carried = orjson.loads(error)
     if carried["reason"] == Reason.BAD_LINE:

@@ -52,6 +52,7 @@ def preprocess_partition(
             dropped=report.dropped.total(),
             input=raw,
             schema=readable_schema(report.schema),
+            moved=report.moved,
             detail={"schema": schema_to_json(report.schema)},
         )
         draft.publish(manifest)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.spec import SCORES
+from modelcall_assets.config.spec import PREPROCESSED, SCORES
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.made import ERROR_COLUMN
@@ -17,7 +17,7 @@ from modelcall_assets.steps.score_table import VOLATILE_COLUMNS, ApiRow, ScoreTa
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import record_id, sample_row
+from modelcall_assets.storage.rows import sample_row
 
 SAMPLE_ROWS = 5
 
@@ -46,8 +46,9 @@ class Publisher:
         """InputChanged when the source is no longer what its upstream asset recorded."""
         source = self._source
         source.verify()
-        table = ScoreTable(source.schema, self._fields, internal=(ERROR_COLUMN,))
-        self._report.schema = table.schema
+        internal = (ERROR_COLUMN,) if source.stage == PREPROCESSED else ()
+        table = ScoreTable(source.schema, self._fields, internal)
+        self._report.schema, self._report.moved = table.schema, table.moved
         metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
         with ParquetSink(out, SCORES, table.schema, metadata) as sink:
             for chunk in source.chunks():
@@ -60,7 +61,7 @@ class Publisher:
 
     def _row(self, index: int, item: Row | BadLine) -> ApiRow:
         row, usage = self._rate(index, item)
-        row["api_record_id"] = record_id(item, index, self._source.name)
+        row["api_record_id"] = self._source.identity(item, index)
         self._report.add_usage(usage, row.get("api_cost_usd", 0.0))
         self._report.count(row, self._fields)
         if len(self._report.sample) < SAMPLE_ROWS:

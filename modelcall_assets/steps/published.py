@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modelcall_assets.config.spec import RAW, SCORES
+from modelcall_assets.config.spec import (
+    CHATML,
+    MERGED,
+    PREPROCESSED,
+    RAW,
+    RESPONSES,
+    SCORES,
+)
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.made import ERROR_COLUMN
+from modelcall_assets.steps.preprocess import failure_before
+from modelcall_assets.steps.responses import failed_conversion
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import list_files, matches
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.storage.manifest import MAKER, Manifest, read_manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
 from modelcall_assets.storage.pieces import Chunk, read_chunks
 from modelcall_assets.storage.places import Place
@@ -41,7 +49,7 @@ _FAILURE_COLUMNS = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Published:
     """A file of rows that a stage has left. `key` is its partition key."""
 
@@ -59,6 +67,12 @@ class Published:
     def place(self) -> Place:
         """`raw` leaves its input where it is."""
         return self.placed(self.manifest.output or self.manifest.input.uri)
+
+    @property
+    def maker(self) -> str:
+        """The stage whose rows these are: merging makes none."""
+        stage = self.manifest.stage
+        return self.manifest.detail.get(MAKER, CHATML) if stage == MERGED else stage
 
     @property
     def _members(self) -> list[Place]:
@@ -81,6 +95,14 @@ class Published:
         recorded = self.manifest.detail.get("schema")
         schema = schema_from_json(recorded) if recorded else None
         return schema if schema is not None and len(schema) else None
+
+    @cached_property
+    def column_names(self) -> frozenset[str]:
+        """Those of all its rows."""
+        if (schema := self.schema) is not None:
+            return frozenset(schema.names)
+        rows = (item for _, item in self.items() if isinstance(item, dict))
+        return frozenset(chain.from_iterable(rows))
 
     @property
     def _is_table(self) -> bool:
@@ -143,20 +165,17 @@ def published_keys(layout: Layout, stage: str) -> Iterator[str]:
             yield file.key_path.removesuffix(".json")
 
 
-def failure_of(item: Row | BadLine) -> tuple[str, str] | None:
-    """Reason and detail of a failed row of any stage; None for a good one."""
+def failure_of(file: Published, item: Row | BadLine) -> tuple[str, str] | None:
+    """Reason and detail of a failed row; None for a good one. What tells is its stage's own."""
     if isinstance(item, BadLine):
         return Reason.BAD_LINE, item.detail
-    status = item.get("api_status")
-    if status is not None:
+    if file.maker == RAW:
+        return None
+    if file.maker != PREPROCESSED and (status := item.get("api_status")) is not None:
         good = status == "success"
         return None if good else (str(item["api_fail_reason"]), str(item["api_fail_detail"]))
-    error = item.get("error") or item.get(ERROR_COLUMN)
-    if isinstance(error, str) and ERROR_COLUMN in item:
-        error = orjson.loads(error)
-    if isinstance(error, dict) and "reason" in error:
-        return str(error["reason"]), str(error.get("detail", ""))
-    return None
+    failed = (failure_before if file.maker == PREPROCESSED else failed_conversion)(item)
+    return None if failed is None else (failed.reason, failed.detail)
 
 
 def failed_rows(file: Published) -> Iterator[FailedRow]:
@@ -169,13 +188,13 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
                 yield _failed_row(file, row, row["api_record_id"])
         return
     for index, item in file.items():
-        if failure_of(item) is not None:
+        if failure_of(file, item) is not None:
             yield _failed_row(file, item, identity(file, index, item))
 
 
 def identity(file: Published, index: int, item: Row | BadLine) -> str:
     """The record's id, as it is in a scores file."""
-    return record_id(item, index, file.key)
+    return record_id(item, index, file.key, is_result=file.maker in (RESPONSES, SCORES))
 
 
 def _chunks_of(rows: Iterator[Row | BadLine], schema: pa.Schema) -> Iterator[Chunk]:
@@ -186,7 +205,7 @@ def _chunks_of(rows: Iterator[Row | BadLine], schema: pa.Schema) -> Iterator[Chu
 
 
 def _failed_row(file: Published, item: Row | BadLine, record: str) -> FailedRow:
-    failure = failure_of(item)
+    failure = failure_of(file, item)
     assert failure is not None
     fields: dict[str, Any] = {} if isinstance(item, BadLine) else item
     attempts, endpoint = fields.get("api_attempts"), fields.get("api_endpoint")

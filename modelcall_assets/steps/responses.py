@@ -11,12 +11,12 @@ from typing import Any
 import orjson
 
 from modelcall_assets.config.distillation import DistillationTask
-from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.config.spec import CHATML, TaskSpec
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
 from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.publish_scores import SAMPLE_ROWS, Rate
@@ -26,7 +26,6 @@ from modelcall_assets.steps.score_table import API_FIELDS
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.rows import record_id
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
 
@@ -36,12 +35,13 @@ _OWN_NAMES = {
     "api_finish_reason": "finish_reason",
 }
 """Columns of a scores file that have names of their own here."""
-_FAILED_BEFORE = ("error", "error_type", "traceback", "timestamp", "task_index")
+FAILED_BEFORE = frozenset({"error", "error_type", "traceback", "timestamp", "task_index"})
 """What the old system left in a row that failed; it is not an answer's."""
 OWN_COLUMNS = (
     "response", "final_messages", "reasoning", "finish_reason", "usage", "sample",
     *(name for name, _ in API_FIELDS if name not in _OWN_NAMES),
 )  # fmt: skip
+_OWN = frozenset(OWN_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,8 @@ class ResponseStage:
         """The request of one conversation, or the Failure that says why it has none."""
         if isinstance(row, BadLine):
             return bad_line(row)
-        match row.get("error"), row.get("messages"):
-            case {"reason": str(reason), "detail": str(detail)}, _ if reason in set(Reason):
-                return Failure(Reason(reason), detail)
-            case _, [_, *_] as messages if all(map(_is_turn, messages)):
+        match row.get("messages"):
+            case [_, *_] as messages if all(map(_is_turn, messages)):
                 sent = self._sent(messages)
                 if not sent:
                     what = "nothing to answer: it holds only an assistant's turn"
@@ -111,7 +109,8 @@ class ResponseStage:
     def asks(self, source: Source) -> Iterator[Asked]:
         """`samples` for each row of the source, in order."""
         for item in source.items():
-            asked = self.ask(item)
+            failed = failed_conversion(item) if source.stage == CHATML else None
+            asked = failed or self.ask(item)
             for _ in range(self.samples):
                 yield asked
 
@@ -120,12 +119,20 @@ class ResponseStage:
         source.verify()
         report, digest, inference = ScoreReport(), hashlib.sha256(), SchemaInference()
 
+        def given(item: Row | BadLine) -> Row:
+            """What the row has of its own, named as it will be."""
+            row = {"raw": item.raw} if isinstance(item, BadLine) else _without_old_failure(item)
+            if _OWN.isdisjoint(row):
+                return row
+            report.moved = report.moved or moved_names(source.column_names(), _OWN)
+            return {report.moved.get(name, name): value for name, value in row.items()}
+
         def lines() -> Iterator[bytes]:
             for index, item in enumerate(source.items()):
                 for sample in range(self.samples):
                     api, usage = rate(index * self.samples + sample, item)
-                    api["api_record_id"] = record_id(item, index, source.name)
-                    row = self._row(item, api, sample)
+                    api["api_record_id"] = source.identity(item, index)
+                    row = {**given(item), **self._answer(item, api, sample)}
                     report.add_usage(usage, api.get("api_cost_usd", 0.0))
                     report.count(api, ())
                     content = [api["api_record_id"], api["api_status"], row.get("response")]
@@ -147,15 +154,15 @@ class ResponseStage:
         is_answered = messages[-1].get("role") == "assistant"
         return tuple(messages[:-1] if is_answered else messages)
 
-    def _row(self, item: Row | BadLine, api: Mapping[str, Any], sample: int) -> Row:
-        given: Row = {"raw": item.raw} if isinstance(item, BadLine) else _without_old_failure(item)
+    def _answer(self, item: Row | BadLine, api: Mapping[str, Any], sample: int) -> Row:
         answer, reasoning = api.get("api_return"), api.get("api_reasoning")
         response = answer
         if self.merge_reasoning and reasoning and reasoning.strip():
             response = merged_reasoning(reasoning, answer or "")
-        sent = self._sent(given["messages"]) if api["api_status"] == "success" else None
+        is_good = api["api_status"] == "success"
+        sent = self._sent(item["messages"]) if is_good and isinstance(item, dict) else None
         counts = {name: api.get(f"api_{name}") for name in ("prompt_tokens", "completion_tokens")}
-        own = {
+        return {
             "response": response if _is_answered(api) else None,
             "final_messages": sent and [*sent, {"role": "assistant", "content": response}],
             "reasoning": reasoning,
@@ -164,7 +171,6 @@ class ResponseStage:
             **({"sample": sample} if self.samples > 1 else {}),
             **{name: api.get(name) for name, _ in API_FIELDS if name not in _OWN_NAMES},
         }
-        return {**{_kept_as(name, given): value for name, value in given.items()}, **own}
 
 
 def merged_reasoning(reasoning: str, answer: str) -> str:
@@ -186,17 +192,16 @@ def _is_answered(api: Mapping[str, Any]) -> bool:
     return is_success or bool(api.get("api_finish_reason")) or api["api_fail_reason"] == "empty"
 
 
-def _kept_as(name: str, given: Row) -> str:
-    """An input column's name, another one when it is named like ours."""
-    if name not in OWN_COLUMNS:
-        return name
-    name = f"input_{name}"
-    while name in given:
-        name = f"input_{name}"
-    return name
+def failed_conversion(row: Row | BadLine) -> Failure | None:
+    """Why a row of ChatML holds no conversation, when the conversion said so."""
+    match None if isinstance(row, BadLine) else row.get("error"):
+        case {"reason": str(reason), "detail": str(detail)} if reason in set(Reason):
+            return Failure(Reason(reason), detail)
+        case _:
+            return None
 
 
 def _without_old_failure(row: Row) -> Row:
-    if not isinstance(row.get("error"), str) or "error_type" not in row:
+    if not row.keys() >= FAILED_BEFORE:
         return row
-    return {name: value for name, value in row.items() if name not in _FAILED_BEFORE}
+    return {name: value for name, value in row.items() if name not in FAILED_BEFORE}

@@ -12,6 +12,7 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError
+from modelcall_assets.records.record import Row, moved_names
 from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.storage.trouble import explained
@@ -20,13 +21,15 @@ BATCH_ROWS = 1000
 
 
 class RowSpool:
-    """Lines of JSON, each with a line end. Columns of `known` are there whatever the rows hold. Use
-    as a context manager."""
+    """Rows as lines of JSON, each with a line end, and what it has of the user's under our names.
+    Columns of `known` are there whatever the rows hold. Use as a context manager."""
 
     def __init__(self, known: pa.Schema) -> None:
         self._known = known
         self._file = TemporaryFile()  # noqa: SIM115  closed by `__exit__`
-        self._columns = SchemaInference()
+        self._columns, self._clashing = SchemaInference(), SchemaInference()
+        self.moved: dict[str, str] = {}
+        """Names of ours that rows have too → what their columns are called; known to `schema`."""
 
     def __enter__(self) -> Self:
         return self
@@ -37,18 +40,27 @@ class RowSpool:
     def add(self, lines: Sequence[bytes]) -> None:
         """StoreError when they cannot be written."""
         for line in lines:
-            self._columns.take(orjson.loads(line), len(line))
+            row, clashing = orjson.loads(line)
+            self._columns.take(row, len(line))
+            if clashing:
+                self._clashing.take(clashing, len(line))
         with explained(Path(gettempdir()), StoreError):
             self._file.writelines(lines)
 
     def schema(self) -> pa.Schema:
         self._columns.add_types(self._known)
-        return self._columns.schema()
+        own, clashing = self._columns.schema(), self._clashing.schema()
+        self.moved = moved_names([*own.names, *clashing.names], clashing.names)
+        return pa.schema([*own, *(each.with_name(self.moved[each.name]) for each in clashing)])
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """All rows, in the order in which they came."""
         self._file.seek(0)
         start = 0
         while lines := list(islice(self._file, BATCH_ROWS)):
-            yield Chunk(start, [orjson.loads(line) for line in lines], schema).to_arrow()
+            yield Chunk(start, [*map(self._row, lines)], schema).to_arrow()
             start += len(lines)
+
+    def _row(self, line: bytes) -> Row:
+        row, clashing = orjson.loads(line)
+        return {**row, **{self.moved[name]: value for name, value in clashing.items()}}

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.grading.scorer import (
     Scorer,
@@ -59,7 +60,8 @@ class RuleStage:
             for item in chunk.items:
                 if tally.is_stopped:
                     raise RunStopped("interrupted; this file is rated from its first row again")
-                outcomes.append(rate(scorer, item))
+                failed = failure_before(item) if source.stage == PREPROCESSED else None
+                outcomes.append(failed or rate(scorer, item))
                 tally.count(outcomes[-1])
         fields = declared_fields(scorer) or types_of(_values(outcomes))
 
@@ -70,10 +72,8 @@ class RuleStage:
 
 
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:
-    """A line that is no row, or that preprocessing failed on, is not shown to the scorer."""
-    if isinstance(item, BadLine):
-        return bad_line(item)
-    return failure_before(item) or grade(scorer, item)
+    """A line that is no row is not shown to the scorer."""
+    return bad_line(item) if isinstance(item, BadLine) else grade(scorer, item)
 
 
 def _values(outcomes: Iterable[Outcome]) -> Iterator[dict[str, Any]]:

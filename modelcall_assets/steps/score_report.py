@@ -43,6 +43,8 @@ class ScoreReport:
     data_version: str = ""
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """Of the published file, as declared."""
+    moved: dict[str, str] = field(default_factory=dict[str, str])
+    """Input columns that are called like ours → their names in that file."""
 
     @property
     def failed(self) -> int:

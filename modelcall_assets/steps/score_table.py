@@ -11,6 +11,7 @@ import pyarrow as pa
 from modelcall_assets.journal.journal import Entry
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import Failure, Outcome
+from modelcall_assets.records.record import moved_names
 from modelcall_assets.steps.replay import Unanswered
 
 VOLATILE_COLUMNS = (
@@ -56,8 +57,8 @@ ApiRow = dict[str, Any]
 class ScoreTable:
     """Builds the output batches of one task. `fields` declares a JSON-schema type per key.
 
-    An input column that has the name of a parsed key or of an `api_` column is kept as
-    `input_<name>`; columns in `internal` are left out.
+    An input column that has the name of a parsed key or of an `api_` column is `moved`; columns in
+    `internal` are left out.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class ScoreTable:
             index for index, field in enumerate(input_schema) if field.name not in internal
         ]
         self._keys = [_key_field(key, declared) for key, declared in fields.items()]
-        own = {field.name for field in self._keys} | {name for name, _ in API_FIELDS}
-        kept = [_renamed(input_schema.field(index), own) for index in self._kept]
         api = [pa.field(name, kind) for name, kind in API_FIELDS]
-        self.schema = pa.schema([*kept, *self._keys, *api])
         self._answers = pa.schema([*self._keys, *api])
+        kept = [input_schema.field(index) for index in self._kept]
+        self.moved = moved_names((field.name for field in kept), self._answers.names)
+        renamed = [field.with_name(self.moved.get(field.name, field.name)) for field in kept]
+        self.schema = pa.schema([*renamed, *self._answers])
 
     def batch(self, source: pa.RecordBatch, rows: Sequence[ApiRow]) -> pa.RecordBatch:
         """`rows[i]` belongs to row i of `source`."""
@@ -147,14 +149,6 @@ def outcome_row(outcome: Outcome) -> ApiRow:
             "api_fail_detail": outcome.detail,
         }
     return {"api_status": "success", **outcome.values}
-
-
-def _renamed(field: pa.Field, taken: set[str]) -> pa.Field:
-    name = field.name
-    while name in taken:
-        name = f"input_{name}"
-    taken.add(name)
-    return field.with_name(name)
 
 
 def _as_json(value: Any) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelcall_assets.config.spec import RESPONSES, TaskSpec
+from modelcall_assets.config.spec import PREPROCESSED, RESPONSES, TaskSpec
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser, Usage
 from modelcall_assets.llm.dialogue import Rules, replayed
@@ -109,8 +109,6 @@ class ScoreStage:
         """The request of one row, or the Failure that says why it has none."""
         if isinstance(row, BadLine):
             return bad_line(row)
-        if (failed := failure_before(row)) is not None:
-            return failed
         if self.rates_responses and row.get("api_status") == "error":
             return Failure(Reason(row["api_fail_reason"]), row["api_fail_detail"])
         value = row.get(self.input_key)
@@ -129,7 +127,10 @@ class ScoreStage:
 
     def asks(self, source: Source) -> Iterator[Asked]:
         """One per row of the source, in order."""
-        return map(self.ask, source.items())
+        items = source.items()
+        if source.stage != PREPROCESSED:
+            return map(self.ask, items)
+        return (failure_before(item) or self.ask(item) for item in items)
 
     def write(self, source: Source, rate: Rate, out: NewFile) -> ScoreReport:
         """Every row of the source in its order, beside what it was rated."""

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import pyarrow as pa
 
+from modelcall_assets.config.spec import RAW, RESPONSES
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.record import BadLine, Row
@@ -23,6 +24,7 @@ from modelcall_assets.storage.pieces import (
     read_pieces,
 )
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import record_id
 
 ROWS_ASKED_AT_ONCE = 100
 ROWS_WRITTEN_AT_ONCE = 1000
@@ -58,6 +60,8 @@ class Source:
     reading: Reading = OURS
     names: Collection[str] | None = None
     """Columns that its items need, where that is known."""
+    stage: str = RAW
+    """Whose rows these are, and so which of their columns are ours. Merging makes no rows."""
 
     @property
     def name(self) -> str:
@@ -86,6 +90,14 @@ class Source:
             place, self.schema, self.limit, rows, self.reading, self.names, whole=False
         ):
             yield from chunk.items
+
+    def column_names(self) -> set[str]:
+        """Those of all its rows."""
+        return set[str]().union(*(item for item in self.items() if isinstance(item, dict)))
+
+    def identity(self, item: Row | BadLine, index: int) -> str:
+        """The id of the row at an index."""
+        return record_id(item, index, self.name, is_result=self.stage == RESPONSES)
 
     @property
     def rows_read(self) -> int:

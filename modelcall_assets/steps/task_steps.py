@@ -239,8 +239,9 @@ class TaskSteps:
 
     def audit(self, stage: str, key: str, report: ScoreReport) -> ScoresAudit:
         """What lies in the published file, beside what should."""
-        source = self.source(stage, key)
-        return audit_scores(self.layout.output_path(stage, key), source.rows_read, report.schema)
+        source, output = self.source(stage, key), self.layout.output_path(stage, key)
+        has_samples = source.stage == RESPONSES
+        return audit_scores(output, source.rows_read, report.schema, has_samples=has_samples)
 
     def rejection(self, report: ScoreReport) -> str | None:
         """Why the file is red, when more rows failed than the task accepts."""
@@ -273,7 +274,12 @@ class TaskSteps:
             limit=self._row_limit_after(upstream),
             reading=self.reading_after(upstream),
             names=self._columns_read(stage, upstream),
+            stage=self.maker_of(upstream),
         )
+
+    def maker_of(self, upstream: Upstream) -> str:
+        """The stage whose rows those are."""
+        return upstream.stage
 
     def _columns_read(self, stage: str, upstream: Upstream) -> set[str] | None:
         """What of its rows a stage looks at: preprocessed ones may have very long texts."""

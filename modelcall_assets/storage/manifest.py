@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelcall_assets.storage.files import read_bytes, write_bytes
 from modelcall_assets.storage.places import Place
 
+MAKER = "maker"
+"""In the detail of a merged file: the stage whose rows it holds."""
+
 
 class InputFingerprint(BaseModel):
     """The input that an output was made from."""
@@ -44,6 +47,8 @@ class Manifest(BaseModel):
     input: InputFingerprint
     schema_: list[tuple[str, str]] = Field(default_factory=list, alias="schema")
     """Column name and type, for people; a schema to read with belongs in `detail`."""
+    moved: dict[str, str] = Field(default_factory=dict)
+    """Input columns that are called like ours → their names in the output."""
     detail: dict[str, Any] = Field(default_factory=dict)
 
 

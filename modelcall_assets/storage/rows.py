@@ -49,13 +49,12 @@ def read_items(
             yield parse(line, number), line
 
 
-def record_id(item: Row | BadLine, index: int, source: str) -> str:
-    """The id that an earlier stage of ours gave the row, else its own `id`, else `uid`, else a hash
-    of the row, its file and its place in it."""
+def record_id(item: Row | BadLine, index: int, source: str, *, is_result: bool = False) -> str:
+    """The row's own `id`, else `uid`, else a hash of the row, its file and its place in it; what is
+    a result of ours has its id already."""
     if isinstance(item, BadLine):
         return _hashed(b"", index, source)
-    given = item.get(GIVEN_ID)
-    own = given if given and isinstance(given, str) else own_id(item)
+    own = (item.get(GIVEN_ID) if is_result else None) or own_id(item)
     if own is not None:
         return own
     return _hashed(orjson.dumps(item, default=str, option=orjson.OPT_SORT_KEYS), index, source)

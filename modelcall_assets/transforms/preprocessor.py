@@ -38,7 +38,8 @@ class Grouping(Protocol):
 @runtime_checkable
 class Declared(Protocol):
     """Optional: what its rows hold. Without it the types are found out from the rows, which takes
-    longer."""
+    longer. `own_columns`, where there are any, are made of nothing: columns of the input that are
+    called so are kept under other names."""
 
     def columns(self, names: Sequence[str]) -> Mapping[str, Copied | Kind]:
         """Where each column of the output comes from, in order; `names` are those of the input."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, stem_of
@@ -32,6 +33,8 @@ class TripletFilter:
     """Takes `pt_data_<Language>[_part<NN>].jsonl`; `languages` are exact names, None all."""
 
     languages: Sequence[str] | None = None
+
+    own_columns: ClassVar = tuple(FACTS)
 
     def get_file_list(self, paths: Sequence[str]) -> dict[str, list[str]]:
         """InputError when there is no such file, or none of a language that was asked for."""

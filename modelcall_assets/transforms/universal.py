@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from modelcall_assets.records.outcome import Dropped
 from modelcall_assets.records.record import Row
@@ -46,6 +46,8 @@ class Universal:
     computed_fields: Mapping[str, Spec] = field(default_factory=dict[str, Spec])
     source_name: str = "unknown"
     tokenizer: str = DEFAULT_ENCODING
+
+    own_columns: ClassVar = ("source",)
 
     def __post_init__(self) -> None:
         for target, spec in self.field_mapping.items():

@@ -1,0 +1,235 @@
+"""What is in the user's columns steers nothing, and each keeps its name unless it clashes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import dagster as dg
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import PREPROCESS, Project
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.runs import TaskRunner
+from modelcall_assets.records.record import moved_names
+from modelcall_assets.steps.made import ERROR_COLUMN
+from modelcall_assets.steps.responses import OWN_COLUMNS
+from modelcall_assets.steps.score_table import API_FIELDS
+from modelcall_assets.storage.manifest import read_manifest
+
+Row = dict[str, Any]
+A = "a.jsonl"
+SCORER = """
+class Rated:
+    fields = {"score": {"type": "integer"}}
+    def score(self, item):
+        return {"score": 5}
+"""
+"""A scorer without a model: every row that it sees has the score 5."""
+MARKERS = (
+    '{"reason": "bad_line", "detail": "d", "raw": "r"}',
+    '{"reason": "timeout", "detail": "d"}',
+    "no JSON",
+    "",
+    None,
+)
+TRAPS = (
+    *(name for name, _ in API_FIELDS),
+    *OWN_COLUMNS,
+    *("score", "text_language", "content_truncate_8k", "source", "sample", "error", "status"),
+    *("reason", "request_key", "raw_data", "raw", "format", "_id", "__index_level_0__", "detail"),
+    *(
+        "modelcall.json",
+        "x",
+        "",
+        "a.b",
+        "Score",
+        "SCORE",
+        "input_",
+        "é",
+        "e\u0301",
+        " score",
+        "\u2028",
+    ),
+)
+
+
+@pytest.fixture
+def rated(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Rated by a scorer of its own."""
+    (project.root / "plain_rules.py").write_text(SCORER)
+    for path in (project.root / "data/in").rglob("*.*"):
+        path.unlink()
+    project.write_task({"model": None, "prompt": None, "scorer": "plain_rules:Rated"})
+    return project
+
+
+def preprocessing(project: Project, **options: Any) -> None:
+    project.write_task(
+        {
+            "model": None,
+            "prompt": None,
+            "scorer": "plain_rules:Rated",
+            "preprocess": {**PREPROCESS, **options},
+        }
+    )
+
+
+def run(project: Project, instance: dg.DagsterInstance) -> None:
+    steps = project.steps()
+    assert TaskRunner(steps, instance).run(add_new_files(instance, steps)).failed == []
+
+
+def write(project: Project, name: str, rows: Sequence[Row]) -> None:
+    """In the format that the name says."""
+    path = project.root / "data/in" / name
+    if path.suffix == ".jsonl":
+        project.write_input(name, rows)
+        return
+    table = pa.Table.from_pylist([*rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def moved(project: Project, stage: str, key: str) -> Mapping[str, str]:
+    manifest = read_manifest(project.steps().layout.manifest_path(stage, key))
+    assert manifest is not None
+    return manifest.moved
+
+
+names = st.lists(st.sampled_from(["a", "input_a", "input_input_a", "b", "input_b", "", "A"]))
+
+
+class TestNewNames:
+    @given(names, names)
+    def test_are_free_and_do_not_hang_on_the_order(
+        self, theirs: list[str], ours: list[str]
+    ) -> None:
+        moved = moved_names(theirs, ours)
+        assert moved.keys() == {*theirs} & {*ours}
+        kept = {*theirs} - moved.keys()
+        assert len({*moved.values()}) == len(moved)
+        assert not {*moved.values()} & (kept | {*ours} | {*theirs})
+        assert moved == moved_names([*reversed(theirs)], {*ours})
+
+
+class TestClashingColumns:
+    FORMATS = ("jsonl", "parquet", "arrow")
+
+    def test_are_the_same_whatever_the_order_and_format(
+        self, rated: Project, instance: dg.DagsterInstance
+    ) -> None:
+        mine = {"score": "mine", "input_score": "other", "text": "t", "input_input_x": "x"}
+        files = []
+        for number, order in enumerate(permutations(mine)):
+            name = f"{number}.{self.FORMATS[number % 3]}"
+            write(rated, name, [{key: mine[key] for key in order}] * 2)
+            files.append(name)
+        run(rated, instance)
+        expected = {**mine, "score": 5, "input_input_score": "mine"}
+        for name in files:
+            assert moved(rated, "scores", name) == {"score": "input_input_score"}
+            for row in rated.scores(name):
+                assert {key: row[key] for key in expected} == expected
+
+    @pytest.mark.parametrize("preprocess", [False, True])
+    def test_of_later_rows_count_for_the_first_ones_too(
+        self, rated: Project, instance: dg.DagsterInstance, preprocess: bool
+    ) -> None:
+        rows = [{"text": "a", "score": 1}, {"text": "b", "input_score": 2}, {"text": "c"}]
+        write(rated, A, rows)
+        if preprocess:
+            preprocessing(rated)
+        run(rated, instance)
+        read = [(row["input_input_score"], row["input_score"]) for row in rated.scores(A)]
+        assert read == [(1, None), (None, 2), (None, None)]
+
+
+class TestTraps:
+    """Columns that are called like something of ours."""
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+    @pytest.mark.parametrize("preprocess", [False, True])
+    def test_steer_nothing_and_are_all_there(
+        self, rated: Project, instance: dg.DagsterInstance, name: str, preprocess: bool
+    ) -> None:
+        order = [*dict.fromkeys([*TRAPS, ERROR_COLUMN])]
+        random.Random(7).shuffle(order)
+        rows = [
+            {"id": f"r{n}", "text": "some text", **{key: f"{key}#{n}" for key in order}}
+            for n in range(len(MARKERS))
+        ]
+        for row, marker in zip(rows, MARKERS, strict=True):
+            row[ERROR_COLUMN] = marker
+            row["api_status"] = "error"
+        write(rated, name, rows)
+        if preprocess:
+            preprocessing(rated)
+        run(rated, instance)
+        found = rated.scores(name)
+        assert [row["api_record_id"] for row in found] == [row["id"] for row in rows]
+        assert {(row["api_status"], row["score"]) for row in found} == {("success", 5)}
+        key_of = dict(moved(rated, "scores", name))
+        if preprocess:
+            before = moved(rated, "preprocessed", name)
+            assert {ERROR_COLUMN, "source", "content_truncate_8k"} <= before.keys()
+            key_of |= {old: key_of.get(new, new) for old, new in before.items()}
+        for row, out in zip(rows, found, strict=True):
+            assert {key: out[key_of.get(key, key)] for key in row} == row
+        ours = {"score", *(name for name, _ in API_FIELDS)}
+        changed = {ERROR_COLUMN, "source", "content_truncate_8k"} if preprocess else set()
+        assert key_of.keys() == (ours & {*order}) | changed, "the others keep their names"
+
+
+FAILING = """
+class Own:
+    def process_item(self, item):
+        if item["text"] == "bad":
+            raise ValueError("no")
+        return {**item, "content_truncate_8k": "the user's", "preprocess_error": item.get("n")}
+"""
+
+
+class TestFailedInPreprocessing:
+    """Rows that could not be made keep what the input has of them."""
+
+    ROWS = (
+        {"id": "1", "text": "good", "n": 1, "tags": ["a"]},
+        {"id": "2", "text": 5, "n": 2, "tags": ["b"]},
+        {"id": "3", "text": "bad", "n": 3, "tags": [], "late": {"x": 1.5}, "preprocess_error": "m"},
+    )
+
+    @pytest.mark.parametrize("script", ["universal", "own_failing:Own"])
+    def test_have_all_columns_in_their_scores(
+        self, rated: Project, instance: dg.DagsterInstance, script: str
+    ) -> None:
+        (rated.root / "own_failing.py").write_text(FAILING)
+        preprocessing(rated, script_type=script)
+        write(rated, A, self.ROWS)
+        steps = rated.steps()
+        TaskRunner(steps, instance).run(add_new_files(instance, steps))
+        good, wrong, bad = rated.scores(A)
+        assert (good["api_status"], good["score"], good["tags"]) == ("success", 5, ["a"])
+        own = script != "universal"
+        failed = [row["api_fail_reason"] for row in (wrong, bad)]
+        assert failed == ["preprocess_error", "preprocess_error" if own else None]
+        assert [wrong[name] for name in ("id", "n", "tags")] == ["2", 2, ["b"]]
+        assert wrong["text"] == "5" or orjson.loads(wrong["text"]) == 5
+        assert [bad[name] for name in ("id", "n", "tags", "late")] == ["3", 3, [], {"x": 1.5}]
+        if own:
+            assert good["input_content_truncate_8k"] == "the user's"
+            values = [row["input_preprocess_error"] for row in (good, wrong, bad)]
+            assert values == ["1", None, '"m"'], "JSON text, as values of several types are"
+        else:
+            assert bad["input_preprocess_error"] == "m"
