@@ -17,11 +17,12 @@ from modelcall_assets.llm.answer import (
     AnswerParser,
     Usage,
     correction,
-    last_object,
-    strip_thinking,
 )
+from modelcall_assets.llm.classify import Answered, TryAgain, classify
 from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
+from modelcall_assets.llm.json_text import last_object, strip_thinking
 from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
 TAGS = {"type": "array", "items": {"type": "string"}}
@@ -88,6 +89,11 @@ def test_required_missing_keys_are_all_named_in_column_order() -> None:
         ("said <think>cut off", "said"),
         ("<think></think>", ""),
         (" plain ", "plain"),
+        ("<THINK>a</Think >b", "b"),
+        ("<thinking>a</thinking>b", "b"),
+        ("<Thought>a</thought>b<reasoning>c", "b"),
+        ("a<think>b</think>c<think>d", "c"),
+        ('x ```{"a": "</think>"}```', 'x ```{"a": "</think>"}```'),
     ],
 )
 def test_thinking_is_stripped(text: str, rest: str) -> None:
@@ -155,6 +161,7 @@ def test_values_that_are_allowed(declared: Any, value: Any, want: Any) -> None:
         ({"enum": ["a", "b"]}, "c"),
         ({"type": ["integer", "null"]}, None),
         ({"type": "integer"}, 2**63),
+        ({"type": "integer", "maximum": 2**80}, 2**63),
         ({"type": "integer"}, 1e300),
         ({"type": "integer"}, -1e300),
         ({"type": "array", "items": {"type": "integer"}}, [1, 2**63]),
@@ -204,15 +211,47 @@ def test_filtered_is_seen_before_parsing() -> None:
     assert wrong.reason is Reason.CONTENT_FILTER
 
 
-@pytest.mark.parametrize("finish_reason", [None, "stop", "eos", 7])
-def test_other_endings_do_not_matter(finish_reason: Any) -> None:
+FREE = AnswerParser([], frozenset(), None, may_call=True)
+ENDINGS = {
+    None: ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls",
+           "function_call", "tool_use", "COMPLETE", None, ""],
+    Reason.TRUNCATED: ["length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens",
+                       "model_context_window_exceeded"],
+    Reason.CONTENT_FILTER: ["content_filter", "SAFETY", "safety", "recitation", "RECITATION",
+                            "BLOCKLIST", "prohibited_content", "SPII", "sensitive", "ERROR_TOXIC"],
+    Reason.REFUSED: ["refusal"],
+    Reason.INTERRUPTED: ["insufficient_system_resource", "abort", "error", "ERROR",
+                         "network_error", "cancelled"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "reason"), [(name, why) for why, names in ENDINGS.items() for name in names]
+)
+def test_each_finish_reason_has_its_meaning(finish_reason: Any, reason: Reason | None) -> None:
+    """For free text and for an object alike."""
+    for rules, text in ((FREE, "some text"), (parser(), '{"score": 2}')):
+        reply = json.dumps(completion(text, finish_reason)).encode()
+        match classify(Reply(200, {}, reply)):
+            case Answered(told):
+                outcome = rules.parse(Answer.of(told))
+            case TryAgain(failed):
+                outcome = failed
+            case other:
+                raise AssertionError(other)
+        assert (outcome.reason if isinstance(outcome, Failure) else None) is reason
+
+
+@pytest.mark.parametrize("finish_reason", ["whatever", "load", 7, ["stop"], {"type": "stop"}])
+def test_an_unknown_ending_is_no_success_of_free_text(finish_reason: Any) -> None:
+    """An object shows by itself that it is whole."""
     assert isinstance(parse('{"score": 2}', finish_reason=finish_reason), Success)
+    assert failure(parse("text", FREE, finish_reason)).reason is Reason.INTERRUPTED
 
 
 def test_free_text_need_only_be_there() -> None:
-    free = AnswerParser([], frozenset(), None)
-    assert parse("anything", free) == Success({})
-    assert failure(parse("<think>hm</think>", free)).reason is Reason.EMPTY
+    assert parse("anything", FREE) == Success({})
+    assert failure(parse("<think>hm</think>", FREE)).reason is Reason.EMPTY
 
 
 UNSTORABLE = [
@@ -228,7 +267,6 @@ UNSTORABLE = [
     "{" * 10_000,
     '{"score": 1',
     "{'score': 1}",
-    '{"score": 1,}',
 ]
 
 
@@ -253,6 +291,96 @@ def test_values_as_deep_as_they_are_accepted_can_be_written(depth: int) -> None:
 def test_a_huge_number_means_the_same_alone_and_in_prose(around: str) -> None:
     reply = around.replace("{}", '{"score": 1' + "0" * 30 + "}")
     assert parse(reply) == Success({"score": 1e30, "tags": []})
+
+
+BROKEN = [
+    '{"score": 5, "sub": {"score": 1}',
+    '{"score": 5, "l": [{"score": 1}, {"score": 2}]',
+    '{"score": 5, "why": "a\nb", "l": [{"score": 1}, {"score": 2}]',
+    '{"score": 5 "sub": {"score": 1}}',
+    '{"score": 5, "why": "he said "{" so", "sub": {"score": 1}}',
+    '{"score": 5, "why": "he said "}" so", "sub": {"score": 1}}',
+    '{"score": 5, "why": "ends with "}" so"}',
+    '{"score": 5, "size": "5" tall", "sub": {"score": 1}}',
+    "{'score': 5, 'sub': {\"score\": 1}}",
+    "{'score': 5, 'why': 'a } b', 'sub': {\"score\": 1}}",
+    '{score: 5, sub: {"score": 1}}',
+    '{"score": 5, // good\n "sub": {"score": 1}}',
+    '{ # good\n "score": 5, "sub": {"score": 1}}',
+    '{“score”: 5, "sub": {"score": 1}}',
+    '"score": 5, "sub": {"score": 1}}',
+    '{"score": 5, "why": "of </think> tags", "sub": {"score": 1}',
+    '{"score": 5, "why": "of </think> tags", "sub": {"score": 1}, "x" 1}',
+    '[{"score": 5}, {"score": 1}]',
+    '[{"score": 5}, {"score": 1},]',
+    '[{"score": 5}, {"score": 1}',
+    '[1, {"score": 5}, {"score": 1}',
+    '[[{"score": 5}], [{"score": 1}]]',
+    '{{"score": 5}, {"score": 1}}',
+    '{"score": 1} and then {"score": 5, "sub',
+    '{"score": 1} and then {"score": 5, "a" 1}',
+    '{"score": NaN}',
+]
+
+
+@pytest.mark.parametrize("around", ["{}", "so: {}", "```json\n{}\n```", "<think>x</think>{}"])
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_inside_a_broken_object_is_not_the_answer(text: str, around: str) -> None:
+    assert failure(parse(around.replace("{}", text, 1))).reason is Reason.NOT_AN_OBJECT
+
+
+MENDED = [
+    ('{"score": 5, "sub": {"score": 1, "x": [1,],},}', 5),
+    ('{"score": 5, "tags": ["a,}", "b,]"] , }', 5),
+    ('{"score": 5, "why": "a\nb\tc", "sub": {"score": 1}}', 5),
+    ('[{"score": 5}]', 5),
+    ('[{"score": 5},]', 5),
+    ('{{"score": 5}}', 5),
+    ('in {curly} words: {"score": 5}', 5),
+    ('{not json} {"score": 5}', 5),
+    ('{x: int} {"score": 5}', 5),
+    ('[x] [1] [[wiki]] [note {"score": 5}', 5),
+    ('Like {"score": <int>, "tags": ["..."]}. Here\'s mine: {"score": 5}', 5),
+    ('The answer is "{"score": 5}".', 5),
+    ('{"score": NaN}, no: {"score": 5}', 5),
+    ('{"score": 5}}', 5),
+    ('{"score": 1}\n{"score": 5}', 5),
+]
+
+
+@pytest.mark.parametrize("around", ["{}", "so: {}", "```json\n{}\n```"])
+@pytest.mark.parametrize(("text", "score"), MENDED)
+def test_what_is_clear_is_mended(text: str, score: int, around: str) -> None:
+    outcome = parse(around.replace("{}", text, 1))
+    assert isinstance(outcome, Success)
+    assert outcome.values["score"] == score
+
+
+def test_mending_changes_no_text() -> None:
+    tags = ["a,}", "b, ]", 'c\\",}', ",", "}"]
+    broken = json.dumps({"score": 1, "tags": tags})[:-1] + " , }"
+    assert parse(broken) == Success({"score": 1.0, "tags": tags})
+
+
+@given(st.data())
+def test_an_inner_object_never_stands_for_a_cut_off_one(data: st.DataObject) -> None:
+    inner = {"score": 1.0}
+    outer = {"score": 5, "why": data.draw(st.text(max_size=8)), "subs": [inner, {"a": inner}]}
+    text = json.dumps(outer)
+    cut = text[: data.draw(st.integers(1, len(text) - 1))]
+    if data.draw(st.booleans()):
+        cut = f"Here: {cut}"
+    assert not isinstance(parse(cut), Success)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["{", "[", '{"a":', '{"', "[1,", '{"a" 1} ', "{a", "{a: ", "[{", "{ ", '["', "{}", '{"a":1,},',
+     "<think>", "</think>", '{"a </think>', "{'a'}'", '{"a":1}</think>', ",", "[{]", '"\\"'],
+)  # fmt: skip
+def test_a_long_answer_of_any_kind_is_read_in_linear_time(unit: str) -> None:
+    """One of 200 kB that took quadratic time would take minutes."""
+    assert not isinstance(parse(unit * (200_000 // len(unit))), Success)
 
 
 json_values = st.recursive(
@@ -297,6 +425,56 @@ def test_any_value_is_judged_not_raised(score: Any, tags: Any) -> None:
         assert set(outcome.values) == {"score", "tags"}
 
 
+PARTS = [
+    ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab", None),
+    ([{"type": "thinking", "thinking": [{"type": "text", "text": "why"}]}, "x"], "x", "why"),
+    ([{"type": "thinking", "thinking": "why"}, {"type": "output_text", "text": "x"}], "x", "why"),
+    ([{"type": "reasoning", "text": "why"}, {"text": "x"}], "x", "why"),
+    ({"type": "text", "text": "a"}, "a", None),
+    ([{"type": "image_url", "image_url": {}}, None, 3, {"type": "text"}], "", None),
+]
+
+
+@pytest.mark.parametrize(("content", "text", "reasoning"), PARTS)
+def test_content_may_come_in_parts(content: Any, text: str, reasoning: str | None) -> None:
+    answer = Answer.of(completion(content))
+    assert (answer.text, answer.reasoning) == (text, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, {"refusal": "I won't"}), ([{"type": "refusal", "refusal": "I won't"}], {})],
+)
+def test_a_refusal_is_a_reason_of_its_own_and_is_not_mended(content: Any, message: Any) -> None:
+    answer = Answer.of(completion(content, **message))
+    assert answer.text == "I won't"
+    for rules in (parser(), FREE):
+        finished = Rules(rules, 3).judge([answer])
+        assert finished is not None
+        assert finished.outcome == Failure(Reason.REFUSED, "the model refused: I won't")
+    assert isinstance(parser().parse(Answer.of(completion('{"score": 1}', refusal=""))), Success)
+
+
+CALL = {"name": "look", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"tool_calls": [{"type": "function", "function": CALL}]}, {"function_call": CALL}],
+    ids=["tool_calls", "function_call"],
+)
+def test_tool_calls_are_an_answer_in_text_and_a_named_failure_for_json(message: Any) -> None:
+    answer = Answer.of(completion(None, "tool_calls", **message))
+    assert json.loads(answer.tool_calls or "") == [{"type": "function", "function": CALL}]
+    assert FREE.parse(answer) == Success({})
+    finished = Rules(parser(), 3).judge([answer])
+    assert finished is not None
+    assert failure(finished.outcome).reason is Reason.TOOL_CALLS
+    assert "look" in failure(finished.outcome).detail
+    both = Answer.of(completion('{"score": 1}', "tool_calls", **message))
+    assert isinstance(parser().parse(both), Success)
+
+
 REASONING = [
     ({"reasoning_content": "why"}, "why"),
     ({"reasoning": "why"}, "why"),
@@ -318,7 +496,12 @@ def test_an_answer_without_extras_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "reported", [None, 3, [], {}, {"prompt_tokens": "3", "completion_tokens": 1}]
+    "reported",
+    [None, 3, [], {}]
+    + [
+        {"prompt_tokens": odd, "completion_tokens": 1}
+        for odd in ("3", -1, 2**53 + 1, 2**63, 10**30, 1.5, 3.0, True, None, [3])
+    ],
 )
 def test_usage_that_was_not_reported_is_unknown(reported: Any) -> None:
     assert Usage.of(reported).known is False
@@ -331,6 +514,7 @@ def test_unknown_cost_is_null_and_known_cost_is_a_sum() -> None:
     assert usage.cost(None, 0.6) is usage.cost(0.15, None) is None
     assert (usage + Usage(known=False)).cost(0.15, 0.6) is None
     assert Usage(5, 5).cost(0, 0) == 0
+    assert (Usage(2**53, 1) + Usage(1, 1)).known is False, "a sum too is a number that can be kept"
 
 
 def test_corrections_differ_by_mistake_and_name_the_keys() -> None:

@@ -140,7 +140,6 @@ def test_a_completion_is_an_answer() -> None:
         b'{"choices": [null]}',
         b'{"choices": [{"text": "x"}]}',
         b'{"choices": [{"message": "x"}]}',
-        b'{"error": {"code": 429}}',
         b'{"choices": [{"message": {"content": "\xff"}}]}',
         b'{"choices": [{"message": {"content": "\\ud800"}}]}',
     ],
@@ -149,6 +148,115 @@ def test_a_200_that_is_no_completion_is_tried_again(body: bytes) -> None:
     verdict = classify(Reply(200, {}, body))
     assert isinstance(verdict, TryAgain)
     assert reason(verdict) is Reason.BAD_REPLY
+
+
+def in_body(error: Any) -> Any:
+    return {"error": error}
+
+
+def in_choice(error: Any) -> Any:
+    return {"choices": [{"message": {"content": "hal"}, "error": error, "finish_reason": "error"}]}
+
+
+def in_array(error: Any) -> Any:
+    return [{"error": error}]
+
+
+def in_event(error: Any) -> Any:
+    half = {"choices": [{"delta": {"content": "hal"}}]}
+    return b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in (half, {"error": error}))
+
+
+SAID = [
+    ({"code": 429, "message": "m"}, Reason.RATE_LIMITED, True),
+    ({"code": "429", "message": "m"}, Reason.RATE_LIMITED, True),
+    ({"type": "rate_limit_error", "message": "m"}, Reason.RATE_LIMITED, True),
+    ({"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "m"}, Reason.RATE_LIMITED, True),
+    ({"type": "overloaded_error", "message": "m"}, Reason.SERVER_ERROR, True),
+    ({"code": 503, "message": "m"}, Reason.SERVER_ERROR, True),
+    ({"code": 500, "message": "m"}, Reason.SERVER_ERROR, False),
+    ({"code": "strange", "message": "m"}, Reason.SERVER_ERROR, False),
+    ("m", Reason.SERVER_ERROR, False),
+    ({"code": "context_length_exceeded", "message": "m"}, Reason.CONTEXT_LENGTH, None),
+    ({"code": 400, "type": "exceed_context_size_error"}, Reason.CONTEXT_LENGTH, None),
+    ({"code": "content_filter", "message": "m"}, Reason.CONTENT_FILTER, None),
+    ({"code": "DataInspectionFailed", "message": "m"}, Reason.CONTENT_FILTER, None),
+    ({"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}},
+     Reason.CONTENT_FILTER, None),
+    ({"code": 403, "message": "m", "metadata": {"reasons": ["x"], "flagged_input": "y"}},
+     Reason.CONTENT_FILTER, None),
+    ({"code": 400, "message": "m"}, Reason.BAD_REQUEST, None),
+    ({"code": "insufficient_quota", "message": "m"}, None, None),
+    ({"code": 401, "message": "m"}, None, None),
+    ({"code": "model_not_found", "message": "m"}, None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [in_body, in_choice, in_array, in_event])
+@pytest.mark.parametrize(("error", "reason", "busy"), SAID)
+def test_an_error_means_the_same_wherever_it_stands(
+    error: Any, reason: Reason | None, busy: bool | None, place: Any
+) -> None:
+    told = place(error)
+    body = told if isinstance(told, bytes) else orjson.dumps(told)
+    verdict = classify(Reply(200, {"retry-after": "7"}, body))
+    match verdict:
+        case Refused():
+            assert reason is None
+        case TryAgain(failure, after_s, is_busy):
+            assert (failure.reason, after_s, is_busy) == (reason, 7, busy)
+        case BadRecord(failure):
+            assert (failure.reason, busy) == (reason, None)
+        case _:
+            raise AssertionError(verdict)
+
+
+@pytest.mark.parametrize("error", [None, "", {}, [], False, 0, {"code": 0, "message": ""}])
+def test_an_error_that_says_nothing_is_none(error: Any) -> None:
+    completion = {"choices": [{"message": {"content": "x"}, "error": error}], "error": error}
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]},
+        {"choices": None, "content_filter_results": {"hate": {"filtered": True}}},
+        {"prompt_feedback": {"block_reason": "SAFETY"}},
+    ],
+)
+def test_no_choice_but_filter_results_is_filtered(body: Any) -> None:
+    for sent in (orjson.dumps(body), b"data: %b\n\ndata: [DONE]\n\n" % orjson.dumps(body)):
+        verdict = classify(Reply(200, {}, sent))
+        assert isinstance(verdict, BadRecord)
+        assert reason(verdict) is Reason.CONTENT_FILTER
+
+
+def test_events_under_another_content_type_are_read() -> None:
+    delta = {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}
+    for start in (b"", b"\xef\xbb\xbf", b"\n: hi\r\n"):
+        body = start + b"data: " + orjson.dumps(delta) + b"\r\n\r\ndata: [DONE]\r\n\r\n"
+        verdict = classify(Reply(200, {}, body))
+        assert isinstance(verdict, Answered)
+        assert verdict.completion["choices"][0]["message"]["content"] == "x"
+    cut = orjson.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": ""}]})
+    assert reason(classify(Reply(200, {}, b"data: " + cut + b"\n\n"))) is Reason.DROPPED
+    assert isinstance(classify(Reply(200, {}, b"data:" * 100_000)), TryAgain)
+
+
+def test_a_403_may_be_of_one_record() -> None:
+    verdict = classify(error(403, "forbidden"))
+    assert isinstance(verdict, Refused)
+    assert verdict.record is not None
+    assert verdict.record.reason is Reason.BAD_REQUEST
+    assert reason(classify(error(403, "content_policy_violation"))) is Reason.CONTENT_FILTER
+    assert reason(classify(error(403, None, "moderation_error"))) is Reason.CONTENT_FILTER
+
+
+def test_an_error_that_is_nested_deeply_is_told_as_it_came() -> None:
+    deep = b'{"error": {"message": ' + b"[" * 900 + b"]" * 900 + b"}}"
+    for status in (200, 400):
+        assert "[[[" in str(classify(Reply(status, {}, deep)))
 
 
 @pytest.mark.parametrize("fault", [Reason.TIMEOUT, Reason.CONNECT, Reason.DROPPED])

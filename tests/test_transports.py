@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import SetupError
+from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.classify import (
     Answered,
     BadRecord,
@@ -31,6 +32,7 @@ from modelcall_assets.llm.classify import (
     limit_reset,
     retry_after,
 )
+from modelcall_assets.llm.message import Ending
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.stream import StreamedAnswer
 from modelcall_assets.llm.transport import DirectTransport, Reply
@@ -450,7 +452,7 @@ def test_a_named_error_event_is_an_error() -> None:
     assert (reply_to(sent).status, reply_to(sent).body) == (500, b'{"a":1}')
 
 
-@pytest.mark.parametrize("chunk", ["no JSON", "[1]", "null"])
+@pytest.mark.parametrize("chunk", ["no JSON", "[1]", '{"choices": ['])
 def test_an_event_that_is_no_chunk_is_a_bad_reply(chunk: str) -> None:
     reply = reply_to(events(delta(content="x"), chunk, delta("stop")))
     assert reason_of(reply) is Reason.BAD_REPLY
@@ -459,6 +461,70 @@ def test_an_event_that_is_no_chunk_is_a_bad_reply(chunk: str) -> None:
 @pytest.mark.parametrize("chunks", [[], [{"choices": []}], [{"choices": None}], [{"choices": {}}]])
 def test_a_stream_without_an_answer_is_a_bad_reply(chunks: list[Any]) -> None:
     assert reason_of(reply_to(events(*chunks))) is Reason.BAD_REPLY
+
+
+def assembled(*pieces: bytes) -> Any:
+    """The completion of a stream that comes in these pieces."""
+    answer = StreamedAnswer()
+    for piece in pieces:
+        answer.feed(piece)
+    finished = answer.finish()
+    assert finished is not None
+    return orjson.loads(finished[1])
+
+
+def lines(*chunks: Any, end: bytes = b"\n") -> bytes:
+    texts = [chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode() for chunk in chunks]
+    return b"".join(b"data: " + text + end * 2 for text in texts)
+
+
+HEL, LO = delta(content="Hel"), delta("stop", content="lo")
+AS_SENT = {
+    "carriage returns": lines(HEL, LO, end=b"\r"),
+    "both": lines(HEL, LO, end=b"\r\n"),
+    "a BOM first": b"\xef\xbb\xbf" + lines(HEL, LO),
+    "empty, null and pings": lines(b"", HEL, b"null", b"ping", b'"keep-alive"', b"[]", LO, b"{}"),
+    "comments and events": b": hi\n\nevent: ping\n\n:\n" + lines(HEL) + b":x\n"
+    + b"event: ping\ndata: now\n\nid: 3\n" + lines(LO) + b"data: [DONE] \n\n",
+    "no space": lines(HEL, LO).replace(b"data: ", b"data:"),
+    "message for delta": lines(HEL, LO).replace(b'"delta"', b'"message"'),
+    "the whole message at last": lines(HEL, LO)
+    + lines({"id": "c1", "choices": [{"index": 0, "message": {"content": "Hello"}}]}),
+    "parts": lines(
+        delta(content=[{"type": "text", "text": "Hel"}]), delta("stop", content=["lo"])
+    ),
+    "two replies": lines(HEL, LO) + lines(HEL, LO).replace(b"c1", b"c2") + lines(b"[DONE]"),
+    "two whole replies": lines(HEL, LO, b"[DONE]") + lines(HEL, LO, b"[DONE]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sent", AS_SENT.values(), ids=AS_SENT.keys())
+def test_streams_as_servers_send_them(sent: bytes) -> None:
+    for pieces in ([sent], [sent[at : at + 1] for at in range(len(sent))]):
+        (choice,) = assembled(*pieces)["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "stop")
+
+
+def test_thoughts_and_calls_in_other_shapes_are_kept_in_a_stream() -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "why"}]}
+    sent = lines(
+        delta(content=[thinking]),
+        delta(function_call={"name": "look", "arguments": "{"}),
+        delta("function_call", function_call={"arguments": "}"}),
+    )
+    message = assembled(sent)["choices"][0]["message"]
+    assert message["reasoning_content"] == "why"
+    assert message["tool_calls"][0]["function"] == {"name": "look", "arguments": "{}"}
+
+
+def test_a_stream_has_to_say_that_it_is_whole() -> None:
+    """An empty finish_reason is none, and `[DONE]` without one leaves it open."""
+    empty = {"id": "c", "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": ""}]}
+    cut = StreamedAnswer()
+    cut.feed(lines(empty, empty))
+    assert cut.finish() is None
+    answer = Answer.of(assembled(lines(empty, b"[DONE]")))
+    assert (answer.text, answer.finish_reason, answer.ending) == ("x", None, Ending.UNKNOWN)
 
 
 STREAM = (

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import jsonschema_rs
-import orjson
 
+from modelcall_assets.llm.json_text import read, strip_thinking
+from modelcall_assets.llm.message import Ending, Texts, ending_of, tool_calls
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Raise when the same reply and the same declaration would give another outcome."""
+
+MOST_TOKENS = 2**53
+"""A count beyond this, or below 0, is none."""
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
@@ -34,16 +37,16 @@ class Usage:
         if isinstance(reported, dict):
             counts = cast("dict[str, Any]", reported)
             prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-            if isinstance(prompt, int) and isinstance(completion, int):
+            if _is_count(prompt) and _is_count(completion):
                 return cls(prompt, completion)
         return cls(known=False)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.known and other.known,
-        )
+        prompt = self.prompt_tokens + other.prompt_tokens
+        completion = self.completion_tokens + other.completion_tokens
+        if prompt > MOST_TOKENS or completion > MOST_TOKENS:
+            return Usage(known=False)
+        return Usage(prompt, completion, self.known and other.known)
 
     def cost(
         self, usd_per_million_input: float | None, usd_per_million_output: float | None
@@ -60,6 +63,10 @@ class Usage:
         )
 
 
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MOST_TOKENS
+
+
 @dataclass(slots=True)
 class Answer:
     """The parts of a chat completion that anything here looks at."""
@@ -70,20 +77,33 @@ class Answer:
     usage: Usage
     request_id: str | None
     model: str | None
+    ending: Ending = Ending.WHOLE
+    refusal: str = ""
+    """What the model said instead of an answer."""
+    tool_calls: str | None = None
+    """As JSON text."""
 
     @classmethod
     def of(cls, completion: Mapping[str, Any]) -> Answer:
-        """`reasoning_content` and `reasoning` are two servers' names for one thing."""
+        """`reasoning_content` and `reasoning` are two servers' names for one thing; a third way is
+        to have it among the parts of `content`."""
         choice = completion["choices"][0]
-        message = choice["message"]
-        text, reason = message.get("content"), choice.get("finish_reason")
+        reason, given = choice.get("finish_reason"), choice.get("message")
+        message = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+        content = message.get("content")
+        said = Texts(content) if isinstance(content, str) else Texts.of(content)
+        reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+        refusal = _text(message.get("refusal")) or said.refusal
         return cls(
-            text=text if isinstance(text, str) else "",
-            reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),
+            text=said.answer or refusal,
+            reasoning=reasoning or said.thinking or None,
             finish_reason=reason if isinstance(reason, str) else None,
             usage=Usage.of(completion.get("usage")),
             request_id=_text(completion.get("id")),
             model=_text(completion.get("model")),
+            ending=ending_of(choice),
+            refusal=refusal,
+            tool_calls=tool_calls(message),
         )
 
 
@@ -96,13 +116,15 @@ class AnswerParser:
     """Checks an answer against what the prompt declares.
 
     `schema` is a JSON Schema of the answer object, `keys` the columns wanted from it, `defaults`
-    fill optional keys only. With `schema=None` the answer is free text and must not be empty.
+    fill optional keys only. With `schema=None` the answer is free text: the endpoint must say that
+    it is whole, and it must not be empty, unless it `may_call` tools instead.
     """
 
     keys: Sequence[str]
     required: frozenset[str]
     schema: Mapping[str, Any] | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    may_call: bool = False
 
     def __post_init__(self) -> None:
         if self.schema is not None:
@@ -112,17 +134,32 @@ class AnswerParser:
             object.__setattr__(self, "_numbers", numbers)
 
     def parse(self, answer: Answer) -> Outcome:
-        if answer.finish_reason == "content_filter":
+        if answer.ending is Ending.FILTERED:
             return Failure(Reason.CONTENT_FILTER, "the endpoint filtered the answer")
-        if answer.finish_reason == "length":
+        if answer.refusal.strip() or answer.ending is Ending.REFUSED:
+            said = answer.refusal or answer.text
+            return Failure(Reason.REFUSED, f"the model refused: {said.strip()[:1000]}")
+        if answer.ending is Ending.CUT_OFF:
             return Failure(Reason.TRUNCATED, "the answer was cut off at the token limit")
-        text = strip_thinking(answer.text)
+        outcome = self._parse_text(answer) if self.schema is None else self._parse_json(answer.text)
+        if isinstance(outcome, Failure) and answer.tool_calls:
+            return Failure(
+                Reason.TOOL_CALLS, f"the model called a tool instead: {answer.tool_calls[:1000]}"
+            )
+        return outcome
+
+    def _parse_text(self, answer: Answer) -> Outcome:
+        if answer.ending is Ending.UNKNOWN:
+            what = f"finish_reason {answer.finish_reason!r:.100} does not say that it is whole"
+            return Failure(Reason.INTERRUPTED, f"the answer may be cut off: {what}")
+        if strip_thinking(answer.text) or (self.may_call and answer.tool_calls):
+            return Success({})
+        return Failure(Reason.EMPTY, "the answer is empty")
+
+    def _parse_json(self, text: str) -> Outcome:
+        text, found = read(text)
         if not text:
             return Failure(Reason.EMPTY, "the answer is empty")
-        return Success({}) if self.schema is None else self._parse_object(text)
-
-    def _parse_object(self, text: str) -> Outcome:
-        found = last_object(text)
         if found is None:
             return Failure(Reason.NOT_AN_OBJECT, "the answer holds no JSON object")
         missing = [key for key in self.keys if key in self.required and key not in found]
@@ -178,47 +215,6 @@ def _as_number(kind: str, value: Any) -> Any:
     return float(value) if is_whole and kind == "number" else value
 
 
-def strip_thinking(text: str) -> str:
-    """The text after the model's `<think>` block; a missing opening tag is tolerated."""
-    if "think>" not in text or _object(text) is not None:
-        return text.strip()  # no tags, or tags that are talked about
-    _, closed, after = text.rpartition("</think>")
-    if closed:
-        return after.strip()
-    head, opened, _ = text.partition("<think>")
-    return (head if opened else text).strip()
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """The last JSON object in `text` that is not inside another one."""
-    if (whole := _object(text)) is not None:
-        return whole
-    decoder = json.JSONDecoder()
-    found: dict[str, Any] | None = None
-    at = text.find("{")
-    while at >= 0:
-        try:
-            _, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        else:
-            candidate = _object(text[at:end])
-            found = found if candidate is None else candidate
-        at = text.find("{", end)
-    return found
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    """The object that `text` is. None for what no output can hold: NaN, a lone surrogate, nesting
-    too deep for a writer that puts it two levels down."""
-    try:
-        value: object = orjson.loads(text)
-        orjson.dumps([[value]])
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
-
-
 def _bounded(schema: Any) -> Any:
     """The schema of an answer with its integers kept to 64 bits, as a column is."""
     match schema:
@@ -228,7 +224,8 @@ def _bounded(schema: Any) -> Any:
         case {"type": "array", "items": items}:
             return {**schema, "items": _bounded(items)}
         case {"type": "integer"}:
-            return {"minimum": -(2**63), "maximum": 2**63 - 1, **schema}
+            bounds = {"minimum": -(2**63), "maximum": 2**63 - 1}
+            return {**schema, "allOf": [*schema.get("allOf", ()), bounds]}
         case _:
             return schema
 

@@ -13,7 +13,8 @@ from openai.types import Batch, FileObject
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused
 from modelcall_assets.llm.backoff import backoff
-from modelcall_assets.llm.classify import QUOTA_CODES, BadRecord, Refused, TryAgain, classify
+from modelcall_assets.llm.classify import BadRecord, Refused, TryAgain, classify
+from modelcall_assets.llm.error import QUOTA_CODES
 from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport, cause_of
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason

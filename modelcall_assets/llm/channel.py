@@ -5,13 +5,15 @@ from __future__ import annotations
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict
 from modelcall_assets.llm.lease import Lease
 from modelcall_assets.llm.limiter import Limiter, Limits
-from modelcall_assets.llm.transport import Reply, Transport
+from modelcall_assets.llm.transport import Transport
+from modelcall_assets.records.outcome import Failure, Reason
 
 EJECT_AFTER = 5
 """Failures in a row, with no answer between."""
 FIRST_EJECTION_S = 1.0
 LONGEST_EJECTION_S = 60.0
-OVERLOADED_STATUS = frozenset({429, 503, 529})
+FORBIDDEN_IN_A_ROW = 25
+"""So many records refused by a 403, with no answer between, are the endpoint's refusal."""
 
 
 class Channel:
@@ -26,6 +28,8 @@ class Channel:
         self.refusal: str | None = None
         self._limits = limits
         self._lease = lease
+        self._has_answered = False
+        self._forbidden = 0
         self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
         self._ejected_until: float | None = None
@@ -79,23 +83,36 @@ class Channel:
         self._is_probed = self._ejected_until is not None
         self.limiter.start(tokens, now)
 
-    def replied(
-        self, reply: Reply, verdict: Verdict, started: float, now: float, *, may_eject: bool
-    ) -> None:
-        """Learn from a reply. `may_eject`: there is another endpoint to turn to."""
+    def replied(self, verdict: Verdict, started: float, now: float, *, may_eject: bool) -> Verdict:
+        """Learn from a reply and tell what it means here. `may_eject`: there is another endpoint to
+        turn to."""
+        if isinstance(verdict, Refused) and verdict.record is not None:
+            verdict = self._forbids(verdict, verdict.record)
         match verdict:
             case Answered() | BadRecord():
+                if isinstance(verdict, Answered):
+                    self._has_answered, self._forbidden = True, 0
                 self._failures, self._ejected_until = 0, None
                 self._is_probed, self._ejection_s = False, FIRST_EJECTION_S
                 self.limiter.answered(now, now - started)
             case Refused(detail):
                 self.refusal = detail
-            case TryAgain(_, after_s):
-                busy = reply.status in OVERLOADED_STATUS
+            case TryAgain(failure, after_s, busy):
                 self.limiter.failed(now, busy=busy, after_s=after_s or 0.0)
-                self._failures += not busy
+                self._failures += failure.reason is not Reason.RATE_LIMITED
                 if may_eject and (self._is_probed or self._failures >= EJECT_AFTER):
                     self._eject(now)
+        return verdict
+
+    def _forbids(self, refused: Refused, record: Failure) -> Verdict:
+        """What a 403 is about: the record once the endpoint has answered others, else the key. When
+        others are on their way for the first time, their replies will tell."""
+        self._forbidden += 1
+        if self._forbidden >= FORBIDDEN_IN_A_ROW:
+            return refused
+        if self._has_answered:
+            return BadRecord(record)
+        return refused if self.limiter.in_flight == 1 else TryAgain(record)
 
     def interrupted(self) -> None:
         """A request ended without a reply; if it was the probe, the next one is."""

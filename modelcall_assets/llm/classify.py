@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 import orjson
 
+from modelcall_assets.llm.error import ErrorSaid, error_in
+from modelcall_assets.llm.message import Ending, ending_of
+from modelcall_assets.llm.stream import BOM, FILTER_RESULTS, StreamedAnswer
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
 
-QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "access_terminated"})
-CONTEXT_CODES = frozenset(
-    {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
-)
-FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
-REFUSED_STATUS = frozenset({401, 402, 403, 404, 405})
+REFUSED_STATUS = frozenset({401, 402, 404, 405})
+BUSY_STATUS = frozenset({429, 502, 503, 504, 529})
+_EVENTS = (b"data:", b"event:", b":")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
+_TOLD_WITHOUT_MESSAGE = (Ending.CUT_OFF, Ending.FILTERED, Ending.REFUSED)
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -34,17 +35,21 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Nothing was answered; asking again may help, but not before `after_s` seconds."""
+    """Nothing was answered; asking again may help, but not before `after_s` seconds. `busy`: the
+    endpoint has too much to do."""
 
     failure: Failure
     after_s: float | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The endpoint will answer nobody with this key and model."""
+    """The endpoint will answer nobody with this key and model; a 403 may also be said of one
+    `record` only, and then this is its Failure."""
 
     detail: str
+    record: Failure | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +68,27 @@ def classify(reply: Reply) -> Verdict:
         return TryAgain(Failure(reply.fault, reply.body.decode(errors="replace")))
     if 200 <= reply.status < 300:
         return _completion(reply)
-    codes, message = _error(reply)
-    detail = f"HTTP {reply.status}: {message}"
-    if reply.status in REFUSED_STATUS or codes & QUOTA_CODES or 300 <= reply.status < 400:
+    error = error_in(_parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
+    said = error.message or reply.body[:1000].decode(errors="replace")
+    return _failed(reply.status, error, f"HTTP {reply.status}: {said[:1000]}", reply.headers)
+
+
+def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
+    """Of an HTTP status, or of an error that means it."""
+    if status in REFUSED_STATUS or error.is_quota or 300 <= status < 400:
         return Refused(detail)
-    if reply.status == 429:
-        after_s = retry_after(reply.headers)
-        after_s = limit_reset(reply.headers) if after_s is None else after_s
-        return TryAgain(Failure(Reason.RATE_LIMITED, detail), after_s)
-    if reply.status in RETRIED_STATUS or reply.status >= 500:
-        return TryAgain(Failure(Reason.SERVER_ERROR, detail), retry_after(reply.headers))
-    if codes & CONTEXT_CODES:
+    if error.is_context:
         return BadRecord(Failure(Reason.CONTEXT_LENGTH, detail))
-    if codes & FILTER_CODES:
+    if error.is_filter:
         return BadRecord(Failure(Reason.CONTENT_FILTER, detail))
-    return BadRecord(Failure(Reason.BAD_REQUEST, detail))
+    if status in RETRIED_STATUS or status >= 500:
+        after_s = retry_after(headers)
+        if status == 429 and after_s is None:
+            after_s = limit_reset(headers)
+        reason = Reason.RATE_LIMITED if status == 429 else Reason.SERVER_ERROR
+        return TryAgain(Failure(reason, detail), after_s, status in BUSY_STATUS)
+    failure = Failure(Reason.BAD_REQUEST, detail)
+    return Refused(detail, failure) if status == 403 else BadRecord(failure)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -104,40 +115,62 @@ def limit_reset(headers: Mapping[str, str]) -> float | None:
 
 
 def _completion(reply: Reply) -> Verdict:
-    try:
-        completion = orjson.loads(reply.body)
-    except orjson.JSONDecodeError:
-        return _bad_reply("the reply is not JSON", reply.body)
-    if _has_message(completion):
-        return Answered(completion)
+    text = reply.body.removeprefix(BOM)
+    body = _parsed(text)
+    if body is None and text.lstrip().startswith(_EVENTS):
+        stream = StreamedAnswer()  # under another content type
+        stream.feed(reply.body)
+        if (finished := stream.finish()) is None:
+            return TryAgain(Failure(Reason.DROPPED, "the stream ended before the answer"))
+        reply = Reply(finished[0], reply.headers, finished[1])
+        if reply.status != 200:
+            return classify(reply)
+        body = _parsed(reply.body)
+    first = _first_choice(body)
+    if (error := error_in(body)) is not None:
+        said = error.message or reply.body[:1000].decode(errors="replace")
+        detail = f"HTTP {reply.status} with error {error.status}: {said[:1000]}"
+        return _failed(error.status, error, detail, reply.headers)
+    if first is None:
+        return _without_choice(reply, body)
+    ending = ending_of(first)
+    if ending is Ending.INTERRUPTED:
+        what = f"the endpoint ended the answer with finish_reason {first['finish_reason']!r:.100}"
+        return TryAgain(Failure(Reason.INTERRUPTED, what), retry_after(reply.headers))
+    if isinstance(first.get("message"), dict) or ending in _TOLD_WITHOUT_MESSAGE:
+        return Answered(cast("dict[str, Any]", body))
     return _bad_reply("the reply has no choices[0].message", reply.body)
 
 
-def _has_message(completion: Any) -> bool:
+def _without_choice(reply: Reply, body: object) -> Verdict:
+    """Azure and Gemini leave out the choice that they filtered."""
+    known = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    if any(known.get(name) for name in FILTER_RESULTS):
+        what = "the endpoint filtered the request: filter results and no choice"
+        return BadRecord(Failure(Reason.CONTENT_FILTER, what))
+    what = "is not JSON" if body is None else "has no choices[0].message"
+    return _bad_reply(f"the reply {what}", reply.body)
+
+
+def _parsed(body: bytes | str) -> object:
+    """None for what is not JSON."""
     try:
-        return isinstance(completion["choices"][0]["message"], dict)
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _first_choice(body: object) -> dict[str, Any] | None:
+    try:
+        first = cast("Any", body)["choices"][0]
     except (TypeError, LookupError):
-        return False
+        return None
+    return cast("dict[str, Any]", first) if type(first) is dict else None
 
 
 def _bad_reply(what: str, body: bytes) -> TryAgain:
     start = body[:200].decode(errors="replace")
     return TryAgain(Failure(Reason.BAD_REPLY, f"{what}; it starts with {start!r}"))
-
-
-def _error(reply: Reply) -> tuple[set[str], str]:
-    """The error's code and type, and its message, in the shapes servers use."""
-    try:
-        parsed: object = orjson.loads(reply.body.decode(errors="replace"))
-    except orjson.JSONDecodeError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        return set(), reply.body[:500].decode(errors="replace")
-    outer = cast("dict[str, Any]", parsed)
-    nested = outer.get("error")
-    error = cast("dict[str, Any]", nested) if isinstance(nested, dict) else outer
-    codes = {str(error[name]) for name in ("code", "type") if error.get(name)}
-    return codes, str(error.get("message") or cast("object", nested) or outer)[:1000]
 
 
 def _number(text: str) -> float | None:
@@ -151,7 +184,7 @@ def _number(text: str) -> float | None:
 def _seconds_until(date: str) -> float | None:
     try:
         return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelcall_assets.llm.answer import Answer, AnswerParser, Usage, correction
-from modelcall_assets.llm.classify import Answered, BadRecord, classify
+from modelcall_assets.llm.classify import Answered, BadRecord, Refused, classify
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, Reason
@@ -26,12 +26,19 @@ def said(verdict: Answered | BadRecord) -> Said:
     return Answer.of(verdict.completion) if isinstance(verdict, Answered) else verdict.failure
 
 
+class NotFinal(ValueError):
+    """A journalled reply that does not count: today it would be asked again."""
+
+
 def replayed(status: int, body: bytes) -> Said:
-    """The same from a journalled reply. ValueError for one that was not final."""
-    verdict = classify(Reply(status, {}, body))
-    if not isinstance(verdict, Answered | BadRecord):
-        raise ValueError(f"a journalled reply must be final, not {verdict}")
-    return said(verdict)
+    """The same from a journalled reply. NotFinal when it is judged otherwise than it was."""
+    match classify(Reply(status, {}, body)):
+        case Answered() | BadRecord() as verdict:
+            return said(verdict)
+        case Refused(record=Failure() as failure):
+            return failure
+        case verdict:
+            raise NotFinal(f"a journalled reply must be final, not {verdict}")
 
 
 @dataclass(slots=True)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RATE_LIMIT_PATIENCE_S = 900.0
 """How long one record keeps trying while the endpoint only says that it is busy; an endpoint
 that asks for a longer wait is not waited for."""
+OVERLOADS_BORNE = 12
+"""So often one record is told that a server which answers others has too much to do (503 and the
+like) before that uses up its retries. With the pauses between them about two minutes."""
 FIRST_CALL_ALONE_S = 0.25
 """A wrong key or model costs one call: the others wait this long for the first answer."""
 UNANSWERED_LIMIT = 25
@@ -156,7 +159,7 @@ class Engine:
 
     async def ask(self, payload: bytes, parked: Parked | None = None) -> Exchange | GaveUp:
         """Send until answered, refused for good, or out of retries."""
-        attempts, failed_attempts = 0, 0
+        attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
         busy_until = self._now() + RATE_LIMIT_PATIENCE_S
         while True:
@@ -169,8 +172,11 @@ class Engine:
                     return Exchange(reply, verdict, attempts, latency_ms, channel.name)
                 case Refused():
                     self._stop_if_all_refuse()
-                case TryAgain(failure, after_s):
+                case TryAgain(failure, after_s, busy):
                     asked_to_wait = after_s is not None or failure.reason is Reason.RATE_LIMITED
+                    if busy and self._answered and not asked_to_wait:
+                        overloads += 1
+                        asked_to_wait = overloads <= OVERLOADS_BORNE
                     patient = self._now() + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
                     too_long = after_s is not None and after_s > RATE_LIMIT_PATIENCE_S
@@ -194,8 +200,8 @@ class Engine:
             self._free(channel)
             raise
         now = self._now()
-        verdict = classify(reply)
-        channel.replied(reply, verdict, started, now, may_eject=len(self._channels) > 1)
+        may_eject = len(self._channels) > 1
+        verdict = channel.replied(classify(reply), started, now, may_eject=may_eject)
         if self._counts_tokens:
             channel.limiter.settle(tokens, self._estimate.learn(payload, verdict))
         self._is_open = True

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
 
+from modelcall_assets.llm.error import error_in
+from modelcall_assets.llm.message import UNFINISHED, Texts
+
 Json = dict[str, Any]
 
+BOM = b"\xef\xbb\xbf"
+FILTER_RESULTS = ("prompt_filter_results", "content_filter_results", "prompt_feedback")
+"""What a reply without a choice has when its request was filtered."""
+
 _COMMON = ("id", "created", "model", "system_fingerprint", "service_tier")
-_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+_TEXTS = ("reasoning_content", "reasoning", "refusal")
+_NOTHING = re.compile(rb"[\s\[\]{}\"]*(?:null|ping|keep[-_ ]?alive|heartbeat)?[\s\[\]{}\"]*", re.I)
+"""Data of events that only keep the connection alive."""
 
 
 def is_event_stream(content_type: str) -> bool:
@@ -27,6 +37,8 @@ class StreamedAnswer:
     _event: bytes = b""
     _data: list[bytes] = field(default_factory=list[bytes])
     _common: Json = field(default_factory=dict[str, Any])
+    _ends_in_cr: bool = False
+    _filter_results: Json = field(default_factory=dict[str, Any])
     _usage: Json | None = None
     _choices: dict[int, _Choice] = field(default_factory=lambda: dict[int, _Choice]())
     _done: bool = False
@@ -46,13 +58,18 @@ class StreamedAnswer:
         return self
 
     def feed(self, chunk: bytes) -> None:
+        if self._ends_in_cr and chunk:  # and its other half is no line of its own
+            chunk, self._ends_in_cr = chunk.removeprefix(b"\n"), False
+        if b"\r" in chunk:
+            self._ends_in_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
-            self._line(line.removesuffix(b"\r"))
+            self._line(line)
 
     def finish(self) -> tuple[int, bytes] | None:
         """Status and body as if nothing had been streamed; None if the stream ended too soon."""
-        junk = self._junk
+        junk, self._ends_in_cr = self._junk, False
         self.feed(b"\n\n")  # the last event may lack its empty line, or its other half
         if self._error is not None:
             return self._error
@@ -62,58 +79,80 @@ class StreamedAnswer:
 
     @property
     def _whole(self) -> bool:
+        return self._done or self._all_finished
+
+    @property
+    def _all_finished(self) -> bool:
         unfinished = (choice.finish_reason is None for choice in self._choices.values())
-        return self._done or (bool(self._choices) and not any(unfinished))
+        return bool(self._choices) and not any(unfinished)
 
     def _line(self, line: bytes) -> None:
         if line.startswith(b"data:"):
             self._data.append(line[5:].removeprefix(b" "))
         elif line.startswith(b"event:"):
             self._event = line[6:].strip()
-        elif not line and self._data:
-            data, name = b"\n".join(self._data), self._event
+        elif not line:
+            data, name = self._data, self._event
             self._data, self._event = [], b""
-            self._take(data, name)
+            if data:
+                self._take(b"\n".join(data), name)
+        elif line.startswith(BOM):
+            self._line(line[len(BOM) :])
 
     def _take(self, data: bytes, name: bytes) -> None:
-        if self._done or data == b"[DONE]":
+        if self._done or data.strip() == b"[DONE]":
             self._done = True
+            return
+        if name == b"ping" or (name != b"error" and len(data) < 50 and _NOTHING.fullmatch(data)):
             return
         try:
             parsed: object = orjson.loads(data)
         except orjson.JSONDecodeError:
             parsed = None
-        if not isinstance(parsed, dict):
-            self._junk = data
-            return
-        event = cast("Json", parsed)
-        if name == b"error" or event.get("error") or event.get("object") == "error":
-            self._error = _error_status(event), data
+        error = error_in(parsed)
+        if name == b"error" or error is not None:
+            self._error = error.status if error else 500, data
+        elif isinstance(parsed, dict):
+            self._add(cast("Json", parsed))
         else:
-            self._add(event)
+            self._junk = data
 
     def _add(self, chunk: Json) -> None:
+        choices = _objects(chunk.get("choices"))
+        other = chunk.get("id") not in (None, "", self._common.get("id"))
+        if choices and other and "id" in self._common and self._all_finished:
+            self._done = True  # what follows is another reply
+            return
         for name in _COMMON:
             if isinstance(value := chunk.get(name), str | int) and not self._common.get(name):
                 self._common[name] = value
         if isinstance(usage := chunk.get("usage"), dict):
             self._usage = cast("Json", usage)
-        for choice in _objects(chunk.get("choices")):
+        for name in FILTER_RESULTS:
+            if results := chunk.get(name):
+                self._filter_results[name] = results
+        for choice in choices:
             index = choice.get("index")
             self._choices.setdefault(index if type(index) is int else 0, _Choice()).add(choice)
 
     def _completion(self) -> bytes:
         found = sorted(self._choices.items())
         choices = [
-            {"index": index, "message": choice.message(), "finish_reason": choice.finish_reason}
+            {
+                "index": index,
+                "message": choice.message(),
+                "finish_reason": choice.finish_reason,
+                **({UNFINISHED: True} if choice.finish_reason is None else {}),
+            }
             for index, choice in found
         ]
-        usage = {} if self._usage is None else {"usage": self._usage}
-        whole = {**self._common, "object": "chat.completion", "choices": choices, **usage}
+        more = {} if self._usage is None else {"usage": self._usage}
+        more |= {} if choices else self._filter_results
+        whole = {**self._common, "object": "chat.completion", "choices": choices, **more}
         try:
             return orjson.dumps(whole)
         except orjson.JSONEncodeError:
-            return b"a usage that is nested too deeply"
+            return b"a reply that is nested too deeply"
 
 
 @dataclass
@@ -122,24 +161,45 @@ class _Choice:
 
     finish_reason: str | None = None
     role: str | None = None
+    has_delta: bool = False
     texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     tool_calls: dict[int, Json] = field(default_factory=dict[int, Json])
 
     def add(self, choice: Json) -> None:
-        if isinstance(reason := choice.get("finish_reason"), str):
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason not in ("", "null"):
             self.finish_reason = reason
         delta = choice.get("delta")
+        if isinstance(delta, dict):
+            self.has_delta = True
+        elif not self.has_delta:  # else it repeats what came
+            delta = choice.get("message")
         if not isinstance(delta, dict):
             return
         given = cast("Json", delta)
+        self._add_content(given.get("content"))
         for name in _TEXTS:
             if isinstance(text := given.get(name), str):
                 self.texts.setdefault(name, []).append(text)
         if isinstance(role := given.get("role"), str):
             self.role = role
-        for position, call in enumerate(_objects(given.get("tool_calls"))):
+        calls = _objects(given.get("tool_calls"))
+        if isinstance(function := given.get("function_call"), dict):  # as it was called before
+            calls.append({"type": "function", "function": function})
+        for position, call in enumerate(calls):
             index = call.get("index")
             self._add_call(index if type(index) is int else position, call)
+
+    def _add_content(self, content: object) -> None:
+        """A text, or a list of parts."""
+        if isinstance(content, str):
+            self.texts.setdefault("content", []).append(content)
+        elif content:
+            texts = Texts.of(content)
+            self.texts.setdefault("content", []).append(texts.answer)
+            for name, text in (("reasoning_content", texts.thinking), ("refusal", texts.refusal)):
+                if text:
+                    self.texts.setdefault(name, []).append(text)
 
     def _add_call(self, index: int, call: Json) -> None:
         function: Json = {"name": "", "arguments": ""}
@@ -167,12 +227,3 @@ def _objects(value: object) -> list[Json]:
 def _text(values: Json, name: str) -> str:
     value = values.get(name)
     return value if isinstance(value, str) else ""
-
-
-def _error_status(event: Json) -> int:
-    """The code of an error in a stream, if it is that of an HTTP error."""
-    match event:
-        case {"error": {"code": int(code)}} | {"code": int(code)} if 400 <= code <= 599:
-            return code
-        case _:
-            return 500

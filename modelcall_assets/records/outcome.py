@@ -18,7 +18,9 @@ class Reason(StrEnum):
     BAD_REQUEST = "bad_request"
     CONTEXT_LENGTH = "context_length"
     CONTENT_FILTER = "content_filter"
+    REFUSED = "refused"
     TRUNCATED = "truncated"
+    TOOL_CALLS = "tool_calls"
     EMPTY = "empty"
     NOT_AN_OBJECT = "not_an_object"
     MISSING_KEYS = "missing_keys"
@@ -28,6 +30,7 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     CONNECT = "connect"
     DROPPED = "dropped"
+    INTERRUPTED = "interrupted"
     BAD_REPLY = "bad_reply"
 
 

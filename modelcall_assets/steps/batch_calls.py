@@ -269,6 +269,8 @@ class BatchCaller(Replay):
                 self.requests += 1
                 self.tally.requests += 1
             match classify(result.reply):
+                case Refused(record=Failure() as failure):  # the endpoint took the batch itself
+                    self._journal(result.custom_id, result.reply, BadRecord(failure), since)
                 case Refused(detail):
                     told.refusal = detail
                 case TryAgain(failure):

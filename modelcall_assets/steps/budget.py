@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from modelcall_assets.errors import BudgetSpent
-from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.answer import MOST_TOKENS, Usage
 from modelcall_assets.steps.score_report import Prices
 
 BYTES_PER_TOKEN = 4
@@ -26,7 +26,8 @@ class Spent:
     replies: int = 0
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.usd + other.usd, self.tokens + other.tokens, self.replies + other.replies)
+        tokens = min(self.tokens + other.tokens, MOST_TOKENS)  # a number that JSON can hold
+        return Spent(self.usd + other.usd, tokens, self.replies + other.replies)
 
 
 class Budget:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
 from modelcall_assets.journal.occurrences import Occurrences
-from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
+from modelcall_assets.llm.dialogue import Finished, NotFinal, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.outcome import Failure, Success
@@ -92,8 +92,13 @@ class Replay:
         """None when a reply settles the record: a success, or a failure of this round; `is_new`
         when this run paid for it."""
         last, finished = None, None
-        for last in self.reuse.of_file(self.journal, item.address):
-            finished = self.rules.judge(said_in(last.entries))
+        for known in self.reuse.of_file(self.journal, item.address):
+            turns = said_in(known.entries)
+            if not (count := len(turns)):
+                continue
+            entries, positions = known.entries[:count], known.positions[:count]
+            last = replace(known, entries=entries, positions=positions)
+            finished = self.rules.judge(turns)
             if finished is not None and isinstance(finished.outcome, Success):
                 break
         if last is None or finished is None:
@@ -176,5 +181,9 @@ class Replay:
 
 
 def said_in(entries: Sequence[Entry]) -> list[Said]:
-    """What journalled replies say to their record."""
-    return [replayed(entry.status, entry.body) for entry in entries]
+    """What journalled replies say to their record, up to one that does not count."""
+    turns: list[Said] = []
+    with suppress(NotFinal):
+        for entry in entries:
+            turns.append(replayed(entry.status, entry.body))
+    return turns

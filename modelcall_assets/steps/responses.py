@@ -38,7 +38,7 @@ _OWN_NAMES = {
 FAILED_BEFORE = frozenset({"error", "error_type", "traceback", "timestamp", "task_index"})
 """What the old system left in a row that failed; it is not an answer's."""
 OWN_COLUMNS = (
-    "response", "final_messages", "reasoning", "finish_reason", "usage", "sample",
+    "response", "final_messages", "reasoning", "tool_calls", "finish_reason", "usage", "sample",
     *(name for name, _ in API_FIELDS if name not in _OWN_NAMES),
 )  # fmt: skip
 _OWN = frozenset(OWN_COLUMNS)
@@ -70,7 +70,7 @@ class ResponseStage:
             prompt_mode=step.prompt_mode,
             samples=step.samples,
             merge_reasoning=step.merge_reasoning,
-            rules=Rules(AnswerParser([], frozenset(), None), 0),
+            rules=Rules(AnswerParser([], frozenset(), None, may_call=True), 0),
             provenance={"api_model": str(params["model"])},
             prices=model.prices.pair,
         )
@@ -161,11 +161,16 @@ class ResponseStage:
             response = merged_reasoning(reasoning, answer or "")
         is_good = api["api_status"] == "success"
         sent = self._sent(item["messages"]) if is_good and isinstance(item, dict) else None
+        calls = {"tool_calls": text} if (text := api.get("tool_calls")) else {}
+        said = {"role": "assistant", "content": response} | {
+            name: orjson.loads(text) for name, text in calls.items()
+        }
         counts = {name: api.get(f"api_{name}") for name in ("prompt_tokens", "completion_tokens")}
         return {
             "response": response if _is_answered(api) else None,
-            "final_messages": sent and [*sent, {"role": "assistant", "content": response}],
+            "final_messages": sent and [*sent, said],
             "reasoning": reasoning,
+            **calls,
             "finish_reason": api.get("api_finish_reason"),
             "usage": None if None in counts.values() else counts,
             **({"sample": sample} if self.samples > 1 else {}),
@@ -189,7 +194,8 @@ def _is_turn(message: object) -> bool:
 def _is_answered(api: Mapping[str, Any]) -> bool:
     """Whether there is an answer; `api_return` is a refusal's body where there is none."""
     is_success = api["api_status"] == "success"
-    return is_success or bool(api.get("api_finish_reason")) or api["api_fail_reason"] == "empty"
+    no_reason_needed = api.get("api_fail_reason") in (Reason.EMPTY, Reason.INTERRUPTED)
+    return is_success or bool(api.get("api_finish_reason")) or no_reason_needed
 
 
 def failed_conversion(row: Row | BadLine) -> Failure | None:

@@ -12,7 +12,7 @@ from typing import Any
 from modelcall_assets.config.spec import PREPROCESSED, RESPONSES, TaskSpec
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser, Usage
-from modelcall_assets.llm.dialogue import Rules, replayed
+from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason, Success
@@ -25,7 +25,7 @@ from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher, Rate
-from modelcall_assets.steps.replay import Asked
+from modelcall_assets.steps.replay import Asked, said_in
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
@@ -174,7 +174,7 @@ class Scoring:
         if (unanswered := self._ledger.unanswered.get(index)) is not None:
             return {**unanswered_row(unanswered), **stage.provenance}, Usage()
         entries = self.journal.chain(self._ledger.positions[index])
-        finished = stage.rules.judge([replayed(entry.status, entry.body) for entry in entries])
+        finished = stage.rules.judge(said_in(entries))
         assert finished is not None, "the call phase settled every record"
         if self.reuse.shared is not None and isinstance(finished.outcome, Success):
             self.answered.append(entries[0].address[:2])

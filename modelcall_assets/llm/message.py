@@ -1,0 +1,106 @@
+"""What a choice of a completion says: whether it is whole, its texts, the tools that it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, cast
+
+import orjson
+
+
+class Ending(Enum):
+    """How an answer came to its end."""
+
+    WHOLE = auto()
+    CUT_OFF = auto()
+    """At a limit of tokens: asking again gives the same."""
+    FILTERED = auto()
+    REFUSED = auto()
+    INTERRUPTED = auto()
+    """By trouble at the endpoint: asking again may help."""
+    UNKNOWN = auto()
+
+
+_REASONS = {
+    Ending.WHOLE: "stop eos eos_token end_turn stop_sequence endoftext end complete completed "
+    "finished normal tool_calls tool_call tool_use function_call",
+    Ending.CUT_OFF: "length max_tokens max_length max_output max_output_tokens model_length "
+    "max_completion_tokens token_limit time_limit error_limit model_context_window_exceeded",
+    Ending.FILTERED: "content_filter content_filtered safety recitation language blocklist "
+    "prohibited_content spii sensitive image_safety model_armor error_toxic guardrail_intervened",
+    Ending.REFUSED: "refusal",
+    Ending.INTERRUPTED: "insufficient_system_resource abort aborted error network_error timeout "
+    "server_error internal_error user_cancel cancelled canceled not_finished overloaded "
+    "malformed_function_call malformed_response malformed_model_output unexpected_tool_call",
+}
+_ENDINGS = {name: ending for ending, names in _REASONS.items() for name in names.split()}
+"""finish_reason in lower case → how the answer ended, as OpenAI, Azure, Anthropic, Bedrock, Gemini,
+Cohere, Mistral, DeepSeek, Zhipu, watsonx, vLLM, SGLang, TGI and llama.cpp have them."""
+
+UNFINISHED = "unfinished"
+"""Marks a choice whose stream ended without a finish_reason."""
+
+_THINKING = ("thinking", "reasoning")
+
+
+def ending_of(choice: Mapping[str, Any]) -> Ending:
+    """A reply in one piece that says nothing of its end is believed; a stream has to say it."""
+    reason = choice.get("finish_reason")
+    if isinstance(reason, str) and reason:
+        return _ENDINGS.get(reason.lower(), Ending.UNKNOWN)
+    return Ending.UNKNOWN if reason or choice.get(UNFINISHED) else Ending.WHOLE
+
+
+@dataclass(slots=True)
+class Texts:
+    """Of a message's `content`; what there is none of is empty."""
+
+    answer: str = ""
+    thinking: str = ""
+    refusal: str = ""
+
+    @classmethod
+    def of(cls, content: object) -> Texts:
+        """A text, or a list of parts: texts, thoughts and refusals, each joined."""
+        if isinstance(content, str):
+            return cls(content)
+        found = cls()
+        for part in _parts(content):
+            kind = str(part.get("type"))
+            if kind.startswith(_THINKING):
+                found.thinking += "".join(_texts(part, (*_THINKING, "text")))
+            elif kind == "refusal":
+                found.refusal += "".join(_texts(part, ("refusal", "text")))
+            else:
+                found.answer += "".join(_texts(part, ("text", "content")))
+        return found
+
+
+def tool_calls(message: Mapping[str, Any]) -> str | None:
+    """The calls as JSON text, the older `function_call` as one of them."""
+    calls = message.get("tool_calls")
+    if not calls and (function := message.get("function_call")):
+        calls = [{"type": "function", "function": function}]
+    try:
+        return orjson.dumps(calls).decode() if calls and isinstance(calls, list) else None
+    except orjson.JSONEncodeError:  # nested too deeply
+        return None
+
+
+def _parts(content: object) -> Iterator[Mapping[str, Any]]:
+    for part in cast("list[object]", content if isinstance(content, list) else [content]):
+        if isinstance(part, str):
+            yield {"text": part}
+        elif isinstance(part, dict):
+            yield cast("dict[str, Any]", part)
+
+
+def _texts(part: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+    """Of the first of the fields that the part has: a text, or a list of parts with one."""
+    value = next((part[name] for name in names if part.get(name)), None)
+    for inner in cast("list[object]", value if isinstance(value, list) else [value]):
+        text = cast("dict[str, Any]", inner).get("text") if isinstance(inner, dict) else inner
+        if isinstance(text, str):
+            yield text
