@@ -153,7 +153,7 @@ FILES = {
         gzip.compress(b"".join(b'{"id": %d, "text": "x"}\n' % n for n in range(900)))[:-1],
         [
             "/bad.jsonl.gz: damaged or cut off after line ",
-            "as gzip says: Truncated compressed stream; write it again or leave it out",
+            "as gzip says: Compressed file ended before the end-of-stream marker was reached",
         ],
         None,
     ),
@@ -287,6 +287,42 @@ class TestFiles:
         assert exported.code == 0, exported
         (copy,) = (project.root / "copy").rglob("*.jsonl")
         assert orjson.loads(copy.read_bytes()) == {"id": 1, "text": "中文"}
+
+    @pytest.mark.parametrize("preprocesses", [False, True], ids=["as it is", "preprocessed"])
+    def test_an_empty_file_is_accepted_where_the_task_says_so(
+        self, project: Project, cli: Cli, server: RehearsalServer, preprocesses: bool
+    ) -> None:
+        path = project.write_input("empty.jsonl", [])
+        (project.root / "data/in/blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
+        data = {"on_empty_file": "accept"}
+        pre = {"enabled": preprocesses, "output_folder": "data/pre"}
+        project.write_task({"data": data, "preprocess": pre})
+        assert cli("plan", TASK).code == 0
+        ended = cli("run-task", TASK)
+        assert ended.code == 0, ended
+        assert "3 of 3 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
+        assert set(statuses(project).values()) == {GREEN}
+        assert project.scores("empty.jsonl") == []
+        assert "nothing to do" in cli("run-task", TASK).out
+        assert cli("export", TASK, "--output", "out").code == 0
+        project.write_input(path.name, [FINE])
+        assert cli("run-task", TASK).code == 0, "filled later"
+        assert [row["api_status"] for row in project.scores("empty.jsonl")] == ["success"]
+        assert server.stats()["requests"] == 4
+
+    def test_what_is_no_file_or_cannot_be_opened(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        folder = project.root / "data/in"
+        (folder / "folder.jsonl").mkdir()
+        (folder / "loop").symlink_to(folder, target_is_directory=True)
+        (folder / "itself.jsonl").symlink_to("itself.jsonl")
+        os.mkfifo(folder / "pipe.jsonl")
+        for arguments in (("check",), ("plan", TASK), ("run-task", TASK)):
+            ended = cli(*arguments)
+            assert ended.code == 0, ended
+        assert statuses(project) == {GOOD: GREEN}
+        assert server.stats()["requests"] == 3
 
     def test_bytes_go_through_and_are_not_asked_about(
         self, project: Project, cli: Cli, server: RehearsalServer

@@ -107,6 +107,79 @@ class TestNames:
         assert stem_of(name) == stem
 
 
+class TestLines:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b'{"n":1}\n\xef\xbb\xbf{"n":2}\n\xef\xbb\xbf\n\n \t\r\n\xef\xbb\xbf{"n":3}',
+            b'{"n":1}\r{"n":2}\r\r{"n":3}\r',
+            b'{"n":1}\r\n{"n":2}\n\r\n{"n":3}\r',
+            b'\xef\xbb\xbf{"n":\r1}\n{"n":2}\n{"n":3}',
+        ],
+        ids=["marks", "carriage returns", "mixed ends", "a return in a line"],
+    )
+    @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
+    def test_marks_and_ends(
+        self, tmp_path: Path, content: bytes, pack: Callable[[bytes], bytes]
+    ) -> None:
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(pack(content))
+        assert items_of(path) == [{"n": 1}, {"n": 2}, {"n": 3}] == list(read_rows(path))
+        assert read_raw(stat_file(path)).bad_lines == 0
+
+    def test_gzip_may_be_padded_with_zeros(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.jsonl.gz"
+        half = gzip.compress(CONTENT[:5000]) + bytes(512)
+        path.write_bytes(half + gzip.compress(CONTENT[5000:]) + bytes(100_000))
+        assert items_of(path) == ROWS
+        path.write_bytes(gzip.compress(CONTENT) + bytes(9) + b"no")
+        with pytest.raises(InputError, match="after line 300, as gzip says: Not a gzipped file"):
+            items_of(path)
+
+    @pytest.mark.parametrize(
+        ("magic", "named"),
+        [(b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"PK\x03\x04", "zip")],
+    )
+    def test_other_compressions_are_named(self, tmp_path: Path, magic: bytes, named: str) -> None:
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(magic + b"\0" * 20)
+        with pytest.raises(InputError, match=f"x.jsonl: compressed with {named}; use gzip or zstd"):
+            items_of(path)
+
+    @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
+    def test_numbers_count_every_blank_line(
+        self, tmp_path: Path, pack: Callable[[bytes], bytes]
+    ) -> None:
+        path = tmp_path / "x.jsonl"
+        blank = b"\n" * 700_000 + b" \t\n\r\n" * 50_000
+        path.write_bytes(pack(b'{"n":1}\n' + blank + b"{torn\n" + blank + b"  "))
+        report = read_raw(stat_file(path))
+        assert (report.rows, report.bad_lines, report.blank_lines) == (2, 1, 1_600_001)
+        bad = items_of(path)[1]
+        assert isinstance(bad, BadLine) and bad.detail.startswith("line 800002, column 2")
+
+    def test_a_line_longer_than_the_limit(self, tmp_path: Path) -> None:
+        """Of which no more than the limit is held."""
+        path = tmp_path / "x.jsonl.gz"
+        with gzip.open(path, "wb", 1) as out:
+            out.write(b'{"n":1}\n{"n": "')
+            for _ in range(18):
+                out.write(b"x" * (16 << 20))
+            out.write(b'"}\n{"n":3}\n')
+        items = list(read_rows(path))
+        assert items[::2] == [{"n": 1}, {"n": 3}]
+        assert isinstance(items[1], BadLine)
+        assert items[1].detail == "line 2: longer than 256 MiB; its beginning is kept"
+        assert items[1].raw.startswith('{"n": "xxx') and len(items[1].raw) < 11_000
+
+    def test_numbers_and_levels_beyond_what_json_readers_hold(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.jsonl"
+        deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        path.write_bytes(b'{"a":' + b"9" * 5000 + b"}\n" + deep + b"\n\0\0\0\n{}\n")
+        items = items_of(path)
+        assert [isinstance(item, BadLine) for item in items] == [True, True, True, False]
+
+
 class TestContent:
     @pytest.mark.parametrize(
         "name", ["x.jsonl", "x.json.gz", "x.ndjson.zst", "x.parquet", "x.arrow"]
@@ -197,10 +270,12 @@ class TestDamage:
         content = b"".join(b'{"n": %d}\n' % n for n in range(10_000))
         path = tmp_path / "x.jsonl.gz"
         path.write_bytes(gzip.compress(content) + b"\x1f\x8b\x08")
-        with pytest.raises(InputError, match=r"after line 9,9\d\d, as gzip says: Truncated"):
+        with pytest.raises(
+            InputError, match="after line 10,000, as gzip says: Compressed file ended"
+        ):
             list(read_rows(path))
         path.write_bytes(gzip.compress(content) + b"something else")
-        with pytest.raises(InputError, match=r"after line 9,9\d\d, as gzip says: .*header"):
+        with pytest.raises(InputError, match="after line 10,000, as gzip says: Not a gzip"):
             list(read_rows(path))
 
     def test_a_flipped_byte_is_an_error(self, tmp_path: Path) -> None:

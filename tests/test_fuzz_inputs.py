@@ -113,6 +113,9 @@ def merged(path: Path, reading: Reading, output: Path, rows: int, bad: int) -> N
     assert all(type(orjson.loads(line)) is dict for line in lines)
 
 
+MARK = b"\xef\xbb\xbf"
+
+
 def good(line: bytes) -> dict[str, Any] | None:
     """The law: what orjson reads as an object, and can write."""
     try:
@@ -124,7 +127,10 @@ def good(line: bytes) -> dict[str, Any] | None:
 
 
 def by_law(content: bytes) -> list[dict[str, Any] | None]:
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    """A mark may stand before any line; carriage returns end lines where nothing else does."""
+    if b"\n" not in content and b"}\r{" in content:
+        content = content.replace(b"\r", b"\n")
+    lines = (line.removeprefix(MARK) for line in content.removeprefix(MARK).split(b"\n"))
     return [good(line) for line in lines if line.strip()]
 
 

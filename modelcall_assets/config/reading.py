@@ -30,3 +30,4 @@ def _codec(name: str) -> str:
 
 Encoding = Annotated[Text, AfterValidator(_codec)]
 OnBadLine = Literal["keep", "fail"]
+OnEmptyFile = Literal["accept", "fail"]

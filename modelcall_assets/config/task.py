@@ -17,7 +17,7 @@ from modelcall_assets.config.legacy import TASK_FIELDS, take_out
 from modelcall_assets.config.paths import Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.config.problems import errors_in, validate
-from modelcall_assets.config.reading import Encoding, OnBadLine
+from modelcall_assets.config.reading import Encoding, OnBadLine, OnEmptyFile
 from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.config.task_file import ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
@@ -46,6 +46,9 @@ class Data(Block):
     on_bad_line: OnBadLine = "keep"
     """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
     file, naming the line."""
+    on_empty_file: OnEmptyFile = "fail"
+    """A file without a line: `fail` takes it for a failed upload, `accept` gives it an empty
+    output. A Parquet file without rows is always accepted."""
     encoding: Encoding = "utf-8"
     """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 

@@ -281,7 +281,8 @@ class DistillationSteps(TaskSteps):
         if self.linked is not None:
             return OURS
         first = self.task.first_step
-        return Reading(first.encoding, first.on_bad_line)
+        on_empty = "accept" if isinstance(first, ChatmlStep) else first.on_empty_file
+        return Reading(first.encoding, first.on_bad_line, on_empty)
 
     def _own_shape(self, stage: str) -> dict[str, Any]:
         match stage:

@@ -25,7 +25,7 @@ from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.storage.files import NewFile, matches
-from modelcall_assets.storage.formats import OURS, Reading
+from modelcall_assets.storage.formats import OURS, Reading, blank_lines
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows, sample_row
@@ -168,7 +168,7 @@ class _Merge:
         self.report.members.append(count)
         for item, line in read_items(place, self.reading):
             if item is None:
-                count.blank += 1
+                count.blank += blank_lines(line or b"")
                 continue
             if line is None:
                 item, line = _as_line(item)

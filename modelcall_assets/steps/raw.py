@@ -16,7 +16,15 @@ from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.seen import Seen
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
-from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, open_lines
+from modelcall_assets.storage.formats import (
+    OURS,
+    Format,
+    Reading,
+    blank_lines,
+    format_of,
+    numbered,
+    open_lines,
+)
 from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
@@ -133,10 +141,10 @@ class _Findings:
     inference: SchemaInference = field(default_factory=SchemaInference)
     columns: list[pa.Schema] = field(default_factory=list)
 
-    def add_line(self, item: Row | BadLine | None) -> Row | None:
+    def add_line(self, item: Row | BadLine | None, line: bytes) -> Row | None:
         """Count what a line turned out to be; give it back if it is a row."""
         if item is None:
-            self.blank_lines += 1
+            self.blank_lines += blank_lines(line)
             return None
         self.rows += 1
         if isinstance(item, BadLine):
@@ -201,10 +209,10 @@ def _look_at_lines(
     content, inference = hashlib.sha256(), findings.inference
     parse = line_parser(parse_line, file.place, reading)
     with open_lines(file.place, format_, reading, content) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in numbered(lines):
             if findings.rows == limit:
                 break
-            row = findings.add_line(parse(line, number))
+            row = findings.add_line(parse(line, number), line)
             if row is not None:
                 inference.take(row, len(line))
             if len(inference) > MOST_COLUMNS:

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns
 from modelcall_assets.storage.files import file_digest
-from modelcall_assets.storage.formats import Reading, format_of, open_lines
+from modelcall_assets.storage.formats import Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
@@ -53,5 +53,5 @@ def _looked_at(place: Place, reading: Reading) -> tuple[int, str]:
         return rows, file_digest(place)
     content = hashlib.sha256()
     with open_lines(place, format_, reading, content) as lines:
-        rows = sum(not line.isspace() for line in lines)
+        rows = sum(not line.isspace() for _, line in numbered(lines))
     return rows, f"sha256:{content.hexdigest()}"

@@ -142,15 +142,17 @@ class TaskSteps:
     def raw(self, key: str) -> RawReport:
         """Fingerprint, schema and first mistakes of an input file.
 
-        InputError when it cannot be read or is text without a line, as a failed upload leaves it; a
-        file of columns without rows is taken at its word.
+        InputError when it cannot be read or is text without a line, as a failed upload leaves it,
+        unless the task accepts those; a file of columns without rows is taken at its word.
         """
         self.layout.check_name(key)
         files = self.inputs.members(key)
         report = read_raw(*files, limit=self.row_limit, reading=self.reading)
         place = files[0].place
-        if not report.rows and not any(kind.has_columns for kind in report.formats):
-            raise InputError(f"{place}: there is no line in this file; fill it or take it away")
+        is_empty = not report.rows and not any(kind.has_columns for kind in report.formats)
+        if is_empty and self.reading.on_empty_file == "fail":
+            wrong = "there is no line in this file; fill it or take it away"
+            raise InputError(f"{place}: {wrong}, or write `on_empty_file: accept`")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
         is_group = isinstance(self.inputs, GroupedInputs)
@@ -302,7 +304,7 @@ class TaskSteps:
         """How lines of the task's input files are read."""
         assert isinstance(self.spec.task, ScoringTask)
         data = self.spec.task.data
-        return Reading(data.encoding, data.on_bad_line)
+        return Reading(data.encoding, data.on_bad_line, data.on_empty_file)
 
     def reading_after(self, upstream: Upstream) -> Reading:
         """The same of what a stage leaves; that of `raw` are the input files."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -296,7 +297,8 @@ def _declared_files(folder: _Folder, patterns: Iterable[str], where: str) -> lis
     return list(found.values())
 
 
-def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+@lru_cache(10_000)  # without it several `**` take time without end
+def _fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     """`**` stands for any folders, the other wildcards for parts of one name."""
     if not pattern:
         return not path

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,12 @@ from modelcall_assets.storage.places import Place
 
 HEAD_BYTES = 64
 BLOCK_BYTES = 256 << 10
-STEP_BYTES = 4096
+STEP_BYTES = 16 << 10
 """Decompressed at once; what is lost of the readable part when the next bytes are damaged."""
+MOST_LINE_BYTES = 256 << 20
+"""A longer line is a bad one, and is cut."""
 _UTF8 = ("utf-8", "utf-8-sig")
+_FIRST_OF_MARK, _SPACE = codecs.BOM_UTF8[0], ord(" ")
 _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
 """What may stand before the first object, in any encoding."""
 
@@ -57,6 +62,7 @@ _BY_SUFFIX = (
     (".feather", Format.ARROW),
 )
 _CODECS = {Format.GZIP: "gzip", Format.ZSTD: "zstd"}
+_NOT_READ = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,8 @@ class Reading:
 
     encoding: str = "utf-8"
     on_bad_line: Literal["keep", "fail"] = "keep"
+    on_empty_file: Literal["accept", "fail"] = "accept"
+    """Whether a file may have no line."""
 
 
 OURS = Reading()
@@ -97,19 +105,25 @@ def open_lines(
     content: Digest | None = None,
 ) -> Iterator[io.BufferedReader]:
     """The lines of a file that has no columns, decompressed, in UTF-8 without a mark at the
-    beginning. A line with bytes that its encoding does not have is no UTF-8 here either.
+    beginning. A line with bytes that its encoding does not have is no UTF-8 here either; nor is
+    one longer than `MOST_LINE_BYTES`, of which there is no more than that. Carriage returns end
+    lines where nothing else does.
 
     `content` is given all bytes of the file as it is stored, by the time the block has ended well.
     InputError when the file cannot be read to its end, or holds what lines cannot be read from.
     """
     with open_input(place) as stored:
         source = stored if content is None else _buffered(_Heard(stored, content))
+        head = source.peek(HEAD_BYTES)
+        if named := next((name for magic, name in _NOT_READ.items() if head.startswith(magic)), ""):
+            raise InputError(f"{place}: compressed with {named}; use gzip or zstd instead")
         lines = source
         if format_ in _CODECS:
             lines = _buffered(_Unpacked(place, source, _CODECS[format_]))
             _refuse_packed(place, format_, lines)
         if reading.encoding not in _UTF8:
             lines = _buffered(_Transcoded(place, lines, reading.encoding))
+        lines = _buffered(_Bounded(lines))
         if lines.peek(3).startswith(codecs.BOM_UTF8):
             lines.read(3)
         if unpacked_name(place.name).endswith(".json") and lines.peek(64).lstrip()[:1] == b"[":
@@ -117,6 +131,28 @@ def open_lines(
         yield lines
         while content is not None and source.read(BLOCK_BYTES):
             pass
+
+
+def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    """Each line with its number, from 1, without a mark at its beginning. Blank lines that follow
+    one another may come as one, with the number of the last: there can be very many."""
+    number = 0
+    for line in lines:
+        number += 1
+        first = line[0]
+        if first == _FIRST_OF_MARK:
+            line = line.removeprefix(codecs.BOM_UTF8) or b"\n"
+        elif first <= _SPACE and line.isspace():
+            ahead = lines.peek()
+            blank = ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip())) + 1
+            line += lines.read(blank)
+            number += ahead.count(b"\n", 0, blank)
+        yield number, line
+
+
+def blank_lines(line: bytes) -> int:
+    """How many `numbered` gave as one."""
+    return line.count(b"\n") or 1
 
 
 def _format_by_magic(head: bytes) -> Format | None:
@@ -154,11 +190,16 @@ class _Heard(io.RawIOBase):
 
 
 class _Unpacked(io.RawIOBase):
-    """What a compressed file holds: all members of gzip, all frames of zstd."""
+    """What a compressed file holds: all members of gzip, with zeros behind them, which tapes and
+    blocks of a fixed size have; all frames of zstd."""
 
     def __init__(self, place: Place, packed: io.BufferedReader, codec: str) -> None:
         self._place, self._codec = place, codec
-        self._stream = pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), codec)
+        self._read = (
+            gzip.GzipFile(fileobj=packed).read1
+            if codec == "gzip"
+            else pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), codec).read
+        )
         self._lines = 0
 
     def readable(self) -> bool:
@@ -166,8 +207,8 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         try:
-            data: bytes = self._stream.read(min(len(buffer), STEP_BYTES))
-        except (OSError, pa.ArrowException) as error:
+            data: bytes = self._read(min(len(buffer), STEP_BYTES))
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             if getattr(error, "errno", None) is not None:  # the store's, not the codec's
                 raise
             raise InputError(
@@ -177,6 +218,39 @@ class _Unpacked(io.RawIOBase):
         self._lines += data.count(b"\n")
         buffer[: len(data)] = data
         return len(data)
+
+
+class _Bounded(io.RawIOBase):
+    """Lines that end, and none longer than `MOST_LINE_BYTES`: the byte 0xff, which is in no UTF-8,
+    stands for the rest of it."""
+
+    def __init__(self, source: io.BufferedReader) -> None:
+        self._source = source
+        head = source.peek(HEAD_BYTES)
+        self._is_cr = b"\n" not in head and b"}\r{" in head
+        self._length = 0
+        """Of the line that goes on."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while block := self._source.read1(len(buffer)):
+            block = block.replace(b"\r", b"\n") if self._is_cr else block
+            if self._length + len(block) > MOST_LINE_BYTES:
+                block = self._cut(block)
+            last = block.rfind(b"\n")
+            self._length = len(block) - last - 1 if last >= 0 else self._length + len(block)
+            if block:
+                buffer[: len(block)] = block
+                return len(block)
+        return 0
+
+    def _cut(self, block: bytes) -> bytes:
+        end = block.find(b"\n") % (len(block) + 1)  # of the line, or all
+        room = max(0, MOST_LINE_BYTES - self._length)
+        mark = b"\xff" if self._length <= MOST_LINE_BYTES else b""
+        return block if end <= room else block[:room] + mark + block[end:]
 
 
 class _Transcoded(io.RawIOBase):

@@ -12,7 +12,7 @@ import orjson
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.formats import Reading
+from modelcall_assets.storage.formats import MOST_LINE_BYTES, Reading
 from modelcall_assets.storage.places import Place
 
 BLOCK_BYTES = 256 << 10
@@ -101,6 +101,8 @@ _KINDS: dict[type[Any], str] = {
 
 def _why(line: bytes, number: int, encoding: str, error: orjson.JSONDecodeError) -> str:
     """orjson does not say where a line is no UTF-8."""
+    if len(line) > MOST_LINE_BYTES:
+        return f"line {number}: longer than {MOST_LINE_BYTES >> 20} MiB; its beginning is kept"
     try:
         line.decode()
     except UnicodeDecodeError as found:
@@ -112,6 +114,7 @@ def _why(line: bytes, number: int, encoding: str, error: orjson.JSONDecodeError)
 
 
 def _bad(line: bytes, detail: str) -> BadLine:
+    line = line if len(line) <= MOST_LINE_BYTES else line[:MOST_RAW_CHARS]
     return BadLine(detail, clip(line.rstrip(b"\r\n").decode("utf-8", "replace")))
 
 

@@ -15,7 +15,7 @@ from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.columns import open_columns
 from modelcall_assets.storage.files import open_input
-from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, open_lines
+from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
@@ -219,7 +219,7 @@ def _line_pieces(
     lines: list[bytes] = []
     numbers: list[int] = []
     with open_lines(place, format_, reading) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in numbered(file):
             if start + len(lines) == limit:
                 break
             if line.isspace():

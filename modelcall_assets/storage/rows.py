@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.columns import open_columns, rows_of
-from modelcall_assets.storage.formats import OURS, Reading, format_of, open_lines
+from modelcall_assets.storage.formats import OURS, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, refuse
 from modelcall_assets.storage.places import Place
 
@@ -34,7 +34,8 @@ def read_rows(
 def read_items(
     place: Place, reading: Reading = OURS, chunk_rows: int = 1000
 ) -> Iterator[tuple[Row | BadLine | None, bytes | None]]:
-    """`read_rows`, each with its line where the file is of lines; None for a blank one."""
+    """`read_rows`, each with its line where the file is of lines; None for blank ones, which come
+    as `numbered` gives them."""
     format_ = format_of(place)
     if format_.has_columns:
         start = 0
@@ -45,7 +46,7 @@ def read_items(
         return
     with open_lines(place, format_, reading) as file:
         parse = line_parser(parse_deep_line, place, reading)
-        for number, line in enumerate(file, 1):
+        for number, line in numbered(file):
             yield parse(line, number), line
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ _USUAL = {
     "a.v": "Verilog",
 }
 """Where Pygments does not know the suffix, or takes it for a rare language's."""
+_NAME_CHARS = 255
+"""Of a path: the column can hold anything."""
 _HEAD_CHARS = 64_000
 """Of a text: more does not tell more."""
 
@@ -29,7 +31,7 @@ class LanguageError(ValueError):
 def language_of_name(path: str) -> str | None:
     """`src/main.rs` → `Rust`, `Makefile` → `Makefile`; None when the name says nothing. Names are
     those of Pygments."""
-    name = re.split(r"[/\\]", path)[-1]
+    name = re.split(r"[/\\]", path[-_NAME_CHARS:])[-1]
     suffix = _SUFFIX.search(name)
     return (suffix and _looked_up(f"a{suffix.group().lower()}")) or _looked_up(name)
 
@@ -42,7 +44,7 @@ def language_of_content(text: str) -> str | None:
     return found.description.removesuffix(" source") if found.group == "code" else None
 
 
-@cache
+@lru_cache(10_000)
 def _looked_up(name: str) -> str | None:
     if name in _USUAL:
         return _USUAL[name]
