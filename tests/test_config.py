@@ -890,6 +890,33 @@ CLIENT_MISTAKES: list[tuple[Data, str]] = [
         "proxy: a password in a file; have *** (not shown); "
         "write the URL as ${NAME} and set NAME in .env",
     ),
+    *(
+        (
+            {name: url},
+            f"{name}: a character that no URL can hold, such as a space or an accent; "
+            f"have {url!r}; "
+            "write it percent-encoded, a space as %20, and in the name of a host as xn--…",
+        )
+        for name in ("base_url", "proxy")
+        for url in ("http://h/模型/v1", "http://h/a b", "http://bücher.example/v1", "http://h/\t")
+    ),
+    *(
+        (
+            {name: f"http://{host}/v1"},
+            f"{name}: {host[:80]!r} cannot be the name of a host; "
+            "expected up to 63 letters, digits, - and _ between two dots; "
+            f"have 'http://{host}/v1'",
+        )
+        for name in ("base_url", "proxy")
+        for host in ("a..b", ".a", f"{'a' * 64}.b", "a,b", "a..")
+    ),
+    *(
+        (
+            {"base_url": f"http://h:{port}/v1"},
+            f"base_url: not a URL; expected http(s)://host[:port]/path; have 'http://h:{port}/v1'",
+        )
+        for port in ("0", "65536", "-1", "x", "8 0")
+    ),
     ({"max_in_flight": 0}, "max_in_flight: out of range; expected more than 0; have 0"),
     (
         {"requests_per_minute": "60"},
@@ -960,6 +987,12 @@ RESOLVED_MISTAKES: list[tuple[Data, str]] = [
     (
         {"proxy": "${LINES}"},
         "proxy: not the URL of an HTTP proxy; expected http(s)://host:port; have '${LINES}'",
+    ),
+    (
+        {"base_url": "http://${ACCENT}/v1"},
+        "base_url: a character that no URL can hold, such as a space or an accent; "
+        "have 'http://${ACCENT}/v1'; "
+        "write it percent-encoded, a space as %20, and in the name of a host as xn--…",
     ),
     ({"ca_file": "gone.pem"}, "ca_file: no such file; have 'gone.pem'"),
     ({"ca_file": "."}, "ca_file: Is a directory; have '.'"),

@@ -629,8 +629,7 @@ def test_the_repr_holds_no_secret() -> None:
     for kind in TRANSPORTS:
         made = kind("n", "http://me:pw@h/v1", KEY, 1, {"X-Key": "hidden"}, "http://me:pw@p:1")
         assert (
-            repr(made)
-            == f"{kind.__name__}(name='n', timeout_s=1, ca_file=None, most_body=67108864)"
+            repr(made) == f"{kind.__name__}(name='n', timeout_s=1, ca_file=None, max_reply_mib=64)"
         )
 
 

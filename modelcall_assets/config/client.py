@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from modelcall_assets.config.block import Block, Limit, Text, mistake
 from modelcall_assets.config.endpoint import (
+    MAX_REPLY_MIB,
     BaseUrl,
     Endpoint,
     Headers,
@@ -67,6 +68,8 @@ class ClientConfig(EndpointConfig):
     """Seconds a request may take; default `environment.timeout` of the task, else 600."""
     max_retries: Annotated[int, Field(ge=0)] = 5
     """Retries after a transport failure."""
+    max_reply_mib: Annotated[int, Field(ge=1)] = MAX_REPLY_MIB
+    """Largest reply in MiB, as sent and decompressed; a larger one is a `bad_reply`."""
     transport: TransportName = "direct"
     """`direct` is the fast one; `sdk` sends through the openai package."""
     endpoints: Annotated[list[EndpointConfig], AfterValidator(_some)] | None = None
@@ -164,6 +167,7 @@ class Resolver(Expander):
             headers,
             self.text(place.field("proxy"), config.proxy, checked_proxy),
             self._ca_file(place.field("ca_file"), config.ca_file),
+            client.max_reply_mib,
             config.max_in_flight,
             config.requests_per_minute,
             config.tokens_per_minute,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -22,6 +22,11 @@ from modelcall_assets.records.secrets import (
 
 TransportName = Literal["direct", "sdk"]
 
+MAX_REPLY_MIB = 64
+"""The largest reply, unless the model file says otherwise."""
+_NOT_IN_URLS = re.compile(r"[^!-~]")
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_LONGEST_HOST = 254
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _OWN_HEADERS = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"}
@@ -44,6 +49,7 @@ class Endpoint:
     """None: the one of the process environment, if any."""
     ca_file: str | None = None
     """Absolute path."""
+    max_reply_mib: int = MAX_REPLY_MIB
     max_in_flight: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -53,8 +59,7 @@ class Endpoint:
 
 def checked_url(url: str) -> str:
     """The URL without its last slash, or a mistake."""
-    if _http_url(url) is None:
-        raise mistake("not a URL", expected="http(s)://host[:port]/path")
+    _check_http(url, "not a URL", "http(s)://host[:port]/path")
     if url.rstrip("/").endswith("/chat/completions"):
         raise mistake("not the base URL", fix="drop /chat/completions")
     return url.rstrip("/")
@@ -62,8 +67,7 @@ def checked_url(url: str) -> str:
 
 def checked_proxy(url: str) -> str:
     """The URL of an HTTP proxy, or a mistake."""
-    if _http_url(url) is None:
-        raise mistake("not the URL of an HTTP proxy", expected="http(s)://host:port")
+    _check_http(url, "not the URL of an HTTP proxy", "http(s)://host:port")
     return url
 
 
@@ -86,13 +90,22 @@ def holds_literal_secret(name: str, value: str) -> bool:
     return is_named or looks_secret(value)
 
 
-def _http_url(url: str) -> SplitResult | None:
+def _check_http(url: str, wrong: str, expected: str) -> None:
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        return None
-    return parts if valid else None
+        valid = False
+    if not valid:
+        raise mistake(wrong, expected=expected)
+    if _NOT_IN_URLS.search(url):
+        fix = "write it percent-encoded, a space as %20, and in the name of a host as xn--…"
+        raise mistake("a character that no URL can hold, such as a space or an accent", fix=fix)
+    host = urlsplit(url).hostname or ""
+    labels = host.removesuffix(".").split(".")
+    if ":" not in host and not (len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))):
+        expected = "up to 63 letters, digits, - and _ between two dots"
+        raise mistake(f"{host[:80]!r} cannot be the name of a host", expected=expected)
 
 
 def without_password(url: str) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 
 from modelcall_assets.records.outcome import Reason
 
-MOST_BODY_BYTES = 64 << 20
-"""Of one reply, unless the model file says otherwise: on the wire, and again decompressed."""
 ACCEPTED_ENCODINGS = "gzip, deflate"
 _MOST_ENCODINGS = 3
 """Each takes a window of its own in memory."""

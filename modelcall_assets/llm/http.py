@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, MOST_BODY_BYTES
+from modelcall_assets.llm.body import ACCEPTED_ENCODINGS
 from modelcall_assets.llm.exchange import HttpExchange, NoReply, Response, Tunnel
 from modelcall_assets.records.outcome import Reason
 
@@ -46,8 +46,8 @@ class HttpClient:
         timeout_s: float,
         connect_timeout_s: float,
         proxy: str | None = None,
+        most_body: int,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
-        most_body: int = MOST_BODY_BYTES,
     ) -> None:
         self._target = urlsplit(url)
         self._proxy = urlsplit(proxy) if proxy else None

@@ -12,8 +12,8 @@ from typing import Protocol, Self
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
+from modelcall_assets.config.endpoint import MAX_REPLY_MIB
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.llm.body import MOST_BODY_BYTES
 from modelcall_assets.llm.exchange import NoReply
 from modelcall_assets.llm.http import HttpClient
 from modelcall_assets.llm.stream import StreamedAnswer
@@ -75,8 +75,7 @@ class HttpTransport:
     ca_file: str | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Besides those that the fields above show by their names: headers of the environment."""
-    most_body: int = MOST_BODY_BYTES
-    """Bytes of a reply, on the wire and decompressed."""
+    max_reply_mib: int = MAX_REPLY_MIB
 
     async def send(self, payload: bytes) -> Reply:
         """A server may echo what it was sent."""
@@ -111,6 +110,11 @@ class HttpTransport:
     @property
     def tls(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.ca_file)
+
+    @property
+    def most_body(self) -> int:
+        """Bytes of a reply, on the wire and again decompressed."""
+        return self.max_reply_mib << 20
 
     @property
     def connect_timeout_s(self) -> float:

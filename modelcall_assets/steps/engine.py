@@ -76,6 +76,7 @@ def _where(endpoint: Endpoint) -> tuple[Any, ...]:
         endpoint.proxy,
         endpoint.ca_file,
         endpoint.secrets,
+        endpoint.max_reply_mib,
     )
 
 
