@@ -10,6 +10,7 @@ from modelcall_assets.records.outcome import Reason
 ACCEPTED_ENCODINGS = "gzip, deflate"
 _MOST_ENCODINGS = 3
 """Each takes a window of its own in memory."""
+_MOST_MEMBERS = 4096
 _STEP = 1 << 20
 _GZIP, _ZLIB, _RAW_DEFLATE = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -101,6 +102,8 @@ class _Inflater:
             if self._inner.eof:
                 data, self._inner = self._inner.unused_data, None
                 self._members += 1
+                if self._members > _MOST_MEMBERS:
+                    raise Unreadable(Reason.BAD_REPLY, f"more than {_MOST_MEMBERS} gzip members")
             elif not data and len(piece) < _STEP:
                 return
 

@@ -34,6 +34,8 @@ UNANSWERED_LIMIT = 25
 LEASE_EVERY_S = 1.0
 LEASE_EVERY_S_UNSETTLED = 0.1
 
+Sent = Callable[[int], None]
+"""Told how many requests went out."""
 Parked = Callable[[bool], None]
 """Told True when a record begins to wait for its retry, without a slot, and False at the end."""
 
@@ -157,7 +159,9 @@ class Engine:
         assert self._stop_reason is not None
         raise self._stop_reason
 
-    async def ask(self, payload: bytes, parked: Parked | None = None) -> Exchange | GaveUp:
+    async def ask(
+        self, payload: bytes, parked: Parked | None = None, sent: Sent | None = None
+    ) -> Exchange | GaveUp:
         """Send until answered, refused for good, or out of retries."""
         attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
@@ -165,6 +169,9 @@ class Engine:
         while True:
             attempts += 1
             channel, reply, verdict, latency_s = await self._send(payload, held)
+            self.counters.requests += reply.sent
+            if sent is not None:
+                sent(reply.sent)
             match verdict:
                 case Answered() | BadRecord():
                     self._note_answer(verdict, channel)
@@ -191,7 +198,6 @@ class Engine:
     ) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
         channel = await self._turn(tokens, held)
-        self.counters.requests += 1
         started = self._now()
         try:
             reply = await channel.transport.send(payload)

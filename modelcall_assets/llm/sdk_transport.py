@@ -135,6 +135,9 @@ class _Backend(httpx2.AsyncBaseTransport):
             proxy=self._proxy,
             timeout=aiohttp.ClientTimeout(sock_connect=connect_s),
         )
+        if response.status < 200:
+            response.close()
+            raise aiohttp.ClientConnectionError("the server changed to another protocol")
         limit = float("inf") if request.url.path.endswith(_UNLIMITED) else self._most_body
         encoded = ",".join(response.headers.getall("Content-Encoding", []))
         headers = [each for each in response.raw_headers if each[0].lower() != b"content-encoding"]

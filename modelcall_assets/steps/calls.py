@@ -92,9 +92,7 @@ class Caller(Replay):
         while (finished := self.rules.judge(turns)) is None:
             request = self.rules.next_request(item.request, turns)
             self._stop_when_spent()
-            result = await self.engine.ask(request.payload, self._parked)
-            self.requests += result.attempts
-            self.tally.requests += result.attempts
+            result = await self.engine.ask(request.payload, self._parked, self._sent)
             if isinstance(result, GaveUp):
                 why = Unanswered(result.failure, item.address.key, result.attempts, result.endpoint)
                 self.leave(item.index, why, position)
@@ -105,6 +103,10 @@ class Caller(Replay):
             turns.append(said(result.verdict))
             self.pay(turns[-1], len(request.payload) + len(result.reply.body))
         self.settle(item, position, finished)
+
+    def _sent(self, requests: int) -> None:
+        self.requests += requests
+        self.tally.requests += requests
 
     def _stop_when_spent(self) -> None:
         if (reason := self.budget.spent(self.engine.in_flight)) is not None:
