@@ -3,6 +3,7 @@
 ModelcallError
 ├── SetupError            config, paths or environment are wrong: printed without a traceback
 ├── InputError            an input file cannot be read as what it claims to be: that file fails
+├── BatchOutstanding      what a file would ask was submitted before and is not collected: it fails
 └── RunStopped            a run cannot go on; what was answered is in the journal
     ├── EndpointRefused   the endpoint rejects the key, the model or the account
     ├── EndpointDown      the same transport failure again and again
@@ -61,6 +62,10 @@ class SetupError(ModelcallError):
 
 class InputError(ModelcallError):
     """An input file cannot be read; the message names the file and the place."""
+
+
+class BatchOutstanding(ModelcallError):
+    """A batch of this file goes on where this run cannot collect it; asking would pay twice."""
 
 
 class RunStopped(ModelcallError):

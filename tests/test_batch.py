@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import orjson
@@ -20,7 +26,13 @@ from hypothesis import strategies as st
 from openai.types import Batch
 
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, RunStopped
+from modelcall_assets.errors import (
+    BatchOutstanding,
+    BudgetSpent,
+    EndpointDown,
+    EndpointRefused,
+    RunStopped,
+)
 from modelcall_assets.journal.journal import Address, BatchNote, Entry, Journal
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.llm.request import ChatRequest
@@ -242,13 +254,58 @@ class TestResume:
         replies = [line for line in journal_lines(project) if line.startswith(b'{"k"')]
         assert len(replies) == len({orjson.loads(line)["k"] for line in replies}) == 6
 
-    def test_batches_of_another_endpoint_are_left_alone(
-        self, project: Project, server: RehearsalServer
+    @pytest.mark.parametrize("mode", ["batch", "live"])
+    def test_rows_that_a_batch_elsewhere_asks_for_are_not_paid_twice_in_silence(
+        self, project: Project, server: RehearsalServer, mode: str
     ) -> None:
-        use_batches(project).write_input(A, some_rows(3, "moved"))
+        use_batches(project, {"mode": mode}).write_input(A, some_rows(3, "moved"))
         with Journal(journal_folder(project), "elsewhere") as journal:
             journal.note(BatchNote("t", "other.example/v1", 3, 1e9, id="batch_elsewhere"))
+        with pytest.raises(
+            BatchOutstanding,
+            match=r"3 requests \(batch_elsewhere\) was submitted to other.example/v1, .* Name that "
+            r"endpoint again, .* `modelcall clean TASK --batches`",
+        ):
+            score(project)
+        assert server.stats()["requests"] == 0
+        process = project.start("clean", TASK, "--batches", "--yes")
+        out, err = process.communicate(timeout=120)
+        assert f"{A}: batch_elsewhere, 3 requests at other.example/v1" in out, out + err
         assert score(project).ok == 3
+
+    def test_a_task_that_has_become_live_takes_what_was_answered_and_asks_for_the_rest(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(6, "live")
+        use_batches(project).write_input(A, rows)
+        with pytest.raises(RunStopped):
+            stop_at_the_first_batch(project, server)
+        server.set_faults(Faults(batch_s=3600))
+        project.write_model()
+        with pytest.raises(
+            BatchOutstanding, match=r"6 requests \(batch_rehearsal_0\) .*`mode: batch` .* cancel it"
+        ):
+            score(project)
+        assert server.stats()["requests"] == 0, "nothing was asked beside the batch"
+        with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            client.batches.cancel("batch_rehearsal_0")
+            until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "cancelled")
+        report = score(project)
+        assert (report.ok, server.stats()["requests"]) == (6, 6)
+        assert server.stats()["repeated_ok"] == 0
+        assert ids(project.scores(A)) == ids(rows)
+
+    def test_a_task_that_has_become_live_pays_nothing_for_a_batch_that_has_ended(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        use_batches(project).write_input(A, some_rows(6, "ended"))
+        with pytest.raises(RunStopped):
+            stop_at_the_first_batch(project, server)
+        with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "completed")
+        project.write_model()
+        assert score(project).ok == 6
+        assert server.stats()["requests"] == 6, "the batch's own"
 
     def test_a_batch_that_is_gone_is_asked_again(
         self, project: Project, server: RehearsalServer
@@ -262,6 +319,113 @@ class TestResume:
         notes = [orjson.loads(line) for line in journal_lines(project) if b'{"batch"' in line]
         told = {note["batch"]: note.get("ended") for note in notes}
         assert (told["t"], told["u"]) == ("gone", "not submitted")
+
+
+class Rewriting:
+    """Passes requests on to a server; the content of files comes back as `change` makes it."""
+
+    def __init__(self, base_url: str, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("content-length") or 0)
+                kind = self.headers.get("content-type") or ""
+                with closing(HTTPConnection(urlsplit(base_url).netloc)) as there:
+                    body = self.rfile.read(length)
+                    there.request(self.command, self.path, body, {"content-type": kind})
+                    reply = there.getresponse()
+                    data = reply.read()
+                if reply.status == 200 and self.path.endswith("/content"):
+                    lines = change([orjson.loads(line) for line in data.splitlines()])
+                    data = b"".join(
+                        line if isinstance(line, bytes) else orjson.dumps(line) + b"\n"
+                        for line in lines
+                    )
+                self.send_response(reply.status)
+                self.send_header("content-type", reply.headers.get("content-type") or "")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_POST = do_DELETE = do_GET
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class TestAStrangeOutput:
+    """Every row has the answer to its own request or a failure, whatever the file holds."""
+
+    @pytest.mark.parametrize("left_behind", [False, True])
+    def test_ids_that_were_not_asked_count_for_nothing(
+        self,
+        project: Project,
+        server: RehearsalServer,
+        monkeypatch: pytest.MonkeyPatch,
+        left_behind: bool,
+    ) -> None:
+        def change(lines: list[dict[str, Any]]) -> list[Any]:
+            if "response" not in lines[0]:
+                return lines  # what was asked
+            body = {"choices": [{"message": {"content": '{"score": 1}'}, "finish_reason": "stop"}]}
+            strange = {"response": {"status_code": 200, "body": body}, "error": None}
+            ids = [line["custom_id"] for line in lines]
+            more = [{**strange, "custom_id": f"{each[:-1]}1"} for each in ids]
+            more += [{**strange, "custom_id": each} for each in ids]
+            more += [{**strange, "custom_id": each} for each in (f"{'0' * 32}-0-0-0", "x", None)]
+            torn = orjson.dumps(lines[-1])[:50]
+            last = more.pop(11)
+            return [*lines[:-1], *more, lines[-1], last, torn]
+
+        strangers = closing(Rewriting(server.base_url, change))
+        rows = some_rows(6, "strange")
+        use_batches(project).write_input(A, rows)
+        expected = [row["score"] for row in self.scored(project)]
+        with strangers as between:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
+            if left_behind:
+                shutil.rmtree(journal_folder(project))
+                with pytest.raises(RunStopped):
+                    stop_at_the_first_batch(project, server)
+            report = score(project, fresh=not left_behind)
+        assert [row["score"] for row in project.scores(A)] == expected
+        assert report.ok == 6 and len(report.warnings) == 1
+        (told,) = report.warnings
+        assert "gave 15 lines with ids that it was not asked for" in told
+
+    @staticmethod
+    def scored(project: Project) -> list[dict[str, Any]]:
+        score(project)
+        return project.scores(A)
+
+    def test_lines_that_are_torn_or_missing_are_asked_again_and_both_files_may_have_one(
+        self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked = Counter[str]()
+
+        def change(lines: list[dict[str, Any]]) -> list[Any]:
+            if "response" not in lines[0]:
+                return lines
+            looked["output"] += 1
+            if looked["output"] > 1:
+                return lines
+            again = {"response": None, "error": {"code": "batch_expired", "message": "late"}}
+            last = orjson.dumps(lines[-1])
+            return [*lines[2:-1], {**again, "custom_id": lines[2]["custom_id"]}, last[:-9]]
+
+        use_batches(project).write_input(A, some_rows(8, "torn"))
+        with closing(Rewriting(server.base_url, change)) as between:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
+            report = score(project)
+        assert (report.ok, server.stats()["batch_lines"]) == (8, 8 + 3)
 
 
 class TestBadEnds:

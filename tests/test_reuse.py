@@ -130,6 +130,14 @@ class TestScope:
         )
         assert score(project.steps(), B).requests >= 4
 
+    @pytest.mark.parametrize("written", ["off", "'off'", "Off", "no", "false"])
+    def test_off_is_what_the_file_says_however_yaml_reads_it(
+        self, project: Project, written: str
+    ) -> None:
+        with project.task_file.open("a") as file:
+            file.write(f"reuse: {{scope: {written}}}\n")
+        assert project.steps().spec.task.reuse.scope == "off"
+
     def test_off_asks_a_published_file_anew_but_goes_on_with_an_interrupted_one(
         self, project: Project, server: RehearsalServer
     ) -> None:

@@ -14,12 +14,15 @@ from rich.text import Text
 
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.clean import (
     OLD_JOURNAL,
     Garbage,
     deleted_inputs,
+    give_up_batches,
     left_over,
     old_journals,
+    open_batches,
 )
 from modelcall_assets.steps.duplicates import forget
 from modelcall_assets.steps.task_steps import TaskSteps
@@ -37,14 +40,18 @@ SHOWN = 40
     help="Also the journals of published files without a reply in so many days.",
 )
 @click.option("--deleted-inputs", "gone", is_flag=True, help="Also all of inputs that are gone.")
+@click.option("--batches", is_flag=True, help="Instead: give up batches that go on somewhere.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
-def clean(task: Path, days: int | None, gone: bool, dry_run: bool, yes: bool) -> None:
+def clean(
+    task: Path, days: int | None, gone: bool, batches: bool, dry_run: bool, yes: bool
+) -> None:
     """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
 
     Without its journal a published file stays as it is, but when a later change of prompt, parser
     or preprocessing makes it out of date, all its rows are asked again. With a deleted input go its
-    outputs, manifests, journal and partition key.
+    outputs, manifests, journal and partition key. A batch that is given up is paid for, if the
+    provider does not cancel it, and its rows are asked again.
 
     \b
       modelcall clean configs/tasks/my_task.yaml --dry-run
@@ -52,6 +59,9 @@ def clean(task: Path, days: int | None, gone: bool, dry_run: bool, yes: bool) ->
       modelcall clean my_task.yaml --deleted-inputs --yes
     """
     steps = task_steps(task)
+    if batches:
+        _give_up(steps, dry_run=dry_run, yes=yes)
+        return
     found = list(left_over(steps))
     if gone:
         found += deleted_inputs(steps, _partition_keys(steps))
@@ -84,6 +94,17 @@ def _show(found: Sequence[Garbage]) -> None:
     Console().print(table)
     if any(garbage.why == OLD_JOURNAL for garbage in found):
         click.echo("without its journal a file that becomes out of date is asked again in full")
+
+
+def _give_up(steps: TaskSteps, *, dry_run: bool, yes: bool) -> None:
+    for key, note in (found := open_batches(steps)):
+        name = note.id or "a batch without an id"
+        click.echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
+    if found and not dry_run and (yes or _confirmed()):
+        give_up_batches(steps)
+        click.echo(f"given up: {len(found)}")
+    else:
+        click.echo("no batch given up")
 
 
 def _confirmed() -> bool:

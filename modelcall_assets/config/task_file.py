@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 from pydantic.fields import FieldInfo
 
 from modelcall_assets.config.block import Block, Count, Limit, Text, Texts, mistake
@@ -95,6 +95,12 @@ class Reuse(Block):
     `off`: a published file is asked anew when it is materialised again."""
     identical_once: bool = False
     """Ask identical requests of a file once; the others get the same answer."""
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, scope: object) -> object:
+        """YAML takes a bare `off` for false."""
+        return "off" if scope is False else scope
 
 
 class Options(Block):

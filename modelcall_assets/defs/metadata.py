@@ -124,6 +124,7 @@ def scores_metadata(report: ScoreReport, output: Place) -> dict[str, Any]:
         "latency_ms_p95": _or_unknown(report.latency_ms(0.95)),
         **({"damaged_journal_lines": report.damaged} if report.damaged else {}),
         "output": dg.MetadataValue.path(str(output)),
+        **({"warnings": report.warnings} if report.warnings else {}),
         **histograms,
         "sample": _shown(report.sample),
     }

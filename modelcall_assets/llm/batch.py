@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Literal, TypeVar, cast
+from tempfile import TemporaryFile
+from typing import IO, Any, Literal, TypeVar, cast
 
 import openai
 import orjson
@@ -110,17 +111,23 @@ class BatchClient(SdkTransport):
     async def until_ended(self, batch_id: str) -> Ended | None:
         """None when the endpoint knows no such batch."""
         wait = self.poll_s * FIRST_LOOK
-
-        async def look() -> Batch:
-            batch = await self._client.batches.retrieve(batch_id, extra_headers=self._headers)
-            return self._checked(batch, Batch, "status", "input_file_id")
-
-        while (batch := await self._done_if_there(look)) is not None:
+        while (batch := await self._looked_at(batch_id)) is not None:
             if batch.status in _TERMINAL:
                 return _ended(batch)
             await self.pause(wait)
             wait = min(self.poll_s, wait * SLOWER_BY)
         return None
+
+    async def goes_on(self, batch_id: str) -> str | None:
+        """The status of a batch that has not ended."""
+        batch = await self._looked_at(batch_id)
+        return None if batch is None or batch.status in _TERMINAL else batch.status
+
+    async def custom_ids(self, file_id: str) -> set[str]:
+        """What the file of a batch asks; nothing when the endpoint does not have it any more."""
+        with TemporaryFile() as file:
+            await self.download(file_id, file)
+            return {str(told["custom_id"]) for told in map(_object, file) if "custom_id" in told}
 
     async def download(self, file_id: str, to: IO[bytes]) -> None:
         """Nothing when the endpoint has no such file any more."""
@@ -171,6 +178,13 @@ class BatchClient(SdkTransport):
     def _headers(self) -> dict[str, str | openai.Omit]:
         """The content type is the call's own."""
         return {k: v for k, v in self._sent.items() if k.lower() != "content-type"}
+
+    async def _looked_at(self, batch_id: str) -> Batch | None:
+        async def look() -> Batch:
+            batch = await self._client.batches.retrieve(batch_id, extra_headers=self._headers)
+            return self._checked(batch, Batch, "status", "input_file_id")
+
+        return await self._done_if_there(look)
 
     async def _upload(self, lines: IO[bytes]) -> str:
         async def upload() -> str:
@@ -271,6 +285,15 @@ class BatchClient(SdkTransport):
             f"{self.name}: no answer to a call about batches: {failure.reason}: {failure.detail}. "
             "Mend that and materialise again: what was answered is kept"
         )
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """Empty when it is none."""
+    try:
+        found: Any = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _not_executed(error: dict[str, str]) -> Reply:

@@ -82,7 +82,8 @@ class Engine:
 
     `ask` never raises for a record. It raises RunStopped when the run as a whole is over:
     calls in flight at that time still finish and return. With `batches` the model is to be called
-    by those, though `ask` works too.
+    by those, though `ask` works too. `collector` makes a client for the batches that an endpoint
+    was given before; None where there is no such endpoint.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Engine:
         max_in_flight: int,
         max_retries: int,
         batches: BatchClient | None = None,
+        collector: Callable[[str], BatchClient | None] = lambda _: None,
     ) -> None:
         self.batches = batches
+        self._collector = collector
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self.counters = Counters()
@@ -120,8 +123,7 @@ class Engine:
                 channel.open(self._now())
                 opened.callback(channel.close)
             if self.batches is not None:
-                self.batches.pause = self.wait
-                await opened.enter_async_context(self.batches)
+                await self._open_client(self.batches, opened)
             self._counts_tokens = any(channel.counts_tokens for channel in self._channels)
             self._opened = opened.pop_all()
         self._share()
@@ -137,6 +139,17 @@ class Engine:
             if timer is not None:
                 timer.cancel()
         await self._opened.aclose()
+
+    async def batches_at(self, endpoint: str) -> BatchClient | None:
+        """For batches that were submitted there before."""
+        if self.batches is not None:
+            return self.batches if self.batches.name == endpoint else None
+        client = self._collector(endpoint)
+        return client and await self._open_client(client, self._opened)
+
+    async def _open_client(self, client: BatchClient, opened: AsyncExitStack) -> BatchClient:
+        client.pause = self.wait
+        return await opened.enter_async_context(client)
 
     def stop(self, reason: RunStopped) -> None:
         """Send nothing more. Idempotent: the first reason is kept."""

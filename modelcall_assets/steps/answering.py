@@ -59,6 +59,7 @@ class Answering:
             if damaged := journal.damaged:
                 report.damaged = damaged
                 tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
+            tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
             await asyncio.to_thread(self.publish, name, draft, source, report, detail(report))
             await asyncio.to_thread(journal.seal, report.data_version)
             if reuse.shared is not None:

@@ -15,11 +15,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
-from modelcall_assets.errors import EndpointDown, EndpointRefused, ModelcallError, RunStopped
+from modelcall_assets.errors import (
+    BatchOutstanding,
+    EndpointDown,
+    EndpointRefused,
+    ModelcallError,
+    RunStopped,
+)
 from modelcall_assets.journal.journal import Address, BatchNote, Entry, Position
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
 from modelcall_assets.llm.dialogue import said
@@ -45,6 +52,7 @@ MOST_BYTES = 190_000_000
 """In a batch's file; OpenAI takes 200 MB."""
 FIRST_WITH_BUDGET = 1000
 """Requests in flight before a task with a budget knows what one costs."""
+SHOWN_STRANGERS = 3
 _CUSTOM_ID = re.compile(r"([0-9a-f]{32})-(\d+)-(\d+)-(\d+)")
 
 
@@ -52,6 +60,7 @@ _CUSTOM_ID = re.compile(r"([0-9a-f]{32})-(\d+)-(\d+)-(\d+)")
 class BatchCaller(Replay):
     """The call phase of one file, by batches."""
 
+    _client: BatchClient = field(init=False)
     _outstanding: int = 0
     """Requests in batches that are being written or have not ended."""
     _running: dict[str, None] = field(default_factory=dict[str, None])
@@ -63,11 +72,6 @@ class BatchCaller(Replay):
     _ended: int = 0
     """Batches."""
 
-    @property
-    def _client(self) -> BatchClient:
-        assert self.engine.batches is not None
-        return self.engine.batches
-
     async def run(self, asked: Iterator[Asked]) -> Ledger:
         """Raises RunStopped when the run is over and InputError when the file cannot be read on.
         The batches that run then go on; the next run takes them up."""
@@ -75,7 +79,9 @@ class BatchCaller(Replay):
         try:
             async with self.synced():
                 with ExitStack() as self._open_spools:
-                    await self._take_up_left_behind()
+                    await self.take_up_left_behind()
+                    assert self.engine.batches is not None
+                    self._client = self.engine.batches
                     held = await self._work_off(self.pending(asked))
                     while len(held):
                         held = await self._work_off(self._again(held))
@@ -98,15 +104,22 @@ class BatchCaller(Replay):
             "of this file takes it up instead of paying again"
         )
 
-    async def _take_up_left_behind(self) -> None:
-        """Journal what the batches of killed runs bring; those of other endpoints stay noted."""
+    async def take_up_left_behind(self) -> None:
+        """Journal what the batches of earlier runs bring. Raises BatchOutstanding when one lies at
+        an endpoint that the task does not ask now, or goes on and the task does not use batches."""
         for since, note in self.journal.open_batches():
-            if note.endpoint != self._client.name:
-                continue
-            batch_id = note.id or await self._client.find(note.token, note.noted_at)
+            client = await self.engine.batches_at(note.endpoint)
+            if client is None:
+                why = "which the model file does not name any more"
+                raise _outstanding(note, note.id, why, "Name that endpoint again")
+            self._client = client
+            batch_id = note.id or await client.find(note.token, note.noted_at)
             if batch_id is None:
                 self.journal.note(replace(note, ended="not submitted"))
                 continue
+            if self.engine.batches is None and (status := await client.goes_on(batch_id)):
+                ways = "Write `mode: batch` until it has ended, or cancel it at the provider"
+                raise _outstanding(note, batch_id, f"where it is {status}", ways)
             self._outstanding += note.requests
             await self._collect(replace(note, id=batch_id), batch_id, since)
 
@@ -154,10 +167,10 @@ class BatchCaller(Replay):
         while True:
             ended_before = self._ended
             with TemporaryFile() as file:
-                count = await self._write(spool, file)
-                submitted = await self._submit(file, count) if count else None
+                asked = await self._write(spool, file)
+                submitted = await self._submit(file, len(asked)) if asked else None
             if submitted is not None:
-                spool.told = await self._collect(*submitted)
+                spool.told = await self._collect(*submitted, asked)
                 await self._consider(spool.told, self._ended - ended_before - 1)
             elif all(spool.settled):
                 spool.close()
@@ -165,9 +178,9 @@ class BatchCaller(Replay):
             else:
                 await self._wait_for_budget()
 
-    async def _write(self, spool: Spool, file: IO[bytes]) -> int:
-        """Settle what is answered, write what is to be asked; gives how many requests that are."""
-        written = size = 0
+    async def _write(self, spool: Spool, file: IO[bytes]) -> set[str]:
+        """Settle what is answered, write what is to be asked; gives the ids of those requests."""
+        asked, size = set[str](), 0
         for number, spooled in spool.unsettled():
             if spooled is None:
                 await asyncio.sleep(0)
@@ -181,11 +194,12 @@ class BatchCaller(Replay):
                 continue
             turns = [] if item.known is None else said_in(item.known.entries)
             payload = self.rules.next_request(item.request, turns).payload
-            size += file.write(self._client.line(_custom_id(item.address, len(turns)), payload))
+            custom_id = _custom_id(item.address, len(turns))
+            size += file.write(self._client.line(custom_id, payload))
             spool.asked[number] = len(turns) + 1
             self._outstanding += 1
-            written += 1
-        return written
+            asked.add(custom_id)
+        return asked
 
     def _gives_up(self, spool: Spool, number: int, item: Pending) -> bool:
         """Whether the request was without an answer too often."""
@@ -242,10 +256,15 @@ class BatchCaller(Replay):
         await asyncio.to_thread(self.journal.sync)
         return note, batch_id, since
 
-    async def _collect(self, note: BatchNote, batch_id: str, since: Position) -> Told:
-        """Wait for the end and journal the answers; `since` is where the batch was noted first."""
+    async def _collect(
+        self, note: BatchNote, batch_id: str, since: Position, asked: set[str] | None = None
+    ) -> Told:
+        """Wait for the end and journal the answers; `since` is where the batch was noted first, and
+        `asked` has the ids of its requests where this run has written them."""
         self._running[batch_id] = None
         told = Told(batch_id, await self._client.until_ended(batch_id))
+        if told.ended is not None:
+            told.asked = asked or await self._client.custom_ids(told.ended.input)
         files = told.ended.files if told.ended else ()
         for file_id in files:
             with TemporaryFile() as file:
@@ -258,6 +277,12 @@ class BatchCaller(Replay):
         self._ended += 1
         if told.ended is not None:
             await self._client.delete((*files, told.ended.input))
+        if told.strangers:
+            count, first = told.strangers.total(), islice(told.strangers, SHOWN_STRANGERS)
+            self.warnings.append(
+                f"batch {batch_id} gave {count:,} lines with ids that it was not asked for, or "
+                f"that had their answer already; they count for nothing: {', '.join(first)}"
+            )
         return told
 
     async def _read(self, file: IO[bytes], told: Told, since: Position) -> None:
@@ -265,6 +290,8 @@ class BatchCaller(Replay):
             if number % ROWS_PER_BREATH == 0:
                 await asyncio.sleep(0)
             told.lines += 1
+            if told.is_strange(result.custom_id):
+                continue
             if result.reply.fault is None:
                 self.requests += 1
                 self.tally.requests += 1
@@ -276,12 +303,14 @@ class BatchCaller(Replay):
                 case TryAgain(failure):
                     told.fail(result.custom_id, failure)
                 case verdict:
+                    told.answered.add(result.custom_id)
                     self._journal(result.custom_id, result.reply, verdict, since)
 
     def _journal(
         self, custom_id: str, reply: Reply, verdict: Answered | BadRecord, since: Position
     ) -> None:
-        """Unless a run that was killed had done so, or the turn before is lost."""
+        """Unless a run that was killed had done so, or the turn before is lost, or came after the
+        batch was submitted."""
         found = _CUSTOM_ID.fullmatch(custom_id)
         if found is None:
             return
@@ -291,7 +320,7 @@ class BatchCaller(Replay):
         for known in self.journal.dialogues(address):
             if len(known.positions) > turn and known.positions[turn] > since:
                 return
-            if len(known.positions) == turn:
+            if len(known.positions) == turn and known.positions[-1] < since:
                 previous = known.positions[-1]
         if turn and previous is None:
             return
@@ -327,6 +356,15 @@ class BatchCaller(Replay):
             await self.engine.wait(self._client.poll_s)
             while self._ended < enough:
                 await self.engine.wait(self._client.poll_s)
+
+
+def _outstanding(note: BatchNote, batch_id: str | None, why: str, way: str) -> BatchOutstanding:
+    named = batch_id or "whose id is not known"
+    return BatchOutstanding(
+        f"a batch of {note.requests:,} requests ({named}) was submitted to {note.endpoint}, {why}, "
+        f"and is not collected: asking now would pay for them twice. {way}, so that the next run "
+        "collects it; or give it up with `modelcall clean TASK --batches`"
+    )
 
 
 def _custom_id(address: Address, turn: int) -> str:

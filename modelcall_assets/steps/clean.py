@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import uuid4
 
 from modelcall_assets.config.spec import RESPONSES
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.home import journal_files
+from modelcall_assets.journal.journal import BatchNote, Journal
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.published import published_keys
@@ -83,6 +85,26 @@ def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
             published = not journal.has_unpublished
         if published and read_manifest(layout.manifest_path(stage, key)) is not None:
             yield Garbage(OLD_JOURNAL, decode_key(key), files, folder, layout.scratch)
+
+
+def open_batches(steps: TaskSteps) -> list[tuple[str, BatchNote]]:
+    """Batches that are not collected, with the partition keys of the rows they ask for."""
+    return [(key, note) for key, _, note in _open_batches(steps)]
+
+
+def give_up_batches(steps: TaskSteps) -> None:
+    """Nobody will look for them any more."""
+    for _, journal, note in _open_batches(steps):
+        journal.note(replace(note, ended="given up"))
+
+
+def _open_batches(steps: TaskSteps) -> Iterator[tuple[str, Journal, BatchNote]]:
+    run_id = uuid4().hex
+    for stage in (each for each in steps.stages if each in (RESPONSES, SCORES)):
+        for key in steps.keys(steps.partitions(stage)):
+            with steps.layout.journal(stage, key, run_id) as journal:
+                for _, note in journal.open_batches():
+                    yield key, journal, note
 
 
 def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:

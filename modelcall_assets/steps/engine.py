@@ -28,11 +28,17 @@ def engine_of(spec: TaskSpec, stage: str) -> Engine:
     model = spec.generator if stage == RESPONSES else spec.model
     assert model is not None
     by_batches = model.mode == "batch"
+
+    def collector(name: str) -> BatchClient | None:
+        named = (endpoint for endpoint in endpoints if endpoint.name == name)
+        return next((_batches(endpoint, model.batch) for endpoint in named), None)
+
     return Engine(
         [_channel(endpoint, most, leased=not by_batches) for endpoint in endpoints],
         max_in_flight=most,
         max_retries=endpoints[0].max_retries,
         batches=_batches(endpoints[0], model.batch) if by_batches else None,
+        collector=collector,
     )
 
 

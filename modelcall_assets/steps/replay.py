@@ -72,6 +72,7 @@ class Replay:
     ledger: Ledger = field(default_factory=Ledger)
     requests: int = 0
     replayed: int = 0
+    warnings: list[str] = field(default_factory=list[str])
     _occurrences: Occurrences = field(default_factory=Occurrences)
 
     def pending(self, asked: Iterator[Asked]) -> Iterator[Pending | None]:

@@ -37,6 +37,8 @@ class ScoreReport:
     replayed: int = 0
     damaged: dict[str, int] = field(default_factory=dict[str, int])
     """Lines of the journal that are, by segment."""
+    warnings: list[str] = field(default_factory=list[str])
+    """What the call phase met that nobody asked for."""
     latencies_ms: array[int] = field(default_factory=lambda: array("I"))
     histograms: dict[str, Counter[float]] = field(default_factory=dict[str, Counter[float]])
     sample: list[Row] = field(default_factory=list[Row])

@@ -157,14 +157,18 @@ class Scoring:
         keeps every reply.
         """
         kind = Caller if engine.batches is None else BatchCaller
-        caller = kind(self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
+        given = (self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
+        left = BatchCaller(*given)
+        if engine.batches is None:
+            await left.take_up_left_behind()
+        caller = kind(*given, requests=left.requests, warnings=left.warnings)
         self._ledger = await caller.run(self.stage.asks(self.source))
-        requests, replayed = caller.requests, caller.replayed
+        requests, replayed, warnings = caller.requests, caller.replayed, caller.warnings
         del caller  # and the memory of its keys
         report = await asyncio.to_thread(
             lambda: self.stage.write(self.source, self._rate, draft.out)
         )
-        report.requests, report.replayed = requests, replayed
+        report.requests, report.replayed, report.warnings = requests, replayed, warnings
         return report
 
     def _rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:

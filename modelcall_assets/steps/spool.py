@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
@@ -65,6 +66,11 @@ class Told:
     ended: Ended | None
     """None: the endpoint does not know it any more."""
     lines: int = 0
+    asked: set[str] = field(default_factory=set[str])
+    """Ids of its requests; empty when nobody knows them any more."""
+    answered: set[str] = field(default_factory=set[str])
+    strangers: Counter[str] = field(default_factory=Counter[str])
+    """Ids of lines that count for nothing, by how many."""
     refusal: str | None = None
     counts: bool = True
     """Whether it was a try for the requests that it left without an answer."""
@@ -75,6 +81,13 @@ class Told:
     def has_nothing(self) -> bool:
         """Whether it failed, or is gone, without having done anything."""
         return not self.lines and (self.ended is None or self.ended.status == "failed")
+
+    def is_strange(self, custom_id: str) -> bool:
+        """Whether the batch was not asked for this, or has answered it already."""
+        strange = custom_id in self.answered or bool(self.asked and custom_id not in self.asked)
+        if strange:
+            self.strangers[custom_id] += 1
+        return strange
 
     def fail(self, custom_id: str, failure: Failure) -> None:
         """Thousands of requests may have one failure."""
