@@ -61,6 +61,9 @@ def failure(detail: str) -> Failure:
     return Failure(Reason.CHATML_ERROR, detail)
 
 
+KNOWN = "expected system, developer, user, assistant, tool, function"
+
+
 def conversation(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
 
@@ -96,7 +99,10 @@ class TestStyles:
             (" do ", "", "r", " do "),
             (" do ", None, "r", " do "),
             ("do", "x", None, Dropped("missing_response")),
-            ("", "x", "r", Dropped("missing_prompt")),
+            ("", " x ", "r", " x "),
+            (None, "x", "r", "x"),
+            ("", "", "r", Dropped("missing_prompt")),
+            (None, 5, "r", failure("input: expected text, have a number")),
         ],
     )
     def test_instructions(
@@ -119,7 +125,14 @@ class TestStyles:
             ("sharegpt", conversation(("Human", "hi"), ("chatgpt", "ho")), ANSWERED),
             ("sharegpt", conversation(("user", "hi"), ("bing", "ho")), ANSWERED),
             ("sharegpt", conversation(("user", "hi"), ("model", "ho")), ANSWERED),
-            ("sharegpt", conversation(("narrator", "x")), [{"role": "narrator", "content": "x"}]),
+            ("sharegpt", conversation(("User ", "hi"), ("ASSISTANT", "ho")), ANSWERED),
+            ("sharegpt", conversation(("HUMAN", "hi"), ("Function-Call", "ho")), ANSWERED),
+            (
+                "messages",
+                {"messages": [{"role": "User", "content": "hi"}, {"role": "GPT", "content": "ho"}]},
+                ANSWERED,
+            ),
+            ("sharegpt", conversation(("Tool Response", "x")), [{"role": "tool", "content": "x"}]),
             ("sharegpt", conversation(("observation", "x")), [{"role": "tool", "content": "x"}]),
         ],
     )
@@ -183,6 +196,50 @@ class TestStyles:
     def test_failures_say_where(self, style: str, row: dict[str, Any], detail: str) -> None:
         assert convert(style, row) == failure(detail)
 
+    @pytest.mark.parametrize("style", ["sharegpt", "messages"])
+    def test_a_role_that_no_endpoint_knows(self, style: str) -> None:
+        row = conversation(("human", "hi"), ("narrator", "x"))
+        row["messages"] = [*HELLO, {"role": "narrator", "content": "x"}]
+        wrong = f"messages[1].role: 'narrator' is not a known role; {KNOWN}"
+        assert convert(style, row) == failure(wrong)
+        assert messages_of(style, row, other_roles="drop") == HELLO
+
+    def test_columns_beside_a_conversation(self) -> None:
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+        row = {**conversation(("human", "hi"), ("gpt", "ho")), "system": "be brief", "tools": tools}
+        begun = [{"role": "system", "content": "be brief"}, *ANSWERED]
+        made = convert("sharegpt", row, system_prompt="another")
+        assert isinstance(made, dict) and (made["messages"], made["tools"]) == (begun, tools)
+        as_text = convert("sharegpt", {**row, "tools": orjson.dumps(tools).decode()})
+        assert isinstance(as_text, dict) and as_text["tools"] == tools
+        as_words = convert("messages", {"messages": HELLO, "tools": "a calculator"})
+        assert isinstance(as_words, dict) and as_words["tools"] == "a calculator"
+        for nothing in (None, "", []):
+            bare = convert("sharegpt", {**row, "system": None, "tools": nothing})
+            assert isinstance(bare, dict) and set(bare) == {"messages", "format", "raw_data"}
+            assert bare["messages"] == ANSWERED
+        assert convert("sharegpt", {**row, "system": 7}) == failure(
+            "system: expected text, have a number"
+        )
+
+    def test_alpaca_with_system_and_history(self) -> None:
+        row = {
+            "instruction": "hi",
+            "output": "ho",
+            "system": "be brief",
+            "history": [["one", "1"], ["two", "2"]],
+        }
+        said = [("system", "be brief"), ("user", "one"), ("assistant", "1"), ("user", "two")]
+        said += [("assistant", "2"), ("user", "hi"), ("assistant", "ho")]
+        expected = [{"role": role, "content": content} for role, content in said]
+        assert messages_of("instruction_input", row, validation="strict") == expected
+        for wrong, what in ((["one"], "a list"), ("one", "text"), ([1, 2], "a list")):
+            detail = f"history[0]: expected a list of question and answer, have {what}"
+            assert convert("instruction_input", {**row, "history": [wrong]}) == failure(detail)
+        assert convert("instruction_input", {**row, "history": "x"}) == failure(
+            "history: expected a list, have text"
+        )
+
     def test_calls_and_parts_are_kept(self) -> None:
         turns = [
             {"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "Ann"},
@@ -220,7 +277,6 @@ class TestStrict:
             (["user", "tool", "assistant"], "messages[1].role: tool after user"),
             (["user", "assistant", "system"], "messages[2].role: system after assistant"),
             (["user", "assistant", "user"], "messages[2].role: the last is user, not assistant"),
-            (["user", "narrator"], "messages[1].role: 'narrator' is not a known role"),
         ],
     )
     def test_what_does_not(self, roles: Sequence[str], detail: str) -> None:

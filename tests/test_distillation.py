@@ -835,7 +835,10 @@ class TestPrompts:
         project.write_generation()
         endpoint = answered_by(lambda _: said({"content": "yes"}))
         rows = answer_all(project, instance)
-        sent = [conversations[0], *(turns[:-1] for turns in conversations[1:4]), conversations[4]]
+        answers = (0, 1, 1, 2, 0)
+        sent = [
+            turns[: len(turns) - last] for turns, last in zip(conversations, answers, strict=True)
+        ]
         assert [body["messages"] for body in endpoint.bodies] == sent
         assert {body["model"] for body in endpoint.bodies} == {"rehearsal-rater-1"}
         assert [row["final_messages"] for row in rows] == [

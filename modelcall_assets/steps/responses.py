@@ -95,7 +95,7 @@ class ResponseStage:
             case [_, *_] as messages if all(map(_is_turn, messages)):
                 sent = self._sent(messages)
                 if not sent:
-                    what = "nothing to answer: it holds only an assistant's turn"
+                    what = "nothing to answer: it holds only the assistant's turns"
                     return Failure(Reason.MISSING_INPUT, what)
                 try:
                     return ChatRequest(self.params, sent, self.revision)
@@ -151,8 +151,10 @@ class ResponseStage:
     def _sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.prompt_mode == "first_message":
             return ({"role": "user", "content": messages[0].get("content")},)
-        is_answered = messages[-1].get("role") == "assistant"
-        return tuple(messages[:-1] if is_answered else messages)
+        asked = len(messages)
+        while asked and messages[asked - 1].get("role") == "assistant":
+            asked -= 1
+        return tuple(messages[:asked])
 
     def _answer(self, item: Row | BadLine, api: Mapping[str, Any], sample: int) -> Row:
         answer, reasoning = api.get("api_return"), api.get("api_reasoning")

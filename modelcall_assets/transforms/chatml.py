@@ -1,10 +1,13 @@
-"""One row of a data set as ChatML: `{messages, format[, raw_data]}`, a drop, or a failure."""
+"""One row of a data set as ChatML, a drop, or a failure.
+
+The row is `{messages, format[, tools][, raw_data]}`.
+"""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from typing import Any, Literal, cast
@@ -17,19 +20,15 @@ from modelcall_assets.records.record import Row
 Message = dict[str, Any]
 
 SPEAKERS: Mapping[str, str] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bing": "assistant",
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bing", "bot", "ai"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
+    "developer": "developer",
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
+    **dict.fromkeys(("tool_response", "function_response"), "tool"),
 }
-"""ShareGPT's `from`, lower case → role; any other name is a role of its own."""
+"""ShareGPT's `from`, in lower case, → role."""
 
 _INSTRUCTING = frozenset({"system", "developer"})
 _MAY_FOLLOW: Mapping[str, frozenset[str | None]] = {
@@ -42,6 +41,8 @@ _MAY_FOLLOW: Mapping[str, frozenset[str | None]] = {
 }
 """Strict validation: role → the roles that may stand before it; None is the beginning."""
 _CALLS = ("tool_calls", "function_call")
+_WITH_SYSTEM, _WITH_TOOLS = ("sharegpt", "instruction_input"), ("sharegpt", "messages")
+"""Styles whose rows may have a column `system`, a text, or `tools`, which is kept as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,14 @@ def to_chatml(
     of the row, if there is one, is kept as it is: with numbers of any size."""
     try:
         messages = _STYLES[options.format_style](row, options)
+        if options.format_style in _WITH_SYSTEM and (first := _beside(row, "system", options)):
+            messages.insert(0, _turn("system", first))
         if options.other_roles == "drop":
             messages = [turn for turn in messages if turn["role"] in ("user", "assistant")]
         if not messages:
             return Dropped("no_turn_left")
+        if not _MAY_FOLLOW.keys() >= {turn["role"] for turn in messages}:
+            raise _unknown_role(messages)
         if options.validation == "strict":
             _check_order(messages, ends_with_user=options.format_style == "prompt_text_only")
     except _Missing as missing:
@@ -84,6 +89,8 @@ def to_chatml(
     ):
         messages.insert(0, _turn("system", options.system_prompt))
     made: Row = {"messages": messages, "format": "chatml"}
+    if options.format_style in _WITH_TOOLS and (tools := _tools(row)):
+        made["tools"] = tools
     if options.keep_raw_data:
         made["raw_data"] = _kept(row, text)
     return made
@@ -143,11 +150,43 @@ def _prompt_response(row: Row, options: ChatmlOptions) -> list[Message]:
 
 
 def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
-    prompt = _text(row, options, "prompt")
-    response = _text(row, options, "response")
-    if row.get(options.column_mapping["input"]):
+    """Of instruction and input one is enough; turns of a `history` stand before them."""
+    instruction, more = (row.get(options.column_mapping[key]) for key in ("prompt", "input"))
+    prompt = _text(row, options, "prompt" if instruction or not more else "input")
+    if instruction and more:
         prompt = f"{prompt}\n\n{_text(row, options, 'input')}".strip()
-    return [_turn("user", prompt), _turn("assistant", response)]
+    response = _text(row, options, "response")
+    return [*_history(row, options), _turn("user", prompt), _turn("assistant", response)]
+
+
+def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
+    """Alpaca's: a list of question and answer."""
+    pairs = None if "history" in options.column_mapping.values() else row.get("history")
+    for place, pair in enumerate(_items(pairs, "history") if pairs else ()):
+        match pair:
+            case [str(question), str(answer)]:
+                turns = _turn("user", question), _turn("assistant", answer)
+                yield from (turn for turn in turns if turn["content"])
+            case _:
+                wrong = f"expected a list of question and answer, have {_kind(pair)}"
+                raise _Malformed(f"history[{place}]: {wrong}")
+
+
+def _beside(row: Row, column: str, options: ChatmlOptions) -> str | None:
+    """The text of a column that the style has besides those of the mapping."""
+    value = None if column in options.column_mapping.values() else row.get(column)
+    if value and not isinstance(value, str):
+        raise _Malformed(f"{column}: expected text, have {_kind(value)}")
+    return value
+
+
+def _tools(row: Row) -> Any:
+    """Parsed where it is the text of a list or object."""
+    tools = row.get("tools")
+    try:
+        return orjson.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except orjson.JSONDecodeError:
+        return tools
 
 
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
@@ -156,7 +195,7 @@ def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     for place, turn in enumerate(_list(row, options, "conversations")):
         try:
             value = turn["value"]
-            role = SPEAKERS.get(turn["from"])
+            role = SPEAKERS.get(turn["from"])  # as nearly all are, in lower case
         except (TypeError, KeyError):
             role = value = None
         if role is None or (type(value) is not str and value is not None):
@@ -175,10 +214,15 @@ def _unusual_turn(turn: Any, where: str) -> tuple[str, str | list[Message] | Non
     speaker, value = cast("tuple[Any, Any]", (turn["from"], turn["value"]))
     if not isinstance(speaker, str):
         raise _Malformed(f"{where}.from: expected text, have {_kind(speaker)}")
-    role = SPEAKERS.get(speaker.lower(), speaker)
-    return role, value if value is None or isinstance(value, str) else _parts(
+    return _role(speaker), value if value is None or isinstance(value, str) else _parts(
         value, f"{where}.value"
     )
+
+
+def _role(speaker: str) -> str:
+    """Whatever its case, and with spaces or hyphens; a name that nobody knows stays as it is."""
+    name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
+    return SPEAKERS.get(name, speaker)
 
 
 def _messages(row: Row, options: ChatmlOptions) -> list[Message]:
@@ -220,9 +264,12 @@ def _text(row: Row, options: ChatmlOptions, key: str) -> str:
 
 def _list(row: Row, options: ChatmlOptions, key: str) -> list[Any]:
     column = options.column_mapping[key]
-    value = row.get(column)
-    if not value:
+    if not row.get(column):
         raise _Missing(key)
+    return _items(row[column], column)
+
+
+def _items(value: Any, column: str) -> list[Any]:
     if not isinstance(value, list):
         raise _Malformed(f"{column}: expected a list, have {_kind(value)}")
     return cast("list[Any]", value)
@@ -245,6 +292,8 @@ def _checked_message(message: Any, column: str, place: int) -> Message:
     if not isinstance(role, str) or not role:
         have = _kind(role) if "role" in message else "nothing"
         raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
+    if role not in _MAY_FOLLOW:
+        message = {**message, "role": _role(role)}
     if None in message.values():
         message = {
             name: value for name, value in message.items() if value is not None or name == "content"
@@ -270,12 +319,17 @@ def _parts(content: Any, where: str) -> list[Message]:
     return parts
 
 
+def _unknown_role(messages: Sequence[Message]) -> _Malformed:
+    roles = [message["role"] for message in messages]
+    place = next(place for place, role in enumerate(roles) if role not in _MAY_FOLLOW)
+    wrong = f"{roles[place]!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"
+    return _Malformed(f"messages[{place}].role: {wrong}")
+
+
 def _check_order(messages: list[Message], ends_with_user: bool) -> None:
     before: str | None = None
     for place, message in enumerate(messages):
         role, content = message["role"], message.get("content")
-        if role not in _MAY_FOLLOW:
-            raise _Malformed(f"messages[{place}].role: {role!r} is not a known role")
         if before not in _MAY_FOLLOW[role]:
             previous = f"after {before}" if before else "at the beginning"
             raise _Malformed(f"messages[{place}].role: {role} {previous}")
