@@ -108,6 +108,23 @@ class TestRunTask:
         assert "no input files to work on" in ended.out
         wrong = run(project, "run-task", TASK, "--job-index", "4", "--world-size", "4")
         assert wrong.code == 2 and "expected 0 to 3" in wrong.err
+        unsaid = run(project, "run-task", TASK, "--world-size", "4")
+        assert unsaid.code == 2 and "--job-index: missing: which of the 4 jobs" in unsaid.err
+
+    def test_jobs_without_an_index_and_with_nothing_in_their_share(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_task({"distributed": {"enabled": True, "world_size": 3}})
+        second = run(project, "run-task", TASK, "--file", "a.jsonl", "--job-index", "1")
+        assert second.code == 0 and "no input files to work on" in second.out
+        assert server.stats()["requests"] == 0
+        nowhere = run(project, "run-task", TASK, "--file", "*.csv", "--job-index", "1")
+        assert nowhere.code == 2 and "matches '*.csv'" in nowhere.err
+        first = run(project, "run-task", TASK, "--job-index", "0")
+        assert "1 of 1 files scored" in first.out and published(project) == ["a"]
+        everything = run(project, "run-task", TASK)
+        assert everything.code == 0 and "3 of 3 files scored" in everything.out
+        assert "world_size is 3, but without --job-index this job takes all" in everything.err
 
     def test_a_red_file_means_exit_code_1_and_a_message(
         self, project: Project, server: RehearsalServer
@@ -117,6 +134,7 @@ class TestRunTask:
         assert ended.code == 1
         assert f"{A}: 2 of 6 rows failed (33.33%), more than max_failure_rate 5.00%" in ended.err
         assert f"rejected: {A}: 2 of 6 rows failed" in ended.out
+        assert ended.out.startswith("2 of 3 files scored")
         assert "14 rows, 12 succeeded, 2 failed (bad_line 2)" in ended.out
         assert published(project) == ["a", "deep/b", "deep/er/c"]
 
@@ -285,7 +303,7 @@ class TestTry:
         assert ended.code == 0
         assert "You judge texts and answer with one JSON object." in ended.out
         assert "Judge this text:\nfirst 0 and no more" in ended.out
-        assert ended.out.count("── row ") == 2
+        assert ended.out.count("── row ") == 2 and "2 of 2 rows succeeded" in ended.out
         assert '"rated_by":' in ended.out, "the raw reply"
         parsed = ended.out.split("parsed:")[1]
         assert re.match(r'\s*\{\s*"score": [1-5],', parsed)
@@ -296,7 +314,12 @@ class TestTry:
         project.write_input(A, [{"id": 1, "txt": "the column is misspelt"}])
         ended = run(project, "try", TASK, "--rows", "1")
         assert "error: missing_input: input column 'text' is absent" in ended.out
-        assert server.stats()["requests"] == 0
+        assert (ended.code, "0 of 1 rows succeeded" in ended.out) == (1, True)
+        project.write_input(A, [{"id": 1, "txt": "misspelt"}, {"id": 2, "text": "fine"}])
+        some = run(project, "try", TASK, "--rows", "2")
+        assert (some.code, "1 of 2 rows succeeded" in some.out) == (0, True)
+        project.write_input(A, [{"id": 1, "txt": "the column is misspelt"}])
+        assert server.stats()["requests"] == 1
 
     def test_a_wrong_key_is_told_without_a_traceback(
         self, project: Project, monkeypatch: pytest.MonkeyPatch

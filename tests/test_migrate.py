@@ -311,6 +311,8 @@ def test_every_field_of_a_task_is_told_once(project: Project):
     changed = {name for name, (treatment, _) in told.items() if treatment == "changed"}
     assert {"data.stat_folder", "concurrency.chunk_size", "logging.level"} <= changed
     assert told["concurrency.max_concurrent_requests"] == ("honoured", "")
+    for name in ("retry.max_retries", "preprocess.num_proc", "debug.max_files"):
+        assert told[name][0] == "changed", "it means something else than it did"
     assert "-1 means no limit" in told["debug.max_files"][1]
 
 
@@ -461,7 +463,8 @@ def test_both_key_sets_of_generate_response(project: Project):
     assert "modelcall retry" in told["distillation.retry_mode"][1]
     assert "run-task --fresh" in told["distillation.resume_mode"][1]
     assert told["distillation.concurrency"] == ("honoured", "")
-    assert "prompt_mode: first_message" in told["distillation.input_path"][1]
+    treatment, reason = told["distillation.input_path"]
+    assert treatment == "changed" and "prompt_mode: first_message" in reason
     assert project.data("tasks/second.yaml")["distillation"] == {
         "model_config": "configs/models/m.yaml",
         "input_path": "/mnt/generated/one_error.jsonl",
@@ -527,7 +530,8 @@ def test_a_model_loses_its_key_and_its_timeout(project: Project):
     assert "in .env" in told["client_config.api_key"][1]
     assert told["chat_config.timeout"][0] == "changed"
     assert told["chat_config.stream"][0] == "honoured"
-    assert "51 times at most" in told["client_config.max_retries"][1]
+    treatment, reason = told["client_config.max_retries"]
+    assert treatment == "changed" and "51 times at most" in reason
     assert "passed to the endpoint" in told["chat_config.enable_thinking"][1]
     load_model(project.root / "configs/models/ds.yaml", project.root)
 

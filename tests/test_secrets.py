@@ -9,8 +9,9 @@ import json
 import re
 import sqlite3
 import threading
+import traceback
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,19 @@ import pyarrow.parquet as pq
 import pytest
 import test_bad_input
 from conftest import Project, merged, some_rows
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_bad_input import TASK, Cli
 from test_transports import TRANSPORTS, delta, events, http, serving
 
+from modelcall_assets.config.model import parse_model
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.llm.transport import DirectTransport, Reply
 from modelcall_assets.records.secrets import Remover, looks_secret, names_secret
+from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.storage.files import exists, stat_file
+from modelcall_assets.storage.places import Stores
 
 cli = test_bad_input.cli
 
@@ -361,3 +368,51 @@ def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cl
     for ended in shown:
         assert not told_in(ended.out + ended.err, secrets), ended
     assert leaks_below(project.root, secrets) == {}
+
+
+# Stores
+
+
+class Telling(MemoryFileSystem):
+    """Fails with all that it was given."""
+
+    protocol = "telling"
+    cachable = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.told = options
+
+    def info(self, path: str, **more: Any) -> Any:
+        try:
+            raise PermissionError(13, f"not with {ECHOED}")
+        except PermissionError as error:
+            raise OSError(f"{self.told} {ECHOED}") from error
+
+    def exists(self, path: str, **more: Any) -> bool:
+        raise RuntimeError(f"{self.told} {ECHOED}")
+
+
+ECHOED = " ".join(form for secret in (KEY, HEADER) for form in forms(secret))
+
+
+@pytest.mark.parametrize("ask", [stat_file, exists])
+def test_what_a_store_tells_holds_no_keys(ask: Callable[[Any], object]) -> None:
+    options = {"token": KEY, "more": {"where": f"https://me:{PROXY}@h/"}, "name": HEADER}
+    told = StoreOptions("t", "telling://", f"{__name__}:Telling", options, (HEADER,))
+    with pytest.raises((InputError, StoreError)) as raised:
+        ask(Stores([told]).place("telling://b/a.jsonl"))
+    text = "".join(traceback.format_exception(raised.value))
+    assert "telling://b/a.jsonl: cannot be read" in text
+    assert not told_in(text, (KEY, HEADER, PROXY))
+
+
+def test_a_key_in_a_file_that_a_header_or_an_option_should_not_have() -> None:
+    leaked = "hf_abcdefghijklmnopqrst"
+    for client in ({"headers": {"X-Any": leaked}}, {"base_url": f"http://h/v1?api_key={leaked}"}):
+        _, problems = parse_model(
+            {"client_config": {"base_url": "http://h/v1", **client}, "chat_config": {"model": "m"}},
+            "m.yaml",
+        )
+        assert len(problems) == 1 and " in a file" in problems[0].wrong
+        assert leaked not in str(problems[0])

@@ -69,7 +69,7 @@ def _told(new: Migration) -> Iterable[str]:
         yield "nothing is written"
     elif new.of("refused"):
         yield "look for TODO in the new file, then run `modelcall check` on it"
-    elif not new.of("changed"):
+    elif new.data == new.old:
         yield "nothing to change: it is a file of this project already"
 
 

@@ -29,10 +29,10 @@ _DONE = {CHATML: "converted", MERGED: "merged", RESPONSES: "answered", SCORES: "
 @task_argument
 @click.option("--file", "pattern", metavar="GLOB", help="Only input files whose path matches.")
 @click.option("--fresh", is_flag=True, help="Ask the model again, also for rows with an answer.")
-@click.option("--job-index", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
-    task: Path, pattern: str | None, fresh: bool, job_index: int, world_size: int | None
+    task: Path, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
 ) -> None:
     """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
 
@@ -45,23 +45,35 @@ def run_task(
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
     steps = task_steps(task)
-    size = _jobs(steps, world_size)
+    job, size = _job(steps, job_index, world_size)
 
     def choose(keys: Sequence[str]) -> list[str]:
-        return _selected(steps, keys, pattern, job_index, size)
+        return _selected(steps, keys, pattern, job, size)
 
     sys.exit(run_files(steps, choose, fresh=fresh))
 
 
-def _jobs(steps: TaskSteps, asked: int | None) -> int:
-    """How many share the files. A merge needs all of them, so that one job does such a task."""
-    if MERGED not in steps.stages:
-        return asked or steps.spec.task.distributed.world_size or 1
-    if asked is not None and asked > 1:
-        wrong = "a task that merges cannot be shared: each group needs all of its members"
-        fix = "give each step a task file of its own, and share those that convert or answer"
-        raise SetupError([Problem("modelcall run-task", "--world-size", wrong, fix=fix)])
-    return 1
+def _job(steps: TaskSteps, index: int | None, asked: int | None) -> tuple[int, int]:
+    """Which of how many jobs this is. A merge needs all files, so that one job does such a task;
+    so does a job that is not told which one it is."""
+    size = asked or steps.spec.task.distributed.world_size or 1
+    if MERGED in steps.stages:
+        if asked is not None and asked > 1:
+            wrong = "a task that merges cannot be shared: each group needs all of its members"
+            fix = "give each step a task file of its own, and share those that convert or answer"
+            raise SetupError([Problem("modelcall run-task", "--world-size", wrong, fix=fix)])
+        size = 1
+    if index is None and size > 1:
+        if asked is not None:
+            wrong, expected = f"missing: which of the {size} jobs is this?", f"0 to {size - 1}"
+            raise SetupError([Problem("modelcall run-task", "--job-index", wrong, expected)])
+        told = f"distributed.world_size is {size}, but without --job-index this job takes all files"
+        click.echo(f"{steps.spec.name}: {told}", err=True)
+        size = 1
+    if (index or 0) >= size:
+        wrong = f"there is no job {index} among {size}"
+        raise SetupError([Problem("modelcall run-task", "--job-index", wrong, f"0 to {size - 1}")])
+    return index or 0, size
 
 
 def run_files(
@@ -93,8 +105,11 @@ def run_files(
         click.echo(f"error: {message}", err=True)
     for key in summary.busy:
         click.echo(f"{decode_key(key)}: another run is working on it", err=True)
-    did_nothing = not any(summary.ran.values())
-    click.echo(_summary(steps, keys, did_nothing, display, seconds))
+    nothing = ""
+    if not any(summary.ran.values()):
+        is_fine = not (summary.busy or summary.failed)
+        nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
+    click.echo(_summary(steps, keys, nothing, display, seconds))
     return 1 if summary.failed or summary.busy else 0
 
 
@@ -102,26 +117,22 @@ def _selected(
     steps: TaskSteps, keys: Sequence[str], pattern: str | None, job_index: int, world_size: int
 ) -> list[str]:
     """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
-    if job_index >= world_size:
-        wrong = f"there is no job {job_index} among {world_size}"
-        expected = f"0 to {world_size - 1}"
-        raise SetupError([Problem("modelcall run-task", "--job-index", wrong, expected)])
     share = ceil(len(keys) / world_size)
-    own = keys[job_index * share : (job_index + 1) * share]
+    own = list(keys[job_index * share : (job_index + 1) * share])
     if pattern is None:
-        return list(own)
-    matching = [key for key in own if matches(decode_key(key), pattern)]
+        return own
+    matching = [key for key in keys if matches(decode_key(key), pattern)]
     if not matching:
         folder = steps.spec.input_folder
         wrong = f"no input file under {folder} matches '{pattern}'"
         raise SetupError([Problem("modelcall run-task", "--file", wrong)])
-    return matching
+    return [key for key in matching if key in own]
 
 
 def _summary(
-    steps: TaskSteps, keys: Sequence[str], did_nothing: bool, display: RunDisplay, seconds: float
+    steps: TaskSteps, keys: Sequence[str], nothing: str, display: RunDisplay, seconds: float
 ) -> str:
-    """The whole selection's state, and what this run did for it."""
+    """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
     *before, last = (stage for stage in steps.stages if stage in _DONE)
     lines = [_totals(steps, last, keys)]
     for stage in before:
@@ -131,8 +142,8 @@ def _summary(
     lines += _rejected(steps, last, keys)
     lines += _warnings(steps, keys)
     lines += (f"  warning: {warning}" for warning in display.warnings)
-    if did_nothing:
-        lines.append("nothing to do: every file is up to date, no request was sent")
+    if nothing:
+        lines.append(f"{nothing}, no request was sent")
     elif steps.rule_stage is not None:
         lines.append(f"rated by {steps.rule_stage.path} in {seconds:.1f} s, no model was asked")
     elif last in (CHATML, MERGED):
@@ -181,7 +192,8 @@ def _totals(steps: TaskSteps, stage: str, keys: Sequence[str]) -> str:
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
     reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
     what = "merge groups" if steps.partitions(stage) == GROUPS else "files"
-    text = f"{len(manifests)} of {len(found)} {what} {_DONE[stage]}: {rows:,} rows, "
+    accepted = sum(manifest.accepted for manifest in manifests)
+    text = f"{accepted} of {len(found)} {what} {_DONE[stage]}: {rows:,} rows, "
     text += f"{ok:,} succeeded, {rows - ok:,} failed"
     by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
     text += f" ({by_reason})" if by_reason else ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import orjson
@@ -44,7 +46,7 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
-    and its result. For free, let the rehearsal endpoint answer:
+    and its result. Exits with 1 when no row succeeded. For free, let the rehearsal endpoint answer:
 
     \b
       modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
@@ -53,11 +55,12 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     if steps.rule_stage is not None:
         if model is not None:
             raise SetupError([Problem("modelcall try", "--model", "the task has a scorer")])
-        scorer = steps.rule_stage.scorer()
+        scorer, outcomes = steps.rule_stage.scorer(), list[Outcome]()
         for number, row in enumerate(_first(steps, pattern, rows), start=1):
             _show_row(number, row)
-            _show_outcome(row if isinstance(row, Failure) else rate(scorer, row))
-        return
+            outcomes.append(row if isinstance(row, Failure) else rate(scorer, row))
+            _show_outcome(outcomes[-1])
+        _end(outcomes)
     if model is not None:
         steps = _with_model(steps, load_model(model, steps.spec.root))
     asking = steps.first_asking
@@ -70,6 +73,13 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     for number, (asked, (replies, outcome)) in enumerate(zip(asks, results, strict=True), start=1):
         _show_dialogue(number, asked, replies)
         _show_outcome(outcome)
+    _end([outcome for _, outcome in results])
+
+
+def _end(outcomes: Sequence[Outcome]) -> NoReturn:
+    ok = sum(not isinstance(outcome, Failure) for outcome in outcomes)
+    click.echo(f"{ok} of {len(outcomes)} rows succeeded")
+    sys.exit(0 if ok else 1)
 
 
 def _first(steps: TaskSteps, pattern: str, rows: int) -> list[Row | Failure]:

@@ -14,15 +14,17 @@ from modelcall_assets.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class OldField:
-    """One field of the old system; `instead` says why, or what to write."""
+    """One field of the old system; `instead` says why, or what to write. A `changed` one works, but
+    means something else."""
 
     path: str
-    treatment: Literal["honoured", "warning", "refused"]
+    treatment: Literal["honoured", "changed", "warning", "refused"]
     instead: str
     harmless: tuple[object, ...] = ()
     """Values that ask for what happens anyway: accepted in silence."""
 
 
+_WORKING = ("honoured", "changed")
 _RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
 _LOGS = "Dagster keeps the log of every run"
 
@@ -66,10 +68,10 @@ TASK_FIELDS = (
     OldField("task_type", "honoured", "missing means data_scoring; a misspelt one is an error"),
     OldField("debug.max_files", "honoured", "-1 means no limit; 0 is an error"),
     OldField("debug.max_items_per_file", "honoured", "-1 means no limit; 0 is an error"),
-    OldField("retry.max_retries", "honoured", "was never read; overrides the model file"),
-    OldField("preprocess.num_files", "honoured", "for every script type; debug.max_files wins"),
-    OldField("preprocess.num_proc", "honoured", "processes within one file; at most one a core"),
-    OldField("preprocess.languages", "honoured", "for triplet_filter too"),
+    OldField("retry.max_retries", "changed", "was never read; overrides the model file"),
+    OldField("preprocess.num_files", "changed", "for every script type; debug.max_files wins"),
+    OldField("preprocess.num_proc", "changed", "processes within one file; at most one a core"),
+    OldField("preprocess.languages", "changed", "for triplet_filter too"),
     OldField("preprocess.file_pattern", "honoured", "the default is now *: JSONL and Parquet"),
 )
 
@@ -78,7 +80,7 @@ MODEL_FIELDS = (
         OldField(f"{block}.timeout", "warning", "client_config.timeout is the limit of a request")
         for block in ("chat_config", "completions_params")
     ),
-    OldField("model_name", "honoured", "was ignored in favour of an environment variable"),
+    OldField("model_name", "changed", "was ignored in favour of an environment variable"),
 )
 
 _BUFFERS = "every reply is journalled as it arrives"
@@ -130,7 +132,7 @@ def take_out(
     for old in old_fields:
         block_name, _, name = old.path.rpartition(".")
         block = blocks.get(block_name)
-        if old.treatment == "honoured" or not isinstance(block, dict) or name not in block:
+        if old.treatment in _WORKING or not isinstance(block, dict) or name not in block:
             continue
         found = True
         value = cast("dict[str, Any]", block).pop(name)

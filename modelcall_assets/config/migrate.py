@@ -151,8 +151,8 @@ def _leave_out(data: Data, old_fields: Iterable[OldField], new: Migration) -> bo
         block = _block(data, parent) if parent else data
         if name not in block:
             continue
-        if old.treatment == "honoured":
-            new.say("honoured", old.path, old.instead)
+        if old.treatment in ("honoured", "changed"):
+            new.say(old.treatment, old.path, old.instead)
             continue
         found, value = True, block.pop(name)
         harmless = value in old.harmless
@@ -172,6 +172,9 @@ def _leave_out(data: Data, old_fields: Iterable[OldField], new: Migration) -> bo
 def _task(data: Data, new: Migration) -> Data:
     is_old = _leave_out(data, TASK_FIELDS, new)
     preprocess = _block(data, "preprocess")
+    for name in ("max_files", "max_items_per_file"):
+        if is_old and _block(data, "debug").get(name) == -1:
+            new.say("changed", f"debug.{name}", "it left out the last one")
     for parent in ("data", "preprocess"):
         for name in ("input_folder", "output_folder"):
             _move(_block(data, parent), name, f"{parent}.{name}", is_old, new)
@@ -231,7 +234,7 @@ def _distillation(data: Data, new: Migration) -> Data:
     if step == GENERATE and block:
         reason = "conversations are sent whole; the old system sent their first message alone, as "
         reason += "`prompt_mode: first_message` does"
-        new.say("honoured", f"{OLD_BLOCK}.input_path", reason)
+        new.say("changed", f"{OLD_BLOCK}.input_path", reason)
     if is_old and data["task_type"] == GENERATE and block and "concurrency" not in block:
         block["concurrency"] = 30
         new.say("changed", f"{OLD_BLOCK}.concurrency", "added: 30 was the default, 20 is now")
@@ -267,7 +270,7 @@ def _model(data: Data, new: Migration) -> Data:
     retries = _block(data, "client_config").get("max_retries")
     if type(retries) is int:
         reason = f"a request is sent {retries + 1} times at most; it was three rounds of that"
-        new.say("honoured", "client_config.max_retries", reason)
+        new.say("changed", "client_config.max_retries", reason)
     return data
 
 

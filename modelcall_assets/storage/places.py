@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.secrets import Remover, in_options
 from modelcall_assets.records.stores import StoreOptions
 
 
@@ -34,10 +35,26 @@ class Store:
             module, _, name = kind.partition(":")
             return getattr(importlib.import_module(module), name)(**options)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
+            self.take_secrets_out(error)
             raise InputError(
                 f"{self._options.prefix} ({self._options.name}): no file system '{kind}': {error}; "
                 "install the package that has it, or correct the store's options"
             ) from error
+
+    def take_secrets_out(self, error: BaseException | None) -> None:
+        """Of what a driver raised and of what led to it: some tell the keys that they have."""
+        while error is not None:
+            error.args = tuple(map(self._told, error.args))
+            if isinstance(error, OSError) and error.strerror:
+                error.strerror = self._told(error.strerror)
+            error = error.__cause__ or error.__context__
+
+    def _told(self, value: Any) -> Any:
+        return self._remover.text(value) if isinstance(value, str) else value
+
+    @cached_property
+    def _remover(self) -> Remover:
+        return Remover((*self._options.secrets, *in_options(self._options.options)))
 
     @property
     def is_s3(self) -> bool:

@@ -70,6 +70,7 @@ def explained(
     except ModelcallError:
         raise
     except FileNotFoundError as error:
+        _take_secrets_out(place, error)
         is_there = code_of(error) != "NoSuchBucket"
         if is_there and absent is not None and isinstance(error, absent):
             raise
@@ -82,6 +83,7 @@ def explained(
         suffixes = ", ".join((*LINE_SUFFIXES, *COLUMN_SUFFIXES))
         raise kind(f"{place}: a file and no folder; one of rows ends in {suffixes}") from error
     except _raised_by(place) as error:
+        _take_secrets_out(place, error)
         raise kind(_told(place, what, error)) from error
 
 
@@ -117,6 +119,11 @@ def code_of(error: BaseException) -> str:
 def is_absent(error: BaseException) -> bool:
     """Whether an explained error says that there is no such file or folder."""
     return isinstance(error.__cause__, FileNotFoundError) and code_of(error) != "NoSuchBucket"
+
+
+def _take_secrets_out(place: Place, error: BaseException) -> None:
+    if not isinstance(place, Path):
+        place.store.take_secrets_out(error)
 
 
 def _raised_by(place: Place) -> tuple[type[Exception], ...]:
