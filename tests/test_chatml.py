@@ -200,7 +200,8 @@ class TestStyles:
     def test_a_role_that_no_endpoint_knows(self, style: str) -> None:
         row = conversation(("human", "hi"), ("narrator", "x"))
         row["messages"] = [*HELLO, {"role": "narrator", "content": "x"}]
-        wrong = f"messages[1].role: 'narrator' is not a known role; {KNOWN}"
+        where = "conversations[1].from" if style == "sharegpt" else "messages[1].role"
+        wrong = f"{where}: 'narrator' is not a known role; {KNOWN}"
         assert convert(style, row) == failure(wrong)
         assert messages_of(style, row, other_roles="drop") == HELLO
 

@@ -95,7 +95,7 @@ class ResponseStage:
             case [_, *_] as messages if all(map(_is_turn, messages)):
                 sent = self._sent(messages)
                 if not sent:
-                    what = "nothing to answer: it holds only the assistant's turns"
+                    what = "nothing to answer: it holds only an assistant's turns"
                     return Failure(Reason.MISSING_INPUT, what)
                 try:
                     return ChatRequest(self.params, sent, self.revision)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from typing import Any, Literal, cast
@@ -70,14 +70,12 @@ def to_chatml(
     of the row, if there is one, is kept as it is: with numbers of any size."""
     try:
         messages = _STYLES[options.format_style](row, options)
-        if options.format_style in _WITH_SYSTEM and (first := _beside(row, "system", options)):
-            messages.insert(0, _turn("system", first))
+        if "system" in row and options.format_style in _WITH_SYSTEM:
+            _begin_with_system(messages, row, options)
         if options.other_roles == "drop":
             messages = [turn for turn in messages if turn["role"] in ("user", "assistant")]
         if not messages:
             return Dropped("no_turn_left")
-        if not _MAY_FOLLOW.keys() >= {turn["role"] for turn in messages}:
-            raise _unknown_role(messages)
         if options.validation == "strict":
             _check_order(messages, ends_with_user=options.format_style == "prompt_text_only")
     except _Missing as missing:
@@ -89,7 +87,7 @@ def to_chatml(
     ):
         messages.insert(0, _turn("system", options.system_prompt))
     made: Row = {"messages": messages, "format": "chatml"}
-    if options.format_style in _WITH_TOOLS and (tools := _tools(row)):
+    if "tools" in row and options.format_style in _WITH_TOOLS and (tools := _tools(row)):
         made["tools"] = tools
     if options.keep_raw_data:
         made["raw_data"] = _kept(row, text)
@@ -172,12 +170,13 @@ def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
                 raise _Malformed(f"history[{place}]: {wrong}")
 
 
-def _beside(row: Row, column: str, options: ChatmlOptions) -> str | None:
-    """The text of a column that the style has besides those of the mapping."""
-    value = None if column in options.column_mapping.values() else row.get(column)
-    if value and not isinstance(value, str):
-        raise _Malformed(f"{column}: expected text, have {_kind(value)}")
-    return value
+def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions) -> None:
+    text = row["system"]
+    if not text or "system" in options.column_mapping.values():
+        return
+    if not isinstance(text, str):
+        raise _Malformed(f"system: expected text, have {_kind(text)}")
+    messages.insert(0, _turn("system", text))
 
 
 def _tools(row: Row) -> Any:
@@ -200,13 +199,15 @@ def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
             role = value = None
         if role is None or (type(value) is not str and value is not None):
             where = f"{options.column_mapping['conversations']}[{place}]"
-            role, value = _unusual_turn(turn, where)
+            role, value = _unusual_turn(turn, where, options)
         if value:
             messages.append({"role": role, "content": value})
     return messages
 
 
-def _unusual_turn(turn: Any, where: str) -> tuple[str, str | list[Message] | None]:
+def _unusual_turn(
+    turn: Any, where: str, options: ChatmlOptions
+) -> tuple[str, str | list[Message] | None]:
     """Role and content of one that has a role of its own, or content in parts."""
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         have = _names(turn) if isinstance(turn, dict) else _kind(turn)
@@ -214,14 +215,19 @@ def _unusual_turn(turn: Any, where: str) -> tuple[str, str | list[Message] | Non
     speaker, value = cast("tuple[Any, Any]", (turn["from"], turn["value"]))
     if not isinstance(speaker, str):
         raise _Malformed(f"{where}.from: expected text, have {_kind(speaker)}")
-    return _role(speaker), value if value is None or isinstance(value, str) else _parts(
+    role = _role(speaker, f"{where}.from", options)
+    return role, value if value is None or isinstance(value, str) else _parts(
         value, f"{where}.value"
     )
 
 
-def _role(speaker: str) -> str:
-    """Whatever its case, and with spaces or hyphens; a name that nobody knows stays as it is."""
+def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
+    """Whatever its case, and with spaces or hyphens. A name that nobody knows goes with the other
+    roles where those are dropped."""
     name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
+    if name not in SPEAKERS and options.other_roles == "keep":
+        wrong = f"{speaker!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"
+        raise _Malformed(f"{where}: {wrong}")
     return SPEAKERS.get(name, speaker)
 
 
@@ -278,12 +284,12 @@ def _items(value: Any, column: str) -> list[Any]:
 def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
     column = options.column_mapping[key]
     return [
-        _checked_message(message, column, place)
+        _checked_message(message, column, place, options)
         for place, message in enumerate(_list(row, options, key))
     ]
 
 
-def _checked_message(message: Any, column: str, place: int) -> Message:
+def _checked_message(message: Any, column: str, place: int, options: ChatmlOptions) -> Message:
     """The message as it is, without the null fields that a columnar file gives it."""
     if not isinstance(message, dict):
         raise _Malformed(f"{column}[{place}]: expected an object, have {_kind(message)}")
@@ -293,7 +299,7 @@ def _checked_message(message: Any, column: str, place: int) -> Message:
         have = _kind(role) if "role" in message else "nothing"
         raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
     if role not in _MAY_FOLLOW:
-        message = {**message, "role": _role(role)}
+        message = {**message, "role": _role(role, f"{column}[{place}].role", options)}
     if None in message.values():
         message = {
             name: value for name, value in message.items() if value is not None or name == "content"
@@ -317,13 +323,6 @@ def _parts(content: Any, where: str) -> list[Message]:
         named = cast("Message", part)
         parts.append({name: value for name, value in named.items() if value is not None})
     return parts
-
-
-def _unknown_role(messages: Sequence[Message]) -> _Malformed:
-    roles = [message["role"] for message in messages]
-    place = next(place for place, role in enumerate(roles) if role not in _MAY_FOLLOW)
-    wrong = f"{roles[place]!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"
-    return _Malformed(f"messages[{place}].role: {wrong}")
 
 
 def _check_order(messages: list[Message], ends_with_user: bool) -> None:
