@@ -24,7 +24,7 @@ from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.grading.scorer import grade, load_scorer
-from modelcall_assets.grading.values import fitted, plain, types_of
+from modelcall_assets.grading.values import SharedTypes, fitted, plain
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.progress import Tally
@@ -444,7 +444,9 @@ class Lengths:
 
         made = plain({"f": Numpy(0.5), "i": Numpy(3), "a": Numpy([[1], [2]])})
         assert made == {"f": 0.5, "i": 3, "a": [[1], [2]]}
-        assert types_of([made]) == {"f": {"type": "number"}, "i": {"type": "integer"}, "a": {}}
+        types = SharedTypes()
+        types.note(made)
+        assert types.fields() == {"f": {"type": "number"}, "i": {"type": "integer"}, "a": {}}
 
     def test_declared_types_are_no_json_schema(self) -> None:
         """A list of types, or one without a column of its own, is JSON text: anything fits."""

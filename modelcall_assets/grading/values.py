@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 MOST_LEVELS = 100
@@ -42,14 +42,19 @@ def plain(value: Any, level: int = 0) -> Any:
     return _text(str(value))
 
 
-def types_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A JSON-schema type per key of plain rows; `{}`, which is kept as JSON text, for values of
-    several types and for nested ones."""
-    seen: dict[str, set[str]] = {}
-    for row in rows:
+class SharedTypes:
+    """A JSON-schema type per key of plain rows, as they come; `{}`, which is kept as JSON text, for
+    values of several types and for nested ones."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[str]] = {}
+
+    def note(self, row: Mapping[str, Any]) -> None:
         for key, value in row.items():
-            seen.setdefault(key, set()).update(() if value is None else (_type_of(value),))
-    return {key: _common(types) for key, types in seen.items()}
+            self._seen.setdefault(key, set()).update(() if value is None else (_type_of(value),))
+
+    def fields(self) -> dict[str, dict[str, Any]]:
+        return {key: _common(types) for key, types in self._seen.items()}
 
 
 def fitted(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _type_of(value: Any) -> str:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int):
-        return "integer" if value in _EXACT else "wide"
+        return "integer" if value in _EXACT else "wide" if value in _INT64 else "other"
     if isinstance(value, float):
         return "number"
     if isinstance(value, str):

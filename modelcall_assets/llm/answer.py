@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeGuard, cast
 
 import jsonschema_rs
@@ -133,6 +134,12 @@ class AnswerParser:
             numbers = dict(_declared_numbers(self.schema))
             object.__setattr__(self, "_numbers", numbers)
 
+    @cached_property
+    def untyped(self) -> list[str]:
+        """Keys without one declared type."""
+        fields = cast("dict[str, Any]", (self.schema or {}).get("properties", {}))
+        return [key for key in self.keys if _type_in(fields.get(key)) is None]
+
     def parse(self, answer: Answer) -> Outcome:
         if answer.ending is Ending.FILTERED:
             return Failure(Reason.CONTENT_FILTER, "the endpoint filtered the answer")
@@ -192,27 +199,34 @@ class AnswerParser:
 
 
 def _declared_numbers(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys that are to be an integer or a number, and which."""
+    """Keys that are to be, or to hold, integers or numbers, and which."""
     fields = cast("dict[str, Any]", schema.get("properties", {}))
-    for key, field_schema in fields.items():
-        kind = (
-            cast("dict[str, Any]", field_schema).get("type")
-            if isinstance(field_schema, dict)
-            else None
-        )
+    for key, declared in fields.items():
+        kind = _type_in(declared)
+        kind = _type_in(declared.get("items")) if kind == "array" else kind
         if kind in ("integer", "number"):
             yield key, kind
 
 
+def _type_in(declared: object) -> str | None:
+    """The one type of a schema, if it has one."""
+    kind = cast("dict[str, Any]", declared).get("type") if isinstance(declared, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def _as_number(kind: str, value: Any) -> Any:
-    """A number in quotes is a number where one is declared (`"3"` → 3)."""
+    """A number in quotes is a number where one is declared (`"3"` → 3), 3 is 3.0 and 3.0 is 3."""
+    if isinstance(value, list):
+        return [_as_number(kind, item) for item in cast("list[Any]", value)]
     if isinstance(value, str):
         pattern = _INTEGER if kind == "integer" else _NUMBER
         if not pattern.fullmatch(value.strip()):
             return value
         return int(value) if kind == "integer" else float(value)
+    if kind == "integer":
+        return int(value) if isinstance(value, float) and value.is_integer() else value
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if is_whole and kind == "number" else value
+    return float(value) if is_whole else value
 
 
 def _bounded(schema: Any) -> Any:

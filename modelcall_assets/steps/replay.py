@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from modelcall_assets.errors import StoreError
+from modelcall_assets.grading.values import SharedTypes
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
 from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.llm.dialogue import Finished, NotFinal, Rules, Said, replayed
@@ -73,6 +74,8 @@ class Replay:
     requests: int = 0
     replayed: int = 0
     warnings: list[str] = field(default_factory=list[str])
+    types: SharedTypes = field(default_factory=SharedTypes)
+    """Of the values that the prompt declares no type for."""
     _occurrences: Occurrences = field(default_factory=Occurrences)
 
     def pending(self, asked: Iterator[Asked]) -> Iterator[Pending | None]:
@@ -125,8 +128,9 @@ class Replay:
         """The record has its outcome."""
         self.ledger.positions[item.index] = position
         self.tally.count(finished.outcome)
-        if isinstance(finished.outcome, Success):
+        if isinstance(outcome := finished.outcome, Success):
             self.reuse.keep(item.address.key, position)
+            self.types.note({key: outcome.values[key] for key in self.rules.parser.untyped})
 
     def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
         """The record has none; `position` is that of its last turn."""

@@ -12,6 +12,7 @@ import orjson
 
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.spec import CHATML, TaskSpec
+from modelcall_assets.grading.values import Fields
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
@@ -114,7 +115,7 @@ class ResponseStage:
             for _ in range(self.samples):
                 yield asked
 
-    def write(self, source: Source, rate: Rate, out: NewFile) -> ScoreReport:
+    def write(self, source: Source, rate: Rate, out: NewFile, _shared: Fields) -> ScoreReport:
         """Every row of the source in its order, `samples` times, with its answers."""
         source.verify()
         report, digest, inference = ScoreReport(), hashlib.sha256(), SchemaInference()

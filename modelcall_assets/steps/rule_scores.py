@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -18,7 +16,7 @@ from modelcall_assets.grading.scorer import (
     load_scorer,
     scorer_digest,
 )
-from modelcall_assets.grading.values import types_of
+from modelcall_assets.grading.values import SharedTypes
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.outcome import Failure, Outcome, Success
 from modelcall_assets.records.record import BadLine, Row
@@ -56,6 +54,7 @@ class RuleStage:
         """
         scorer = self.scorer()
         outcomes: list[Outcome] = []
+        types = SharedTypes()
         for chunk in source.chunks():
             for item in chunk.items:
                 if tally.is_stopped:
@@ -63,7 +62,9 @@ class RuleStage:
                 failed = failure_before(item) if source.stage == PREPROCESSED else None
                 outcomes.append(failed or rate(scorer, item))
                 tally.count(outcomes[-1])
-        fields = declared_fields(scorer) or types_of(_values(outcomes))
+                if isinstance(outcome := outcomes[-1], Success):
+                    types.note(outcome.values)
+        fields = declared_fields(scorer) or types.fields()
 
         def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
             return {**_row(outcomes[index]), "api_model": self.path}, Usage()
@@ -74,10 +75,6 @@ class RuleStage:
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:
     """A line that is no row is not shown to the scorer."""
     return bad_line(item) if isinstance(item, BadLine) else grade(scorer, item)
-
-
-def _values(outcomes: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
-    return (outcome.values for outcome in outcomes if isinstance(outcome, Success))
 
 
 def _row(outcome: Outcome) -> ApiRow:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelcall_assets.config.spec import PREPROCESSED, RESPONSES, TaskSpec
+from modelcall_assets.grading.values import Fields
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser, Usage
 from modelcall_assets.llm.dialogue import Rules
@@ -132,9 +133,11 @@ class ScoreStage:
             return map(self.ask, items)
         return (failure_before(item) or self.ask(item) for item in items)
 
-    def write(self, source: Source, rate: Rate, out: NewFile) -> ScoreReport:
-        """Every row of the source in its order, beside what it was rated."""
-        return Publisher(source, self.fields, self.input_key, rate).write(out)
+    def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> ScoreReport:
+        """Every row of the source in its order, beside what it was rated. Keys without a declared
+        type have the one that their values share, lists none."""
+        scalars = {key: of for key, of in shared.items() if of.get("type") != "array"}
+        return Publisher(source, {**self.fields, **scalars}, self.input_key, rate).write(out)
 
 
 @dataclass
@@ -164,9 +167,10 @@ class Scoring:
         caller = kind(*given, requests=left.requests, warnings=left.warnings)
         self._ledger = await caller.run(self.stage.asks(self.source))
         requests, replayed, warnings = caller.requests, caller.replayed, caller.warnings
+        shared = caller.types.fields()
         del caller  # and the memory of its keys
         report = await asyncio.to_thread(
-            lambda: self.stage.write(self.source, self._rate, draft.out)
+            lambda: self.stage.write(self.source, self._rate, draft.out, shared)
         )
         report.requests, report.replayed, report.warnings = requests, replayed, warnings
         return report
