@@ -4,17 +4,33 @@ failure with a reason."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from modelcall_assets.llm import http, sdk_transport
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
+from modelcall_assets.llm.exchange import HttpExchange, NoReply
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.transport import DirectTransport, Reply
-from tests.hostile_server import BEHAVIOURS, OWN, TO_NOBODY, hostile
+from tests.hostile_server import (
+    BEHAVIOURS,
+    NOBODY,
+    OWN,
+    TO_NOBODY,
+    chunked,
+    completion,
+    encoded,
+    hostile,
+    stream,
+    whole,
+)
 
 TRANSPORTS = (DirectTransport, SdkTransport)
 ROWS, WORKERS = 12, 3
@@ -83,3 +99,108 @@ def test_every_row_has_its_own_answer_or_a_failure(
         assert tracemalloc.get_traced_memory()[1] < 2 * BUFFERS
     finally:
         tracemalloc.stop()
+
+
+# Any bytes before and behind, cut anywhere
+
+
+def framed(row: str) -> list[bytes]:
+    body = completion(row)
+    return [whole(body), chunked(body, 7), stream(row), encoded(gzip.compress(body), "gzip")]
+
+
+framings = st.integers(0, len(framed("")) - 1)
+starts_of_others = st.integers(0, len(whole(NOBODY)) - 1).map(lambda end: whole(NOBODY)[:end])
+before = st.just(b"") | st.binary(max_size=9) | starts_of_others
+behind = before | st.just(whole(NOBODY)) | st.just(whole(NOBODY) * 2) | st.just(b"\r\n")
+cuts = st.lists(st.integers(0, 400), max_size=8)
+
+
+def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
+    edges = [0, *sorted(position for position in at if position < len(data)), len(data)]
+    return [data[start:end] for start, end in pairwise(edges) if start < end]
+
+
+@given(framings, before, behind, cuts)
+@example(0, b"", b"H", [])
+def test_an_exchange_takes_its_reply_and_nothing_else(
+    framing: int, junk: bytes, more: bytes, at: list[int]
+) -> None:
+    """The connection is kept only when nothing has come but the reply."""
+    reply = framed("row")[framing]
+
+    async def run() -> None:
+        exchange, fed = HttpExchange(1 << 20), 0
+        for segment in cut(junk + reply + more, at):
+            fed += len(segment)
+            if not exchange.feed(segment):
+                break
+        is_kept = exchange.may_keep
+        exchange.lost(None)
+        try:
+            response = await exchange.answer
+        except NoReply:
+            assert junk
+            return
+        streamed = None if response.stream is None else response.stream.finish()
+        body = response.body if streamed is None else streamed[1]
+        if not junk:
+            assert json.loads(body)["choices"][0]["message"]["content"] == "row"
+            assert is_kept == (fed == len(reply))
+
+    asyncio.run(run())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(framings, before, behind, cuts), min_size=3, max_size=3))
+def test_no_row_is_given_what_comes_around_the_reply_of_another(
+    replies: list[tuple[int, bytes, bytes, list[int]]],
+) -> None:
+    """Three rows over what connections are kept; the last segment and what is behind it are sent
+    at once, or the test would be about who is quicker."""
+
+    def behaviour(row: str) -> Iterable[bytes | float]:
+        framing, junk, more, at = replies[int(row.removeprefix("bad "))]
+        *first, last = cut(junk + framed(row)[framing], at)
+        for segment in first:
+            yield segment
+            yield 0.0
+        yield last + more
+
+    async def run() -> None:
+        async with (
+            hostile(behaviour) as server,
+            DirectTransport("n", server.url, timeout_s=0.1) as transport,
+        ):
+            for number, (_, junk, _, _) in enumerate(replies):
+                found = outcome(f"bad {number}", await transport.send(payload(f"bad {number}")))
+                assert found == OWN or (junk and "answer of" not in found), found
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["closed when asked again", "two in three are dropped", "honest"])
+@pytest.mark.parametrize("kind", TRANSPORTS)
+def test_every_request_that_went_out_is_counted(
+    name: str, kind: type[DirectTransport | SdkTransport]
+) -> None:
+    """Also what a kept connection swallowed, for which the request is sent again."""
+    answered = 0
+
+    def behaviour(row: str) -> Iterable[bytes | str]:
+        nonlocal answered
+        answered += 1
+        if name != "honest" and answered % (2 if name.startswith("closed") else 3):
+            yield "close"
+        yield whole(completion(row))
+
+    async def run() -> None:
+        async with hostile(behaviour) as server, kind("n", server.url, timeout_s=20.0) as transport:
+            sent = 0
+            for number in range(9):
+                reply = await transport.send(payload(f"bad {number}"))
+                sent += reply.sent
+                assert outcome(f"bad {number}", reply) in (OWN, "dropped")
+            assert sent == len(server.asked)
+
+    asyncio.run(run())

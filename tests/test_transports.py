@@ -697,6 +697,7 @@ class Proxy:
     authorization: bytes = b""
     targets: list[str] = field(default_factory=list)
     url: str = ""
+    opened: bytes = b"HTTP/1.1 200 OK\r\n\r\n"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -709,7 +710,7 @@ class Proxy:
             place = urlsplit(f"//{target}" if method == "CONNECT" else target)
             there, back = await asyncio.open_connection(place.hostname, place.port)
             if method == "CONNECT":
-                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                writer.write(self.opened)
             else:
                 back.write(head)
             await asyncio.gather(pump(reader, back), pump(there, writer))
@@ -722,8 +723,10 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @asynccontextmanager
-async def proxy(authorization: bytes = b"") -> AsyncIterator[Proxy]:
-    made = Proxy(authorization)
+async def proxy(
+    authorization: bytes = b"", opened: bytes = b"HTTP/1.1 200 OK\r\n\r\n"
+) -> AsyncIterator[Proxy]:
+    made = Proxy(authorization, opened=opened)
     async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as listener:
         made.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         yield made
@@ -801,3 +804,99 @@ def test_a_proxy_of_another_kind_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -
     for kind in TRANSPORTS:
         with pytest.raises(SetupError, match="environment:https_proxy: not an HTTP proxy"):
             asyncio.run(enter(kind))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_proxy_that_is_not_there_is_named(authority: Path, tls: bool) -> None:
+    with serve_in_thread() as gone:
+        dead = urlsplit(gone.base_url).netloc
+
+    async def run() -> list[Reply]:
+        async with serving(http(200), server_tls(authority) if tls else None) as server:
+            ca_file = str(authority / "ca.pem")
+            return await by_each(server.url, ca_file=ca_file, proxy=f"http://{dead}")
+
+    for reply in asyncio.run(run()):
+        assert (reply.fault, reply.sent) == (Reason.CONNECT, 0)
+        assert f"the proxy {dead}".encode() in reply.body
+
+
+FORGED = gzip.compress(json.dumps(GOOD).replace('"x"', '"forged"').encode())
+FORGED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(
+    FORGED
+)
+CONNECT_ANSWERS = {
+    "a body": [FORGED_HEAD + FORGED],
+    "a body, later": [FORGED_HEAD, FORGED],
+    "half a body": [FORGED_HEAD + FORGED[:20]],
+    "a byte": [b"HTTP/1.1 200 OK\r\n\r\nH"],
+    "a reply more": [b"HTTP/1.1 200 OK\r\n\r\n" + FORGED_HEAD + FORGED],
+    "chunks": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"],
+    "no HTTP": [b"what is this\r\n\r\n"],
+    "nothing": [],
+    "half a head": [b"HTTP/1.1 200 OK\r\nX: "],
+    "a head without end": [b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000],
+    "502 with a body": [b"HTTP/1.1 502 X\r\nContent-Length: 4\r\n\r\nsoon"],
+    "302": [b"HTTP/1.1 302 X\r\nLocation: https://elsewhere/\r\n\r\n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONNECT_ANSWERS)
+def test_nothing_that_a_proxy_says_is_a_reply(authority: Path, name: str) -> None:
+    """It says so before the handshake with the server, and closes."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            for part in CONNECT_ANSWERS[name]:
+                writer.write(part)
+                await writer.drain()
+
+    async def run() -> list[Reply]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            proxy, ca_file = f"http://127.0.0.1:{port}", str(authority / "ca.pem")
+            url = "https://localhost:1/v1"
+            return await by_each(url, timeout_s=5.0, proxy=proxy, ca_file=ca_file)
+
+    direct, sdk = asyncio.run(run())
+    assert (direct.fault, direct.sent) == (Reason.CONNECT, 0)
+    assert direct.body.startswith(b"the proxy 127.0.0.1:")
+    assert sdk.fault is not None and b"forged" not in sdk.body
+
+
+@pytest.mark.parametrize("answer", [http(200, json.dumps(GOOD).encode()), b""])
+def test_headers_of_a_tunnel_are_not_those_of_a_reply(authority: Path, answer: bytes) -> None:
+    """A proxy tunnels honestly behind a head that announces a body; perhaps the server hangs up."""
+    announced = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 99\r\n\r\n"
+
+    async def run() -> list[Reply]:
+        context = server_tls(authority)
+        async with serving(answer, context) as server, proxy(opened=announced) as made:
+            ca_file = str(authority / "ca.pem")
+            return await by_each(server.url, ca_file=ca_file, proxy=made.url)
+
+    for reply in asyncio.run(run()):
+        if answer:
+            assert message_of(reply)["content"] == "x"
+        else:
+            assert (reply.status, reply.fault) == (0, Reason.DROPPED)
+
+
+# Where nothing can be sent
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, f"{'a' * 64}.b", "a b", "xn--", "a,b"])
+def test_a_host_that_cannot_be_one_is_a_failure(host: str) -> None:
+    for reply in asyncio.run(by_each(f"http://{host}:9/v1", timeout_s=5.0)):
+        assert (reply.status, reply.fault, reply.sent) == (0, Reason.CONNECT, 0)
+
+
+def test_a_path_of_any_letters_is_sent_percent_encoded() -> None:
+    async def run() -> list[bytes]:
+        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+            await through_both(f"{server.url}/模 型%20")
+            return server.heads
+
+    path = b"POST /v1/%E6%A8%A1%20%E5%9E%8B%20/chat/completions HTTP/1.1"
+    assert [head.partition(b"\r\n")[0] for head in asyncio.run(run())] == [path] * 2

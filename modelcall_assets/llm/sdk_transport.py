@@ -95,6 +95,8 @@ class SdkTransport(HttpTransport):
                 return self.timed_out()
             case aiohttp.ClientHttpProxyError():
                 reason, text = Reason.CONNECT, f"the proxy answered {error.status}"
+            case aiohttp.ClientProxyConnectionError():
+                reason, text = Reason.CONNECT, f"the proxy {error.host}:{error.port}: {error}"
             case aiohttp.ClientConnectorError() | ssl.SSLError():
                 reason = Reason.CONNECT
             case aiohttp.ClientResponseError():
@@ -126,15 +128,18 @@ class _Backend(httpx2.AsyncBaseTransport):
             data = aiter(cast("httpx2.AsyncByteStream", request.stream))
             request.headers.pop("Transfer-Encoding", None)  # aiohttp's own
         connect_s = request.extensions["timeout"]["connect"]
-        response = await self._session.request(
-            request.method,
-            str(request.url),
-            headers=request.headers.multi_items(),
-            data=data or None,
-            allow_redirects=False,
-            proxy=self._proxy,
-            timeout=aiohttp.ClientTimeout(sock_connect=connect_s),
-        )
+        try:
+            response = await self._session.request(
+                request.method,
+                str(request.url),
+                headers=request.headers.multi_items(),
+                data=data or None,
+                allow_redirects=False,
+                proxy=self._proxy,
+                timeout=aiohttp.ClientTimeout(sock_connect=connect_s),
+            )
+        except UnicodeError as error:  # a name that no host can have
+            raise aiohttp.InvalidURL(str(request.url)) from error
         if response.status < 200:
             response.close()
             raise aiohttp.ClientConnectionError("the server changed to another protocol")
