@@ -33,7 +33,7 @@ def is_event_stream(content_type: str) -> bool:
 class StreamedAnswer:
     """Takes the bytes of a stream as they come and keeps only what the answer is made of."""
 
-    _rest: bytes = b""
+    _rest: list[bytes] = field(default_factory=list[bytes])
     _event: bytes = b""
     _data: list[bytes] = field(default_factory=list[bytes])
     _common: Json = field(default_factory=dict[str, Any])
@@ -63,7 +63,11 @@ class StreamedAnswer:
         if b"\r" in chunk:
             self._ends_in_cr = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if b"\n" not in chunk:
+            self._rest.append(chunk)  # and put together once: a line may be as long as a reply
+            return
+        *lines, rest = b"".join([*self._rest, chunk]).split(b"\n")
+        self._rest = [rest]
         for line in lines:
             self._line(line)
 
