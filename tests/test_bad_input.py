@@ -24,8 +24,11 @@ from test_cli import Ended
 from modelcall_assets.cli.main import main
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
+from modelcall_assets.steps.preview import first_asks
+from modelcall_assets.storage.files import stat_file
 from modelcall_assets.storage.manifest import read_manifest
 
 TASK = "configs/tasks/rate.yaml"
@@ -412,7 +415,7 @@ SETUPS = {
         ),
         [
             f"{PROMPT}:prompt_template.prompt_text: not a placeholder: {{text.__class__}}",
-            "expected {column_name}",
+            "expected {column_name} or {column.key}",
         ],
     ),
     "a prompt that indexes": Setup(
@@ -454,6 +457,17 @@ class TestSetUp:
             assert instance.get_runs() == []
 
 
+def asked_of(project: Project, name: str) -> list[str]:
+    """What the rows of a file asked, all of which were rated."""
+    steps = project.steps()
+    asks = [*first_asks(steps, stat_file(project.root / "data/in" / name), 9)]
+    rows = project.scores(name)
+    assert [row["api_status"] for row in rows] == ["success"] * len(rows)
+    requests = [asked for asked in asks if isinstance(asked, ChatRequest)]
+    assert [row["api_request_key"] for row in rows] == [asked.key() for asked in requests]
+    return [asked.messages[-1]["content"] for asked in requests]
+
+
 class TestPrompts:
     def test_a_column_that_no_row_has(
         self, project: Project, cli: Cli, server: RehearsalServer
@@ -472,6 +486,41 @@ class TestPrompts:
         assert {row["api_fail_reason"] for row in rows} == {"missing_input"}
         assert all("column 'lang'" in row["api_fail_detail"] for row in rows)
         assert server.stats()["requests"] == 0
+
+    @pytest.mark.parametrize("stage", ["raw", "preprocessed"])
+    @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+    def test_values_inside_columns_and_what_is_no_text(
+        self, project: Project, cli: Cli, suffix: str, stage: str
+    ) -> None:
+        """Objects, lists and truth values are JSON; a path leads into them."""
+        shown = "{meta.lang}|{meta.of.1.n}|{meta}|{tags}|{ok}|{n}|{x}|{a.b}|{text}"
+        project.write_prompt({"prompt_template": {"prompt_text": shown}})
+        if stage == "preprocessed":
+            project.write_task({"preprocess": {"enabled": True, "output_folder": "data/pre"}})
+        (project.root / "data/in" / GOOD).unlink()
+        meta = {"lang": "中", "of": [{"n": 1}, {"n": 2}]}
+        row = {**FINE, "meta": meta, "tags": ["a", "b"], "ok": True, "n": 7, "x": 1.5, "a.b": "c"}
+        path = project.root / f"data/in/x{suffix}"
+        path.write_bytes(parquet([row]) if suffix == ".parquet" else lines(row))
+        assert "0 errors, 0 warnings" in cli("check").out
+        assert cli("run-task", TASK).code == 0
+        as_json = '{"lang":"中","of":[{"n":1},{"n":2}]}'
+        expected = f'中|2|{as_json}|["a","b"]|true|7|1.5|c|a fine text'
+        assert asked_of(project, path.name) == [expected]
+
+    def test_an_input_key_inside_a_column(self, project: Project, cli: Cli) -> None:
+        project.write_task({"data": {"input_key": "doc.body", "prompt_format_key": "text"}})
+        project.write_input(GOOD, [{"id": 1, "doc": {"body": "inside"}}])
+        project.write_prompt({"prompt_template": {"prompt_text": "Judge {text}"}})
+        assert "0 errors, 0 warnings" in cli("check").out
+        assert cli("run-task", TASK).code == 0
+        assert asked_of(project, GOOD) == ["Judge inside"]
+
+    def test_a_path_that_leads_nowhere(self, project: Project, cli: Cli) -> None:
+        project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} {id.of.that}"}})
+        assert "the row has no value in column 'id.of.that', which the prompt asks for" in (
+            cli("check").out
+        )
 
     def test_a_column_that_some_rows_have_is_no_warning(self, project: Project, cli: Cli) -> None:
         project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} in {lang}"}})

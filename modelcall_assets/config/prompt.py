@@ -29,7 +29,9 @@ class PromptTemplate(Block):
     system_text: str | None = None
     """System message, sent as it is; braces mean nothing in it."""
     prompt_text: Annotated[Text, AfterValidator(_template)]
-    """User message; `{name}` stands for a column, `{{` and `}}` for braces."""
+    """User message; `{name}` stands for a column, `{name.key}` and `{name.0}` for what an object or
+    list in it holds, `{{` and `}}` for braces. Objects, lists, true and false are written as JSON;
+    a row in which one is null or absent is not sent."""
 
 
 class PromptFile(Block):

@@ -158,7 +158,8 @@ def unsent_text(
 ) -> Iterator[Problem]:
     """A prompt that names neither of the two columns that hold the text to rate."""
     keys = dict.fromkeys((rated.prompt_format_key, rated.input_key))
-    if prompt.placeholders.isdisjoint(keys):
+    columns = {name.partition(".")[0] for name in prompt.placeholders} | prompt.placeholders
+    if columns.isdisjoint(keys):
         wrong = f"no placeholder of the prompt, so that the column {rated.input_key} is not sent"
         have = ", ".join(sorted(prompt.placeholders)) or "a prompt without placeholders"
         fix = f"name one of those, or write {{{rated.prompt_format_key}}} in the prompt"

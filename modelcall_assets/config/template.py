@@ -17,14 +17,18 @@ def placeholders_of(text: str) -> frozenset[str]:
     if wrong:
         raise mistake(
             f"not a placeholder: {', '.join(wrong)}",
-            expected="{column_name}",
+            expected="{column_name} or {column.key}",
             fix="name a column, or write {{ and }} for braces",
         )
     return frozenset(name for name, _, _ in fields if name)
 
 
 def _is_plain(name: str | None, spec: str | None, conversion: str | None) -> bool:
-    return not spec and not conversion and (name or "").replace("-", "_").isidentifier()
+    """A column, or a path into one of objects and lists: `meta.lang`, `turns.0.text`."""
+    first, *inner = (name or "").replace("-", "_").split(".")
+    plain = first.isidentifier() and all(part.isidentifier() or part.isdigit() for part in inner)
+    reaches = any(part.startswith("__") for part in inner)
+    return not spec and not conversion and plain and not reaches
 
 
 def _source(name: str | None, spec: str | None, conversion: str | None) -> str:

@@ -18,6 +18,7 @@ from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import sample_row
+from modelcall_assets.transforms.where import value_at
 
 SAMPLE_ROWS = 5
 
@@ -73,7 +74,7 @@ class Publisher:
 
     def _shown(self, item: Row | BadLine, row: ApiRow) -> Row:
         """The part of an output row that people look at."""
-        scored = None if isinstance(item, BadLine) else item.get(self._input_key)
+        scored = None if isinstance(item, BadLine) else value_at(item, self._input_key)
         names = [*self._fields, "api_status", "api_fail_reason", "api_return"]
         shown = {name: row.get(name) for name in names}
         return sample_row({"id": row["api_record_id"], self._input_key: scored, **shown})

@@ -34,6 +34,7 @@ from modelcall_assets.steps.score_table import ApiRow, answered_row, unanswered_
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.transforms.template import MissingColumn, Template
+from modelcall_assets.transforms.where import value_at
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class ScoreStage:
     @property
     def columns(self) -> set[str]:
         """Those of a row that it looks at, beside what tells the row's id."""
-        return {*(self.prompt.columns - {self.prompt_key}), self.input_key, ERROR_COLUMN}
+        asked = {self.input_key, self.input_key.partition(".")[0], ERROR_COLUMN}
+        return self.prompt.columns - {self.prompt_key} | asked
 
     def version(self) -> str:
         """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
@@ -113,6 +115,7 @@ class ScoreStage:
         if self.rates_responses and row.get("api_status") == "error":
             return Failure(Reason(row["api_fail_reason"]), row["api_fail_detail"])
         value = row.get(self.input_key)
+        value = value_at(row, self.input_key) if value is None else value
         if value is None or value == "":
             what = "empty" if value == "" else "null" if self.input_key in row else "absent"
             return Failure(Reason.MISSING_INPUT, f"input column '{self.input_key}' is {what}")

@@ -42,7 +42,7 @@ class _Comparison:
     """What the text means: a number, true, false, null, or itself."""
 
     def holds(self, row: Row) -> bool:
-        have, compare = _value(row, self.column), _OPERATORS[self.operator]
+        have, compare = value_at(row, self.column), _OPERATORS[self.operator]
         if have is None:
             return self.value is None and compare is operator.eq
         if self.value is None:
@@ -111,12 +111,17 @@ def _meaning(word: str) -> Any:
     return word
 
 
-def _value(row: Row, column: str) -> Any:
+def value_at(row: Row, column: str) -> Any:
+    """That of the column, else what the path leads to: `raw_data.language`, `turns.0.text`."""
     if column in row:
         return row[column]
     value: Any = row
     for name in column.split("."):
-        value = cast("Row", value).get(name) if isinstance(value, dict) else None
+        if isinstance(value, list) and name.isdigit():
+            items = cast("list[Any]", value)
+            value = items[int(name)] if len(name) < 10 and int(name) < len(items) else None
+        else:
+            value = cast("Row", value).get(name) if isinstance(value, dict) else None
     return value
 
 
