@@ -148,6 +148,7 @@ class TestRunTask:
             ended = run(project, "run-task", TASK)
             assert guarded.stats()["requests"] == 1
         assert ended.code == 1
+        assert "1 requests sent" in ended.out
         assert "refuses every request" in ended.err and "Check api_key" in ended.err
         assert "sk-wrong-secret" not in ended.out + ended.err
         assert published(project) == []

@@ -176,6 +176,21 @@ def test_every_record_is_answered_once(server: RehearsalServer) -> None:
     assert stats["connections"] <= 32
 
 
+@pytest.mark.parametrize("faults", [Faults(rate_drop=0.3), Faults(rate_500=0.3), Faults()])
+@pytest.mark.parametrize("key", [KEY, "wrong"])
+def test_what_is_counted_is_what_the_server_saw(faults: Faults, key: str) -> None:
+    sent: list[int] = []
+
+    async def run(url: str) -> None:
+        async with engine_at(url, max_in_flight=8, api_key=key) as engine:
+            await all_of([engine.ask(payload(number), sent=sent.append) for number in range(60)])
+            assert engine.counters.requests == sum(sent)
+
+    with serve_in_thread(faults, api_key=KEY) as server:
+        asyncio.run(run(server.base_url))
+        assert sum(sent) == server.stats()["requests"] > 0
+
+
 @pytest.mark.parametrize("limit", [1, 7, 40])
 def test_no_more_in_flight_than_allowed_and_no_fewer(limit: int) -> None:
     with serve_in_thread(Faults(latency_ms=20)) as server:
