@@ -148,8 +148,15 @@ class Page:
 
     def covers(self, key: str) -> bool:
         """Whether a file of this key would be in this part."""
-        path = decode_key(key).encode("utf-8", "surrogateescape")
-        return self.after.encode() < path and (not self.last or path <= self.last.encode())
+        path = decode_key(key)
+        return path != self.after and (self.has(path) or path == self.last)
+
+    def has(self, start: str) -> bool:
+        """Whether a page that begins behind this path would begin in this part."""
+        first, path, last = (
+            text.encode("utf-8", "surrogateescape") for text in (self.after, start, self.last)
+        )
+        return first <= path and (not last or path < last)
 
 
 def _page(steps: TaskSteps, after: str) -> Page:
@@ -169,11 +176,13 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor":
-        """A new one when there is none, or one of an older version."""
+        """A new one when there is none, or one of an older version or damaged."""
         try:
-            return cls(**json.loads(text or "{}"))
+            cursor = cls(**json.loads(text or "{}"))
         except (ValueError, TypeError):
             return cls()
+        is_sound = isinstance(cursor.after, str) and isinstance(cursor.settled, dict)
+        return cursor if is_sound else cls()
 
     def text(self) -> str:
         what = {"after": self.after, "settled": self.settled}
@@ -183,7 +192,7 @@ class Cursor:
         return self.settled.get(page.after) == page.digest
 
     def next(self, page: Page, *, is_settled: bool) -> "Cursor":
-        settled = {start: digest for start, digest in self.settled.items() if start != page.after}
+        settled = {start: self.settled[start] for start in self.settled if not page.has(start)}
         if is_settled:
             settled[page.after] = page.digest
         return Cursor(page.last, settled)

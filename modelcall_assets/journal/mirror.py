@@ -227,7 +227,7 @@ class _Mirror:
     def _copies(self) -> set[str]:
         """The names of segments that were brought here from the store."""
         file = self.folder / _COPIES
-        return set(file.read_text().split()) if file.exists() else set()
+        return set(file.read_text(errors="replace").split()) if file.exists() else set()
 
     def _own(self) -> list[Path]:
         """Segments that were written here."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from modelcall_assets.errors import BudgetSpent
+from modelcall_assets.errors import BudgetSpent, StoreError
 from modelcall_assets.llm.answer import MOST_TOKENS, Usage
 from modelcall_assets.steps.score_report import Prices
 
@@ -82,13 +82,26 @@ class Budget:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             known = os.pread(fd, 4096, 0)
-            self._before = (Spent(**orjson.loads(known)) if known else Spent()) + self._now
+            self._before = (self._parsed(known) if known else Spent()) + self._now
             self._now = Spent()
             line = orjson.dumps(self._before)
             os.pwrite(fd, line, 0)
             os.ftruncate(fd, len(line))
         finally:
             os.close(fd)
+
+    def _parsed(self, known: bytes) -> Spent:
+        """StoreError when it is damaged: to count from nothing again is the user's to decide."""
+        try:
+            before = Spent(**orjson.loads(known))
+            return before + Spent()
+        except (orjson.JSONDecodeError, TypeError) as error:
+            limit = "budget_usd" if self._usd is not None else "budget_tokens"
+            raise StoreError(
+                f"{self._path}: damaged: what the task has spent of its {limit} is not known any "
+                'more; write it there as {"usd": 0.0, "tokens": 0, "replies": 0} with the numbers '
+                "of your provider, or delete the file to count from nothing"
+            ) from error
 
     def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
         return BudgetSpent(

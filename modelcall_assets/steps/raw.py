@@ -79,15 +79,18 @@ class RawReport:
         return found
 
 
-def read_raw(*files: FileInfo, limit: int | None = None, reading: Reading = OURS) -> RawReport:
+def read_raw(
+    *files: FileInfo, limit: int | None = None, reading: Reading = OURS, is_group: bool = False
+) -> RawReport:
     """Look at the whole of each file once, at the first `limit` rows of all only if given (digests
-    are always of the whole). What is no data file counts as one record. InputError when one cannot
-    be read, or has a bad line and `reading` refuses those."""
+    are always of the whole). What is no data file counts as one record. The digest of a group has
+    the names of its files too: rows are made of them, and where one lies if it is a row itself.
+    InputError when one cannot be read, or has a bad line and `reading` refuses those."""
     findings = _Findings()
     members = tuple(_look_at(file, limit, reading, findings) for file in files)
-    digests = [member["digest"] for member in members]
-    together = f"sha256:{hashlib.sha256(repr(digests).encode()).hexdigest()}"
-    digest = digests[0] if len(digests) == 1 else together
+    named = [(m["uri"] if m["whole"] else m["name"], m["digest"]) for m in members]
+    together = f"sha256:{hashlib.sha256(repr(named).encode()).hexdigest()}"
+    digest = together if is_group else members[0]["digest"]
     return RawReport(
         members=members,
         formats=tuple(findings.formats),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -24,7 +25,8 @@ class SettledInputs:
         self._path = path
         self._known: dict[str, list[str | int]] = {}
         with suppress(FileNotFoundError, orjson.JSONDecodeError):
-            self._known = orjson.loads(path.read_bytes())
+            known: Any = orjson.loads(path.read_bytes())
+            self._known = known if isinstance(known, dict) else {}
 
     def holds(self, key: str, settled: Settled) -> bool:
         return self._known.get(key) == [*settled]

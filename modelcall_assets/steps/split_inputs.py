@@ -35,7 +35,13 @@ class SplitInputs(Inputs):
     with_system: bool
 
     def files(self) -> list[FileInfo]:
+        """With a stand-in for a data set that cannot be read, whose members say why; InputError
+        when none can be."""
         return [as_one(name, split.files) for name, (_, split) in self._splits().items()]
+
+    def all_keys(self) -> set[str]:
+        found = self._splits().items()
+        return {encode_key(name) for name, (_, split) in found if split.files[0].version != _ABSENT}
 
     def members(self, key: str) -> Sequence[FileInfo]:
         place = self.place(key)
@@ -56,10 +62,27 @@ class SplitInputs(Inputs):
         found: dict[str, tuple[SplitPlace, Split]] = {}
         for name, dataset in self.datasets.items():
             path = dataset_path(self.layout.folder(RAW), name)
-            for split in find_splits(path, dataset.configs):
+            for split in _splits_of(path, dataset.configs):
                 place = SplitPlace(name, path, split.config, split.split)
                 output = output_name(name, split.config, split.split, self.with_system)
                 first, _ = found.setdefault(output, (place, split))
                 if first != place:
                     raise SetupError([self.shared(first.dataset, name, output)])
+        if all(split.files[0].version == _ABSENT for _, split in found.values()):
+            for place, _ in found.values():
+                find_splits(place.path, [place.config])
         return dict(list(found.items())[: self.most])
+
+
+_ABSENT = "absent"
+"""The version of what is not there."""
+
+
+def _splits_of(path: Place, configs: Sequence[str | None]) -> list[Split]:
+    """What cannot be found is one that has the path where it was looked for."""
+    try:
+        return find_splits(path, configs)
+    except InputError:
+        if len(configs) > 1:
+            return [split for config in configs for split in _splits_of(path, [config])]
+        return [Split(configs[0], "train", (FileInfo(path.name, path, 0, _ABSENT),))]

@@ -147,7 +147,8 @@ class TaskSteps:
         """
         self.layout.check_name(key)
         files = self.inputs.members(key)
-        report = read_raw(*files, limit=self.row_limit, reading=self.reading)
+        is_group = isinstance(self.inputs, GroupedInputs)
+        report = read_raw(*files, limit=self.row_limit, reading=self.reading, is_group=is_group)
         place = files[0].place
         is_empty = not report.rows and not any(kind.has_columns for kind in report.formats)
         if is_empty and self.reading.on_empty_file == "fail":
@@ -155,7 +156,6 @@ class TaskSteps:
             raise InputError(f"{place}: {wrong}, or write `on_empty_file: accept`")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
-        is_group = isinstance(self.inputs, GroupedInputs)
         manifest = raw_manifest(report, self._fingerprint(key, files, report), is_group=is_group)
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
         return report
