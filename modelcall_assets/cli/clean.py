@@ -66,8 +66,8 @@ def clean(
     if gone:
         found += deleted_inputs(steps, _partition_keys(steps))
     if days is not None:
-        named = {garbage.journal for garbage in found}
-        found += (old for old in old_journals(steps, days) if old.journal not in named)
+        named = {journal for garbage in found for journal in garbage.journals}
+        found += (old for old in old_journals(steps, days) if not named.intersection(old.journals))
     if not found:
         click.echo(f"{steps.spec.name}: nothing to delete")
         return
@@ -116,7 +116,7 @@ def _confirmed() -> bool:
 
 def _delete(steps: TaskSteps, found: Sequence[Garbage]) -> None:
     deleted = [garbage for garbage in found if garbage.delete()]
-    _forget(steps, [garbage.key for garbage in deleted if garbage.key is not None])
+    _forget(steps, [garbage for garbage in deleted if garbage.key is not None])
     for garbage in found:
         if garbage not in deleted:
             click.echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
@@ -132,14 +132,15 @@ def _partition_keys(steps: TaskSteps) -> Sequence[str]:
         return instance.get_dynamic_partitions(files_of(steps.spec).name or "")
 
 
-def _forget(steps: TaskSteps, keys: Sequence[str]) -> None:
+def _forget(steps: TaskSteps, gone: Sequence[Garbage]) -> None:
     from modelcall_assets.defs.instance import open_instance
-    from modelcall_assets.defs.partitions import files_of
+    from modelcall_assets.defs.partitions import partitions_of
 
-    if not keys:
+    if not gone:
         return
-    forget(steps.layout.duplicates_path, keys)
-    name = files_of(steps.spec).name or ""
+    forget(steps.layout.duplicates_path, [garbage.key or "" for garbage in gone])
     with open_instance(steps.spec.root) as instance:
-        for key in keys:
-            instance.delete_dynamic_partition(name, key)
+        for garbage in gone:
+            if steps.partitions_owner(garbage.stage) is steps:
+                name = partitions_of(steps, garbage.stage).name or ""
+                instance.delete_dynamic_partition(name, garbage.key or "")

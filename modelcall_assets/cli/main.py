@@ -16,6 +16,7 @@ from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.cli.run_task import run_task
 from modelcall_assets.cli.split import join, split
 from modelcall_assets.cli.trial import trial
+from modelcall_assets.cli.verify import verify
 from modelcall_assets.cli.view import view
 from modelcall_assets.errors import ModelcallError, SetupError
 
@@ -46,12 +47,13 @@ def modelcall() -> None:
       modelcall retry TASK.yaml       ask again for those
       modelcall view TASK.yaml        a page of sampled records
       modelcall export TASK.yaml      JSONL or Parquet for others
+      modelcall verify TASK.yaml      whether all of it is as it was written
     """
 
 
 for command in (
     *(check, plan, trial, rehearse, run_task),
-    *(failures, retry, view, export, clean),
+    *(failures, retry, view, export, verify, clean),
     *(split, join, migrate),
 ):
     modelcall.add_command(command)

@@ -138,6 +138,11 @@ class Journal:
         """Whether replies came in since the last seal."""
         return self._last_reply > self._last_seal
 
+    def verify(self) -> tuple[int, dict[str, int]]:
+        """Reads all of it: sound lines, and `damaged` with every line that is."""
+        sound = sum(1 for segment in self._segments for _ in segment.lines())
+        return sound, self.damaged
+
     def dialogues(self, address: Address) -> list[Dialogue]:
         """What earlier runs have of this record, and this one made findable, by age of the last
         turn. A turn without the one before it is nothing; two runs that mended the same answer make

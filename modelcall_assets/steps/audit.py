@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.errors import InputError
 from modelcall_assets.steps.seen import Seen
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.parquet import read_columns, read_schema
@@ -54,7 +55,11 @@ def audit_lines(output: Place, source_rows: int) -> ScoresAudit:
     statuses, seen, duplicates = Counter[str](), Seen(), 0
     with open_input(output) as file:
         for line in file:
-            row = orjson.loads(line)
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                what = f"damaged while it was published: {error}; check the disk and run it again"
+                raise InputError(f"{output}: {what}") from error
             statuses[row["api_status"]] += 1
             duplicates += not seen.is_new(f"{row['api_record_id']}#{row.get('sample', 0)}")
     return ScoresAudit(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from modelcall_assets.config.spec import RESPONSES
+from modelcall_assets.config.spec import MERGED, RESPONSES
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.journal import BatchNote, Journal
 from modelcall_assets.journal.mirror import remove as remove_journal
+from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.merged import invalid_file_of
 from modelcall_assets.steps.published import published_keys
 from modelcall_assets.steps.raw import MEMBERS
-from modelcall_assets.steps.task_steps import RAW, SCORES, TaskSteps
+from modelcall_assets.steps.task_steps import FILES, RAW, SCORES, TaskSteps
 from modelcall_assets.storage.claims import claims
-from modelcall_assets.storage.files import delete, stat_file
+from modelcall_assets.storage.files import delete, list_files, stat_file
 from modelcall_assets.storage.leftovers import LeftOver, left_overs
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import read_manifest
@@ -26,6 +29,8 @@ from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.trouble import is_absent
 
 LEFT_OVER, OLD_JOURNAL, DELETED_INPUT = "left by a crash", "old journal", "input is gone"
+ASKING = (RESPONSES, SCORES)
+"""Stages that have journals."""
 IN_USE_S = 3600.0
 """A temporary file younger than this may be in use."""
 _DAY_S = 86400.0
@@ -38,11 +43,13 @@ class Garbage:
     why: str
     name: str
     files: tuple[FileInfo | LeftOver, ...] = ()
-    journal: Place | None = None
+    journals: tuple[Place, ...] = ()
     scratch: Path = Path()
-    """For a journal that is in a store."""
+    """For journals that are in a store."""
     key: str | None = None
     """The partition key that goes with it."""
+    stage: str = RAW
+    """One whose key that is."""
 
     @property
     def size(self) -> int:
@@ -50,7 +57,7 @@ class Garbage:
 
     def delete(self) -> bool:
         """False when a run has the journal open: then nothing is deleted."""
-        if self.journal is not None and not remove_journal(self.journal, self.scratch):
+        if not all(remove_journal(journal, self.scratch) for journal in self.journals):
             return False
         for file in self.files:
             delete(file.place) if isinstance(file, FileInfo) else file.delete()
@@ -74,7 +81,7 @@ def left_over(steps: TaskSteps) -> Iterator[Garbage]:
 def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
     """Journals of published files whose newest reply is older than that."""
     layout = steps.layout
-    asking = (stage for stage in steps.stages if stage in (RESPONSES, SCORES))
+    asking = (stage for stage in steps.stages if stage in ASKING)
     for stage, key in ((each, key) for each in asking for key in published_keys(layout, each)):
         folder = layout.journal_folder(stage, key)
         files = tuple(journal_files(folder))
@@ -84,7 +91,7 @@ def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
         with layout.journal_at(str(folder)) as journal:
             published = not journal.has_unpublished
         if published and read_manifest(layout.manifest_path(stage, key)) is not None:
-            yield Garbage(OLD_JOURNAL, decode_key(key), files, folder, layout.scratch)
+            yield Garbage(OLD_JOURNAL, decode_key(key), files, (folder,), layout.scratch)
 
 
 def open_batches(steps: TaskSteps) -> list[tuple[str, BatchNote]]:
@@ -100,7 +107,7 @@ def give_up_batches(steps: TaskSteps) -> None:
 
 def _open_batches(steps: TaskSteps) -> Iterator[tuple[str, Journal, BatchNote]]:
     run_id = uuid4().hex
-    for stage in (each for each in steps.stages if each in (RESPONSES, SCORES)):
+    for stage in (each for each in steps.stages if each in ASKING):
         for key in steps.keys(steps.partitions(stage)):
             with steps.layout.journal(stage, key, run_id) as journal:
                 for _, note in journal.open_batches():
@@ -108,25 +115,56 @@ def _open_batches(steps: TaskSteps) -> Iterator[tuple[str, Journal, BatchNote]]:
 
 
 def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
-    """All that there is of input files that are gone; `known` are the partition keys.
+    """All that there is of input files and merge groups that are gone; `known` are the partition
+    keys of files.
 
     InputError when the input folder is missing or empty, as that of a disk that is not mounted is.
     """
     layout = steps.layout
-    present = steps.inputs.all_keys()
-    if not present:
-        raise InputError(
-            f"{steps.spec.input_folder}: there is no file at all; is the disk mounted? If all are "
-            "gone for good, delete the task's output and journal folders by hand"
-        )
-    in_use = {path for key in present for path in _outputs(steps, key)}
-    for key in sorted({*known, *published_keys(steps.layout, RAW)} - present):
-        if _is_gone(steps, key):
-            manifests = [steps.layout.manifest_path(stage, key) for stage in steps.stages]
-            outputs = [place for place in _outputs(steps, key) if place not in in_use]
-            journal = layout.journal_folder(SCORES, key)
-            files = (*_there([*manifests, *outputs]), *journal_files(journal))
-            yield Garbage(DELETED_INPUT, decode_key(key), files, journal, layout.scratch, key)
+    for which, stages in stages_by_set(steps).items():
+        present = present_keys(steps, which)
+        if not present and which == FILES:
+            raise InputError(
+                f"{steps.spec.input_folder}: there is no file at all; is the disk mounted? If all "
+                "are gone for good, delete the task's output and journal folders by hand"
+            )
+        in_use = {path for key in present for path in _outputs(steps, stages, key)}
+        of_dagster = known if which == FILES else ()
+        for key in sorted({*of_dagster, *recorded_keys(layout, stages)} - present):
+            if which == FILES and not _is_gone(steps, key):
+                continue
+            manifests = [layout.manifest_path(stage, key) for stage in stages]
+            outputs = [place for place in _outputs(steps, stages, key) if place not in in_use]
+            journals = tuple(layout.journal_folder(each, key) for each in stages if each in ASKING)
+            replies = [file for journal in journals for file in journal_files(journal)]
+            files = (*_there([*manifests, *outputs]), *replies)
+            name = decode_key(key)
+            yield Garbage(DELETED_INPUT, name, files, journals, layout.scratch, key, stages[0])
+
+
+def stages_by_set(steps: TaskSteps) -> dict[str, list[str]]:
+    """The stages of the task by the set of keys that they have."""
+    found: dict[str, list[str]] = {}
+    for stage in steps.stages:
+        found.setdefault(steps.partitions(stage), []).append(stage)
+    return found
+
+
+def present_keys(steps: TaskSteps, which: str) -> set[str]:
+    """The keys of a set whose files, or groups, are there, whatever the task takes of them."""
+    is_own = steps.partitions_owner(steps.stages[0]) is steps
+    return steps.inputs.all_keys() if which == FILES and is_own else {*steps.keys(which)}
+
+
+def recorded_keys(layout: Layout, stages: Sequence[str]) -> set[str]:
+    """Those that have a manifest or a journal."""
+    found = {key for stage in stages for key in published_keys(layout, stage)}
+    for stage in stages:
+        for file in list_files(layout.journal_folder(stage, ""), may_be_absent=True):
+            folder, _, name = file.key_path.rpartition("/")
+            if is_segment_name(name):
+                found.add(folder)
+    return found
 
 
 def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
@@ -138,8 +176,9 @@ def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
                 raise
 
 
-def _outputs(steps: TaskSteps, key: str) -> list[Place]:
-    return [steps.layout.output_path(stage, key) for stage in steps.stages if stage != RAW]
+def _outputs(steps: TaskSteps, stages: Sequence[str], key: str) -> list[Place]:
+    places = [steps.layout.output_path(stage, key) for stage in stages if stage != RAW]
+    return places + [invalid_file_of(place) for place in places if MERGED in stages]
 
 
 def _is_gone(steps: TaskSteps, key: str) -> bool:

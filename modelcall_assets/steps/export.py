@@ -88,6 +88,7 @@ class FileExport:
 def export_file(file: Published, folder: Place, selection: Selection, form: Form) -> FileExport:
     """Publish the selected rows of a file below `folder`, in order. A file of failed rows exists
     only when there are any."""
+    file.check()
     schema = _schema(file, selection) if form.format == "parquet" else None
     report = FileExport(file.name, file.manifest.rows)
     targets = {(part, error): path for part, error, path in form.targets(file.stem)}
@@ -119,6 +120,7 @@ def export_dialogues(
     def conversations() -> Iterator[Row]:
         nonlocal count
         for file in files:
+            file.check()
             for _, item in file.items():
                 if selection.takes(file, item) and not isinstance(item, BadLine) and turns_of(item):
                     count += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import PurePosixPath
@@ -29,16 +29,17 @@ from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import failure_before
 from modelcall_assets.steps.responses import failed_conversion
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import list_files, matches
+from modelcall_assets.storage.files import file_digest, list_files, matches, stat_file
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.manifest import MAKER, Manifest, read_manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
-from modelcall_assets.storage.pieces import Chunk, read_chunks
+from modelcall_assets.storage.pieces import Chunk, document_pieces, read_chunks
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.storage.schema import schema_from_json
 
 CHUNK_ROWS = 1000
+AGAIN = "delete it and run the task again: its rows are made anew and cost nothing"
 _FAILURE_COLUMNS = [
     "api_record_id",
     "api_status",
@@ -75,11 +76,10 @@ class Published:
         return self.manifest.detail.get(MAKER, CHATML) if stage == MERGED else stage
 
     @property
-    def _members(self) -> list[Place]:
-        """The files of a split, which together are its `raw`."""
+    def _members(self) -> list[Mapping[str, Any]]:
+        """The files of a split or group, which together are its `raw`."""
         members = self.manifest.detail.get("members")
-        listed = members if isinstance(members, list) else []
-        return [self.placed(each["uri"]) for each in listed]
+        return members if isinstance(members, list) else []
 
     @property
     def stem(self) -> PurePosixPath:
@@ -113,10 +113,41 @@ class Published:
         """The rows; `schema` is needed only to get JSON rows as Arrow."""
         own = schema if schema is not None else self.schema
         columns = own if own is not None else pa.schema([])
+        rows = self.manifest.rows
         if self._members:
-            rows = chain.from_iterable(read_rows(each, self.reading) for each in self._members)
-            return _chunks_of(islice(rows, self.manifest.rows), columns)
-        return read_chunks(self.place, columns, self.manifest.rows, reading=self.reading)
+            members = chain.from_iterable(map(self._rows_of, self._members))
+            return _chunks_of(islice(members, rows), columns)
+        chunks = read_chunks(self.place, columns, rows, reading=self.reading)
+        return chunks if self.manifest.output is None else self._whole(chunks)
+
+    def check(self) -> None:
+        """InputError when an output is not as it was published."""
+        recorded = self.manifest.output_digest
+        if recorded is not None and file_digest(self.place) != recorded:
+            raise InputError(f"{self.place}: not what {self.manifest.stage} published; {AGAIN}")
+
+    def _whole(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """InputError where an output has lines that are none, or too few."""
+        rows = 0
+        for chunk in chunks:
+            bad = next((item for item in chunk.items if isinstance(item, BadLine)), None)
+            if bad is not None:
+                raise InputError(f"{self.place}: damaged: {bad.detail}; {AGAIN}")
+            rows += len(chunk.items)
+            yield chunk
+        if rows != self.manifest.rows:
+            what = f"{rows:,} of the {self.manifest.rows:,} rows that were published"
+            raise InputError(f"{self.place}: damaged: {what}; {AGAIN}")
+
+    def _rows_of(self, member: Mapping[str, Any]) -> Iterator[Row | BadLine]:
+        place = self.placed(member["uri"])
+        if not member.get("whole"):
+            yield from read_rows(place, self.reading)
+            return
+        file = replace(stat_file(place), key_path=member["name"])
+        for piece in document_pieces([file], file.size):
+            for item in piece.chunk(pa.schema([]), self.reading).items:
+                yield {**item, "text": item["text"].decode()} if isinstance(item, dict) else item
 
     def items(self) -> Iterator[tuple[int, Row | BadLine]]:
         """Each row with its index."""

@@ -1,0 +1,178 @@
+"""`modelcall verify` finds what is damaged or left over, and says what to do; and it helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Project, some_rows
+from packs import repomix_xml
+from test_cli import A, B, C, Ended, run
+from test_distillation import Distilling, asked, chat, instruction
+
+from modelcall_assets.defs.sensors import Cursor, Page
+from modelcall_assets.journal.segments import segment_paths
+from modelcall_assets.rehearsal import RehearsalServer
+
+TASK = "configs/tasks/rate.yaml"
+
+
+def flip(path: Path, what: bytes = b"") -> None:
+    """One bit, in the middle or where these bytes are."""
+    data = bytearray(path.read_bytes())
+    data[data.index(what) if what else len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def told(ended: Ended) -> str:
+    return " ".join((ended.out + ended.err).split())
+
+
+def test_what_is_damaged_is_found_and_the_advice_mends_it(
+    project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    sound = run(project, "verify", TASK)
+    assert (sound.code, "all is sound" in sound.out) == (0, True), sound
+    state = project.root / "data/rate/scores/.modelcall/rate"
+    manifest = state / "manifests/scores" / f"{C}.json"
+
+    flip(project.output(A), b"PAR1")
+    project.output(B).unlink()
+    (segment,) = segment_paths(state / "journal/scores" / C)
+    flip(segment, b"content")
+    flip(manifest, b"{")
+    found = run(project, "verify", TASK)
+    assert found.code == 1
+    for what in (
+        f"scores: {A}: {project.output(A)}: not what scores published; delete it and run the task",
+        f"scores: {B}: {project.output(B)} is gone; run the task again",
+        f"scores: {C}: its manifest is damaged",
+        f"scores: {C}: 1 damaged lines in its journal: {segment}",
+        "rate: 4 findings",
+    ):
+        assert what in told(found), found
+    for name in ("export", "failures", "view"):
+        ended = run(project, name, TASK, "--file", A)
+        if name == "export":
+            assert (ended.code, "not what scores published" in ended.err) == (1, True), ended
+
+    project.output(A).unlink()
+    project.output(C).unlink()
+    manifest.unlink()
+    again = run(project, "run-task", TASK)
+    assert "1 requests sent" in again.out, "of the one reply that was damaged"
+    assert f"warning: {C}: damaged lines in its journal: 1 in {segment.name}" in again.out
+    assert "all is sound" in run(project, "verify", TASK).out
+
+
+def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalServer) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    (project.root / "data/in" / A).rename(project.root / "data/in/renamed.jsonl")
+    project.output("renamed.jsonl").write_bytes(b"mine")
+    ended = run(project, "verify", TASK)
+    assert ended.code == 1
+    assert f"{A}: its input is gone or was renamed; what was made of it is kept" in ended.out
+    assert f"scores: renamed.jsonl: no manifest describes {project.output('renamed.jsonl')}" in (
+        ended.out
+    )
+    assert "`modelcall clean --deleted-inputs` deletes it" in ended.out
+
+
+class TestPacks:
+    @pytest.fixture
+    def packs(self, project: Project) -> Project:
+        for path in sorted((project.root / "data/in").rglob("*.*")):
+            path.unlink()
+        folder = project.root / "data/in/Python"
+        folder.mkdir()
+        (folder / "ada_engine_1a2b3c.xml").write_bytes(
+            repomix_xml({"README.md": "# Engine\n", "a.py": "print(1)\n"})
+        )
+        options = {"enabled": True, "script_type": "repo_xml", "max_tokens": 5000}
+        project.write_task({"preprocess": options})
+        return project
+
+    def test_the_version_of_a_group_has_the_names_of_its_files(self, packs: Project) -> None:
+        before = packs.steps().raw("Python").data_version
+        folder = packs.root / "data/in/Python"
+        assert packs.steps().raw("Python").data_version == before
+        (folder / "ada_engine_1a2b3c.xml").rename(folder / "bob_motor_1a2b3c.xml")
+        assert packs.steps().raw("Python").data_version != before
+
+    def test_raw_packs_are_read_as_what_they_are(self, packs: Project) -> None:
+        packs.steps().raw("Python")
+        for command in ("export", "failures", "view"):
+            ended = run(packs, command, TASK, "--stage", "raw")
+            assert ended.code == 0, ended
+        (exported,) = (packs.root / "data").rglob("*_export/raw/*.jsonl")
+        assert exported.read_text().count("\n") == 1
+        assert "ada_engine_1a2b3c.xml" in exported.read_text()
+
+
+@pytest.fixture
+def distilling(project: Project) -> Distilling:
+    """Without inputs."""
+    project.task_file.unlink()
+    for path in sorted((project.root / project.inputs).rglob("*.*")):
+        path.unlink()
+    return Distilling(project.root, task="chain")
+
+
+def test_one_data_set_that_is_missing_stops_no_other(
+    distilling: Distilling, server: RehearsalServer
+) -> None:
+    distilling.write_chain()
+    distilling.write_dataset("Ins", [instruction(number) for number in range(4)])
+    ended = run(distilling, "run-task", str(distilling.task_file))
+    assert ended.code == 1
+    assert f"{distilling.root / 'data/sets/org/Chats'}: not found" in ended.err
+    assert len(distilling.lines("chatml", "Ins/org_Ins-train.jsonl")) == 4
+    distilling.write_dataset("Chats", [chat(number) for number in range(3)])
+    assert run(distilling, "run-task", str(distilling.task_file)).code == 0
+
+
+def test_the_replies_that_inputs_got_go_with_them(
+    distilling: Distilling, server: RehearsalServer
+) -> None:
+    distilling.write_generation()
+    distilling.write_input("a.jsonl", [asked("a?")])
+    distilling.write_input("b.jsonl", [asked("b?")])
+    assert run(distilling, "run-task", str(distilling.task_file)).code == 0
+    (distilling.root / distilling.inputs / "b.jsonl").unlink()
+    journals = distilling.root / "data/responses/.modelcall/chain/journal/responses"
+    assert [path.name for path in sorted(journals.iterdir())] == ["a.jsonl", "b.jsonl"]
+    ended = run(distilling, "clean", str(distilling.task_file), "--deleted-inputs", "--yes")
+    assert ended.code == 0, ended
+    assert [path.name for path in journals.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"usd":1.5,"tok', b"\0" * 50, b"[]", b'{"usd":"x"}', b"null"]
+)
+def test_a_damaged_count_of_what_was_spent_stops_a_run_and_says_what_to_do(
+    content: bytes, project: Project, server: RehearsalServer
+) -> None:
+    project.write_task({"budget_tokens": 100_000})
+    path = project.root / "data/rate/scores/.modelcall/rate/spent.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    project.write_input(A, some_rows(2))
+    ended = run(project, "run-task", TASK, "--file", A)
+    assert ended.code == 1
+    assert f"{path}: damaged: what the task has spent of its budget_tokens" in told(ended)
+    assert path.read_bytes() == content
+
+
+def test_a_cursor_forgets_what_begins_inside_the_page_it_read() -> None:
+    """Each file once began a page, and the listing has become one page."""
+    starts = [f"{number:04d}" for number in range(1000)]
+    cursor = Cursor("", dict.fromkeys(["", *starts], "digest"))
+    page = Page("", "0499", {})
+    assert [*cursor.next(page, is_settled=True).settled] == [*starts[499:], ""]
+    assert [*cursor.next(Page("", "", {}), is_settled=True).settled] == [""]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"after": 1}', '{"settled": []}', "null", "\0"])
+def test_a_damaged_cursor_is_a_new_one(text: str) -> None:
+    assert Cursor.parse(text) == Cursor()
