@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Project, some_rows
+from conftest import Project, some_rows, until
 from test_cli import run
 
 from modelcall_assets.config.catalog import load_task
@@ -159,6 +160,62 @@ class TestScope:
         table.write_bytes(b"this is no database, however long one looks at it" * 100)
         with pytest.raises(InputError, match=r"answers\.sqlite: .* delete it"):
             score(project.steps(), A)
+
+
+class TestWhatIsAskedNow:
+    """Identical requests of files side by side, and of processes."""
+
+    @pytest.mark.parametrize("policy", [{"scope": "project"}, {"identical_once": True}])
+    def test_is_waited_for_by_the_files_of_a_run(
+        self, project: Project, server: RehearsalServer, policy: dict[str, Any]
+    ) -> None:
+        server.set_faults(Faults(latency_ms=30))
+        concurrency = {
+            "max_concurrent_requests": 16,
+            "files_per_run": 10,
+            "max_concurrent_files": 3,
+        }
+        project.write_task({"reuse": policy, "concurrency": concurrency})
+        rows = some_rows(100)
+        for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
+            project.write_input(name, rows)
+        ended = run(project, "run-task", TASK)
+        assert ended.code == 0, ended
+        assert server.stats()["requests"] == 100
+        names = (A, "deep/b.parquet", "deep/er/c.jsonl")
+        scores = [[row["score"] for row in project.scores(name)] for name in names]
+        assert scores[0] == scores[1] == scores[2]
+        assert sum(sum(paid(project, name)) for name in names) == 100
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_is_waited_for_by_another_process(
+        self, project: Project, server: RehearsalServer, killed: bool
+    ) -> None:
+        server.set_faults(Faults(latency_ms=50))
+        both = {"reuse": {"scope": "project"}, "concurrency": {"max_concurrent_requests": 8}}
+        project.write_task(both)
+        other = {"task_name": "other", "data": {"output_folder": "data/other/scores"}}
+        project.write_task({**both, **other}, file="other")
+        shutil.rmtree(project.root / "data/in")
+        rows = some_rows(300)
+        project.write_input(A, rows)
+        tasks = [
+            project.start("run-task", f"configs/tasks/{name}.yaml") for name in ("rate", "other")
+        ]
+        if killed:
+            until(lambda: server.stats()["requests"] > 60)
+            tasks[0].kill()
+        ended = [(task.communicate(timeout=120), task.returncode) for task in tasks]
+        assert killed or ended[0][1] == 0, ended
+        assert ended[1][1] == 0, ended
+        requests = server.stats()["requests"]
+        assert requests == 300 or killed, ended
+        if killed:
+            again = run(project, "run-task", TASK)
+            assert again.code == 0, again
+            assert server.stats()["requests"] <= 300 + 8 + 8 * 10, "a moment of what was answered"
+        scores = [row["score"] for row in project.scores(A)]
+        assert len(scores) == 300 and None not in scores
 
 
 class TestBudget:

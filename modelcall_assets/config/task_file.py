@@ -91,10 +91,11 @@ class Reuse(Block):
     """Which earlier answers may stand for a request."""
 
     scope: Literal["file", "project", "off"] = "file"
-    """`file`: those of the same file; `project`: also of other files and tasks that say `project`;
-    `off`: a published file is asked anew when it is materialised again."""
+    """`file`: those of the same file; `project`: also of other files and tasks that say `project`,
+    of what they ask at this time too; `off`: a published file is asked anew when it is materialised
+    again."""
     identical_once: bool = False
-    """Ask identical requests of a file once; the others get the same answer."""
+    """Ask identical requests of a run's files once; the others get the same answer."""
 
     @field_validator("scope", mode="before")
     @classmethod

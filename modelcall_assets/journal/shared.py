@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.storage.sqlite import BUSY_S, write_ahead
 
@@ -54,20 +54,31 @@ class SharedReplies:
             "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?", (key,)
         ).fetchone()
         if row is not None:
-            for dialogue in self._journal(row[0]).dialogues(Address(key, row[1])):
-                yield dialogue.entries
+            folder, address = row[0], Address(key, row[1])
+            found = self._journal(folder).dialogues(address)
+            if not found:  # it may have grown since it was opened
+                self._journals.pop(folder).__exit__(None, None, None)
+                found = self._journal(folder).dialogues(address)
+            yield from (dialogue.entries for dialogue in found)
 
     def add(self, folder: str, answered: Iterable[tuple[str, int]]) -> None:
-        """Key and occurrence of requests that the journal in `folder` answers."""
-        with closing(self._connect()) as connection, connection:
-            connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
-            number = connection.execute(
-                "SELECT id FROM folders WHERE path = ?", (folder,)
-            ).fetchone()[0]
-            connection.executemany(
-                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
-                ((key, number, occurrence) for key, occurrence in answered),
-            )
+        """Key and occurrence of requests that the journal in `folder` answers. StoreError when the
+        table does not take it."""
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
+                number = connection.execute(
+                    "SELECT id FROM folders WHERE path = ?", (folder,)
+                ).fetchone()[0]
+                connection.executemany(
+                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
+                    ((key, number, occurrence) for key, occurrence in answered),
+                )
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self._path}: the table of shared answers cannot be written ({error}); is the "
+                "disk full? Delete it: only reuse across files is lost"
+            ) from error
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=BUSY_S)

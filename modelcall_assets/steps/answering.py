@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
+from modelcall_assets.journal.asking import Asking
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key
@@ -31,6 +36,8 @@ class Answering:
 
     layout: Layout
     _budgets: dict[Prices, Budget] = field(default_factory=dict)
+    _asking: dict[Path, Asking] = field(default_factory=dict)
+    _of_runs: dict[str, Path] = field(default_factory=dict)
 
     async def answer(
         self,
@@ -52,7 +59,7 @@ class Answering:
         with (
             Draft(self.layout, name, key) as draft,
             await asyncio.to_thread(opened) as journal,
-            self._reuse(fresh=fresh) as reuse,
+            closing(self._reuse(stage, str(folder), run_id, fresh=fresh)) as reuse,
         ):
             scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
             report = await scoring.run(draft, engine, tally)
@@ -62,8 +69,6 @@ class Answering:
             tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
             await asyncio.to_thread(self.publish, name, draft, source, report, detail(report))
             await asyncio.to_thread(journal.seal, report.data_version)
-            if reuse.shared is not None:
-                reuse.shared.add(str(folder), scoring.answered)
         return report
 
     def publish(
@@ -98,17 +103,26 @@ class Answering:
             )
         return self._budgets[prices]
 
-    @contextmanager
-    def _reuse(self, *, fresh: bool) -> Iterator[Reuse]:
-        policy = self.layout.spec.task.reuse
-        shared = None
+    def _reuse(
+        self, stage: ScoreStage | ResponseStage, folder: str, run_id: str, *, fresh: bool
+    ) -> Reuse:
+        """The project has a table of answers, or else the run, whose files run side by side.
+        Several samples of one request are to differ: they are never waited for."""
+        policy, table = self.layout.spec.task.reuse, None
         if policy.scope == "project" and not fresh:
-            shared = SharedReplies(self.layout.shared_answers_path, self.layout.journal_at)
-        try:
-            yield Reuse(policy.scope != "off", policy.identical_once, shared)
-        finally:
-            if shared is not None:
-                shared.close()
+            table = self.layout.shared_answers_path
+        elif policy.identical_once:
+            if run_id not in self._of_runs:
+                self._of_runs[run_id] = Path(mkdtemp(prefix="modelcall-"))
+                finalize(self, rmtree, self._of_runs[run_id], ignore_errors=True)
+            table = self._of_runs[run_id] / "answers.sqlite"
+        if table is None:
+            return Reuse(policy.scope != "off")
+        if table not in self._asking:
+            self._asking[table] = Asking(table.with_suffix(".asking"))
+        shared = SharedReplies(table, self.layout.journal_at)
+        asking = self._asking[table] if stage.samples == 1 else None
+        return Reuse(policy.scope != "off", shared, asking, folder)
 
 
 def _told(damaged: Mapping[str, int]) -> str:

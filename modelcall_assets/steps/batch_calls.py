@@ -149,7 +149,7 @@ class BatchCaller(Replay):
             yield None if item is None else self.look_up(item, is_new=True)
 
     def _waits_for_another(self, item: Pending) -> bool:
-        if not self.reuse.identical_once:
+        if self.reuse.asking is None:
             return False
         key = item.address.key
         if key in self._in_spools:

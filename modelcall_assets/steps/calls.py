@@ -72,18 +72,20 @@ class Caller(Replay):
             self._start_worker()
 
     async def _answer(self, item: Pending) -> None:
-        """Ask, unless the task wants identical requests to wait for the first one's answer."""
-        key = item.address.key
-        while (first := self.reuse.asked_now(key)) is not None:
+        """Ask, unless the task shares and another asks the same now: its answer is waited for."""
+        key, shares = item.address.key, self.reuse.asking is not None
+        while (other := self.reuse.take(key)) is not None:
             self._parked(True)
             try:
-                await first.wait()
+                await other
             finally:
                 self._parked(False)
-            if self.adopted(item):
-                return
-        with self.reuse.asking(key):
-            await self._converse(item)
+            self._stop_when_over()
+        try:
+            if not (shares and self.adopted(item)):
+                await self._converse(item)
+        finally:
+            self.reuse.leave(key)
 
     async def _converse(self, item: Pending) -> None:
         entries = list(item.known.entries) if item.known else []
@@ -107,6 +109,11 @@ class Caller(Replay):
     def _sent(self, requests: int) -> None:
         self.requests += requests
         self.tally.requests += requests
+
+    def _stop_when_over(self) -> None:
+        """Whoever waits for another's answer need not see that the run has ended."""
+        if self._stopped is not None:
+            raise self._stopped
 
     def _stop_when_spent(self) -> None:
         if (reason := self.budget.spent(self.engine.in_flight)) is not None:

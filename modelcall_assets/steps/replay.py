@@ -27,6 +27,7 @@ from modelcall_assets.steps.reuse import Reuse
 NO_REPLY: Position = -1
 ROWS_PER_BREATH = 500
 SYNC_EVERY_S = 1.0
+TOLD_PER_SYNC = 4
 
 Asked = ChatRequest | Failure
 """What a record asks of the model, or why it cannot ask."""
@@ -129,7 +130,7 @@ class Replay:
         self.ledger.positions[item.index] = position
         self.tally.count(finished.outcome)
         if isinstance(outcome := finished.outcome, Success):
-            self.reuse.keep(item.address.key, position)
+            self.reuse.keep(item.address, position)
             self.types.note({key: outcome.values[key] for key in self.rules.parser.untyped})
 
     def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
@@ -150,13 +151,16 @@ class Replay:
 
     @asynccontextmanager
     async def synced(self) -> AsyncGenerator[None]:
-        """Force the journal to disk about once a second, off the event loop."""
+        """Force the journal to disk about once a second, off the event loop; whoever shares with
+        this file hears of answers more often."""
 
         async def sync() -> None:
             while True:
-                await asyncio.sleep(SYNC_EVERY_S)
-                self.budget.sync()
                 try:
+                    for _ in range(TOLD_PER_SYNC):
+                        await asyncio.sleep(SYNC_EVERY_S / TOLD_PER_SYNC)
+                        self.reuse.tell()
+                    self.budget.sync()
                     await asyncio.to_thread(self.journal.sync)
                 except StoreError as error:
                     self.engine.stop(error)
@@ -169,6 +173,7 @@ class Replay:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             self.budget.sync()
+            self.reuse.tell()
 
     def _adopt(self, item: Pending, entries: Sequence[Entry], finished: Finished) -> None:
         """Journal the answer as this record's; no attempts say that it was not paid for here."""

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from modelcall_assets.config.spec import PREPROCESSED, RESPONSES, TaskSpec
 from modelcall_assets.grading.values import Fields
@@ -16,7 +16,7 @@ from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser, Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
-from modelcall_assets.records.outcome import Failure, Reason, Success
+from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.batch_calls import BatchCaller
 from modelcall_assets.steps.budget import Budget
@@ -51,6 +51,7 @@ class ScoreStage:
     fields: dict[str, dict[str, Any]]
     provenance: dict[str, str]
     prices: Prices
+    samples: ClassVar[int] = 1
     rates_responses: bool = False
     """Whether the rows are responses of the same task; one that failed is not rated."""
 
@@ -152,8 +153,6 @@ class Scoring:
     journal: Journal
     reuse: Reuse
     budget: Budget
-    answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
-    """Key and occurrence of the successes, where other files may use them."""
 
     async def run(self, draft: Draft, engine: Engine, tally: Tally) -> ScoreReport:
         """Call what the journal does not answer, then write all rows in input order.
@@ -187,8 +186,6 @@ class Scoring:
         entries = self.journal.chain(self._ledger.positions[index])
         finished = stage.rules.judge(said_in(entries))
         assert finished is not None, "the call phase settled every record"
-        if self.reuse.shared is not None and isinstance(finished.outcome, Success):
-            self.answered.append(entries[0].address[:2])
         row = answered_row(finished, entries, stage.prices)
         paid = finished.usage if row["api_attempts"] else Usage()
         return {**row, **stage.provenance}, paid
