@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm import backoff as backoff_module
 from modelcall_assets.llm import engine as engine_module
 from modelcall_assets.llm.channel import Channel
+from modelcall_assets.llm.classify import BadRecord
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import DirectTransport, Reply, Transport
@@ -439,6 +441,108 @@ def test_one_answer_between_keeps_the_run_going() -> None:
     results, _ = ask_script(*replies, count=len(replies), max_in_flight=1, max_retries=0)
     assert [isinstance(result, GaveUp) for result in results].count(True) == 72
     assert [isinstance(result, Exchange) for result in results].count(True) == 3
+
+
+@dataclass
+class Moderated:
+    """Refuses some records at once; the others wait until `enough` of them are in flight."""
+
+    enough: int
+    forbidden: Callable[[int], bool]
+    name: str = "host:1/v1"
+    held: int = 0
+    sent: int = 0
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    is_revoked: bool = False
+
+    async def send(self, payload: bytes) -> Reply:
+        self.sent += 1
+        number = int(json.loads(payload)["messages"][0]["content"].split()[1])
+        if self.is_revoked or self.forbidden(number):
+            return Reply(403, {}, b'{"error": {"message": "not this one"}}')
+        self.held += 1
+        if self.held == self.enough:
+            self.full.set()
+        await self.full.wait()
+        return Reply(200, {}, GOOD)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def ask_moderated(transport: Moderated, count: int, in_flight: int) -> list[Any]:
+    async def run() -> list[Any]:
+        async with engine_over(transport, max_in_flight=in_flight, max_retries=0) as engine:
+            return await ask_many(engine, count)
+
+    return asyncio.run(run())
+
+
+def outcomes(results: Sequence[Any]) -> Counter[str]:
+    return Counter(
+        str(result.verdict.failure.reason)
+        if isinstance(result, Exchange) and isinstance(result.verdict, BadRecord)
+        else type(result).__name__
+        for result in results
+    )
+
+
+@pytest.mark.parametrize("in_flight", [1, 8, 300])
+def test_a_403_of_some_records_fails_only_them(
+    in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if dozens of them come back before the first answer does."""
+    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.01)
+    monkeypatch.setattr(engine_module, "UNTIL_ONE_ANSWERS_S", 0.01)
+    held = 257 if in_flight == 300 else 1
+    transport = Moderated(held, lambda number: number % 7 == 3)
+    results = ask_moderated(transport, 300, in_flight)
+    assert outcomes(results) == {"Exchange": 257, "bad_request": 43}
+    for number, result in enumerate(results):
+        assert isinstance(result.verdict, BadRecord) == (number % 7 == 3)
+
+
+def test_many_403s_in_a_row_are_the_endpoints() -> None:
+    transport = Moderated(1, lambda number: number >= 100)
+    found = outcomes(ask_moderated(transport, 1000, 8))
+    assert found["Exchange"] == 100
+    assert 20 <= found["bad_request"] <= 25
+    assert found["EndpointRefused"] == 900 - found["bad_request"]
+    assert transport.sent <= 100 + 25 + 8
+
+
+def test_a_key_that_is_refused_with_many_in_flight_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.0)
+    monkeypatch.setattr(engine_module, "UNTIL_ONE_ANSWERS_S", 0.01)
+    transport = Moderated(1, lambda _: False, is_revoked=True)
+    assert outcomes(ask_moderated(transport, 500, 100)) == {"EndpointRefused": 500}
+
+
+@pytest.mark.parametrize("status", [502, 503, 504, 529])
+def test_an_overload_now_and_then_loses_no_record(status: int) -> None:
+    """As nginx says it: without Retry-After, two times of five."""
+    nginx = http(status, b"<html>busy</html>")
+    good = http(200, GOOD)
+    results, script = ask_script(
+        good, *[nginx, good, nginx, good, good] * 3, *[nginx] * 6, good, *[nginx, good] * 200,
+        count=100, max_retries=3, max_in_flight=1,
+    )  # fmt: skip
+    assert outcomes(results) == {"Exchange": 100}
+    assert len(script.heads) > 130
+
+
+def test_an_endpoint_that_stays_overloaded_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff_module, "CAP_S", 0.01)
+    nginx = http(503, b"<html>busy</html>")
+    results, script = ask_script(http(200, GOOD), nginx, count=2, max_retries=3, max_in_flight=1)
+    assert outcomes(results) == {"Exchange": 1, "GaveUp": 1}
+    assert results[1].failure.reason is Reason.SERVER_ERROR
+    assert len(script.heads) == 1 + engine_module.OVERLOADS_BORNE + 4
 
 
 @dataclass

@@ -13,7 +13,8 @@ EJECT_AFTER = 5
 FIRST_EJECTION_S = 1.0
 LONGEST_EJECTION_S = 60.0
 FORBIDDEN_IN_A_ROW = 25
-"""So many records refused by a 403, with no answer between, are the endpoint's refusal."""
+"""So many 403s with no answer between, and twice as many as requests are in flight, are the
+endpoint's refusal. A slow answer may be overtaken by many of them."""
 
 
 class Channel:
@@ -28,7 +29,7 @@ class Channel:
         self.refusal: str | None = None
         self._limits = limits
         self._lease = lease
-        self._has_answered = False
+        self.has_answered = False
         self._forbidden = 0
         self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
@@ -91,12 +92,13 @@ class Channel:
         match verdict:
             case Answered() | BadRecord():
                 if isinstance(verdict, Answered):
-                    self._has_answered, self._forbidden = True, 0
+                    self.has_answered, self._forbidden = True, 0
                 self._failures, self._ejected_until = 0, None
                 self._is_probed, self._ejection_s = False, FIRST_EJECTION_S
                 self.limiter.answered(now, now - started)
-            case Refused(detail):
-                self.refusal = detail
+            case Refused(detail, record):
+                self._is_probed = False
+                self.refusal = detail if record is None else None
             case TryAgain(failure, after_s, busy):
                 self.limiter.failed(now, busy=busy, after_s=after_s or 0.0)
                 self._failures += failure.reason is not Reason.RATE_LIMITED
@@ -105,14 +107,15 @@ class Channel:
         return verdict
 
     def _forbids(self, refused: Refused, record: Failure) -> Verdict:
-        """What a 403 is about: the record once the endpoint has answered others, else the key. When
-        others are on their way for the first time, their replies will tell."""
+        """What a 403 is about: the record once the endpoint has answered others, else the key. As
+        it came, when the first answer may still be on its way."""
+        in_flight = self.limiter.in_flight
         self._forbidden += 1
-        if self._forbidden >= FORBIDDEN_IN_A_ROW:
-            return refused
-        if self._has_answered:
+        if self._forbidden >= max(FORBIDDEN_IN_A_ROW, 2 * in_flight):
+            return Refused(refused.detail)
+        if self.has_answered:
             return BadRecord(record)
-        return refused if self.limiter.in_flight == 1 else TryAgain(record)
+        return refused if in_flight > 1 else Refused(refused.detail)
 
     def interrupted(self) -> None:
         """A request ended without a reply; if it was the probe, the next one is."""

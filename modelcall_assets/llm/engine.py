@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 RATE_LIMIT_PATIENCE_S = 900.0
 """How long one record keeps trying while the endpoint only says that it is busy; an endpoint
 that asks for a longer wait is not waited for."""
-OVERLOADS_BORNE = 12
+OVERLOADS_BORNE = 8
 """So often one record is told that a server which answers others has too much to do (503 and the
-like) before that uses up its retries. With the pauses between them about two minutes."""
+like) before that uses up its retries. With the pauses between them about a minute."""
 FIRST_CALL_ALONE_S = 0.25
 """A wrong key or model costs one call: the others wait this long for the first answer."""
+UNTIL_ONE_ANSWERS_S = 0.5
 UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
 LEASE_EVERY_S = 1.0
@@ -190,7 +191,11 @@ class Engine:
                     self._note_answer(verdict, channel)
                     latency_ms = round(latency_s * 1000)
                     return Exchange(reply, verdict, attempts, latency_ms, channel.name)
-                case Refused():
+                case Refused(detail, record):
+                    if record is not None and await self._answers_others(channel, detail, parked):
+                        latency_ms = round(latency_s * 1000)
+                        bad = BadRecord(record)
+                        return Exchange(reply, bad, attempts, latency_ms, channel.name)
                     self._stop_if_all_refuse()
                 case TryAgain(failure, after_s, busy):
                     asked_to_wait = after_s is not None or failure.reason is Reason.RATE_LIMITED
@@ -319,6 +324,21 @@ class Engine:
         pause = LEASE_EVERY_S if all(settled) else LEASE_EVERY_S_UNSETTLED
         self._lease_timer = self._loop.call_later(pause, self._share)
         self._dispatch()
+
+    async def _answers_others(self, channel: Channel, detail: str, parked: Parked | None) -> bool:
+        """Wait until a 403 is known to be of its record only (True), or of all."""
+        if parked is not None:
+            parked(True)
+        try:
+            while not channel.has_answered and channel.refusal is None:
+                if not channel.limiter.in_flight:
+                    channel.refusal = detail
+                else:
+                    await self.wait(UNTIL_ONE_ANSWERS_S)
+        finally:
+            if parked is not None:
+                parked(False)
+        return channel.has_answered
 
     async def _pause(self, held: Mapping[Channel, float], parked: Parked | None) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
