@@ -281,9 +281,12 @@ class Journal:
         return self._end
 
     def _write(self, line: bytes) -> Position:
-        with explained(self._folder, StoreError):
+        try:
             self._writer = self._writer or self._new_segment()
             return self._starts[-1] + self._writer.append(line)
+        except OSError as error:
+            with explained(self._folder, StoreError):
+                raise error
 
     def _new_segment(self) -> SegmentWriter:
         self._folder.mkdir(parents=True, exist_ok=True)

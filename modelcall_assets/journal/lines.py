@@ -37,8 +37,8 @@ HERE = ""
 _KEY, _KEY_END = 6, 38
 _HASH_MASK = (1 << HASH_BITS) - 1
 _BODY = b',"r":'
-_CRC, _SUM = b',"crc":"', b'%08x"}\n'
-_CRC_AT, _SUM_AT = -19, -11
+_CRC, _SUM = b',"crc":"', b',"crc":"%08x"}\n'
+_CRC_AT = -19
 _START = re.compile(rb'\{"(?:k":"[0-9a-f]{32}"|sealed"|batch"|format")')
 _NEEDED = frozenset(("k", "st", "e", "n", "ms", "at"))
 _OLD_NAMES = _NEEDED | {
@@ -150,7 +150,7 @@ def line_of(content: dict[str, Any]) -> bytes:
 
 def with_sum(line: bytes) -> bytes:
     """`line` is without its closing brace."""
-    return b"".join((line, _CRC, _SUM % crc32(line)))
+    return line + _SUM % crc32(line)
 
 
 def without_sum(line: bytes) -> bytes:
@@ -164,8 +164,11 @@ def content_end(line: bytes) -> int:
 
     One of an older format has none: that it is JSON, and which names it has, is all that can be
     known of it."""
-    if line[_CRC_AT:_SUM_AT] == _CRC:
-        return _CRC_AT if line[_SUM_AT:] == _SUM % crc32(memoryview(line)[:_CRC_AT]) else 0
+    end = line[_CRC_AT:]
+    if end == _SUM % crc32(memoryview(line)[:_CRC_AT]):
+        return _CRC_AT
+    if end.startswith(_CRC):
+        return 0
     try:
         content: Any = orjson.loads(line) if line.endswith(b"}\n") else None
     except orjson.JSONDecodeError:
