@@ -372,6 +372,50 @@ class TestFiles:
         )
         assert re_rows(cli("plan", TASK).out) == 2
 
+    def test_columns_that_preprocessing_names_and_no_row_has(
+        self, project: Project, cli: Cli
+    ) -> None:
+        mapping = {
+            "title": "headline",
+            "both": {"type": "combine", "fields": ["text", "bodi"]},
+            "lang": {"type": "constant", "value": "en"},
+        }
+        computed = {"n": {"type": "text_length", "source_field": "tittle"}}
+        pre = {"enabled": True, "output_folder": "data/pre", "field_mapping": mapping}
+        project.write_task(
+            {"preprocess": {**pre, "transformations": {"computed_fields": computed}}}
+        )
+        project.write_input(GOOD, [FINE | {"body": "x"}])
+        absent = {
+            "field_mapping.title": "headline",
+            "field_mapping.both.fields[1]": "bodi",
+            "transformations.computed_fields.n.source_field": "tittle",
+        }
+        checked, ended = cli("check"), cli("run-task", TASK)
+        assert (checked.code, ended.code) == (0, 0)
+        for place, column in absent.items():
+            assert f"{TASK}:preprocess.{place}: no column {column} in the first 1 rows of" in (
+                checked.out
+            )
+            told = f"good.jsonl: no row has the column '{column}', which preprocess.{place} names"
+            assert told in ended.out
+        assert "did you mean body?" in checked.out
+        assert ended.out.count("no row has the column") == len(absent)
+
+    def test_plan_looks_at_rows_of_the_whole_file(self, project: Project, cli: Cli) -> None:
+        """Long texts at the head, and a file of columns of which only the end is read to count."""
+        rows = [{"id": n, "text": "word " * (1000 if n < 50 else 10)} for n in range(1000)]
+        (project.root / "data/in" / GOOD).unlink()
+        for name in ("x.jsonl", "y.parquet"):
+            project.write_input(name, rows)
+        tokens = [
+            int(line.split("│")[3].replace(",", ""))
+            for line in cli("plan", TASK).out.split("\n")
+            if ".jsonl" in line or ".parquet" in line
+        ]
+        exact = 50 * 1000 + 950 * 10 + 1000 * 30
+        assert all(0.7 < each / exact < 1.3 for each in tokens), tokens
+
 
 def re_rows(plan: str) -> int:
     """The sum of rows that `plan` shows."""

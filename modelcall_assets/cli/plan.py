@@ -38,7 +38,7 @@ Asking = ScoreStage | ResponseStage
 def plan(task: Path, answer_tokens: int | None) -> None:
     """Show the files of TASK.yaml, their rows, estimated tokens and cost. Sends nothing.
 
-    Prompt tokens are extrapolated from the first rows of each file with the o200k vocabulary;
+    Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary;
     the journal column counts records that have a reply already.
 
     \b
@@ -104,7 +104,7 @@ def _outlook(steps: TaskSteps, plans: list[FilePlan], answer_tokens: int | None)
 
 
 def _left_out(plans: list[FilePlan]) -> list[str]:
-    """What the first rows of each file tell of the others."""
+    """What some rows of each file tell of the others."""
     rules = Counter[str]()
     for each in plans:
         rules.update(each.dropped)

@@ -11,6 +11,7 @@ from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.paths import shown_place
 from modelcall_assets.config.spec import CHATML, MERGED, RAW, TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Dropped, Failure
 from modelcall_assets.records.record import BadLine, Row
@@ -20,6 +21,7 @@ from modelcall_assets.steps.preview import first_rows
 from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.task_steps import FILES, TaskSteps
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 
@@ -56,6 +58,7 @@ def _row_problems(steps: TaskSteps) -> Iterator[Problem]:
     """Two inputs with one output; and columns that the first rows there are do not have."""
     try:
         for file in steps.inputs.files():
+            yield from _absent_columns(steps, file)
             rows = first_rows(steps, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(steps, file.key_path, kept)
@@ -64,6 +67,19 @@ def _row_problems(steps: TaskSteps) -> Iterator[Problem]:
         yield from error.problems
     except InputError as error:
         yield _warning(steps, steps.input_field, str(error))
+
+
+def _absent_columns(steps: TaskSteps, file: FileInfo) -> Iterator[Problem]:
+    """Columns that preprocessing names and that the first rows do not have."""
+    if steps.recipe is None or not is_data_file(file.place.name):
+        return
+    items = islice(read_rows(file.place, steps.reading), ROWS_LOOKED_AT)
+    rows = [item for item in items if not isinstance(item, BadLine)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    for place, column in steps.recipe.absent(names).items() if rows else ():
+        wrong = f"no column {column} in the first {len(rows)} rows of {file.key_path}"
+        fix = did_you_mean(column, names)
+        yield _warning(steps, f"preprocess.{place}", wrong, have=_columns(rows), fix=fix)
 
 
 def _unanswerable(steps: TaskSteps, file: str, rows: Sequence[Row | Failure]) -> Iterator[Problem]:

@@ -48,6 +48,7 @@ def preprocessed_metadata(report: PreprocessReport, output: Place) -> dict[str, 
         "failed": report.failed,
         **({"removed_by_kind": _counts("kind", report.removed)} if report.removed else {}),
         **_problems(report),
+        **({"warnings": report.warnings} if report.warnings else {}),
         "output": dg.MetadataValue.path(str(output)),
         "sample": _table(report.sample),
     }

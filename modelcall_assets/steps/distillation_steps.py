@@ -150,11 +150,6 @@ class DistillationSteps(TaskSteps):
         write_manifest(self.layout.manifest_path(RAW, key), manifest)
         return report
 
-    def count_rows(self, file: FileInfo) -> int:
-        if self.task.chatml_conversion is None:
-            return super().count_rows(file)
-        return look_at_split(self.splits.members(encode_key(file.key_path)), self.reading).rows
-
     def members_changed(self, key: str) -> bool:
         return self._merged_from(key) != _versions(self._members(key))
 

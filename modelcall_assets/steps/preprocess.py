@@ -56,6 +56,7 @@ class PreprocessReport:
     removed: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     problem_rows: int = 0
+    warnings: list[str] = field(default_factory=list)
     sample: list[Row] = field(default_factory=list)
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
     moved: dict[str, str] = field(default_factory=dict)

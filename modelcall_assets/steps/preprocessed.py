@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from modelcall_assets.config.preprocess import Dedup
 from modelcall_assets.config.spec import PREPROCESSED
+from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.duplicates import Duplicates
 from modelcall_assets.steps.layout import Layout
@@ -42,6 +43,10 @@ def preprocess_partition(
     ):
         report = preprocess(source, recipe, draft.out, seen=seen, processes=processes, tally=tally)
         source.verify()
+        for place, name in recipe.absent(source.schema.names).items():
+            told = f"no row has the column '{name}', which preprocess.{place} names"
+            report.warnings.append(told)
+            tally.warnings.append(f"{decode_key(key)}: {told}")
         manifest = Manifest(
             stage=PREPROCESSED,
             accepted=True,

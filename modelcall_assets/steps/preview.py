@@ -29,13 +29,15 @@ from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.transforms.tokens import count_tokens
 
 SAMPLE_ROWS = 50
+SAMPLE_BYTES = 64 << 20
+"""Of a file: how far the rows of a sample lie apart."""
 MESSAGE_TOKENS = 4
 """What the chat format adds to each message; an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """An input file before it is scored. All but `journalled` are estimates from its first rows:
+    """An input file before it is scored. All but `journalled` are estimates from some rows:
     `rows` are left after preprocessing, `failed` of them cannot be asked, `dropped` are by rule."""
 
     key_path: str
@@ -46,9 +48,11 @@ class FilePlan:
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
-def first_rows(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Row | Failure | Dropped]:
-    """The first `rows` rows, as the first stage that asks or rates gets them."""
-    for identity, item in _first_items(steps, file, rows):
+def first_rows(
+    steps: TaskSteps, file: FileInfo, rows: int, every: int = 1
+) -> Iterator[Row | Failure | Dropped]:
+    """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
+    for identity, item in islice(_first_items(steps, file, rows), 0, None, every):
         yield bad_line(item) if isinstance(item, BadLine) else steps.prepared(item, file, identity)
 
 
@@ -77,12 +81,13 @@ def first_asks(steps: TaskSteps, file: FileInfo, rows: int) -> Iterator[Asked | 
 
 
 def plan_file(steps: TaskSteps, file: FileInfo) -> FilePlan:
-    """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated from the
-    first rows; with a journal, every row's request is looked up in it."""
+    """Rows are counted (from the `raw` manifest when it is current), tokens extrapolated from some
+    rows; with a journal, every row's request is looked up in it."""
     steps.layout.check_name(encode_key(file.key_path))
-    sample = list(first_rows(steps, file, SAMPLE_ROWS))
-    kept = [row for row in sample if not isinstance(row, Dropped)]
     in_rows = _row_count(steps, file)
+    reach = ceil(in_rows * min(1.0, SAMPLE_BYTES / max(1, file.size)))
+    sample = list(first_rows(steps, file, reach, max(1, ceil(reach / SAMPLE_ROWS))))
+    kept = [row for row in sample if not isinstance(row, Dropped)]
     scale = in_rows / len(sample) if sample else 0.0
     rules = Counter(row.rule for row in sample if isinstance(row, Dropped))
     dropped = {rule: round(count * scale) for rule, count in rules.items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from modelcall_assets.config.preprocess import Preprocess
+from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.dotted import DottedError, load_object, made, source_digest
 from modelcall_assets.transforms.finishing import Finishing
@@ -77,6 +77,22 @@ class Recipe:
             content = Path(self._tokenizer).read_bytes()
             shape["vocabulary"] = hashlib.sha256(content).hexdigest()[:16]
         return shape
+
+    def absent(self, names: Collection[str]) -> dict[str, str]:
+        """Columns that the block names and that input with these does not have, by field."""
+        sources: dict[str, str] = {}
+        for target, spec in self.config.field_mapping.items():
+            if isinstance(spec, str):
+                sources[f"field_mapping.{target}"] = spec
+            elif isinstance(spec, Combine):
+                fields = enumerate(spec.fields)
+                sources |= {f"field_mapping.{target}.fields[{at}]": name for at, name in fields}
+        made = {*names, *self.config.field_mapping, "text"}
+        for name, computed in self.config.transformations.computed_fields.items():
+            if computed.source_field not in made:
+                place = f"transformations.computed_fields.{name}.source_field"
+                sources[place] = computed.source_field
+        return {place: name for place, name in sources.items() if name not in names}
 
     def check(self) -> None:
         """SetupError when it cannot run here."""

@@ -13,6 +13,7 @@ from modelcall_assets.config.spec import PREPROCESSED, RAW, RESPONSES, SCORES, T
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.outcome import Dropped, Failure
 from modelcall_assets.records.record import Row
@@ -43,7 +44,7 @@ from modelcall_assets.storage.manifest import (
     write_manifest,
 )
 from modelcall_assets.storage.parquet import check_writable
-from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
+from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS, count_rows
 from modelcall_assets.storage.schema import schema_from_json
 from modelcall_assets.transforms.preprocessor import Grouping
 
@@ -176,7 +177,11 @@ class TaskSteps:
     def count_rows(self, file: FileInfo) -> int:
         """Of an input file that raw has not looked at."""
         files = self.inputs.members(encode_key(file.key_path))
-        return read_raw(*files, limit=self.row_limit, reading=self.reading).rows
+        rows = sum(
+            count_rows(each.place, self.reading) if is_data_file(each.place.name) else 1
+            for each in files
+        )
+        return rows if self.row_limit is None else min(rows, self.row_limit)
 
     def members_changed(self, key: str) -> bool:
         """Whether a group was made of other content than its members have now."""

@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.columns import open_columns, rows_of
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.formats import OURS, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, refuse
 from modelcall_assets.storage.places import Place
@@ -48,6 +48,18 @@ def read_items(
         parse = line_parser(parse_deep_line, place, reading)
         for number, line in numbered(file):
             yield parse(line, number), line
+
+
+def count_rows(place: Place, reading: Reading) -> int:
+    """Bad lines too. Nothing is parsed that need not be. InputError as `read_rows` has it."""
+    format_ = format_of(place)
+    if format_.has_columns:
+        with open_columns(place, format_) as columns:
+            return sum(batch.num_rows for batch in columns.batches(MOST_ROWS, ()))
+    if reading.on_bad_line == "fail":
+        return sum(1 for _ in read_rows(place, reading))
+    with open_lines(place, format_, reading) as lines:
+        return sum(not line.isspace() for _, line in numbered(lines))
 
 
 def record_id(item: Row | BadLine, index: int, source: str, *, is_result: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Prompt templates: `{column}` and `{column.key}` are replaced, `{{` and `}}` are literal braces."""
+"""Prompt templates: `{column}` and `{column.key}` are replaced, `{{`, `}}` are literal braces."""
 
 from __future__ import annotations
 
