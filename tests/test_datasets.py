@@ -258,6 +258,13 @@ class TestReadme:
         with pytest.raises(InputError, match=message):
             find_splits(tmp_path)
 
+    def test_many_stars_take_no_time(self, tmp_path: Path) -> None:
+        deep = "/".join("abcdefghijklmnopqrstuvwxyz")
+        make(readme(tmp_path, [{"config_name": "x", "data_files": "**/" * 20 + "no"}]),
+             f"{deep}/a.jsonl")  # fmt: skip
+        with pytest.raises(InputError, match="fits no file"):
+            find_splits(tmp_path)
+
     def test_front_matter_that_says_nothing(self, tmp_path: Path) -> None:
         make(tmp_path, "test.jsonl")
         for text in ("", "# A data set\n", "---\nlicense: mit\n---\n", "---\n- a\n---\n", "---\n"):
