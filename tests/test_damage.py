@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelcall_assets.errors import InputError
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.packing import pack
 from modelcall_assets.journal.segments import segment_paths
+from modelcall_assets.journal.shared import SharedReplies
 
 HEAD_BYTES = 60
 RUN = "a-run-of-ours"
@@ -264,3 +266,18 @@ def test_a_packed_segment_that_was_cut_off_is_told(size: int, folder: Path) -> N
         there = found(journal, entries)
         assert journal.damaged[path.name] >= 1
         assert any(there) == (size < 0), "what can be read of a block is"
+
+
+def test_a_damaged_table_of_shared_answers_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    keys = [key(number) for number in range(2000)]
+    shared = SharedReplies(path, lambda folder: Journal(Path(folder), "reader"))
+    shared.add(str(tmp_path / "journal"), [(each, 0) for each in keys])
+    shared.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:12_288] + b"\xa5" * (len(data) - 12_288))
+    shared = SharedReplies(path, lambda folder: Journal(Path(folder), "reader"))
+    with pytest.raises(InputError, match="delete it: only reuse across files is lost"):
+        for each in keys:
+            list(shared.find(each))
+    shared.close()

@@ -38,10 +38,7 @@ class SharedReplies:
                 connection.executescript(_TABLES)
             self._reader = self._connect()
         except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"{path}: cannot be used as the table of shared answers ({error}); delete it: "
-                "only reuse across files is lost"
-            ) from error
+            raise self._unusable(error) from error
 
     def close(self) -> None:
         self._reader.close()
@@ -49,10 +46,13 @@ class SharedReplies:
             self._journals.popitem()[1].__exit__(None, None, None)
 
     def find(self, key: str) -> Iterator[Sequence[Entry]]:
-        """Finished dialogues of other journals about this request."""
-        row = self._reader.execute(
-            "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?", (key,)
-        ).fetchone()
+        """Finished dialogues of other journals about this request. InputError when the table is
+        damaged."""
+        of_key = "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?"
+        try:
+            row = self._reader.execute(of_key, (key,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from error
         if row is not None:
             folder, address = row[0], Address(key, row[1])
             found = self._journal(folder).dialogues(address)
@@ -79,6 +79,12 @@ class SharedReplies:
                 f"{self._path}: the table of shared answers cannot be written ({error}); is the "
                 "disk full? Delete it: only reuse across files is lost"
             ) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> InputError:
+        return InputError(
+            f"{self._path}: cannot be used as the table of shared answers ({error}); delete it: "
+            "only reuse across files is lost"
+        )
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, timeout=BUSY_S)
