@@ -1597,6 +1597,36 @@ COLUMNS = [
 ]
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_tool_calls_are_kept_and_a_refusal_is_told(
+    project: Distilling, instance: dg.DagsterInstance, answered_by: Answered, streamed: bool
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    replies: dict[str, bytes] = {
+        "plain": said({"content": "yes"}, streamed=streamed),
+        "no": said({"content": None, "refusal": "I won't"}, streamed=streamed),
+        "odd": said({"content": "half"}, "whatever", streamed=streamed),
+    }
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    replies["call"] = http(200, orjson.dumps({"choices": [choice]}))
+    answered_by(lambda body: replies[body["messages"][-1]["content"]])
+    project.write_input(CONVERSATIONS, [asked(question) for question in replies])
+    project.write_generation(max_failure_rate=1)
+    plain, no, odd, called = answer_all(project, instance)
+    assert "tool_calls" not in plain
+    assert (no["api_fail_reason"], no["response"]) == ("refused", "I won't")
+    assert "I won't" in no["api_fail_detail"]
+    assert (odd["api_fail_reason"], odd["response"], odd["final_messages"]) == (
+        "interrupted",
+        "half",
+        None,
+    )
+    assert called["api_status"] == "success"
+    assert orjson.loads(called["tool_calls"]) == [call]
+    assert called["final_messages"][-1] == {**turn("assistant", ""), "tool_calls": [call]}
+
+
 class TestColumns:
     def test_are_the_inputs_and_then_ours(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
