@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.readiness import readiness
 from modelcall_assets.config.catalog import (
     SUFFIXES,
@@ -60,13 +61,13 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
     for path in files:
         problems += map(_told, _problems_of(path, catalog_of))
         for place, where in _moved(path, catalog_of):
-            click.echo(f"{shown_path(path, _root_of(path))}:{place}: is {where}")
+            echo(f"{shown_path(path, _root_of(path))}:{place}: is {where}")
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.file)
     for problem in unique:
-        click.echo(f"{problem.severity}: {problem}")
+        echo(f"{problem.severity}: {problem}")
     errors = sum(problem.severity == "error" for problem in unique)
     warnings = len(unique) - errors
-    click.echo(f"{len(files)} files checked: {errors} errors, {warnings} warnings")
+    echo(f"{len(files)} files checked: {errors} errors, {warnings} warnings")
     if errors or (strict and warnings):
         sys.exit(1)
 

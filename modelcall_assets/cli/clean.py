@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from rich.text import Text
 
+from modelcall_assets.cli.display import cell, echo
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
@@ -69,15 +69,15 @@ def clean(
         named = {journal for garbage in found for journal in garbage.journals}
         found += (old for old in old_journals(steps, days) if not named.intersection(old.journals))
     if not found:
-        click.echo(f"{steps.spec.name}: nothing to delete")
+        echo(f"{steps.spec.name}: nothing to delete")
         return
     _show(found)
     if dry_run:
-        click.echo("nothing deleted: --dry-run")
+        echo("nothing deleted: --dry-run")
     elif yes or _confirmed():
         _delete(steps, found)
     else:
-        click.echo("nothing deleted")
+        echo("nothing deleted")
 
 
 def _show(found: Sequence[Garbage]) -> None:
@@ -86,25 +86,25 @@ def _show(found: Sequence[Garbage]) -> None:
     table.add_column("file", overflow="fold")
     table.add_column("size", justify="right")
     for garbage in found[:SHOWN]:
-        table.add_row(garbage.why, Text(garbage.name), decimal(garbage.size))
+        table.add_row(garbage.why, cell(garbage.name), decimal(garbage.size))
     if len(found) > SHOWN:
         table.add_row("", f"… {len(found) - SHOWN:,} more")
     table.add_section()
     table.add_row("", "together", decimal(sum(garbage.size for garbage in found)))
     Console().print(table)
     if any(garbage.why == OLD_JOURNAL for garbage in found):
-        click.echo("without its journal a file that becomes out of date is asked again in full")
+        echo("without its journal a file that becomes out of date is asked again in full")
 
 
 def _give_up(steps: TaskSteps, *, dry_run: bool, yes: bool) -> None:
     for key, note in (found := open_batches(steps)):
         name = note.id or "a batch without an id"
-        click.echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
+        echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
     if found and not dry_run and (yes or _confirmed()):
         give_up_batches(steps)
-        click.echo(f"given up: {len(found)}")
+        echo(f"given up: {len(found)}")
     else:
-        click.echo("no batch given up")
+        echo("no batch given up")
 
 
 def _confirmed() -> bool:
@@ -119,8 +119,8 @@ def _delete(steps: TaskSteps, found: Sequence[Garbage]) -> None:
     _forget(steps, [garbage for garbage in deleted if garbage.key is not None])
     for garbage in found:
         if garbage not in deleted:
-            click.echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
-    click.echo(f"deleted {len(deleted)} of {len(found)}")
+            echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
+    echo(f"deleted {len(deleted)} of {len(found)}")
     sys.exit(0 if len(deleted) == len(found) else 1)
 
 

@@ -1,19 +1,47 @@
-"""How a run shows itself: a bar on a terminal, a line every 30 s elsewhere."""
+"""What reaches the terminal: text without the control characters of others, and how a run shows
+itself: a bar on a terminal, a line every 30 s elsewhere."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from modelcall_assets.steps.progress import Tally, Watcher
 
 TERMINAL_EVERY_S = 0.25
 LOG_EVERY_S = 30.0
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""All but the tab and the line feed; what turns the direction of text; halves of characters."""
+
+
+def shown(text: str) -> str:
+    """With escapes such as `\\x1b` where the text would steer the terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: str, *, err: bool = False, **style: Any) -> None:
+    """A line; `style` is `click.style`'s."""
+    click.secho(shown(text), err=err, **style)
+
+
+def echo_data(text: str) -> None:
+    """What is for programs: as it is, unless it goes to a terminal."""
+    click.echo(shown(text) if sys.stdout.isatty() else text, nl=False)
+
+
+def cell(text: str) -> Text:
+    """Text of others, in which nothing is markup."""
+    return Text(shown(text))
 
 
 class RunDisplay:

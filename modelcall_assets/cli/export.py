@@ -11,8 +11,8 @@ from typing import Literal
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from modelcall_assets.cli.display import cell, echo
 from modelcall_assets.cli.selection import (
     chosen_files,
     file_option,
@@ -105,14 +105,14 @@ def export(
         folder = steps.layout.place(output or str(steps.spec.root / DIALOGUE_FOLDER))
         path = folder / now.strftime(DIALOGUE_NAME)
         count = export_dialogues(files, path, selection, now)
-        click.echo(f"{count:,} conversations: {path}")
+        echo(f"{count:,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
     default = f"{steps.spec.output_folder}_export/{stage_of(steps, 'export', stage)}"
     folder = steps.layout.place(output or default)
     _check_targets(steps, files, folder, form)
     _show([export_file(file, folder, selection, form) for file in files])
-    click.echo(f"exported: {folder}")
+    echo(f"exported: {folder}")
 
 
 def _check_options(
@@ -158,7 +158,7 @@ def _show(exports: Sequence[FileExport]) -> None:
     for each in exports[:SHOWN_FILES]:
         # Text, because a file name may hold what looks like markup.
         told = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
-        table.add_row(Text(each.name), f"{each.rows_in:,}", f"{each.rows:,}", Text(told))
+        table.add_row(cell(each.name), f"{each.rows_in:,}", f"{each.rows:,}", cell(told))
     if len(exports) > SHOWN_FILES:
         table.add_row(f"… {len(exports) - SHOWN_FILES:,} more")
     table.add_section()

@@ -12,8 +12,8 @@ import click
 import orjson
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from modelcall_assets.cli.display import cell, echo, echo_data
 from modelcall_assets.cli.run_task import run_files
 from modelcall_assets.cli.selection import chosen_files, file_option, stage_option
 from modelcall_assets.cli.task_argument import task_argument, task_steps
@@ -59,7 +59,7 @@ def failures(
         if limit is not None and counts.total() > limit and as_json:
             return
         if as_json:
-            click.echo(orjson.dumps(asdict(row)))
+            echo_data(orjson.dumps(asdict(row)).decode() + "\n")
         elif len(shown) < (limit or 50):
             shown.append(row)
     if not as_json:
@@ -87,12 +87,12 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
     keys = [file.key for file in files if _has_failed(file, reason)]
     if not keys:
         why = f" for {reason}" if reason else ""
-        click.echo(f"{steps.spec.name}: no row failed{why}, nothing to do")
+        echo(f"{steps.spec.name}: no row failed{why}, nothing to do")
         return
     if dry_run:
         for file in files:
             if file.key in keys:
-                click.echo(f"{file.name}: {file.manifest.failed:,} of {file.manifest.rows:,} rows")
+                echo(f"{file.name}: {file.manifest.failed:,} of {file.manifest.rows:,} rows")
         return
 
     def choose(present: Sequence[str]) -> Sequence[str]:
@@ -130,11 +130,11 @@ def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None
             cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
             cells = (row.file, row.record_id, row.reason, cut)
             attempts = "" if row.attempts is None else str(row.attempts)
-            table.add_row(*map(Text, cells), attempts, Text(row.endpoint or ""))
+            table.add_row(*map(cell, cells), attempts, cell(row.endpoint or ""))
         console.print(table)
     total = counts.total()
     if total > len(rows):
         console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
     text = f"{total:,} of {of_rows:,} rows failed"
-    console.print(f"{text}: {reasons}" if total else text, highlight=False)
+    console.print(cell(f"{text}: {reasons}" if total else text))

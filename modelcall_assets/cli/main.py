@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.clean import clean
+from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures, retry
 from modelcall_assets.cli.migrate import migrate
@@ -64,15 +66,17 @@ def main() -> None:
     try:
         sys.exit(modelcall(prog_name="modelcall", standalone_mode=False))
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        echo(told.getvalue().rstrip(), err=True)
         sys.exit(error.exit_code)
     except SetupError as error:
         for problem in error.problems:
-            click.echo(f"{problem.severity}: {problem}", err=True)
+            echo(f"{problem.severity}: {problem}", err=True)
         sys.exit(2)
     except ModelcallError as error:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: every reply received is kept; run it again to go on", err=True)
+        echo("interrupted: every reply received is kept; run it again to go on", err=True)
         sys.exit(130)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import yaml
 
+from modelcall_assets.cli.display import echo, echo_data
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.config.yaml_file import load_yaml
@@ -51,9 +52,9 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(text, "utf-8")
         else:
-            click.echo(text, nl=False)
+            echo_data(text)
     for line in _told(new):
-        click.echo(line, err=output is None)
+        echo(line, err=output is None)
     if new.of("refused"):
         sys.exit(1)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from modelcall_assets.cli.display import cell, echo
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.spec import MERGED, SCORES
 from modelcall_assets.errors import InputError
@@ -56,9 +56,9 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     asking = steps.first_asking
     console.print(_table(plans, _model_columns(asking)))
     for line in _outlook(steps, plans, answer_tokens):
-        console.print(line, highlight=False)
+        console.print(cell(line))
     for error in unreadable:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
     sys.exit(1 if unreadable else 0)
 
 
@@ -71,7 +71,7 @@ def _table(plans: list[FilePlan], of_model: Sequence[str]) -> Table:
         table.add_column(_TITLES[name], justify="right")
     for each in plans[:SHOWN_FILES]:
         # Text, because a file name may hold what looks like markup.
-        table.add_row(Text(each.key_path), *(f"{getattr(each, name):,}" for name in numbers))
+        table.add_row(cell(each.key_path), *(f"{getattr(each, name):,}" for name in numbers))
     if len(plans) > SHOWN_FILES:
         table.add_row(f"… {len(plans) - SHOWN_FILES:,} more")
     table.add_section()

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 
@@ -68,7 +69,7 @@ def rehearse(
         port = 0 if command else DEFAULT_PORT
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         code = runner.run(_serve(server, host, port, command))
-    click.echo(summary(server.stats()), err=True)
+    echo(summary(server.stats()), err=True)
     click.get_current_context().exit(code)
 
 
@@ -79,7 +80,7 @@ async def _serve(server: RehearsalServer, host: str, port: int, command: tuple[s
             return await _run(command, server.base_url)
         stop = asyncio.Event()
         _on_signals(lambda _: stop.set())
-        click.echo(_welcome(server.base_url))
+        echo(_welcome(server.base_url))
         await stop.wait()
         return 0
     finally:

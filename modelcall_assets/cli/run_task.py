@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from modelcall_assets.cli.display import RunDisplay
+from modelcall_assets.cli.display import RunDisplay, echo
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, SCORES
 from modelcall_assets.errors import Problem, SetupError
@@ -68,7 +68,7 @@ def _job(steps: TaskSteps, index: int | None, asked: int | None) -> tuple[int, i
             wrong, expected = f"missing: which of the {size} jobs is this?", f"0 to {size - 1}"
             raise SetupError([Problem("modelcall run-task", "--job-index", wrong, expected)])
         told = f"distributed.world_size is {size}, but without --job-index this job takes all files"
-        click.echo(f"{steps.spec.name}: {told}", err=True)
+        echo(f"{steps.spec.name}: {told}", err=True)
         size = 1
     if (index or 0) >= size:
         wrong = f"there is no job {index} among {size}"
@@ -94,7 +94,7 @@ def run_files(
     with open_instance(steps.spec.root) as instance:
         keys = choose(add_new_files(instance, steps))
         if not keys and not (MERGED in steps.stages and steps.keys(GROUPS)):
-            click.echo(f"{steps.spec.name}: no input files to work on")
+            echo(f"{steps.spec.name}: no input files to work on")
             return 0
         started = time.monotonic()
         with RunDisplay() as display:
@@ -102,14 +102,14 @@ def run_files(
             summary = runner.run(keys, fresh=fresh, again=again)
         seconds = time.monotonic() - started
     for message in summary.failed:
-        click.echo(f"error: {message}", err=True)
+        echo(f"error: {message}", err=True)
     for key in summary.busy:
-        click.echo(f"{decode_key(key)}: another run is working on it", err=True)
+        echo(f"{decode_key(key)}: another run is working on it", err=True)
     nothing = ""
     if not any(summary.ran.values()):
         is_fine = not (summary.busy or summary.failed)
         nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
-    click.echo(_summary(steps, keys, nothing, display, seconds))
+    echo(_summary(steps, keys, nothing, display, seconds))
     return 1 if summary.failed or summary.busy else 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.steps.export import check_columns
@@ -34,7 +35,7 @@ def chosen_files(
         if not file.manifest.accepted:
             failed, rows = file.manifest.failed, file.manifest.rows
             what = f"warning: {file.name}: rejected, {failed:,} of its {rows:,} rows failed"
-            click.echo(what, err=True)
+            echo(what, err=True)
     return files
 
 

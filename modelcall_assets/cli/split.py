@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.storage.files import open_input, publish
 from modelcall_assets.storage.jsonl import write_lines
@@ -51,7 +52,7 @@ def split(file: Path, chunks: int, output: Path | None) -> None:
         for name in names:
             _write(folder / name, islice(source, size))
     fewer = "" if len(names) == chunks else f" ({chunks:,} were asked for)"
-    click.echo(f"{lines:,} lines in {len(names):,} files of at most {size:,}{fewer}: {folder}")
+    echo(f"{lines:,} lines in {len(names):,} files of at most {size:,}{fewer}: {folder}")
 
 
 @click.command()
@@ -88,9 +89,9 @@ def join(folder: Path, output: Path | None) -> None:
         error_path.unlink(missing_ok=True)
     rows = succeeded + failed
     rate = f" ({succeeded / rows:.2%})" if rows else ""
-    click.echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
+    echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
     if errors:
-        click.echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
+        echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
 
 
 def _count(file: Path) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.task_steps import TaskSteps
@@ -19,5 +20,5 @@ def task_steps(task: Path) -> TaskSteps:
     """Loads the task; its warnings go to standard error. SetupError when it is wrong."""
     spec = load_linked(task, find_root(task.resolve().parent))
     for warning in spec.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     return steps_of(spec)

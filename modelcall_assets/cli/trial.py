@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 import orjson
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.config.model import ModelConfig
@@ -78,7 +79,7 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
 
 def _end(outcomes: Sequence[Outcome]) -> NoReturn:
     ok = sum(not isinstance(outcome, Failure) for outcome in outcomes)
-    click.echo(f"{ok} of {len(outcomes)} rows succeeded")
+    echo(f"{ok} of {len(outcomes)} rows succeeded")
     sys.exit(0 if ok else 1)
 
 
@@ -126,28 +127,28 @@ def _reply_text(turn: Said, body: bytes) -> str:
 
 
 def _show_row(number: int, row: Row | Failure) -> None:
-    click.secho(f"── row {number} ──", bold=True)
+    echo(f"── row {number} ──", bold=True)
     if not isinstance(row, Failure):
-        click.secho("row:", fg="cyan")
-        click.echo(_json(row))
+        echo("row:", fg="cyan")
+        echo(_json(row))
 
 
 def _show_dialogue(number: int, asked: Asked, replies: Sequence[str]) -> None:
-    click.secho(f"── row {number} ──", bold=True)
+    echo(f"── row {number} ──", bold=True)
     for message in () if isinstance(asked, Failure) else asked.messages:
-        click.secho(f"{message['role']}:", fg="cyan")
-        click.echo(message["content"])
+        echo(f"{message['role']}:", fg="cyan")
+        echo(message["content"])
     for reply in replies:
-        click.secho("reply:", fg="cyan")
-        click.echo(reply)
+        echo("reply:", fg="cyan")
+        echo(reply)
 
 
 def _show_outcome(outcome: Outcome) -> None:
     if isinstance(outcome, Failure):
-        click.secho(f"error: {outcome.reason}: {outcome.detail}", fg="red")
+        echo(f"error: {outcome.reason}: {outcome.detail}", fg="red")
     else:
-        click.secho("parsed:", fg="green")
-        click.echo(_json(outcome.values))
+        echo("parsed:", fg="green")
+        echo(_json(outcome.values))
 
 
 def _json(values: Row) -> str:

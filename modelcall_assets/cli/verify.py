@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.steps.clean import ASKING
 from modelcall_assets.steps.verify import Verification
@@ -43,8 +44,8 @@ def verify(task: Path) -> None:
     Console().print(table)
     for finding in findings[:SHOWN]:
         stage = f"{finding.stage}: " if finding.stage else ""
-        click.echo(f"{stage}{finding.name}: {finding.wrong}; {finding.fix}")
+        echo(f"{stage}{finding.name}: {finding.wrong}; {finding.fix}")
     if len(findings) > SHOWN:
-        click.echo(f"… {len(findings) - SHOWN:,} more")
-    click.echo(f"{steps.spec.name}: {len(findings):,} findings" if findings else "all is sound")
+        echo(f"… {len(findings) - SHOWN:,} more")
+    echo(f"{steps.spec.name}: {len(findings):,} findings" if findings else "all is sound")
     sys.exit(1 if findings else 0)

@@ -9,6 +9,7 @@ from random import Random
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.selection import (
     chosen_files,
     condition_of,
@@ -79,7 +80,7 @@ def view(
     if not shown:
         raise InputError(f"{source}: there is no such row")
     write_bytes(output, html_page(source.stem, shown).encode("utf-8", "replace"))
-    click.echo(f"{len(shown)} records: {output}")
+    echo(f"{len(shown)} records: {output}")
 
 
 def _is_task(source: Path) -> bool:

@@ -1,0 +1,87 @@
+"""What others write steers no terminal, and runs in no page."""
+
+from __future__ import annotations
+
+import ast
+import re
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
+import orjson
+import pytest
+import test_bad_input
+from conftest import Project
+from test_bad_input import TASK, Cli
+from test_secrets import completion, echoing
+from test_transports import http
+
+import modelcall_assets.cli
+from modelcall_assets.transforms.page import html_page
+
+cli = test_bad_input.cli
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\rerror: gone\x00\x08"
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(200, completion(EVIL)),
+        http(400, orjson.dumps({"error": {"message": EVIL}})),
+        http(401, orjson.dumps({"error": {"message": EVIL}})),
+        http(500, EVIL.encode()),
+        EVIL.encode(),
+    ],
+    ids=["answer", "error", "refusal", "text", "no HTTP"],
+)
+def test_no_command_lets_the_text_of_others_steer(
+    answer: bytes, project: Project, cli: Cli
+) -> None:
+    name = "a\x1b[31m\u202e.jsonl"
+    project.write_input(
+        name, [{"id": EVIL, "text": EVIL}, {"id": 1, EVIL: "x"}, b'{"' + b"\xc2\x9b"]
+    )
+    project.write_task({"max_failure_rate": 1.0, EVIL: 1}, file=f"odd{EVIL[:8]}")
+    told = ""
+    with echoing({"text": answer}) as (_, host):
+        client = {"base_url": f"http://{host}/v1", "max_retries": 0}
+        project.write_model({"client_config": client})
+        project.write_task({"max_failure_rate": 1.0})
+        for command in (
+            *(["check"], ["plan", TASK], ["try", TASK, "--file", "a*"], ["run-task", TASK]),
+            *(["failures", TASK], ["failures", TASK, "--file", EVIL], ["clean", TASK, "--dry-run"]),
+            *(["export", TASK, "--where", EVIL], ["run-task", EVIL], ["run-task", TASK, EVIL]),
+        ):
+            ended = cli(*(each.replace("\0", "") for each in command))
+            assert not STEERS.search(ended.out + ended.err), (command, ended)
+            told += ended.out + ended.err
+    assert r"\x1b[31m\u202e" in told and r"\x1b]0;owned\x07" in told
+
+
+def test_json_for_programs_stays_as_it_is(project: Project, cli: Cli) -> None:
+    project.write_input("good.jsonl", [{"id": EVIL, "txt": "misspelt"}])
+    project.write_task({"max_failure_rate": 1.0})
+    assert cli("run-task", TASK).code == 0
+    (line,) = cli("failures", TASK, "--json").out.splitlines()
+    assert orjson.loads(line)["record_id"] == EVIL
+
+
+def test_every_command_speaks_through_one_module() -> None:
+    for path in Path(modelcall_assets.cli.__path__[0]).glob("*.py"):
+        if path.name == "display.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("print", "click.echo", "click.secho", "Text"), path.name
+
+
+def test_only_the_pages_own_script_and_style_run() -> None:
+    page = html_page("t", [("a", {"id": "<script>alert(1)</script>", "text": "x"})])
+    assert "unsafe" not in page and page.count("<script>") == 1
+    for tag in ("script", "style"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digest = b64encode(sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in page
