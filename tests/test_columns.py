@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from itertools import permutations
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import PREPROCESS, Project
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.defs.partitions import add_new_files
@@ -22,7 +24,12 @@ from modelcall_assets.records.record import moved_names
 from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.responses import OWN_COLUMNS
 from modelcall_assets.steps.score_table import API_FIELDS
+from modelcall_assets.storage.columns import rows_of
+from modelcall_assets.storage.jsonl import parse_line
 from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.pieces import Chunk
+from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.transforms.chatml import encode
 
 Row = dict[str, Any]
 A = "a.jsonl"
@@ -233,3 +240,90 @@ class TestFailedInPreprocessing:
             assert values == ["1", None, '"m"'], "JSON text, as values of several types are"
         else:
             assert bad["input_preprocess_error"] == "m"
+
+
+# Numbers of any length
+
+digits = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?", fullmatch=True
+)
+nested = st.recursive(
+    digits | st.sampled_from(['"text"', '"12345678901234567890.5e-400"', "null", "true", '""']),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]")
+        | st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(
+            lambda fields: (
+                "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+            )
+        )
+    ),
+    max_leaves=8,
+)
+objects = st.dictionaries(st.sampled_from("xyz"), nested, min_size=1).map(
+    lambda fields: "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+)
+
+
+def exactly(text: str | bytes) -> Any:
+    """With every number as the decimal that was written. A double that was written with 17 digits
+    may come back with fewer: it is the same number to whoever reads doubles."""
+
+    def number(written: str) -> Decimal:
+        exact = Decimal(written)
+        shortest, size = repr(float(written)), len(exact.as_tuple().digits)
+        same = size <= 17 and exact == Decimal(f"{float(written):.{size - 1}e}")
+        return Decimal(shortest) if same else exact
+
+    return json.loads(text, parse_int=number, parse_float=number)
+
+
+class TestNumbers:
+    LONG = b'{"id":"1","text":"t","n":12345678901234567890123,"f":0.1000000000000000055,"m":1e400}'
+    NESTED = b'{"id":"2","text":"t","n":1,"deep":{"a":[-9223372036854775809,{"b":1e-400}]},"f":0.5}'
+
+    @settings(deadline=None)
+    @given(objects)
+    def test_keep_their_digits_from_line_to_line(self, line: str) -> None:
+        row = parse_line(line.encode(), 1)
+        assert isinstance(row, dict), row
+        assert exactly(encode(row)) == exactly(line)
+
+    @settings(deadline=None)
+    @given(st.lists(objects, min_size=1, max_size=4))
+    def test_keep_them_through_columns(self, lines: list[str]) -> None:
+        """As far as Arrow makes no difference: a field that one row lacks is null there."""
+        rows = [parse_line(line.encode(), 1) for line in lines]
+        inference = SchemaInference()
+        inference.add([row for row in rows if isinstance(row, dict)])
+        schema = inference.schema()
+        back = rows_of(Chunk(0, [row for row in rows if row is not None], schema).to_arrow(), 0)
+        for line, row in zip(lines, back, strict=True):
+            assert isinstance(row, dict)
+            assert without_nulls(exactly(encode(row))) == without_nulls(exactly(line))
+
+    def test_are_whole_in_the_scores(self, rated: Project, instance: dg.DagsterInstance) -> None:
+        (rated.root / "data/in" / A).write_bytes(self.LONG + b"\n" + self.NESTED + b"\n")
+        run(rated, instance)
+        long, deep = rated.scores(A)
+        assert (long["n"], long["f"], long["m"]) == (
+            "12345678901234567890123",
+            "0.1000000000000000055",
+            "1e400",
+        )
+        assert (deep["n"], deep["f"], deep["m"]) == ("1", "0.5", None)
+        assert deep["deep"] == '{"a":[-9223372036854775809,{"b":1e-400}]}'
+
+    @pytest.mark.parametrize("script", ["universal", "own_passing:Own"])
+    def test_are_whole_after_preprocessing(
+        self, rated: Project, instance: dg.DagsterInstance, script: str
+    ) -> None:
+        source = "class Own:\n    def process_item(self, item):\n        return item\n"
+        (rated.root / "own_passing.py").write_text(source)
+        preprocessing(rated, script_type=script)
+        self.test_are_whole_in_the_scores(rated, instance)
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [*map(without_nulls, value)] if isinstance(value, list) else value

@@ -1702,6 +1702,27 @@ class TestColumns:
         assert first["input_input_response"] == "their answer"
         assert not any(name.startswith("input_") for name in second)
 
+    def test_of_the_input_steer_nothing_and_keep_name_and_digits(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        error = {"reason": "timeout", "detail": "the user's own"}
+        first = asked("a", error=error, api_record_id="theirs", usage=7, id="1")
+        long = b'"n":12345678901234567890123,"raw_data":{"f":[0.1000000000000000055,1e400]}'
+        later = orjson.dumps(asked("b", input_usage=8, id="2"))[:-1] + b"," + long + b"}"
+        project.write_input(CONVERSATIONS, [first, later])
+        project.write_generation()
+        answered_by(echo)
+        assert run_task(project, instance).failed == []
+        line, second = (project.root / "data/responses" / CONVERSATIONS).read_bytes().splitlines()
+        row = orjson.loads(line)
+        assert (row["response"], row["error"], row["api_record_id"]) == ("re: a", error, "1")
+        assert (row["input_input_usage"], row["input_api_record_id"]) == (7, "theirs")
+        assert long in second and b'"input_usage":8' in second
+        made = read_manifest(manifest_path(project))
+        assert made is not None
+        moved = {"usage": "input_input_usage", "api_record_id": "input_api_record_id"}
+        assert made.moved == moved
+
     def test_survive_being_the_input_of_the_next_task(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:

@@ -214,6 +214,15 @@ class TestMerge:
         ]
         assert report.rows == 3
 
+    def test_an_own_source_column_has_one_name_in_the_whole_group(self, tmp_path: Path) -> None:
+        first = b'{"src": "own", "n": 0.1000000000000000055, "m": 1e400}\n'
+        report, merged = merge(tmp_path, [first, b'{"input_src": 7}\n'], source_column="src")
+        assert merged.splitlines() == [
+            b'{"input_input_src":"own","n":0.1000000000000000055,"m":1e400,"src":"0.jsonl"}',
+            b'{"input_src": 7,"src":"1.jsonl"}',
+        ]
+        assert report.moved == {"src": "input_input_src"}
+
     def test_dedup_keeps_the_first_of_equal_contents(self, tmp_path: Path) -> None:
         one = b'{"a":1,"b":2}\n{"b":2,"a":1}\n{"a":1.0,"b":2}\n'
         two = (

@@ -9,6 +9,16 @@ from typing import Any
 Row = dict[str, Any]
 
 
+class Number(str):
+    """A number of JSON that 64 bits do not hold, as it was written."""
+
+    __slots__ = ()
+
+
+class Numbered(Row):
+    """A row with such a number somewhere in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class BadLine:
     """A line that could not be read; it keeps its place and its text."""

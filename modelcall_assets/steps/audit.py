@@ -11,6 +11,7 @@ import pyarrow as pa
 from modelcall_assets.errors import InputError
 from modelcall_assets.steps.seen import Seen
 from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.numbers import loads_doubles
 from modelcall_assets.storage.parquet import read_columns, read_schema
 from modelcall_assets.storage.places import Place
 
@@ -56,7 +57,7 @@ def audit_lines(output: Place, source_rows: int) -> ScoresAudit:
     with open_input(output) as file:
         for line in file:
             try:
-                row = orjson.loads(line)
+                row = loads_doubles(line)
             except orjson.JSONDecodeError as error:
                 what = f"damaged while it was published: {error}; check the disk and run it again"
                 raise InputError(f"{output}: {what}") from error

@@ -6,11 +6,10 @@ A row that cannot be converted stays in its place, with an `error` and no messag
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-
-import orjson
+from typing import Any
 
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
@@ -19,6 +18,7 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.numbers import loads, loads_doubles
 from modelcall_assets.storage.rows import read_items, sample_row
 from modelcall_assets.transforms.chatml import (
     ChatmlOptions,
@@ -71,7 +71,8 @@ def convert_split(
     """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
     read, or has a bad line and `reading` refuses those."""
     work = _Work(options)
-    write_lines(out, work.lines(islice(_items(files, reading), limit)))
+    read = loads if options.format_style == "messages" else loads_doubles
+    write_lines(out, work.lines(islice(_items(files, reading, read), limit)))
     return ChatmlReport(
         rows_in=work.rows_out + work.dropped.total(),
         rows_out=work.rows_out,
@@ -89,10 +90,13 @@ _Item = tuple[FileInfo, int, Row | BadLine, bytes | None]
 """A row, its place, and its text where the file has it as a line of JSON."""
 
 
-def _items(files: Sequence[FileInfo], reading: Reading) -> Iterator[_Item]:
+def _items(
+    files: Sequence[FileInfo], reading: Reading, read: Callable[[bytes], Any]
+) -> Iterator[_Item]:
+    """Of other styles than `messages` only texts are taken; the row is copied as it is."""
     for file in files:
         index = 0
-        for item, text in read_items(file.place, reading):
+        for item, text in read_items(file.place, reading, read=read):
             if item is not None:
                 yield file, index, item, text
                 index += 1
@@ -123,7 +127,8 @@ class _Work:
     def _made(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
         if isinstance(item, BadLine):
             return bad_line(item)
-        made = to_chatml(item, self.options, text)
+        exact: Row = loads(text) if text is not None and "tools" in item else item
+        made = to_chatml(exact, self.options, text)
         if not isinstance(made, dict):
             return made
         try:
@@ -133,7 +138,7 @@ class _Work:
         turns = len(made["messages"])
         self.turns[turns] = self.turns.get(turns, 0) + 1
         if len(self.sample) < SAMPLE_ROWS:
-            self.sample.append(sample_row(orjson.loads(line)))
+            self.sample.append(sample_row(loads(line)))
         return line
 
     def _failed(

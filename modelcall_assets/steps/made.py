@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.record import Number, Row
 from modelcall_assets.steps.shipping import Shipped
 from modelcall_assets.storage.rows import sample_row
 from modelcall_assets.transforms.finishing import Finished
@@ -21,6 +21,7 @@ ERROR_COLUMN = "preprocess_error"
 PROBLEM_COLUMN = "pack_problem"
 SAMPLE_ROWS = 3
 READABLE_BYTES = 40_000
+_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
 LONG_CHARS = 1000
 """Values from here on are looked at once, whatever columns they are in."""
 
@@ -135,7 +136,7 @@ def readable(row: Row) -> Row:
 
 
 def line_of(row: Row, clashing: Row) -> bytes:
-    return orjson.dumps([row, clashing], default=_as_json, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps([row, clashing], default=_as_json, option=_LINE)
 
 
 def _digest(row: Row) -> bytes:
@@ -153,4 +154,6 @@ def _digest(row: Row) -> bytes:
 
 
 def _as_json(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return orjson.Fragment(str(value)) if isinstance(value, Number) else str(value)

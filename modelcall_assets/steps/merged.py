@@ -9,12 +9,10 @@ byte is lost. Rows of columns are written as lines first.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import orjson
 
@@ -22,11 +20,12 @@ from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.words import PLACE_BITS, Words
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.record import BadLine, Numbered, Row, moved_names
 from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.storage.files import NewFile, matches
 from modelcall_assets.storage.formats import OURS, Reading, blank_lines
 from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.numbers import loads, loads_doubles
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows, sample_row
 from modelcall_assets.transforms.chatml import encode
@@ -166,7 +165,7 @@ class _Merge:
         """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
-        for item, line in read_items(place, self.reading):
+        for item, line in read_items(place, self.reading, read=loads_doubles):
             if item is None:
                 count.blank += blank_lines(line or b"")
                 continue
@@ -184,14 +183,14 @@ class _Merge:
                 elif line[-1] != _NEWLINE:
                     line += b"\n"
                 if len(self.report.sample) < SAMPLE_ROWS:
-                    self.report.sample.append(sample_row(orjson.loads(line)))
+                    self.report.sample.append(sample_row(loads(line)))
                 yield line
 
     def _with_source(self, column: str, name: str, row: Row, line: bytes) -> bytes:
         if column in row:
-            own: dict[str, Any] = json.loads(line)  # unlike orjson it keeps large integers
-            row = {self.moved.get(key, key): value for key, value in own.items()}
-            return json.dumps({**row, column: name}, ensure_ascii=False).encode() + b"\n"
+            own: Row = loads(line)
+            own = {self.moved.get(key, key): own[key] for key in own}
+            return encode({**own, column: name})
         added = orjson.dumps({column: name})[1:]
         return line.rstrip()[:-1].rstrip() + (b"," if row else b"") + added + b"\n"
 
@@ -211,7 +210,7 @@ def _as_line(item: Row | BadLine) -> tuple[Row | BadLine, bytes]:
     except UNWRITABLE as error:
         detail = f"cannot be written as JSON: {error}"
         return BadLine(detail, ""), detail.encode()
-    return orjson.loads(line), line
+    return loads(line), line
 
 
 class _Contents:
@@ -229,13 +228,13 @@ class _Contents:
             content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError:  # nested too deeply
             content = line.strip()
-        if _LONG_NUMBER in line.translate(_DIGITS_AS_0):
+        if isinstance(row, Numbered) or _LONG_NUMBER in line.translate(_DIGITS_AS_0):
             content = line.strip()
         hash_ = int.from_bytes(hashlib.sha256(content).digest()[:9]) & _HASH_MASK
         return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
+_DIGITS_AS_0 = bytes.maketrans(b"123456789.", b"0" * 10)
+_LONG_NUMBER = b"0" * 17
 _NEWLINE = ord("\n")
 _HASH_MASK = (1 << 64 + PLACE_BITS) - 1
-_DIGITS_AS_0 = bytes.maketrans(b"123456789", b"0" * 9)
-_LONG_NUMBER = b"0" * 17

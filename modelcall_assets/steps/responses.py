@@ -27,6 +27,7 @@ from modelcall_assets.steps.score_table import API_FIELDS
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
 
@@ -141,7 +142,7 @@ class ResponseStage:
                     if len(report.sample) < SAMPLE_ROWS:
                         report.sample.append(row)
                     line = encode(row)
-                    inference.take(orjson.loads(line), len(line))
+                    inference.take(loads(line), len(line))
                     yield line
 
         write_lines(out, lines())

@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import Self
 
-import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.records.record import Row, moved_names
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.storage.trouble import explained
@@ -40,7 +40,7 @@ class RowSpool:
     def add(self, lines: Sequence[bytes]) -> None:
         """StoreError when they cannot be written."""
         for line in lines:
-            row, clashing = orjson.loads(line)
+            row, clashing = loads(line)
             self._columns.take(row, len(line))
             if clashing:
                 self._clashing.take(clashing, len(line))
@@ -62,5 +62,5 @@ class RowSpool:
             start += len(lines)
 
     def _row(self, line: bytes) -> Row:
-        row, clashing = orjson.loads(line)
+        row, clashing = loads(line)
         return {**row, **{self.moved[name]: value for name, value in clashing.items()}}

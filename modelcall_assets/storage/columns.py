@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +16,7 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import Format
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
 
@@ -225,7 +225,7 @@ def _plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
     try:
         values = column.cast(map_leaves(column.type, _plain_type)).to_pylist()
         if is_json_text(field):
-            return [None if value is None else orjson.loads(value) for value in values]
+            return [None if value is None else loads(str(value).encode()) for value in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
         wrong = f"column {field.name!r} ({field.type}) cannot be read: {error}"
         raise _Unreadable(f"{wrong}; make it a string") from error

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import orjson
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Number, Row
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import MOST_LINE_BYTES, Reading
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place
 
 BLOCK_BYTES = 256 << 10
@@ -27,20 +28,22 @@ def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLi
     """The object on line `number` (from 1); None for a blank line. Never raises, and gives no row
     that orjson cannot write back. `encoding` is what the line was in."""
     row = parse_deep_line(line, number, encoding)
-    if line.count(b"[") + line.count(b"{") > MOST_LEVELS and not _writable(row):
+    if _may_be_deep(row, line) and not _writable(row):
         return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
     return row
 
 
-def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine | None:
+def parse_deep_line(
+    line: bytes, number: int, encoding: str = "utf-8", read: Callable[[bytes], Any] = loads
+) -> Row | BadLine | None:
     """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
     if not line or line.isspace():
         return None
     try:
-        row = orjson.loads(line)
+        row = read(line)
     except orjson.JSONDecodeError as error:
         return _bad(line, _why(line, number, encoding, error))
-    if type(row) is not dict:
+    if not isinstance(row, dict):
         return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
     return row
 
@@ -94,6 +97,7 @@ _KINDS: dict[type[Any], str] = {
     str: "a string",
     int: "a number",
     float: "a number",
+    Number: "a number",
     bool: "a boolean",
     type(None): "null",
 }
@@ -116,6 +120,12 @@ def _why(line: bytes, number: int, encoding: str, error: orjson.JSONDecodeError)
 def _bad(line: bytes, detail: str) -> BadLine:
     line = line if len(line) <= MOST_LINE_BYTES else line[:MOST_RAW_CHARS]
     return BadLine(detail, clip(line.rstrip(b"\r\n").decode("utf-8", "replace")))
+
+
+def _may_be_deep(row: Row | BadLine | None, line: bytes) -> bool:
+    if not isinstance(row, dict) or {dict, list}.isdisjoint(map(type, row.values())):
+        return False
+    return line.count(b"[") + line.count(b"{") > MOST_LEVELS
 
 
 def _writable(row: Row | BadLine | None) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
@@ -18,6 +17,7 @@ from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.numbers import dumps
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import plain_rows
 from modelcall_assets.storage.schema import is_json_text
@@ -279,6 +279,5 @@ def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _column(field: pa.Field, values: list[Any]) -> pa.Array:
     if is_json_text(field):
-        as_text = (None if value is None else orjson.dumps(value, default=str) for value in values)
-        values = [None if text is None else text.decode() for text in as_text]
+        values = [None if value is None else dumps(value).decode() for value in values]
     return pa.array(values, type=field.type)

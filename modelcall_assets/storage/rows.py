@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -14,6 +15,7 @@ from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.formats import OURS, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, refuse
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place
 
 GIVEN_ID = "api_record_id"
@@ -32,7 +34,10 @@ def read_rows(
 
 
 def read_items(
-    place: Place, reading: Reading = OURS, chunk_rows: int = 1000
+    place: Place,
+    reading: Reading = OURS,
+    chunk_rows: int = 1000,
+    read: Callable[[bytes], Any] = loads,
 ) -> Iterator[tuple[Row | BadLine | None, bytes | None]]:
     """`read_rows`, each with its line where the file is of lines; None for blank ones, which come
     as `numbered` gives them."""
@@ -45,7 +50,7 @@ def read_items(
                 start += batch.num_rows
         return
     with open_lines(place, format_, reading) as file:
-        parse = line_parser(parse_deep_line, place, reading)
+        parse = line_parser(partial(parse_deep_line, read=read), place, reading)
         for number, line in numbered(file):
             yield parse(line, number), line
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.record import Numbered, Row
+from modelcall_assets.storage.numbers import holds_number
 
 JSON_TEXT = {b"modelcall.json": b"1"}
 BATCH_ROWS = 1000
@@ -39,6 +40,9 @@ class SchemaInference:
             known = self._types.setdefault(name, pa.null())
             if known is not None:
                 self._types[name] = self._widen(name, known, [row.get(name) for row in rows])
+        for row in rows:
+            if isinstance(row, Numbered):
+                self._types.update((name, None) for name in row if holds_number(row[name]))
 
     def __len__(self) -> int:
         """Columns found so far."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import orjson
 
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.record import Number, Row
 
 Message = dict[str, Any]
 
@@ -43,6 +43,7 @@ _MAY_FOLLOW: Mapping[str, frozenset[str | None]] = {
 _CALLS = ("tool_calls", "function_call")
 _WITH_SYSTEM, _WITH_TOOLS = ("sharegpt", "instruction_input"), ("sharegpt", "messages")
 """Styles whose rows may have a column `system`, a text, or `tools`, which is kept as it is."""
+_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +110,20 @@ def encode(row: Row) -> bytes:
     """The row as a line of JSON; what JSON has no word for is written as `json_safe` says.
     TypeError or RecursionError when it is nested too deeply or holds half a surrogate pair."""
     try:
-        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(row, option=_LINE)
     except orjson.JSONEncodeError:
-        return orjson.dumps(json_safe(row), option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(json_safe(row), option=_LINE)
 
 
 def json_safe(value: Any) -> Any:
     """The value with JSON's types only, at every depth: bytes as the UTF-8 text that they are, else
     as base64; dates in ISO format; tuples and sets as lists; what is no finite number as null; keys
     and all else as `str()`."""
-    if value is None or isinstance(value, str | bool | orjson.Fragment):
+    if isinstance(value, Number):
+        return orjson.Fragment(str(value))
+    if isinstance(value, str):
+        return str(value)
+    if value is None or isinstance(value, bool | orjson.Fragment):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
