@@ -51,7 +51,8 @@ class HttpExchange:
 
     def __init__(self, most_body: int) -> None:
         self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self.may_keep = False
+        self.may_keep = self.is_followed = False
+        """`is_followed`: there was more behind the reply, in the same bytes."""
         self.is_sent = False
         self.heard = 0
         """Bytes that have come back for the request."""
@@ -70,7 +71,7 @@ class HttpExchange:
         try:
             self._parser.feed_data(memoryview(data)[:-1])
             if self.answer.done():
-                self.may_keep = False
+                self.may_keep, self.is_followed = False, self.may_keep
             else:
                 self._parser.feed_data(data[-1:])
         except httptools.HttpParserUpgrade:

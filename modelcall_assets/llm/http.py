@@ -27,9 +27,13 @@ from modelcall_assets.records.outcome import Reason
 CLOSED_BEFORE_S = 0.5
 IDLE_S = 15.0
 """A connection idle for longer is not used again: servers close theirs without a word."""
-REST_S = 0.01
-"""A connection rests for so long before its next request: a server that sends a reply twice, or
-one to nobody, is found out by what comes meanwhile."""
+REST_S, LEAST_REST_S = 0.05, 0.01
+"""A connection rests before its next request: a server that sends a reply twice, or one to nobody,
+is found out by what comes meanwhile. Others are opened for that, up to as many as are in use and
+`SPARE`; from then on the least rest has to do."""
+SPARE = 8
+SOON_S = 5.0
+"""What comes later on an idle connection may be a server's farewell; sooner, it is a reply."""
 _PORTS = {"http": 80, "https": 443}
 _IN_PATH = "/%:@!$&'()*+,;=~"
 """What a path may hold as it is, beside letters, digits and `-._`."""
@@ -59,6 +63,7 @@ class HttpClient:
         self._head = _head(self._target, headers, self._proxy)
         self._idle: deque[_Connection] = deque()
         self._open: set[_Connection] = set()
+        self._may_keep = True
 
     async def aclose(self) -> None:
         for connection in tuple(self._open):
@@ -106,7 +111,9 @@ class HttpClient:
             return await exchange.answer
         finally:
             timer.cancel()
-            if connection.is_usable:
+            if exchange.is_followed:
+                self._distrust()
+            if connection.is_usable and self._may_keep:
                 connection.idle_since = loop.time()
                 self._idle.append(connection)
             else:
@@ -116,13 +123,23 @@ class HttpClient:
         exchange.fail(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
 
     def _kept(self, now: float) -> _Connection | None:
-        """The connection that has rested longest."""
+        """The connection that has rested longest; None where a new one is to be opened."""
         while self._idle:
+            rested = now - self._idle[0].idle_since
+            in_use = len(self._open) - len(self._idle)
+            if rested < REST_S and len(self._idle) <= in_use + SPARE:
+                return None
             connection = self._idle.popleft()
-            if connection.is_usable and now - connection.idle_since < IDLE_S:
+            if connection.is_usable and rested < IDLE_S:
                 return connection
             connection.abort()
         return None
+
+    def _distrust(self) -> None:
+        """A server that says more than it was asked for gets a connection for each request."""
+        self._may_keep = False
+        while self._idle:
+            self._idle.pop().abort()
 
     async def _connect(self, until: float) -> _Connection:
         latest = min(until, asyncio.get_running_loop().time() + self._connect_timeout_s)
@@ -143,7 +160,7 @@ class HttpClient:
     async def _dial(self, to: SplitResult) -> _Connection:
         host, is_tls = _host(to), to.scheme == "https"
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self._open),
+            lambda: _Connection(self._open, self._distrust),
             host,
             to.port or _PORTS[to.scheme],
             ssl=self._tls if is_tls else None,
@@ -187,9 +204,10 @@ class _Listener(Protocol):
 class _Connection(asyncio.Protocol):
     """Carries bytes for one listener at a time. Anything without a listener ends it."""
 
-    def __init__(self, open_ones: set[_Connection]) -> None:
+    def __init__(self, open_ones: set[_Connection], unasked: Callable[[], None]) -> None:
         self.idle_since = float("-inf")
         self._open_ones = open_ones
+        self._unasked = unasked
         self._listener: _Listener | None = None
         self._is_sound = True
 
@@ -201,8 +219,8 @@ class _Connection(asyncio.Protocol):
     def ask(self, request: bytes, most_body: int, now: float) -> HttpExchange:
         """The request goes out when the connection has rested."""
         exchange = HttpExchange(most_body)
-        if (rested := now - self.idle_since) < REST_S:
-            asyncio.get_running_loop().call_later(REST_S - rested, self._send, exchange, request)
+        if (more := LEAST_REST_S - now + self.idle_since) > 0:
+            asyncio.get_running_loop().call_later(more, self._send, exchange, request)
         else:
             self._send(exchange, request)
         return exchange
@@ -250,6 +268,8 @@ class _Connection(asyncio.Protocol):
         listener = self._listener
         if listener is None:
             self.abort()
+            if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
+                self._unasked()
         elif not listener.feed(data):
             self._listener = None
             if not listener.may_keep or self._transport.get_write_buffer_size():

@@ -17,7 +17,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, Body, Unreadable, too_large
-from modelcall_assets.llm.http import IDLE_S, REST_S
+from modelcall_assets.llm.http import IDLE_S, LEAST_REST_S
 from modelcall_assets.llm.stream import StreamedAnswer, is_event_stream
 from modelcall_assets.llm.transport import HttpTransport, Reply
 from modelcall_assets.records.outcome import Reason
@@ -207,7 +207,7 @@ class _Connector(aiohttp.TCPConnector):
             idle_since = self._idle_since.pop(protocol, None)
             try:
                 if idle_since is not None:
-                    await asyncio.sleep(max(0.0, idle_since + REST_S - now()))
+                    await asyncio.sleep(max(0.0, idle_since + LEAST_REST_S - now()))
                 is_quiet = not protocol.should_close and not (
                     idle_since and _is_readable(connection)
                 )
