@@ -327,3 +327,19 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     return [*map(without_nulls, value)] if isinstance(value, list) else value
+
+
+class TestArrowTypes:
+    @pytest.mark.parametrize("preprocess", [False, True])
+    def test_that_parquet_stores_as_others_are_scored(
+        self, rated: Project, instance: dg.DagsterInstance, preprocess: bool
+    ) -> None:
+        ones = [pa.date64(), pa.time32("s"), pa.timestamp("s"), pa.duration("s")]
+        given = {f"x{at}": pa.array([0, None], kind) for at, kind in enumerate(ones)}
+        table = pa.table({"id": ["1", "2"], "text": ["a", "b"], **given})
+        with pa.ipc.new_file(rated.root / "data/in/a.arrow", table.schema) as writer:
+            writer.write_table(table)
+        if preprocess:
+            preprocessing(rated)
+        run(rated, instance)
+        assert [row["api_status"] for row in rated.scores("a.arrow")] == ["success"] * 2

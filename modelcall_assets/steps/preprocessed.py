@@ -20,6 +20,7 @@ from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
+from modelcall_assets.storage.parquet import as_stored
 from modelcall_assets.storage.schema import readable_schema, schema_to_json
 
 
@@ -58,7 +59,7 @@ def preprocess_partition(
             input=raw,
             schema=readable_schema(report.schema),
             moved=report.moved,
-            detail={"schema": schema_to_json(report.schema)},
+            detail={"schema": schema_to_json(as_stored(report.schema))},
         )
         draft.publish(manifest)
     write_old_stat(recipe, layout, key, source, report, began)

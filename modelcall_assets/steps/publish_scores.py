@@ -16,7 +16,7 @@ from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS, ApiRow, ScoreTable
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.parquet import ParquetSink, as_stored
 from modelcall_assets.storage.rows import sample_row
 from modelcall_assets.transforms.where import value_at
 
@@ -49,7 +49,7 @@ class Publisher:
         source.verify()
         internal = (ERROR_COLUMN,) if source.stage == PREPROCESSED else ()
         table = ScoreTable(source.schema, self._fields, internal)
-        self._report.schema, self._report.moved = table.schema, table.moved
+        self._report.moved = table.moved
         metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
         with ParquetSink(out, SCORES, table.schema, metadata) as sink:
             for chunk in source.chunks():
@@ -57,6 +57,7 @@ class Publisher:
                     self._row(chunk.start + offset, item) for offset, item in enumerate(chunk.items)
                 ]
                 sink.write(table.batch(chunk.to_arrow(), rows))
+        self._report.schema = as_stored(table.schema)
         self._report.data_version = self._digest.hexdigest()[:32]
         return self._report
 

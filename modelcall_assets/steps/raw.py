@@ -74,7 +74,7 @@ class RawReport:
             what = f"{self.bad_lines} of {self.rows} lines are not JSON objects"
             found.append(f"{what}; the first: {self.first_bad}")
         if self.duplicate_ids:
-            which = ", ".join(self.first_duplicates)
+            which = ", ".join(f"{each:.100}" for each in self.first_duplicates)
             found.append(f"{self.duplicate_ids} rows repeat the id of another: {which}")
         return found
 

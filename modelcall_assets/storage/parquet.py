@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.storage.columns import MOST_ROWS, open_columns
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns, read_as
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import Format
 from modelcall_assets.storage.places import Place
@@ -34,12 +34,19 @@ def read_schema(place: Place) -> pa.Schema:
         return columns.schema
 
 
+def as_stored(schema: pa.Schema) -> pa.Schema:
+    """How a file with these columns is read back: Parquet has no date64 and no whole seconds."""
+    sink = io.BytesIO()
+    pq.ParquetWriter(sink, schema).close()
+    return read_as(pq.read_schema(io.BytesIO(sink.getvalue())))
+
+
 def check_writable(place: Place, schema: pa.Schema) -> None:
     """InputError names the first column of a file whose type Parquet does not have."""
     for field in schema:
         try:
             pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             what = f"column {field.name!r} ({field.type}) cannot be written as Parquet: {error}"
             raise InputError(f"{place}: {what}; make it a string or leave it out") from error
 
