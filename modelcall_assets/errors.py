@@ -11,6 +11,7 @@ ModelcallError
     ├── InputChanged      the input file changed while it was being worked on
     ├── StoreError        a disk or store does not take what is written, or does not answer
     ├── WorkerDied        a process that shared the rows of a file was killed
+    ├── PlaceTaken        a file that we did not write stands where an output belongs
     └── PublishedMeanwhile  another run has published the partition
 """
 
@@ -94,6 +95,10 @@ class StoreError(RunStopped):
 
 class WorkerDied(RunStopped):
     """One of the processes that share the rows of a file ended without an answer."""
+
+
+class PlaceTaken(RunStopped):
+    """A file at an output's place is not what we published, and may not be replaced."""
 
 
 class PublishedMeanwhile(RunStopped):

@@ -170,6 +170,10 @@ class Project:
     def scores(self, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self.output(name)).to_pylist()
 
+    def rejected(self, name: str) -> Path:
+        """Where the scores of an input file lie that were not accepted."""
+        return Path(str(self.steps().layout.output_path("scores", name, rejected=True)))
+
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """`python -m modelcall …` in the project's folder."""
         return subprocess.Popen(

@@ -380,7 +380,8 @@ class TestEndings:
         result = materialize(project, instance, KEYS, ["scores"])
         assert statuses(project, instance) == {A: GREEN, B: RED, C: GREEN}
 
-        rows = project.scores(B)
+        assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
+        rows = pq.read_table(project.rejected(B)).to_pylist()
         failed = [row for row in rows if row["api_status"] == "error"]
         assert 0 < len(failed) < 16
         assert [row["id"] for row in rows] == [f"new-{n}" for n in range(16)]
@@ -395,9 +396,13 @@ class TestEndings:
         numbers = observed.asset_observation.metadata
         assert numbers["failed"].value == len(failed)
         assert numbers["dagster/row_count"].value == 16
-        manifest = read_manifest(project.steps().layout.manifest_path("scores", B))
-        assert manifest is not None and not manifest.accepted
-        assert manifest.failures == {"bad_request": len(failed)}
+        layout = project.steps().layout
+        assert numbers["output"].value == str(project.rejected(B))
+        aside = read_manifest(layout.manifest_path("scores", B, rejected=True))
+        assert aside is not None and not aside.accepted
+        assert aside.failures == {"bad_request": len(failed)}
+        stands = read_manifest(layout.manifest_path("scores", B))
+        assert stands is not None and stands.accepted and stands.rows == 4
         assert check_results(instance, "scores")[B]["failure_rate"] is False
 
         server.set_faults(NO_FAULTS)
@@ -406,6 +411,7 @@ class TestEndings:
         assert server.stats()["requests"] - sent == len(failed)
         assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
         assert [row["api_status"] for row in project.scores(B)] == ["success"] * 16
+        assert not project.rejected(B).exists()
 
     def test_the_same_file_in_a_run_of_its_own_is_red_with_its_numbers(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer

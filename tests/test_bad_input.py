@@ -227,9 +227,13 @@ class TestFiles:
         if bad.rows is None:
             assert not project.output(bad.name).exists()
         else:
-            rows = project.scores(bad.name)
+            is_red = bad.code != 0
+            assert project.output(bad.name).exists() != is_red
+            output = project.rejected(bad.name) if is_red else project.output(bad.name)
+            rows = pq.read_table(output).to_pylist()
             assert [(row["api_status"], row["api_fail_reason"]) for row in rows] == bad.rows
-            manifest = read_manifest(project.steps().layout.manifest_path("scores", bad.name))
+            layout = project.steps().layout
+            manifest = read_manifest(layout.manifest_path("scores", bad.name, rejected=is_red))
             assert manifest is not None and manifest.accepted == (bad.code == 0)
         if bad.code == 0:
             return

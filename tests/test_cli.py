@@ -136,7 +136,7 @@ class TestRunTask:
         assert f"rejected: {A}: 2 of 6 rows failed" in ended.out
         assert ended.out.startswith("2 of 3 files scored")
         assert "14 rows, 12 succeeded, 2 failed (bad_line 2)" in ended.out
-        assert published(project) == ["a", "deep/b", "deep/er/c"]
+        assert published(project) == ["deep/b", "deep/er/c"]
 
     def test_a_wrong_key_costs_one_request(
         self, project: Project, monkeypatch: pytest.MonkeyPatch

@@ -1042,14 +1042,19 @@ class TestFailures:
             asset_key("responses"), [CONVERSATIONS], partitions
         )
         assert found == {CONVERSATIONS: RED}
-        manifest = read_manifest(manifest_path(project))
-        assert manifest is not None and not manifest.accepted
-        assert len(project.responses()) == 12, "published all the same"
+        layout = project.steps().layout
+        assert read_manifest(manifest_path(project)) is None
+        manifest = read_manifest(layout.manifest_path("responses", CONVERSATIONS, rejected=True))
+        assert manifest is not None and not manifest.accepted and manifest.rows == 12
         assert endpoint.questions() == questions
 
         run_task(project, instance)
         assert endpoint.questions() == questions[1::2]
-        assert [row["messages"][0]["content"] for row in project.responses()] == questions
+        exported = run_command(project, "export", str(project.task_file), "--all", "--output", "x")
+        assert "rejected, 6 of its 12 rows failed" in exported.err
+        (copy,) = (project.root / "x").glob("*.jsonl")
+        rows = [orjson.loads(line) for line in copy.read_bytes().splitlines()]
+        assert [row["messages"][0]["content"] for row in rows] == questions
         endpoint.script = echo
         assert run_task(project, instance).failed == []
         assert endpoint.questions() == questions[1::2]

@@ -81,7 +81,7 @@ class TestExport:
     def test_parquet_keeps_the_columns(self, scored: Project, tmp_path: Path) -> None:
         export(scored, tmp_path, "--format", "parquet", "--all", "--file", "a.jsonl")
         table = pq.read_table(tmp_path / "a.parquet")
-        assert table.equals(pq.read_table(scored.output(A)).cast(table.schema))
+        assert table.equals(pq.read_table(scored.rejected(A)).cast(table.schema))
         export(scored, tmp_path, "--format", "parquet", "--failures")
         assert [len(rows) for rows in exported(tmp_path).values()] == [2, 0, 0]
 

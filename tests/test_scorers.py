@@ -269,7 +269,7 @@ class Lengths:
         assert "ValueError: nothing to rate" in detail
         assert rows[2]["length"] is None and rows[2]["api_return"] is None
 
-    def test_too_many_of_them_are_red_and_published(
+    def test_too_many_of_them_are_red_and_lie_aside(
         self, rules: Rules, instance: dg.DagsterInstance
     ) -> None:
         rules.write(
@@ -279,9 +279,10 @@ class Lengths:
         assert "3 of 3 rows failed (100.00%), more than max_failure_rate 5.00%" in message
         assert "scorer_error 3. The first: ZeroDivisionError: " in message
         assert "(record one)" in message and "materialise again to rate them all again" in message
-        assert statuses(rules.project.scores(A)) == [("error", "scorer_error")] * 3
-        manifest = read_manifest(rules.project.steps().layout.manifest_path("scores", A))
-        assert manifest is not None and not manifest.accepted
+        aside = pq.read_table(rules.project.rejected(A)).to_pylist()
+        assert statuses(aside) == [("error", "scorer_error")] * 3
+        assert read_manifest(rules.project.steps().layout.manifest_path("scores", A)) is None
+        assert not rules.project.output(A).exists()
 
     def test_what_a_scorer_does_to_its_row_reaches_nobody(
         self, rules: Rules, instance: dg.DagsterInstance

@@ -17,6 +17,7 @@ from modelcall_assets.cli.selection import (
     chosen_files,
     file_option,
     parsed_where,
+    rejected_option,
     stage_of,
     stage_option,
     where_option,
@@ -54,6 +55,7 @@ DIALOGUE_NAME = "codex_%Y%m%d_%H%M%S.md"
 @click.option("--failures", "keep", flag_value="failures", help="Only failed rows.")
 @click.option("--all", "keep", flag_value="all", help="Both, in their order.")
 @where_option
+@rejected_option
 @click.option(
     "--split",
     "share",
@@ -79,6 +81,7 @@ def export(
     output: str | None,
     keep: Keep | None,
     condition: str | None,
+    rejected: bool,
     share: float | None,
     seed: int,
     old_names: bool,
@@ -97,7 +100,7 @@ def export(
     """
     steps = task_steps(task)
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(steps, "export", stage, pattern)
+    files = chosen_files(steps, "export", stage, pattern, rejected=rejected)
     where = parsed_where("export", condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:

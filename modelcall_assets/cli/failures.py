@@ -51,7 +51,7 @@ def failures(
       modelcall failures my_task.yaml --json | jq .record_id
     """
     _check_reason("failures", reason)
-    files = chosen_files(task_steps(task), "failures", stage, pattern)
+    files = chosen_files(task_steps(task), "failures", stage, pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
     for row in _failed(files, reason):
@@ -83,7 +83,7 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
     """
     _check_reason("retry", reason)
     steps = task_steps(task)
-    files = chosen_files(steps, "retry", None, pattern)
+    files = chosen_files(steps, "retry", None, pattern, rejected=True)
     keys = [file.key for file in files if _has_failed(file, reason)]
     if not keys:
         why = f" for {reason}" if reason else ""

@@ -16,6 +16,7 @@ from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, SCORES
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.published import result_of
 from modelcall_assets.steps.raw import WARNINGS
 from modelcall_assets.steps.task_steps import GROUPS, RAW, TaskSteps
 from modelcall_assets.storage.files import matches
@@ -159,10 +160,11 @@ def _summary(
 
 
 def _manifests(steps: TaskSteps, stage: str, keys: Sequence[str]) -> dict[str, Manifest | None]:
-    """Of the selected keys of the first stage, or of all the stage has where these are others."""
+    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
+    stage has where these are others."""
     has_others = steps.partitions(stage) != steps.partitions(steps.stages[0])
     own = steps.keys(steps.partitions(stage)) if has_others else keys
-    return {key: read_manifest(steps.layout.manifest_path(stage, key)) for key in own}
+    return {key: result_of(steps.layout, stage, key, rejected=True) for key in own}
 
 
 def _rejected(steps: TaskSteps, stage: str, keys: Sequence[str], of: str = "") -> list[str]:

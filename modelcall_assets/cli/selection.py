@@ -18,6 +18,11 @@ stage_option = click.option("--stage", help="An asset of the task; default: its 
 file_option = click.option(
     "--file", "pattern", metavar="GLOB", help="Only input files whose path matches."
 )
+rejected_option = click.option(
+    "--rejected",
+    is_flag=True,
+    help="Of files whose latest result was rejected that one, not what was accepted before.",
+)
 where_option = click.option(
     "--where",
     "condition",
@@ -27,10 +32,11 @@ where_option = click.option(
 
 
 def chosen_files(
-    steps: TaskSteps, command: str, stage: str | None, pattern: str | None
+    steps: TaskSteps, command: str, stage: str | None, pattern: str | None, *, rejected: bool
 ) -> list[Published]:
-    """What the stage has published; rejected files are named on standard error."""
-    files = published_files(steps, stage_of(steps, command, stage), pattern)
+    """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
+    are named on standard error."""
+    files = published_files(steps, stage_of(steps, command, stage), pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:
             failed, rows = file.manifest.failed, file.manifest.rows

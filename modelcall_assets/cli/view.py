@@ -15,6 +15,7 @@ from modelcall_assets.cli.selection import (
     condition_of,
     file_option,
     parsed_where,
+    rejected_option,
     stage_option,
     where_option,
 )
@@ -45,6 +46,7 @@ Placed = tuple[str, Row]
 )
 @click.option("--seed", default=42, show_default=True, help="Another seed is another sample.")
 @where_option
+@rejected_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -59,6 +61,7 @@ def view(
     sample: bool,
     seed: int,
     condition: str | None,
+    rejected: bool,
     output: Path,
 ) -> None:
     """Write an HTML page of records: what TASK.yaml has published, or a data FILE.
@@ -72,7 +75,7 @@ def view(
       modelcall view data/chats.jsonl --output chats.html
     """
     placed = (
-        _of_task(source, stage, pattern, condition)
+        _of_task(source, stage, pattern, condition, rejected=rejected)
         if _is_task(source)
         else _of_file(source, condition)
     )
@@ -91,9 +94,9 @@ def _is_task(source: Path) -> bool:
 
 
 def _of_task(
-    task: Path, stage: str | None, pattern: str | None, condition: str | None
+    task: Path, stage: str | None, pattern: str | None, condition: str | None, *, rejected: bool
 ) -> Iterator[Placed]:
-    files = chosen_files(task_steps(task), "view", stage, pattern)
+    files = chosen_files(task_steps(task), "view", stage, pattern, rejected=rejected)
     where = parsed_where("view", condition, files)
     for file in files:
         for index, item in file.items():

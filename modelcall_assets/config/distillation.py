@@ -95,6 +95,11 @@ class ResponsesStep(Block):
     """Answers to each conversation, a row each."""
     merge_reasoning: bool = True
     """Put the model's reasoning before its answer, in `<think>` tags."""
+    resume_mode: bool = False
+    """`true` adopts answers of the old system that lie at the output's place, instead of refusing
+    to replace them."""
+    retry_mode: bool = False
+    """The same."""
     on_bad_line: OnBadLine = "keep"
     """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
     file, naming the line."""

@@ -22,6 +22,8 @@ class OldField:
     instead: str
     harmless: tuple[object, ...] = ()
     """Values that ask for what happens anyway: accepted in silence."""
+    keeps: bool = False
+    """Whether a harmless value stays, because it has an effect here too."""
 
 
 _WORKING = ("honoured", "changed")
@@ -52,8 +54,8 @@ TASK_FIELDS = (
         "for repeats, write one task per run, each with its own task_name and output_folder",
         harmless=(1, None),
     ),
-    OldField("options.main_resume", "warning", _RESUME, harmless=(True, None)),
-    OldField("options.resume", "warning", _RESUME, harmless=(True, None)),
+    OldField("options.main_resume", "warning", _RESUME, harmless=(True, None), keeps=True),
+    OldField("options.resume", "warning", _RESUME, harmless=(True, None), keeps=True),
     OldField("options.preprocess_resume", "warning", _RESUME, harmless=(True, None)),
     OldField(
         "options.delete_existing",
@@ -98,13 +100,7 @@ STEP_FIELDS = (
     OldField("jsonl_merge.chunk_size", "warning", "rows are streamed"),
     OldField("generate_response.batch_size", "warning", _BUFFERS),
     OldField("generate_response.flush_interval_secs", "warning", _BUFFERS),
-    OldField(
-        "generate_response.retry_mode",
-        "warning",
-        "materialise again, or `modelcall retry`: only what failed is asked anew",
-        harmless=(False,),
-    ),
-    OldField("generate_response.resume_mode", "warning", _RESUME, harmless=(True,)),
+    OldField("generate_response.resume_mode", "warning", _RESUME, harmless=(True,), keeps=True),
 )
 """Of the steps of a distilling task; the old files have them in the block `distillation`."""
 
@@ -135,9 +131,11 @@ def take_out(
         if old.treatment in _WORKING or not isinstance(block, dict) or name not in block:
             continue
         found = True
-        value = cast("dict[str, Any]", block).pop(name)
+        value = cast("dict[str, Any]", block)[name]
         if value not in old.harmless:
             problems.append(_problem(old, file))
+        if value not in old.harmless or not old.keeps:
+            del block[name]
     return blocks, problems, found
 
 

@@ -105,7 +105,13 @@ class Reuse(Block):
 
 
 class Options(Block):
-    """Old fields only."""
+    """What is taken over of the old system."""
+
+    main_resume: bool | None = None
+    """`true` adopts scores of the old system that lie at the output's place, instead of refusing
+    to replace them."""
+    resume: bool | None = None
+    """An older name of `main_resume`."""
 
 
 class Logging(Block):
@@ -150,7 +156,7 @@ class TaskFile(Block):
     budget_tokens: Limit = None
     """Tokens that the task may use over all its runs."""
     options: Options = Options()
-    """Old fields only."""
+    """What is taken over of the old system."""
     logging: Logging = Logging()
     """Old fields only."""
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05

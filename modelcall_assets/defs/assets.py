@@ -2,10 +2,9 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import dagster as dg
 
@@ -50,10 +49,6 @@ from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import TaskSteps
 
 Ask = Callable[..., Awaitable[ScoreReport]]
-Run = Callable[[str], Any]
-"""From a partition key to the step's report."""
-Metadata = Callable[..., dict[str, Any]]
-Check = Callable[[Any], Sequence[dg.AssetCheckResult]]
 
 
 def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
@@ -70,20 +65,17 @@ def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
     """The table of contents: what each stage is, and what works through its partitions."""
     files, parquet, model = {"file"}, {"python", "parquet"}, {"openai"}
 
-    def computed(run: Run, metadata: Metadata, check: Check) -> Opened:
-        return _in_threads(steps, name, run, metadata, check)
-
     if isinstance(steps, DistillationSteps):
         if name == RAW and CHATML in steps.stages:
             about = "a split's files and their fingerprints"
-            opened = computed(steps.raw_split, split_metadata, lambda _: ())
+            opened = _in_threads(partial(_split, steps))
             return Stage(RAW, about, files, (), opened)
         if name == CHATML:
-            opened = computed(steps.chatml, chatml_metadata, check_chatml)
+            opened = _in_threads(partial(_converted, steps))
             return Stage(CHATML, "conversations of a split", {"python"}, CHATML_CHECKS, opened)
         if name == MERGED:
             about = "conversations of a merge group"
-            opened = computed(steps.merged, merged_metadata, check_merged)
+            opened = _in_threads(partial(_merged, steps))
             return Stage(MERGED, about, {"python"}, MERGED_CHECKS, opened)
         if name == RESPONSES:
             about = f"answers by {_model_of(steps.spec.generator)}"
@@ -91,7 +83,7 @@ def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
             return Stage(RESPONSES, about, model, SCORES_CHECKS, opened, task_pool(steps.spec))
     if name == RAW:
         about = "an input file's fingerprint, schema and first mistakes"
-        return Stage(RAW, about, files, RAW_CHECKS, computed(steps.raw, raw_metadata, check_raw))
+        return Stage(RAW, about, files, RAW_CHECKS, _in_threads(partial(_looked_at, steps)))
     if name == PREPROCESSED:
         about = "cleaned, filtered and truncated rows"
         opened = _working(steps, PREPROCESSED, partial(_preprocessed, steps), watcher)
@@ -159,8 +151,9 @@ def _working(
 
 def _preprocessed(steps: TaskSteps, key: str, tally: Tally) -> Done:
     report = steps.preprocessed(key, tally)
-    shown = preprocessed_metadata(report, steps.layout.output_path(PREPROCESSED, key))
-    return Done(report.data_version, shown, check_preprocessed(report))
+    shown = preprocessed_metadata(report, steps.result_path(PREPROCESSED, key, report))
+    rejected = steps.rejection(PREPROCESSED, report)
+    return Done(report.data_version, shown, check_preprocessed(report, rejected), rejected)
 
 
 def _rated(steps: TaskSteps, key: str, tally: Tally) -> Done:
@@ -168,30 +161,47 @@ def _rated(steps: TaskSteps, key: str, tally: Tally) -> Done:
 
 
 def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Done:
-    audit = steps.audit(stage, key, report)
+    audit, rejected = steps.audit(stage, key, report), steps.rejection(stage, report)
     return Done(
         report.data_version,
-        scores_metadata(report, steps.layout.output_path(stage, key)),
-        check_scores(report, audit),
-        rejected=steps.rejection(report),
+        scores_metadata(report, steps.result_path(stage, key, report)),
+        check_scores(report, audit, rejected),
+        rejected,
     )
 
 
-def _in_threads(steps: TaskSteps, stage: str, run: Run, metadata: Metadata, check: Check) -> Opened:
-    """A stage that computes: its report says what to show and to check."""
+def _converted(steps: DistillationSteps, key: str) -> Done:
+    report = steps.chatml(key)
+    shown = chatml_metadata(report, steps.result_path(CHATML, key, report))
+    rejected = steps.rejection(CHATML, report)
+    return Done(report.data_version, shown, check_chatml(report, rejected), rejected)
 
-    def one(key: str) -> Done:
-        report = run(key)
-        output = None if stage == RAW else steps.layout.output_path(stage, key)
-        shown = metadata(report) if output is None else metadata(report, output)
-        return Done(report.data_version, shown, check(report))
+
+def _merged(steps: DistillationSteps, key: str) -> Done:
+    report = steps.merged(key)
+    shown = merged_metadata(report, steps.layout.output_path(MERGED, key))
+    return Done(report.data_version, shown, check_merged(report))
+
+
+def _looked_at(steps: TaskSteps, key: str) -> Done:
+    report = steps.raw(key)
+    return Done(report.data_version, raw_metadata(report), check_raw(report))
+
+
+def _split(steps: DistillationSteps, key: str) -> Done:
+    report = steps.raw_split(key)
+    return Done(report.data_version, split_metadata(report), ())
+
+
+def _in_threads(run: Callable[[str], Done]) -> Opened:
+    """A stage that computes."""
 
     @asynccontextmanager
     async def opened(
         context: dg.AssetExecutionContext, options: RunOptions
     ) -> AsyncGenerator[OnePartition]:
         async def in_thread(key: str) -> Done:
-            return await asyncio.to_thread(one, key)
+            return await asyncio.to_thread(run, key)
 
         yield in_thread
 

@@ -8,6 +8,7 @@ from modelcall_assets.steps.merged import MergeReport
 from modelcall_assets.steps.preprocess import PreprocessReport
 from modelcall_assets.steps.raw import RawReport
 from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.task_steps import Judged
 
 RAW_CHECKS = ("readable_lines", "unique_ids")
 PREPROCESSED_CHECKS = ("conservation",)
@@ -32,19 +33,14 @@ def check_raw(report: RawReport) -> list[dg.AssetCheckResult]:
     ]
 
 
-def check_preprocessed(report: PreprocessReport) -> list[dg.AssetCheckResult]:
+def check_preprocessed(report: PreprocessReport, rejected: str | None) -> list[dg.AssetCheckResult]:
     dropped = sum(report.dropped.values())
-    return [
-        _result(
-            "conservation",
-            report.rows_in == report.rows_out + dropped,
-            f"{report.rows_in} rows in, {report.rows_out} out, {dropped} dropped by rules",
-            _ERROR,
-        )
-    ]
+    told = f"{report.rows_in} rows in, {report.rows_out} out, {dropped} dropped by rules"
+    is_whole = report.rows_in == report.rows_out + dropped
+    return [_result("conservation", is_whole and not rejected, rejected or told, _ERROR)]
 
 
-def check_chatml(report: ChatmlReport) -> list[dg.AssetCheckResult]:
+def check_chatml(report: ChatmlReport, rejected: str | None) -> list[dg.AssetCheckResult]:
     dropped = sum(report.dropped.values())
     listed = "; ".join(f"{f.file} row {f.index}: {f.detail}" for f in report.first_failures[:3])
     nothing = report.rows_in > 0 and report.rows_out == 0
@@ -60,9 +56,10 @@ def check_chatml(report: ChatmlReport) -> list[dg.AssetCheckResult]:
             report.failed == 0 and not nothing,
             "every row was dropped: compare column_mapping with the columns"
             if nothing
-            else f"{report.failed} of {report.rows_out} rows could not be converted"
+            else rejected
+            or f"{report.failed} of {report.rows_out} rows could not be converted"
             + (f": {listed}" if listed else ""),
-            _WARN,
+            _ERROR if rejected else _WARN,
         ),
     ]
 
@@ -75,7 +72,9 @@ def check_merged(report: MergeReport) -> list[dg.AssetCheckResult]:
     ]
 
 
-def check_scores(report: ScoreReport, audit: ScoresAudit) -> list[dg.AssetCheckResult]:
+def check_scores(
+    report: ScoreReport, audit: ScoresAudit, rejected: str | None
+) -> list[dg.AssetCheckResult]:
     return [
         _result(
             "conservation",
@@ -85,13 +84,15 @@ def check_scores(report: ScoreReport, audit: ScoresAudit) -> list[dg.AssetCheckR
         ),
         _unique_ids(audit.duplicate_ids),
         _result("schema", audit.schema_matches, "published columns against declared", _ERROR),
-        _result(
-            "failure_rate",
-            report.failed == 0,
-            f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%})",
-            _WARN,
-        ),
+        _failures(report, rejected),
     ]
+
+
+def _failures(report: Judged, rejected: str | None) -> dg.AssetCheckResult:
+    """`rejected` is why the result was not accepted."""
+    told = f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%})"
+    severity = _ERROR if rejected else _WARN
+    return _result("failure_rate", report.failed == 0, rejected or told, severity)
 
 
 def _unique_ids(duplicates: int, which: str = "") -> dg.AssetCheckResult:

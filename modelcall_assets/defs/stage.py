@@ -28,7 +28,7 @@ class RunOptions(dg.Config):
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one partition. `rejected` says why it is red although published."""
+    """What became of one partition. `rejected` says why its result is not accepted."""
 
     data_version: str
     metadata: Mapping[str, Any]

@@ -21,12 +21,13 @@ from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.replay import Standing, standing_in
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.manifest import Manifest
+from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.schema import readable_schema
 
 
@@ -52,32 +53,53 @@ class Answering:
         fresh: bool,
         detail: Any,
     ) -> ScoreReport:
-        """Every row of a file. Publishes also what `max_failure_rate` then rejects; `detail` makes
-        of a report what the manifest says to the next stage."""
+        """Every row of a file; `detail` makes of a report what the manifest says to the next
+        stage."""
         folder = self.layout.journal_folder(name, key)
         opened = partial(self.layout.journal, name, key, run_id, fresh=fresh)
         with (
-            Draft(self.layout, name, key) as draft,
+            await asyncio.to_thread(Draft, self.layout, name, key) as draft,
             await asyncio.to_thread(opened) as journal,
             closing(self._reuse(stage, str(folder), run_id, fresh=fresh)) as reuse,
         ):
-            scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices))
+            stands = None
+            if not fresh:
+                stands = await asyncio.to_thread(self._acceptable, name, stage, key, source)
+            reuse.published |= stands is not None
+            scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices), stands)
             report = await scoring.run(draft, engine, tally)
             if damaged := journal.damaged:
                 report.damaged = damaged
                 tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
             tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
-            await asyncio.to_thread(self.publish, name, draft, source, report, detail(report))
+            made_by = {"made_by": stage.version(), **detail(report)}
+            await asyncio.to_thread(self.publish, name, draft, source, report, made_by)
             await asyncio.to_thread(journal.seal, report.data_version)
         return report
+
+    def _acceptable(
+        self, name: str, stage: ScoreStage | ResponseStage, key: str, source: Source
+    ) -> Standing | None:
+        """The failures of a rejected result that the task accepts now, if it is still what would be
+        made: nothing is asked again for it."""
+        made = read_manifest(self.layout.manifest_path(name, key, rejected=True))
+        if (
+            made is None
+            or made.failed > made.rows * self.layout.spec.task.max_failure_rate
+            or made.detail.get("made_by") != stage.version()
+            or made.input.digest != source.parts[0].digest
+            or made.rows != source.rows_read * stage.samples
+            or made.output is None
+        ):
+            return None
+        return standing_in(self.layout.place(made.output))
 
     def publish(
         self, stage: str, draft: Draft, source: Source, report: ScoreReport, detail: dict[str, Any]
     ) -> None:
-        """What was answered, or rated; accepted or not."""
+        """What was answered, or rated."""
         manifest = Manifest(
             stage=stage,
-            accepted=report.failure_rate <= self.layout.spec.task.max_failure_rate,
             data_version=report.data_version,
             rows=report.rows,
             ok=report.ok,

@@ -59,6 +59,22 @@ class ChatmlReport:
     data_version: str
     sample: list[Row]
 
+    @property
+    def rows(self) -> int:
+        return self.rows_out
+
+    @property
+    def failure_rate(self) -> float:
+        return self.failed / self.rows_out if self.rows_out else 0.0
+
+    @property
+    def first_failure(self) -> str:
+        first = self.first_failures[0]
+        return f"{first.detail} ({first.file}, row {first.index + 1})"
+
+    def failures_by_reason(self) -> dict[str, int]:
+        return self.failed_by_reason
+
 
 def convert_split(
     files: Sequence[FileInfo],

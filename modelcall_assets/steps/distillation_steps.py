@@ -183,8 +183,8 @@ class DistillationSteps(TaskSteps):
         files, place = self.splits.members(key), self.splits.place(key)
         options = self._chatml_options(place.dataset)
         with Draft(self.layout, CHATML, key) as draft:
-            report = convert_split(
-                files, options, draft.out, limit=self.row_limit, reading=self.reading
+            report = draft.written(
+                partial(convert_split, files, options, limit=self.row_limit, reading=self.reading)
             )
             if version_of(self.splits.members(key)) != made.input.version:
                 raise InputChanged(
@@ -193,7 +193,6 @@ class DistillationSteps(TaskSteps):
                 )
             manifest = Manifest(
                 stage=CHATML,
-                accepted=True,
                 data_version=report.data_version,
                 rows=report.rows_out,
                 ok=report.rows_out - report.failed,
@@ -232,7 +231,6 @@ class DistillationSteps(TaskSteps):
             )
             manifest = Manifest(
                 stage=MERGED,
-                accepted=True,
                 data_version=report.data_version,
                 rows=report.rows,
                 ok=report.rows,
@@ -252,7 +250,7 @@ class DistillationSteps(TaskSteps):
     async def responses(
         self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
     ) -> ScoreReport:
-        """Answer every conversation. Publishes also what `max_failure_rate` then rejects."""
+        """Answer every conversation. What `max_failure_rate` rejects lies aside."""
         stage = self.response_stage
         return await self._answer(RESPONSES, stage, key, engine, tally, run_id, fresh)
 
@@ -314,7 +312,7 @@ class DistillationSteps(TaskSteps):
         if stage != RESPONSES:
             return super().audit(stage, key, report)
         rows = self.source(stage, key).rows_read * self.response_stage.samples
-        return audit_lines(self.layout.output_path(stage, key), rows)
+        return audit_lines(self.result_path(stage, key, report), rows)
 
     def check_ready(self) -> None:
         for stage in (RESPONSES, SCORES):

@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, TypeVar
 from uuid import uuid4
 
-from modelcall_assets.errors import PublishedMeanwhile
+from modelcall_assets.config.spec import RESPONSES, SCORES
+from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.standing import (
+    forget_note,
+    read_note,
+    stranger,
+    write_note,
+)
 from modelcall_assets.storage.claims import claimed
-from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.files import NewFile, copy, delete, file_digest, stat_file
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import Manifest, read_manifest, write_manifest
 from modelcall_assets.storage.places import Place
+
+
+class Written(Protocol):
+    """A stage's report."""
+
+    @property
+    def failure_rate(self) -> float: ...
+
+
+R = TypeVar("R", bound=Written)
 
 
 class Draft:
     """The new output of a partition, from the beginning of a stage to its publication. Of several
     runs that work on one partition the first to end publishes. Use as a context manager: what is
-    not published is gone at the end."""
+    not published is gone at the end.
+
+    PlaceTaken when a file that is not ours stands at the output's place, unless it may be adopted.
+    """
 
     def __init__(self, layout: Layout, stage: str, key: str) -> None:
         self._layout, self._stage, self._key = layout, stage, key
         self._manifest = layout.manifest_path(stage, key)
         self._before = read_manifest(self._manifest)
         self._files: list[NewFile] = []
+        self._out: NewFile | None = None
         self._open = ExitStack()
+        self.is_rejected = False
+        self.note = read_note(layout, stage, key)
+        self.stranger = self._stranger(self._before)
 
     def __enter__(self) -> Self:
         return self
@@ -39,18 +64,39 @@ class Draft:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    @cached_property
+    @property
+    def adopts(self) -> bool:
+        """Whether results of the old system, or of somebody else, are taken over now."""
+        if self.stranger is None and self._before is not None:
+            return False
+        return self.note.adopt or (self._before is None and self._layout.spec.adopts(self._stage))
+
+    @property
     def out(self) -> NewFile:
         """The output file, made when it is first asked for."""
-        return self.beside(self._layout.output_path(self._stage, self._key))
+        if self._out is None:
+            path = self._layout.output_path(self._stage, self._key, rejected=self.is_rejected)
+            self._out = self.beside(path)
+        return self._out
 
     def beside(self, place: Place) -> NewFile:
         """One more file, published before those that were made before it."""
         self._files.append(self._open.enter_context(NewFile(place)))
         return self._files[-1]
 
+    def written(self, write: Callable[[NewFile], R]) -> R:
+        """The output by `write`. When too many rows failed it is called once more, to write what
+        lies aside: a store cannot rename."""
+        report = write(self.out)
+        if report.failure_rate > self._layout.spec.task.max_failure_rate:
+            self._open.close()
+            self._files, self._out, self.is_rejected = [], None, True
+            report = write(self.out)
+        return report
+
     def publish(self, manifest: Manifest) -> None:
-        """The files first, then the manifest, which says that they are complete.
+        """The files first, then the manifest, which says that they are complete. What is rejected
+        lies aside and replaces nothing that was accepted.
 
         When another run has published the same content since this draft was begun, that stands.
         PublishedMeanwhile when the content differs.
@@ -67,15 +113,53 @@ class Draft:
                     "both are kept: materialise it again to have all of them, nothing is paid twice"
                 )
             check_claim()
+            if not self.is_rejected:
+                self._make_room(now)
             for file in reversed(self._files):
                 file.commit()
             check_claim()
-            own = {
-                "output": str(self.out.place),
-                "output_digest": self.out.digest,
-                "published": uuid4().hex,
-            }
-            write_manifest(self._manifest, manifest.model_copy(update=own))
+            self._describe(manifest)
+
+    def _make_room(self, now: Manifest | None) -> None:
+        """What may stand there is noted before it does; somebody's file is kept elsewhere."""
+        where = self._layout, self._stage, self._key
+        if (found := self._stranger(now)) is not None:
+            copy(found.place, self._layout.set_aside_path(*where[1:], file_digest(found.place)))
+        written = (*self.note.written, self.out.digest)
+        write_note(*where, self.note.model_copy(update={"written": written}))
+
+    def _describe(self, manifest: Manifest) -> None:
+        where = self._stage, self._key
+        place = self.out.place
+        own = {
+            "accepted": not self.is_rejected,
+            "output": str(place),
+            "output_digest": self.out.digest,
+            "output_version": stat_file(place).version,
+            "published": uuid4().hex,
+        }
+        described = self._layout.manifest_path(*where, rejected=self.is_rejected)
+        write_manifest(described, manifest.model_copy(update=own))
+        if self.is_rejected:
+            return
+        forget_note(self._layout, *where)
+        for old in (self._layout.manifest_path, self._layout.output_path):
+            delete(old(*where, rejected=True))
+
+    def _stranger(self, made: Manifest | None) -> FileInfo | None:
+        found = stranger(self._layout, self._stage, self._key, made, self.note)
+        if found is None or self.note.adopt:
+            return found
+        if made is None and self._layout.spec.adopts(self._stage):
+            return found
+        whose = "was changed since it was published" if made else "was not written by this task"
+        asks = self._stage in (RESPONSES, SCORES)
+        does = "pays nothing for its good rows" if asks else "lets the stage be made anew"
+        raise PlaceTaken(
+            f"{found.uri}: this file {whose}, and is not replaced; to go on, either "
+            f"`modelcall adopt {self._layout.spec.file_name}`, which keeps it and {does}, "
+            "or move it away or give it another name"
+        )
 
 
 def _publication(manifest: Manifest | None) -> tuple[str | None, str] | None:

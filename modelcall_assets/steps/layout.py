@@ -59,17 +59,28 @@ class Layout:
         if wrong:
             raise InputError(f"{self.spec.input_folder}/{key}: {wrong}; rename the file")
 
-    def output_path(self, stage: str, key: str) -> Place:
-        """`<folder of the stage>/<relative path, suffix replaced>`."""
+    def output_path(self, stage: str, key: str, *, rejected: bool = False) -> Place:
+        """`<folder of the stage>/<relative path, suffix replaced>`; what is rejected lies aside."""
         relative = PurePosixPath(decode_key(key))
         name = stem_of(relative.name) + (".jsonl" if stage in JSONL_STAGES else ".parquet")
-        return self.folder(stage) / relative.with_name(name)
+        folder = self._state_folder / "rejected" / stage if rejected else self.folder(stage)
+        return folder / relative.with_name(name)
 
-    def manifest_path(self, stage: str, key: str) -> Place:
-        return self.manifest_folder(stage) / f"{key}.json"
+    def manifest_path(self, stage: str, key: str, *, rejected: bool = False) -> Place:
+        return self.manifest_folder(stage, rejected=rejected) / f"{key}.json"
 
-    def manifest_folder(self, stage: str) -> Place:
-        return self._state_folder / "manifests" / stage
+    def manifest_folder(self, stage: str, *, rejected: bool = False) -> Place:
+        name = "rejected_manifests" if rejected else "manifests"
+        return self._state_folder / name / stage
+
+    def standing_path(self, stage: str, key: str) -> Place:
+        """Of what is known of the file at an output's place beside its manifest."""
+        return self._state_folder / "standing" / stage / f"{key}.json"
+
+    def set_aside_path(self, stage: str, key: str, digest: str) -> Place:
+        """Where a file that was at an output's place is kept; `digest` is its own."""
+        output = self.output_path(stage, key)
+        return self._state_folder / "set_aside" / stage / digest[-12:] / output.name
 
     def claim_path(self, stage: str, key: str) -> Place:
         """Held while the partition is published; on a disk one lock serves the whole task."""

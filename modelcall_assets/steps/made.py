@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,8 +36,8 @@ class Made:
     lines: Sequence[bytes]
     digests: Sequence[bytes]
     texts: Sequence[tuple[bytes, bytes | None] | None]
-    failures: frozenset[int]
-    """Which of the rows hold an error."""
+    failures: Mapping[int, str]
+    """Which of the rows hold an error, and the error."""
     dropped: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     problems: Sequence[str] = ()
@@ -70,7 +70,9 @@ class Made:
             lines=[self.lines[at] for at in places] if self.lines else (),
             digests=[self.digests[at] for at in places],
             texts=[self.texts[at] for at in places],
-            failures=frozenset(at for at, old in enumerate(places) if old in self.failures),
+            failures={
+                at: self.failures[old] for at, old in enumerate(places) if old in self.failures
+            },
             sample=[each for each in self.sample if each[0] in kept],
         )
 
@@ -101,7 +103,7 @@ class Rows:
     places: list[int] = field(default_factory=list)
     """Of the kept rows among all of the piece."""
     texts: list[tuple[bytes, bytes | None] | None] = field(default_factory=list)
-    failures: set[int] = field(default_factory=set)
+    failures: dict[int, str] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
     removed: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -119,8 +121,8 @@ class Rows:
         self.places.append(place)
         self.texts.append(None if text[0] is None else (text[0], text[1]))
         self.removed.update(finished.removed)
-        if row.get(ERROR_COLUMN) is not None:
-            self.failures.add(at)
+        if (error := row.get(ERROR_COLUMN)) is not None:
+            self.failures[at] = error
         elif len(self.sample) < SAMPLE_ROWS:
             self.sample.append((at, sample_row(readable(row))))
         if problem := row.get(PROBLEM_COLUMN):

@@ -63,7 +63,7 @@ class PieceWork:
             lines=[*map(line_of, rows.rows, rows.clashing)] if self._origins is None else (),
             digests=rows.digests,
             texts=rows.texts,
-            failures=frozenset(rows.failures),
+            failures=rows.failures,
             dropped=rows.dropped,
             removed=rows.removed,
             problems=rows.problems,

@@ -28,6 +28,7 @@ from modelcall_assets.steps.piece_work import PieceWork, ShippingWork
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.row_spool import RowSpool
+from modelcall_assets.steps.score_report import one_line
 from modelcall_assets.steps.source import Source
 from modelcall_assets.steps.workers import map_in_order
 from modelcall_assets.storage.files import NewFile
@@ -46,13 +47,15 @@ class SeenBefore(Protocol):
 
 @dataclass
 class PreprocessReport:
-    """`rows_in` = `rows_out` + all `dropped`, by rule; `failed` of the `rows_out` hold an error.
-    `removed`: what was scrubbed out of texts, by kind. `problems`: of packs, the first ones."""
+    """`rows_in` = `rows_out` + all `dropped`, by rule. `removed`: what was scrubbed out of texts,
+    by kind. `problems`: of packs, the first ones."""
 
     rows_in: int = 0
     rows_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """Rows that hold an error, by reason."""
+    first_failure: str = ""
     removed: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     problem_rows: int = 0
@@ -62,6 +65,21 @@ class PreprocessReport:
     moved: dict[str, str] = field(default_factory=dict)
     """Input columns that are called like ours → their names in the output."""
     data_version: str = ""
+
+    @property
+    def rows(self) -> int:
+        return self.rows_out
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    @property
+    def failure_rate(self) -> float:
+        return self.failed / self.rows_out if self.rows_out else 0.0
+
+    def failures_by_reason(self) -> dict[str, int]:
+        return dict(self.failures.most_common())
 
 
 def preprocess(
@@ -128,8 +146,12 @@ def _kept(each: Made, seen: SeenBefore | None, report: PreprocessReport, content
         by_row = [None if text is None else next(rules) for text in each.texts]
         report.dropped.update(rule for rule in by_row if rule is not None)
         each = each.only([at for at, rule in enumerate(by_row) if rule is None])
+    for at, error in each.failures.items():
+        reason, detail = (orjson.loads(error)[name] for name in ("reason", "detail"))
+        report.failures[reason] += 1
+        told = f"{one_line(detail)} (row {report.rows_out + at + 1})"
+        report.first_failure = report.first_failure or told
     report.rows_out += len(each)
-    report.failed += each.failed
     report.removed += each.removed
     report.problem_rows += len(each.problems)
     report.problems += each.problems[: LISTED_PROBLEMS - len(report.problems)]

@@ -19,6 +19,7 @@ from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
 from modelcall_assets.storage.parquet import as_stored
 from modelcall_assets.storage.schema import readable_schema, schema_to_json
@@ -38,11 +39,13 @@ def preprocess_partition(
     recipe.check()
     processes = min(recipe.config.num_proc, os.cpu_count() or 1)
     began = time.time()
-    with (
-        Draft(layout, PREPROCESSED, key) as draft,
-        _seen_before(recipe.config.dedup, layout, key) as seen,
-    ):
-        report = preprocess(source, recipe, draft.out, seen=seen, processes=processes, tally=tally)
+
+    def write(out: NewFile) -> PreprocessReport:
+        with _seen_before(recipe.config.dedup, layout, key) as seen:
+            return preprocess(source, recipe, out, seen=seen, processes=processes, tally=tally)
+
+    with Draft(layout, PREPROCESSED, key) as draft:
+        report = draft.written(write)
         source.verify()
         for place, name in recipe.absent(source.schema.names).items():
             told = f"no row has the column '{name}', which preprocess.{place} names"
@@ -50,19 +53,20 @@ def preprocess_partition(
             tally.warnings.append(f"{decode_key(key)}: {told}")
         manifest = Manifest(
             stage=PREPROCESSED,
-            accepted=True,
             data_version=report.data_version,
             rows=report.rows_out,
             ok=report.rows_out - report.failed,
             failed=report.failed,
             dropped=report.dropped.total(),
+            failures=report.failures_by_reason(),
             input=raw,
             schema=readable_schema(report.schema),
             moved=report.moved,
             detail={"schema": schema_to_json(as_stored(report.schema))},
         )
         draft.publish(manifest)
-    write_old_stat(recipe, layout, key, source, report, began)
+    if not draft.is_rejected:
+        write_old_stat(recipe, layout, key, source, report, began)
     return report
 
 

@@ -167,15 +167,19 @@ class FailedRow:
     endpoint: str | None = None
 
 
-def published_files(steps: TaskSteps, stage: str, pattern: str | None = None) -> list[Published]:
-    """What the stage has published, accepted or not, by name. InputError when there is nothing."""
+def published_files(
+    steps: TaskSteps, stage: str, pattern: str | None = None, *, rejected: bool = False
+) -> list[Published]:
+    """What the stage has published, by name, and what was rejected of partitions of which nothing
+    was accepted; with `rejected` of all that have such a result. InputError when there is
+    nothing."""
     layout = steps.layout
     reading = steps.reading if stage == RAW else OURS
     found = [
         Published(key, manifest, layout.place, reading)
-        for key in published_keys(layout, stage)
+        for key in {*published_keys(layout, stage), *published_keys(layout, stage, rejected=True)}
         if pattern is None or matches(decode_key(key), pattern)
-        if (manifest := read_manifest(layout.manifest_path(stage, key))) is not None
+        if (manifest := result_of(layout, stage, key, rejected=rejected)) is not None
     ]
     if not found:
         what = f"no file that matches '{pattern}' is" if pattern else "nothing is"
@@ -183,10 +187,17 @@ def published_files(steps: TaskSteps, stage: str, pattern: str | None = None) ->
     return sorted(found, key=lambda file: file.name)
 
 
-def published_keys(layout: Layout, stage: str) -> Iterator[str]:
+def result_of(layout: Layout, stage: str, key: str, *, rejected: bool) -> Manifest | None:
+    """What a stage has left of a partition: the accepted result, or the rejected one that came
+    after it, whichever is wanted rather."""
+    places = (layout.manifest_path(stage, key, rejected=each) for each in (rejected, not rejected))
+    return next(filter(None, map(read_manifest, places)), None)
+
+
+def published_keys(layout: Layout, stage: str, *, rejected: bool = False) -> Iterator[str]:
     """The keys of the partitions that have a manifest."""
     try:
-        found = list_files(layout.manifest_folder(stage))
+        found = list_files(layout.manifest_folder(stage, rejected=rejected))
     except InputError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -19,10 +19,12 @@ from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.llm.dialogue import Finished, NotFinal, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import ChatRequest
-from modelcall_assets.records.outcome import Failure, Success
+from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.reuse import Reuse
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import read_rows
 
 NO_REPLY: Position = -1
 ROWS_PER_BREATH = 500
@@ -51,6 +53,24 @@ class Ledger:
     unanswered: dict[int, Unanswered] = field(default_factory=dict[int, Unanswered])
 
 
+Standing = Mapping[int, Unanswered]
+"""Of a result, the records that failed, by index."""
+
+
+def standing_in(output: Place) -> Standing:
+    """Of a file of scores or responses."""
+    return {
+        index: Unanswered(
+            Failure(Reason(row["api_fail_reason"]), row["api_fail_detail"]),
+            row["api_request_key"],
+            row["api_attempts"],
+            row["api_endpoint"],
+        )
+        for index, row in enumerate(read_rows(output))
+        if isinstance(row, dict) and row["api_status"] == "error"
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A record whose dialogue goes on: its address, first request and the turns so far."""
@@ -71,6 +91,8 @@ class Replay:
     tally: Tally
     reuse: Reuse
     budget: Budget
+    stands: Standing | None = None
+    """Failures that are not to be asked about again."""
     ledger: Ledger = field(default_factory=Ledger)
     requests: int = 0
     replayed: int = 0
@@ -90,6 +112,9 @@ class Replay:
                 key = request.key()
                 address = Address(key, self._occurrences.next(key))
                 item = self.look_up(Pending(index, address, request))
+                if item is not None and self.stands and index in self.stands:
+                    self.leave(index, self.stands[index])
+                    item = None
             if item is not None or index % ROWS_PER_BREATH == 0:
                 yield item
 
@@ -109,7 +134,8 @@ class Replay:
         if last is None or finished is None:
             adopted = last is None and self.adopted(item)
             return None if adopted else replace(item, known=last)
-        if isinstance(finished.outcome, Failure) and not last.open_round:
+        stands = last.open_round or self.stands is not None
+        if isinstance(finished.outcome, Failure) and not stands:
             return item
         if not is_new:
             self._note_replayed()

@@ -69,7 +69,9 @@ class RuleStage:
         def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
             return {**_row(outcomes[index]), "api_model": self.path}, Usage()
 
-        return Publisher(source, fields, self.input_key, api_row).write(draft.out)
+        return draft.written(
+            lambda out: Publisher(source, fields, self.input_key, api_row).write(out)
+        )
 
 
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:

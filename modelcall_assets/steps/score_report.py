@@ -61,7 +61,7 @@ class ScoreReport:
         if row["api_status"] != "success":
             self.failures[row["api_fail_reason"]] += 1
             self.first_failure = self.first_failure or (
-                f"{_one_line(row['api_fail_detail'])} (record {row['api_record_id']})"
+                f"{one_line(row['api_fail_detail'])} (record {row['api_record_id']})"
             )
             return
         self.ok += 1
@@ -88,7 +88,7 @@ class ScoreReport:
         return dict(self.failures.most_common())
 
 
-def _one_line(detail: str) -> str:
+def one_line(detail: str) -> str:
     """The start of a detail, or the end of a traceback, where the error is."""
     if detail.startswith("Traceback"):
         return " ".join(detail.strip().splitlines()[-1].split())[:SHOWN_CHARS]

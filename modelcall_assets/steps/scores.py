@@ -26,7 +26,7 @@ from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.preprocess import bad_line, failure_before
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.publish_scores import Publisher, Rate
-from modelcall_assets.steps.replay import Asked, said_in
+from modelcall_assets.steps.replay import Asked, Standing, said_in
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
@@ -153,6 +153,8 @@ class Scoring:
     journal: Journal
     reuse: Reuse
     budget: Budget
+    stands: Standing | None = None
+    """Failures that are accepted as they are."""
 
     async def run(self, draft: Draft, engine: Engine, tally: Tally) -> ScoreReport:
         """Call what the journal does not answer, then write all rows in input order.
@@ -162,7 +164,15 @@ class Scoring:
         keeps every reply.
         """
         kind = Caller if engine.batches is None else BatchCaller
-        given = (self.stage.rules, engine, self.journal, tally, self.reuse, self.budget)
+        given = (
+            self.stage.rules,
+            engine,
+            self.journal,
+            tally,
+            self.reuse,
+            self.budget,
+            self.stands,
+        )
         left = BatchCaller(*given)
         if engine.batches is None:
             await left.take_up_left_behind()
@@ -172,7 +182,7 @@ class Scoring:
         shared = caller.types.fields()
         del caller  # and the memory of its keys
         report = await asyncio.to_thread(
-            lambda: self.stage.write(self.source, self._rate, draft.out, shared)
+            draft.written, lambda out: self.stage.write(self.source, self._rate, out, shared)
         )
         report.requests, report.replayed, report.warnings = requests, replayed, warnings
         return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -44,12 +44,27 @@ from modelcall_assets.storage.manifest import (
     write_manifest,
 )
 from modelcall_assets.storage.parquet import check_writable
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS, count_rows
 from modelcall_assets.storage.schema import schema_from_json
 from modelcall_assets.transforms.preprocessor import Grouping
 
 FILES, GROUPS = "files", "groups"
 """The sets of partition keys that a task may have."""
+
+
+class Judged(Protocol):
+    """What is asked of a report before it is accepted."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def failure_rate(self) -> float: ...
+    @property
+    def first_failure(self) -> str: ...
+    def failures_by_reason(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -197,7 +212,7 @@ class TaskSteps:
     async def scores(
         self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
     ) -> ScoreReport:
-        """Rate every row of a file. Publishes also what `max_failure_rate` then rejects."""
+        """Rate every row of a file. What `max_failure_rate` rejects lies aside."""
         return await self._answer(SCORES, self.score_stage, key, engine, tally, run_id, fresh)
 
     async def _answer(
@@ -246,24 +261,34 @@ class TaskSteps:
 
     def audit(self, stage: str, key: str, report: ScoreReport) -> ScoresAudit:
         """What lies in the published file, beside what should."""
-        source, output = self.source(stage, key), self.layout.output_path(stage, key)
+        source, output = self.source(stage, key), self.result_path(stage, key, report)
         has_samples = source.stage == RESPONSES
         return audit_scores(output, source.rows_read, report.schema, has_samples=has_samples)
 
-    def rejection(self, report: ScoreReport) -> str | None:
+    def result_path(self, stage: str, key: str, report: Judged) -> Place:
+        """Where the rows of a report are: at the output's place, or aside."""
+        return self.layout.output_path(stage, key, rejected=self._is_rejected(report))
+
+    def rejection(self, stage: str, report: Judged) -> str | None:
         """Why the file is red, when more rows failed than the task accepts."""
-        most = self.spec.task.max_failure_rate
-        if report.failure_rate <= most:
+        if not self._is_rejected(report):
             return None
         reasons = ", ".join(
             f"{reason} {count}" for reason, count in report.failures_by_reason().items()
         )
-        what = "call only the failed ones" if self.rule_stage is None else "rate them all again"
+        again = "make it anew"
+        if stage in (RESPONSES, SCORES):
+            asks = stage == RESPONSES or self.rule_stage is None
+            again = "call only the failed ones" if asks else "rate them all again"
         return (
             f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%}), more than "
-            f"max_failure_rate {most:.2%}: {reasons}. The first: {report.first_failure}. "
-            f"All rows are published with `accepted: false`; materialise again to {what}"
+            f"max_failure_rate {self.spec.task.max_failure_rate:.2%}: {reasons}. "
+            f"The first: {report.first_failure}. The result lies aside and replaces nothing; raise "
+            f"max_failure_rate to accept it as it is, or materialise again to {again}"
         )
+
+    def _is_rejected(self, report: Judged) -> bool:
+        return report.failure_rate > self.spec.task.max_failure_rate
 
     def engine(self, stage: str = SCORES) -> Engine:
         """Requests to a stage's model, to be entered; SetupError when a key or host is not set."""

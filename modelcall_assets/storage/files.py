@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -131,6 +132,12 @@ def delete(place: Place) -> None:
         return
     with explained(place, StoreError, "deleted"), suppress(FileNotFoundError):
         place.store.fs.rm_file(place.key)
+
+
+def copy(source: Place, target: Place) -> None:
+    """InputError when the one cannot be read, StoreError when the other cannot be written."""
+    with open_input(source) as file, publish(target) as out:
+        shutil.copyfileobj(file, out)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Manifest(BaseModel):
 
     format: int = 1
     stage: str
-    accepted: bool
+    accepted: bool = True
     data_version: str
     rows: int
     ok: int
@@ -42,6 +42,8 @@ class Manifest(BaseModel):
     """Failed rows by reason."""
     output: str | None = None
     output_digest: str | None = None
+    output_version: str | None = None
+    """What the file system or store said of the output when it was published."""
     published: str | None = None
     """Tells one publication from another."""
     input: InputFingerprint
