@@ -1467,7 +1467,6 @@ def test_both_old_key_sets_of_generate_response_are_one_task() -> None:
         ("generate_response", "batch_size", 20),
         ("generate_response", "flush_interval_secs", 2.0),
         ("generate_response", "flush_interval", 2.0),
-        ("generate_response", "retry_mode", True),
         ("generate_response", "resume_mode", False),
         ("generate_response", "resume", False),
     ],
@@ -1487,6 +1486,7 @@ def test_an_old_field_of_a_step_is_one_warning(step: str, field: str, value: Any
     [
         ("chatml_conversion", "continue_mode", True),
         ("generate_response", "retry_mode", False),
+        ("generate_response", "retry_mode", True),
         ("generate_response", "resume", True),
         ("generate_response", "resume_mode", True),
     ],

@@ -470,6 +470,8 @@ def test_both_key_sets_of_generate_response(project: Project):
         "input_path": "/mnt/generated/one_error.jsonl",
         "output_path": "/mnt/generated_again",
         "concurrency": 30,
+        "resume": True,
+        "retry_mode": False,
     }
     assert lines(second)["distillation.concurrency"][0] == "changed"
     assert lines(second)["distillation.flush_interval"][0] == "changed"

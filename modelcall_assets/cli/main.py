@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from modelcall_assets.cli.adopt import adopt
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.clean import clean
 from modelcall_assets.cli.display import echo
@@ -56,7 +57,7 @@ def modelcall() -> None:
 for command in (
     *(check, plan, trial, rehearse, run_task),
     *(failures, retry, view, export, verify, clean),
-    *(split, join, migrate),
+    *(split, join, migrate, adopt),
 ):
     modelcall.add_command(command)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
@@ -143,6 +143,8 @@ def _summary(
     lines += _rejected(steps, last, keys)
     lines += _warnings(steps, keys)
     lines += (f"  warning: {warning}" for warning in display.warnings)
+    if not nothing:
+        lines += [line for stage in steps.stages for line in _adopted(steps, stage, keys)]
     if nothing:
         lines.append(f"{nothing}, no request was sent")
     elif steps.rule_stage is not None:
@@ -173,6 +175,20 @@ def _rejected(steps: TaskSteps, stage: str, keys: Sequence[str], of: str = "") -
         for key, made in _manifests(steps, stage, keys).items()
         if made is not None and not made.accepted
     ]
+
+
+def _adopted(steps: TaskSteps, stage: str, keys: Sequence[str]) -> Iterator[str]:
+    """What became of files that were not ours."""
+    for key, made in _manifests(steps, stage, keys).items():
+        detail = made.detail if made is not None else {}
+        name = f"{stage} of {decode_key(key)}"
+        if adopted := detail.get("adopted"):
+            torn = adopted["torn"]
+            text = f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
+            text += f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
+            yield text + (f", the first: {torn[0]}" if torn else "")
+        if aside := detail.get("set_aside"):
+            yield f"  set aside: {name}: the file that was there is kept as {aside}"
 
 
 def _warnings(steps: TaskSteps, keys: Sequence[str]) -> list[str]:

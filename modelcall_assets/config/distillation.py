@@ -95,10 +95,10 @@ class ResponsesStep(Block):
     """Answers to each conversation, a row each."""
     merge_reasoning: bool = True
     """Put the model's reasoning before its answer, in `<think>` tags."""
-    resume_mode: bool = False
+    resume_mode: bool | None = None
     """`true` adopts answers of the old system that lie at the output's place, instead of refusing
     to replace them."""
-    retry_mode: bool = False
+    retry_mode: bool | None = None
     """The same."""
     on_bad_line: OnBadLine = "keep"
     """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the

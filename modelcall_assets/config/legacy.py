@@ -25,6 +25,9 @@ class OldField:
     keeps: bool = False
     """Whether a harmless value stays, because it has an effect here too."""
 
+    def stays(self, value: object) -> bool:
+        return self.keeps and value in self.harmless
+
 
 _WORKING = ("honoured", "changed")
 _RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
@@ -54,8 +57,8 @@ TASK_FIELDS = (
         "for repeats, write one task per run, each with its own task_name and output_folder",
         harmless=(1, None),
     ),
-    OldField("options.main_resume", "warning", _RESUME, harmless=(True, None), keeps=True),
-    OldField("options.resume", "warning", _RESUME, harmless=(True, None), keeps=True),
+    OldField("options.main_resume", "warning", _RESUME, harmless=(True, None)),
+    OldField("options.resume", "warning", _RESUME, harmless=(True, None)),
     OldField("options.preprocess_resume", "warning", _RESUME, harmless=(True, None)),
     OldField(
         "options.delete_existing",
@@ -100,7 +103,14 @@ STEP_FIELDS = (
     OldField("jsonl_merge.chunk_size", "warning", "rows are streamed"),
     OldField("generate_response.batch_size", "warning", _BUFFERS),
     OldField("generate_response.flush_interval_secs", "warning", _BUFFERS),
-    OldField("generate_response.resume_mode", "warning", _RESUME, harmless=(True,), keeps=True),
+    OldField(
+        "generate_response.retry_mode",
+        "honoured",
+        "adopts old answers at the output's place; `modelcall retry` asks for what failed",
+    ),
+    OldField(
+        "generate_response.resume_mode", "warning", _RESUME, harmless=(True, None), keeps=True
+    ),
 )
 """Of the steps of a distilling task; the old files have them in the block `distillation`."""
 
@@ -130,11 +140,11 @@ def take_out(
         block = blocks.get(block_name)
         if old.treatment in _WORKING or not isinstance(block, dict) or name not in block:
             continue
-        found = True
         value = cast("dict[str, Any]", block)[name]
+        found |= not old.stays(value) or value is not None
         if value not in old.harmless:
             problems.append(_problem(old, file))
-        if value not in old.harmless or not old.keeps:
+        if not old.stays(value):
             del block[name]
     return blocks, problems, found
 

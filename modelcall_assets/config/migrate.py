@@ -154,6 +154,10 @@ def _leave_out(data: Data, old_fields: Iterable[OldField], new: Migration) -> bo
         if old.treatment in ("honoured", "changed"):
             new.say(old.treatment, old.path, old.instead)
             continue
+        if old.stays(block[name]):
+            new.say("honoured", old.path, "")
+            found |= block[name] is not None
+            continue
         found, value = True, block.pop(name)
         harmless = value in old.harmless
         refused = old.treatment == "refused" and not harmless

@@ -100,10 +100,8 @@ class TaskSpec:
     def adopts(self, stage: str) -> bool:
         """Whether the file says, as those of the old system do, that a stage goes on with the
         results that lie at its output's place."""
-        if stage == SCORES:
-            return bool(self.task.options.main_resume or self.task.options.resume)
         step = self.task.generate_response if isinstance(self.task, DistillationTask) else None
-        return stage == RESPONSES and step is not None and (step.resume_mode or step.retry_mode)
+        return stage == RESPONSES and bool(step and (step.resume_mode or step.retry_mode))
 
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""

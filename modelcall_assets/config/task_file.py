@@ -105,13 +105,7 @@ class Reuse(Block):
 
 
 class Options(Block):
-    """What is taken over of the old system."""
-
-    main_resume: bool | None = None
-    """`true` adopts scores of the old system that lie at the output's place, instead of refusing
-    to replace them."""
-    resume: bool | None = None
-    """An older name of `main_resume`."""
+    """Old fields only."""
 
 
 class Logging(Block):
@@ -156,7 +150,7 @@ class TaskFile(Block):
     budget_tokens: Limit = None
     """Tokens that the task may use over all its runs."""
     options: Options = Options()
-    """What is taken over of the old system."""
+    """Old fields only."""
     logging: Logging = Logging()
     """Old fields only."""
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05

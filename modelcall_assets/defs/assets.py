@@ -152,7 +152,7 @@ def _working(
 def _preprocessed(steps: TaskSteps, key: str, tally: Tally) -> Done:
     report = steps.preprocessed(key, tally)
     shown = preprocessed_metadata(report, steps.result_path(PREPROCESSED, key, report))
-    rejected = steps.rejection(PREPROCESSED, report)
+    rejected = steps.rejection(report, PREPROCESSED)
     return Done(report.data_version, shown, check_preprocessed(report, rejected), rejected)
 
 
@@ -161,7 +161,7 @@ def _rated(steps: TaskSteps, key: str, tally: Tally) -> Done:
 
 
 def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Done:
-    audit, rejected = steps.audit(stage, key, report), steps.rejection(stage, report)
+    audit, rejected = steps.audit(stage, key, report), steps.rejection(report, stage)
     return Done(
         report.data_version,
         scores_metadata(report, steps.result_path(stage, key, report)),
@@ -173,7 +173,7 @@ def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Do
 def _converted(steps: DistillationSteps, key: str) -> Done:
     report = steps.chatml(key)
     shown = chatml_metadata(report, steps.result_path(CHATML, key, report))
-    rejected = steps.rejection(CHATML, report)
+    rejected = steps.rejection(report, CHATML)
     return Done(report.data_version, shown, check_chatml(report, rejected), rejected)
 
 

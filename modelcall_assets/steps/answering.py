@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -14,9 +14,11 @@ from typing import Any
 from weakref import finalize
 
 from modelcall_assets.journal.asking import Asking
+from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.adopt import Adoption, adopt, old_files
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.layout import Layout
@@ -66,6 +68,11 @@ class Answering:
             if not fresh:
                 stands = await asyncio.to_thread(self._acceptable, name, stage, key, source)
             reuse.published |= stands is not None
+            adoption = None
+            if draft.adopts and not fresh:
+                adoption = await asyncio.to_thread(
+                    self._adopt, draft, name, key, stage, source, journal
+                )
             scoring = Scoring(stage, source, journal, reuse, self.budget_of(stage.prices), stands)
             report = await scoring.run(draft, engine, tally)
             if damaged := journal.damaged:
@@ -73,9 +80,24 @@ class Answering:
                 tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
             tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
             made_by = {"made_by": stage.version(), **detail(report)}
+            if adoption is not None:
+                made_by["adopted"] = asdict(adoption)
             await asyncio.to_thread(self.publish, name, draft, source, report, made_by)
             await asyncio.to_thread(journal.seal, report.data_version)
         return report
+
+    def _adopt(
+        self,
+        draft: Draft,
+        name: str,
+        key: str,
+        stage: ScoreStage | ResponseStage,
+        source: Source,
+        journal: Journal,
+    ) -> Adoption | None:
+        at_place = draft.stranger.place if draft.stranger is not None else None
+        files = [*old_files(self.layout, name, key, at_place)]
+        return adopt(stage, source, journal, files) if files else None
 
     def _acceptable(
         self, name: str, stage: ScoreStage | ResponseStage, key: str, source: Source

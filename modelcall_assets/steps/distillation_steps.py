@@ -27,6 +27,7 @@ from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.scores import ScoreStage
 from modelcall_assets.steps.split import SplitReport, look_at_split
 from modelcall_assets.steps.split_inputs import SplitInputs
 from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps
@@ -257,6 +258,9 @@ class DistillationSteps(TaskSteps):
     @property
     def first_asking(self) -> ResponseStage | None:
         return self.response_stage if RESPONSES in self.stages else None
+
+    def asking(self, stage: str) -> ScoreStage | ResponseStage | None:
+        return self.response_stage if stage == RESPONSES else super().asking(stage)
 
     def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         if self.task.chatml_conversion is None:

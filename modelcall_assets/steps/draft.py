@@ -49,6 +49,7 @@ class Draft:
         self._files: list[NewFile] = []
         self._out: NewFile | None = None
         self._open = ExitStack()
+        self._set_aside: dict[str, str] = {}
         self.is_rejected = False
         self.note = read_note(layout, stage, key)
         self.stranger = self._stranger(self._before)
@@ -124,7 +125,9 @@ class Draft:
         """What may stand there is noted before it does; somebody's file is kept elsewhere."""
         where = self._layout, self._stage, self._key
         if (found := self._stranger(now)) is not None:
-            copy(found.place, self._layout.set_aside_path(*where[1:], file_digest(found.place)))
+            aside = self._layout.set_aside_path(*where[1:], file_digest(found.place))
+            copy(found.place, aside)
+            self._set_aside = {"set_aside": str(aside)}
         written = (*self.note.written, self.out.digest)
         write_note(*where, self.note.model_copy(update={"written": written}))
 
@@ -137,6 +140,7 @@ class Draft:
             "output_digest": self.out.digest,
             "output_version": stat_file(place).version,
             "published": uuid4().hex,
+            "detail": {**manifest.detail, **self._set_aside},
         }
         described = self._layout.manifest_path(*where, rejected=self.is_rejected)
         write_manifest(described, manifest.model_copy(update=own))

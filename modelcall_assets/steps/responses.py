@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,13 @@ from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.steps.adopt import OldAnswer
 from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.publish_scores import SAMPLE_ROWS, Rate
 from modelcall_assets.steps.replay import Asked
 from modelcall_assets.steps.score_report import Prices, ScoreReport
-from modelcall_assets.steps.score_table import API_FIELDS
+from modelcall_assets.steps.score_table import ADOPTED, API_FIELDS
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines
@@ -108,6 +110,18 @@ class ResponseStage:
                 what = "no list of turns" if "messages" in row else "absent"
                 return Failure(Reason.MISSING_INPUT, f"column 'messages' is {what}")
 
+    def old_answer(self, row: Row) -> OldAnswer | None:
+        """Of a row that is in a file of responses; None when it failed."""
+        response = row.get("response")
+        if not isinstance(response, str) or row.get("api_status", "success") != "success":
+            return None
+        kept = {name: row[name] for name in ("response", "final_messages", "uid") if row.get(name)}
+        thought = _THOUGHT.fullmatch(response)
+        reasoning = row.get("reasoning")
+        if thought is not None:
+            return OldAnswer([thought[2]], kept, reasoning=thought[1])
+        return OldAnswer([response], kept, reasoning=reasoning if reasoning else None)
+
     def asks(self, source: Source) -> Iterator[Asked]:
         """`samples` for each row of the source, in order."""
         for item in source.items():
@@ -170,6 +184,9 @@ class ResponseStage:
             name: orjson.loads(text) for name, text in calls.items()
         }
         counts = {name: api.get(f"api_{name}") for name in ("prompt_tokens", "completion_tokens")}
+        kept = dict(api.get(ADOPTED, {}))
+        if isinstance(item, dict) and "uid" in item:
+            kept.pop("uid", None)
         return {
             "response": response if _is_answered(api) else None,
             "final_messages": sent and [*sent, said],
@@ -179,7 +196,12 @@ class ResponseStage:
             "usage": None if None in counts.values() else counts,
             **({"sample": sample} if self.samples > 1 else {}),
             **{name: api.get(name) for name, _ in API_FIELDS if name not in _OWN_NAMES},
+            **kept,
         }
+
+
+_THOUGHT = re.compile(r"<think>\n(.*?)\n</think>\n\n(.*)", re.DOTALL)
+"""What `merged_reasoning` gives."""
 
 
 def merged_reasoning(reasoning: str, answer: str) -> str:

@@ -53,6 +53,12 @@ _ARROW_TYPES = {
 
 ApiRow = dict[str, Any]
 
+ADOPTED = "adopted"
+"""The endpoint of an answer that was taken over: see `steps/adopt.py`."""
+UNKNOWN_OF_ADOPTED = dict.fromkeys(
+    ("api_finish_reason", "api_model", "api_prompt", "api_answered_at", "api_latency_ms")
+)
+
 
 class ScoreTable:
     """Builds the output batches of one task. `fields` declares a JSON-schema type per key.

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import orjson
+
 from modelcall_assets.config.spec import PREPROCESSED, RESPONSES, TaskSpec
 from modelcall_assets.grading.values import Fields
 from modelcall_assets.journal.journal import Journal
@@ -18,6 +20,7 @@ from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.adopt import OldAnswer, kept_of
 from modelcall_assets.steps.batch_calls import BatchCaller
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.calls import Caller
@@ -30,7 +33,13 @@ from modelcall_assets.steps.replay import Asked, Standing, said_in
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
-from modelcall_assets.steps.score_table import ApiRow, answered_row, unanswered_row
+from modelcall_assets.steps.score_table import (
+    ADOPTED,
+    UNKNOWN_OF_ADOPTED,
+    ApiRow,
+    answered_row,
+    unanswered_row,
+)
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.transforms.template import MissingColumn, Template
@@ -137,6 +146,17 @@ class ScoreStage:
             return map(self.ask, items)
         return (failure_before(item) or self.ask(item) for item in items)
 
+    def old_answer(self, row: Row) -> OldAnswer | None:
+        """Of a row that is in a scores file; None when it failed."""
+        if row.get("api_status") != "success":
+            return None
+        said, values = row.get("api_return"), {key: row.get(key) for key in self.fields}
+        texts = [said] if isinstance(said, str) else []
+        kept = {"api_return": said} if texts else {}
+        if self.fields:
+            texts.append(orjson.dumps(values, default=str).decode())
+        return OldAnswer(texts, kept, values)
+
     def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> ScoreReport:
         """Every row of the source in its order, beside what it was rated. Keys without a declared
         type have the one that their values share, lists none."""
@@ -197,5 +217,8 @@ class Scoring:
         finished = stage.rules.judge(said_in(entries))
         assert finished is not None, "the call phase settled every record"
         row = answered_row(finished, entries, stage.prices)
+        if row["api_endpoint"] == ADOPTED:
+            kept = kept_of(entries[-1].body)
+            return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()
         paid = finished.usage if row["api_attempts"] else Usage()
         return {**row, **stage.provenance}, paid

@@ -95,6 +95,10 @@ class TaskSteps:
         """The first stage that asks a model, if any does."""
         return self.score_stage if self.rule_stage is None else None
 
+    def asking(self, stage: str) -> ScoreStage | ResponseStage | None:
+        """A stage that asks a model; None for one that does not."""
+        return self.score_stage if stage == SCORES and self.rule_stage is None else None
+
     def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         """A row of an input file as the first stage that asks, or rates, gets it."""
         if self._row_work is None:
@@ -269,7 +273,7 @@ class TaskSteps:
         """Where the rows of a report are: at the output's place, or aside."""
         return self.layout.output_path(stage, key, rejected=self._is_rejected(report))
 
-    def rejection(self, stage: str, report: Judged) -> str | None:
+    def rejection(self, report: Judged, stage: str = SCORES) -> str | None:
         """Why the file is red, when more rows failed than the task accepts."""
         if not self._is_rejected(report):
             return None

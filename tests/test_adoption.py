@@ -1,0 +1,523 @@
+"""Files that we did not write are not replaced: they are adopted, or the run is refused. And what a
+run has that is rejected replaces nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Project, some_rows
+from s3_server import S3Server
+from test_publications import put_in_store
+
+from modelcall_assets.cli.main import main
+from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
+from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.storage.files import read_bytes
+from modelcall_assets.storage.manifest import read_manifest
+
+TASK = "configs/tasks/rate.yaml"
+Row = dict[str, Any]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Cli:
+    """`modelcall …` in this process, in the project's folder, whose input is empty."""
+    for name in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
+        (project.root / "data/in" / name).unlink()
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["modelcall", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err, out + err
+        return Ended(ended.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return run
+
+
+def rated(row: Row, score: int = 1, **more: Any) -> Row:
+    """As the old system left a row that it had rated; no answer of the test's server."""
+    values = {"score": score, "quality_tags": ["old"], "recommended_use_case": "as it was"}
+    said = f"Well: {orjson.dumps(values).decode()}"
+    own = {"api_status": "success", "api_fail_reason": None, "api_return": said}
+    return {**row, **values, **own, **more}
+
+
+def failed(row: Row) -> Row:
+    return rated(row, 3, api_status="error", api_fail_reason="timeout", api_return=None)
+
+
+def requests(server: RehearsalServer) -> int:
+    return server.stats()["requests"]
+
+
+class TestScores:
+    def write(self, project: Project, rows: Sequence[Row]) -> bytes:
+        path = project.output("a.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+        return path.read_bytes()
+
+    def test_of_the_old_system_are_not_replaced_and_both_ways_are_named(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(3)
+        project.write_input("a.jsonl", rows)
+        old = self.write(project, [rated(rows[0])])
+        ended = cli("run-task", TASK)
+        assert ended.code == 1
+        assert f"{project.output('a.jsonl')}: this file was not written by this task" in ended.err
+        assert f"`modelcall adopt {TASK}`" in ended.err and "another name" in ended.err
+        assert project.output("a.jsonl").read_bytes() == old
+        assert requests(server) == 0
+
+        project.output("a.jsonl").rename(project.root / "mine.parquet")
+        assert cli("run-task", TASK).code == 0, "it was set aside by hand"
+        assert requests(server) == 3
+
+    def test_that_are_adopted_stay_and_the_others_are_asked(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(5)
+        project.write_input("a.jsonl", rows)
+        changed = {**rows[4], "text": "it had another text"}
+        old = self.write(
+            project, [rated(changed), rated(rows[3], 5), failed(rows[1]), rated(rows[0])]
+        )
+        told = cli("adopt", TASK)
+        assert "scores of a.jsonl: 3 good rows, 1 without an answer" in told.out
+        assert f"modelcall run-task {TASK}" in told.out and requests(server) == 0
+        assert project.output("a.jsonl").read_bytes() == old
+        ended = cli("run-task", TASK)
+        assert ended.code == 0, ended
+        assert requests(server) == 3
+        assert "adopted: scores of a.jsonl: 2 of 3 good rows" in ended.out
+        published = project.scores("a.jsonl")
+        assert [row["id"] for row in published] == [row["id"] for row in rows]
+        by_endpoint = [row["api_endpoint"] == "adopted" for row in published]
+        assert by_endpoint == [True, False, False, True, False]
+        assert (published[0]["score"], published[3]["score"]) == (1, 5)
+        assert published[0]["quality_tags"] == ["old"]
+        assert published[0]["api_return"] == rated(rows[0])["api_return"]
+        assert {published[0][name] for name in ("api_model", "api_finish_reason")} == {None}
+        made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
+        assert made is not None and Path(made.detail["set_aside"]).read_bytes() == old
+
+        project.output("a.jsonl").unlink()
+        assert cli("run-task", TASK).code == 0
+        assert project.scores("a.jsonl")[0]["api_return"] == published[0]["api_return"]
+        assert requests(server) == 3, "an adopted answer is one of the journal's"
+        assert "nothing to adopt" in cli("adopt", TASK).out
+        project.write_prompt({"prompt_template": {"prompt_text": "Judge anew: {text}"}})
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 8, "another prompt is another question"
+
+    def test_whose_ids_the_old_system_made_up_are_found_by_their_texts(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        texts = [{"text": row["text"]} for row in some_rows(3)]
+        project.write_input("a.jsonl", texts)
+        self.write(project, [rated({**texts[at], "id": str(uuid4())}, at + 1) for at in (2, 0)])
+        cli("adopt", TASK)
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 1
+        assert [row["score"] for row in project.scores("a.jsonl")][::2] == [1, 3]
+
+    def test_of_another_id_are_another_rows(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = [{"id": name, "text": "the same text"} for name in ("one", "two")]
+        project.write_input("a.jsonl", rows)
+        self.write(project, [rated(rows[1], 4), rated({**rows[0], "id": "three"}, 5)])
+        cli("adopt", TASK)
+        assert cli("run-task", TASK).code == 0
+        published = project.scores("a.jsonl")
+        assert [row["api_endpoint"] == "adopted" for row in published] == [False, True]
+        assert published[1]["score"] == 4 and requests(server) == 1
+
+    def test_that_do_not_fit_what_the_prompt_declares_are_asked_again(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(2)
+        project.write_input("a.jsonl", rows)
+        self.write(project, [rated(rows[0], 9), rated(rows[1], 2)])
+        cli("adopt", TASK)
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 1 and project.scores("a.jsonl")[1]["score"] == 2
+
+    def test_in_lines_beside_the_outputs_place_are_adopted_too(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(2)
+        project.write_input("a.jsonl", rows)
+        path = project.output("a.jsonl").with_suffix(".jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(orjson.dumps(rated(rows[1], 2)) + b'\n{"id": "plain-0", "te')
+        assert "1 good rows, 0 without an answer, 1 torn lines" in cli("adopt", TASK).out
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 1 and project.scores("a.jsonl")[1]["score"] == 2
+
+    def test_of_ours_that_somebody_changed_are_not_replaced(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_input("a.jsonl", some_rows(2))
+        assert cli("run-task", TASK).code == 0
+        table = pq.read_table(project.output("a.jsonl"))
+        pq.write_table(table.slice(0, 1), project.output("a.jsonl"))
+        mine = project.output("a.jsonl").read_bytes()
+        ended = cli("run-task", TASK, "--fresh")
+        assert ended.code == 1 and "was changed since it was published" in ended.err
+        assert project.output("a.jsonl").read_bytes() == mine and requests(server) == 2
+        assert cli("adopt", TASK).code == 0
+        assert cli("run-task", TASK).code == 0
+        assert len(project.scores("a.jsonl")) == 2 and requests(server) == 2
+        (kept,) = (project.root / "data/rate/scores/.modelcall").rglob("set_aside/*/*/a.parquet")
+        assert kept.read_bytes() == mine
+
+    def test_that_were_only_touched_or_copied_are_ours(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_input("a.jsonl", some_rows(2))
+        assert cli("run-task", TASK).code == 0
+        os.utime(project.output("a.jsonl"), (1, 1))
+        assert cli("run-task", TASK, "--fresh").code == 0
+        assert requests(server) == 4
+
+
+def asked(name: str) -> Row:
+    return {"id": name, "messages": [{"role": "user", "content": f"what is {name}?"}]}
+
+
+def answered(row: Row, response: str) -> Row:
+    """As the old system left it."""
+    turn = {"role": "assistant", "content": response}
+    return {**row, "response": response, "final_messages": [*row["messages"][:1], turn]}
+
+
+def broken(row: Row) -> Row:
+    error = {"error": "Error: {'code': 1}", "error_type": "Exception", "traceback": "Traceback"}
+    return {**row, **error, "timestamp": "2025-01-02T03:04:05", "task_index": 7}
+
+
+def lines(*rows: Row | bytes) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else orjson.dumps(row)) + b"\n" for row in rows)
+
+
+class TestResponses:
+    @pytest.fixture
+    def answers(self, project: Project, cli: Cli) -> Path:
+        """The folder of the answers to `data/in`, for a task of the old system's kind."""
+        self.write_task(project)
+        (project.root / "data/in").mkdir(exist_ok=True)
+        folder = project.root / "data/answers"
+        folder.mkdir(parents=True)
+        return folder
+
+    def write_task(self, project: Project, **fields: Any) -> None:
+        distillation = {
+            "step": "generate_response",
+            "response_config_path": "configs/models/rehearsal.yaml",
+            "input_path": "./data/in",
+            "output_path": "./data/answers",
+            **fields,
+        }
+        project.task_file.write_bytes(
+            orjson.dumps(
+                {
+                    "task_name": "rate",
+                    "task_type": "data_distillation",
+                    "description": "",
+                    "distillation": distillation,
+                }
+            )
+        )
+
+    def published(self, folder: Path, name: str = "q.jsonl") -> list[Row]:
+        return [orjson.loads(line) for line in (folder / name).read_bytes().splitlines()]
+
+    @pytest.mark.parametrize("mode", ["resume_mode", "retry_mode"])
+    def test_one_good_row_of_three_and_a_torn_second(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer, mode: str
+    ) -> None:
+        rows = [asked(name) for name in ("one", "two", "three")]
+        project.write_input("q.jsonl", rows)
+        old = lines(answered(rows[1], "<think>\nhm\n</think>\n\nold two"))
+        old += orjson.dumps(answered(rows[0], "torn"))[:-9]
+        (answers / "q.jsonl").write_bytes(old)
+        refused = cli("run-task", TASK)
+        assert refused.code == 1 and "was not written by this task" in refused.err
+        assert (answers / "q.jsonl").read_bytes() == old and requests(server) == 0
+
+        self.write_task(project, **{mode: True})
+        ended = cli("run-task", TASK)
+        assert ended.code == 0, ended
+        assert requests(server) == 2
+        assert "1 of 1 good rows; 0 rows without an answer, 1 torn lines" in ended.out
+        assert "the first: q.jsonl: line 2" in ended.out
+        published = self.published(answers)
+        assert [row["id"] for row in published] == ["one", "two", "three"]
+        kept = published[1]
+        expected = answered(rows[1], "<think>\nhm\n</think>\n\nold two")
+        assert {name: kept[name] for name in expected} == expected
+        assert (kept["reasoning"], kept["api_endpoint"], kept["api_attempts"]) == (
+            "hm",
+            "adopted",
+            0,
+        )
+        assert kept["finish_reason"] is None and kept["api_model"] is None
+        assert [row["api_endpoint"] == "adopted" for row in published] == [False, True, False]
+        made = read_manifest(project_manifest(project))
+        assert made is not None and Path(made.detail["set_aside"]).read_bytes() == old
+        assert cli("run-task", TASK).code == 0 and requests(server) == 2
+
+    def test_rounds_of_retries_and_the_same_failed_row_twice(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        """A retry that was killed: what had succeeded before it is under another name."""
+        rows = [asked(name) for name in ("a", "b", "c", "d", "e")]
+        project.write_input("q.jsonl", rows)
+        names = {
+            "q_success_retry_1.jsonl": lines(
+                answered(rows[4], "old e"), answered(rows[0], "old a")
+            ),
+            "q_success_retry_2.jsonl": lines(answered(broken(rows[2]), "old c")),
+            "q_error_retry_1.jsonl": lines(*map(broken, (rows[1], rows[2], rows[1]))),
+            "q_error.jsonl": lines(broken(rows[1]), broken(rows[3]), broken(rows[1])),
+        }
+        for name, content in names.items():
+            (answers / name).write_bytes(content)
+        self.write_task(project, retry_mode=True)
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 2
+        published = self.published(answers)
+        assert [row["id"] for row in published] == ["a", "b", "c", "d", "e"]
+        assert [row["response"] for row in published][::2] == ["old a", "old c", "old e"]
+        assert not {"error", "traceback", "task_index"} & {*published[2]}
+        for name, content in names.items():
+            assert (answers / name).read_bytes() == content
+
+    def test_a_file_of_errors_as_ordinary_input(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = [broken(asked(name)) for name in ("a", "b")]
+        project.write_input("q_error.jsonl", rows)
+        (answers / "q_error.jsonl").write_bytes(lines(answered(rows[1], "old b")))
+        cli("adopt", TASK)
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 1
+        published = self.published(answers, "q_error.jsonl")
+        assert published[1]["response"] == "old b" and "error" not in published[0]
+
+    def test_ids_that_the_old_system_made_of_the_question(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = [{"messages": asked(name)["messages"]} for name in ("a", "b", "a")]
+        project.write_input("q.jsonl", rows)
+        made_up = hashlib.md5(b"what is a?").hexdigest()
+        (answers / "q.jsonl").write_bytes(
+            lines({**answered(rows[0], "old a"), "uid": made_up}, answered(rows[1], "  "))
+        )
+        cli("adopt", TASK)
+        assert cli("run-task", TASK).code == 0
+        published = self.published(answers)
+        assert [row["response"] == "old a" for row in published] == [True, False, False]
+        assert published[0]["uid"] == made_up and requests(server) == 2
+
+    def test_a_run_that_is_rejected_leaves_the_old_file_where_it_is(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = [asked(name) for name in ("a", "b", "c")]
+        project.write_input("q.jsonl", rows)
+        old = lines(answered(rows[0], "old a"))
+        (answers / "q.jsonl").write_bytes(old)
+        self.write_task(project, resume_mode=True)
+        server.set_faults(Faults(rate_400=1))
+        assert cli("run-task", TASK).code == 1
+        assert (answers / "q.jsonl").read_bytes() == old
+        server.set_faults(NO_FAULTS)
+        sent = requests(server)
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == sent + 2
+        assert self.published(answers)[0]["response"] == "old a"
+
+
+def project_manifest(project: Project) -> Any:
+    from modelcall_assets.config.catalog import load_task
+
+    layout = steps_of(load_task(project.task_file, project.root)).layout
+    return layout.manifest_path("responses", "q.jsonl")
+
+
+def test_what_computed_stages_would_replace_is_kept_too(
+    project: Project, cli: Cli, server: RehearsalServer
+) -> None:
+    project.write_task({"preprocess": {"enabled": True, "output_folder": "data/clean"}})
+    project.write_input("a.jsonl", some_rows(2))
+    path = project.root / "data/clean/a.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["by the old system"]}), path)
+    old = path.read_bytes()
+    ended = cli("run-task", TASK)
+    assert ended.code == 1 and f"{path}: this file was not written" in ended.err
+    assert path.read_bytes() == old
+    assert "preprocessed of a.jsonl" in cli("adopt", TASK, "--dry-run").out
+    assert cli("run-task", TASK).code == 1, "--dry-run"
+    assert cli("adopt", TASK).code == 0
+    ended = cli("run-task", TASK)
+    assert ended.code == 0 and requests(server) == 2
+    (kept,) = (project.root / "data").rglob("set_aside/preprocessed/*/a.parquet")
+    assert kept.read_bytes() == old and str(kept) in ended.out
+
+
+class TestInAStore:
+    def test_old_scores_are_refused_then_adopted(
+        self,
+        project: Project,
+        cli: Cli,
+        server: RehearsalServer,
+        s3_server: S3Server,
+        bucket: str,
+    ) -> None:
+        put_in_store(project, s3_server, bucket)
+        rows = some_rows(3)
+        project.write_input("a.jsonl", rows)
+        output = project.steps().layout.output_path("scores", "a.jsonl")
+        old = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([rated(rows[1], 5)]), old)
+        content = old.getvalue().to_pybytes()
+        with closing(s3_server.client()) as client:
+            client.put_object(Bucket=bucket, Key="scores/a.parquet", Body=content)
+        ended = cli("run-task", TASK)
+        assert ended.code == 1 and f"{output}: this file was not written" in ended.err
+        assert read_bytes(output) == content and requests(server) == 0
+        assert cli("adopt", TASK).code == 0
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 2
+        table = pq.read_table(pa.BufferReader(read_bytes(output)))
+        assert table["api_endpoint"].to_pylist().count("adopted") == 1
+        assert table["score"].to_pylist()[1] == 5
+        made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
+        assert made is not None
+        assert read_bytes(project.steps().layout.place(made.detail["set_aside"])) == content
+
+        project.write_task(
+            {"data": {"output_folder": f"s3://{bucket}/scores", "input_key": "no such column"}}
+        )
+        before = read_bytes(output)
+        assert cli("run-task", TASK).code == 1
+        assert read_bytes(output) == before
+        put_in_store(project, s3_server, bucket)
+        assert cli("run-task", TASK).code == 0
+        assert read_bytes(output) == before and requests(server) == 2
+
+
+class TestRejected:
+    def test_a_broken_input_key_leaves_what_was_published(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_input("a.jsonl", some_rows(3))
+        project.write_input("b.jsonl", some_rows(3, "other"))
+        assert cli("run-task", TASK).code == 0
+        before = {name: project.output(name).read_bytes() for name in ("a.jsonl", "b.jsonl")}
+        project.write_task({"data": {"input_key": "body"}})
+        ended = cli("run-task", TASK)
+        assert ended.code == 1
+        assert "rejected: a.jsonl: 3 of 3 rows failed" in ended.out
+        assert "The result lies aside and replaces nothing" in ended.err
+        assert {name: project.output(name).read_bytes() for name in before} == before
+        assert "rejected, 3 of its 3 rows failed" in cli("failures", TASK).err
+        assert "3 records" in cli("view", TASK, "--rejected", "--file", "a.jsonl").out
+        cli("export", TASK, "--all", "--rejected", "--output", "aside")
+        aside = (project.root / "aside/a.jsonl").read_bytes().splitlines()
+        assert {orjson.loads(line)["api_fail_reason"] for line in aside} == {"missing_input"}
+        accepted = cli("export", TASK, "--output", "stands")
+        assert "rejected" not in accepted.err
+        assert len((project.root / "stands/a.jsonl").read_bytes().splitlines()) == 3
+
+        project.write_task({})
+        ended = cli("run-task", TASK)
+        assert ended.code == 0 and requests(server) == 6
+        assert {name: project.output(name).read_bytes() for name in before} == before
+        assert "nothing to do" in cli("run-task", TASK).out
+        assert not project.rejected("a.jsonl").exists()
+
+    @pytest.mark.parametrize("fault", [{"rate_400": 0.5}, {"rate_500": 0.6}])
+    def test_raising_the_limit_accepts_it_at_no_cost(
+        self, project: Project, cli: Cli, server: RehearsalServer, fault: dict[str, float]
+    ) -> None:
+        project.write_model({"client_config": {"max_retries": 0}})
+        project.write_input("a.jsonl", some_rows(12))
+        server.set_faults(Faults(**fault))
+        assert cli("run-task", TASK).code == 1
+        aside = pq.read_table(project.rejected("a.jsonl")).to_pylist()
+        bad = sum(row["api_status"] == "error" for row in aside)
+        assert 0 < bad < 12 and not project.output("a.jsonl").exists()
+        sent = requests(server)
+        project.write_task({"max_failure_rate": 0.99})
+        ended = cli("run-task", TASK)
+        assert ended.code == 0, ended
+        assert requests(server) == sent
+        assert project.scores("a.jsonl") == aside
+        assert "nothing to do" in cli("run-task", TASK).out
+        server.set_faults(NO_FAULTS)
+        assert cli("retry", TASK).code == 0
+        assert requests(server) == sent + bad
+        assert {row["api_status"] for row in project.scores("a.jsonl")} == {"success"}
+
+    def test_a_retry_repairs_only_what_failed(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_input("a.jsonl", some_rows(12))
+        server.set_faults(Faults(rate_400=0.5))
+        assert cli("run-task", TASK).code == 1
+        rows = pq.read_table(project.rejected("a.jsonl")).to_pylist()
+        bad = sum(row["api_status"] == "error" for row in rows)
+        server.set_faults(NO_FAULTS)
+        sent = requests(server)
+        assert cli("retry", TASK).code == 0
+        assert requests(server) == sent + bad
+        assert not project.rejected("a.jsonl").exists()
+
+    def test_preprocessing_that_fails_replaces_no_clean_rows(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        block = {"enabled": True, "output_folder": "data/clean"}
+        project.write_task({"preprocess": block})
+        project.write_input("a.jsonl", some_rows(4))
+        assert cli("run-task", TASK).code == 0
+        clean = (project.root / "data/clean/a.parquet").read_bytes()
+        project.write_input("a.jsonl", [*some_rows(4), b"{torn"])
+        ended = cli("run-task", TASK)
+        assert ended.code == 1 and "1 of 5 rows failed (20.00%)" in ended.err
+        assert "bad_line 1. The first: " in ended.err and "materialise again to make" in ended.err
+        assert (project.root / "data/clean/a.parquet").read_bytes() == clean
+        shown = cli("failures", TASK, "--stage", "preprocessed")
+        assert "1 of 5 rows failed: bad_line 1" in shown.out
+        project.write_task({"preprocess": block, "max_failure_rate": 0.5})
+        assert cli("run-task", TASK).code == 0 and requests(server) == 4
