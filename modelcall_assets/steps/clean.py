@@ -133,7 +133,12 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
         for key in sorted({*of_dagster, *recorded_keys(layout, stages)} - present):
             if which == FILES and not _is_gone(steps, key):
                 continue
-            manifests = [layout.manifest_path(stage, key) for stage in stages]
+            manifests = [
+                layout.manifest_path(stage, key, rejected=rejected)
+                for stage in stages
+                for rejected in (False, True)
+            ]
+            manifests += [layout.output_path(stage, key, rejected=True) for stage in stages]
             outputs = [place for place in _outputs(steps, stages, key) if place not in in_use]
             journals = tuple(layout.journal_folder(each, key) for each in stages if each in ASKING)
             replies = [file for journal in journals for file in journal_files(journal)]

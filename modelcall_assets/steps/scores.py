@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
 
@@ -60,7 +60,7 @@ class ScoreStage:
     fields: dict[str, dict[str, Any]]
     provenance: dict[str, str]
     prices: Prices
-    samples: ClassVar[int] = 1
+    samples: int = 1
     rates_responses: bool = False
     """Whether the rows are responses of the same task; one that failed is not rated."""
 
