@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.selection import file_option, stage_of
 from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.spec import RAW
@@ -44,14 +45,14 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
         for key in steps.keys(steps.partitions(each)):
             if pattern is None or matches(decode_key(key), pattern):
                 for line in _adopted(steps, each, key, dry_run=dry_run):
-                    click.echo(line)
+                    echo(line)
                     count += 1
     if not count:
-        click.echo(f"{steps.spec.name}: nothing to adopt, every file is the task's own")
+        echo(f"{steps.spec.name}: nothing to adopt, every file is the task's own")
     elif dry_run:
-        click.echo("nothing adopted: --dry-run")
+        echo("nothing adopted: --dry-run")
     else:
-        click.echo(f"adopted by the next run: modelcall run-task {task}")
+        echo(f"adopted by the next run: modelcall run-task {task}")
 
 
 def _adopted(steps: TaskSteps, stage: str, key: str, *, dry_run: bool) -> Iterator[str]:
