@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from decimal import Decimal
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -17,11 +20,16 @@ import pytest
 from conftest import PREPROCESS, Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_distillation import CHATML, GENERATE, Distilling, run_task
 
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import TaskRunner
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import moved_names
+from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.export import Form, Selection, export_file
 from modelcall_assets.steps.made import ERROR_COLUMN
+from modelcall_assets.steps.published import published_files
 from modelcall_assets.steps.responses import OWN_COLUMNS
 from modelcall_assets.steps.score_table import API_FIELDS
 from modelcall_assets.storage.columns import rows_of
@@ -173,7 +181,7 @@ class TestTraps:
     ) -> None:
         order = [*dict.fromkeys([*TRAPS, ERROR_COLUMN])]
         random.Random(7).shuffle(order)
-        rows = [
+        rows: list[Row] = [
             {"id": f"r{n}", "text": "some text", **{key: f"{key}#{n}" for key in order}}
             for n in range(len(MARKERS))
         ]
@@ -329,7 +337,128 @@ def without_nulls(value: Any) -> Any:
     return [*map(without_nulls, value)] if isinstance(value, list) else value
 
 
+def arrow(kind: pa.DataType, values: list[Any]) -> pa.Array:
+    return pa.array(values, kind)
+
+
+ZONED = pa.timestamp("ns", "Europe/Berlin")
+READABLE: Mapping[str, tuple[pa.Array, Any]] = {
+    "seconds": (arrow(pa.duration("s"), [90]), "PT90S"),
+    "millis": (arrow(pa.duration("ms"), [90_500]), "PT90.5S"),
+    "nanos": (arrow(pa.duration("ns"), [-1]), "-PT0.000000001S"),
+    "waits": (arrow(pa.list_(pa.duration("s")), [[0, None]]), ["PT0S", None]),
+    "wait": (arrow(pa.struct([("s", pa.duration("s"))]), [{"s": 1}]), {"s": "PT1S"}),
+    "by_name": (arrow(pa.map_(pa.string(), pa.duration("s")), [[("a", 1)]]), [["a", "PT1S"]]),
+    "counts": (arrow(pa.map_(pa.int8(), pa.string()), [[(1, "x")]]), [[1, "x"]]),
+    "zoned": (arrow(ZONED, [1]), "1970-01-01 01:00:00.000000001+0100"),
+    "moment": (arrow(pa.timestamp("us"), [1]), "1970-01-01 00:00:00.000001"),
+    "day": (arrow(pa.date32(), [date(2026, 1, 2)]), "2026-01-02"),
+    "clock": (arrow(pa.time64("us"), [1]), "00:00:00.000001"),
+    "price": (arrow(pa.decimal128(38, 2), [Decimal("1.50")]), "1.50"),
+    "bytes": (arrow(pa.binary(), [b"\xff\x00"]), "/wA="),
+    "utf8": (arrow(pa.binary(), ["é".encode()]), "é"),
+    "nan": (arrow(pa.float64(), [float("nan")]), None),
+    "far": (arrow(pa.list_(pa.float32()), [[float("inf"), 0.5]]), [None, 0.5]),
+    "wide": (arrow(pa.uint64(), [2**64 - 1]), 2**64 - 1),
+    "named": (arrow(pa.dictionary(pa.int8(), pa.string()), ["a"]), "a"),
+    "coded": (arrow(pa.duration("s"), [1]).dictionary_encode(), "PT1S"),
+    "view": (arrow(pa.list_view(pa.string()), [["a"]]), ["a"]),
+    "uuid": (arrow(pa.uuid(), [b"0123456789abcdef"]), "30313233-3435-3637-3839-616263646566"),
+}
+"""A value of each type, and what it is in JSON lines."""
+
+
+def twice_named() -> pa.Array:
+    return pa.StructArray.from_arrays([[1], [2]], fields=[pa.field("a", pa.int64())] * 2)
+
+
+def coded(values: pa.Array) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), values)
+
+
+INTERVAL = pa.month_day_nano_interval()
+REFUSED: Mapping[str, pa.Array] = {
+    "zone": arrow(pa.timestamp("us", "Mars/Base"), [1]),
+    "zones": arrow(pa.list_(pa.struct([("at", pa.timestamp("us", "Mars/Base"))])), [[]]),
+    "twice": twice_named(),
+    "twice_inside": pa.ListArray.from_arrays([0, 1], twice_named()),
+    "coded_struct": coded(pa.array([{"a": 1}])),
+    "coded_list": coded(pa.array([[1]])),
+    "interval": arrow(INTERVAL, [pa.MonthDayNano([1, 2, 3])]),
+    "intervals": arrow(pa.list_(INTERVAL), [[]]),
+    "view": arrow(pa.list_view(pa.timestamp("s")), [[1]]),
+}
+
+
+def write_arrow(place: Path, columns: Mapping[str, pa.Array]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    messages = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]]
+    given = {"id": ["1"], "text": ["a"], "messages": messages, "prompt": ["q"], "response": ["a"]}
+    table = pa.table({**given, **columns})
+    with pa.ipc.new_file(place, table.schema) as writer:
+        writer.write_table(table)
+
+
+def distilling(project: Project) -> Distilling:
+    """Prompts and responses of one data set, made into conversations and answered."""
+    chain = Distilling(project.root, task="chain")
+    mapping = {"prompt": "prompt", "response": "response"}
+    data_set = {"format_style": "prompt_response", "column_mapping": mapping}
+    project._write_yaml("distillation/datasets", {"org/Chats": data_set})
+    chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
+    return chain
+
+
 class TestArrowTypes:
+    @pytest.mark.parametrize("preprocess", [False, True])
+    def test_keep_their_values_and_are_plain_in_exported_lines(
+        self, rated: Project, instance: dg.DagsterInstance, tmp_path: Path, preprocess: bool
+    ) -> None:
+        write_arrow(
+            rated.root / "data/in/a.arrow", {name: given for name, (given, _) in READABLE.items()}
+        )
+        if preprocess:
+            preprocessing(rated)
+        run(rated, instance)
+        (file,) = published_files(rated.steps(), "scores")
+        export_file(file, tmp_path, Selection(), Form())
+        row = orjson.loads((tmp_path / "a.jsonl").read_bytes())
+        assert (row["api_status"], row["score"]) == ("success", 5)
+        assert {name: row[name] for name in READABLE} == {
+            name: plain for name, (_, plain) in READABLE.items()
+        }
+
+    def test_are_the_same_in_conversations_and_their_responses(
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        """Raw data keeps them beside the messages, and so do rows that are answered at once."""
+        columns = {name: given for name, (given, _) in READABLE.items()}
+        chain = distilling(project)
+        write_arrow(chain.root / "data/sets/org/Chats/train.arrow", columns)
+        assert run_task(chain, instance).failed == []
+        plain = {name: value for name, (_, value) in READABLE.items()}
+        (row,) = chain.lines("responses", "Chats/org_Chats-train.jsonl")
+        assert {name: row["raw_data"][name] for name in READABLE} == plain
+        write_arrow(chain.root / "data/talks/talk.arrow", columns)
+        chain.task = "answers"
+        chain.write_generation({"input_path": "data/talks"})
+        assert run_task(chain, instance).failed == []
+        (row,) = chain.responses()
+        assert {name: row[name] for name in READABLE} == plain
+
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_that_no_row_could_be_read_of_are_refused_at_once(
+        self, project: Project, instance: dg.DagsterInstance, name: str
+    ) -> None:
+        said = f"column '{name}' (.*) cannot be read: .*; make it a string or leave it out"
+        write_arrow(project.root / "data/in/a.arrow", {name: REFUSED[name]})
+        with pytest.raises(InputError, match=said):
+            project.steps().raw("a.arrow")
+        chain = distilling(project)
+        write_arrow(chain.root / "data/sets/org/Chats/train.arrow", {name: REFUSED[name]})
+        (told,) = run_task(chain, instance).failed
+        assert re.search(said, told)
+
     @pytest.mark.parametrize("preprocess", [False, True])
     def test_that_parquet_stores_as_others_are_scored(
         self, rated: Project, instance: dg.DagsterInstance, preprocess: bool

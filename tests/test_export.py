@@ -90,7 +90,7 @@ class TestExport:
     ) -> None:
         export(scored, tmp_path, "--where", "score >= 4 and id != third-3")
         kept = [row for rows in exported(tmp_path).values() for row in rows]
-        rows = [row for name in (A, B, C) for row in scored.scores(name)]
+        rows = [*rows_of(scored.rejected(A)), *scored.scores(B), *scored.scores(C)]
         good = [row for row in rows if row["score"] is not None and row["score"] >= 4]
         assert ids(kept) == [name for name in ids(good) if name != "third-3"]
         assert 0 < len(kept) < 68
@@ -173,7 +173,7 @@ class TestFailuresAndRetry:
         lines = run(scored, "failures", TASK, "--json", "--reason", "bad_line", "--limit", "1")
         row = orjson.loads(lines.out)
         assert (row["file"], row["reason"], row["attempts"]) == (A, "bad_line", 0)
-        assert row["record_id"] == scored.scores(A)[4]["api_record_id"]
+        assert row["record_id"] == rows_of(scored.rejected(A))[4]["api_record_id"]
         assert "0 of 64 rows failed" in run(scored, "failures", TASK, "--file", "deep/*").out
         wrong = run(scored, "failures", TASK, "--reason", "time_out")
         assert wrong.code == 2 and "did you mean timeout?" in wrong.err
@@ -183,7 +183,7 @@ class TestFailuresAndRetry:
         rows = [orjson.loads(line) for line in ended.out.splitlines()]
         assert [row["reason"] for row in rows] == ["bad_line", "bad_line"]
         assert [row["record_id"] for row in rows] == [
-            row["api_record_id"] for row in scored.scores(A)[4:]
+            row["api_record_id"] for row in rows_of(scored.rejected(A))[4:]
         ]
 
     def test_retry_asks_again_for_failed_rows_only(

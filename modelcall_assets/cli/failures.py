@@ -20,6 +20,7 @@ from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.record import short
 from modelcall_assets.steps.published import FailedRow, Published, failed_rows
 from modelcall_assets.steps.task_steps import FILES
 
@@ -128,7 +129,7 @@ def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None
         for row in rows:
             detail = " ".join(row.detail.split())
             cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
-            cells = (row.file, row.record_id, row.reason, cut)
+            cells = (row.file, short(row.record_id), row.reason, cut)
             attempts = "" if row.attempts is None else str(row.attempts)
             table.add_row(*map(cell, cells), attempts, cell(row.endpoint or ""))
         console.print(table)

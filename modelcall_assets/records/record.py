@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+
+SHOWN_CHARS = 100
 
 
 class Number(str):
@@ -34,6 +37,19 @@ class Record:
     index: int
     id: str
     row: Row
+
+
+def short(text: str) -> str:
+    """What stands in the user's data, as messages quote it: its beginning."""
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def text_of_bytes(value: bytes) -> str:
+    """The UTF-8 text that they are, else base64."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode()
 
 
 def moved_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure
+from modelcall_assets.records.record import short
 from modelcall_assets.steps.replay import (
     NO_REPLY,
     ROWS_PER_BREATH,
@@ -278,10 +279,11 @@ class BatchCaller(Replay):
         if told.ended is not None:
             await self._client.delete((*files, told.ended.input))
         if told.strangers:
-            count, first = told.strangers.total(), islice(told.strangers, SHOWN_STRANGERS)
+            first = map(short, islice(told.strangers, SHOWN_STRANGERS))
             self.warnings.append(
-                f"batch {batch_id} gave {count:,} lines with ids that it was not asked for, or "
-                f"that had their answer already; they count for nothing: {', '.join(first)}"
+                f"batch {batch_id} gave {told.strangers.total():,} lines with ids that it was not "
+                "asked for, or that had their answer already; they count for nothing: "
+                f"{', '.join(first)}"
             )
         return told
 

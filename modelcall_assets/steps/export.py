@@ -15,7 +15,7 @@ import pyarrow as pa
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.spec import CHATML
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.record import BadLine, Row, moved_names, short
 from modelcall_assets.steps.preprocess import bad_line
 from modelcall_assets.steps.published import Published, failure_of, identity
 from modelcall_assets.steps.responses import FAILED_BEFORE
@@ -145,7 +145,7 @@ def check_columns(where: Where, files: Sequence[Published]) -> None:
             return
     if names:
         fixes = {name: did_you_mean(name, names) for name in sorted(missing)}
-        expected = f"one of {', '.join(sorted(names))}"
+        expected = f"one of {', '.join(map(short, sorted(names)))}"
         raise SetupError(
             [
                 Problem("--where", name, "no row has this column", "" if fix else expected, fix=fix)

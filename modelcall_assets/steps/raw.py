@@ -12,7 +12,7 @@ import pyarrow as pa
 from modelcall_assets.config.spec import RAW
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Row, short
 from modelcall_assets.steps.seen import Seen
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
@@ -74,7 +74,7 @@ class RawReport:
             what = f"{self.bad_lines} of {self.rows} lines are not JSON objects"
             found.append(f"{what}; the first: {self.first_bad}")
         if self.duplicate_ids:
-            which = ", ".join(f"{each:.100}" for each in self.first_duplicates)
+            which = ", ".join(self.first_duplicates)
             found.append(f"{self.duplicate_ids} rows repeat the id of another: {which}")
         return found
 
@@ -172,7 +172,7 @@ class _Findings:
             return
         self.duplicate_ids += 1
         if len(self.first_duplicates) < SHOWN_DUPLICATES:
-            self.first_duplicates.append(own)
+            self.first_duplicates.append(short(own))
 
     def schema(self) -> pa.Schema:
         """That of the one file of columns, else the columns of all files."""

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from modelcall_assets.llm.answer import Usage
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.record import Row, short
 
 Prices = tuple[float | None, float | None]
 """US dollars per million input and output tokens."""
@@ -61,7 +61,7 @@ class ScoreReport:
         if row["api_status"] != "success":
             self.failures[row["api_fail_reason"]] += 1
             self.first_failure = self.first_failure or (
-                f"{one_line(row['api_fail_detail'])} (record {row['api_record_id']})"
+                f"{one_line(row['api_fail_detail'])} (record {short(row['api_record_id'])})"
             )
             return
         self.ok += 1

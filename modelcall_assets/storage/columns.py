@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -13,18 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.record import BadLine, Row, short
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import Format
 from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.schema import JSON_TEXT, is_json_text, map_leaves
+from modelcall_assets.storage.schema import JSON_TEXT, has, is_json_text, map_leaves
 
 MOST_ROWS = 65_536
 BATCH_BYTES = 32 << 20
 GROUP_BYTES = 64 << 20
 LOCAL_BYTES, REMOTE_BYTES = 1 << 20, 8 << 20
 """Read at once of a column."""
+_UNITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}
 _IPC_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
 
 Batches = Callable[[int, "Sequence[str] | None"], Iterator[pa.RecordBatch]]
@@ -44,7 +46,8 @@ class Columns:
 
 @contextmanager
 def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
-    """InputError when `place` is no such file, is damaged, or names a column twice."""
+    """InputError when `place` is no such file, is damaged, names a column twice, or has a column of
+    a type that cannot be read."""
     is_parquet = format_ is Format.PARQUET
     with open_input(place, at_random=is_parquet) as file:
         try:
@@ -77,8 +80,8 @@ def read_as(schema: pa.Schema) -> pa.Schema:
 
 def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
     """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
-    bytes that are UTF-8 as text, JSON text parsed. A row that has none is a BadLine in its place;
-    `start` is the index of the first."""
+    bytes that are UTF-8 as text, JSON text parsed. Durations are as ISO 8601 has them, in seconds.
+    A row that has none is a BadLine in its place; `start` is the index of the first."""
     try:
         return [*_plain_rows(batch)]
     except _Unreadable as error:
@@ -174,13 +177,46 @@ def _schema_of(place: Place, schema: pa.Schema) -> pa.Schema:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{place}: two columns are called {twice[0]!r}; rename one of them")
-    return read_as(schema)
+    schema = read_as(schema)
+    for field in schema:
+        try:
+            _check_fields(field.type)
+            map_leaves(field.type, _readable)
+        except (pa.ArrowException, ValueError) as error:
+            told = f"{place}: {_unreadable(field, error)}"
+            raise InputError(f"{told}; make it a string or leave it out") from error
+    return schema
 
 
 def _check_nested_names(kind: pa.DataType) -> None:
     for at in range(kind.num_fields):
         assert kind.field(at).name is not None
         _check_nested_names(kind.field(at).type)
+
+
+def _check_fields(kind: pa.DataType) -> None:
+    """ValueError when two fields of a struct have one name, or Arrow cannot cast what is in it."""
+    fields = [kind.field(at) for at in range(kind.num_fields)]
+    names = [field.name for field in fields]
+    if pa.types.is_struct(kind) and len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two of its fields are called {twice!r}")
+    is_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    if is_view and has(kind, pa.types.is_temporal):
+        raise ValueError("times are read from lists, not from views of lists")
+    for field in fields:
+        _check_fields(field.type)
+
+
+def _readable(kind: pa.DataType) -> pa.DataType:
+    """ArrowException when its values have no plain ones: for want of a time zone, for instance."""
+    if (plain := _plain_type(kind)) != kind:
+        pa.nulls(1, kind).cast(plain)
+    return kind
+
+
+def _unreadable(field: pa.Field, error: Exception) -> str:
+    return f"column {short(field.name)!r} ({short(str(field.type))}) cannot be read: {error}"
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -195,6 +231,9 @@ def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _mended(column: pa.Array) -> pa.Array:
+    with suppress(pa.ArrowInvalid):
+        column.validate(full=True)
+        return column
     as_bytes = column.view(map_leaves(column.type, _type_of_bytes))
     as_bytes.validate(full=True)
     if as_bytes.type.num_fields or as_bytes.type == column.type:
@@ -212,7 +251,7 @@ class _Unreadable(Exception):
 
 def _plain_rows(batch: pa.RecordBatch) -> list[Row]:
     columns = [
-        _plain_values(field, column)
+        plain_values(field, column)
         for field, column in zip(batch.schema, batch.columns, strict=True)
     ]
     names = batch.schema.names
@@ -221,15 +260,32 @@ def _plain_rows(batch: pa.RecordBatch) -> list[Row]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
+def plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
+    """As in `rows_of`."""
     try:
         values = column.cast(map_leaves(column.type, _plain_type)).to_pylist()
         if is_json_text(field):
             return [None if value is None else loads(str(value).encode()) for value in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        wrong = f"column {field.name!r} ({field.type}) cannot be read: {error}"
-        raise _Unreadable(f"{wrong}; make it a string") from error
+        raise _Unreadable(f"{_unreadable(field, error)}; make it a string") from error
+    if has(column.type, pa.types.is_duration):
+        return [_with_units(value, column.type) for value in values]
     return [_text_of(value) for value in values] if _holds_bytes(column.type) else values
+
+
+def _with_units(value: Any, kind: pa.DataType) -> Any:
+    """The digits of durations, at every depth, as ISO 8601 has them: `PT90.5S`."""
+    if value is None:
+        return None
+    if pa.types.is_duration(kind):
+        seconds = Decimal(value).scaleb(_UNITS[kind.unit]).normalize()
+        return f"{'-' if seconds < 0 else ''}PT{abs(seconds):f}S"
+    if pa.types.is_struct(kind):
+        return {field.name: _with_units(value[field.name], field.type) for field in kind}
+    if pa.types.is_map(kind):
+        types = (kind.key_type, kind.item_type)
+        return [tuple(map(_with_units, pair, types)) for pair in value]
+    return [_with_units(each, kind.value_type) for each in value] if kind.num_fields else value
 
 
 def _text_of(value: bytes | None) -> str | bytes | None:
@@ -250,9 +306,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return pa.string()
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    return kind
+    is_run = pa.types.is_run_end_encoded(kind) and pa.types.is_temporal(kind.value_type)
+    return _plain_type(kind.value_type) if is_run or pa.types.is_dictionary(kind) else kind
 
 
 def _type_read(kind: pa.DataType) -> pa.DataType:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from modelcall_assets.records.record import Number, Numbered
+from modelcall_assets.records.record import Number, Numbered, text_of_bytes
 
 _AS_0 = bytes.maketrans(b"123456789.", b"0" * 10)
 _DIGITS = b"0123456789."
@@ -47,7 +47,8 @@ def loads_doubles(text: bytes) -> Any:
 
 
 def dumps(value: Any, option: int = 0) -> bytes:
-    """With numbers as they were written; what JSON has no word for as `str()`."""
+    """With numbers as they were written; bytes as text, what else JSON has no word for as
+    `str()`."""
     return orjson.dumps(value, default=_plain, option=option | orjson.OPT_PASSTHROUGH_SUBCLASS)
 
 
@@ -61,6 +62,8 @@ def holds_number(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, Number):
         return orjson.Fragment(str(value))
+    if isinstance(value, bytes):
+        return text_of_bytes(value)
     return dict(value) if isinstance(value, dict) else str(value)
 
 

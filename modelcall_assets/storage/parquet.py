@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.records.record import short
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, read_as
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import Format
@@ -47,8 +48,10 @@ def check_writable(place: Place, schema: pa.Schema) -> None:
         try:
             pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
         except (pa.ArrowException, OSError) as error:
-            what = f"column {field.name!r} ({field.type}) cannot be written as Parquet: {error}"
-            raise InputError(f"{place}: {what}; make it a string or leave it out") from error
+            what = f"column {short(field.name)!r} ({short(str(field.type))}) cannot be written"
+            raise InputError(
+                f"{place}: {what} as Parquet: {error}; make it a string or leave it out"
+            ) from error
 
 
 class ParquetSink:

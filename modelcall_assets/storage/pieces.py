@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.columns import open_columns
+from modelcall_assets.storage.columns import open_columns, plain_values
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_line
@@ -270,7 +270,7 @@ def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         if field.name not in batch.schema.names:
             columns.append(pa.nulls(batch.num_rows, field.type))
         elif is_json_text(field) and not is_json_text(batch.schema.field(field.name)):
-            values = batch.column(field.name).to_pylist()
+            values = plain_values(batch.schema.field(field.name), batch.column(field.name))
             columns.append(_column(field, values))
         else:
             columns.append(batch.column(field.name).cast(field.type))

@@ -79,12 +79,12 @@ class SchemaInference:
             if _too_big(found) or _booleans_as_numbers(found, values):
                 return None
             array = pa.array(values, type=found)
-            if _has(found, pa.types.is_integer) and not _fits_double(array):
+            if has(found, pa.types.is_integer) and not _fits_double(array):
                 self._wide.add(name)
             unified = _unify(known, found)
         except (pa.ArrowException, OverflowError):
             return None
-        wide_double = name in self._wide and _has(unified, pa.types.is_floating)
+        wide_double = name in self._wide and has(unified, pa.types.is_floating)
         return None if wide_double or _too_big(unified) else unified
 
 
@@ -139,7 +139,7 @@ def _united(known: pa.DataType, field: pa.Field) -> pa.DataType | None:
 
 
 def _field(name: str, kind: pa.DataType | None) -> pa.Field:
-    if kind is None or _has(kind, lambda part: pa.types.is_struct(part) and not part.num_fields):
+    if kind is None or has(kind, lambda part: pa.types.is_struct(part) and not part.num_fields):
         return pa.field(name, pa.string(), metadata=JSON_TEXT)
     return pa.field(name, map_leaves(kind, lambda leaf: pa.string() if leaf == pa.null() else leaf))
 
@@ -158,8 +158,9 @@ def _booleans_as_numbers(kind: pa.DataType, values: list[Any]) -> bool:
     return pa.types.is_floating(kind) and bool in set(map(type, values))
 
 
-def _has(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
-    return test(kind) or any(_has(kind.field(i).type, test) for i in range(kind.num_fields))
+def has(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
+    """Whether `test` is true of the type or of one in it."""
+    return test(kind) or any(has(kind.field(i).type, test) for i in range(kind.num_fields))
 
 
 def _too_big(kind: pa.DataType) -> bool:

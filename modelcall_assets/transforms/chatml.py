@@ -5,7 +5,6 @@ The row is `{messages, format[, tools][, raw_data]}`.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Literal, cast
 import orjson
 
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
-from modelcall_assets.records.record import Number, Row
+from modelcall_assets.records.record import Number, Row, short, text_of_bytes
 
 Message = dict[str, Any]
 
@@ -135,7 +134,7 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [json_safe(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, bytes | bytearray):
-        return _text_of(bytes(value))
+        return text_of_bytes(bytes(value))
     return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
@@ -231,7 +230,7 @@ def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
     roles where those are dropped."""
     name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
     if name not in SPEAKERS and options.other_roles == "keep":
-        wrong = f"{speaker!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"
+        wrong = f"{short(speaker)!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"
         raise _Malformed(f"{where}: {wrong}")
     return SPEAKERS.get(name, speaker)
 
@@ -346,7 +345,7 @@ def _check_order(messages: list[Message], ends_with_user: bool) -> None:
 
 
 def _names(mapping: Any) -> str:
-    return ", ".join(map(repr, list(mapping)[:5])) or "no keys"
+    return short(", ".join(map(repr, list(mapping)[:5]))) or "no keys"
 
 
 def _kind(value: Any) -> str:
@@ -363,10 +362,3 @@ _KINDS: dict[type[Any], str] = {
     list: "a list",
     type(None): "null",
 }
-
-
-def _text_of(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(value).decode()
