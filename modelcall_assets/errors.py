@@ -3,6 +3,7 @@
 ModelcallError
 ├── SetupError            config, paths or environment are wrong: printed without a traceback
 ├── InputError            an input file cannot be read as what it claims to be: that file fails
+├── InHand                another run asks a model for the same file now: this one leaves it alone
 ├── BatchOutstanding      what a file would ask was submitted before and is not collected: it fails
 └── RunStopped            a run cannot go on; what was answered is in the journal
     ├── EndpointRefused   the endpoint rejects the key, the model or the account
@@ -67,6 +68,10 @@ class InputError(ModelcallError):
 
 class BatchOutstanding(ModelcallError):
     """A batch of this file goes on where this run cannot collect it; asking would pay twice."""
+
+
+class InHand(ModelcallError):
+    """Another run on this machine asks a model for this file now; asking too would pay twice."""
 
 
 class RunStopped(ModelcallError):

@@ -1888,6 +1888,17 @@ def test_check_asks_for_conversations_to_answer(distilling: DistillationProject)
     assert "column 'messages' is absent; have the columns text; conversations are a list" in line
 
 
+def test_words_of_the_reference_page_are_what_yaml_reads() -> None:
+    """It reads some bare words as something else. That `reuse.scope` takes them, `test_reuse` has
+    in `test_off_is_what_the_file_says_however_yaml_reads_it`."""
+    rows = [line.split("|") for line in reference().splitlines() if line.startswith("| `")]
+    words = [(row[1].strip(" `"), word) for row in rows for word in re.findall("`(.+?)`", row[2])]
+    assert len(words) > 30
+    assert [each for each in words if yaml.safe_load(each[1]) != each[1]] == [
+        ("reuse.scope", "off")
+    ]
+
+
 def test_the_reference_page_is_up_to_date() -> None:
     page = Path(__file__).parent.parent / "docs" / "config.md"
     assert page.read_text("utf-8") == reference()

@@ -1143,6 +1143,28 @@ class TestFailures:
         assert len(endpoint.questions()) == 3
 
 
+def numbered() -> Script:
+    """Never the same answer twice."""
+    number = iter(range(1000))
+    return lambda body: said({"content": f"{body['messages'][-1]['content']} {next(number)}"})
+
+
+def answers(project: Distilling) -> dict[tuple[int, int], str]:
+    """By id of the row and sample."""
+    return {(row["id"], row.get("sample", 0)): row["response"] for row in project.responses()}
+
+
+def counted(line: bytes) -> bytes:
+    """A line of a journal of two samples a row as it was in format 2."""
+    content = orjson.loads(line)
+    content.pop("crc")
+    if "format" in content:
+        content["format"] = 2
+    if counted := content.pop("o", 0) * 2 + content.pop("s", 0):
+        content = {"k": content.pop("k"), "o": counted, **content}
+    return orjson.dumps(content) + b"\n"
+
+
 class TestSamples:
     def test_are_rows_of_their_own_and_more_of_them_pay_the_new_ones(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
@@ -1178,6 +1200,55 @@ class TestSamples:
         assert "sample" not in rows[0]
         assert endpoint.questions() == [], "those there are will do"
 
+    def test_stay_with_their_row_when_others_ask_the_same(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        endpoint, texts = answered_by(numbered()), ["a", "b", "a", "a", "b"]
+        project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
+        first, most = dict[tuple[str, int], str](), 0
+        for samples in (2, 3, 1, 4):
+            project.write_generation({"samples": samples})
+            assert run_task(project, instance).failed == []
+            got = answers(project)
+            assert got.keys() == {(n, s) for n in range(len(texts)) for s in range(samples)}
+            assert {each: got[each] for each in got if each in first} == {
+                each: first[each] for each in first if each in got
+            }
+            assert all(got[row, sample].startswith(texts[row]) for row, sample in got)
+            first.update(got)
+            assert len(set(first.values())) == len(first), "each was paid for by itself"
+            new = max(0, samples - most)
+            assert Counter(endpoint.questions()) == Counter(texts * new)
+            most = max(most, samples)
+
+    @pytest.mark.parametrize("samples", [2, 3])
+    def test_of_an_older_journal_are_not_paid_again(
+        self,
+        project: Distilling,
+        instance: dg.DagsterInstance,
+        answered_by: Answered,
+        samples: int,
+    ) -> None:
+        """There samples were counted as if they were rows; with others now, rows that ask the same
+        can get each other's."""
+        endpoint, texts = answered_by(numbered()), ["a", "b", "a"] if samples == 2 else ["a", "b"]
+        project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
+        project.write_generation({"samples": 2})
+        assert run_task(project, instance).failed == []
+        first, layout = answers(project), project.steps().layout
+        folder = layout.journal_folder("responses", CONVERSATIONS)
+        (segment,) = Path(str(folder)).glob("*.jsonl")
+        segment.write_bytes(b"".join(map(counted, segment.read_bytes().splitlines())))
+        for path in (layout.output_path, layout.manifest_path):
+            Path(str(path("responses", CONVERSATIONS))).unlink()
+        endpoint.questions()
+
+        project.write_generation({"samples": samples})
+        assert run_task(project, instance).failed == []
+        got = answers(project)
+        assert {each: got[each] for each in first} == first
+        assert Counter(endpoint.questions()) == Counter(texts * (samples - 2))
+
     def test_are_not_copies_of_one_answer(self, project: Distilling) -> None:
         project.write_input(CONVERSATIONS, [asked("a")])
         project.write_generation({"samples": 3}, reuse={"identical_once": True})
@@ -1206,11 +1277,10 @@ class TestSamples:
         project.write_generation({"samples": 3})
         (message,) = run_task(project, instance).failed
         assert "1 of 6 rows failed" in message
-        assert [row["api_status"] for row in project.responses()] == [
-            "success",
-            "error",
-            *["success"] * 4,
-        ]
+        layout = project.steps().layout
+        aside = Path(str(layout.output_path("responses", CONVERSATIONS, rejected=True)))
+        rejected = [orjson.loads(line)["api_status"] for line in aside.read_bytes().splitlines()]
+        assert rejected == ["success", "error", *["success"] * 4]
         assert endpoint.questions() == [*"aaabbb"]
         assert run_task(project, instance).failed == []
         assert endpoint.questions() == ["a"]

@@ -128,7 +128,7 @@ def journalled_turns(root: Path) -> Counter[tuple]:
     for folder in (root / "out/.modelcall/laws/journal/scores").iterdir():
         published = 0
         for segment in segment_paths(folder):
-            for _, text in open_segment(segment).lines():
+            for _, _, text in open_segment(segment).lines():
                 line = orjson.loads(text)
                 published += "sealed" in line
                 if "k" in line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -14,14 +15,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import DAGSTER_YAML, Project
-from jobs import Jobs
+import yaml
+from conftest import DAGSTER_YAML, Project, some_rows, until
+from jobs import IN_FLIGHT, Jobs
+from test_publications import put_in_store
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_partitions
-from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.rehearsal import Faults, RehearsalServer
 
 RUNS, INDEX, TICKS = "history/runs.db", "history/runs/index.db", "schedules/schedules.db"
+ROWS = 40
 OPEN = """
 import sys
 from pathlib import Path
@@ -210,6 +214,92 @@ def test_what_several_see_at_once_becomes_a_partition_once(
         list(threads.map(add, range(4)))
     for definition in definitions:
         assert sorted(instance.get_dynamic_partitions(definition.name or "")) == sorted(keys)
+
+
+class TestOneFile:
+    """Several processes that know nothing of each other but the file, as each has a home of its
+    own."""
+
+    @pytest.fixture(params=["live", "batch", "store"])
+    def started(
+        self,
+        request: pytest.FixtureRequest,
+        project: Project,
+        server: RehearsalServer,
+        empty_home: Path,
+    ) -> Callable[[str], subprocess.Popen[str]]:
+        if request.param == "batch":
+            project.write_model({"mode": "batch", "batch": {"poll_seconds": 0.05}})
+        if request.param == "store":
+            store = request.getfixturevalue("s3_server")
+            put_in_store(project, store, request.getfixturevalue("bucket"))
+        server.set_faults(Faults(latency_ms=100, batch_s=3))
+        shutil.rmtree(project.root / project.inputs)
+        project.write_input("a.jsonl", some_rows(ROWS))
+        project.write_task(
+            {
+                **yaml.safe_load(project.task_file.read_text()),
+                "concurrency": {"max_concurrent_requests": IN_FLIGHT},
+            }
+        )
+
+        def start(name: str) -> subprocess.Popen[str]:
+            home = project.root / f"home_{name}"
+            if not home.exists():
+                shutil.copytree(empty_home, home)
+            env = {**os.environ, "DAGSTER_HOME": str(home)}
+            return project.start("run-task", str(project.task_file), env=env)
+
+        return start
+
+    def test_is_asked_by_one_and_the_other_leaves_it_alone(
+        self, started: Callable[[str], subprocess.Popen[str]], server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(latency_ms=4000, batch_s=20))
+        first = started("first")
+        until(lambda: is_asked(server))
+        out, err = (second := started("second")).communicate(timeout=120)
+        assert second.returncode == 1 and "a.jsonl: another run is working on it" in err, out + err
+        assert "Traceback" not in out + err
+        server.set_faults(Faults())
+        out, err = first.communicate(timeout=120)
+        assert first.returncode == 0, out + err
+        assert paid(server) == ROWS
+        out, err = (again := started("second")).communicate(timeout=120)
+        assert again.returncode == 0, out + err
+        assert f"{ROWS} rows, {ROWS} succeeded" in out and paid(server) == ROWS
+
+    def test_is_free_when_its_process_was_killed(
+        self, started: Callable[[str], subprocess.Popen[str]], server: RehearsalServer
+    ) -> None:
+        first = started("first")
+        until(lambda: is_asked(server))
+        first.kill()
+        first.communicate()
+        out, err = (second := started("second")).communicate(timeout=120)
+        assert second.returncode == 0, out + err
+        assert f"{ROWS} rows, {ROWS} succeeded" in out
+        assert paid(server) <= ROWS + IN_FLIGHT
+
+    def test_is_asked_by_one_of_several_that_start_together(
+        self, started: Callable[[str], subprocess.Popen[str]], server: RehearsalServer
+    ) -> None:
+        running = [started(str(number)) for number in range(3)]
+        ended = [(job.communicate(timeout=120), job.returncode) for job in running]
+        assert paid(server) == ROWS
+        assert 0 in [code for _, code in ended], ended
+        for (out, err), code in ended:
+            assert code == 0 or "a.jsonl: another run is working on it" in err, out + err
+
+
+def is_asked(server: RehearsalServer) -> bool:
+    stats = server.stats()
+    return stats["requests"] >= IN_FLIGHT or stats["batches"] > 0
+
+
+def paid(server: RehearsalServer) -> int:
+    """Requests, those in batches too."""
+    return server.stats()["requests"]
 
 
 def test_jobs_killed_in_their_first_seconds_and_started_again_answer_all_rows_once(

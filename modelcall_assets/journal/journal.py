@@ -1,6 +1,7 @@
 """What was asked of a model for one partition, and every reply, as it came.
 
-A reply's address is (request key, occurrence among equal keys in input order, sample, turn).
+A reply's address is (request key, occurrence of the row among equal keys in input order, sample,
+turn).
 Turn 0 opens a dialogue; later turns mend its answer and point back at the line before.
 `seal` marks that an output was published: from then on a dialogue that failed may be tried
 anew, while before it (after a kill) every finished dialogue stands as it is.
@@ -10,6 +11,7 @@ anew, while before it (after a kill) every finished dialogue stands as it is.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal.index import Index
 from modelcall_assets.journal.lines import (
     BATCH,
+    COUNTED,
     FRESH,
     SEAL,
     Address,
@@ -73,13 +76,15 @@ class Dialogue:
 class Journal:
     """The journal of one partition, open for one run. Use as a context manager.
 
-    `fresh=True` starts a new history: earlier replies are not looked at any more.
+    `fresh=True` starts a new history: earlier replies are not looked at any more. `samples` of a
+    row: how replies of older formats, which counted those as rows, are dealt to the rows.
     """
 
-    def __init__(self, folder: Path, run_id: str, *, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, run_id: str, *, fresh: bool = False, samples: int = 1) -> None:
         self._folder = folder
         self._run_id = run_id
         self._fresh = fresh
+        self._samples = samples
         self._segments: list[Segment] = []
         self._starts: list[Position] = []
         self._end: Position = 0
@@ -121,8 +126,7 @@ class Journal:
 
     def __contains__(self, address: Address) -> bool:
         """Whether `dialogues` has a reply to this record."""
-        found = (self._entry(*self._place(at)) for at in self._index.find(address.hash()))
-        return any(entry is not None and entry.address == address for entry in found)
+        return any(True for _ in self._of(address))
 
     @property
     def damaged(self) -> dict[str, int]:
@@ -151,12 +155,9 @@ class Journal:
             return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
-        for position in self._index.find(address.hash()):
-            segment, offset = self._place(position)
-            name, before = segment.path.name, None
-            entry = self._entry(segment, offset)
-            if entry is None or entry.address != address:
-                continue
+        for position, entry in self._of(address):
+            name, offset = self.reference(position)
+            before = None
             if entry.previous is not None:
                 before = dialogues.get(entry.previous)
                 if before is None:
@@ -231,6 +232,18 @@ class Journal:
         """What the next turn's `previous` must hold."""
         segment, offset = self._place(position)
         return segment.path.name, offset
+
+    def _of(self, address: Address) -> Iterator[tuple[Position, Entry]]:
+        """Every reply to this record, in ascending order."""
+        counted = address.occurrence * self._samples + address.sample
+        known = (address, Address(address.key, counted, COUNTED))
+        positions = self._index.find(address.hash())
+        if counted != address.occurrence:
+            positions = sorted({*positions, *self._index.find(known[1].hash())})
+        for position in positions:
+            entry = self._entry(*self._place(position))
+            if entry is not None and entry.address in known:
+                yield position, entry
 
     def _may_pack(self) -> bool:
         return True

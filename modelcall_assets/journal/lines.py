@@ -31,6 +31,7 @@ HEADER, FRESH, SEAL, DAMAGED, BATCH = -1, -2, -3, -4, -5
 Reference = tuple[str, int]
 """Segment name and offset of a line."""
 
+COUNTED = -1
 HERE = ""
 """Segment name of a reference within the same segment; only packed ones have it on disk."""
 
@@ -48,7 +49,8 @@ _OLD_NAMES = _NEEDED | {
 
 
 class Address(NamedTuple):
-    """`key` has 32 hex digits."""
+    """`key` has 32 hex digits; `occurrence` counts the rows with that key in input order. Lines of
+    older formats count all requests, samples too: their `sample` is COUNTED."""
 
     key: str
     occurrence: int = 0
@@ -56,7 +58,7 @@ class Address(NamedTuple):
 
     def hash(self) -> int:
         """HASH_BITS bits, the same in every process."""
-        spread = self.occurrence * 0x9E3779B1 + self.sample * 0x85EBCA77
+        spread = self.occurrence * 0x9E3779B1 + max(0, self.sample) * 0x85EBCA77
         return (int(self.key[:8], 16) ^ spread) & _HASH_MASK
 
 
@@ -122,11 +124,11 @@ def batch_note_of(line: bytes) -> BatchNote:
 
 
 def reply_line(entry: Entry) -> bytes:
-    """Defaults are left out."""
+    """Defaults are left out, but for the sample of a row that is not the first of its kind."""
     head: dict[str, Any] = {"k": entry.address.key}
     if entry.address.occurrence:
         head["o"] = entry.address.occurrence
-    if entry.address.sample:
+    if entry.address.sample or entry.address.occurrence:
         head["s"] = entry.address.sample
     if entry.turn:
         head["t"] = entry.turn
@@ -237,7 +239,7 @@ def entry_of(line: bytes, segment: str) -> Entry | None:
         body = line[end + len(_BODY) : stop]
     previous = head.get("p")
     return Entry(
-        address=Address(head["k"], head.get("o", 0), head.get("s", 0)),
+        address=Address(head["k"], head.get("o", 0), head.get("s", COUNTED if "o" in head else 0)),
         turn=head.get("t", 0),
         status=head["st"],
         body=body,

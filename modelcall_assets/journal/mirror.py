@@ -46,15 +46,16 @@ def open_journal(
     run_id: str,
     *,
     fresh: bool = False,
+    samples: int = 1,
     flush_s: float = FLUSH_S,
     read_only: bool = False,
 ) -> Journal:
     """The journal of a partition, wherever it is; `scratch` is for copies of remote ones, and with
     `read_only` nothing changes there. InputError or StoreError when the store does not answer."""
     if isinstance(place, Path):
-        return Journal(place, run_id, fresh=fresh)
+        return Journal(place, run_id, fresh=fresh, samples=samples)
     mirror = _Mirror(Home(place), scratch_folder(place, scratch), read_only)
-    return _MirroredJournal(mirror, run_id, fresh=fresh, flush_s=flush_s)
+    return _MirroredJournal(mirror, run_id, fresh=fresh, samples=samples, flush_s=flush_s)
 
 
 def remove(place: Place, scratch: Path) -> bool:
@@ -78,7 +79,9 @@ class _MirroredJournal(Journal):
     """Its methods may be called in several threads, as when one that waits for the store was given
     up."""
 
-    def __init__(self, mirror: _Mirror, run_id: str, *, fresh: bool, flush_s: float) -> None:
+    def __init__(
+        self, mirror: _Mirror, run_id: str, *, fresh: bool, samples: int, flush_s: float
+    ) -> None:
         self._mirror, self._flush_s = mirror, flush_s
         self._pushed = time.monotonic()
         self._busy = threading.RLock()
@@ -89,7 +92,7 @@ class _MirroredJournal(Journal):
             if lock.exclusive():
                 mirror.bring_all()
                 lock.share()
-            super().__init__(mirror.folder, run_id, fresh=fresh)
+            super().__init__(mirror.folder, run_id, fresh=fresh, samples=samples)
         finally:
             lock.close()
 

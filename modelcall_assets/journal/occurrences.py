@@ -1,9 +1,10 @@
-"""How often each request key was met: equal requests of one file have a reply each."""
+"""How often each request key was met: rows of one file that ask the same have replies each."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
+from modelcall_assets.journal.lines import Address
 from modelcall_assets.journal.words import PLACE_BITS, Words
 
 _COUNT_BITS = 8
@@ -39,3 +40,20 @@ class Occurrences:
             return bucket[place] - first
         self._often[hash_] = self._often.get(hash_, 0) + 1
         return _MOST + self._often[hash_]
+
+
+class Addresses:
+    """Of the requests of a file in input order, `samples` to a row, one behind the other."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._occurrences = Occurrences()
+        self._occurrence = self._sample = 0
+
+    def next(self, key: str) -> Address:
+        """Of the next request, whose key this is."""
+        if not self._sample:
+            self._occurrence = self._occurrences.next(key)
+        address = Address(key, self._occurrence, self._sample)
+        self._sample = (self._sample + 1) % self._samples
+        return address

@@ -21,7 +21,7 @@ import orjson
 
 from modelcall_assets.config.spec import RAW, RESPONSES, SCORES
 from modelcall_assets.journal.journal import Address, Entry, Journal
-from modelcall_assets.journal.occurrences import Occurrences
+from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import Rules, replayed
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.data_files import stem_of
@@ -120,14 +120,14 @@ def adopt(stage: Asking, source: Source, journal: Journal, files: Sequence[Place
             if not isinstance(asked, Failure):
                 answers.add(asked.key(), own_id(row), reply)
         for by_id in (True, False):
-            occurrences = Occurrences()
+            addresses = Addresses(stage.samples)
             asks = stage.asks(source)
             for item, asked in (
                 (item, next(asks)) for item in source.items() for _ in range(stage.samples)
             ):
                 if isinstance(item, BadLine) or isinstance(asked, Failure):
                     continue
-                address = Address(asked.key(), occurrences.next(asked.key()))
+                address = addresses.next(asked.key())
                 if address in journal:
                     continue
                 found = answers.take(address.key, own_id(item), by_id=by_id)

@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
+from modelcall_assets.errors import InHand, StoreError
 from modelcall_assets.journal.asking import Asking
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
@@ -29,8 +30,10 @@ from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
+from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.schema import readable_schema
+from modelcall_assets.storage.trouble import explained
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,11 @@ class Answering:
         detail: Any,
     ) -> ScoreReport:
         """Every row of a file; `detail` makes of a report what the manifest says to the next
-        stage."""
+        stage. InHand when another run asks for it now."""
         folder = self.layout.journal_folder(name, key)
-        opened = partial(self.layout.journal, name, key, run_id, fresh=fresh)
+        opened = partial(self.layout.journal, name, key, run_id, fresh=fresh, samples=stage.samples)
         with (
+            await asyncio.to_thread(self._in_hand, name, key),
             await asyncio.to_thread(Draft, self.layout, name, key) as draft,
             await asyncio.to_thread(opened) as journal,
             closing(self._reuse(stage, str(folder), run_id, fresh=fresh)) as reuse,
@@ -85,6 +89,14 @@ class Answering:
             await asyncio.to_thread(self.publish, name, draft, source, report, made_by)
             await asyncio.to_thread(journal.seal, report.data_version)
         return report
+
+    def _in_hand(self, name: str, key: str) -> Hold:
+        path = self.layout.in_hand_path(name, key)
+        with explained(path, StoreError):
+            try:
+                return Hold(path)
+            except BlockingIOError:
+                raise InHand(f"{decode_key(key)}: another run is working on it") from None
 
     def _adopt(
         self,

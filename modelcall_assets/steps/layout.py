@@ -95,11 +95,18 @@ class Layout:
     def journal_folder(self, stage: str, key: str) -> Place:
         return self._state_folder / "journal" / stage / key
 
-    def journal(self, stage: str, key: str, run_id: str, *, fresh: bool = False) -> Journal:
+    def journal(
+        self, stage: str, key: str, run_id: str, *, fresh: bool = False, samples: int = 1
+    ) -> Journal:
         """Of a partition, open for a run."""
-        folder = self.journal_folder(stage, key)
-        flush_s = self.spec.journal_flush_seconds
-        return open_journal(folder, self.scratch, run_id, fresh=fresh, flush_s=flush_s)
+        return open_journal(
+            self.journal_folder(stage, key),
+            self.scratch,
+            run_id,
+            fresh=fresh,
+            samples=samples,
+            flush_s=self.spec.journal_flush_seconds,
+        )
 
     def journal_at(self, folder: str) -> Journal:
         """Of any partition of the project, for reading."""
@@ -108,9 +115,11 @@ class Layout:
     @property
     def spent_path(self) -> Path:
         """What the task's runs on this machine have spent."""
-        state = self._state_folder
-        local = state if isinstance(state, Path) else self.scratch / self.spec.key
-        return local / "spent.json"
+        return self._local_state / "spent.json"
+
+    def in_hand_path(self, stage: str, key: str) -> Path:
+        """Held by the run that asks a model for a partition."""
+        return self._local_state / "in_hand" / stage / f"{key}.lock"
 
     @property
     def settled_path(self) -> Path:
@@ -131,6 +140,12 @@ class Layout:
     def shared_answers_path(self) -> Path:
         """Where the project's tasks find each other's answers."""
         return self.scratch / "answers.sqlite"
+
+    @property
+    def _local_state(self) -> Path:
+        """What the runs on this machine know together."""
+        state = self._state_folder
+        return state if isinstance(state, Path) else self.scratch / self.spec.key
 
     @property
     def _state_folder(self) -> Place:

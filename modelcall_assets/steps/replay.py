@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from modelcall_assets.errors import StoreError
 from modelcall_assets.grading.values import SharedTypes
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
-from modelcall_assets.journal.occurrences import Occurrences
+from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import Finished, NotFinal, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import ChatRequest
@@ -91,6 +91,7 @@ class Replay:
     tally: Tally
     reuse: Reuse
     budget: Budget
+    samples: int = 1
     stands: Standing | None = None
     """Failures that are not to be asked about again."""
     ledger: Ledger = field(default_factory=Ledger)
@@ -99,19 +100,17 @@ class Replay:
     warnings: list[str] = field(default_factory=list[str])
     types: SharedTypes = field(default_factory=SharedTypes)
     """Of the values that the prompt declares no type for."""
-    _occurrences: Occurrences = field(default_factory=Occurrences)
 
     def pending(self, asked: Iterator[Asked]) -> Iterator[Pending | None]:
         """Records still to call; None now and then, so that a long replay lets others run."""
+        addresses = Addresses(self.samples)
         for index, request in enumerate(asked):
             self.ledger.positions.append(NO_REPLY)
             item = None
             if isinstance(request, Failure):
                 self.leave(index, Unanswered(request))
             else:
-                key = request.key()
-                address = Address(key, self._occurrences.next(key))
-                item = self.look_up(Pending(index, address, request))
+                item = self.look_up(Pending(index, addresses.next(request.key()), request))
                 if item is not None and self.stands and index in self.stands:
                     self.leave(index, self.stands[index])
                     item = None

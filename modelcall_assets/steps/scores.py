@@ -191,6 +191,7 @@ class Scoring:
             tally,
             self.reuse,
             self.budget,
+            self.stage.samples,
             self.stands,
         )
         left = BatchCaller(*given)

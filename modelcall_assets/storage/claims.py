@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 from modelcall_assets.errors import InputError, StoreError
@@ -44,6 +45,35 @@ def claimed(place: Place) -> Iterator[Check]:
             yield check
 
 
+class Hold:
+    """`path`, held from now on until the end of the block or of the process. BlockingIOError when
+    somebody on this machine holds it. Where a disk has no locks everybody holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = self._taken()
+        while not self._is_there():  # who held it before has taken the file away meanwhile
+            os.close(self._fd)
+            self._fd = self._taken()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _taken(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return _lock(self._path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def claims(folder: RemotePath) -> list[FileInfo]:
     """Those in a folder or below. StoreError when the store does not answer."""
     try:
@@ -55,17 +85,23 @@ def claims(folder: RemotePath) -> list[FileInfo]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(fd)
-            raise
+    fd = _lock(path, fcntl.LOCK_EX)
     try:
         yield
     finally:
         os.close(fd)
+
+
+def _lock(path: Path, how: int) -> int:
+    """Closing what is given frees it."""
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(fd, how)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(fd)
+            raise
+    return fd
 
 
 @contextmanager
