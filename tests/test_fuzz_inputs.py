@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine
+from modelcall_assets.records.record import BadLine, Number
 from modelcall_assets.steps.chatml import convert_split
 from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.merged import invalid_file_of, merge_group
@@ -93,7 +95,7 @@ def is_bad_line(row: dict[str, Any] | BadLine) -> bool:
 def converted(path: Path, reading: Reading, output: Path, rows: int, bad: int) -> None:
     with publish(output) as out:
         report = convert_split([stat_file(path)], PROMPTS, out, reading=reading)
-    lines = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    lines = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert (report.rows_in, len(lines)) == (rows, report.rows_out)
     assert report.rows_in == report.rows_out + sum(report.dropped.values())
     assert report.failed_by_reason.get("bad_line", 0) == bad
@@ -110,20 +112,27 @@ def merged(path: Path, reading: Reading, output: Path, rows: int, bad: int) -> N
         )
     lines = output.read_bytes().split(b"\n")[:-1]
     assert (report.rows, report.invalid, len(lines)) == (rows - bad, bad, rows - bad)
-    assert all(type(orjson.loads(line)) is dict for line in lines)
+    assert all(type(json.loads(line)) is dict for line in lines)
 
 
 MARK = b"\xef\xbb\xbf"
 
 
+TOO_LARGE = re.compile(rb"[0-9]{301,}|[0-9][eE][0-9]{3,}")
+"""Numbers that no double holds."""
+
+
 def good(line: bytes) -> dict[str, Any] | None:
-    """The law: what orjson reads as an object, and can write."""
+    """The law: what orjson reads as an object, and can write, were its numbers smaller. They are
+    those that were written."""
     try:
-        row = orjson.loads(line)
+        row = orjson.loads(TOO_LARGE.sub(b"1", line))
         orjson.dumps(row)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return None
-    return row if type(row) is dict else None
+    if type(row) is not dict:
+        return None
+    return json.loads(line.decode(), parse_int=Decimal, parse_float=Decimal)
 
 
 def by_law(content: bytes) -> list[dict[str, Any] | None]:
@@ -135,7 +144,18 @@ def by_law(content: bytes) -> list[dict[str, Any] | None]:
 
 
 def plain(items: list[Any]) -> list[dict[str, Any] | None]:
-    return [None if isinstance(item, BadLine) else item for item in items]
+    return [None if isinstance(item, BadLine) else digits(item) for item in items]
+
+
+def digits(value: Any) -> Any:
+    """With each number as what was written of it."""
+    if isinstance(value, dict):
+        return {name: digits(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [digits(inner) for inner in value]
+    if isinstance(value, bool) or not isinstance(value, int | float | Number):
+        return value
+    return Decimal(repr(value) if isinstance(value, float) else str(value))
 
 
 def rows_or_error(path: Path, reading: Reading = KEEP) -> list[Any] | None:
