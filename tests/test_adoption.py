@@ -127,7 +127,7 @@ class TestScores:
         assert published[0]["api_return"] == rated(rows[0])["api_return"]
         assert {published[0][name] for name in ("api_model", "api_finish_reason")} == {None}
         made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
-        assert made is not None and Path(made.detail["set_aside"]).read_bytes() == old
+        assert made is not None and Path(made.detail["set_aside"][0]).read_bytes() == old
 
         project.output("a.jsonl").unlink()
         assert cli("run-task", TASK).code == 0
@@ -293,7 +293,7 @@ class TestResponses:
         assert kept["finish_reason"] is None and kept["api_model"] is None
         assert [row["api_endpoint"] == "adopted" for row in published] == [False, True, False]
         made = read_manifest(project_manifest(project))
-        assert made is not None and Path(made.detail["set_aside"]).read_bytes() == old
+        assert made is not None and Path(made.detail["set_aside"][0]).read_bytes() == old
         assert cli("run-task", TASK).code == 0 and requests(server) == 2
 
     def test_rounds_of_retries_and_the_same_failed_row_twice(
@@ -424,7 +424,7 @@ class TestInAStore:
         assert table["score"].to_pylist()[1] == 5
         made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
         assert made is not None
-        assert read_bytes(project.steps().layout.place(made.detail["set_aside"])) == content
+        assert read_bytes(project.steps().layout.place(made.detail["set_aside"][0])) == content
 
         project.write_task(
             {"data": {"output_folder": f"s3://{bucket}/scores", "input_key": "no such column"}}
@@ -451,7 +451,7 @@ class TestRejected:
         assert "rejected: a.jsonl: 3 of 3 rows failed" in ended.out
         assert "The result lies aside and replaces nothing" in ended.err
         assert {name: project.output(name).read_bytes() for name in before} == before
-        assert "rejected, 3 of its 3 rows failed" in cli("failures", TASK).err
+        assert "rejected, 3 of 3 rows failed" in cli("failures", TASK).err
         assert "3 records" in cli("view", TASK, "--rejected", "--file", "a.jsonl").out
         cli("export", TASK, "--all", "--rejected", "--output", "aside")
         aside = (project.root / "aside/a.jsonl").read_bytes().splitlines()

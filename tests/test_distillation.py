@@ -1051,7 +1051,7 @@ class TestFailures:
         run_task(project, instance)
         assert endpoint.questions() == questions[1::2]
         exported = run_command(project, "export", str(project.task_file), "--all", "--output", "x")
-        assert "rejected, 6 of its 12 rows failed" in exported.err
+        assert "rejected, 6 of 12 rows failed" in exported.err
         (copy,) = (project.root / "x").glob("*.jsonl")
         rows = [orjson.loads(line) for line in copy.read_bytes().splitlines()]
         assert [row["messages"][0]["content"] for row in rows] == questions

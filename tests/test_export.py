@@ -71,7 +71,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, empty_home: Path) -> Iterat
 class TestExport:
     def test_successes_as_jsonl_in_order(self, scored: Project, tmp_path: Path) -> None:
         ended = export(scored, tmp_path)
-        assert "warning: a.jsonl: rejected, 2 of its 6 rows failed" in ended.err
+        assert "warning: a.jsonl: rejected, 2 of 6 rows failed" in ended.err
         assert re.search(r"3 files\s+│\s+70\s+│\s+68", ended.out), ended.out
         files = exported(tmp_path)
         assert list(files) == [f"{name}.jsonl" for name in NAMES]

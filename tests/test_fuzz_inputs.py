@@ -23,8 +23,9 @@ from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Number
 from modelcall_assets.steps.chatml import convert_split
+from modelcall_assets.steps.layout import invalid_file_of
 from modelcall_assets.steps.made import ERROR_COLUMN
-from modelcall_assets.steps.merged import invalid_file_of, merge_group
+from modelcall_assets.steps.merged import merge_group
 from modelcall_assets.steps.preprocess import preprocess
 from modelcall_assets.steps.raw import read_raw
 from modelcall_assets.steps.recipe import Recipe

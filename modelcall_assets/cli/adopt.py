@@ -59,17 +59,20 @@ def _adopted(steps: TaskSteps, stage: str, key: str, *, dry_run: bool) -> Iterat
     """What is told of a partition that has something to take over."""
     layout = steps.layout
     made, note = read_manifest(layout.manifest_path(stage, key)), read_note(layout, stage, key)
-    found = stranger(layout, stage, key, made, note)
+    found = stranger(layout.output_path(stage, key), made, note)
+    beside = (stranger(place, made, note) for place in layout.beside_paths(stage, key))
+    others = [each.uri for each in beside if each is not None]
     asking = steps.asking(stage)
     at_place = found.place if found is not None else None
     files = [*old_files(layout, stage, key, at_place)] if asking is not None else []
-    if found is None and (made is not None or not files):
+    if found is None and not others and (made is not None or not files):
         return
     if not dry_run:
         write_note(layout, stage, key, note.model_copy(update={"adopt": True}))
     name = f"{stage} of {decode_key(key)}"
     if asking is None:
-        yield f"{name}: {at_place} will be kept, and made anew"
+        there = [*([found.uri] if found is not None else []), *others]
+        yield f"{name}: {', '.join(there)} will be kept, and made anew"
         return
     adoption = Adoption()
     try:

@@ -171,7 +171,7 @@ def _manifests(steps: TaskSteps, stage: str, keys: Sequence[str]) -> dict[str, M
 
 def _rejected(steps: TaskSteps, stage: str, keys: Sequence[str], of: str = "") -> list[str]:
     return [
-        f"  rejected: {of}{decode_key(key)}: {made.failed} of {made.rows} rows failed"
+        f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
         for key, made in _manifests(steps, stage, keys).items()
         if made is not None and not made.accepted
     ]
@@ -187,7 +187,7 @@ def _adopted(steps: TaskSteps, stage: str, keys: Sequence[str]) -> Iterator[str]
             text = f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
             text += f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
             yield text + (f", the first: {torn[0]}" if torn else "")
-        if aside := detail.get("set_aside"):
+        for aside in detail.get("set_aside", ()):
             yield f"  set aside: {name}: the file that was there is kept as {aside}"
 
 

@@ -39,9 +39,7 @@ def chosen_files(
     files = published_files(steps, stage_of(steps, command, stage), pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:
-            failed, rows = file.manifest.failed, file.manifest.rows
-            what = f"warning: {file.name}: rejected, {failed:,} of its {rows:,} rows failed"
-            echo(what, err=True)
+            echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
     return files
 
 

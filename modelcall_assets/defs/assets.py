@@ -179,8 +179,9 @@ def _converted(steps: DistillationSteps, key: str) -> Done:
 
 def _merged(steps: DistillationSteps, key: str) -> Done:
     report = steps.merged(key)
-    shown = merged_metadata(report, steps.layout.output_path(MERGED, key))
-    return Done(report.data_version, shown, check_merged(report))
+    shown = merged_metadata(report, steps.result_path(MERGED, key, report))
+    rejected = steps.rejection(report, MERGED)
+    return Done(report.data_version, shown, check_merged(report, rejected), rejected)
 
 
 def _looked_at(steps: TaskSteps, key: str) -> Done:

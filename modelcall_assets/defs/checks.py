@@ -43,7 +43,6 @@ def check_preprocessed(report: PreprocessReport, rejected: str | None) -> list[d
 def check_chatml(report: ChatmlReport, rejected: str | None) -> list[dg.AssetCheckResult]:
     dropped = sum(report.dropped.values())
     listed = "; ".join(f"{f.file} row {f.index}: {f.detail}" for f in report.first_failures[:3])
-    nothing = report.rows_in > 0 and report.rows_out == 0
     return [
         _result(
             "conservation",
@@ -53,10 +52,9 @@ def check_chatml(report: ChatmlReport, rejected: str | None) -> list[dg.AssetChe
         ),
         _result(
             "convertible",
-            report.failed == 0 and not nothing,
-            "every row was dropped: compare column_mapping with the columns"
-            if nothing
-            else rejected
+            report.failed == 0 and not report.emptied,
+            rejected
+            or report.emptied
             or f"{report.failed} of {report.rows_out} rows could not be converted"
             + (f": {listed}" if listed else ""),
             _ERROR if rejected else _WARN,
@@ -64,12 +62,11 @@ def check_chatml(report: ChatmlReport, rejected: str | None) -> list[dg.AssetChe
     ]
 
 
-def check_merged(report: MergeReport) -> list[dg.AssetCheckResult]:
+def check_merged(report: MergeReport, rejected: str | None) -> list[dg.AssetCheckResult]:
     what = f"{report.invalid} lines are not JSON objects"
     listed = "; ".join(report.first_invalid[:3])
-    return [
-        _result("valid_lines", report.invalid == 0, f"{what}: {listed}" if listed else what, _WARN)
-    ]
+    told, severity = f"{what}: {listed}" if listed else what, _ERROR if rejected else _WARN
+    return [_result("valid_lines", report.invalid == 0, rejected or told, severity)]
 
 
 def check_scores(

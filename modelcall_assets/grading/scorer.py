@@ -64,6 +64,9 @@ def grade(scorer: Scorer, row: Row) -> Outcome:
         rated: dict[str, Any] = plain(cast("dict[Any, Any]", values))
     except RAISED:
         return Failure(Reason.SCORER_ERROR, plain(traceback.format_exc(limit=-5)))
+    if not rated:
+        what = "an empty dict; expected at least one key, null where it has no value"
+        return Failure(Reason.SCORER_ERROR, f"score() returned {what}")
     if taken := reserved(rated):
         return Failure(Reason.SCORER_ERROR, f"score() returned {taken}")
     try:

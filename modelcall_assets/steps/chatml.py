@@ -13,7 +13,7 @@ from typing import Any
 
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.preprocess import bad_line
+from modelcall_assets.steps.preprocess import bad_line, dropped_all
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import write_lines
@@ -65,7 +65,13 @@ class ChatmlReport:
 
     @property
     def failure_rate(self) -> float:
-        return self.failed / self.rows_out if self.rows_out else 0.0
+        return self.failed / self.rows_out if self.rows_out else float(self.rows_in > 0)
+
+    @property
+    def emptied(self) -> str:
+        if self.rows_out or not self.rows_in:
+            return ""
+        return f"{dropped_all(self.dropped)}; compare column_mapping with the columns of the file"
 
     @property
     def first_failure(self) -> str:

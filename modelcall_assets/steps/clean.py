@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from modelcall_assets.config.spec import MERGED, RESPONSES
+from modelcall_assets.config.spec import RESPONSES
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.journal import BatchNote, Journal
@@ -16,7 +16,6 @@ from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.merged import invalid_file_of
 from modelcall_assets.steps.published import published_keys
 from modelcall_assets.steps.raw import MEMBERS
 from modelcall_assets.steps.task_steps import FILES, RAW, SCORES, TaskSteps
@@ -139,6 +138,8 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
                 for rejected in (False, True)
             ]
             manifests += [layout.output_path(stage, key, rejected=True) for stage in stages]
+            for stage in stages:
+                manifests += layout.beside_paths(stage, key, rejected=True)
             outputs = [place for place in _outputs(steps, stages, key) if place not in in_use]
             journals = tuple(layout.journal_folder(each, key) for each in stages if each in ASKING)
             replies = [file for journal in journals for file in journal_files(journal)]
@@ -182,8 +183,9 @@ def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
 
 
 def _outputs(steps: TaskSteps, stages: Sequence[str], key: str) -> list[Place]:
-    places = [steps.layout.output_path(stage, key) for stage in stages if stage != RAW]
-    return places + [invalid_file_of(place) for place in places if MERGED in stages]
+    layout = steps.layout
+    outputs = [layout.output_path(stage, key) for stage in stages if stage != RAW]
+    return outputs + [place for stage in stages for place in layout.beside_paths(stage, key)]
 
 
 def _is_gone(steps: TaskSteps, key: str) -> bool:

@@ -21,9 +21,9 @@ from modelcall_assets.steps.audit import ScoresAudit, audit_lines
 from modelcall_assets.steps.chatml import ChatmlReport, convert_split
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
-from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.layout import Layout, invalid_file_of
 from modelcall_assets.steps.members import digest_of_versions, version_of
-from modelcall_assets.steps.merged import MergeReport, invalid_file_of, members_of, merge_group
+from modelcall_assets.steps.merged import MergeReport, members_of, merge_group
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.score_report import ScoreReport
@@ -32,7 +32,6 @@ from modelcall_assets.steps.split import SplitReport, look_at_split
 from modelcall_assets.steps.split_inputs import SplitInputs
 from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps
 from modelcall_assets.steps.upstream import Upstream, digest_of
-from modelcall_assets.storage.files import delete
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
@@ -219,16 +218,17 @@ class DistillationSteps(TaskSteps):
             )
         made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
         places = {name: upstream.place(each) for name, each in made.items()}
-        invalid = invalid_file_of(self.layout.output_path(MERGED, key))
         versions = _versions(manifests)
         with Draft(self.layout, MERGED, key) as draft:
-            report = merge_group(
-                places,
-                draft.out,
-                lambda: draft.beside(invalid),
-                reading=self.reading_after(upstream),
-                source_column=group.source_column,
-                dedup=group.dedup,
+            report = draft.written(
+                lambda out: merge_group(
+                    places,
+                    out,
+                    lambda: draft.beside(invalid_file_of(out.place)),
+                    reading=self.reading_after(upstream),
+                    source_column=group.source_column,
+                    dedup=group.dedup,
+                )
             )
             manifest = Manifest(
                 stage=MERGED,
@@ -244,8 +244,6 @@ class DistillationSteps(TaskSteps):
                 detail={**_LINES, "members": versions, MAKER: self.maker_of(upstream)},
             )
             draft.publish(manifest)
-        if not report.invalid:
-            delete(invalid)
         return report
 
     async def responses(

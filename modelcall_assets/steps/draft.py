@@ -18,7 +18,7 @@ from modelcall_assets.steps.standing import (
     write_note,
 )
 from modelcall_assets.storage.claims import claimed
-from modelcall_assets.storage.files import NewFile, copy, delete, file_digest, stat_file
+from modelcall_assets.storage.files import NewFile, copy, delete, exists, file_digest, stat_file
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import Manifest, read_manifest, write_manifest
 from modelcall_assets.storage.places import Place
@@ -49,10 +49,10 @@ class Draft:
         self._files: list[NewFile] = []
         self._out: NewFile | None = None
         self._open = ExitStack()
-        self._set_aside: dict[str, str] = {}
+        self._set_aside: list[str] = []
         self.is_rejected = False
         self.note = read_note(layout, stage, key)
-        self.stranger = self._stranger(self._before)
+        self.stranger = self._stranger(layout.output_path(stage, key), self._before)
 
     def __enter__(self) -> Self:
         return self
@@ -80,8 +80,14 @@ class Draft:
             self._out = self.beside(path)
         return self._out
 
+    def check(self, place: Place) -> None:
+        """PlaceTaken when what stands there is not ours and may not be taken over."""
+        self._stranger(place, self._before)
+
     def beside(self, place: Place) -> NewFile:
-        """One more file, published before those that were made before it."""
+        """One more file, published before those that were made before it. PlaceTaken as above."""
+        if not self.is_rejected:
+            self.check(place)
         self._files.append(self._open.enter_context(NewFile(place)))
         return self._files[-1]
 
@@ -120,38 +126,56 @@ class Draft:
                 file.commit()
             check_claim()
             self._describe(manifest)
+            if not self.is_rejected:
+                self._tidy(now)
 
     def _make_room(self, now: Manifest | None) -> None:
-        """What may stand there is noted before it does; somebody's file is kept elsewhere."""
+        """What may stand there is noted before it does; somebody's files are kept elsewhere."""
         where = self._layout, self._stage, self._key
-        if (found := self._stranger(now)) is not None:
-            aside = self._layout.set_aside_path(*where[1:], file_digest(found.place))
-            copy(found.place, aside)
-            self._set_aside = {"set_aside": str(aside)}
-        written = (*self.note.written, self.out.digest)
+        for file in self._files:
+            if (found := self._stranger(file.place, now)) is not None:
+                name, digest = file.place.name, file_digest(file.place)
+                aside = self._layout.set_aside_path(self._stage, name, digest)
+                copy(found.place, aside)
+                self._set_aside.append(str(aside))
+        written = (*self.note.written, *(file.digest for file in self._files))
         write_note(*where, self.note.model_copy(update={"written": written}))
 
     def _describe(self, manifest: Manifest) -> None:
         where = self._stage, self._key
         place = self.out.place
+        aside = {"set_aside": self._set_aside} if self._set_aside else {}
         own = {
             "accepted": not self.is_rejected,
             "output": str(place),
             "output_digest": self.out.digest,
             "output_version": stat_file(place).version,
+            "beside": self._beside,
             "published": uuid4().hex,
-            "detail": {**manifest.detail, **self._set_aside},
+            "detail": {**manifest.detail, **aside},
         }
         described = self._layout.manifest_path(*where, rejected=self.is_rejected)
         write_manifest(described, manifest.model_copy(update=own))
-        if self.is_rejected:
-            return
-        forget_note(self._layout, *where)
-        for old in (self._layout.manifest_path, self._layout.output_path):
-            delete(old(*where, rejected=True))
 
-    def _stranger(self, made: Manifest | None) -> FileInfo | None:
-        found = stranger(self._layout, self._stage, self._key, made, self.note)
+    @property
+    def _beside(self) -> dict[str, str]:
+        return {str(each.place): each.digest for each in self._files if each is not self._out}
+
+    def _tidy(self, before: Manifest | None) -> None:
+        """What is accepted takes the place of what was rejected, and of what was beside it."""
+        layout, where = self._layout, (self._stage, self._key)
+        forget_note(layout, *where)
+        for old in (layout.manifest_path, layout.output_path):
+            delete(old(*where, rejected=True))
+        for place in layout.beside_paths(*where, rejected=True):
+            delete(place)
+        for name, digest in (before.beside if before is not None else {}).items():
+            place = layout.place(name)
+            if name not in self._beside and exists(place) and file_digest(place) == digest:
+                delete(place)
+
+    def _stranger(self, place: Place, made: Manifest | None) -> FileInfo | None:
+        found = stranger(place, made, self.note)
         if found is None or self.note.adopt:
             return found
         if made is None and self._layout.spec.adopts(self._stage):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, TaskSpec
+from modelcall_assets.config.spec import CHATML, MERGED, PREPROCESSED, RAW, RESPONSES, TaskSpec
+from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
@@ -66,6 +67,23 @@ class Layout:
         folder = self._state_folder / "rejected" / stage if rejected else self.folder(stage)
         return folder / relative.with_name(name)
 
+    def stat_path(self, key: str, *, is_group: bool) -> Place | None:
+        """Of what the old system left of a preprocessed file, where the task asks for it."""
+        task = self.spec.task
+        folder = task.preprocess.stat_folder if isinstance(task, ScoringTask) else None
+        if folder is None:
+            return None
+        file = f"{decode_key(key)}_combined.json" if is_group else f"{decode_key(key)}.json"
+        return self.place(self.spec.resolved(folder)) / "preprocess" / file
+
+    def beside_paths(self, stage: str, key: str, *, rejected: bool = False) -> list[Place]:
+        """Of all that a stage may publish with its output."""
+        if stage == MERGED:
+            return [invalid_file_of(self.output_path(stage, key, rejected=rejected))]
+        kinds = (False, True) if stage == PREPROCESSED and not rejected else ()
+        stats = (self.stat_path(key, is_group=is_group) for is_group in kinds)
+        return [place for place in stats if place is not None]
+
     def manifest_path(self, stage: str, key: str, *, rejected: bool = False) -> Place:
         return self.manifest_folder(stage, rejected=rejected) / f"{key}.json"
 
@@ -77,10 +95,9 @@ class Layout:
         """Of what is known of the file at an output's place beside its manifest."""
         return self._state_folder / "standing" / stage / f"{key}.json"
 
-    def set_aside_path(self, stage: str, key: str, digest: str) -> Place:
-        """Where a file that was at an output's place is kept; `digest` is its own."""
-        output = self.output_path(stage, key)
-        return self._state_folder / "set_aside" / stage / digest[-12:] / output.name
+    def set_aside_path(self, stage: str, name: str, digest: str) -> Place:
+        """Where a file that was at a place of ours is kept, by its name and digest."""
+        return self._state_folder / "set_aside" / stage / digest[-12:] / name
 
     def claim_path(self, stage: str, key: str) -> Place:
         """Held while the partition is published; on a disk one lock serves the whole task."""
@@ -150,3 +167,8 @@ class Layout:
     @property
     def _state_folder(self) -> Place:
         return self.place(self.spec.journal_folder) / self.spec.key
+
+
+def invalid_file_of(output: Place) -> Place:
+    """Of the lines that a merged file cannot hold; no listing of data files takes it for one."""
+    return output.with_name(f"{output.name}.invalid")

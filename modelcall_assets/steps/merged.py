@@ -100,6 +100,29 @@ class MergeReport:
         return sum(member.rows for member in self.members)
 
     @property
+    def emptied(self) -> str:
+        if self.rows or not self.invalid:
+            return ""
+        first = f"the first: {self.first_invalid[0]}"
+        return f"none of {self.invalid:,} lines is a JSON object; {first}"
+
+    @property
+    def failed(self) -> int:
+        """What is no row is counted apart."""
+        return 0
+
+    @property
+    def failure_rate(self) -> float:
+        return float(bool(self.emptied))
+
+    @property
+    def first_failure(self) -> str:
+        return ""
+
+    def failures_by_reason(self) -> dict[str, int]:
+        return {}
+
+    @property
     def blank(self) -> int:
         return sum(member.blank for member in self.members)
 
@@ -110,11 +133,6 @@ class MergeReport:
     @property
     def duplicates(self) -> int:
         return sum(member.duplicates for member in self.members)
-
-
-def invalid_file_of(output: Place) -> Place:
-    """No listing of data files takes it for one."""
-    return output.with_name(f"{output.name}.invalid")
 
 
 def merge_group(

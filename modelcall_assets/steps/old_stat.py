@@ -8,13 +8,14 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.spec import PREPROCESSED, RAW
+from modelcall_assets.config.spec import RAW
 from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import PreprocessReport
 from modelcall_assets.steps.recipe import Recipe
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.files import stat_file, write_bytes
+from modelcall_assets.storage.files import stat_file
 
 
 def write_old_stat(
@@ -24,17 +25,15 @@ def write_old_stat(
     source: Source,
     report: PreprocessReport,
     began: float,
+    draft: Draft,
 ) -> None:
     """`<stat_folder>/preprocess/<relative path>.json`, or `…/<partition>_combined.json` where that
-    has several files; only where the task asks for it. Names are spelt as they were."""
-    folder = recipe.config.stat_folder
-    if folder is None:
+    has several files, beside the output; only where the task asks for it. Names are spelt as they
+    were."""
+    place = layout.stat_path(key, is_group=is_group(source))
+    if place is None:
         return
     name = decode_key(key)
-    is_group = len(source.parts) > 1 or any(part.is_document for part in source.parts)
-    file = f"{name}_combined.json" if is_group else f"{name}.json"
-    place = layout.place(layout.spec.resolved(folder)) / "preprocess" / file
-    output = stat_file(layout.output_path(PREPROCESSED, key))
     ended = time.time()
     stat: dict[str, Any] = {
         "prompt_conf": {},
@@ -42,7 +41,7 @@ def write_old_stat(
         "rating_times": 0,
         "voting_status": False,
         "raw_file_path": str(layout.folder(RAW) / name),
-        "formatted_file_path": output.uri,
+        "formatted_file_path": str(draft.out.place),
         "taged_file_paths": [],
         "voting_file_path": "",
         "n_sample": report.rows_out,
@@ -52,12 +51,16 @@ def write_old_stat(
         "processing_time_seconds": round(ended - began, 3),
         "max_tokens": recipe.config.max_tokens,
         "output_file_exists": True,
-        "output_file_size_bytes": output.size,
+        "output_file_size_bytes": draft.out.tell(),
         "input_file_size_bytes": sum(stat_file(part.place).size for part in source.parts),
     }
-    if is_group:
+    if is_group(source):
         stat |= {"language": name, "num_xml_files": len(source.parts)}
-    write_bytes(place, orjson.dumps(stat, option=orjson.OPT_INDENT_2))
+    draft.beside(place).write(orjson.dumps(stat, option=orjson.OPT_INDENT_2))
+
+
+def is_group(source: Source) -> bool:
+    return len(source.parts) > 1 or any(part.is_document for part in source.parts)
 
 
 def _as_iso(moment: float) -> str:

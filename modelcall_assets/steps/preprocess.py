@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from modelcall_assets.steps.source import Source
 from modelcall_assets.steps.workers import map_in_order
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.transforms.universal import REQUIRED
 
 SAMPLE_ROWS = 3
 LISTED_PROBLEMS = 20
@@ -76,7 +77,14 @@ class PreprocessReport:
 
     @property
     def failure_rate(self) -> float:
-        return self.failed / self.rows_out if self.rows_out else 0.0
+        return self.failed / self.rows_out if self.rows_out else float(bool(self.emptied))
+
+    @property
+    def emptied(self) -> str:
+        """A filter may well leave nothing; columns that no row has are a mistake."""
+        if self.rows_out or not any(rule.startswith(REQUIRED) for rule in self.dropped):
+            return ""
+        return f"{dropped_all(self.dropped)}; compare required_fields with the columns of the file"
 
     def failures_by_reason(self) -> dict[str, int]:
         return dict(self.failures.most_common())
@@ -183,6 +191,12 @@ def failure_before(row: Row | BadLine) -> Failure | None:
     if carried["reason"] == Reason.BAD_LINE:
         return bad_line(BadLine(carried["detail"], carried["raw"]))
     return Failure(Reason(carried["reason"]), carried["detail"])
+
+
+def dropped_all(dropped: Mapping[str, int]) -> str:
+    """What to say when no row is left."""
+    rules = ", ".join(f"{rule} {count:,}" for rule, count in dropped.items())
+    return f"all {sum(dropped.values()):,} rows were dropped: {rules}"
 
 
 def bad_line(line: BadLine) -> Failure:

@@ -14,7 +14,7 @@ from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.duplicates import Duplicates
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.old_stat import write_old_stat
+from modelcall_assets.steps.old_stat import is_group, write_old_stat
 from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.recipe import Recipe
@@ -45,6 +45,8 @@ def preprocess_partition(
             return preprocess(source, recipe, out, seen=seen, processes=processes, tally=tally)
 
     with Draft(layout, PREPROCESSED, key) as draft:
+        if (stat := layout.stat_path(key, is_group=is_group(source))) is not None:
+            draft.check(stat)
         report = draft.written(write)
         source.verify()
         for place, name in recipe.absent(source.schema.names).items():
@@ -64,9 +66,9 @@ def preprocess_partition(
             moved=report.moved,
             detail={"schema": schema_to_json(as_stored(report.schema))},
         )
+        if not draft.is_rejected:
+            write_old_stat(recipe, layout, key, source, report, began, draft)
         draft.publish(manifest)
-    if not draft.is_rejected:
-        write_old_stat(recipe, layout, key, source, report, began)
     return report
 
 

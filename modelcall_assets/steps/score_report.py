@@ -56,6 +56,11 @@ class ScoreReport:
     def failure_rate(self) -> float:
         return self.failed / self.rows if self.rows else 0.0
 
+    @property
+    def emptied(self) -> str:
+        """Each row of the source is in the result."""
+        return ""
+
     def count(self, row: Mapping[str, Any], keys: Iterable[str]) -> None:
         self.rows += 1
         if row["api_status"] != "success":

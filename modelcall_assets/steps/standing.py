@@ -15,6 +15,7 @@ from modelcall_assets.steps.layout import Layout
 from modelcall_assets.storage.files import delete, file_digest, read_bytes, stat_file, write_bytes
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import Manifest
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.trouble import is_absent
 
 
@@ -45,11 +46,8 @@ def forget_note(layout: Layout, stage: str, key: str) -> None:
     delete(layout.standing_path(stage, key))
 
 
-def stranger(
-    layout: Layout, stage: str, key: str, made: Manifest | None, note: Note
-) -> FileInfo | None:
-    """The file at the output's place that is not ours, if there is one; `made` is our manifest."""
-    place = layout.output_path(stage, key)
+def stranger(place: Place, made: Manifest | None, note: Note) -> FileInfo | None:
+    """The file at a place of ours that is not ours, if there is one; `made` is our manifest."""
     try:
         found = stat_file(place)
     except InputError as error:
@@ -60,5 +58,5 @@ def stranger(
     if made is not None:
         if (made.output, made.output_version) == (str(place), found.version):
             return None
-        known.add(made.output_digest or "")
+        known |= {made.output_digest or "", *made.beside.values()}
     return None if file_digest(place) in known else found

@@ -64,6 +64,11 @@ class Judged(Protocol):
     def failure_rate(self) -> float: ...
     @property
     def first_failure(self) -> str: ...
+    @property
+    def emptied(self) -> str:
+        """Why no row is left, where that must be a mistake."""
+        ...
+
     def failures_by_reason(self) -> dict[str, int]: ...
 
 
@@ -284,11 +289,15 @@ class TaskSteps:
         if stage in (RESPONSES, SCORES):
             asks = stage == RESPONSES or self.rule_stage is None
             again = "call only the failed ones" if asks else "rate them all again"
-        return (
+        what = report.emptied or (
             f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%}), more than "
             f"max_failure_rate {self.spec.task.max_failure_rate:.2%}: {reasons}. "
-            f"The first: {report.first_failure}. The result lies aside and replaces nothing; raise "
-            f"max_failure_rate to accept it as it is, or materialise again to {again}"
+            f"The first: {report.first_failure}"
+        )
+        to = " to 1" if report.emptied else ""
+        return (
+            f"{what}. The result lies aside and replaces nothing; raise "
+            f"max_failure_rate{to} to accept it as it is, or materialise again to {again}"
         )
 
     def _is_rejected(self, report: Judged) -> bool:

@@ -44,6 +44,8 @@ class Manifest(BaseModel):
     output_digest: str | None = None
     output_version: str | None = None
     """What the file system or store said of the output when it was published."""
+    beside: dict[str, str] = Field(default_factory=dict)
+    """What else was published with it: place → digest."""
     published: str | None = None
     """Tells one publication from another."""
     input: InputFingerprint
@@ -52,6 +54,12 @@ class Manifest(BaseModel):
     moved: dict[str, str] = Field(default_factory=dict)
     """Input columns that are called like ours → their names in the output."""
     detail: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def why_rejected(self) -> str:
+        if not self.rows:
+            return f"all {self.dropped:,} rows were dropped"
+        return f"{self.failed:,} of {self.rows:,} rows failed"
 
 
 def read_manifest(place: Place) -> Manifest | None:

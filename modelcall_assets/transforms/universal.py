@@ -18,6 +18,8 @@ from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, count_tokens
 
 TEXT_COLUMNS = ("text", "content", "body", "description", "message")
 """The first of these that has a value is the text."""
+REQUIRED = "required_fields: "
+"""Begins the rules that drop a row for want of a column."""
 
 Spec = Mapping[str, Any]
 
@@ -71,7 +73,7 @@ class Universal:
             row[name] = _MEASURES[spec["type"]](measured, self.tokenizer)
         for name in self.required_fields:
             if not row.get(name):
-                return Dropped(f"required_fields: {name}")
+                return Dropped(f"{REQUIRED}{name}")
         row["source"] = self.source_name
         return row
 

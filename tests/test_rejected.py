@@ -1,0 +1,214 @@
+"""A run of which nothing is left replaces nothing, nor does any run what others have left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+import yaml
+from conftest import Project, some_rows
+from test_cli import run
+from test_distillation import CHATML, DATASETS, Distilling, instruction
+
+from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.layout import invalid_file_of
+from modelcall_assets.storage.manifest import read_manifest
+
+RATE = "configs/tasks/rate.yaml"
+SPLIT = "Ins/org_Ins-train.jsonl"
+
+
+@pytest.fixture
+def distilling(project: Project) -> Distilling:
+    """Without inputs."""
+    project.task_file.unlink()
+    for path in sorted((project.root / project.inputs).rglob("*.*")):
+        path.unlink()
+    return Distilling(project.root, task="chain")
+
+
+def write_conversion(project: Distilling, column: str, **fields: object) -> str:
+    """The task that converts `Ins`, its question in that column."""
+    mapping = {"prompt": column, "input": "input", "response": "output"}
+    datasets = {"org/Ins": {**DATASETS["org/Ins"], "column_mapping": mapping}}
+    path = project.root / "configs/distillation/datasets.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(datasets))
+    project.write_steps(chatml_conversion=CHATML, **fields)
+    return str(project.task_file)
+
+
+def test_a_wrong_column_mapping_leaves_the_conversations_that_there_are(
+    distilling: Distilling,
+) -> None:
+    task = write_conversion(distilling, "instruction")
+    distilling.write_dataset("Ins", [instruction(2 * number) for number in range(3)])
+    assert run(distilling, "run-task", task).code == 0
+    output = distilling.root / "data/chatml" / SPLIT
+    before = output.read_bytes()
+    assert before.count(b"\n") == 3
+
+    write_conversion(distilling, "instructions")
+    ended = run(distilling, "run-task", task)
+    assert ended.code == 1
+    assert "all 3 rows were dropped: missing_prompt 3; compare column_mapping" in ended.err
+    assert f"rejected: {SPLIT}: all 3 rows were dropped" in ended.out
+    assert output.read_bytes() == before
+
+    write_conversion(distilling, "instructions", max_failure_rate=1)
+    assert run(distilling, "run-task", task).code == 0
+    assert output.read_bytes() == b"", "as was asked for"
+    write_conversion(distilling, "instruction")
+    assert run(distilling, "run-task", task).code == 0
+    assert output.read_bytes() == before
+
+
+def test_an_empty_split_is_none_of_that(distilling: Distilling) -> None:
+    task = write_conversion(distilling, "instruction")
+    distilling.write_dataset("Ins", [])
+    assert run(distilling, "run-task", task).code == 0
+    assert (distilling.root / "data/chatml" / SPLIT).read_bytes() == b""
+
+
+def test_required_columns_that_no_row_has_leave_the_clean_rows_that_there_are(
+    project: Project, server: RehearsalServer
+) -> None:
+    block = {"enabled": True, "output_folder": "data/clean"}
+    project.write_task({"preprocess": block})
+    project.write_input("a.jsonl", some_rows(3))
+    clean = project.root / "data/clean/a.parquet"
+    assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0
+    before = clean.read_bytes(), project.output("a.jsonl").read_bytes()
+
+    wrong = {**block, "filters": {"required_fields": ["txt"]}}
+    project.write_task({"preprocess": wrong})
+    ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+    assert ended.code == 1
+    assert "all 3 rows were dropped: required_fields: txt 3; compare required_fields" in ended.err
+    assert (clean.read_bytes(), project.output("a.jsonl").read_bytes()) == before
+
+    strict = {**block, "filters": {"min_text_length": 10**6}}
+    project.write_task({"preprocess": strict})
+    ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+    assert ended.code == 0, "a filter may leave nothing"
+
+
+def test_a_scorer_that_gives_no_values_fails_the_rows(project: Project) -> None:
+    """A key of null is a value; none at all is a mistake."""
+    module = project.root / "ratings.py"
+    scorer = "def score(self, item):\n        return {}\n"
+    module.write_text("class Length:\n    def score(self, item):\n        return {'n': None}\n")
+    project.write_task({"scorer": "ratings:Length", "model": None, "prompt": None})
+    assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0
+    before = project.output("a.jsonl").read_bytes()
+    module.write_text(f"class Length:\n    {scorer}")
+    # A process of its own: this one has the module as it was.
+    process = project.start("run-task", RATE, "--file", "a.jsonl")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "score() returned an empty dict" in err
+    assert project.output("a.jsonl").read_bytes() == before
+
+
+class TestBeside:
+    @pytest.fixture
+    def merging(self, distilling: Distilling) -> Path:
+        """Two members of which one has an invalid line; gives where such lines go."""
+        groups = [
+            {"name": "all", "output_file": "all.jsonl", "input_files": ["a.jsonl", "b.jsonl"]}
+        ]
+        path = distilling.root / "configs/distillation/groups.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"merge_groups": groups}))
+        merge = {
+            "merge_config_path": "configs/distillation/groups.yaml",
+            "base_input_dir": distilling.inputs,
+            "base_output_dir": "data/merged",
+        }
+        distilling.write_steps(jsonl_merge=merge)
+        distilling.write_input("a.jsonl", [b'{"n": 1}', b"{torn"])
+        distilling.write_input("b.jsonl", [b'{"n": 2}'])
+        side = invalid_file_of(distilling.root / "data/merged/all.jsonl")
+        assert isinstance(side, Path)
+        return side
+
+    def test_invalid_lines_of_somebody_else_stay(
+        self, distilling: Distilling, merging: Path
+    ) -> None:
+        merging.parent.mkdir(parents=True)
+        merging.write_bytes(b"precious")
+        task = str(distilling.task_file)
+        ended = run(distilling, "run-task", task)
+        assert ended.code == 1 and f"{merging}: this file was not written" in ended.err
+        assert merging.read_bytes() == b"precious"
+        assert str(merging) in run(distilling, "adopt", task).out
+        ended = run(distilling, "run-task", task)
+        assert ended.code == 0, ended
+        assert merging.read_bytes() == b"{torn\n"
+        (kept,) = (distilling.root / "data").rglob("set_aside/merged/*/all.jsonl.invalid")
+        assert kept.read_bytes() == b"precious" and str(kept) in ended.out
+        distilling.write_input("a.jsonl", [b'{"n": 1}'])
+        assert run(distilling, "run-task", task).code == 0
+        assert not merging.exists(), "ours goes when there are no such lines"
+        merging.write_bytes(b"precious")
+        distilling.write_input("a.jsonl", [b'{"n": 3}'])
+        assert run(distilling, "run-task", task).code == 0
+        assert merging.read_bytes() == b"precious"
+
+    def test_lines_of_which_none_is_a_row_replace_no_merged_file(
+        self, distilling: Distilling, merging: Path
+    ) -> None:
+        task = str(distilling.task_file)
+        assert run(distilling, "run-task", task).code == 0
+        output = merging.with_name("all.jsonl")
+        before = output.read_bytes(), merging.read_bytes()
+        for name in ("a.jsonl", "b.jsonl"):
+            distilling.write_input(name, [b"not", b"JSON"])
+        ended = run(distilling, "run-task", task)
+        assert ended.code == 1
+        assert "none of 4 lines is a JSON object; the first: a.jsonl, line 1" in ended.err
+        assert (output.read_bytes(), merging.read_bytes()) == before
+        distilling.write_input("a.jsonl", [b'{"n": 1}', b"{torn"])
+        distilling.write_input("b.jsonl", [b'{"n": 2}'])
+        assert run(distilling, "run-task", task).code == 0
+        assert not [*(distilling.root / "data").rglob("rejected/merged/all*")]
+
+    def test_all_of_a_group_that_is_gone_goes(self, distilling: Distilling, merging: Path) -> None:
+        task = str(distilling.task_file)
+        assert run(distilling, "run-task", task).code == 0
+        groups = [{"name": "b", "output_file": "b_only.jsonl", "input_files": ["b.jsonl"]}]
+        path = distilling.root / "configs/distillation/groups.yaml"
+        path.write_text(yaml.safe_dump({"merge_groups": groups}))
+        assert run(distilling, "run-task", task).code == 0
+        told = run(distilling, "verify", task)
+        assert "all.jsonl: its input is gone" in " ".join(told.out.split())
+        ended = run(distilling, "clean", task, "--deleted-inputs", "--yes")
+        assert (ended.code, "deleted 1 of 1" in ended.out) == (0, True), ended
+        left = [path.name for path in sorted((distilling.root / "data/merged").glob("*"))]
+        assert left == [".modelcall", "b_only.jsonl"]
+        assert not [*(distilling.root / "data/merged/.modelcall").rglob("all*")]
+        assert "all is sound" in run(distilling, "verify", task).out
+
+    def test_a_stat_file_of_the_old_system_stays(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        block = {"enabled": True, "output_folder": "data/clean", "stat_folder": "data/stats"}
+        project.write_task({"preprocess": block})
+        stat = project.root / "data/stats/preprocess/a.jsonl.json"
+        stat.parent.mkdir(parents=True)
+        stat.write_bytes(b'{"old": 1}')
+        ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+        assert ended.code == 1 and f"{stat}: this file was not written" in ended.err
+        assert stat.read_bytes() == b'{"old": 1}'
+        assert str(stat) in run(project, "adopt", RATE).out
+        ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+        assert ended.code == 0, ended
+        (kept,) = (project.root / "data").rglob("set_aside/preprocessed/*/a.jsonl.json")
+        assert kept.read_bytes() == b'{"old": 1}'
+        assert orjson.loads(stat.read_bytes())["processing_complete"] is True
+        made = read_manifest(project.steps().layout.manifest_path("preprocessed", "a.jsonl"))
+        assert made is not None and [*made.beside] == [str(stat)]
+        project.write_input("a.jsonl", some_rows(5))
+        assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0
+        assert orjson.loads(stat.read_bytes())["n_sample"] == 5
