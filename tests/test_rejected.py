@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -28,7 +29,7 @@ def distilling(project: Project) -> Distilling:
     return Distilling(project.root, task="chain")
 
 
-def write_conversion(project: Distilling, column: str, **fields: object) -> str:
+def write_conversion(project: Distilling, column: str, **fields: Any) -> str:
     """The task that converts `Ins`, its question in that column."""
     mapping = {"prompt": column, "input": "input", "response": "output"}
     datasets = {"org/Ins": {**DATASETS["org/Ins"], "column_mapping": mapping}}

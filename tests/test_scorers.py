@@ -588,7 +588,7 @@ class TestThePage:
         summary = Rules(project).run(instance)
         (message,) = summary.failed
         assert "scorer_error 1. The first: KeyError: 'text' (record 2)" in message
-        path = root / "data/my_corpus_comments/a.parquet"
+        path = project.rejected("a.jsonl")
         first = pq.read_table(path).to_pylist()[0]
         assert (first["comment_share"], first["verdict"]) == (0.5, "fine")
         assert str(pq.read_schema(path).field("comment_share").type) == "double"
