@@ -126,6 +126,7 @@ class TestScores:
         assert published[0]["quality_tags"] == ["old"]
         assert published[0]["api_return"] == rated(rows[0])["api_return"]
         assert {published[0][name] for name in ("api_model", "api_finish_reason")} == {None}
+        assert published[0]["api_cost_usd"] == 0, "this task has paid nothing for it"
         made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
         assert made is not None and Path(made.detail["set_aside"][0]).read_bytes() == old
 
@@ -170,6 +171,23 @@ class TestScores:
         cli("adopt", TASK)
         assert cli("run-task", TASK).code == 0
         assert requests(server) == 1 and project.scores("a.jsonl")[1]["score"] == 2
+
+    def test_a_default_in_place_of_what_the_model_said_is_none(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(4)
+        project.write_input("a.jsonl", rows)
+        says = ['{"quality_tags": ["old"], "recommended_use_case": "as it was"}', "Sorry, I can't."]
+        says.append('{"score": 5, "quality_tags": ["old"], "recommended_use_case": "as it was"}')
+        old = [
+            rated(row, 3, api_return=said) for row, said in zip(rows, [*says, None], strict=True)
+        ]
+        self.write(project, old)
+        assert "1 good rows, 3 without" in cli("adopt", TASK).out
+        assert cli("run-task", TASK).code == 0
+        published = project.scores("a.jsonl")
+        assert [row["api_endpoint"] == "adopted" for row in published] == [False] * 3 + [True]
+        assert requests(server) == 3 and published[3]["score"] == 3
 
     def test_in_lines_beside_the_outputs_place_are_adopted_too(
         self, project: Project, cli: Cli, server: RehearsalServer
@@ -348,6 +366,56 @@ class TestResponses:
         published = self.published(answers)
         assert [row["response"] == "old a" for row in published] == [True, False, False]
         assert published[0]["uid"] == made_up and requests(server) == 2
+
+    def test_what_was_asked_otherwise_than_the_task_asks_is_another_question(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        """The old system sent the first message alone, as the user's."""
+        pirate = [{"role": "system", "content": "You are a pirate."}, *asked("4")["messages"]]
+        rows = [{"id": "pirate", "messages": pirate}, asked("plain")]
+        project.write_input("q.jsonl", rows)
+        turns = [{"role": "user", "content": "You are a pirate."}]
+        turns.append({"role": "assistant", "content": "Arr!"})
+        arr = {**answered(rows[0], "Arr!"), "final_messages": turns}
+        (answers / "q.jsonl").write_bytes(lines(arr, answered(rows[1], "old plain")))
+        assert "1 good rows, 1 without" in cli("adopt", TASK).out
+        assert cli("run-task", TASK).code == 0
+        published = self.published(answers)
+        assert [row["response"] for row in published][1] == "old plain"
+        assert published[0]["final_messages"][:-1] == pirate and requests(server) == 1
+
+        (answers / "q.jsonl").rename(project.root / "mine.jsonl")
+        self.write_task(project, output_path="./data/first", prompt_mode="first_message")
+        (project.root / "data/first").mkdir()
+        (project.root / "data/first/q.jsonl").write_bytes(lines(arr))
+        assert "1 good rows, 0 without" in cli("adopt", TASK, "--dry-run").out
+
+    def test_columns_of_the_input_are_not_taken_for_what_the_model_said(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = [
+            {**asked("trace"), "reasoning": "the data set's own", "finish_reason": "length"},
+            {**asked("status"), "reasoning": {"x": 1}, "api_status": "reviewed"},
+        ]
+        project.write_input("q.jsonl", rows)
+        (answers / "q.jsonl").write_bytes(lines(*(answered(row, "old answer") for row in rows)))
+        cli("adopt", TASK)
+        assert cli("run-task", TASK).code == 0
+        published = self.published(answers)
+        assert [row["reasoning"] for row in published] == [None, None]
+        assert published[0]["input_reasoning"] == "the data set's own"
+        assert [row["api_endpoint"] for row in published] == ["adopted"] * 2
+        assert requests(server) == 0
+
+        self.write_task(project, output_path="./data/again")
+        (project.root / "data/again").mkdir()
+        ours = self.published(answers)
+        ours[0]["reasoning"], ours[1]["api_status"] = "the model's own", "error"
+        (project.root / "data/again/q.jsonl").write_bytes(lines(*ours))
+        assert "1 good rows, 1 without" in cli("adopt", TASK).out
+        assert cli("run-task", TASK).code == 0
+        again = self.published(project.root / "data/again")
+        assert again[0]["reasoning"] == "the model's own" and requests(server) == 1
 
     def test_a_run_that_is_rejected_leaves_the_old_file_where_it_is(
         self, project: Project, answers: Path, cli: Cli, server: RehearsalServer

@@ -40,10 +40,10 @@ _MADE_UP = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab]
 
 @dataclass(frozen=True, slots=True)
 class OldAnswer:
-    """What the model said for an old row: `texts` are ways to write it, of which the first is taken
-    that is parsed as `values`. `kept` is published as it is."""
+    """What the model said for an old row: it counts if `text` is parsed as `values`. `kept` is
+    published as it is."""
 
-    texts: Sequence[str]
+    text: str
     kept: Row
     values: Row = field(default_factory=dict)
     reasoning: str | None = None
@@ -148,16 +148,14 @@ def _reply(stage: Asking, row: Row) -> bytes | None:
     old = stage.old_answer(row)
     if old is None:
         return None
-    for text in old.texts:
-        message = {"role": "assistant", "content": text, "reasoning_content": old.reasoning}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        body = encode({"object": ADOPTED, "choices": [choice], ADOPTED: old.kept}).rstrip()
-        finished = stage.rules.judge([replayed(200, body)])
-        if finished is None or not isinstance(finished.outcome, Success):
-            continue
-        if all(_same(old.values[key], value) for key, value in finished.outcome.values.items()):
-            return body
-    return None
+    message = {"role": "assistant", "content": old.text, "reasoning_content": old.reasoning}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    body = encode({"object": ADOPTED, "choices": [choice], ADOPTED: old.kept}).rstrip()
+    finished = stage.rules.judge([replayed(200, body)])
+    if finished is None or not isinstance(finished.outcome, Success):
+        return None
+    found = finished.outcome.values
+    return body if all(_same(old.values[key], value) for key, value in found.items()) else None
 
 
 def _same(column: Any, value: Any) -> bool:

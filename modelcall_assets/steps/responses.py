@@ -46,6 +46,8 @@ OWN_COLUMNS = (
     *(name for name, _ in API_FIELDS if name not in _OWN_NAMES),
 )  # fmt: skip
 _OWN = frozenset(OWN_COLUMNS)
+_ALWAYS_OURS = _OWN - {"tool_calls", "sample"}
+"""The columns that each of our rows has."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +113,24 @@ class ResponseStage:
                 return Failure(Reason.MISSING_INPUT, f"column 'messages' is {what}")
 
     def old_answer(self, row: Row) -> OldAnswer | None:
-        """Of a row that is in a file of responses; None when it failed."""
-        response = row.get("response")
-        if not isinstance(response, str) or row.get("api_status", "success") != "success":
+        """Of a row that is in a file of responses; None when it failed, or answers another question
+        than this task asks. Where the row is not ours, a column with the name of one of ours is the
+        input's."""
+        response, asked = row.get("response"), self.ask(row)
+        if not isinstance(response, str) or isinstance(asked, Failure):
+            return None
+        if isinstance(turns := row.get("final_messages"), list):
+            said_before = [_is_turn(turn) and (turn["role"], turn.get("content")) for turn in turns]
+            if said_before[:-1] != [(turn["role"], turn.get("content")) for turn in asked.messages]:
+                return None
+        is_ours = row.keys() >= _ALWAYS_OURS
+        if is_ours and row["api_status"] != "success":
             return None
         kept = {name: row[name] for name in ("response", "final_messages", "uid") if row.get(name)}
         thought = _THOUGHT.fullmatch(response)
-        reasoning = row.get("reasoning")
         if thought is not None:
-            return OldAnswer([thought[2]], kept, reasoning=thought[1])
-        return OldAnswer([response], kept, reasoning=reasoning if reasoning else None)
+            return OldAnswer(thought[2], kept, reasoning=thought[1])
+        return OldAnswer(response, kept, reasoning=row["reasoning"] or None if is_ours else None)
 
     def asks(self, source: Source) -> Iterator[Asked]:
         """`samples` for each row of the source, in order."""

@@ -147,15 +147,14 @@ class ScoreStage:
         return (failure_before(item) or self.ask(item) for item in items)
 
     def old_answer(self, row: Row) -> OldAnswer | None:
-        """Of a row that is in a scores file; None when it failed."""
+        """Of a row that is in a scores file; None when it failed. The columns count only where the
+        reply is not there: what the reply does not say, a default has filled."""
         if row.get("api_status") != "success":
             return None
         said, values = row.get("api_return"), {key: row.get(key) for key in self.fields}
-        texts = [said] if isinstance(said, str) else []
-        kept = {"api_return": said} if texts else {}
-        if self.fields:
-            texts.append(orjson.dumps(values, default=str).decode())
-        return OldAnswer(texts, kept, values)
+        if isinstance(said, str):
+            return OldAnswer(said, {"api_return": said}, values)
+        return OldAnswer(orjson.dumps(values, default=str).decode(), {}, values) if values else None
 
     def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> ScoreReport:
         """Every row of the source in its order, beside what it was rated. Keys without a declared
