@@ -356,6 +356,97 @@ def test_what_is_clear_is_mended(text: str, score: int, around: str) -> None:
     assert outcome.values["score"] == score
 
 
+FENCED = '```json\n{"score": 4, "tags": ["a"]}\n```'
+PROSE = [
+    "because `data['key']` is read without checks.",
+    "The call `print(f\"{x['a']}\")` is fine.",
+    "On the interval [0, 1) the function is continuous.",
+    "The proof uses $\\left[0, 1\\right)$ well.",
+    "The code does `os.environ['HOME']` and prints \"hi\".",
+    'The array ["a", "b", ...] is listed (see "c").',
+    "It's got a list ['x', y] and it's 'fine'.",
+    """Regex `["']([^"']+)["']` is used""",
+    "Regex `['\"]` is used",
+    'code: `if (a) { "use strict"; }` "ok"',
+    "dims [3 x 4",
+    "$$x \\in [0,1)$$",
+    "A list: [1, 2, 3)",
+    "[0, 1) [0, 1) [0, 1) ['a'] [1",
+]
+FENCE_ONLY = ["unclosed `x = {a: 1` here", "The keys 'a': {\"a\": 1} are read"]
+
+
+@pytest.mark.parametrize("prose", PROSE)
+def test_an_object_beside_brackets_of_prose_is_found(prose: str) -> None:
+    plain = '{"score": 4, "tags": ["a"]}'
+    for text in (f"{prose}\n{plain}", f"{plain}\n{prose}", f"<think>{prose}</think>\n{plain}"):
+        assert parse(text) == Success({"score": 4.0, "tags": ["a"]}), text
+
+
+@pytest.mark.parametrize(
+    "prose", [*PROSE, *FENCE_ONLY, 'The dict `{"a": 1, "b": ...}` is shown. It says "x".']
+)
+def test_a_fence_bounds_its_object_whatever_the_prose(prose: str) -> None:
+    assert parse(f"{prose}\n\n{FENCED}") == Success({"score": 4.0, "tags": ["a"]})
+
+
+@pytest.mark.parametrize("prose", [*PROSE, FENCE_ONLY[0]])
+def test_prose_after_a_fence_hides_nothing(prose: str) -> None:
+    assert parse(f"{FENCED}\n\n{prose}") == Success({"score": 4.0, "tags": ["a"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"score": 5, "why": "says:\n@\nand so"}',
+        '{"score": 5, "why": "says:\n@',
+        '{score: 5, why: "says:\n@\n"}',
+        '```json\n{"score": 5, "why": "says:\n@\n"}\n```',
+        '{"score": 5, "why": "a "}" b\n@\n"}',
+        '@\nNo:\n```json\n{"score": 5, "a" 1}\n```',
+        '@\nNo: {"score": 5, "a',
+        'x: {"a": 1}\n@\n</think> none',
+        '"x": {"a": 1} <think>\n@\n',
+    ],
+)
+def test_a_fence_in_something_broken_or_before_it_is_not_the_answer(text: str) -> None:
+    for fence in (FENCED, FENCED.replace("json", "")):
+        assert not isinstance(parse(text.replace("@", fence)), Success)
+
+
+def test_of_fences_the_last_counts() -> None:
+    first = FENCED.replace("4", "1")
+    assert parse(f"'a': {{}} {first}\n{FENCED}\n[0, 1)") == Success({"score": 4.0, "tags": ["a"]})
+
+
+DRAFT = '{"score": 1, "tags": []}'
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "[THINK]maybe @[/THINK]",
+        "<seed:think>maybe @ hm</seed:think>",
+        '<think duration="3">@</think>',
+        "◁think▷@◁/think▷",
+        "<analysis>@</analysis>",
+        "<reflection>@</reflection>",
+        "<|channel|>analysis<|message|>so @<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>analysis<|message|>@<|end|><|start|>assistant<|channel|>commentary<|message|>@"
+        "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+    ],
+)
+def test_a_draft_in_any_marks_of_thinking_is_not_the_answer(thought: str) -> None:
+    thought = thought.replace("@", DRAFT)
+    assert failure(parse(f"{thought} I cannot rate it")).reason is Reason.NOT_AN_OBJECT
+    assert failure(parse(thought)).reason is Reason.EMPTY
+    assert parse(f"{thought}{FENCED}") == Success({"score": 4.0, "tags": ["a"]})
+
+
+def test_a_draft_in_a_channel_without_a_final_one_is_not_the_answer() -> None:
+    assert failure(parse(f"<|channel|>analysis<|message|>{DRAFT}")).reason is Reason.EMPTY
+
+
 def test_mending_changes_no_text() -> None:
     tags = ["a,}", "b, ]", 'c\\",}', ",", "}"]
     broken = json.dumps({"score": 1, "tags": tags})[:-1] + " , }"
@@ -376,7 +467,10 @@ def test_an_inner_object_never_stands_for_a_cut_off_one(data: st.DataObject) -> 
 @pytest.mark.parametrize(
     "unit",
     ["{", "[", '{"a":', '{"', "[1,", '{"a" 1} ', "{a", "{a: ", "[{", "{ ", '["', "{}", '{"a":1,},',
-     "<think>", "</think>", '{"a </think>', "{'a'}'", '{"a":1}</think>', ",", "[{]", '"\\"'],
+     "<think>", "</think>", '{"a </think>', "{'a'}'", '{"a":1}</think>', ",", "[{]", '"\\"',
+     "[1 {x ", "[0, 1) {x} ", "['a']", "```{", "```", '```{"a":1} ',
+     "<think a=", "<|channel|>final", "<|channel|>",
+     "<a:", "a:", "[THINK]"],
 )  # fmt: skip
 def test_a_long_answer_of_any_kind_is_read_in_linear_time(unit: str) -> None:
     """One of 200 kB that took quadratic time would take minutes."""

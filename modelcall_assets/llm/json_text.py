@@ -10,10 +10,14 @@ from typing import Any, cast
 
 import orjson
 
-_TAG = r"(?:think|thinking|thought|reasoning)\s*>"
-_CLOSE = re.compile(rf"</{_TAG}", re.IGNORECASE)
-_MARK = re.compile(rf"</{_TAG}|<{_TAG}|[{{\[][{{\[\s]*+", re.IGNORECASE)
-"""A tag, or brackets that open."""
+_TAG = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|analysis|reflection)"
+_FINAL = r"<\|channel\|>\s*final\b[^{}\[\]]{0,80}?<\|message\|>"
+_CLOSING = rf"(?i:</{_TAG}\s*>|◁/think▷|{_FINAL})|\[/THINK\]"
+_OPENING = rf"(?i:<{_TAG}(?:\s+[\w:-]+=[^<>]*)?\s*>|◁think▷|<\|channel\|>\s*\w)|\[THINK\]"
+_CLOSE = re.compile(_CLOSING)
+_OPEN = re.compile(_OPENING)
+_MARK = re.compile(rf"(?P<close>{_CLOSING})|(?P<open>{_OPENING})|[{{\[][{{\[\s]*+")
+"""A tag, or brackets that open. Of the channels of Harmony only the final one is no thought."""
 _KEY = re.compile(r"""["'“‘}]|//|/\*|#|[\w$.-]+\s*:""")
 _ITEM = re.compile(r"""["'\d\]-]|true|false|null""")
 """What follows the bracket of an object or array, well-formed or not; else it is one of prose."""
@@ -21,6 +25,10 @@ _NAME = re.compile(r"""["']\s*:\s*\Z""")
 _STRING = r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)'
 _TOKEN = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
 _TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*+[}}\]])", re.DOTALL)
+_NAMED = re.compile(r"""["'”’]\s*:""")
+_NAMED_OBJECT = re.compile(r"""\{\s*["'“‘][^"'”’{}]*["'”’]\s*:""")
+_FENCED = re.compile(r"\s*(?:json)?\s*+([{\[].*)", re.DOTALL | re.IGNORECASE)
+_MOST_STRAYS = 16
 _QUOTE_OR_BRACKET = re.compile(r"""["{}\[\]]|(?<!\w)'|'(?!\w)""")
 _DOUBLED = re.compile(r"\{\s*(\{.*\})\s*\}", re.DOTALL)
 _decode = json.JSONDecoder(strict=False).decode
@@ -40,12 +48,15 @@ def last_object(text: str) -> dict[str, Any] | None:
 def read(text: str) -> tuple[str, dict[str, Any] | None]:
     """The text without thinking, and the last complete JSON object of it that is in no other.
 
-    Mended are commas before a closing bracket and raw control characters in strings. None when it
-    is not certain which object is meant: several in one array, or one that may lie inside a broken
-    one.
+    Mended are commas before a closing bracket and raw control characters in strings. Where the
+    prose leaves it uncertain, the last of those that fill a code fence. None when it is not certain
+    which object is meant: several in one array, or one that may lie inside a broken one.
     """
     whole = _object(text)
-    return (text.strip(), whole) if whole is not None else _Reader(text).read()
+    if whole is not None:
+        return text.strip(), whole
+    rest, found = _Reader(text).read()
+    return rest, _fenced(rest) if found is None and "```" in rest else found
 
 
 class _Reader:
@@ -57,16 +68,19 @@ class _Reader:
         self._begin = self._at = 0
         self._broken_until: int | None = None
         """Where the last broken object ends, as far as its quotes can be trusted."""
+        self._stray_from: int | None = None
+        """Where brackets stand that only prose can have, unless a name of a key follows."""
+        self._strays = 0
 
     def read(self) -> tuple[str, dict[str, Any] | None]:
         text, end = self._text, len(self._text)
         while (mark := _MARK.search(text, self._at)) is not None:
             start, self._at = mark.span()
-            if text[start] != "<":
+            if mark.lastgroup is None:
                 if not self._take(start):
                     self._found = None
                     break
-            elif text[start + 1] == "/":
+            elif mark.lastgroup == "close":
                 self._begin_after(self._at)
             elif (close := _CLOSE.search(text, self._at)) is not None:
                 self._at = close.start()
@@ -77,7 +91,7 @@ class _Reader:
 
     def _begin_after(self, tag_end: int) -> None:
         self._begin = self._at = tag_end
-        self._found = self._broken_until = None
+        self._found = self._broken_until = self._stray_from = None
 
     def _take(self, start: int) -> bool:
         """Look at what opens at `start`; False when all that follows may lie inside it."""
@@ -91,14 +105,28 @@ class _Reader:
             if closings:  # it was a thought
                 self._begin_after(closings[-1])
                 self._broken_until = self._at
-            return bool(closings)
+            return bool(closings) or self._is_stray(start)
         piece, self._at = text[start:end], end
         value = _value(piece)
         objects = list(_objects(value))
         if objects:
             return self._choose(objects, start, end)
-        if value is None and ('"' in piece or "'" in piece):
+        if value is None and _NAMED.search(piece):
             self._found, self._broken_until = None, end
+        elif value is None and ('"' in piece or "'" in piece):
+            self._stray_from = start if self._stray_from is None else self._stray_from
+        return True
+
+    def _is_stray(self, start: int) -> bool:
+        """Whether the bracket that nothing closes is of prose (`[0, 1)`), not around an object."""
+        text, opened = self._text, self._text[start : self._at].rstrip()
+        self._strays += 1
+        if "{" in opened or self._strays > _MOST_STRAYS:
+            return False
+        following = text.find("{", self._at)
+        if following >= 0 and text[start:following].rstrip().endswith((",", "[", ":")):
+            return False
+        self._stray_from = start if self._stray_from is None else self._stray_from
         return True
 
     def _choose(self, objects: list[object], start: int, end: int) -> bool:
@@ -112,8 +140,36 @@ class _Reader:
             if _QUOTE_OR_BRACKET.search(self._text, self._broken_until, start):
                 return False  # as its quotes may be what is broken
             self._broken_until = None
+        if self._stray_from is not None:
+            if _NAMED.search(self._text, self._stray_from, start):
+                return False
+            self._stray_from = end
         self._found = _object(json.dumps(objects[0])) if len(objects) == 1 else None
         return True
+
+
+def _fenced(text: str) -> dict[str, Any] | None:
+    """The object that the last fence with JSON holds. None when the fence may stand in the text of
+    a broken object, or one follows it."""
+    text = text[max((tag.end() for tag in _CLOSE.finditer(text)), default=0) :]
+    text = text[: opened.start()] if (opened := _OPEN.search(text)) else text
+    parts = text.split("```")
+    for at in reversed(range(1, len(parts), 2)):
+        if (inside := _FENCED.fullmatch(parts[at])) is not None:
+            break
+    else:
+        return None
+    before, after = "```".join(parts[:at]), "```".join(parts[at + 1 :])
+    if _NAMED_OBJECT.search(after) or ("}" in after and ("{" in before or _NAMED.search(before))):
+        return None
+    named = _NAMED_OBJECT.search(before)
+    while named is not None:
+        end = _end(before, named.start())
+        if end is None:
+            return None
+        named = _NAMED_OBJECT.search(before, end)
+    value = _value(inside[1].rstrip())
+    return _object(json.dumps(value)) if isinstance(value, dict) else None
 
 
 def _object(text: str) -> dict[str, Any] | None:
