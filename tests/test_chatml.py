@@ -213,6 +213,9 @@ class TestStyles:
         assert isinstance(made, dict) and (made["messages"], made["tools"]) == (begun, tools)
         as_text = convert("sharegpt", {**row, "tools": orjson.dumps(tools).decode()})
         assert isinstance(as_text, dict) and as_text["tools"] == tools
+        digits = '[{"most": 123456789012345678901234567890, "pi": 3.14159265358979323846}]'
+        kept = convert("sharegpt", {**row, "tools": digits})
+        assert isinstance(kept, dict) and digits.replace(" ", "") in encode(kept).decode()
         as_words = convert("messages", {"messages": HELLO, "tools": "a calculator"})
         assert isinstance(as_words, dict) and as_words["tools"] == "a calculator"
         for nothing in (None, "", []):
@@ -248,6 +251,23 @@ class TestStyles:
             {"role": "tool", "content": "4", "tool_call_id": "1"},
         ]
         assert messages_of("messages", {"messages": turns}) == turns
+
+    @pytest.mark.parametrize("value", ["", None, "let me see"])
+    @pytest.mark.parametrize(
+        "calls", [{"tool_calls": [{"id": "1"}]}, {"function_call": {"name": "f"}}]
+    )
+    def test_turns_of_sharegpt_that_call_tools_stay(
+        self, value: str | None, calls: dict[str, Any]
+    ) -> None:
+        row = conversation(("human", "2 + 2?"), ("gpt", ""), ("tool", "4"), ("gpt", "it is 4"))
+        row["conversations"][1] = {"from": "gpt", "value": value, **calls}
+        row["conversations"][2]["tool_call_id"] = "1"
+        made = convert("sharegpt", row, validation="strict")
+        assert isinstance(made, dict), made
+        assert made["messages"][1:3] == [
+            {"role": "assistant", "content": value, **calls},
+            {"role": "tool", "content": "4", "tool_call_id": "1"},
+        ]
 
     def test_null_fields_of_a_columnar_file_are_left_out(self) -> None:
         part = {"type": "text", "text": "hi", "image_url": None}

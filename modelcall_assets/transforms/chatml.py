@@ -5,7 +5,9 @@ The row is `{messages, format[, tools][, raw_data]}`.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, time
@@ -40,6 +42,8 @@ _MAY_FOLLOW: Mapping[str, frozenset[str | None]] = {
 }
 """Strict validation: role → the roles that may stand before it; None is the beginning."""
 _CALLS = ("tool_calls", "function_call")
+_OF_TOOLS = (*_CALLS, "tool_call_id")
+_LONG_NUMBER = re.compile("[0-9.]{16}")
 _WITH_SYSTEM, _WITH_TOOLS = ("sharegpt", "instruction_input"), ("sharegpt", "messages")
 """Styles whose rows may have a column `system`, a text, or `tools`, which is kept as it is."""
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
@@ -184,16 +188,26 @@ def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions
 
 
 def _tools(row: Row) -> Any:
-    """Parsed where it is the text of a list or object."""
+    """Parsed where it is the text of a list or object, whose numbers keep their digits."""
     tools = row.get("tools")
+    if not isinstance(tools, str) or not tools.strip():
+        return tools
     try:
-        return orjson.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-    except orjson.JSONDecodeError:
+        parsed = orjson.loads(tools)
+        if _LONG_NUMBER.search(tools):
+            return json.loads(tools, parse_int=_exact, parse_float=_exact)
+        return parsed
+    except (ValueError, RecursionError):
         return tools
 
 
+def _exact(text: str) -> float | Number:
+    value = orjson.loads(text)
+    return value if str(value) == text else Number(text)
+
+
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
-    """Turns without a value are left out."""
+    """Turns without a value are left out, unless they call tools."""
     messages: list[Message] = []
     for place, turn in enumerate(_list(row, options, "conversations")):
         try:
@@ -204,8 +218,9 @@ def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
         if role is None or (type(value) is not str and value is not None):
             where = f"{options.column_mapping['conversations']}[{place}]"
             role, value = _unusual_turn(turn, where, options)
-        if value:
-            messages.append({"role": role, "content": value})
+        more = {name: turn[name] for name in _OF_TOOLS if turn.get(name)} if len(turn) > 2 else {}
+        if value or more:
+            messages.append({"role": role, "content": value, **more})
     return messages
 
 
