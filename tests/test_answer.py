@@ -214,10 +214,13 @@ def test_filtered_is_seen_before_parsing() -> None:
 FREE = AnswerParser([], frozenset(), None, may_call=True)
 ENDINGS = {
     None: ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls",
-           "function_call", "tool_use", "COMPLETE", None, ""],
+           "function_call", "tool_use", "COMPLETE", "end-turn", "FinishReason.STOP", "endTurn",
+           None, ""],
     Reason.TRUNCATED: ["length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens",
+                       "FINISH_REASON_MAX_TOKENS", "max_new_tokens", "max tokens",
                        "model_context_window_exceeded"],
-    Reason.CONTENT_FILTER: ["content_filter", "SAFETY", "safety", "recitation", "RECITATION",
+    Reason.CONTENT_FILTER: ["content_filter", "content-filter", "Content Filter", "SAFETY",
+                            "safety", "recitation", "RECITATION",
                             "BLOCKLIST", "prohibited_content", "SPII", "sensitive", "ERROR_TOXIC"],
     Reason.REFUSED: ["refusal"],
     Reason.INTERRUPTED: ["insufficient_system_resource", "abort", "error", "ERROR",
@@ -291,6 +294,28 @@ def test_values_as_deep_as_they_are_accepted_can_be_written(depth: int) -> None:
 def test_a_huge_number_means_the_same_alone_and_in_prose(around: str) -> None:
     reply = around.replace("{}", '{"score": 1' + "0" * 30 + "}")
     assert parse(reply) == Success({"score": 1e30, "tags": []})
+
+
+@pytest.mark.parametrize(
+    "value", ["1" + "2" * 22, "[-1" + "2" * 22 + "]", '{"a": 99999999999999999999}']
+)
+def test_an_integer_that_would_lose_digits_is_refused(value: str) -> None:
+    wrong = failure(parse(f'{{"score": 1, "tags": {value}}}', parser(tags={})))
+    assert wrong.reason is Reason.WRONG_VALUE
+    assert wrong.detail.startswith("tags: ")
+    for kept in ("1e22", "18446744073709551615", "1.5e300", '"12345678901234567890123"'):
+        assert isinstance(parse(f'{{"score": 1, "tags": {kept}}}', parser(tags={})), Success)
+
+
+def test_the_choice_of_index_0_is_the_answer_wherever_it_is_listed() -> None:
+    told = completion("x")
+    first = {**told["choices"][0], "index": 0}
+    other = {"index": 1, "message": {"content": "y"}, "finish_reason": "length"}
+    for choices in ([other, first], [first, other]):
+        verdict = classify(Reply(200, {}, json.dumps({**told, "choices": choices}).encode()))
+        assert isinstance(verdict, Answered)
+        assert Answer.of(verdict.completion).text == "x"
+        assert Answer.of(verdict.completion).finish_reason == "stop"
 
 
 BROKEN = [

@@ -56,7 +56,15 @@ def test_an_endpoint_that_refuses_all_is_refused(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["insufficient_quota", "billing_hard_limit_reached", "access_terminated"]
+    "code",
+    [
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "access_terminated",
+        "quota_exceeded",
+        "insufficient_user_quota",
+        "usage_limit_reached",
+    ],
 )
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_no_quota_is_a_refusal_at_any_status(status: int, code: str) -> None:
@@ -141,13 +149,41 @@ def test_a_completion_is_an_answer() -> None:
         b'{"choices": [{"text": "x"}]}',
         b'{"choices": [{"message": "x"}]}',
         b'{"choices": [{"message": {"content": "\xff"}}]}',
-        b'{"choices": [{"message": {"content": "\\ud800"}}]}',
     ],
 )
 def test_a_200_that_is_no_completion_is_tried_again(body: bytes) -> None:
     verdict = classify(Reply(200, {}, body))
     assert isinstance(verdict, TryAgain)
     assert reason(verdict) is Reason.BAD_REPLY
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b'"created": NaN', b'"created": 1e400', b'"created": 1' + b"0" * 5000, b'"x": [-Infinity]',
+     b'"x": "\\ud83d"'],
+)  # fmt: skip
+def test_oddities_around_an_answer_cost_nothing(odd: bytes) -> None:
+    choice = b'{"index": 0, "%b": {"content": "a\\ud83d \\ud83d\\ude00"}, "finish_reason": "stop"}'
+    whole = b'{"choices": [%b], %b}' % (choice % b"message", odd)
+    event = b'data: {"choices": [%b], %b}\n\ndata: [DONE]\n\n' % (choice % b"delta", odd)
+    for body in (whole, event):
+        verdict = classify(Reply(200, {}, body))
+        assert isinstance(verdict, Answered)
+        assert verdict.completion["choices"][0]["message"]["content"] == "a\ufffd \U0001f600"
+
+
+def test_a_stream_sent_twice_is_one_answer() -> None:
+    chunks = [
+        {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
+        {"choices": [{"delta": {"content": "x"}}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks * 2)
+    verdict = classify(Reply(200, {}, body))
+    assert isinstance(verdict, Answered)
+    assert verdict.completion["choices"][0]["message"]["content"] == "x"
+    assert verdict.completion["usage"]["prompt_tokens"] == 1
 
 
 def in_body(error: Any) -> Any:
@@ -215,6 +251,37 @@ def test_an_error_means_the_same_wherever_it_stands(
 def test_an_error_that_says_nothing_is_none(error: Any) -> None:
     completion = {"choices": [{"message": {"content": "x"}, "error": error}], "error": error}
     assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{"code": 0, "message": "success"}, "none", {"code": 200, "type": "ok", "message": "m"}],
+)
+def test_an_error_without_a_code_beside_a_whole_answer_is_none(error: Any) -> None:
+    completion = {
+        "choices": [{"message": {"content": "x"}, "finish_reason": "stop"}],
+        "error": error,
+    }
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+    coded = {**completion, "error": {"code": "strange", "message": "m"}}
+    assert isinstance(classify(Reply(200, {}, orjson.dumps(coded))), TryAgain)
+    cut = {**completion, "choices": [{"message": {"content": "hal"}, "finish_reason": None}]}
+    assert isinstance(classify(Reply(200, {}, orjson.dumps(cut))), TryAgain)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "want"),
+    [
+        (429, "tokens_limit_reached", Reason.RATE_LIMITED),
+        (503, "content_filter_unavailable", Reason.SERVER_ERROR),
+        (200, "content_filter_unavailable", Reason.SERVER_ERROR),
+        (500, "moderation_error", Reason.SERVER_ERROR),
+    ],
+)
+def test_trouble_is_tried_again_whatever_its_name(status: int, code: str, want: Reason) -> None:
+    verdict = classify(error(status, code))
+    assert isinstance(verdict, TryAgain)
+    assert verdict.failure.reason is want
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard, cast
 import jsonschema_rs
 
 from modelcall_assets.llm.json_text import read, strip_thinking
-from modelcall_assets.llm.message import Ending, Texts, ending_of, tool_calls
+from modelcall_assets.llm.message import Ending, Texts, ending_of, first_choice, tool_calls
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
 PARSER_VERSION = 2
@@ -20,6 +20,7 @@ PARSER_VERSION = 2
 MOST_TOKENS = 2**53
 """A count beyond this, or below 0, is none."""
 
+_HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
 
@@ -88,7 +89,7 @@ class Answer:
     def of(cls, completion: Mapping[str, Any]) -> Answer:
         """`reasoning_content` and `reasoning` are two servers' names for one thing; a third way is
         to have it among the parts of `content`."""
-        choice = completion["choices"][0]
+        choice = first_choice(completion) or {}
         reason, given = choice.get("finish_reason"), choice.get("message")
         message = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
         content = message.get("content")
@@ -177,7 +178,7 @@ class AnswerParser:
         for key, kind in numbers.items():
             if key in values:
                 values[key] = _as_number(kind, values[key])
-        if wrong := self._wrong_values(values):
+        if wrong := self._wrong_values(values) or _lost_digits(values, numbers, text):
             return Failure(Reason.WRONG_VALUE, wrong)
         return Success({key: values.get(key, self.defaults.get(key)) for key in self.keys})
 
@@ -227,6 +228,21 @@ def _as_number(kind: str, value: Any) -> Any:
         return int(value) if isinstance(value, float) and value.is_integer() else value
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value
+
+
+def _lost_digits(values: Mapping[str, Any], numbers: Mapping[str, str], text: str) -> str:
+    """What is wrong with integers of no declared type that 64 bits do not hold; else empty."""
+    wrong = [key for key, value in values.items() if key not in numbers and _has_huge(value)]
+    if wrong and _HUGE.search(text):
+        return f"{wrong[0]}: an integer beyond 64 bits; write it as a string"
+    return ""
+
+
+def _has_huge(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        held: Any = cast("Any", value)
+        return any(map(_has_huge, held.values() if isinstance(value, dict) else held))
+    return isinstance(value, float) and abs(value) >= 2**63
 
 
 def _bounded(schema: Any) -> Any:

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
-import orjson
-
 from modelcall_assets.llm.error import ErrorSaid, error_in
-from modelcall_assets.llm.message import Ending, ending_of
+from modelcall_assets.llm.message import Ending, ending_of, first_choice, parsed
 from modelcall_assets.llm.stream import BOM, FILTER_RESULTS, StreamedAnswer
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
@@ -68,7 +66,7 @@ def classify(reply: Reply) -> Verdict:
         return TryAgain(Failure(reply.fault, reply.body.decode(errors="replace")))
     if 200 <= reply.status < 300:
         return _completion(reply)
-    error = error_in(_parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
+    error = error_in(parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
     said = error.message or reply.body[:1000].decode(errors="replace")
     return _failed(reply.status, error, f"HTTP {reply.status}: {said[:1000]}", reply.headers)
 
@@ -77,11 +75,12 @@ def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, st
     """Of an HTTP status, or of an error that means it."""
     if status in REFUSED_STATUS or error.is_quota or 300 <= status < 400:
         return Refused(detail)
-    if error.is_context:
+    retried = status in RETRIED_STATUS or status >= 500
+    if error.is_context and not retried:
         return BadRecord(Failure(Reason.CONTEXT_LENGTH, detail))
-    if error.is_filter:
+    if error.is_filter and not retried:
         return BadRecord(Failure(Reason.CONTENT_FILTER, detail))
-    if status in RETRIED_STATUS or status >= 500:
+    if retried:
         after_s = retry_after(headers)
         if status == 429 and after_s is None:
             after_s = limit_reset(headers)
@@ -116,7 +115,7 @@ def limit_reset(headers: Mapping[str, str]) -> float | None:
 
 def _completion(reply: Reply) -> Verdict:
     text = reply.body.removeprefix(BOM)
-    body = _parsed(text)
+    body = parsed(text)
     if body is None and text.lstrip().startswith(_EVENTS):
         stream = StreamedAnswer()  # under another content type
         stream.feed(reply.body)
@@ -125,8 +124,8 @@ def _completion(reply: Reply) -> Verdict:
         reply = Reply(finished[0], reply.headers, finished[1])
         if reply.status != 200:
             return classify(reply)
-        body = _parsed(reply.body)
-    first = _first_choice(body)
+        body = parsed(reply.body)
+    first = first_choice(body)
     if (error := error_in(body)) is not None:
         said = error.message or reply.body[:1000].decode(errors="replace")
         detail = f"HTTP {reply.status} with error {error.status}: {said[:1000]}"
@@ -150,22 +149,6 @@ def _without_choice(reply: Reply, body: object) -> Verdict:
         return BadRecord(Failure(Reason.CONTENT_FILTER, what))
     what = "is not JSON" if body is None else "has no choices[0].message"
     return _bad_reply(f"the reply {what}", reply.body)
-
-
-def _parsed(body: bytes | str) -> object:
-    """None for what is not JSON."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-
-
-def _first_choice(body: object) -> dict[str, Any] | None:
-    try:
-        first = cast("Any", body)["choices"][0]
-    except (TypeError, LookupError):
-        return None
-    return cast("dict[str, Any]", first) if type(first) is dict else None
 
 
 def _bad_reply(what: str, body: bytes) -> TryAgain:

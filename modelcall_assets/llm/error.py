@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+from modelcall_assets.llm.message import Ending, ending_of, first_choice
+
 Json = dict[str, Any]
 
 QUOTA_CODES = frozenset(
     {
         "insufficient_quota",
+        "insufficient_user_quota",
+        "quota_exceeded",
+        "usage_limit_reached",
         "billing_hard_limit_reached",
         "access_terminated",
         "insufficient_balance",
@@ -41,13 +46,14 @@ _STATUS = (
 )
 """Of codes that stand for an HTTP status, the first that fits; each from a provider's list."""
 _CODES = ("code", "type", "status", "error_code", "errorCode", "status_code")
+_NO_ERROR = ("0", "200", "ok", "success", "none", "null")
 _MESSAGES = ("message", "msg", "detail", "error_msg")
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorSaid:
-    """`codes` are in lower case with `_` between words; `status` is the HTTP status meant, 500
-    where none can be told."""
+    """`codes` are in lower case with `_` between words; `status` is the HTTP status meant; where
+    none can be told 400 of what is wrong with the request, else 500."""
 
     codes: frozenset[str]
     message: str
@@ -66,7 +72,7 @@ class ErrorSaid:
 
     @property
     def status(self) -> int:
-        return self._known_status or 500
+        return self._known_status or (400 if self.is_context or self.is_filter else 500)
 
     @property
     def says_what(self) -> bool:
@@ -88,22 +94,28 @@ def error_in(body: object) -> ErrorSaid | None:
         return None
     outer = cast("Json", body)
     error = outer.get("error")
-    match outer:
-        case {"choices": [{"error": in_choice}, *_]} if not error:
-            error = in_choice
-        case _:
-            pass
+    choice = first_choice(outer)
+    if not error and choice is not None:
+        error = choice.get("error")
     is_error = outer.get("object") == "error" or outer.get("type") == "error"
     if not error and not is_error and outer.get("choices"):
         return None
     inner = cast("Json", error) if isinstance(error, dict) else {}
     said = error if isinstance(error, str) else next(_texts(inner, outer), "")
     found = ErrorSaid(frozenset(_codes(inner, outer)), said)
+    if not is_error and not found.codes and choice is not None and _is_whole(choice):
+        return None
     if isinstance(error, dict):
         is_error = is_error or any(_texts(inner)) or any(_codes(inner))
     elif error:
         is_error = True
     return found if is_error or ("choices" not in outer and found.says_what) else None
+
+
+def _is_whole(choice: Json) -> bool:
+    """Whether the endpoint itself says so."""
+    said = choice.get("finish_reason") and isinstance(choice.get("message"), dict)
+    return bool(said) and ending_of(choice) is Ending.WHOLE
 
 
 def _codes(*places: Json) -> Iterator[str]:
@@ -117,8 +129,10 @@ def _codes(*places: Json) -> Iterator[str]:
             case _:
                 pass
         for value in values:
-            if value and isinstance(value, str | int) and value not in (True, "0"):
-                yield re.sub(r"[\s.-]+", "_", str(value)[:200]).lower()
+            if value and isinstance(value, str | int) and value is not True:
+                code = re.sub(r"[\s.-]+", "_", str(value)[:200]).lower()
+                if code not in _NO_ERROR:
+                    yield code
 
 
 def _texts(*places: Json) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -27,7 +30,8 @@ _REASONS = {
     Ending.WHOLE: "stop eos eos_token end_turn stop_sequence endoftext end complete completed "
     "finished normal tool_calls tool_call tool_use function_call",
     Ending.CUT_OFF: "length max_tokens max_length max_output max_output_tokens model_length "
-    "max_completion_tokens token_limit time_limit error_limit model_context_window_exceeded",
+    "max_completion_tokens max_new_tokens token_limit time_limit error_limit "
+    "model_context_window_exceeded",
     Ending.FILTERED: "content_filter content_filtered safety recitation language blocklist "
     "prohibited_content spii sensitive image_safety model_armor error_toxic guardrail_intervened",
     Ending.REFUSED: "refusal",
@@ -35,21 +39,70 @@ _REASONS = {
     "server_error internal_error user_cancel cancelled canceled not_finished overloaded "
     "malformed_function_call malformed_response malformed_model_output unexpected_tool_call",
 }
-_ENDINGS = {name: ending for ending, names in _REASONS.items() for name in names.split()}
-"""finish_reason in lower case → how the answer ended, as OpenAI, Azure, Anthropic, Bedrock, Gemini,
-Cohere, Mistral, DeepSeek, Zhipu, watsonx, vLLM, SGLang, TGI and llama.cpp have them."""
+_ENDINGS = {
+    name.replace("_", ""): ending for ending, names in _REASONS.items() for name in names.split()
+}
+"""finish_reason in lower case, of letters and digits only → how the answer ended, as OpenAI, Azure,
+Anthropic, Bedrock, Gemini, Cohere, Mistral, DeepSeek, Zhipu, watsonx, vLLM, SGLang, TGI and
+llama.cpp have them."""
 
 UNFINISHED = "unfinished"
 """Marks a choice whose stream ended without a finish_reason."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BETWEEN = re.compile(r"[\W_]+")
 _THINKING = ("thinking", "reasoning")
+
+
+def parsed(body: bytes | str) -> object:
+    """A body of JSON; None for what is none. A lone surrogate is U+FFFD, and a number that no
+    double holds is null: what else is in a reply was paid for."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        value = json.loads(
+            body, parse_float=_double, parse_int=_double, parse_constant=lambda _: None
+        )
+        text = json.dumps(value, ensure_ascii=False)
+        return orjson.loads(_SURROGATE.sub("\ufffd", text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _double(text: str) -> float | int | None:
+    value = float(text)
+    if not math.isfinite(value):
+        return None
+    return int(text) if text.lstrip("-").isdigit() else value
+
+
+def first_choice(body: object) -> dict[str, Any] | None:
+    """That of index 0, wherever it is listed; where none says so, the first."""
+    choices = cast("dict[str, Any]", body).get("choices") if isinstance(body, dict) else None
+    if not choices or not isinstance(choices, list):
+        return None
+    listed = cast("list[object]", choices)
+    first = listed[0]
+    if len(listed) > 1:
+        first = next((choice for choice in listed if _index(choice) == 0), first)
+    return cast("dict[str, Any]", first) if isinstance(first, dict) else None
+
+
+def _index(choice: object) -> object:
+    index = cast("dict[str, Any]", choice).get("index") if isinstance(choice, dict) else None
+    return index if type(index) is int else None
 
 
 def ending_of(choice: Mapping[str, Any]) -> Ending:
     """A reply in one piece that says nothing of its end is believed; a stream has to say it."""
     reason = choice.get("finish_reason")
     if isinstance(reason, str) and reason:
-        return _ENDINGS.get(reason.lower(), Ending.UNKNOWN)
+        if (known := _ENDINGS.get(reason)) is not None:
+            return known
+        plain = _BETWEEN.sub("", reason[:200].lower()).removeprefix("finishreason")
+        return _ENDINGS.get(plain, Ending.UNKNOWN)
     return Ending.UNKNOWN if reason or choice.get(UNFINISHED) else Ending.WHOLE
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import orjson
 
 from modelcall_assets.llm.error import error_in
-from modelcall_assets.llm.message import UNFINISHED, Texts
+from modelcall_assets.llm.message import UNFINISHED, Texts, parsed
 
 Json = dict[str, Any]
 
@@ -109,22 +109,21 @@ class StreamedAnswer:
             return
         if name == b"ping" or (name != b"error" and len(data) < 50 and _NOTHING.fullmatch(data)):
             return
-        try:
-            parsed: object = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            parsed = None
-        error = error_in(parsed)
+        event = parsed(data)
+        error = error_in(event)
         if name == b"error" or error is not None:
             self._error = error.status if error else 500, data
-        elif isinstance(parsed, dict):
-            self._add(cast("Json", parsed))
+        elif isinstance(event, dict):
+            self._add(cast("Json", event))
         else:
             self._junk = data
 
     def _add(self, chunk: Json) -> None:
         choices = _objects(chunk.get("choices"))
         other = chunk.get("id") not in (None, "", self._common.get("id"))
-        if choices and other and "id" in self._common and self._all_finished:
+        if self._all_finished and (
+            (choices and other and "id" in self._common) or any(map(self._repeats, choices))
+        ):
             self._done = True  # what follows is another reply
             return
         for name in _COMMON:
@@ -138,6 +137,14 @@ class StreamedAnswer:
         for choice in choices:
             index = choice.get("index")
             self._choices.setdefault(index if type(index) is int else 0, _Choice()).add(choice)
+
+    def _repeats(self, choice: Json) -> bool:
+        """Whether a finished choice begins again."""
+        index, delta = choice.get("index"), choice.get("delta")
+        if (index if type(index) is int else 0) not in self._choices or not isinstance(delta, dict):
+            return False
+        given = cast("Json", delta)
+        return any(given.get(name) for name in ("content", "tool_calls", *_TEXTS))
 
     def _completion(self) -> bytes:
         found = sorted(self._choices.items())
