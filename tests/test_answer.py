@@ -619,7 +619,7 @@ def test_an_answer_without_extras_is_read() -> None:
     [None, 3, [], {}]
     + [
         {"prompt_tokens": odd, "completion_tokens": 1}
-        for odd in ("3", -1, 2**53 + 1, 2**63, 10**30, 1.5, 3.0, True, None, [3])
+        for odd in ("3", -1, 10_000_001, 2**53 + 1, 2**63, 10**30, 1.5, 3.0, True, None, [3])
     ],
 )
 def test_usage_that_was_not_reported_is_unknown(reported: Any) -> None:

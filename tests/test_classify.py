@@ -396,6 +396,8 @@ def test_any_header_text_is_read_or_passed_over(text: str) -> None:
         ("soon", None),
         ("1s!", None),
         ("2024-01-01T00:00:00Z", None),
+        ("1795918000", None),
+        ("1795918000000", None),
     ],
 )
 def test_limit_reset_durations(text: str, seconds: float | None) -> None:

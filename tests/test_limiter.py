@@ -160,6 +160,20 @@ def test_tokens_per_minute_hold_whatever_was_estimated(tokens_per_request: int) 
         assert most_in_a_minute(settled, tokens_per_request) >= 0.8 * limit
 
 
+@pytest.mark.parametrize("counted", [5_000_000, 10**9, 2**53])
+def test_one_impossible_count_holds_nobody_up_for_long(counted: int) -> None:
+    endpoint = Endpoint(latency_s=0.1)
+
+    def lies_once(endpoint: Endpoint) -> None:
+        endpoint.prompt_tokens = endpoint.completion_tokens = (
+            counted if len(endpoint.times) == 20 else 100
+        )
+
+    endpoint.verdict = lies_once
+    ask_all([(endpoint, Limits(4, None, 60_000))], 400, workers=4)
+    assert endpoint.times[-1] < 180
+
+
 def test_requests_per_minute_are_used_up() -> None:
     endpoint = Endpoint(latency_s=0.01)
     ask_all([(endpoint, Limits(100, 600))], 1800)

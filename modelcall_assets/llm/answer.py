@@ -18,7 +18,9 @@ PARSER_VERSION = 2
 """Raise when the same reply and the same declaration would give another outcome."""
 
 MOST_TOKENS = 2**53
-"""A count beyond this, or below 0, is none."""
+"""A sum beyond this is none."""
+MOST_TOKENS_OF_A_REPLY = 10_000_000
+"""A count beyond this, or below 0, is none: no model reads or writes so much at once."""
 
 _HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
@@ -66,7 +68,7 @@ class Usage:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= MOST_TOKENS
+    return type(value) is int and 0 <= value <= MOST_TOKENS_OF_A_REPLY
 
 
 @dataclass(slots=True)

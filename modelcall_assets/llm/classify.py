@@ -104,11 +104,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def limit_reset(headers: Mapping[str, str]) -> float | None:
     """Seconds to the latest of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). Servers send these
-    with every reply, so they ask for a wait only beside a 429."""
+    with every reply, so they ask for a wait only beside a 429. More than a day is
+    some other number."""
     resets = [
         seconds
         for name in ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
         if (seconds := _duration(headers.get(name, ""))) is not None
+        and seconds <= _UNIT_SECONDS["d"]
     ]
     return max(resets, default=None)
 

@@ -409,6 +409,11 @@ class _TokenEstimate:
         usage = Usage.of(verdict.completion.get("usage"))
         if not usage.known:
             return self.of(payload)
-        self.per_byte += (usage.prompt_tokens / len(payload) - self.per_byte) / 16
-        self.answer += (usage.completion_tokens - self.answer) / 16
+        self.per_byte = _nearer(self.per_byte, usage.prompt_tokens / len(payload), 0.01)
+        self.answer = _nearer(self.answer, usage.completion_tokens, 1)
         return usage.prompt_tokens + usage.completion_tokens
+
+
+def _nearer(estimate: float, counted: float, least: float) -> float:
+    """A sixteenth of the way, but at most to twice as much: a single count may be nonsense."""
+    return min(estimate + (counted - estimate) / 16, 2 * max(estimate, least))

@@ -56,8 +56,10 @@ class Bucket:
         self._level -= amount
 
     def give_back(self, amount: float) -> None:
-        """What was reserved and not used; negative when more was used."""
-        self._level = min(self._size, self._level + amount)
+        """What was reserved and not used; negative when more was used. That holds
+        up nobody for longer than a minute."""
+        lowest = min(self._level, -60 * self._size)
+        self._level = min(self._size, max(lowest, self._level + amount))
 
     def _fill(self, now: float) -> None:
         self._level = min(self._size, self._level + (now - self._at) * self._size)
