@@ -311,6 +311,20 @@ def test_events_under_another_content_type_are_read() -> None:
     assert isinstance(classify(Reply(200, {}, b"data:" * 100_000)), TryAgain)
 
 
+@pytest.mark.parametrize("status", [302, 404, 405])
+def test_a_block_page_may_be_of_one_record(status: int) -> None:
+    verdict = classify(Reply(status, {}, b"<html>blocked</html>"))
+    assert isinstance(verdict, Refused)
+    assert verdict.record is not None
+    assert verdict.record.reason is Reason.BAD_REQUEST
+    unknown_model = classify(error(status, "model_not_found"))
+    assert isinstance(unknown_model, Refused) and unknown_model.record is None
+
+
+def test_what_was_not_found_may_be_no_model() -> None:
+    assert reason(classify(error(200, "image_not_found"))) is Reason.BAD_REQUEST
+
+
 def test_a_403_may_be_of_one_record() -> None:
     verdict = classify(error(403, "forbidden"))
     assert isinstance(verdict, Refused)

@@ -454,12 +454,13 @@ class Moderated:
     sent: int = 0
     full: asyncio.Event = field(default_factory=asyncio.Event)
     is_revoked: bool = False
+    status: int = 403
 
     async def send(self, payload: bytes) -> Reply:
         self.sent += 1
         number = int(json.loads(payload)["messages"][0]["content"].split()[1])
         if self.is_revoked or self.forbidden(number):
-            return Reply(403, {}, b'{"error": {"message": "not this one"}}')
+            return Reply(self.status, {}, b'{"error": {"message": "not this one"}}')
         self.held += 1
         if self.held == self.enough:
             self.full.set()
@@ -488,6 +489,12 @@ def outcomes(results: Sequence[Any]) -> Counter[str]:
         else type(result).__name__
         for result in results
     )
+
+
+@pytest.mark.parametrize("status", [302, 404, 405])
+def test_a_block_page_fails_only_its_record(status: int) -> None:
+    transport = Moderated(1, lambda number: number % 7 == 3, status=status)
+    assert outcomes(ask_moderated(transport, 70, 1)) == {"Exchange": 60, "bad_request": 10}
 
 
 @pytest.mark.parametrize("in_flight", [1, 8, 300])

@@ -13,8 +13,8 @@ EJECT_AFTER = 5
 FIRST_EJECTION_S = 1.0
 LONGEST_EJECTION_S = 60.0
 FORBIDDEN_IN_A_ROW = 25
-"""So many 403s with no answer between, and twice as many as requests are in flight, are the
-endpoint's refusal. A slow answer may be overtaken by many of them."""
+"""So many of FORBIDDEN_STATUS with no answer between, and twice as many as requests are in flight,
+are the endpoint's refusal. A slow answer may be overtaken by many of them."""
 
 
 class Channel:
@@ -107,7 +107,7 @@ class Channel:
         return verdict
 
     def _forbids(self, refused: Refused, record: Failure) -> Verdict:
-        """What a 403 is about: the record once the endpoint has answered others, else the key. As
+        """What it is about: the record once the endpoint has answered others, else the key. As
         it came, when the first answer may still be on its way."""
         in_flight = self.limiter.in_flight
         self._forbidden += 1

@@ -16,7 +16,9 @@ from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
-REFUSED_STATUS = frozenset({401, 402, 404, 405})
+REFUSED_STATUS = frozenset({401, 402})
+FORBIDDEN_STATUS = frozenset({*range(300, 400), 403, 404, 405})
+"""Said of the key, model or address, or of one record: by a web firewall, for one."""
 BUSY_STATUS = frozenset({429, 502, 503, 504, 529})
 _EVENTS = (b"data:", b"event:", b":")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
@@ -43,7 +45,7 @@ class TryAgain:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The endpoint will answer nobody with this key and model; a 403 may also be said of one
+    """The endpoint will answer nobody with this key and model; FORBIDDEN_STATUS may be of one
     `record` only, and then this is its Failure."""
 
     detail: str
@@ -73,7 +75,7 @@ def classify(reply: Reply) -> Verdict:
 
 def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
     """Of an HTTP status, or of an error that means it."""
-    if status in REFUSED_STATUS or error.is_quota or 300 <= status < 400:
+    if status in REFUSED_STATUS or error.is_quota or error.is_model:
         return Refused(detail)
     retried = status in RETRIED_STATUS or status >= 500
     if error.is_context and not retried:
@@ -87,7 +89,7 @@ def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, st
         reason = Reason.RATE_LIMITED if status == 429 else Reason.SERVER_ERROR
         return TryAgain(Failure(reason, detail), after_s, status in BUSY_STATUS)
     failure = Failure(Reason.BAD_REQUEST, detail)
-    return Refused(detail, failure) if status == 403 else BadRecord(failure)
+    return Refused(detail, failure) if status in FORBIDDEN_STATUS else BadRecord(failure)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

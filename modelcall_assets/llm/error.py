@@ -39,10 +39,10 @@ _FILTER = re.compile(
 _STATUS = (
     (429, re.compile(r"rate_?limit|too_?many_?requests|throttl|resource_?exhausted|^130[235]$")),
     (503, re.compile(r"overload|unavailable|insufficient_system_resource|no_capacity")),
-    (404, re.compile(r"model_?not_?found|not_found")),
+    (404, re.compile(r"model_?not_?found|^not_found(_error)?$")),
     (401, re.compile(r"invalid_api_key|authenticat|unauthori")),
     (403, re.compile(r"permission|forbidden|access_?denied")),
-    (400, re.compile(r"invalid_?(request|argument|parameter)|bad_request")),
+    (400, re.compile(r"invalid_?(request|argument|parameter)|bad_request|_not_found$")),
 )
 """Of codes that stand for an HTTP status, the first that fits; each from a provider's list."""
 _CODES = ("code", "type", "status", "error_code", "errorCode", "status_code")
@@ -61,6 +61,11 @@ class ErrorSaid:
     @property
     def is_quota(self) -> bool:
         return not self.codes.isdisjoint(QUOTA_CODES)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is the model that there is none of."""
+        return any("model_not_found" in code for code in self.codes)
 
     @property
     def is_context(self) -> bool:
