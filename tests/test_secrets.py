@@ -140,6 +140,7 @@ def test_names() -> None:
     plain = ("author", "authority", "max_tokens", "input_key", "eos_token", "tokens_per_minute")
     assert not any(map(names_secret, plain))
     assert all(names_secret(name, of_anyone=True) for name in ("key", "X-Key", "X-Token-Id"))
+    assert not names_secret("X-Tokenizer", of_anyone=True)
 
 
 # Servers that echo

@@ -23,7 +23,7 @@ _NAME = re.compile(
     r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!stop_)token$",
     re.I,
 )
-_ANY_NAME = re.compile(rf"{_NAME.pattern}|key$|(?<![a-z])key(?![a-z])|token(?!s)", re.I)
+_ANY_NAME = re.compile(rf"{_NAME.pattern}|key$|(?<![a-z])key(?![a-z])|token(?!s|i[sz])", re.I)
 _PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s]*[^/\s:@]@")
 _KEY_IN_QUERY = re.compile(r"[?&][\w-]*(key|token|sig|secret|passw\w*)=[^&\s]", re.I)
 _VALUE = re.compile(
