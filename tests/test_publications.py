@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from modelcall_assets.errors import PublishedMeanwhile
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.clean import LEFT_OVER, left_over
 from modelcall_assets.steps.draft import Draft
+from modelcall_assets.steps.verify import Verification
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
@@ -105,6 +108,67 @@ def run(project: Project) -> RunSummary:
     with open_instance(project.root) as instance:
         steps = project.steps()
         return TaskRunner(steps, instance).run(add_new_files(instance, steps))
+
+
+KILLER = """
+import os, re, signal, sys
+
+def hook(event, arguments):
+    at = os.environ.get("KILL_AT")
+    if at and event == "os.rename" and re.search(at, os.fspath(arguments[1])):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+
+class Same:
+    def process_item(self, item):
+        return item
+"""
+"""A preprocessor of the user's own that ends its process before a file gets its name."""
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        rf"{place}/a\.{kind}"
+        for place, kind in (
+            ("preprocessed", "parquet"),
+            ("scores", "parquet"),
+            ("manifests/scores", "jsonl"),
+            ("standing/scores", "jsonl"),
+        )
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_kill_while_it_is_published_costs_nothing(
+    project: Project, server: RehearsalServer, at: str, is_first: bool
+) -> None:
+    """At the first publication, and at one that is to replace another."""
+    for name in ("deep/b.parquet", "deep/er/c.jsonl"):
+        (project.root / project.inputs / name).unlink()
+    (project.root / "killer.py").write_text(KILLER)
+    block = {"enabled": True, "script_type": "killer:Same", "output_folder": "data/preprocessed"}
+    project.write_task({"preprocess": block})
+    if not is_first:
+        assert run(project).failed == []
+        project.write_input("a.jsonl", some_rows(5, "first"))
+
+    def end(**environment: str) -> int:
+        env = {**os.environ, **environment}
+        process = project.start("run-task", str(project.task_file), env=env)
+        told = process.communicate(timeout=120)
+        assert process.returncode in (0, -signal.SIGKILL), told
+        return process.returncode
+
+    assert end(KILL_AT=at) == -signal.SIGKILL
+    paid = server.stats()["requests"]
+    assert end() == 0
+    rows = 4 if is_first else 5
+    if "scores" in at:
+        assert paid and server.stats()["requests"] == paid
+    published = project.scores("a.jsonl")
+    assert [row["api_status"] for row in published] == ["success"] * rows
+    assert [*Verification(project.steps()).findings()] == []
 
 
 class TestRuns:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Project, some_rows
 from packs import repomix_xml
@@ -13,6 +15,8 @@ from test_distillation import Distilling, asked, chat, instruction
 from modelcall_assets.defs.sensors import Cursor, Page
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.steps.standing import Note, write_note
+from modelcall_assets.storage.files import file_digest
 
 TASK = "configs/tasks/rate.yaml"
 
@@ -73,10 +77,48 @@ def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalSer
     ended = run(project, "verify", TASK)
     assert ended.code == 1
     assert f"{A}: its input is gone or was renamed; what was made of it is kept" in ended.out
-    assert f"scores: renamed.jsonl: no manifest describes {project.output('renamed.jsonl')}" in (
-        ended.out
-    )
+    place = project.output("renamed.jsonl")
+    assert f"scores: renamed.jsonl: no manifest describes {place}: it is not this" in told(ended)
+    assert "`modelcall adopt configs/tasks/rate.yaml` keeps it" in told(ended)
     assert "`modelcall clean --deleted-inputs` deletes it" in ended.out
+
+
+def test_what_lies_aside_is_no_orphan_and_is_looked_at(
+    project: Project, server: RehearsalServer
+) -> None:
+    """Of A the result is rejected, of B what was there is set aside."""
+    place = project.output(B)
+    place.parent.mkdir(parents=True)
+    (project.root / "data/in" / C).unlink()
+    project.write_input(A, [*some_rows(1), {"id": "no text"}])
+    layout = project.steps().layout
+    write_note(layout, "scores", B, Note(adopt=True))
+    pq.write_table(pa.table({"text": ["of the old system"]}), place)
+    assert run(project, "run-task", TASK).code == 1
+    sound = run(project, "verify", TASK)
+    assert (sound.code, "all is sound" in sound.out) == (0, True), sound
+
+    rejected = project.rejected(A)
+    (aside,) = (project.root / "data").rglob("set_aside/scores/*/b.parquet")
+    for path in (rejected, aside):
+        flip(path)
+    orphan = rejected.with_name("c.parquet")
+    orphan.write_bytes(b"half")
+    found = run(project, "verify", TASK)
+    for what in (
+        f"scores: {A}: {rejected}: not what scores published",
+        f"{aside} is not what was set aside; bring it back from a copy",
+        f"scores: c.parquet: {orphan}: a kill came between it and its manifest, or",
+        "rate: 3 findings",
+    ):
+        assert what in told(found), found
+
+    Path(str(layout.manifest_path("scores", B))).unlink()
+    written = Note(written=(file_digest(project.output(B)),))
+    write_note(layout, "scores", B, written)
+    found = run(project, "verify", TASK)
+    what = f"scores: {B}: {project.output(B)}: a kill came between it and its manifest; run the"
+    assert what in told(found), found
 
 
 class TestPacks:

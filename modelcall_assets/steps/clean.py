@@ -139,6 +139,7 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
             ]
             manifests += [layout.output_path(stage, key, rejected=True) for stage in stages]
             for stage in stages:
+                manifests.append(layout.standing_path(stage, key))
                 manifests += layout.beside_paths(stage, key, rejected=True)
             outputs = [place for place in _outputs(steps, stages, key) if place not in in_use]
             journals = tuple(layout.journal_folder(each, key) for each in stages if each in ASKING)
@@ -163,8 +164,13 @@ def present_keys(steps: TaskSteps, which: str) -> set[str]:
 
 
 def recorded_keys(layout: Layout, stages: Sequence[str]) -> set[str]:
-    """Those that have a manifest or a journal."""
-    found = {key for stage in stages for key in published_keys(layout, stage)}
+    """Those that have a manifest, of a rejected result too, or a journal."""
+    found = {
+        key
+        for stage in stages
+        for rejected in (False, True)
+        for key in published_keys(layout, stage, rejected=rejected)
+    }
     for stage in stages:
         for file in list_files(layout.journal_folder(stage, ""), may_be_absent=True):
             folder, _, name = file.key_path.rpartition("/")

@@ -64,7 +64,7 @@ class Layout:
         """`<folder of the stage>/<relative path, suffix replaced>`; what is rejected lies aside."""
         relative = PurePosixPath(decode_key(key))
         name = stem_of(relative.name) + (".jsonl" if stage in JSONL_STAGES else ".parquet")
-        folder = self._state_folder / "rejected" / stage if rejected else self.folder(stage)
+        folder = self.rejected_folder(stage) if rejected else self.folder(stage)
         return folder / relative.with_name(name)
 
     def stat_path(self, key: str, *, is_group: bool) -> Place | None:
@@ -95,9 +95,15 @@ class Layout:
         """Of what is known of the file at an output's place beside its manifest."""
         return self._state_folder / "standing" / stage / f"{key}.json"
 
+    def rejected_folder(self, stage: str) -> Place:
+        return self._state_folder / "rejected" / stage
+
+    def set_aside_folder(self, stage: str) -> Place:
+        return self._state_folder / "set_aside" / stage
+
     def set_aside_path(self, stage: str, name: str, digest: str) -> Place:
         """Where a file that was at a place of ours is kept, by its name and digest."""
-        return self._state_folder / "set_aside" / stage / digest[-12:] / name
+        return self.set_aside_folder(stage) / digest[-12:] / name
 
     def claim_path(self, stage: str, key: str) -> Place:
         """Held while the partition is published; on a disk one lock serves the whole task."""

@@ -1,5 +1,5 @@
 """Whether all that a task has published is as it was written: outputs, manifests and journals, what
-a crash has left, and what belongs to inputs that are gone."""
+lies aside, what a crash has left, and what belongs to inputs that are gone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from modelcall_assets.steps.clean import (
     stages_by_set,
 )
 from modelcall_assets.steps.published import AGAIN, Published, published_keys
+from modelcall_assets.steps.standing import Note, read_note
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import exists
+from modelcall_assets.storage.files import exists, file_digest, list_files
 from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.storage.places import Place
+
+KILLED = "a kill came between it and its manifest"
+RUN_AGAIN = "run the task again: its rows cost nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +64,78 @@ class Verification:
             yield Finding("", garbage.name, garbage.why, "`modelcall clean` deletes it")
 
     def _outputs(self, stage: str, present: set[str]) -> Iterator[Finding]:
-        layout, made = self.steps.layout, {*published_keys(self.steps.layout, stage)}
-        for key in sorted(made):
-            manifest = read_manifest(layout.manifest_path(stage, key))
-            if manifest is None:
-                what = f"its manifest is damaged: {layout.manifest_path(stage, key)}"
-                fix = "delete the manifest and run the task again; the journal has the replies"
-                yield Finding(stage, decode_key(key), what, fix)
-                continue
-            self.outputs[stage] += 1
-            self.rows[stage] += manifest.rows
-            if stage != RAW:
-                yield from self._output(key, manifest)
-        for key in sorted(present - made) if stage != RAW else ():
-            place = layout.output_path(stage, key)
-            if exists(place):
-                what = f"no manifest describes {place}: a kill came before it, or it is not ours"
-                fix = "move it elsewhere if you want to keep it, and run the task again"
-                yield Finding(stage, decode_key(key), what, fix)
+        layout = self.steps.layout
+        made = {*published_keys(layout, stage)}
+        for rejected in (False, True):
+            for key in sorted(published_keys(layout, stage, rejected=rejected)):
+                place = layout.manifest_path(stage, key, rejected=rejected)
+                if (manifest := read_manifest(place)) is None:
+                    fix = "delete it and the output that it describes, and run the task again"
+                    wrong = f"its manifest is damaged: {place}"
+                    yield Finding(stage, decode_key(key), wrong, fix)
+                    continue
+                if not rejected:
+                    self.outputs[stage] += 1
+                    self.rows[stage] += manifest.rows
+                if stage != RAW:
+                    yield from self._output(key, manifest)
+        for key in sorted(present) if stage != RAW else ():
+            note = read_note(layout, stage, key)
+            beside = layout.beside_paths(stage, key)
+            for place in [*([] if key in made else [layout.output_path(stage, key)]), *beside]:
+                yield from self._stranger(stage, key, place, note)
+        yield from self._aside(stage)
 
     def _output(self, key: str, manifest: Manifest) -> Iterator[Finding]:
-        file = Published(key, manifest, self.steps.layout.place)
-        if not exists(file.place):
-            what, fix = f"{file.place} is gone", "run the task again: its rows cost nothing"
-            yield Finding(manifest.stage, file.name, what, fix)
+        layout, file = self.steps.layout, Published(key, manifest, self.steps.layout.place)
+        written = read_note(layout, manifest.stage, key).written
+        places = {manifest.output or "": manifest.output_digest, **manifest.beside}
+        for uri, recorded in places.items():
+            place = layout.place(uri)
+            if not exists(place):
+                wrong, fix = f"{place} is gone", RUN_AGAIN
+                yield Finding(manifest.stage, file.name, wrong, fix)
+            elif (digest := file_digest(place)) == recorded:
+                continue
+            elif digest in written:
+                yield Finding(manifest.stage, file.name, f"{place}: {KILLED}", RUN_AGAIN)
+            else:
+                wrong = f"{place}: not what {manifest.stage} published"
+                yield Finding(manifest.stage, file.name, wrong, AGAIN)
+
+    def _stranger(self, stage: str, key: str, place: Place, note: Note) -> Iterator[Finding]:
+        """What stands at a place of ours that no readable manifest describes."""
+        layout = self.steps.layout
+        made = read_manifest(layout.manifest_path(stage, key))
+        if not exists(place) or (made is not None and str(place) in made.beside):
             return
-        try:
-            file.check()
-        except InputError as error:
-            yield Finding(manifest.stage, file.name, str(error).removesuffix(f"; {AGAIN}"), AGAIN)
+        name = decode_key(key)
+        if file_digest(place) in note.written:
+            yield Finding(stage, name, f"{place}: {KILLED}", RUN_AGAIN)
+        elif note.adopt:
+            yield Finding(stage, name, f"{place} is to be adopted", RUN_AGAIN)
+        else:
+            fix = f"`modelcall adopt {layout.spec.file_name}` keeps it, or move it elsewhere; then "
+            wrong = f"no manifest describes {place}: it is not this task's"
+            yield Finding(stage, name, wrong, f"{fix}{RUN_AGAIN}")
+
+    def _aside(self, stage: str) -> Iterator[Finding]:
+        """What lies below `.modelcall`: copies of files that were replaced, which are called by
+        their digest, and rejected results that a kill has left without a manifest."""
+        layout = self.steps.layout
+        for file in list_files(layout.set_aside_folder(stage), may_be_absent=True):
+            folder = file.key_path.split("/")[0]
+            if not file_digest(file.place).endswith(folder):
+                wrong = f"{file.uri} is not what was set aside"
+                yield Finding(stage, file.key_path, wrong, "bring it back from a copy")
+        described = set[str]()
+        for key in published_keys(layout, stage, rejected=True):
+            manifest = read_manifest(layout.manifest_path(stage, key, rejected=True))
+            described |= {manifest.output or "", *manifest.beside} if manifest else set()
+        for file in list_files(layout.rejected_folder(stage), may_be_absent=True):
+            if file.uri not in described:
+                wrong = f"{file.uri}: {KILLED}, or that is damaged"
+                yield Finding(stage, file.key_path, wrong, "delete it, or run the task again")
 
     def _journals(self, stage: str) -> Iterator[Finding]:
         layout = self.steps.layout
