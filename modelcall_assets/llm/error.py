@@ -46,7 +46,7 @@ _STATUS = (
 )
 """Of codes that stand for an HTTP status, the first that fits; each from a provider's list."""
 _CODES = ("code", "type", "status", "error_code", "errorCode", "status_code")
-_NO_ERROR = ("0", "200", "ok", "success", "none", "null")
+_NO_ERROR = frozenset({"200", "ok", "success", "none", "null"})
 _MESSAGES = ("message", "msg", "detail", "error_msg")
 
 
@@ -108,7 +108,7 @@ def error_in(body: object) -> ErrorSaid | None:
     inner = cast("Json", error) if isinstance(error, dict) else {}
     said = error if isinstance(error, str) else next(_texts(inner, outer), "")
     found = ErrorSaid(frozenset(_codes(inner, outer)), said)
-    if not is_error and not found.codes and choice is not None and _is_whole(choice):
+    if not is_error and found.codes <= _NO_ERROR and choice is not None and _is_whole(choice):
         return None
     if isinstance(error, dict):
         is_error = is_error or any(_texts(inner)) or any(_codes(inner))
@@ -134,10 +134,8 @@ def _codes(*places: Json) -> Iterator[str]:
             case _:
                 pass
         for value in values:
-            if value and isinstance(value, str | int) and value is not True:
-                code = re.sub(r"[\s.-]+", "_", str(value)[:200]).lower()
-                if code not in _NO_ERROR:
-                    yield code
+            if value and isinstance(value, str | int) and value not in (True, "0"):
+                yield re.sub(r"[\s.-]+", "_", str(value)[:200]).lower()
 
 
 def _texts(*places: Json) -> Iterator[str]:
