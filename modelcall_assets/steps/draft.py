@@ -176,6 +176,9 @@ class Draft:
 
     def _stranger(self, place: Place, made: Manifest | None) -> FileInfo | None:
         found = stranger(place, made, self.note)
+        if found is not None:  # unless another run has published it meanwhile
+            note = read_note(self._layout, self._stage, self._key)
+            found = stranger(place, read_manifest(self._manifest), note)
         if found is None or self.note.adopt:
             return found
         if made is None and self._layout.spec.adopts(self._stage):
