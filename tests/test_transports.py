@@ -32,6 +32,7 @@ from modelcall_assets.llm.classify import (
     limit_reset,
     retry_after,
 )
+from modelcall_assets.llm.http import SPARE
 from modelcall_assets.llm.message import Ending
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.stream import StreamedAnswer
@@ -192,7 +193,7 @@ def test_a_session_has_no_limit_of_its_own_and_keeps_its_connections(
 ) -> None:
     async def run(url: str) -> None:
         async with kind("n", url) as transport:
-            for _ in range(2):
+            for _ in range(4):
                 sent = [transport.send(payload(user=str(number))) for number in range(150)]
                 assert {reply.status for reply in await asyncio.gather(*sent)} == {200}
 
@@ -200,7 +201,7 @@ def test_a_session_has_no_limit_of_its_own_and_keeps_its_connections(
         asyncio.run(run(server.base_url))
         stats = server.stats()
         assert stats["max_in_flight"] > 100  # what HTTP clients allow unless told otherwise
-        assert stats["connections"] <= 150
+        assert stats["connections"] <= 2 * 150 + SPARE  # some rest while others are used
 
 
 FINAL = [
