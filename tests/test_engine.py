@@ -20,6 +20,7 @@ from modelcall_assets.llm import engine as engine_module
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import BadRecord
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
+from modelcall_assets.llm.http import SPARE
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import DirectTransport, Reply, Transport
 from modelcall_assets.records.outcome import Reason
@@ -175,7 +176,7 @@ def test_every_record_is_answered_once(server: RehearsalServer) -> None:
     assert all(isinstance(result, Exchange) for result in results)
     stats = server.stats()
     assert stats["requests"] == stats["answered"] == stats["distinct"] == 300
-    assert stats["connections"] <= 32
+    assert stats["connections"] <= 2 * 32 + SPARE  # some rest while others are used
 
 
 @pytest.mark.parametrize("faults", [Faults(rate_drop=0.3), Faults(rate_500=0.3), Faults()])
