@@ -168,7 +168,9 @@ class Project:
         return path.with_name(f"{stem_of(path.name)}.parquet")
 
     def scores(self, name: str) -> list[dict[str, Any]]:
-        return pq.read_table(self.output(name)).to_pylist()
+        """What was accepted, else what was rejected."""
+        accepted = self.output(name)
+        return pq.read_table(accepted if accepted.exists() else self.rejected(name)).to_pylist()
 
     def rejected(self, name: str) -> Path:
         """Where the scores of an input file lie that were not accepted."""

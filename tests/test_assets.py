@@ -413,6 +413,28 @@ class TestEndings:
         assert [row["api_status"] for row in project.scores(B)] == ["success"] * 16
         assert not project.rejected(B).exists()
 
+    @pytest.mark.parametrize("damage", ["gone", "damaged"])
+    def test_a_rejected_result_that_is_no_more_sound_is_made_again(
+        self, damage: str, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    ) -> None:
+        """Only for failed rows is something asked again."""
+        project.write_input(A, some_rows(16))
+        server.set_faults(Faults(rate_400=0.5))
+        materialize(project, instance, [A])
+        rejected = project.rejected(A)
+        failed = sum(row["api_status"] == "error" for row in pq.read_table(rejected).to_pylist())
+        assert 0 < failed < 16
+        if damage == "gone":
+            rejected.unlink()
+        else:
+            rejected.write_bytes(rejected.read_bytes()[:-9])
+        project.write_task({"max_failure_rate": 1})
+        server.set_faults(NO_FAULTS)
+        sent = server.stats()["requests"]
+        succeed(project, instance, [A], ["scores"])
+        assert server.stats()["requests"] - sent == failed
+        assert [row["api_status"] for row in project.scores(A)] == ["success"] * 16
+
     def test_the_same_file_in_a_run_of_its_own_is_red_with_its_numbers(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:

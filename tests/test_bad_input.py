@@ -640,7 +640,7 @@ class TestEndpoints:
         assert few.code == 1
         assert "3 of 3 rows failed" in few.err and "connect 3. The first: " in few.err
         assert statuses(project) == {GOOD: RED}
-        project.output(GOOD).unlink()
+        project.rejected(GOOD).unlink()
         project.write_input(GOOD, some_rows(40))
         many = cli("run-task", TASK)
         assert many.code == 1
@@ -738,7 +738,7 @@ class TestFileNames:
         assert ended.out.count("  rejected: ") == len(NAMES)
         for name in NAMES:
             assert f"{encode_key(name)}: 1 of 1 rows failed" in ended.err
-        assert "1 of 1 files scored" in cli("run-task", TASK, "--file", "a,comma.jsonl").out
+        assert "0 of 1 files scored" in cli("run-task", TASK, "--file", "a,comma.jsonl").out
 
     @pytest.mark.parametrize(
         ("name", "told"),

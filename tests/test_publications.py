@@ -19,7 +19,7 @@ from s3_server import S3Server
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
-from modelcall_assets.errors import PublishedMeanwhile
+from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.clean import LEFT_OVER, left_over
 from modelcall_assets.steps.draft import Draft
@@ -27,9 +27,11 @@ from modelcall_assets.steps.verify import Verification
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
+    delete,
     open_input,
     publish,
     read_bytes,
+    write_bytes,
 )
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
 
@@ -91,6 +93,21 @@ class TestPublications:
                 draft.out.write(b"same")
                 draft.publish(manifest("1"))
         assert read_bytes(layout.output_path("scores", "a.jsonl")) == b"same"
+
+    @pytest.mark.parametrize("damage", [None, b"", b'{"format": 1, "sta', bytes(400)])
+    def test_what_is_ours_is_known_without_its_manifest(
+        self, damage: bytes | None, place: Project
+    ) -> None:
+        layout = place.steps().layout
+        described = layout.manifest_path("scores", "a.jsonl")
+        for version in ("1", "2"):
+            with Draft(layout, "scores", "a.jsonl") as draft:
+                draft.out.write(version.encode())
+                draft.publish(manifest(version))
+            delete(described) if damage is None else write_bytes(described, damage)
+        write_bytes(layout.output_path("scores", "a.jsonl"), b"somebody's")
+        with pytest.raises(PlaceTaken, match="was not written by this task"):
+            Draft(layout, "scores", "a.jsonl")
 
 
 def put_in_store(

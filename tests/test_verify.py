@@ -70,6 +70,31 @@ def test_what_is_damaged_is_found_and_the_advice_mends_it(
     assert "all is sound" in run(project, "verify", TASK).out
 
 
+@pytest.mark.parametrize("damage", [None, b"", b'{"format": 1, "sta', b"\0" * 400])
+def test_a_file_whose_manifest_is_damaged_or_gone_is_made_again_for_nothing(
+    damage: bytes | None, project: Project, server: RehearsalServer
+) -> None:
+    """The output is ours and sound."""
+    assert run(project, "run-task", TASK).code == 0
+    manifest = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{A}.json"
+    before, paid = project.output(A).read_bytes(), server.stats()["requests"]
+    if damage is None:
+        manifest.unlink()
+    else:
+        manifest.write_bytes(damage)
+    assert run(project, "verify", TASK).code == 1
+    again = run(project, "run-task", TASK)
+    assert again.code == 0, again
+    assert project.output(A).read_bytes() == before
+    assert server.stats()["requests"] == paid
+    assert run(project, "verify", TASK).code == 0
+
+    project.output(A).write_bytes(b"somebody's")
+    manifest.unlink()
+    assert "this file was not written by this task" in told(run(project, "run-task", TASK))
+    assert project.output(A).read_bytes() == b"somebody's"
+
+
 def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalServer) -> None:
     assert run(project, "run-task", TASK).code == 0
     (project.root / "data/in" / A).rename(project.root / "data/in/renamed.jsonl")

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
-from modelcall_assets.errors import InHand, StoreError
+from modelcall_assets.errors import InHand, InputError, StoreError
 from modelcall_assets.journal.asking import Asking
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
@@ -31,9 +31,10 @@ from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
 from modelcall_assets.storage.claims import Hold
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.schema import readable_schema
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.trouble import explained, is_absent
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Answering:
         self, name: str, stage: ScoreStage | ResponseStage, key: str, source: Source
     ) -> Standing | None:
         """The failures of a rejected result that the task accepts now, if it is still what would be
-        made: nothing is asked again for it."""
+        made: nothing is asked again for it. One that is damaged or gone counts as not there."""
         made = read_manifest(self.layout.manifest_path(name, key, rejected=True))
         if (
             made is None
@@ -126,7 +127,14 @@ class Answering:
             or made.output is None
         ):
             return None
-        return standing_in(self.layout.place(made.output))
+        place = self.layout.place(made.output)
+        try:
+            is_sound = file_digest(place) == made.output_digest
+        except InputError as error:
+            if is_absent(error):
+                return None
+            raise
+        return standing_in(place) if is_sound else None
 
     def publish(
         self, stage: str, draft: Draft, source: Source, report: ScoreReport, detail: dict[str, Any]

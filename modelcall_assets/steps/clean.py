@@ -138,6 +138,7 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
                 for rejected in (False, True)
             ]
             manifests += [layout.output_path(stage, key, rejected=True) for stage in stages]
+            manifests += [layout.standing_path(stage, key) for stage in stages]
             for stage in stages:
                 manifests.append(layout.standing_path(stage, key))
                 manifests += layout.beside_paths(stage, key, rejected=True)

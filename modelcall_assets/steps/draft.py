@@ -12,7 +12,8 @@ from modelcall_assets.config.spec import RESPONSES, SCORES
 from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.standing import (
-    forget_note,
+    Note,
+    is_of_another,
     read_note,
     stranger,
     write_note,
@@ -164,7 +165,8 @@ class Draft:
     def _tidy(self, before: Manifest | None) -> None:
         """What is accepted takes the place of what was rejected, and of what was beside it."""
         layout, where = self._layout, (self._stage, self._key)
-        forget_note(layout, *where)
+        written = (self.out.digest, *self._beside.values())
+        write_note(layout, *where, Note(written=written))
         for old in (layout.manifest_path, layout.output_path):
             delete(old(*where, rejected=True))
         for place in layout.beside_paths(*where, rejected=True):
@@ -179,6 +181,8 @@ class Draft:
         if found is not None:  # unless another run has published it meanwhile
             note = read_note(self._layout, self._stage, self._key)
             found = stranger(place, read_manifest(self._manifest), note)
+        if found is not None and is_of_another(self._layout, self._stage, found):
+            return None
         if found is None or self.note.adopt:
             return found
         if made is None and self._layout.spec.adopts(self._stage):
