@@ -21,7 +21,8 @@ import orjson
 from benchmarks.measure import CLIENT_CORE, start
 from benchmarks.stub import Stub
 from modelcall_assets.steps.chatml import convert_split
-from modelcall_assets.steps.merged import invalid_file_of, merge_group
+from modelcall_assets.steps.layout import invalid_file_of
+from modelcall_assets.steps.merged import merge_group
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.transforms.chatml import ChatmlOptions
 

@@ -93,6 +93,7 @@ def preprocessing(project: Project, **options: Any) -> None:
             "prompt": None,
             "scorer": "plain_rules:Rated",
             "preprocess": {**PREPROCESS, **options},
+            "max_failure_rate": 1,
         }
     )
 

@@ -146,16 +146,22 @@ class Distilling(Project):
     def steps(self) -> TaskSteps:
         return steps_of(load_linked(self.task_file, self.root))
 
+    def result(self, stage: str, name: str) -> Path:
+        """The accepted result, else the one that lies aside."""
+        accepted = self.root / "data" / stage / name
+        aside = self.steps().layout.output_path(stage, name, rejected=True)
+        return accepted if accepted.exists() else Path(str(aside))
+
     def lines(self, stage: str, name: str) -> list[Row]:
-        text = (self.root / "data" / stage / name).read_bytes()
+        text = self.result(stage, name).read_bytes()
         return [orjson.loads(line) for line in text.splitlines()]
 
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
         return self.lines("responses", name)
 
     def scores(self, name: str) -> list[Row]:
-        path = (self.root / "data/scores" / name).with_suffix(".parquet")
-        return pq.read_table(path).to_pylist()
+        path = self.root / "data/scores" / name
+        return pq.read_table(path.with_suffix(".parquet")).to_pylist()
 
 
 @pytest.fixture
@@ -739,7 +745,9 @@ class TestSettings:
         chatml |= {"add_system_prompt": True, "system_prompt": "Be kind."}
         chatml |= {"other_roles": "drop", "validation": "strict"}
         merge = MERGE | {"merge_groups": ["mine"]}
-        chain.write_steps(chatml_conversion=CHATML | chatml, jsonl_merge=merge)
+        chain.write_steps(
+            chatml_conversion=CHATML | chatml, jsonl_merge=merge, max_failure_rate=0.5
+        )
         open_ended = {"conversations": [{"from": "human", "value": "and now?"}]}
         chain.write_dataset("Chats", [chat(0), chat(0), open_ended])
         assert run_task(chain, instance) == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
@@ -1532,14 +1540,14 @@ class TestKill:
         project.write_generation({"concurrency": IN_FLIGHT})
         server.set_faults(Faults(rate_truncated=1))
         assert run_task(project, instance).failed
-        published = (project.root / "data/responses" / CONVERSATIONS).read_bytes()
+        published = project.result("responses", CONVERSATIONS).read_bytes()
         server.reset()
         server.set_faults(Faults(latency_ms=5, rate_hang=0.15))
         with project.start("retry", str(project.task_file)) as process:
             until(lambda: server.stats()["answered"] >= 10 or process.poll() is not None)
             assert process.poll() is None
             process.send_signal(signal.SIGKILL)
-        assert (project.root / "data/responses" / CONVERSATIONS).read_bytes() == published
+        assert project.result("responses", CONVERSATIONS).read_bytes() == published
         server.set_faults(Faults())
         ended = run_command(project, "retry", str(project.task_file))
         assert ended.code == 0, ended
