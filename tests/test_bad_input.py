@@ -472,6 +472,21 @@ SETUPS = {
         ),
         ["not a placeholder: {text[0]}, {text!r}, {text:>9}"],
     ),
+    "an output folder that is a file": Setup(
+        lambda project, _: project.write_task({"data": {"output_folder": TASK}}),
+        [f"{TASK}:data.output_folder: a file stands there; expected a folder; have {TASK}"],
+    ),
+    "a journal folder below a file": Setup(
+        lambda project, _: project.write_task({"data": {"journal_folder": f"{TASK}/a/b"}}),
+        [f"{TASK}:data.journal_folder: a file stands there; expected a folder; have {TASK}"],
+    ),
+    "an output folder that is a link to nothing": Setup(
+        lambda project, _: (
+            (project.root / "out").symlink_to("nowhere"),
+            project.write_task({"data": {"output_folder": "./out/scores"}}),
+        ),
+        [f"{TASK}:data.output_folder: a link to nothing stands there; expected a folder; have out"],
+    ),
     "two inputs with one output": Setup(
         lambda project, _: project.write_input("good.parquet", some_rows(1)),
         [
@@ -503,6 +518,30 @@ class TestSetUp:
         assert sorted((project.root / "data").rglob("*")) == before
         with open_instance(project.root) as instance:
             assert instance.get_runs() == []
+
+    def test_a_folder_that_cannot_be_written_to(self, project: Project, cli: Cli) -> None:
+        folder = project.root / "locked"
+        folder.mkdir(mode=0o555)
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user may write anywhere")
+        project.write_task({"data": {"output_folder": "./locked/scores"}})
+        told = f"{TASK}:data.output_folder: cannot be written to; have {folder}; choose another"
+        for arguments, code in (("check",), 0), (("run-task", TASK), 2):
+            ended = cli(*arguments)
+            assert ended.code == code, ended
+            assert told in ended.out + ended.err
+
+    @pytest.mark.parametrize("home", [TASK, f"{TASK}/below", "dangling", "/dev/null/home"])
+    def test_a_home_that_can_be_none(
+        self, project: Project, cli: Cli, monkeypatch: pytest.MonkeyPatch, home: str
+    ) -> None:
+        (project.root / "dangling").symlink_to("nowhere")
+        place = str(project.root / home)
+        monkeypatch.setenv("DAGSTER_HOME", place)
+        ended = cli("run-task", TASK)
+        assert ended.code == 2, ended
+        assert "error: environment:DAGSTER_HOME: Dagster cannot keep its runs there: " in ended.err
+        assert f"have {place}; name another folder" in ended.err
 
 
 def asked_of(project: Project, name: str) -> list[str]:

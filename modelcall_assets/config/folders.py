@@ -3,15 +3,17 @@ the stores among them are reached."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic_core import PydanticCustomError
 
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.environment import MissingVariable
 from modelcall_assets.config.expand import Expander
-from modelcall_assets.config.paths import is_bucket, is_relative, is_uri, is_within
+from modelcall_assets.config.paths import is_bucket, is_relative, is_uri, is_within, shown_place
 from modelcall_assets.config.problems import problem_of
 from modelcall_assets.config.spec import PREPROCESSED, TaskSpec
 from modelcall_assets.config.store_options import store_options
@@ -127,6 +129,7 @@ def _named_folders(
             "data.output_folder": data.output_folder,
             "data.journal_folder": data.journal_folder,
             "preprocess.output_folder": preprocess.output_folder if used else None,
+            "preprocess.stat_folder": preprocess.stat_folder if used else None,
         }
     return (
         {place: text for place, text in inputs.items() if text},
@@ -141,8 +144,27 @@ def _preprocessed(spec: TaskSpec) -> dict[str, str]:
     return {"preprocess.output_folder": spec.folder(PREPROCESSED)}
 
 
+def unwritable(spec: TaskSpec) -> Iterator[Problem]:
+    """Output folders of this machine that this process may not write to."""
+    _, outputs = _named_folders(spec.task)
+    folders = {place: spec.resolved(text) for place, text in outputs.items()}
+    for place, folder in (folders | _preprocessed(spec)).items():
+        found = _nearest(folder)
+        if not is_uri(folder) and not os.access(found, os.W_OK | os.X_OK):
+            wrong, have = "cannot be written to", str(found)
+            fix = "choose another folder, or let this user write to it"
+            yield Problem(spec.file_name, place, wrong, have=have, fix=fix, unready=True)
+
+
+def _nearest(folder: str) -> Path:
+    """What there is of a folder on this machine: itself or the first above it."""
+    path = Path(folder)
+    return next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+
+
 def _misplaced_outputs(spec: TaskSpec, outputs: Mapping[str, str]) -> Iterator[Problem]:
-    """An output below the input would be taken for new input; one beside a bucket is in another."""
+    """An output below the input would be taken for new input; one beside a bucket is in another;
+    and nothing can lie below a file."""
     folders = {place: spec.resolved(text) for place, text in outputs.items()}
     folders |= _preprocessed(spec)
     by_default = folders.keys() - outputs.keys()
@@ -153,3 +175,7 @@ def _misplaced_outputs(spec: TaskSpec, outputs: Mapping[str, str]) -> Iterator[P
         if is_within(folder, spec.input_folder):
             wrong = "the folder lies in the input folder, so outputs would become inputs"
             yield Problem(spec.file_name, place, wrong, fix="choose a folder beside it")
+        elif not is_uri(folder) and not (found := _nearest(folder)).is_dir():
+            wrong = "a file stands there" if found.exists() else "a link to nothing stands there"
+            have, fix = shown_place(str(found), spec.root), "choose another folder, or move it away"
+            yield Problem(spec.file_name, place, wrong, "a folder", have, fix)

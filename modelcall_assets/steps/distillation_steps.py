@@ -317,6 +317,7 @@ class DistillationSteps(TaskSteps):
         return audit_lines(self.result_path(stage, key, report), rows)
 
     def check_ready(self) -> None:
+        super().check_ready()
         for stage in (RESPONSES, SCORES):
             if stage in self.stages:
                 self.spec.endpoints(stage)

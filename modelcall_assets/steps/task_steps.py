@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from modelcall_assets.config.folders import unwritable
 from modelcall_assets.config.spec import PREPROCESSED, RAW, RESPONSES, SCORES, TaskSpec
 from modelcall_assets.config.task import ScoringTask
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.keys import decode_key, encode_key
@@ -116,8 +117,10 @@ class TaskSteps:
         return self.recipe and PieceWork(self.recipe, pa.schema([]), self.reading)
 
     def check_ready(self) -> None:
-        """SetupError when the endpoint has no key or address, the scorer cannot be made, or rows
-        cannot be preprocessed."""
+        """SetupError when a folder cannot be written to, the endpoint has no key or address, the
+        scorer cannot be made, or rows cannot be preprocessed."""
+        if problems := [*unwritable(self.spec)]:
+            raise SetupError(problems)
         if self.recipe is not None:
             self.recipe.check()
         if self.rule_stage is not None:

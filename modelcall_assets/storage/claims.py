@@ -17,6 +17,7 @@ from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.storage.files import delete, list_files, write_bytes
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, RemotePath
+from modelcall_assets.storage.trouble import explained
 
 POLL_S = 0.5
 STALE_S = 120.0
@@ -35,7 +36,8 @@ def claimed(place: Place) -> Iterator[Check]:
 
     A kill gives it up: at once on a disk, after two minutes in a store. What is given raises
     StoreError when the claim is held no more, because the store has not answered for so long.
-    Where a disk has no locks everybody holds it. StoreError when a store does not answer.
+    Where a disk has no locks everybody holds it. StoreError when a store does not answer, or a
+    disk does not take the file.
     """
     if isinstance(place, Path):
         with _locked(place):
@@ -84,8 +86,9 @@ def claims(folder: RemotePath) -> list[FileInfo]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = _lock(path, fcntl.LOCK_EX)
+    with explained(path, StoreError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = _lock(path, fcntl.LOCK_EX)
     try:
         yield
     finally:
