@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dagster as dg
@@ -23,6 +23,7 @@ import yaml
 from s3_server import S3Server
 from swift_server import swift_server
 
+from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.defs.home import whole_home
 from modelcall_assets.defs.instance import open_instance
@@ -197,6 +198,12 @@ class Project:
         return path
 
 
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
 def look(
     project: Project, instance: dg.DagsterInstance, cursor: str = ""
 ) -> tuple[dg.SensorResult | dg.SkipReason, str]:
@@ -241,6 +248,31 @@ def project(
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
     return made
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Cli:
+    """`modelcall …` in this process, in the project's folder, whose input is empty."""
+    for name in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
+        (project.root / "data/in" / name).unlink()
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["modelcall", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err, out + err
+        return Ended(ended.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return run
 
 
 @pytest.fixture

@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, some_rows
+from conftest import Cli, Project, some_rows
 from s3_server import S3Server
 from test_publications import put_in_store
 
-from modelcall_assets.cli.main import main
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.storage.files import read_bytes
@@ -28,37 +26,6 @@ from modelcall_assets.storage.manifest import read_manifest
 
 TASK = "configs/tasks/rate.yaml"
 Row = dict[str, Any]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Ended]
-
-
-@pytest.fixture
-def cli(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Cli:
-    """`modelcall …` in this process, in the project's folder, whose input is empty."""
-    for name in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
-        (project.root / "data/in" / name).unlink()
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["modelcall", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err, out + err
-        return Ended(ended.value.code or 0, out, err)  # type: ignore[arg-type]
-
-    return run
 
 
 def rated(row: Row, score: int = 1, **more: Any) -> Row:
@@ -197,9 +164,60 @@ class TestScores:
         path = project.output("a.jsonl").with_suffix(".jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(orjson.dumps(rated(rows[1], 2)) + b'\n{"id": "plain-0", "te')
+        refused = cli("run-task", TASK)
+        assert refused.code == 1 and f"{path}: this file was not written by" in refused.err
+        assert requests(server) == 0
         assert "1 good rows, 0 without an answer, 1 torn lines" in cli("adopt", TASK).out
         assert cli("run-task", TASK).code == 0
         assert requests(server) == 1 and project.scores("a.jsonl")[1]["score"] == 2
+
+    def test_that_cannot_be_read_stay_and_the_others_are_adopted(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        for name in ("a", "b"):
+            project.write_input(f"{name}.jsonl", some_rows(1, name))
+        self.write(project, [rated(some_rows(1, "b")[0], 2)])
+        project.output("a.jsonl").rename(project.output("b.jsonl"))
+        project.output("a.jsonl").write_bytes(b"PAR1 torn")
+        told = cli("adopt", TASK)
+        assert told.code == 1 and "scores of b.jsonl: 1 good rows" in told.out
+        assert f"{project.output('a.jsonl')}: not a readable" in told.err
+        assert "results of another system cannot" in told.err and "move it away" in told.err
+        assert cli("run-task", TASK).code == 1
+        assert project.output("a.jsonl").read_bytes() == b"PAR1 torn"
+        assert project.scores("b.jsonl")[0]["score"] == 2 and requests(server) == 0
+
+    def test_in_pairs_of_files_are_adopted_too_and_a_file_of_errors_is_no_answer(
+        self, project: Project, cli: Cli, server: RehearsalServer
+    ) -> None:
+        rows = some_rows(2)
+        for name in ("a", "b"):
+            project.write_input(f"{name}.jsonl", rows)
+        folder = project.output("a.jsonl").parent
+        folder.mkdir(parents=True)
+        (folder / "a_success.jsonl").write_bytes(lines(rated(rows[1], 2)))
+        for name in ("a", "b"):
+            (folder / f"{name}_error.jsonl").write_bytes(lines(failed(rows[0])))
+        refused = cli("run-task", TASK)
+        assert refused.code == 1 and f"{folder}/a_success.jsonl: this file was not" in refused.err
+        assert requests(server) == 2, "of the other file"
+        assert "1 good rows, 0 without" in cli("adopt", TASK).out
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 3 and project.scores("a.jsonl")[1]["score"] == 2
+
+    def test_are_none_where_no_model_is_asked(self, project: Project, cli: Cli) -> None:
+        """A stage that costs nothing goes on beside them."""
+        project.write_task({"model": None, "prompt": None, "scorer": "old_rater:Rater"})
+        (project.root / "old_rater.py").write_text(
+            "class Rater:\n    def score(self, item):\n        return {'score': 1}\n"
+        )
+        project.write_input("a.jsonl", some_rows(2))
+        path = project.output("a.jsonl").with_suffix(".jsonl")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"a note\n")
+        ended = cli("run-task", TASK)
+        assert ended.code == 0, ended
+        assert path.read_bytes() == b"a note\n"
 
     def test_of_ours_that_somebody_changed_are_not_replaced(
         self, project: Project, cli: Cli, server: RehearsalServer
@@ -212,7 +230,12 @@ class TestScores:
         ended = cli("run-task", TASK, "--fresh")
         assert ended.code == 1 and "was changed since it was published" in ended.err
         assert project.output("a.jsonl").read_bytes() == mine and requests(server) == 2
-        assert cli("adopt", TASK).code == 0
+        told = cli("plan", TASK)
+        assert "refused when it is made anew: scores of a.jsonl" in told.out, told
+        assert "was changed since it was published" in told.out
+        told = cli("adopt", TASK)
+        assert "the replies that the task has count, not the changes" in told.out
+        assert "good rows" not in told.out
         assert cli("run-task", TASK).code == 0
         assert len(project.scores("a.jsonl")) == 2 and requests(server) == 2
         (kept,) = (project.root / "data/rate/scores/.modelcall").rglob("set_aside/*/*/a.parquet")
@@ -324,12 +347,15 @@ class TestResponses:
             "q_success_retry_1.jsonl": lines(
                 answered(rows[4], "old e"), answered(rows[0], "old a")
             ),
-            "q_success_retry_2.jsonl": lines(answered(broken(rows[2]), "old c")),
+            "q_success_retry_12.jsonl": lines(answered(broken(rows[2]), "old c")),
             "q_error_retry_1.jsonl": lines(*map(broken, (rows[1], rows[2], rows[1]))),
             "q_error.jsonl": lines(broken(rows[1]), broken(rows[3]), broken(rows[1])),
         }
         for name, content in names.items():
             (answers / name).write_bytes(content)
+        refused = cli("run-task", TASK)
+        assert refused.code == 1 and "q_success_retry_1.jsonl: this file was not" in refused.err
+        assert requests(server) == 0
         self.write_task(project, retry_mode=True)
         assert cli("run-task", TASK).code == 0
         assert requests(server) == 2
@@ -339,6 +365,37 @@ class TestResponses:
         assert not {"error", "traceback", "task_index"} & {*published[2]}
         for name, content in names.items():
             assert (answers / name).read_bytes() == content
+
+    @pytest.mark.parametrize("left", ["q_success.jsonl", "q_success_retry_3.jsonl"])
+    def test_only_under_another_name_are_never_paid_again_in_silence(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer, left: str
+    ) -> None:
+        rows = [asked(name) for name in ("a", "b")]
+        project.write_input("q.jsonl", rows)
+        (answers / left).write_bytes(lines(answered(rows[1], "old b")))
+        (answers / "q_error.jsonl").write_bytes(lines(broken(rows[0])))
+        told = cli("plan", TASK).out
+        assert f"refused: responses of q.jsonl: {answers / left} was not written by this" in told
+        assert f"see `modelcall adopt {TASK}`" in told and "as if there were nothing" in told
+        refused = cli("run-task", TASK)
+        assert refused.code == 1 and f"{answers / left}: this file was not" in refused.err
+        assert f"`modelcall adopt {TASK}`" in refused.err and "another name" in refused.err
+        assert requests(server) == 0
+
+        cli("adopt", TASK)
+        assert f"adopted: responses of q.jsonl: {answers / left} was" in cli("plan", TASK).out
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 1 and self.published(answers)[1]["response"] == "old b"
+        assert "adopted" not in (told := cli("plan", TASK).out) and "refused" not in told
+
+    def test_ours_to_an_input_with_such_a_name_are_no_round_of_another(
+        self, project: Project, answers: Path, cli: Cli, server: RehearsalServer
+    ) -> None:
+        project.write_input("q_success_retry_1.jsonl", [asked("a")])
+        assert cli("run-task", TASK).code == 0
+        project.write_input("q.jsonl", [asked("b")])
+        assert cli("run-task", TASK).code == 0
+        assert requests(server) == 2 and len(self.published(answers)) == 1
 
     def test_a_file_of_errors_as_ordinary_input(
         self, project: Project, answers: Path, cli: Cli, server: RehearsalServer

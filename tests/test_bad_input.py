@@ -6,7 +6,6 @@ import gzip
 import io
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +16,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, some_rows
+from conftest import Cli, Project, some_rows
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from test_cli import Ended
 
-from modelcall_assets.cli.main import main
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import files_of
 from modelcall_assets.llm.request import ChatRequest
@@ -37,30 +34,12 @@ GOOD = "good.jsonl"
 FINE = {"id": "fine", "text": "a fine text"}
 GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
 
-Cli = Callable[..., Ended]
-
 
 @pytest.fixture
-def cli(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Cli:
-    """`modelcall …` in this process, in the project's folder, which holds one good file."""
-    for name in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
-        (project.root / "data/in" / name).unlink()
+def cli(project: Project, cli: Cli) -> Cli:
+    """With one good file."""
     project.write_input(GOOD, some_rows(3, "good"))
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["modelcall", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err, out + err
-        return Ended(ended.value.code or 0, out, err)  # type: ignore[arg-type]
-
-    return run
+    return cli
 
 
 def statuses(project: Project, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, some_rows
-from test_cli import NAMES, A, B, C, Ended, run
+from conftest import Ended, Project, some_rows
+from test_cli import NAMES, A, B, C, run
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.journal.journal import Address, Entry, Journal

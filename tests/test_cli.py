@@ -8,10 +8,9 @@ import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from conftest import Project, some_rows, until
+from conftest import Ended, Project, some_rows, until
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.errors import SetupError
@@ -19,12 +18,6 @@ from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve
 
 TASK = "configs/tasks/rate.yaml"
 A, B, C = NAMES = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 def run(project: Project, *arguments: str) -> Ended:

@@ -15,8 +15,8 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import Project, some_rows
-from test_cli import TASK, A, B, C, Ended, run
+from conftest import Ended, Project, some_rows
+from test_cli import TASK, A, B, C, run
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread

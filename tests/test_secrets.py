@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import test_bad_input
-from conftest import Project, merged, some_rows
+from conftest import Cli, Project, merged, some_rows
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_bad_input import TASK, Cli
+from test_bad_input import TASK
 from test_transports import TRANSPORTS, delta, events, http, serving
 
 from modelcall_assets.config.model import parse_model

@@ -11,8 +11,8 @@ from pathlib import Path
 import orjson
 import pytest
 import test_bad_input
-from conftest import Project
-from test_bad_input import TASK, Cli
+from conftest import Cli, Project
+from test_bad_input import TASK
 from test_secrets import completion, echoing
 from test_transports import http
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, some_rows
+from conftest import Ended, Project, some_rows
 from packs import repomix_xml
-from test_cli import A, B, C, Ended, run
+from test_cli import A, B, C, run
 from test_distillation import Distilling, asked, chat, instruction
 
 from modelcall_assets.defs.sensors import Cursor, Page

@@ -13,11 +13,10 @@ from modelcall_assets.cli.task_argument import task_argument, task_steps
 from modelcall_assets.config.spec import RAW
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.adopt import Adoption, look, old_files
-from modelcall_assets.steps.standing import read_note, stranger, write_note
+from modelcall_assets.steps.adopt import Adoption, look
+from modelcall_assets.steps.standing import others, read_note, write_note
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import matches
-from modelcall_assets.storage.manifest import read_manifest
 
 
 @click.command()
@@ -40,48 +39,55 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
     """
     steps = task_steps(task)
     chosen = steps.stages if stage is None else [stage_of(steps, "adopt", stage)]
-    count = 0
+    count, unreadable = 0, list[str]()
     for each in (name for name in chosen if name != RAW):
         for key in steps.keys(steps.partitions(each)):
             if pattern is None or matches(decode_key(key), pattern):
-                for line in _adopted(steps, each, key, dry_run=dry_run):
-                    echo(line)
-                    count += 1
-    if not count:
+                try:
+                    for line in _adopted(steps, each, key, dry_run=dry_run):
+                        echo(line)
+                        count += 1
+                except InputError as error:
+                    unreadable.append(str(error))
+    if not count and not unreadable:
         echo(f"{steps.spec.name}: nothing to adopt, every file is the task's own")
-    elif dry_run:
-        echo("nothing adopted: --dry-run")
+    elif dry_run or not count:
+        echo("nothing adopted" + ": --dry-run" * dry_run)
     else:
-        echo(f"adopted by the next run: modelcall run-task {task}")
+        echo(f"the next run does it: modelcall run-task {task}")
+    if unreadable:
+        raise InputError("\n".join(unreadable))
 
 
 def _adopted(steps: TaskSteps, stage: str, key: str, *, dry_run: bool) -> Iterator[str]:
     """What is told of a partition that has something to take over."""
     layout = steps.layout
-    made, note = read_manifest(layout.manifest_path(stage, key)), read_note(layout, stage, key)
-    found = stranger(layout.output_path(stage, key), made, note)
-    beside = (stranger(place, made, note) for place in layout.beside_paths(stage, key))
-    others = [each.uri for each in beside if each is not None]
-    asking = steps.asking(stage)
-    at_place = found.place if found is not None else None
-    files = [*old_files(layout, stage, key, at_place)] if asking is not None else []
-    if found is None and not others and (made is not None or not files):
+    found, asking = others(layout, stage, key), steps.asking(stage)
+    if found is None:
         return
+    name, adoption = f"{stage} of {decode_key(key)}", Adoption()
+    there = ", ".join(map(str, found.places))
+    if asking is not None and found.is_new:
+        try:
+            for _ in look(asking, found.answers, adoption):
+                pass
+        except InputError as error:
+            what = "it stays as it is; it is not adopted: mend it, or move it away to begin anew"
+            raise InputError(f"{name}: {error}; {what}") from error
     if not dry_run:
+        note = read_note(layout, stage, key)
         write_note(layout, stage, key, note.model_copy(update={"adopt": True}))
-    name = f"{stage} of {decode_key(key)}"
     if asking is None:
-        there = [*([found.uri] if found is not None else []), *others]
-        yield f"{name}: {', '.join(there)} will be kept, and made anew"
-        return
-    adoption = Adoption()
-    try:
-        for _ in look(asking, files, adoption):
-            pass
-    except InputError as error:
-        raise InputError(f"{error}; to begin anew, move that file away") from error
-    yield (
-        f"{name}: {adoption.good:,} good rows, {adoption.failed:,} without an answer, "
-        f"{len(adoption.torn):,} torn lines in {', '.join(adoption.files)}"
-    )
-    yield from (f"  torn: {line}" for line in adoption.torn)
+        yield f"{name}: {there} will be kept, and made anew"
+    elif not found.is_new:
+        yield (
+            f"{name}: {there} was changed since the task made it; the replies that the task has "
+            "count, not the changes: it will be kept aside, and made anew. To use it as it is, "
+            "move it to another folder"
+        )
+    else:
+        yield (
+            f"{name}: {adoption.good:,} good rows, {adoption.failed:,} without an answer, "
+            f"{len(adoption.torn):,} torn lines in {', '.join(adoption.files)}"
+        )
+        yield from (f"  torn: {line}" for line in adoption.torn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -13,11 +13,13 @@ from rich.table import Table
 
 from modelcall_assets.cli.display import cell, echo
 from modelcall_assets.cli.task_argument import task_argument, task_steps
-from modelcall_assets.config.spec import MERGED, SCORES
+from modelcall_assets.config.spec import MERGED, RAW, SCORES
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.preview import FilePlan, plan_file
 from modelcall_assets.steps.responses import ResponseStage
 from modelcall_assets.steps.scores import ScoreStage
+from modelcall_assets.steps.standing import CHANGED, NOT_OURS, others
 from modelcall_assets.steps.task_steps import TaskSteps
 
 SHOWN_FILES = 40
@@ -39,7 +41,8 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     """Show the files of TASK.yaml, their rows, estimated tokens and cost. Sends nothing.
 
     Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary;
-    the journal column counts records that have a reply already.
+    the journal column counts records that have a reply already. Files that others have left where
+    the outputs belong are named, and whether the next run adopts them or refuses.
 
     \b
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
@@ -57,9 +60,34 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     console.print(_table(plans, _model_columns(asking)))
     for line in _outlook(steps, plans, answer_tokens):
         console.print(cell(line))
+    try:
+        in_the_way = [*_in_the_way(steps)]
+    except InputError as error:
+        in_the_way = []
+        unreadable.append(error)
+    for line in in_the_way[:SHOWN_FILES]:
+        echo(line)
+    if len(in_the_way) > SHOWN_FILES:
+        echo(f"… {len(in_the_way) - SHOWN_FILES:,} more")
+    if in_the_way:
+        echo("the numbers above count the rows of these files as if there were nothing")
     for error in unreadable:
         echo(f"error: {error}", err=True)
     sys.exit(1 if unreadable else 0)
+
+
+def _in_the_way(steps: TaskSteps) -> Iterator[str]:
+    """What others have left where the outputs belong, and what the next run does about it."""
+    for stage in (name for name in steps.stages if name != RAW):
+        for key in steps.keys(steps.partitions(stage)):
+            if (found := others(steps.layout, stage, key)) is None:
+                continue
+            does = "adopted" if found.adopts else "refused"
+            does += "" if found.is_new else " when it is made anew"
+            files = ", ".join(map(str, dict.fromkeys((*found.places, *found.answers))))
+            whose = NOT_OURS if found.is_new else CHANGED
+            ways = "" if found.adopts else f"; see `modelcall adopt {steps.spec.file_name}`"
+            yield f"{does}: {stage} of {decode_key(key)}: {files} {whose}{ways}"
 
 
 def _table(plans: list[FilePlan], of_model: Sequence[str]) -> Table:

@@ -103,6 +103,11 @@ class TaskSpec:
         step = self.task.generate_response if isinstance(self.task, DistillationTask) else None
         return stage == RESPONSES and bool(step and (step.resume_mode or step.retry_mode))
 
+    def asks(self, stage: str) -> bool:
+        """Whether a stage asks a model."""
+        has_scorer = isinstance(self.task, ScoringTask) and self.task.scorer is not None
+        return stage == RESPONSES or (stage == SCORES and not has_scorer)
+
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""
         task = self.task

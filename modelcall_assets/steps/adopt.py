@@ -19,18 +19,14 @@ from typing import Any, Protocol, Self
 
 import orjson
 
-from modelcall_assets.config.spec import RAW, RESPONSES, SCORES
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import Rules, replayed
 from modelcall_assets.llm.request import ChatRequest
-from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.outcome import Failure, Success
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.score_table import ADOPTED
 from modelcall_assets.steps.source import Source
-from modelcall_assets.storage.files import exists
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import own_id, read_rows
 from modelcall_assets.transforms.chatml import encode
@@ -75,24 +71,6 @@ class Adoption:
     @property
     def unmatched(self) -> int:
         return self.good - self.rows
-
-
-def old_files(layout: Layout, stage: str, key: str, at_place: Place | None) -> Iterator[Place]:
-    """Where the old system has answers of a partition: at the output's place, if what is there is
-    not ours, and beside it. Its files of errors hold none."""
-    output = layout.output_path(stage, key)
-    if at_place is not None:
-        yield at_place
-    if stage == RESPONSES:
-        number = 1
-        while exists(old := output.with_name(f"{output.stem}_success_retry_{number}.jsonl")):
-            yield old
-            number += 1
-    elif stage == SCORES:
-        lines = output.with_name(f"{stem_of(output.name)}.jsonl")
-        others = (each for each in layout.spec.stages if each not in (RAW, SCORES))
-        if lines not in [layout.output_path(each, key) for each in others] and exists(lines):
-            yield lines
 
 
 def look(stage: Asking, files: Sequence[Place], adoption: Adoption) -> Iterator[tuple[Row, bytes]]:

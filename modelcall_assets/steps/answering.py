@@ -19,7 +19,7 @@ from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.adopt import Adoption, adopt, old_files
+from modelcall_assets.steps.adopt import Adoption, adopt
 from modelcall_assets.steps.budget import Budget
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.layout import Layout
@@ -30,6 +30,7 @@ from modelcall_assets.steps.reuse import Reuse
 from modelcall_assets.steps.score_report import Prices, ScoreReport
 from modelcall_assets.steps.scores import ScoreStage, Scoring
 from modelcall_assets.steps.source import Source
+from modelcall_assets.steps.standing import old_files
 from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.manifest import Manifest, read_manifest
@@ -108,8 +109,8 @@ class Answering:
         source: Source,
         journal: Journal,
     ) -> Adoption | None:
-        at_place = draft.stranger.place if draft.stranger is not None else None
-        files = [*old_files(self.layout, name, key, at_place)]
+        at_place = [] if draft.stranger is None else [draft.stranger.place]
+        files = [*at_place, *old_files(self.layout, name, key)]
         return adopt(stage, source, journal, files) if files else None
 
     def _acceptable(

@@ -16,8 +16,8 @@ from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.layout import Layout
-from modelcall_assets.steps.published import published_keys
 from modelcall_assets.steps.raw import MEMBERS
+from modelcall_assets.steps.standing import published_keys
 from modelcall_assets.steps.task_steps import FILES, RAW, SCORES, TaskSteps
 from modelcall_assets.storage.claims import claims
 from modelcall_assets.storage.files import delete, list_files, stat_file

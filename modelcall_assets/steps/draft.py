@@ -8,12 +8,14 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 from uuid import uuid4
 
-from modelcall_assets.config.spec import RESPONSES, SCORES
 from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.standing import (
+    CHANGED,
+    NOT_OURS,
     Note,
-    is_of_another,
+    may_replace,
+    old_files,
     read_note,
     stranger,
     write_note,
@@ -40,7 +42,8 @@ class Draft:
     runs that work on one partition the first to end publishes. Use as a context manager: what is
     not published is gone at the end.
 
-    PlaceTaken when a file that is not ours stands at the output's place, unless it may be adopted.
+    PlaceTaken when a file that is not ours stands at the output's place, or old answers beside it
+    while there is no result of ours, unless they may be adopted.
     """
 
     def __init__(self, layout: Layout, stage: str, key: str) -> None:
@@ -54,6 +57,9 @@ class Draft:
         self.is_rejected = False
         self.note = read_note(layout, stage, key)
         self.stranger = self._stranger(layout.output_path(stage, key), self._before)
+        if self._before is None and not self.adopts:
+            for old in old_files(layout, stage, key):
+                raise self._taken(str(old), NOT_OURS)
 
     def __enter__(self) -> Self:
         return self
@@ -69,9 +75,8 @@ class Draft:
     @property
     def adopts(self) -> bool:
         """Whether results of the old system, or of somebody else, are taken over now."""
-        if self.stranger is None and self._before is not None:
-            return False
-        return self.note.adopt or (self._before is None and self._layout.spec.adopts(self._stage))
+        is_new = self._before is None
+        return (is_new or self.stranger is not None) and self._may_replace(is_new=is_new)
 
     @property
     def out(self) -> NewFile:
@@ -177,21 +182,19 @@ class Draft:
                 delete(place)
 
     def _stranger(self, place: Place, made: Manifest | None) -> FileInfo | None:
-        found = stranger(place, made, self.note)
-        if found is not None:  # unless another run has published it meanwhile
-            note = read_note(self._layout, self._stage, self._key)
-            found = stranger(place, read_manifest(self._manifest), note)
-        if found is not None and is_of_another(self._layout, self._stage, found):
-            return None
-        if found is None or self.note.adopt:
+        found = stranger(self._layout, self._stage, self._key, place, made)
+        if found is None or self._may_replace(is_new=made is None):
             return found
-        if made is None and self._layout.spec.adopts(self._stage):
-            return found
-        whose = "was changed since it was published" if made else "was not written by this task"
-        asks = self._stage in (RESPONSES, SCORES)
+        raise self._taken(found.uri, CHANGED if made else NOT_OURS)
+
+    def _may_replace(self, *, is_new: bool) -> bool:
+        return may_replace(self._layout, self._stage, self.note, is_new=is_new)
+
+    def _taken(self, file: str, whose: str) -> PlaceTaken:
+        asks = self._layout.spec.asks(self._stage)
         does = "pays nothing for its good rows" if asks else "lets the stage be made anew"
-        raise PlaceTaken(
-            f"{found.uri}: this file {whose}, and is not replaced; to go on, either "
+        return PlaceTaken(
+            f"{file}: this file {whose}, and is not replaced; to go on, either "
             f"`modelcall adopt {self._layout.spec.file_name}`, which keeps it and {does}, "
             "or move it away or give it another name"
         )

@@ -28,8 +28,9 @@ from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.preprocess import failure_before
 from modelcall_assets.steps.responses import failed_conversion
+from modelcall_assets.steps.standing import published_keys
 from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import file_digest, list_files, matches, stat_file
+from modelcall_assets.storage.files import file_digest, matches, stat_file
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.manifest import MAKER, Manifest, read_manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
@@ -192,19 +193,6 @@ def result_of(layout: Layout, stage: str, key: str, *, rejected: bool) -> Manife
     after it, whichever is wanted rather."""
     places = (layout.manifest_path(stage, key, rejected=each) for each in (rejected, not rejected))
     return next(filter(None, map(read_manifest, places)), None)
-
-
-def published_keys(layout: Layout, stage: str, *, rejected: bool = False) -> Iterator[str]:
-    """The keys of the partitions that have a manifest."""
-    try:
-        found = list_files(layout.manifest_folder(stage, rejected=rejected))
-    except InputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return
-        raise
-    for file in found:
-        if file.key_path.endswith(".json"):
-            yield file.key_path.removesuffix(".json")
 
 
 def failure_of(file: Published, item: Row | BadLine) -> tuple[str, str] | None:

@@ -8,11 +8,21 @@ program has put there, one of ours that was changed since.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from modelcall_assets.config.spec import RAW
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import stem_of
+from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.storage.files import (
+    beside,
+    exists,
     file_digest,
     list_files,
     read_bytes,
@@ -23,6 +33,9 @@ from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.trouble import is_absent
+
+NOT_OURS = "was not written by this task"
+CHANGED = "was changed since it was published"
 
 
 class Note(BaseModel):
@@ -49,28 +62,102 @@ def write_note(layout: Layout, stage: str, key: str, note: Note) -> None:
     write_bytes(layout.standing_path(stage, key), note.model_dump_json().encode())
 
 
-def stranger(place: Place, made: Manifest | None, note: Note) -> FileInfo | None:
-    """The file at a place of ours that is not ours, if there is one; `made` is our manifest."""
+def stranger(
+    layout: Layout, stage: str, key: str, place: Place, made: Manifest | None
+) -> FileInfo | None:
+    """The file at a place of a partition's that is not ours, if there is one; `made` is our
+    manifest as it was. What another run has published since is ours, and so is what another
+    partition's manifest describes: that of an input which has gone, or has another name now."""
     try:
         found = stat_file(place)
     except InputError as error:
         if is_absent(error):
             return None
         raise
-    known = {*note.written}
-    if made is not None:
-        if (made.output, made.output_version) == (str(place), found.version):
+    if made is not None and (made.output, made.output_version) == (str(place), found.version):
+        return None
+    digest = file_digest(place)
+    now = read_manifest(layout.manifest_path(stage, key))
+    for each in filter(None, (made, now)):
+        if digest in (each.output_digest, *each.beside.values()):
             return None
-        known |= {made.output_digest or "", *made.beside.values()}
-    return None if file_digest(place) in known else found
+    if digest in read_note(layout, stage, key).written:
+        return None
+    for other in published_keys(layout, stage):
+        if layout.output_path(stage, other) == place:
+            now = read_manifest(layout.manifest_path(stage, other))
+            if now is not None and now.output_digest == digest:
+                return None
+    return found
 
 
-def is_of_another(layout: Layout, stage: str, found: FileInfo) -> bool:
-    """Whether another partition's manifest describes the file: that of an input which has gone, or
-    has another name now."""
-    digest = file_digest(found.place)
-    for file in list_files(layout.manifest_folder(stage), may_be_absent=True):
-        made = read_manifest(file.place)
-        if made is not None and (made.output, made.output_digest) == (str(found.place), digest):
-            return True
-    return False
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What others have left where a partition's results belong: what lies at our `places`, and the
+    files of `answers` that may be read. `is_new` when there is no result of ours; `adopts` when the
+    next run takes over what there is, instead of refusing."""
+
+    places: list[Place]
+    answers: list[Place]
+    is_new: bool
+    adopts: bool
+
+
+def others(layout: Layout, stage: str, key: str) -> Others | None:
+    """None when there is nothing. InputError when that cannot be told."""
+    made = read_manifest(layout.manifest_path(stage, key))
+    output = layout.output_path(stage, key)
+    places = [
+        place
+        for place in (output, *layout.beside_paths(stage, key))
+        if stranger(layout, stage, key, place, made) is not None
+    ]
+    answers = list[Place]()
+    if made is None and layout.spec.asks(stage):
+        answers = [*places, *old_files(layout, stage, key)]
+    if not places and not answers:
+        return None
+    adopts = may_replace(layout, stage, read_note(layout, stage, key), is_new=made is None)
+    return Others(places, answers, made is None, adopts)
+
+
+def may_replace(layout: Layout, stage: str, note: Note, *, is_new: bool) -> bool:
+    """Whether what is not ours may be taken over; `is_new` when there is no result of ours."""
+    return note.adopt or (is_new and layout.spec.adopts(stage))
+
+
+def published_keys(layout: Layout, stage: str, *, rejected: bool = False) -> Iterator[str]:
+    """The keys of the partitions that have a manifest."""
+    folder = layout.manifest_folder(stage, rejected=rejected)
+    for file in list_files(folder, may_be_absent=True):
+        if file.key_path.endswith(".json"):
+            yield file.key_path.removesuffix(".json")
+
+
+def old_files(layout: Layout, stage: str, key: str) -> list[Place]:
+    """Where others have left answers of a partition beside the output's place, in the order in
+    which they count. Files of errors hold none."""
+    output = layout.output_path(stage, key)
+    stem = stem_of(output.name)
+    lines = output.with_name(f"{stem}.jsonl")
+    others = (each for each in layout.spec.stages if each not in (RAW, stage))
+    taken = [layout.input_place(key), *(layout.output_path(each, key) for each in others)]
+    if not layout.spec.asks(stage) or lines in taken:
+        return []
+    number = re.compile(re.escape(stem) + r"_success(?:_retry_(\d+))?\.jsonl")
+    found = {
+        int(match[1] or 0): old
+        for old in beside(output, f"{stem}_success")
+        if (match := number.fullmatch(old.name)) and not _is_anothers(layout, stage, key, old)
+    }
+    whole = [lines] if lines != output and exists(lines) else []
+    return [*whole, *(found[each] for each in sorted(found))]
+
+
+def _is_anothers(layout: Layout, stage: str, key: str, old: Place) -> bool:
+    """Whether it is the input, or the result, of a file that has such a name."""
+    own = encode_key(str(PurePosixPath(decode_key(key)).with_name(old.name)))
+    if old == layout.input_place(own):
+        return True
+    made = read_manifest(layout.manifest_path(stage, own))
+    return stranger(layout, stage, own, old, made) is None

@@ -103,7 +103,7 @@ class TaskSteps:
 
     def asking(self, stage: str) -> ScoreStage | ResponseStage | None:
         """A stage that asks a model; None for one that does not."""
-        return self.score_stage if stage == SCORES and self.rule_stage is None else None
+        return self.score_stage if self.spec.asks(stage) else None
 
     def prepared(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         """A row of an input file as the first stage that asks, or rates, gets it."""
@@ -290,7 +290,7 @@ class TaskSteps:
         )
         again = "make it anew"
         if stage in (RESPONSES, SCORES):
-            asks = stage == RESPONSES or self.rule_stage is None
+            asks = self.spec.asks(stage)
             again = "call only the failed ones" if asks else "rate them all again"
         what = report.emptied or (
             f"{report.failed} of {report.rows} rows failed ({report.failure_rate:.2%}), more than "

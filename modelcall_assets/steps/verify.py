@@ -17,8 +17,8 @@ from modelcall_assets.steps.clean import (
     recorded_keys,
     stages_by_set,
 )
-from modelcall_assets.steps.published import AGAIN, Published, published_keys
-from modelcall_assets.steps.standing import Note, read_note
+from modelcall_assets.steps.published import AGAIN, Published
+from modelcall_assets.steps.standing import Note, published_keys, read_note
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import exists, file_digest, list_files
 from modelcall_assets.storage.manifest import Manifest, read_manifest

@@ -59,7 +59,8 @@ def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
             why = str(error) or "a part of it says that it is larger than all memory"
             raise InputError(
                 f"{place}: not a readable {format_} file: {why}; write it again or leave it out. "
-                "An output of a task can be deleted and made again, its rows cost nothing then"
+                "What a task of this project has written can be deleted and made again, its rows "
+                "cost nothing then; results of another system cannot"
             ) from error
 
 

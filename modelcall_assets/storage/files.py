@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -84,6 +85,19 @@ def exists(place: Place) -> bool:
         return place.exists()
     with explained(place, StoreError, "read"):
         return bool(place.store.fs.exists(place.key))
+
+
+def beside(place: Place, beginning: str) -> list[Place]:
+    """The files in the folder of `place` whose names begin so."""
+    folder = place.parent
+    if isinstance(folder, Path):
+        return [*folder.glob(f"{glob.escape(beginning)}*")]
+    with explained(folder):
+        found = walk(folder, after=beginning)
+        begins = (takewhile if in_pages(folder) else filter)(
+            lambda info: info.key_path.startswith(beginning), found
+        )
+        return [info.place for info in begins if "/" not in info.key_path]
 
 
 def file_digest(place: Place) -> str:
