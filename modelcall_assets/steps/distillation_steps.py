@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.merge_groups import MergeGroup
-from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, SCORES, TaskSpec
+from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, TaskSpec
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
@@ -315,12 +315,6 @@ class DistillationSteps(TaskSteps):
             return super().audit(stage, key, report)
         rows = self.source(stage, key).rows_read * self.response_stage.samples
         return audit_lines(self.result_path(stage, key, report), rows)
-
-    def check_ready(self) -> None:
-        super().check_ready()
-        for stage in (RESPONSES, SCORES):
-            if stage in self.stages:
-                self.spec.endpoints(stage)
 
     def _upstream(self, stage: str) -> Upstream:
         upstream = self.upstream_of(stage)

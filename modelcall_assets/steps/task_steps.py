@@ -125,8 +125,8 @@ class TaskSteps:
             self.recipe.check()
         if self.rule_stage is not None:
             self.rule_stage.scorer()
-        else:
-            self.spec.endpoints()
+        for stage in filter(self.spec.asks, self.stages):
+            self.spec.endpoints(stage)
 
     @property
     def stages(self) -> tuple[str, ...]:
