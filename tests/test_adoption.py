@@ -561,6 +561,35 @@ class TestInAStore:
         assert cli("run-task", TASK).code == 0
         assert read_bytes(output) == before and requests(server) == 2
 
+    def test_pairs_and_rounds_beside_an_outputs_place_are_found_too(
+        self,
+        project: Project,
+        cli: Cli,
+        server: RehearsalServer,
+        s3_server: S3Server,
+        bucket: str,
+    ) -> None:
+        put_in_store(project, s3_server, bucket)
+        rows = some_rows(3)
+        project.write_input("a.jsonl", rows)
+        left = {
+            "a_success.jsonl": rated(rows[1], 5),
+            "a_success_retry_7.jsonl": rated(rows[0], 4),
+            "a_success_x/a_success_retry_1.jsonl": rated(rows[2], 3),
+            "b_success.jsonl": rated(rows[2], 3),
+        }
+        with closing(s3_server.client()) as client:
+            for name, row in left.items():
+                client.put_object(Bucket=bucket, Key=f"scores/{name}", Body=lines(row))
+        ended = cli("run-task", TASK)
+        assert ended.code == 1 and f"s3://{bucket}/scores/a_success.jsonl: this file" in ended.err
+        assert requests(server) == 0
+        assert "2 good rows, 0 without" in cli("adopt", TASK).out
+        assert cli("run-task", TASK).code == 0
+        output = project.steps().layout.output_path("scores", "a.jsonl")
+        table = pq.read_table(pa.BufferReader(read_bytes(output)))
+        assert table["score"].to_pylist()[:2] == [4, 5] and requests(server) == 1
+
 
 class TestRejected:
     def test_a_broken_input_key_leaves_what_was_published(
