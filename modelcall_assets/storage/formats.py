@@ -105,9 +105,8 @@ def open_lines(
     content: Digest | None = None,
 ) -> Iterator[io.BufferedReader]:
     """The lines of a file that has no columns, decompressed, in UTF-8 without a mark at the
-    beginning. A line with bytes that its encoding does not have is no UTF-8 here either; nor is
-    one longer than `MOST_LINE_BYTES`, of which there is no more than that. Carriage returns end
-    lines where nothing else does.
+    beginning. A line with bytes that its encoding does not have is no UTF-8 here either. Carriage
+    returns end lines where nothing else does.
 
     `content` is given all bytes of the file as it is stored, by the time the block has ended well.
     InputError when the file cannot be read to its end, or holds what lines cannot be read from.
@@ -123,7 +122,9 @@ def open_lines(
             _refuse_packed(place, format_, lines)
         if reading.encoding not in _UTF8:
             lines = _buffered(_Transcoded(place, lines, reading.encoding))
-        lines = _buffered(_Bounded(lines))
+        head = lines.peek(HEAD_BYTES)
+        if b"\n" not in head and b"}\r{" in head:
+            lines = _buffered(_CarriageReturns(lines))
         if lines.peek(3).startswith(codecs.BOM_UTF8):
             lines.read(3)
         if unpacked_name(place.name).endswith(".json") and lines.peek(64).lstrip()[:1] == b"[":
@@ -134,11 +135,16 @@ def open_lines(
 
 
 def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number, from 1, without a mark at its beginning. Blank lines that follow
-    one another may come as one, with the number of the last: there can be very many."""
+    """Each line with its number, from 1, without a mark at its beginning. In place of what is over
+    `MOST_LINE_BYTES` of one stands 0xff, which is in no UTF-8. Blank lines that follow one another
+    may come as one, with the number of the last: there can be very many."""
     number = 0
-    for line in lines:
+    while line := lines.readline(MOST_LINE_BYTES + 1):
         number += 1
+        if len(line) > MOST_LINE_BYTES and not line.endswith(b"\n"):
+            line += b"\xff"
+            while (rest := lines.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                pass
         first = line[0]
         if first == _FIRST_OF_MARK:
             line = line.removeprefix(codecs.BOM_UTF8) or b"\n"
@@ -220,37 +226,19 @@ class _Unpacked(io.RawIOBase):
         return len(data)
 
 
-class _Bounded(io.RawIOBase):
-    """Lines that end, and none longer than `MOST_LINE_BYTES`: the byte 0xff, which is in no UTF-8,
-    stands for the rest of it."""
+class _CarriageReturns(io.RawIOBase):
+    """Lines that only carriage returns end."""
 
     def __init__(self, source: io.BufferedReader) -> None:
         self._source = source
-        head = source.peek(HEAD_BYTES)
-        self._is_cr = b"\n" not in head and b"}\r{" in head
-        self._length = 0
-        """Of the line that goes on."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        while block := self._source.read1(len(buffer)):
-            block = block.replace(b"\r", b"\n") if self._is_cr else block
-            if self._length + len(block) > MOST_LINE_BYTES:
-                block = self._cut(block)
-            last = block.rfind(b"\n")
-            self._length = len(block) - last - 1 if last >= 0 else self._length + len(block)
-            if block:
-                buffer[: len(block)] = block
-                return len(block)
-        return 0
-
-    def _cut(self, block: bytes) -> bytes:
-        end = block.find(b"\n") % (len(block) + 1)  # of the line, or all
-        room = max(0, MOST_LINE_BYTES - self._length)
-        mark = b"\xff" if self._length <= MOST_LINE_BYTES else b""
-        return block if end <= room else block[:room] + mark + block[end:]
+        block = self._source.read1(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(block)] = block
+        return len(block)
 
 
 class _Transcoded(io.RawIOBase):
