@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Any
 
@@ -22,7 +23,7 @@ from modelcall_assets.llm.classify import (
     limit_reset,
     retry_after,
 )
-from modelcall_assets.llm.transport import Reply
+from modelcall_assets.llm.transport import HttpTransport, Reply
 from modelcall_assets.records.outcome import Reason
 
 
@@ -167,7 +168,7 @@ def test_oddities_around_an_answer_cost_nothing(odd: bytes) -> None:
     whole = b'{"choices": [%b], %b}' % (choice % b"message", odd)
     event = b'data: {"choices": [%b], %b}\n\ndata: [DONE]\n\n' % (choice % b"delta", odd)
     for body in (whole, event):
-        verdict = classify(Reply(200, {}, body))
+        verdict = classify(replied(body))
         assert isinstance(verdict, Answered)
         assert verdict.completion["choices"][0]["message"]["content"] == "a\ufffd \U0001f600"
 
@@ -180,7 +181,7 @@ def test_a_stream_sent_twice_is_one_answer() -> None:
         {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}},
     ]
     body = b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks * 2)
-    verdict = classify(Reply(200, {}, body))
+    verdict = classify(replied(body))
     assert isinstance(verdict, Answered)
     assert verdict.completion["choices"][0]["message"]["content"] == "x"
     assert verdict.completion["usage"]["prompt_tokens"] == 1
@@ -196,6 +197,11 @@ def in_choice(error: Any) -> Any:
 
 def in_array(error: Any) -> Any:
     return [{"error": error}]
+
+
+def replied(body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    """What a transport makes of a body in one piece."""
+    return HttpTransport("n", "http://h").replied(200, headers or {}, body)
 
 
 def in_event(error: Any) -> Any:
@@ -235,7 +241,7 @@ def test_an_error_means_the_same_wherever_it_stands(
 ) -> None:
     told = place(error)
     body = told if isinstance(told, bytes) else orjson.dumps(told)
-    verdict = classify(Reply(200, {"retry-after": "7"}, body))
+    verdict = classify(replied(body, {"retry-after": "7"}))
     match verdict:
         case Refused():
             assert reason is None
@@ -294,21 +300,21 @@ def test_trouble_is_tried_again_whatever_its_name(status: int, code: str, want: 
 )
 def test_no_choice_but_filter_results_is_filtered(body: Any) -> None:
     for sent in (orjson.dumps(body), b"data: %b\n\ndata: [DONE]\n\n" % orjson.dumps(body)):
-        verdict = classify(Reply(200, {}, sent))
+        verdict = classify(replied(sent))
         assert isinstance(verdict, BadRecord)
         assert reason(verdict) is Reason.CONTENT_FILTER
 
 
 def test_events_under_another_content_type_are_read() -> None:
     delta = {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}
-    for start in (b"", b"\xef\xbb\xbf", b"\n: hi\r\n"):
+    for start in (b"", b"\xef\xbb\xbf", b"\n: hi\r\n", b"id: 1\nretry: 5\n"):
         body = start + b"data: " + orjson.dumps(delta) + b"\r\n\r\ndata: [DONE]\r\n\r\n"
-        verdict = classify(Reply(200, {}, body))
+        verdict = classify(replied(body))
         assert isinstance(verdict, Answered)
         assert verdict.completion["choices"][0]["message"]["content"] == "x"
     cut = orjson.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": ""}]})
-    assert reason(classify(Reply(200, {}, b"data: " + cut + b"\n\n"))) is Reason.DROPPED
-    assert isinstance(classify(Reply(200, {}, b"data:" * 100_000)), TryAgain)
+    assert reason(classify(replied(b"data: " + cut + b"\n\n"))) is Reason.DROPPED
+    assert isinstance(classify(replied(b"data:" * 100_000)), TryAgain)
 
 
 @pytest.mark.parametrize("status", [302, 404, 405])

@@ -31,8 +31,10 @@ from test_transports import TRANSPORTS, delta, events, http, serving
 
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.llm.classify import classify
+from modelcall_assets.llm.message import Texts, first_choice, parsed
 from modelcall_assets.llm.transport import DirectTransport, Reply
-from modelcall_assets.records.secrets import Remover, looks_secret, names_secret
+from modelcall_assets.records.secrets import Remover, is_secret_header, looks_secret, names_secret
 from modelcall_assets.records.stores import StoreOptions
 from modelcall_assets.storage.files import exists, stat_file
 from modelcall_assets.storage.places import Stores
@@ -238,6 +240,92 @@ def test_an_answer_keeps_words_that_are_a_simple_password_too() -> None:
     assert b"my topsecret text" in kept and told == b"no: ***"
 
 
+def in_parts(text: str) -> dict[str, list[Any]]:
+    """Contents that are the text once they are put together."""
+    pieces = [text[at : at + 3] for at in range(0, len(text), 3)]
+    return {
+        "answer": [{"type": "text", "text": each} for each in pieces],
+        "thinking": [{"type": "thinking", "thinking": [{"text": each}]} for each in pieces],
+        "refusal": [{"type": "refusal", "refusal": each} for each in pieces],
+        "bare": list(pieces),
+    }
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+@pytest.mark.parametrize("place", in_parts(""))
+def test_nor_what_is_an_echo_once_it_is_put_together(kind: type, place: str) -> None:
+    for secret in (KEY, HEADER):
+        echo = " ".join(forms(secret))
+        choice = {"message": {"content": in_parts(f"é {echo} end")[place]}, "finish_reason": "stop"}
+        body = echoed(kind, http(200, orjson.dumps({"choices": [choice], "id": "kept"}))).body
+        found = first_choice(parsed(body))
+        assert found is not None and b'"id":"kept"' in body
+        texts = Texts.of(found["message"]["content"])
+        [told] = filter(None, (texts.answer, texts.thinking, texts.refusal))
+        assert told.startswith("é ***") and told.endswith(" end")
+        assert not told_in(told, [secret])
+
+
+def test_parts_without_a_secret_stay_as_they_are() -> None:
+    body = orjson.dumps({"choices": [{"message": {"content": in_parts("some words")["answer"]}}]})
+    assert echoed(DirectTransport, http(200, body)).body == body
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+@pytest.mark.parametrize("type_", ["application/json", "text/plain"])
+def test_nor_an_echo_in_events_of_another_content_type(kind: type, type_: str) -> None:
+    for secret in ALL:
+        chunks = map(orjson.dumps, split_in_three(secret))
+        stream = b"".join(b"data: %b\n\n" % chunk for chunk in chunks)
+        sent = echoed(kind, http(200, stream, Content_Type=type_))
+        assert orjson.loads(sent.body)["choices"][0]["message"]["content"] == "***"
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+def test_nor_a_part_of_one_that_was_cut(kind: type) -> None:
+    for before in range(30, 62):
+        places = {"Content_Encoding": "x" * before + KEY, "Location": "http://h/" + "y" * 400 + KEY}
+        for status in (200, 302):
+            reply = echoed(kind, http(status, b"{}", **places))
+            said = classify(reply)
+            assert KEY[:8] not in f"{reply.body!r} {said}", (before, status)
+
+
+def test_a_neutral_header_of_the_environment_may_stand_in_an_answer() -> None:
+    region = "eu-central-1-long-name"
+
+    async def run() -> list[bytes]:
+        bodies: list[bytes] = []
+        for answer in (http(200, completion(f"in {region}")), http(400, f"no {region}".encode())):
+            async with (
+                serving(answer) as server,
+                DirectTransport("n", server.url, headers={"X-R": region}, private=(region,)) as one,
+            ):
+                bodies.append((await one.send(b"{}")).body)
+        return bodies
+
+    kept, told = asyncio.run(run())
+    assert region.encode() in kept and told == b"no ***"
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "value", "secret"),
+    [
+        ("X-Region", "${REGION}", "eu-central-1-long-name", False),
+        ("X-Team", "${TEAM:-none}", "quality of code and text", False),
+        ("X-Team", "${TEAM_TOKEN}", "quality of code", True),
+        ("X-Api-Key", "${K}", "word", True),
+        ("X-Team", "${TEAM}", "sk-abcdefgh", True),
+        ("X-Team", "${TEAM}", "0123456789abcdef0123456789abcdef", True),
+        ("X-Team", "${TEAM}", "123e4567-e89b-12d3-a456-426614174000", True),
+    ],
+)
+def test_which_headers_of_the_environment_are_secret(
+    name: str, written: str, value: str, secret: bool
+) -> None:
+    assert is_secret_header(name, written, value) is secret
+
+
 # Whole runs
 
 
@@ -353,7 +441,7 @@ MODELS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", [*MODELS, "refused"])
 def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cli) -> None:
     secrets, changes = MODELS.get(kind, ((KEY, HEADER), {}))
-    values = {"KEY": KEY, "QUOTED": quote(PASSWORD, safe=""), "HEADER": HEADER, "PROXY": PROXY}
+    values = {"KEY": KEY, "QUOTED": quote(PASSWORD, safe=""), "TEAM_TOKEN": HEADER, "PROXY": PROXY}
     env = "".join(f"{name}='{value}'\n" for name, value in values.items())
     (project.root / ".env").write_text(env)
     project.write_task({"max_failure_rate": 1.0, "concurrency": {"max_concurrent_requests": 1}})
@@ -361,7 +449,7 @@ def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cl
     project.write_input("good.jsonl", some_rows(len(given)))
     with echoing(given | (refusals(*secrets) if kind == "refused" else {})) as (echo, host):
         client = {"base_url": "http://HOST/v1", "api_key": "${KEY}", "max_retries": 0,
-                  "headers": {"X-Team": "${HEADER}"}}  # fmt: skip
+                  "headers": {"X-Team": "${TEAM_TOKEN}"}}  # fmt: skip
         model = json.dumps(merged({"client_config": client}, changes)).replace("HOST", host)
         project.write_model(json.loads(model))
         shown = [cli("run-task", TASK), cli("try", TASK), cli("failures", TASK), cli("check", TASK)]

@@ -29,7 +29,7 @@ from modelcall_assets.config.endpoint import (
 from modelcall_assets.config.expand import Expander
 from modelcall_assets.config.problems import shown_value
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.secrets import NO_KEY, REFERENCE, in_header
+from modelcall_assets.records.secrets import NO_KEY, REFERENCE, in_header, is_secret_header
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -148,12 +148,11 @@ class Resolver(Expander):
             name: self.text(f"{place.field('headers')}.{name}", value, checked_header) or ""
             for name, value in config.headers.items()
         }
-        secrets = [
-            secret
-            for name, value in config.headers.items()
-            if REFERENCE.search(value)
-            for secret in in_header(headers[name])
-        ]
+        secrets, private = list[str](), list[str]()
+        for name, value in config.headers.items():
+            if REFERENCE.search(value):
+                is_secret = is_secret_header(name, value, headers[name])
+                (secrets if is_secret else private).extend(in_header(headers[name]))
         if urlsplit(base_url).username and api_key not in (None, *NO_KEY):
             wrong = "the URL names a user, and there is an api_key too: a request takes one of them"
             self.problems.append(Problem(self.file, place.field("base_url"), wrong))
@@ -172,6 +171,7 @@ class Resolver(Expander):
             config.requests_per_minute,
             config.tokens_per_minute,
             tuple(secrets),
+            tuple(private),
         )
 
     def _ca_file(self, place: str, text: str | None) -> str | None:

@@ -55,6 +55,8 @@ class Endpoint:
     tokens_per_minute: int | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Of the headers that come from the environment."""
+    private: tuple[str, ...] = field(default=(), repr=False)
+    """Of these headers, what has neither the name nor the shape of a secret."""
 
 
 def checked_url(url: str) -> str:

@@ -34,7 +34,7 @@ class Body:
         if len(names) > _MOST_ENCODINGS or not {"gzip", "x-gzip", "deflate"}.issuperset(names):
             raise Unreadable(
                 Reason.BAD_REPLY,
-                f"the reply is encoded as {encodings[:60]!r}; asked for was {ACCEPTED_ENCODINGS}",
+                f"the reply is encoded as {encodings!r}; asked for was {ACCEPTED_ENCODINGS}",
             )
         self._inflaters = [_Inflater(name) for name in reversed(names)]
         self._most = self._left = most

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from modelcall_assets.llm.error import ErrorSaid, error_in
 from modelcall_assets.llm.message import Ending, ending_of, first_choice, parsed
-from modelcall_assets.llm.stream import BOM, FILTER_RESULTS, StreamedAnswer
+from modelcall_assets.llm.stream import BOM, FILTER_RESULTS
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
 
@@ -20,7 +20,6 @@ REFUSED_STATUS = frozenset({401, 402})
 FORBIDDEN_STATUS = frozenset({*range(300, 400), 403, 404, 405})
 """Said of the key, model or address, or of one record: by a web firewall, for one."""
 BUSY_STATUS = frozenset({429, 502, 503, 504, 529})
-_EVENTS = (b"data:", b"event:", b":")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
 _TOLD_WITHOUT_MESSAGE = (Ending.CUT_OFF, Ending.FILTERED, Ending.REFUSED)
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,7 +64,7 @@ Verdict = Answered | TryAgain | Refused | BadRecord
 def classify(reply: Reply) -> Verdict:
     """Total over every status and body."""
     if reply.fault is not None:
-        return TryAgain(Failure(reply.fault, reply.body.decode(errors="replace")))
+        return TryAgain(Failure(reply.fault, reply.body[:1000].decode(errors="replace")))
     if 200 <= reply.status < 300:
         return _completion(reply)
     error = error_in(parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
@@ -118,17 +117,7 @@ def limit_reset(headers: Mapping[str, str]) -> float | None:
 
 
 def _completion(reply: Reply) -> Verdict:
-    text = reply.body.removeprefix(BOM)
-    body = parsed(text)
-    if body is None and text.lstrip().startswith(_EVENTS):
-        stream = StreamedAnswer()  # under another content type
-        stream.feed(reply.body)
-        if (finished := stream.finish()) is None:
-            return TryAgain(Failure(Reason.DROPPED, "the stream ended before the answer"))
-        reply = Reply(finished[0], reply.headers, finished[1])
-        if reply.status != 200:
-            return classify(reply)
-        body = parsed(reply.body)
+    body = parsed(reply.body.removeprefix(BOM))
     first = first_choice(body)
     if (error := error_in(body)) is not None:
         said = error.message or reply.body[:1000].decode(errors="replace")

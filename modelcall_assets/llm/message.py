@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, cast
@@ -129,6 +129,34 @@ class Texts:
             else:
                 found.answer += "".join(_texts(part, ("text", "content")))
         return found
+
+
+_IN_PARTS = re.compile(rb"\"content\"\s*:\s*[\[{]")
+
+
+def with_changed_parts(body: bytes, change: Callable[[str], str]) -> bytes:
+    """The body, but where `change` changes a text that its content has in parts, with the changed
+    text in one part."""
+    if not _IN_PARTS.search(body):
+        return body
+    completion = parsed(body)
+    message = (first_choice(completion) or {}).get("message")
+    if not isinstance(message, dict):
+        return body
+    message = cast("dict[str, Any]", message)
+    texts = Texts.of(message.get("content"))
+    changed = Texts(change(texts.answer), change(texts.thinking), change(texts.refusal))
+    if changed == texts:
+        return body
+    message["content"] = [
+        {"type": "thinking", "thinking": changed.thinking},
+        {"type": "refusal", "refusal": changed.refusal},
+        {"type": "text", "text": changed.answer},
+    ]
+    try:
+        return orjson.dumps(completion)
+    except orjson.JSONEncodeError:
+        return b"a reply that is nested too deeply"
 
 
 def tool_calls(message: Mapping[str, Any]) -> str | None:

@@ -99,8 +99,8 @@ class SdkTransport(HttpTransport):
                 reason, text = Reason.CONNECT, f"the proxy {error.host}:{error.port}: {error}"
             case aiohttp.ClientConnectorError() | ssl.SSLError():
                 reason = Reason.CONNECT
-            case aiohttp.ClientResponseError():
-                text = f"{type(error).__name__}: {error.message}"
+            case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
+                text = f"{type(error).__name__}: the reply is no HTTP"  # the rest quotes it
             case aiohttp.InvalidURL():
                 reason, text = Reason.CONNECT, "the base URL or the proxy's is no URL for aiohttp"
             case _:

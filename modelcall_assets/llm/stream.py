@@ -24,6 +24,14 @@ _NOTHING = re.compile(rb"[\s\[\]{}\"]*(?:null|ping|keep[-_ ]?alive|heartbeat)?[\
 """Data of events that only keep the connection alive."""
 
 
+_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?:")
+
+
+def begins_as_events(body: bytes) -> bool:
+    """Whether a body is one, whatever its content type says."""
+    return _BEGINNING.match(body) is not None
+
+
 def is_event_stream(content_type: str) -> bool:
     """Whether a reply's body is a stream of events."""
     return content_type[:17].lower() == "text/event-stream"

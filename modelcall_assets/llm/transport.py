@@ -16,7 +16,8 @@ from modelcall_assets.config.endpoint import MAX_REPLY_MIB
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.exchange import NoReply
 from modelcall_assets.llm.http import HttpClient
-from modelcall_assets.llm.stream import StreamedAnswer
+from modelcall_assets.llm.message import with_changed_parts
+from modelcall_assets.llm.stream import StreamedAnswer, begins_as_events
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.secrets import (
     Remover,
@@ -76,6 +77,8 @@ class HttpTransport:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Besides those that the fields above show by their names: headers of the environment."""
     max_reply_mib: int = MAX_REPLY_MIB
+    private: tuple[str, ...] = field(default=(), repr=False)
+    """What an answer may hold all the same, but nothing else."""
 
     async def send(self, payload: bytes) -> Reply:
         """A server may echo what it was sent."""
@@ -137,7 +140,7 @@ class HttpTransport:
         is unusual counts: it may hold the words of a simple password by itself."""
         everything, unusual = self._removers
         if 200 <= reply.status < 300 and b'"choices"' in reply.body:
-            reply.body = unusual(reply.body)  # nobody shows an answer's headers
+            reply.body = with_changed_parts(unusual(reply.body), unusual.text)
             return reply
         reply.headers = {k.lower(): everything.text(value) for k, value in reply.headers.items()}
         reply.body = everything(reply.body)
@@ -145,19 +148,24 @@ class HttpTransport:
 
     @cached_property
     def _removers(self) -> tuple[Remover, Remover]:
-        """Of all secrets, and of those that no answer holds by chance."""
+        """Of all secrets, and of those that no answer holds by chance. Nobody shows the headers of
+        an answer."""
         secrets = [self.api_key or "", *self.secrets]
         for url in (self.base_url, self.used_proxy or ""):
             secrets += in_url(url)
         for name, value in self.headers.items():
             if names_secret(name, of_anyone=True) or looks_secret(value):
                 secrets += in_header(value)
-        return Remover(secrets), Remover(filter(is_unusual, secrets))
+        return Remover((*secrets, *self.private)), Remover(filter(is_unusual, secrets))
 
     def replied(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """The reply that came in one piece."""
         if 300 <= status < 400 and (to := headers.get("location")):
             body = f"it redirects to {self._base_of(to)}; set base_url to that address".encode()
+        elif 200 <= status < 300 and begins_as_events(body):  # under another content type
+            answer = StreamedAnswer()
+            answer.feed(body)
+            return self.streamed(answer, headers)
         return Reply(status, headers, body)
 
     def streamed(self, answer: StreamedAnswer, headers: Mapping[str, str]) -> Reply:
@@ -173,7 +181,7 @@ class HttpTransport:
         except ValueError:
             return "what is no URL"
         host, path = parts.netloc.rpartition("@")[2], parts.path.removesuffix("/chat/completions")
-        return "".join(filter(str.isprintable, f"{parts.scheme}://{host}{path}"))[:500]
+        return "".join(filter(str.isprintable, f"{parts.scheme}://{host}{path}"))
 
     def timed_out(self) -> Reply:
         return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)

@@ -35,6 +35,9 @@ _VALUE = re.compile(
     r"|://[^/\n]*[^/\n:@]@|://[^/\s:]*:\S*[^\s:]@",
     re.I,
 )
+_RANDOM = re.compile(
+    r"(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]{20}|[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}", re.I
+)
 
 
 def is_reference(text: str, defaults: Collection[str] = ("",)) -> bool:
@@ -48,6 +51,14 @@ def names_secret(name: str, *, of_anyone: bool = False) -> bool:
     """Whether a field of this name holds a secret. Names `of_anyone`, such as those of headers,
     do so with any word for a key."""
     return (_ANY_NAME if of_anyone else _NAME).search(name) is not None
+
+
+def is_secret_header(name: str, written: str, value: str) -> bool:
+    """Whether a header holds a secret: by its name, that of a variable that it is `written` with,
+    or the shape of its value, which may be random characters."""
+    names = (name, *(variable.partition(":-")[0] for variable in REFERENCE.findall(written)))
+    by_name = any(names_secret(each, of_anyone=True) for each in names)
+    return by_name or looks_secret(value) or _RANDOM.search(value) is not None
 
 
 def looks_secret(text: str) -> bool:

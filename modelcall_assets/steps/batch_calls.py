@@ -279,11 +279,12 @@ class BatchCaller(Replay):
         if told.ended is not None:
             await self._client.delete((*files, told.ended.input))
         if told.strangers:
-            first = map(short, islice(told.strangers, SHOWN_STRANGERS))
+            ids = " ".join(map(short, islice(told.strangers, SHOWN_STRANGERS)))
+            first = self._client.cleaned(Reply(0, {}, ids.encode())).body.decode()
             self.warnings.append(
                 f"batch {batch_id} gave {told.strangers.total():,} lines with ids that it was not "
                 "asked for, or that had their answer already; they count for nothing: "
-                f"{', '.join(first)}"
+                f"{first}"
             )
         return told
 

@@ -83,6 +83,7 @@ def _where(endpoint: Endpoint) -> tuple[Any, ...]:
         endpoint.ca_file,
         endpoint.secrets,
         endpoint.max_reply_mib,
+        endpoint.private,
     )
 
 
