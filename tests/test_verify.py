@@ -215,7 +215,11 @@ def test_the_replies_that_inputs_got_go_with_them(
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"usd":1.5,"tok', b"\0" * 50, b"[]", b'{"usd":"x"}', b"null"]
+    "content",
+    [
+        *(b'{"usd":1.5,"tok', b"\0" * 50, b"[]", b'{"usd":"x"}', b"null", b"", b"{}"),
+        *(b'{"tokens":-5}', b'{"usd":0.1,"tokens":5}', b'{"usd":0.1,"tokens":-5,"replies":1}'),
+    ],
 )
 def test_a_damaged_count_of_what_was_spent_stops_a_run_and_says_what_to_do(
     content: bytes, project: Project, server: RehearsalServer

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import orjson
@@ -12,6 +10,8 @@ import orjson
 from modelcall_assets.errors import BudgetSpent, StoreError
 from modelcall_assets.llm.answer import MOST_TOKENS, Usage
 from modelcall_assets.steps.score_report import Prices
+from modelcall_assets.storage.claims import claimed
+from modelcall_assets.storage.files import read_bytes, write_bytes
 
 BYTES_PER_TOKEN = 4
 """Where a server does not report its usage."""
@@ -77,25 +77,23 @@ class Budget:
         """Add what this run spent to the file, and see what others did."""
         if not self.is_limited:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            known = os.pread(fd, 4096, 0)
-            self._before = (self._parsed(known) if known else Spent()) + self._now
-            self._now = Spent()
-            line = orjson.dumps(self._before)
-            os.pwrite(fd, line, 0)
-            os.ftruncate(fd, len(line))
-        finally:
-            os.close(fd)
+        with claimed(self._path.with_name(".spent")):
+            try:
+                before = self._parsed(read_bytes(self._path))
+            except FileNotFoundError:
+                before = Spent()
+            self._before, self._now = before + self._now, Spent()
+            write_bytes(self._path, orjson.dumps(self._before))
 
     def _parsed(self, known: bytes) -> Spent:
         """StoreError when it is damaged: to count from nothing again is the user's to decide."""
         try:
-            before = Spent(**orjson.loads(known))
+            numbers = orjson.loads(known)
+            before = Spent(**numbers)
+            if len(numbers) < len(fields(Spent)) or min(numbers.values()) < 0:
+                raise ValueError
             return before + Spent()
-        except (orjson.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             limit = "budget_usd" if self._usd is not None else "budget_tokens"
             raise StoreError(
                 f"{self._path}: damaged: what the task has spent of its {limit} is not known any "
