@@ -371,6 +371,11 @@ class Echo:
             error = {"code": self.echo, "message": self.echo}
             told = {"error": error} if number % 4 == 3 else {"response": response}
             yield orjson.dumps({"custom_id": custom_id.decode(), **told})
+        yield orjson.dumps({"custom_id": CUT + self.echo, "response": None})
+
+
+CUT = "x" * 90
+"""Messages show a hundred characters of what others call their own."""
 
 
 @contextmanager
@@ -416,8 +421,12 @@ def texts_of(path: Path) -> Iterator[str]:
                 yield repr(base.execute(f'select * from "{table}"').fetchall())
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.name != ".env")
+
+
 def leaks_below(folder: Path, secrets: Sequence[str]) -> dict[str, list[str]]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".env")
+    files = files_below(folder)
     found = {path.name: told_in(" ".join(texts_of(path)), secrets) for path in files}
     return {name: told for name, told in found.items() if told}
 
@@ -457,6 +466,9 @@ def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cl
     for ended in shown:
         assert not told_in(ended.out + ended.err, secrets), ended
     assert leaks_below(project.root, secrets) == {}
+    texts = " ".join(itertools.chain.from_iterable(map(texts_of, files_below(project.root))))
+    assert f"{CUT}{secrets[0][:4]}" not in texts
+    assert (f"{CUT}***" in texts) is (kind == "batch")
 
 
 # Stores

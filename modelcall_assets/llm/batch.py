@@ -265,8 +265,8 @@ class BatchClient(SdkTransport):
         """The SDK takes any reply, and leaves out what is not there."""
         if not isinstance(reply, kind) or not reply.model_fields_set.issuperset(needed):
             raise _Unreadable(f"the reply is no {kind.__name__.lower()}")
-        told = reply.model_dump_json().encode()
-        cleaned = self.cleaned(Reply(0, {}, told)).body
+        told = reply.model_dump_json()
+        cleaned = self.without_secrets(told)
         return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))
 
     def _refused(self, reply: Reply) -> EndpointRefused:

@@ -146,6 +146,10 @@ class HttpTransport:
         reply.body = everything(reply.body)
         return reply
 
+    def without_secrets(self, text: str) -> str:
+        """What a server said that is no answer."""
+        return self._removers[0].text(text)
+
     @cached_property
     def _removers(self) -> tuple[Remover, Remover]:
         """Of all secrets, and of those that no answer holds by chance. Nobody shows the headers of

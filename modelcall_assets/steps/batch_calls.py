@@ -279,12 +279,12 @@ class BatchCaller(Replay):
         if told.ended is not None:
             await self._client.delete((*files, told.ended.input))
         if told.strangers:
-            ids = " ".join(map(short, islice(told.strangers, SHOWN_STRANGERS)))
-            first = self._client.cleaned(Reply(0, {}, ids.encode())).body.decode()
+            shown = islice(told.strangers, SHOWN_STRANGERS)
+            first = (short(self._client.without_secrets(each)) for each in shown)
             self.warnings.append(
                 f"batch {batch_id} gave {told.strangers.total():,} lines with ids that it was not "
                 "asked for, or that had their answer already; they count for nothing: "
-                f"{first}"
+                f"{', '.join(first)}"
             )
         return told
 
