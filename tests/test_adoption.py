@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -521,6 +521,18 @@ def test_what_computed_stages_would_replace_is_kept_too(
 
 
 class TestInAStore:
+    @pytest.fixture
+    def left(
+        self, project: Project, s3_server: S3Server, bucket: str
+    ) -> Iterator[Callable[[str, bytes], object]]:
+        """Puts a file beside the scores of `a.jsonl`, which has three rows."""
+        put_in_store(project, s3_server, bucket)
+        project.write_input("a.jsonl", some_rows(3))
+        with closing(s3_server.client()) as client:
+            yield lambda name, content: client.put_object(
+                Bucket=bucket, Key=f"scores/{name}", Body=content
+            )
+
     def test_old_scores_are_refused_then_adopted(
         self,
         project: Project,
@@ -528,16 +540,13 @@ class TestInAStore:
         server: RehearsalServer,
         s3_server: S3Server,
         bucket: str,
+        left: Callable[[str, bytes], object],
     ) -> None:
-        put_in_store(project, s3_server, bucket)
-        rows = some_rows(3)
-        project.write_input("a.jsonl", rows)
         output = project.steps().layout.output_path("scores", "a.jsonl")
         old = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist([rated(rows[1], 5)]), old)
+        pq.write_table(pa.Table.from_pylist([rated(some_rows(3)[1], 5)]), old)
         content = old.getvalue().to_pybytes()
-        with closing(s3_server.client()) as client:
-            client.put_object(Bucket=bucket, Key="scores/a.parquet", Body=content)
+        left("a.parquet", content)
         ended = cli("run-task", TASK)
         assert ended.code == 1 and f"{output}: this file was not written" in ended.err
         assert read_bytes(output) == content and requests(server) == 0
@@ -566,21 +575,18 @@ class TestInAStore:
         project: Project,
         cli: Cli,
         server: RehearsalServer,
-        s3_server: S3Server,
         bucket: str,
+        left: Callable[[str, bytes], object],
     ) -> None:
-        put_in_store(project, s3_server, bucket)
         rows = some_rows(3)
-        project.write_input("a.jsonl", rows)
-        left = {
+        files = {
             "a_success.jsonl": rated(rows[1], 5),
             "a_success_retry_7.jsonl": rated(rows[0], 4),
             "a_success_x/a_success_retry_1.jsonl": rated(rows[2], 3),
             "b_success.jsonl": rated(rows[2], 3),
         }
-        with closing(s3_server.client()) as client:
-            for name, row in left.items():
-                client.put_object(Bucket=bucket, Key=f"scores/{name}", Body=lines(row))
+        for name, row in files.items():
+            left(name, lines(row))
         ended = cli("run-task", TASK)
         assert ended.code == 1 and f"s3://{bucket}/scores/a_success.jsonl: this file" in ended.err
         assert requests(server) == 0

@@ -144,13 +144,16 @@ def _preprocessed(spec: TaskSpec) -> dict[str, str]:
     return {"preprocess.output_folder": spec.folder(PREPROCESSED)}
 
 
+def _output_folders(spec: TaskSpec, outputs: Mapping[str, str]) -> dict[str, str]:
+    """Resolved, with those that are named nowhere."""
+    return {place: spec.resolved(text) for place, text in outputs.items()} | _preprocessed(spec)
+
+
 def unwritable(spec: TaskSpec) -> Iterator[Problem]:
     """Output folders of this machine that this process may not write to."""
     _, outputs = _named_folders(spec.task)
-    folders = {place: spec.resolved(text) for place, text in outputs.items()}
-    for place, folder in (folders | _preprocessed(spec)).items():
-        found = _nearest(folder)
-        if not is_uri(folder) and not os.access(found, os.W_OK | os.X_OK):
+    for place, folder in _output_folders(spec, outputs).items():
+        if not is_uri(folder) and not os.access(found := _nearest(folder), os.W_OK | os.X_OK):
             wrong, have = "cannot be written to", str(found)
             fix = "choose another folder, or let this user write to it"
             yield Problem(spec.file_name, place, wrong, have=have, fix=fix, unready=True)
@@ -165,8 +168,7 @@ def _nearest(folder: str) -> Path:
 def _misplaced_outputs(spec: TaskSpec, outputs: Mapping[str, str]) -> Iterator[Problem]:
     """An output below the input would be taken for new input; one beside a bucket is in another;
     and nothing can lie below a file."""
-    folders = {place: spec.resolved(text) for place, text in outputs.items()}
-    folders |= _preprocessed(spec)
+    folders = _output_folders(spec, outputs)
     by_default = folders.keys() - outputs.keys()
     if by_default and is_bucket(spec.input_folder):
         wrong, fix = "missing: the input is a whole bucket", "name a folder for it"

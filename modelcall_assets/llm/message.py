@@ -52,6 +52,7 @@ UNFINISHED = "unfinished"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BETWEEN = re.compile(r"[\W_]+")
 _THINKING = ("thinking", "reasoning")
+_IN_PARTS = re.compile(rb"\"content\"\s*:\s*[\[{]")
 
 
 def parsed(body: bytes | str) -> object:
@@ -69,6 +70,14 @@ def parsed(body: bytes | str) -> object:
         return orjson.loads(_SURROGATE.sub("\ufffd", text))
     except (ValueError, RecursionError):
         return None
+
+
+def encoded(completion: object) -> bytes:
+    """The body of a completion that we have put together."""
+    try:
+        return orjson.dumps(completion)
+    except orjson.JSONEncodeError:
+        return b"a reply that is nested too deeply"
 
 
 def _double(text: str) -> float | int | None:
@@ -131,9 +140,6 @@ class Texts:
         return found
 
 
-_IN_PARTS = re.compile(rb"\"content\"\s*:\s*[\[{]")
-
-
 def with_changed_parts(body: bytes, change: Callable[[str], str]) -> bytes:
     """The body, but where `change` changes a text that its content has in parts, with the changed
     text in one part."""
@@ -153,10 +159,7 @@ def with_changed_parts(body: bytes, change: Callable[[str], str]) -> bytes:
         {"type": "refusal", "refusal": changed.refusal},
         {"type": "text", "text": changed.answer},
     ]
-    try:
-        return orjson.dumps(completion)
-    except orjson.JSONEncodeError:
-        return b"a reply that is nested too deeply"
+    return encoded(completion)
 
 
 def tool_calls(message: Mapping[str, Any]) -> str | None:

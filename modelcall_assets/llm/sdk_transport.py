@@ -100,7 +100,8 @@ class SdkTransport(HttpTransport):
             case aiohttp.ClientConnectorError() | ssl.SSLError():
                 reason = Reason.CONNECT
             case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
-                text = f"{type(error).__name__}: the reply is no HTTP"  # the rest quotes it
+                # their texts quote it
+                text = f"{type(error).__name__}: the reply is broken off or no HTTP"
             case aiohttp.InvalidURL():
                 reason, text = Reason.CONNECT, "the base URL or the proxy's is no URL for aiohttp"
             case _:

@@ -7,10 +7,8 @@ from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import orjson
-
 from modelcall_assets.llm.error import error_in
-from modelcall_assets.llm.message import UNFINISHED, Texts, parsed
+from modelcall_assets.llm.message import UNFINISHED, Texts, encoded, parsed
 
 Json = dict[str, Any]
 
@@ -22,9 +20,7 @@ _COMMON = ("id", "created", "model", "system_fingerprint", "service_tier")
 _TEXTS = ("reasoning_content", "reasoning", "refusal")
 _NOTHING = re.compile(rb"[\s\[\]{}\"]*(?:null|ping|keep[-_ ]?alive|heartbeat)?[\s\[\]{}\"]*", re.I)
 """Data of events that only keep the connection alive."""
-
-
-_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?:")
+_BEGINNING = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
 
 
 def begins_as_events(body: bytes) -> bool:
@@ -168,10 +164,7 @@ class StreamedAnswer:
         more = {} if self._usage is None else {"usage": self._usage}
         more |= {} if choices else self._filter_results
         whole = {**self._common, "object": "chat.completion", "choices": choices, **more}
-        try:
-            return orjson.dumps(whole)
-        except orjson.JSONEncodeError:
-            return b"a reply that is nested too deeply"
+        return encoded(whole)
 
 
 @dataclass

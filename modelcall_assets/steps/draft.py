@@ -57,9 +57,9 @@ class Draft:
         self.is_rejected = False
         self.note = read_note(layout, stage, key)
         self.stranger = self._stranger(layout.output_path(stage, key), self._before)
-        if self._before is None and not self.adopts:
-            for old in old_files(layout, stage, key):
-                raise self._taken(str(old), NOT_OURS)
+        is_refused = self._before is None and not self.adopts
+        if is_refused and (old := old_files(layout, stage, key)):
+            raise self._taken(str(old[0]), NOT_OURS)
 
     def __enter__(self) -> Self:
         return self
