@@ -253,6 +253,51 @@ def test_an_error_means_the_same_wherever_it_stands(
             raise AssertionError(verdict)
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"base_resp": {"status_code": 1002, "status_msg": "m"}}, Reason.RATE_LIMITED),
+        ({"base_resp": {"status_code": 1000, "status_msg": "m"}}, Reason.SERVER_ERROR),
+        ({"base_resp": {"status_code": "1027"}, "output_sensitive": True}, Reason.CONTENT_FILTER),
+        ({"base_resp": {"status_code": 1004, "status_msg": "m"}}, None),
+        ({"base_resp": {"status_code": 1008, "status_msg": "m"}}, None),
+        ({"error_code": 18, "error_msg": "m"}, Reason.RATE_LIMITED),
+        ({"error_code": 17, "error_msg": "m"}, None),
+        ({"error_code": "110", "error_msg": "m"}, None),
+        ({"code": 429, "msg": "m"}, Reason.RATE_LIMITED),
+    ],
+)
+@pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}])
+def test_numbers_of_providers_who_answer_with_200(
+    body: Any, reason: Reason | None, choices: Any
+) -> None:
+    told = [orjson.dumps(choices | body)]
+    told.append(b"data: %b\n\n" % told[0])
+    for each in told:
+        verdict = classify(replied(each))
+        if reason is None:
+            assert isinstance(verdict, Refused), each
+        else:
+            assert isinstance(verdict, TryAgain | BadRecord), each
+            assert verdict.failure.reason is reason, each
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"base_resp": {"status_code": 0, "status_msg": "success"}},
+        {"base_resp": {"status_code": "0"}},
+        {"base_resp": {"status_code": [1002]}},
+        {"base_resp": [1002]},
+        {"error_code": 18},
+        {"status_code": 1002},
+    ],
+)
+def test_a_number_that_is_no_error_beside_an_answer(beside: Any) -> None:
+    completion = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], **beside}
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+
+
 @pytest.mark.parametrize("error", [None, "", {}, [], False, 0, {"code": 0, "message": ""}])
 def test_an_error_that_says_nothing_is_none(error: Any) -> None:
     completion = {"choices": [{"message": {"content": "x"}, "error": error}], "error": error}

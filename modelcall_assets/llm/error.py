@@ -46,8 +46,26 @@ _STATUS = (
 )
 """Of codes that stand for an HTTP status, the first that fits; each from a provider's list."""
 _CODES = ("code", "type", "status", "error_code", "errorCode", "status_code")
+_NUMBERS = {
+    ("status_code", "1002"): "rate_limit",  # these of MiniMax, in `base_resp`
+    ("status_code", "1004"): "unauthorized",
+    ("status_code", "1008"): "insufficient_balance",
+    ("status_code", "1026"): "content_filter",
+    ("status_code", "1027"): "content_filter",
+    ("status_code", "1039"): "rate_limit",
+    ("status_code", "1041"): "rate_limit",
+    ("status_code", "2013"): "invalid_parameter",
+    ("status_code", "2049"): "invalid_api_key",
+    ("error_code", "4"): "rate_limit",  # these of Baidu
+    ("error_code", "17"): "quota_exceeded",
+    ("error_code", "18"): "rate_limit",
+    ("error_code", "19"): "quota_exceeded",
+    ("error_code", "110"): "unauthorized",
+    ("error_code", "111"): "unauthorized",
+}
+"""What a number means depends on the field that it stands in."""
 _NO_ERROR = frozenset({"200", "ok", "success", "none", "null"})
-_MESSAGES = ("message", "msg", "detail", "error_msg")
+_MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +117,12 @@ def error_in(body: object) -> ErrorSaid | None:
         return None
     outer = cast("Json", body)
     error = outer.get("error")
+    if not error:
+        match outer.get("base_resp"):
+            case {"status_code": int() | str() as code} as error if code not in (0, "0", ""):
+                pass
+            case _:
+                error = None
     choice = first_choice(outer)
     if not error and choice is not None:
         error = choice.get("error")
@@ -114,7 +138,7 @@ def error_in(body: object) -> ErrorSaid | None:
         is_error = is_error or any(_texts(inner)) or any(_codes(inner))
     elif error:
         is_error = True
-    return found if is_error or ("choices" not in outer and found.says_what) else None
+    return found if is_error or (not outer.get("choices") and found.says_what) else None
 
 
 def _is_whole(choice: Json) -> bool:
@@ -125,17 +149,19 @@ def _is_whole(choice: Json) -> bool:
 
 def _codes(*places: Json) -> Iterator[str]:
     for place in places:
-        values = [place.get(name) for name in _CODES]
+        values = [(name, place.get(name)) for name in _CODES]
         match place:
             case {"innererror": {"code": code}}:  # Azure
-                values.append(code)
+                values.append(("innererror", code))
             case {"metadata": {"flagged_input": _}}:  # OpenRouter
-                values.append("moderation")
+                values.append(("metadata", "moderation"))
             case _:
                 pass
-        for value in values:
+        for name, value in values:
             if value and isinstance(value, str | int) and value not in (True, "0"):
-                yield re.sub(r"[\s.-]+", "_", str(value)[:200]).lower()
+                yield (code := re.sub(r"[\s.-]+", "_", str(value)[:200]).lower())
+                if meant := _NUMBERS.get((name, code)):
+                    yield meant
 
 
 def _texts(*places: Json) -> Iterator[str]:
