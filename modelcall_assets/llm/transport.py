@@ -14,10 +14,11 @@ from urllib.request import getproxies, proxy_bypass
 
 from modelcall_assets.config.endpoint import MAX_REPLY_MIB
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.llm.error import error_in
 from modelcall_assets.llm.exchange import NoReply
 from modelcall_assets.llm.http import HttpClient
-from modelcall_assets.llm.message import with_changed_parts
-from modelcall_assets.llm.stream import StreamedAnswer, begins_as_events
+from modelcall_assets.llm.message import first_choice, parsed, with_changed_parts
+from modelcall_assets.llm.stream import BOM, StreamedAnswer, begins_as_events
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.secrets import (
     Remover,
@@ -139,7 +140,7 @@ class HttpTransport:
         """Without any secret that was sent, in whatever form it comes back. In an answer only what
         is unusual counts: it may hold the words of a simple password by itself."""
         everything, unusual = self._removers
-        if 200 <= reply.status < 300 and b'"choices"' in reply.body:
+        if 200 <= reply.status < 300 and _is_answer(reply.body):
             reply.body = with_changed_parts(unusual(reply.body), unusual.text)
             return reply
         reply.headers = {k.lower(): everything.text(value) for k, value in reply.headers.items()}
@@ -225,6 +226,16 @@ class DirectTransport(HttpTransport):
             reply = self.replied(response.status, response.headers, response.body)
         reply.sent = response.sent
         return reply
+
+
+def _is_answer(body: bytes) -> bool:
+    """Whether it has choices and says of no error. Parsed only where there is reason to doubt."""
+    if b'"choices"' not in body:
+        return False
+    if body.rstrip().endswith(b"}") and b'"error' not in body and b'"base_resp"' not in body:
+        return True
+    completion = parsed(body.removeprefix(BOM))
+    return first_choice(completion) is not None and error_in(completion) is None
 
 
 def _proxy_of_environment(url: str) -> str | None:
