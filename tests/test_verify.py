@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,10 +57,9 @@ def test_what_is_damaged_is_found_and_the_advice_mends_it(
         "rate: 4 findings",
     ):
         assert what in told(found), found
-    for name in ("export", "failures", "view"):
+    for name in ("export", "view"):
         ended = run(project, name, TASK, "--file", A)
-        if name == "export":
-            assert (ended.code, "not what scores published" in ended.err) == (1, True), ended
+        assert (ended.code, "not what scores published" in ended.err) == (1, True), ended
 
     project.output(A).unlink()
     project.output(C).unlink()
@@ -93,6 +93,22 @@ def test_a_file_whose_manifest_is_damaged_or_gone_is_made_again_for_nothing(
     manifest.unlink()
     assert "this file was not written by this task" in told(run(project, "run-task", TASK))
     assert project.output(A).read_bytes() == b"somebody's"
+
+
+def test_a_manifest_that_counts_other_rows_than_there_are_is_damaged(
+    project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    for key, counts in ((A, ("rows",)), (B, ("rows", "ok"))):
+        path = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{key}.json"
+        manifest = json.loads(path.read_bytes())
+        path.write_text(json.dumps(manifest | {name: manifest[name] + 1 for name in counts}))
+    found = run(project, "verify", TASK)
+    assert f"scores: {A}: its manifest is damaged" in told(found), found
+    rows = len(project.scores(B))
+    says = f"scores: {B}: its manifest is damaged: it says {rows + 1} rows, and {project.output(B)}"
+    assert f"{says} has {rows}" in told(found), found
+    assert found.code == 1 and "2 findings" in found.out
 
 
 def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalServer) -> None:
@@ -197,6 +213,43 @@ def test_one_data_set_that_is_missing_stops_no_other(
     assert len(distilling.lines("chatml", "Ins/org_Ins-train.jsonl")) == 4
     distilling.write_dataset("Chats", [chat(number) for number in range(3)])
     assert run(distilling, "run-task", str(distilling.task_file)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "next_stage"),
+    [
+        ("chatml", "[!.]*/*.jsonl", "merged"),
+        ("merged", "[!.]*.jsonl", "responses"),
+        ("responses", "[!.]*.jsonl", "scores"),
+    ],
+)
+def test_a_file_between_stages_that_was_changed_is_noticed_before_anybody_is_asked(
+    stage: str, names: str, next_stage: str, distilling: Distilling, server: RehearsalServer
+) -> None:
+    distilling.write_chain()
+    distilling.write_dataset("Ins", [instruction(number) for number in range(4)])
+    distilling.write_dataset("Chats", [chat(number) for number in range(3)])
+    assert run(distilling, "run-task", str(distilling.task_file)).code == 0
+    paid = server.stats()["requests"]
+    outputs = [*(distilling.root / "data" / next_stage).glob("[!.]*.*")]
+    for output in outputs:
+        output.unlink()
+    changed = [*(distilling.root / "data" / stage).glob(names)]
+    before = {path: path.read_bytes() for path in changed}
+    for path, lines in before.items():
+        path.write_bytes(lines + lines.splitlines(keepends=True)[0])
+    ended = run(distilling, "run-task", str(distilling.task_file))
+    assert ended.code == 1
+    assert f"{changed[0]} changed since its upstream asset" in ended.err, ended
+    assert "delete it first" in ended.err
+    assert outputs and not any(output.exists() for output in outputs)
+
+    for path in changed:
+        path.unlink()
+    again = run(distilling, "run-task", str(distilling.task_file))
+    assert again.code == 0, again
+    assert {path: path.read_bytes() for path in changed} == before
+    assert server.stats()["requests"] == paid, "nothing was asked about the changed rows"
 
 
 def test_the_replies_that_inputs_got_go_with_them(

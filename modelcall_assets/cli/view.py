@@ -99,6 +99,7 @@ def _of_task(
     files = chosen_files(task_steps(task), "view", stage, pattern, rejected=rejected)
     where = parsed_where("view", condition, files)
     for file in files:
+        file.check()
         for index, item in file.items():
             if where is None or (not isinstance(item, BadLine) and where(item)):
                 yield f"{file.name}, row {index + 1:,}", _row(item)

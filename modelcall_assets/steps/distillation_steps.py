@@ -12,7 +12,7 @@ import pyarrow as pa
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.spec import CHATML, MERGED, RAW, RESPONSES, TaskSpec
-from modelcall_assets.errors import InputChanged, InputError
+from modelcall_assets.errors import InputError
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.outcome import Dropped, Failure
@@ -31,7 +31,7 @@ from modelcall_assets.steps.scores import ScoreStage
 from modelcall_assets.steps.split import SplitReport, look_at_split
 from modelcall_assets.steps.split_inputs import SplitInputs
 from modelcall_assets.steps.task_steps import FILES, GROUPS, TaskSteps
-from modelcall_assets.steps.upstream import Upstream, digest_of
+from modelcall_assets.steps.upstream import Upstream, changed, digest_of
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.manifest import (
@@ -187,10 +187,7 @@ class DistillationSteps(TaskSteps):
                 partial(convert_split, files, options, limit=self.row_limit, reading=self.reading)
             )
             if version_of(self.splits.members(key)) != made.input.version:
-                raise InputChanged(
-                    f"{place.path} changed since its raw asset was materialised; "
-                    "materialise that again"
-                )
+                raise changed(place.path)
             manifest = Manifest(
                 stage=CHATML,
                 data_version=report.data_version,
@@ -217,6 +214,8 @@ class DistillationSteps(TaskSteps):
                 "first"
             )
         made = {name: manifest for name, manifest in manifests.items() if manifest is not None}
+        for each in made.values():
+            upstream.check(each)
         places = {name: upstream.place(each) for name, each in made.items()}
         versions = _versions(manifests)
         with Draft(self.layout, MERGED, key) as draft:

@@ -209,9 +209,11 @@ def failure_of(file: Published, item: Row | BadLine) -> tuple[str, str] | None:
 
 
 def failed_rows(file: Published) -> Iterator[FailedRow]:
-    """The failed rows of a file, in order; a file without any is not opened."""
+    """The failed rows of a file, in order; a file without any is not opened. InputError when it is
+    not as it was published."""
     if not file.manifest.failed:
         return
+    file.check()
     if file.manifest.stage == SCORES:
         for batch in read_columns(file.place, _FAILURE_COLUMNS):
             for row in batch.filter(pc.field("api_status") != "success").to_pylist():

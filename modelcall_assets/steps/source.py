@@ -9,9 +9,9 @@ from itertools import groupby
 import pyarrow as pa
 
 from modelcall_assets.config.spec import RAW, RESPONSES
-from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.steps.upstream import changed
 from modelcall_assets.storage.files import file_digest, stat_file
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
@@ -108,10 +108,7 @@ class Source:
         """InputChanged when a file no longer has the content that was recorded."""
         for part in self.parts:
             if file_digest(part.place) != part.digest:
-                raise InputChanged(
-                    f"{part.place} changed since its upstream asset was materialised; "
-                    "materialise that again, then this: replies received so far are kept"
-                )
+                raise changed(part.place)
 
     def fingerprint(self) -> InputFingerprint:
         """Of the one file as it is now, for the manifest of what is made of it."""

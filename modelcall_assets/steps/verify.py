@@ -21,10 +21,13 @@ from modelcall_assets.steps.published import AGAIN, Published
 from modelcall_assets.steps.standing import Note, published_keys, read_note
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import exists, file_digest, list_files
+from modelcall_assets.storage.formats import OURS
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import count_rows
 
 KILLED = "a kill came between it and its manifest"
+MAKE_ANEW = "delete it and the output that it describes, and run the task again"
 RUN_AGAIN = "run the task again: its rows cost nothing"
 
 
@@ -69,10 +72,10 @@ class Verification:
         for rejected in (False, True):
             for key in sorted(published_keys(layout, stage, rejected=rejected)):
                 place = layout.manifest_path(stage, key, rejected=rejected)
-                if (manifest := read_manifest(place)) is None:
-                    fix = "delete it and the output that it describes, and run the task again"
+                manifest = read_manifest(place)
+                if manifest is None or manifest.rows != manifest.ok + manifest.failed:
                     wrong = f"its manifest is damaged: {place}"
-                    yield Finding(stage, decode_key(key), wrong, fix)
+                    yield Finding(stage, decode_key(key), wrong, MAKE_ANEW)
                     continue
                 if not rejected:
                     self.outputs[stage] += 1
@@ -96,7 +99,11 @@ class Verification:
                 wrong, fix = f"{place} is gone", RUN_AGAIN
                 yield Finding(manifest.stage, file.name, wrong, fix)
             elif (digest := file_digest(place)) == recorded:
-                continue
+                rows = count_rows(place, OURS) if uri == manifest.output else manifest.rows
+                if rows != manifest.rows:
+                    what = f"it says {manifest.rows:,} rows, and {place} has {rows:,}"
+                    wrong = f"its manifest is damaged: {what}"
+                    yield Finding(manifest.stage, file.name, wrong, MAKE_ANEW)
             elif digest in written:
                 yield Finding(manifest.stage, file.name, f"{place}: {KILLED}", RUN_AGAIN)
             else:
