@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import Project, some_rows
 from test_cli import run
 from test_distillation import CHATML, DATASETS, Distilling, instruction
 
-from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.steps.layout import invalid_file_of
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -63,6 +64,37 @@ def test_a_wrong_column_mapping_leaves_the_conversations_that_there_are(
     write_conversion(distilling, "instruction")
     assert run(distilling, "run-task", task).code == 0
     assert output.read_bytes() == before
+
+
+def test_retry_asks_again_for_the_failed_rows_that_the_task_accepts_now(
+    project: Project, server: RehearsalServer
+) -> None:
+    """Running the task accepts them as they are."""
+    server.set_faults(Faults(rate_400=0.5))
+    assert run(project, "run-task", RATE).code == 1
+    aside = project.rejected("a.jsonl")
+    failed = sum(row["api_status"] == "error" for row in pq.read_table(aside).to_pylist())
+    assert failed
+    project.write_task({"max_failure_rate": 1})
+    server.set_faults(NO_FAULTS)
+    assert "all is sound" in run(project, "verify", RATE).out
+    ended = run(project, "retry", RATE, "--file", "a.jsonl")
+    assert f"{failed} requests sent" in ended.out, ended
+    assert all(row["api_status"] == "success" for row in project.scores("a.jsonl"))
+
+
+def test_what_a_failed_run_left_is_not_counted_as_made_by_it(
+    project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", RATE).code == 0
+    project.output("a.jsonl").write_bytes(b"somebody's")
+    project.write_input("a.jsonl", some_rows(3))
+    ended = run(project, "run-task", RATE)
+    assert ended.code == 1 and "is not replaced" in ended.err
+    assert (
+        "kept: a.jsonl: the result of an earlier run, since this one did not make it" in ended.out
+    )
+    assert ended.out.count("kept:") == 1
 
 
 def test_an_empty_split_is_none_of_that(distilling: Distilling) -> None:

@@ -110,7 +110,7 @@ def run_files(
     if not any(summary.ran.values()):
         is_fine = not (summary.busy or summary.failed)
         nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
-    echo(_summary(steps, keys, nothing, display, seconds))
+    echo(_summary(steps, keys, summary.behind, nothing, display, seconds))
     return 1 if summary.failed or summary.busy else 0
 
 
@@ -131,7 +131,12 @@ def _selected(
 
 
 def _summary(
-    steps: TaskSteps, keys: Sequence[str], nothing: str, display: RunDisplay, seconds: float
+    steps: TaskSteps,
+    keys: Sequence[str],
+    behind: Sequence[str],
+    nothing: str,
+    display: RunDisplay,
+    seconds: float,
 ) -> str:
     """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
     *before, last = (stage for stage in steps.stages if stage in _DONE)
@@ -141,6 +146,11 @@ def _summary(
             lines.append(f"  {_totals(steps, stage, keys)}")
         lines += _rejected(steps, stage, keys, f"{stage} of ")
     lines += _rejected(steps, last, keys)
+    lines += [
+        f"  kept: {decode_key(key)}: the result of an earlier run, since this one did not make it"
+        for key, made in _manifests(steps, last, keys).items()
+        if key in behind and made is not None and made.accepted
+    ]
     lines += _warnings(steps, keys)
     lines += (f"  warning: {warning}" for warning in display.warnings)
     if not nothing:

@@ -118,7 +118,8 @@ def _asking(steps: TaskSteps, stage: str, run: Ask, watcher: Watcher | None) -> 
             tally.rows = steps.rows_to_ask(stage, context.partition_keys)
 
             async def one(key: str) -> Done:
-                report = await run(key, engine, tally, context.run.run_id, fresh=options.fresh)
+                how = options.model_dump()
+                report = await run(key, engine, tally, context.run.run_id, **how)
                 return await asyncio.to_thread(_answered, steps, stage, key, report)
 
             yield one

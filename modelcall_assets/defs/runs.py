@@ -4,7 +4,7 @@ A Dagster run takes one key or one contiguous range of keys, so that scattered k
 per range, stage after stage.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -29,11 +29,13 @@ _RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_r
 @dataclass
 class RunSummary:
     """`ran` counts partitions per stage; `failed` has the message of each run that went wrong;
-    `busy` are files that another live run is working on."""
+    `busy` are files that another live run is working on, `behind` those whose result, if there is
+    one, an earlier run has left."""
 
     ran: dict[str, int] = field(default_factory=dict[str, int])
     failed: list[str] = field(default_factory=list[str])
     busy: list[str] = field(default_factory=list[str])
+    behind: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TaskRunner:
     def run(self, keys: Sequence[str], *, fresh: bool = False, again: bool = False) -> RunSummary:
         """Stage after stage; a file that fails in one stage is left out of the next, and a group
         that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
-        `again` asks also for what is up to date."""
+        `again` asks also for failed rows of what is up to date or accepted now."""
         end_dead_runs(self.instance)
         summary, wanted = RunSummary(), list(keys)
         in_set = self.steps.partitions(self.steps.stages[0])
@@ -60,17 +62,21 @@ class TaskRunner:
                 if self.steps.partitions(stage) != in_set:
                     in_set = self.steps.partitions(stage)
                     wanted = self.steps.keys(in_set)
+                options, is_over = {"fresh": asks and fresh, "again": asks and again}, False
                 due, busy = self.due(stage, wanted, everything=asks and (fresh or again))
                 summary.ran[stage] = len(due)
                 summary.busy += busy
                 for start, end in self._ranges(stage, due):
                     tags = {PROCESS_TAG: process}
-                    failures = self._execute(job, stage, start, end, tags, fresh=asks and fresh)
+                    failures = self._execute(job, stage, start, end, tags, options)
                     summary.failed += [failure.message for failure in failures]
-                    if any(failure.is_systemic for failure in failures):
-                        return summary
+                    if is_over := any(failure.is_systemic for failure in failures):
+                        break
                 statuses = self._statuses(stage, wanted)
+                summary.behind += [key for key in wanted if statuses[key] != _GREEN]
                 wanted = [key for key in wanted if statuses[key] == _GREEN]
+                if is_over:
+                    break
         return summary
 
     def due(
@@ -127,8 +133,7 @@ class TaskRunner:
         start: str,
         end: str,
         tags: dict[str, str],
-        *,
-        fresh: bool,
+        options: Mapping[str, bool],
     ) -> list["_StepFailure"]:
         """Run one stage over a range; gives what failed."""
         asset = asset_key(self.steps.spec, stage)
@@ -140,7 +145,7 @@ class TaskRunner:
             partition_key=start if start == end else None,
             tags=tags,
             run_config={
-                "ops": {asset.to_python_identifier(): {"config": {"fresh": fresh}}},
+                "ops": {asset.to_python_identifier(): {"config": dict(options)}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             raise_on_error=False,

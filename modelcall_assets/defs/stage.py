@@ -24,6 +24,8 @@ class RunOptions(dg.Config):
 
     fresh: bool = False
     """Ask the model again, also for rows that the journal answers."""
+    again: bool = False
+    """Ask again for the failed rows of a rejected result too that the task accepts now."""
 
 
 @dataclass(frozen=True)

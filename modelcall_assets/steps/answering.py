@@ -57,11 +57,13 @@ class Answering:
         tally: Tally,
         run_id: str,
         *,
-        fresh: bool,
         detail: Any,
+        fresh: bool = False,
+        again: bool = False,
     ) -> ScoreReport:
-        """Every row of a file; `detail` makes of a report what the manifest says to the next
-        stage. InHand when another run asks for it now."""
+        """Every row of a file; `fresh` asks also where the journal has an answer, `again` also for
+        the failures of a rejected result that the task accepts now. `detail` makes of a report what
+        the manifest says to the next stage. InHand when another run asks for it now."""
         folder = self.layout.journal_folder(name, key)
         opened = partial(self.layout.journal, name, key, run_id, fresh=fresh, samples=stage.samples)
         with (
@@ -71,7 +73,7 @@ class Answering:
             closing(self._reuse(stage, str(folder), run_id, fresh=fresh)) as reuse,
         ):
             stands = None
-            if not fresh:
+            if not (fresh or again):
                 stands = await asyncio.to_thread(self._acceptable, name, stage, key, source)
             reuse.published |= stands is not None
             adoption = None

@@ -246,11 +246,12 @@ class DistillationSteps(TaskSteps):
         return report
 
     async def responses(
-        self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
+        self, key: str, engine: Engine, tally: Tally, run_id: str, **how: bool
     ) -> ScoreReport:
-        """Answer every conversation. What `max_failure_rate` rejects lies aside."""
+        """Answer every conversation; `how` as of `Answering.answer`. What `max_failure_rate`
+        rejects lies aside."""
         stage = self.response_stage
-        return await self._answer(RESPONSES, stage, key, engine, tally, run_id, fresh)
+        return await self._answer(RESPONSES, stage, key, engine, tally, run_id, how)
 
     @property
     def first_asking(self) -> ResponseStage | None:

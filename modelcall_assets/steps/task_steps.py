@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -222,10 +222,11 @@ class TaskSteps:
         return preprocess_partition(self.recipe, self.layout, key, source, raw.input, tally)
 
     async def scores(
-        self, key: str, engine: Engine, tally: Tally, run_id: str, *, fresh: bool = False
+        self, key: str, engine: Engine, tally: Tally, run_id: str, **how: bool
     ) -> ScoreReport:
-        """Rate every row of a file. What `max_failure_rate` rejects lies aside."""
-        return await self._answer(SCORES, self.score_stage, key, engine, tally, run_id, fresh)
+        """Rate every row of a file; `how` as of `Answering.answer`. What `max_failure_rate` rejects
+        lies aside."""
+        return await self._answer(SCORES, self.score_stage, key, engine, tally, run_id, how)
 
     async def _answer(
         self,
@@ -235,7 +236,7 @@ class TaskSteps:
         engine: Engine,
         tally: Tally,
         run_id: str,
-        fresh: bool,
+        how: Mapping[str, bool],
     ) -> ScoreReport:
         return await self.answering.answer(
             name,
@@ -245,8 +246,8 @@ class TaskSteps:
             engine,
             tally,
             run_id,
-            fresh=fresh,
             detail=partial(self.detail_of, name),
+            **how,
         )
 
     @cached_property
