@@ -164,6 +164,8 @@ def test_values_that_are_allowed(declared: Any, value: Any, want: Any) -> None:
         ({"type": "integer", "maximum": 2**80}, 2**63),
         ({"type": "integer"}, 1e300),
         ({"type": "integer"}, -1e300),
+        ({"type": "integer"}, -(2**63) - 1),
+        ({"type": "array", "items": {"type": "integer"}}, [-(2**63) - 9]),
         ({"type": "array", "items": {"type": "integer"}}, [1, 2**63]),
     ],
 )
@@ -456,6 +458,8 @@ DRAFT = '{"score": 1, "tags": []}'
         "◁think▷@◁/think▷",
         "<analysis>@</analysis>",
         "<reflection>@</reflection>",
+        "<|START_THINKING|>@ hm<|END_THINKING|>",
+        "<|begin_of_thought|>@<|end_of_thought|>",
         "<|channel|>analysis<|message|>so @<|end|><|start|>assistant<|channel|>final<|message|>",
         "<|channel|>analysis<|message|>@<|end|><|start|>assistant<|channel|>commentary<|message|>@"
         "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",

@@ -177,10 +177,11 @@ class AnswerParser:
             return Failure(Reason.MISSING_KEYS, ", ".join(missing))
         values = {key: found[key] for key in self.keys if key in found}
         numbers: Mapping[str, str] = cast("Any", self)._numbers
+        lost = _lost_digits(values, numbers, text)
         for key, kind in numbers.items():
             if key in values:
                 values[key] = _as_number(kind, values[key])
-        if wrong := self._wrong_values(values) or _lost_digits(values, numbers, text):
+        if wrong := self._wrong_values(values) or lost:
             return Failure(Reason.WRONG_VALUE, wrong)
         return Success({key: values.get(key, self.defaults.get(key)) for key in self.keys})
 
@@ -233,8 +234,9 @@ def _as_number(kind: str, value: Any) -> Any:
 
 
 def _lost_digits(values: Mapping[str, Any], numbers: Mapping[str, str], text: str) -> str:
-    """What is wrong with integers of no declared type that 64 bits do not hold; else empty."""
-    wrong = [key for key, value in values.items() if key not in numbers and _has_huge(value)]
+    """What is wrong with integers that 64 bits do not hold, but where a number is declared; else
+    empty."""
+    wrong = [k for k, value in values.items() if numbers.get(k) != "number" and _has_huge(value)]
     if wrong and _HUGE.search(text):
         return f"{wrong[0]}: an integer beyond 64 bits; write it as a string"
     return ""

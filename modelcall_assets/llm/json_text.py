@@ -12,8 +12,11 @@ import orjson
 
 _TAG = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|analysis|reflection)"
 _FINAL = r"<\|channel\|>\s*final\b[^{}\[\]]{0,80}?<\|message\|>"
-_CLOSING = rf"(?i:</{_TAG}\s*>|◁/think▷|{_FINAL})|\[/THINK\]"
-_OPENING = rf"(?i:<{_TAG}(?:\s+[\w:-]+=[^<>]*)?\s*>|◁think▷|<\|channel\|>\s*\w)|\[THINK\]"
+_CLOSING = rf"(?i:</{_TAG}\s*>|◁/think▷|<\|end_(?:of_thought|thinking)\|>|{_FINAL})|\[/THINK\]"
+_OPENING = (
+    rf"(?i:<{_TAG}(?:\s+[\w:-]+=[^<>]*)?\s*>|◁think▷|<\|(?:begin_of_thought|start_thinking)\|>"
+    r"|<\|channel\|>\s*\w)|\[THINK\]"
+)
 _CLOSE = re.compile(_CLOSING)
 _OPEN = re.compile(_OPENING)
 _MARK = re.compile(rf"(?P<close>{_CLOSING})|(?P<open>{_OPENING})|[{{\[][{{\[\s]*+")
