@@ -330,18 +330,21 @@ def test_a_dropped_connection_and_a_timeout() -> None:
         assert (reply.fault, reply.body) == (Reason.TIMEOUT, b"no answer within 0.2 s")
 
 
-def test_a_body_that_never_ends_is_a_timeout() -> None:
-    async def run() -> Reply:
+def test_a_body_that_never_ends_is_a_timeout_unless_its_answer_is_whole() -> None:
+    async def run(*chunks: Any, done: bool) -> Reply:
         async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with closing(writer):
-                writer.write(events(delta(content="x"), done=False, ended=False))
+                writer.write(events(*chunks, done=done, ended=False))
                 await reader.read()  # to the client's end of the connection
 
         async with await asyncio.start_server(hang, "127.0.0.1", 0) as listener:
             port = listener.sockets[0].getsockname()[1]
             return await through_both(f"http://127.0.0.1:{port}/v1", timeout_s=0.2)
 
-    assert asyncio.run(run()).fault is Reason.TIMEOUT
+    half, last = delta(content="x"), delta("stop")
+    assert asyncio.run(run(half, done=False)).fault is Reason.TIMEOUT
+    for more, done in (([last], False), ([last], True), ([], True)):
+        assert message_of(asyncio.run(run(half, *more, done=done)))["content"] == "x"
 
 
 def test_nobody_listens() -> None:
@@ -453,6 +456,19 @@ def test_a_named_error_event_is_an_error() -> None:
     assert (reply_to(sent).status, reply_to(sent).body) == (500, b'{"a":1}')
 
 
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+def test_plain_json_where_events_are_said_to_be_is_read(kind: str) -> None:
+    told = {"error": {"code": "insufficient_quota", "message": "none left"}}
+    for start in (b"", b": keep-alive\n\n", b"data: " + json.dumps(HEL).encode() + b"\n\n"):
+        body = start + json.dumps(told, indent=1).encode()
+        reply = reply_to(http(200, body, Content_Type=kind))
+        assert isinstance(classify(reply), Refused)
+        reply = reply_to(http(200, body + b"\ndata: [DONE]", Content_Type="text/event-stream"))
+        assert isinstance(classify(reply), Refused)
+        reply = reply_to(http(200, start + json.dumps(GOOD).encode(), Content_Type=kind))
+        assert message_of(reply)["content"] == "x"
+
+
 @pytest.mark.parametrize("chunk", ["no JSON", "[1]", '{"choices": ['])
 def test_an_event_that_is_no_chunk_is_a_bad_reply(chunk: str) -> None:
     reply = reply_to(events(delta(content="x"), chunk, delta("stop")))
@@ -495,6 +511,10 @@ AS_SENT = {
         delta(content=[{"type": "text", "text": "Hel"}]), delta("stop", content=["lo"])
     ),
     "two replies": lines(HEL, LO) + lines(HEL, LO).replace(b"c1", b"c2") + lines(b"[DONE]"),
+    "a finish_reason in every chunk": lines(delta("stop", content="Hel"), LO),
+    "not finished, said so": lines(delta("not_finished", content="H"),
+                                   delta("not_finished", content="el"), LO),
+    "twice under one id": lines(HEL, LO, delta(role="assistant", content=""), HEL, LO),
     "two whole replies": lines(HEL, LO, b"[DONE]") + lines(HEL, LO, b"[DONE]"),
 }  # fmt: skip
 
@@ -526,6 +546,26 @@ def test_a_stream_has_to_say_that_it_is_whole() -> None:
     assert cut.finish() is None
     answer = Answer.of(assembled(lines(empty, b"[DONE]")))
     assert (answer.text, answer.finish_reason, answer.ending) == ("x", None, Ending.UNKNOWN)
+
+
+def test_what_comes_behind_a_finish_reason_is_more_of_the_answer() -> None:
+    reopened = lines(delta("stop", content="a"), delta("stop", content="a"), delta(content="b"))
+    (choice,) = assembled(reopened, b"data: [DONE]")["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("aab", None)
+    cut = StreamedAnswer()
+    cut.feed(reopened)
+    assert cut.finish() is None
+
+
+def test_a_letter_may_be_cut_between_two_chunks() -> None:
+    halves = [delta(content="a\ud83d"), delta("stop", content="\ude00b\ud83d")]
+    assert assembled(lines(*halves))["choices"][0]["message"]["content"] == "a\U0001f600b\ufffd"
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter", "refusal"])
+def test_a_stop_behind_an_answer_that_was_cut_off_makes_it_not_whole(reason: str) -> None:
+    sent = lines(delta(content="hal"), delta(reason), delta("stop"), b"[DONE]")
+    assert assembled(sent)["choices"][0]["finish_reason"] == reason
 
 
 STREAM = (

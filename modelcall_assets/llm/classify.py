@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 from modelcall_assets.llm.error import ErrorSaid, error_in
-from modelcall_assets.llm.message import Ending, ending_of, first_choice, parsed
+from modelcall_assets.llm.message import NO_WHOLE_ANSWER, Ending, ending_of, first_choice, parsed
 from modelcall_assets.llm.stream import BOM, FILTER_RESULTS
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
@@ -21,7 +21,6 @@ FORBIDDEN_STATUS = frozenset({*range(300, 400), 403, 404, 405})
 """Said of the key, model or address, or of one record: by a web firewall, for one."""
 BUSY_STATUS = frozenset({429, 502, 503, 504, 529})
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
-_TOLD_WITHOUT_MESSAGE = (Ending.CUT_OFF, Ending.FILTERED, Ending.REFUSED)
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -129,7 +128,7 @@ def _completion(reply: Reply) -> Verdict:
     if ending is Ending.INTERRUPTED:
         what = f"the endpoint ended the answer with finish_reason {first['finish_reason']!r:.100}"
         return TryAgain(Failure(Reason.INTERRUPTED, what), retry_after(reply.headers))
-    if isinstance(first.get("message"), dict) or ending in _TOLD_WITHOUT_MESSAGE:
+    if isinstance(first.get("message"), dict) or ending in NO_WHOLE_ANSWER:
         return Answered(cast("dict[str, Any]", body))
     return _bad_reply("the reply has no choices[0].message", reply.body)
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, cast
@@ -46,6 +47,8 @@ _ENDINGS = {
 Anthropic, Bedrock, Gemini, Cohere, Mistral, DeepSeek, Zhipu, watsonx, vLLM, SGLang, TGI and
 llama.cpp have them."""
 
+NO_WHOLE_ANSWER = (Ending.CUT_OFF, Ending.FILTERED, Ending.REFUSED)
+"""Endings that count whatever else is said."""
 UNFINISHED = "unfinished"
 """Marks a choice whose stream ended without a finish_reason."""
 
@@ -55,9 +58,10 @@ _THINKING = ("thinking", "reasoning")
 _IN_PARTS = re.compile(rb"\"content\"\s*:\s*[\[{]")
 
 
-def parsed(body: bytes | str) -> object:
+def parsed(body: bytes | str, *, in_pieces: bool = False) -> object:
     """A body of JSON; None for what is none. A lone surrogate is U+FFFD, and a number that no
-    double holds is null: what else is in a reply was paid for."""
+    double holds is null: what else is in a reply was paid for. `in_pieces`: a lone surrogate
+    stays, as its other half may be in the next piece."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -66,6 +70,8 @@ def parsed(body: bytes | str) -> object:
         value = json.loads(
             body, parse_float=_double, parse_int=_double, parse_constant=lambda _: None
         )
+        if in_pieces:
+            return value
         text = json.dumps(value, ensure_ascii=False)
         return orjson.loads(_SURROGATE.sub("\ufffd", text))
     except (ValueError, RecursionError):
@@ -73,11 +79,13 @@ def parsed(body: bytes | str) -> object:
 
 
 def encoded(completion: object) -> bytes:
-    """The body of a completion that we have put together."""
-    try:
+    """The body of a completion that we have put together, perhaps from halves of surrogates."""
+    with suppress(orjson.JSONEncodeError):
         return orjson.dumps(completion)
-    except orjson.JSONEncodeError:
-        return b"a reply that is nested too deeply"
+    with suppress(orjson.JSONEncodeError, RecursionError):
+        if (joined := parsed(json.dumps(completion))) is not None:
+            return orjson.dumps(joined)
+    return b"a reply that is nested too deeply"
 
 
 def _double(text: str) -> float | int | None:

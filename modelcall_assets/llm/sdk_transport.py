@@ -57,20 +57,22 @@ class SdkTransport(HttpTransport):
         await self._client.close()
 
     async def exchange(self, payload: bytes) -> Reply:
+        answer = StreamedAnswer()
         try:
             async with asyncio.timeout(self.timeout_s):
-                return await self._send(payload)
+                return await self._send(payload, answer)
         except openai.APIStatusError as error:
             response = error.response
             return self.replied(response.status_code, response.headers, response.content)
-        except TimeoutError:
-            return self.timed_out()
+        except TimeoutError:  # a server may not end what is whole
+            streamed = self.streamed(answer, {})
+            return streamed if streamed.status else self.timed_out()
         except Unreadable as error:
             return Reply(0, {}, str(error).encode(), error.reason)
         except BROKEN as error:
             return self._fault(cause_of(error))
 
-    async def _send(self, payload: bytes) -> Reply:
+    async def _send(self, payload: bytes, answer: StreamedAnswer) -> Reply:
         raw = await self._client.post(
             self._url,
             cast_to=httpx2.Response,
@@ -82,7 +84,7 @@ class SdkTransport(HttpTransport):
         response = cast("httpx2.Response", raw)
         try:
             if is_event_stream(response.headers.get("Content-Type", "")):
-                answer = await StreamedAnswer().read(response.aiter_bytes(), (*BROKEN, Unreadable))
+                await answer.read(response.aiter_bytes(), (*BROKEN, Unreadable))
                 return self.streamed(answer, response.headers)
             return self.replied(response.status_code, response.headers, await response.aread())
         finally:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from modelcall_assets.llm.error import error_in
-from modelcall_assets.llm.message import UNFINISHED, Texts, encoded, parsed
+from modelcall_assets.llm.message import (
+    NO_WHOLE_ANSWER,
+    UNFINISHED,
+    Texts,
+    encoded,
+    ending_of,
+    parsed,
+)
 
 Json = dict[str, Any]
 
@@ -40,6 +48,8 @@ class StreamedAnswer:
     _rest: list[bytes] = field(default_factory=list[bytes])
     _event: bytes = b""
     _data: list[bytes] = field(default_factory=list[bytes])
+    _no_event: list[bytes] = field(default_factory=list[bytes])
+    """Lines that are of no event: some servers send plain JSON, an error above all."""
     _common: Json = field(default_factory=dict[str, Any])
     _ends_in_cr: bool = False
     _filter_results: Json = field(default_factory=dict[str, Any])
@@ -83,6 +93,9 @@ class StreamedAnswer:
             return self._error
         if junk is not None:
             return 200, junk
+        plain = b"\n".join(self._no_event)
+        if not self._all_finished and parsed(plain) is not None:
+            return 200, plain
         return (200, self._completion()) if self._whole else None
 
     @property
@@ -106,6 +119,8 @@ class StreamedAnswer:
                 self._take(b"\n".join(data), name)
         elif line.startswith(BOM):
             self._line(line[len(BOM) :])
+        elif not line.startswith((b":", b"id", b"retry")):
+            self._no_event.append(line)
 
     def _take(self, data: bytes, name: bytes) -> None:
         if self._done or data.strip() == b"[DONE]":
@@ -113,7 +128,7 @@ class StreamedAnswer:
             return
         if name == b"ping" or (name != b"error" and len(data) < 50 and _NOTHING.fullmatch(data)):
             return
-        event = parsed(data)
+        event = parsed(data, in_pieces=True)
         error = error_in(event)
         if name == b"error" or error is not None:
             self._error = error.status if error else 500, data
@@ -125,9 +140,7 @@ class StreamedAnswer:
     def _add(self, chunk: Json) -> None:
         choices = _objects(chunk.get("choices"))
         other = chunk.get("id") not in (None, "", self._common.get("id"))
-        if self._all_finished and (
-            (choices and other and "id" in self._common) or any(map(self._repeats, choices))
-        ):
+        if choices and other and "id" in self._common and self._all_finished:
             self._done = True  # what follows is another reply
             return
         for name in _COMMON:
@@ -141,14 +154,6 @@ class StreamedAnswer:
         for choice in choices:
             index = choice.get("index")
             self._choices.setdefault(index if type(index) is int else 0, _Choice()).add(choice)
-
-    def _repeats(self, choice: Json) -> bool:
-        """Whether a finished choice begins again."""
-        index, delta = choice.get("index"), choice.get("delta")
-        if (index if type(index) is int else 0) not in self._choices or not isinstance(delta, dict):
-            return False
-        given = cast("Json", delta)
-        return any(given.get(name) for name in ("content", "tool_calls", *_TEXTS))
 
     def _completion(self) -> bytes:
         found = sorted(self._choices.items())
@@ -176,10 +181,24 @@ class _Choice:
     has_delta: bool = False
     texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     tool_calls: dict[int, Json] = field(default_factory=dict[int, Json])
+    once: Json = field(default_factory=dict[str, Any])
+    again: _Choice | None = None
+    """What came up to the first finish_reason, and what came behind it."""
 
     def add(self, choice: Json) -> None:
+        """Servers set a finish_reason in every chunk, or send the whole answer twice."""
+        if self.finish_reason is not None and _says_more(choice):
+            self.once = self.once or deepcopy(self.message())
+            self.again = self.again or _Choice()
+            self.finish_reason = None
+        if self.again is not None:
+            self.again._take(choice)
+        self._take(choice)
+
+    def _take(self, choice: Json) -> None:
         reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason not in ("", "null"):
+        says_reason = isinstance(reason, str) and reason not in ("", "null")
+        if says_reason and ending_of({"finish_reason": self.finish_reason}) not in NO_WHOLE_ANSWER:
             self.finish_reason = reason
         delta = choice.get("delta")
         if isinstance(delta, dict):
@@ -225,10 +244,18 @@ class _Choice:
             function["arguments"] += _text(cast("Json", more), "arguments")
 
     def message(self) -> Json:
-        texts = {name: "".join(parts) for name, parts in self.texts.items()}
+        if self.again is not None and self.again.message() == self.once:
+            return self.once
+        texts = {name: text for name, parts in self.texts.items() if (text := "".join(parts))}
         calls = [call for _, call in sorted(self.tool_calls.items())]
         message: Json = {"role": self.role or "assistant", "content": None, **texts}
         return {**message, "tool_calls": calls} if calls else message
+
+
+def _says_more(choice: Json) -> bool:
+    delta = choice.get("delta")
+    given = cast("Json", delta) if isinstance(delta, dict) else {}
+    return any(given.get(name) for name in ("content", "tool_calls", *_TEXTS))
 
 
 def _objects(value: object) -> list[Json]:
