@@ -14,7 +14,7 @@ from modelcall_assets.llm.json_text import read, strip_thinking
 from modelcall_assets.llm.message import Ending, Texts, ending_of, first_choice, tool_calls
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
-PARSER_VERSION = 3
+PARSER_VERSION = 4
 """Raise when the same reply and the same declaration would give another outcome."""
 
 MOST_TOKENS = 2**53
