@@ -323,6 +323,9 @@ def test_an_error_without_a_code_beside_a_whole_answer_is_none(error: Any) -> No
 @pytest.mark.parametrize(
     ("status", "code", "want"),
     [
+        (400, "ThrottlingException", Reason.RATE_LIMITED),
+        (403, "rate_limit_exceeded", Reason.RATE_LIMITED),
+        (498, "capacity_exceeded", Reason.SERVER_ERROR),
         (429, "tokens_limit_reached", Reason.RATE_LIMITED),
         (503, "content_filter_unavailable", Reason.SERVER_ERROR),
         (200, "content_filter_unavailable", Reason.SERVER_ERROR),

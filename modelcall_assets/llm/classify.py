@@ -68,7 +68,9 @@ def classify(reply: Reply) -> Verdict:
         return _completion(reply)
     error = error_in(parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
     said = error.message or reply.body[:1000].decode(errors="replace")
-    return _failed(reply.status, error, f"HTTP {reply.status}: {said[:1000]}", reply.headers)
+    is_busy = error.status in BUSY_STATUS and reply.status not in REFUSED_STATUS
+    status = error.status if is_busy and 400 <= reply.status < 500 else reply.status
+    return _failed(status, error, f"HTTP {reply.status}: {said[:1000]}", reply.headers)
 
 
 def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
