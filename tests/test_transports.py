@@ -385,21 +385,25 @@ def test_streamed_reasoning_keeps_its_name(name: str) -> None:
     assert message == {"role": "assistant", name: "Let me think", "content": "4"}
 
 
-def test_streamed_tool_calls_are_merged_by_index() -> None:
+@pytest.mark.parametrize("second", [0, 1])
+def test_streamed_tool_calls_are_merged_by_index(second: int) -> None:
+    """Some servers say 0 for each, one after another."""
+
     def call(index: int, arguments: str, **more: str) -> dict[str, Any]:
         function = {"arguments": arguments} | ({"name": more.pop("name")} if more else {})
         return {"index": index, "function": function, **more}
 
     sent = events(
         delta(tool_calls=[call(0, "", name="look", id="a", type="function")]),
-        delta(tool_calls=[call(0, '{"at"'), call(1, "{", name="stop", id="b", type="function")]),
-        delta(tool_calls=[call(1, "}"), call(0, ": 1}")]),
+        delta(tool_calls=[call(0, '{"at"'), call(0, ": 1}")]),
+        delta(tool_calls=[call(second, "{", name="stop", id="b", type="function")]),
+        delta(tool_calls=[call(second, "}")] + [call(0, " ")] * second),
         delta("tool_calls"),
     )
     message = message_of(reply_to(sent))
     assert message["content"] is None
     assert [(each["id"], each["type"], each["function"]) for each in message["tool_calls"]] == [
-        ("a", "function", {"name": "look", "arguments": '{"at": 1}'}),
+        ("a", "function", {"name": "look", "arguments": '{"at": 1}' + " " * second}),
         ("b", "function", {"name": "stop", "arguments": "{}"}),
     ]
 

@@ -38,7 +38,12 @@ _FILTER = re.compile(
 )
 _STATUS = (
     (429, re.compile(r"rate_?limit|too_?many_?requests|throttl|resource_?exhausted|^130[235]$")),
-    (503, re.compile(r"overload|unavailable|insufficient_system_resource|no_capacity|capacity_exceeded")),
+    (
+        503,
+        re.compile(
+            r"overload|unavailable|insufficient_system_resource|no_capacity|capacity_exceeded"
+        ),
+    ),
     (404, re.compile(r"model_?not_?found|^not_found(_error)?$")),
     (401, re.compile(r"invalid_api_key|authenticat|unauthori")),
     (403, re.compile(r"permission|forbidden|access_?denied")),

@@ -180,7 +180,7 @@ class _Choice:
     role: str | None = None
     has_delta: bool = False
     texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    tool_calls: dict[int, Json] = field(default_factory=dict[int, Json])
+    tool_calls: dict[int, list[Json]] = field(default_factory=dict[int, list[Json]])
     once: Json = field(default_factory=dict[str, Any])
     again: _Choice | None = None
     """What came up to the first finish_reason, and what came behind it."""
@@ -233,21 +233,24 @@ class _Choice:
                     self.texts.setdefault(name, []).append(text)
 
     def _add_call(self, index: int, call: Json) -> None:
-        function: Json = {"name": "", "arguments": ""}
-        known = self.tool_calls.setdefault(index, {"id": "", "type": "", "function": function})
-        function = known["function"]
+        """Some servers count none: each of several calls is at 0, with a name and an id."""
+        more = call.get("function")
+        said = cast("Json", more) if isinstance(more, dict) else {}
+        calls = self.tool_calls.setdefault(index, [])
+        other = calls and calls[-1]["id"] not in ("", _text(call, "id") or calls[-1]["id"])
+        if not calls or (other and _text(said, "name")):
+            calls.append({"id": "", "type": "", "function": {"name": "", "arguments": ""}})
+        known, function = calls[-1], calls[-1]["function"]
         for name in ("id", "type"):
             known[name] = known[name] or _text(call, name)
-        more = call.get("function")
-        if isinstance(more, dict):
-            function["name"] = function["name"] or _text(cast("Json", more), "name")
-            function["arguments"] += _text(cast("Json", more), "arguments")
+        function["name"] = function["name"] or _text(said, "name")
+        function["arguments"] += _text(said, "arguments")
 
     def message(self) -> Json:
         if self.again is not None and self.again.message() == self.once:
             return self.once
         texts = {name: text for name, parts in self.texts.items() if (text := "".join(parts))}
-        calls = [call for _, call in sorted(self.tool_calls.items())]
+        calls = [call for _, calls in sorted(self.tool_calls.items()) for call in calls]
         message: Json = {"role": self.role or "assistant", "content": None, **texts}
         return {**message, "tool_calls": calls} if calls else message
 
