@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import re
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -514,6 +515,25 @@ class TestSplit:
         lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
         assert [line.partition(b'"raw_data":')[2] for line in lines] == [big + b"}", deep + b"}"]
         assert report.failed == 0
+
+    @pytest.mark.parametrize(
+        ("style", "column", "turn"),
+        [
+            ("messages", "messages", '{"role": "user", "content": "hi", "n": N}'),
+            ("input_output_messages", "input", '{"role": "user", "content": "hi", "n": N}'),
+            ("sharegpt", "conversations", '{"from": "gpt", "value": "", "tool_calls": [{"n": N}]}'),
+            ("sharegpt", "conversations", '{"from": "human", "value": [{"type": "x", "n": N}]}'),
+        ],
+    )
+    def test_numbers_in_turns_keep_their_digits(
+        self, tmp_path: Path, style: str, column: str, turn: str
+    ) -> None:
+        digits = ["123456789012345678901", "-0.10000000000000000000001", "1e400", "7"]
+        rows = [f'{{"output": "ho", "{column}": [{turn.replace("N", each)}]}}' for each in digits]
+        path = write_lines(tmp_path / "a.jsonl", [row.encode() for row in rows])
+        with publish(tmp_path / "out.jsonl") as out:
+            convert_split([stat_file(path)], options(style, keep_raw_data=False), out)
+        assert re.findall(r'"n":([^}]*)', (tmp_path / "out.jsonl").read_text()) == digits
 
     def test_raw_data_of_the_first_line_has_no_mark(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"

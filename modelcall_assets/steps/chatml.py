@@ -6,10 +6,9 @@ A row that cannot be converted stays in its place, with an `error` and no messag
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
@@ -93,8 +92,7 @@ def convert_split(
     """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
     read, or has a bad line and `reading` refuses those."""
     work = _Work(options)
-    read = loads if options.format_style == "messages" else loads_doubles
-    write_lines(out, work.lines(islice(_items(files, reading, read), limit)))
+    write_lines(out, work.lines(islice(_items(files, reading), limit)))
     return ChatmlReport(
         rows_in=work.rows_out + work.dropped.total(),
         rows_out=work.rows_out,
@@ -112,13 +110,11 @@ _Item = tuple[FileInfo, int, Row | BadLine, bytes | None]
 """A row, its place, and its text where the file has it as a line of JSON."""
 
 
-def _items(
-    files: Sequence[FileInfo], reading: Reading, read: Callable[[bytes], Any]
-) -> Iterator[_Item]:
-    """Of other styles than `messages` only texts are taken; the row is copied as it is."""
+def _items(files: Sequence[FileInfo], reading: Reading) -> Iterator[_Item]:
+    """With numbers as doubles: most conversations are texts, and the row is copied as it is."""
     for file in files:
         index = 0
-        for item, text in read_items(file.place, reading, read=read):
+        for item, text in read_items(file.place, reading, read=loads_doubles):
             if item is not None:
                 yield file, index, item, text
                 index += 1
@@ -149,8 +145,9 @@ class _Work:
     def _made(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
         if isinstance(item, BadLine):
             return bad_line(item)
-        exact: Row = loads(text) if text is not None and "tools" in item else item
-        made = to_chatml(exact, self.options, text)
+        made = to_chatml(item, self.options, text)
+        if text is not None and isinstance(made, dict) and _may_hold_numbers(made):
+            made = to_chatml(loads(text), self.options, text)
         if not isinstance(made, dict):
             return made
         try:
@@ -176,3 +173,10 @@ class _Work:
             except UNWRITABLE:
                 pass
         return encode(failed_row(failure))
+
+
+def _may_hold_numbers(made: Row) -> bool:
+    """Whether it took more of its row than texts."""
+    return "tools" in made or any(
+        len(turn) > 2 or type(turn.get("content")) is not str for turn in made["messages"]
+    )
