@@ -196,6 +196,23 @@ class TestFile:
         }
         assert (second["id"], second["content_truncate_2k"]) == ("7", None)
 
+    @pytest.mark.parametrize(
+        ("fields", "made"),
+        [
+            ({"field_mapping": {"source": "site"}}, "a.org"),
+            ({"field_mapping": {"source": "source"}}, {"page": 7}),
+            ({"field_mapping": {"source": {"type": "constant", "value": 5}}}, 5),
+            ({"transformations": {"computed_fields": {"source": {"type": "text_length"}}}}, 2),
+        ],
+    )
+    def test_a_source_that_the_task_names_wins(
+        self, tmp_path: Path, fields: dict[str, Any], made: Any
+    ) -> None:
+        path = write_jsonl(tmp_path, [{"text": "hi", "site": "a.org", "source": {"page": 7}}])
+        preprocessed(path, source_name="web", **fields)
+        [row] = published(path)
+        assert row["source"] == made and "input_source" not in row
+
     @settings(deadline=None)
     @given(lines)
     def test_conservation_and_order(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 from modelcall_assets.records.outcome import Dropped
 from modelcall_assets.records.record import Row
@@ -49,8 +49,6 @@ class Universal:
     source_name: str = "unknown"
     tokenizer: str = DEFAULT_ENCODING
 
-    own_columns: ClassVar = ("source",)
-
     def __post_init__(self) -> None:
         for target, spec in self.field_mapping.items():
             if not isinstance(spec, str) and spec.get("type") not in ("combine", "constant"):
@@ -74,8 +72,13 @@ class Universal:
         for name in self.required_fields:
             if not row.get(name):
                 return Dropped(f"{REQUIRED}{name}")
-        row["source"] = self.source_name
-        return row
+        return row | dict.fromkeys(self.own_columns, self.source_name)
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """None where the task says what is in it."""
+        named = self.field_mapping.keys() | self.computed_fields.keys()
+        return () if "source" in named else ("source",)
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
         """Where each output column comes from, for input columns `names`."""
@@ -85,7 +88,7 @@ class Universal:
                 result[target] = Copied(spec) if spec in names else "string"
             else:
                 result[target] = _kind(_constant(spec)) if spec["type"] == "constant" else "string"
-        result |= dict.fromkeys(("text", "source"), "string")
+        result |= dict.fromkeys(("text", *self.own_columns), "string")
         result |= dict.fromkeys(self.computed_fields, "int")
         return result
 
