@@ -854,6 +854,18 @@ class TestPrompts:
         ]
         assert [row["messages"] for row in rows] == conversations
 
+    def test_a_number_beyond_64_bits_is_sent_as_a_number(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        path = project.root / project.inputs / CONVERSATIONS
+        path.write_text(
+            '{"messages": [{"role": "user", "content": "u", "n": 123456789012345678901}]}'
+        )
+        project.write_generation()
+        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        assert [row["api_status"] for row in answer_all(project, instance)] == ["success"]
+        assert endpoint.bodies[0]["messages"][0]["n"] == 123456789012345678901.0
+
     def test_the_first_message_alone_is_sent_as_the_users_where_the_task_says_so(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from modelcall_assets.records.record import Number
+
 Message = dict[str, Any]
 
 NOT_IN_KEY = frozenset({"stream", "stream_options", "user"})
@@ -49,4 +51,11 @@ class ChatRequest:
 
 
 def _canonical(body: Mapping[str, Any]) -> bytes:
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    option = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
+    return orjson.dumps(body, default=_as_written, option=option)
+
+
+def _as_written(value: Any) -> orjson.Fragment:
+    if isinstance(value, Number):
+        return orjson.Fragment(str(value))
+    raise TypeError(f"{type(value).__name__} has no JSON")
