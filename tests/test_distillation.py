@@ -854,6 +854,24 @@ class TestPrompts:
         ]
         assert [row["messages"] for row in rows] == conversations
 
+    def test_turns_of_a_columnar_file_are_sent_without_the_fields_that_others_have(
+        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+    ) -> None:
+        tool = {**turn("tool", "2"), "tool_call_id": "t1"}
+        conversations = [[turn("user", "u"), CALL, tool], [turn("user", "v")]]
+        parts = [[turn("user", [{"type": "text", "text": "w"}, {"type": "image", "url": "x"}])]]
+        folder = project.root / project.inputs
+        for name, turns in (("a", conversations), ("b", parts)):
+            pq.write_table(pa.table({"messages": turns}), folder / f"{name}.parquet")
+        project.write_generation()
+        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        assert run_task(project, instance).failed == []
+        sent = sorted((body["messages"] for body in endpoint.bodies), key=str)
+        assert sent == sorted([*conversations, *parts], key=str)
+        assert [row["final_messages"] for row in project.responses("b.jsonl")] == [
+            [*parts[0], turn("assistant", "yes")]
+        ]
+
     def test_a_number_beyond_64_bits_is_sent_as_a_number(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:

@@ -31,7 +31,7 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.schema import SchemaInference
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.transforms.chatml import encode, without_nulls
 
 _OWN_NAMES = {
     "api_return": "response",
@@ -176,11 +176,11 @@ class ResponseStage:
 
     def _sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.prompt_mode == "first_message":
-            return ({"role": "user", "content": messages[0].get("content")},)
+            return (without_nulls({"role": "user", "content": messages[0].get("content")}),)
         asked = len(messages)
         while asked and messages[asked - 1].get("role") == "assistant":
             asked -= 1
-        return tuple(messages[:asked])
+        return tuple(map(without_nulls, messages[:asked]))
 
     def _answer(self, item: Row | BadLine, api: Mapping[str, Any], sample: int) -> Row:
         answer, reasoning = api.get("api_return"), api.get("api_reasoning")

@@ -319,16 +319,33 @@ def _checked_message(message: Any, column: str, place: int, options: ChatmlOptio
         raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
     if role not in _MAY_FOLLOW:
         message = {**message, "role": _role(role, f"{column}[{place}].role", options)}
-    if None in message.values():
-        message = {
-            name: value for name, value in message.items() if value is not None or name == "content"
-        }
+    message = without_nulls(message)
     content = message.get("content")
     if isinstance(content, str):
         return message
     if content is None and any(message.get(name) for name in _CALLS):
         return message
     return {**message, "content": _parts(content, f"{column}[{place}].content")}
+
+
+def without_nulls(message: Message) -> Message:
+    """A turn without the null fields that a columnar file gives it and the parts of its content."""
+    if None in message.values():
+        message = {
+            name: value for name, value in message.items() if value is not None or name == "content"
+        }
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [_without_nulls(part) for part in cast("list[Any]", content)]
+        return {**message, "content": parts}
+    return message
+
+
+def _without_nulls(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    named = cast("Message", part)
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _parts(content: Any, where: str) -> list[Message]:
@@ -339,8 +356,7 @@ def _parts(content: Any, where: str) -> list[Message]:
     for place, part in enumerate(cast("list[Any]", content)):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):  # pyright: ignore
             raise _Malformed(f"{where}[{place}]: expected a part, an object with a `type`")
-        named = cast("Message", part)
-        parts.append({name: value for name, value in named.items() if value is not None})
+        parts.append(_without_nulls(part))
     return parts
 
 
