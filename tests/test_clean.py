@@ -148,6 +148,25 @@ def test_an_output_that_another_input_has_now_stays(scored: Project) -> None:
     assert journal_of(scored, "a.parquet").exists()
 
 
+@pytest.mark.parametrize("made", [True, False], ids=["changed", "never ours"])
+def test_what_somebody_put_at_the_place_of_a_deleted_inputs_output_stays(
+    project: Project, server: RehearsalServer, made: bool
+) -> None:
+    """A result of ours that was changed since, or an old one that the run has refused."""
+    if made:
+        assert run(project, "run-task", TASK).code == 0
+    place = project.output(A)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"theirs")
+    assert run(project, "run-task", TASK).code == (0 if made else 1)
+    (project.root / "data/in" / A).unlink()
+    for options in (("--dry-run",), ("--yes",)):
+        ended = clean(project, "--deleted-inputs", *options)
+        assert (ended.code, f"{place}: stays" in ended.out) == (0, True), ended
+    assert place.read_bytes() == b"theirs"
+    assert of_input(project, A) == [place] and partition_keys(project) == [B, C]
+
+
 def test_inputs_that_the_task_leaves_out_are_not_gone(scored: Project) -> None:
     """A cap, a pattern, or another input folder say nothing about the files."""
     before = everything(scored)

@@ -50,8 +50,9 @@ def clean(
 
     Without its journal a published file stays as it is, but when a later change of prompt, parser
     or preprocessing makes it out of date, all its rows are asked again. With a deleted input go its
-    outputs, manifests, journal and partition key. A batch that is given up is paid for, if the
-    provider does not cancel it, and its rows are asked again.
+    outputs, as far as they are as the task wrote them, manifests, journal and partition key. A
+    batch that is given up is paid for, if the provider does not cancel it, and its rows are asked
+    again.
 
     \b
       modelcall clean configs/tasks/my_task.yaml --dry-run
@@ -92,6 +93,8 @@ def _show(found: Sequence[Garbage]) -> None:
     table.add_section()
     table.add_row("", "together", decimal(sum(garbage.size for garbage in found)))
     Console().print(table)
+    for place in (place for garbage in found for place in garbage.kept):
+        echo(f"{place}: stays: it is not as this task wrote it")
     if any(garbage.why == OLD_JOURNAL for garbage in found):
         echo("without its journal a file that becomes out of date is asked again in full")
 

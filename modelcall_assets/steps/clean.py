@@ -17,7 +17,7 @@ from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.layout import Layout
 from modelcall_assets.steps.raw import MEMBERS
-from modelcall_assets.steps.standing import published_keys
+from modelcall_assets.steps.standing import published_keys, stranger
 from modelcall_assets.steps.task_steps import FILES, RAW, SCORES, TaskSteps
 from modelcall_assets.storage.claims import claims
 from modelcall_assets.storage.files import delete, list_files, stat_file
@@ -49,6 +49,8 @@ class Garbage:
     """The partition key that goes with it."""
     stage: str = RAW
     """One whose key that is."""
+    kept: tuple[Place, ...] = ()
+    """What stands at its outputs' places and is not ours."""
 
     @property
     def size(self) -> int:
@@ -127,7 +129,7 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
                 f"{steps.spec.input_folder}: there is no file at all; is the disk mounted? If all "
                 "are gone for good, delete the task's output and journal folders by hand"
             )
-        in_use = {path for key in present for path in _outputs(steps, stages, key)}
+        in_use = {place for key in present for _, place in _outputs(steps, stages, key)}
         of_dagster = known if which == FILES else ()
         for key in sorted({*of_dagster, *recorded_keys(layout, stages)} - present):
             if which == FILES and not _is_gone(steps, key):
@@ -138,16 +140,21 @@ def deleted_inputs(steps: TaskSteps, known: Iterable[str]) -> Iterator[Garbage]:
                 for rejected in (False, True)
             ]
             manifests += [layout.output_path(stage, key, rejected=True) for stage in stages]
-            manifests += [layout.standing_path(stage, key) for stage in stages]
             for stage in stages:
                 manifests.append(layout.standing_path(stage, key))
                 manifests += layout.beside_paths(stage, key, rejected=True)
-            outputs = [place for place in _outputs(steps, stages, key) if place not in in_use]
+            outputs = {
+                place: _is_ours(layout, stage, key, place)
+                for stage, place in _outputs(steps, stages, key)
+                if place not in in_use
+            }
             journals = tuple(layout.journal_folder(each, key) for each in stages if each in ASKING)
             replies = [file for journal in journals for file in journal_files(journal)]
-            files = (*_there([*manifests, *outputs]), *replies)
-            name = decode_key(key)
-            yield Garbage(DELETED_INPUT, name, files, journals, layout.scratch, key, stages[0])
+            files = (*_there([*manifests, *(each for each in outputs if outputs[each])]), *replies)
+            name, kept = decode_key(key), tuple(each for each in outputs if not outputs[each])
+            yield Garbage(
+                DELETED_INPUT, name, files, journals, layout.scratch, key, stages[0], kept
+            )
 
 
 def stages_by_set(steps: TaskSteps) -> dict[str, list[str]]:
@@ -189,10 +196,18 @@ def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
                 raise
 
 
-def _outputs(steps: TaskSteps, stages: Sequence[str], key: str) -> list[Place]:
+def _outputs(steps: TaskSteps, stages: Sequence[str], key: str) -> Iterator[tuple[str, Place]]:
+    """Each with its stage."""
     layout = steps.layout
-    outputs = [layout.output_path(stage, key) for stage in stages if stage != RAW]
-    return outputs + [place for stage in stages for place in layout.beside_paths(stage, key)]
+    for stage in (each for each in stages if each != RAW):
+        for place in (layout.output_path(stage, key), *layout.beside_paths(stage, key)):
+            yield stage, place
+
+
+def _is_ours(layout: Layout, stage: str, key: str, place: Place) -> bool:
+    """Or nothing is there."""
+    made = read_manifest(layout.manifest_path(stage, key))
+    return stranger(layout, stage, key, place, made) is None
 
 
 def _is_gone(steps: TaskSteps, key: str) -> bool:
