@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,18 @@ class TestBeside:
         distilling.write_input("a.jsonl", [b'{"n": 3}'])
         assert run(distilling, "run-task", task).code == 0
         assert merging.read_bytes() == b"precious"
+
+    def test_those_of_a_project_stay_when_a_copy_of_it_has_none_any_more(
+        self, distilling: Distilling, merging: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert run(distilling, "run-task", str(distilling.task_file)).code == 0
+        copy = Distilling(distilling.root.with_name("copy"), task=distilling.task)
+        shutil.copytree(distilling.root, copy.root)
+        monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "dagster_home"))
+        copy.write_input("a.jsonl", [b'{"n": 1}'])
+        assert run(copy, "run-task", str(copy.task_file)).code == 0
+        assert merging.read_bytes() == b"{torn\n"
+        assert [path.name for path in (copy.root / "data/merged").glob("all*")] == ["all.jsonl"]
 
     def test_lines_of_which_none_is_a_row_replace_no_merged_file(
         self, distilling: Distilling, merging: Path

@@ -18,6 +18,7 @@ from modelcall_assets.defs.project import task_definitions
 from modelcall_assets.defs.stage import SYSTEMIC_KEY
 from modelcall_assets.defs.versions import asset_key, is_stale
 from modelcall_assets.steps.progress import Watcher
+from modelcall_assets.steps.raw import MEMBERS
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import exists
 from modelcall_assets.storage.manifest import read_manifest
@@ -93,15 +94,18 @@ class TaskRunner:
         return due, busy
 
     def _outdated(self, stage: str, key: str, version: str | None) -> bool:
-        """Materialised, but from something else than now, or its files are gone. `version` is the
-        input's, for `raw`."""
-        manifest = read_manifest(self.steps.layout.manifest_path(stage, key))
+        """Materialised, but from something else than now, or its files are gone, or the task looks
+        for them elsewhere now. `version` is the input's, for `raw`."""
+        layout = self.steps.layout
+        manifest = read_manifest(layout.manifest_path(stage, key))
         if manifest is None or is_stale(self.instance, self.steps, stage, key):
             return True
-        if stage == RAW:
-            return version != manifest.input.version
-        output = manifest.output
-        return output is None or not exists(self.steps.layout.place(output))
+        if stage == RAW:  # where several files lie is in their version
+            is_one, uri = MEMBERS not in manifest.detail, manifest.input.uri
+            has_moved = is_one and uri != str(layout.input_place(key))
+            return has_moved or version != manifest.input.version
+        output = layout.output_path(stage, key)
+        return manifest.output != str(output) or not exists(output)
 
     def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
         asset, files = asset_key(self.steps.spec, stage), partitions_of(self.steps, stage)

@@ -172,13 +172,14 @@ class Draft:
         layout, where = self._layout, (self._stage, self._key)
         written = (self.out.digest, *self._beside.values())
         write_note(layout, *where, Note(written=written))
-        for old in (layout.manifest_path, layout.output_path):
-            delete(old(*where, rejected=True))
+        for aside in (layout.manifest_path, layout.output_path):
+            delete(aside(*where, rejected=True))
         for place in layout.beside_paths(*where, rejected=True):
             delete(place)
-        for name, digest in (before.beside if before is not None else {}).items():
-            place = layout.place(name)
-            if name not in self._beside and exists(place) and file_digest(place) == digest:
+        old = () if before is None else before.beside.values()
+        for place in layout.beside_paths(*where) if old else ():
+            is_new = str(place) in self._beside
+            if not is_new and exists(place) and file_digest(place) in old:
                 delete(place)
 
     def _stranger(self, place: Place, made: Manifest | None) -> FileInfo | None:
