@@ -18,6 +18,7 @@ import pytest
 import yaml
 from conftest import DAGSTER_YAML, Project, some_rows, until
 from jobs import IN_FLIGHT, Jobs
+from test_cli import run
 from test_publications import put_in_store
 
 from modelcall_assets.defs.instance import open_instance
@@ -307,3 +308,18 @@ def test_jobs_killed_in_their_first_seconds_and_started_again_answer_all_rows_on
 ) -> None:
     """A round of `acceptance/test_many_jobs.py`, which has twenty and ten jobs each."""
     Jobs(project, server, jobs=4, rows=20).round(random.Random(4))
+
+
+@pytest.mark.parametrize("database", ["history/runs.db", "history/runs/index.db"])
+def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
+    project: Project, server: RehearsalServer, database: str
+) -> None:
+    task, home = str(project.task_file), project.root / "dagster_home"
+    assert run(project, "run-task", task).code == 0
+    (home / database).write_bytes(b"no database" * 400)
+    ended = run(project, "run-task", task)
+    assert ended.code == 1 and "Traceback" not in ended.err, ended.err
+    assert f"{home}: a database of Dagster in it cannot be used" in ended.err
+    home.rename(project.root / "away")
+    again = run(project, "run-task", task)
+    assert (again.code, "0 requests sent" in again.out) == (0, True), again
