@@ -82,7 +82,7 @@ class TestExport:
         export(scored, tmp_path, "--format", "parquet", "--all", "--file", "a.jsonl")
         table = pq.read_table(tmp_path / "a.parquet")
         assert table.equals(pq.read_table(scored.rejected(A)).cast(table.schema))
-        export(scored, tmp_path, "--format", "parquet", "--failures")
+        export(scored, tmp_path, "--format", "parquet", "--failures", "--force")
         assert [len(rows) for rows in exported(tmp_path).values()] == [2, 0, 0]
 
     def test_where_filters_and_a_wrong_column_is_named(
@@ -115,7 +115,7 @@ class TestExport:
         mended = tmp_path / "deep/b_error.jsonl"
         mended.parent.mkdir()
         mended.write_text("{}\n")
-        assert run(scored, "export", TASK, "--old_names", "--output", str(tmp_path)).code == 0
+        export(scored, tmp_path, "--old_names", "--force")
         files = exported(tmp_path)
         assert list(files) == ["a.jsonl", "a_error.jsonl", "deep/b.jsonl", "deep/er/c.jsonl"]
         first, second = files["a_error.jsonl"]
@@ -345,8 +345,36 @@ class TestSplitAndJoin:
         onto = run(project, "join", "results/my_model/other", "--output", f"{model}/other/x.jsonl")
         assert onto.code == 2
         (model / "q_split_0002/dangling.jsonl").symlink_to("nowhere")
-        broken = run(project, "join", "results/my_model")
+        broken = run(project, "join", "results/my_model", "--force")
         assert broken.code == 1 and "dangling.jsonl: not found" in broken.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "taken"),
+    [
+        (("export", TASK, "--output", "{}"), "deep/b.jsonl"),
+        (("export", TASK, "--old-names", "--output", "{}"), "deep/b_error.jsonl"),
+        (("view", TASK, "--output", "{}/page.html"), "page.html"),
+        (
+            ("split", "data/in/deep/er/c.jsonl", "--chunks", "2", "--output", "{}"),
+            "c_split_0002.jsonl",
+        ),
+        (("join", "data/in/deep/er", "--output", "{}/all.jsonl"), "all_error.jsonl"),
+    ],
+)
+def test_a_file_that_is_there_is_replaced_by_force_only(
+    arguments: tuple[str, ...], taken: str, scored: Project, tmp_path: Path
+) -> None:
+    mine = tmp_path / taken
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    command = [each.format(tmp_path) for each in arguments]
+    refused = run(scored, *command)
+    assert (refused.code, mine.read_text()) == (2, "mine")
+    assert f"{mine} is there already; choose another place, or add --force" in refused.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert run(scored, *command, "--force").code == 0
+    assert not mine.exists() or mine.read_text() != "mine"
 
 
 ROW = {"score": 4, "s": "4", "ok": True, "none": None, "raw": {"lang": "py"}, "my col": 1.5}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modelcall_assets.cli.display import cell, echo
+from modelcall_assets.cli.output import force_option, refuse_existing
 from modelcall_assets.cli.selection import (
     chosen_files,
     file_option,
@@ -49,8 +50,10 @@ DIALOGUE_NAME = "codex_%Y%m%d_%H%M%S.md"
 @click.option(
     "--output",
     metavar="FOLDER",
-    help="A folder or a URI. Default: <output folder of the task>_export/<stage>.",
+    help="A folder or a URI. Default: <output folder of the task>_export/<stage>, where earlier "
+    "exports are replaced.",
 )
+@force_option
 @click.option("--successes", "keep", flag_value="successes", help="Only good rows; the default.")
 @click.option("--failures", "keep", flag_value="failures", help="Only failed rows.")
 @click.option("--all", "keep", flag_value="all", help="Both, in their order.")
@@ -79,6 +82,7 @@ def export(
     pattern: str | None,
     format: Literal["jsonl", "parquet"],
     output: str | None,
+    force: bool,
     keep: Keep | None,
     condition: str | None,
     rejected: bool,
@@ -114,6 +118,9 @@ def export(
     default = f"{steps.spec.output_folder}_export/{stage_of(steps, 'export', stage)}"
     folder = steps.layout.place(output or default)
     _check_targets(steps, files, folder, form)
+    if output is not None and not force:
+        targets = (path for file in files for _, _, path in form.targets(file.stem))
+        refuse_existing("export", (folder / path for path in targets))
     _show([export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 

@@ -12,6 +12,7 @@ import click
 import yaml
 
 from modelcall_assets.cli.display import echo, echo_data
+from modelcall_assets.cli.output import force_option, refuse_existing
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.config.yaml_file import load_yaml
@@ -28,7 +29,7 @@ _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to write the new file; default: standard output.",
 )
-@click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
+@force_option
 def migrate(old: Path, output: Path | None, force: bool) -> None:
     """Rewrite OLD.yaml, a config file of the old system, for this project.
 
@@ -43,8 +44,8 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
     """
     if output and output.suffix not in SUFFIXES:
         raise click.BadParameter("the new file is YAML: name it .yaml", param_hint="--output")
-    if output and output.exists() and not force:
-        raise click.ClickException(f"{output} exists: add --force to overwrite it")
+    if output and not force:
+        refuse_existing("migrate", [output])
     new = migrate_file(load_yaml(old), old.name)
     if new.data is not None:
         text = _text_of(new, old)

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from modelcall_assets.cli.display import echo
+from modelcall_assets.cli.output import force_option, refuse_existing
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.storage.files import open_input, publish
 from modelcall_assets.storage.jsonl import write_lines
@@ -29,7 +30,8 @@ MOST_CHUNKS = 9999
     metavar="FOLDER",
     help="Default: FILE without its suffix.",
 )
-def split(file: Path, chunks: int, output: Path | None) -> None:
+@force_option
+def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
     """Cut FILE.jsonl into NAME_split_0001.jsonl, NAME_split_0002.jsonl and so on.
 
     Every piece but the last has ceil(lines / chunks) lines, so that there may be fewer of them than
@@ -48,6 +50,8 @@ def split(file: Path, chunks: int, output: Path | None) -> None:
     size = ceil(lines / chunks)
     names = [f"{file.stem}_split_{number:04}.jsonl" for number in range(1, ceil(lines / size) + 1)]
     _refuse_leftovers(folder, file.stem, names)
+    if not force:
+        refuse_existing("split", (folder / name for name in names))
     with open_input(file) as source:
         for name in names:
             _write(folder / name, islice(source, size))
@@ -63,7 +67,8 @@ def split(file: Path, chunks: int, output: Path | None) -> None:
     metavar="FILE",
     help="Default: FOLDER_merged.jsonl, beside FOLDER.",
 )
-def join(folder: Path, output: Path | None) -> None:
+@force_option
+def join(folder: Path, output: Path | None, force: bool) -> None:
     """Put the results of split pieces together, in the order of their paths.
 
     Looks into the sub-folders of FOLDER whose names contain "split", or into FOLDER itself if there
@@ -83,6 +88,8 @@ def join(folder: Path, output: Path | None) -> None:
     if inputs & {good_path.resolve(), error_path.resolve()}:
         wrong = "the output is one of the files to join"
         raise SetupError([Problem("modelcall join", "--output", wrong, fix="choose another")])
+    if not force:
+        refuse_existing("join", (good_path, error_path))
     succeeded = _write(good_path, _lines(good))
     failed = _write(error_path, _lines(errors)) if errors else 0
     if not errors:

@@ -10,6 +10,7 @@ from random import Random
 import click
 
 from modelcall_assets.cli.display import echo
+from modelcall_assets.cli.output import force_option, refuse_existing
 from modelcall_assets.cli.selection import (
     chosen_files,
     condition_of,
@@ -50,9 +51,9 @@ Placed = tuple[str, Row]
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("view.html"),
-    show_default=True,
+    help="Default: view.html, where an earlier page is replaced.",
 )
+@force_option
 def view(
     source: Path,
     stage: str | None,
@@ -62,7 +63,8 @@ def view(
     seed: int,
     condition: str | None,
     rejected: bool,
-    output: Path,
+    output: Path | None,
+    force: bool,
 ) -> None:
     """Write an HTML page of records: what TASK.yaml has published, or a data FILE.
 
@@ -74,6 +76,8 @@ def view(
       modelcall view my_task.yaml --stage raw --first --rows 5
       modelcall view data/chats.jsonl --output chats.html
     """
+    if output is not None and not force:
+        refuse_existing("view", [output])
     placed = (
         _of_task(source, stage, pattern, condition, rejected=rejected)
         if _is_task(source)
@@ -82,8 +86,9 @@ def view(
     shown = _sample(placed, rows, Random(seed)) if sample else list(islice(placed, rows))
     if not shown:
         raise InputError(f"{source}: there is no such row")
-    write_bytes(output, html_page(source.stem, shown).encode("utf-8", "replace"))
-    echo(f"{len(shown)} records: {output}")
+    page = output or Path("view.html")
+    write_bytes(page, html_page(source.stem, shown).encode("utf-8", "replace"))
+    echo(f"{len(shown)} records: {page}")
 
 
 def _is_task(source: Path) -> bool:
