@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import Cli, Project, some_rows
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
@@ -808,3 +809,23 @@ class TestOneHugeLine:
         assert [len(row["text"] or "") for row in rows] == [11, huge // 10 * 10, 0, 11]
         assert len(rows[2]["api_fail_detail"]) < 11_000
         assert sum(f.stat().st_size for f in project.root.rglob("*.jsonl") if f != path) < 100_000
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "é" * 128, "a\0b"])
+@pytest.mark.parametrize(
+    "place",
+    ["data.input_folder", "data.output_folder", "model.config_path", "environment.config_path"],
+)
+def test_a_name_that_no_file_can_have_is_told(
+    name: str, place: str, project: Project, cli: Cli
+) -> None:
+    block, field = place.split(".")
+    task = yaml.safe_load(project.task_file.read_text())
+    task.setdefault(block, {})[field] = f"deep/{name}"
+    project.task_file.write_text(yaml.safe_dump(task))
+    for command in (("check",), ("plan", TASK), ("run-task", TASK)):
+        ended = cli(*command)
+        told = ended.out + ended.err
+        assert ended.code in (1, 2) and f"{TASK}:{place}: " in told, ended
+        assert "no such file" in told or "the system has no such names" in told
+        assert "Traceback" not in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import normpath
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,7 +23,7 @@ from modelcall_assets.config.merge_groups import parse_merge_groups
 from modelcall_assets.config.merge_groups import selected as selected_groups
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import digest, legal_key
-from modelcall_assets.config.paths import parent_of, shown_place
+from modelcall_assets.config.paths import is_file, is_folder, parent_of, shown_place
 from modelcall_assets.config.problems import errors_in, shown_path, stops_run
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import (
@@ -248,10 +249,12 @@ class _References:
         text = _at(self.data, place)
         if not text:
             return None
-        path = (self.root / text).resolve()
+        path = self.root / text
+        is_there = is_file(path)
+        path = path.resolve() if is_there else Path(normpath(path))
         self.files[name] = shown = shown_path(path, self.root)
-        if not path.is_file():
-            siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        if not is_there:
+            siblings = [p.name for p in path.parent.glob("*")] if is_folder(path.parent) else []
             close = nearest(path.name, siblings)
             fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
             self.problems.append(Problem(self.file, place, "no such file", have=text, fix=fix))
@@ -285,7 +288,7 @@ def _environment(
     for place, text in places:
         if not isinstance(text, str) or not text:
             continue
-        if (root / text).is_file():
+        if is_file(root / text):
             paths.append(root / text)
         else:
             problems.append(Problem(file, place, "no such file", have=text))

@@ -37,6 +37,9 @@ def _possible(text: str) -> str:
     return text
 
 
+MOST_NAME = 255
+"""Bytes of a file's or folder's name, in every file system of today."""
+
 Folder = Annotated[Text, AfterValidator(_placeholders), AfterValidator(_possible)]
 
 
@@ -64,6 +67,10 @@ def normal(place: str) -> str:
     """A URI in its simplest spelling, a path as it is; or a mistake."""
     if not place:
         raise mistake("empty once its variables are replaced", expected="a folder or a URI")
+    names = [] if is_uri(place) else place.encode("utf-8", "surrogatepass").split(b"/")
+    if "\0" in place or any(len(name) > MOST_NAME for name in names):
+        expected = f"names of at most {MOST_NAME} bytes without NUL characters"
+        raise mistake("the system has no such names", expected=expected)
     if typo := _ONE_SLASH.fullmatch(place):
         scheme, rest = typo.groups()
         fix = f"write /{rest}" if scheme == "file" else f"write {scheme}://{rest}"
@@ -81,6 +88,16 @@ def resolve(
         place = f"{data_root}/{place}"
     place = _in_a_bucket(normal(place), env)
     return place if is_uri(place) else os.path.normpath(root / place)
+
+
+def is_file(path: Path | str) -> bool:
+    """Also of a name that the system does not have: `Path.is_file` raises for some of these."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path | str) -> bool:
+    """The same of a folder."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def is_within(place: str, folder: str) -> bool:

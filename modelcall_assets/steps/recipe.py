@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from modelcall_assets.config.paths import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.dotted import DottedError, load_object, made, source_digest
@@ -116,7 +117,7 @@ class Recipe:
         name = self.config.tokenizer
         if not name.endswith(".json") or find_spec("tokenizers") is None:
             return
-        if not Path(self._tokenizer).is_file():
+        if not is_file(self._tokenizer):
             yield Problem(self.file, "preprocess.tokenizer", "no such file", have=name)
             return
         try:
