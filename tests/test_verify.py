@@ -111,6 +111,56 @@ def test_a_manifest_that_counts_other_rows_than_there_are_is_damaged(
     assert found.code == 1 and "2 findings" in found.out
 
 
+def test_what_it_costs_to_make_anew_depends_on_the_journal(
+    project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    flip(project.output(A), b"PAR1")
+    project.output(B).unlink()
+    assert told(run(project, "verify", TASK)).count("its rows cost nothing") == 2
+    assert run(project, "clean", TASK, "--journal-older-than", "0", "--yes").code == 0
+    found = told(run(project, "verify", TASK))
+    assert found.count("its journal is gone: all its rows are asked again") == 2
+    assert "cost nothing" not in found
+
+
+@pytest.mark.parametrize("stage", ["scores", "merged"])
+def test_a_manifest_with_another_digest_is_damaged_and_the_advice_mends_it(
+    stage: str, distilling: Distilling, server: RehearsalServer
+) -> None:
+    distilling.write_chain()
+    distilling.write_dataset("Ins", [instruction(number) for number in range(4)])
+    distilling.write_dataset("Chats", [chat(number) for number in range(3)])
+    task = str(distilling.task_file)
+    assert run(distilling, "run-task", task).code == 0
+    paid = server.stats()["requests"]
+    path = Path(str(distilling.steps().layout.manifest_path(stage, "all.jsonl")))
+    manifest = json.loads(path.read_bytes())
+    digest = manifest["output_digest"]
+    other = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    path.write_text(json.dumps(manifest | {"output_digest": other}))
+    found = run(distilling, "verify", task)
+    assert "all.jsonl: its manifest is damaged" in told(found), found
+    assert "delete it and the output that it describes" in told(found)
+    path.unlink()
+    Path(manifest["output"]).unlink()
+    assert run(distilling, "run-task", task).code == 0
+    assert run(distilling, "verify", task).code == 0
+    assert server.stats()["requests"] == paid
+
+
+@pytest.mark.parametrize("command", ["export", "view", "failures"])
+def test_no_file_is_left_out_because_its_manifest_is_damaged(
+    command: str, project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    manifest = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{A}.json"
+    manifest.write_bytes(b"{")
+    ended = run(project, command, TASK)
+    assert ended.code == 1 and f"{A}: its manifest is damaged: {manifest}; delete it" in ended.err
+    assert run(project, command, TASK, "--file", B).code == 0
+
+
 def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalServer) -> None:
     assert run(project, "run-task", TASK).code == 0
     (project.root / "data/in" / A).rename(project.root / "data/in/renamed.jsonl")
@@ -121,7 +171,7 @@ def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalSer
     place = project.output("renamed.jsonl")
     assert f"scores: renamed.jsonl: no manifest describes {place}: it is not this" in told(ended)
     assert "`modelcall adopt configs/tasks/rate.yaml` keeps it" in told(ended)
-    assert "`modelcall clean --deleted-inputs` deletes it" in ended.out
+    assert f"`modelcall clean {TASK} --deleted-inputs` deletes it" in ended.out
 
 
 def test_what_lies_aside_is_no_orphan_and_is_looked_at(
@@ -284,8 +334,10 @@ def test_a_damaged_count_of_what_was_spent_stops_a_run_and_says_what_to_do(
     project.write_input(A, some_rows(2))
     ended = run(project, "run-task", TASK, "--file", A)
     assert ended.code == 1
-    assert f"{path}: damaged: what the task has spent of its budget_tokens" in told(ended)
+    assert f"{path}: damaged: what the task has spent of its budget is not" in told(ended)
     assert path.read_bytes() == content
+    found = run(project, "verify", TASK)
+    assert found.code == 1 and f"spent.json: {path}: damaged: what the task has" in told(found)
 
 
 def test_a_cursor_forgets_what_begins_inside_the_page_it_read() -> None:

@@ -48,8 +48,9 @@ def clean(
 ) -> None:
     """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
 
-    Without its journal a published file stays as it is, but when a later change of prompt, parser
-    or preprocessing makes it out of date, all its rows are asked again. With a deleted input go its
+    Without its journal a published file stays as it is, but all its rows are asked again when it
+    has to be made again: because prompt, parser or preprocessing change, its output is damaged, or
+    the Dagster home that knows of it is lost or another. With a deleted input go its
     outputs, as far as they are as the task wrote them, manifests, journal and partition key. A
     batch that is given up is paid for, if the provider does not cancel it, and its rows are asked
     again.

@@ -78,31 +78,31 @@ class Budget:
         if not self.is_limited:
             return
         with claimed(self._path.with_name(".spent")):
-            try:
-                before = self._parsed(read_bytes(self._path))
-            except FileNotFoundError:
-                before = Spent()
-            self._before, self._now = before + self._now, Spent()
+            self._before, self._now = read_spent(self._path) + self._now, Spent()
             write_bytes(self._path, orjson.dumps(self._before))
-
-    def _parsed(self, known: bytes) -> Spent:
-        """StoreError when it is damaged: to count from nothing again is the user's to decide."""
-        try:
-            numbers = orjson.loads(known)
-            before = Spent(**numbers)
-            if len(numbers) < len(fields(Spent)) or min(numbers.values()) < 0:
-                raise ValueError
-            return before + Spent()
-        except (ValueError, TypeError) as error:
-            limit = "budget_usd" if self._usd is not None else "budget_tokens"
-            raise StoreError(
-                f"{self._path}: damaged: what the task has spent of its {limit} is not known any "
-                'more; write it there as {"usd": 0.0, "tokens": 0, "replies": 0} with the numbers '
-                "of your provider, or delete the file to count from nothing"
-            ) from error
 
     def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
         return BudgetSpent(
-            f"{self._file_name}:{field}: {limit} is spent ({spent} so far, over all runs of the "
-            "task). Everything answered is kept: raise it and materialise again to go on"
+            f"{self._file_name}:{field}: {limit} is spent ({spent} so far by all runs of the task, "
+            "the rest by what is under way). Everything answered is kept: raise it and materialise "
+            "again to go on"
         )
+
+
+def read_spent(path: Path) -> Spent:
+    """What all runs have told. StoreError when the file is damaged: to count from nothing again is
+    the user's to decide."""
+    try:
+        numbers = orjson.loads(read_bytes(path))
+        before = Spent(**numbers)
+        if len(numbers) < len(fields(Spent)) or min(numbers.values()) < 0:
+            raise ValueError
+        return before + Spent()
+    except FileNotFoundError:
+        return Spent()
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"{path}: damaged: what the task has spent of its budget is not known any more; write "
+            'it there as {"usd": 0.0, "tokens": 0, "replies": 0} with the numbers of your provider,'
+            " or delete the file to count from nothing"
+        ) from error

@@ -40,7 +40,8 @@ from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.storage.schema import schema_from_json
 
 CHUNK_ROWS = 1000
-AGAIN = "delete it and run the task again: its rows are made anew and cost nothing"
+MAKE_ANEW = "delete it and the output that it describes, and run the task again"
+AGAIN = "delete it and run the task again: its rows are made anew, from the replies in its journal"
 _FAILURE_COLUMNS = [
     "api_record_id",
     "api_status",
@@ -172,16 +173,18 @@ def published_files(
     steps: TaskSteps, stage: str, pattern: str | None = None, *, rejected: bool = False
 ) -> list[Published]:
     """What the stage has published, by name, and what was rejected of partitions of which nothing
-    was accepted; with `rejected` of all that have such a result. InputError when there is
-    nothing."""
+    was accepted; with `rejected` of all that have such a result. InputError when there is nothing,
+    or a manifest is damaged: its file would be missing."""
     layout = steps.layout
     reading = steps.reading if stage == RAW else OURS
-    found = [
-        Published(key, manifest, layout.place, reading)
-        for key in {*published_keys(layout, stage), *published_keys(layout, stage, rejected=True)}
-        if pattern is None or matches(decode_key(key), pattern)
-        if (manifest := result_of(layout, stage, key, rejected=rejected)) is not None
-    ]
+    found = list[Published]()
+    for key in {*published_keys(layout, stage), *published_keys(layout, stage, rejected=True)}:
+        if pattern is not None and not matches(decode_key(key), pattern):
+            continue
+        if (manifest := result_of(layout, stage, key, rejected=rejected)) is None:
+            place = layout.manifest_path(stage, key)
+            raise InputError(f"{decode_key(key)}: its manifest is damaged: {place}; {MAKE_ANEW}")
+        found.append(Published(key, manifest, layout.place, reading))
     if not found:
         what = f"no file that matches '{pattern}' is" if pattern else "nothing is"
         raise InputError(f"{steps.spec.name}: {what} published by {stage} yet; run the task first")

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from modelcall_assets.config.spec import RAW
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.journal.home import journal_files
 from modelcall_assets.records.keys import decode_key
+from modelcall_assets.steps.budget import read_spent
 from modelcall_assets.steps.clean import (
     ASKING,
     left_over,
@@ -17,7 +19,7 @@ from modelcall_assets.steps.clean import (
     recorded_keys,
     stages_by_set,
 )
-from modelcall_assets.steps.published import AGAIN, Published
+from modelcall_assets.steps.published import MAKE_ANEW, Published
 from modelcall_assets.steps.standing import Note, published_keys, read_note
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.files import exists, file_digest, list_files
@@ -27,8 +29,7 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import count_rows
 
 KILLED = "a kill came between it and its manifest"
-MAKE_ANEW = "delete it and the output that it describes, and run the task again"
-RUN_AGAIN = "run the task again: its rows cost nothing"
+_NO_FREE_ROWS = "run the task again; its journal is gone: all its rows are asked again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Verification:
     def findings(self) -> Iterator[Finding]:
         """Reads every byte of the outputs and journals. InputError or StoreError when a disk or
         store does not answer."""
+        clean = f"modelcall clean {self.steps.spec.file_name}"
         for which, stages in stages_by_set(self.steps).items():
             present = present_keys(self.steps, which)
             for stage in stages:
@@ -61,10 +63,16 @@ class Verification:
                     yield from self._journals(stage)
             for key in sorted(recorded_keys(self.steps.layout, stages) - present):
                 what = "its input is gone or was renamed; what was made of it is kept"
-                fix = "`modelcall clean --deleted-inputs` deletes it, if it is gone for good"
+                fix = f"`{clean} --deleted-inputs` deletes it, if it is gone for good"
                 yield Finding("", decode_key(key), what, fix)
         for garbage in left_over(self.steps):
-            yield Finding("", garbage.name, garbage.why, "`modelcall clean` deletes it")
+            yield Finding("", garbage.name, garbage.why, f"`{clean}` deletes it")
+        task = self.steps.spec.task
+        if task.budget_usd is not None or task.budget_tokens is not None:
+            try:
+                read_spent(self.steps.layout.spent_path)
+            except StoreError as error:
+                yield Finding("", self.steps.layout.spent_path.name, str(error), "see there")
 
     def _outputs(self, stage: str, present: set[str]) -> Iterator[Finding]:
         layout = self.steps.layout
@@ -96,19 +104,24 @@ class Verification:
         for uri, recorded in places.items():
             place = layout.place(uri)
             if not exists(place):
-                wrong, fix = f"{place} is gone", RUN_AGAIN
-                yield Finding(manifest.stage, file.name, wrong, fix)
+                fix = self._again(manifest.stage, key)
+                yield Finding(manifest.stage, file.name, f"{place} is gone", fix)
             elif (digest := file_digest(place)) == recorded:
                 rows = count_rows(place, OURS) if uri == manifest.output else manifest.rows
                 if rows != manifest.rows:
                     what = f"it says {manifest.rows:,} rows, and {place} has {rows:,}"
                     wrong = f"its manifest is damaged: {what}"
                     yield Finding(manifest.stage, file.name, wrong, MAKE_ANEW)
+            elif digest in written and recorded in written:
+                fix = self._again(manifest.stage, key)
+                yield Finding(manifest.stage, file.name, f"{place}: {KILLED}", fix)
             elif digest in written:
-                yield Finding(manifest.stage, file.name, f"{place}: {KILLED}", RUN_AGAIN)
+                wrong = f"its manifest is damaged: {place} is as it was published"
+                yield Finding(manifest.stage, file.name, wrong, MAKE_ANEW)
             else:
                 wrong = f"{place}: not what {manifest.stage} published"
-                yield Finding(manifest.stage, file.name, wrong, AGAIN)
+                fix = f"delete it and {self._again(manifest.stage, key)}"
+                yield Finding(manifest.stage, file.name, wrong, fix)
 
     def _stranger(self, stage: str, key: str, place: Place, note: Note) -> Iterator[Finding]:
         """What stands at a place of ours that no readable manifest describes."""
@@ -116,15 +129,20 @@ class Verification:
         made = read_manifest(layout.manifest_path(stage, key))
         if not exists(place) or (made is not None and str(place) in made.beside):
             return
-        name = decode_key(key)
+        name, again = decode_key(key), self._again(stage, key)
         if file_digest(place) in note.written:
-            yield Finding(stage, name, f"{place}: {KILLED}", RUN_AGAIN)
+            yield Finding(stage, name, f"{place}: {KILLED}", again)
         elif note.adopt:
-            yield Finding(stage, name, f"{place} is to be adopted", RUN_AGAIN)
+            yield Finding(stage, name, f"{place} is to be adopted", "run the task again")
         else:
             fix = f"`modelcall adopt {layout.spec.file_name}` keeps it, or move it elsewhere; then "
             wrong = f"no manifest describes {place}: it is not this task's"
-            yield Finding(stage, name, wrong, f"{fix}{RUN_AGAIN}")
+            yield Finding(stage, name, wrong, f"{fix}{again}")
+
+    def _again(self, stage: str, key: str) -> str:
+        layout = self.steps.layout
+        is_paid = layout.spec.asks(stage) and not journal_files(layout.journal_folder(stage, key))
+        return _NO_FREE_ROWS if is_paid else "run the task again: its rows cost nothing"
 
     def _aside(self, stage: str) -> Iterator[Finding]:
         """What lies below `.modelcall`: copies of files that were replaced, which are called by
@@ -162,6 +180,6 @@ class Verification:
                     f"{count:,} damaged lines in its journal: {layout.journal_folder(stage, key)}/"
                     f"{segment}",
                     "bring the segment back from a copy; else they count as if they had never come:"
-                    " replies that are needed are asked for again, and the next publication of the "
-                    "file leaves the damaged ones out",
+                    " delete the file's output and run the task again, which asks for those that "
+                    "are needed and leaves the damaged ones out; what no row needs may stay",
                 )
