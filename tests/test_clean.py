@@ -101,6 +101,22 @@ def test_old_journals_of_published_files_go(scored: Project, server: RehearsalSe
     assert "4 requests sent" in again.out, again
 
 
+def test_an_old_journal_that_a_rejected_result_waits_with_stays(
+    scored: Project, server: RehearsalServer
+) -> None:
+    """Its good replies are paid for."""
+    rows = [*some_rows(4, "other"), {"id": "no text"}]
+    scored.write_input(A, rows)
+    assert run(scored, "run-task", TASK, "--file", A).code == 1
+    assert scored.rejected(A).exists() and scored.output(A).exists()
+    age(segment_paths(journal_of(scored, A)), 31)
+    assert "nothing to delete" in clean(scored, "--journal-older-than", "30").out
+    paid = server.stats()["requests"]
+    scored.write_input(A, [*rows[:-1], {"id": "no text", "text": "now it has one"}])
+    assert run(scored, "run-task", TASK, "--file", A).code == 0
+    assert server.stats()["requests"] == paid + 1
+
+
 def test_a_journal_in_use_stays(scored: Project) -> None:
     age(segment_paths(journal_of(scored, A)), 31)
     age(segment_paths(journal_of(scored, B)), 31)

@@ -80,7 +80,8 @@ def left_over(steps: TaskSteps) -> Iterator[Garbage]:
 
 
 def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
-    """Journals of published files whose newest reply is older than that."""
+    """Journals of published files whose newest reply is older than that, but where a rejected
+    result waits for the rest of its answers."""
     layout = steps.layout
     asking = (stage for stage in steps.stages if stage in ASKING)
     for stage, key in ((each, key) for each in asking for key in published_keys(layout, each)):
@@ -91,7 +92,11 @@ def old_journals(steps: TaskSteps, days: int) -> Iterator[Garbage]:
             continue
         with layout.journal_at(str(folder)) as journal:
             published = not journal.has_unpublished
-        if published and read_manifest(layout.manifest_path(stage, key)) is not None:
+        stands, waits = (
+            read_manifest(layout.manifest_path(stage, key, rejected=rejected)) is not None
+            for rejected in (False, True)
+        )
+        if published and stands and not waits:
             yield Garbage(OLD_JOURNAL, decode_key(key), files, (folder,), layout.scratch)
 
 
