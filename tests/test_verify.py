@@ -111,6 +111,18 @@ def test_a_manifest_that_counts_other_rows_than_there_are_is_damaged(
     assert found.code == 1 and "2 findings" in found.out
 
 
+def test_a_folder_at_an_outputs_place_is_one_finding_among_others(
+    project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    project.output(A).unlink()
+    project.output(A).mkdir()
+    flip(project.output(B))
+    found = told(run(project, "verify", TASK))
+    assert f"{project.output(A)}: a folder where a file belongs; move it away" in found
+    assert f"{project.output(B)}: not what scores published" in found and "2 findings" in found
+
+
 def test_what_it_costs_to_make_anew_depends_on_the_journal(
     project: Project, server: RehearsalServer
 ) -> None:

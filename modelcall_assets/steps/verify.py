@@ -89,12 +89,12 @@ class Verification:
                     self.outputs[stage] += 1
                     self.rows[stage] += manifest.rows
                 if stage != RAW:
-                    yield from self._output(key, manifest)
+                    yield from _with_errors(stage, key, self._output(key, manifest))
         for key in sorted(present) if stage != RAW else ():
             note = read_note(layout, stage, key)
             beside = layout.beside_paths(stage, key)
             for place in [*([] if key in made else [layout.output_path(stage, key)]), *beside]:
-                yield from self._stranger(stage, key, place, note)
+                yield from _with_errors(stage, key, self._stranger(stage, key, place, note))
         yield from self._aside(stage)
 
     def _output(self, key: str, manifest: Manifest) -> Iterator[Finding]:
@@ -183,3 +183,11 @@ class Verification:
                     " delete the file's output and run the task again, which asks for those that "
                     "are needed and leaves the damaged ones out; what no row needs may stay",
                 )
+
+
+def _with_errors(stage: str, key: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """What cannot be read is one too."""
+    try:
+        yield from findings
+    except InputError as error:
+        yield Finding(stage, decode_key(key), str(error), "see there")

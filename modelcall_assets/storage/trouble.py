@@ -82,6 +82,8 @@ def explained(
     except NotADirectoryError as error:
         suffixes = ", ".join((*LINE_SUFFIXES, *COLUMN_SUFFIXES))
         raise kind(f"{place}: a file and no folder; one of rows ends in {suffixes}") from error
+    except IsADirectoryError as error:
+        raise kind(f"{place}: a folder where a file belongs; move it away") from error
     except _raised_by(place) as error:
         _take_secrets_out(place, error)
         raise kind(_told(place, what, error)) from error
