@@ -43,7 +43,7 @@ model: {config_path: configs/models/rehearsal.yaml}
 prompt: {config_path: configs/prompts/rating.yaml}
 concurrency: {max_concurrent_requests: 16, max_concurrent_files: 3}
 retry: {max_repair_turns: REPAIRS}
-max_failure_rate: 0.5
+max_failure_rate: 1
 """
 MODEL = """
 client_config: {base_url: "${REHEARSAL_BASE_URL}", api_key: not-needed, timeout: 30, max_retries: 8}

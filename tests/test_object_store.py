@@ -327,8 +327,13 @@ class TestClaims:
                     check()
 
     def test_a_store_that_cannot_write_on_a_condition_will_do(
-        self, proxy: S3Proxy, behind: RemotePath, claim: RemotePath
+        self,
+        proxy: S3Proxy,
+        behind: RemotePath,
+        claim: RemotePath,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(claims, "STALE_S", 60.0)
         conditional = proxy.on("", conditional=True, refuse=(501, "NotImplemented"))
         with claimed(place_of_same_store(behind, claim)) as check:
             write(behind)

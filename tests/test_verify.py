@@ -70,7 +70,7 @@ def test_what_is_damaged_is_found_and_the_advice_mends_it(
     assert "all is sound" in run(project, "verify", TASK).out
 
 
-@pytest.mark.parametrize("damage", [None, b"", b'{"format": 1, "sta', b"\0" * 400])
+@pytest.mark.parametrize("damage", [None, b'{"format": 1, "sta'])
 def test_a_file_whose_manifest_is_damaged_or_gone_is_made_again_for_nothing(
     damage: bytes | None, project: Project, server: RehearsalServer
 ) -> None:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import jsonschema_rs
 
 from modelcall_assets.llm.json_text import read, strip_thinking
-from modelcall_assets.llm.message import Ending, Texts, ending_of, first_choice, tool_calls
+from modelcall_assets.llm.message import CALLS, Ending, Texts, ending_of, first_choice, tool_calls
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
 PARSER_VERSION = 4
@@ -22,6 +22,7 @@ MOST_TOKENS = 2**53
 MOST_TOKENS_OF_A_REPLY = 10_000_000
 """A count beyond this, or below 0, is none: no model reads or writes so much at once."""
 
+_PLAIN = (str, int, bool, type(None))
 _HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
@@ -41,8 +42,10 @@ class Usage:
         if isinstance(reported, dict):
             counts = cast("dict[str, Any]", reported)
             prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-            if _is_count(prompt) and _is_count(completion):
-                return cls(prompt, completion)
+            if type(prompt) is int and type(completion) is int:
+                most = MOST_TOKENS_OF_A_REPLY
+                if 0 <= prompt <= most and 0 <= completion <= most:
+                    return cls(prompt, completion)
         return cls(known=False)
 
     def __add__(self, other: Usage) -> Usage:
@@ -65,10 +68,6 @@ class Usage:
             self.prompt_tokens * usd_per_million_input / million
             + self.completion_tokens * usd_per_million_output / million
         )
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= MOST_TOKENS_OF_A_REPLY
 
 
 @dataclass(slots=True)
@@ -95,7 +94,7 @@ class Answer:
         reason, given = choice.get("finish_reason"), choice.get("message")
         message = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
         content = message.get("content")
-        said = Texts(content) if isinstance(content, str) else Texts.of(content)
+        said = Texts(content) if type(content) is str else Texts.of(content)
         reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
         refusal = _text(message.get("refusal")) or said.refusal
         return cls(
@@ -107,7 +106,7 @@ class Answer:
             model=_text(completion.get("model")),
             ending=ending_of(choice),
             refusal=refusal,
-            tool_calls=tool_calls(message),
+            tool_calls=None if message.keys().isdisjoint(CALLS) else tool_calls(message),
         )
 
 
@@ -129,6 +128,8 @@ class AnswerParser:
     schema: Mapping[str, Any] | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     may_call: bool = False
+    _validator: Any = field(init=False, repr=False, compare=False)
+    _numbers: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.schema is not None:
@@ -176,9 +177,8 @@ class AnswerParser:
         if missing:
             return Failure(Reason.MISSING_KEYS, ", ".join(missing))
         values = {key: found[key] for key in self.keys if key in found}
-        numbers: Mapping[str, str] = cast("Any", self)._numbers
-        lost = _lost_digits(values, numbers, text)
-        for key, kind in numbers.items():
+        lost = _lost_digits(values, self._numbers, text)
+        for key, kind in self._numbers.items():
             if key in values:
                 values[key] = _as_number(kind, values[key])
         if wrong := self._wrong_values(values) or lost:
@@ -186,18 +186,16 @@ class AnswerParser:
         return Success({key: values.get(key, self.defaults.get(key)) for key in self.keys})
 
     def _wrong_values(self, values: Mapping[str, Any]) -> str:
-        validator: Any = cast("Any", self)._validator
-        if None not in values.values() and validator.is_valid(values):
+        if None not in values.values() and self._validator.is_valid(values):
             return ""
         needed = [key for key in self.keys if key in self.required]
         wrong = [f"{key}: null" for key in needed if values.get(key) is None]
         present = {
             key: value for key, value in values.items() if value is not None or key in self.required
         }
-        errors: Any = validator.iter_errors(present)
         wrong += [
             f"{'.'.join(str(part) for part in error.instance_path)}: {error.message[:300]}"
-            for error in errors
+            for error in self._validator.iter_errors(present)
         ]
         return "; ".join(wrong[:5])
 
@@ -236,7 +234,11 @@ def _as_number(kind: str, value: Any) -> Any:
 def _lost_digits(values: Mapping[str, Any], numbers: Mapping[str, str], text: str) -> str:
     """What is wrong with integers that 64 bits do not hold, but where a number is declared; else
     empty."""
-    wrong = [k for k, value in values.items() if numbers.get(k) != "number" and _has_huge(value)]
+    wrong = [
+        key
+        for key, value in values.items()
+        if type(value) not in _PLAIN and numbers.get(key) != "number" and _has_huge(value)
+    ]
     if wrong and _HUGE.search(text):
         return f"{wrong[0]}: an integer beyond 64 bits; write it as a string"
     return ""
@@ -245,7 +247,8 @@ def _lost_digits(values: Mapping[str, Any], numbers: Mapping[str, str], text: st
 def _has_huge(value: Any) -> bool:
     if isinstance(value, dict | list):
         held: Any = cast("Any", value)
-        return any(map(_has_huge, held.values() if isinstance(value, dict) else held))
+        held = held.values() if isinstance(value, dict) else held
+        return any(_has_huge(each) for each in held if type(each) is not str)
     return isinstance(value, float) and abs(value) >= 2**63
 
 

@@ -120,7 +120,7 @@ def limit_reset(headers: Mapping[str, str]) -> float | None:
 def _completion(reply: Reply) -> Verdict:
     body = parsed(reply.body.removeprefix(BOM))
     first = first_choice(body)
-    if (error := error_in(body)) is not None:
+    if (error := error_in(body, first)) is not None:
         said = error.message or reply.body[:1000].decode(errors="replace")
         detail = f"HTTP {reply.status} with error {error.status}: {said[:1000]}"
         return _failed(error.status, error, detail, reply.headers)

@@ -114,21 +114,22 @@ class ErrorSaid:
         return next((n for n in numbers if 400 <= n <= 599), None) or next(named, None)
 
 
-def error_in(body: object) -> ErrorSaid | None:
-    """The error that a parsed body, an event or a choice is or has; None when it says of none."""
+def error_in(body: object, choice: Json | None = None) -> ErrorSaid | None:
+    """The error that a parsed body, an event or a choice is or has; None when it says of none.
+    `choice` is its first one, where that is known."""
     if isinstance(body, list) and len(cast("list[object]", body)) == 1:  # as Gemini sends it
         body = cast("list[object]", body)[0]
     if not isinstance(body, dict):
         return None
     outer = cast("Json", body)
     error = outer.get("error")
-    if not error:
+    if not error and "base_resp" in outer:
         match outer.get("base_resp"):
             case {"status_code": int() | str() as code} as error if code not in (0, "0", ""):
                 pass
             case _:
                 error = None
-    choice = first_choice(outer)
+    choice = choice or first_choice(outer)
     if not error and choice is not None:
         error = choice.get("error")
     is_error = outer.get("object") == "error" or outer.get("type") == "error"

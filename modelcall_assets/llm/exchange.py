@@ -49,6 +49,11 @@ class NoReply(Exception):
 class HttpExchange:
     """One request's reply as it comes. httptools calls the `on_` methods."""
 
+    __slots__ = (
+        "_body_until", "_decoded", "_headers", "_most_body", "_parser", "_parts", "_response",
+        "answer", "heard", "is_followed", "is_sent", "may_keep",
+    )  # fmt: skip
+
     def __init__(self, most_body: int) -> None:
         self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self.may_keep = self.is_followed = False
@@ -69,7 +74,7 @@ class HttpExchange:
         """The last byte goes alone: a reply that is whole without it has something behind it."""
         self.heard += len(data)
         try:
-            self._parser.feed_data(memoryview(data)[:-1])
+            self._parser.feed_data(data[:-1])
             if self.answer.done():
                 self.may_keep, self.is_followed = False, self.may_keep
             else:

@@ -34,6 +34,8 @@ is found out by what comes meanwhile. Others are opened for that, up to as many 
 SPARE = 8
 SOON_S = 5.0
 """What comes later on an idle connection may be a server's farewell; sooner, it is a reply."""
+READ_BYTES = 256 << 10
+"""At most, at once."""
 _PORTS = {"http": 80, "https": 443}
 _IN_PATH = "/%:@!$&'()*+,;=~"
 """What a path may hold as it is, beside letters, digits and `-._`."""
@@ -64,6 +66,7 @@ class HttpClient:
         self._idle: deque[_Connection] = deque()
         self._open: set[_Connection] = set()
         self._may_keep = True
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     async def aclose(self) -> None:
         for connection in tuple(self._open):
@@ -160,7 +163,7 @@ class HttpClient:
     async def _dial(self, to: SplitResult) -> _Connection:
         host, is_tls = _host(to), to.scheme == "https"
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self._open, self._distrust),
+            lambda: _Connection(self._open, self._distrust, self._buffer),
             host,
             to.port or _PORTS[to.scheme],
             ssl=self._tls if is_tls else None,
@@ -201,10 +204,16 @@ class _Listener(Protocol):
     def lost(self, error: Exception | None) -> None: ...
 
 
-class _Connection(asyncio.Protocol):
-    """Carries bytes for one listener at a time. Anything without a listener ends it."""
+class _Connection(asyncio.BufferedProtocol):
+    """Carries bytes for one listener at a time. Anything without a listener ends it.
 
-    def __init__(self, open_ones: set[_Connection], unasked: Callable[[], None]) -> None:
+    What comes is read into the one `buffer` of all connections and taken out of it at once: memory
+    for each read, as asyncio takes it by itself, costs as much as all that is done with a reply."""
+
+    def __init__(
+        self, open_ones: set[_Connection], unasked: Callable[[], None], buffer: memoryview
+    ) -> None:
+        self._buffer = buffer
         self.idle_since = float("-inf")
         self._open_ones = open_ones
         self._unasked = unasked
@@ -264,8 +273,11 @@ class _Connection(asyncio.Protocol):
         self._readable.register(transport.get_extra_info("socket"), select.POLLIN)
         self._open_ones.add(self)
 
-    def data_received(self, data: bytes) -> None:
-        listener = self._listener
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        listener, data = self._listener, bytes(self._buffer[:nbytes])
         if listener is None:
             self.abort()
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:

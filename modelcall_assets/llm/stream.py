@@ -33,7 +33,7 @@ _BEGINNING = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
 
 def begins_as_events(body: bytes) -> bool:
     """Whether a body is one, whatever its content type says."""
-    return _BEGINNING.match(body) is not None
+    return body[:1] != b"{" and _BEGINNING.match(body) is not None
 
 
 def is_event_stream(content_type: str) -> bool:

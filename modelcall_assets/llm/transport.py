@@ -140,6 +140,8 @@ class HttpTransport:
         """Without any secret that was sent, in whatever form it comes back. In an answer only what
         is unusual counts: it may hold the words of a simple password by itself."""
         everything, unusual = self._removers
+        if not everything.has_any:
+            return reply
         if 200 <= reply.status < 300 and _is_answer(reply.body):
             reply.body = with_changed_parts(unusual(reply.body), unusual.text)
             return reply

@@ -140,6 +140,11 @@ class Remover:
         signs = _SIGNS if "".join(found).isascii() else (*_SIGNS, rb"\\u")
         self._signs = [re.compile(sign).search for sign in signs] if found else []
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there is anything to take out."""
+        return bool(self._secrets)
+
     def __call__(self, data: bytes) -> bytes:
         for form in self._sought:
             if form in data:

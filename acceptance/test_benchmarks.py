@@ -1,12 +1,9 @@
 """The benchmarks run and count right; how fast anything is, is not looked at."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from benchmarks import report
 from benchmarks.conversion import BARE, PROGRAMS
@@ -77,36 +74,3 @@ def test_texts_are_cut_and_no_row_is_missing(tmp_path, monkeypatch):
             assert program["rss_mb"] > 5
             assert (program["child_mb"] > 5) == (name == "stage_shared" and found["processes"] > 1)
     assert printed.count(f"| {report.NOT_INSTALLED} | not installed |") == 2
-
-
-def results() -> dict:
-    client = dict.fromkeys(
-        ("cpu_s_per_1k", "wall_s_per_1k", "cpu_of_engine", "efficiency", "rss_mb", "before_s",
-         "before_cpu_s", "after_s", "after_cpu_s", "rows", "max_in_flight"), 0.5,
-    )  # fmt: skip
-    clients = {name: {**client, "cpu_s_per_1k": n / 9} for n, name in enumerate(report.NAMES)}
-    part = {"command": "c", "date": "d", "machine": "m"}
-    scenario = {"in_flight": 8, "latency_ms": 5, "clients": clients}
-    return {"compare": {**part, "results": [scenario]}}
-
-
-def test_the_page_is_renewed_between_its_marks(tmp_path):
-    page = tmp_path / "page.md"
-    marked = "<!-- begin compare -->\nold\n<!-- end compare -->\nprose\n"
-    page.write_text(marked + marked.replace("compare", "dagster"))
-    report.write(page, results())
-    once = page.read_text()
-    assert "old" not in once
-    assert once.count("prose") == 2
-    report.write(page, results())
-    assert page.read_text() == once
-    plot = page.with_suffix(".svg").read_text()
-    assert all(name.replace("`", "") in plot for name in report.NAMES.values())
-    page.write_text("no place")
-    with pytest.raises(RuntimeError, match="compare"):
-        report.write(page, results())
-
-
-def test_the_page_has_a_place_for_every_block():
-    marks = re.findall(r"<!-- begin (\w+) -->\n", (ROOT / "docs/performance.md").read_text())
-    assert sorted(marks) == sorted([*report.TABLES, "margin"])
