@@ -123,6 +123,8 @@ def test_an_object_in_thinking_is_not_the_answer() -> None:
         (NUMBER, " -3.5 ", -3.5),
         (NUMBER, 3, 3.0),
         (RATING, "3", 3),
+        (RATING, " 3\x1f", 3),
+        (NUMBER, "3.5\x1c", 3.5),
         (RATING, "+3", 3),
         (RATING, 3.0, 3),
         ({"type": "string"}, "3", "3"),

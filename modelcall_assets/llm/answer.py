@@ -222,9 +222,10 @@ def _as_number(kind: str, value: Any) -> Any:
         return [_as_number(kind, item) for item in cast("list[Any]", value)]
     if isinstance(value, str):
         pattern = _INTEGER if kind == "integer" else _NUMBER
-        if not pattern.fullmatch(value.strip()):
+        text = value.strip()  # of more than int() takes away
+        if not pattern.fullmatch(text):
             return value
-        return int(value) if kind == "integer" else float(value)
+        return int(text) if kind == "integer" else float(text)
     if kind == "integer":
         return int(value) if isinstance(value, float) and value.is_integer() else value
     is_whole = isinstance(value, int) and not isinstance(value, bool)
