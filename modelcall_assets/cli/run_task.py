@@ -148,8 +148,8 @@ def _summary(
     lines += _rejected(steps, last, keys)
     lines += [
         f"  kept: {decode_key(key)}: the result of an earlier run, since this one did not make it"
-        for key, made in _manifests(steps, last, keys).items()
-        if key in behind and made is not None and made.accepted
+        for key in behind
+        if (made := result_of(steps.layout, last, key, rejected=True)) and made.accepted
     ]
     lines += _warnings(steps, keys)
     lines += (f"  warning: {warning}" for warning in display.warnings)

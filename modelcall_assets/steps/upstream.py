@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.steps.layout import Layout
+from modelcall_assets.steps.raw import MEMBERS
 from modelcall_assets.storage.files import file_digest, stat_file
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place
@@ -38,7 +39,7 @@ class Upstream(NamedTuple):
         content too. Those that are several files are looked at when their rows have been read."""
         place, version = self.place(manifest), manifest.output_version
         if manifest.output is None:
-            if "members" in manifest.detail:
+            if MEMBERS in manifest.detail:
                 return
             version = manifest.input.version
         if stat_file(place).version != version and file_digest(place) != digest_of(manifest):

@@ -60,7 +60,8 @@ class Verification:
             for stage in stages:
                 yield from self._outputs(stage, present)
                 if stage in ASKING:
-                    yield from self._journals(stage)
+                    for key in sorted(recorded_keys(self.steps.layout, [stage])):
+                        yield from _with_errors(stage, key, self._journal(stage, key))
             for key in sorted(recorded_keys(self.steps.layout, stages) - present):
                 what = "its input is gone or was renamed; what was made of it is kept"
                 fix = f"`{clean} --deleted-inputs` deletes it, if it is gone for good"
@@ -162,27 +163,19 @@ class Verification:
                 wrong = f"{file.uri}: {KILLED}, or that is damaged"
                 yield Finding(stage, file.key_path, wrong, "delete it, or run the task again")
 
-    def _journals(self, stage: str) -> Iterator[Finding]:
-        layout = self.steps.layout
-        for key in sorted(recorded_keys(layout, [stage])):
-            name = decode_key(key)
-            try:
-                with layout.journal_at(str(layout.journal_folder(stage, key))) as journal:
-                    lines, damaged = journal.verify()
-            except InputError as error:
-                yield Finding(stage, name, str(error), "see there")
-                continue
-            self.journal_lines[stage] += lines
-            for segment, count in damaged.items():
-                yield Finding(
-                    stage,
-                    name,
-                    f"{count:,} damaged lines in its journal: {layout.journal_folder(stage, key)}/"
-                    f"{segment}",
-                    "bring the segment back from a copy; else they count as if they had never come:"
-                    " delete the file's output and run the task again, which asks for those that "
-                    "are needed and leaves the damaged ones out; what no row needs may stay",
-                )
+    def _journal(self, stage: str, key: str) -> Iterator[Finding]:
+        folder = self.steps.layout.journal_folder(stage, key)
+        with self.steps.layout.journal_at(str(folder)) as journal:
+            lines, damaged = journal.verify()
+        self.journal_lines[stage] += lines
+        for segment, count in damaged.items():
+            wrong = f"{count:,} damaged lines in its journal: {folder}/{segment}"
+            fix = (
+                "bring the segment back from a copy; else they count as if they had never come: "
+                "delete the file's output and run the task again, which asks for those that are "
+                "needed and leaves the damaged ones out; what no row needs may stay"
+            )
+            yield Finding(stage, decode_key(key), wrong, fix)
 
 
 def _with_errors(stage: str, key: str, findings: Iterator[Finding]) -> Iterator[Finding]:

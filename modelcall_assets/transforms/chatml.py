@@ -319,7 +319,7 @@ def _checked_message(message: Any, column: str, place: int, options: ChatmlOptio
         raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
     if role not in _MAY_FOLLOW:
         message = {**message, "role": _role(role, f"{column}[{place}].role", options)}
-    message = without_nulls(message)
+    message = _with_said_fields(message)
     content = message.get("content")
     if isinstance(content, str):
         return message
@@ -330,15 +330,21 @@ def _checked_message(message: Any, column: str, place: int, options: ChatmlOptio
 
 def without_nulls(message: Message) -> Message:
     """A turn without the null fields that a columnar file gives it and the parts of its content."""
-    if None in message.values():
-        message = {
-            name: value for name, value in message.items() if value is not None or name == "content"
-        }
+    message = _with_said_fields(message)
     content = message.get("content")
     if isinstance(content, list):
         parts = [_without_nulls(part) for part in cast("list[Any]", content)]
         return {**message, "content": parts}
     return message
+
+
+def _with_said_fields(message: Message) -> Message:
+    """The turn without its own null fields, but that of its content."""
+    if None not in message.values():
+        return message
+    return {
+        name: value for name, value in message.items() if value is not None or name == "content"
+    }
 
 
 def _without_nulls(part: Any) -> Any:

@@ -72,13 +72,15 @@ class Universal:
         for name in self.required_fields:
             if not row.get(name):
                 return Dropped(f"{REQUIRED}{name}")
-        return row | dict.fromkeys(self.own_columns, self.source_name)
+        for name in self.own_columns:
+            row[name] = self.source_name
+        return row
 
     @property
     def own_columns(self) -> tuple[str, ...]:
         """None where the task says what is in it."""
-        named = self.field_mapping.keys() | self.computed_fields.keys()
-        return () if "source" in named else ("source",)
+        is_named = "source" in self.field_mapping or "source" in self.computed_fields
+        return () if is_named else ("source",)
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
         """Where each output column comes from, for input columns `names`."""
