@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.classify import (
     Answered,
     BadRecord,
@@ -132,7 +133,7 @@ def test_a_long_error_page_makes_a_short_detail() -> None:
 
 def test_a_completion_is_an_answer() -> None:
     completion = {"choices": [{"message": {"content": "x"}}, {"odd": 1}], "more": 1}
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_oddities_around_an_answer_cost_nothing(odd: bytes) -> None:
     for body in (whole, event):
         verdict = classify(replied(body))
         assert isinstance(verdict, Answered)
-        assert verdict.completion["choices"][0]["message"]["content"] == "a\ufffd \U0001f600"
+        assert verdict.answer.text == "a\ufffd \U0001f600"
 
 
 def test_a_stream_sent_twice_is_one_answer() -> None:
@@ -183,8 +184,8 @@ def test_a_stream_sent_twice_is_one_answer() -> None:
     body = b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks * 2)
     verdict = classify(replied(body))
     assert isinstance(verdict, Answered)
-    assert verdict.completion["choices"][0]["message"]["content"] == "x"
-    assert verdict.completion["usage"]["prompt_tokens"] == 1
+    assert verdict.answer.text == "x"
+    assert verdict.answer.usage.prompt_tokens == 1
 
 
 def in_body(error: Any) -> Any:
@@ -295,13 +296,13 @@ def test_numbers_of_providers_who_answer_with_200(
 )
 def test_a_number_that_is_no_error_beside_an_answer(beside: Any) -> None:
     completion = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], **beside}
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
 
 
 @pytest.mark.parametrize("error", [None, "", {}, [], False, 0, {"code": 0, "message": ""}])
 def test_an_error_that_says_nothing_is_none(error: Any) -> None:
     completion = {"choices": [{"message": {"content": "x"}, "error": error}], "error": error}
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_an_error_without_a_code_beside_a_whole_answer_is_none(error: Any) -> No
         "choices": [{"message": {"content": "x"}, "finish_reason": "stop"}],
         "error": error,
     }
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(completion)
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
     coded = {**completion, "error": {"code": "strange", "message": "m"}}
     assert isinstance(classify(Reply(200, {}, orjson.dumps(coded))), TryAgain)
     cut = {**completion, "choices": [{"message": {"content": "hal"}, "finish_reason": None}]}
@@ -359,7 +360,7 @@ def test_events_under_another_content_type_are_read() -> None:
         body = start + b"data: " + orjson.dumps(delta) + b"\r\n\r\ndata: [DONE]\r\n\r\n"
         verdict = classify(replied(body))
         assert isinstance(verdict, Answered)
-        assert verdict.completion["choices"][0]["message"]["content"] == "x"
+        assert verdict.answer.text == "x"
     cut = orjson.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": ""}]})
     assert reason(classify(replied(b"data: " + cut + b"\n\n"))) is Reason.DROPPED
     assert isinstance(classify(replied(b"data:" * 100_000)), TryAgain)

@@ -41,9 +41,8 @@ BUFFERS = 16 << 20
 
 def outcome(row: str, reply: Reply) -> str:
     match classify(reply):
-        case Answered(completion):
-            content = completion["choices"][0]["message"]["content"]
-            return OWN if content == row else f"the answer of {content}"
+        case Answered(answer):
+            return OWN if answer.text == row else f"the answer of {answer.text}"
         case TryAgain(failure) | BadRecord(failure):
             return failure.reason.value
         case Refused():

@@ -93,9 +93,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_reply_comes_back_whole(folder: Path) -> None:
-    entry = replace(
-        reply('{"é":1}', Address(KEY, 2, 3), status=400), attempts=4, latency_ms=0, endpoint="ü"
-    )
+    refused = reply('{"é":1}', Address(KEY, 2, 3), status=400)
+    entry = refused._replace(attempts=4, latency_ms=0, endpoint="ü")
     with Journal(folder, "a") as journal:
         position = journal.append(entry)
         assert journal.read(position) == entry

@@ -157,9 +157,8 @@ def delta(finish: str | None = None, index: int = 0, /, **fields: Any) -> dict[s
 
 
 def message_of(reply: Reply) -> dict[str, Any]:
-    verdict = classify(reply)
-    assert isinstance(verdict, Answered), reply
-    return verdict.completion["choices"][0]["message"]
+    assert isinstance(classify(reply), Answered), reply
+    return json.loads(reply.body)["choices"][0]["message"]
 
 
 def reason_of(reply: Reply) -> Reason:

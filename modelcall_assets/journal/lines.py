@@ -62,8 +62,7 @@ class Address(NamedTuple):
         return (int(self.key[:8], 16) ^ spread) & _HASH_MASK
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One journalled reply and what it took. `body` is the reply as received."""
 
     address: Address
@@ -158,6 +157,11 @@ def with_sum(line: bytes) -> bytes:
 def without_sum(line: bytes) -> bytes:
     """Of a sound line, without its closing brace too; what `with_sum` takes."""
     return line[: content_end(line)]
+
+
+def summed(line: bytes) -> bytes:
+    """A sound line; one of an older format gets its checksum."""
+    return line if line[_CRC_AT:].startswith(_CRC) else with_sum(without_sum(line))
 
 
 def content_end(line: bytes) -> int:

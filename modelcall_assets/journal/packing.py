@@ -8,7 +8,15 @@ from pathlib import Path
 
 import orjson
 
-from modelcall_assets.journal.lines import HERE, SEAL, Reference, kind_of, with_sum, without_sum
+from modelcall_assets.journal.lines import (
+    HERE,
+    SEAL,
+    Reference,
+    kind_of,
+    summed,
+    with_sum,
+    without_sum,
+)
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter
 from modelcall_assets.journal.segments import (
     PlainSegment,
@@ -82,23 +90,22 @@ class _Packing:
     def _take_lines(self, segment: Segment) -> None:
         moved = self._moved[segment.path.name] = _Moved(segment)
         for offset, kind, line in segment.lines():
-            line = without_sum(line)
             if kind >= 0:
-                line = with_sum(self._referring(line, segment.path.name))
+                line = self._referring(line, segment.path.name)
                 moved.note(offset, self._writer.add(line, kind))
             elif kind == SEAL:
-                self._writer.add(with_sum(line), kind)
+                self._writer.add(summed(line), kind)
 
     def _referring(self, line: bytes, segment: str) -> bytes:
         """The line, with its reference to the turn before as it is in the new segment. One to a
         reply that is lost leads nowhere."""
         end = line.index(b',"st":')
         if line.find(b',"p":', 0, end) < 0:
-            return line
+            return summed(line)
         head = orjson.loads(line[:end] + b"}")
         name, offset = head["p"]
         head["p"] = (HERE, self._new_offset((name or segment, offset)))
-        return orjson.dumps(head)[:-1] + line[end:]
+        return with_sum(orjson.dumps(head)[:-1] + without_sum(line)[end:])
 
     def _new_offset(self, reference: Reference) -> int:
         name, offset = reference

@@ -22,7 +22,8 @@ MOST_TOKENS = 2**53
 MOST_TOKENS_OF_A_REPLY = 10_000_000
 """A count beyond this, or below 0, is none: no model reads or writes so much at once."""
 
-_PLAIN = (str, int, bool, type(None))
+_SCALARS = frozenset(("string", "integer", "number", "boolean", "null"))
+_NUMERIC = ("integer", "number")
 _HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
@@ -87,26 +88,25 @@ class Answer:
     """As JSON text."""
 
     @classmethod
-    def of(cls, completion: Mapping[str, Any]) -> Answer:
+    def of(cls, completion: Mapping[str, Any], choice: Mapping[str, Any] | None = None) -> Answer:
         """`reasoning_content` and `reasoning` are two servers' names for one thing; a third way is
-        to have it among the parts of `content`."""
-        choice = first_choice(completion) or {}
+        to have it among the parts of `content`. `choice` is the first one, where that is known."""
+        choice = choice or first_choice(completion) or {}
         reason, given = choice.get("finish_reason"), choice.get("message")
         message = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-        content = message.get("content")
-        said = Texts(content) if type(content) is str else Texts.of(content)
+        said = Texts.of(message.get("content"))
         reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
         refusal = _text(message.get("refusal")) or said.refusal
         return cls(
-            text=said.answer or refusal,
-            reasoning=reasoning or said.thinking or None,
-            finish_reason=reason if isinstance(reason, str) else None,
-            usage=Usage.of(completion.get("usage")),
-            request_id=_text(completion.get("id")),
-            model=_text(completion.get("model")),
-            ending=ending_of(choice),
-            refusal=refusal,
-            tool_calls=None if message.keys().isdisjoint(CALLS) else tool_calls(message),
+            said.answer or refusal,
+            reasoning or said.thinking or None,
+            reason if isinstance(reason, str) else None,
+            Usage.of(completion.get("usage")),
+            _text(completion.get("id")),
+            _text(completion.get("model")),
+            ending_of(choice),
+            refusal,
+            None if message.keys().isdisjoint(CALLS) else tool_calls(message),
         )
 
 
@@ -130,13 +130,19 @@ class AnswerParser:
     may_call: bool = False
     _validator: Any = field(init=False, repr=False, compare=False)
     _numbers: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    """Keys that are to be, or to hold, integers or numbers → which."""
+    _integers: Sequence[str] = field(init=False, repr=False, compare=False)
+    """Keys that may have integers in them."""
 
     def __post_init__(self) -> None:
         if self.schema is not None:
             validator = jsonschema_rs.Draft202012Validator(_bounded(self.schema))
+            scalars = dict(_declared_scalars(self.schema))
+            numbers = {key: kind for key, kind in scalars.items() if kind in _NUMERIC}
             object.__setattr__(self, "_validator", validator)
-            numbers = dict(_declared_numbers(self.schema))
             object.__setattr__(self, "_numbers", numbers)
+            integers = [key for key in self.keys if scalars.get(key, "integer") == "integer"]
+            object.__setattr__(self, "_integers", integers)
 
     @cached_property
     def untyped(self) -> list[str]:
@@ -145,13 +151,9 @@ class AnswerParser:
         return [key for key in self.keys if _type_in(fields.get(key)) is None]
 
     def parse(self, answer: Answer) -> Outcome:
-        if answer.ending is Ending.FILTERED:
-            return Failure(Reason.CONTENT_FILTER, "the endpoint filtered the answer")
-        if answer.refusal.strip() or answer.ending is Ending.REFUSED:
-            said = answer.refusal or answer.text
-            return Failure(Reason.REFUSED, f"the model refused: {said.strip()[:1000]}")
-        if answer.ending is Ending.CUT_OFF:
-            return Failure(Reason.TRUNCATED, "the answer was cut off at the token limit")
+        is_plain = answer.ending is Ending.WHOLE and not answer.refusal
+        if not is_plain and (why := _no_whole_answer(answer)) is not None:
+            return why
         outcome = self._parse_text(answer) if self.schema is None else self._parse_json(answer.text)
         if isinstance(outcome, Failure) and answer.tool_calls:
             return Failure(
@@ -173,17 +175,25 @@ class AnswerParser:
             return Failure(Reason.EMPTY, "the answer is empty")
         if found is None:
             return Failure(Reason.NOT_AN_OBJECT, "the answer holds no JSON object")
-        missing = [key for key in self.keys if key in self.required and key not in found]
-        if missing:
-            return Failure(Reason.MISSING_KEYS, ", ".join(missing))
+        if missing := self.required - found.keys():
+            return Failure(Reason.MISSING_KEYS, ", ".join(filter(missing.__contains__, self.keys)))
         values = {key: found[key] for key in self.keys if key in found}
-        lost = _lost_digits(values, self._numbers, text)
+        lost = self._lost_digits(values, text) if self._integers else ""
         for key, kind in self._numbers.items():
             if key in values:
                 values[key] = _as_number(kind, values[key])
         if wrong := self._wrong_values(values) or lost:
             return Failure(Reason.WRONG_VALUE, wrong)
-        return Success({key: values.get(key, self.defaults.get(key)) for key in self.keys})
+        if len(values) < len(self.keys):
+            values = {key: values.get(key, self.defaults.get(key)) for key in self.keys}
+        return Success(values)
+
+    def _lost_digits(self, values: Mapping[str, Any], text: str) -> str:
+        """What is wrong with integers that 64 bits do not hold; else empty."""
+        huge = next((key for key in self._integers if _has_huge(values.get(key))), None)
+        if huge is not None and _HUGE.search(text):
+            return f"{huge}: an integer beyond 64 bits; write it as a string"
+        return ""
 
     def _wrong_values(self, values: Mapping[str, Any]) -> str:
         if None not in values.values() and self._validator.is_valid(values):
@@ -200,13 +210,24 @@ class AnswerParser:
         return "; ".join(wrong[:5])
 
 
-def _declared_numbers(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys that are to be, or to hold, integers or numbers, and which."""
+def _no_whole_answer(answer: Answer) -> Failure | None:
+    if answer.ending is Ending.FILTERED:
+        return Failure(Reason.CONTENT_FILTER, "the endpoint filtered the answer")
+    if answer.refusal.strip() or answer.ending is Ending.REFUSED:
+        said = answer.refusal or answer.text
+        return Failure(Reason.REFUSED, f"the model refused: {said.strip()[:1000]}")
+    if answer.ending is Ending.CUT_OFF:
+        return Failure(Reason.TRUNCATED, "the answer was cut off at the token limit")
+    return None
+
+
+def _declared_scalars(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys that are to be, or to hold, scalars of one type, and which."""
     fields = cast("dict[str, Any]", schema.get("properties", {}))
     for key, declared in fields.items():
         kind = _type_in(declared)
         kind = _type_in(declared.get("items")) if kind == "array" else kind
-        if kind in ("integer", "number"):
+        if kind in _SCALARS:
             yield key, kind
 
 
@@ -232,24 +253,12 @@ def _as_number(kind: str, value: Any) -> Any:
     return float(value) if is_whole else value
 
 
-def _lost_digits(values: Mapping[str, Any], numbers: Mapping[str, str], text: str) -> str:
-    """What is wrong with integers that 64 bits do not hold, but where a number is declared; else
-    empty."""
-    wrong = [
-        key
-        for key, value in values.items()
-        if type(value) not in _PLAIN and numbers.get(key) != "number" and _has_huge(value)
-    ]
-    if wrong and _HUGE.search(text):
-        return f"{wrong[0]}: an integer beyond 64 bits; write it as a string"
-    return ""
-
-
 def _has_huge(value: Any) -> bool:
+    if isinstance(value, str):
+        return False
     if isinstance(value, dict | list):
         held: Any = cast("Any", value)
-        held = held.values() if isinstance(value, dict) else held
-        return any(_has_huge(each) for each in held if type(each) is not str)
+        return any(map(_has_huge, held.values() if isinstance(value, dict) else held))
     return isinstance(value, float) and abs(value) >= 2**63
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
+from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.error import ErrorSaid, error_in
-from modelcall_assets.llm.message import NO_WHOLE_ANSWER, Ending, ending_of, first_choice, parsed
+from modelcall_assets.llm.message import NO_WHOLE_ANSWER, Ending, first_choice, parsed
 from modelcall_assets.llm.stream import BOM, FILTER_RESULTS
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
@@ -26,9 +27,9 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(slots=True)
 class Answered:
-    """A chat completion, parsed."""
+    """By a chat completion."""
 
-    completion: dict[str, Any]
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,12 @@ def _completion(reply: Reply) -> Verdict:
         return _failed(error.status, error, detail, reply.headers)
     if first is None:
         return _without_choice(reply, body)
-    ending = ending_of(first)
-    if ending is Ending.INTERRUPTED:
-        what = f"the endpoint ended the answer with finish_reason {first['finish_reason']!r:.100}"
+    answer = Answer.of(cast("dict[str, Any]", body), first)
+    if answer.ending is Ending.INTERRUPTED:
+        what = f"the endpoint ended the answer with finish_reason {answer.finish_reason!r:.100}"
         return TryAgain(Failure(Reason.INTERRUPTED, what), retry_after(reply.headers))
-    if isinstance(first.get("message"), dict) or ending in NO_WHOLE_ANSWER:
-        return Answered(cast("dict[str, Any]", body))
+    if isinstance(first.get("message"), dict) or answer.ending in NO_WHOLE_ANSWER:
+        return Answered(answer)
     return _bad_reply("the reply has no choices[0].message", reply.body)
 
 

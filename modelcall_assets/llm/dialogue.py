@@ -12,7 +12,7 @@ from modelcall_assets.llm.answer import Answer, AnswerParser, Usage, correction
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, classify
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.llm.transport import Reply
-from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, Reason
+from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, Reason, Success
 
 REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
 
@@ -23,22 +23,19 @@ Said = Answer | Failure
 
 def said(verdict: Answered | BadRecord) -> Said:
     """What a reply's verdict says to its record."""
-    return Answer.of(verdict.completion) if isinstance(verdict, Answered) else verdict.failure
+    return verdict.answer if isinstance(verdict, Answered) else verdict.failure
 
 
-class NotFinal(ValueError):
-    """A journalled reply that does not count: today it would be asked again."""
-
-
-def replayed(status: int, body: bytes) -> Said:
-    """The same from a journalled reply. NotFinal when it is judged otherwise than it was."""
+def replayed(status: int, body: bytes) -> Said | None:
+    """The same from a journalled reply. None for one that does not count: it is judged otherwise
+    than it was, and would be asked again today."""
     match classify(Reply(status, {}, body)):
-        case Answered() | BadRecord() as verdict:
-            return said(verdict)
-        case Refused(record=Failure() as failure):
+        case Answered(answer):
+            return answer
+        case BadRecord(failure) | Refused(record=Failure() as failure):
             return failure
-        case verdict:
-            raise NotFinal(f"a journalled reply must be final, not {verdict}")
+        case _:
+            return None
 
 
 @dataclass(slots=True)
@@ -65,7 +62,7 @@ class Rules:
                 return Finished(answer, None, usage)
             usage = answer.usage if number == 0 else usage + answer.usage
             outcome = self.parser.parse(answer)
-            if not self._mendable(outcome, number):
+            if isinstance(outcome, Success) or not self._mendable(outcome, number):
                 return Finished(outcome, answer, usage)
         return None
 
@@ -80,10 +77,9 @@ class Rules:
             )
         return request
 
-    def _mendable(self, outcome: Outcome, turn: int) -> bool:
+    def _mendable(self, mistake: Failure, turn: int) -> bool:
         return (
-            isinstance(outcome, Failure)
-            and outcome.reason in REPAIRABLE
+            mistake.reason in REPAIRABLE
             and self.parser.schema is not None
             and turn < self.max_repair_turns
         )

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.answer import Usage
 from modelcall_assets.llm.backoff import backoff
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict, classify
@@ -406,7 +405,7 @@ class _TokenEstimate:
         """The tokens that the endpoint counted; the estimate where it does not say."""
         if not isinstance(verdict, Answered):
             return 0
-        usage = Usage.of(verdict.completion.get("usage"))
+        usage = verdict.answer.usage
         if not usage.known:
             return self.of(payload)
         self.per_byte = _nearer(self.per_byte, usage.prompt_tokens / len(payload), 0.01)

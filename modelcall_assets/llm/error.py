@@ -132,7 +132,7 @@ def error_in(body: object, choice: Json | None = None) -> ErrorSaid | None:
     choice = choice or first_choice(outer)
     if not error and choice is not None:
         error = choice.get("error")
-    is_error = outer.get("object") == "error" or outer.get("type") == "error"
+    is_error = "error" in (outer.get("object"), outer.get("type"))
     if not error and not is_error and outer.get("choices"):
         return None
     inner = cast("Json", error) if isinstance(error, dict) else {}

@@ -70,7 +70,7 @@ class HttpExchange:
         self._parts: list[bytes] = []
         self._decoded: Body | None = None
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: memoryview) -> bool:
         """The last byte goes alone: a reply that is whole without it has something behind it."""
         self.heard += len(data)
         try:
@@ -169,7 +169,7 @@ class Tunnel:
         self.may_keep = False
         self._heard = b""
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: memoryview) -> bool:
         self._heard += data
         head, end, rest = self._heard.partition(b"\r\n\r\n")
         if len(head) > MOST_HEADER_BYTES:

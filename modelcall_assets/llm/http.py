@@ -86,9 +86,9 @@ class HttpClient:
         until, connection, sent = now + self._timeout_s, self._kept(now), 0
         try:
             if connection is not None:
-                exchange = connection.ask(request, self._most_body, now)
+                exchange = connection.ask(request, self._most_body, now, until)
                 try:
-                    return await self._reply(connection, exchange, until)
+                    return await self._reply(connection, exchange)
                 except NoReply as error:
                     was_closed = error.reason is Reason.DROPPED and not exchange.heard
                     if not was_closed or loop.time() - now > CLOSED_BEFORE_S:
@@ -96,34 +96,26 @@ class HttpClient:
                 finally:
                     sent += exchange.is_sent
             connection = await self._connect(until)
-            exchange = connection.ask(request, self._most_body, now)
+            exchange = connection.ask(request, self._most_body, now, until)
             sent += exchange.is_sent
-            response = await self._reply(connection, exchange, until)
+            response = await self._reply(connection, exchange)
         except NoReply as error:
             error.sent = sent
             raise
         response.sent = sent
         return response
 
-    async def _reply(
-        self, connection: _Connection, exchange: HttpExchange, until: float
-    ) -> Response:
-        loop = asyncio.get_running_loop()
-        timer = loop.call_at(until, self._time_out, exchange)
+    async def _reply(self, connection: _Connection, exchange: HttpExchange) -> Response:
         try:
             return await exchange.answer
         finally:
-            timer.cancel()
             if exchange.is_followed:
                 self._distrust()
             if connection.is_usable and self._may_keep:
-                connection.idle_since = loop.time()
+                connection.idle_since = asyncio.get_running_loop().time()
                 self._idle.append(connection)
             else:
                 connection.abort()
-
-    def _time_out(self, exchange: HttpExchange) -> None:
-        exchange.fail(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
 
     def _kept(self, now: float) -> _Connection | None:
         """The connection that has rested longest; None where a new one is to be opened."""
@@ -163,7 +155,7 @@ class HttpClient:
     async def _dial(self, to: SplitResult) -> _Connection:
         host, is_tls = _host(to), to.scheme == "https"
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self._open, self._distrust, self._buffer),
+            lambda: _Connection(self._open, self._distrust, self._buffer, self._timeout_s),
             host,
             to.port or _PORTS[to.scheme],
             ssl=self._tls if is_tls else None,
@@ -197,8 +189,8 @@ class _Listener(Protocol):
     may_keep: bool
     """Whether the connection is as good as before, once there is nothing more to come."""
 
-    def feed(self, data: bytes) -> bool:
-        """Whether there is more to come."""
+    def feed(self, data: memoryview) -> bool:
+        """Whether there is more to come. `data` is another's afterwards."""
         ...
 
     def lost(self, error: Exception | None) -> None: ...
@@ -211,9 +203,17 @@ class _Connection(asyncio.BufferedProtocol):
     for each read, as asyncio takes it by itself, costs as much as all that is done with a reply."""
 
     def __init__(
-        self, open_ones: set[_Connection], unasked: Callable[[], None], buffer: memoryview
+        self,
+        open_ones: set[_Connection],
+        unasked: Callable[[], None],
+        buffer: memoryview,
+        timeout_s: float,
     ) -> None:
         self._buffer = buffer
+        self._timeout_s = timeout_s
+        self._asked: HttpExchange | None = None
+        self._until = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self.idle_since = float("-inf")
         self._open_ones = open_ones
         self._unasked = unasked
@@ -225,9 +225,12 @@ class _Connection(asyncio.BufferedProtocol):
         """For another request."""
         return self._is_sound and self._listener is None
 
-    def ask(self, request: bytes, most_body: int, now: float) -> HttpExchange:
-        """The request goes out when the connection has rested."""
-        exchange = HttpExchange(most_body)
+    def ask(self, request: bytes, most_body: int, now: float, until: float) -> HttpExchange:
+        """The request goes out when the connection has rested, and fails `until` then."""
+        exchange = self._asked = HttpExchange(most_body)
+        self._until = until
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
         if (more := LEAST_REST_S - now + self.idle_since) > 0:
             asyncio.get_running_loop().call_later(more, self._send, exchange, request)
         else:
@@ -245,6 +248,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._listener = exchange
         exchange.is_sent = True
         self._transport.write(request)
+
+    def _on_alarm(self) -> None:
+        """One alarm goes off for the first of many requests; for each one they would cost more."""
+        self._alarm = None
+        if self._asked is None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._until:
+            self._alarm = loop.call_at(self._until, self._on_alarm)
+        else:
+            self._asked.fail(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
 
     async def open_tunnel(self, request: bytes) -> str:
         """The status that a proxy answers with. Raises OSError."""
@@ -277,18 +291,20 @@ class _Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        listener, data = self._listener, bytes(self._buffer[:nbytes])
+        listener = self._listener
         if listener is None:
             self.abort()
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
                 self._unasked()
-        elif not listener.feed(data):
-            self._listener = None
+        elif not listener.feed(self._buffer[:nbytes]):
+            self._listener = self._asked = None
             if not listener.may_keep or self._transport.get_write_buffer_size():
                 self._is_sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_sound = False
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._open_ones.discard(self)
         if self._listener is not None:
             self._listener.lost(exc)

@@ -32,6 +32,8 @@ _NAMED = re.compile(r"""["'”’]\s*:""")
 _NAMED_OBJECT = re.compile(r"""\{\s*["'“‘][^"'”’{}]*["'”’]\s*:""")
 _FENCED = re.compile(r"\s*(?:json)?\s*+([{\[].*)", re.DOTALL | re.IGNORECASE)
 _MOST_STRAYS = 16
+_SAFE_LEVELS = 200
+"""Any writer takes so many."""
 _QUOTE_OR_BRACKET = re.compile(r"""["{}\[\]]|(?<!\w)'|'(?!\w)""")
 _DOUBLED = re.compile(r"\{\s*(\{.*\})\s*\}", re.DOTALL)
 _decode = json.JSONDecoder(strict=False).decode
@@ -180,7 +182,8 @@ def _object(text: str) -> dict[str, Any] | None:
     too deep for a writer that puts it two levels down."""
     try:
         value: object = orjson.loads(text)
-        orjson.dumps([[value]])
+        if text.count("{") + text.count("[") > _SAFE_LEVELS:
+            orjson.dumps([[value]])
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None

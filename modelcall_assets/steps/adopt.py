@@ -129,7 +129,8 @@ def _reply(stage: Asking, row: Row) -> bytes | None:
     message = {"role": "assistant", "content": old.text, "reasoning_content": old.reasoning}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     body = encode({"object": ADOPTED, "choices": [choice], ADOPTED: old.kept}).rstrip()
-    finished = stage.rules.judge([replayed(200, body)])
+    turn = replayed(200, body)
+    finished = turn and stage.rules.judge([turn])
     if finished is None or not isinstance(finished.outcome, Success):
         return None
     found = finished.outcome.values

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.grading.values import SharedTypes
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
 from modelcall_assets.journal.occurrences import Addresses
-from modelcall_assets.llm.dialogue import Finished, NotFinal, Rules, Said, replayed
+from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason, Success
@@ -71,7 +71,7 @@ def standing_in(output: Place) -> Standing:
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pending:
     """A record whose dialogue goes on: its address, first request and the turns so far."""
 
@@ -132,7 +132,9 @@ class Replay:
                 break
         if last is None or finished is None:
             adopted = last is None and self.adopted(item)
-            return None if adopted else replace(item, known=last)
+            if adopted:
+                return None
+            return item if last is None else replace(item, known=last)
         stands = last.open_round or self.stands is not None
         if isinstance(finished.outcome, Failure) and not stands:
             return item
@@ -156,7 +158,8 @@ class Replay:
         self.tally.count(finished.outcome)
         if isinstance(outcome := finished.outcome, Success):
             self.reuse.keep(item.address, position)
-            self.types.note({key: outcome.values[key] for key in self.rules.parser.untyped})
+            if untyped := self.rules.parser.untyped:
+                self.types.note({key: outcome.values[key] for key in untyped})
 
     def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
         """The record has none; `position` is that of its last turn."""
@@ -205,7 +208,7 @@ class Replay:
         position = NO_REPLY
         for entry in entries:
             previous = self.journal.reference(position) if entry.turn else None
-            own = replace(entry, address=item.address, attempts=0, latency_ms=0, previous=previous)
+            own = entry._replace(address=item.address, attempts=0, latency_ms=0, previous=previous)
             position = self.journal.append(own)
         self._note_replayed()
         self.settle(item, position, finished)
@@ -218,7 +221,8 @@ class Replay:
 def said_in(entries: Sequence[Entry]) -> list[Said]:
     """What journalled replies say to their record, up to one that does not count."""
     turns: list[Said] = []
-    with suppress(NotFinal):
-        for entry in entries:
-            turns.append(replayed(entry.status, entry.body))
+    for entry in entries:
+        if (turn := replayed(entry.status, entry.body)) is None:
+            break
+        turns.append(turn)
     return turns

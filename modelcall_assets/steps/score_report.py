@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +40,9 @@ class ScoreReport:
     warnings: list[str] = field(default_factory=list[str])
     """What the call phase met that nobody asked for."""
     latencies_ms: array[int] = field(default_factory=lambda: array("I"))
-    histograms: dict[str, Counter[float]] = field(default_factory=dict[str, Counter[float]])
+    histograms: defaultdict[str, Counter[float]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
     sample: list[Row] = field(default_factory=list[Row])
     data_version: str = ""
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
@@ -77,7 +79,7 @@ class ScoreReport:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if math.isfinite(value):
-                self.histograms.setdefault(key, Counter())[value] += 1
+                self.histograms[key][value] += 1
 
     def add_usage(self, usage: Usage, cost: float | None) -> None:
         """What one row used, and what that cost; None is unknown."""
