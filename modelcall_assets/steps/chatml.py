@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+
+import orjson
 
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
@@ -17,7 +18,7 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.numbers import loads, loads_doubles
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.rows import read_items, sample_row
 from modelcall_assets.transforms.chatml import (
     ChatmlOptions,
@@ -92,10 +93,10 @@ def convert_split(
     """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
     read, or has a bad line and `reading` refuses those."""
     work = _Work(options)
-    write_lines(out, work.lines(islice(_items(files, reading), limit)))
+    write_lines(out, work.lines(files, reading, limit))
     return ChatmlReport(
-        rows_in=work.rows_out + work.dropped.total(),
-        rows_out=work.rows_out,
+        rows_in=work.rows_in,
+        rows_out=work.rows_in - work.dropped.total(),
         dropped=dict(work.dropped),
         failed=work.failed.total(),
         failed_by_reason=dict(work.failed),
@@ -106,41 +107,38 @@ def convert_split(
     )
 
 
-_Item = tuple[FileInfo, int, Row | BadLine, bytes | None]
-"""A row, its place, and its text where the file has it as a line of JSON."""
-
-
-def _items(files: Sequence[FileInfo], reading: Reading) -> Iterator[_Item]:
-    """With numbers as doubles: most conversations are texts, and the row is copied as it is."""
-    for file in files:
-        index = 0
-        for item, text in read_items(file.place, reading, read=loads_doubles):
-            if item is not None:
-                yield file, index, item, text
-                index += 1
-
-
 @dataclass
 class _Work:
     """Converts rows and counts what became of them."""
 
     options: ChatmlOptions
-    rows_out: int = 0
+    rows_in: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     first_failures: list[ListedFailure] = field(default_factory=list)
     turns: dict[int, int] = field(default_factory=dict)
     sample: list[Row] = field(default_factory=list)
 
-    def lines(self, items: Iterator[_Item]) -> Iterator[bytes]:
-        """The output, a line for each row that is not dropped."""
-        for file, index, item, text in items:
-            made = self._made(item, text)
-            if isinstance(made, Dropped):
-                self.dropped[made.rule] += 1
-                continue
-            self.rows_out += 1
-            yield self._failed(made, file, index, item, text) if isinstance(made, Failure) else made
+    def lines(
+        self, files: Sequence[FileInfo], reading: Reading, limit: int | None
+    ) -> Iterator[bytes]:
+        """The output, a line for each row that is not dropped. Most conversations are texts, and
+        the row is copied as it is: so numbers are read as doubles."""
+        for file in files:
+            first = self.rows_in
+            for item, text in read_items(file.place, reading, read=orjson.loads):
+                if item is None:
+                    continue
+                if self.rows_in == limit:
+                    return
+                self.rows_in += 1
+                made = self._made(item, text)
+                if isinstance(made, bytes):
+                    yield made
+                elif isinstance(made, Dropped):
+                    self.dropped[made.rule] += 1
+                else:
+                    yield self._failed(made, file, self.rows_in - first - 1, item, text)
 
     def _made(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
         if isinstance(item, BadLine):
@@ -177,6 +175,7 @@ class _Work:
 
 def _may_hold_numbers(made: Row) -> bool:
     """Whether it took more of its row than texts."""
-    return "tools" in made or any(
-        len(turn) > 2 or type(turn.get("content")) is not str for turn in made["messages"]
-    )
+    for turn in made["messages"]:
+        if len(turn) > 2 or type(turn.get("content")) is not str:
+            return True
+    return "tools" in made

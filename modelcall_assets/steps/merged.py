@@ -25,7 +25,7 @@ from modelcall_assets.steps.chatml import UNWRITABLE
 from modelcall_assets.storage.files import NewFile, matches
 from modelcall_assets.storage.formats import OURS, Reading, blank_lines
 from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.numbers import loads, loads_doubles
+from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows, sample_row
 from modelcall_assets.transforms.chatml import encode
@@ -183,7 +183,7 @@ class _Merge:
         """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
-        for item, line in read_items(place, self.reading, read=loads_doubles):
+        for item, line in read_items(place, self.reading, read=orjson.loads):
             if item is None:
                 count.blank += blank_lines(line or b"")
                 continue

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -138,9 +139,8 @@ def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     """Each line with its number, from 1, without a mark at its beginning. In place of what is over
     `MOST_LINE_BYTES` of one stands 0xff, which is in no UTF-8. Blank lines that follow one another
     may come as one, with the number of the last: there can be very many."""
-    number = 0
-    while line := lines.readline(MOST_LINE_BYTES + 1):
-        number += 1
+    more = 0
+    for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_BYTES + 1), b""), 1):
         if len(line) > MOST_LINE_BYTES and not line.endswith(b"\n"):
             line += b"\xff"
             while (rest := lines.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
@@ -152,8 +152,8 @@ def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
             ahead = lines.peek()
             blank = ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip())) + 1
             line += lines.read(blank)
-            number += ahead.count(b"\n", 0, blank)
-        yield number, line
+            more += ahead.count(b"\n", 0, blank)
+        yield number + more, line
 
 
 def blank_lines(line: bytes) -> int:

@@ -33,14 +33,12 @@ def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLi
     return row
 
 
-def parse_deep_line(
-    line: bytes, number: int, encoding: str = "utf-8", read: Callable[[bytes], Any] = loads
-) -> Row | BadLine | None:
+def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine | None:
     """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
     if not line or line.isspace():
         return None
     try:
-        row = read(line)
+        row = loads(line)
     except orjson.JSONDecodeError as error:
         return _bad(line, _why(line, number, encoding, error))
     if not isinstance(row, dict):

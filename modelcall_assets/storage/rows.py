@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -40,7 +39,7 @@ def read_items(
     read: Callable[[bytes], Any] = loads,
 ) -> Iterator[tuple[Row | BadLine | None, bytes | None]]:
     """`read_rows`, each with its line where the file is of lines; None for blank ones, which come
-    as `numbered` gives them."""
+    as `numbered` gives them. `read` may be `orjson.loads`, for a caller that copies the lines."""
     format_ = format_of(place)
     if format_.has_columns:
         start = 0
@@ -50,9 +49,13 @@ def read_items(
                 start += batch.num_rows
         return
     with open_lines(place, format_, reading) as file:
-        parse = line_parser(partial(parse_deep_line, read=read), place, reading)
+        parse = line_parser(parse_deep_line, place, reading)
         for number, line in numbered(file):
-            yield parse(line, number), line
+            try:
+                row = read(line)
+            except orjson.JSONDecodeError:
+                row = None
+            yield row if isinstance(row, dict) else parse(line, number), line
 
 
 def count_rows(place: Place, reading: Reading) -> int:

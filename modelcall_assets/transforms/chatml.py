@@ -211,14 +211,17 @@ def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     messages: list[Message] = []
     for place, turn in enumerate(_list(row, options, "conversations")):
         try:
-            value = turn["value"]
-            role = SPEAKERS.get(turn["from"])  # as nearly all are, in lower case
+            value, role = turn["value"], SPEAKERS[turn["from"]]  # as nearly all are, in lower case
         except (TypeError, KeyError):
-            role = value = None
+            value = role = None
+        if type(value) is str and len(turn) == 2:
+            if value:
+                messages.append({"role": role, "content": value})
+            continue
         if role is None or (type(value) is not str and value is not None):
             where = f"{options.column_mapping['conversations']}[{place}]"
             role, value = _unusual_turn(turn, where, options)
-        more = {name: turn[name] for name in _OF_TOOLS if turn.get(name)} if len(turn) > 2 else {}
+        more = {name: turn[name] for name in _OF_TOOLS if turn.get(name)}
         if value or more:
             messages.append({"role": role, "content": value, **more})
     return messages
