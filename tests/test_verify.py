@@ -123,6 +123,20 @@ def test_a_folder_at_an_outputs_place_is_one_finding_among_others(
     assert f"{project.output(B)}: not what scores published" in found and "2 findings" in found
 
 
+def test_a_manifest_that_cannot_be_looked_at_is_named(
+    project: Project, server: RehearsalServer
+) -> None:
+    assert run(project, "run-task", TASK).code == 0
+    path = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{A}.json"
+    path.unlink()
+    path.mkdir()
+    for command in ("verify", "run-task"):
+        found = run(project, command, TASK)
+        assert f"{path}: a folder where a file belongs; move it away" in told(found), command
+        assert "Traceback" not in found.out + found.err
+        assert found.code, command
+
+
 def test_what_it_costs_to_make_anew_depends_on_the_journal(
     project: Project, server: RehearsalServer
 ) -> None:

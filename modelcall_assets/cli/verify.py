@@ -47,5 +47,6 @@ def verify(task: Path) -> None:
         echo(f"{stage}{finding.name}: {finding.wrong}; {finding.fix}")
     if len(findings) > SHOWN:
         echo(f"… {len(findings) - SHOWN:,} more")
-    echo(f"{steps.spec.name}: {len(findings):,} findings" if findings else "all is sound")
+    count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
+    echo(f"{steps.spec.name}: {count}" if findings else "all is sound")
     sys.exit(1 if findings else 0)

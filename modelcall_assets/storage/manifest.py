@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelcall_assets.storage.files import read_bytes, write_bytes
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.trouble import explained
 
 MAKER = "maker"
 """In the detail of a merged file: the stage whose rows it holds."""
@@ -63,7 +64,8 @@ class Manifest(BaseModel):
 
 
 def read_manifest(place: Place) -> Manifest | None:
-    """None when absent or damaged: either way the output is not known to be complete."""
+    """None when absent or damaged: either way the output is not known to be complete. InputError
+    when it cannot be looked at."""
     try:
         return Manifest.model_validate_json(read_bytes(place))
     except (FileNotFoundError, ValidationError):
@@ -71,7 +73,8 @@ def read_manifest(place: Place) -> Manifest | None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return None
-        raise
+        with explained(place):
+            raise
 
 
 def write_manifest(place: Place, manifest: Manifest) -> None:
