@@ -323,3 +323,38 @@ def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
     home.rename(project.root / "away")
     again = run(project, "run-task", task)
     assert (again.code, "0 requests sent" in again.out) == (0, True), again
+
+
+class TestSlot:
+    """Of a pool, here the only one, so that a file of the task waits for the one before it."""
+
+    @pytest.mark.parametrize("is_claimed", [True, False])
+    def test_of_a_run_that_has_ended_holds_nobody_up(
+        self, project: Project, is_claimed: bool
+    ) -> None:
+        """Who marked the run of a killed process was killed before it had freed the slot."""
+        assert run(project, "run-task", str(project.task_file), "--file", "a.jsonl").code == 0
+        with open_instance(project.root) as instance:
+            ended, storage = instance.get_runs()[0], instance.event_log_storage
+            if is_claimed:
+                storage.claim_concurrency_slot("rate", ended.run_id, "rate__scores")
+            else:
+                storage.add_pending_step("rate", ended.run_id, "rate__scores", should_assign=True)
+        rest = run(project, "run-task", str(project.task_file))
+        assert (rest.code, "3 of 3 files scored" in rest.out) == (0, True), rest
+
+    def test_of_a_process_that_is_killed_goes_to_the_one_that_waits_for_it(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(latency_ms=100_000))
+        with project.start("run-task", str(project.task_file), "--file", "a.jsonl") as first:
+            until(lambda: server.stats()["in_flight"])
+            server.set_faults(Faults())
+            task = str(project.task_file)
+            with project.start("run-task", task, "--file", "deep/b.parquet") as second:
+                with open_instance(project.root) as instance:
+                    storage = instance.event_log_storage
+                    until(lambda: storage.get_concurrency_info("rate").pending_step_count)
+                first.kill()
+                out, err = second.communicate(timeout=60)
+        assert (second.returncode, "1 of 1 files scored" in out) == (0, True), out + err

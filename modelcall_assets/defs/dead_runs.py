@@ -9,8 +9,9 @@ import atexit
 import fcntl
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from uuid import uuid4
 
 import dagster as dg
@@ -19,8 +20,10 @@ from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
+from sqlalchemy.exc import OperationalError
 
 PROCESS_TAG = "modelcall/process"
+LOOK_EVERY_S = 5.0
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -62,15 +65,49 @@ def locked_executor(_: dg.InitExecutorContext) -> dg.Executor:
     return _LockedExecutor(retries=RetryMode.DISABLED)
 
 
+@contextmanager
+def dead_runs_ended(instance: dg.DagsterInstance) -> Iterator[None]:
+    """`end_dead_runs` now, and again and again meanwhile: a run may be killed while others wait
+    for its slot."""
+    end_dead_runs(instance)
+    is_over = Event()
+
+    def watch() -> None:
+        while not is_over.wait(LOOK_EVERY_S):
+            with suppress(OperationalError):  # of a database that is busy: the next look will do
+                end_dead_runs(instance)
+
+    thread = Thread(target=watch, name="dead runs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs of killed processes as failed and free their slots; gives their ids."""
+    """Mark runs of killed processes as failed and free their slots; gives their ids. Whoever did
+    that may have been killed in between, so that a run which has ended may have slots too."""
     ended: list[str] = []
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))
+    holders = _runs_with_slots(instance).difference(run.run_id for run in runs)
+    if holders:
+        runs = [*runs, *instance.get_runs(filters=dg.RunsFilter(run_ids=[*holders]))]
+    for run in runs:
         if _is_dead(instance, run):
-            instance.report_run_failed(run, "The process of this run was killed.")
+            if not run.is_finished:
+                instance.report_run_failed(run, "The process of this run was killed.")
+                ended.append(run.run_id)
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            ended.append(run.run_id)
     return ended
+
+
+def _runs_with_slots(instance: dg.DagsterInstance) -> set[str]:
+    """Those that hold one of a pool, or wait for one."""
+    storage = instance.event_log_storage
+    pools = map(storage.get_concurrency_info, storage.get_concurrency_keys())
+    return {each.run_id for pool in pools for each in (*pool.claimed_slots, *pool.pending_steps)}
 
 
 def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

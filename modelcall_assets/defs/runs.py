@@ -12,7 +12,7 @@ from dagster._core.events import RunFailureReason
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.config.spec import MERGED, RAW, RESPONSES, SCORES
-from modelcall_assets.defs.dead_runs import PROCESS_TAG, end_dead_runs, process_lock
+from modelcall_assets.defs.dead_runs import PROCESS_TAG, dead_runs_ended, process_lock
 from modelcall_assets.defs.partitions import partitions_of
 from modelcall_assets.defs.project import task_definitions
 from modelcall_assets.defs.stage import SYSTEMIC_KEY
@@ -51,13 +51,12 @@ class TaskRunner:
         """Stage after stage; a file that fails in one stage is left out of the next, and a group
         that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
         `again` asks also for failed rows of what is up to date or accepted now."""
-        end_dead_runs(self.instance)
         summary, wanted = RunSummary(), list(keys)
         in_set = self.steps.partitions(self.steps.stages[0])
         job = task_definitions(
             self.steps.spec, self.watcher
         ).resolve_implicit_global_asset_job_def()
-        with process_lock(self.instance) as process:
+        with process_lock(self.instance) as process, dead_runs_ended(self.instance):
             for stage in self.steps.stages:
                 asks = stage in (RESPONSES, SCORES)
                 if self.steps.partitions(stage) != in_set:
