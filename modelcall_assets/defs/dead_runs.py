@@ -20,7 +20,7 @@ from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 PROCESS_TAG = "modelcall/process"
 LOOK_EVERY_S = 5.0
@@ -74,7 +74,7 @@ def dead_runs_ended(instance: dg.DagsterInstance) -> Iterator[None]:
 
     def watch() -> None:
         while not is_over.wait(LOOK_EVERY_S):
-            with suppress(OperationalError):  # of a database that is busy: the next look will do
+            with suppress(DatabaseError):  # busy: the next look will do; damaged: the run tells it
                 end_dead_runs(instance)
 
     thread = Thread(target=watch, name="dead runs", daemon=True)
@@ -106,7 +106,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 def _runs_with_slots(instance: dg.DagsterInstance) -> set[str]:
     """Those that hold one of a pool, or wait for one."""
     storage = instance.event_log_storage
-    pools = map(storage.get_concurrency_info, storage.get_concurrency_keys())
+    pools = storage.get_concurrency_infos([*storage.get_concurrency_keys()]).values()
     return {each.run_id for pool in pools for each in (*pool.claimed_slots, *pool.pending_steps)}
 
 

@@ -98,15 +98,15 @@ class Answer:
         reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
         refusal = _text(message.get("refusal")) or said.refusal
         return cls(
-            said.answer or refusal,
-            reasoning or said.thinking or None,
-            reason if isinstance(reason, str) else None,
-            Usage.of(completion.get("usage")),
-            _text(completion.get("id")),
-            _text(completion.get("model")),
-            ending_of(choice),
-            refusal,
-            None if message.keys().isdisjoint(CALLS) else tool_calls(message),
+            text=said.answer or refusal,
+            reasoning=reasoning or said.thinking or None,
+            finish_reason=reason if isinstance(reason, str) else None,
+            usage=Usage.of(completion.get("usage")),
+            request_id=_text(completion.get("id")),
+            model=_text(completion.get("model")),
+            ending=ending_of(choice),
+            refusal=refusal,
+            tool_calls=None if message.keys().isdisjoint(CALLS) else tool_calls(message),
         )
 
 

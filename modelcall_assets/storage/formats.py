@@ -139,7 +139,7 @@ def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     """Each line with its number, from 1, without a mark at its beginning. In place of what is over
     `MOST_LINE_BYTES` of one stands 0xff, which is in no UTF-8. Blank lines that follow one another
     may come as one, with the number of the last: there can be very many."""
-    more = 0
+    joined = 0
     for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_BYTES + 1), b""), 1):
         if len(line) > MOST_LINE_BYTES and not line.endswith(b"\n"):
             line += b"\xff"
@@ -152,8 +152,8 @@ def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
             ahead = lines.peek()
             blank = ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip())) + 1
             line += lines.read(blank)
-            more += ahead.count(b"\n", 0, blank)
-        yield number + more, line
+            joined += ahead.count(b"\n", 0, blank)
+        yield number + joined, line
 
 
 def blank_lines(line: bytes) -> int:
