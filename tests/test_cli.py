@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a process of its own, in the project's folder."""
+"""The command line as a user meets it, in the project's folder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 import pty
 import re
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from unittest.mock import patch
 
 import pytest
 from conftest import Ended, Project, some_rows, until
 
+from modelcall_assets.cli.main import main
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
@@ -21,10 +26,33 @@ A, B, C = NAMES = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
 
 
 def run(project: Project, *arguments: str) -> Ended:
-    process = project.start(*arguments)
-    out, err = process.communicate(timeout=120)
-    assert "Traceback" not in out + err, out + err
-    return Ended(process.returncode, out, err)
+    """`modelcall …` in this process, in the project's folder."""
+    with (
+        chdir(project.root),
+        patch.dict(os.environ, {"COLUMNS": "120"}),
+        patch.object(sys, "argv", ["modelcall", *arguments]),
+        captured(1, "stdout") as out,
+        captured(2, "stderr") as err,
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    assert "Traceback" not in out() + err(), out() + err()
+    return Ended(ended.value.code or 0, out(), err())
+
+
+@contextmanager
+def captured(fd: int, name: str) -> Iterator[Callable[[], str]]:
+    """What is written to the descriptor, and to the stream of `sys`, meanwhile."""
+    with TemporaryFile() as file, closing(os.fdopen(os.dup(fd), "w")) as before:
+        os.dup2(file.fileno(), fd)
+        told = ""
+        try:
+            with open(fd, "w", closefd=False) as stream, patch.object(sys, name, stream):
+                yield lambda: told
+        finally:
+            os.dup2(before.fileno(), fd)
+            file.seek(0)
+            told = file.read().decode()
 
 
 def published(project: Project) -> list[str]:
