@@ -1,0 +1,338 @@
+"""A project on disk as tests build it, and `modelcall` in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import dagster as dg
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from modelcall_assets.cli.main import main
+from modelcall_assets.config.catalog import load_catalog, load_linked
+from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.project import project_definitions
+from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.steps.task_steps import TaskSteps
+
+Row = dict[str, Any]
+
+TASK = "configs/tasks/rate.yaml"
+MODEL_FILE, PROMPT_FILE = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
+A, B, C = NAMES = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
+"""The input files of the `project` fixture."""
+
+RATING: Row = {
+    "task_name": "rate",
+    "description": "Rates a few texts.",
+    "owners": ["team:tests"],
+    "data": {"input_folder": "data/in", "output_folder": "data/{task_name}/scores"},
+    "model": {"config_path": MODEL_FILE},
+    "prompt": {"config_path": PROMPT_FILE},
+    "concurrency": {"max_concurrent_requests": 4, "files_per_run": 10},
+}
+PREPROCESS: Row = {
+    "enabled": True,
+    "script_type": "universal",
+    "output_folder": "data/{task_name}/preprocessed",
+    "max_tokens": 8192,
+}
+MODEL: Row = {
+    "client_config": {
+        "base_url": "${REHEARSAL_BASE_URL}",
+        "api_key": "not-needed",
+        "timeout": 20,
+        "max_retries": 2,
+    },
+    "chat_config": {"model": "rehearsal-rater-1", "temperature": 0},
+}
+PROMPT: Row = {
+    "prompt_template": {
+        "system_text": "You judge texts and answer with one JSON object.",
+        "prompt_text": "Judge this text:\n{text}\n",
+    },
+    "output_config": {
+        "require_json": True,
+        "json_keys": ["score", "quality_tags", "recommended_use_case"],
+        "json_key_must_exists": ["score"],
+        "json_schema": {
+            "properties": {
+                "score": {"type": "integer", "minimum": 1, "maximum": 5},
+                "quality_tags": {"type": "array", "items": {"type": "string"}},
+                "recommended_use_case": {"type": "string"},
+            }
+        },
+    },
+}
+WORKSPACE = "load_from: [{python_module: {module_name: modelcall_assets.definitions}}]\n"
+
+CHATS, INS = "Chats/org_Chats-train.jsonl", "Ins/org_Ins-train.jsonl"
+"""The data sets of `write_chain`, converted."""
+ALL, ONLY_INS = "all.jsonl", "ins.jsonl"
+"""Its merge groups."""
+DATASETS: Row = {
+    "org/Chats": {
+        "configs": [None],
+        "format_style": "sharegpt",
+        "column_mapping": {"conversations": "conversations"},
+    },
+    "org/Ins": {
+        "format_style": "instruction_input",
+        "column_mapping": {"prompt": "instruction", "input": "input", "response": "output"},
+    },
+}
+GROUPS: Row = {
+    "merge_groups": [
+        {"name": "all", "output_file": ALL, "input_files": [CHATS, "Ins/*.jsonl"]},
+        {"name": "ins", "output_file": ONLY_INS, "input_files": ["org_Ins-train.jsonl"]},
+    ]
+}
+CHATML: Row = {
+    "dataset_config_path": "configs/distillation/datasets.yaml",
+    "input_dir": "data/sets",
+    "output_dir": "data/chatml",
+}
+MERGE: Row = {
+    "merge_config_path": "configs/distillation/groups.yaml",
+    "base_output_dir": "data/merged",
+}
+GENERATE: Row = {
+    "response_config_path": MODEL_FILE,
+    "output_path": "data/responses",
+    "concurrency": 4,
+}
+JUDGE: Row = {
+    "model": {"config_path": MODEL_FILE},
+    "prompt": {"config_path": PROMPT_FILE},
+    "output_dir": "data/scores",
+    "prompt_format_key": "text",
+}
+CONVERSATIONS = "talk.jsonl"
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
+    """`base` with `changes` laid over it, mapping by mapping."""
+    result = dict(base)
+    for key, value in changes.items():
+        deeper = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if deeper else value
+    return result
+
+
+def some_rows(count: int, word: str = "plain") -> list[Row]:
+    """Different texts whose ratings differ: every second one is commented code."""
+    code = '# What it does. And why.\ndef f{}(x):\n    """Adds one. Twice."""\n    return x + 1\n'
+    return [
+        {
+            "id": f"{word}-{number}",
+            "text": f"{word} {number} "
+            + (code.format(number) * 6 if number % 2 else "and no more"),
+        }
+        for number in range(count)
+    ]
+
+
+def turn(role: str, content: Any) -> Row:
+    return {"role": role, "content": content}
+
+
+def asked(text: str, **more: Any) -> Row:
+    """A conversation of one question."""
+    return {"messages": [turn("user", text)], **more}
+
+
+def chat(number: int, question: str = "") -> Row:
+    said = {
+        "system": "Be brief.",
+        "human": "Look it up.",
+        "gpt": "Looking.",
+        "tool": f"found {number}",
+        "user": question or f"chat {number}?",
+        "chatgpt": f"old answer {number}",
+    }
+    turns = [{"from": speaker, "value": value} for speaker, value in said.items()]
+    return {"id": f"c{number}", "conversations": turns}
+
+
+def instruction(number: int, what: str = "do") -> Row:
+    given = "with x" if number % 2 else ""
+    return {"instruction": f"{what} {number}", "input": given, "output": f"old answer {number}"}
+
+
+def until(what: Callable[[], object], seconds: float = 60, every: float = 0.02) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(every)
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Project:
+    """A project folder; the methods without `write_` read it as it is at that time."""
+
+    root: Path
+    task: str = "rate"
+    """The task that the methods are about."""
+    inputs: str = "data/in"
+
+    def write_task(self, changes: Mapping[str, Any] | None = None, file: str = "") -> Path:
+        """A task that rates."""
+        own = {"task_name": self.task, "data": {"input_folder": self.inputs}}
+        content = merged(merged(RATING, own), changes or {})
+        return self.write_yaml(f"tasks/{file or self.task}", content)
+
+    def write_steps(self, task_type: str = "data_distillation", **fields: Any) -> Path:
+        """A task of these steps; other fields as they are."""
+        content = {"task_name": self.task, "task_type": task_type, **fields}
+        return self.write_yaml(f"tasks/{self.task}", content)
+
+    def write_chain(self, encoding: str = "utf-8", **fields: Any) -> None:
+        """A task that converts, merges, answers and rates."""
+        self.write_yaml("distillation/datasets", DATASETS)
+        self.write_yaml("distillation/groups", GROUPS)
+        chatml = {**CHATML, "encoding": encoding}
+        steps = {"chatml_conversion": chatml, "jsonl_merge": MERGE, "generate_response": GENERATE}
+        self.write_steps(**steps, scores=JUDGE, **fields)
+
+    def write_generation(self, step: Mapping[str, Any] | None = None, **fields: Any) -> None:
+        """A task that only answers the conversations of `inputs`, one after another."""
+        generate = {**GENERATE, "input_path": self.inputs, "concurrency": 1, **(step or {})}
+        self.write_steps(**{"generate_response": generate, **fields})
+
+    def write_model(
+        self, changes: Mapping[str, Any] | None = None, file: str = "rehearsal"
+    ) -> Path:
+        return self.write_yaml(f"models/{file}", merged(MODEL, changes or {}))
+
+    def write_prompt(self, changes: Mapping[str, Any] | None = None, file: str = "quality") -> Path:
+        return self.write_yaml(f"prompts/{file}", merged(PROMPT, changes or {}))
+
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> Path:
+        path = self.root / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+        return path
+
+    def write_input(self, name: str, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
+        """JSONL or Parquet by the suffix; bytes are a line as it is."""
+        path = self.root / self.inputs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(list(rows)), path)
+        else:
+            lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
+            path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    def write_dataset(self, name: str, rows: Sequence[Row]) -> None:
+        path = self.root / "data/sets/org" / name / "train.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+
+    def clear_inputs(self) -> None:
+        for path in (self.root / self.inputs).rglob("*.*"):
+            path.unlink()
+
+    @property
+    def task_file(self) -> Path:
+        return self.root / "configs" / "tasks" / f"{self.task}.yaml"
+
+    def steps(self) -> TaskSteps:
+        return steps_of(load_linked(self.task_file, self.root))
+
+    def definitions(self) -> dg.Definitions:
+        return project_definitions(load_catalog(self.root))
+
+    def output(self, name: str, stage: str = "scores") -> Path:
+        """Where what is accepted of a partition is published."""
+        return Path(str(self.steps().layout.output_path(stage, name)))
+
+    def rejected(self, name: str, stage: str = "scores") -> Path:
+        """Where what is not accepted of a partition lies."""
+        return Path(str(self.steps().layout.output_path(stage, name, rejected=True)))
+
+    def result(self, name: str, stage: str = "scores") -> Path:
+        """What was accepted, else what was rejected."""
+        accepted = self.output(name, stage)
+        return accepted if accepted.exists() else self.rejected(name, stage)
+
+    def scores(self, name: str) -> list[Row]:
+        return pq.read_table(self.result(name)).to_pylist()
+
+    def lines(self, stage: str, name: str) -> list[Row]:
+        text = self.result(name, stage).read_bytes()
+        return [orjson.loads(line) for line in text.splitlines()]
+
+    def responses(self, name: str = CONVERSATIONS) -> list[Row]:
+        return self.lines("responses", name)
+
+    def materialize(
+        self, instance: dg.DagsterInstance, keys: Sequence[str] | None = None, **options: bool
+    ) -> RunSummary:
+        """All stages of the partitions, of all that there are unless `keys` are given."""
+        steps = self.steps()
+        present = add_new_files(instance, steps)
+        return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
+
+    def run(self, *arguments: str) -> Ended:
+        """`modelcall …` in this process, in the project's folder."""
+        with (
+            chdir(self.root),
+            patch.dict(os.environ, {"COLUMNS": "200"}),
+            patch.object(sys, "argv", ["modelcall", *arguments]),
+            _captured(1, "stdout") as out,
+            _captured(2, "stderr") as err,
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        assert "Traceback" not in out() + err(), out() + err()
+        return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """`python -m modelcall …` in the project's folder, a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "modelcall", *arguments],
+            **{
+                "cwd": self.root,
+                "env": {**os.environ, "COLUMNS": "200"},
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+                **options,
+            },
+        )
+
+
+@contextmanager
+def _captured(fd: int, name: str) -> Iterator[Callable[[], str]]:
+    """What is written to the descriptor, and to the stream of `sys`, meanwhile."""
+    with TemporaryFile() as file, closing(os.fdopen(os.dup(fd), "w")) as before:
+        os.dup2(file.fileno(), fd)
+        told = ""
+        try:
+            with open(fd, "w", closefd=False) as stream, patch.object(sys, name, stream):
+                yield lambda: told
+        finally:
+            os.dup2(before.fileno(), fd)
+            file.seek(0)
+            told = file.read().decode()
