@@ -32,16 +32,20 @@ Ask = Callable[[list[dict[str, str]]], Awaitable[str]]
 async def engine(task: str, option: str = "") -> None:
     """This project: JSONL → journal → Parquet, through the step that its assets call."""
     from modelcall_assets.config.catalog import find_root, load_task
-    from modelcall_assets.steps.progress import Tally
-    from modelcall_assets.steps.task_steps import TaskSteps
+    from modelcall_assets.stages.progress import Tally
+    from modelcall_assets.stages.scores import Scores
+    from modelcall_assets.stages.stage import Run
+    from modelcall_assets.stages.task import Task
 
-    steps, tally = TaskSteps(load_task(Path(task), find_root(Path(task).parent))), Tally()
+    loaded, tally = Task(load_task(Path(task), find_root(Path(task).parent))), Tally()
+    stage = loaded.find(Scores)
+    assert stage is not None
     if option == "traced":
         tracemalloc.start()
-    steps.raw(KEY)
-    async with steps.engine() as engine:
+    loaded.stage("raw").make(KEY, tally)
+    async with stage.engine() as engine:
         watch = asyncio.create_task(_report(tally)) if option == "watched" else None
-        await steps.scores(KEY, engine, tally, f"{os.getpid()}-{time.time_ns():x}")
+        await stage.answer(KEY, engine, Run(f"{os.getpid()}-{time.time_ns():x}", tally))
         if watch:
             watch.cancel()
     if option == "traced":

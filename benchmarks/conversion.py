@@ -20,9 +20,8 @@ import orjson
 
 from benchmarks.measure import CLIENT_CORE, start
 from benchmarks.stub import Stub
-from modelcall_assets.steps.chatml import convert_split
-from modelcall_assets.steps.layout import invalid_file_of
-from modelcall_assets.steps.merged import merge_group
+from modelcall_assets.stages.chatml import convert_split
+from modelcall_assets.stages.merged import invalid_file_of, merge_group
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
@@ -128,7 +127,7 @@ def chatml(folder: Path, output: Path, *, raw_data: bool = False, system: bool =
     files = [stat_file(folder / part) for part in PARTS]
     with publish(output) as out:
         report = convert_split(files, options, out)
-    return report.rows_out - report.failed
+    return report.rows - report.failed
 
 
 def merged(

@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.measure import CLIENT_CORE, CORES, ROOT, start
 from modelcall_assets.config.preprocess import Preprocess
-from modelcall_assets.steps.preprocess import preprocess
-from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.recipe import Recipe
-from modelcall_assets.steps.source import Part, Source
+from modelcall_assets.stages.preprocessed import preprocess
+from modelcall_assets.stages.raw import read_raw
+from modelcall_assets.stages.recipe import Recipe
+from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, tokenizer
 
@@ -285,10 +285,10 @@ def stage(path: Path, processes: int) -> dict[str, Any]:
     wall_s = time.monotonic() - began
     while active_children():  # only then is their time known
         time.sleep(0.01)
-    if report.rows_in != report.rows_out or report.failed:
-        raise RuntimeError(f"{report.rows_in} in, {report.rows_out} out, {report.failed} failed")
+    if report.rows_in != report.rows or report.failed:
+        raise RuntimeError(f"{report.rows_in} in, {report.rows} out, {report.failed} failed")
     took = {"wall_s": wall_s, "cpu_s": _cpu_s() - cpu, "version": report.data_version}
-    return {"rows": report.rows_out, **took}
+    return {"rows": report.rows, **took}
 
 
 def _cpu_s() -> float:

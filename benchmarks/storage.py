@@ -22,10 +22,10 @@ from benchmarks.listing_server import listing_server
 from benchmarks.measure import CLIENT_CORE, start
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.records.stores import StoreOptions
-from modelcall_assets.steps.preprocess import preprocess
-from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.recipe import Recipe
-from modelcall_assets.steps.source import Part, Source
+from modelcall_assets.stages.preprocessed import preprocess
+from modelcall_assets.stages.raw import read_raw
+from modelcall_assets.stages.recipe import Recipe
+from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.files import list_inputs, publish, stat_file
 from modelcall_assets.storage.places import Stores
 
@@ -138,7 +138,7 @@ def raw_and_preprocessed(folder: Path, config: Preprocess) -> int:
         seen = read_raw(stat_file(path))
         source = Source((Part(path.name, path, seen.digest),), seen.schema, seen.rows)
         with publish(folder / "out" / f"{path.stem}.parquet") as out:
-            rows += preprocess(source, Recipe(config, folder, "task.yaml"), out).rows_out
+            rows += preprocess(source, Recipe(config, folder, "task.yaml"), out).rows
     return rows
 
 

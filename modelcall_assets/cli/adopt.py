@@ -9,13 +9,13 @@ import click
 
 from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.selection import file_option, stage_of
-from modelcall_assets.cli.task_argument import task_argument, task_steps
-from modelcall_assets.config.spec import RAW
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.adopt import Adoption, look
-from modelcall_assets.steps.standing import others, read_note, write_note
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.adopt import Adoption, look
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.standing import others, read_note, write_note
 from modelcall_assets.storage.files import matches
 
 
@@ -37,20 +37,20 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
       modelcall adopt my_task.yaml
       modelcall run-task my_task.yaml
     """
-    steps = task_steps(task)
-    chosen = steps.stages if stage is None else [stage_of(steps, "adopt", stage)]
+    loaded = load(task)
+    chosen = loaded.stages if stage is None else [stage_of(loaded, "adopt", stage)]
     count, unreadable = 0, list[str]()
-    for each in (name for name in chosen if name != RAW):
-        for key in steps.keys(steps.partitions(each)):
+    for each in (stage for stage in chosen if stage.suffix):
+        for key in each.keys.now():
             if pattern is None or matches(decode_key(key), pattern):
                 try:
-                    for line in _adopted(steps, each, key, dry_run=dry_run):
+                    for line in _adopted(each, key, dry_run=dry_run):
                         echo(line)
                         count += 1
                 except InputError as error:
                     unreadable.append(str(error))
     if not count and not unreadable:
-        echo(f"{steps.spec.name}: nothing to adopt, every file is the task's own")
+        echo(f"{loaded.spec.name}: nothing to adopt, every file is the task's own")
     elif dry_run or not count:
         echo("nothing adopted" + ": --dry-run" * dry_run)
     else:
@@ -59,25 +59,24 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
         raise InputError("\n".join(unreadable))
 
 
-def _adopted(steps: TaskSteps, stage: str, key: str, *, dry_run: bool) -> Iterator[str]:
+def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[str]:
     """What is told of a partition that has something to take over."""
-    layout = steps.layout
-    found, asking = others(layout, stage, key), steps.asking(stage)
+    found = others(stage, key)
     if found is None:
         return
-    name, adoption = f"{stage} of {decode_key(key)}", Adoption()
+    name, adoption = f"{stage.name} of {decode_key(key)}", Adoption()
     there = ", ".join(map(str, found.places))
-    if asking is not None and found.is_new:
+    if isinstance(stage, AskingStage) and found.is_new:
         try:
-            for _ in look(asking, found.answers, adoption):
+            for _ in look(stage, found.answers, adoption):
                 pass
         except InputError as error:
             what = "it stays as it is; it is not adopted: mend it, or move it away to begin anew"
             raise InputError(f"{name}: {error}; {what}") from error
     if not dry_run:
-        note = read_note(layout, stage, key)
-        write_note(layout, stage, key, note.model_copy(update={"adopt": True}))
-    if asking is None:
+        note = read_note(stage, key)
+        write_note(stage, key, note.model_copy(update={"adopt": True}))
+    if not stage.asks:
         yield f"{name}: {there} will be kept, and made anew"
     elif not found.is_new:
         yield (

@@ -12,10 +12,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from modelcall_assets.cli.display import cell, echo
-from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.clean import (
+from modelcall_assets.stages.clean import (
     OLD_JOURNAL,
     Garbage,
     deleted_inputs,
@@ -24,8 +24,8 @@ from modelcall_assets.steps.clean import (
     old_journals,
     open_batches,
 )
-from modelcall_assets.steps.duplicates import forget
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.duplicates import forget
+from modelcall_assets.stages.task import Task
 
 SHOWN = 40
 
@@ -60,24 +60,24 @@ def clean(
       modelcall clean my_task.yaml --journal-older-than 90
       modelcall clean my_task.yaml --deleted-inputs --yes
     """
-    steps = task_steps(task)
+    loaded = load(task)
     if batches:
-        _give_up(steps, dry_run=dry_run, yes=yes)
+        _give_up(loaded, dry_run=dry_run, yes=yes)
         return
-    found = list(left_over(steps))
+    found = list(left_over(loaded))
     if gone:
-        found += deleted_inputs(steps, _partition_keys(steps))
+        found += deleted_inputs(loaded, _partition_keys(loaded))
     if days is not None:
         named = {journal for garbage in found for journal in garbage.journals}
-        found += (old for old in old_journals(steps, days) if not named.intersection(old.journals))
+        found += (old for old in old_journals(loaded, days) if not named.intersection(old.journals))
     if not found:
-        echo(f"{steps.spec.name}: nothing to delete")
+        echo(f"{loaded.spec.name}: nothing to delete")
         return
     _show(found)
     if dry_run:
         echo("nothing deleted: --dry-run")
     elif yes or _confirmed():
-        _delete(steps, found)
+        _delete(loaded, found)
     else:
         echo("nothing deleted")
 
@@ -100,12 +100,12 @@ def _show(found: Sequence[Garbage]) -> None:
         echo("without its journal a file that becomes out of date is asked again in full")
 
 
-def _give_up(steps: TaskSteps, *, dry_run: bool, yes: bool) -> None:
-    for key, note in (found := open_batches(steps)):
+def _give_up(task: Task, *, dry_run: bool, yes: bool) -> None:
+    for key, note in (found := open_batches(task)):
         name = note.id or "a batch without an id"
         echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
     if found and not dry_run and (yes or _confirmed()):
-        give_up_batches(steps)
+        give_up_batches(task)
         echo(f"given up: {len(found)}")
     else:
         echo("no batch given up")
@@ -118,9 +118,9 @@ def _confirmed() -> bool:
     return click.confirm("delete this?")
 
 
-def _delete(steps: TaskSteps, found: Sequence[Garbage]) -> None:
+def _delete(task: Task, found: Sequence[Garbage]) -> None:
     deleted = [garbage for garbage in found if garbage.delete()]
-    _forget(steps, [garbage for garbage in deleted if garbage.key is not None])
+    _forget(task, [garbage for garbage in deleted if garbage.key is not None])
     for garbage in found:
         if garbage not in deleted:
             echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
@@ -128,23 +128,20 @@ def _delete(steps: TaskSteps, found: Sequence[Garbage]) -> None:
     sys.exit(0 if len(deleted) == len(found) else 1)
 
 
-def _partition_keys(steps: TaskSteps) -> Sequence[str]:
+def _partition_keys(task: Task) -> Sequence[str]:
     from modelcall_assets.defs.instance import open_instance
-    from modelcall_assets.defs.partitions import files_of
 
-    with open_instance(steps.spec.root) as instance:
-        return instance.get_dynamic_partitions(files_of(steps.spec).name or "")
+    with open_instance(task.spec.root) as instance:
+        return instance.get_dynamic_partitions(task.stages[0].keys.name)
 
 
-def _forget(steps: TaskSteps, gone: Sequence[Garbage]) -> None:
+def _forget(task: Task, gone: Sequence[Garbage]) -> None:
     from modelcall_assets.defs.instance import open_instance
-    from modelcall_assets.defs.partitions import partitions_of
 
     if not gone:
         return
-    forget(steps.layout.duplicates_path, [garbage.key or "" for garbage in gone])
-    with open_instance(steps.spec.root) as instance:
+    forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
+    with open_instance(task.spec.root) as instance:
         for garbage in gone:
-            if steps.partitions_owner(garbage.stage) is steps:
-                name = partitions_of(steps, garbage.stage).name or ""
-                instance.delete_dynamic_partition(name, garbage.key or "")
+            if garbage.keys is not None and garbage.keys.task is task:
+                instance.delete_dynamic_partition(garbage.keys.name, garbage.key or "")

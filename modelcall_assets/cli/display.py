@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from modelcall_assets.steps.progress import Tally, Watcher
+from modelcall_assets.stages.progress import Tally, Watcher
 
 TERMINAL_EVERY_S = 0.25
 LOG_EVERY_S = 30.0

@@ -23,9 +23,9 @@ from modelcall_assets.cli.selection import (
     stage_option,
     where_option,
 )
-from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.steps.export import (
+from modelcall_assets.stages.export import (
     FileExport,
     Form,
     Keep,
@@ -33,8 +33,8 @@ from modelcall_assets.steps.export import (
     export_dialogues,
     export_file,
 )
-from modelcall_assets.steps.published import Published
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.published import Published
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
 
 SHOWN_FILES = 40
@@ -102,22 +102,22 @@ def export(
       modelcall export my_task.yaml --old-names
       modelcall export my_task.yaml --dialogue-log
     """
-    steps = task_steps(task)
+    loaded = load(task)
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(steps, "export", stage, pattern, rejected=rejected)
+    files = chosen_files(loaded, "export", stage, pattern, rejected=rejected)
     where = parsed_where("export", condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
         now = datetime.now()
-        folder = steps.layout.place(output or str(steps.spec.root / DIALOGUE_FOLDER))
+        folder = loaded.layout.place(output or str(loaded.spec.root / DIALOGUE_FOLDER))
         path = folder / now.strftime(DIALOGUE_NAME)
         count = export_dialogues(files, path, selection, now)
         echo(f"{count:,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    default = f"{steps.spec.output_folder}_export/{stage_of(steps, 'export', stage)}"
-    folder = steps.layout.place(output or default)
-    _check_targets(steps, files, folder, form)
+    default = f"{loaded.output_folder}_export/{stage_of(loaded, 'export', stage).name}"
+    folder = loaded.layout.place(output or default)
+    _check_targets(loaded, files, folder, form)
     if output is not None and not force:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
         refuse_existing("export", (folder / path for path in targets))
@@ -143,9 +143,9 @@ def _check_options(
         raise SetupError(wrong)
 
 
-def _check_targets(steps: TaskSteps, files: Sequence[Published], folder: Place, form: Form) -> None:
+def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: Form) -> None:
     """An export may not replace what the task reads or has published, nor one file another."""
-    for taken in map(str, map(steps.layout.folder, steps.stages)):
+    for taken in (str(stage.folder) for stage in task.stages):
         if f"{folder}/".startswith(f"{taken}/"):
             wrong = "the folder is one of the task's own"
             raise SetupError(

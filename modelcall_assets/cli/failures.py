@@ -16,13 +16,12 @@ from rich.table import Table
 from modelcall_assets.cli.display import cell, echo, echo_data
 from modelcall_assets.cli.run_task import run_files
 from modelcall_assets.cli.selection import chosen_files, file_option, stage_option
-from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import short
-from modelcall_assets.steps.published import FailedRow, Published, failed_rows
-from modelcall_assets.steps.task_steps import FILES
+from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 
 DETAIL_CHARS = 200
 
@@ -52,7 +51,7 @@ def failures(
       modelcall failures my_task.yaml --json | jq .record_id
     """
     _check_reason("failures", reason)
-    files = chosen_files(task_steps(task), "failures", stage, pattern, rejected=True)
+    files = chosen_files(load(task), "failures", stage, pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
     for row in _failed(files, reason):
@@ -83,12 +82,12 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
       modelcall retry my_task.yaml --reason timeout --file 'python/*'
     """
     _check_reason("retry", reason)
-    steps = task_steps(task)
-    files = chosen_files(steps, "retry", None, pattern, rejected=True)
+    loaded = load(task)
+    files = chosen_files(loaded, "retry", None, pattern, rejected=True)
     keys = [file.key for file in files if _has_failed(file, reason)]
     if not keys:
         why = f" for {reason}" if reason else ""
-        echo(f"{steps.spec.name}: no row failed{why}, nothing to do")
+        echo(f"{loaded.spec.name}: no row failed{why}, nothing to do")
         return
     if dry_run:
         for file in files:
@@ -97,10 +96,10 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
         return
 
     def choose(present: Sequence[str]) -> Sequence[str]:
-        is_of_files = steps.partitions(steps.stages[-1]) == FILES
-        return [key for key in present if key in keys] if is_of_files else present
+        is_of_groups = loaded.stages[-1].keys.of_groups
+        return present if is_of_groups else [key for key in present if key in keys]
 
-    sys.exit(run_files(steps, choose, again=True))
+    sys.exit(run_files(loaded, choose, again=True))
 
 
 def _check_reason(command: str, reason: str | None) -> None:

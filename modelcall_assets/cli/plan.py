@@ -12,22 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from modelcall_assets.cli.display import cell, echo
-from modelcall_assets.cli.task_argument import task_argument, task_steps
-from modelcall_assets.config.spec import MERGED, RAW, SCORES
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.preview import FilePlan, plan_file
-from modelcall_assets.steps.responses import ResponseStage
-from modelcall_assets.steps.scores import ScoreStage
-from modelcall_assets.steps.standing import CHANGED, NOT_OURS, others
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.preview import FilePlan, looks_up, plan_file
+from modelcall_assets.stages.standing import CHANGED, NOT_OURS, others
+from modelcall_assets.stages.task import Task
 
 SHOWN_FILES = 40
 MILLION = 1_000_000
 _TITLES = {"rows": "rows", "prompt_tokens": "prompt tokens", "journalled": "in journal"}
-
-
-Asking = ScoreStage | ResponseStage
 
 
 @click.command("plan")
@@ -47,21 +42,20 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     \b
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
-    steps = task_steps(task)
+    loaded = load(task)
     plans: list[FilePlan] = []
     unreadable: list[InputError] = []
-    for file in steps.inputs.files():
+    for file in loaded.inputs.files():
         try:
-            plans.append(plan_file(steps, file))
+            plans.append(plan_file(loaded, file))
         except InputError as error:
             unreadable.append(error)
     console = Console()
-    asking = steps.first_asking
-    console.print(_table(plans, _model_columns(asking)))
-    for line in _outlook(steps, plans, answer_tokens):
+    console.print(_table(plans, _model_columns(loaded)))
+    for line in _outlook(loaded, plans, answer_tokens):
         console.print(cell(line))
     try:
-        in_the_way = [*_in_the_way(steps)]
+        in_the_way = [*_in_the_way(loaded)]
     except InputError as error:
         in_the_way = []
         unreadable.append(error)
@@ -76,18 +70,18 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     sys.exit(1 if unreadable else 0)
 
 
-def _in_the_way(steps: TaskSteps) -> Iterator[str]:
+def _in_the_way(task: Task) -> Iterator[str]:
     """What others have left where the outputs belong, and what the next run does about it."""
-    for stage in (name for name in steps.stages if name != RAW):
-        for key in steps.keys(steps.partitions(stage)):
-            if (found := others(steps.layout, stage, key)) is None:
+    for stage in (each for each in task.stages if each.suffix):
+        for key in stage.keys.now():
+            if (found := others(stage, key)) is None:
                 continue
             does = "adopted" if found.adopts else "refused"
             does += "" if found.is_new else " when it is made anew"
             files = ", ".join(map(str, dict.fromkeys((*found.places, *found.answers))))
             whose = NOT_OURS if found.is_new else CHANGED
-            ways = "" if found.adopts else f"; see `modelcall adopt {steps.spec.file_name}`"
-            yield f"{does}: {stage} of {decode_key(key)}: {files} {whose}{ways}"
+            ways = "" if found.adopts else f"; see `modelcall adopt {task.spec.file_name}`"
+            yield f"{does}: {stage.name} of {decode_key(key)}: {files} {whose}{ways}"
 
 
 def _table(plans: list[FilePlan], of_model: Sequence[str]) -> Table:
@@ -108,27 +102,25 @@ def _table(plans: list[FilePlan], of_model: Sequence[str]) -> Table:
     return table
 
 
-def _model_columns(asking: Asking | None) -> list[str]:
+def _model_columns(task: Task) -> list[str]:
     """A journal is looked into where its partitions are the files."""
-    if asking is None:
+    asking = task.first_answering
+    if not isinstance(asking, AskingStage):
         return []
-    return ["prompt_tokens", "journalled"] if isinstance(asking, ScoreStage) else ["prompt_tokens"]
+    return ["prompt_tokens", "journalled"] if looks_up(task, asking) else ["prompt_tokens"]
 
 
-def _outlook(steps: TaskSteps, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
-    asking, left_out = steps.first_asking, _left_out(plans)
-    if steps.rule_stage is not None:
-        return [*left_out, f"to send: nothing; {steps.rule_stage.path} rates the rows"]
+def _outlook(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
+    asking, left_out = task.first_answering, _left_out(plans)
     if asking is None:
         return [*left_out, "to send: nothing; no step of the task asks a model"]
+    if not isinstance(asking, AskingStage):
+        return [*left_out, f"to send: nothing; {asking.about}"]
     lines = [*left_out, *_estimate(asking, plans, answer_tokens)]
-    if isinstance(asking, ScoreStage):
-        return lines
-    notes = (
-        ["before merging, and without what the journal answers"] if MERGED in steps.stages else []
-    )
-    notes += ["the judge's requests are not counted"] if SCORES in steps.stages else []
-    return [*lines, *notes]
+    if not looks_up(task, asking):
+        lines.append("before merging, and without what the journal answers")
+    later = [stage.name for stage in task.stages if stage.asks and stage is not asking]
+    return [*lines, *(f"the requests of {name} are not counted" for name in later)]
 
 
 def _left_out(plans: list[FilePlan]) -> list[str]:
@@ -145,14 +137,14 @@ def _left_out(plans: list[FilePlan]) -> list[str]:
     return lines
 
 
-def _estimate(asking: Asking, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
+def _estimate(asking: AskingStage, plans: list[FilePlan], answer_tokens: int | None) -> list[str]:
     """Cost of what the journal does not hold; the answers' length is the user's guess or a cap."""
     rows = sum(each.rows for each in plans)
     to_send = sum(max(0, each.rows - each.failed - each.journalled) for each in plans)
     askable = rows - sum(each.failed for each in plans)
     share = to_send / askable if askable > 0 else 0.0
     prompt = round(sum(each.prompt_tokens for each in plans) * share)
-    params, prices = asking.params, asking.prices
+    params, prices = asking.params, asking.model.prices.pair
     cap = params.get("max_tokens") or params.get("max_completion_tokens")
     answer = answer_tokens or cap
     lines = [f"to send: about {to_send:,} requests, {prompt:,} prompt tokens"]

@@ -12,18 +12,16 @@ from pathlib import Path
 import click
 
 from modelcall_assets.cli.display import RunDisplay, echo
-from modelcall_assets.cli.task_argument import task_argument, task_steps
-from modelcall_assets.config.spec import CHATML, MERGED, RESPONSES, SCORES
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
-from modelcall_assets.steps.published import result_of
-from modelcall_assets.steps.raw import WARNINGS
-from modelcall_assets.steps.task_steps import GROUPS, RAW, TaskSteps
+from modelcall_assets.stages.raw import WARNINGS
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
-_DONE = {CHATML: "converted", MERGED: "merged", RESPONSES: "answered", SCORES: "scored"}
 
 
 @click.command("run-task")
@@ -45,20 +43,20 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
-    steps = task_steps(task)
-    job, size = _job(steps, job_index, world_size)
+    loaded = load(task)
+    job, size = _job(loaded, job_index, world_size)
 
     def choose(keys: Sequence[str]) -> list[str]:
-        return _selected(steps, keys, pattern, job, size)
+        return _selected(loaded, keys, pattern, job, size)
 
-    sys.exit(run_files(steps, choose, fresh=fresh))
+    sys.exit(run_files(loaded, choose, fresh=fresh))
 
 
-def _job(steps: TaskSteps, index: int | None, asked: int | None) -> tuple[int, int]:
+def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
     """Which of how many jobs this is. A merge needs all files, so that one job does such a task;
     so does a job that is not told which one it is."""
-    size = asked or steps.spec.task.distributed.world_size or 1
-    if MERGED in steps.stages:
+    size = asked or task.spec.task.distributed.world_size or 1
+    if any(stage.gathers for stage in task.stages):
         if asked is not None and asked > 1:
             wrong = "a task that merges cannot be shared: each group needs all of its members"
             fix = "give each step a task file of its own, and share those that convert or answer"
@@ -69,7 +67,7 @@ def _job(steps: TaskSteps, index: int | None, asked: int | None) -> tuple[int, i
             wrong, expected = f"missing: which of the {size} jobs is this?", f"0 to {size - 1}"
             raise SetupError([Problem("modelcall run-task", "--job-index", wrong, expected)])
         told = f"distributed.world_size is {size}, but without --job-index this job takes all files"
-        echo(f"{steps.spec.name}: {told}", err=True)
+        echo(f"{task.spec.name}: {told}", err=True)
         size = 1
     if (index or 0) >= size:
         wrong = f"there is no job {index} among {size}"
@@ -78,7 +76,7 @@ def _job(steps: TaskSteps, index: int | None, asked: int | None) -> tuple[int, i
 
 
 def run_files(
-    steps: TaskSteps,
+    task: Task,
     choose: Callable[[Sequence[str]], Sequence[str]],
     *,
     fresh: bool = False,
@@ -88,18 +86,18 @@ def run_files(
     the exit code. With `again` files that are up to date have their failed rows asked again."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     from modelcall_assets.defs.instance import open_instance
-    from modelcall_assets.defs.partitions import add_new_files
+    from modelcall_assets.defs.partitions import add_new_keys
     from modelcall_assets.defs.runs import TaskRunner
 
-    steps.check_ready()
-    with open_instance(steps.spec.root) as instance:
-        keys = choose(add_new_files(instance, steps))
-        if not keys and not (MERGED in steps.stages and steps.keys(GROUPS)):
-            echo(f"{steps.spec.name}: no input files to work on")
+    task.check_ready()
+    with open_instance(task.spec.root) as instance:
+        keys = choose(add_new_keys(instance, task))
+        if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
+            echo(f"{task.spec.name}: no input files to work on")
             return 0
         started = time.monotonic()
         with RunDisplay() as display:
-            runner = TaskRunner(steps, instance, display.watcher)
+            runner = TaskRunner(task, instance, display.watcher)
             summary = runner.run(keys, fresh=fresh, again=again)
         seconds = time.monotonic() - started
     for message in summary.failed:
@@ -110,12 +108,12 @@ def run_files(
     if not any(summary.ran.values()):
         is_fine = not (summary.busy or summary.failed)
         nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
-    echo(_summary(steps, keys, summary.behind, nothing, display, seconds))
+    echo(_summary(task, keys, summary.behind, nothing, display, seconds))
     return 1 if summary.failed or summary.busy else 0
 
 
 def _selected(
-    steps: TaskSteps, keys: Sequence[str], pattern: str | None, job_index: int, world_size: int
+    task: Task, keys: Sequence[str], pattern: str | None, job_index: int, world_size: int
 ) -> list[str]:
     """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
     share = ceil(len(keys) / world_size)
@@ -124,14 +122,14 @@ def _selected(
         return own
     matching = [key for key in keys if matches(decode_key(key), pattern)]
     if not matching:
-        folder = steps.spec.input_folder
+        folder = task.spec.input_folder
         wrong = f"no input file under {folder} matches '{pattern}'"
         raise SetupError([Problem("modelcall run-task", "--file", wrong)])
     return [key for key in matching if key in own]
 
 
 def _summary(
-    steps: TaskSteps,
+    task: Task,
     keys: Sequence[str],
     behind: Sequence[str],
     nothing: str,
@@ -139,59 +137,56 @@ def _summary(
     seconds: float,
 ) -> str:
     """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
-    *before, last = (stage for stage in steps.stages if stage in _DONE)
-    lines = [_totals(steps, last, keys)]
+    *before, last = (stage for stage in task.stages if stage.done)
+    lines = [_totals(last, keys)]
     for stage in before:
-        if any(made is None or made.failed for made in _manifests(steps, stage, keys).values()):
-            lines.append(f"  {_totals(steps, stage, keys)}")
-        lines += _rejected(steps, stage, keys, f"{stage} of ")
-    lines += _rejected(steps, last, keys)
+        if any(made is None or made.failed for made in _manifests(stage, keys).values()):
+            lines.append(f"  {_totals(stage, keys)}")
+        lines += _rejected(stage, keys, f"{stage.name} of ")
+    lines += _rejected(last, keys)
     lines += [
         f"  kept: {decode_key(key)}: the result of an earlier run, since this one did not make it"
         for key in behind
-        if (made := result_of(steps.layout, last, key, rejected=True)) and made.accepted
+        if (made := last.latest(key)) and made.accepted
     ]
-    lines += _warnings(steps, keys)
+    lines += _warnings(task.stages[0], keys)
     lines += (f"  warning: {warning}" for warning in display.warnings)
     if not nothing:
-        lines += [line for stage in steps.stages for line in _adopted(steps, stage, keys)]
+        lines += [line for stage in task.stages for line in _adopted(stage, keys)]
     if nothing:
         lines.append(f"{nothing}, no request was sent")
-    elif steps.rule_stage is not None:
-        lines.append(f"rated by {steps.rule_stage.path} in {seconds:.1f} s, no model was asked")
-    elif last in (CHATML, MERGED):
-        lines.append(f"{_DONE[last]} in {seconds:.1f} s, no model was asked")
+    elif not last.asks:
+        lines.append(f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}")
     else:
         rate = f" ({display.requests / seconds:,.0f}/s)" if display.requests else ""
         lines.append(
             f"{display.requests:,} requests sent in {seconds:.1f} s{rate}, "
             f"{display.replayed:,} rows answered from the journal"
         )
-    lines.append(f"{last}: {steps.spec.output_folder}")
+    lines.append(f"{last.name}: {last.folder}")
     return "\n".join(lines)
 
 
-def _manifests(steps: TaskSteps, stage: str, keys: Sequence[str]) -> dict[str, Manifest | None]:
+def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
     """The latest results, accepted or not, of the selected keys of the first stage, or of all the
     stage has where these are others."""
-    has_others = steps.partitions(stage) != steps.partitions(steps.stages[0])
-    own = steps.keys(steps.partitions(stage)) if has_others else keys
-    return {key: result_of(steps.layout, stage, key, rejected=True) for key in own}
+    has_others = stage.keys is not stage.task.stages[0].keys
+    return {key: stage.latest(key) for key in (stage.keys.now() if has_others else keys)}
 
 
-def _rejected(steps: TaskSteps, stage: str, keys: Sequence[str], of: str = "") -> list[str]:
+def _rejected(stage: Stage, keys: Sequence[str], of: str = "") -> list[str]:
     return [
         f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
-        for key, made in _manifests(steps, stage, keys).items()
+        for key, made in _manifests(stage, keys).items()
         if made is not None and not made.accepted
     ]
 
 
-def _adopted(steps: TaskSteps, stage: str, keys: Sequence[str]) -> Iterator[str]:
+def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
     """What became of files that were not ours."""
-    for key, made in _manifests(steps, stage, keys).items():
+    for key, made in _manifests(stage, keys).items():
         detail = made.detail if made is not None else {}
-        name = f"{stage} of {decode_key(key)}"
+        name = f"{stage.name} of {decode_key(key)}"
         if adopted := detail.get("adopted"):
             torn = adopted["torn"]
             text = f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
@@ -201,9 +196,9 @@ def _adopted(steps: TaskSteps, stage: str, keys: Sequence[str]) -> Iterator[str]
             yield f"  set aside: {name}: the file that was there is kept as {aside}"
 
 
-def _warnings(steps: TaskSteps, keys: Sequence[str]) -> list[str]:
-    """What `raw` found in the files."""
-    manifests = ((key, read_manifest(steps.layout.manifest_path(RAW, key))) for key in keys)
+def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
+    """What the first stage found in the files."""
+    manifests = ((key, read_manifest(first.manifest_path(key))) for key in keys)
     found = [
         f"  warning: {decode_key(key)}: {warning}"
         for key, manifest in manifests
@@ -214,14 +209,13 @@ def _warnings(steps: TaskSteps, keys: Sequence[str]) -> list[str]:
     return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
 
 
-def _totals(steps: TaskSteps, stage: str, keys: Sequence[str]) -> str:
-    found = _manifests(steps, stage, keys)
+def _totals(stage: Stage, keys: Sequence[str]) -> str:
+    found = _manifests(stage, keys)
     manifests = [manifest for manifest in found.values() if manifest is not None]
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
     reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
-    what = "merge groups" if steps.partitions(stage) == GROUPS else "files"
     accepted = sum(manifest.accepted for manifest in manifests)
-    text = f"{accepted} of {len(found)} {what} {_DONE[stage]}: {rows:,} rows, "
+    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
     text += f"{ok:,} succeeded, {rows - ok:,} failed"
     by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
     text += f" ({by_reason})" if by_reason else ""

@@ -9,9 +9,10 @@ import click
 from modelcall_assets.cli.display import echo
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.steps.export import check_columns
-from modelcall_assets.steps.published import Published, published_files
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.export import check_columns
+from modelcall_assets.stages.published import Published, published_files
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
 from modelcall_assets.transforms.where import Where
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
@@ -32,24 +33,25 @@ where_option = click.option(
 
 
 def chosen_files(
-    steps: TaskSteps, command: str, stage: str | None, pattern: str | None, *, rejected: bool
+    task: Task, command: str, stage: str | None, pattern: str | None, *, rejected: bool
 ) -> list[Published]:
     """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
     are named on standard error."""
-    files = published_files(steps, stage_of(steps, command, stage), pattern, rejected=rejected)
+    files = published_files(stage_of(task, command, stage), pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:
             echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
     return files
 
 
-def stage_of(steps: TaskSteps, command: str, stage: str | None) -> str:
+def stage_of(task: Task, command: str, name: str | None) -> Stage:
     """The stage of that name, else the last one."""
-    if stage is not None and stage not in steps.stages:
-        fix, expected = did_you_mean(stage, steps.stages), ", ".join(steps.stages)
-        wrong = f"{steps.spec.name} has no such asset"
-        raise SetupError([Problem(f"modelcall {command}", "--stage", wrong, expected, stage, fix)])
-    return stage or steps.stages[-1]
+    names = [stage.name for stage in task.stages]
+    if name is not None and name not in names:
+        fix, expected = did_you_mean(name, names), ", ".join(names)
+        wrong = f"{task.spec.name} has no such asset"
+        raise SetupError([Problem(f"modelcall {command}", "--stage", wrong, expected, name, fix)])
+    return task.stages[-1] if name is None else task.stage(name)
 
 
 def parsed_where(command: str, condition: str | None, files: Sequence[Published]) -> Where | None:

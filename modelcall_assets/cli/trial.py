@@ -15,21 +15,19 @@ import click
 import orjson
 
 from modelcall_assets.cli.display import echo
-from modelcall_assets.cli.task_argument import task_argument, task_steps
+from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.config.catalog import load_model
-from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.config.spec import RESPONSES, SCORES
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.outcome import Dropped, Failure, Outcome
 from modelcall_assets.records.record import Row
-from modelcall_assets.steps.distillation_steps import steps_of
-from modelcall_assets.steps.preview import first_rows
-from modelcall_assets.steps.replay import Asked
-from modelcall_assets.steps.rule_scores import rate
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.preview import first_rows
+from modelcall_assets.stages.replay import Asked
+from modelcall_assets.stages.scorer_scores import ScorerScores, rate
+from modelcall_assets.stages.task import Task
 
 SCANNED_PER_ROW = 20
 
@@ -52,25 +50,28 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     \b
       modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
     """
-    steps = task_steps(task)
-    if steps.rule_stage is not None:
+    loaded = load(task)
+    if (stage := loaded.find(ScorerScores)) is not None:
         if model is not None:
             raise SetupError([Problem("modelcall try", "--model", "the task has a scorer")])
-        scorer, outcomes = steps.rule_stage.scorer(), list[Outcome]()
-        for number, row in enumerate(_first(steps, pattern, rows), start=1):
+        scorer, outcomes = stage.scorer(), list[Outcome]()
+        for number, row in enumerate(_first(loaded, pattern, rows), start=1):
             _show_row(number, row)
             outcomes.append(row if isinstance(row, Failure) else rate(scorer, row))
             _show_outcome(outcomes[-1])
         _end(outcomes)
-    if model is not None:
-        steps = _with_model(steps, load_model(model, steps.spec.root))
-    asking = steps.first_asking
-    if asking is None:
+    asking = loaded.first_answering
+    if not isinstance(asking, AskingStage):
         wrong = "no step of this task asks a model"
-        raise SetupError([Problem(steps.spec.file_name, "", wrong, fix="use `modelcall plan`")])
-    first = _first(steps, pattern, rows)
+        raise SetupError([Problem(loaded.spec.file_name, "", wrong, fix="use `modelcall plan`")])
+    if model is not None:
+        changed = {asking.model_in: load_model(model, loaded.spec.root)}
+        loaded = Task(replace(loaded.spec, **changed))
+        asking = loaded.first_answering
+        assert isinstance(asking, AskingStage)
+    first = _first(loaded, pattern, rows)
     asks = [row if isinstance(row, Failure) else asking.ask(row) for row in first]
-    results = asyncio.run(_ask_all(steps, asking.rules, asks))
+    results = asyncio.run(_ask_all(asking, asks))
     for number, (asked, (replies, outcome)) in enumerate(zip(asks, results, strict=True), start=1):
         _show_dialogue(number, asked, replies)
         _show_outcome(outcome)
@@ -83,29 +84,21 @@ def _end(outcomes: Sequence[Outcome]) -> NoReturn:
     sys.exit(0 if ok else 1)
 
 
-def _first(steps: TaskSteps, pattern: str, rows: int) -> list[Row | Failure]:
+def _first(task: Task, pattern: str, rows: int) -> list[Row | Failure]:
     """Of the first matching file with rows that preprocessing keeps."""
-    for file in steps.inputs.files():
+    for file in task.inputs.files():
         if fnmatchcase(file.key_path, pattern):
-            found = first_rows(steps, file, rows * SCANNED_PER_ROW)
+            found = first_rows(task, file, rows * SCANNED_PER_ROW)
             kept = (row for row in found if not isinstance(row, Dropped))
             if first := list(islice(kept, rows)):
                 return first
-    wrong = f"no rows under {steps.spec.input_folder} in a file that matches '{pattern}'"
-    raise SetupError([Problem(steps.spec.file_name, "data.input_folder", wrong)])
+    wrong = f"no rows under {task.spec.input_folder} in a file that matches '{pattern}'"
+    raise SetupError([Problem(task.spec.file_name, "data.input_folder", wrong)])
 
 
-def _with_model(steps: TaskSteps, model: ModelConfig) -> TaskSteps:
-    """The task with another model in its first stage that asks one."""
-    is_generator = RESPONSES in steps.stages
-    return steps_of(replace(steps.spec, **{"generator" if is_generator else "model": model}))
-
-
-async def _ask_all(
-    steps: TaskSteps, rules: Rules, asks: Sequence[Asked]
-) -> list[tuple[list[str], Outcome]]:
-    async with steps.engine(RESPONSES if RESPONSES in steps.stages else SCORES) as engine:
-        return await asyncio.gather(*(_converse(rules, engine, asked) for asked in asks))
+async def _ask_all(asking: AskingStage, asks: Sequence[Asked]) -> list[tuple[list[str], Outcome]]:
+    async with asking.engine() as engine:
+        return await asyncio.gather(*(_converse(asking.rules, engine, each) for each in asks))
 
 
 async def _converse(rules: Rules, engine: Engine, asked: Asked) -> tuple[list[str], Outcome]:

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from modelcall_assets.cli.display import echo
-from modelcall_assets.cli.task_argument import task_argument, task_steps
-from modelcall_assets.steps.clean import ASKING
-from modelcall_assets.steps.verify import Verification
+from modelcall_assets.cli.task_argument import load, task_argument
+from modelcall_assets.stages.verify import Verification
 
 SHOWN = 200
 
@@ -29,18 +28,19 @@ def verify(task: Path) -> None:
     \b
       modelcall verify configs/tasks/my_task.yaml
     """
-    steps = task_steps(task)
-    verification = Verification(steps)
+    loaded = load(task)
+    verification = Verification(loaded)
     findings = list(verification.findings())
     table = Table()
     table.add_column("asset")
     for name in ("outputs", "rows", "journal lines", "findings"):
         table.add_column(name, justify="right")
-    for stage in steps.stages:
-        found = sum(finding.stage == stage for finding in findings)
-        lines = f"{verification.journal_lines[stage]:,}" if stage in ASKING else ""
-        counts = (verification.outputs[stage], verification.rows[stage])
-        table.add_row(stage, *(f"{count:,}" for count in counts), lines, f"{found:,}")
+    for stage in loaded.stages:
+        name = stage.name
+        found = sum(finding.stage == name for finding in findings)
+        lines = f"{verification.journal_lines[name]:,}" if stage.answers else ""
+        counts = (verification.outputs[name], verification.rows[name])
+        table.add_row(name, *(f"{count:,}" for count in counts), lines, f"{found:,}")
     Console().print(table)
     for finding in findings[:SHOWN]:
         stage = f"{finding.stage}: " if finding.stage else ""
@@ -48,5 +48,5 @@ def verify(task: Path) -> None:
     if len(findings) > SHOWN:
         echo(f"… {len(findings) - SHOWN:,} more")
     count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
-    echo(f"{steps.spec.name}: {count}" if findings else "all is sound")
+    echo(f"{loaded.spec.name}: {count}" if findings else "all is sound")
     sys.exit(1 if findings else 0)

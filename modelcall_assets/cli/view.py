@@ -20,7 +20,7 @@ from modelcall_assets.cli.selection import (
     stage_option,
     where_option,
 )
-from modelcall_assets.cli.task_argument import task_steps
+from modelcall_assets.cli.task_argument import load
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
@@ -101,7 +101,7 @@ def _is_task(source: Path) -> bool:
 def _of_task(
     task: Path, stage: str | None, pattern: str | None, condition: str | None, *, rejected: bool
 ) -> Iterator[Placed]:
-    files = chosen_files(task_steps(task), "view", stage, pattern, rejected=rejected)
+    files = chosen_files(load(task), "view", stage, pattern, rejected=rejected)
     where = parsed_where("view", condition, files)
     for file in files:
         file.check()

@@ -55,6 +55,11 @@ class ChatmlStep(Block):
     encoding: Encoding = "utf-8"
     """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
+    @property
+    def on_empty_file(self) -> OnEmptyFile:
+        """A split may have no rows."""
+        return "accept"
+
 
 class MergeStep(Block):
     """Files of conversations, merged by group."""
@@ -143,11 +148,19 @@ class DistillationTask(TaskFile):
     responses, else of the last step."""
 
     @property
-    def first_step(self) -> ChatmlStep | MergeStep | ResponsesStep:
-        """The one that reads what is not of this task."""
+    def reads(self) -> ChatmlStep | MergeStep | ResponsesStep:
+        """The step that reads what is not of this task, and says how its lines are read."""
         first = self.chatml_conversion or self.jsonl_merge or self.generate_response
         assert first is not None
         return first
+
+    @property
+    def input_field(self) -> str:
+        """Where the file says what the task reads."""
+        if self.chatml_conversion is not None:
+            return "chatml_conversion.input_dir"
+        merges = self.jsonl_merge is not None
+        return "jsonl_merge.base_input_dir" if merges else "generate_response.input_path"
 
     @property
     def rated(self) -> JudgeStep:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.distillation import DistillationTask, JudgeStep, step_folders
-from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.environment import Environment
 from modelcall_assets.config.merge_groups import MergeGroup
 from modelcall_assets.config.model import ModelConfig
@@ -97,17 +96,6 @@ class TaskSpec:
         folder = self.input_folder
         return is_data_file(folder) and not is_bucket(folder)
 
-    def adopts(self, stage: str) -> bool:
-        """Whether the file says, as those of the old system do, that a stage goes on with the
-        results that lie at its output's place."""
-        step = self.task.generate_response if isinstance(self.task, DistillationTask) else None
-        return stage == RESPONSES and bool(step and (step.resume_mode or step.retry_mode))
-
-    def asks(self, stage: str) -> bool:
-        """Whether a stage asks a model."""
-        has_scorer = isinstance(self.task, ScoringTask) and self.task.scorer is not None
-        return stage == RESPONSES or (stage == SCORES and not has_scorer)
-
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""
         task = self.task
@@ -119,11 +107,6 @@ class TaskSpec:
         return self.resolved(folder) if folder else f"{self.input_folder}_preprocessed"
 
     @property
-    def output_folder(self) -> str:
-        """Of the last stage."""
-        return self.folder(self.stages[-1])
-
-    @property
     def journal_folder(self) -> str:
         """Raw replies and the state of the stages."""
         task = self.task
@@ -133,31 +116,6 @@ class TaskSpec:
             return self.resolved(folder)
         last = RESPONSES if RESPONSES in self.stages else self.stages[-1]  # a judge may come later
         return f"{self.folder(last)}/.modelcall"
-
-    @property
-    def rated(self) -> Data | JudgeStep:
-        """The column that is rated, and its placeholder in the prompt."""
-        return self.task.rated
-
-    def max_in_flight(self, stage: str) -> int:
-        """Requests in flight in one run of a stage."""
-        responses = self.task.generate_response if isinstance(self.task, DistillationTask) else None
-        if stage == RESPONSES and responses is not None:
-            return responses.concurrency
-        return self.task.concurrency.max_concurrent_requests
-
-    def endpoints(self, stage: str = SCORES) -> tuple[Endpoint, ...]:
-        """Where requests go, one or more; SetupError names the variables that are missing."""
-        name = "generator" if stage == RESPONSES else "model"
-        model = self.generator if stage == RESPONSES else self.model
-        assert model is not None
-        return model.endpoints(
-            self.env,
-            self.files[name],
-            root=self.root,
-            timeout_s=self.task.environment.timeout,
-            max_retries=self.task.retry.max_retries,
-        )
 
     def resolved(self, text: str) -> str:
         """A folder as written, made absolute."""

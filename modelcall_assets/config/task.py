@@ -84,6 +84,16 @@ class ScoringTask(TaskFile):
         return self.data
 
     @property
+    def reads(self) -> Data:
+        """What says how the lines of its input are read."""
+        return self.data
+
+    @property
+    def input_field(self) -> str:
+        """Where the file says what the task reads."""
+        return "data.input_folder"
+
+    @property
     def max_files(self) -> int | None:
         """The file cap in force: debug's, else preprocess's, else none."""
         if self.debug.enabled and self.debug.max_files is not None:

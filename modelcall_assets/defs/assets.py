@@ -1,210 +1,221 @@
-"""The table of contents: a task's assets, upstream first."""
+"""A task's stages as assets, upstream first: one body for all of them, for one file a run or more
+with exact status per file. What a stage does is in its own file of `stages/`."""
 
 import asyncio
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
-from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.config.spec import (
-    CHATML,
-    MERGED,
-    PREPROCESSED,
-    RAW,
-    RESPONSES,
-    SCORES,
-    TaskSpec,
-)
-from modelcall_assets.defs.checks import (
-    CHATML_CHECKS,
-    MERGED_CHECKS,
-    PREPROCESSED_CHECKS,
-    RAW_CHECKS,
-    SCORES_CHECKS,
-    check_chatml,
-    check_merged,
-    check_preprocessed,
-    check_raw,
-    check_scores,
-)
 from modelcall_assets.defs.housekeeping import task_pool
 from modelcall_assets.defs.interrupts import interruptible
-from modelcall_assets.defs.metadata import (
-    chatml_metadata,
-    merged_metadata,
-    preprocessed_metadata,
-    raw_metadata,
-    scores_metadata,
-    split_metadata,
-)
-from modelcall_assets.defs.stage import Done, OnePartition, Opened, RunOptions, Stage, stage_asset
+from modelcall_assets.defs.metadata import COMPLETE, check_of, metadata_of
+from modelcall_assets.defs.partitions import partitions_of
+from modelcall_assets.defs.versions import asset_key, code_version, provenance_tags
 from modelcall_assets.defs.watching import watched
-from modelcall_assets.errors import RunStopped
-from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
-from modelcall_assets.steps.progress import Tally, Watcher
-from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
+from modelcall_assets.stages.progress import Tally, Watcher
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run, Stage, Work
+from modelcall_assets.stages.task import Task
 
-Ask = Callable[..., Awaitable[ScoreReport]]
+SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
+SYSTEMIC_KEY = "systemic"
 
 
-def task_assets(spec: TaskSpec, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
+class RunOptions(dg.Config):
+    """Launchpad options of an asset."""
+
+    fresh: bool = False
+    """Ask the model again, also for rows that the journal answers."""
+    again: bool = False
+    """Ask again for the failed rows of a rejected result too that the task accepts now."""
+
+
+def task_assets(task: Task, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
     """`[task, raw] → … → [task, scores]`: the stages that the task has."""
-    steps = steps_of(spec)
     with warnings.catch_warnings():
         # Partitioned checks and backfill policies: used on purpose, tested against this release.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return [stage_asset(steps, _stage(steps, name, watcher)) for name in steps.stages]
+        return [_asset(stage, watcher) for stage in task.stages]
 
 
-def _stage(steps: TaskSteps, name: str, watcher: Watcher | None) -> Stage:
-    """The table of contents: what each stage is, and what works through its partitions."""
-    files, parquet, model = {"file"}, {"python", "parquet"}, {"openai"}
+def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
+    """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
+    result: one would re-emit every key with a single shared data version."""
+    spec, partitions = stage.spec, partitions_of(stage.keys)
+    key = asset_key(stage)
 
-    if isinstance(steps, DistillationSteps):
-        if name == RAW and CHATML in steps.stages:
-            about = "a split's files and their fingerprints"
-            opened = _in_threads(partial(_split, steps))
-            return Stage(RAW, about, files, (), opened)
-        if name == CHATML:
-            opened = _in_threads(partial(_converted, steps))
-            return Stage(CHATML, "conversations of a split", {"python"}, CHATML_CHECKS, opened)
-        if name == MERGED:
-            about = "conversations of a merge group"
-            opened = _in_threads(partial(_merged, steps))
-            return Stage(MERGED, about, {"python"}, MERGED_CHECKS, opened)
-        if name == RESPONSES:
-            about = f"answers by {_model_of(steps.spec.generator)}"
-            opened = _asking(steps, RESPONSES, steps.responses, watcher)
-            return Stage(RESPONSES, about, model, SCORES_CHECKS, opened, task_pool(steps.spec))
-    if name == RAW:
-        about = "an input file's fingerprint, schema and first mistakes"
-        return Stage(RAW, about, files, RAW_CHECKS, _in_threads(partial(_looked_at, steps)))
-    if name == PREPROCESSED:
-        about = "cleaned, filtered and truncated rows"
-        opened = _working(steps, PREPROCESSED, partial(_preprocessed, steps), watcher)
-        return Stage(PREPROCESSED, about, parquet, PREPROCESSED_CHECKS, opened)
-    if steps.rule_stage is not None:
-        about = f"ratings by {steps.rule_stage.path}"
-        opened = _working(steps, SCORES, partial(_rated, steps), watcher)
-        return Stage(SCORES, about, parquet, SCORES_CHECKS, opened)
-    assert steps.spec.prompt is not None
-    about = f"ratings by {_model_of(steps.spec.model)} with the prompt {steps.spec.prompt.version}"
-    opened = _asking(steps, SCORES, steps.scores, watcher)
-    return Stage(SCORES, about, {*model, "parquet"}, SCORES_CHECKS, opened, task_pool(steps.spec))
+    @dg.asset(
+        key=key,
+        deps=_dependencies(stage),
+        partitions_def=partitions,
+        group_name=spec.key,
+        description=f"**{spec.name}**: {stage.about}\n\n{spec.task.description}",
+        kinds={*stage.kinds},
+        owners=spec.task.owners,
+        metadata={"task": spec.name, "task_file": spec.file_name},
+        code_version=code_version(stage),
+        backfill_policy=dg.BackfillPolicy.multi_run(_files_per_run(stage)),
+        pool=task_pool(spec) if stage.asks else None,
+        output_required=False,
+        check_specs=[dg.AssetCheckSpec(COMPLETE, asset=key, partitions_def=partitions)],
+    )
+    async def body(context: dg.AssetExecutionContext, config: RunOptions):
+        keys, result = list(context.partition_keys), None
+        try:
+            async with _opened(stage, context, config, watcher) as work:
+                if len(keys) == 1:
+                    result = await _single(context, stage, keys[0], work)
+                else:
+                    await _several(context, stage, keys, work)
+        except ModelcallError as error:
+            raise _failure(str(error), [error]) from None
+        check_output = f"{key.to_python_identifier()}_{COMPLETE}"
+        yield result or dg.Output(None, output_name=check_output)
 
-
-def _model_of(model: ModelConfig | None) -> str:
-    assert model is not None
-    return model.chat_config.model
+    return body
 
 
-def _asking(steps: TaskSteps, stage: str, run: Ask, watcher: Watcher | None) -> Opened:
-    """A stage that asks a model: one engine for the files of a run."""
-
-    @asynccontextmanager
-    async def opened(
-        context: dg.AssetExecutionContext, options: RunOptions
-    ) -> AsyncGenerator[OnePartition]:
-        async with (
-            steps.engine(stage) as engine,
-            interruptible(lambda: engine.stop(RunStopped("interrupted; every reply is kept"))),
-            watched(context, watcher, stage) as tally,
-        ):
-            tally.rows = steps.rows_to_ask(stage, context.partition_keys)
-
-            async def one(key: str) -> Done:
-                how = options.model_dump()
-                report = await run(key, engine, tally, context.run.run_id, **how)
-                return await asyncio.to_thread(_answered, steps, stage, key, report)
-
-            yield one
-
-    return opened
+@asynccontextmanager
+async def _opened(
+    stage: Stage, context: dg.AssetExecutionContext, config: RunOptions, watcher: Watcher | None
+) -> AsyncGenerator[Work]:
+    """Its work. What takes long shows its progress, and ends soon after a signal."""
+    tally = Tally(stage.name, stage.asks)
+    run = Run(context.run.run_id, tally, **config.model_dump())
+    async with stage.open(run) as work:
+        if not stage.shows_progress:
+            yield work
+            return
+        async with interruptible(lambda: run.stop()), watched(context, watcher, tally):
+            tally.rows = stage.rows_to_work(context.partition_keys)
+            yield work
 
 
-def _working(
-    steps: TaskSteps, stage: str, run: Callable[[str, Tally], Done], watcher: Watcher | None
-) -> Opened:
-    """A stage that works through its rows without a model, and can be stopped between two."""
-
-    @asynccontextmanager
-    async def opened(
-        context: dg.AssetExecutionContext, options: RunOptions
-    ) -> AsyncGenerator[OnePartition]:
-        async with (
-            watched(context, watcher, stage, asks_model=False) as tally,
-            interruptible(tally.stop),
-        ):
-            tally.rows = steps.rows_to_ask(stage, context.partition_keys)
-
-            async def one(key: str) -> Done:
-                return await asyncio.to_thread(run, key, tally)
-
-            yield one
-
-    return opened
+def _dependencies(stage: Stage) -> list[dg.AssetDep]:
+    """A stage that gathers may read any partition; it says which of its own members are missing."""
+    if stage.upstream is None:
+        return []
+    asset = asset_key(stage.upstream)
+    if not stage.gathers:
+        return [dg.AssetDep(asset)]
+    return [dg.AssetDep(asset, partition_mapping=dg.AllPartitionMapping())]
 
 
-def _preprocessed(steps: TaskSteps, key: str, tally: Tally) -> Done:
-    report = steps.preprocessed(key, tally)
-    shown = preprocessed_metadata(report, steps.result_path(PREPROCESSED, key, report))
-    rejected = steps.rejection(report, PREPROCESSED)
-    return Done(report.data_version, shown, check_preprocessed(report, rejected), rejected)
+def _files_per_run(stage: Stage) -> int:
+    """Neighbours must not share a several-file run, so that their numbers differ. What gathers is
+    one partition's run, because Dagster itself notes what it has read."""
+    if stage.gathers:
+        return 1
+    wanted, stages = stage.spec.task.concurrency.files_per_run, stage.task.stages
+    distance = len(stages) - 1 - stages.index(stage)
+    return wanted + distance if wanted > 1 else 1
 
 
-def _rated(steps: TaskSteps, key: str, tally: Tally) -> Done:
-    return _answered(steps, SCORES, key, steps.rule_scores(key, tally))
+@dataclass(frozen=True)
+class _Done:
+    """A report with what Dagster shows of it."""
+
+    report: Report
+    metadata: dict[str, Any]
+    check: dg.AssetCheckResult
+    rejected: str | None
+
+    @classmethod
+    def of(cls, stage: Stage, key: str, report: Report) -> "_Done":
+        rejected = stage.why_rejected(report)
+        output = stage.output(key, rejected=rejected is not None) if stage.suffix else None
+        return cls(report, metadata_of(report, output), check_of(report, rejected), rejected)
 
 
-def _answered(steps: TaskSteps, stage: str, key: str, report: ScoreReport) -> Done:
-    audit, rejected = steps.audit(stage, key, report), steps.rejection(report, stage)
-    return Done(
-        report.data_version,
-        scores_metadata(report, steps.result_path(stage, key, report)),
-        check_scores(report, audit, rejected),
-        rejected,
+async def _single(
+    context: dg.AssetExecutionContext, stage: Stage, key: str, work: Work
+) -> dg.MaterializeResult[Any]:
+    done = _Done.of(stage, key, await work(key))
+    if done.rejected is not None:
+        _log_rejection(context, stage, key, done)
+        raise _failure(f"{key}: {done.rejected}")
+    return dg.MaterializeResult(
+        metadata=done.metadata,
+        data_version=dg.DataVersion(done.report.data_version),
+        check_results=[done.check],
     )
 
 
-def _converted(steps: DistillationSteps, key: str) -> Done:
-    report = steps.chatml(key)
-    shown = chatml_metadata(report, steps.result_path(CHATML, key, report))
-    rejected = steps.rejection(report, CHATML)
-    return Done(report.data_version, shown, check_chatml(report, rejected), rejected)
+async def _several(
+    context: dg.AssetExecutionContext, stage: Stage, keys: Sequence[str], work: Work
+) -> None:
+    """Raises one Failure at the end that lists every file that failed."""
+    failed: dict[str, str] = {}
+    errors: list[Exception] = []
+    slots = asyncio.Semaphore(stage.spec.task.concurrency.max_concurrent_files)
+
+    async def file(key: str) -> None:
+        async with slots:
+            try:
+                done = _Done.of(stage, key, await work(key))
+            except ModelcallError as error:
+                failed[key] = str(error)
+                errors.append(error)
+                return
+            except Exception as error:  # its neighbours go on
+                context.log.error(f"{key} failed", exc_info=True)
+                cause = _first(error)
+                failed[key] = f"{type(cause).__name__}: {cause}"
+                return
+        if done.rejected is not None:
+            failed[key] = done.rejected
+            _log_rejection(context, stage, key, done)
+            return
+        tags = provenance_tags(context.instance, stage, key, done.report.data_version)
+        asset = asset_key(stage)
+        context.log_event(
+            dg.AssetMaterialization(asset, partition=key, metadata=done.metadata, tags=tags)
+        )
+        context.log_event(_evaluation(asset, key, done))
+
+    async with asyncio.TaskGroup() as files:
+        for key in keys:
+            files.create_task(file(key))
+    if failed:
+        lines = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
+        raise _failure(f"{len(failed)} of {len(keys)} files failed:\n{lines}", errors)
 
 
-def _merged(steps: DistillationSteps, key: str) -> Done:
-    report = steps.merged(key)
-    shown = merged_metadata(report, steps.result_path(MERGED, key, report))
-    rejected = steps.rejection(report, MERGED)
-    return Done(report.data_version, shown, check_merged(report, rejected), rejected)
+def _first(error: BaseException) -> BaseException:
+    """What a task group only says that it had."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
-def _looked_at(steps: TaskSteps, key: str) -> Done:
-    report = steps.raw(key)
-    return Done(report.data_version, raw_metadata(report), check_raw(report))
+def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
+    """Tells `defs.runs` by its metadata whether other files would end in the same way."""
+    is_systemic = any(isinstance(error, SYSTEMIC) for error in errors)
+    return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
 
 
-def _split(steps: DistillationSteps, key: str) -> Done:
-    report = steps.raw_split(key)
-    return Done(report.data_version, split_metadata(report), ())
+def _log_rejection(context: dg.AssetExecutionContext, stage: Stage, key: str, done: _Done) -> None:
+    """An observation keeps the numbers in the UI; a materialisation would show green."""
+    asset = asset_key(stage)
+    context.log_event(dg.AssetObservation(asset, partition=key, metadata=done.metadata))
+    context.log_event(_evaluation(asset, key, done))
 
 
-def _in_threads(run: Callable[[str], Done]) -> Opened:
-    """A stage that computes."""
-
-    @asynccontextmanager
-    async def opened(
-        context: dg.AssetExecutionContext, options: RunOptions
-    ) -> AsyncGenerator[OnePartition]:
-        async def in_thread(key: str) -> Done:
-            return await asyncio.to_thread(run, key)
-
-        yield in_thread
-
-    return opened
+def _evaluation(asset: dg.AssetKey, key: str, done: _Done) -> Any:
+    """`log_event` takes it, though its type does not say so."""
+    check = done.check
+    return dg.AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=COMPLETE,
+        passed=check.passed,
+        severity=check.severity,
+        description=check.description,
+        metadata=check.metadata,
+        partition=key,
+    )

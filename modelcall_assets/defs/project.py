@@ -1,20 +1,16 @@
 """All tasks of a project as one Definitions object; a broken file shows instead of breaking."""
 
 import warnings
-from collections.abc import Iterator
 
 import dagster as dg
 
 from modelcall_assets.config.catalog import BrokenTask, Catalog
-from modelcall_assets.config.spec import MERGED, RAW, TaskSpec
 from modelcall_assets.defs.assets import task_assets
 from modelcall_assets.defs.dead_runs import locked_executor
 from modelcall_assets.defs.housekeeping import housekeeping_sensor
-from modelcall_assets.defs.sensors import files_sensor, followers_sensor
+from modelcall_assets.defs.sensors import task_sensors
 from modelcall_assets.errors import SetupError
-from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
-from modelcall_assets.steps.progress import Watcher
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.task import Task
 
 BROKEN, WAITING = "broken_configs", "configs_that_wait"
 
@@ -23,7 +19,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     """Loads whatever the state of single task files; an LLM asset runs in the process of its run,
     because its concurrency is asyncio's."""
     # The sensors launch one file a run: that neighbours have different backfill policies (see
-    # defs/stage.py) does not concern them.
+    # defs/assets.py) does not concern them.
     warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
         broken_asset(task) for task in catalog.broken
@@ -31,27 +27,15 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
     for spec in catalog.tasks:
         try:
-            assets += task_assets(spec)
+            task = Task(spec)
+            assets += task_assets(task)
         except SetupError as error:  # a scorer that cannot be imported
             assets.append(
                 broken_asset(BrokenTask(spec.path, spec.file_name, spec.key, error.problems))
             )
         else:
-            sensors += _sensors(steps_of(spec))
+            sensors += task_sensors(task)
     return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
-
-
-def _sensors(steps: TaskSteps) -> Iterator[dg.SensorDefinition]:
-    """One for input files, one for what follows other assets."""
-    if RAW in steps.stages:
-        yield files_sensor(steps)
-    if isinstance(steps, DistillationSteps) and (MERGED in steps.stages or steps.linked):
-        yield followers_sensor(steps)
-
-
-def task_definitions(spec: TaskSpec, watcher: Watcher | None = None) -> dg.Definitions:
-    """One task's graph, the same as in the project's."""
-    return dg.Definitions(assets=task_assets(spec, watcher), executor=dg.in_process_executor)
 
 
 def broken_asset(task: BrokenTask) -> dg.AssetSpec:

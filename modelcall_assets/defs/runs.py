@@ -11,17 +11,13 @@ import dagster as dg
 from dagster._core.events import RunFailureReason
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
-from modelcall_assets.config.spec import MERGED, RAW, RESPONSES, SCORES
+from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
 from modelcall_assets.defs.dead_runs import PROCESS_TAG, dead_runs_ended, process_lock
 from modelcall_assets.defs.partitions import partitions_of
-from modelcall_assets.defs.project import task_definitions
-from modelcall_assets.defs.stage import SYSTEMIC_KEY
 from modelcall_assets.defs.versions import asset_key, is_stale
-from modelcall_assets.steps.progress import Watcher
-from modelcall_assets.steps.raw import MEMBERS
-from modelcall_assets.steps.task_steps import TaskSteps
-from modelcall_assets.storage.files import exists
-from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.stages.progress import Watcher
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
 
 _GREEN = AssetPartitionStatus.MATERIALIZED
 _RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -43,7 +39,7 @@ class RunSummary:
 class TaskRunner:
     """Materialises what is missing, failed or out of date."""
 
-    steps: TaskSteps
+    task: Task
     instance: dg.DagsterInstance
     watcher: Watcher | None = None
 
@@ -52,20 +48,19 @@ class TaskRunner:
         that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
         `again` asks also for failed rows of what is up to date or accepted now."""
         summary, wanted = RunSummary(), list(keys)
-        in_set = self.steps.partitions(self.steps.stages[0])
-        job = task_definitions(
-            self.steps.spec, self.watcher
-        ).resolve_implicit_global_asset_job_def()
+        task, in_set = self.task, self.task.stages[0].keys
+        assets = task_assets(task, self.watcher)
+        definitions = dg.Definitions(assets=assets, executor=dg.in_process_executor)
+        job = definitions.resolve_implicit_global_asset_job_def()
         with process_lock(self.instance) as process, dead_runs_ended(self.instance):
-            for stage in self.steps.stages:
-                asks = stage in (RESPONSES, SCORES)
-                if self.steps.partitions(stage) != in_set:
-                    in_set = self.steps.partitions(stage)
-                    wanted = self.steps.keys(in_set)
-                options, is_over = {"fresh": asks and fresh, "again": asks and again}, False
-                due, busy = self.due(stage, wanted, everything=asks and (fresh or again))
-                summary.ran[stage] = len(due)
+            for stage in task.stages:
+                if stage.keys != in_set:
+                    in_set, wanted = stage.keys, stage.keys.now()
+                options = {"fresh": stage.answers and fresh, "again": stage.answers and again}
+                due, busy = self.due(stage, wanted, everything=any(options.values()))
+                summary.ran[stage.name] = len(due)
                 summary.busy += busy
+                is_over = False
                 for start, end in self._ranges(stage, due):
                     tags = {PROCESS_TAG: process}
                     failures = self._execute(job, stage, start, end, tags, options)
@@ -80,47 +75,34 @@ class TaskRunner:
         return summary
 
     def due(
-        self, stage: str, keys: Sequence[str], *, everything: bool = False
+        self, stage: Stage, keys: Sequence[str], *, everything: bool = False
     ) -> tuple[list[str], list[str]]:
         """The keys that have to be materialised, and those that another run has in hand."""
         statuses = self._statuses(stage, keys)
         in_progress = AssetPartitionStatus.IN_PROGRESS
         busy = [key for key in keys if statuses[key] == in_progress]
-        green = () if everything else [key for key in keys if statuses[key] == _GREEN]
-        versions = self.steps.inputs.versions(green) if stage == RAW else {}
-        fine = {key for key in green if not self._outdated(stage, key, versions.get(key))}
+        green = [] if everything else [key for key in keys if statuses[key] == _GREEN]
+        outdated = stage.outdated(green)
+        outdated |= {key for key in green if is_stale(self.instance, stage, key)}
+        fine = {*green} - outdated
         due = [key for key in keys if statuses[key] != in_progress and key not in fine]
         return due, busy
 
-    def _outdated(self, stage: str, key: str, version: str | None) -> bool:
-        """Materialised, but from something else than now, or its files are gone, or the task looks
-        for them elsewhere now. `version` is the input's, for `raw`."""
-        layout = self.steps.layout
-        manifest = read_manifest(layout.manifest_path(stage, key))
-        if manifest is None or is_stale(self.instance, self.steps, stage, key):
-            return True
-        if stage == RAW:  # where several files lie is in their version
-            is_one, uri = MEMBERS not in manifest.detail, manifest.input.uri
-            has_moved = is_one and uri != str(layout.input_place(key))
-            return has_moved or version != manifest.input.version
-        output = layout.output_path(stage, key)
-        return manifest.output != str(output) or not exists(output)
-
-    def _statuses(self, stage: str, keys: Sequence[str]) -> dict[str, AssetPartitionStatus | None]:
-        asset, files = asset_key(self.steps.spec, stage), partitions_of(self.steps, stage)
+    def _statuses(
+        self, stage: Stage, keys: Sequence[str]
+    ) -> dict[str, AssetPartitionStatus | None]:
+        asset, files = asset_key(stage), partitions_of(stage.keys)
         statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
         return {key: statuses.get(key) for key in keys}
 
-    def _ranges(self, stage: str, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def _ranges(self, stage: Stage, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
         """First and last key of each run of neighbours, in the order Dagster keeps the keys."""
-        if stage == MERGED:  # a run each: see defs/stage.py
+        if stage.gathers:  # a run each: see defs/assets.py
             yield from ((key, key) for key in keys)
             return
         wanted = set(keys)
-        name = partitions_of(self.steps, stage).name
-        assert name is not None
         start = last = None
-        for key in self.instance.get_dynamic_partitions(name):
+        for key in self.instance.get_dynamic_partitions(stage.keys.name):
             if key in wanted:
                 start, last = start or key, key
             elif start is not None and last is not None:
@@ -132,14 +114,14 @@ class TaskRunner:
     def _execute(
         self,
         job: dg.JobDefinition,
-        stage: str,
+        stage: Stage,
         start: str,
         end: str,
         tags: dict[str, str],
         options: Mapping[str, bool],
     ) -> list["_StepFailure"]:
         """Run one stage over a range; gives what failed."""
-        asset = asset_key(self.steps.spec, stage)
+        asset = asset_key(stage)
         if start != end:
             tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
         result = job.execute_in_process(

@@ -17,14 +17,13 @@ import dagster as dg
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import RUN_KEY_TAG
 
-from modelcall_assets.config.spec import RAW
-from modelcall_assets.defs.partitions import add_partitions, files_of, partitions_of
+from modelcall_assets.defs.partitions import add_partitions, partitions_of
 from modelcall_assets.defs.versions import asset_key
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.keys import decode_key, encode_key
-from modelcall_assets.steps.distillation_steps import DistillationSteps
-from modelcall_assets.steps.settled import Settled, SettledInputs
-from modelcall_assets.steps.task_steps import GROUPS, TaskSteps
+from modelcall_assets.stages.settled import Settled, SettledInputs
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.manifest import read_manifest
 
 TASK_TAG = "modelcall/task"
@@ -33,35 +32,41 @@ PAGE_FILES = 20_000
 """Listed in one tick; a store takes a second or so for them."""
 
 
-def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
+def task_sensors(task: Task) -> Iterator[dg.SensorDefinition]:
+    """One for input files, one for what follows other assets."""
+    if task.linked is None:
+        yield files_sensor(task)
+    if task.linked is not None or any(stage.gathers for stage in task.stages):
+        yield followers_sensor(task)
+
+
+def files_sensor(task: Task) -> dg.SensorDefinition:
     """Watches the task's input folder; a new or changed file runs through all its stages."""
-    spec, settings = steps.spec, steps.spec.task.sensor
-    assets = [
-        asset_key(steps.spec, stage) for stage in steps.stages if not has_groups(steps, stage)
-    ]
+    spec, settings, first = task.spec, task.spec.task.sensor, task.stages[0]
+    assets = [asset_key(stage) for stage in task.stages if stage.keys == first.keys]
 
     @dg.sensor(
         name=f"{spec.key}_files",
         description=f"**{spec.name}**: runs new and changed files of {spec.input_folder}",
         target=dg.AssetSelection.assets(*assets),
         minimum_interval_seconds=settings.interval_seconds,
-        default_status=_on_or_off(steps),
+        default_status=_on_or_off(task),
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = Cursor.parse(context.cursor)
         try:
-            page = _page(steps, cursor.after)
+            page = _page(task, cursor.after)
         except ModelcallError as error:
             return dg.SkipReason(str(error))
         if cursor.is_settled(page):
             context.update_cursor(cursor.next(page, is_settled=True).text())
             return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
-        seen = Comparison(context.instance, steps, page)
+        seen = Comparison(context.instance, first, page)
         most = settings.max_runs_per_tick
         due = list(islice(seen.not_tried(), most + 1))
         settled = len(due) <= most and not seen.in_progress
         seen.remember()
-        add_partitions(context.instance, files_of(spec), list(page.versions))
+        add_partitions(context.instance, first.keys.name, list(page.versions))
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
@@ -78,27 +83,26 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
     return look
 
 
-def followers_sensor(steps: DistillationSteps) -> dg.SensorDefinition:
+def followers_sensor(task: Task) -> dg.SensorDefinition:
     """Watches what the task's groups, or its first stage, read of other assets: what is complete
     and has changed runs through the stages after it."""
-    spec, settings = steps.spec, steps.spec.task.sensor
-    stages = [stage for stage in steps.stages if has_groups(steps, stage)] or list(steps.stages)
-    which = steps.partitions(stages[0])
+    spec, settings = task.spec, task.spec.task.sensor
+    stages = [stage for stage in task.stages if stage.keys.of_groups] or list(task.stages)
+    first = stages[0]
 
     @dg.sensor(
         name=f"{spec.key}_followers",
-        description=f"**{spec.name}**: runs {stages[0]} when what it reads is complete",
-        target=dg.AssetSelection.assets(*(asset_key(steps.spec, stage) for stage in stages)),
+        description=f"**{spec.name}**: runs {first.name} when what it reads is complete",
+        target=dg.AssetSelection.assets(*(asset_key(stage) for stage in stages)),
         minimum_interval_seconds=settings.interval_seconds,
-        default_status=_on_or_off(steps),
+        default_status=_on_or_off(task),
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            states = {key: steps.state_to_follow(key) for key in steps.keys(which)}
+            states = {key: first.to_follow(key) for key in first.keys.now()}
         except ModelcallError as error:
             return dg.SkipReason(str(error))
-        partitions = partitions_of(steps, stages[0])
-        add_partitions(context.instance, partitions, list(states))
+        add_partitions(context.instance, first.keys.name, list(states))
         changed = (
             (key, f"{spec.key}/{key}@{state}") for key, state in states.items() if state is not None
         )
@@ -114,10 +118,6 @@ def followers_sensor(steps: DistillationSteps) -> dg.SensorDefinition:
     return look
 
 
-def has_groups(steps: TaskSteps, stage: str) -> bool:
-    return steps.partitions(stage) == GROUPS
-
-
 def not_tried(
     instance: dg.DagsterInstance, changed: Iterator[tuple[str, str]]
 ) -> Iterator[tuple[str, str]]:
@@ -128,8 +128,8 @@ def not_tried(
         yield from ((key, run_key) for key, run_key in batch.items() if run_key not in tried)
 
 
-def _on_or_off(steps: TaskSteps) -> dg.DefaultSensorStatus:
-    enabled = steps.spec.task.sensor.enabled
+def _on_or_off(task: Task) -> dg.DefaultSensorStatus:
+    enabled = task.spec.task.sensor.enabled
     return dg.DefaultSensorStatus.RUNNING if enabled else dg.DefaultSensorStatus.STOPPED
 
 
@@ -159,11 +159,11 @@ class Page:
         return first <= path and (not last or path < last)
 
 
-def _page(steps: TaskSteps, after: str) -> Page:
-    if steps.spec.task.max_files is not None:
-        files, last = steps.inputs.files(), ""
+def _page(task: Task, after: str) -> Page:
+    if task.spec.task.max_files is not None:
+        files, last = task.inputs.files(), ""
     else:
-        files, last = steps.inputs.page(after, PAGE_FILES)
+        files, last = task.inputs.page(after, PAGE_FILES)
     return Page(after, last, {encode_key(file.key_path): file.version for file in files})
 
 
@@ -203,7 +203,8 @@ class Comparison:
     """A page of the listing beside what the instance holds of the task."""
 
     instance: dg.DagsterInstance
-    steps: TaskSteps
+    stage: Stage
+    """The first, which reads the files."""
     page: Page
     unchanged: dict[str, Settled] = field(default_factory=dict)
     """Of the keys that were looked at."""
@@ -214,26 +215,24 @@ class Comparison:
 
     @cached_property
     def settled(self) -> SettledInputs:
-        return SettledInputs(self.steps.layout.settled_path)
+        return SettledInputs(self.stage.layout.settled_path)
 
     def remember(self) -> None:
         """What was found unchanged, so that its manifest need not be read again."""
         self.settled.add(self.unchanged)
 
     @property
-    def raw(self) -> dg.AssetKey:
-        return asset_key(self.steps.spec, RAW)
+    def asset(self) -> dg.AssetKey:
+        return asset_key(self.stage)
 
     @cached_property
     def known(self) -> Sequence[str]:
-        name = files_of(self.steps.spec).name
-        assert name is not None
-        return self.instance.get_dynamic_partitions(name)
+        return self.instance.get_dynamic_partitions(self.stage.keys.name)
 
     @cached_property
     def statuses(self) -> dict[str, AssetPartitionStatus | None]:
-        files = files_of(self.steps.spec)
-        return dict(self.instance.get_status_by_partition(self.raw, self.known, files) or {})
+        files = partitions_of(self.stage.keys)
+        return dict(self.instance.get_status_by_partition(self.asset, self.known, files) or {})
 
     @cached_property
     def made(self) -> Mapping[str, int]:
@@ -253,7 +252,7 @@ class Comparison:
         """Deleted files that never had a result."""
         busy = AssetPartitionStatus.IN_PROGRESS
         gone = [k for k in self._deleted() if k not in self.made and not self._is(k, busy)]
-        return [files_of(self.steps.spec).build_delete_request(gone)] if gone else []
+        return [partitions_of(self.stage.keys).build_delete_request(gone)] if gone else []
 
     def flags(self) -> Iterator[dg.AssetObservation]:
         """A deleted input keeps its partition when it has results, and says once what happened."""
@@ -261,17 +260,17 @@ class Comparison:
         for key in self._deleted():
             if self.made.get(key, 0) > flagged.get(key, 0):
                 what = "the input file is gone; its results are kept"
-                yield dg.AssetObservation(self.raw, description=what, partition=key)
+                yield dg.AssetObservation(self.asset, description=what, partition=key)
 
     def _deleted(self) -> Iterable[str]:
         """Unknown under a cap on files, which leaves out some that are there."""
-        if self.steps.spec.task.max_files is not None:
+        if self.stage.spec.task.max_files is not None:
             return ()
         absent = (key for key in self.known if key not in self.versions)
         return (key for key in absent if self.page.covers(key))
 
     def _latest(self, kind: dg.DagsterEventType) -> Mapping[str, int]:
-        return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.raw, kind)
+        return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.asset, kind)
 
     def _is(self, key: str, status: AssetPartitionStatus) -> bool:
         return self.statuses.get(key) == status
@@ -284,7 +283,7 @@ class Comparison:
         settled = self.versions[key], self.made.get(key, 0)
         if self.settled.holds(key, settled):
             return False
-        manifest = read_manifest(self.steps.layout.manifest_path(RAW, key))
+        manifest = read_manifest(self.stage.manifest_path(key))
         if manifest is None or manifest.input.version != self.versions[key]:
             return True
         self.unchanged[key] = settled
@@ -293,4 +292,4 @@ class Comparison:
     def _run_key(self, key: str) -> str:
         """Names the version and what it follows, so that a file may return to an old version."""
         after = self.made.get(key, 0)
-        return f"{self.steps.spec.key}/{key}@{self.versions[key]}/after/{after}"
+        return f"{self.stage.spec.key}/{key}@{self.versions[key]}/after/{after}"

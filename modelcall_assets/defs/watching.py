@@ -6,19 +6,14 @@ from contextlib import asynccontextmanager
 
 import dagster as dg
 
-from modelcall_assets.steps.progress import Tally, Watcher
+from modelcall_assets.stages.progress import Tally, Watcher
 
 
 @asynccontextmanager
 async def watched(
-    context: dg.AssetExecutionContext,
-    watcher: Watcher | None,
-    stage: str,
-    *,
-    asks_model: bool = True,
-) -> AsyncGenerator[Tally]:
-    """A tally of the run; without a watcher of its own it is logged every 30 s."""
-    tally = Tally(stage, asks_model)
+    context: dg.AssetExecutionContext, watcher: Watcher | None, tally: Tally
+) -> AsyncGenerator[None]:
+    """Without a watcher of its own it is logged every 30 s."""
     shown_to = watcher or Watcher(lambda tally: context.log.info(tally.line()))
 
     async def show() -> None:
@@ -28,7 +23,7 @@ async def watched(
 
     task = asyncio.create_task(show())
     try:
-        yield tally
+        yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

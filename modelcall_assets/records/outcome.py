@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from modelcall_assets.records.record import BadLine
+
 
 class Reason(StrEnum):
     """Why a record failed. The value is what `api_fail_reason` holds."""
@@ -63,3 +65,8 @@ class Dropped:
 
 
 Outcome = Success | Failure
+
+
+def bad_line(line: BadLine) -> Failure:
+    """What becomes of a line that is no row; its text is kept."""
+    return Failure(Reason.BAD_LINE, f"{line.detail}; the line reads: {line.raw}")

@@ -1,0 +1,324 @@
+"""A stage that asks a model about each row: over the partition's journal, within the task's budget,
+to a publication."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any, ClassVar
+from weakref import finalize
+
+from modelcall_assets.config.endpoint import Endpoint
+from modelcall_assets.config.model import ModelConfig
+from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
+from modelcall_assets.grading.values import Fields
+from modelcall_assets.journal.asking import Asking
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.shared import SharedReplies
+from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.dialogue import Rules
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of
+from modelcall_assets.stages.answer_columns import (
+    ADOPTED,
+    UNKNOWN_OF_ADOPTED,
+    ApiRow,
+    answered_row,
+    unanswered_row,
+)
+from modelcall_assets.stages.batch_calls import BatchCaller
+from modelcall_assets.stages.budget import Budget
+from modelcall_assets.stages.calls import Caller
+from modelcall_assets.stages.draft import Draft
+from modelcall_assets.stages.engine import engine_of
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.replay import Asked, Ledger, Standing, said_in, standing_in
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.reuse import Reuse
+from modelcall_assets.stages.score_table import Rate
+from modelcall_assets.stages.source import Source
+from modelcall_assets.stages.stage import Run, Stage, Work
+from modelcall_assets.stages.standing import old_files
+from modelcall_assets.storage.claims import Hold
+from modelcall_assets.storage.files import NewFile, file_digest
+from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.trouble import explained, is_absent
+
+
+class AskingStage(Stage):
+    asks = True
+    answers = True
+    shows_progress = True
+    again = "call only the failed ones"
+    samples: int = 1
+    """Answers to each row."""
+    model_in: ClassVar[str] = "model"
+    """Which of the task's model files it asks."""
+
+    @property
+    @abstractmethod
+    def model(self) -> ModelConfig: ...
+
+    @cached_property
+    @abstractmethod
+    def params(self) -> dict[str, Any]:
+        """Of each request, beside its messages."""
+
+    @property
+    @abstractmethod
+    def most_in_flight(self) -> int:
+        """Requests of one run."""
+
+    @cached_property
+    @abstractmethod
+    def rules(self) -> Rules:
+        """When an answer is one."""
+
+    @cached_property
+    @abstractmethod
+    def provenance(self) -> dict[str, str]:
+        """Columns that say what a row was made by."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
+
+    @abstractmethod
+    def ask(self, row: Row | BadLine) -> Asked:
+        """The request of one row, or the Failure that says why it has none."""
+
+    @abstractmethod
+    def old_answer(self, row: Row) -> OldAnswer | None:
+        """Of a row that others have left; None when it holds no answer to what is asked now."""
+
+    @abstractmethod
+    def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> Report:
+        """Every row of the source in its order, `samples` times, with what `rate` says of it.
+        `shared` are the types of values whose type nobody declares."""
+
+    def asks_of(self, source: Source) -> Iterator[Asked]:
+        """`samples` for each row of the source, in order."""
+        assert source.maker is not None
+        failure_of = source.maker.failure_of
+        for item in source.items():
+            asked = failure_of(item) or self.ask(item)
+            for _ in range(self.samples):
+                yield asked
+
+    def rows_to_work(self, keys: Iterable[str]) -> int:
+        return super().rows_to_work(keys) * self.samples
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where requests go, one or more; SetupError names the variables that are missing."""
+        spec = self.spec
+        return self.model.endpoints(
+            spec.env,
+            spec.files[self.model_in],
+            root=spec.root,
+            timeout_s=spec.task.environment.timeout,
+            max_retries=spec.task.retry.max_retries,
+        )
+
+    def check_ready(self) -> None:
+        self.endpoints()
+
+    def engine(self) -> Engine:
+        """To be entered; SetupError when a key or host is not set."""
+        return engine_of(self.endpoints(), self.model, self.most_in_flight)
+
+    @asynccontextmanager
+    async def open(self, run: Run) -> AsyncIterator[Work]:
+        """One engine for the partitions of a run."""
+        async with self.engine() as engine:
+            run.stop = lambda: engine.stop(RunStopped("interrupted; every reply is kept"))
+
+            async def work(key: str) -> Report:
+                return await self.answer(key, engine, run)
+
+            yield work
+
+    async def answer(self, key: str, engine: Engine, run: Run) -> Report:
+        """Every row of a partition. What `max_failure_rate` rejects lies aside. InHand when another
+        run asks for it now."""
+        source, fresh, tally = self.source(key), run.fresh, run.tally
+        with (
+            await asyncio.to_thread(self._in_hand, key),
+            await asyncio.to_thread(Draft, self, key) as draft,
+            await asyncio.to_thread(self._journal, key, run) as journal,
+            closing(self._reuse(key, run)) as reuse,
+        ):
+            stands = None
+            if not (fresh or run.again):
+                stands = await asyncio.to_thread(self._acceptable, key, source)
+            reuse.published |= stands is not None
+            adoption = None
+            if draft.adopts and not fresh:
+                adoption = await asyncio.to_thread(self._adopt, draft, key, source, journal)
+            asking = _Asking(self, source, journal, reuse, stands)
+            report = await asking.run(draft, engine, tally)
+            if damaged := journal.damaged:
+                report.numbers["damaged_journal_lines"] = damaged
+                tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
+            tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
+            report.detail["made_by"] = self.version()
+            if adoption is not None:
+                report.detail["adopted"] = asdict(adoption)
+            await asyncio.to_thread(draft.publish, report, source.fingerprint())
+            await asyncio.to_thread(journal.seal, report.data_version)
+        return report
+
+    def _in_hand(self, key: str) -> Hold:
+        path = self.in_hand_path(key)
+        with explained(path, StoreError):
+            try:
+                return Hold(path)
+            except BlockingIOError:
+                raise InHand(f"{decode_key(key)}: another run is working on it") from None
+
+    def _journal(self, key: str, run: Run) -> Journal:
+        return self.layout.open_journal(
+            self.journal_folder(key), run.id, fresh=run.fresh, samples=self.samples
+        )
+
+    def _adopt(self, draft: Draft, key: str, source: Source, journal: Journal) -> Adoption | None:
+        at_place = [] if draft.stranger is None else [draft.stranger.place]
+        files = [*at_place, *old_files(self, key)]
+        return adopt(self, source, journal, files) if files else None
+
+    def _acceptable(self, key: str, source: Source) -> Standing | None:
+        """The failures of a rejected result that the task accepts now, if it is still what would be
+        made: nothing is asked again for it. One that is damaged or gone counts as not there."""
+        made = read_manifest(self.manifest_path(key, rejected=True))
+        if (
+            made is None
+            or made.failed > made.rows * self.spec.task.max_failure_rate
+            or made.detail.get("made_by") != self.version()
+            or made.input.digest != source.parts[0].digest
+            or made.rows != source.rows_read * self.samples
+            or made.output is None
+        ):
+            return None
+        place = self.layout.place(made.output)
+        try:
+            is_sound = file_digest(place) == made.output_digest
+        except InputError as error:
+            if is_absent(error):
+                return None
+            raise
+        return standing_in(place) if is_sound else None
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The task's, of all its runs and stages, at this model's prices."""
+        task, prices = self.spec.task, self.model.prices.pair
+        path, file = self.layout.spent_path, self.spec.file_name
+        return Budget(file, path, prices, task.budget_usd, task.budget_tokens)
+
+    def _reuse(self, key: str, run: Run) -> Reuse:
+        """The project has a table of answers, or else the run, whose files run side by side.
+        Several samples of one request are to differ: they are never waited for."""
+        policy, table = self.spec.task.reuse, None
+        if policy.scope == "project" and not run.fresh:
+            table = self.layout.shared_answers_path
+        elif policy.identical_once:
+            table = self._table_of_run(run.id)
+        if table is None:
+            return Reuse(policy.scope != "off")
+        if table not in self._asked_now:
+            self._asked_now[table] = Asking(table.with_suffix(".asking"))
+        shared = SharedReplies(table, self.layout.read_journal)
+        asking = self._asked_now[table] if self.samples == 1 else None
+        return Reuse(policy.scope != "off", shared, asking, str(self.journal_folder(key)))
+
+    @cached_property
+    def _asked_now(self) -> dict[Path, Asking]:
+        return {}
+
+    @cached_property
+    def _tables_of_runs(self) -> dict[str, Path]:
+        return {}
+
+    def _table_of_run(self, run_id: str) -> Path:
+        if run_id not in self._tables_of_runs:
+            folder = self._tables_of_runs[run_id] = Path(mkdtemp(prefix="modelcall-"))
+            finalize(self, rmtree, folder, ignore_errors=True)
+        return self._tables_of_runs[run_id] / "answers.sqlite"
+
+
+@dataclass
+class _Asking:
+    """One partition: its call phase, then its rows."""
+
+    stage: AskingStage
+    source: Source
+    journal: Journal
+    reuse: Reuse
+    stands: Standing | None
+    """Failures that are accepted as they are."""
+    ledger: Ledger = field(default_factory=Ledger)
+
+    async def run(self, draft: Draft, engine: Engine, tally: Tally) -> Report:
+        """Call what the journal does not answer, then write all rows in input order.
+
+        Raises RunStopped when the run is over, InputError when the source cannot be read to its
+        end and InputChanged when it is no longer what its upstream asset recorded; the journal
+        keeps every reply.
+        """
+        stage = self.stage
+        kind = Caller if engine.batches is None else BatchCaller
+        given = (
+            stage.rules,
+            engine,
+            self.journal,
+            tally,
+            self.reuse,
+            stage.budget,
+            stage.samples,
+            self.stands,
+        )
+        left = BatchCaller(*given)
+        if engine.batches is None:
+            await left.take_up_left_behind()
+        caller = kind(*given, requests=left.requests, warnings=left.warnings)
+        self.ledger = await caller.run(stage.asks_of(self.source))
+        numbers = {"requests_sent": caller.requests, "answered_from_journal": caller.replayed}
+        warnings, shared = caller.warnings, caller.types.fields()
+        del caller  # and the memory of its keys
+        report = await asyncio.to_thread(
+            draft.written, lambda out: stage.write(self.source, self._rate, out, shared)
+        )
+        report.numbers, report.warnings = numbers | report.numbers, [*warnings]
+        return report
+
+    def _rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
+        """Reads every reply back from the journal and parses it again. The usage is what was paid
+        for this record."""
+        stage = self.stage
+        if (unanswered := self.ledger.unanswered.get(index)) is not None:
+            return {**unanswered_row(unanswered), **stage.provenance}, Usage()
+        entries = self.journal.chain(self.ledger.positions[index])
+        finished = stage.rules.judge(said_in(entries))
+        assert finished is not None, "the call phase settled every record"
+        row = answered_row(finished, entries, stage.model.prices.pair)
+        if row["api_endpoint"] == ADOPTED:
+            kept = kept_of(entries[-1].body)
+            return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()
+        paid = finished.usage if row["api_attempts"] else Usage()
+        return {**row, **stage.provenance}, paid
+
+
+def _told(damaged: Mapping[str, int]) -> str:
+    lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
+    return (
+        f"damaged lines in its journal: {lines}; the replies in them were asked for again where "
+        "rows need them, all others are kept"
+    )

@@ -1,0 +1,259 @@
+"""chatml: the rows of a split as `{messages, format[, raw_data]}` JSON lines, order kept.
+
+A row that cannot be converted stays in its place, with an `error` and no messages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.config.datasets import DatasetConfig
+from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
+from modelcall_assets.config.paths import shown_place
+from modelcall_assets.errors import InputError, Problem
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.stages.draft import Draft
+from modelcall_assets.stages.inputs import SplitInputs, version_of
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.source import changed
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
+from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.formats import OURS, Reading
+from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import read_items, read_rows
+from modelcall_assets.storage.schema import schema_to_json
+from modelcall_assets.transforms.chatml import (
+    ChatmlOptions,
+    encode,
+    failed_row,
+    to_chatml,
+)
+
+ROWS_LOOKED_AT = 20
+UNWRITABLE = (TypeError, RecursionError)
+"""What `encode` raises for a row that JSON cannot hold."""
+AS_LINES = {"schema": schema_to_json(pa.schema([]))}
+"""In the detail of a JSONL output that is read as lines."""
+
+
+class Chatml(Stage):
+    name = "chatml"
+    suffix = ".jsonl"
+    knows_input = True
+    done = "converted"
+    error_column = "error"
+
+    @property
+    def about(self) -> str:
+        return "conversations of a split"
+
+    @property
+    def folder(self) -> Place:
+        return self.layout.place(self.spec.folder(self.name))
+
+    @property
+    def step(self) -> ChatmlStep:
+        assert isinstance(self.spec.task, DistillationTask)
+        assert self.spec.task.chatml_conversion is not None
+        return self.spec.task.chatml_conversion
+
+    @property
+    def splits(self) -> SplitInputs:
+        field, with_system = self.task.input_field, self.step.add_system_prompt
+        return SplitInputs(self.task, field, self.spec.datasets, with_system)
+
+    def options(self, dataset: str) -> ChatmlOptions:
+        step, config = self.step, self.spec.datasets[dataset]
+        return ChatmlOptions(
+            format_style=config.format_style,
+            column_mapping=config.column_mapping,
+            keep_raw_data=step.keep_raw_data,
+            system_prompt=step.system_prompt if step.add_system_prompt else None,
+            other_roles=step.other_roles,
+            validation=step.validation,
+        )
+
+    def own_shape(self) -> dict[str, Any]:
+        options = {name: asdict(self.options(name)) for name in self.spec.datasets}
+        return {"chatml": options, "limit": self.task.row_limit}
+
+    def failure_of(self, row: Row | BadLine) -> Failure | None:
+        match None if isinstance(row, BadLine) else row.get("error"):
+            case {"reason": str(reason), "detail": str(detail)} if reason in set(Reason):
+                return Failure(Reason(reason), detail)
+            case _:
+                return None
+
+    def preview(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
+        inputs = self.task.inputs
+        assert isinstance(inputs, SplitInputs)
+        return to_chatml(row, self.options(inputs.place(encode_key(file.key_path)).dataset))
+
+    def make(self, key: str, tally: Tally) -> Report:
+        """InputChanged when the split is not what raw recorded."""
+        assert self.upstream is not None
+        made, inputs = self.upstream.need(key), self.task.inputs
+        assert isinstance(inputs, SplitInputs)
+        place, limit = inputs.place(key), self.task.row_limit
+        convert = partial(convert_split, inputs.members(key), self.options(place.dataset))
+        with Draft(self, key) as draft:
+            report = draft.written(partial(convert, limit=limit, reading=self.upstream.reading))
+            if version_of(inputs.members(key)) != made.input.version:
+                raise changed(place.path)
+            draft.publish(report, made.input)
+        return report
+
+    def lacks(self) -> Iterator[Problem]:
+        """Data sets that are not there, or whose first rows are not what the dataset config
+        says."""
+        found: dict[str, list[Split]] = {}
+        for name, dataset in self.spec.datasets.items():
+            path = dataset_path(self.layout.input_folder, name)
+            try:
+                found[name] = find_splits(path, dataset.configs)
+                yield from self._unfit(name, found[name])
+            except InputError as error:
+                yield self.task.warning(f"{name}: {error}")
+        if len(found) < len(self.spec.datasets):
+            splits = sum(map(len, found.values()))
+            wrong = f"{len(found)} of {len(self.spec.datasets)} data sets can be read: "
+            fix = "bring the others, or name those that are there in selected_datasets"
+            yield self.task.warning(f"{wrong}{splits} splits", fix=fix)
+
+    def _unfit(self, name: str, splits: Sequence[Split]) -> Iterator[Problem]:
+        """Of the first split: columns that no row has, else rows of which none can be
+        converted."""
+        assert self.upstream is not None
+        dataset, file = self.spec.datasets[name], splits[0].files[0]
+        items = islice(read_rows(file.place, self.upstream.reading), ROWS_LOOKED_AT)
+        rows = [item for item in items if not isinstance(item, BadLine)]
+        columns = dict.fromkeys(name for row in rows for name in row)
+        shown = f"the first {len(rows)} rows of {shown_place(file.uri, self.spec.root)}"
+        shown += f" ({len(splits)} splits)" if len(splits) > 1 else ""
+        mapping = dataset.column_mapping.items()
+        absent = [(key, column) for key, column in mapping if column not in columns]
+        for key, column in absent if rows else ():
+            wrong, have = f"no column {column} in {shown}", f"the columns {', '.join(columns)}"
+            place, fix = f"{name}.column_mapping.{key}", did_you_mean(column, columns)
+            file_name = self.spec.files["datasets"]
+            yield Problem(file_name, place, wrong, have=have, fix=fix, severity="warning")
+        if rows and not absent and (why := _inconvertible(rows, dataset)):
+            wrong = f"none of {shown} is a conversation of this style: {why}"
+            place = f"{name}.format_style"
+            yield Problem(self.spec.files["datasets"], place, wrong, severity="warning")
+
+
+def _inconvertible(rows: Sequence[Row], dataset: DatasetConfig) -> str:
+    """Why the first row cannot be converted, when none can."""
+    options = ChatmlOptions(dataset.format_style, dataset.column_mapping)
+    made = [to_chatml(row, options) for row in rows]
+    if any(isinstance(each, dict) for each in made):
+        return ""
+    first = made[0]
+    return first.detail if isinstance(first, Failure) else "what it needs is empty"
+
+
+def convert_split(
+    files: Sequence[FileInfo],
+    options: ChatmlOptions,
+    out: NewFile,
+    *,
+    limit: int | None = None,
+    reading: Reading = OURS,
+) -> Report:
+    """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
+    read, or has a bad line and `reading` refuses those."""
+    work = _Work(options)
+    write_lines(out, work.lines(files, reading, limit))
+    report = work.report
+    report.rows = report.rows_in - report.dropped.total()
+    report.data_version = out.digest
+    report.detail = dict(AS_LINES)
+    report.histograms["messages"] = work.turns
+    if report.rows_in and not report.rows:
+        fix = "compare column_mapping with the columns of the file"
+        report.emptied = report.all_dropped(fix)
+    return report
+
+
+@dataclass
+class _Work:
+    """Converts rows and counts what became of them."""
+
+    options: ChatmlOptions
+    report: Report = field(default_factory=Report)
+    turns: Counter[int] = field(default_factory=Counter[int])
+    """Messages of a good row → rows."""
+
+    def lines(
+        self, files: Sequence[FileInfo], reading: Reading, limit: int | None
+    ) -> Iterator[bytes]:
+        """The output, a line for each row that is not dropped. Most conversations are texts, and
+        the row is copied as it is: so numbers are read as doubles."""
+        report = self.report
+        for file in files:
+            first = report.rows_in
+            for item, text in read_items(file.place, reading, read=orjson.loads):
+                if item is None:
+                    continue
+                if report.rows_in == limit:
+                    return
+                report.rows_in += 1
+                made = self._made(item, text)
+                if isinstance(made, bytes):
+                    yield made
+                elif isinstance(made, Dropped):
+                    report.dropped[made.rule] += 1
+                else:
+                    where = f"{file.key_path}, row {report.rows_in - first}"
+                    report.fail(where, made.reason, made.detail)
+                    yield self._failed(made, item, text)
+
+    def _made(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
+        if isinstance(item, BadLine):
+            return bad_line(item)
+        made = to_chatml(item, self.options, text)
+        if text is not None and isinstance(made, dict) and _may_hold_numbers(made):
+            made = to_chatml(loads(text), self.options, text)
+        if not isinstance(made, dict):
+            return made
+        try:
+            line = encode(made)
+        except UNWRITABLE as error:
+            return Failure(Reason.CHATML_ERROR, f"cannot be written as JSON: {error}")
+        self.turns[len(made["messages"])] += 1
+        if self.report.shows_more:
+            self.report.show(loads(line))
+        return line
+
+    def _failed(self, failure: Failure, item: Row | BadLine, text: bytes | None) -> bytes:
+        if self.options.keep_raw_data and not isinstance(item, BadLine):
+            try:
+                return encode(failed_row(failure, item, text))
+            except UNWRITABLE:
+                pass
+        return encode(failed_row(failure))
+
+
+def _may_hold_numbers(made: Row) -> bool:
+    """Whether it took more of its row than texts."""
+    for turn in made["messages"]:
+        if len(turn) > 2 or type(turn.get("content")) is not str:
+            return True
+    return "tools" in made

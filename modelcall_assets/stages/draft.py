@@ -1,0 +1,200 @@
+"""What a stage writes of a partition, and how it becomes what everybody sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from uuid import uuid4
+
+from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.standing import (
+    CHANGED,
+    NOT_OURS,
+    Note,
+    may_replace,
+    old_files,
+    read_note,
+    stranger,
+    write_note,
+)
+from modelcall_assets.storage.claims import claimed
+from modelcall_assets.storage.files import NewFile, copy, delete, exists, file_digest, stat_file
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.manifest import (
+    InputFingerprint,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from modelcall_assets.storage.places import Place
+
+if TYPE_CHECKING:
+    from modelcall_assets.stages.stage import Stage
+
+
+class Draft:
+    """The new output of a partition, from the beginning of a stage to its publication. Of several
+    runs that work on one partition the first to end publishes. Use as a context manager: what is
+    not published is gone at the end.
+
+    PlaceTaken when a file that is not ours stands at the output's place, or old answers beside it
+    while there is no result of ours, unless they may be adopted.
+    """
+
+    def __init__(self, stage: Stage, key: str) -> None:
+        self._stage, self._key = stage, key
+        self._manifest = stage.manifest_path(key)
+        self._before = read_manifest(self._manifest)
+        self._files: list[NewFile] = []
+        self._out: NewFile | None = None
+        self._open = ExitStack()
+        self._set_aside: list[str] = []
+        self.is_rejected = False
+        self.note = read_note(stage, key)
+        self.stranger = self._stranger(stage.output(key), self._before)
+        is_refused = self._before is None and not self.adopts
+        if is_refused and (old := old_files(stage, key)):
+            raise self._taken(str(old[0]), NOT_OURS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    @property
+    def adopts(self) -> bool:
+        """Whether results of the old system, or of somebody else, are taken over now."""
+        is_new = self._before is None
+        return (is_new or self.stranger is not None) and self._may_replace(is_new=is_new)
+
+    @property
+    def out(self) -> NewFile:
+        """The output file, made when it is first asked for."""
+        if self._out is None:
+            self._out = self.beside(self._stage.output(self._key, rejected=self.is_rejected))
+        return self._out
+
+    def check(self, place: Place) -> None:
+        """PlaceTaken when what stands there is not ours and may not be taken over."""
+        self._stranger(place, self._before)
+
+    def beside(self, place: Place) -> NewFile:
+        """One more file, published before those that were made before it. PlaceTaken as above."""
+        if not self.is_rejected:
+            self.check(place)
+        self._files.append(self._open.enter_context(NewFile(place)))
+        return self._files[-1]
+
+    def written(self, write: Callable[[NewFile], Report]) -> Report:
+        """The output by `write`. When too many rows failed it is called once more, to write what
+        lies aside: a store cannot rename."""
+        report = write(self.out)
+        if self._stage.why_rejected(report) is not None:
+            self._open.close()
+            self._files, self._out, self.is_rejected = [], None, True
+            report = write(self.out)
+        return report
+
+    def publish(self, report: Report, made_of: InputFingerprint) -> None:
+        """The files first, then the manifest, which says that they are complete. What is rejected
+        lies aside and replaces nothing that was accepted.
+
+        When another run has published the same content since this draft was begun, that stands.
+        PublishedMeanwhile when the content differs.
+        """
+        manifest = report.manifest(self._stage.name, made_of)
+        with claimed(self._stage.claim_path(self._key)) as check_claim:
+            now = read_manifest(self._manifest)
+            if now is not None and _publication(now) != _publication(self._before):
+                if now.data_version == manifest.data_version:
+                    return
+                raise PublishedMeanwhile(
+                    f"{self._stage.spec.key}/{self._stage.name}: another run has published "
+                    f"'{self._key}' since this one began, and its result stands; the replies of "
+                    "both are kept: materialise it again to have all of them, nothing is paid twice"
+                )
+            check_claim()
+            if not self.is_rejected:
+                self._make_room(now)
+            for file in reversed(self._files):
+                file.commit()
+            check_claim()
+            self._describe(manifest)
+            if not self.is_rejected:
+                self._tidy(now)
+
+    def _make_room(self, now: Manifest | None) -> None:
+        """What may stand there is noted before it does; somebody's files are kept elsewhere."""
+        stage, key = self._stage, self._key
+        for file in self._files:
+            if (found := self._stranger(file.place, now)) is not None:
+                name, digest = file.place.name, file_digest(file.place)
+                aside = stage.set_aside_path(name, digest)
+                copy(found.place, aside)
+                self._set_aside.append(str(aside))
+        written = (*self.note.written, *(file.digest for file in self._files))
+        write_note(stage, key, self.note.model_copy(update={"written": written}))
+
+    def _describe(self, manifest: Manifest) -> None:
+        place = self.out.place
+        aside = {"set_aside": self._set_aside} if self._set_aside else {}
+        own = {
+            "accepted": not self.is_rejected,
+            "output": str(place),
+            "output_digest": self.out.digest,
+            "output_version": stat_file(place).version,
+            "beside": self._beside,
+            "published": uuid4().hex,
+            "detail": {**manifest.detail, **aside},
+        }
+        described = self._stage.manifest_path(self._key, rejected=self.is_rejected)
+        write_manifest(described, manifest.model_copy(update=own))
+
+    @property
+    def _beside(self) -> dict[str, str]:
+        return {str(each.place): each.digest for each in self._files if each is not self._out}
+
+    def _tidy(self, before: Manifest | None) -> None:
+        """What is accepted takes the place of what was rejected, and of what was beside it."""
+        stage, key = self._stage, self._key
+        written = (self.out.digest, *self._beside.values())
+        write_note(stage, key, Note(written=written))
+        aside = stage.manifest_path(key, rejected=True), stage.output(key, rejected=True)
+        for place in (*aside, *stage.beside(key, rejected=True)):
+            delete(place)
+        old = () if before is None else before.beside.values()
+        for place in stage.beside(key) if old else ():
+            is_new = str(place) in self._beside
+            if not is_new and exists(place) and file_digest(place) in old:
+                delete(place)
+
+    def _stranger(self, place: Place, made: Manifest | None) -> FileInfo | None:
+        found = stranger(self._stage, self._key, place, made)
+        if found is None or self._may_replace(is_new=made is None):
+            return found
+        raise self._taken(found.uri, CHANGED if made else NOT_OURS)
+
+    def _may_replace(self, *, is_new: bool) -> bool:
+        return may_replace(self._stage, self.note, is_new=is_new)
+
+    def _taken(self, file: str, whose: str) -> PlaceTaken:
+        asks, task_file = self._stage.asks, self._stage.spec.file_name
+        does = "pays nothing for its good rows" if asks else "lets the stage be made anew"
+        return PlaceTaken(
+            f"{file}: this file {whose}, and is not replaced; to go on, either "
+            f"`modelcall adopt {task_file}`, which keeps it and {does}, "
+            "or move it away or give it another name"
+        )
+
+
+def _publication(manifest: Manifest | None) -> tuple[str | None, str] | None:
+    return None if manifest is None else (manifest.published, manifest.data_version)

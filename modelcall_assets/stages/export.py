@@ -1,0 +1,242 @@
+"""Copies of what a stage has published, in the form that others want."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+
+from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.outcome import bad_line
+from modelcall_assets.records.record import BadLine, Row, moved_names, short
+from modelcall_assets.stages.published import Published, failure_of, identity
+from modelcall_assets.stages.responses import FAILED_BEFORE
+from modelcall_assets.storage.files import NewFile, delete, publish
+from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.pieces import Chunk
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
+from modelcall_assets.transforms.where import Where, has_column
+
+Keep = Literal["successes", "failures", "all"]
+TRAIN, VALIDATION = "train", "validation"
+_WHOLE = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows are exported."""
+
+    keep: Keep = "successes"
+    where: Where | None = None
+
+    def takes(self, file: Published, item: Row | BadLine) -> bool:
+        if self.keep != "all" and (failure_of(file, item) is None) != (self.keep == "successes"):
+            return False
+        return self.where is None or (not isinstance(item, BadLine) and self.where(item))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the files look. With `old_names` failed rows have a file of their own, `_error`."""
+
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    old_names: bool = False
+    validation_share: float = 0.0
+    seed: int = 42
+
+    def targets(self, stem: PurePosixPath) -> Iterator[tuple[str, bool, PurePosixPath]]:
+        """Part, whether it is for failed rows only, and path, of all that can come of a file."""
+        for part in (TRAIN, VALIDATION) if self.validation_share else ("",):
+            for is_error in (False, True) if self.old_names else (False,):
+                name = f"{stem.name}{'_error' if is_error else ''}.{self.format}"
+                yield part, is_error, part / stem.with_name(name)
+
+    def part_of(self, record: str) -> str:
+        """A record with the same id is always in the same part."""
+        if not self.validation_share:
+            return ""
+        hashed = hashlib.sha256(f"{self.seed}:{record}".encode("utf-8", "surrogatepass")).digest()
+        share = int.from_bytes(hashed[:8], "big") / _WHOLE
+        return VALIDATION if share < self.validation_share else TRAIN
+
+
+@dataclass(slots=True)
+class FileExport:
+    """What came of one file: relative path → rows."""
+
+    name: str
+    rows_in: int
+    written: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def rows(self) -> int:
+        return sum(self.written.values())
+
+
+def export_file(file: Published, folder: Place, selection: Selection, form: Form) -> FileExport:
+    """Publish the selected rows of a file below `folder`, in order. A file of failed rows exists
+    only when there are any."""
+    file.check()
+    schema = _schema(file, selection) if form.format == "parquet" else None
+    report = FileExport(file.name, file.manifest.rows)
+    targets = {(part, error): path for part, error, path in form.targets(file.stem)}
+    with ExitStack() as stack:
+        sinks: Mapping[tuple[str, bool], _Sink] = {
+            key: _opened(stack, folder / path, file.stage.name, schema)
+            for key, path in targets.items()
+        }
+        for chunk in file.chunks(schema):
+            for key, offsets in _routed(file, chunk, selection, form).items():
+                sinks[key].write(file, chunk, offsets, as_old_failure=key[1])
+        for (part, is_error), path in targets.items():
+            sink = sinks[part, is_error]
+            if sink.rows or not is_error:
+                sink.commit()
+                report.written[path.as_posix()] = sink.rows
+            else:
+                delete(folder / path)
+    return report
+
+
+def export_dialogues(
+    files: Sequence[Published], path: Place, selection: Selection, when: datetime
+) -> int:
+    """Publish the conversations of all files as one dialogue log; gives their number. InputError
+    when there is none."""
+    count = 0
+
+    def conversations() -> Iterator[Row]:
+        nonlocal count
+        for file in files:
+            file.check()
+            for _, item in file.items():
+                if selection.takes(file, item) and not isinstance(item, BadLine) and turns_of(item):
+                    count += 1
+                    yield item
+
+    with publish(path) as log:
+        write_lines(log, (piece.encode() for piece in dialogue_pieces(conversations(), when)))
+        if not count:
+            raise InputError("no selected row has messages: there is no dialogue to write")
+    return count
+
+
+def check_columns(where: Where, files: Sequence[Published]) -> None:
+    """SetupError when the first rows of no file have a column that the condition names."""
+    missing, names = set(where.columns), set[str]()
+    for file in files:
+        first = next(file.chunks(), None)
+        rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
+        names.update(*rows)
+        missing = {name for name in missing if not has_column(frozenset(names), name)}
+        if not missing:
+            return
+    if names:
+        fixes = {name: did_you_mean(name, names) for name in sorted(missing)}
+        expected = f"one of {', '.join(map(short, sorted(names)))}"
+        raise SetupError(
+            [
+                Problem("--where", name, "no row has this column", "" if fix else expected, fix=fix)
+                for name, fix in fixes.items()
+            ]
+        )
+
+
+def _routed(
+    file: Published, chunk: Chunk, selection: Selection, form: Form
+) -> dict[tuple[str, bool], list[int]]:
+    """Offsets in the chunk by the target that they go to."""
+    routed: dict[tuple[str, bool], list[int]] = {}
+    for offset, item in enumerate(chunk.items):
+        if selection.takes(file, item):
+            record = identity(file, chunk.start + offset, item) if form.validation_share else ""
+            is_error = form.old_names and failure_of(file, item) is not None
+            routed.setdefault((form.part_of(record), is_error), []).append(offset)
+    return routed
+
+
+def _schema(file: Published, selection: Selection) -> pa.Schema:
+    """The recorded one, else that of the selected rows."""
+    if (recorded := file.schema) is not None:
+        return recorded
+    inference = SchemaInference()
+    for chunk in file.chunks():
+        inference.add(
+            [row for row in chunk.items if isinstance(row, dict) and selection.takes(file, row)]
+        )
+    return inference.schema()
+
+
+def _opened(stack: ExitStack, path: Place, stage: str, schema: pa.Schema | None) -> _Sink:
+    file = stack.enter_context(NewFile(path))
+    return _Sink(
+        file, None if schema is None else stack.enter_context(ParquetSink(file, stage, schema))
+    )
+
+
+@dataclass(slots=True)
+class _Sink:
+    """One open output."""
+
+    file: NewFile
+    parquet: ParquetSink | None
+    rows: int = 0
+
+    def commit(self) -> None:
+        if self.parquet is not None:
+            self.parquet.close()
+        self.file.commit()
+
+    def write(
+        self, source: Published, chunk: Chunk, offsets: Sequence[int], *, as_old_failure: bool
+    ) -> None:
+        self.rows += len(offsets)
+        if self.parquet is not None:
+            if any(isinstance(chunk.items[offset], BadLine) for offset in offsets):
+                raise InputError(f"{source.name}: bad lines have no columns; export them as JSONL")
+            self.parquet.write(chunk.to_arrow().take(pa.array(offsets, pa.int64())))
+            return
+        write_lines(self.file, self._lines(source, chunk, offsets, as_old_failure))
+
+    def _lines(
+        self, source: Published, chunk: Chunk, offsets: Sequence[int], as_old_failure: bool
+    ) -> Iterator[bytes]:
+        for offset in offsets:
+            index, item = chunk.start + offset, chunk.items[offset]
+            row = _bad_row(source, index, item) if isinstance(item, BadLine) else item
+            yield encode(_old_failure(source, index, row) if as_old_failure else row)
+
+
+def _bad_row(file: Published, index: int, item: BadLine) -> Row:
+    failure = bad_line(item)
+    error = {"reason": failure.reason, "detail": item.detail, "raw": item.raw}
+    return {"id": identity(file, index, item), "error": error}
+
+
+def _old_failure(file: Published, index: int, row: Row) -> Row:
+    """With the keys that the old system gave to a failed row."""
+    failure = failure_of(file, row)
+    reason, detail = (failure.reason, failure.detail) if failure else ("", "")
+    theirs = FAILED_BEFORE - {file.stage.maker.error_column}
+    if not theirs.isdisjoint(row):
+        moved = moved_names(file.column_names, theirs)
+        row = {moved.get(name, name): value for name, value in row.items()}
+    return {
+        **row,
+        "error": f"{reason}: {detail}",
+        "error_type": reason,
+        "traceback": detail if detail.startswith("Traceback") else "",
+        "timestamp": row.get("api_answered_at") or "",
+        "task_index": index,
+    }

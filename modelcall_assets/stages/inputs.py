@@ -1,0 +1,294 @@
+"""What the partitions of a task's first stage are: files of a folder, groups of them, splits of
+data sets, or what a stage of another task leaves."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelcall_assets.config.datasets import DatasetConfig, output_name
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.data_files import stem_of
+from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
+from modelcall_assets.storage.files import (
+    list_files,
+    list_inputs,
+    list_page,
+    matches,
+    stat_file,
+)
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.places import Place
+from modelcall_assets.transforms.preprocessor import FileList, Grouping
+
+if TYPE_CHECKING:
+    from modelcall_assets.stages.stage import Stage
+    from modelcall_assets.stages.task import Task
+
+Page = tuple[list[FileInfo], str]
+"""A part of a listing, and the path where the next one begins: empty at the end."""
+
+
+@dataclass(frozen=True)
+class Inputs(ABC):
+    """`field` is where the task file names them; a partition of several files is one here."""
+
+    task: Task
+    field: str
+
+    @abstractmethod
+    def files(self) -> list[FileInfo]:
+        """In order, after the task's own caps. SetupError when two would have one output,
+        InputError when the folder is missing."""
+
+    def page(self, after: str, most: int) -> Page:
+        """`files` behind a path, without the caps, about `most` at a time where the store can list
+        so; all of them where it cannot."""
+        return self.files(), ""
+
+    @abstractmethod
+    def members(self, key: str) -> Sequence[FileInfo]:
+        """The files of a partition as they are now; InputError when they are gone."""
+
+    def versions(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of partitions as they are now, without those that are gone."""
+        wanted = set(keys)
+        if not wanted:
+            return {}
+        versions = {encode_key(file.key_path): file.version for file in self.files()}
+        return {key: version for key, version in versions.items() if key in wanted}
+
+    def all_keys(self) -> set[str]:
+        """Of everything that is there, whatever the task takes of it."""
+        return {encode_key(file.key_path) for file in self.files()}
+
+    @property
+    def most(self) -> int | None:
+        """The task's cap on files."""
+        return self.task.spec.task.max_files
+
+    def shared(self, first: str, second: str, output: str) -> Problem:
+        """Two inputs that would have one output."""
+        wrong = f"'{first}' and '{second}' would both be written to '{output}'"
+        fix = "rename or move one of them"
+        return Problem(self.task.spec.file_name, self.field, wrong, fix=fix)
+
+
+@dataclass(frozen=True)
+class FolderInputs(Inputs):
+    """Each data file of a folder whose path fits `pattern`. `suffix` is that of their outputs, None
+    where they have none of their own."""
+
+    suffix: str | None = ".parquet"
+    pattern: str = "*"
+
+    def files(self) -> list[FileInfo]:
+        return self._page("", None)[0][: self.most]
+
+    def page(self, after: str, most: int) -> Page:
+        return self._page(after, most)
+
+    def members(self, key: str) -> Sequence[FileInfo]:
+        return [replace(stat_file(self.task.layout.input_place(key)), key_path=key)]
+
+    def versions(self, keys: Sequence[str]) -> dict[str, str]:
+        """Each is looked at by itself: they may be a few of many."""
+        return {key: file.version for key in keys for file in self.members(key)}
+
+    def all_keys(self) -> set[str]:
+        return {encode_key(file.key_path) for file in list_inputs(self.task.layout.input_folder)}
+
+    def _page(self, after: str, most: int | None) -> Page:
+        folder, own = self.task.layout.input_folder, self.task.own_folders
+        files, last = list_page(folder, self.pattern, own, after, most)
+        if self.suffix is not None:
+            refuse_shared(self, files, self.suffix)
+        return files, last
+
+
+class OneInput(FolderInputs):
+    """The one file that the task names."""
+
+    def files(self) -> list[FileInfo]:
+        return [stat_file(self.task.layout.input_folder)]
+
+    def page(self, after: str, most: int) -> Page:
+        return self.files(), ""
+
+    def all_keys(self) -> set[str]:
+        return {encode_key(file.key_path) for file in self.files()}
+
+
+@dataclass(frozen=True)
+class GroupedInputs(Inputs):
+    """Files of any kind, as a preprocessor puts them together."""
+
+    grouping: Grouping
+    pattern: str = "*"
+
+    def files(self) -> list[FileInfo]:
+        files = [as_one(name, members) for name, members in self._groups(self.most).items()]
+        refuse_shared(self, files, ".parquet")
+        return files
+
+    def members(self, key: str) -> Sequence[FileInfo]:
+        name, groups = decode_key(key), self._groups(self.most)
+        if name not in groups:
+            folder = self.task.layout.input_folder
+            raise InputError(f"{folder}: there is no file for '{name}' any more")
+        return groups[name]
+
+    def all_keys(self) -> set[str]:
+        return {encode_key(name) for name in self._groups(None)}
+
+    def _groups(self, most: int | None) -> dict[str, list[FileInfo]]:
+        folder = self.task.layout.input_folder
+        there = list_files(folder, self.task.own_folders)
+        files = [file for file in there if matches(file.key_path, self.pattern)]
+        try:
+            return grouped(self.grouping, files, most)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+
+
+@dataclass(frozen=True)
+class LinkedInputs(Inputs):
+    """What a stage of another task leaves of some partitions."""
+
+    linked: Stage
+    keys: Callable[[], list[str]]
+
+    def files(self) -> list[FileInfo]:
+        return [file for key in self.keys() for file in self.members(key)]
+
+    def members(self, key: str) -> Sequence[FileInfo]:
+        info = stat_file(self.linked.result(self.linked.need(key)))
+        return [replace(info, key_path=decode_key(key))]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlace:
+    """Which split of which data set a partition is."""
+
+    dataset: str
+    path: Place
+    config: str | None
+    split: str
+
+
+@dataclass(frozen=True)
+class SplitInputs(Inputs):
+    """Every split of some data sets, by the path of its output."""
+
+    datasets: Mapping[str, DatasetConfig]
+    with_system: bool
+
+    def files(self) -> list[FileInfo]:
+        """With a stand-in for a data set that cannot be read, whose members say why; InputError
+        when none can be."""
+        return [as_one(name, split.files) for name, (_, split) in self._splits().items()]
+
+    def all_keys(self) -> set[str]:
+        found = self._splits().items()
+        return {encode_key(name) for name, (_, split) in found if split.files[0].version != _ABSENT}
+
+    def members(self, key: str) -> Sequence[FileInfo]:
+        place = self.place(key)
+        return find_split(place.path, place.config, place.split).files
+
+    def place(self, key: str) -> SplitPlace:
+        """InputError when it is gone."""
+        if key not in self._places:
+            folder = self.task.layout.input_folder
+            raise InputError(f"{folder}: there is no split for '{key}' any more")
+        return self._places[key]
+
+    @cached_property
+    def _places(self) -> dict[str, SplitPlace]:
+        return {encode_key(name): place for name, (place, _) in self._splits().items()}
+
+    def _splits(self) -> dict[str, tuple[SplitPlace, Split]]:
+        found: dict[str, tuple[SplitPlace, Split]] = {}
+        for name, dataset in self.datasets.items():
+            path = dataset_path(self.task.layout.input_folder, name)
+            for split in _splits_of(path, dataset.configs):
+                place = SplitPlace(name, path, split.config, split.split)
+                output = output_name(name, split.config, split.split, self.with_system)
+                first, _ = found.setdefault(output, (place, split))
+                if first != place:
+                    raise SetupError([self.shared(first.dataset, name, output)])
+        if all(split.files[0].version == _ABSENT for _, split in found.values()):
+            for place, _ in found.values():
+                find_splits(place.path, [place.config])
+        return dict(list(found.items())[: self.most])
+
+
+def refuse_shared(inputs: Inputs, files: Sequence[FileInfo], suffix: str) -> None:
+    """SetupError when two of them would have one output."""
+    by_output: dict[str, str] = {}
+    problems: list[Problem] = []
+    for file in files:
+        path = Path(file.key_path)
+        output = str(path.with_name(f"{stem_of(path.name)}{suffix}"))
+        first = by_output.setdefault(output, file.key_path)
+        if first != file.key_path:
+            problems.append(inputs.shared(first, file.key_path, output))
+    if problems:
+        raise SetupError(problems)
+
+
+def as_one(name: str, files: Sequence[FileInfo]) -> FileInfo:
+    """A partition of these files, listed as if it were one, with the place of the first."""
+    size = sum(file.size for file in files)
+    return FileInfo(name, files[0].place, size, version_of(files))
+
+
+def version_of(files: Sequence[FileInfo]) -> str:
+    """Changes whenever one of them does, or which ones there are."""
+    return digest_of_versions({file.uri: file.version for file in files})
+
+
+def digest_of_versions(versions: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:32]
+
+
+def grouped(
+    grouping: Grouping, files: Sequence[FileInfo], most: int | None
+) -> dict[str, list[FileInfo]]:
+    """The files of each partition. `most` files are shared among the partitions, one at least of
+    each. InputError when the grouping names a file that is not there, or no partition at all."""
+    by_path = {file.key_path: file for file in files}
+    groups = _as_groups(grouping.get_file_list([*by_path]))
+    for name, paths in groups.items():
+        if not name.strip("/ ") or not paths:
+            raise InputError(f"get_file_list: partition {name!r} has no name or no files")
+        if absent := [path for path in paths if path not in by_path]:
+            raise InputError(f"get_file_list: {name!r} has {absent[0]!r}, which is not there")
+    share = None if most is None else max(1, most // max(1, len(groups)))
+    return {name: [by_path[path] for path in paths[:share]] for name, paths in groups.items()}
+
+
+def _as_groups(found: FileList) -> dict[str, Sequence[str]]:
+    if isinstance(found, Mapping):
+        return dict(found)
+    return {path: [path] for path in found}
+
+
+_ABSENT = "absent"
+"""The version of what is not there."""
+
+
+def _splits_of(path: Place, configs: Sequence[str | None]) -> list[Split]:
+    """What cannot be found is one that has the path where it was looked for."""
+    try:
+        return find_splits(path, configs)
+    except InputError:
+        if len(configs) > 1:
+            return [split for config in configs for split in _splits_of(path, [config])]
+        return [Split(configs[0], "train", (FileInfo(path.name, path, 0, _ABSENT),))]

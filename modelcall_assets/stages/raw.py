@@ -1,0 +1,374 @@
+"""raw: what an input file, a group of them or a split of a data set is: content hash, rows, schema
+and mistakes. It leaves the files where they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypedDict
+
+import pyarrow as pa
+
+from modelcall_assets.config.task import ScoringTask
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import SAMPLE_ROWS, Report
+from modelcall_assets.stages.seen import Seen
+from modelcall_assets.stages.source import Part, changed
+from modelcall_assets.stages.stage import MEMBERS, Stage
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
+from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.formats import (
+    OURS,
+    Format,
+    Reading,
+    blank_lines,
+    format_of,
+    numbered,
+    open_lines,
+)
+from modelcall_assets.storage.jsonl import line_parser, parse_line
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.manifest import (
+    InputFingerprint,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from modelcall_assets.storage.parquet import check_writable
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
+from modelcall_assets.storage.schema import SchemaInference, schema_to_json
+
+WARNINGS = "warnings"
+"""In the detail of a manifest."""
+MOST_COLUMNS = 10_000
+SHOWN_MEMBERS = 50
+
+
+class Raw(Stage):
+    """A partition is a file, or a group of files that a preprocessor puts together."""
+
+    name = "raw"
+    kinds = ("file",)
+    suffix = ""
+
+    @property
+    def about(self) -> str:
+        return "an input file's fingerprint, schema and first mistakes"
+
+    @property
+    def folder(self) -> Place:
+        return self.layout.input_folder
+
+    @property
+    def reading(self) -> Reading:
+        block = self.spec.task.reads
+        return Reading(block.encoding, block.on_bad_line, block.on_empty_file)
+
+    def own_shape(self) -> dict[str, Any]:
+        return {"limit": self.task.row_limit}
+
+    def why_rejected(self, report: Report) -> str | None:
+        """Its rows are judged by the stage that works on them."""
+        return None
+
+    def make(self, key: str, tally: Tally) -> Report:
+        """InputError when a file cannot be read or is text without a line, as a failed upload
+        leaves it, unless the task accepts those; a file of columns without rows is taken at its
+        word."""
+        self.layout.check_name(key)
+        inputs = self.task.inputs
+        files, is_group = inputs.members(key), isinstance(inputs, GroupedInputs)
+        report = read_raw(
+            *files, limit=self.task.row_limit, reading=self.reading, is_group=is_group
+        )
+        place = files[0].place
+        is_empty = not report.rows and not any(kind.has_columns for kind in report.formats)
+        if is_empty and self.reading.on_empty_file == "fail":
+            wrong = "there is no line in this file; fill it or take it away"
+            raise InputError(f"{place}: {wrong}, or write `on_empty_file: accept`")
+        if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
+            check_writable(place, report.schema)
+        is_one = isinstance(inputs, FolderInputs)
+        whole = files[0].uri if len(files) == 1 else f"{self.spec.input_folder}/{decode_key(key)}"
+        version = files[0].version if is_one else version_of(files)
+        self.write(key, report, files, whole, version)
+        return report
+
+    def write(
+        self, key: str, report: RawReport, files: Sequence[FileInfo], uri: str, version: str
+    ) -> None:
+        size = sum(file.size for file in files)
+        made_of = InputFingerprint(uri=uri, digest=report.digest, size=size, version=version)
+        write_manifest(self.manifest_path(key), report.manifest(self.name, made_of))
+
+    def result(self, manifest: Manifest) -> Place:
+        return self.layout.place(manifest.input.uri)
+
+    def digest_of(self, manifest: Manifest) -> str:
+        return manifest.input.digest
+
+    def check(self, manifest: Manifest) -> None:
+        """Those that are several files are looked at when their rows have been read."""
+        if MEMBERS in manifest.detail:
+            return
+        place, found = self.result(manifest), manifest.input
+        if stat_file(place).version != found.version and file_digest(place) != found.digest:
+            raise changed(place)
+
+    def parts(self, key: str, manifest: Manifest) -> tuple[Part, ...]:
+        if MEMBERS not in manifest.detail:
+            return super().parts(key, manifest)
+        place = self.layout.place
+        return tuple(
+            Part(each["name"], place(each["uri"]), each["digest"], each["size"], each["whole"])
+            for each in manifest.detail[MEMBERS]
+        )
+
+    def outdated(self, keys: Sequence[str]) -> set[str]:
+        """Where several files lie is in their version."""
+        versions, found = self.task.inputs.versions(keys), set[str]()
+        for key in keys:
+            manifest = read_manifest(self.manifest_path(key))
+            if manifest is None or versions.get(key) != manifest.input.version:
+                found.add(key)
+                continue
+            has_moved = manifest.input.uri != str(self.layout.input_place(key))
+            if has_moved and MEMBERS not in manifest.detail:
+                found.add(key)
+        return found
+
+
+class Split(Raw):
+    """A partition is a split of a data set: its rows are looked at when they are converted."""
+
+    @property
+    def about(self) -> str:
+        return "a split's files and their fingerprints"
+
+    @property
+    def splits(self) -> SplitInputs:
+        assert isinstance(self.task.inputs, SplitInputs)
+        return self.task.inputs
+
+    def make(self, key: str, tally: Tally) -> Report:
+        files = self.splits.members(key)
+        report = read_split(files, self.reading)
+        self.write(key, report, files, str(self.splits.place(key).path), version_of(files))
+        return report
+
+
+class Member(TypedDict):
+    """A file of a partition, as manifests have it. `name` is its path in the input folder."""
+
+    name: str
+    uri: str
+    digest: str
+    rows: int
+    size: int
+    whole: bool
+    """One record as a whole: what no data file is."""
+
+
+@dataclass
+class RawReport(Report):
+    """`rows` counts bad lines and leaves out blank ones."""
+
+    members: tuple[Member, ...] = ()
+    formats: tuple[Format, ...] = ()
+    digest: str = ""
+    blank_lines: int = 0
+
+    @property
+    def first_bad(self) -> str | None:
+        return self.failed_rows[0].detail if self.failed_rows else None
+
+    def told(self) -> list[str]:
+        """What people should know of the file although its rows are rated."""
+        found: list[str] = []
+        if self.failed:
+            what = f"{self.failed} of {self.rows} lines are not JSON objects"
+            found.append(f"{what}; the first: {self.first_bad}")
+        if self.duplicate_ids:
+            which = ", ".join(self.first_duplicates)
+            found.append(f"{self.duplicate_ids} rows repeat the id of another: {which}")
+        return found
+
+
+def read_raw(
+    *files: FileInfo, limit: int | None = None, reading: Reading = OURS, is_group: bool = False
+) -> RawReport:
+    """Look at the whole of each file once, at the first `limit` rows of all only if given (digests
+    are always of the whole). What is no data file counts as one record. The digest of a group has
+    the names of its files too: rows are made of them, and where one lies if it is a row itself.
+    InputError when one cannot be read, or has a bad line and `reading` refuses those."""
+    look = _Look(limit, reading)
+    report = look.report
+    report.members = tuple(map(look.at, files))
+    report.formats, report.rows_in = tuple(look.formats), report.rows
+    named = [(m["uri"] if m["whole"] else m["name"], m["digest"]) for m in report.members]
+    together = f"sha256:{hashlib.sha256(repr(named).encode()).hexdigest()}"
+    report.digest = together if is_group else report.members[0]["digest"]
+    report.data_version = report.digest if limit is None else f"{report.digest}|limit={limit}"
+    report.schema = look.schema()
+    shown = ", ".join(report.formats)
+    report.detail = {
+        "schema": schema_to_json(report.schema),
+        "format": shown,
+        WARNINGS: report.told(),
+        **({MEMBERS: [*report.members]} if is_group else {}),
+    }
+    report.numbers = {
+        "format": shown,
+        "bytes": sum(member["size"] for member in report.members),
+        "bad_lines": report.failed,
+        "first_bad_line": report.first_bad or "none",
+        "duplicate_ids": report.duplicate_ids,
+    }
+    if len(files) > 1:
+        _show_members(report, report.members)
+    return report
+
+
+def read_split(files: Sequence[FileInfo], reading: Reading) -> RawReport:
+    """Rows without blank lines and digests, without parsing what has to be parsed once more anyway.
+    InputError when a file cannot be read, or has a bad line and `reading` refuses those."""
+    members = [_split_member(file, reading) for file in files]
+    content = repr([member["digest"] for member in members]).encode()
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    rows = sum(member["rows"] for member in members)
+    report = RawReport(rows_in=rows, rows=rows, digest=digest, data_version=digest)
+    report.detail = {MEMBERS: members, "schema": schema_to_json(report.schema)}
+    report.numbers = {"bytes": sum(file.size for file in files)}
+    _show_members(report, members)
+    return report
+
+
+def _show_members(report: Report, members: Sequence[Member | dict[str, Any]]) -> None:
+    """The first ones: a partition may have very many."""
+    report.numbers["files"] = len(members)
+    report.tables["members"] = [
+        {"file": each.get("name") or each["uri"], "rows": each["rows"], "bytes": each["size"]}
+        for each in members[:SHOWN_MEMBERS]
+    ]
+
+
+def _split_member(file: FileInfo, reading: Reading) -> dict[str, Any]:
+    place, format_ = file.place, format_of(file.place)
+    if format_.has_columns:
+        with open_columns(place, format_) as columns:
+            rows = sum(batch.num_rows for batch in columns.batches(MOST_ROWS, ()))
+        digest = file_digest(place)
+    else:
+        content = hashlib.sha256()
+        with open_lines(place, format_, reading, content) as lines:
+            rows = sum(not line.isspace() for _, line in numbered(lines))
+        digest = f"sha256:{content.hexdigest()}"
+    if reading.on_bad_line == "fail":
+        rows = sum(1 for _ in read_rows(place, reading))
+    return {"uri": file.uri, "digest": digest, "rows": rows, "size": file.size}
+
+
+@dataclass
+class _Look:
+    """Counts rows while they stream past."""
+
+    limit: int | None
+    reading: Reading
+    report: RawReport = field(default_factory=RawReport)
+    seen: Seen = field(default_factory=Seen)
+    formats: dict[Format, None] = field(default_factory=dict)
+    inference: SchemaInference = field(default_factory=SchemaInference)
+    columns: list[pa.Schema] = field(default_factory=list)
+
+    def at(self, file: FileInfo) -> Member:
+        before = self.report.rows
+        is_whole = not is_data_file(file.place.name)
+        if is_whole:
+            digest = self._document(file)
+        else:
+            format_ = format_of(file.place)
+            self.formats[format_] = None
+            look = self._columns if format_.has_columns else self._lines
+            digest = look(file, format_)
+        return Member(
+            name=file.key_path,
+            uri=file.uri,
+            digest=digest,
+            rows=self.report.rows - before,
+            size=file.size,
+            whole=is_whole,
+        )
+
+    def _document(self, file: FileInfo) -> str:
+        self.formats[Format.WHOLE] = None
+        if self.report.rows != self.limit:
+            self.report.rows += 1
+            self.report.show({"path": file.key_path, "bytes": file.size})
+        return file_digest(file.place)
+
+    def _lines(self, file: FileInfo, format_: Format) -> str:
+        content, report = hashlib.sha256(), self.report
+        parse = line_parser(parse_line, file.place, self.reading)
+        with open_lines(file.place, format_, self.reading, content) as lines:
+            for number, line in numbered(lines):
+                if report.rows == self.limit:
+                    break
+                item = parse(line, number)
+                if item is None:
+                    report.blank_lines += blank_lines(line)
+                    continue
+                report.rows += 1
+                if isinstance(item, BadLine):
+                    report.fail(file.key_path, Reason.BAD_LINE, item.detail)
+                    continue
+                report.show(item)
+                self._id(item)
+                self.inference.take(item, len(line))
+                if len(self.inference) > MOST_COLUMNS:
+                    what = f"more than {MOST_COLUMNS:,} different keys up to line {number:,}"
+                    raise InputError(
+                        f"{file.place}: {what}; put them into one column, as an object"
+                    )
+        return f"sha256:{content.hexdigest()}"
+
+    def _columns(self, file: FileInfo, format_: Format) -> str:
+        report, before = self.report, self.report.rows
+        with open_columns(file.place, format_) as columns:
+            self.columns.append(columns.schema)
+            names = [name for name in ID_COLUMNS if name in columns.schema.names]
+            for batch in columns.batches(MOST_ROWS, names):
+                if report.rows == self.limit:
+                    break
+                batch = batch.slice(0, None if self.limit is None else self.limit - report.rows)
+                for item in rows_of(batch.select(names), report.rows) if names else ():
+                    if isinstance(item, dict):
+                        self._id(item)
+                report.rows += batch.num_rows
+        wanted = min(SAMPLE_ROWS - len(report.sample), report.rows - before)
+        for item in islice(read_rows(file.place, self.reading, SAMPLE_ROWS), wanted):
+            if isinstance(item, dict):
+                report.show(item)
+        return file_digest(file.place)
+
+    def _id(self, row: Row) -> None:
+        if (own := own_id(row)) is not None and not self.seen.is_new(own):
+            self.report.repeats(own)
+
+    def schema(self) -> pa.Schema:
+        """That of the one file of columns, else the columns of all files."""
+        if self.columns and not self.inference.schema():
+            first = self.columns[0]
+            if all(first.equals(other, check_metadata=True) for other in self.columns):
+                return first
+        for schema in self.columns:
+            self.inference.add_types(schema)
+        return self.inference.schema()

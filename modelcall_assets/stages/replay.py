@@ -1,0 +1,228 @@
+"""What the journal says of a file's records, and the book of what became of each.
+
+Memory per record is one journal position (8 bytes) and its key's fingerprint; only records in hand
+are objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from modelcall_assets.errors import StoreError
+from modelcall_assets.grading.values import SharedTypes
+from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
+from modelcall_assets.journal.occurrences import Addresses
+from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.records.outcome import Failure, Reason, Success
+from modelcall_assets.stages.budget import Budget
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.reuse import Reuse
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import read_rows
+
+NO_REPLY: Position = -1
+ROWS_PER_BREATH = 500
+SYNC_EVERY_S = 1.0
+TOLD_PER_SYNC = 4
+
+Asked = ChatRequest | Failure
+"""What a record asks of the model, or why it cannot ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A failure that left no reply: nothing asked, or no retries left."""
+
+    failure: Failure
+    key: str | None = None
+    attempts: int = 0
+    endpoint: str | None = None
+
+
+@dataclass
+class Ledger:
+    """Per record, in input order: where its last reply lies, else why there is none."""
+
+    positions: array[Position] = field(default_factory=lambda: array("q"))
+    unanswered: dict[int, Unanswered] = field(default_factory=dict[int, Unanswered])
+
+
+Standing = Mapping[int, Unanswered]
+"""Of a result, the records that failed, by index."""
+
+
+def standing_in(output: Place) -> Standing:
+    """Of a file of scores or responses."""
+    return {
+        index: Unanswered(
+            Failure(Reason(row["api_fail_reason"]), row["api_fail_detail"]),
+            row["api_request_key"],
+            row["api_attempts"],
+            row["api_endpoint"],
+        )
+        for index, row in enumerate(read_rows(output))
+        if isinstance(row, dict) and row["api_status"] == "error"
+    }
+
+
+@dataclass(slots=True)
+class Pending:
+    """A record whose dialogue goes on: its address, first request and the turns so far."""
+
+    index: int
+    address: Address
+    request: ChatRequest
+    known: Dialogue | None = None
+
+
+@dataclass
+class Replay:
+    """The call phase of one file, as far as it is the same however the model is called."""
+
+    rules: Rules
+    engine: Engine
+    journal: Journal
+    tally: Tally
+    reuse: Reuse
+    budget: Budget
+    samples: int = 1
+    stands: Standing | None = None
+    """Failures that are not to be asked about again."""
+    ledger: Ledger = field(default_factory=Ledger)
+    requests: int = 0
+    replayed: int = 0
+    warnings: list[str] = field(default_factory=list[str])
+    types: SharedTypes = field(default_factory=SharedTypes)
+    """Of the values that the prompt declares no type for."""
+
+    def pending(self, asked: Iterator[Asked]) -> Iterator[Pending | None]:
+        """Records still to call; None now and then, so that a long replay lets others run."""
+        addresses = Addresses(self.samples)
+        for index, request in enumerate(asked):
+            self.ledger.positions.append(NO_REPLY)
+            item = None
+            if isinstance(request, Failure):
+                self.leave(index, Unanswered(request))
+            else:
+                item = self.look_up(Pending(index, addresses.next(request.key()), request))
+                if item is not None and self.stands and index in self.stands:
+                    self.leave(index, self.stands[index])
+                    item = None
+            if item is not None or index % ROWS_PER_BREATH == 0:
+                yield item
+
+    def look_up(self, item: Pending, *, is_new: bool = False) -> Pending | None:
+        """None when a reply settles the record: a success, or a failure of this round; `is_new`
+        when this run paid for it."""
+        last, finished = None, None
+        for known in self.reuse.of_file(self.journal, item.address):
+            turns = said_in(known.entries)
+            if not (count := len(turns)):
+                continue
+            entries, positions = known.entries[:count], known.positions[:count]
+            last = replace(known, entries=entries, positions=positions)
+            finished = self.rules.judge(turns)
+            if finished is not None and isinstance(finished.outcome, Success):
+                break
+        if last is None or finished is None:
+            adopted = last is None and self.adopted(item)
+            if adopted:
+                return None
+            return item if last is None else replace(item, known=last)
+        stands = last.open_round or self.stands is not None
+        if isinstance(finished.outcome, Failure) and not stands:
+            return item
+        if not is_new:
+            self._note_replayed()
+        self.settle(item, last.positions[-1], finished)
+        return None
+
+    def adopted(self, item: Pending) -> bool:
+        """Whether an answer from elsewhere stands for this record's own."""
+        for entries in self.reuse.of_others(self.journal, item.address.key):
+            finished = self.rules.judge(said_in(entries))
+            if finished is not None and isinstance(finished.outcome, Success):
+                self._adopt(item, entries, finished)
+                return True
+        return False
+
+    def settle(self, item: Pending, position: Position, finished: Finished) -> None:
+        """The record has its outcome."""
+        self.ledger.positions[item.index] = position
+        self.tally.count(finished.outcome)
+        if isinstance(outcome := finished.outcome, Success):
+            self.reuse.keep(item.address, position)
+            if untyped := self.rules.parser.untyped:
+                self.types.note({key: outcome.values[key] for key in untyped})
+
+    def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
+        """The record has none; `position` is that of its last turn."""
+        self.ledger.unanswered[index] = why
+        self.ledger.positions[index] = position
+        self.tally.count(why.failure)
+
+    def pay(self, turn: Said, exchanged_bytes: int) -> None:
+        """Count what an answer cost."""
+        if isinstance(turn, Failure):
+            return
+        cost = self.budget.pay(turn.usage, exchanged_bytes)
+        if cost is None or self.tally.cost_usd is None:
+            self.tally.cost_usd = None
+        else:
+            self.tally.cost_usd += cost
+
+    @asynccontextmanager
+    async def synced(self) -> AsyncGenerator[None]:
+        """Force the journal to disk about once a second, off the event loop; whoever shares with
+        this file hears of answers more often."""
+
+        async def sync() -> None:
+            while True:
+                try:
+                    for _ in range(TOLD_PER_SYNC):
+                        await asyncio.sleep(SYNC_EVERY_S / TOLD_PER_SYNC)
+                        self.reuse.tell()
+                    self.budget.sync()
+                    await asyncio.to_thread(self.journal.sync)
+                except StoreError as error:
+                    self.engine.stop(error)
+                    return
+
+        task = asyncio.create_task(sync())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.budget.sync()
+            self.reuse.tell()
+
+    def _adopt(self, item: Pending, entries: Sequence[Entry], finished: Finished) -> None:
+        """Journal the answer as this record's; no attempts say that it was not paid for here."""
+        position = NO_REPLY
+        for entry in entries:
+            previous = self.journal.reference(position) if entry.turn else None
+            own = entry._replace(address=item.address, attempts=0, latency_ms=0, previous=previous)
+            position = self.journal.append(own)
+        self._note_replayed()
+        self.settle(item, position, finished)
+
+    def _note_replayed(self) -> None:
+        self.replayed += 1
+        self.tally.replayed += 1
+
+
+def said_in(entries: Sequence[Entry]) -> list[Said]:
+    """What journalled replies say to their record, up to one that does not count."""
+    turns: list[Said] = []
+    for entry in entries:
+        if (turn := replayed(entry.status, entry.body)) is None:
+            break
+        turns.append(turn)
+    return turns

@@ -1,0 +1,145 @@
+"""The rows that a stage reads, as its upstream asset recorded them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from modelcall_assets.errors import InputChanged
+from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.formats import OURS, Reading
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.manifest import InputFingerprint
+from modelcall_assets.storage.pieces import (
+    Chunk,
+    Piece,
+    document_pieces,
+    read_chunks,
+    read_pieces,
+)
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import record_id
+
+if TYPE_CHECKING:
+    from modelcall_assets.stages.stage import Stage
+
+ROWS_ASKED_AT_ONCE = 100
+ROWS_WRITTEN_AT_ONCE = 1000
+PIECE_BYTES = 4 << 20
+"""What a process gets at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a source. `name` enters the ids of its rows that have none."""
+
+    name: str
+    place: Place
+    digest: str
+    size: int = 0
+    is_document: bool = False
+    """One record as a whole."""
+
+    @classmethod
+    def of(cls, file: FileInfo) -> Part:
+        """Of a file that nobody has looked at."""
+        return cls(file.key_path, file.place, "", file.size, not is_data_file(file.place.name))
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file, several that are one partition, or what a stage made of them."""
+
+    parts: tuple[Part, ...]
+    schema: pa.Schema
+    rows: int
+    limit: int | None = None
+    reading: Reading = OURS
+    names: Collection[str] | None = None
+    """Columns that its items need, where that is known."""
+    maker: Stage | None = None
+    """Whose rows these are; None where nobody has looked at them."""
+
+    @property
+    def name(self) -> str:
+        """Of the one file that it is."""
+        return self.parts[0].name
+
+    def pieces(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[tuple[str, Piece]]:
+        """All of it in order, at most so many rows at a time, each with the name of its file."""
+        left = self.limit
+        for are_documents, group in groupby(self.parts, lambda part: part.is_document):
+            parts = [*group]
+            pieces = _documents(parts, left) if are_documents else self._rows(parts, left, rows)
+            for name, piece in pieces:
+                yield name, piece
+                left = None if left is None else left - piece.rows
+
+    def chunks(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[Chunk]:
+        """Of the one file: all of it, parsed, at most so many rows at a time."""
+        place = self.parts[0].place
+        return read_chunks(place, self.schema, self.limit, rows, self.reading, self.names)
+
+    def items(self) -> Iterator[Row | BadLine]:
+        """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
+        place, rows = self.parts[0].place, ROWS_ASKED_AT_ONCE
+        for chunk in read_chunks(
+            place, self.schema, self.limit, rows, self.reading, self.names, whole=False
+        ):
+            yield from chunk.items
+
+    def column_names(self) -> set[str]:
+        """Those of all its rows."""
+        return set[str]().union(*(item for item in self.items() if isinstance(item, dict)))
+
+    def identity(self, item: Row | BadLine, index: int) -> str:
+        """The id of the row at an index."""
+        return record_id(item, index, self.name, is_result=bool(self.maker and self.maker.answers))
+
+    @property
+    def rows_read(self) -> int:
+        """Of `rows`, those within the limit."""
+        return self.rows if self.limit is None else min(self.rows, self.limit)
+
+    def verify(self) -> None:
+        """InputChanged when a file no longer has the content that was recorded."""
+        for part in self.parts:
+            if file_digest(part.place) != part.digest:
+                raise changed(part.place)
+
+    def fingerprint(self) -> InputFingerprint:
+        """Of the one file as it is now, for the manifest of what is made of it."""
+        part = self.parts[0]
+        info = stat_file(part.place)
+        return InputFingerprint(
+            uri=str(part.place), digest=part.digest, size=info.size, version=info.version
+        )
+
+    def _rows(
+        self, parts: Sequence[Part], limit: int | None, rows: int
+    ) -> Iterator[tuple[str, Piece]]:
+        for part in parts:
+            if limit == 0:
+                return
+            for piece in read_pieces(part.place, limit, rows, self.reading, PIECE_BYTES):
+                yield part.name, piece
+                limit = None if limit is None else limit - piece.rows
+
+
+def _documents(parts: Sequence[Part], limit: int | None) -> Iterator[tuple[str, Piece]]:
+    files = [FileInfo(part.name, part.place, part.size, part.digest) for part in parts[:limit]]
+    return (("", piece) for piece in document_pieces(files, PIECE_BYTES))
+
+
+def changed(place: Place) -> InputChanged:
+    """Of a file that is not as a stage left it, or `raw` found it."""
+    return InputChanged(
+        f"{place} changed since its upstream asset was materialised; materialise that again, then "
+        "this (if the task made the file, delete it first): replies received so far are kept"
+    )

@@ -1,0 +1,167 @@
+"""A task as the list of its stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.folders import unwritable
+from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.config.task import ScoringTask
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.records.keys import encode_key
+from modelcall_assets.stages.chatml import Chatml
+from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
+from modelcall_assets.stages.layout import Layout
+from modelcall_assets.stages.merged import Merged
+from modelcall_assets.stages.preprocessed import Preprocessed
+from modelcall_assets.stages.raw import Raw, Split
+from modelcall_assets.stages.responses import Responses
+from modelcall_assets.stages.scorer_scores import ScorerScores
+from modelcall_assets.stages.scores import Scores
+from modelcall_assets.stages.stage import Keys, Stage
+from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import count_rows
+
+S = TypeVar("S", bound=Stage)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """`stages` are upstream first. SetupError when one cannot be made, as that of a preprocessor
+    that cannot be imported."""
+
+    spec: TaskSpec
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.spec)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        task, keys = self.spec.task, self._file_keys
+        if isinstance(task, ScoringTask):
+            kinds: list[type[Stage]] = [Raw]
+            kinds += [Preprocessed] if task.preprocess.enabled else []
+            kinds += [Scores if task.scorer is None else ScorerScores]
+        else:
+            kinds = [] if self.linked else [Split if task.chatml_conversion else Raw]
+            kinds += [Chatml] if task.chatml_conversion else []
+            kinds += [Merged] if task.jsonl_merge else []
+            kinds += [Responses] if task.generate_response else []
+            kinds += [Scores] if task.scores else []
+        stages: list[Stage] = []
+        for kind in kinds:
+            keys = self._group_keys if kind.gathers else keys
+            stages.append(kind(self, stages[-1] if stages else self.linked, keys))
+        return tuple(stages)
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def find(self, kind: type[S]) -> S | None:
+        """The stage of a kind, if the task has one."""
+        return next((stage for stage in self.stages if isinstance(stage, kind)), None)
+
+    def stages_by_keys(self) -> list[tuple[Keys, list[Stage]]]:
+        """The stages that share a set of keys, set by set."""
+        found: dict[str, tuple[Keys, list[Stage]]] = {}
+        for stage in self.stages:
+            found.setdefault(stage.keys.name, (stage.keys, []))[1].append(stage)
+        return [*found.values()]
+
+    def warning(self, wrong: str, *, field: str = "", have: str = "", fix: str = "") -> Problem:
+        """Of the task's file, of its input unless another field is named."""
+        place, file = field or self.input_field, self.spec.file_name
+        return Problem(file, place, wrong, have=have, fix=fix, severity="warning")
+
+    @property
+    def first_answering(self) -> Stage | None:
+        """The first stage that answers or rates rows."""
+        return next((stage for stage in self.stages if stage.answers), None)
+
+    @cached_property
+    def linked(self) -> Stage | None:
+        """The stage of another task that the first one reads."""
+        link = self.spec.link
+        return None if link is None else Task(link.spec).stage(link.stage)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the first stage reads. SetupError when the user's preprocessor cannot be had."""
+        field, task = self.input_field, self.spec.task
+        if self.linked is not None:
+            return LinkedInputs(self, field, self.linked, self._file_keys.now)
+        if isinstance(task, DistillationTask):
+            if (chatml := self.find(Chatml)) is not None:
+                return chatml.splits
+            kind = OneInput if self.spec.has_one_input else FolderInputs
+            return kind(self, field, None if self.find(Merged) else ".jsonl")
+        preprocessed = self.find(Preprocessed)
+        return FolderInputs(self, field) if preprocessed is None else preprocessed.inputs
+
+    @property
+    def input_field(self) -> str:
+        """Where the task file says what its first stage reads."""
+        return self.spec.task.input_field
+
+    @property
+    def row_limit(self) -> int | None:
+        """Cap on the rows of each file, for debugging."""
+        return self.spec.task.max_items_per_file
+
+    @property
+    def own_folders(self) -> list[Place]:
+        """All that is written to."""
+        own = (stage.folder for stage in self.stages if not isinstance(stage, Raw))
+        return [self.layout.state_folder.parent, *own]
+
+    @property
+    def output_folder(self) -> Place:
+        """Of the last stage."""
+        return self.stages[-1].folder
+
+    def check_ready(self) -> None:
+        """SetupError when a folder cannot be written to, or a stage cannot run here."""
+        if problems := [*unwritable(self.spec)]:
+            raise SetupError(problems)
+        for stage in self.stages:
+            stage.check_ready()
+
+    def count_rows(self, file: FileInfo) -> int:
+        """Of an input file that raw has not looked at."""
+        files, reading = self.inputs.members(encode_key(file.key_path)), self.stages[0].reading
+        rows = sum(
+            count_rows(each.place, reading) if is_data_file(each.place.name) else 1
+            for each in files
+        )
+        return rows if self.row_limit is None else min(rows, self.row_limit)
+
+    @cached_property
+    def _file_keys(self) -> Keys:
+        if self.linked is None:
+            name = f"{self.spec.key}/files"
+            return Keys(name, self, self._input_keys, lambda: self.inputs.all_keys())
+        theirs, own = self.linked.keys, self._keys_of_link
+        return Keys(theirs.name, theirs.task, own, lambda: {*own()}, theirs.of_groups)
+
+    def _input_keys(self) -> list[str]:
+        return [encode_key(file.key_path) for file in self.inputs.files()]
+
+    def _keys_of_link(self) -> list[str]:
+        assert self.linked is not None
+        keys = self.linked.keys.now()
+        if not self.spec.has_one_input:
+            return keys[: self.spec.task.max_files]
+        only = self.layout.input_folder
+        return [key for key in keys if self.linked.output(key) == only]
+
+    @cached_property
+    def _group_keys(self) -> Keys:
+        keys = [encode_key(group.output_file) for group in self.spec.groups]
+        name = f"{self.spec.key}/groups"
+        return Keys(name, self, lambda: [*keys], lambda: {*keys}, of_groups=True)
