@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Project, some_rows
 
-from modelcall_assets.steps.score_table import API_FIELDS, VOLATILE_COLUMNS
+from modelcall_assets.stages.answer_columns import API_FIELDS, VOLATILE_COLUMNS
 
 READERS = Path(os.environ.get("READERS", Path(__file__).parent.parent / ".acceptance/readers"))
 TASK = "configs/tasks/rate.yaml"

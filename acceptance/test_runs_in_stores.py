@@ -29,14 +29,14 @@ from test_distillation import said, scripted
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.lines import kind_of
 from modelcall_assets.journal.mirror import open_journal
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.steps.layout import Layout
+from modelcall_assets.stages.layout import Layout
 from modelcall_assets.storage.claims import claimed, claims
 from modelcall_assets.storage.files import delete, exists, file_digest, list_files
 from modelcall_assets.storage.manifest import Manifest, read_manifest
@@ -130,7 +130,7 @@ def command(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
 
 def published(layout: Layout, key: str = A, stage: str = "scores") -> Manifest:
     """A manifest that goes with its output."""
-    manifest = read_manifest(layout.manifest_path(stage, key))
+    manifest = read_manifest(task.stage(stage).manifest_path(key))
     assert manifest is not None and manifest.output is not None
     assert file_digest(layout.place(manifest.output)) == manifest.output_digest
     return manifest
@@ -138,7 +138,7 @@ def published(layout: Layout, key: str = A, stage: str = "scores") -> Manifest:
 
 def replies(layout: Layout, folder: Path, key: str = A) -> Counter[bytes]:
     """What the journal in the store has, as a machine sees it that was never there."""
-    with open_journal(layout.journal_folder("scores", key), folder, "look", read_only=True):
+    with open_journal(task.stage("scores").journal_folder(key), folder, "look", read_only=True):
         (copy,) = (folder / "journals").iterdir()
         lines = (line for path in segment_paths(copy) for _, line in open_segment(path).lines())
         return Counter(line for line in lines if kind_of(line) >= 0)
@@ -146,7 +146,7 @@ def replies(layout: Layout, folder: Path, key: str = A) -> Counter[bytes]:
 
 def in_store(layout: Layout) -> list[str]:
     """The objects of the journal."""
-    return [info.key_path for info in journal_files(layout.journal_folder("scores", A))]
+    return [info.key_path for info in journal_files(task.stage("scores").journal_folder(A))]
 
 
 def two_minutes_pass(layout: Layout) -> None:
@@ -169,7 +169,7 @@ class TestKills:
         self, stored: Project, tmp_path: Path, is_lost: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A machine that is lost takes its scratch folder with it."""
-        layout, looks = stored.steps().layout, count()
+        task, looks = stored.steps(), count()
 
         def kept() -> int:
             """In the store."""
@@ -208,10 +208,10 @@ class TestKills:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         held.release(lose=True)
-        layout, paid = stored.steps().layout, server.stats()["requests"]
+        task, paid = stored.steps(), server.stats()["requests"]
         assert paid == ROWS
-        assert exists(layout.output_path("scores", A))
-        assert read_manifest(layout.manifest_path("scores", A)) is None
+        assert exists(task.stage("scores").output(A))
+        assert read_manifest(task.stage("scores").manifest_path(A)) is None
         two_minutes_pass(layout)
         code, said = ended(start(stored))
         assert code == 0, said
@@ -242,8 +242,8 @@ class TestKills:
         assert f"s3://{bucket}/out/a.parquet: cannot be written (bucket {bucket}" in said
         assert "check the network, and the store's endpoint and region" in said
         assert s3_server.secret not in said
-        layout, paid = stored.steps().layout, server.stats()["requests"]
-        assert not exists(layout.output_path("scores", A))
+        task, paid = stored.steps(), server.stats()["requests"]
+        assert not exists(task.stage("scores").output(A))
         two_minutes_pass(layout)
         code, said = ended(start(stored))
         assert code == 0, said
@@ -270,8 +270,8 @@ class TestTwoRuns:
         one_file(project, 8, data={"output_folder": output})
         project.write_model({"client_config": {"max_in_flight": 100, "timeout": LONG_S}})
         other = another_machine(project, tmp_path / "other", empty_home)
-        layout = project.steps().layout
-        claim = layout.claim_path("scores", A)
+        task = project.steps()
+        claim = task.stage("scores").claim_path(A)
 
         def waiting() -> int:
             if isinstance(claim, RemotePath):
@@ -383,7 +383,7 @@ class TestAnywhere:
             stored.write_task({**changes, "data": data})
             with open_instance(stored.root) as instance:
                 steps = stored.steps()
-                assert TaskRunner(steps, instance).run(add_new_files(instance, steps)).failed == []
+                assert TaskRunner(steps, instance).run(add_new_keys(instance, steps)).failed == []
             found.append(results(steps.layout))
         assert found[0] == found[1]
         assert server.stats()["requests"] == 24
@@ -395,7 +395,7 @@ class TestAnywhere:
     ) -> None:
         stored.write_task(places(bucket, **IN_STORE))
         with open_instance(stored.root) as instance:
-            keys = add_new_files(instance, stored.steps())
+            keys = add_new_keys(instance, stored.steps())
             job = stored.definitions().resolve_implicit_global_asset_job_def()
             for key in keys:
                 result = job.execute_in_process(
@@ -459,10 +459,10 @@ class TestAnywhere:
         assert "first-0" in (tmp_path / "view.html").read_text()
         assert "nothing to delete" in told("clean", task, "--journal-older-than", "1")
         self.leave_things_behind(client, bucket)
-        monkeypatch.setattr("modelcall_assets.steps.clean.IN_USE_S", -60.0)
-        monkeypatch.setattr("modelcall_assets.steps.clean._DAY_S", 0.0)
+        monkeypatch.setattr("modelcall_assets.stages.clean.IN_USE_S", -60.0)
+        monkeypatch.setattr("modelcall_assets.stages.clean._DAY_S", 0.0)
         monkeypatch.setattr(
-            "modelcall_assets.steps.clean.time.time", lambda: time.monotonic() + 1e10
+            "modelcall_assets.stages.clean.time.time", lambda: time.monotonic() + 1e10
         )
         cleaned = told("clean", task, "--journal-older-than", "0", "--deleted-inputs", "--yes")
         assert "deleted 7 of 7" in cleaned, cleaned
@@ -487,7 +487,7 @@ def results(layout: Layout) -> dict[str, Any]:
     for stage in STAGES:
         for info in list_files(layout.manifest_folder(stage)):
             key = info.key_path.removesuffix(".json")
-            manifest = read_manifest(layout.manifest_path(stage, key))
+            manifest = read_manifest(task.stage(stage).manifest_path(key))
             assert manifest is not None
             kept = manifest.model_dump(exclude={"output", "output_digest", "published", "input"})
             found[f"{stage}/{key}"] = kept, manifest.input.size if stage == "raw" else None

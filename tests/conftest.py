@@ -31,7 +31,7 @@ from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.task import Task
 
 TASK: dict[str, Any] = {
     "task_name": "rate",
@@ -113,6 +113,14 @@ def some_rows(count: int, word: str = "plain") -> list[dict[str, Any]]:
     ]
 
 
+def looked_at_by(check: dg.AssetCheckEvaluation) -> dict[str, bool]:
+    """The rows of the check's table, and whether each is as it should be."""
+    table = check.metadata["findings"].value
+    assert isinstance(table, str)
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    return {name.strip(): mark.strip() == "✓" for mark, name in rows}
+
+
 def until(what: Callable[[], object], seconds: float = 60, every: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not what():
@@ -157,8 +165,8 @@ class Project:
     def task_file(self) -> Path:
         return self.root / "configs" / "tasks" / f"{self.task}.yaml"
 
-    def steps(self) -> TaskSteps:
-        return TaskSteps(load_task(self.task_file, self.root))
+    def steps(self) -> Task:
+        return Task(load_task(self.task_file, self.root))
 
     def definitions(self) -> dg.Definitions:
         return project_definitions(load_catalog(self.root))
@@ -175,7 +183,7 @@ class Project:
 
     def rejected(self, name: str) -> Path:
         """Where the scores of an input file lie that were not accepted."""
-        return Path(str(self.steps().layout.output_path("scores", name, rejected=True)))
+        return Path(str(self.steps().stage("scores").output(name, rejected=True)))
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """`python -m modelcall …` in the project's folder."""

@@ -23,11 +23,10 @@ import yaml
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
-from modelcall_assets.steps.distillation_steps import steps_of
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.task import Task
 
 Row = dict[str, Any]
 
@@ -257,19 +256,19 @@ class Project:
     def task_file(self) -> Path:
         return self.root / "configs" / "tasks" / f"{self.task}.yaml"
 
-    def steps(self) -> TaskSteps:
-        return steps_of(load_linked(self.task_file, self.root))
+    def steps(self) -> Task:
+        return Task(load_linked(self.task_file, self.root))
 
     def definitions(self) -> dg.Definitions:
         return project_definitions(load_catalog(self.root))
 
     def output(self, name: str, stage: str = "scores") -> Path:
         """Where what is accepted of a partition is published."""
-        return Path(str(self.steps().layout.output_path(stage, name)))
+        return Path(str(self.steps().stage(stage).output(name)))
 
     def rejected(self, name: str, stage: str = "scores") -> Path:
         """Where what is not accepted of a partition lies."""
-        return Path(str(self.steps().layout.output_path(stage, name, rejected=True)))
+        return Path(str(self.steps().stage(stage).output(name, rejected=True)))
 
     def result(self, name: str, stage: str = "scores") -> Path:
         """What was accepted, else what was rejected."""
@@ -291,7 +290,7 @@ class Project:
     ) -> RunSummary:
         """All stages of the partitions, of all that there are unless `keys` are given."""
         steps = self.steps()
-        present = add_new_files(instance, steps)
+        present = add_new_keys(instance, steps)
         return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
 
     def run(self, *arguments: str) -> Ended:

@@ -20,7 +20,7 @@ from s3_server import S3Server
 from test_publications import put_in_store
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
-from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -94,7 +94,7 @@ class TestScores:
         assert published[0]["api_return"] == rated(rows[0])["api_return"]
         assert {published[0][name] for name in ("api_model", "api_finish_reason")} == {None}
         assert published[0]["api_cost_usd"] == 0, "this task has paid nothing for it"
-        made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
+        made = read_manifest(project.steps().stage("scores").manifest_path("a.jsonl"))
         assert made is not None and Path(made.detail["set_aside"][0]).read_bytes() == old
 
         project.output("a.jsonl").unlink()
@@ -495,8 +495,8 @@ class TestResponses:
 def project_manifest(project: Project) -> Any:
     from modelcall_assets.config.catalog import load_task
 
-    layout = steps_of(load_task(project.task_file, project.root)).layout
-    return layout.manifest_path("responses", "q.jsonl")
+    task = Task(load_task(project.task_file, project.root))
+    return task.stage("responses").manifest_path("q.jsonl")
 
 
 def test_what_computed_stages_would_replace_is_kept_too(
@@ -542,7 +542,7 @@ class TestInAStore:
         bucket: str,
         left: Callable[[str, bytes], object],
     ) -> None:
-        output = project.steps().layout.output_path("scores", "a.jsonl")
+        output = project.steps().stage("scores").output("a.jsonl")
         old = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist([rated(some_rows(3)[1], 5)]), old)
         content = old.getvalue().to_pybytes()
@@ -556,7 +556,7 @@ class TestInAStore:
         table = pq.read_table(pa.BufferReader(read_bytes(output)))
         assert table["api_endpoint"].to_pylist().count("adopted") == 1
         assert table["score"].to_pylist()[1] == 5
-        made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
+        made = read_manifest(project.steps().stage("scores").manifest_path("a.jsonl"))
         assert made is not None
         assert read_bytes(project.steps().layout.place(made.detail["set_aside"][0])) == content
 
@@ -592,7 +592,7 @@ class TestInAStore:
         assert requests(server) == 0
         assert "2 good rows, 0 without" in cli("adopt", TASK).out
         assert cli("run-task", TASK).code == 0
-        output = project.steps().layout.output_path("scores", "a.jsonl")
+        output = project.steps().stage("scores").output("a.jsonl")
         table = pq.read_table(pa.BufferReader(read_bytes(output)))
         assert table["score"].to_pylist()[:2] == [4, 5] and requests(server) == 1
 

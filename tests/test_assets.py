@@ -16,14 +16,14 @@ import dagster as dg
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import DAGSTER_YAML, PREPROCESS, Project, some_rows, until
+from conftest import DAGSTER_YAML, PREPROCESS, Project, looked_at_by, some_rows, until
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.defs.dead_runs import PROCESS_TAG
 from modelcall_assets.defs.interrupts import interruptible
-from modelcall_assets.defs.partitions import add_new_files, files_of
+from modelcall_assets.defs.partitions import add_new_keys, partitions_of
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.storage.manifest import read_manifest
@@ -48,7 +48,7 @@ def materialize(
 ) -> dg.ExecuteInProcessResult:
     """What the UI would run for neighbouring keys: one run of all stages for one key, else one run
     per stage. Gives the last run."""
-    add_new_files(instance, project.steps())
+    add_new_keys(instance, project.steps())
     job = project.definitions().resolve_implicit_global_asset_job_def()
     ops = {"rate__scores": {"config": {"fresh": True}}} if fresh else {}
     if len(keys) == 1:
@@ -84,7 +84,7 @@ def succeed(*arguments: Any, **options: Any) -> dg.ExecuteInProcessResult:
 def statuses(
     project: Project, instance: dg.DagsterInstance, stage: str = "scores"
 ) -> dict[str, AssetPartitionStatus | None]:
-    files = files_of(project.steps().spec)
+    files = partitions_of(project.steps().stages[0].keys)
     found = instance.get_status_by_partition(asset_key(stage), KEYS, files) or {}
     return {key: found.get(key) for key in KEYS}
 
@@ -124,16 +124,19 @@ def staleness(
 def check_results(
     instance: dg.DagsterInstance, stage: str, keys: Sequence[str] = KEYS
 ) -> dict[str, dict[str, bool]]:
-    """Per partition: which checks ran, and whether they passed."""
+    """Per partition: what its check has looked at, and whether that was as it should be."""
     found: dict[str, dict[str, bool]] = {key: {} for key in keys}
-    names = ("readable_lines", "unique_ids", "conservation", "schema", "failure_rate")
-    for name in names:
-        check = dg.AssetCheckKey(asset_key(stage), name)
-        for record in instance.event_log_storage.get_asset_check_execution_history(check, 100):
-            evaluation = record.evaluation
-            if evaluation is not None and evaluation.partition in found:
-                found[evaluation.partition].setdefault(name, evaluation.passed)
+    check = dg.AssetCheckKey(asset_key(stage), "complete")
+    for record in instance.event_log_storage.get_asset_check_execution_history(check, 100):
+        evaluation = record.evaluation
+        if evaluation is not None and not found.get(evaluation.partition or "", {"": True}):
+            looked_at = looked_at_by(evaluation)
+            assert evaluation.passed is all(looked_at.values())
+            found[evaluation.partition or ""] = looked_at
     return found
+
+
+ALL_FINE = {"conservation": True, "failed rows": True, "unique ids": True}
 
 
 class TestGraph:
@@ -157,10 +160,10 @@ class TestGraph:
             }
         rate = {"group": "rate", "owners": ["team:tests"], "partitions": "rate/files"}
         other = {"group": "other", "owners": ["team:tests"], "partitions": "other/files"}
-        raw = {"deps": [], "kinds": ["file"], "checks": ["readable_lines", "unique_ids"]}
+        raw = {"deps": [], "kinds": ["file"], "checks": ["complete"]}
         scored = {
             "kinds": ["openai", "parquet"],
-            "checks": ["conservation", "failure_rate", "schema", "unique_ids"],
+            "checks": ["complete"],
             "pools": ["other"],
         }
         assert shown == {
@@ -169,7 +172,7 @@ class TestGraph:
             | {
                 "deps": ["other/raw"],
                 "kinds": ["parquet", "python"],
-                "checks": ["conservation"],
+                "checks": ["complete"],
                 "pools": [],
             },
             "other/scores": other | scored | {"deps": ["other/preprocessed"]},
@@ -252,11 +255,11 @@ class TestRunsAndVersions:
                 version_tags(instance, stage, B)
             )
         assert "dagster/input_data_version/rate/preprocessed" in version_tags(instance, "scores", B)
-        assert check_results(instance, "raw")[B] == {"readable_lines": True, "unique_ids": True}
-        assert check_results(instance, "preprocessed")[B] == {"conservation": True}
+        for stage in ("raw", "preprocessed"):
+            assert check_results(instance, stage)[B] == ALL_FINE
         assert check_results(instance, "scores") == {
             A: {},
-            B: {"conservation": True, "failure_rate": True, "schema": True, "unique_ids": True},
+            B: ALL_FINE,
             C: {},
         }
         assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
@@ -272,9 +275,7 @@ class TestRunsAndVersions:
         assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
         versions = {version_tags(instance, "scores", key)["dagster/data_version"] for key in KEYS}
         assert len(versions) == 3, "each file has a version of its own"
-        all_passed = {"conservation": True, "failure_rate": True}
-        all_passed |= {"schema": True, "unique_ids": True}
-        assert check_results(instance, "scores") == dict.fromkeys(KEYS, all_passed)
+        assert check_results(instance, "scores") == dict.fromkeys(KEYS, ALL_FINE)
 
     def test_both_kinds_of_run_leave_the_same_versions_and_provenance(
         self, project: Project, instance: dg.DagsterInstance, tmp_path: Path
@@ -396,14 +397,14 @@ class TestEndings:
         numbers = observed.asset_observation.metadata
         assert numbers["failed"].value == len(failed)
         assert numbers["dagster/row_count"].value == 16
-        layout = project.steps().layout
+        task = project.steps()
         assert numbers["output"].value == str(project.rejected(B))
-        aside = read_manifest(layout.manifest_path("scores", B, rejected=True))
+        aside = read_manifest(task.stage("scores").manifest_path(B, rejected=True))
         assert aside is not None and not aside.accepted
         assert aside.failures == {"bad_request": len(failed)}
-        stands = read_manifest(layout.manifest_path("scores", B))
+        stands = read_manifest(task.stage("scores").manifest_path(B))
         assert stands is not None and stands.accepted and stands.rows == 4
-        assert check_results(instance, "scores")[B]["failure_rate"] is False
+        assert check_results(instance, "scores")[B]["failed rows"] is False
 
         server.set_faults(NO_FAULTS)
         sent = server.stats()["requests"]
@@ -444,7 +445,7 @@ class TestEndings:
         assert statuses(project, instance)[A] == RED
         filters = dg.AssetRecordsFilter(asset_key("scores"), asset_partitions=[A])
         assert len(instance.fetch_observations(filters, limit=5).records) == 1
-        assert check_results(instance, "scores")[A]["failure_rate"] is False
+        assert check_results(instance, "scores")[A]["failed rows"] is False
 
     def test_failures_of_a_green_file_are_tried_again_and_successes_are_not(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
@@ -455,7 +456,7 @@ class TestEndings:
         succeed(project, instance, [A])
         failed = sum(row["api_status"] == "error" for row in project.scores(A))
         assert failed
-        assert check_results(instance, "scores")[A]["failure_rate"] is False, "a warning"
+        assert check_results(instance, "scores")[A]["failed rows"] is False, "a warning"
         before = version_tags(instance, "scores", A)["dagster/data_version"]
         server.set_faults(NO_FAULTS)
         sent = server.stats()
@@ -569,14 +570,10 @@ class TestRows:
             "the second of two",
         ]
         assert server.stats()["requests"] == 3
-        assert check_results(instance, "raw")[A] == {"readable_lines": False, "unique_ids": False}
-        assert check_results(instance, "scores")[A] == {
-            "conservation": True,
-            "failure_rate": False,
-            "schema": True,
-            "unique_ids": False,
-        }
-        check = dg.AssetCheckKey(asset_key("scores"), "unique_ids")
+        for stage in ("raw", "scores"):
+            found = {"conservation": True, "failed rows": False, "unique ids": False}
+            assert check_results(instance, stage)[A] == found
+        check = dg.AssetCheckKey(asset_key("scores"), "complete")
         history = instance.event_log_storage.get_asset_check_execution_history(check, 1)
         assert history[0].evaluation is not None
         assert history[0].evaluation.severity == dg.AssetCheckSeverity.WARN
@@ -771,7 +768,7 @@ class TestDeadRuns:
 
         server.set_faults(NO_FAULTS)
         steps = project.steps()
-        summary = TaskRunner(steps, instance).run(add_new_files(instance, steps))
+        summary = TaskRunner(steps, instance).run(add_new_keys(instance, steps))
         assert (summary.failed, summary.busy) == ([], [])
         ended = instance.get_run_by_id(dead.run_id)
         assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
@@ -784,7 +781,7 @@ class TestDeadRuns:
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         steps = project.steps()
-        keys = add_new_files(instance, steps)
+        keys = add_new_keys(instance, steps)
         job = project.definitions().resolve_implicit_global_asset_job_def()
         run = instance.create_run_for_job(
             job.get_subset(asset_selection={asset_key("raw")}),
@@ -801,7 +798,7 @@ class TestDeadRuns:
     ) -> None:
         """Dagster copies the tags of the first run; the process of the second is another."""
         steps = project.steps()
-        keys = add_new_files(instance, steps)
+        keys = add_new_keys(instance, steps)
         assert TaskRunner(steps, instance).run(keys).failed == []
         parent = instance.get_runs(limit=1)[0]
         again = instance.create_run_for_job(

@@ -21,11 +21,11 @@ from conftest import Cli, Project, some_rows
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import files_of
+from modelcall_assets.defs.partitions import partitions_of
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
-from modelcall_assets.steps.preview import first_asks
+from modelcall_assets.stages.preview import first_asks
 from modelcall_assets.storage.files import stat_file
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -44,7 +44,7 @@ def cli(project: Project, cli: Cli) -> Cli:
 
 
 def statuses(project: Project, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:
-    files = files_of(project.steps().spec)
+    files = partitions_of(project.steps().stages[0].keys)
     with open_instance(project.root) as instance:
         keys = instance.get_dynamic_partitions(files.name or "")
         asset = dg.AssetKey(["rate", stage])
@@ -212,8 +212,8 @@ class TestFiles:
             output = project.rejected(bad.name) if is_red else project.output(bad.name)
             rows = pq.read_table(output).to_pylist()
             assert [(row["api_status"], row["api_fail_reason"]) for row in rows] == bad.rows
-            layout = project.steps().layout
-            manifest = read_manifest(layout.manifest_path("scores", bad.name, rejected=is_red))
+            task = project.steps()
+            manifest = read_manifest(task.stage("scores").manifest_path(bad.name, rejected=is_red))
             assert manifest is not None and manifest.accepted == (bad.code == 0)
         if bad.code == 0:
             return

@@ -37,8 +37,9 @@ from modelcall_assets.journal.journal import Address, BatchNote, Entry, Journal
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run
 
 A = "a.jsonl"
 TASK = "configs/tasks/rate.yaml"
@@ -50,13 +51,15 @@ def use_batches(project: Project, changes: Mapping[str, Any] | None = None) -> P
     return project
 
 
-def score(project: Project, name: str = A, *, fresh: bool = False) -> ScoreReport:
+def score(project: Project, name: str = A, *, fresh: bool = False) -> Report:
     steps = project.steps()
-    steps.raw(name)
+    steps.stage("raw").make(name, Tally())
 
-    async def work() -> ScoreReport:
-        async with steps.engine() as engine:
-            return await steps.scores(name, engine, Tally(), os.urandom(6).hex(), fresh=fresh)
+    async def work() -> Report:
+        async with steps.stage("scores").engine() as engine:
+            return await steps.stage("scores").answer(
+                name, engine, Run(os.urandom(6).hex(), Tally(), fresh=fresh)
+            )
 
     return asyncio.run(work())
 
@@ -66,7 +69,7 @@ def ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def journal_folder(project: Project) -> Path:
-    return project.steps().layout.journal_folder("scores", A)
+    return project.steps().stage("scores").journal_folder(A)
 
 
 def journal_lines(project: Project) -> list[bytes]:
@@ -78,11 +81,13 @@ def stop_at_the_first_batch(project: Project, server: RehearsalServer) -> None:
     """The batch has not ended by then."""
     server.set_faults(Faults(batch_s=0.5))
     steps = project.steps()
-    steps.raw(A)
+    steps.stage("raw").make(A, Tally())
 
     async def work() -> None:
-        async with steps.engine() as engine:
-            scores = asyncio.ensure_future(steps.scores(A, engine, Tally(), "stopped"))
+        async with steps.stage("scores").engine() as engine:
+            scores = asyncio.ensure_future(
+                steps.stage("scores").answer(A, engine, Run("stopped", Tally()))
+            )
             while not any(b'"id":' in line for line in journal_lines(project)):
                 await asyncio.sleep(0.002)  # no event of ours says that a line is on the disk
                 assert not scores.done()
@@ -120,7 +125,12 @@ class TestAFile:
         server.reset()
         use_batches(project)
         report = score(project, fresh=True)
-        assert (report.rows, report.ok, report.requests, report.replayed) == (40, 40, 40, 0)
+        assert (
+            report.rows,
+            report.ok,
+            report.numbers["requests_sent"],
+            report.numbers["answered_from_journal"],
+        ) == (40, 40, 40, 0)
         found = project.scores(A)
         assert ids(found) == ids(rows)
         assert report.data_version == live, "the same rows, however they were asked"
@@ -131,7 +141,7 @@ class TestAFile:
         assert (stats["batches"], stats["batch_lines"]) == (1, 40)
         assert stats["repeated_ok"] == 0
         again = score(project)
-        assert (again.requests, again.replayed) == (0, 40)
+        assert (again.numbers["requests_sent"], again.numbers["answered_from_journal"]) == (0, 40)
         assert server.stats()["batches"] == 1
 
     def test_larger_than_a_batch_is_asked_in_several(
@@ -218,7 +228,7 @@ class TestResume:
         ):
             stop_at_the_first_batch(project, server)
         report = score(project)
-        assert (report.ok, report.requests) == (6, 6)
+        assert (report.ok, report.numbers["requests_sent"]) == (6, 6)
         assert server.stats()["batches"] == 1
 
     def test_a_batch_whose_id_was_not_noted_yet_is_found_by_its_token(
@@ -249,7 +259,7 @@ class TestResume:
                 assert isinstance(request, ChatRequest)
                 journal.append(answer_of(Address(request.key())))
         report = score(project)
-        assert (report.ok, report.replayed) == (6, 6)
+        assert (report.ok, report.numbers["answered_from_journal"]) == (6, 6)
         assert [row["score"] for row in project.scores(A)[:3]] == [4, 4, 4]
         replies = [line for line in journal_lines(project) if line.startswith(b'{"k"')]
         assert len(replies) == len({orjson.loads(line)["k"] for line in replies}) == 6
@@ -445,7 +455,7 @@ class TestBadEnds:
         server.set_faults(seed_where(lambda faults: ends(faults, end, "completed"), **rate))
         use_batches(project).write_input(A, some_rows(20, "half"))
         report = score(project)
-        assert (report.ok, report.requests) == (20, 20)
+        assert (report.ok, report.numbers["requests_sent"]) == (20, 20)
         stats = server.stats()
         assert (stats["batches"], stats["batch_lines"]) == (2, 20)
         assert stats["repeated_ok"] == 0
@@ -504,7 +514,7 @@ class TestBadEnds:
         use_batches(project).write_input(A, some_rows(3, "never"))
         report = score(project)
         assert report.failures == {"dropped": 3}
-        assert "has neither answer nor error" in (report.first_failure or "")
+        assert "has neither answer nor error" in str(report.failed_rows[0])
 
     def test_what_is_no_answer_is_asked_again(
         self, project: Project, server: RehearsalServer
@@ -533,7 +543,7 @@ class TestBadEnds:
         use_batches(project).write_input(A, some_rows(3, "whole"))
         report = score(project)
         assert report.failures == {"server_error": 3}
-        assert "rehearsal_failure" in (report.first_failure or "")
+        assert "rehearsal_failure" in str(report.failed_rows[0])
 
     def test_a_batch_that_finds_the_queue_full_waits_for_another_to_end(
         self, project: Project, server: RehearsalServer
@@ -543,13 +553,13 @@ class TestBadEnds:
         use_batches(project, {"batch": few, "client_config": {"max_retries": 0}})
         project.write_input(A, some_rows(60, "queue"))
         report = score(project)
-        assert (report.ok, report.requests) == (60, 60)
+        assert (report.ok, report.numbers["requests_sent"]) == (60, 60)
         assert server.stats()["batches"] > 4
         server.set_faults(Faults(max_batch_lines=2))
         project.write_input(A, some_rows(3, "too many for one"))
         report = score(project)
         assert report.failures == {"rate_limited": 3}
-        assert "token_limit_exceeded" in (report.first_failure or "")
+        assert "token_limit_exceeded" in str(report.failed_rows[0])
 
     def test_a_wrong_answer_is_mended_in_a_further_batch(
         self, project: Project, server: RehearsalServer
@@ -649,7 +659,11 @@ class TestReuseAndBudget:
         rows = [*some_rows(3, "x"), *some_rows(3, "x"), *some_rows(4, "y"), *some_rows(3, "x")]
         use_batches(project).write_input(A, rows)
         report = score(project)
-        assert (report.ok, report.requests, report.replayed) == (13, 7, 6)
+        assert (
+            report.ok,
+            report.numbers["requests_sent"],
+            report.numbers["answered_from_journal"],
+        ) == (13, 7, 6)
         attempts = [row["api_attempts"] for row in project.scores(A)]
         assert attempts == [1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
         server.set_faults(Faults(rate_filtered=1))
@@ -677,7 +691,7 @@ class TestReuseAndBudget:
     def test_until_a_cost_is_known_a_batch_is_small(
         self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.steps.batch_calls.FIRST_WITH_BUDGET", 5)
+        monkeypatch.setattr("modelcall_assets.stages.batch_calls.FIRST_WITH_BUDGET", 5)
         project.write_task({"budget_tokens": 3000})
         use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 50}})
         project.write_input(A, some_rows(200, "small"))
@@ -758,11 +772,13 @@ def test_every_row_is_there_once_in_its_place(
         )
         project.write_input(A, rows)
         steps = project.steps()
-        steps.raw(A)
+        steps.stage("raw").make(A, Tally())
 
-        async def run(batches: int | None) -> ScoreReport:
-            async with steps.engine() as engine:
-                work = asyncio.ensure_future(steps.scores(A, engine, Tally(), os.urandom(6).hex()))
+        async def run(batches: int | None) -> Report:
+            async with steps.stage("scores").engine() as engine:
+                work = asyncio.ensure_future(
+                    steps.stage("scores").answer(A, engine, Run(os.urandom(6).hex(), Tally()))
+                )
                 while not work.done():
                     await asyncio.sleep(0.001)
                     if batches is not None and server.stats()["batches"] >= batches:

@@ -1,4 +1,4 @@
-"""transforms/chatml and steps/chatml: six styles, nothing lost, nothing that JSON cannot hold."""
+"""transforms/chatml and stages/chatml: six styles, nothing lost, nothing that JSON cannot hold."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from modelcall_assets.config.datasets import MAPPING_KEYS
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.steps.chatml import ChatmlReport, convert_split
-from modelcall_assets.steps.split import look_at_split
+from modelcall_assets.stages.chatml import convert_split
+from modelcall_assets.stages.raw import read_split
 from modelcall_assets.storage.files import file_digest, publish, stat_file
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.transforms.chatml import ChatmlOptions, encode, json_safe, to_chatml
@@ -403,7 +403,7 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:
 
 def convert_files(
     paths: Sequence[Path], style: str, limit: int | None = None, **changes: Any
-) -> tuple[ChatmlReport, list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]]]:
     output = paths[0].with_name("out") / "result.jsonl"
     files = [stat_file(path) for path in paths]
     with publish(output) as out:
@@ -450,15 +450,15 @@ class TestSplit:
         ]
         report, rows = convert_files(paths, "sharegpt", validation=validation)
         assert report.rows_in == sum(line != b"  " for line in samples)
-        assert report.rows_in == report.rows_out + sum(report.dropped.values())
-        assert len(rows) == report.rows_out
+        assert report.rows_in == report.rows + sum(report.dropped.values())
+        assert len(rows) == report.rows
         failed = [row for row in rows if "error" in row]
         assert len(failed) == report.failed == sum(report.failed_by_reason.values())
         assert [(item.reason, item.detail) for item in report.first_failures] == [
             (row["error"]["reason"], row["error"]["detail"]) for row in failed
         ]
         assert all(row["messages"] == [] for row in failed)
-        assert sum(report.turns.values()) == report.rows_out - report.failed
+        assert sum(report.turns.values()) == report.rows - report.failed
         order = [row["raw_data"]["n"] for row in rows if "raw_data" in row]
         assert order == sorted(order)
         bad_lines = sum(isinstance(line, bytes) and line != b"  " for line in samples)
@@ -470,7 +470,7 @@ class TestSplit:
         first = write_lines(tmp_path / "a.jsonl", [good, b"", b"{bad", broken])
         second = write_lines(tmp_path / "b.jsonl", [conversation(), good])
         report, rows = convert_files([first, second], "sharegpt")
-        assert (report.rows_in, report.rows_out, report.failed) == (5, 4, 2)
+        assert (report.rows_in, report.rows, report.failed) == (5, 4, 2)
         assert report.dropped == {"missing_conversations": 1}
         assert report.failed_by_reason == {"bad_line": 1, "chatml_error": 1}
         assert report.turns == {2: 2}
@@ -568,7 +568,7 @@ class TestSplit:
         path = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}, b"{bad"])
         strict = Reading(on_bad_line="fail")
         with pytest.raises(InputError, match=r"a\.jsonl: line 2, column 2: .*on_bad_line: keep"):
-            look_at_split([stat_file(path)], strict)
+            read_split([stat_file(path)], strict)
         with (
             pytest.raises(InputError, match=r"a\.jsonl: line 2, column 2: "),
             publish(tmp_path / "out.jsonl") as out,
@@ -583,9 +583,9 @@ class TestSplit:
         (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf\n{}\n \n{bad"))
         files = [stat_file(path) for path in sorted(tmp_path.iterdir())]
         for reading in (OURS, Reading(on_bad_line="fail")):
-            report = look_at_split(files[:2], reading)
+            report = read_split(files[:2], reading)
             assert [member["rows"] for member in report.members] == [3, 4]
-        report = look_at_split(files, OURS)
+        report = read_split(files, OURS)
         assert [member["rows"] for member in report.members] == [3, 4, 2]
         assert [member["digest"] for member in report.members] == [
             file_digest(file.place) for file in files
@@ -628,7 +628,7 @@ class TestSplit:
             report = convert_split([stat_file(path)], options("prompt_text_only"), out)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert report.rows_out == 2000
+        assert report.rows == 2000
         assert peak < path.stat().st_size / 4
 
     def test_only_so_many_failures_are_listed(self, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def clean(project: Project, *options: str) -> Ended:
 
 
 def journal_of(project: Project, name: str) -> Path:
-    return project.steps().layout.journal_folder("scores", name)
+    return project.steps().stage("scores").journal_folder(name)
 
 
 def everything(project: Project) -> dict[Path, bytes]:
@@ -37,8 +37,8 @@ def everything(project: Project) -> dict[Path, bytes]:
 
 def of_input(project: Project, name: str) -> list[Path]:
     """What lies there of an input, but for the input itself."""
-    layout, stem = project.steps().layout, Path(name).stem
-    manifests = (layout.manifest_path(stage, name) for stage in project.steps().stages)
+    task, stem = project.steps(), Path(name).stem
+    manifests = (task.stage(stage).manifest_path(name) for stage in project.steps().stages)
     preprocessed = project.root / "data/rate/preprocessed" / Path(name).with_name(f"{stem}.parquet")
     paths = [project.output(name), preprocessed, *manifests, journal_of(project, name)]
     return [path for path in paths if path.exists()]

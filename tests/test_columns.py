@@ -22,16 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_distillation import CHATML, GENERATE, Distilling, run_task
 
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import moved_names
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.export import Form, Selection, export_file
-from modelcall_assets.steps.made import ERROR_COLUMN
-from modelcall_assets.steps.published import published_files
-from modelcall_assets.steps.responses import OWN_COLUMNS
-from modelcall_assets.steps.score_table import API_FIELDS
+from modelcall_assets.stages.answer_columns import API_FIELDS
+from modelcall_assets.stages.export import Form, Selection, export_file
+from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.published import published_files
+from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
 from modelcall_assets.storage.manifest import read_manifest
@@ -100,7 +100,7 @@ def preprocessing(project: Project, **options: Any) -> None:
 
 def run(project: Project, instance: dg.DagsterInstance) -> None:
     steps = project.steps()
-    assert TaskRunner(steps, instance).run(add_new_files(instance, steps)).failed == []
+    assert TaskRunner(steps, instance).run(add_new_keys(instance, steps)).failed == []
 
 
 def write(project: Project, name: str, rows: Sequence[Row]) -> None:
@@ -119,7 +119,7 @@ def write(project: Project, name: str, rows: Sequence[Row]) -> None:
 
 
 def moved(project: Project, stage: str, key: str) -> Mapping[str, str]:
-    manifest = read_manifest(project.steps().layout.manifest_path(stage, key))
+    manifest = read_manifest(project.steps().stage(stage).manifest_path(key))
     assert manifest is not None
     return manifest.moved
 
@@ -234,7 +234,7 @@ class TestFailedInPreprocessing:
         preprocessing(rated, script_type=script)
         write(rated, A, self.ROWS)
         steps = rated.steps()
-        TaskRunner(steps, instance).run(add_new_files(instance, steps))
+        TaskRunner(steps, instance).run(add_new_keys(instance, steps))
         good, wrong, bad = rated.scores(A)
         assert (good["api_status"], good["score"], good["tags"]) == ("success", 5, ["a"])
         own = script != "universal"

@@ -33,7 +33,7 @@ from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.steps.scores import ScoreStage
+from modelcall_assets.stages.task import Task
 
 Data = dict[str, Any]
 
@@ -1054,7 +1054,7 @@ def test_the_problems_of_all_endpoints_are_told_once() -> None:
 
 def test_streaming_does_not_change_the_version_of_scores(project: Project) -> None:
     def version() -> str:
-        return ScoreStage.of(project.load()).version()
+        return Task(project.load()).stage("scores").version()
 
     plain = version()
     for chat in ({"stream": True}, {"user": "me"}):

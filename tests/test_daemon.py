@@ -28,13 +28,13 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.config.catalog import load_linked
-from modelcall_assets.defs.partitions import add_new_files, partitions_of
+from modelcall_assets.defs.partitions import add_new_keys, partitions_of
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.defs.sensors import TASK_TAG, files_sensor, followers_sensor
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.task import Task as LoadedTask
 
 REPOSITORY = Path(__file__).parents[1]
 GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
@@ -207,11 +207,14 @@ class Task(Project):
 
     def partitions(self) -> list[str]:
         steps = self.steps()
-        name = partitions_of(steps, steps.stages[-1]).name
+        name = partitions_of(steps.stage(steps.stages[-1]).keys).name
         return list(self.instance.get_dynamic_partitions(name or ""))
 
     def statuses(self, stage: str = "scores", keys: Sequence[str] | None = None) -> Statuses:
-        asset, files = dg.AssetKey([self.task, stage]), partitions_of(self.steps(), stage)
+        asset, files = (
+            dg.AssetKey([self.task, stage]),
+            partitions_of(self.steps().stage(stage).keys),
+        )
         wanted = self.partitions() if keys is None else keys
         found = self.instance.get_status_by_partition(asset, wanted, files) or {}
         return {key: found.get(key) for key in wanted}
@@ -258,8 +261,8 @@ class Task(Project):
 class Step(Task):
     """A task of one step, which reads what that of another leaves."""
 
-    def steps(self) -> TaskSteps:
-        return steps_of(load_linked(self.task_file, self.root))
+    def steps(self) -> LoadedTask:
+        return LoadedTask(load_linked(self.task_file, self.root))
 
     def write_step(self, step: str, **fields: str) -> None:
         task = {"task_name": self.task, "task_type": "data_distillation"}
@@ -480,14 +483,14 @@ def backfills(living: Living) -> Iterator[Backfills]:
     several, few = living.tasks["several"], living.tasks["few"]
     several.server.set_faults(Faults(latency_ms=200))
     steps = few.steps()
-    keys = add_new_files(few.instance, steps)
+    keys = add_new_keys(few.instance, steps)
     summary = TaskRunner(steps, few.instance).run(keys[:2])
     assert summary.failed == []
     missing = [key for key, status in few.statuses().items() if status is None]
     assert missing == FEW[2:]
     sampler = Sampler(several, living.dev.home)
     made = Backfills(
-        living.dev.backfill("several", STAGES, add_new_files(several.instance, several.steps())),
+        living.dev.backfill("several", STAGES, add_new_keys(several.instance, several.steps())),
         living.dev.backfill("few", STAGES, missing),
         sampler,
     )
@@ -509,7 +512,7 @@ def launched(living: Living, backfills: Backfills) -> dict[str, str]:
     several.server.reset()
     victim.server.set_faults(Faults(latency_ms=2500))
     failed = [key for key, status in several.statuses("raw").items() if status == RED]
-    keys = add_new_files(victim.instance, victim.steps())
+    keys = add_new_keys(victim.instance, victim.steps())
     return {
         "several": living.dev.backfill("several", STAGES, failed),
         "victim": living.dev.backfill("victim", STAGES, keys),
@@ -906,7 +909,7 @@ class TestOneLook:
     def test_an_input_that_went_before_it_was_run_takes_its_partition_along(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
-        add_new_files(instance, project.steps())
+        add_new_keys(instance, project.steps())
         (project.root / project.inputs / "a.jsonl").unlink()
         (gone,) = look(project, instance).dynamic_partitions_requests or ()
         assert isinstance(gone, dg.DeleteDynamicPartitionsRequest)
@@ -916,7 +919,7 @@ class TestOneLook:
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         steps = project.steps()
-        TaskRunner(steps, instance).run(add_new_files(instance, steps)[:2])
+        TaskRunner(steps, instance).run(add_new_keys(instance, steps)[:2])
         project.write_task({"debug": {"enabled": True, "max_files": 1}})
         result = look(project, instance)
         assert not result.dynamic_partitions_requests and not result.asset_events
@@ -937,7 +940,7 @@ class TestOneLook:
             base_output_dir="data/joined",
         )
         steps = merges.steps()
-        assert isinstance(steps, DistillationSteps)
+        assert isinstance(steps, LoadedTask)
 
         def launched() -> list[str | None]:
             result = followers_sensor(steps)(dg.build_sensor_context(instance=instance))
@@ -945,15 +948,15 @@ class TestOneLook:
             return [request.partition_key for request in result.run_requests or ()]
 
         assert launched() == []
-        steps.raw("a.jsonl")
+        steps.stage("raw").make("a.jsonl", Tally())
         assert launched() == ["one.jsonl"]
-        steps.raw("deep/er/c.jsonl")
+        steps.stage("raw").make("deep/er/c.jsonl", Tally())
         assert launched() == ["all.jsonl", "one.jsonl"]
         for key in ("all.jsonl", "one.jsonl"):
-            steps.merged(key)
+            steps.stage("merged").make(key, Tally())
         assert launched() == []
         project.write_input("deep/er/c.jsonl", some_rows(1, "new"))
-        steps.raw("deep/er/c.jsonl")
+        steps.stage("raw").make("deep/er/c.jsonl", Tally())
         assert launched() == ["all.jsonl"]
 
 

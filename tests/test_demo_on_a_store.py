@@ -20,13 +20,12 @@ from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.distillation_steps import steps_of
-from modelcall_assets.steps.published import published_keys
-from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.answer_columns import VOLATILE_COLUMNS
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.manifest import read_manifest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -73,13 +72,13 @@ class Demo:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content_of(name))
 
-    def steps(self) -> dict[str, TaskSteps]:
-        return {spec.key: steps_of(spec) for spec in load_catalog(self.root).tasks}
+    def steps(self) -> dict[str, Task]:
+        return {spec.key: Task(spec) for spec in load_catalog(self.root).tasks}
 
     def run(self) -> None:
         with open_instance(self.root) as instance:
             for steps in self.steps().values():
-                summary = TaskRunner(steps, instance).run(add_new_files(instance, steps))
+                summary = TaskRunner(steps, instance).run(add_new_keys(instance, steps))
                 assert summary.failed == []
 
     def results(self) -> dict[str, Any]:
@@ -87,20 +86,20 @@ class Demo:
         found: dict[str, Any] = {}
         for steps in self.steps().values():
             for stage in steps.stages:
-                for key in published_keys(steps.layout, stage):
-                    name = f"{steps.spec.key}/{stage}/{key}"
-                    found[name] = self._result(steps, stage, key)
+                for key in stage.published_keys():
+                    name = f"{steps.spec.key}/{stage.name}/{key}"
+                    found[name] = self._result(stage, key)
         return found
 
-    def _result(self, steps: TaskSteps, stage: str, key: str) -> Any:
-        manifest = read_manifest(steps.layout.manifest_path(stage, key))
+    def _result(self, stage: Stage, key: str) -> Any:
+        manifest = read_manifest(stage.manifest_path(key))
         assert manifest is not None
         kept = manifest.model_dump(include={"accepted", "data_version", "rows", "ok", "failed"})
-        if "responses" not in steps.stages or stage != "scores":
+        if stage.upstream is None or stage.upstream.name != "responses":
             kept["digest"] = manifest.input.digest  # a file of responses has times in it
         if manifest.output is None:
             return kept
-        content = self._read(str(steps.layout.output_path(stage, key)))
+        content = self._read(str(stage.output(key)))
         if manifest.output.endswith(".parquet"):
             rows = pq.read_table(BytesIO(content)).to_pylist()
         else:

@@ -21,23 +21,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Project, until
+from conftest import Project, looked_at_by, until
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from test_cli import run as run_command
 
 from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.partitions import add_new_files, partitions_of
+from modelcall_assets.defs.partitions import add_new_keys, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.steps.distillation_steps import steps_of
-from modelcall_assets.steps.progress import Tally, Watcher
-from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.answer_columns import VOLATILE_COLUMNS
+from modelcall_assets.stages.progress import Tally, Watcher
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.manifest import read_manifest
 
 Row = dict[str, Any]
@@ -143,13 +143,13 @@ class Distilling(Project):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
 
-    def steps(self) -> TaskSteps:
-        return steps_of(load_linked(self.task_file, self.root))
+    def steps(self) -> Task:
+        return Task(load_linked(self.task_file, self.root))
 
     def result(self, stage: str, name: str) -> Path:
         """The accepted result, else the one that lies aside."""
         accepted = self.root / "data" / stage / name
-        aside = self.steps().layout.output_path(stage, name, rejected=True)
+        aside = self.steps().stage(stage).output(name, rejected=True)
         return accepted if accepted.exists() else Path(str(aside))
 
     def lines(self, stage: str, name: str) -> list[Row]:
@@ -189,7 +189,7 @@ def run_task(
     **options: bool,
 ) -> RunSummary:
     steps = project.steps()
-    present = add_new_files(instance, steps)
+    present = add_new_keys(instance, steps)
     return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
 
 
@@ -201,7 +201,7 @@ def answer_all(project: Distilling, instance: dg.DagsterInstance) -> list[Row]:
 
 def manifest_path(project: Distilling) -> Path:
     """Of the responses to `CONVERSATIONS`."""
-    return project.steps().layout.manifest_path("responses", CONVERSATIONS)
+    return project.steps().stage("responses").manifest_path(CONVERSATIONS)
 
 
 def asset_key(stage: str) -> dg.AssetKey:
@@ -216,7 +216,7 @@ def keys_of(stage: str) -> tuple[str, str]:
 def statuses(
     project: Distilling, instance: dg.DagsterInstance, stage: str
 ) -> list[AssetPartitionStatus | None]:
-    keys, partitions = keys_of(stage), partitions_of(project.steps(), stage)
+    keys, partitions = keys_of(stage), partitions_of(project.steps().stage(stage).keys)
     found = instance.get_status_by_partition(asset_key(stage), keys, partitions) or {}
     return [found.get(key) for key in keys]
 
@@ -232,10 +232,8 @@ def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
     )
 
 
-def evaluations(
-    instance: dg.DagsterInstance, stage: str, check: str
-) -> list[dg.AssetCheckEvaluation]:
-    key, storage = dg.AssetCheckKey(asset_key(stage), check), instance.event_log_storage
+def evaluations(instance: dg.DagsterInstance, stage: str) -> list[dg.AssetCheckEvaluation]:
+    key, storage = dg.AssetCheckKey(asset_key(stage), "complete"), instance.event_log_storage
     records = storage.get_asset_check_execution_history(key, 100)
     found = (record.evaluation for record in records)
     return [each for each in found if isinstance(each, dg.AssetCheckEvaluation)]
@@ -442,7 +440,6 @@ class TestChain:
                 "pools": sorted(node.pools or ()),
                 "checks": sorted(check.name for check in node.check_keys),
             }
-        answers = ["conservation", "failure_rate", "schema", "unique_ids"]
         same = ["IdentityPartitionMapping"]
         assert shown == {
             "chain/raw": {
@@ -450,35 +447,35 @@ class TestChain:
                 "mappings": [],
                 "partitions": "chain/files",
                 "pools": [],
-                "checks": [],
+                "checks": ["complete"],
             },
             "chain/chatml": {
                 "deps": ["chain/raw"],
                 "mappings": same,
                 "partitions": "chain/files",
                 "pools": [],
-                "checks": ["conservation", "convertible"],
+                "checks": ["complete"],
             },
             "chain/merged": {
                 "deps": ["chain/chatml"],
                 "mappings": ["AllPartitionMapping"],
                 "partitions": "chain/groups",
                 "pools": [],
-                "checks": ["valid_lines"],
+                "checks": ["complete"],
             },
             "chain/responses": {
                 "deps": ["chain/merged"],
                 "mappings": same,
                 "partitions": "chain/groups",
                 "pools": ["chain"],
-                "checks": answers,
+                "checks": ["complete"],
             },
             "chain/scores": {
                 "deps": ["chain/responses"],
                 "mappings": same,
                 "partitions": "chain/groups",
                 "pools": ["chain"],
-                "checks": answers,
+                "checks": ["complete"],
             },
         }
 
@@ -687,7 +684,7 @@ class TestMembers:
         )
         summary = run_task(project, instance)
         assert project.lines("merged", "qa.jsonl") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
-        (check,) = evaluations(instance, "merged", "valid_lines")
+        (check,) = evaluations(instance, "merged")
         assert (check.partition, check.passed) == ("qa.jsonl", False)
         assert "zh.jsonl, line 3" in (check.description or "")
         (message,) = summary.failed
@@ -1054,17 +1051,9 @@ class TestFailures:
         assert manifest is not None and manifest.accepted
         assert (manifest.rows, manifest.ok, manifest.failed) == (12, 6, 6)
         assert manifest.failures == Counter(reason for reason, _ in FAILED.values())
-        checks = {
-            name: check.passed
-            for name in ("conservation", "failure_rate", "schema", "unique_ids")
-            for check in evaluations(instance, "responses", name)
-        }
-        assert checks == {
-            "conservation": True,
-            "failure_rate": False,
-            "schema": True,
-            "unique_ids": True,
-        }
+        (check,) = evaluations(instance, "responses")
+        found = {"conservation": True, "failed rows": False, "unique ids": True}
+        assert looked_at_by(check) == found
 
     def test_are_asked_again_and_nothing_else_is(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
@@ -1075,14 +1064,16 @@ class TestFailures:
         endpoint = answered_by(faulty)
         (message,) = run_task(project, instance).failed
         assert "6 of 12 rows failed (50.00%), more than max_failure_rate 5.00%" in message
-        partitions = partitions_of(project.steps(), "responses")
+        partitions = partitions_of(project.steps().stage("responses").keys)
         found = instance.get_status_by_partition(
             asset_key("responses"), [CONVERSATIONS], partitions
         )
         assert found == {CONVERSATIONS: RED}
-        layout = project.steps().layout
+        task = project.steps()
         assert read_manifest(manifest_path(project)) is None
-        manifest = read_manifest(layout.manifest_path("responses", CONVERSATIONS, rejected=True))
+        manifest = read_manifest(
+            task.stage("responses").manifest_path(CONVERSATIONS, rejected=True)
+        )
         assert manifest is not None and not manifest.accepted and manifest.rows == 12
         assert endpoint.questions() == questions
 
@@ -1273,8 +1264,8 @@ class TestSamples:
         project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
         project.write_generation({"samples": 2})
         assert run_task(project, instance).failed == []
-        first, layout = answers(project), project.steps().layout
-        folder = layout.journal_folder("responses", CONVERSATIONS)
+        first, task = answers(project), project.steps()
+        folder = task.stage("responses").journal_folder(CONVERSATIONS)
         (segment,) = Path(str(folder)).glob("*.jsonl")
         segment.write_bytes(b"".join(map(counted, segment.read_bytes().splitlines())))
         for path in (layout.output_path, layout.manifest_path):
@@ -1301,7 +1292,7 @@ class TestSamples:
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_generation({"samples": 3})
         steps = project.steps()
-        TaskRunner(steps, instance, watcher).run(add_new_files(instance, steps))
+        TaskRunner(steps, instance, watcher).run(add_new_keys(instance, steps))
         assert shown[-1] == (6, 6)
 
     def test_of_a_failed_one_only_it_is_asked_again(
@@ -1315,8 +1306,8 @@ class TestSamples:
         project.write_generation({"samples": 3})
         (message,) = run_task(project, instance).failed
         assert "1 of 6 rows failed" in message
-        layout = project.steps().layout
-        aside = Path(str(layout.output_path("responses", CONVERSATIONS, rejected=True)))
+        task = project.steps()
+        aside = Path(str(task.stage("responses").output(CONVERSATIONS, rejected=True)))
         rejected = [orjson.loads(line)["api_status"] for line in aside.read_bytes().splitlines()]
         assert rejected == ["success", "error", *["success"] * 4]
         assert endpoint.questions() == [*"aaabbb"]
@@ -1347,8 +1338,8 @@ class TestRecords:
         ids = [row["api_record_id"] for row in rows]
         assert ids[2:5] == ["x"] * 3 and ids[7] == "y"
         assert len(set(ids)) == 6
-        (check,) = evaluations(instance, "responses", "unique_ids")
-        assert not check.passed
+        (check,) = evaluations(instance, "responses")
+        assert not looked_at_by(check)["unique ids"]
 
     def test_half_of_them_done_the_other_half_is_asked(
         self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
@@ -1397,11 +1388,13 @@ class TestRecords:
         project.write_generation({"concurrency": 2})
         steps = project.steps()
 
-        async def answer() -> ScoreReport:
-            async with steps.engine("responses") as engine:
-                return await steps.responses(CONVERSATIONS, engine, Tally(), "run")
+        async def answer() -> Report:
+            async with steps.stage("responses").engine() as engine:
+                return await steps.stage("responses").answer(
+                    CONVERSATIONS, engine, Run("run", Tally())
+                )
 
-        steps.raw(CONVERSATIONS)
+        steps.stage("raw").make(CONVERSATIONS, Tally())
         tracemalloc.start()
         report = asyncio.run(answer())
         _, peak = tracemalloc.get_traced_memory()
@@ -1491,7 +1484,7 @@ class TestJournal:
 
     @staticmethod
     def _folder(project: Distilling) -> Path:
-        return project.steps().layout.journal_folder("responses", CONVERSATIONS)
+        return project.steps().stage("responses").journal_folder(CONVERSATIONS)
 
 
 MISTAKES: dict[str, tuple[str, Row, str, int]] = {

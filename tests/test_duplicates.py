@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.steps import duplicates
-from modelcall_assets.steps.duplicates import EXACT, NEAR, Duplicates, forget
+from modelcall_assets.stages import duplicates
+from modelcall_assets.stages.duplicates import EXACT, NEAR, Duplicates, forget
 from modelcall_assets.transforms import near_duplicates
 from modelcall_assets.transforms.near_duplicates import (
     NearDuplicatesError,

@@ -20,8 +20,8 @@ from test_cli import TASK, A, B, C, run
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.steps.export import Form, Selection, export_dialogues, export_file
-from modelcall_assets.steps.published import FailedRow, Published, failed_rows
+from modelcall_assets.stages.export import Form, Selection, export_dialogues, export_file
+from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.storage.manifest import Manifest
 from modelcall_assets.storage.places import Stores
 from modelcall_assets.transforms.where import Where

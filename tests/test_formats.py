@@ -24,7 +24,7 @@ from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file, stem_of
 from modelcall_assets.records.record import BadLine
 from modelcall_assets.records.stores import StoreOptions
-from modelcall_assets.steps.raw import RawReport, read_raw
+from modelcall_assets.stages.raw import RawReport, read_raw
 from modelcall_assets.storage.files import file_digest, publish, stat_file
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
 from modelcall_assets.storage.parquet import ParquetSink, check_writable
@@ -125,7 +125,7 @@ class TestLines:
         path = tmp_path / "x.jsonl"
         path.write_bytes(pack(content))
         assert items_of(path) == [{"n": 1}, {"n": 2}, {"n": 3}] == list(read_rows(path))
-        assert read_raw(stat_file(path)).bad_lines == 0
+        assert read_raw(stat_file(path)).failed == 0
 
     def test_gzip_may_be_padded_with_zeros(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jsonl.gz"
@@ -154,7 +154,7 @@ class TestLines:
         blank = b"\n" * 700_000 + b" \t\n\r\n" * 50_000
         path.write_bytes(pack(b'{"n":1}\n' + blank + b"{torn\n" + blank + b"  "))
         report = read_raw(stat_file(path))
-        assert (report.rows, report.bad_lines, report.blank_lines) == (2, 1, 1_600_001)
+        assert (report.rows, report.failed, report.blank_lines) == (2, 1, 1_600_001)
         bad = items_of(path)[1]
         assert isinstance(bad, BadLine) and bad.detail.startswith("line 800002, column 2")
 
@@ -383,7 +383,7 @@ class TestEncodings:
         reading = Reading(encoding)
         assert items_of(path, reading) == [{"n": n, "text": text} for n in range(3)]
         report = report_of(path, reading)
-        assert (report.digest, report.bad_lines) == (file_digest(path), 0)
+        assert (report.digest, report.failed) == (file_digest(path), 0)
 
     def test_bytes_that_the_encoding_does_not_have_are_a_bad_line(self, tmp_path: Path) -> None:
         lines = ['{"a": "中"}'.encode("gbk"), b'{"a": "\x81\x20"}', b'{"a": "ok"}', b"\x81"]
@@ -393,7 +393,7 @@ class TestEncodings:
         assert bad == BadLine("line 2, column 8: not gbk", '{"a": "\ufffd\\x81 "}')
         assert cut == BadLine("line 4, column 1: not gbk", "\ufffd\\x81")
         report = report_of(tmp_path / "x.jsonl", Reading("gbk"))
-        assert (report.rows, report.bad_lines, report.first_bad) == (4, 2, bad.detail)
+        assert (report.rows, report.failed, report.first_bad) == (4, 2, bad.detail)
 
     def test_half_a_character_at_the_end_of_utf_16(self, tmp_path: Path) -> None:
         (tmp_path / "x.jsonl").write_bytes('{"a": 1}\n{"b": 2}'.encode("utf-16") + b"\0")

@@ -22,14 +22,13 @@ from hypothesis import strategies as st
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Number
-from modelcall_assets.steps.chatml import convert_split
-from modelcall_assets.steps.layout import invalid_file_of
-from modelcall_assets.steps.made import ERROR_COLUMN
-from modelcall_assets.steps.merged import merge_group
-from modelcall_assets.steps.preprocess import preprocess
-from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.recipe import Recipe
-from modelcall_assets.steps.source import Part, Source
+from modelcall_assets.stages.chatml import convert_split
+from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.merged import invalid_file_of, merge_group
+from modelcall_assets.stages.preprocessed import preprocess
+from modelcall_assets.stages.raw import read_raw
+from modelcall_assets.stages.recipe import Recipe
+from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.parquet import read_schema
@@ -65,7 +64,7 @@ def through_all(path: Path, reading: Reading = KEEP) -> list[Any]:
         assert (batch.num_rows, batch.schema) == (len(chunk.items), raw.schema)
     bad = [item for item in items if isinstance(item, BadLine)]
     assert raw.rows == len(items)
-    assert raw.formats[0].has_columns or raw.bad_lines == len(bad)
+    assert raw.formats[0].has_columns or raw.failed == len(bad)
     source = Source((Part(path.name, path, raw.digest),), raw.schema, raw.rows, reading=reading)
     folder = path.with_name("out")
     preprocessed(source, folder / "pre.parquet", items)
@@ -80,7 +79,7 @@ def preprocessed(source: Source, output: Path, items: list[Any]) -> None:
     with publish(output) as out:
         report = preprocess(source, Recipe(Preprocess(), output.parent, "task.yaml"), out)
     made = [row for chunk in read_chunks(output, read_schema(output)) for row in chunk.items]
-    assert (report.rows_in, report.rows_out, len(made)) == (len(items),) * 3
+    assert (report.rows_in, report.rows, len(made)) == (len(items),) * 3
     for item, row in zip(items, made, strict=True):
         assert is_bad_line(row) == isinstance(item, BadLine)
     pq.read_table(output).validate(full=True)
@@ -97,8 +96,8 @@ def converted(path: Path, reading: Reading, output: Path, rows: int, bad: int) -
     with publish(output) as out:
         report = convert_split([stat_file(path)], PROMPTS, out, reading=reading)
     lines = [json.loads(line) for line in output.read_bytes().splitlines()]
-    assert (report.rows_in, len(lines)) == (rows, report.rows_out)
-    assert report.rows_in == report.rows_out + sum(report.dropped.values())
+    assert (report.rows_in, len(lines)) == (rows, report.rows)
+    assert report.rows_in == report.rows + sum(report.dropped.values())
     assert report.failed_by_reason.get("bad_line", 0) == bad
 
 

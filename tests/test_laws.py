@@ -29,9 +29,10 @@ from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.rehearsal import Faults, serve_in_thread
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.answer_columns import VOLATILE_COLUMNS
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.stage import Run
+from modelcall_assets.stages.task import Task
 
 IN_FLIGHT = 16
 DEADLINE_S = 120
@@ -279,8 +280,8 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
     """A kill leaves what was written, perhaps with a torn last line; all else is forgotten."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        steps = TaskSteps(load_task(make_project(root, files=1, rows=40), root))
-        steps.raw("0.jsonl")
+        steps = Task(load_task(make_project(root, files=1, rows=40), root))
+        steps.stage("raw").make("0.jsonl", Tally())
         lost = 0
         answered: Counter[bytes] = Counter()
         for run, stop_after in enumerate([*kill_points, None]):
@@ -298,11 +299,13 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
         assert table.column("api_status").to_pylist().count("success") == report.ok
 
 
-async def score_until_killed(steps: TaskSteps, endpoint: ScriptedEndpoint, run_id: str):
+async def score_until_killed(steps: Task, endpoint: ScriptedEndpoint, run_id: str):
     """The report, or None when the endpoint said that the process is dead by now."""
     channel = Channel(endpoint, Limits(IN_FLIGHT))
     async with Engine([channel], max_in_flight=IN_FLIGHT, max_retries=50) as engine:
-        work = asyncio.ensure_future(steps.scores("0.jsonl", engine, Tally(), run_id))
+        work = asyncio.ensure_future(
+            steps.stage("scores").answer("0.jsonl", engine, Run(run_id, Tally()))
+        )
         killed = asyncio.ensure_future(endpoint.killed.wait())
         done, pending = await asyncio.wait({work, killed}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from modelcall_assets.config.merge_groups import MergeGroup, parse_merge_groups, selected
 from modelcall_assets.errors import InputError
-from modelcall_assets.steps.layout import invalid_file_of
-from modelcall_assets.steps.merged import MergeReport, members_of, merge_group
+from modelcall_assets.stages.merged import MergeReport, invalid_file_of, members_of, merge_group
 from modelcall_assets.storage.files import list_inputs, publish
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.places import Place

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.steps.made import ERROR_COLUMN
-from modelcall_assets.steps.preprocess import PreprocessReport, preprocess
-from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.steps.recipe import Recipe
-from modelcall_assets.steps.source import Part, Source
+from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.preprocessed import preprocess
+from modelcall_assets.stages.raw import read_raw
+from modelcall_assets.stages.recipe import Recipe
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.files import publish, stat_file
 from modelcall_assets.storage.parquet import read_schema
 from modelcall_assets.storage.pieces import read_chunks
@@ -138,9 +139,7 @@ class TestProcess:
                 assert made[name] == row[origin.source]
 
 
-def preprocessed(
-    path: Path, limit: int | None = None, processes: int = 1, **fields: Any
-) -> PreprocessReport:
+def preprocessed(path: Path, limit: int | None = None, processes: int = 1, **fields: Any) -> Report:
     """With the fields of a `preprocess` block."""
     source, recipe = source_of(path, limit), recipe_of(path.parent, **fields)
     with publish(path.with_name("out") / "result.parquet") as out:
@@ -226,8 +225,8 @@ class TestFile:
         report = preprocessed(path, filters={"min_text_length": 3, "required_fields": ["n"]})
         rows = published(path)
         assert report.rows_in == sum(line != b"  " for line in lines)
-        assert report.rows_in == report.rows_out + sum(report.dropped.values())
-        assert len(rows) == report.rows_out
+        assert report.rows_in == report.rows + sum(report.dropped.values())
+        assert len(rows) == report.rows
         failed = [row for row in rows if row[ERROR_COLUMN]]
         assert len(failed) == report.failed
         reasons = [orjson.loads(row[ERROR_COLUMN])["reason"] for row in failed]
@@ -242,7 +241,7 @@ class TestFile:
         path = write_jsonl(tmp_path, [{"text": "a"}, b"{bad", bad, {"text": "b", "x": [1]}])
         report = preprocessed(path)
         first, bad_line, bad_row, last = published(path)
-        assert (report.rows_in, report.rows_out, report.failed) == (4, 4, 2)
+        assert (report.rows_in, report.rows, report.failed) == (4, 4, 2)
         assert (first["text"], last["text"], last["x"]) == ("a", "b", [1])
         error = orjson.loads(bad_line[ERROR_COLUMN])
         assert (error["reason"], error["raw"]) == ("bad_line", "{bad")
@@ -304,9 +303,9 @@ class TestFile:
 
     def test_an_empty_file_and_a_limit(self, tmp_path: Path) -> None:
         report = preprocessed(write_jsonl(tmp_path, []))
-        assert (report.rows_in, report.rows_out) == (0, 0)
+        assert (report.rows_in, report.rows) == (0, 0)
         path = write_jsonl(tmp_path, [{"text": str(n)} for n in range(5)])
-        assert preprocessed(path, limit=3).rows_out == 3
+        assert preprocessed(path, limit=3).rows == 3
         assert [row["text"] for row in published(path)] == ["0", "1", "2"]
 
     def test_the_version_follows_the_content_not_the_config(self, tmp_path: Path) -> None:

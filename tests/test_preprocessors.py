@@ -30,13 +30,14 @@ from test_preprocess import preprocessed, published, write_jsonl
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.preprocess import ENCODINGS
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.made import ERROR_COLUMN
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.transforms import tokens
 from modelcall_assets.transforms.github_raw_code import GithubRawCode
@@ -73,16 +74,16 @@ def emptied(project: Project) -> Path:
 
 def run(project: Project, instance: dg.DagsterInstance) -> RunSummary:
     steps = project.steps()
-    return TaskRunner(steps, instance).run(add_new_files(instance, steps))
+    return TaskRunner(steps, instance).run(add_new_keys(instance, steps))
 
 
 def rows_of(project: Project, key: str, stage: str = "preprocessed") -> list[dict[str, Any]]:
     steps = project.steps()
-    return pq.read_table(steps.layout.output_path(stage, key)).to_pylist()
+    return pq.read_table(steps.stage(stage).output(key)).to_pylist()
 
 
 def manifest(project: Project, stage: str, key: str) -> Manifest:
-    found = read_manifest(project.steps().layout.manifest_path(stage, key))
+    found = read_manifest(project.steps().stage(stage).manifest_path(key))
     assert found is not None
     return found
 
@@ -138,9 +139,9 @@ class TestLaws:
         report = preprocessed(path, script_type=script, max_tokens=4)
         rows = published(path)
         assert report.rows_in == sum(line != b"  " for line in lines)
-        assert report.rows_in == report.rows_out + report.dropped.total()
+        assert report.rows_in == report.rows + report.dropped.total()
         assert (len(rows), sum(row[ERROR_COLUMN] is not None for row in rows)) == (
-            report.rows_out,
+            report.rows,
             report.failed,
         )
         order = [int(row["id"]) for row in rows if len(row["id"]) < 32]
@@ -281,12 +282,12 @@ class TestTripletFilter:
         project.write_input("pt_data_C_part2.jsonl", [{"text": "two"}])
         task(project, "triplet_filter")
         steps = project.steps()
-        steps.raw("C")
-        steps.preprocessed("C")
+        steps.stage("raw").make("C", Tally())
+        steps.stage("preprocessed").make("C", Tally())
         (before,) = rows_of(project, "C")
         project.write_input("pt_data_C_part1.jsonl", [{"text": "one"}, {"text": "more"}])
-        steps.raw("C")
-        steps.preprocessed("C")
+        steps.stage("raw").make("C", Tally())
+        steps.stage("preprocessed").make("C", Tally())
         assert [row["id"] for row in rows_of(project, "C")][2] == before["id"]
 
 
@@ -367,8 +368,8 @@ class TestGroups:
         assert "nothing to do" in run_task(project.root, project.task_file)
         shutil.rmtree(packs / "Go")
         assert "input is gone" in command("clean", path, "--deleted-inputs", "--yes")
-        assert not project.steps().layout.output_path("preprocessed", "Go").exists()
-        assert project.steps().layout.output_path("preprocessed", "Rust").exists()
+        assert not project.steps().stage("preprocessed").output("Go").exists()
+        assert project.steps().stage("preprocessed").output("Rust").exists()
 
     def test_caps_are_shared(self, project: Project, packs: Path) -> None:
         for at in range(5):
@@ -389,11 +390,11 @@ class TestGroups:
     def test_old_stat_files_where_asked(self, project: Project, packs: Path) -> None:
         task(project, "repo_xml", stat_folder="data/stats")
         steps = project.steps()
-        steps.raw("Go")
-        steps.preprocessed("Go")
+        steps.stage("raw").make("Go", Tally())
+        steps.stage("preprocessed").make("Go", Tally())
         stat = orjson.loads((project.root / "data/stats/preprocess/Go_combined.json").read_bytes())
         assert (stat["language"], stat["num_xml_files"], stat["n_sample"]) == ("Go", 2, 2)
-        assert stat["formatted_file_path"] == str(steps.layout.output_path("preprocessed", "Go"))
+        assert stat["formatted_file_path"] == str(steps.stage("preprocessed").output("Go"))
         assert stat["taged_file_paths"] == [] and stat["processing_complete"]
 
     def test_texts_that_the_prompt_does_not_ask_for_are_not_decoded(
@@ -404,12 +405,12 @@ class TestGroups:
         (packs / "Go" / "eve_long_1.xml").write_bytes(long)
         task(project, "repo_xml", max_tokens=1024)
         steps = project.steps()
-        steps.raw("Go")
-        steps.preprocessed("Go")
+        steps.stage("raw").make("Go", Tally())
+        steps.stage("preprocessed").make("Go", Tally())
 
-        async def rate() -> ScoreReport:
-            async with steps.engine() as engine:
-                return await steps.scores("Go", engine, Tally(), "run")
+        async def rate() -> Report:
+            async with steps.stage("scores").engine() as engine:
+                return await steps.stage("scores").answer("Go", engine, Run("run", Tally()))
 
         tracemalloc.start()
         report = asyncio.run(rate())
@@ -417,7 +418,7 @@ class TestGroups:
         tracemalloc.stop()
         assert (report.rows, report.ok) == (3, 3)
         assert peak < size / 4
-        lengths = pq.read_table(steps.layout.output_path("scores", "Go")).column("content_length")
+        lengths = pq.read_table(steps.stage("scores").output("Go")).column("content_length")
         assert max(lengths.to_pylist()) > size
 
     def test_in_a_store_and_in_processes(
@@ -447,9 +448,9 @@ class TestGroups:
         project.task_file.write_text(yaml.safe_dump(content))
         steps = project.steps()
         assert [file.key_path for file in steps.inputs.files()] == ["Go", "Rust"]
-        steps.raw("Go")
-        report = steps.preprocessed("Go")
-        assert (report.rows_out, report.failed) == (2, 0)
+        steps.stage("raw").make("Go", Tally())
+        report = steps.stage("preprocessed").make("Go", Tally())
+        assert (report.rows, report.failed) == (2, 0)
         assert report.sample[0]["xml_file_path"] == f"{where}/packs/Go/ann_my_lib_0a1b2c.xml"
 
 
@@ -502,7 +503,7 @@ class TestOwn:
         report = preprocessed(path, script_type=f"{module}:Strict")
         rows = published(path)
         assert [row["id"] for row in rows] == [*todo]
-        assert (report.failed, report.rows_out) == (4, 5)
+        assert (report.failed, report.rows) == (4, 5)
         error = error_of(rows[0])
         assert error["reason"] == "preprocess_error"
         assert 'own_strict.py", line 5' in error["detail"]
@@ -647,8 +648,8 @@ class TestOwn:
         task(project, f"{module}:Each")
         steps = project.steps()
         assert [file.key_path for file in steps.inputs.files()] == ["b.txt"]
-        steps.raw("b.txt")
-        assert steps.preprocessed("b.txt").rows_out == 1
+        steps.stage("raw").make("b.txt", Tally())
+        assert steps.stage("preprocessed").make("b.txt", Tally()).rows == 1
         task(project, f"{module}:Absent")
         with pytest.raises(InputError, match=r"'a' has 'gone\.txt', which is not there"):
             project.steps().inputs.files()
@@ -746,12 +747,12 @@ class TestProcesses:
         content["data"]["on_bad_line"] = "keep"
         project.task_file.write_text(yaml.safe_dump(content))
         steps = project.steps()
-        steps.raw(path.name)
+        steps.stage("raw").make(path.name, Tally())
         content["data"]["on_bad_line"] = "fail"
         project.task_file.write_text(yaml.safe_dump(content))
         with pytest.raises(InputError, match="line 3001"):
             project.steps().preprocessed(path.name)
-        assert not steps.layout.output_path("preprocessed", path.name).exists()
+        assert not steps.stage("preprocessed").output(path.name).exists()
 
     def test_a_process_that_is_killed_is_told(self, tmp_path: Path) -> None:
         module = own(
@@ -821,7 +822,7 @@ class TestProcesses:
         assert process.returncode != 0
         assert "preprocessed: " in errors and " of 30,000 rows" in errors
         assert "Traceback" not in output + errors
-        assert not project.steps().layout.output_path("preprocessed", path.name).exists()
+        assert not project.steps().stage("preprocessed").output(path.name).exists()
 
 
 def is_running(pid: int) -> bool:
@@ -880,14 +881,14 @@ class TestCleanData:
         project.write_input("b.jsonl", [{"text": text} for text in ("same", near + "too", "new")])
         task(project, "universal", dedup={"exact": True, "near": 0.8})
         for key in ("a.jsonl", "b.jsonl"):
-            add_new_files(instance, project.steps())
+            add_new_keys(instance, project.steps())
             assert TaskRunner(project.steps(), instance).run([key]).failed == []
         assert [row["text"] for row in rows_of(project, "a.jsonl")] == ["same", near, "only"]
         assert [row["text"] for row in rows_of(project, "b.jsonl")] == ["new"]
         made = manifest(project, "preprocessed", "b.jsonl")
         assert (made.rows, made.dropped) == (1, 2)
         steps = project.steps()
-        again = steps.preprocessed("b.jsonl")
+        again = steps.stage("preprocessed").make("b.jsonl", Tally())
         assert again.dropped == {"dedup: exact": 1, "dedup: near": 1}
         assert again.data_version == made.data_version
 
@@ -906,7 +907,7 @@ class TestCleanData:
     def test_a_package_that_is_missing_stops_the_run_before_it_begins(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from modelcall_assets.steps import recipe
+        from modelcall_assets.stages import recipe
 
         monkeypatch.setattr(recipe, "find_spec", lambda name: None)
         task(project, "universal", dedup={"near": 0.8}, language_id={"enabled": True})
@@ -914,9 +915,9 @@ class TestCleanData:
         assert "pip install 'modelcall-assets[near-dedup]'" in result.output
         assert "pip install 'modelcall-assets[text-language]'" in result.output
         steps = project.steps()
-        steps.raw("a.jsonl")
+        steps.stage("raw").make("a.jsonl", Tally())
         with pytest.raises(SetupError, match="the package rensa is not installed"):
-            steps.preprocessed("a.jsonl")
+            steps.stage("preprocessed").make("a.jsonl", Tally())
 
 
 class TestTokenizers:
@@ -1035,7 +1036,7 @@ def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
     project.write_input("big.jsonl", rows)
     task(project, "universal", num_proc=2, max_tokens=1024)
     with open_instance(project.root) as instance:
-        add_new_files(instance, project.steps())
+        add_new_keys(instance, project.steps())
     import subprocess
     import sys
 

@@ -17,13 +17,13 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.clean import LEFT_OVER, left_over
-from modelcall_assets.steps.draft import Draft
-from modelcall_assets.steps.verify import Verification
+from modelcall_assets.stages.clean import LEFT_OVER, left_over
+from modelcall_assets.stages.draft import Draft
+from modelcall_assets.stages.verify import Verification
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
@@ -71,41 +71,41 @@ class TestPublications:
         return project
 
     def test_the_first_stands_and_the_second_says_so(self, place: Project) -> None:
-        layout = place.steps().layout
+        task = place.steps()
         with Draft(layout, "scores", "a.jsonl") as first, Draft(layout, "scores", "a.jsonl") as two:
             first.out.write(b"first")
             two.out.write(b"second")
             first.publish(manifest("1"))
             with pytest.raises(PublishedMeanwhile, match="rate/scores: another run has published"):
                 two.publish(manifest("2"))
-        published = read_manifest(layout.manifest_path("scores", "a.jsonl"))
+        published = read_manifest(task.stage("scores").manifest_path("a.jsonl"))
         assert published is not None and published.data_version == "1"
-        output = layout.output_path("scores", "a.jsonl")
+        output = task.stage("scores").output("a.jsonl")
         assert read_bytes(output) == b"first"
         with publish(output.with_name("same")) as same:
             same.write(b"first")
             assert published.output_digest == same.digest
 
     def test_the_same_content_is_no_quarrel(self, place: Project) -> None:
-        layout = place.steps().layout
+        task = place.steps()
         with Draft(layout, "scores", "a.jsonl") as first, Draft(layout, "scores", "a.jsonl") as two:
             for draft in (first, two):
                 draft.out.write(b"same")
                 draft.publish(manifest("1"))
-        assert read_bytes(layout.output_path("scores", "a.jsonl")) == b"same"
+        assert read_bytes(task.stage("scores").output("a.jsonl")) == b"same"
 
     @pytest.mark.parametrize("damage", [None, b"", b'{"format": 1, "sta', bytes(400)])
     def test_what_is_ours_is_known_without_its_manifest(
         self, damage: bytes | None, place: Project
     ) -> None:
-        layout = place.steps().layout
-        described = layout.manifest_path("scores", "a.jsonl")
+        task = place.steps()
+        described = task.stage("scores").manifest_path("a.jsonl")
         for version in ("1", "2"):
             with Draft(layout, "scores", "a.jsonl") as draft:
                 draft.out.write(version.encode())
                 draft.publish(manifest(version))
             delete(described) if damage is None else write_bytes(described, damage)
-        write_bytes(layout.output_path("scores", "a.jsonl"), b"somebody's")
+        write_bytes(task.stage("scores").output("a.jsonl"), b"somebody's")
         with pytest.raises(PlaceTaken, match="was not written by this task"):
             Draft(layout, "scores", "a.jsonl")
 
@@ -124,7 +124,7 @@ def put_in_store(
 def run(project: Project) -> RunSummary:
     with open_instance(project.root) as instance:
         steps = project.steps()
-        return TaskRunner(steps, instance).run(add_new_files(instance, steps))
+        return TaskRunner(steps, instance).run(add_new_keys(instance, steps))
 
 
 KILLER = """
@@ -204,9 +204,9 @@ class TestRuns:
             proxy.clear()
             assert run(project).failed == []
             assert server.stats()["requests"] == paid
-        layout = project.steps().layout
+        task = project.steps()
         for key in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
-            made = read_manifest(layout.manifest_path("scores", key))
+            made = read_manifest(task.stage("scores").manifest_path(key))
             assert made is not None and made.rows == made.ok == 4
 
     def test_two_at_once_leave_one_result_and_lose_no_reply(
@@ -221,11 +221,11 @@ class TestRuns:
         processes = [project.start("run-task", str(project.task_file)) for _ in range(2)]
         ended = [process.communicate()[1] for process in processes]
         assert [process.returncode for process in processes].count(0) >= 1, ended
-        layout = project.steps().layout
-        made = read_manifest(layout.manifest_path("scores", "a.jsonl"))
+        task = project.steps()
+        made = read_manifest(task.stage("scores").manifest_path("a.jsonl"))
         assert made is not None and made.output_digest is not None
         with (
-            open_input(layout.output_path("scores", "a.jsonl")) as file,
+            open_input(task.stage("scores").output("a.jsonl")) as file,
             NewFile(project.root / "copy") as copy,
         ):
             copy.write(file.read())
@@ -241,7 +241,7 @@ class TestRuns:
             client.create_multipart_upload(Bucket=bucket, Key="scores/a.parquet")
             steps = project.steps()
             assert list(left_over(steps)) == []
-            monkeypatch.setattr("modelcall_assets.steps.clean.IN_USE_S", -5.0)
+            monkeypatch.setattr("modelcall_assets.stages.clean.IN_USE_S", -5.0)
             (found,) = left_over(steps)
             assert found.why == LEFT_OVER
             assert found.name.startswith(f"s3://{bucket}/scores/a.parquet (upload ")

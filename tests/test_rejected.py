@@ -15,7 +15,7 @@ from test_cli import run
 from test_distillation import CHATML, DATASETS, Distilling, instruction
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
-from modelcall_assets.steps.layout import invalid_file_of
+from modelcall_assets.stages.merged import invalid_file_of
 from modelcall_assets.storage.manifest import read_manifest
 
 RATE = "configs/tasks/rate.yaml"
@@ -253,7 +253,7 @@ class TestBeside:
         (kept,) = (project.root / "data").rglob("set_aside/preprocessed/*/a.jsonl.json")
         assert kept.read_bytes() == b'{"old": 1}'
         assert orjson.loads(stat.read_bytes())["processing_complete"] is True
-        made = read_manifest(project.steps().layout.manifest_path("preprocessed", "a.jsonl"))
+        made = read_manifest(project.steps().stage("preprocessed").manifest_path("a.jsonl"))
         assert made is not None and [*made.beside] == [str(stat)]
         project.write_input("a.jsonl", some_rows(5))
         assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0

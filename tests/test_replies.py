@@ -24,9 +24,10 @@ from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import Reply
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run
+from modelcall_assets.stages.task import Task
 
 A = "a.jsonl"
 Says = Callable[[int], Any]
@@ -54,11 +55,11 @@ class Endpoint:
         return self.says(self.asked[-1])
 
 
-def score(steps: TaskSteps, says: Callable[[int], Reply]) -> tuple[ScoreReport, list[int]]:
-    async def work() -> ScoreReport:
+def score(steps: Task, says: Callable[[int], Reply]) -> tuple[Report, list[int]]:
+    async def work() -> Report:
         channel = Channel(endpoint, Limits(8))
         async with Engine([channel], max_in_flight=8, max_retries=0) as engine:
-            return await steps.scores(A, engine, Tally(), os.urandom(6).hex())
+            return await steps.stage("scores").answer(A, engine, Run(os.urandom(6).hex(), Tally()))
 
     endpoint = Endpoint(says)
     return asyncio.run(work()), endpoint.asked
@@ -68,7 +69,7 @@ def rows(count: int) -> list[dict[str, Any]]:
     return [{"id": f"r{n}", "text": f"row {n} "} for n in range(count)]
 
 
-def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> TaskSteps:
+def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> Task:
     """A task of so many rows whose answers have these keys."""
     config = {"json_keys": list(keys or {"score": {}}), "json_schema": {"properties": keys or {}}}
     prompt = {
@@ -80,7 +81,7 @@ def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> T
     project.write_task({"max_failure_rate": 1, "retry": {"max_repair_turns": 0}})
     project.write_input(A, rows(count))
     steps = project.steps()
-    steps.raw(A)
+    steps.stage("raw").make(A, Tally())
     return steps
 
 
@@ -244,7 +245,7 @@ def test_a_journalled_reply_that_counted_once_is_asked_again(project: Project) -
     steps = ready(project, 3)
     score(steps, lambda n: reply(whole('{"score": 1}')))
     keys = [row["api_request_key"] for row in project.scores(A)]
-    folder = steps.layout.journal_folder("scores", A)
+    folder = steps.stage("scores").journal_folder(A)
     shutil.rmtree(folder)
     aborted = whole('{"score": 1}')
     aborted["choices"][0]["finish_reason"] = "abort"

@@ -15,21 +15,24 @@ from test_cli import run
 from modelcall_assets.config.catalog import load_task
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run
+from modelcall_assets.stages.task import Task
 
 TASK = "configs/tasks/rate.yaml"
 A, B = "a.jsonl", "b.jsonl"
 PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
 
 
-def score(steps: TaskSteps, name: str, *, fresh: bool = False) -> ScoreReport:
-    async def work() -> ScoreReport:
-        async with steps.engine() as engine:
-            return await steps.scores(name, engine, Tally(), os.urandom(6).hex(), fresh=fresh)
+def score(steps: Task, name: str, *, fresh: bool = False) -> Report:
+    async def work() -> Report:
+        async with steps.stage("scores").engine() as engine:
+            return await steps.stage("scores").answer(
+                name, engine, Run(os.urandom(6).hex(), Tally(), fresh=fresh)
+            )
 
-    steps.raw(name)
+    steps.stage("raw").make(name, Tally())
     return asyncio.run(work())
 
 
@@ -55,7 +58,7 @@ class TestIdenticalRequests:
         project.write_task({"reuse": {"identical_once": True}})
         project.write_input(A, REPEATED)
         report = score(project.steps(), A)
-        assert (report.rows, report.ok, report.requests) == (11, 11, 5)
+        assert (report.rows, report.ok, report.numbers["requests_sent"]) == (11, 11, 5)
         assert server.stats()["requests"] == 5
         rows = project.scores(A)
         assert paid(project, A) == [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
@@ -93,7 +96,7 @@ class TestScope:
             },
             file="other",
         )
-        other = TaskSteps(load_task(project.root / "configs/tasks/other.yaml", project.root))
+        other = Task(load_task(project.root / "configs/tasks/other.yaml", project.root))
         project.write_input(A, some_rows(4))
         project.write_input(B, [*some_rows(6)[3:], *some_rows(2)])
         assert score(project.steps(), A).requests == 4
@@ -101,7 +104,7 @@ class TestScope:
         assert paid(project, B) == [0, 1, 1, 0, 0]
         assert {row["api_cost_usd"] for row in project.scores(B) if not row["api_attempts"]} == {0}
         again = score(other, B)
-        assert (again.ok, again.requests) == (5, 0)
+        assert (again.ok, again.numbers["requests_sent"]) == (5, 0)
         assert score(other, B, fresh=True).requests == 5, "fresh asks everybody again"
         project.write_model({"chat_config": {"temperature": 0.5}})
         assert score(project.steps(), B).requests == 5, "another request has another key"
@@ -147,7 +150,7 @@ class TestScope:
         steps = project.steps()
         assert score(steps, A).requests == 4
         assert score(steps, A).requests == 4
-        journal = steps.layout.journal_folder("scores", A)
+        journal = steps.stage("scores").journal_folder(A)
         newest = sorted(journal.iterdir())[-1]
         lines = newest.read_bytes().splitlines(keepends=True)
         newest.write_bytes(b"".join(lines[:-2]))  # as a kill before the last reply leaves it

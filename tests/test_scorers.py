@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run as run_cli
 
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.grading.scorer import grade, load_scorer
 from modelcall_assets.grading.values import SharedTypes, fitted, plain
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.progress import Tally
+from modelcall_assets.stages.progress import Tally
 from modelcall_assets.storage.manifest import read_manifest
 
 TASK = "configs/tasks/rate.yaml"
@@ -68,7 +68,7 @@ class Rules:
 
     def run(self, instance: dg.DagsterInstance, *, fresh: bool = False) -> RunSummary:
         steps = self.project.steps()
-        return TaskRunner(steps, instance).run(add_new_files(instance, steps), fresh=fresh)
+        return TaskRunner(steps, instance).run(add_new_keys(instance, steps), fresh=fresh)
 
     def rate(self, instance: dg.DagsterInstance) -> list[dict[str, Any]]:
         """The rows of a run that must go well."""
@@ -157,19 +157,14 @@ class TestThroughTheGraph:
         assert sorted(node.kinds) == ["parquet", "python"]
         assert not node.pools
         assert "ratings by my_rules:Lengths" in (node.description or "")
-        assert sorted(check.name for check in node.check_keys) == [
-            "conservation",
-            "failure_rate",
-            "schema",
-            "unique_ids",
-        ]
+        assert [check.name for check in node.check_keys] == ["complete"]
 
     @pytest.mark.parametrize("fresh", [True, False])
     def test_the_ui_may_ask_for_fresh(
         self, rules: Rules, instance: dg.DagsterInstance, fresh: bool
     ) -> None:
         rules.write(LENGTHS)
-        add_new_files(instance, rules.project.steps())
+        add_new_keys(instance, rules.project.steps())
         result = (
             rules.project.definitions()
             .resolve_implicit_global_asset_job_def()
@@ -281,7 +276,7 @@ class Lengths:
         assert "(record one)" in message and "materialise again to rate them all again" in message
         aside = pq.read_table(rules.project.rejected(A)).to_pylist()
         assert statuses(aside) == [("error", "scorer_error")] * 3
-        assert read_manifest(rules.project.steps().layout.manifest_path("scores", A)) is None
+        assert read_manifest(rules.project.steps().stage("scores").manifest_path(A)) is None
         assert not rules.project.output(A).exists()
 
     def test_what_a_scorer_does_to_its_row_reaches_nobody(

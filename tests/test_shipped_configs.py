@@ -33,9 +33,11 @@ from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.piece_work import PieceWork
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.task_steps import PREPROCESSED, SCORES, TaskSteps
+from modelcall_assets.stages.piece_work import PieceWork
+from modelcall_assets.stages.preprocessed import Preprocessed
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.stage import Run
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.formats import OURS
 
 ROOT = Path(__file__).parent.parent
@@ -239,7 +241,7 @@ class TestTasks:
     def test_the_documented_columns_fill_the_prompt(self, name: str) -> None:
         spec = load_task(CONFIGS / f"tasks/{name}.yaml", ROOT)
         columns = set(INPUT_COLUMNS[name])
-        if recipe := TaskSteps(spec).recipe:
+        if (stage := Task(spec).find(Preprocessed)) and (recipe := stage.recipe):
             schema = pa.schema([(column, pa.string()) for column in columns])
             columns = set(PieceWork(recipe, schema, OURS).schema.names)
         assert spec.task.data.input_key in columns
@@ -405,23 +407,23 @@ class TestRehearsal:
         """The rows of the scores file that the shipped task makes, asked of the rehearsal model."""
         spec = load_task(root / f"configs/tasks/{name}.yaml", root)
         model = load_model(root / "configs/models/rehearsal.yaml", root)
-        steps = TaskSteps(replace(spec, model=model))
+        steps = Task(replace(spec, model=model))
         folder = Path(steps.spec.input_folder)
         folder.mkdir(parents=True)
         (folder / "some.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
 
         async def score(key: str) -> None:
-            async with steps.engine() as engine:
-                report = await steps.scores(key, engine, Tally(), "test")
-            assert steps.rejection(report) is None
+            async with steps.stage("scores").engine() as engine:
+                report = await steps.stage("scores").answer(key, engine, Run("test", Tally()))
+            assert steps.stage("scores").why_rejected(report) is None
 
         [file] = steps.inputs.files()
         key = encode_key(file.key_path)
-        steps.raw(key)
-        if PREPROCESSED in steps.stages:
-            steps.preprocessed(key)
+        steps.stage("raw").make(key, Tally())
+        if steps.find(Preprocessed):
+            steps.stage("preprocessed").make(key, Tally())
         asyncio.run(score(key))
-        output = steps.layout.output_path(SCORES, key)
+        output = steps.stage("scores").output(key)
         assert output == root / f"data/{name.removesuffix('_rating')}_scores/some.parquet"
         return pq.read_table(output).to_pylist()
 

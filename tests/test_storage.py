@@ -1,4 +1,4 @@
-"""storage/ and steps/raw: what goes in comes out, and what is broken says so."""
+"""storage/ and stages/raw: what goes in comes out, and what is broken says so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.record import BadLine
-from modelcall_assets.steps.raw import read_raw
+from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.storage.files import (
     file_digest,
     list_inputs,
@@ -305,7 +305,7 @@ class TestJsonl:
         assert a_list.detail == "line 5: not an object but a list"
         assert latin.raw == '{"a": "\ufffd"}'
         report = read_raw(stat_file(path))
-        assert (report.rows, report.blank_lines, report.bad_lines) == (5, 2, 3)
+        assert (report.rows, report.blank_lines, report.failed) == (5, 2, 3)
         assert report.first_bad == broken.detail
 
     def test_binary_and_empty_files(self, tmp_path: Path) -> None:

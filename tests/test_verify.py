@@ -16,7 +16,7 @@ from test_distillation import Distilling, asked, chat, instruction
 from modelcall_assets.defs.sensors import Cursor, Page
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.steps.standing import Note, write_note
+from modelcall_assets.stages.standing import Note, write_note
 from modelcall_assets.storage.files import file_digest
 
 TASK = "configs/tasks/rate.yaml"
@@ -160,7 +160,7 @@ def test_a_manifest_with_another_digest_is_damaged_and_the_advice_mends_it(
     task = str(distilling.task_file)
     assert run(distilling, "run-task", task).code == 0
     paid = server.stats()["requests"]
-    path = Path(str(distilling.steps().layout.manifest_path(stage, "all.jsonl")))
+    path = Path(str(distilling.steps().stage(stage).manifest_path("all.jsonl")))
     manifest = json.loads(path.read_bytes())
     digest = manifest["output_digest"]
     other = digest[:-1] + ("0" if digest[-1] != "0" else "1")
@@ -208,7 +208,7 @@ def test_what_lies_aside_is_no_orphan_and_is_looked_at(
     place.parent.mkdir(parents=True)
     (project.root / "data/in" / C).unlink()
     project.write_input(A, [*some_rows(1), {"id": "no text"}])
-    layout = project.steps().layout
+    task = project.steps()
     write_note(layout, "scores", B, Note(adopt=True))
     pq.write_table(pa.table({"text": ["of the old system"]}), place)
     assert run(project, "run-task", TASK).code == 1
@@ -230,7 +230,7 @@ def test_what_lies_aside_is_no_orphan_and_is_looked_at(
     ):
         assert what in told(found), found
 
-    Path(str(layout.manifest_path("scores", B))).unlink()
+    Path(str(task.stage("scores").manifest_path(B))).unlink()
     written = Note(written=(file_digest(project.output(B)),))
     write_note(layout, "scores", B, written)
     found = run(project, "verify", TASK)
