@@ -18,7 +18,7 @@ FLOOR = {
     "transforms": 1,
     "grading": 1,
     "llm": 2,
-    "steps": 3,
+    "stages": 3,
     "rehearsal": 4,
     "defs": 4,
     "definitions": 4,

@@ -43,7 +43,7 @@ class ScoreTable:
         self,
         input_schema: pa.Schema,
         fields: Mapping[str, Mapping[str, Any]],
-        error_column: str,
+        error_column: str | None,
     ) -> None:
         self._kept = [
             index for index, field in enumerate(input_schema) if field.name != error_column
@@ -93,7 +93,7 @@ def write_scores(
     is no longer what its upstream asset recorded."""
     source.verify()
     maker = source.maker
-    table = ScoreTable(source.schema, fields, maker.error_column if maker else "")
+    table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
     totals, digest = AnswerTotals(), hashlib.sha256()
     report = totals.report
 

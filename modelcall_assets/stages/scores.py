@@ -119,8 +119,9 @@ class Scores(AskingStage):
     def columns_read(self) -> Collection[str]:
         """Preprocessed rows may have very long texts that it does not look at."""
         assert self.upstream is not None
-        own = {self.input_key, self.input_key.partition(".")[0], self.upstream.error_column}
-        return self.template.columns - {self.prompt_key} | own | {*ID_COLUMNS, GIVEN_ID}
+        own = {self.input_key, self.input_key.partition(".")[0], *ID_COLUMNS, GIVEN_ID}
+        own.update(filter(None, [self.upstream.error_column]))
+        return self.template.columns - {self.prompt_key} | own
 
     def version(self) -> str:
         params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}

@@ -82,7 +82,7 @@ class Stage(ABC):
     """Of its outputs."""
     done: ClassVar[str] = ""
     """What a file is when it is through; empty for a stage that people need not hear of."""
-    error_column: ClassVar[str] = ""
+    error_column: ClassVar[str | None] = None
     """Where its output says why a row holds no result, if that is a column of its own."""
     asks: ClassVar[bool] = False
     """Whether it asks a model."""
