@@ -16,12 +16,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, some_rows
+from project import TASK, Project, some_rows
 
 from modelcall_assets.steps.score_table import API_FIELDS, VOLATILE_COLUMNS
 
 READERS = Path(os.environ.get("READERS", Path(__file__).parent.parent / ".acceptance/readers"))
-TASK = "configs/tasks/rate.yaml"
 PROGRAMS = {
     "duckdb": """
 import duckdb

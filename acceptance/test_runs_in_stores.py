@@ -22,7 +22,7 @@ import pytest
 import yaml
 from botocore.client import BaseClient
 from click.testing import CliRunner
-from conftest import PREPROCESS, WORKSPACE, Project, merged, some_rows, until
+from project import PREPROCESS, WORKSPACE, A, Project, merged, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 from test_distillation import said, scripted
@@ -42,7 +42,6 @@ from modelcall_assets.storage.files import delete, exists, file_digest, list_fil
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import RemotePath
 
-A = "a.jsonl"
 ROWS, IN_FLIGHT = 60, 4
 LONG_S = 120
 """A busy machine may need it."""

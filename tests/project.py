@@ -78,6 +78,14 @@ PROMPT: Row = {
         },
     },
 }
+DAGSTER_YAML = """
+telemetry: {enabled: false}
+nux: {enabled: false}
+concurrency: {pools: {granularity: op, default_limit: 1}}
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
 WORKSPACE = "load_from: [{python_module: {module_name: modelcall_assets.definitions}}]\n"
 
 CHATS, INS = "Chats/org_Chats-train.jsonl", "Ins/org_Ins-train.jsonl"
@@ -144,6 +152,26 @@ def some_rows(count: int, word: str = "plain") -> list[Row]:
         }
         for number in range(count)
     ]
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
+    """Parquet, Arrow or JSONL by the suffix; bytes are a line as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([*rows]), path)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist([*rows])
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    else:
+        lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The rows of a JSONL file."""
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def turn(role: str, content: Any) -> Row:
@@ -234,20 +262,10 @@ class Project:
         return path
 
     def write_input(self, name: str, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
-        """JSONL or Parquet by the suffix; bytes are a line as it is."""
-        path = self.root / self.inputs / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows)), path)
-        else:
-            lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
-            path.write_bytes(b"".join(line + b"\n" for line in lines))
-        return path
+        return write_rows(self.root / self.inputs / name, rows)
 
-    def write_dataset(self, name: str, rows: Sequence[Row]) -> None:
-        path = self.root / "data/sets/org" / name / "train.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    def write_dataset(self, name: str, rows: Sequence[Row]) -> Path:
+        return write_rows(self.root / "data/sets/org" / name / "train.jsonl", rows)
 
     def clear_inputs(self) -> None:
         for path in (self.root / self.inputs).rglob("*.*"):
@@ -279,12 +297,11 @@ class Project:
     def scores(self, name: str) -> list[Row]:
         return pq.read_table(self.result(name)).to_pylist()
 
-    def lines(self, stage: str, name: str) -> list[Row]:
-        text = self.result(name, stage).read_bytes()
-        return [orjson.loads(line) for line in text.splitlines()]
+    def lines(self, name: str, stage: str) -> list[Row]:
+        return read_lines(self.result(name, stage))
 
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
-        return self.lines("responses", name)
+        return self.lines(name, "responses")
 
     def materialize(
         self, instance: dg.DagsterInstance, keys: Sequence[str] | None = None, **options: bool
@@ -294,12 +311,12 @@ class Project:
         present = add_new_files(instance, steps)
         return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
 
-    def run(self, *arguments: str) -> Ended:
+    def run(self, *arguments: str | Path) -> Ended:
         """`modelcall …` in this process, in the project's folder."""
         with (
             chdir(self.root),
             patch.dict(os.environ, {"COLUMNS": "200"}),
-            patch.object(sys, "argv", ["modelcall", *arguments]),
+            patch.object(sys, "argv", ["modelcall", *map(str, arguments)]),
             _captured(1, "stdout") as out,
             _captured(2, "stderr") as err,
             pytest.raises(SystemExit) as ended,
@@ -308,7 +325,7 @@ class Project:
         assert "Traceback" not in out() + err(), out() + err()
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """`python -m modelcall …` in the project's folder, a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "modelcall", *arguments],

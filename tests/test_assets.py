@@ -16,10 +16,10 @@ import dagster as dg
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import DAGSTER_YAML, PREPROCESS, Project, some_rows, until
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from project import DAGSTER_YAML, PREPROCESS, Project, some_rows, until
 
 from modelcall_assets.defs.dead_runs import PROCESS_TAG
 from modelcall_assets.defs.interrupts import interruptible

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import openai
 import orjson
 import pytest
-from conftest import Project, some_rows, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Batch
+from project import TASK, A, Project, some_rows, until
 
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.errors import (
@@ -40,8 +40,6 @@ from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
 
-A = "a.jsonl"
-TASK = "configs/tasks/rate.yaml"
 BATCH: dict[str, Any] = {"mode": "batch", "batch": {"poll_seconds": 0.02}}
 
 

@@ -9,20 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Ended, Project, some_rows
-from test_cli import NAMES, A, B, C, run
+from project import NAMES, TASK, A, B, C, Ended, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
 
-TASK = "configs/tasks/rate.yaml"
 DAY_S = 86400
 
 
 def clean(project: Project, *options: str) -> Ended:
-    return run(project, "clean", TASK, *options)
+    return project.run("clean", TASK, *options)
 
 
 def journal_of(project: Project, name: str) -> Path:
@@ -56,7 +54,7 @@ def age(paths: Iterator[Path] | list[Path], days: float) -> None:
 
 @pytest.fixture
 def scored(project: Project, server: RehearsalServer) -> Project:
-    assert run(project, "run-task", TASK).code == 0
+    assert project.run("run-task", TASK).code == 0
     return project
 
 
@@ -89,15 +87,15 @@ def test_old_journals_of_published_files_go(scored: Project, server: RehearsalSe
     for name in (A, C):
         age(segment_paths(journal_of(scored, name)), 31)
     assert "nothing to delete" in clean(scored, "--journal-older-than", "32").out
-    ended = run(scored, "clean", TASK, "--journal_older_than", "30", "--yes")
+    ended = scored.run("clean", TASK, "--journal_older_than", "30", "--yes")
     assert (ended.code, "deleted 1 of 1" in ended.out) == (0, True), ended
     assert "is asked again in full" in ended.out
     assert [journal_of(scored, name).exists() for name in NAMES] == [False, True, True]
     assert len(scored.scores(A)) == 4
 
-    assert "nothing to do" in run(scored, "run-task", TASK).out
+    assert "nothing to do" in scored.run("run-task", TASK).out
     scored.output(A).unlink()
-    again = run(scored, "run-task", TASK)
+    again = scored.run("run-task", TASK)
     assert "4 requests sent" in again.out, again
 
 
@@ -107,13 +105,13 @@ def test_an_old_journal_that_a_rejected_result_waits_with_stays(
     """Its good replies are paid for."""
     rows = [*some_rows(4, "other"), {"id": "no text"}]
     scored.write_input(A, rows)
-    assert run(scored, "run-task", TASK, "--file", A).code == 1
+    assert scored.run("run-task", TASK, "--file", A).code == 1
     assert scored.rejected(A).exists() and scored.output(A).exists()
     age(segment_paths(journal_of(scored, A)), 31)
     assert "nothing to delete" in clean(scored, "--journal-older-than", "30").out
     paid = server.stats()["requests"]
     scored.write_input(A, [*rows[:-1], {"id": "no text", "text": "now it has one"}])
-    assert run(scored, "run-task", TASK, "--file", A).code == 0
+    assert scored.run("run-task", TASK, "--file", A).code == 0
     assert server.stats()["requests"] == paid + 1
 
 
@@ -134,7 +132,7 @@ def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) 
     options = {"enabled": True, "script_type": "universal"}
     folder = {"output_folder": "data/{task_name}/preprocessed"}
     project.write_task({"preprocess": {**options, **folder}})
-    assert run(project, "run-task", TASK).code == 0
+    assert project.run("run-task", TASK).code == 0
     assert [len(of_input(project, name)) for name in NAMES] == [6, 6, 6]
     assert "nothing to delete" in clean(project, "--deleted-inputs").out
     (project.root / "data/in" / B).unlink()
@@ -150,14 +148,14 @@ def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) 
     assert "nothing to delete" in clean(project, "--deleted-inputs").out
 
     project.write_input(B, some_rows(4, "second"))
-    again = run(project, "run-task", TASK)
+    again = project.run("run-task", TASK)
     assert "3 of 3 files scored" in again.out and "4 requests sent" in again.out
 
 
 def test_an_output_that_another_input_has_now_stays(scored: Project) -> None:
     (scored.root / "data/in" / A).unlink()
     scored.write_input("a.parquet", some_rows(5, "other"))
-    assert run(scored, "run-task", TASK).code == 0
+    assert scored.run("run-task", TASK).code == 0
     assert clean(scored, "--deleted-inputs", "--yes").code == 0
     assert len(scored.scores("a.parquet")) == 5
     assert not journal_of(scored, A).exists()
@@ -170,11 +168,11 @@ def test_what_somebody_put_at_the_place_of_a_deleted_inputs_output_stays(
 ) -> None:
     """A result of ours that was changed since, or an old one that the run has refused."""
     if made:
-        assert run(project, "run-task", TASK).code == 0
+        assert project.run("run-task", TASK).code == 0
     place = project.output(A)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"theirs")
-    assert run(project, "run-task", TASK).code == (0 if made else 1)
+    assert project.run("run-task", TASK).code == (0 if made else 1)
     (project.root / "data/in" / A).unlink()
     for options in (("--dry-run",), ("--yes",)):
         ended = clean(project, "--deleted-inputs", *options)
@@ -231,7 +229,7 @@ def test_on_a_terminal_it_asks_first(scored: Project, answer: str, code: int) ->
 
 def test_without_a_terminal_it_wants_a_yes(scored: Project) -> None:
     age(segment_paths(journal_of(scored, A)), 31)
-    ended = run(scored, "clean", TASK, "--journal-older-than", "30")
+    ended = scored.run("clean", TASK, "--journal-older-than", "30")
     assert ended.code == 2
     assert "modelcall clean:--yes: there is no terminal to ask on; add --yes" in ended.err
     assert journal_of(scored, A).exists()

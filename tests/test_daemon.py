@@ -23,9 +23,9 @@ from typing import Any
 import dagster as dg
 import orjson
 import pytest
-from conftest import PREPROCESS, Project, some_rows, until
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from project import PREPROCESS, Project, some_rows, until
 
 from modelcall_assets.config.catalog import load_linked
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
@@ -264,11 +264,11 @@ class Step(Task):
     def write_step(self, step: str, **fields: str) -> None:
         task = {"task_name": self.task, "task_type": "data_distillation"}
         block = {"distillation": {"step": step, **fields}, "sensor": WATCHING["sensor"]}
-        self._write_yaml(f"tasks/{self.task}", task | block)
+        self.write_yaml(f"tasks/{self.task}", task | block)
 
     def write_file(self, name: str, content: Mapping[str, Any]) -> str:
         """Of data sets or merge groups; gives its path in the project."""
-        path = self._write_yaml(f"distillation/{name}", content)
+        path = self.write_yaml(f"distillation/{name}", content)
         return path.relative_to(self.root).as_posix()
 
 

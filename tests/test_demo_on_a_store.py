@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from botocore.client import BaseClient
-from conftest import WORKSPACE, some_rows
+from project import WORKSPACE, some_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import orjson
 import pytest
-from conftest import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import until
 
 from modelcall_assets.errors import EndpointRefused
 from modelcall_assets.llm.channel import EJECT_AFTER, Channel

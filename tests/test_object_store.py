@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from botocore.client import BaseClient
-from conftest import until
+from project import until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import WORKSPACE, Project, look, some_rows, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import checkout, rendergit_cxml, repomix_xml, tracked_texts
+from project import WORKSPACE, Project, look, some_rows, until
 from s3_server import S3Server
 from test_preprocess import preprocessed, published, write_jsonl
 
@@ -789,7 +789,7 @@ class TestProcesses:
         pids = project.root / "pids"
         pids.mkdir()
         task(project, f"{module}:Slow", num_proc=2)
-        process = project.start("run-task", str(project.task_file))
+        process = project.start("run-task", project.task_file)
         try:
             until(lambda: any(pids.iterdir()))
             started = [int(path.name) for path in pids.iterdir()]
@@ -814,7 +814,7 @@ class TestProcesses:
         emptied(project)
         path = project.write_input("a.jsonl", [{"n": n} for n in range(30_000)])
         task(project, f"{module}:Slowly")
-        process = project.start("run-task", str(project.task_file))
+        process = project.start("run-task", project.task_file)
         until((project.root / "began").exists)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)

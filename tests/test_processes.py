@@ -16,9 +16,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
-from conftest import DAGSTER_YAML, Project, some_rows, until
 from jobs import IN_FLIGHT, Jobs
-from test_cli import run
+from project import DAGSTER_YAML, Project, some_rows, until
 from test_publications import put_in_store
 
 from modelcall_assets.defs.instance import open_instance
@@ -249,7 +248,7 @@ class TestOneFile:
             if not home.exists():
                 shutil.copytree(empty_home, home)
             env = {**os.environ, "DAGSTER_HOME": str(home)}
-            return project.start("run-task", str(project.task_file), env=env)
+            return project.start("run-task", project.task_file, env=env)
 
         return start
 
@@ -315,13 +314,13 @@ def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
     project: Project, server: RehearsalServer, database: str
 ) -> None:
     task, home = str(project.task_file), project.root / "dagster_home"
-    assert run(project, "run-task", task).code == 0
+    assert project.run("run-task", task).code == 0
     (home / database).write_bytes(b"no database" * 400)
-    ended = run(project, "run-task", task)
+    ended = project.run("run-task", task)
     assert ended.code == 1 and "Traceback" not in ended.err, ended.err
     assert f"{home}: a database of Dagster in it cannot be used" in ended.err
     home.rename(project.root / "away")
-    again = run(project, "run-task", task)
+    again = project.run("run-task", task)
     assert (again.code, "0 requests sent" in again.out) == (0, True), again
 
 
@@ -333,21 +332,21 @@ class TestSlot:
         self, project: Project, is_claimed: bool
     ) -> None:
         """Who marked the run of a killed process was killed before it had freed the slot."""
-        assert run(project, "run-task", str(project.task_file), "--file", "a.jsonl").code == 0
+        assert project.run("run-task", project.task_file, "--file", "a.jsonl").code == 0
         with open_instance(project.root) as instance:
             ended, storage = instance.get_runs()[0], instance.event_log_storage
             if is_claimed:
                 storage.claim_concurrency_slot("rate", ended.run_id, "rate__scores")
             else:
                 storage.add_pending_step("rate", ended.run_id, "rate__scores", should_assign=True)
-        rest = run(project, "run-task", str(project.task_file))
+        rest = project.run("run-task", project.task_file)
         assert (rest.code, "3 of 3 files scored" in rest.out) == (0, True), rest
 
     def test_of_a_process_that_is_killed_goes_to_the_one_that_waits_for_it(
         self, project: Project, server: RehearsalServer
     ) -> None:
         server.set_faults(Faults(latency_ms=100_000))
-        with project.start("run-task", str(project.task_file), "--file", "a.jsonl") as first:
+        with project.start("run-task", project.task_file, "--file", "a.jsonl") as first:
             until(lambda: server.stats()["in_flight"])
             server.set_faults(Faults())
             task = str(project.task_file)

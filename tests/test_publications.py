@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, some_rows, until
+from project import Project, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
@@ -172,7 +172,7 @@ def test_a_kill_while_it_is_published_costs_nothing(
 
     def end(**environment: str) -> int:
         env = {**os.environ, **environment}
-        process = project.start("run-task", str(project.task_file), env=env)
+        process = project.start("run-task", project.task_file, env=env)
         told = process.communicate(timeout=120)
         assert process.returncode in (0, -signal.SIGKILL), told
         return process.returncode
@@ -218,7 +218,7 @@ class TestRuns:
             (project.root / project.inputs / name).unlink()
         project.write_input("a.jsonl", some_rows(6))
         put_in_store(project, s3_server, bucket)
-        processes = [project.start("run-task", str(project.task_file)) for _ in range(2)]
+        processes = [project.start("run-task", project.task_file) for _ in range(2)]
         ended = [process.communicate()[1] for process in processes]
         assert [process.returncode for process in processes].count(0) >= 1, ended
         layout = project.steps().layout

@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import A, Project
 
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.llm.channel import Channel
@@ -28,7 +28,6 @@ from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import TaskSteps
 
-A = "a.jsonl"
 Says = Callable[[int], Any]
 """The completion of the row with this number."""
 

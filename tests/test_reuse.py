@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Project, some_rows, until
-from test_cli import run
+from project import TASK, Project, some_rows, until
 
 from modelcall_assets.config.catalog import load_task
 from modelcall_assets.errors import InputError, SetupError
@@ -19,7 +18,6 @@ from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import TaskSteps
 
-TASK = "configs/tasks/rate.yaml"
 A, B = "a.jsonl", "b.jsonl"
 PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
 
@@ -179,7 +177,7 @@ class TestWhatIsAskedNow:
         rows = some_rows(100)
         for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
             project.write_input(name, rows)
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert server.stats()["requests"] == 100
         names = (A, "deep/b.parquet", "deep/er/c.jsonl")
@@ -211,7 +209,7 @@ class TestWhatIsAskedNow:
         requests = server.stats()["requests"]
         assert requests == 300 or killed, ended
         if killed:
-            again = run(project, "run-task", TASK)
+            again = project.run("run-task", TASK)
             assert again.code == 0, again
             assert server.stats()["requests"] <= 300 + 8 + 8 * 10, "a moment of what was answered"
         scores = [row["score"] for row in project.scores(A)]
@@ -229,16 +227,16 @@ class TestBudget:
         self, project: Project, server: RehearsalServer
     ) -> None:
         self.limited(project, budget_tokens=6000)
-        first = run(project, "run-task", TASK)
+        first = project.run("run-task", TASK)
         assert first.code == 1
         assert f"{TASK}:budget_tokens: 6,000 is spent" in first.out + first.err
         used = server.stats()["requests"]
         assert 5 < used < 100
-        second = run(project, "run-task", TASK)
+        second = project.run("run-task", TASK)
         assert second.code == 1
         assert server.stats()["requests"] <= used + 1, "the count is kept from run to run"
         self.limited(project, budget_tokens=1_000_000)
-        third = run(project, "run-task", TASK)
+        third = project.run("run-task", TASK)
         assert third.code == 0, third
         assert "120 rows" in third.out
         assert server.stats()["requests"] == 120, "nothing was paid twice"
@@ -248,7 +246,7 @@ class TestBudget:
     ) -> None:
         self.limited(project, budget_usd=0.05)
         server.set_faults(Faults(latency_ms=5))
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert f"{TASK}:budget_usd: 0.05 is spent" in ended.out + ended.err
         steps = project.steps()

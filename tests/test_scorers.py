@@ -13,12 +13,11 @@ import dagster as dg
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import PREPROCESS, Project
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import run as run_cli
+from project import PREPROCESS, TASK, A, Project
 
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
@@ -30,8 +29,6 @@ from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.storage.manifest import read_manifest
 
-TASK = "configs/tasks/rate.yaml"
-A = "a.jsonl"
 ROWS: list[dict[str, Any]] = [
     {"id": "one", "text": "short"},
     {"id": "two", "text": "somewhat longer", "tags": ["x"]},
@@ -113,7 +110,7 @@ def statuses(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
 class TestThroughTheGraph:
     def test_the_command_line_rates_with_no_endpoint(self, rules: Rules) -> None:
         rules.write(LENGTHS, "my_pkg.rules:Lengths")
-        ended = run_cli(rules.project, "run-task", TASK)
+        ended = rules.project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "1 of 1 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
         assert "rated by my_pkg.rules:Lengths" in ended.out and "no model was asked" in ended.out
@@ -128,11 +125,12 @@ class TestThroughTheGraph:
         assert {row["api_prompt"] for row in rows} == {None}
         assert orjson.loads(rows[1]["api_return"]) == {"length": 15, "is_long": True}
 
-        again = run_cli(rules.project, "run-task", TASK)
+        again = rules.project.run("run-task", TASK)
         assert (again.code, "nothing to do" in again.out) == (0, True)
         path = rules.project.root / "my_pkg/rules.py"
         path.write_text(LENGTHS.replace("> 10", "> 1000"))
-        edited = run_cli(rules.project, "run-task", TASK)
+        rules.forget()
+        edited = rules.project.run("run-task", TASK)
         assert edited.code == 0 and "rated by" in edited.out
         assert [row["is_long"] for row in rules.project.scores(A)] == [False] * 3
 
@@ -525,7 +523,7 @@ class TestBrokenReferences:
         scorer, source, wrong = NOT_MADE["arguments"]
         rules.write(source, scorer)
         for command in (["check"], ["run-task", TASK]):
-            ended = run_cli(rules.project, *command)
+            ended = rules.project.run(*command)
             assert ended.code == (1 if command == ["check"] else 2)
             told = ended.out + ended.err
             assert f"error: {TASK}:scorer: {wrong}" in told
@@ -542,7 +540,7 @@ class TestBrokenReferences:
 class TestBeforehand:
     def test_plan_counts_rows_and_says_that_no_model_is_asked(self, rules: Rules) -> None:
         rules.write(LENGTHS)
-        ended = run_cli(rules.project, "plan", TASK)
+        ended = rules.project.run("plan", TASK)
         assert ended.code == 0, ended
         assert "to send: nothing; my_rules:Lengths rates the rows" in ended.out
         assert "a.jsonl │    3" in ended.out
@@ -561,13 +559,13 @@ class TestBeforehand:
         assert "error: scorer_error: Traceback" in three and "ZeroDivisionError" in three
         assert not project.output(A).exists() and not (project.root / "data/rate").exists()
         (project.root / "model.yaml").write_text("{}")
-        refused = run_cli(project, "try", TASK, "--model", "model.yaml")
+        refused = project.run("try", TASK, "--model", "model.yaml")
         assert refused.code == 2
         assert "modelcall try:--model: the task has a scorer" in refused.err
 
     def test_check_passes_and_rates_nothing(self, rules: Rules) -> None:
         rules.write(LENGTHS.replace("return", "open('rated', 'w').close(); return"))
-        ended = run_cli(rules.project, "check", "--strict")
+        ended = rules.project.run("check", "--strict")
         assert ended.code == 0 and "0 errors, 0 warnings" in ended.out
         assert not (rules.project.root / "rated").exists()
 

@@ -21,12 +21,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_bad_input
-from conftest import Cli, Project, merged, some_rows
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_bad_input import TASK
+from project import TASK, Project, merged, some_rows
 from test_transports import TRANSPORTS, delta, events, http, serving
 
 from modelcall_assets.config.model import parse_model
@@ -38,8 +36,6 @@ from modelcall_assets.records.secrets import Remover, is_secret_header, looks_se
 from modelcall_assets.records.stores import StoreOptions
 from modelcall_assets.storage.files import exists, stat_file
 from modelcall_assets.storage.places import Stores
-
-cli = test_bad_input.cli
 
 KEY = 'sk-Ab9/c+d"e_0123456789'
 PASSWORD = "pa55/wörd&more"
@@ -464,25 +460,25 @@ MODELS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", [*MODELS, "refused"])
-def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cli) -> None:
+def test_no_file_holds_what_a_server_echoes(kind: str, bare: Project) -> None:
     secrets, changes = MODELS.get(kind, ((KEY, HEADER), {}))
     values = {"KEY": KEY, "QUOTED": quote(PASSWORD, safe=""), "TEAM_TOKEN": HEADER, "PROXY": PROXY}
     env = "".join(f"{name}='{value}'\n" for name, value in values.items())
-    (project.root / ".env").write_text(env)
-    project.write_task({"max_failure_rate": 1.0, "concurrency": {"max_concurrent_requests": 1}})
+    (bare.root / ".env").write_text(env)
+    bare.write_task({"max_failure_rate": 1.0, "concurrency": {"max_concurrent_requests": 1}})
     given = answers(*secrets)
-    project.write_input("good.jsonl", some_rows(len(given)))
+    bare.write_input("good.jsonl", some_rows(len(given)))
     with echoing(given | (refusals(*secrets) if kind == "refused" else {})) as (echo, host):
         client = {"base_url": "http://HOST/v1", "api_key": "${KEY}", "max_retries": 0,
                   "headers": {"X-Team": "${TEAM_TOKEN}"}}  # fmt: skip
         model = json.dumps(merged({"client_config": client}, changes)).replace("HOST", host)
-        project.write_model(json.loads(model))
-        shown = [cli("run-task", TASK), cli("try", TASK), cli("failures", TASK), cli("check", TASK)]
+        bare.write_model(json.loads(model))
+        shown = [bare.run(command, TASK) for command in ("run-task", "try", "failures", "check")]
         assert echo.asked or echo.uploaded
     for ended in shown:
         assert not told_in(ended.out + ended.err, secrets), ended
-    assert leaks_below(project.root, secrets) == {}
-    texts = " ".join(itertools.chain.from_iterable(map(texts_of, files_below(project.root))))
+    assert leaks_below(bare.root, secrets) == {}
+    texts = " ".join(itertools.chain.from_iterable(map(texts_of, files_below(bare.root))))
     assert f"{CUT}{secrets[0][:4]}" not in texts
     assert (f"{CUT}***" in texts) is (kind == "batch")
 

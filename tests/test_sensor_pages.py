@@ -8,7 +8,7 @@ from contextlib import closing
 import dagster as dg
 import pytest
 from botocore.client import BaseClient
-from conftest import Project, look
+from project import Project, look
 from s3_server import S3Server
 
 from modelcall_assets.defs import sensors
