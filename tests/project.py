@@ -20,14 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.partitions import add_new_files
+from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.task_steps import TaskSteps
+from modelcall_assets.storage.manifest import read_manifest
 
 Row = dict[str, Any]
 
@@ -35,6 +40,10 @@ TASK = "configs/tasks/rate.yaml"
 MODEL_FILE, PROMPT_FILE = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
 A, B, C = NAMES = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
 """The input files of the `project` fixture."""
+GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
+FRESH, STALE = StaleStatus.FRESH, StaleStatus.STALE
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""For runs in this process."""
 
 RATING: Row = {
     "task_name": "rate",
@@ -280,6 +289,31 @@ class Project:
 
     def definitions(self) -> dg.Definitions:
         return project_definitions(load_catalog(self.root))
+
+    def asset_key(self, stage: str) -> dg.AssetKey:
+        return dg.AssetKey([self.task, stage])
+
+    def statuses(
+        self, instance: dg.DagsterInstance, stage: str = "scores"
+    ) -> dict[str, AssetPartitionStatus | None]:
+        """Of every partition that Dagster knows of."""
+        partitions = partitions_of(self.steps(), stage)
+        keys = instance.get_dynamic_partitions(partitions.name or "")
+        found = instance.get_status_by_partition(self.asset_key(stage), keys, partitions) or {}
+        return {decode_key(key): found.get(key) for key in keys}
+
+    def staleness(
+        self, instance: dg.DagsterInstance, stage: str = "scores"
+    ) -> dict[str, StaleStatus]:
+        """What Dagster itself says, from the definitions as they are on disk now."""
+        graph = self.definitions().resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+        keys = instance.get_dynamic_partitions(partitions_of(self.steps(), stage).name or "")
+        return {decode_key(key): resolver.get_status(self.asset_key(stage), key) for key in keys}
+
+    def manifest(self, name: str, stage: str = "scores", *, rejected: bool = False) -> Any:
+        """None if there is none."""
+        return read_manifest(self.steps().layout.manifest_path(stage, name, rejected=rejected))
 
     def output(self, name: str, stage: str = "scores") -> Path:
         """Where what is accepted of a partition is published."""

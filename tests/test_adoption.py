@@ -20,7 +20,6 @@ from s3_server import S3Server
 from test_publications import put_in_store
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
-from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.storage.files import read_bytes
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -335,8 +334,8 @@ class TestResponses:
         )
         assert kept["finish_reason"] is None and kept["api_model"] is None
         assert [row["api_endpoint"] == "adopted" for row in published] == [False, True, False]
-        made = read_manifest(project_manifest(project))
-        assert made is not None and Path(made.detail["set_aside"][0]).read_bytes() == old
+        made = project.manifest("q.jsonl", "responses")
+        assert Path(made.detail["set_aside"][0]).read_bytes() == old
         assert project.run("run-task", TASK).code == 0 and requests(server) == 2
 
     def test_rounds_of_retries_and_the_same_failed_row_twice(
@@ -496,13 +495,6 @@ class TestResponses:
         assert self.published(answers)[0]["response"] == "old a"
 
 
-def project_manifest(project: Project) -> Any:
-    from modelcall_assets.config.catalog import load_task
-
-    layout = steps_of(load_task(project.task_file, project.root)).layout
-    return layout.manifest_path("responses", "q.jsonl")
-
-
 def test_what_computed_stages_would_replace_is_kept_too(
     project: Project, server: RehearsalServer
 ) -> None:
@@ -559,8 +551,7 @@ class TestInAStore:
         table = pq.read_table(pa.BufferReader(read_bytes(output)))
         assert table["api_endpoint"].to_pylist().count("adopted") == 1
         assert table["score"].to_pylist()[1] == 5
-        made = read_manifest(project.steps().layout.manifest_path("scores", "a.jsonl"))
-        assert made is not None
+        made = project.manifest("a.jsonl")
         assert read_bytes(project.steps().layout.place(made.detail["set_aside"][0])) == content
 
         project.write_task(

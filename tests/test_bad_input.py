@@ -17,22 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from project import TASK, Project, some_rows
+from project import GREEN, RED, TASK, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import files_of
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.steps.preview import first_asks
 from modelcall_assets.storage.files import stat_file
-from modelcall_assets.storage.manifest import read_manifest
 
 MODEL, PROMPT = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
 GOOD = "good.jsonl"
 FINE = {"id": "fine", "text": "a fine text"}
-GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
 
 
 @pytest.fixture
@@ -40,15 +36,6 @@ def project(bare: Project) -> Project:
     """With one good file."""
     bare.write_input(GOOD, some_rows(3, "good"))
     return bare
-
-
-def statuses(project: Project, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:
-    files = files_of(project.steps().spec)
-    with open_instance(project.root) as instance:
-        keys = instance.get_dynamic_partitions(files.name or "")
-        asset = dg.AssetKey(["rate", stage])
-        found = instance.get_status_by_partition(asset, keys, files) or {}
-    return {decode_key(key): found.get(key) for key in keys}
 
 
 class File(NamedTuple):
@@ -188,7 +175,7 @@ FILES = {
 class TestFiles:
     @pytest.mark.parametrize("bad", FILES.values(), ids=FILES)
     def test_a_bad_file_says_so_and_its_neighbour_is_rated(
-        self, project: Project, server: RehearsalServer, bad: File
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer, bad: File
     ) -> None:
         path = project.root / "data/in" / bad.name
         path.write_bytes(bad.content)
@@ -198,7 +185,7 @@ class TestFiles:
             assert part in ended.out + ended.err
         stage = "raw" if bad.rows is None else "scores"
         ending = GREEN if bad.code == 0 else RED
-        assert statuses(project, stage) == {GOOD: GREEN, bad.name: ending}
+        assert project.statuses(instance, stage) == {GOOD: GREEN, bad.name: ending}
         assert [row["api_status"] for row in project.scores(GOOD)] == ["success"] * 3
         sent = server.stats()["requests"]
         assert sent == 3 + (list(bad.rows or ()).count(OK))
@@ -211,9 +198,7 @@ class TestFiles:
             output = project.rejected(bad.name) if is_red else project.output(bad.name)
             rows = pq.read_table(output).to_pylist()
             assert [(row["api_status"], row["api_fail_reason"]) for row in rows] == bad.rows
-            layout = project.steps().layout
-            manifest = read_manifest(layout.manifest_path("scores", bad.name, rejected=is_red))
-            assert manifest is not None and manifest.accepted == (bad.code == 0)
+            assert project.manifest(bad.name, rejected=is_red).accepted == (bad.code == 0)
         if bad.code == 0:
             return
         path.unlink()
@@ -239,7 +224,7 @@ class TestFiles:
         assert warning in ended.out
 
     def test_a_bad_line_stops_a_file_that_wants_that(
-        self, project: Project, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_task({"data": {"on_bad_line": "fail"}})
         path = project.write_input("bad.jsonl", [FINE, b"{torn"])
@@ -247,7 +232,7 @@ class TestFiles:
         assert ended.code == 1
         told = "/bad.jsonl: line 2, column 2: "
         assert told in ended.err and "correct it, or write `on_bad_line: keep`" in ended.err
-        assert statuses(project, "raw") == {GOOD: GREEN, "bad.jsonl": RED}
+        assert project.statuses(instance, "raw") == {GOOD: GREEN, "bad.jsonl": RED}
         assert not project.output("bad.jsonl").exists()
         assert server.stats()["requests"] == 3
         assert told in project.run("plan", TASK).err
@@ -276,7 +261,11 @@ class TestFiles:
 
     @pytest.mark.parametrize("preprocesses", [False, True], ids=["as it is", "preprocessed"])
     def test_an_empty_file_is_accepted_where_the_task_says_so(
-        self, project: Project, server: RehearsalServer, preprocesses: bool
+        self,
+        project: Project,
+        instance: dg.DagsterInstance,
+        server: RehearsalServer,
+        preprocesses: bool,
     ) -> None:
         path = project.write_input("empty.jsonl", [])
         (project.root / "data/in/blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
@@ -287,7 +276,7 @@ class TestFiles:
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "3 of 3 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
-        assert set(statuses(project).values()) == {GREEN}
+        assert set(project.statuses(instance).values()) == {GREEN}
         assert project.scores("empty.jsonl") == []
         assert "nothing to do" in project.run("run-task", TASK).out
         assert project.run("export", TASK, "--output", "out").code == 0
@@ -297,7 +286,7 @@ class TestFiles:
         assert server.stats()["requests"] == 4
 
     def test_what_is_no_file_or_cannot_be_opened(
-        self, project: Project, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         folder = project.root / "data/in"
         (folder / "folder.jsonl").mkdir()
@@ -307,7 +296,7 @@ class TestFiles:
         for arguments in (("check",), ("plan", TASK), ("run-task", TASK)):
             ended = project.run(*arguments)
             assert ended.code == 0, ended
-        assert statuses(project) == {GOOD: GREEN}
+        assert project.statuses(instance) == {GOOD: GREEN}
         assert server.stats()["requests"] == 3
 
     def test_bytes_go_through_and_are_not_asked_about(
@@ -637,7 +626,9 @@ def nobody_listens() -> str:
 
 
 class TestEndpoints:
-    def test_nobody_listens(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nobody_listens(
+        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A few rows: each fails by itself. Many: the run stops, and nothing is published."""
         url = nobody_listens()
         monkeypatch.setenv("REHEARSAL_BASE_URL", url)
@@ -645,7 +636,7 @@ class TestEndpoints:
         few = project.run("run-task", TASK)
         assert few.code == 1
         assert "3 of 3 rows failed" in few.err and "connect 3. The first: " in few.err
-        assert statuses(project) == {GOOD: RED}
+        assert project.statuses(instance) == {GOOD: RED}
         project.rejected(GOOD).unlink()
         project.write_input(GOOD, some_rows(40))
         many = project.run("run-task", TASK)
@@ -670,6 +661,7 @@ class TestEndpoints:
     def test_a_refusal_costs_one_request_and_says_what_to_check(
         self,
         project: Project,
+        instance: dg.DagsterInstance,
         monkeypatch: pytest.MonkeyPatch,
         model: dict[str, Any],
         told: str,
@@ -685,7 +677,7 @@ class TestEndpoints:
                 assert "Check api_key, model and base_url in the model file" in ended.err
                 assert "sk-wrong-secret" not in ended.out + ended.err
             assert guarded.stats()["requests"] == 2, "one each"
-        assert statuses(project) == {GOOD: RED}
+        assert project.statuses(instance) == {GOOD: RED}
         assert not project.output(GOOD).exists()
 
 
@@ -711,7 +703,7 @@ NAMES = [
 
 class TestFileNames:
     def test_all_of_them_are_rated_and_lie_where_they_should(
-        self, project: Project, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         (project.root / "data/in" / GOOD).unlink()
         for name in NAMES:
@@ -722,7 +714,7 @@ class TestFileNames:
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert f"{len(NAMES)} of {len(NAMES)} files scored" in ended.out
-        assert statuses(project) == dict.fromkeys(NAMES, GREEN)
+        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
         for name in NAMES:
             assert decode_key(encode_key(name)) == name
             (row,) = project.scores(name)
@@ -753,14 +745,16 @@ class TestFileNames:
             ("not utf-8 \udcff.jsonl", "%FF.jsonl: the name is not UTF-8; rename the file"),
         ],
     )
-    def test_a_name_that_no_output_can_have(self, project: Project, name: str, told: str) -> None:
+    def test_a_name_that_no_output_can_have(
+        self, project: Project, instance: dg.DagsterInstance, name: str, told: str
+    ) -> None:
         project.write_input(name, [FINE])
         planned = project.run("plan", TASK)
         assert planned.code == 1 and told in planned.err
         ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert told in ended.err and encode_key(name) in ended.err
-        assert statuses(project) == {GOOD: GREEN, name: None}
+        assert project.statuses(instance) == {GOOD: GREEN, name: None}
         assert "nothing to do" not in project.run("run-task", TASK).out
 
 

@@ -30,7 +30,6 @@ from modelcall_assets.steps.responses import OWN_COLUMNS
 from modelcall_assets.steps.score_table import API_FIELDS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
-from modelcall_assets.storage.manifest import read_manifest
 from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
@@ -95,12 +94,6 @@ def preprocessing(project: Project, **options: Any) -> None:
     )
 
 
-def moved(project: Project, stage: str, key: str) -> Mapping[str, str]:
-    manifest = read_manifest(project.steps().layout.manifest_path(stage, key))
-    assert manifest is not None
-    return manifest.moved
-
-
 names = st.lists(st.sampled_from(["a", "input_a", "input_input_a", "b", "input_b", "", "A"]))
 
 
@@ -132,7 +125,7 @@ class TestClashingColumns:
         assert rated.materialize(instance).failed == []
         expected = {**mine, "score": 5, "input_input_score": "mine"}
         for name in files:
-            assert moved(rated, "scores", name) == {"score": "input_input_score"}
+            assert rated.manifest(name).moved == {"score": "input_input_score"}
             for row in rated.scores(name):
                 assert {key: row[key] for key in expected} == expected
 
@@ -173,9 +166,9 @@ class TestTraps:
         found = rated.scores(name)
         assert [row["api_record_id"] for row in found] == [row["id"] for row in rows]
         assert {(row["api_status"], row["score"]) for row in found} == {("success", 5)}
-        key_of = dict(moved(rated, "scores", name))
+        key_of = dict(rated.manifest(name).moved)
         if preprocess:
-            before = moved(rated, "preprocessed", name)
+            before = rated.manifest(name, "preprocessed").moved
             assert {ERROR_COLUMN, "source", "content_truncate_8k"} <= before.keys()
             key_of |= {old: key_of.get(new, new) for old, new in before.items()}
         for row, out in zip(rows, found, strict=True):

@@ -21,19 +21,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from dagster._core.definitions.data_version import StaleStatus
 from project import (
     ALL,
     CHATML,
     CHATS,
     CONVERSATIONS,
+    FRESH,
     GENERATE,
+    GREEN,
     INS,
     JUDGE,
     MERGE,
     ONLY_INS,
+    QUIET,
+    RED,
+    STALE,
     Project,
     Row,
     asked,
@@ -45,7 +48,7 @@ from project import (
 )
 
 from modelcall_assets.config.catalog import load_catalog
-from modelcall_assets.defs.partitions import add_new_files, partitions_of
+from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
@@ -53,13 +56,8 @@ from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.progress import Tally, Watcher
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
-from modelcall_assets.storage.manifest import read_manifest
 
 Script = Callable[[Row], bytes | Awaitable[bytes]]
-
-GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
-FRESH, STALE = StaleStatus.FRESH, StaleStatus.STALE
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")
 
@@ -84,35 +82,13 @@ def answer_all(project: Project, instance: dg.DagsterInstance) -> list[Row]:
     return project.responses()
 
 
-def manifest_path(project: Project) -> Path:
-    """Of the responses to `CONVERSATIONS`."""
-    return project.steps().layout.manifest_path("responses", CONVERSATIONS)
-
-
-def asset_key(stage: str) -> dg.AssetKey:
-    return dg.AssetKey(["chain", stage])
-
-
-def keys_of(stage: str) -> tuple[str, str]:
-    """Of the chain's partitions."""
-    return (CHATS, INS) if stage in ("raw", "chatml") else (ALL, ONLY_INS)
-
-
-def statuses(
-    project: Project, instance: dg.DagsterInstance, stage: str
-) -> list[AssetPartitionStatus | None]:
-    keys, partitions = keys_of(stage), partitions_of(project.steps(), stage)
-    found = instance.get_status_by_partition(asset_key(stage), keys, partitions) or {}
-    return [found.get(key) for key in keys]
-
-
 def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
     """How often each stage of each partition was."""
     return Counter(
         (stage, record.partition_key or "")
         for stage in STAGES
         for record in instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key(stage)), limit=100
+            dg.AssetRecordsFilter(dg.AssetKey(["chain", stage])), limit=100
         ).records
     )
 
@@ -120,20 +96,17 @@ def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
 def evaluations(
     instance: dg.DagsterInstance, stage: str, check: str
 ) -> list[dg.AssetCheckEvaluation]:
-    key, storage = dg.AssetCheckKey(asset_key(stage), check), instance.event_log_storage
+    key, storage = (
+        dg.AssetCheckKey(dg.AssetKey(["chain", stage]), check),
+        instance.event_log_storage,
+    )
     records = storage.get_asset_check_execution_history(key, 100)
     found = (record.evaluation for record in records)
     return [each for each in found if isinstance(each, dg.AssetCheckEvaluation)]
 
 
-def staleness(project: Project, instance: dg.DagsterInstance) -> dict[str, tuple[StaleStatus, ...]]:
-    """What Dagster itself says of the chain's partitions."""
-    graph = project.definitions().resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    return {
-        stage: tuple(resolver.get_status(asset_key(stage), key) for key in keys_of(stage))
-        for stage in STAGES
-    }
+def staleness(chain: Project, instance: dg.DagsterInstance) -> dict[str, list[StaleStatus]]:
+    return {stage: [*chain.staleness(instance, stage).values()] for stage in STAGES}
 
 
 # An endpoint that says exactly what a test wants
@@ -250,9 +223,9 @@ class TestChain:
         endpoint = answered_by(echo)
         summary = chain.materialize(instance)
         assert summary == RunSummary(ran=dict.fromkeys(STAGES, 2))
-        assert {stage: statuses(chain, instance, stage) for stage in STAGES} == {
-            stage: [GREEN, GREEN] for stage in STAGES
-        }
+        for stage in STAGES:
+            keys = (CHATS, INS) if stage in ("raw", "chatml") else (ALL, ONLY_INS)
+            assert chain.statuses(instance, stage) == dict.fromkeys(keys, GREEN)
         questions = endpoint.questions()
 
         chats, instructions = chain.lines(CHATS, "chatml"), chain.lines(INS, "chatml")
@@ -443,7 +416,7 @@ class TestChange:
     def test_is_stale_where_it_shapes_rows_and_ends_at_a_merge_with_the_same_content(
         self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
-        all_fresh = dict.fromkeys(STAGES, (FRESH, FRESH))
+        all_fresh = {stage: [FRESH, FRESH] for stage in STAGES}
         endpoint = answered_by(echo)
         chain.materialize(instance)
         chain.write_model(
@@ -457,13 +430,13 @@ class TestChange:
         chain.materialize(instance)
         endpoint.questions()
         before = materialized(instance)
-        may_read_any_file = {"merged": (FRESH, STALE)}
+        may_read_any_file = {"merged": [FRESH, STALE]}
         assert staleness(chain, instance) == all_fresh | may_read_any_file
 
         job = chain.definitions().resolve_implicit_global_asset_job_def()
         merging = job.execute_in_process(
             instance=instance,
-            asset_selection=[asset_key("merged")],
+            asset_selection=[chain.asset_key("merged")],
             partition_key=ONLY_INS,
             run_config=QUIET,
         )
@@ -547,14 +520,14 @@ class TestMembers:
         (message,) = summary.failed
         assert f"{ALL}: 1 of 2 members have no accepted" in message
         assert CHATS in message and INS not in message
-        assert statuses(chain, instance, "merged") == [RED, GREEN]
+        assert chain.statuses(instance, "merged") == {ALL: RED, ONLY_INS: GREEN}
         for stage in ("responses", "scores"):
-            assert statuses(chain, instance, stage) == [None, GREEN]
+            assert chain.statuses(instance, stage) == {ALL: None, ONLY_INS: GREEN}
         assert not (chain.root / "data/merged" / ALL).exists()
         assert server.stats()["requests"] == 2 * 4
 
         assert chain.materialize(instance).failed == [], "all of it, and it is mended"
-        assert statuses(chain, instance, "scores") == [GREEN, GREEN]
+        assert chain.statuses(instance) == {ALL: GREEN, ONLY_INS: GREEN}
         assert server.stats()["requests"] == 2 * (7 + 4)
 
     def test_merging_alone_keeps_valid_lines_in_order_and_counts_the_others(
@@ -602,13 +575,13 @@ class TestDataSets:
         assert summary.ran == {"raw": 2, "chatml": 2, "responses": 1}
         (message,) = summary.failed
         assert f"{INS}: {parts[1]}: " in message and CHATS not in message
-        assert statuses(chain, instance, "chatml") == [GREEN, RED]
+        assert chain.statuses(instance, "chatml") == {CHATS: GREEN, INS: RED}
         assert not (chain.root / "data/chatml" / INS).exists()
         assert server.stats()["requests"] == len(chain.responses(CHATS)) == 3
 
         pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), parts[1])
         assert chain.materialize(instance).failed == []
-        assert statuses(chain, instance, "chatml") == [GREEN, GREEN]
+        assert chain.statuses(instance, "chatml") == {CHATS: GREEN, INS: GREEN}
         assert [row["raw_data"] for row in chain.responses(INS)] == [
             instruction(number) for number in range(4)
         ] * 2
@@ -933,9 +906,9 @@ class TestFailures:
         assert rows[1]["finish_reason"] == "length"
         assert "no: context_length_exceeded" in rows[-1]["api_fail_detail"]
 
-        manifest = read_manifest(manifest_path(project))
-        assert manifest is not None and manifest.accepted
-        assert (manifest.rows, manifest.ok, manifest.failed) == (12, 6, 6)
+        manifest = project.manifest(CONVERSATIONS, "responses")
+        counts = (manifest.rows, manifest.ok, manifest.failed)
+        assert (manifest.accepted, *counts) == (True, 12, 6, 6)
         assert manifest.failures == Counter(reason for reason, _ in FAILED.values())
         checks = {
             name: check.passed
@@ -958,15 +931,10 @@ class TestFailures:
         endpoint = answered_by(faulty)
         (message,) = project.materialize(instance).failed
         assert "6 of 12 rows failed (50.00%), more than max_failure_rate 5.00%" in message
-        partitions = partitions_of(project.steps(), "responses")
-        found = instance.get_status_by_partition(
-            asset_key("responses"), [CONVERSATIONS], partitions
-        )
-        assert found == {CONVERSATIONS: RED}
-        layout = project.steps().layout
-        assert read_manifest(manifest_path(project)) is None
-        manifest = read_manifest(layout.manifest_path("responses", CONVERSATIONS, rejected=True))
-        assert manifest is not None and not manifest.accepted and manifest.rows == 12
+        assert project.statuses(instance, "responses") == {CONVERSATIONS: RED}
+        assert project.manifest(CONVERSATIONS, "responses") is None
+        manifest = project.manifest(CONVERSATIONS, "responses", rejected=True)
+        assert (manifest.accepted, manifest.rows) == (False, 12)
         assert endpoint.questions() == questions
 
         project.materialize(instance)
@@ -1433,7 +1401,7 @@ class TestKill:
             assert process.poll() is None
             process.send_signal(signal.SIGKILL)
         assert not (project.root / "data/responses" / CONVERSATIONS).exists()
-        assert read_manifest(manifest_path(project)) is None
+        assert project.manifest(CONVERSATIONS, "responses") is None
         answered = server.stats()["answered"]
         server.set_faults(Faults())
         assert project.materialize(instance).failed == []
@@ -1714,10 +1682,8 @@ class TestColumns:
         assert (row["response"], row["error"], row["api_record_id"]) == ("re: a", error, "1")
         assert (row["input_input_usage"], row["input_api_record_id"]) == (7, "theirs")
         assert long in second and b'"input_usage":8' in second
-        made = read_manifest(manifest_path(project))
-        assert made is not None
         moved = {"usage": "input_input_usage", "api_record_id": "input_api_record_id"}
-        assert made.moved == moved
+        assert project.manifest(CONVERSATIONS, "responses").moved == moved
 
     def test_survive_being_the_input_of_the_next_task(
         self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
