@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 from unittest.mock import patch
+from uuid import uuid4
 
 import dagster as dg
 import orjson
@@ -29,8 +32,11 @@ from modelcall_assets.config.catalog import load_catalog, load_linked
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.distillation_steps import steps_of
+from modelcall_assets.steps.progress import Tally
+from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -345,6 +351,23 @@ class Project:
         present = add_new_files(instance, steps)
         return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
 
+    def score(
+        self, name: str = A, engine: Engine | None = None, *, fresh: bool = False
+    ) -> ScoreReport:
+        """Raw and scores of one file, without Dagster."""
+        steps = self.steps()
+
+        async def work() -> ScoreReport:
+            async with engine or steps.engine() as opened:
+                return await steps.scores(name, opened, Tally(), uuid4().hex, fresh=fresh)
+
+        steps.raw(name)
+        return asyncio.run(work())
+
+    def journal(self, name: str = A, stage: str = "scores") -> Path:
+        """The folder of a partition's journal."""
+        return Path(str(self.steps().layout.journal_folder(stage, name)))
+
     def run(self, *arguments: str | Path) -> Ended:
         """`modelcall …` in this process, in the project's folder."""
         with (
@@ -358,6 +381,17 @@ class Project:
             main()
         assert "Traceback" not in out() + err(), out() + err()
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
+
+    def signalled(
+        self, when: Callable[[], object], *arguments: str | Path, number: int = signal.SIGKILL
+    ) -> Ended:
+        """A process of its own that gets the signal as soon as `when` holds."""
+        with self.start(*arguments) as process:
+            until(lambda: when() or process.poll() is not None)
+            assert process.poll() is None, process.communicate()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        return Ended(process.returncode, out, err)
 
     def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """`python -m modelcall …` in the project's folder, a process of its own."""

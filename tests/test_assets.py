@@ -31,7 +31,6 @@ from project import (
     C,
     Project,
     some_rows,
-    until,
 )
 
 from modelcall_assets.defs.dead_runs import PROCESS_TAG
@@ -732,10 +731,11 @@ class TestInterruption:
     ) -> None:
         project.write_input(A, some_rows(40))
         server.set_faults(Faults(latency_ms=100))
-        process = project.start("run-task", TASK, "--file", A)
-        until(lambda: server.stats()["answered"] >= 4 or process.poll() is not None)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        project.signalled(
+            lambda: server.stats()["answered"] >= 4,
+            *("run-task", TASK, "--file", A),
+            number=signal.SIGTERM,
+        )
         assert project.statuses(instance) == {A: RED, B: None, C: None}
         assert not project.output(A).exists()
         assert claimed(instance) == []
@@ -748,10 +748,7 @@ class TestDeadRuns:
         for name in NAMES:
             project.write_input(name, some_rows(20, name))
         server.set_faults(Faults(latency_ms=150))
-        process = project.start("run-task", TASK)
-        until(lambda: server.stats()["answered"] >= 4 or process.poll() is not None)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        project.signalled(lambda: server.stats()["answered"] >= 4, "run-task", TASK)
         (dead,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         assert claimed(instance) == [dead.run_id]
 

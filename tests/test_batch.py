@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import tempfile
 import threading
 from collections import Counter
@@ -48,27 +47,12 @@ def use_batches(project: Project, changes: Mapping[str, Any] | None = None) -> P
     return project
 
 
-def score(project: Project, name: str = A, *, fresh: bool = False) -> ScoreReport:
-    steps = project.steps()
-    steps.raw(name)
-
-    async def work() -> ScoreReport:
-        async with steps.engine() as engine:
-            return await steps.scores(name, engine, Tally(), os.urandom(6).hex(), fresh=fresh)
-
-    return asyncio.run(work())
-
-
 def ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def journal_folder(project: Project) -> Path:
-    return project.steps().layout.journal_folder("scores", A)
-
-
 def journal_lines(project: Project) -> list[bytes]:
-    segments = sorted(journal_folder(project).glob("*.jsonl"))
+    segments = sorted(project.journal().glob("*.jsonl"))
     return [line for path in segments for line in path.read_bytes().splitlines()]
 
 
@@ -113,11 +97,11 @@ class TestAFile:
     ) -> None:
         rows = some_rows(40, "order")
         project.write_input(A, rows)
-        live = score(project).data_version
+        live = project.score().data_version
         expected = project.scores(A)
         server.reset()
         use_batches(project)
-        report = score(project, fresh=True)
+        report = project.score(fresh=True)
         assert (report.rows, report.ok, report.requests, report.replayed) == (40, 40, 40, 0)
         found = project.scores(A)
         assert ids(found) == ids(rows)
@@ -128,7 +112,7 @@ class TestAFile:
         stats = server.stats()
         assert (stats["batches"], stats["batch_lines"]) == (1, 40)
         assert stats["repeated_ok"] == 0
-        again = score(project)
+        again = project.score()
         assert (again.requests, again.replayed) == (0, 40)
         assert server.stats()["batches"] == 1
 
@@ -138,7 +122,7 @@ class TestAFile:
         use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 15}})
         rows = some_rows(40, "large")
         project.write_input(A, [*rows, b"no json"])
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.failures) == (40, {"bad_line": 1})
         assert ids(project.scores(A)[:40]) == ids(rows)
         assert server.stats()["batches"] == 3
@@ -147,7 +131,7 @@ class TestAFile:
         self, project: Project, server: RehearsalServer
     ) -> None:
         use_batches(project).write_input(A, [b"no json", {"id": "x"}])
-        assert score(project).failures == {"bad_line": 1, "missing_input": 1}
+        assert project.score().failures == {"bad_line": 1, "missing_input": 1}
         assert server.stats()["batches"] == 0
 
     def test_leaves_no_file_at_the_provider(
@@ -155,7 +139,7 @@ class TestAFile:
     ) -> None:
         server.set_faults(Faults(rate_400=0.5))
         use_batches(project).write_input(A, some_rows(12, "tidy"))
-        score(project)
+        project.score()
         assert server.stats()["files"] == 3, "input, output and errors"
         with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
             for number in (1, 2, 3):
@@ -166,26 +150,22 @@ class TestAFile:
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, some_rows(4, "both"))
-        score(project)
+        project.score()
         use_batches(project).write_input(A, some_rows(9, "both"))
-        assert score(project).requests == 5
+        assert project.score().requests == 5
         project.write_model()
-        assert score(project).requests == 0
+        assert project.score().requests == 0
         assert server.stats()["repeated_ok"] == 0
 
     def test_is_run_by_the_command_line(self, project: Project, server: RehearsalServer) -> None:
         use_batches(project)
-        process = project.start("run-task", TASK)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
-        assert "12 rows, 12 succeeded" in out
+        ended = project.run("run-task", TASK)
+        assert (ended.code, "12 rows, 12 succeeded" in ended.out) == (0, True), ended
         assert (server.stats()["batches"], server.stats()["requests"]) == (3, 12)
 
     def test_is_tried_with_live_calls(self, project: Project, server: RehearsalServer) -> None:
         use_batches(project)
-        process = project.start("try", TASK, "--rows", "2")
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
+        assert project.run("try", TASK, "--rows", "2").code == 0
         assert (server.stats()["requests"], server.stats()["batches"]) == (2, 0)
 
 
@@ -197,14 +177,10 @@ class TestResume:
         use_batches(project)
         rows = some_rows(30, "killed")
         project.write_input(A, rows)
-        process = project.start("run-task", TASK, "--file", A)
-        until(lambda: server.stats()["batches"] == 1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        one_file = ("run-task", TASK, "--file", A)
+        project.signalled(lambda: server.stats()["batches"] == 1, *one_file)
         assert not project.output(A).exists()
-        ended = project.start("run-task", TASK, "--file", A)
-        out, err = ended.communicate(timeout=120)
-        assert ended.returncode == 0, out + err
+        assert project.run(*one_file).code == 0
         assert server.stats()["batches"] == 1
         assert {each["ok"] for each in server.request_stats().values()} == {1}
         assert ids(project.scores(A)) == ids(rows)
@@ -215,7 +191,7 @@ class TestResume:
             RunStopped, match=r"^enough\. What was .* \(batch_rehearsal_0\): the next run of this"
         ):
             stop_at_the_first_batch(project, server)
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.requests) == (6, 6)
         assert server.stats()["batches"] == 1
 
@@ -225,11 +201,11 @@ class TestResume:
         use_batches(project).write_input(A, some_rows(6, "token"))
         with pytest.raises(RunStopped):
             stop_at_the_first_batch(project, server)
-        (segment,) = journal_folder(project).glob("*.jsonl")
+        (segment,) = project.journal().glob("*.jsonl")
         header, begun, *_ = segment.read_bytes().splitlines(keepends=True)
         assert begun.startswith(b'{"batch"') and b'"id"' not in begun
         segment.write_bytes(header + begun)  # as a kill before the second note leaves it
-        assert score(project).ok == 6
+        assert project.score().ok == 6
         assert server.stats()["batches"] == 1
 
     def test_answers_journalled_before_a_kill_are_not_taken_twice(
@@ -241,12 +217,12 @@ class TestResume:
         with pytest.raises(RunStopped):
             stop_at_the_first_batch(project, server)
         ask = project.steps().score_stage.ask
-        with Journal(journal_folder(project), "killed") as journal:
+        with Journal(project.journal(), "killed") as journal:
             for row in rows[:3]:
                 request = ask(row)
                 assert isinstance(request, ChatRequest)
                 journal.append(answer_of(Address(request.key())))
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.replayed) == (6, 6)
         assert [row["score"] for row in project.scores(A)[:3]] == [4, 4, 4]
         replies = [line for line in journal_lines(project) if line.startswith(b'{"k"')]
@@ -257,19 +233,18 @@ class TestResume:
         self, project: Project, server: RehearsalServer, mode: str
     ) -> None:
         use_batches(project, {"mode": mode}).write_input(A, some_rows(3, "moved"))
-        with Journal(journal_folder(project), "elsewhere") as journal:
+        with Journal(project.journal(), "elsewhere") as journal:
             journal.note(BatchNote("t", "other.example/v1", 3, 1e9, id="batch_elsewhere"))
         with pytest.raises(
             BatchOutstanding,
             match=r"3 requests \(batch_elsewhere\) was submitted to other.example/v1, .* Name that "
             r"endpoint again, .* `modelcall clean TASK --batches`",
         ):
-            score(project)
+            project.score()
         assert server.stats()["requests"] == 0
-        process = project.start("clean", TASK, "--batches", "--yes")
-        out, err = process.communicate(timeout=120)
-        assert f"{A}: batch_elsewhere, 3 requests at other.example/v1" in out, out + err
-        assert score(project).ok == 3
+        cleaned = project.run("clean", TASK, "--batches", "--yes")
+        assert f"{A}: batch_elsewhere, 3 requests at other.example/v1" in cleaned.out, cleaned
+        assert project.score().ok == 3
 
     def test_a_task_that_has_become_live_takes_what_was_answered_and_asks_for_the_rest(
         self, project: Project, server: RehearsalServer
@@ -283,12 +258,12 @@ class TestResume:
         with pytest.raises(
             BatchOutstanding, match=r"6 requests \(batch_rehearsal_0\) .*`mode: batch` .* cancel it"
         ):
-            score(project)
+            project.score()
         assert server.stats()["requests"] == 0, "nothing was asked beside the batch"
         with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
             client.batches.cancel("batch_rehearsal_0")
             until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "cancelled")
-        report = score(project)
+        report = project.score()
         assert (report.ok, server.stats()["requests"]) == (6, 6)
         assert server.stats()["repeated_ok"] == 0
         assert ids(project.scores(A)) == ids(rows)
@@ -302,18 +277,18 @@ class TestResume:
         with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
             until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "completed")
         project.write_model()
-        assert score(project).ok == 6
+        assert project.score().ok == 6
         assert server.stats()["requests"] == 6, "the batch's own"
 
     def test_a_batch_that_is_gone_is_asked_again(
         self, project: Project, server: RehearsalServer
     ) -> None:
         use_batches(project).write_input(A, some_rows(3, "gone"))
-        with Journal(journal_folder(project), "before") as journal:
+        with Journal(project.journal(), "before") as journal:
             name = server.base_url.removeprefix("http://")
             journal.note(BatchNote("t", name, 3, 1e9, id="batch_gone"))
             journal.note(BatchNote("u", name, 3, 1e9))
-        assert score(project).ok == 3
+        assert project.score().ok == 3
         notes = [orjson.loads(line) for line in journal_lines(project) if b'{"batch"' in line]
         told = {note["batch"]: note.get("ended") for note in notes}
         assert (told["t"], told["u"]) == ("gone", "not submitted")
@@ -391,26 +366,22 @@ class TestAStrangeOutput:
         rows = some_rows(6, "strange")
         batches = {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 3}}
         use_batches(project, batches).write_input(A, rows)
-        made = self.scored(project)
+        project.score()
+        made = project.scores(A)
         expected = [row["score"] for row in made]
         of_all = [f"{row['api_request_key']}-0-0-0" for row in made]
         assert 2 not in expected
         with strangers as between:
             monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
             if left_behind:
-                shutil.rmtree(journal_folder(project))
+                shutil.rmtree(project.journal())
                 with pytest.raises(RunStopped):
                     stop_at_the_first_batch(project, server)
-            report = score(project, fresh=not left_behind)
+            report = project.score(fresh=not left_behind)
         assert [row["score"] for row in project.scores(A)] == expected
         assert report.ok == 6 and len(report.warnings) == 2
         for told in report.warnings:
             assert "gave 15 lines with ids that it was not asked for" in told
-
-    @staticmethod
-    def scored(project: Project) -> list[dict[str, Any]]:
-        score(project)
-        return project.scores(A)
 
     def test_lines_that_are_torn_or_missing_are_asked_again_and_both_files_may_have_one(
         self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
@@ -430,7 +401,7 @@ class TestAStrangeOutput:
         use_batches(project).write_input(A, some_rows(8, "torn"))
         with closing(Rewriting(server.base_url, change)) as between:
             monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
-            report = score(project)
+            report = project.score()
         assert (report.ok, server.stats()["batch_lines"]) == (8, 8 + 3)
 
 
@@ -442,7 +413,7 @@ class TestBadEnds:
         rate = {f"rate_batch_{end}": 0.5}
         server.set_faults(seed_where(lambda faults: ends(faults, end, "completed"), **rate))
         use_batches(project).write_input(A, some_rows(20, "half"))
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.requests) == (20, 20)
         stats = server.stats()
         assert (stats["batches"], stats["batch_lines"]) == (2, 20)
@@ -470,7 +441,7 @@ class TestBadEnds:
     ) -> None:
         server.set_faults(Faults(rate_400=0.4))
         use_batches(project).write_input(A, some_rows(20, "refused"))
-        report = score(project)
+        report = project.score()
         stats = server.stats()
         assert report.failures == {"bad_request": stats["statuses"]["400"]}
         assert report.failed > 2 and report.ok == 20 - report.failed
@@ -481,12 +452,12 @@ class TestBadEnds:
     ) -> None:
         server.set_faults(Faults(rate_500=1))
         use_batches(project).write_input(A, some_rows(5, "errors"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"server_error": 5}
         assert server.stats()["batches"] == 3, "the model file has max_retries: 2"
         assert {row["api_attempts"] for row in project.scores(A)} == {3}
         server.set_faults(Faults())
-        assert score(project).ok == 5, "the next run asks again"
+        assert project.score().ok == 5, "the next run asks again"
 
     def test_a_line_in_neither_file_is_asked_again(
         self, project: Project, server: RehearsalServer
@@ -494,13 +465,13 @@ class TestBadEnds:
         server.set_faults(Faults(rate_drop=0.4, seed=2))
         use_batches(project, {"client_config": {"max_retries": 20}})
         project.write_input(A, some_rows(20, "missing"))
-        report = score(project)
+        report = project.score()
         stats = server.stats()
         assert report.ok == 20 and stats["dropped"] > 0 and stats["repeated_ok"] == 0
 
         server.set_faults(Faults(rate_drop=1))
         use_batches(project).write_input(A, some_rows(3, "never"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"dropped": 3}
         assert "has neither answer nor error" in (report.first_failure or "")
 
@@ -510,7 +481,7 @@ class TestBadEnds:
         server.set_faults(Faults(rate_junk=0.3, rate_hang=0.2, rate_429=0.2, seed=1))
         use_batches(project, {"client_config": {"max_retries": 50}})
         project.write_input(A, some_rows(20, "junk"))
-        assert score(project).ok == 20
+        assert project.score().ok == 20
         stats = server.stats()
         assert stats["junk"] and stats["abandoned"] and stats["statuses"]["429"]
         assert stats["repeated_ok"] == 0
@@ -521,7 +492,7 @@ class TestBadEnds:
         server.set_faults(Faults(rate_500=1))
         use_batches(project).write_input(A, some_rows(UNANSWERED_LIMIT + 5, "down"))
         with pytest.raises(EndpointDown, match="25 records failed in batch after batch"):
-            score(project)
+            project.score()
         assert not project.output(A).exists()
 
     def test_batches_that_fail_as_a_whole_say_why(
@@ -529,7 +500,7 @@ class TestBadEnds:
     ) -> None:
         server.set_faults(Faults(rate_batch_failed=1, rate_batch_done=0))
         use_batches(project).write_input(A, some_rows(3, "whole"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"server_error": 3}
         assert "rehearsal_failure" in (report.first_failure or "")
 
@@ -540,12 +511,12 @@ class TestBadEnds:
         few = {"poll_seconds": 0.02, "max_requests_per_file": 15}
         use_batches(project, {"batch": few, "client_config": {"max_retries": 0}})
         project.write_input(A, some_rows(60, "queue"))
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.requests) == (60, 60)
         assert server.stats()["batches"] > 4
         server.set_faults(Faults(max_batch_lines=2))
         project.write_input(A, some_rows(3, "too many for one"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"rate_limited": 3}
         assert "token_limit_exceeded" in (report.first_failure or "")
 
@@ -555,12 +526,12 @@ class TestBadEnds:
         project.write_task({"retry": {"max_repair_turns": 2}})
         server.set_faults(Faults(rate_malformed=0.5))
         use_batches(project).write_input(A, some_rows(20, "mend"))
-        report = score(project)
+        report = project.score()
         assert (report.rows, report.ok) == (20, 20)
         turns = Counter(row["api_turns"] for row in project.scores(A))
         assert set(turns) == {1, 2} and turns[2] == server.stats()["malformed"] > 3
         assert server.stats()["batches"] == 2
-        assert score(project).requests == 0
+        assert project.score().requests == 0
 
     def test_a_kill_between_the_turns_pays_no_turn_twice(
         self, project: Project, server: RehearsalServer
@@ -568,11 +539,8 @@ class TestBadEnds:
         project.write_task({"retry": {"max_repair_turns": 1}})
         server.set_faults(Faults(rate_malformed=1, batch_s=0.6))
         use_batches(project).write_input(A, some_rows(8, "turns"))
-        process = project.start("run-task", TASK, "--file", A)
-        until(lambda: server.stats()["batches"] == 2)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert score(project).ok == 8
+        project.signalled(lambda: server.stats()["batches"] == 2, "run-task", TASK, "--file", A)
+        assert project.score().ok == 8
         assert server.stats()["batches"] == 2
         assert server.stats()["requests"] == 16
 
@@ -586,15 +554,15 @@ class TestTheEndpoint:
             monkeypatch.setenv("SOME_KEY", "sk-wrong-0123456789")
             use_batches(project, {"client_config": {"api_key": "${SOME_KEY}"}})
             with pytest.raises(EndpointRefused, match="refuses batches: HTTP 401") as refused:
-                score(project)
+                project.score()
             assert "sk-wrong" not in str(refused.value)
             monkeypatch.setenv("SOME_KEY", "right")
-            assert score(project).ok == 4
+            assert project.score().ok == 4
 
     def test_an_unknown_model_stops_the_run(self, project: Project) -> None:
         use_batches(project, {"chat_config": {"model": "gpt-none"}})
         with pytest.raises(EndpointRefused, match="batch_rehearsal_0: model_not_found"):
-            score(project)
+            project.score()
 
     def test_one_that_is_not_there_stops_the_run(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
@@ -602,7 +570,7 @@ class TestTheEndpoint:
         monkeypatch.setenv("REHEARSAL_BASE_URL", "http://127.0.0.1:9/v1")
         use_batches(project, {"client_config": {"max_retries": 0}})
         with pytest.raises(EndpointDown, match="no answer to a call about batches: connect"):
-            score(project)
+            project.score()
 
     @pytest.mark.parametrize("seed", range(6))
     def test_calls_that_fail_are_repeated_and_no_batch_is_made_twice(
@@ -616,7 +584,7 @@ class TestTheEndpoint:
         server.set_faults(Faults(rate_call_500=0.2, rate_call_lost=0.3, rate_500=0.2, seed=seed))
         use_batches(project, {"client_config": {"max_retries": 50}})
         project.write_input(A, some_rows(12, "calls"))
-        assert score(project).ok == 12
+        assert project.score().ok == 12
         assert server.stats()["repeated_ok"] == 0
 
     def test_one_without_batches_stops_the_run(
@@ -625,7 +593,7 @@ class TestTheEndpoint:
         monkeypatch.setenv("REHEARSAL_BASE_URL", f"{server.base_url}/elsewhere")
         use_batches(project)
         with pytest.raises(EndpointRefused, match="whether the endpoint has OpenAI's batches"):
-            score(project)
+            project.score()
 
     def test_headers_and_no_environment_go_with_every_call(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
@@ -636,7 +604,7 @@ class TestTheEndpoint:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
             headers = {"Authorization": "Bearer ${OWN_AUTH}"}
             use_batches(project, {"client_config": {"headers": headers}})
-            assert score(project).ok == 4
+            assert project.score().ok == 4
 
 
 class TestReuseAndBudget:
@@ -646,12 +614,12 @@ class TestReuseAndBudget:
         project.write_task({"reuse": {"identical_once": True}})
         rows = [*some_rows(3, "x"), *some_rows(3, "x"), *some_rows(4, "y"), *some_rows(3, "x")]
         use_batches(project).write_input(A, rows)
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.requests, report.replayed) == (13, 7, 6)
         attempts = [row["api_attempts"] for row in project.scores(A)]
         assert attempts == [1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
         server.set_faults(Faults(rate_filtered=1))
-        failed = score(project, fresh=True)
+        failed = project.score(fresh=True)
         assert failed.failures == {"content_filter": 13}, "a failure is not passed on"
         assert failed.requests == 13
 
@@ -660,15 +628,15 @@ class TestReuseAndBudget:
     ) -> None:
         project.write_task({"budget_tokens": 3000})
         use_batches(project).write_input(A, some_rows(10, "first"))
-        spent = score(project).usage
+        spent = project.score().usage
         mean = (spent.prompt_tokens + spent.completion_tokens) / 10
         project.write_input(A, some_rows(200, "second"))
         with pytest.raises(BudgetSpent, match="budget_tokens: 3,000 is spent"):
-            score(project)
+            project.score()
         assert 3000 / mean * 0.7 < server.stats()["requests"] < 3000 / mean * 1.3
         sent = server.stats()["requests"]
         project.write_task({"budget_tokens": 1_000_000})
-        assert score(project).ok == 200
+        assert project.score().ok == 200
         assert server.stats()["requests"] == 210 and sent > 10
         assert server.stats()["repeated_ok"] == 0
 
@@ -680,7 +648,7 @@ class TestReuseAndBudget:
         use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 50}})
         project.write_input(A, some_rows(200, "small"))
         with pytest.raises(BudgetSpent):
-            score(project)
+            project.score()
         assert 5 < server.stats()["requests"] < 50
 
 

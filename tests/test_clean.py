@@ -23,10 +23,6 @@ def clean(project: Project, *options: str) -> Ended:
     return project.run("clean", TASK, *options)
 
 
-def journal_of(project: Project, name: str) -> Path:
-    return project.steps().layout.journal_folder("scores", name)
-
-
 def everything(project: Project) -> dict[Path, bytes]:
     """Files of the data folder; locks are made by looking."""
     found = (path for path in (project.root / "data").rglob("*") if path.is_file())
@@ -38,7 +34,7 @@ def of_input(project: Project, name: str) -> list[Path]:
     layout, stem = project.steps().layout, Path(name).stem
     manifests = (layout.manifest_path(stage, name) for stage in project.steps().stages)
     preprocessed = project.root / "data/rate/preprocessed" / Path(name).with_name(f"{stem}.parquet")
-    paths = [project.output(name), preprocessed, *manifests, journal_of(project, name)]
+    paths = [project.output(name), preprocessed, *manifests, project.journal(name)]
     return [path for path in paths if path.exists()]
 
 
@@ -61,7 +57,7 @@ def scored(project: Project, server: RehearsalServer) -> Project:
 def test_what_a_crash_left_goes_and_nothing_else(scored: Project) -> None:
     before = everything(scored)
     assert "nothing to delete" in clean(scored).out
-    folders = [scored.output(C).parent, journal_of(scored, A), scored.root / "data/in"]
+    folders = [scored.output(C).parent, scored.journal(A), scored.root / "data/in"]
     left = [folder / f".{number:032x}.tmp" for number, folder in enumerate(folders)]
     young = scored.output(C).parent / f".{9:032x}.tmp"
     for path in (*left, young):
@@ -82,15 +78,15 @@ def test_what_a_crash_left_goes_and_nothing_else(scored: Project) -> None:
 def test_old_journals_of_published_files_go(scored: Project, server: RehearsalServer) -> None:
     """B's replies are new; C has one that was not published yet."""
     entry = Entry(Address("0" * 32), 0, 200, b"{}", "h", 1, 1, "t")
-    with Journal(journal_of(scored, C), "killed") as journal:
+    with Journal(scored.journal(C), "killed") as journal:
         journal.append(entry)
     for name in (A, C):
-        age(segment_paths(journal_of(scored, name)), 31)
+        age(segment_paths(scored.journal(name)), 31)
     assert "nothing to delete" in clean(scored, "--journal-older-than", "32").out
     ended = scored.run("clean", TASK, "--journal_older_than", "30", "--yes")
     assert (ended.code, "deleted 1 of 1" in ended.out) == (0, True), ended
     assert "is asked again in full" in ended.out
-    assert [journal_of(scored, name).exists() for name in NAMES] == [False, True, True]
+    assert [scored.journal(name).exists() for name in NAMES] == [False, True, True]
     assert len(scored.scores(A)) == 4
 
     assert "nothing to do" in scored.run("run-task", TASK).out
@@ -107,7 +103,7 @@ def test_an_old_journal_that_a_rejected_result_waits_with_stays(
     scored.write_input(A, rows)
     assert scored.run("run-task", TASK, "--file", A).code == 1
     assert scored.rejected(A).exists() and scored.output(A).exists()
-    age(segment_paths(journal_of(scored, A)), 31)
+    age(segment_paths(scored.journal(A)), 31)
     assert "nothing to delete" in clean(scored, "--journal-older-than", "30").out
     paid = server.stats()["requests"]
     scored.write_input(A, [*rows[:-1], {"id": "no text", "text": "now it has one"}])
@@ -116,16 +112,16 @@ def test_an_old_journal_that_a_rejected_result_waits_with_stays(
 
 
 def test_a_journal_in_use_stays(scored: Project) -> None:
-    age(segment_paths(journal_of(scored, A)), 31)
-    age(segment_paths(journal_of(scored, B)), 31)
+    age(segment_paths(scored.journal(A)), 31)
+    age(segment_paths(scored.journal(B)), 31)
     before = everything(scored)
-    with Journal(journal_of(scored, A), "running"):
+    with Journal(scored.journal(A), "running"):
         ended = clean(scored, "--journal-older-than", "30", "--yes")
     assert ended.code == 1
     assert f"{A}: a run is working on it" in ended.err
     assert "deleted 1 of 2" in ended.out
     gone = before.keys() - everything(scored).keys()
-    assert {path.parent for path in gone} == {journal_of(scored, B)}
+    assert {path.parent for path in gone} == {scored.journal(B)}
 
 
 def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) -> None:
@@ -158,8 +154,8 @@ def test_an_output_that_another_input_has_now_stays(scored: Project) -> None:
     assert scored.run("run-task", TASK).code == 0
     assert clean(scored, "--deleted-inputs", "--yes").code == 0
     assert len(scored.scores("a.parquet")) == 5
-    assert not journal_of(scored, A).exists()
-    assert journal_of(scored, "a.parquet").exists()
+    assert not scored.journal(A).exists()
+    assert scored.journal("a.parquet").exists()
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["changed", "never ours"])
@@ -215,7 +211,7 @@ def test_a_disk_that_is_not_mounted_deletes_nothing(scored: Project, missing: bo
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 0)])
 def test_on_a_terminal_it_asks_first(scored: Project, answer: str, code: int) -> None:
-    age(segment_paths(journal_of(scored, A)), 31)
+    age(segment_paths(scored.journal(A)), 31)
     keyboard, terminal = pty.openpty()
     process = scored.start("clean", TASK, "--journal-older-than", "30", stdin=terminal)
     os.write(keyboard, f"{answer}\n".encode())
@@ -224,12 +220,12 @@ def test_on_a_terminal_it_asks_first(scored: Project, answer: str, code: int) ->
     os.close(keyboard)
     assert process.returncode == code, err
     assert "delete this?" in out
-    assert journal_of(scored, A).exists() == (answer == "n")
+    assert scored.journal(A).exists() == (answer == "n")
 
 
 def test_without_a_terminal_it_wants_a_yes(scored: Project) -> None:
-    age(segment_paths(journal_of(scored, A)), 31)
+    age(segment_paths(scored.journal(A)), 31)
     ended = scored.run("clean", TASK, "--journal-older-than", "30")
     assert ended.code == 2
     assert "modelcall clean:--yes: there is no terminal to ask on; add --yes" in ended.err
-    assert journal_of(scored, A).exists()
+    assert scored.journal(A).exists()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from project import NAMES, TASK, A, C, Project, some_rows, until
+from project import NAMES, TASK, A, C, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.errors import SetupError
@@ -191,13 +191,11 @@ class TestInterruption:
         for name in NAMES:
             project.write_input(name, some_rows(30, name))
         server.set_faults(Faults(latency_ms=100))
-        process = project.start("run-task", TASK)
-        until(lambda: server.stats()["answered"] >= 10 or process.poll() is not None)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert "Traceback" not in out + err, err
-        assert process.returncode != 0
-        assert "interrupted: every reply received is kept" in err
+        ended = project.signalled(
+            lambda: server.stats()["answered"] >= 10, "run-task", TASK, number=signal.SIGINT
+        )
+        assert ended.code != 0 and "Traceback" not in ended.out + ended.err, ended
+        assert "interrupted: every reply received is kept" in ended.err
         assert 10 <= server.stats()["answered"] < 90
         assert published(project) == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import signal
 import threading
 import tracemalloc
 from collections import Counter
@@ -44,7 +43,6 @@ from project import (
     instruction,
     read_lines,
     turn,
-    until,
 )
 
 from modelcall_assets.config.catalog import load_catalog
@@ -1125,8 +1123,7 @@ class TestSamples:
         project.write_generation({"samples": 2})
         assert project.materialize(instance).failed == []
         first, layout = answers(project), project.steps().layout
-        folder = layout.journal_folder("responses", CONVERSATIONS)
-        (segment,) = Path(str(folder)).glob("*.jsonl")
+        (segment,) = project.journal(CONVERSATIONS, "responses").glob("*.jsonl")
         segment.write_bytes(b"".join(map(counted, segment.read_bytes().splitlines())))
         for path in (layout.output_path, layout.manifest_path):
             Path(str(path("responses", CONVERSATIONS))).unlink()
@@ -1314,7 +1311,7 @@ class TestJournal:
         endpoint = answered_by(echo)
         answer_all(project, instance)
         endpoint.questions()
-        (segment,) = self._folder(project).glob("*.jsonl")
+        (segment,) = project.journal(CONVERSATIONS, "responses").glob("*.jsonl")
         *lines, last, sealed = segment.read_bytes().splitlines(keepends=True)
         assert b"sealed" in sealed and b"re: c" in last
         segment.write_bytes(b"".join(lines) + last[: len(last) // 2])
@@ -1329,7 +1326,7 @@ class TestJournal:
     ) -> None:
         project.write_input(CONVERSATIONS, [asked(f"q{number}") for number in range(20)])
         project.write_generation({"concurrency": 2})
-        in_the_way = self._folder(project)
+        in_the_way = project.journal(CONVERSATIONS, "responses")
         in_the_way.parent.mkdir(parents=True)
         in_the_way.write_text("no folder")
         assert len(project.materialize(instance).failed) == 1
@@ -1339,10 +1336,6 @@ class TestJournal:
         server.reset()
         assert {row["api_status"] for row in answer_all(project, instance)} == {"success"}
         assert server.stats()["requests"] == 20
-
-    @staticmethod
-    def _folder(project: Project) -> Path:
-        return project.steps().layout.journal_folder("responses", CONVERSATIONS)
 
 
 MISTAKES: dict[str, tuple[str, Row, str, int]] = {
@@ -1396,10 +1389,7 @@ class TestKill:
         project.write_input(CONVERSATIONS, rows)
         project.write_generation({"concurrency": IN_FLIGHT})
         server.set_faults(Faults(latency_ms=5, rate_hang=0.15))  # so that it cannot come to its end
-        with project.start("run-task", project.task_file) as process:
-            until(lambda: server.stats()["answered"] >= 16 or process.poll() is not None)
-            assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
+        project.signalled(lambda: server.stats()["answered"] >= 16, "run-task", project.task_file)
         assert not (project.root / "data/responses" / CONVERSATIONS).exists()
         assert project.manifest(CONVERSATIONS, "responses") is None
         answered = server.stats()["answered"]
@@ -1424,10 +1414,7 @@ class TestKill:
         published = project.result(CONVERSATIONS, "responses").read_bytes()
         server.reset()
         server.set_faults(Faults(latency_ms=5, rate_hang=0.15))
-        with project.start("retry", project.task_file) as process:
-            until(lambda: server.stats()["answered"] >= 10 or process.poll() is not None)
-            assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
+        project.signalled(lambda: server.stats()["answered"] >= 10, "retry", project.task_file)
         assert project.result(CONVERSATIONS, "responses").read_bytes() == published
         server.set_faults(Faults())
         ended = project.run("retry", project.task_file)
@@ -1846,7 +1833,7 @@ def test_a_journal_that_takes_nothing_says_why(
 ) -> None:
     project.write_input(CONVERSATIONS, [asked("a")])
     project.write_generation()
-    in_the_way = TestJournal._folder(project)
+    in_the_way = project.journal(CONVERSATIONS, "responses")
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no folder")
     (message,) = project.materialize(instance).failed

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 from typing import Any
 
 import pytest
 import yaml
-from project import TASK, Project, some_rows, until
+from project import NAMES, TASK, A, Project, some_rows, until
 
-from modelcall_assets.config.catalog import load_task
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.steps.progress import Tally
-from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.task_steps import TaskSteps
 
-A, B = "a.jsonl", "b.jsonl"
+B = "b.jsonl"
 PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
-
-
-def score(steps: TaskSteps, name: str, *, fresh: bool = False) -> ScoreReport:
-    async def work() -> ScoreReport:
-        async with steps.engine() as engine:
-            return await steps.scores(name, engine, Tally(), os.urandom(6).hex(), fresh=fresh)
-
-    steps.raw(name)
-    return asyncio.run(work())
 
 
 def paid(project: Project, name: str) -> list[int]:
@@ -43,7 +28,7 @@ class TestIdenticalRequests:
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, REPEATED)
-        assert score(project.steps(), A).requests == 11
+        assert project.score(A).requests == 11
         assert server.stats()["requests"] == 11
 
     def test_are_asked_once_and_all_get_the_answer(
@@ -52,7 +37,7 @@ class TestIdenticalRequests:
         server.set_faults(Faults(latency_ms=20))
         project.write_task({"reuse": {"identical_once": True}})
         project.write_input(A, REPEATED)
-        report = score(project.steps(), A)
+        report = project.score(A)
         assert (report.rows, report.ok, report.requests) == (11, 11, 5)
         assert server.stats()["requests"] == 5
         rows = project.scores(A)
@@ -62,13 +47,13 @@ class TestIdenticalRequests:
         assert report.usage.prompt_tokens == sum(
             row["api_prompt_tokens"] for row in rows if row["api_attempts"]
         )
-        assert score(project.steps(), A).requests == 0, "and each has its own in the journal"
+        assert project.score(A).requests == 0, "and each has its own in the journal"
 
     def test_a_failure_is_not_passed_on(self, project: Project, server: RehearsalServer) -> None:
         server.set_faults(Faults(rate_truncated=1, latency_ms=10))
         project.write_task({"reuse": {"identical_once": True}, "retry": {"max_repair_turns": 0}})
         project.write_input(A, [*some_rows(1), *some_rows(1), *some_rows(1)])
-        report = score(project.steps(), A)
+        report = project.score(A)
         assert report.failures == {"truncated": 3}
         assert server.stats()["requests"] == 3
 
@@ -77,7 +62,7 @@ class TestScope:
     def test_file_is_the_default(self, project: Project, server: RehearsalServer) -> None:
         for name in (A, B):
             project.write_input(name, some_rows(4))
-            assert score(project.steps(), name).requests == 4
+            assert project.score(name).requests == 4
 
     def test_project_takes_answers_from_other_files_and_tasks(
         self, project: Project, server: RehearsalServer
@@ -91,18 +76,18 @@ class TestScope:
             },
             file="other",
         )
-        other = TaskSteps(load_task(project.root / "configs/tasks/other.yaml", project.root))
+        other = Project(project.root, task="other")
         project.write_input(A, some_rows(4))
         project.write_input(B, [*some_rows(6)[3:], *some_rows(2)])
-        assert score(project.steps(), A).requests == 4
-        assert score(project.steps(), B).requests == 2, "rows 4 and 5; 0, 1 and 3 are in a.jsonl"
+        assert project.score(A).requests == 4
+        assert project.score(B).requests == 2, "rows 4 and 5; 0, 1 and 3 are in a.jsonl"
         assert paid(project, B) == [0, 1, 1, 0, 0]
         assert {row["api_cost_usd"] for row in project.scores(B) if not row["api_attempts"]} == {0}
-        again = score(other, B)
+        again = other.score(B)
         assert (again.ok, again.requests) == (5, 0)
-        assert score(other, B, fresh=True).requests == 5, "fresh asks everybody again"
+        assert other.score(B, fresh=True).requests == 5, "fresh asks everybody again"
         project.write_model({"chat_config": {"temperature": 0.5}})
-        assert score(project.steps(), B).requests == 5, "another request has another key"
+        assert project.score(B).requests == 5, "another request has another key"
 
     def test_answers_that_failed_elsewhere_are_asked_again(
         self, project: Project, server: RehearsalServer
@@ -111,15 +96,15 @@ class TestScope:
         project.write_input(A, some_rows(4))
         project.write_input(B, some_rows(4))
         server.set_faults(Faults(rate_filtered=1))
-        assert score(project.steps(), A).failures == {"content_filter": 4}
+        assert project.score(A).failures == {"content_filter": 4}
         server.set_faults(Faults())
-        assert score(project.steps(), B).requests == 4
+        assert project.score(B).requests == 4
 
     def test_answers_that_no_longer_pass_are_asked_again(self, project: Project) -> None:
         project.write_task({"reuse": {"scope": "project"}})
         project.write_input(A, some_rows(4))
         project.write_input(B, some_rows(4))
-        score(project.steps(), A)
+        project.score(A)
         project.write_prompt(
             {
                 "output_config": {
@@ -127,7 +112,7 @@ class TestScope:
                 }
             }
         )
-        assert score(project.steps(), B).requests >= 4
+        assert project.score(B).requests >= 4
 
     @pytest.mark.parametrize("written", ["off", "'off'", "Off", "no", "false"])
     def test_off_is_what_the_file_says_however_yaml_reads_it(
@@ -142,14 +127,12 @@ class TestScope:
     ) -> None:
         project.write_task({"reuse": {"scope": "off"}})
         project.write_input(A, some_rows(4))
-        steps = project.steps()
-        assert score(steps, A).requests == 4
-        assert score(steps, A).requests == 4
-        journal = steps.layout.journal_folder("scores", A)
-        newest = sorted(journal.iterdir())[-1]
+        assert project.score(A).requests == 4
+        assert project.score(A).requests == 4
+        newest = max(project.journal(A).iterdir())
         lines = newest.read_bytes().splitlines(keepends=True)
         newest.write_bytes(b"".join(lines[:-2]))  # as a kill before the last reply leaves it
-        assert score(steps, A).requests == 1
+        assert project.score(A).requests == 1
 
     def test_a_broken_table_is_named_with_what_to_do(self, project: Project) -> None:
         project.write_task({"reuse": {"scope": "project"}})
@@ -157,7 +140,7 @@ class TestScope:
         table.parent.mkdir()
         table.write_bytes(b"this is no database, however long one looks at it" * 100)
         with pytest.raises(InputError, match=r"answers\.sqlite: .* delete it"):
-            score(project.steps(), A)
+            project.score(A)
 
 
 class TestWhatIsAskedNow:
@@ -175,15 +158,14 @@ class TestWhatIsAskedNow:
         }
         project.write_task({"reuse": policy, "concurrency": concurrency})
         rows = some_rows(100)
-        for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
+        for name in NAMES:
             project.write_input(name, rows)
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert server.stats()["requests"] == 100
-        names = (A, "deep/b.parquet", "deep/er/c.jsonl")
-        scores = [[row["score"] for row in project.scores(name)] for name in names]
+        scores = [[row["score"] for row in project.scores(name)] for name in NAMES]
         assert scores[0] == scores[1] == scores[2]
-        assert sum(sum(paid(project, name)) for name in names) == 100
+        assert sum(sum(paid(project, name)) for name in NAMES) == 100
 
     @pytest.mark.parametrize("killed", [False, True])
     def test_is_waited_for_by_another_process(
@@ -220,7 +202,7 @@ class TestBudget:
     def limited(self, project: Project, **limits: Any) -> None:
         project.write_model(PRICES)
         project.write_task({"concurrency": {"max_concurrent_requests": 2}, **limits})
-        for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
+        for name in NAMES:
             project.write_input(name, some_rows(40, name))
 
     def test_tokens_stop_the_task_over_all_its_files_and_runs(
