@@ -70,7 +70,7 @@ print(json.dumps([plain(row) for row in rows]))
 @pytest.fixture
 def scored(project: Project) -> list[Path]:
     """Scores of lines with failures among them, and of every kind of column."""
-    for path in (project.root / "data/in").rglob("*.*"):
+    for path in (project.input_folder).rglob("*.*"):
         path.unlink()
     odd = {"id": 7, "text": "one", "mixed": [1], "deep": {"a": [{"b": None}]}, "n": 2**60}
     lines = [*some_rows(70), b"{torn", odd, {"text": None, "mixed": "x", "n": 1}]
@@ -89,8 +89,8 @@ def scored(project: Project) -> list[Path]:
             "wide": pa.array([2**62 + n for n in range(40)]),
         }
     )
-    pq.write_table(table, project.root / "data/in/columns.parquet")
-    with pa.ipc.new_file(project.root / "data/in/arrow.arrow", table.schema) as out:
+    pq.write_table(table, project.input_folder / "columns.parquet")
+    with pa.ipc.new_file(project.input_folder / "arrow.arrow", table.schema) as out:
         out.write_table(table, max_chunksize=7)
     project.write_task({"max_failure_rate": 1.0})
     process = project.start("run-task", TASK)

@@ -87,7 +87,7 @@ def reach(project: Project, server: S3Server, endpoint: str = "", **changes: Any
 
 def one_file(project: Project, rows: int, **task: Any) -> None:
     """The input is `a.jsonl` alone."""
-    shutil.rmtree(project.root / "data/in")
+    shutil.rmtree(project.input_folder)
     project.write_input(A, some_rows(rows))
     own = {"concurrency": {"max_concurrent_requests": IN_FLIGHT}, "max_failure_rate": 1}
     project.write_task(merged(own, task))
@@ -97,7 +97,7 @@ def another_machine(project: Project, root: Path, home: Path) -> Project:
     """The same project with nothing in it yet but its configuration and input."""
     made = Project(root)
     shutil.copytree(project.root / "configs", root / "configs")
-    shutil.copytree(project.root / "data/in", root / "data/in")
+    shutil.copytree(project.input_folder, root / "data/in")
     shutil.copy(project.root / ".env", root / ".env")
     (root / "workspace.yaml").write_text(WORKSPACE)
     shutil.copytree(home, root / "dagster_home")
@@ -363,8 +363,8 @@ class TestAnywhere:
         self, project: Project, s3_server: S3Server, bucket: str, client: BaseClient
     ) -> Project:
         reach(project, s3_server)
-        shutil.copytree(project.root / "data/in", project.root / "data/input")
-        for path in sorted((project.root / "data/in").rglob("*.*")):
+        shutil.copytree(project.input_folder, project.root / "data/input")
+        for path in sorted((project.input_folder).rglob("*.*")):
             key = f"input/{path.relative_to(project.root / 'data/in')}"
             client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
         return project

@@ -49,7 +49,7 @@ def bare(
     made.write_task()
     made.write_model()
     made.write_prompt()
-    (made.root / made.inputs).mkdir(parents=True)
+    (made.input_folder).mkdir(parents=True)
     (made.root / "workspace.yaml").write_text(WORKSPACE)
     home = Path(shutil.copytree(empty_home, made.root / "dagster_home"))
     monkeypatch.setenv("DAGSTER_HOME", str(home))

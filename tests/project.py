@@ -32,6 +32,7 @@ from modelcall_assets.config.catalog import load_catalog, load_linked
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.steps.distillation_steps import steps_of
@@ -184,8 +185,10 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
     return path
 
 
-def read_lines(path: Path) -> list[Row]:
-    """The rows of a JSONL file."""
+def read_rows(path: Path) -> list[Row]:
+    """Of a Parquet or JSONL file."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
@@ -277,14 +280,14 @@ class Project:
         return path
 
     def write_input(self, name: str, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
-        return write_rows(self.root / self.inputs / name, rows)
+        return write_rows(self.input_folder / name, rows)
 
     def write_dataset(self, name: str, rows: Sequence[Row]) -> Path:
         return write_rows(self.root / "data/sets/org" / name / "train.jsonl", rows)
 
-    def clear_inputs(self) -> None:
-        for path in (self.root / self.inputs).rglob("*.*"):
-            path.unlink()
+    @property
+    def input_folder(self) -> Path:
+        return self.root / self.inputs
 
     @property
     def task_file(self) -> Path:
@@ -334,14 +337,14 @@ class Project:
         accepted = self.output(name, stage)
         return accepted if accepted.exists() else self.rejected(name, stage)
 
-    def scores(self, name: str) -> list[Row]:
-        return pq.read_table(self.result(name)).to_pylist()
+    def rows(self, name: str, stage: str) -> list[Row]:
+        return read_rows(self.result(name, stage))
 
-    def lines(self, name: str, stage: str) -> list[Row]:
-        return read_lines(self.result(name, stage))
+    def scores(self, name: str) -> list[Row]:
+        return self.rows(name, "scores")
 
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
-        return self.lines(name, "responses")
+        return self.rows(name, "responses")
 
     def materialize(
         self, instance: dg.DagsterInstance, keys: Sequence[str] | None = None, **options: bool
@@ -350,6 +353,15 @@ class Project:
         steps = self.steps()
         present = add_new_files(instance, steps)
         return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
+
+    def look(
+        self, instance: dg.DagsterInstance, cursor: str = ""
+    ) -> tuple[dg.SensorResult | dg.SkipReason, str]:
+        """What one look of the task's sensor for files gives, and its new cursor."""
+        context = dg.build_sensor_context(instance=instance, cursor=cursor)
+        result = files_sensor(self.steps())(context)
+        assert isinstance(result, dg.SensorResult | dg.SkipReason)
+        return result, getattr(result, "cursor", None) or context.cursor or ""
 
     def score(
         self, name: str = A, engine: Engine | None = None, *, fresh: bool = False
@@ -379,8 +391,19 @@ class Project:
             pytest.raises(SystemExit) as ended,
         ):
             main()
+        self.forget()
         assert "Traceback" not in out() + err(), out() + err()
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
+
+    def forget(self) -> None:
+        """The project's own modules, as a new process would not know them."""
+        root = str(self.root)
+        sys.path[:] = [place for place in sys.path if place != root]
+        for name, module in list(sys.modules.items()):
+            if (module.__dict__.get("__file__") or "").startswith(root):
+                while name:  # packages without a file too
+                    sys.modules.pop(name, None)
+                    name = name.rpartition(".")[0]
 
     def signalled(
         self, when: Callable[[], object], *arguments: str | Path, number: int = signal.SIGKILL

@@ -276,7 +276,7 @@ class TestResponses:
     def answers(self, project: Project) -> Path:
         """The folder of the answers to `data/in`, for a task of the old system's kind."""
         self.write_task(project)
-        (project.root / "data/in").mkdir(exist_ok=True)
+        (project.input_folder).mkdir(exist_ok=True)
         folder = project.root / "data/answers"
         folder.mkdir(parents=True)
         return folder

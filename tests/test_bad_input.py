@@ -177,7 +177,7 @@ class TestFiles:
     def test_a_bad_file_says_so_and_its_neighbour_is_rated(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer, bad: File
     ) -> None:
-        path = project.root / "data/in" / bad.name
+        path = project.input_folder / bad.name
         path.write_bytes(bad.content)
         ended = project.run("run-task", TASK)
         assert ended.code == bad.code, ended
@@ -242,8 +242,8 @@ class TestFiles:
     def test_another_encoding_is_read_and_makes_old_results_stale(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        (project.root / "data/in" / GOOD).unlink()
-        path = project.root / "data/in/bad.jsonl"
+        (project.input_folder / GOOD).unlink()
+        path = project.input_folder / "bad.jsonl"
         path.write_bytes('{"id": 1, "text": "中文"}\n'.encode("gb18030") + b'{"text": "\xff"}\n')
         project.write_task({"max_failure_rate": 1.0})
         assert "2 failed (bad_line 2)" in project.run("run-task", TASK).out
@@ -268,7 +268,7 @@ class TestFiles:
         preprocesses: bool,
     ) -> None:
         path = project.write_input("empty.jsonl", [])
-        (project.root / "data/in/blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
+        (project.input_folder / "blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
         data = {"on_empty_file": "accept"}
         pre = {"enabled": preprocesses, "output_folder": "data/pre"}
         project.write_task({"data": data, "preprocess": pre})
@@ -288,7 +288,7 @@ class TestFiles:
     def test_what_is_no_file_or_cannot_be_opened(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        folder = project.root / "data/in"
+        folder = project.input_folder
         (folder / "folder.jsonl").mkdir()
         (folder / "loop").symlink_to(folder, target_is_directory=True)
         (folder / "itself.jsonl").symlink_to("itself.jsonl")
@@ -308,7 +308,7 @@ class TestFiles:
             {"id": b"second", "text": b"\xff\xfe", "png": None},
         ]
         project.write_task({"max_failure_rate": 1.0})
-        (project.root / "data/in/bad.parquet").write_bytes(parquet(rows))
+        (project.input_folder / "bad.parquet").write_bytes(parquet(rows))
         assert project.run("run-task", TASK).code == 0
         first, second = project.scores("bad.parquet")
         assert (first["png"], first["api_status"]) == (b"\x89PNG", "success")
@@ -328,7 +328,7 @@ class TestFiles:
     @pytest.mark.parametrize("name", ["empty JSONL", "empty Parquet", "binary"])
     def test_plan_shows_the_other_files(self, project: Project, name: str) -> None:
         bad = FILES[name]
-        (project.root / "data/in" / bad.name).write_bytes(bad.content)
+        (project.input_folder / bad.name).write_bytes(bad.content)
         ended = project.run("plan", TASK)
         assert "good.jsonl" in ended.out
         assert ("not a readable Parquet file" in ended.err) == (ended.code == 1)
@@ -374,7 +374,7 @@ class TestFiles:
     def test_plan_looks_at_rows_of_the_whole_file(self, project: Project) -> None:
         """Long texts at the head, and a file of columns of which only the end is read to count."""
         rows = [{"id": n, "text": "word " * (1000 if n < 50 else 10)} for n in range(1000)]
-        (project.root / "data/in" / GOOD).unlink()
+        (project.input_folder / GOOD).unlink()
         for name in ("x.jsonl", "y.parquet"):
             project.write_input(name, rows)
         tokens = [
@@ -511,7 +511,7 @@ class TestSetUp:
 def asked_of(project: Project, name: str) -> list[str]:
     """What the rows of a file asked, all of which were rated."""
     steps = project.steps()
-    asks = [*first_asks(steps, stat_file(project.root / "data/in" / name), 9)]
+    asks = [*first_asks(steps, stat_file(project.input_folder / name), 9)]
     rows = project.scores(name)
     assert [row["api_status"] for row in rows] == ["success"] * len(rows)
     requests = [asked for asked in asks if isinstance(asked, ChatRequest)]
@@ -546,10 +546,10 @@ class TestPrompts:
         project.write_prompt({"prompt_template": {"prompt_text": shown}})
         if stage == "preprocessed":
             project.write_task({"preprocess": {"enabled": True, "output_folder": "data/pre"}})
-        (project.root / "data/in" / GOOD).unlink()
+        (project.input_folder / GOOD).unlink()
         meta = {"lang": "中", "of": [{"n": 1}, {"n": 2}]}
         row = {**FINE, "meta": meta, "tags": ["a", "b"], "ok": True, "n": 7, "x": 1.5, "a.b": "c"}
-        path = project.root / f"data/in/x{suffix}"
+        path = project.input_folder / f"x{suffix}"
         path.write_bytes(parquet([row]) if suffix == ".parquet" else lines(row))
         assert "0 errors, 0 warnings" in project.run("check").out
         assert project.run("run-task", TASK).code == 0
@@ -614,7 +614,7 @@ class TestPrompts:
 
     @pytest.mark.parametrize("name", ["empty.jsonl", "empty.parquet"])
     def test_check_says_what_it_cannot_read_or_goes_on(self, project: Project, name: str) -> None:
-        (project.root / "data/in" / name).write_bytes(b"")
+        (project.input_folder / name).write_bytes(b"")
         ended = project.run("check")
         assert ended.code == 0
         assert ("not a readable Parquet file" in ended.out) == name.endswith("parquet")
@@ -705,7 +705,7 @@ class TestFileNames:
     def test_all_of_them_are_rated_and_lie_where_they_should(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        (project.root / "data/in" / GOOD).unlink()
+        (project.input_folder / GOOD).unlink()
         for name in NAMES:
             project.write_input(name, [{"id": name.encode(errors="replace").decode(), **FINE}])
         planned = project.run("plan", TASK)
@@ -764,7 +764,7 @@ class TestOneHugeLine:
         self, project: Project, server: RehearsalServer
     ) -> None:
         huge = 50 << 20
-        path = project.root / "data/in" / GOOD
+        path = project.input_folder / GOOD
         with path.open("wb") as file:
             file.write(lines(FINE))
             file.write(b'{"id": "huge", "text": "' + b"words and " * (huge // 10) + b'"}\n')

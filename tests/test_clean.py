@@ -57,7 +57,7 @@ def scored(project: Project, server: RehearsalServer) -> Project:
 def test_what_a_crash_left_goes_and_nothing_else(scored: Project) -> None:
     before = everything(scored)
     assert "nothing to delete" in clean(scored).out
-    folders = [scored.output(C).parent, scored.journal(A), scored.root / "data/in"]
+    folders = [scored.output(C).parent, scored.journal(A), scored.input_folder]
     left = [folder / f".{number:032x}.tmp" for number, folder in enumerate(folders)]
     young = scored.output(C).parent / f".{9:032x}.tmp"
     for path in (*left, young):
@@ -131,7 +131,7 @@ def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) 
     assert project.run("run-task", TASK).code == 0
     assert [len(of_input(project, name)) for name in NAMES] == [6, 6, 6]
     assert "nothing to delete" in clean(project, "--deleted-inputs").out
-    (project.root / "data/in" / B).unlink()
+    (project.input_folder / B).unlink()
     assert "nothing to delete" in clean(project).out
     before = everything(project)
     shown = clean(project, "--deleted-inputs", "--dry-run")
@@ -149,7 +149,7 @@ def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) 
 
 
 def test_an_output_that_another_input_has_now_stays(scored: Project) -> None:
-    (scored.root / "data/in" / A).unlink()
+    (scored.input_folder / A).unlink()
     scored.write_input("a.parquet", some_rows(5, "other"))
     assert scored.run("run-task", TASK).code == 0
     assert clean(scored, "--deleted-inputs", "--yes").code == 0
@@ -169,7 +169,7 @@ def test_what_somebody_put_at_the_place_of_a_deleted_inputs_output_stays(
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"theirs")
     assert project.run("run-task", TASK).code == (0 if made else 1)
-    (project.root / "data/in" / A).unlink()
+    (project.input_folder / A).unlink()
     for options in (("--dry-run",), ("--yes",)):
         ended = clean(project, "--deleted-inputs", *options)
         assert (ended.code, f"{place}: stays" in ended.out) == (0, True), ended
@@ -198,7 +198,7 @@ def test_inputs_that_the_task_leaves_out_are_not_gone(scored: Project) -> None:
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_disk_that_is_not_mounted_deletes_nothing(scored: Project, missing: bool) -> None:
-    folder = scored.root / "data/in"
+    folder = scored.input_folder
     folder.rename(scored.root / "unmounted")
     if not missing:
         folder.mkdir()

@@ -280,7 +280,7 @@ class TestNumbers:
             assert without_nulls(exactly(encode(row))) == without_nulls(exactly(line))
 
     def test_are_whole_in_the_scores(self, rated: Project, instance: dg.DagsterInstance) -> None:
-        (rated.root / "data/in" / A).write_bytes(self.LONG + b"\n" + self.NESTED + b"\n")
+        (rated.input_folder / A).write_bytes(self.LONG + b"\n" + self.NESTED + b"\n")
         assert rated.materialize(instance).failed == []
         long, deep = rated.scores(A)
         assert (long["n"], long["f"], long["m"]) == (
@@ -385,7 +385,7 @@ class TestArrowTypes:
         self, rated: Project, instance: dg.DagsterInstance, tmp_path: Path, preprocess: bool
     ) -> None:
         write_arrow(
-            rated.root / "data/in/a.arrow", {name: given for name, (given, _) in READABLE.items()}
+            rated.input_folder / "a.arrow", {name: given for name, (given, _) in READABLE.items()}
         )
         if preprocess:
             preprocessing(rated)
@@ -422,7 +422,7 @@ class TestArrowTypes:
         said = f"column '{name}' (.*) cannot be read: .*; make it a string or leave it out"
         ratings = Project(chain.root)
         ratings.write_task()
-        write_arrow(chain.root / "data/in/a.arrow", {name: REFUSED[name]})
+        write_arrow(chain.input_folder / "a.arrow", {name: REFUSED[name]})
         with pytest.raises(InputError, match=said):
             ratings.steps().raw("a.arrow")
         ratings.task_file.unlink()
@@ -437,7 +437,7 @@ class TestArrowTypes:
         ones = [pa.date64(), pa.time32("s"), pa.timestamp("s"), pa.duration("s")]
         given = {f"x{at}": pa.array([0, None], kind) for at, kind in enumerate(ones)}
         table = pa.table({"id": ["1", "2"], "text": ["a", "b"], **given})
-        with pa.ipc.new_file(rated.root / "data/in/a.arrow", table.schema) as writer:
+        with pa.ipc.new_file(rated.input_folder / "a.arrow", table.schema) as writer:
             writer.write_table(table)
         if preprocess:
             preprocessing(rated)

@@ -30,7 +30,7 @@ from project import PREPROCESS, Project, some_rows, until
 from modelcall_assets.config.catalog import load_linked
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.runs import TaskRunner
-from modelcall_assets.defs.sensors import TASK_TAG, files_sensor, followers_sensor
+from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.distillation_steps import DistillationSteps, steps_of
@@ -893,22 +893,22 @@ class TestOneLook:
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         project.write_task({"sensor": {"max_runs_per_tick": 2}})
-        result = look(project, instance)
+        result = project.look(instance)[0]
         assert [request.partition_key for request in result.run_requests or ()] == [
             "a.jsonl",
             "deep/b.parquet",
         ]
         assert len(instance.get_dynamic_partitions("rate/files")) == 3 and result.cursor == ""
         project.write_task({"sensor": {"max_runs_per_tick": 3}})
-        result = look(project, instance)
+        result = project.look(instance)[0]
         assert len(result.run_requests or ()) == 3 and result.cursor
 
     def test_an_input_that_went_before_it_was_run_takes_its_partition_along(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         add_new_files(instance, project.steps())
-        (project.root / project.inputs / "a.jsonl").unlink()
-        (gone,) = look(project, instance).dynamic_partitions_requests or ()
+        (project.input_folder / "a.jsonl").unlink()
+        (gone,) = project.look(instance)[0].dynamic_partitions_requests or ()
         assert isinstance(gone, dg.DeleteDynamicPartitionsRequest)
         assert list(gone.partition_keys) == ["a.jsonl"]
 
@@ -918,7 +918,7 @@ class TestOneLook:
         steps = project.steps()
         TaskRunner(steps, instance).run(add_new_files(instance, steps)[:2])
         project.write_task({"debug": {"enabled": True, "max_files": 1}})
-        result = look(project, instance)
+        result = project.look(instance)[0]
         assert not result.dynamic_partitions_requests and not result.asset_events
 
     def test_a_group_is_launched_when_all_its_members_are_there_and_have_changed(
@@ -955,9 +955,3 @@ class TestOneLook:
         project.write_input("deep/er/c.jsonl", some_rows(1, "new"))
         steps.raw("deep/er/c.jsonl")
         assert launched() == ["all.jsonl"]
-
-
-def look(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult:
-    result = files_sensor(project.steps())(dg.build_sensor_context(instance=instance))
-    assert isinstance(result, dg.SensorResult)
-    return result

@@ -41,7 +41,7 @@ from project import (
     asked,
     chat,
     instruction,
-    read_lines,
+    read_rows,
     turn,
 )
 
@@ -226,7 +226,7 @@ class TestChain:
             assert chain.statuses(instance, stage) == dict.fromkeys(keys, GREEN)
         questions = endpoint.questions()
 
-        chats, instructions = chain.lines(CHATS, "chatml"), chain.lines(INS, "chatml")
+        chats, instructions = chain.rows(CHATS, "chatml"), chain.rows(INS, "chatml")
         assert [row["raw_data"] for row in chats] == [chat(number) for number in range(3)]
         assert chats[1]["format"] == "chatml"
         assert chats[1]["messages"] == [
@@ -241,12 +241,12 @@ class TestChain:
             [turn("user", text), turn("assistant", f"old answer {number}")]
             for number, text in enumerate(["do 0", "do 1\n\nwith x", "do 2", "do 3\n\nwith x"])
         ]
-        assert chain.lines(ALL, "merged") == [*chats, *instructions]
-        assert chain.lines(ONLY_INS, "merged") == instructions
+        assert chain.rows(ALL, "merged") == [*chats, *instructions]
+        assert chain.rows(ONLY_INS, "merged") == instructions
 
         for group in (ALL, ONLY_INS):
             merged, rows, rated = (
-                chain.lines(group, "merged"),
+                chain.rows(group, "merged"),
                 chain.responses(group),
                 chain.scores(group),
             )
@@ -344,7 +344,7 @@ class TestChain:
         assert summary == RunSummary(ran=dict.fromkeys(("raw", "chatml", "responses"), 2))
         for name in (CHATS, INS):
             assert [row["messages"] for row in chain.responses(name)] == [
-                row["messages"] for row in chain.lines(name, "chatml")
+                row["messages"] for row in chain.rows(name, "chatml")
             ]
         assert server.stats()["requests"] == 7
 
@@ -476,7 +476,7 @@ class TestFormats:
     ) -> None:
         answered_by(echo)
         rows = [asked(f"question {n}", n=n) for n in range(3)]
-        place = project.root / project.inputs / name
+        place = project.input_folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         table, lines = pa.Table.from_pylist(rows), b"".join(orjson.dumps(r) + b"\n" for r in rows)
         if name.endswith("parquet"):
@@ -506,7 +506,7 @@ class TestFormats:
         assert any("line 2, column 2: " in each for each in project.materialize(instance).failed)
         project.write_steps(jsonl_merge={**merge, "on_bad_line": "keep"})
         assert project.materialize(instance).failed == []
-        assert len(project.lines("a.jsonl", "merged")) == 1
+        assert len(project.rows("a.jsonl", "merged")) == 1
 
 
 class TestMembers:
@@ -540,7 +540,7 @@ class TestMembers:
             distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE
         )
         summary = project.materialize(instance)
-        assert project.lines("qa.jsonl", "merged") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
+        assert project.rows("qa.jsonl", "merged") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
         (check,) = evaluations(instance, "merged", "valid_lines")
         assert (check.partition, check.passed) == ("qa.jsonl", False)
         assert "zh.jsonl, line 3" in (check.description or "")
@@ -605,7 +605,7 @@ class TestSettings:
         open_ended = {"conversations": [{"from": "human", "value": "and now?"}]}
         chain.write_dataset("Chats", [chat(0), chat(0), open_ended])
         assert chain.materialize(instance) == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
-        talk, failed = chain.lines("mine.jsonl", "merged")
+        talk, failed = chain.rows("mine.jsonl", "merged")
         assert talk == {
             "messages": [
                 turn("system", "Be kind."),
@@ -714,7 +714,7 @@ class TestPrompts:
         tool = {**turn("tool", "2"), "tool_call_id": "t1"}
         conversations = [[turn("user", "u"), CALL, tool], [turn("user", "v")]]
         parts = [[turn("user", [{"type": "text", "text": "w"}, {"type": "image", "url": "x"}])]]
-        folder = project.root / project.inputs
+        folder = project.input_folder
         for name, turns in (("a", conversations), ("b", parts)):
             pq.write_table(pa.table({"messages": turns}), folder / f"{name}.parquet")
         project.write_generation()
@@ -729,7 +729,7 @@ class TestPrompts:
     def test_a_number_beyond_64_bits_is_sent_as_a_number(
         self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
-        path = project.root / project.inputs / CONVERSATIONS
+        path = project.input_folder / CONVERSATIONS
         path.write_text(
             '{"messages": [{"role": "user", "content": "u", "n": 123456789012345678901}]}'
         )
@@ -1019,11 +1019,11 @@ class TestFailures:
         assert ended.code == 0, ended
         files = sorted(each.name for each in (project.root / "data/old").iterdir())
         assert files == [f"{stem}.jsonl", f"{stem}_error.jsonl"]
-        assert [row["response"] for row in read_lines(project.root / "data/old" / files[0])] == [
+        assert [row["response"] for row in read_rows(project.root / "data/old" / files[0])] == [
             "re: good",
             "re: good too",
         ]
-        (failed,) = read_lines(project.root / "data/old" / files[1])
+        (failed,) = read_rows(project.root / "data/old" / files[1])
         assert failed["error_type"] == "truncated"
         assert path.read_bytes() == given
         assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
@@ -1821,7 +1821,7 @@ def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
 def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Project) -> None:
     group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["fr.jsonl"]}
     project.write_yaml("distillation/groups", {"merge_groups": [group]})
-    (project.root / "data/in").mkdir(parents=True, exist_ok=True)
+    (project.input_folder).mkdir(parents=True, exist_ok=True)
     project.write_steps(distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE)
     ended = project.run("run-task", project.task_file)
     assert ended.code == 1, ended

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import TASK, Project, Row, read_lines
+from project import TASK, Project, Row, read_rows
 
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.llm.channel import Channel
@@ -59,16 +58,11 @@ def scores(project: Project) -> dict[str, list[Row]]:
 
 
 def inputs(project: Project) -> list[Path]:
-    return sorted((project.root / project.inputs).iterdir())
+    return sorted(project.input_folder.iterdir())
 
 
 def stable(rows: Sequence[Row]) -> list[Row]:
     return [{k: v for k, v in row.items() if k not in VOLATILE_COLUMNS} for row in rows]
-
-
-def ids_in(path: Path) -> list[str]:
-    rows = read_lines(path) if path.suffix == ".jsonl" else pq.read_table(path).to_pylist()
-    return [row["id"] for row in rows]
 
 
 def journalled_turns(project: Project) -> Counter[tuple]:
@@ -91,7 +85,7 @@ def assert_rows_in_place(project: Project) -> None:
     """Every input row is there once, in its place, as success or failure and nothing else."""
     for path in inputs(project):
         rows = project.scores(path.name)
-        assert [row["id"] for row in rows] == ids_in(path)
+        assert [row["id"] for row in rows] == [row["id"] for row in read_rows(path)]
         for row in rows:
             if row["api_status"] == "success":
                 assert row["api_fail_reason"] is None
@@ -236,7 +230,9 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
         assert report.rows == 40 == report.ok + report.failed
         assert sum(count - 1 for count in answered.values()) <= lost
         rows = project.scores("0.jsonl")
-        assert [row["id"] for row in rows] == ids_in(project.root / "data/in/0.jsonl")
+        assert [row["id"] for row in rows] == [
+            row["id"] for row in read_rows(project.input_folder / "0.jsonl")
+        ]
         assert [row["api_status"] for row in rows].count("success") == report.ok
 
 

@@ -43,7 +43,7 @@ def test_inputs_that_were_moved_are_read_where_they_are(
     project: Project, server: RehearsalServer
 ) -> None:
     assert project.run("run-task", TASK).code == 0
-    (project.root / "data/in").rename(project.root / "data/elsewhere")
+    (project.input_folder).rename(project.root / "data/elsewhere")
     project.write_task({"data": {"input_folder": "data/elsewhere"}})
     project.write_prompt({"prompt_template": {"prompt_text": "Judge it anew:\n{text}\n"}})
     ended = project.run("run-task", TASK)

@@ -234,7 +234,7 @@ class TestOneFile:
             store = request.getfixturevalue("s3_server")
             put_in_store(project, store, request.getfixturevalue("bucket"))
         server.set_faults(Faults(latency_ms=100, batch_s=3))
-        shutil.rmtree(project.root / project.inputs)
+        shutil.rmtree(project.input_folder)
         project.write_input("a.jsonl", some_rows(ROWS))
         project.write_task(
             {

@@ -162,7 +162,7 @@ def test_a_kill_while_it_is_published_costs_nothing(
 ) -> None:
     """At the first publication, and at one that is to replace another."""
     for name in ("deep/b.parquet", "deep/er/c.jsonl"):
-        (project.root / project.inputs / name).unlink()
+        (project.input_folder / name).unlink()
     (project.root / "killer.py").write_text(KILLER)
     block = {"enabled": True, "script_type": "killer:Same", "output_folder": "data/preprocessed"}
     project.write_task({"preprocess": block})
@@ -215,7 +215,7 @@ class TestRuns:
         """The second is held up until the first has published."""
         project.write_task({"sensor": {"enabled": False}})
         for name in ("deep/b.parquet", "deep/er/c.jsonl"):
-            (project.root / project.inputs / name).unlink()
+            (project.input_folder / name).unlink()
         project.write_input("a.jsonl", some_rows(6))
         put_in_store(project, s3_server, bucket)
         processes = [project.start("run-task", project.task_file) for _ in range(2)]

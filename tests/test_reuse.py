@@ -176,7 +176,7 @@ class TestWhatIsAskedNow:
         project.write_task(both)
         other = {"task_name": "other", "data": {"output_folder": "data/other/scores"}}
         project.write_task({**both, **other}, file="other")
-        shutil.rmtree(project.root / "data/in")
+        shutil.rmtree(project.input_folder)
         rows = some_rows(300)
         project.write_input(A, rows)
         tasks = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,16 +65,6 @@ class Rules(Project):
         own = schema.names[: schema.names.index("api_record_id")]
         return {n: str(schema.field(n).type) for n in own if n not in ("id", "text", "tags")}
 
-    def forget(self) -> None:
-        """Modules of the project, as a new process would not know them."""
-        root = str(self.root)
-        sys.path[:] = [place for place in sys.path if place != root]
-        for name, module in list(sys.modules.items()):
-            if (module.__dict__.get("__file__") or "").startswith(root):
-                while name:  # packages without a file too
-                    sys.modules.pop(name, None)
-                    name = name.rpartition(".")[0]
-
 
 @pytest.fixture
 def rules(
@@ -117,7 +106,6 @@ class TestThroughTheGraph:
         assert (again.code, "nothing to do" in again.out) == (0, True)
         path = rules.root / "my_pkg/rules.py"
         path.write_text(LENGTHS.replace("> 10", "> 1000"))
-        rules.forget()
         edited = rules.run("run-task", TASK)
         assert edited.code == 0 and "rated by" in edited.out
         assert [row["is_long"] for row in rules.scores(A)] == [False] * 3

@@ -8,7 +8,7 @@ from contextlib import closing
 import dagster as dg
 import pytest
 from botocore.client import BaseClient
-from project import Project, look
+from project import Project
 from s3_server import S3Server
 
 from modelcall_assets.defs import sensors
@@ -52,7 +52,7 @@ class Looks:
         self._project, self._instance, self._cursor = project, instance, ""
 
     def once(self) -> dg.SensorResult | dg.SkipReason:
-        result, self._cursor = look(self._project, self._instance, self._cursor)
+        result, self._cursor = self._project.look(self._instance, self._cursor)
         if isinstance(result, dg.SensorResult):
             for request in result.dynamic_partitions_requests or ():
                 keys = list(request.partition_keys)

@@ -185,7 +185,7 @@ def test_no_file_is_left_out_because_its_manifest_is_damaged(
 
 def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalServer) -> None:
     assert project.run("run-task", TASK).code == 0
-    (project.root / "data/in" / A).rename(project.root / "data/in/renamed.jsonl")
+    (project.input_folder / A).rename(project.input_folder / "renamed.jsonl")
     project.output("renamed.jsonl").write_bytes(b"mine")
     ended = project.run("verify", TASK)
     assert ended.code == 1
@@ -202,7 +202,7 @@ def test_what_lies_aside_is_no_orphan_and_is_looked_at(
     """Of A the result is rejected, of B what was there is set aside."""
     place = project.output(B)
     place.parent.mkdir(parents=True)
-    (project.root / "data/in" / C).unlink()
+    (project.input_folder / C).unlink()
     project.write_input(A, [*some_rows(1), {"id": "no text"}])
     layout = project.steps().layout
     write_note(layout, "scores", B, Note(adopt=True))
@@ -237,9 +237,9 @@ def test_what_lies_aside_is_no_orphan_and_is_looked_at(
 class TestPacks:
     @pytest.fixture
     def packs(self, project: Project) -> Project:
-        for path in sorted((project.root / "data/in").rglob("*.*")):
+        for path in sorted((project.input_folder).rglob("*.*")):
             path.unlink()
-        folder = project.root / "data/in/Python"
+        folder = project.input_folder / "Python"
         folder.mkdir()
         (folder / "ada_engine_1a2b3c.xml").write_bytes(
             repomix_xml({"README.md": "# Engine\n", "a.py": "print(1)\n"})
@@ -273,7 +273,7 @@ def test_one_data_set_that_is_missing_stops_no_other(
     ended = distilling.run("run-task", distilling.task_file)
     assert ended.code == 1
     assert f"{distilling.root / 'data/sets/org/Chats'}: not found" in ended.err
-    assert len(distilling.lines(INS, "chatml")) == 4
+    assert len(distilling.rows(INS, "chatml")) == 4
     distilling.write_dataset("Chats", [chat(number) for number in range(3)])
     assert distilling.run("run-task", distilling.task_file).code == 0
 
@@ -322,7 +322,7 @@ def test_the_replies_that_inputs_got_go_with_them(
     distilling.write_input("a.jsonl", [asked("a?")])
     distilling.write_input("b.jsonl", [asked("b?")])
     assert distilling.run("run-task", distilling.task_file).code == 0
-    (distilling.root / distilling.inputs / "b.jsonl").unlink()
+    (distilling.input_folder / "b.jsonl").unlink()
     journals = distilling.root / "data/responses/.modelcall/chain/journal/responses"
     assert [path.name for path in sorted(journals.iterdir())] == ["a.jsonl", "b.jsonl"]
     ended = distilling.run("clean", distilling.task_file, "--deleted-inputs", "--yes")
