@@ -52,8 +52,9 @@ def task_data(source: str = "./in", target: str = "./out", name: str = "demo", *
 def write(path: Path, content: Data | str) -> Path:
     """Text as it is; else JSON or YAML by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dumped = json.dumps if path.suffix == ".json" else yaml.safe_dump
-    text = content if isinstance(content, str) else dumped(content)
+    is_json = path.suffix == ".json"
+    dumped = json.dumps(content) if is_json else yaml.safe_dump(content, allow_unicode=True)
+    text = content if isinstance(content, str) else dumped
     path.write_text(text, "utf-8")
     return path
 

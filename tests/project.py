@@ -26,6 +26,7 @@ import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from s3_server import S3Server
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
@@ -246,6 +247,16 @@ class Project:
         own = {"task_name": self.task, "data": {"input_folder": self.inputs}}
         content = merged(merged(RATING, own), changes or {})
         return self.write_yaml(f"tasks/{file or self.task}", content)
+
+    def write_task_in_store(
+        self, server: S3Server, bucket: str, endpoint: str = "", **changes: Any
+    ) -> None:
+        """Its output and journal; the input stays on the disk."""
+        (self.root / ".env").write_text(
+            f"AWS_ACCESS_KEY_ID={server.key}\nAWS_SECRET_ACCESS_KEY={server.secret}\n"
+            f"AWS_ENDPOINT_URL={endpoint or server.endpoint}\nAWS_REGION={server.region}\n"
+        )
+        self.write_task({"data": {"output_folder": f"s3://{bucket}/scores"}, **changes})
 
     def write_steps(self, task_type: str = "data_distillation", **fields: Any) -> Path:
         """A task of these steps; other fields as they are."""

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from project import TASK, Project, Row, some_rows
 from s3_server import S3Server
-from test_publications import put_in_store
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.storage.files import read_bytes
@@ -522,7 +521,7 @@ class TestInAStore:
         self, project: Project, s3_server: S3Server, bucket: str
     ) -> Iterator[Callable[[str, bytes], object]]:
         """Puts a file beside the scores of `a.jsonl`, which has three rows."""
-        put_in_store(project, s3_server, bucket)
+        project.write_task_in_store(s3_server, bucket)
         project.write_input("a.jsonl", some_rows(3))
         with closing(s3_server.client()) as client:
             yield lambda name, content: client.put_object(
@@ -560,7 +559,7 @@ class TestInAStore:
         before = read_bytes(output)
         assert project.run("run-task", TASK).code == 1
         assert read_bytes(output) == before
-        put_in_store(project, s3_server, bucket)
+        project.write_task_in_store(s3_server, bucket)
         assert project.run("run-task", TASK).code == 0
         assert read_bytes(output) == before and requests(server) == 2
 
