@@ -22,10 +22,10 @@ import pytest
 import yaml
 from botocore.client import BaseClient
 from click.testing import CliRunner
+from endpoint import Request, in_thread, said, serving
 from project import PREPROCESS, WORKSPACE, A, Project, merged, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
-from test_distillation import said, scripted
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.defs.instance import open_instance
@@ -175,8 +175,8 @@ class TestKills:
             return sum(replies(layout, tmp_path / f"look{next(looks)}").values())
 
         script = Stopping()
-        with scripted(script) as endpoint:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+        with in_thread(serving(script)) as endpoint:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
             for _ in range(2 if is_lost else 1):
                 before, script.limit = kept(), script.asked + 15
                 process = start(stored)
@@ -280,13 +280,13 @@ class TestTwoRuns:
             locks = Path("/proc/locks").read_text().splitlines()
             return sum("->" in line and inode in line for line in locks)
 
-        with scripted(Opinions(both=2 * IN_FLIGHT)) as endpoint:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+        with in_thread(serving(Opinions(both=2 * IN_FLIGHT))) as endpoint:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
             with claimed(claim):
                 proxy.clear()
                 processes = [start(project), start(other)]
                 until(lambda: waiting() == 2, LONG_S)
-                assert len(endpoint.bodies) == 16
+                assert len(endpoint.asked) == 16
             results = [ended(process) for process in processes]
             assert sorted(code for code, _ in results) == [0, 1], results
             (loser,) = (said for code, said in results if code == 1)
@@ -301,7 +301,7 @@ class TestTwoRuns:
                 code, said = ended(start(third))
                 assert code == 0, said
                 assert published(layout).ok == 8
-                assert len(endpoint.bodies) == 16
+                assert len(endpoint.asked) == 16
 
 
 class Stopping:
@@ -311,13 +311,13 @@ class Stopping:
         self.limit: float = 0
         self.asked = self.answered = 0
 
-    async def __call__(self, body: dict[str, Any]) -> bytes:
+    async def __call__(self, request: Request) -> bytes:
         self.asked += 1
         number = self.asked
         while number > self.limit:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self.answered += 1
-        return said({"content": '{"score": 3}'})
+        return said(content='{"score": 3}')
 
 
 class Opinions:
@@ -327,13 +327,13 @@ class Opinions:
         self._often: Counter[str] = Counter()
         self._both = both
 
-    async def __call__(self, body: dict[str, Any]) -> bytes:
-        question = body["messages"][-1]["content"]
+    async def __call__(self, request: Request) -> bytes:
+        question = request.question
         self._often[question] += 1
         score = 1 + self._often[question]
         while self._often.total() < self._both:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        return said({"content": orjson.dumps({"score": score}).decode()})
+        return said(content=orjson.dumps({"score": score}).decode())
 
 
 STAGES = ("raw", "preprocessed", "scores")

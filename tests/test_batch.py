@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import openai
 import orjson
 import pytest
+from endpoint import Request, Script, http, in_thread, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Batch
@@ -294,44 +294,26 @@ class TestResume:
         assert (told["t"], told["u"]) == ("gone", "not submitted")
 
 
-class Rewriting:
+def rewriting(base_url: str, change: Callable[[list[dict[str, Any]]], list[Any]]) -> Script:
     """Passes requests on to a server; the content of files comes back as `change` makes it."""
 
-    def __init__(self, base_url: str, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                kind = self.headers.get("content-type") or ""
-                with closing(HTTPConnection(urlsplit(base_url).netloc)) as there:
-                    body = self.rfile.read(length)
-                    there.request(self.command, self.path, body, {"content-type": kind})
-                    reply = there.getresponse()
-                    data = reply.read()
-                if reply.status == 200 and self.path.endswith("/content"):
-                    lines = change([orjson.loads(line) for line in data.splitlines()])
-                    data = b"".join(
-                        line if isinstance(line, bytes) else orjson.dumps(line) + b"\n"
-                        for line in lines
-                    )
-                self.send_response(reply.status)
-                self.send_header("content-type", reply.headers.get("content-type") or "")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+    def passed(request: Request) -> bytes:
+        kind = re.search(rb"content-type: (.*?)\r\n", request.head, re.IGNORECASE)
+        with closing(HTTPConnection(urlsplit(base_url).netloc)) as there:
+            method, headers = request.head.split()[0].decode(), {}
+            if kind is not None:
+                headers["content-type"] = kind[1].decode()
+            there.request(method, request.path, request.body, headers)
+            reply = there.getresponse()
+            data = reply.read()
+        if reply.status == 200 and request.path.endswith("/content"):
+            lines = change([orjson.loads(line) for line in data.splitlines()])
+            data = b"".join(
+                line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines
+            )
+        return http(reply.status, data, Content_Type=reply.headers.get("content-type") or "")
 
-            do_POST = do_DELETE = do_GET
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    return lambda request: asyncio.to_thread(passed, request)
 
 
 class TestAStrangeOutput:
@@ -362,7 +344,6 @@ class TestAStrangeOutput:
 
         body = {"choices": [{"message": {"content": '{"score": 2}'}, "finish_reason": "stop"}]}
         strange = {"response": {"status_code": 200, "body": body}, "error": None}
-        strangers = closing(Rewriting(server.base_url, change))
         rows = some_rows(6, "strange")
         batches = {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 3}}
         use_batches(project, batches).write_input(A, rows)
@@ -371,8 +352,8 @@ class TestAStrangeOutput:
         expected = [row["score"] for row in made]
         of_all = [f"{row['api_request_key']}-0-0-0" for row in made]
         assert 2 not in expected
-        with strangers as between:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
+        with in_thread(serving(rewriting(server.base_url, change))) as between:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", between.url)
             if left_behind:
                 shutil.rmtree(project.journal())
                 with pytest.raises(RunStopped):
@@ -399,8 +380,8 @@ class TestAStrangeOutput:
             return [*lines[2:-1], {**again, "custom_id": lines[2]["custom_id"]}, last[:-9]]
 
         use_batches(project).write_input(A, some_rows(8, "torn"))
-        with closing(Rewriting(server.base_url, change)) as between:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
+        with in_thread(serving(rewriting(server.base_url, change))) as between:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", between.url)
             report = project.score()
         assert (report.ok, server.stats()["batch_lines"]) == (8, 8 + 3)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from dagster._core.definitions.data_version import StaleStatus
+from endpoint import Endpoint, Request, Script, in_thread, refusal, said, serving
 from project import (
     ALL,
     CHATML,
@@ -54,8 +53,6 @@ from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.progress import Tally, Watcher
 from modelcall_assets.steps.score_report import ScoreReport
 from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
-
-Script = Callable[[Row], bytes | Awaitable[bytes]]
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")
 
@@ -107,60 +104,7 @@ def staleness(chain: Project, instance: dg.DagsterInstance) -> dict[str, list[St
     return {stage: [*chain.staleness(instance, stage).values()] for stage in STAGES}
 
 
-# An endpoint that says exactly what a test wants
-
-
-@dataclass
-class Scripted:
-    """Answers every request as `script` says, and remembers what it was asked."""
-
-    script: Script
-    bodies: list[Row] = field(default_factory=list)
-    base_url: str = ""
-
-    def questions(self) -> list[Any]:
-        """The last turn of each request since the last look."""
-        asked, self.bodies = self.bodies, []
-        return [body["messages"][-1]["content"] for body in asked]
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length:")[2].split()[0])
-            body = orjson.loads(await reader.readexactly(length))
-            self.bodies.append(body)
-            answer = self.script(body)
-            writer.write(answer if isinstance(answer, bytes) else await answer)
-            await writer.drain()
-
-    async def start(self) -> asyncio.Server:
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        return server
-
-
-@contextmanager
-def scripted(script: Script) -> Iterator[Scripted]:
-    """Serves from a thread of its own while the block runs."""
-    endpoint, loop = Scripted(script), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    async def stop(server: asyncio.Server) -> None:
-        server.close()
-        await server.wait_closed()
-
-    server = asyncio.run_coroutine_threadsafe(endpoint.start(), loop).result()
-    try:
-        yield endpoint
-    finally:
-        asyncio.run_coroutine_threadsafe(stop(server), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-Answered = Callable[[Script], Scripted]
+Answered = Callable[[Script], Endpoint]
 
 
 @pytest.fixture
@@ -168,46 +112,19 @@ def answered_by(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
     """Puts a scripted endpoint in the rehearsal server's place."""
     with ExitStack() as stack:
 
-        def serve(script: Script) -> Scripted:
-            endpoint = stack.enter_context(scripted(script))
-            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+        def serve(script: Script) -> Endpoint:
+            endpoint = stack.enter_context(in_thread(serving(script)))
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
             return endpoint
 
         yield serve
 
 
-def http(status: int, body: bytes, kind: str = "application/json") -> bytes:
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Connection: close\r\n\r\n".encode() + body
-
-
-def said(message: Row, finish_reason: str | None = "stop", *, streamed: bool = False) -> bytes:
-    """A completion, whole or in pieces: every text of the message in two deltas."""
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    if not streamed:
-        whole = {"role": "assistant", **message}
-        choice = {"index": 0, "message": whole, "finish_reason": finish_reason}
-        return http(200, orjson.dumps({"id": "x", "choices": [choice], "usage": usage}))
-    deltas: list[Row] = [{"role": "assistant"}]
-    for name, text in message.items():
-        halves = [None] if text is None else [text[: len(text) // 2], text[len(text) // 2 :]]
-        deltas += [{name: half} for half in halves]
-    chunks = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
-    chunks.append({"index": 0, "delta": {}, "finish_reason": finish_reason})
-    events = [orjson.dumps({"id": "x", "choices": [chunk]}) for chunk in chunks]
-    events += [orjson.dumps({"id": "x", "choices": [], "usage": usage}), b"[DONE]"]
-    return http(200, b"".join(b"data: %b\n\n" % event for event in events), "text/event-stream")
-
-
-def refused(status: int, code: str) -> bytes:
-    return http(status, orjson.dumps({"error": {"code": code, "message": f"no: {code}"}}))
-
-
-def echo(body: Row) -> bytes:
+def echo(request: Request) -> bytes:
     """Says its question; what is to be judged is a 3."""
-    question = body["messages"][-1]["content"]
+    question = request.question
     is_judging = isinstance(question, str) and question.startswith("Judge this text:")
-    return said({"content": '{"score": 3}' if is_judging else f"re: {question}"})
+    return said(content='{"score": 3}' if is_judging else f"re: {question}")
 
 
 def judged(responses: Sequence[str]) -> list[str]:
@@ -659,11 +576,11 @@ class TestSettings:
         project.write_yaml("models/rehearsal", old)
         project.write_generation()
         endpoint = answered_by(echo)
-        monkeypatch.setenv("BASE_URL", endpoint.base_url)
+        monkeypatch.setenv("BASE_URL", endpoint.url)
         monkeypatch.setenv("API_KEY", "k")
         monkeypatch.setenv("MODEL_NAME", "another")
         (row,) = answer_all(project, instance)
-        (body,) = endpoint.bodies
+        (body,) = endpoint.jsons
         assert (body["model"], body["top_p"]) == ("old-1", 0.5)
         assert row["api_model"] == "old-1"
 
@@ -695,14 +612,14 @@ class TestPrompts:
         ]
         project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
         project.write_generation()
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         rows = answer_all(project, instance)
         answers = (0, 1, 1, 2, 0)
         sent = [
             turns[: len(turns) - last] for turns, last in zip(conversations, answers, strict=True)
         ]
-        assert [body["messages"] for body in endpoint.bodies] == sent
-        assert {body["model"] for body in endpoint.bodies} == {"rehearsal-rater-1"}
+        assert [body["messages"] for body in endpoint.jsons] == sent
+        assert {body["model"] for body in endpoint.jsons} == {"rehearsal-rater-1"}
         assert [row["final_messages"] for row in rows] == [
             [*turns, turn("assistant", "yes")] for turns in sent
         ]
@@ -718,9 +635,9 @@ class TestPrompts:
         for name, turns in (("a", conversations), ("b", parts)):
             pq.write_table(pa.table({"messages": turns}), folder / f"{name}.parquet")
         project.write_generation()
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         assert project.materialize(instance).failed == []
-        sent = sorted((body["messages"] for body in endpoint.bodies), key=str)
+        sent = sorted((body["messages"] for body in endpoint.jsons), key=str)
         assert sent == sorted([*conversations, *parts], key=str)
         assert [row["final_messages"] for row in project.responses("b.jsonl")] == [
             [*parts[0], turn("assistant", "yes")]
@@ -734,9 +651,9 @@ class TestPrompts:
             '{"messages": [{"role": "user", "content": "u", "n": 123456789012345678901}]}'
         )
         project.write_generation()
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         assert [row["api_status"] for row in answer_all(project, instance)] == ["success"]
-        assert endpoint.bodies[0]["messages"][0]["n"] == 123456789012345678901.0
+        assert endpoint.jsons[0]["messages"][0]["n"] == 123456789012345678901.0
 
     def test_the_first_message_alone_is_sent_as_the_users_where_the_task_says_so(
         self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
@@ -748,10 +665,10 @@ class TestPrompts:
         ]
         project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
         project.write_generation({"prompt_mode": "first_message"})
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         rows = answer_all(project, instance)
         sent = [[turn("user", content)] for content in ("s", PARTS, "hello")]
-        assert [body["messages"] for body in endpoint.bodies] == sent
+        assert [body["messages"] for body in endpoint.jsons] == sent
         assert [row["final_messages"] for row in rows] == [
             [*turns, turn("assistant", "yes")] for turns in sent
         ]
@@ -822,11 +739,10 @@ def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
     """A reply in one piece need not say why it finished; a stream that does not may be cut off."""
     asking = {f"{n} {reason}": reply for reason in ("stop", "") for n, reply in enumerate(REPLIES)}
 
-    def reply(body: Row) -> bytes:
-        assert bool(body.get("stream")) == streamed
-        question = body["messages"][-1]["content"]
-        message, finish_reason = asking[question][0], question.partition(" ")[2] or None
-        return said(message, finish_reason, streamed=streamed)
+    def reply(request: Request) -> bytes:
+        assert bool(request.json.get("stream")) == streamed
+        message, finish = asking[request.question][0], request.question.partition(" ")[2] or None
+        return said(finish, streamed=streamed, **message)
 
     answered_by(reply)
     project.write_model({"chat_config": {"stream": streamed}})
@@ -850,23 +766,23 @@ def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
         assert (row["final_messages"] or [None])[-1] == last
 
 
-def faulty(body: Row) -> bytes:
+def faulty(request: Request) -> bytes:
     """As the question says."""
-    match body["messages"][-1]["content"].split():
+    match request.question.split():
         case ["long", *_]:
-            return said({"content": "as far as it c"}, "length")
+            return said("length", content="as far as it c")
         case ["thinking", *_]:
-            return said({"content": None, "reasoning": "on and o"}, "length")
+            return said("length", content=None, reasoning="on and o")
         case ["filtered", *_]:
-            return said({"content": ""}, "content_filter")
+            return said("content_filter", content="")
         case ["refused", *_]:
-            return refused(400, "invalid_request_error")
+            return refusal(400, "invalid_request_error")
         case ["forbidden", *_]:
-            return refused(400, "content_filter")
+            return refusal(400, "content_filter")
         case ["endless", *_]:
-            return refused(400, "context_length_exceeded")
+            return refusal(400, "context_length_exceeded")
         case _:
-            return echo(body)
+            return echo(request)
 
 
 FAILED = {
@@ -902,7 +818,7 @@ class TestFailures:
         )
         assert {row["final_messages"] and 1 for row in rows[1::2]} == {None}
         assert rows[1]["finish_reason"] == "length"
-        assert "no: context_length_exceeded" in rows[-1]["api_fail_detail"]
+        assert "server says context_length_exceeded" in rows[-1]["api_fail_detail"]
 
         manifest = project.manifest(CONVERSATIONS, "responses")
         counts = (manifest.rows, manifest.ok, manifest.failed)
@@ -1033,7 +949,7 @@ class TestFailures:
 def numbered() -> Script:
     """Never the same answer twice."""
     number = iter(range(1000))
-    return lambda body: said({"content": f"{body['messages'][-1]['content']} {next(number)}"})
+    return lambda request: said(content=f"{request.question} {next(number)}")
 
 
 def answers(project: Project) -> dict[tuple[int, int], str]:
@@ -1058,10 +974,9 @@ class TestSamples:
     ) -> None:
         given: Counter[str] = Counter()
 
-        def another(body: Row) -> bytes:
-            question = body["messages"][-1]["content"]
-            given[question] += 1
-            return said({"content": f"{question} answer {given[question]}"})
+        def another(request: Request) -> bytes:
+            given[request.question] += 1
+            return said(content=f"{request.question} answer {given[request.question]}")
 
         endpoint = answered_by(another)
         questions = ["a", "b"]
@@ -1157,7 +1072,7 @@ class TestSamples:
     ) -> None:
         number = iter(range(100))
         endpoint = answered_by(
-            lambda body: said({"content": "cut"}, "length") if next(number) == 1 else echo(body)
+            lambda asked: said("length", content="cut") if next(number) == 1 else echo(asked)
         )
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_generation({"samples": 3})
@@ -1221,15 +1136,12 @@ class TestRecords:
         project.write_generation({"concurrency": 2})
         all_asked = asyncio.Event()
 
-        async def last_of_all(body: Row) -> bytes:
-            await all_asked.wait()
-            return echo(body)
-
-        def reply(body: Row) -> bytes | Awaitable[bytes]:
-            if len(endpoint.bodies) == len(questions):
+        async def reply(request: Request) -> bytes:
+            if len(endpoint.asked) == len(questions):
                 all_asked.set()
-            is_slow = body["messages"][-1]["content"] == "slow"
-            return last_of_all(body) if is_slow else echo(body)
+            if request.question == "slow":
+                await all_asked.wait()
+            return echo(request)
 
         endpoint = answered_by(reply)
         rows = answer_all(project, instance)
@@ -1554,14 +1466,12 @@ def test_tool_calls_are_kept_and_a_refusal_is_told(
 ) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     replies: dict[str, bytes] = {
-        "plain": said({"content": "yes"}, streamed=streamed),
-        "no": said({"content": None, "refusal": "I won't"}, streamed=streamed),
-        "odd": said({"content": "half"}, "whatever", streamed=streamed),
+        "plain": said(content="yes", streamed=streamed),
+        "no": said(content=None, refusal="I won't", streamed=streamed),
+        "odd": said("whatever", content="half", streamed=streamed),
     }
-    message = {"role": "assistant", "content": None, "tool_calls": [call]}
-    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
-    replies["call"] = http(200, orjson.dumps({"choices": [choice]}))
-    answered_by(lambda body: replies[body["messages"][-1]["content"]])
+    replies["call"] = said("tool_calls", content=None, tool_calls=[call])
+    answered_by(lambda request: replies[request.question])
     project.write_input(CONVERSATIONS, [asked(question) for question in replies])
     project.write_generation(max_failure_rate=1)
     plain, no, odd, called = answer_all(project, instance)
@@ -1593,7 +1503,7 @@ class TestColumns:
             }
         )
         project.write_generation(max_failure_rate=0.5)
-        endpoint = answered_by(lambda _: said({"content": "yes", "reasoning": "why"}))
+        endpoint = answered_by(lambda _: said(content="yes", reasoning="why"))
         good, bad = answer_all(project, instance)
         assert list(good) == ["messages", "id", "lang", *COLUMNS]
         assert list(bad) == ["lang", "messages", *COLUMNS]
@@ -1614,7 +1524,7 @@ class TestColumns:
             "api_completion_tokens": 2,
             "api_cost_usd": pytest.approx(3e-5 + 2e-4),
             "api_attempts": 1,
-            "api_endpoint": endpoint.base_url.removeprefix("http://"),
+            "api_endpoint": endpoint.url.removeprefix("http://"),
             "api_request_id": "x",
         }
         assert {name: good[name] for name in known} == known
@@ -1698,7 +1608,7 @@ class TestColumns:
         project.write_generation(max_failure_rate=1)
         endpoint = answered_by(echo)
         assert project.materialize(instance).failed == []
-        assert [body["messages"] for body in endpoint.bodies] == [
+        assert [body["messages"] for body in endpoint.jsons] == [
             [turn("user", "a")],
             [turn("user", "b")],
         ]
@@ -1726,8 +1636,8 @@ class TestJudge:
         )
         endpoint = answered_by(faulty)
         assert project.materialize(instance).failed == []
-        asked_judge = [body for body in endpoint.bodies if body["model"] == "judge-1"]
-        assert len(endpoint.bodies) == 5 + 2
+        asked_judge = [body for body in endpoint.jsons if body["model"] == "judge-1"]
+        assert len(endpoint.asked) == 5 + 2
         assert [body["messages"][-1]["content"] for body in asked_judge] == judged(
             ["re: good one", "re: good too"]
         )

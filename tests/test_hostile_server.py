@@ -11,6 +11,19 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
+from endpoint import TRANSPORTS, payload
+from hostile_server import (
+    BEHAVIOURS,
+    NOBODY,
+    OWN,
+    TO_NOBODY,
+    answer_to,
+    chunked,
+    encoded,
+    hostile,
+    stream,
+    whole,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,20 +32,7 @@ from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain
 from modelcall_assets.llm.exchange import HttpExchange, NoReply
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.transport import DirectTransport, Reply
-from tests.hostile_server import (
-    BEHAVIOURS,
-    NOBODY,
-    OWN,
-    TO_NOBODY,
-    chunked,
-    completion,
-    encoded,
-    hostile,
-    stream,
-    whole,
-)
 
-TRANSPORTS = (DirectTransport, SdkTransport)
 ROWS, WORKERS = 12, 3
 LIMIT_MIB = 1
 BUFFERS = 16 << 20
@@ -47,10 +47,6 @@ def outcome(row: str, reply: Reply) -> str:
             return failure.reason.value
         case Refused():
             return "refused"
-
-
-def payload(row: str) -> bytes:
-    return json.dumps({"model": "m", "messages": [{"role": "user", "content": row}]}).encode()
 
 
 async def ask_all(transport: DirectTransport | SdkTransport, rows: Iterable[str]) -> dict[str, str]:
@@ -104,7 +100,7 @@ def test_every_row_has_its_own_answer_or_a_failure(
 
 
 def framed(row: str) -> list[bytes]:
-    body = completion(row)
+    body = answer_to(row)
     return [whole(body), chunked(body, 7), stream(row), encoded(gzip.compress(body), "gzip")]
 
 
@@ -191,7 +187,7 @@ def test_every_request_that_went_out_is_counted(
         answered += 1
         if name != "honest" and answered % (2 if name.startswith("closed") else 3):
             yield "close"
-        yield whole(completion(row))
+        yield whole(answer_to(row))
 
     async def run() -> None:
         async with hostile(behaviour) as server, kind("n", server.url, timeout_s=20.0) as transport:

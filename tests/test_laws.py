@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from endpoint import WithoutNetwork, completion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import TASK, Project, Row, read_rows
@@ -160,22 +161,14 @@ def test_every_kind_of_misbehaviour_ends_as_rows_with_true_reasons(
         assert set(reasons) <= mistakes | {"bad_request", "truncated"}
 
 
-class ScriptedEndpoint:
+class Seeded(WithoutNetwork):
     """Answers by a pure function of the request and how often it came; stops dead on demand."""
-
-    name = "scripted"
 
     def __init__(self, seed: int, fault_rate: float, stop_after: int | None = None) -> None:
         self.seed, self.fault_rate, self.stop_after = seed, fault_rate, stop_after
         self.sent: Counter[bytes] = Counter()
         self.answered: Counter[bytes] = Counter()
         self.killed = asyncio.Event()
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *error):
-        return None
 
     async def send(self, payload: bytes) -> Reply:
         if self.stop_after is not None and sum(self.sent.values()) >= self.stop_after:
@@ -194,11 +187,8 @@ class ScriptedEndpoint:
         content = chance.choice(
             ['{"score": 3}', '{"score": 4, "quality_tags": ["a"]}', "{}", "", "x"]
         )
-        choice = {
-            "message": {"content": content},
-            "finish_reason": chance.choice(["stop"] * 5 + ["length"]),
-        }
-        return Reply(200, {}, orjson.dumps({"choices": [choice]}))
+        finish = chance.choice(["stop"] * 5 + ["length"])
+        return Reply(200, {}, orjson.dumps(completion(finish, content=content)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -220,7 +210,7 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
         lost = 0
         answered: Counter[bytes] = Counter()
         for run, stop_after in enumerate([*kill_points, None]):
-            endpoint = ScriptedEndpoint(seed, fault_rate, stop_after)
+            endpoint = Seeded(seed, fault_rate, stop_after)
             report = asyncio.run(score_until_killed(steps, endpoint, f"run{run:08d}"))
             answered += endpoint.answered
             if report is not None:
@@ -236,7 +226,7 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
         assert [row["api_status"] for row in rows].count("success") == report.ok
 
 
-async def score_until_killed(steps: TaskSteps, endpoint: ScriptedEndpoint, run_id: str):
+async def score_until_killed(steps: TaskSteps, endpoint: Seeded, run_id: str):
     """The report, or None when the endpoint said that the process is dead by now."""
     channel = Channel(endpoint, Limits(IN_FLIGHT))
     async with Engine([channel], max_in_flight=IN_FLIGHT, max_retries=50) as engine:

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from endpoint import WithoutNetwork, completion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import A, Project
@@ -28,20 +29,12 @@ Says = Callable[[int], Any]
 """The completion of the row with this number."""
 
 
-class Endpoint:
-    """Answers in the order of the rows' numbers, without a network."""
-
-    name = "here"
+class Numbered(WithoutNetwork):
+    """Answers in the order of the rows' numbers."""
 
     def __init__(self, says: Callable[[int], Reply]) -> None:
         self.says = says
         self.asked: list[int] = []
-
-    async def __aenter__(self) -> Endpoint:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        return None
 
     async def send(self, payload: bytes) -> Reply:
         text: str = orjson.loads(payload)["messages"][-1]["content"]
@@ -50,7 +43,7 @@ class Endpoint:
 
 
 def score(project: Project, says: Callable[[int], Reply]) -> tuple[ScoreReport, list[int]]:
-    endpoint = Endpoint(says)
+    endpoint = Numbered(says)
     engine = Engine([Channel(endpoint, Limits(8))], max_in_flight=8, max_retries=0)
     return project.score(A, engine), endpoint.asked
 
@@ -73,8 +66,7 @@ def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> N
 
 
 def whole(content: Any, **more: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"content": content}, "finish_reason": "stop"}
-    return {"id": "x", "choices": [choice], **more}
+    return {**completion(content=content), **more}
 
 
 def reply(completion: Any) -> Reply:

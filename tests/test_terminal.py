@@ -10,9 +10,8 @@ from pathlib import Path
 
 import orjson
 import pytest
+from endpoint import http, in_thread, said, serving
 from project import TASK, Project
-from test_secrets import completion, echoing
-from test_transports import http
 
 import modelcall_assets.cli
 from modelcall_assets.transforms.page import html_page
@@ -24,7 +23,7 @@ STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 @pytest.mark.parametrize(
     "answer",
     [
-        http(200, completion(EVIL)),
+        said(content=EVIL),
         http(400, orjson.dumps({"error": {"message": EVIL}})),
         http(401, orjson.dumps({"error": {"message": EVIL}})),
         http(500, EVIL.encode()),
@@ -37,8 +36,8 @@ def test_no_command_lets_the_text_of_others_steer(answer: bytes, bare: Project) 
     bare.write_input(name, [{"id": EVIL, "text": EVIL}, {"id": 1, EVIL: "x"}, b'{"' + b"\xc2\x9b"])
     bare.write_task({"max_failure_rate": 1.0, EVIL: 1}, file=f"odd{EVIL[:8]}")
     told = ""
-    with echoing({"text": answer}) as (_, host):
-        client = {"base_url": f"http://{host}/v1", "max_retries": 0}
+    with in_thread(serving(answer)) as endpoint:
+        client = {"base_url": endpoint.url, "max_retries": 0}
         bare.write_model({"client_config": client})
         bare.write_task({"max_failure_rate": 1.0})
         for command in (
