@@ -35,7 +35,7 @@ from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
@@ -333,15 +333,17 @@ class Project:
 
     def manifest(self, name: str, stage: str = "scores", *, rejected: bool = False) -> Any:
         """None if there is none."""
-        return read_manifest(self.steps().layout.manifest_path(stage, name, rejected=rejected))
+        key = encode_key(name)
+        return read_manifest(self.steps().layout.manifest_path(stage, key, rejected=rejected))
 
     def output(self, name: str, stage: str = "scores") -> Path:
         """Where what is accepted of a partition is published."""
-        return Path(str(self.steps().layout.output_path(stage, name)))
+        return Path(str(self.steps().layout.output_path(stage, encode_key(name))))
 
     def rejected(self, name: str, stage: str = "scores") -> Path:
         """Where what is not accepted of a partition lies."""
-        return Path(str(self.steps().layout.output_path(stage, name, rejected=True)))
+        layout = self.steps().layout
+        return Path(str(layout.output_path(stage, encode_key(name), rejected=True)))
 
     def result(self, name: str, stage: str = "scores") -> Path:
         """What was accepted, else what was rejected."""
@@ -366,11 +368,11 @@ class Project:
         return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
 
     def look(
-        self, instance: dg.DagsterInstance, cursor: str = ""
+        self, instance: dg.DagsterInstance, cursor: str = "", **options: Any
     ) -> tuple[dg.SensorResult | dg.SkipReason, str]:
         """What one look of the task's sensor for files gives, and its new cursor."""
         context = dg.build_sensor_context(instance=instance, cursor=cursor)
-        result = files_sensor(self.steps())(context)
+        result = files_sensor(self.steps(), **options)(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result, getattr(result, "cursor", None) or context.cursor or ""
 
@@ -378,18 +380,18 @@ class Project:
         self, name: str = A, engine: Engine | None = None, *, fresh: bool = False
     ) -> ScoreReport:
         """Raw and scores of one file, without Dagster."""
-        steps = self.steps()
+        steps, key = self.steps(), encode_key(name)
 
         async def work() -> ScoreReport:
             async with engine or steps.engine() as opened:
-                return await steps.scores(name, opened, Tally(), uuid4().hex, fresh=fresh)
+                return await steps.scores(key, opened, Tally(), uuid4().hex, fresh=fresh)
 
-        steps.raw(name)
+        steps.raw(key)
         return asyncio.run(work())
 
     def journal(self, name: str = A, stage: str = "scores") -> Path:
         """The folder of a partition's journal."""
-        return Path(str(self.steps().layout.journal_folder(stage, name)))
+        return Path(str(self.steps().layout.journal_folder(stage, encode_key(name))))
 
     def run(self, *arguments: str | Path) -> Ended:
         """`modelcall …` in this process, in the project's folder."""

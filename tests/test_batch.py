@@ -34,8 +34,10 @@ from modelcall_assets.errors import (
 )
 from modelcall_assets.journal.journal import Address, BatchNote, Entry, Journal
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
+from modelcall_assets.llm.patience import Patience
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.steps.batch_calls import FIRST_WITH_BUDGET
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
 
@@ -555,17 +557,13 @@ class TestTheEndpoint:
 
     @pytest.mark.parametrize("seed", range(6))
     def test_calls_that_fail_are_repeated_and_no_batch_is_made_twice(
-        self,
-        project: Project,
-        server: RehearsalServer,
-        monkeypatch: pytest.MonkeyPatch,
-        seed: int,
+        self, project: Project, server: RehearsalServer, seed: int
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.llm.backoff.BASE_S", 0.01)
         server.set_faults(Faults(rate_call_500=0.2, rate_call_lost=0.3, rate_500=0.2, seed=seed))
         use_batches(project, {"client_config": {"max_retries": 50}})
         project.write_input(A, some_rows(12, "calls"))
-        assert project.score().ok == 12
+        quick = project.steps().engine(patience=Patience(base_s=0.01))
+        assert project.score(A, quick).ok == 12
         assert server.stats()["repeated_ok"] == 0
 
     def test_one_without_batches_stops_the_run(
@@ -622,15 +620,13 @@ class TestReuseAndBudget:
         assert server.stats()["repeated_ok"] == 0
 
     def test_until_a_cost_is_known_a_batch_is_small(
-        self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.steps.batch_calls.FIRST_WITH_BUDGET", 5)
         project.write_task({"budget_tokens": 3000})
-        use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 50}})
-        project.write_input(A, some_rows(200, "small"))
+        use_batches(project).write_input(A, some_rows(FIRST_WITH_BUDGET + 200, "small"))
         with pytest.raises(BudgetSpent):
             project.score()
-        assert 5 < server.stats()["requests"] < 50
+        assert server.stats()["requests"] == FIRST_WITH_BUDGET
 
 
 class TestModelFile:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import ANY
 
@@ -15,13 +14,12 @@ import pytest
 from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payload, refusal, serving
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm import backoff as backoff_module
-from modelcall_assets.llm import engine as engine_module
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import BadRecord
-from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
+from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine, Exchange, GaveUp
 from modelcall_assets.llm.http import SPARE
 from modelcall_assets.llm.limiter import Limits
+from modelcall_assets.llm.patience import Patience
 from modelcall_assets.llm.transport import DirectTransport, Reply, Transport
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
@@ -34,25 +32,27 @@ def record(number: int = 0, **more: Any) -> bytes:
     return payload(f"record {number}", **more)
 
 
-@asynccontextmanager
-async def engine_at(
-    base_url: str,
+QUICK = Patience(base_s=0.01)
+"""Waits that no server asked for are not what is tested here."""
+
+
+def engine_at(
+    base_url: str, *, timeout_s: float = 30, api_key: str | None = KEY, **options: Any
+) -> Engine:
+    return engine_over(DirectTransport("host:1/v1", base_url, api_key, timeout_s), **options)
+
+
+def engine_over(
+    transport: Transport,
     *,
     max_in_flight: int = 8,
     max_retries: int = 5,
-    timeout_s: float = 30,
-    api_key: str | None = KEY,
-) -> AsyncIterator[Engine]:
-    transport = DirectTransport("host:1/v1", base_url, api_key, timeout_s)
-    async with engine_over(
-        transport, max_in_flight=max_in_flight, max_retries=max_retries
-    ) as engine:
-        yield engine
-
-
-def engine_over(transport: Transport, *, max_in_flight: int, max_retries: int) -> Engine:
+    patience: Patience = QUICK,
+) -> Engine:
     channel = Channel(transport, Limits(max_in_flight))
-    return Engine([channel], max_in_flight=max_in_flight, max_retries=max_retries)
+    return Engine(
+        [channel], max_in_flight=max_in_flight, max_retries=max_retries, patience=patience
+    )
 
 
 async def all_of(asking: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -81,18 +81,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
-
-
-@pytest.fixture(autouse=True)
-def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that no server asked for are not what is tested here."""
-    monkeypatch.setattr(backoff_module, "BASE_S", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[RehearsalServer]:
-    with serve_in_thread() as running:
-        yield running
 
 
 def ask_script(*replies: bytes, count: int = 1, **options: Any) -> tuple[list[Any], Endpoint]:
@@ -268,11 +256,9 @@ def test_being_busy_uses_up_no_retries() -> None:
     assert result.attempts == 21
 
 
-def test_an_endpoint_that_stays_busy_is_given_up_when_patience_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "RATE_LIMIT_PATIENCE_S", 0.2)
-    (result,), script = ask_script(refusal(429, "busy", Retry_After="0.05"), max_retries=2)
+def test_an_endpoint_that_stays_busy_is_given_up_when_patience_ends() -> None:
+    busy, short = refusal(429, "busy", Retry_After="0.05"), replace(QUICK, busy_s=0.2)
+    (result,), script = ask_script(busy, max_retries=2, patience=short)
     assert isinstance(result, GaveUp)
     assert result.failure.reason is Reason.RATE_LIMITED
     assert script.asked[-1].at - script.asked[0].at >= 0.15
@@ -359,14 +345,10 @@ async def _ask_wrong_model(base_url: str) -> list[Any]:
         return await ask_many(engine, 100, model="gpt-nothing")
 
 
-def test_a_slow_first_answer_does_not_hold_up_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.05)
-
+def test_a_slow_first_answer_does_not_hold_up_the_others() -> None:
     async def run() -> None:
-        transport = Held()
-        async with engine_over(transport, max_in_flight=4, max_retries=0) as engine:
+        transport, soon = Held(), replace(QUICK, first_call_alone_s=0.05)
+        async with engine_over(transport, max_in_flight=4, patience=soon) as engine:
             asking = [asyncio.create_task(engine.ask(record())) for _ in range(4)]
             await until(lambda: len(transport.sent) == 4)
             transport.answer.set()
@@ -428,9 +410,15 @@ class Moderated(WithoutNetwork):
         return Reply(200, {}, GOOD)
 
 
-def ask_moderated(transport: Moderated, count: int, in_flight: int) -> list[Any]:
+def ask_moderated(
+    transport: Moderated, count: int, in_flight: int, alone_s: float = 0.25
+) -> list[Any]:
+    soon = replace(QUICK, first_call_alone_s=alone_s, until_one_answers_s=0.01)
+
     async def run() -> list[Any]:
-        async with engine_over(transport, max_in_flight=in_flight, max_retries=0) as engine:
+        async with engine_over(
+            transport, max_in_flight=in_flight, max_retries=0, patience=soon
+        ) as engine:
             return await ask_many(engine, count)
 
     return asyncio.run(run())
@@ -452,15 +440,11 @@ def test_a_block_page_fails_only_its_record(status: int) -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 8, 300])
-def test_a_403_of_some_records_fails_only_them(
-    in_flight: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_403_of_some_records_fails_only_them(in_flight: int) -> None:
     """Even if dozens of them come back before the first answer does."""
-    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.01)
-    monkeypatch.setattr(engine_module, "UNTIL_ONE_ANSWERS_S", 0.01)
     held = 257 if in_flight == 300 else 1
     transport = Moderated(held, lambda number: number % 7 == 3)
-    results = ask_moderated(transport, 300, in_flight)
+    results = ask_moderated(transport, 300, in_flight, alone_s=0.01)
     assert outcomes(results) == {"Exchange": 257, "bad_request": 43}
     for number, result in enumerate(results):
         assert isinstance(result.verdict, BadRecord) == (number % 7 == 3)
@@ -475,13 +459,10 @@ def test_many_403s_in_a_row_are_the_endpoints() -> None:
     assert transport.sent <= 100 + 25 + 8
 
 
-def test_a_key_that_is_refused_with_many_in_flight_stops_the_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.0)
-    monkeypatch.setattr(engine_module, "UNTIL_ONE_ANSWERS_S", 0.01)
+def test_a_key_that_is_refused_with_many_in_flight_stops_the_run() -> None:
     transport = Moderated(1, lambda _: False, is_revoked=True)
-    assert outcomes(ask_moderated(transport, 500, 100)) == {"EndpointRefused": 500}
+    found = outcomes(ask_moderated(transport, 500, 100, alone_s=0.0))
+    assert found == {"EndpointRefused": 500}
 
 
 @pytest.mark.parametrize("status", [502, 503, 504, 529])
@@ -497,13 +478,15 @@ def test_an_overload_now_and_then_loses_no_record(status: int) -> None:
     assert len(script.asked) > 130
 
 
-def test_an_endpoint_that_stays_overloaded_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff_module, "CAP_S", 0.01)
+def test_an_endpoint_that_stays_overloaded_is_given_up() -> None:
     nginx = http(503, b"<html>busy</html>")
-    results, script = ask_script(http(200, GOOD), nginx, count=2, max_retries=3, max_in_flight=1)
+    results, script = ask_script(
+        http(200, GOOD), nginx, count=2, max_retries=3, max_in_flight=1,
+        patience=replace(QUICK, cap_s=0.01),
+    )  # fmt: skip
     assert outcomes(results) == {"Exchange": 1, "GaveUp": 1}
     assert results[1].failure.reason is Reason.SERVER_ERROR
-    assert len(script.asked) == 1 + engine_module.OVERLOADS_BORNE + 4
+    assert len(script.asked) == 1 + OVERLOADS_BORNE + 4
 
 
 @dataclass
@@ -575,14 +558,14 @@ def test_a_cancelled_ask_gives_its_slot_back() -> None:
     asyncio.run(run())
 
 
-def test_thousands_of_busy_replies_are_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_busy_replies_are_borne() -> None:
     """The back-off is capped before it overflows."""
-    monkeypatch.setattr(backoff_module, "CAP_S", 0.0)
 
     async def run() -> None:
         transport = Held(reply=Reply(429, {"retry-after": "0"}, b""))
         transport.answer.set()
-        async with engine_over(transport, max_in_flight=1, max_retries=0) as engine:
+        at_once = replace(QUICK, cap_s=0.0)
+        async with engine_over(transport, max_in_flight=1, patience=at_once) as engine:
             asking = asyncio.create_task(engine.ask(record()))
             await until(lambda: asking.done() or engine.counters.requests > 1500)
             transport.reply = Reply(200, {}, GOOD)

@@ -27,7 +27,6 @@ from hostile_server import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.llm import http, sdk_transport
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
 from modelcall_assets.llm.exchange import HttpExchange, NoReply
 from modelcall_assets.llm.sdk_transport import SdkTransport
@@ -65,21 +64,22 @@ async def ask_all(transport: DirectTransport | SdkTransport, rows: Iterable[str]
 @pytest.mark.parametrize("kind", TRANSPORTS)
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_every_row_has_its_own_answer_or_a_failure(
-    name: str, kind: type[DirectTransport | SdkTransport], monkeypatch: pytest.MonkeyPatch
+    name: str, kind: type[DirectTransport | SdkTransport]
 ) -> None:
     """Two rows in four meet it, so that some meet what it left behind."""
     behaviour, allowed = BEHAVIOURS[name]
     may_take_long = "timeout" in allowed
-    if name in TO_NOBODY:  # this server shares our processor, and may be late
-        monkeypatch.setattr(http, "LEAST_REST_S", 0.2)
-        monkeypatch.setattr(sdk_transport, "LEAST_REST_S", 0.2)
+    # This server shares our processor, and may be late.
+    options = {"least_rest_s": 0.2} if name in TO_NOBODY else {}
     rows = [f"{'bad' if number % 4 in (1, 2) else 'good'} {number}" for number in range(ROWS)]
 
     async def run() -> None:
         timeout_s = 0.3 if may_take_long else 20.0
         async with (
             hostile(behaviour) as server,
-            kind("n", server.url, timeout_s=timeout_s, max_reply_mib=LIMIT_MIB) as transport,
+            kind(
+                "n", server.url, timeout_s=timeout_s, max_reply_mib=LIMIT_MIB, **options
+            ) as transport,
         ):
             found = await ask_all(transport, rows)
             assert {found[row] for row in rows if row.startswith("bad")} <= allowed

@@ -571,7 +571,7 @@ class TestOwn:
         task(project, f"{module}:Notes")
         summary = project.materialize(instance)
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
-        texts = [(row["path"], row["text"]) for row in project.rows("all%2Cnotes", "preprocessed")]
+        texts = [(row["path"], row["text"]) for row in project.rows("all,notes", "preprocessed")]
         assert texts == [("b.txt", "grün \ufffd"), ("deep/a.txt", "one")]
         assert [row["text"] for row in project.rows("rows", "preprocessed")] == ["row"]
 

@@ -206,15 +206,14 @@ class TestRuns:
         assert bare.materialize(instance).failed == [] and server.stats()["requests"] == paid
 
     def test_what_a_kill_leaves_is_found_and_deleted(
-        self, project: Project, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, s3_server: S3Server, bucket: str
     ) -> None:
         project.write_task_in_store(s3_server, bucket)
         with closing(s3_server.client()) as client:
             client.create_multipart_upload(Bucket=bucket, Key="scores/a.parquet")
             steps = project.steps()
             assert list(left_over(steps)) == []
-            monkeypatch.setattr("modelcall_assets.steps.clean.IN_USE_S", -5.0)
-            (found,) = left_over(steps)
+            (found,) = left_over(steps, in_use_s=-5.0)
             assert found.why == LEFT_OVER
             assert found.name.startswith(f"s3://{bucket}/scores/a.parquet (upload ")
             assert found.delete()

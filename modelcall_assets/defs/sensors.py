@@ -33,7 +33,7 @@ PAGE_FILES = 20_000
 """Listed in one tick; a store takes a second or so for them."""
 
 
-def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
+def files_sensor(steps: TaskSteps, page_files: int = PAGE_FILES) -> dg.SensorDefinition:
     """Watches the task's input folder; a new or changed file runs through all its stages."""
     spec, settings = steps.spec, steps.spec.task.sensor
     assets = [
@@ -50,7 +50,7 @@ def files_sensor(steps: TaskSteps) -> dg.SensorDefinition:
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = Cursor.parse(context.cursor)
         try:
-            page = _page(steps, cursor.after)
+            page = _page(steps, cursor.after, page_files)
         except ModelcallError as error:
             return dg.SkipReason(str(error))
         if cursor.is_settled(page):
@@ -159,11 +159,11 @@ class Page:
         return first <= path and (not last or path < last)
 
 
-def _page(steps: TaskSteps, after: str) -> Page:
+def _page(steps: TaskSteps, after: str, most: int) -> Page:
     if steps.spec.task.max_files is not None:
         files, last = steps.inputs.files(), ""
     else:
-        files, last = steps.inputs.page(after, PAGE_FILES)
+        files, last = steps.inputs.page(after, most)
     return Page(after, last, {encode_key(file.key_path): file.version for file in files})
 
 

@@ -65,9 +65,9 @@ class Garbage:
         return True
 
 
-def left_over(steps: TaskSteps) -> Iterator[Garbage]:
+def left_over(steps: TaskSteps, in_use_s: float = IN_USE_S) -> Iterator[Garbage]:
     """What publishes that never ended have left."""
-    before, layout = time.time() - IN_USE_S, steps.layout
+    before, layout = time.time() - in_use_s, steps.layout
     found = {
         each.name: each for folder in layout.own_folders for each in left_overs(folder, before)
     }

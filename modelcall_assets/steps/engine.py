@@ -15,13 +15,14 @@ from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.lease import Lease
 from modelcall_assets.llm.limiter import Limits
+from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.llm.transport import DirectTransport, Transport
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
 
 
-def engine_of(spec: TaskSpec, stage: str) -> Engine:
+def engine_of(spec: TaskSpec, stage: str, patience: Patience = PATIENCE) -> Engine:
     """To be entered; SetupError when a key or host is not set."""
     endpoints = spec.endpoints(stage)
     most = spec.max_in_flight(stage)
@@ -37,6 +38,7 @@ def engine_of(spec: TaskSpec, stage: str) -> Engine:
         [_channel(endpoint, most, leased=not by_batches) for endpoint in endpoints],
         max_in_flight=most,
         max_retries=endpoints[0].max_retries,
+        patience=patience,
         batches=_batches(endpoints[0], model.batch) if by_batches else None,
         collector=collector,
     )

@@ -14,6 +14,7 @@ from modelcall_assets.config.spec import PREPROCESSED, RAW, RESPONSES, SCORES, T
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.outcome import Dropped, Failure
@@ -307,9 +308,9 @@ class TaskSteps:
     def _is_rejected(self, report: Judged) -> bool:
         return report.failure_rate > self.spec.task.max_failure_rate
 
-    def engine(self, stage: str = SCORES) -> Engine:
+    def engine(self, stage: str = SCORES, patience: Patience = PATIENCE) -> Engine:
         """Requests to a stage's model, to be entered; SetupError when a key or host is not set."""
-        return engine_of(self.spec, stage)
+        return engine_of(self.spec, stage, patience)
 
     def source(self, stage: str, key: str) -> Source:
         """The rows that `stage` reads. InputError when they are not there yet."""
