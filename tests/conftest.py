@@ -18,6 +18,8 @@ from modelcall_assets.defs.home import whole_home
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 
+pytest.register_assert_rewrite("s3_contract")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for a daemon begins first, so that other tests fill the time."""

@@ -23,6 +23,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import checkout, rendergit_cxml, repomix_xml, tracked_texts
+from pages import ROOT, write_examples
 from preprocessing import preprocessed, published
 from project import TASK, Project, some_rows, until, write_rows
 from s3_server import S3Server
@@ -37,7 +38,6 @@ from modelcall_assets.transforms.github_raw_code import GithubRawCode
 from modelcall_assets.transforms.tokens import count_tokens
 from modelcall_assets.transforms.triplet_filter import FACTS, TripletFilter
 
-ROOT = Path(__file__).parent.parent
 CODE = "def f(x):\n    return x\n"
 
 
@@ -403,14 +403,9 @@ class TestGroups:
 
 class TestOwn:
     def test_the_example_of_the_page_runs(self, project: Project) -> None:
-        page = (ROOT / "docs/preprocessing.md").read_text()
-        for language in ("python", "yaml"):
-            for text in re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.M):
-                text = textwrap.dedent(text)
-                path = project.root / text.splitlines()[0].removeprefix("# ")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rate = "max_failure_rate: 1\n" if language == "yaml" else ""
-                path.write_text(text + rate)
+        for path in write_examples(ROOT / "docs/preprocessing.md", project.root):
+            if path.suffix == ".yaml":
+                path.write_text(path.read_text() + "max_failure_rate: 1\n")
         shutil.copytree(ROOT / "configs/prompts", project.root / "configs/prompts",
                         dirs_exist_ok=True)  # fmt: skip
         project.task, project.inputs = "forum", "data/forum"

@@ -14,7 +14,8 @@ import pytest
 from dagster._core.definitions.data_version import StaleStatus
 from hypothesis import given
 from hypothesis import strategies as st
-from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row
+from pages import ROOT, write_examples
+from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read_rows
 
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.errors import RunStopped, SetupError
@@ -546,21 +547,12 @@ class TestBeforehand:
 
 class TestThePage:
     def test_its_example_runs(self, rules: Rules, instance: dg.DagsterInstance) -> None:
-        from test_docs import ROOT, blocks
-
-        page = ROOT / "docs/scorers.md"
-        (source,), (task,) = blocks(page, "python"), blocks(page, "yaml")
-        root = rules.root
-        for block in (source, task):
-            place = root / block.split("\n", 1)[0].removeprefix("# ")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(block)
-        project = Project(root, "comments", "data/my_corpus")
-        project.write_input("a.jsonl", [{"id": 1, "text": "x = 1  # one\n\ny = 2\n"}, {"id": 2}])
-        summary = Rules(project).run(instance)
-        (message,) = summary.failed
+        assert len(write_examples(ROOT / "docs/scorers.md", rules.root)) == 2
+        rules.task, rules.inputs = "comments", "data/my_corpus"
+        rules.write_input(A, [{"id": 1, "text": "x = 1  # one\n\ny = 2\n"}, {"id": 2}])
+        (message,) = rules.materialize(instance).failed
         assert "scorer_error 1. The first: KeyError: 'text' (record 2)" in message
-        path = project.rejected("a.jsonl")
-        first = pq.read_table(path).to_pylist()[0]
+        path = rules.rejected(A)
+        first = read_rows(path)[0]
         assert (first["comment_share"], first["verdict"]) == (0.5, "fine")
         assert str(pq.read_schema(path).field("comment_share").type) == "double"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from config_files import Configs, Data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pages import ROOT, blocks
 from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog, load_task
@@ -823,8 +823,8 @@ def test_reading_is_told_by_each_step_that_distils(project: Storage) -> None:
 
 
 def test_the_examples_of_the_page_are_valid(project: Storage) -> None:
-    page = (Path(__file__).parent.parent / "docs/storage.md").read_text()
-    examples = re.findall(r"```yaml\n# configs/storage.yaml\n(.*?)```", page, re.DOTALL)
+    found = blocks(ROOT / "docs/storage.md", "yaml")
+    examples = [text for text in found if text.startswith("# configs/storage.yaml\n")]
     assert len(examples) == 4
     for text in examples:
         assert parse_storage(yaml.safe_load(text), "storage.yaml")[1] == []
