@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import bucket, empty_home, project, server
+from conftest import bare, bucket, empty_home, project, server
 from s3_server import S3Server
 
 from acceptance.rgw_server import rgw_server
 
-__all__ = ["bucket", "empty_home", "project", "s3_server", "server"]
+__all__ = ["bare", "bucket", "empty_home", "project", "s3_server", "server"]
 
 
 @pytest.fixture(scope="session")

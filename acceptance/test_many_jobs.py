@@ -6,8 +6,8 @@ import os
 import random
 
 import pytest
-from conftest import Project
 from jobs import Jobs
+from project import Project
 
 from modelcall_assets.rehearsal import RehearsalServer
 

@@ -16,12 +16,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, some_rows
+from project import TASK, Project, some_rows
 
 from modelcall_assets.stages.answer_columns import API_FIELDS, VOLATILE_COLUMNS
 
 READERS = Path(os.environ.get("READERS", Path(__file__).parent.parent / ".acceptance/readers"))
-TASK = "configs/tasks/rate.yaml"
 PROGRAMS = {
     "duckdb": """
 import duckdb
@@ -71,7 +70,7 @@ print(json.dumps([plain(row) for row in rows]))
 @pytest.fixture
 def scored(project: Project) -> list[Path]:
     """Scores of lines with failures among them, and of every kind of column."""
-    for path in (project.root / "data/in").rglob("*.*"):
+    for path in (project.input_folder).rglob("*.*"):
         path.unlink()
     odd = {"id": 7, "text": "one", "mixed": [1], "deep": {"a": [{"b": None}]}, "n": 2**60}
     lines = [*some_rows(70), b"{torn", odd, {"text": None, "mixed": "x", "n": 1}]
@@ -90,8 +89,8 @@ def scored(project: Project) -> list[Path]:
             "wide": pa.array([2**62 + n for n in range(40)]),
         }
     )
-    pq.write_table(table, project.root / "data/in/columns.parquet")
-    with pa.ipc.new_file(project.root / "data/in/arrow.arrow", table.schema) as out:
+    pq.write_table(table, project.input_folder / "columns.parquet")
+    with pa.ipc.new_file(project.input_folder / "arrow.arrow", table.schema) as out:
         out.write_table(table, max_chunksize=7)
     project.write_task({"max_failure_rate": 1.0})
     process = project.start("run-task", TASK)

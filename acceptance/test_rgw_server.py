@@ -1,4 +1,3 @@
-"""Whether Ceph's gateway does what our storage relies upon: the ordinary tests of it, collected
-here once more."""
+"""Whether Ceph's gateway does what our storage relies upon."""
 
-from test_s3_server import *  # noqa: F403
+from s3_contract import *  # noqa: F403

@@ -22,10 +22,10 @@ import pytest
 import yaml
 from botocore.client import BaseClient
 from click.testing import CliRunner
-from conftest import PREPROCESS, WORKSPACE, Project, merged, some_rows, until
+from endpoint import Request, in_thread, said, serving
+from project import PREPROCESS, WORKSPACE, A, Project, merged, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
-from test_distillation import said, scripted
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.defs.instance import open_instance
@@ -36,13 +36,12 @@ from modelcall_assets.journal.lines import kind_of
 from modelcall_assets.journal.mirror import open_journal
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.stages.layout import Layout
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.claims import claimed, claims
 from modelcall_assets.storage.files import delete, exists, file_digest, list_files
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import RemotePath
 
-A = "a.jsonl"
 ROWS, IN_FLIGHT = 60, 4
 LONG_S = 120
 """A busy machine may need it."""
@@ -88,7 +87,7 @@ def reach(project: Project, server: S3Server, endpoint: str = "", **changes: Any
 
 def one_file(project: Project, rows: int, **task: Any) -> None:
     """The input is `a.jsonl` alone."""
-    shutil.rmtree(project.root / "data/in")
+    shutil.rmtree(project.input_folder)
     project.write_input(A, some_rows(rows))
     own = {"concurrency": {"max_concurrent_requests": IN_FLIGHT}, "max_failure_rate": 1}
     project.write_task(merged(own, task))
@@ -98,7 +97,7 @@ def another_machine(project: Project, root: Path, home: Path) -> Project:
     """The same project with nothing in it yet but its configuration and input."""
     made = Project(root)
     shutil.copytree(project.root / "configs", root / "configs")
-    shutil.copytree(project.root / "data/in", root / "data/in")
+    shutil.copytree(project.input_folder, root / "data/in")
     shutil.copy(project.root / ".env", root / ".env")
     (root / "workspace.yaml").write_text(WORKSPACE)
     shutil.copytree(home, root / "dagster_home")
@@ -128,15 +127,15 @@ def command(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
     return result.output
 
 
-def published(layout: Layout, key: str = A, stage: str = "scores") -> Manifest:
+def published(task: Task, key: str = A, stage: str = "scores") -> Manifest:
     """A manifest that goes with its output."""
     manifest = read_manifest(task.stage(stage).manifest_path(key))
     assert manifest is not None and manifest.output is not None
-    assert file_digest(layout.place(manifest.output)) == manifest.output_digest
+    assert file_digest(task.layout.place(manifest.output)) == manifest.output_digest
     return manifest
 
 
-def replies(layout: Layout, folder: Path, key: str = A) -> Counter[bytes]:
+def replies(task: Task, folder: Path, key: str = A) -> Counter[bytes]:
     """What the journal in the store has, as a machine sees it that was never there."""
     with open_journal(task.stage("scores").journal_folder(key), folder, "look", read_only=True):
         (copy,) = (folder / "journals").iterdir()
@@ -144,15 +143,15 @@ def replies(layout: Layout, folder: Path, key: str = A) -> Counter[bytes]:
         return Counter(line for line in lines if kind_of(line) >= 0)
 
 
-def in_store(layout: Layout) -> list[str]:
+def in_store(task: Task) -> list[str]:
     """The objects of the journal."""
     return [info.key_path for info in journal_files(task.stage("scores").journal_folder(A))]
 
 
-def two_minutes_pass(layout: Layout) -> None:
+def two_minutes_pass(task: Task) -> None:
     """Then the claims of the dead do not count."""
-    assert isinstance(layout.claims_folder, RemotePath)
-    (claim,) = claims(layout.claims_folder)
+    assert isinstance(task.layout.claims_folder, RemotePath)
+    (claim,) = claims(task.layout.claims_folder)
     assert claim.key_path.startswith(f"scores/{A}/")
     delete(claim.place)
 
@@ -173,11 +172,11 @@ class TestKills:
 
         def kept() -> int:
             """In the store."""
-            return sum(replies(layout, tmp_path / f"look{next(looks)}").values())
+            return sum(replies(task, tmp_path / f"look{next(looks)}").values())
 
         script = Stopping()
-        with scripted(script) as endpoint:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+        with in_thread(serving(script)) as endpoint:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
             for _ in range(2 if is_lost else 1):
                 before, script.limit = kept(), script.asked + 15
                 process = start(stored)
@@ -192,9 +191,9 @@ class TestKills:
             assert code == 0, output
             again = script.asked - asked
         assert again == ROWS - flushed if is_lost else again <= ROWS - answered + IN_FLIGHT
-        assert published(layout).ok == ROWS
-        assert set(replies(layout, tmp_path / "last").values()) == {1}
-        in_parts = [name for name in in_store(layout) if "@" in name]
+        assert published(task).ok == ROWS
+        assert set(replies(task, tmp_path / "last").values()) == {1}
+        in_parts = [name for name in in_store(task) if "@" in name]
         assert in_parts if is_lost else not in_parts, "nobody knows that the machine is lost"
         assert not list((stored.root / ".modelcall/journals").iterdir())
 
@@ -212,11 +211,11 @@ class TestKills:
         assert paid == ROWS
         assert exists(task.stage("scores").output(A))
         assert read_manifest(task.stage("scores").manifest_path(A)) is None
-        two_minutes_pass(layout)
+        two_minutes_pass(task)
         code, said = ended(start(stored))
         assert code == 0, said
         assert server.stats()["requests"] == paid
-        assert published(layout).ok == ROWS
+        assert published(task).ok == ROWS
 
     def test_a_store_that_is_killed_in_the_middle_of_a_publication(
         self,
@@ -244,11 +243,11 @@ class TestKills:
         assert s3_server.secret not in said
         task, paid = stored.steps(), server.stats()["requests"]
         assert not exists(task.stage("scores").output(A))
-        two_minutes_pass(layout)
+        two_minutes_pass(task)
         code, said = ended(start(stored))
         assert code == 0, said
         assert server.stats()["requests"] == paid == ROWS
-        assert published(layout).ok == ROWS
+        assert published(task).ok == ROWS
 
 
 class TestTwoRuns:
@@ -281,28 +280,28 @@ class TestTwoRuns:
             locks = Path("/proc/locks").read_text().splitlines()
             return sum("->" in line and inode in line for line in locks)
 
-        with scripted(Opinions(both=2 * IN_FLIGHT)) as endpoint:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+        with in_thread(serving(Opinions(both=2 * IN_FLIGHT))) as endpoint:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
             with claimed(claim):
                 proxy.clear()
                 processes = [start(project), start(other)]
                 until(lambda: waiting() == 2, LONG_S)
-                assert len(endpoint.bodies) == 16
+                assert len(endpoint.asked) == 16
             results = [ended(process) for process in processes]
             assert sorted(code for code, _ in results) == [0, 1], results
             (loser,) = (said for code, said in results if code == 1)
             assert "rate/scores: another run has published 'a.jsonl' since this one" in loser
             assert "nothing is paid twice" in loser
-            assert published(layout).ok == 8
-            if isinstance(layout.claims_folder, RemotePath):
-                found = replies(layout, tmp_path / "look")
+            assert published(task).ok == 8
+            if isinstance(task.layout.claims_folder, RemotePath):
+                found = replies(task, tmp_path / "look")
                 assert (sum(found.values()), set(found.values())) == (16, {1})
-                assert claims(layout.claims_folder) == []
+                assert claims(task.layout.claims_folder) == []
                 third = another_machine(project, tmp_path / "third", empty_home)
                 code, said = ended(start(third))
                 assert code == 0, said
-                assert published(layout).ok == 8
-                assert len(endpoint.bodies) == 16
+                assert published(task).ok == 8
+                assert len(endpoint.asked) == 16
 
 
 class Stopping:
@@ -312,13 +311,13 @@ class Stopping:
         self.limit: float = 0
         self.asked = self.answered = 0
 
-    async def __call__(self, body: dict[str, Any]) -> bytes:
+    async def __call__(self, request: Request) -> bytes:
         self.asked += 1
         number = self.asked
         while number > self.limit:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self.answered += 1
-        return said({"content": '{"score": 3}'})
+        return said(content='{"score": 3}')
 
 
 class Opinions:
@@ -328,13 +327,13 @@ class Opinions:
         self._often: Counter[str] = Counter()
         self._both = both
 
-    async def __call__(self, body: dict[str, Any]) -> bytes:
-        question = body["messages"][-1]["content"]
+    async def __call__(self, request: Request) -> bytes:
+        question = request.question
         self._often[question] += 1
         score = 1 + self._often[question]
         while self._often.total() < self._both:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        return said({"content": orjson.dumps({"score": score}).decode()})
+        return said(content=orjson.dumps({"score": score}).decode())
 
 
 STAGES = ("raw", "preprocessed", "scores")
@@ -364,8 +363,8 @@ class TestAnywhere:
         self, project: Project, s3_server: S3Server, bucket: str, client: BaseClient
     ) -> Project:
         reach(project, s3_server)
-        shutil.copytree(project.root / "data/in", project.root / "data/input")
-        for path in sorted((project.root / "data/in").rglob("*.*")):
+        shutil.copytree(project.input_folder, project.root / "data/input")
+        for path in sorted((project.input_folder).rglob("*.*")):
             key = f"input/{path.relative_to(project.root / 'data/in')}"
             client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
         return project
@@ -384,7 +383,7 @@ class TestAnywhere:
             with open_instance(stored.root) as instance:
                 steps = stored.steps()
                 assert TaskRunner(steps, instance).run(add_new_keys(instance, steps)).failed == []
-            found.append(results(steps.layout))
+            found.append(results(steps))
         assert found[0] == found[1]
         assert server.stats()["requests"] == 24
         on_disk = {path.name for path in (stored.root / "data").iterdir()}
@@ -481,17 +480,17 @@ class TestAnywhere:
         client.put_object(Bucket=bucket, Key="journal/rate/claims/scores/a.jsonl/0123", Body=b"x")
 
 
-def results(layout: Layout) -> dict[str, Any]:
+def results(task: Task) -> dict[str, Any]:
     """What was published: manifests without places, and rows without what differs each time."""
     found: dict[str, Any] = {}
     for stage in STAGES:
-        for info in list_files(layout.manifest_folder(stage)):
+        for info in list_files(task.stage(stage).manifest_folder()):
             key = info.key_path.removesuffix(".json")
             manifest = read_manifest(task.stage(stage).manifest_path(key))
             assert manifest is not None
             kept = manifest.model_dump(exclude={"output", "output_digest", "published", "input"})
             found[f"{stage}/{key}"] = kept, manifest.input.size if stage == "raw" else None
             if manifest.output is not None:
-                published(layout, key, stage)
+                published(task, key, stage)
     assert len(found) == 9
     return found

@@ -4,28 +4,21 @@ one request, and what may become of the row that asked. Each row's own answer ca
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
-import socket
-import struct
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
 from itertools import repeat
 
+from endpoint import CLOSE, HALF_CLOSE, HANG, RESET, Endpoint, Request, Step, completion, serving
+
 OWN = "own"
-CLOSE, RESET, HALF_CLOSE, HANG = "close", "reset", "half close", "hang"
-Step = bytes | float | str
-"""Bytes to send, seconds to wait, or one of the words above."""
 DROPPED, BAD_REPLY, TIMEOUT = {"dropped"}, {"bad_reply"}, {"timeout"}
 
 
-def completion(row: str) -> bytes:
-    message = {"role": "assistant", "content": row}
-    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    return json.dumps({"id": f"id-{row}", "object": "chat.completion", "choices": choices}).encode()
+def answer_to(row: str) -> bytes:
+    return json.dumps({**completion(content=row), "id": f"id-{row}"}).encode()
 
 
 def head(*lines: str, status: str = "200 OK", version: str = "HTTP/1.1") -> bytes:
@@ -54,14 +47,14 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def stream(row: str) -> bytes:
-    chunk = json.loads(completion(row))
+    chunk = json.loads(answer_to(row))
     chunk["choices"][0]["delta"] = chunk["choices"][0].pop("message")
     body = b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"
     return whole(body, "Content-Type: text/event-stream")
 
 
 EVENTS = head("Content-Type: text/event-stream")
-NOBODY = completion("nobody")
+NOBODY = answer_to("nobody")
 ZEROS = gzip.compress(bytes(64 << 20))
 """64 MiB in 64 KiB."""
 RAW_ZEROS = raw_deflate(bytes(64 << 20))
@@ -70,7 +63,7 @@ ZEROS_TWICE = gzip.compress(ZEROS)
 
 def of_body(make: Callable[[bytes], bytes], *then: Step) -> Behaviour:
     """What only depends on the row's own answer."""
-    return lambda row: [make(completion(row)), *then]
+    return lambda row: [make(answer_to(row)), *then]
 
 
 def endless(start: bytes, piece: bytes) -> Behaviour:
@@ -93,12 +86,12 @@ KIB = b"x" * 1024
 BEHAVIOURS: dict[str, tuple[Behaviour, set[str]]] = {
     # As it should be, in pieces of any size
     "honest": (of_body(whole), {OWN}),
-    "byte by byte": (lambda row: in_bytes(whole(completion(row))), {OWN}),
+    "byte by byte": (lambda row: in_bytes(whole(answer_to(row))), {OWN}),
     "a pause in the body": (of_body(lambda b: whole(b)[:-9], 0.02, b'e": 1}'), BAD_REPLY | TIMEOUT),
-    "a pause in the head": (lambda row: [whole(completion(row))[:9], 0.02, whole(completion(row))[9:]], {OWN}),
+    "a pause in the head": (lambda row: [whole(answer_to(row))[:9], 0.02, whole(answer_to(row))[9:]], {OWN}),
     "chunked": (of_body(chunked), {OWN}),
     "chunks of a byte": (of_body(lambda b: chunked(b, 1)), {OWN}),
-    "chunked, byte by byte": (lambda row: in_bytes(chunked(completion(row), 7)), {OWN}),
+    "chunked, byte by byte": (lambda row: in_bytes(chunked(answer_to(row), 7)), {OWN}),
     "chunk extensions": (of_body(lambda b: chunked(b, 9, b";a=b")), {OWN}),
     "a stream": (lambda row: [stream(row)], {OWN}),
     "no reason phrase": (of_body(lambda b: whole(b, status="200")), {OWN}),
@@ -158,13 +151,13 @@ BEHAVIOURS: dict[str, tuple[Behaviour, set[str]]] = {
     "a notice more": (of_body(lambda b: whole(b) + head(status="100 Continue")), {OWN}),
     "two and a half": (of_body(lambda b: whole(b) + (whole(b) + whole(b)[:50])), {OWN}),
     "twice": (of_body(lambda b: whole(b) * 2), {OWN}),
-    "twice, one behind the other": (lambda row: [whole(completion(row)), whole(completion(row))], {OWN}),
-    "twice, a moment between": (lambda row: [whole(completion(row)), 0.003, whole(completion(row))], {OWN}),
-    "chunks twice": (lambda row: [chunked(completion(row)), chunked(completion(row))], {OWN}),
+    "twice, one behind the other": (lambda row: [whole(answer_to(row)), whole(answer_to(row))], {OWN}),
+    "twice, a moment between": (lambda row: [whole(answer_to(row)), 0.003, whole(answer_to(row))], {OWN}),
+    "chunks twice": (lambda row: [chunked(answer_to(row)), chunked(answer_to(row))], {OWN}),
     "a stream twice": (lambda row: [stream(row), stream(row)], {OWN}),
     "a stream twice in one": (lambda row: [stream(row) * 2], {OWN}),
     "a byte, and later the rest": (of_body(lambda b: whole(b) + b"H", 0.003, whole(NOBODY)[1:]), {OWN}),
-    "later to nobody, in bytes": (lambda row: [whole(completion(row)), 0.002, *in_bytes(whole(NOBODY))], {OWN}),
+    "later to nobody, in bytes": (lambda row: [whole(answer_to(row)), 0.002, *in_bytes(whole(NOBODY))], {OWN}),
     "408 to nobody, then closed": (of_body(whole, 0.002, whole(b"{}", status="408 X"), CLOSE), {OWN}),
     "trailers": (of_body(lambda b: chunked(b, trailers=b"Retry-After: 300\r\nContent-Encoding: gzip\r\n")), {OWN}),
     "trailers about the framing": (of_body(lambda b: chunked(b, trailers=b"Content-Length: 3\r\nConnection: close\r\n")), {OWN} | DROPPED),
@@ -172,14 +165,14 @@ BEHAVIOURS: dict[str, tuple[Behaviour, set[str]]] = {
     "gzip": (of_body(lambda b: encoded(gzip.compress(b), "gzip")), {OWN}),
     "GZIP": (of_body(lambda b: encoded(gzip.compress(b), " GZIP ")), {OWN}),
     "x-gzip": (of_body(lambda b: encoded(gzip.compress(b), "x-gzip")), {OWN}),
-    "gzip byte by byte": (lambda row: in_bytes(encoded(gzip.compress(completion(row)), "gzip")), {OWN}),
+    "gzip byte by byte": (lambda row: in_bytes(encoded(gzip.compress(answer_to(row)), "gzip")), {OWN}),
     "gzip in two members": (of_body(lambda b: encoded(gzip.compress(b[:9]) + gzip.compress(b[9:]), "gzip")), {OWN}),
-    "gzip in members, byte by byte": (lambda row: in_bytes(encoded(gzip.compress(b"") + gzip.compress(completion(row)), "gzip")), {OWN}),
+    "gzip in members, byte by byte": (lambda row: in_bytes(encoded(gzip.compress(b"") + gzip.compress(answer_to(row)), "gzip")), {OWN}),
     "gzip and zeros": (of_body(lambda b: encoded(gzip.compress(b) + bytes(9), "gzip")), {OWN}),
     "gzip and junk": (of_body(lambda b: encoded(gzip.compress(b) + b"junk", "gzip")), {OWN}),
     "deflate": (of_body(lambda b: encoded(zlib.compress(b), "deflate")), {OWN}),
     "raw deflate": (of_body(lambda b: encoded(raw_deflate(b), "Deflate")), {OWN}),
-    "raw deflate byte by byte": (lambda row: in_bytes(encoded(raw_deflate(completion(row)), "deflate")), {OWN}),
+    "raw deflate byte by byte": (lambda row: in_bytes(encoded(raw_deflate(answer_to(row)), "deflate")), {OWN}),
     "identity": (of_body(lambda b: encoded(b, "identity")), {OWN}),
     "no name of an encoding": (of_body(lambda b: encoded(b, "")), {OWN}),
     "gzip of gzip": (of_body(lambda b: encoded(gzip.compress(gzip.compress(b)), "gzip, gzip")), {OWN}),
@@ -219,7 +212,7 @@ BEHAVIOURS: dict[str, tuple[Behaviour, set[str]]] = {
     # Too slow
     "no answer": (lambda _: [HANG], TIMEOUT),
     "no end": (of_body(lambda b: whole(b)[:-1], HANG), TIMEOUT),
-    "a byte now and then": (lambda row: in_bytes(whole(completion(row)), 0.02), TIMEOUT),
+    "a byte now and then": (lambda row: in_bytes(whole(answer_to(row)), 0.02), TIMEOUT),
     "a stream that goes on": (lambda row: [EVENTS + b"data: {}\n\n", HANG], TIMEOUT),
     "a stream that stays open": (lambda row: [EVENTS + stream(row).partition(b"\r\n\r\n")[2], HANG], {OWN} | TIMEOUT),
 }  # fmt: skip
@@ -235,73 +228,12 @@ TO_NOBODY = (
 """What these send comes when no request waits for it."""
 
 
-@dataclass
-class HostileServer:
-    """Behaves so for the rows whose name begins with `bad`, and honestly for the others."""
+def hostile(behaviour: Behaviour) -> AbstractAsyncContextManager[Endpoint]:
+    """For the rows whose name begins with `bad`; honest for the others."""
+    honest, _ = BEHAVIOURS["honest"]
 
-    behaviour: Behaviour
-    url: str = ""
-    asked: list[str] = field(default_factory=list)
-    """The rows, in the order in which their requests came."""
-    most_taken: int = 0
-    """Bytes that a client took for one request."""
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    def answer(request: Request) -> Iterable[Step]:
+        row = request.question
+        return (behaviour if row.startswith("bad") else honest)(row)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.tasks.add(task)
-        with closing(writer):
-            try:
-                while await self._answer(reader, writer):
-                    pass
-            except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                return
-            finally:
-                self.tasks.discard(task)
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection goes on."""
-        request_head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(request_head.partition(b"content-length:")[2].split()[0])
-        row = json.loads(await reader.readexactly(length))["messages"][0]["content"]
-        self.asked.append(row)
-        behaviour = self.behaviour if row.startswith("bad") else BEHAVIOURS["honest"][0]
-        taken = 0
-        for step in behaviour(row):
-            match step:
-                case bytes():
-                    writer.write(step)
-                    await writer.drain()
-                    taken += len(step)
-                    self.most_taken = max(self.most_taken, taken)
-                case float():
-                    await asyncio.sleep(step)
-                case "half close":
-                    writer.write_eof()
-                case "hang":
-                    await reader.read()
-                    return False
-                case "reset":
-                    reset(writer)
-                    return False
-                case _:
-                    return False
-        return True
-
-
-def reset(writer: asyncio.StreamWriter) -> None:
-    connection: socket.socket = writer.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-@asynccontextmanager
-async def hostile(behaviour: Behaviour) -> AsyncIterator[HostileServer]:
-    server = HostileServer(behaviour)
-    async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listener:
-        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-        yield server
-        for task in server.tasks:
-            task.cancel()
-        await asyncio.gather(*server.tasks, return_exceptions=True)
+    return serving(answer, keeps=True)

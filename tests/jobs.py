@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import Project, some_rows, until
+from project import Project, some_rows, until
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.rehearsal import Faults, RehearsalServer

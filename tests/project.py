@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 from unittest.mock import patch
+from uuid import uuid4
 
 import dagster as dg
 import orjson
@@ -20,13 +23,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from s3_server import S3Server
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.partitions import add_new_keys
+from modelcall_assets.defs.partitions import add_new_keys, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
+from modelcall_assets.defs.sensors import files_sensor
+from modelcall_assets.llm.engine import Engine
+from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.manifest import read_manifest
 
 Row = dict[str, Any]
 
@@ -34,6 +49,10 @@ TASK = "configs/tasks/rate.yaml"
 MODEL_FILE, PROMPT_FILE = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
 A, B, C = NAMES = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
 """The input files of the `project` fixture."""
+GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
+FRESH, STALE = StaleStatus.FRESH, StaleStatus.STALE
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""For runs in this process."""
 
 RATING: Row = {
     "task_name": "rate",
@@ -77,6 +96,14 @@ PROMPT: Row = {
         },
     },
 }
+DAGSTER_YAML = """
+telemetry: {enabled: false}
+nux: {enabled: false}
+concurrency: {pools: {granularity: op, default_limit: 1}}
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
 WORKSPACE = "load_from: [{python_module: {module_name: modelcall_assets.definitions}}]\n"
 
 CHATS, INS = "Chats/org_Chats-train.jsonl", "Ins/org_Ins-train.jsonl"
@@ -145,6 +172,28 @@ def some_rows(count: int, word: str = "plain") -> list[Row]:
     ]
 
 
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
+    """Parquet, Arrow or JSONL by the suffix; bytes are a line as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([*rows]), path)
+    elif path.suffix == ".arrow":
+        table = pa.Table.from_pylist([*rows])
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    else:
+        lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Of a Parquet or JSONL file."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
 def turn(role: str, content: Any) -> Row:
     return {"role": role, "content": content}
 
@@ -179,6 +228,14 @@ def until(what: Callable[[], object], seconds: float = 60, every: float = 0.02) 
         time.sleep(every)
 
 
+def looked_at_by(check: dg.AssetCheckEvaluation) -> dict[str, bool]:
+    """The rows of the check's table, and whether each is as it should be."""
+    table = check.metadata["findings"].value
+    assert isinstance(table, str)
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    return {name.strip(): mark.strip() == "✓" for mark, name in rows}
+
+
 class Ended(NamedTuple):
     code: int
     out: str
@@ -199,6 +256,16 @@ class Project:
         own = {"task_name": self.task, "data": {"input_folder": self.inputs}}
         content = merged(merged(RATING, own), changes or {})
         return self.write_yaml(f"tasks/{file or self.task}", content)
+
+    def write_task_in_store(
+        self, server: S3Server, bucket: str, endpoint: str = "", **changes: Any
+    ) -> None:
+        """Its output and journal; the input stays on the disk."""
+        (self.root / ".env").write_text(
+            f"AWS_ACCESS_KEY_ID={server.key}\nAWS_SECRET_ACCESS_KEY={server.secret}\n"
+            f"AWS_ENDPOINT_URL={endpoint or server.endpoint}\nAWS_REGION={server.region}\n"
+        )
+        self.write_task({"data": {"output_folder": f"s3://{bucket}/scores"}, **changes})
 
     def write_steps(self, task_type: str = "data_distillation", **fields: Any) -> Path:
         """A task of these steps; other fields as they are."""
@@ -233,24 +300,14 @@ class Project:
         return path
 
     def write_input(self, name: str, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
-        """JSONL or Parquet by the suffix; bytes are a line as it is."""
-        path = self.root / self.inputs / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows)), path)
-        else:
-            lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
-            path.write_bytes(b"".join(line + b"\n" for line in lines))
-        return path
+        return write_rows(self.input_folder / name, rows)
 
-    def write_dataset(self, name: str, rows: Sequence[Row]) -> None:
-        path = self.root / "data/sets/org" / name / "train.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    def write_dataset(self, name: str, rows: Sequence[Row]) -> Path:
+        return write_rows(self.root / "data/sets/org" / name / "train.jsonl", rows)
 
-    def clear_inputs(self) -> None:
-        for path in (self.root / self.inputs).rglob("*.*"):
-            path.unlink()
+    @property
+    def input_folder(self) -> Path:
+        return self.root / self.inputs
 
     @property
     def task_file(self) -> Path:
@@ -262,28 +319,56 @@ class Project:
     def definitions(self) -> dg.Definitions:
         return project_definitions(load_catalog(self.root))
 
+    def asset_key(self, stage: str) -> dg.AssetKey:
+        return dg.AssetKey([self.task, stage])
+
+    def statuses(
+        self, instance: dg.DagsterInstance, stage: str = "scores"
+    ) -> dict[str, AssetPartitionStatus | None]:
+        """Of every partition that Dagster knows of."""
+        partitions = partitions_of(self.steps().stage(stage).keys)
+        keys = instance.get_dynamic_partitions(partitions.name or "")
+        found = instance.get_status_by_partition(self.asset_key(stage), keys, partitions) or {}
+        return {decode_key(key): found.get(key) for key in keys}
+
+    def staleness(
+        self, instance: dg.DagsterInstance, stage: str = "scores"
+    ) -> dict[str, StaleStatus]:
+        """What Dagster itself says, from the definitions as they are on disk now."""
+        graph = self.definitions().resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+        keys = instance.get_dynamic_partitions(
+            partitions_of(self.steps().stage(stage).keys).name or ""
+        )
+        return {decode_key(key): resolver.get_status(self.asset_key(stage), key) for key in keys}
+
+    def manifest(self, name: str, stage: str = "scores", *, rejected: bool = False) -> Any:
+        """None if there is none."""
+        key = encode_key(name)
+        return read_manifest(self.steps().stage(stage).manifest_path(key, rejected=rejected))
+
     def output(self, name: str, stage: str = "scores") -> Path:
         """Where what is accepted of a partition is published."""
-        return Path(str(self.steps().stage(stage).output(name)))
+        return Path(str(self.steps().stage(stage).output(encode_key(name))))
 
     def rejected(self, name: str, stage: str = "scores") -> Path:
         """Where what is not accepted of a partition lies."""
-        return Path(str(self.steps().stage(stage).output(name, rejected=True)))
+        task = self.steps()
+        return Path(str(task.stage(stage).output(encode_key(name), rejected=True)))
 
     def result(self, name: str, stage: str = "scores") -> Path:
         """What was accepted, else what was rejected."""
         accepted = self.output(name, stage)
         return accepted if accepted.exists() else self.rejected(name, stage)
 
-    def scores(self, name: str) -> list[Row]:
-        return pq.read_table(self.result(name)).to_pylist()
+    def rows(self, name: str, stage: str) -> list[Row]:
+        return read_rows(self.result(name, stage))
 
-    def lines(self, stage: str, name: str) -> list[Row]:
-        text = self.result(name, stage).read_bytes()
-        return [orjson.loads(line) for line in text.splitlines()]
+    def scores(self, name: str) -> list[Row]:
+        return self.rows(name, "scores")
 
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
-        return self.lines("responses", name)
+        return self.rows(name, "responses")
 
     def materialize(
         self, instance: dg.DagsterInstance, keys: Sequence[str] | None = None, **options: bool
@@ -293,21 +378,69 @@ class Project:
         present = add_new_keys(instance, steps)
         return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
 
-    def run(self, *arguments: str) -> Ended:
+    def look(
+        self, instance: dg.DagsterInstance, cursor: str = "", **options: Any
+    ) -> tuple[dg.SensorResult | dg.SkipReason, str]:
+        """What one look of the task's sensor for files gives, and its new cursor."""
+        context = dg.build_sensor_context(instance=instance, cursor=cursor)
+        result = files_sensor(self.steps(), **options)(context)
+        assert isinstance(result, dg.SensorResult | dg.SkipReason)
+        return result, getattr(result, "cursor", None) or context.cursor or ""
+
+    def score(self, name: str = A, engine: Engine | None = None, *, fresh: bool = False) -> Report:
+        """Raw and scores of one file, without Dagster."""
+        steps, key = self.steps(), encode_key(name)
+        scores, run = steps.stage("scores"), Run(uuid4().hex, Tally(), fresh=fresh)
+        assert isinstance(scores, AskingStage)
+
+        async def work() -> Report:
+            async with engine or scores.engine() as opened:
+                return await scores.answer(key, opened, run)
+
+        steps.stage("raw").make(key, Tally())
+        return asyncio.run(work())
+
+    def journal(self, name: str = A, stage: str = "scores") -> Path:
+        """The folder of a partition's journal."""
+        return Path(str(self.steps().stage(stage).journal_folder(encode_key(name))))
+
+    def run(self, *arguments: str | Path) -> Ended:
         """`modelcall …` in this process, in the project's folder."""
         with (
             chdir(self.root),
             patch.dict(os.environ, {"COLUMNS": "200"}),
-            patch.object(sys, "argv", ["modelcall", *arguments]),
+            patch.object(sys, "argv", ["modelcall", *map(str, arguments)]),
             _captured(1, "stdout") as out,
             _captured(2, "stderr") as err,
             pytest.raises(SystemExit) as ended,
         ):
             main()
+        self.forget()
         assert "Traceback" not in out() + err(), out() + err()
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    def forget(self) -> None:
+        """The project's own modules, as a new process would not know them."""
+        root = str(self.root)
+        sys.path[:] = [place for place in sys.path if place != root]
+        for name, module in list(sys.modules.items()):
+            if (module.__dict__.get("__file__") or "").startswith(root):
+                while name:  # packages without a file too
+                    sys.modules.pop(name, None)
+                    name = name.rpartition(".")[0]
+
+    def signalled(
+        self, when: Callable[[], object], *arguments: str | Path, number: int = signal.SIGKILL
+    ) -> Ended:
+        """A process of its own that gets the signal as soon as `when` holds."""
+        with self.start(*arguments) as process:
+            until(lambda: when() or process.poll() is not None)
+            assert process.poll() is None, process.communicate()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        return Ended(process.returncode, out, err)
+
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """`python -m modelcall …` in the project's folder, a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "modelcall", *arguments],

@@ -16,32 +16,37 @@ import dagster as dg
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import DAGSTER_YAML, PREPROCESS, Project, looked_at_by, some_rows, until
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from project import (
+    DAGSTER_YAML,
+    FRESH,
+    GREEN,
+    NAMES,
+    PREPROCESS,
+    QUIET,
+    RED,
+    STALE,
+    TASK,
+    A,
+    B,
+    C,
+    Project,
+    looked_at_by,
+    some_rows,
+)
 
 from modelcall_assets.defs.dead_runs import PROCESS_TAG
 from modelcall_assets.defs.interrupts import interruptible
-from modelcall_assets.defs.partitions import add_new_keys, partitions_of
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.storage.manifest import read_manifest
 
-A, B, C = KEYS = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
-GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
 POOL = "rate"
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-def asset_key(stage: str) -> dg.AssetKey:
-    return dg.AssetKey(["rate", stage])
 
 
 def materialize(
     project: Project,
     instance: dg.DagsterInstance,
-    keys: Sequence[str] = KEYS,
+    keys: Sequence[str] = NAMES,
     stages: Sequence[str] = ("raw", "scores"),
     *,
     fresh: bool = False,
@@ -54,7 +59,7 @@ def materialize(
     if len(keys) == 1:
         return job.execute_in_process(
             instance=instance,
-            asset_selection=[asset_key(stage) for stage in stages],
+            asset_selection=[project.asset_key(stage) for stage in stages],
             partition_key=keys[0],
             run_config={**QUIET, "ops": ops},
             raise_on_error=False,
@@ -62,7 +67,7 @@ def materialize(
     for stage in stages:
         result = job.execute_in_process(
             instance=instance,
-            asset_selection=[asset_key(stage)],
+            asset_selection=[project.asset_key(stage)],
             tags={
                 "dagster/asset_partition_range_start": keys[0],
                 "dagster/asset_partition_range_end": keys[-1],
@@ -81,14 +86,6 @@ def succeed(*arguments: Any, **options: Any) -> dg.ExecuteInProcessResult:
     return result
 
 
-def statuses(
-    project: Project, instance: dg.DagsterInstance, stage: str = "scores"
-) -> dict[str, AssetPartitionStatus | None]:
-    files = partitions_of(project.steps().stages[0].keys)
-    found = instance.get_status_by_partition(asset_key(stage), KEYS, files) or {}
-    return {key: found.get(key) for key in KEYS}
-
-
 def failure(result: dg.ExecuteInProcessResult) -> str:
     """What the UI shows of the failed step."""
     assert not result.success
@@ -100,7 +97,7 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 def version_tags(instance: dg.DagsterInstance, stage: str, key: str) -> dict[str, str]:
     """Tags of the latest materialisation that decide about staleness."""
-    filters = dg.AssetRecordsFilter(asset_key(stage), asset_partitions=[key])
+    filters = dg.AssetRecordsFilter(dg.AssetKey(["rate", stage]), asset_partitions=[key])
     (record,) = instance.fetch_materializations(filters, limit=1).records
     materialization = record.asset_materialization
     assert materialization is not None
@@ -111,25 +108,15 @@ def version_tags(instance: dg.DagsterInstance, stage: str, key: str) -> dict[str
     }
 
 
-def staleness(
-    project: Project, instance: dg.DagsterInstance, stage: str = "scores"
-) -> dict[str, StaleStatus]:
-    """What Dagster itself says, from the definitions as they are on disk now."""
-    resolver = CachingStaleStatusResolver(
-        instance, project.definitions().resolve_asset_graph(), LoadingContextForTest(instance)
-    )
-    return {key: resolver.get_status(asset_key(stage), key) for key in KEYS}
-
-
 def check_results(
-    instance: dg.DagsterInstance, stage: str, keys: Sequence[str] = KEYS
+    instance: dg.DagsterInstance, stage: str, keys: Sequence[str] = NAMES
 ) -> dict[str, dict[str, bool]]:
     """Per partition: what its check has looked at, and whether that was as it should be."""
     found: dict[str, dict[str, bool]] = {key: {} for key in keys}
-    check = dg.AssetCheckKey(asset_key(stage), "complete")
+    check = dg.AssetCheckKey(dg.AssetKey(["rate", stage]), "complete")
     for record in instance.event_log_storage.get_asset_check_execution_history(check, 100):
         evaluation = record.evaluation
-        if evaluation is not None and not found.get(evaluation.partition or "", {"": True}):
+        if evaluation is not None and found.get(evaluation.partition or "") == {}:
             looked_at = looked_at_by(evaluation)
             assert evaluation.passed is all(looked_at.values())
             found[evaluation.partition or ""] = looked_at
@@ -250,7 +237,7 @@ class TestRunsAndVersions:
         stages = ("raw", "preprocessed", "scores")
         succeed(project, instance, [B], stages)
         for stage in stages:
-            assert statuses(project, instance, stage) == {A: None, B: GREEN, C: None}
+            assert project.statuses(instance, stage) == {A: None, B: GREEN, C: None}
             assert {"dagster/code_version", "dagster/data_version"} <= set(
                 version_tags(instance, stage, B)
             )
@@ -269,13 +256,13 @@ class TestRunsAndVersions:
     ) -> None:
         result = materialize(project, instance)
         assert result.success
-        filters = dg.AssetRecordsFilter(asset_key("scores"))
+        filters = dg.AssetRecordsFilter(project.asset_key("scores"))
         records = instance.fetch_materializations(filters, limit=100).records
-        assert sorted(record.partition_key or "" for record in records) == sorted(KEYS)
-        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
-        versions = {version_tags(instance, "scores", key)["dagster/data_version"] for key in KEYS}
+        assert sorted(record.partition_key or "" for record in records) == sorted(NAMES)
+        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
+        versions = {version_tags(instance, "scores", key)["dagster/data_version"] for key in NAMES}
         assert len(versions) == 3, "each file has a version of its own"
-        assert check_results(instance, "scores") == dict.fromkeys(KEYS, ALL_FINE)
+        assert check_results(instance, "scores") == dict.fromkeys(NAMES, ALL_FINE)
 
     def test_both_kinds_of_run_leave_the_same_versions_and_provenance(
         self, project: Project, instance: dg.DagsterInstance, tmp_path: Path
@@ -286,11 +273,11 @@ class TestRunsAndVersions:
         (tmp_path / "other").mkdir()
         (tmp_path / "other/dagster.yaml").write_text(DAGSTER_YAML)
         with dg.DagsterInstance.from_config(str(tmp_path / "other")) as other:
-            succeed(project, instance, KEYS, stages)
-            for key in KEYS:
+            succeed(project, instance, NAMES, stages)
+            for key in NAMES:
                 succeed(project, other, [key], stages)
             for stage in stages:
-                for key in KEYS:
+                for key in NAMES:
                     several = version_tags(instance, stage, key)
                     single = version_tags(other, stage, key)
                     assert set(several) == set(single)
@@ -303,16 +290,16 @@ class TestRunsAndVersions:
     def test_dagster_calls_stale_what_changed_and_nothing_else(
         self, project: Project, instance: dg.DagsterInstance, mode: str
     ) -> None:
-        groups = [[key] for key in KEYS] if mode == "one file per run" else [KEYS]
+        groups = [[key] for key in NAMES] if mode == "one file per run" else [NAMES]
 
         def everything() -> None:
             for keys in groups:
                 succeed(project, instance, keys)
 
         everything()
-        fresh = dict.fromkeys(KEYS, StaleStatus.FRESH)
-        assert staleness(project, instance, "raw") == fresh
-        assert staleness(project, instance) == fresh
+        fresh = dict.fromkeys(NAMES, FRESH)
+        assert project.staleness(instance, "raw") == fresh
+        assert project.staleness(instance) == fresh
 
         project.write_model(
             {
@@ -321,45 +308,47 @@ class TestRunsAndVersions:
             }
         )
         project.write_task({"concurrency": {"max_concurrent_requests": 9}, "max_failure_rate": 0.5})
-        assert staleness(project, instance) == fresh, "prices and limits shape no row"
+        assert project.staleness(instance) == fresh, "prices and limits shape no row"
 
         project.write_input(C, some_rows(5, "third"))
         succeed(project, instance, [C], ["raw"])
-        assert staleness(project, instance) == fresh | {C: StaleStatus.STALE}
+        assert project.staleness(instance) == fresh | {C: STALE}
         succeed(project, instance, [C], ["scores"])
-        assert staleness(project, instance) == fresh
+        assert project.staleness(instance) == fresh
 
         for changes in ({"encoding": "gbk"}, {"on_bad_line": "fail"}):
             project.write_task({"data": changes})
-            stale = dict.fromkeys(KEYS, StaleStatus.STALE)
-            assert staleness(project, instance) == staleness(project, instance, "raw") == stale
+            stale = dict.fromkeys(NAMES, STALE)
+            assert project.staleness(instance) == project.staleness(instance, "raw") == stale
         project.write_task({"data": {"encoding": "utf-8", "on_bad_line": "keep"}})
-        assert staleness(project, instance) == staleness(project, instance, "raw") == fresh
+        assert project.staleness(instance) == project.staleness(instance, "raw") == fresh
 
         prompt = {"prompt_template": {"prompt_text": "Judge this text again:\n{text}\n"}}
         project.write_prompt(prompt)
-        assert staleness(project, instance) == dict.fromkeys(KEYS, StaleStatus.STALE)
-        assert staleness(project, instance, "raw") == fresh, "raw knows no prompt"
+        assert project.staleness(instance) == dict.fromkeys(NAMES, STALE)
+        assert project.staleness(instance, "raw") == fresh, "raw knows no prompt"
         everything()
-        assert staleness(project, instance) == fresh
+        assert project.staleness(instance) == fresh
 
-    @pytest.mark.parametrize("groups", [[[A], [B], [C]], [KEYS]])
+    @pytest.mark.parametrize("groups", [[[A], [B], [C]], [NAMES]])
     def test_run_task_finds_nothing_to_do_after_runs_from_the_ui(
         self, project: Project, instance: dg.DagsterInstance, groups: Sequence[Sequence[str]]
     ) -> None:
         for keys in groups:
             succeed(project, instance, keys)
-        summary = TaskRunner(project.steps(), instance).run(KEYS)
+        summary = TaskRunner(project.steps(), instance).run(NAMES)
         assert summary.ran == {"raw": 0, "scores": 0}
 
     def test_a_raw_materialisation_reported_by_hand_does_not_break_scores(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
-        succeed(project, instance, KEYS, ["raw"])
-        instance.report_runless_asset_event(dg.AssetMaterialization(asset_key("raw"), partition=B))
-        succeed(project, instance, KEYS, ["scores"])
-        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
-        assert staleness(project, instance) == dict.fromkeys(KEYS, StaleStatus.FRESH)
+        succeed(project, instance, NAMES, ["raw"])
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(project.asset_key("raw"), partition=B)
+        )
+        succeed(project, instance, NAMES, ["scores"])
+        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
+        assert project.staleness(instance) == dict.fromkeys(NAMES, FRESH)
 
     def test_a_rerun_that_changes_nothing_keeps_the_data_version(
         self, project: Project, instance: dg.DagsterInstance
@@ -374,12 +363,12 @@ class TestEndings:
     def test_a_file_over_max_failure_rate_is_red_and_its_neighbours_green(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        succeed(project, instance, KEYS)
+        succeed(project, instance, NAMES)
         project.write_input(B, some_rows(16, "new"))
         succeed(project, instance, [B], ["raw"])
         server.set_faults(Faults(rate_400=0.5))
-        result = materialize(project, instance, KEYS, ["scores"])
-        assert statuses(project, instance) == {A: GREEN, B: RED, C: GREEN}
+        result = materialize(project, instance, NAMES, ["scores"])
+        assert project.statuses(instance) == {A: GREEN, B: RED, C: GREEN}
 
         assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
         rows = pq.read_table(project.rejected(B)).to_pylist()
@@ -391,26 +380,23 @@ class TestEndings:
         message = failure(result)
         assert f"{B}: {len(failed)} of 16 rows failed" in message
         assert A not in message and C not in message
-        filters = dg.AssetRecordsFilter(asset_key("scores"), asset_partitions=[B])
+        filters = dg.AssetRecordsFilter(project.asset_key("scores"), asset_partitions=[B])
         (observed,) = instance.fetch_observations(filters, limit=5).records
         assert observed.asset_observation is not None
         numbers = observed.asset_observation.metadata
         assert numbers["failed"].value == len(failed)
         assert numbers["dagster/row_count"].value == 16
-        task = project.steps()
         assert numbers["output"].value == str(project.rejected(B))
-        aside = read_manifest(task.stage("scores").manifest_path(B, rejected=True))
-        assert aside is not None and not aside.accepted
-        assert aside.failures == {"bad_request": len(failed)}
-        stands = read_manifest(task.stage("scores").manifest_path(B))
-        assert stands is not None and stands.accepted and stands.rows == 4
+        aside, stands = project.manifest(B, rejected=True), project.manifest(B)
+        assert (aside.accepted, aside.failures) == (False, {"bad_request": len(failed)})
+        assert (stands.accepted, stands.rows) == (True, 4)
         assert check_results(instance, "scores")[B]["failed rows"] is False
 
         server.set_faults(NO_FAULTS)
         sent = server.stats()["requests"]
         succeed(project, instance, [B], ["scores"])
         assert server.stats()["requests"] - sent == len(failed)
-        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
+        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
         assert [row["api_status"] for row in project.scores(B)] == ["success"] * 16
         assert not project.rejected(B).exists()
 
@@ -442,8 +428,8 @@ class TestEndings:
         server.set_faults(Faults(rate_400=1))
         result = materialize(project, instance, [A])
         assert "4 of 4 rows failed (100.00%), more than max_failure_rate 5.00%" in failure(result)
-        assert statuses(project, instance)[A] == RED
-        filters = dg.AssetRecordsFilter(asset_key("scores"), asset_partitions=[A])
+        assert project.statuses(instance)[A] == RED
+        filters = dg.AssetRecordsFilter(project.asset_key("scores"), asset_partitions=[A])
         assert len(instance.fetch_observations(filters, limit=5).records) == 1
         assert check_results(instance, "scores")[A]["failed rows"] is False
 
@@ -474,14 +460,14 @@ class TestEndings:
         message = failure(materialize(project, instance, [A], ["scores"]))
         assert "a.jsonl changed since its upstream asset was materialised" in message
         assert "kept" in message
-        assert statuses(project, instance)[A] == RED
+        assert project.statuses(instance)[A] == RED
         assert not project.output(A).exists()
         assert server.stats()["requests"] == 0, "it was noticed before"
         succeed(project, instance, [A])
         assert len(project.scores(A)) == 5
         assert server.stats()["repeated_ok"] == 0
 
-    @pytest.mark.parametrize("keys", [[A], KEYS])
+    @pytest.mark.parametrize("keys", [[A], NAMES])
     def test_scores_without_raw_say_what_to_do(
         self,
         project: Project,
@@ -492,7 +478,7 @@ class TestEndings:
         message = failure(materialize(project, instance, keys, ["scores"]))
         for key in keys:
             assert f"rate/raw: '{key}' has no accepted output" in message
-            assert statuses(project, instance)[key] == RED
+            assert project.statuses(instance)[key] == RED
         assert "materialise raw of this partition first" in message
         assert server.stats()["requests"] == 0
 
@@ -502,7 +488,7 @@ class TestEndings:
         project.output(B).mkdir(parents=True)
         message = failure(materialize(project, instance))
         assert message.startswith("1 of 3 files failed") and str(project.output(B)) in message
-        assert statuses(project, instance) == {A: GREEN, B: RED, C: GREEN}
+        assert project.statuses(instance) == {A: GREEN, B: RED, C: GREEN}
 
     def test_a_wrong_key_costs_one_request_and_is_never_shown(
         self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
@@ -516,7 +502,7 @@ class TestEndings:
         message = failure(result)
         assert message.startswith("3 of 3 files failed")
         assert "Check api_key, model and base_url in the model file" in message
-        assert statuses(project, instance) == dict.fromkeys(KEYS, RED)
+        assert project.statuses(instance) == dict.fromkeys(NAMES, RED)
         logs = instance.all_logs(result.run_id)
         assert not any("sk-wrong-secret" in str(entry) for entry in logs)
 
@@ -573,7 +559,7 @@ class TestRows:
         for stage in ("raw", "scores"):
             found = {"conservation": True, "failed rows": False, "unique ids": False}
             assert check_results(instance, stage)[A] == found
-        check = dg.AssetCheckKey(asset_key("scores"), "complete")
+        check = dg.AssetCheckKey(project.asset_key("scores"), "complete")
         history = instance.event_log_storage.get_asset_check_execution_history(check, 1)
         assert history[0].evaluation is not None
         assert history[0].evaluation.severity == dg.AssetCheckSeverity.WARN
@@ -743,11 +729,12 @@ class TestInterruption:
     ) -> None:
         project.write_input(A, some_rows(40))
         server.set_faults(Faults(latency_ms=100))
-        process = project.start("run-task", "configs/tasks/rate.yaml", "--file", A)
-        until(lambda: server.stats()["answered"] >= 4 or process.poll() is not None)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        assert statuses(project, instance) == {A: RED, B: None, C: None}
+        project.signalled(
+            lambda: server.stats()["answered"] >= 4,
+            *("run-task", TASK, "--file", A),
+            number=signal.SIGTERM,
+        )
+        assert project.statuses(instance) == {A: RED, B: None, C: None}
         assert not project.output(A).exists()
         assert claimed(instance) == []
 
@@ -756,39 +743,34 @@ class TestDeadRuns:
     def test_a_killed_run_is_ended_and_its_pool_slot_freed_by_the_next(
         self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        for name in KEYS:
+        for name in NAMES:
             project.write_input(name, some_rows(20, name))
         server.set_faults(Faults(latency_ms=150))
-        process = project.start("run-task", "configs/tasks/rate.yaml")
-        until(lambda: server.stats()["answered"] >= 4 or process.poll() is not None)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        project.signalled(lambda: server.stats()["answered"] >= 4, "run-task", TASK)
         (dead,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
         assert claimed(instance) == [dead.run_id]
 
         server.set_faults(NO_FAULTS)
-        steps = project.steps()
-        summary = TaskRunner(steps, instance).run(add_new_keys(instance, steps))
+        summary = project.materialize(instance)
         assert (summary.failed, summary.busy) == ([], [])
         ended = instance.get_run_by_id(dead.run_id)
         assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
         assert claimed(instance) == []
-        assert statuses(project, instance) == dict.fromkeys(KEYS, GREEN)
+        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
         assert server.stats()["requests"] <= 60 + 4, "only calls in flight are paid again"
         assert server.stats()["repeated_ok"] <= 4
 
     def test_a_run_killed_before_it_started_keeps_no_file_busy(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
-        steps = project.steps()
-        keys = add_new_keys(instance, steps)
+        add_new_keys(instance, project.steps())
         job = project.definitions().resolve_implicit_global_asset_job_def()
         run = instance.create_run_for_job(
-            job.get_subset(asset_selection={asset_key("raw")}),
+            job.get_subset(asset_selection={project.asset_key("raw")}),
             tags={PROCESS_TAG: "gone", "dagster/partition": A},
-            asset_selection={asset_key("raw")},
+            asset_selection={project.asset_key("raw")},
         )
-        summary = TaskRunner(steps, instance).run(keys)
+        summary = project.materialize(instance)
         assert (summary.failed, summary.busy) == ([], [])
         ended = instance.get_run_by_id(run.run_id)
         assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
@@ -797,20 +779,18 @@ class TestDeadRuns:
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         """Dagster copies the tags of the first run; the process of the second is another."""
-        steps = project.steps()
-        keys = add_new_keys(instance, steps)
-        assert TaskRunner(steps, instance).run(keys).failed == []
+        assert project.materialize(instance).failed == []
         parent = instance.get_runs(limit=1)[0]
         again = instance.create_run_for_job(
             project.definitions()
             .resolve_implicit_global_asset_job_def()
-            .get_subset(asset_selection={asset_key("scores")}),
+            .get_subset(asset_selection={project.asset_key("scores")}),
             tags=parent.tags,
             parent_run_id=parent.run_id,
             root_run_id=parent.run_id,
             status=dg.DagsterRunStatus.STARTED,
         )
-        TaskRunner(steps, instance).run(keys)
+        project.materialize(instance)
         alive = instance.get_run_by_id(again.run_id)
         assert alive is not None and alive.status == dg.DagsterRunStatus.STARTED
 

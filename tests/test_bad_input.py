@@ -17,39 +17,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Cli, Project, some_rows
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from project import GREEN, RED, TASK, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import partitions_of
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.stages.preview import first_asks
 from modelcall_assets.storage.files import stat_file
-from modelcall_assets.storage.manifest import read_manifest
 
-TASK = "configs/tasks/rate.yaml"
 MODEL, PROMPT = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
 GOOD = "good.jsonl"
 FINE = {"id": "fine", "text": "a fine text"}
-GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
 
 
 @pytest.fixture
-def cli(project: Project, cli: Cli) -> Cli:
+def project(bare: Project) -> Project:
     """With one good file."""
-    project.write_input(GOOD, some_rows(3, "good"))
-    return cli
-
-
-def statuses(project: Project, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:
-    files = partitions_of(project.steps().stages[0].keys)
-    with open_instance(project.root) as instance:
-        keys = instance.get_dynamic_partitions(files.name or "")
-        asset = dg.AssetKey(["rate", stage])
-        found = instance.get_status_by_partition(asset, keys, files) or {}
-    return {decode_key(key): found.get(key) for key in keys}
+    bare.write_input(GOOD, some_rows(3, "good"))
+    return bare
 
 
 class File(NamedTuple):
@@ -189,17 +175,17 @@ FILES = {
 class TestFiles:
     @pytest.mark.parametrize("bad", FILES.values(), ids=FILES)
     def test_a_bad_file_says_so_and_its_neighbour_is_rated(
-        self, project: Project, cli: Cli, server: RehearsalServer, bad: File
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer, bad: File
     ) -> None:
-        path = project.root / "data/in" / bad.name
+        path = project.input_folder / bad.name
         path.write_bytes(bad.content)
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == bad.code, ended
         for part in bad.told:
             assert part in ended.out + ended.err
         stage = "raw" if bad.rows is None else "scores"
         ending = GREEN if bad.code == 0 else RED
-        assert statuses(project, stage) == {GOOD: GREEN, bad.name: ending}
+        assert project.statuses(instance, stage) == {GOOD: GREEN, bad.name: ending}
         assert [row["api_status"] for row in project.scores(GOOD)] == ["success"] * 3
         sent = server.stats()["requests"]
         assert sent == 3 + (list(bad.rows or ()).count(OK))
@@ -212,107 +198,109 @@ class TestFiles:
             output = project.rejected(bad.name) if is_red else project.output(bad.name)
             rows = pq.read_table(output).to_pylist()
             assert [(row["api_status"], row["api_fail_reason"]) for row in rows] == bad.rows
-            task = project.steps()
-            manifest = read_manifest(task.stage("scores").manifest_path(bad.name, rejected=is_red))
-            assert manifest is not None and manifest.accepted == (bad.code == 0)
+            assert project.manifest(bad.name, rejected=is_red).accepted == (bad.code == 0)
         if bad.code == 0:
             return
         path.unlink()
         project.write_input(bad.name, [FINE, FINE | {"id": "last"}])
-        assert cli("run-task", TASK).code == 0, "mended"
+        assert project.run("run-task", TASK).code == 0, "mended"
         assert [row["api_status"] for row in project.scores(bad.name)] == ["success"] * 2
 
-    def test_what_a_bad_line_held_is_in_its_row(self, project: Project, cli: Cli) -> None:
+    def test_what_a_bad_line_held_is_in_its_row(self, project: Project) -> None:
         raw = b'{"id": 7, "text": "\xff\xfe torn'
         project.write_input("bad.jsonl", [FINE, b"", raw, b"x" * 30_000])
-        cli("run-task", TASK)
+        project.run("run-task", TASK)
         _, torn, long = project.scores("bad.jsonl")
         assert torn["api_fail_detail"].startswith("line 3, column ")
         assert torn["api_fail_detail"].endswith(raw.decode(errors="replace"))
         assert "20000 more characters" in long["api_fail_detail"]
 
-    def test_a_few_bad_rows_are_a_warning(self, project: Project, cli: Cli) -> None:
+    def test_a_few_bad_rows_are_a_warning(self, project: Project) -> None:
         project.write_input("bad.jsonl", [*some_rows(30), b"{torn"])
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 0
         assert "34 rows, 33 succeeded, 1 failed (bad_line 1)" in ended.out
         warning = "warning: bad.jsonl: 1 of 31 lines are not JSON objects; the first: line 31, "
         assert warning in ended.out
 
     def test_a_bad_line_stops_a_file_that_wants_that(
-        self, project: Project, cli: Cli, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_task({"data": {"on_bad_line": "fail"}})
         path = project.write_input("bad.jsonl", [FINE, b"{torn"])
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         told = "/bad.jsonl: line 2, column 2: "
         assert told in ended.err and "correct it, or write `on_bad_line: keep`" in ended.err
-        assert statuses(project, "raw") == {GOOD: GREEN, "bad.jsonl": RED}
+        assert project.statuses(instance, "raw") == {GOOD: GREEN, "bad.jsonl": RED}
         assert not project.output("bad.jsonl").exists()
         assert server.stats()["requests"] == 3
-        assert told in cli("plan", TASK).err
+        assert told in project.run("plan", TASK).err
         path.write_bytes(lines(FINE))
-        assert cli("run-task", TASK).code == 0, "mended"
+        assert project.run("run-task", TASK).code == 0, "mended"
 
     def test_another_encoding_is_read_and_makes_old_results_stale(
-        self, project: Project, cli: Cli, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        (project.root / "data/in" / GOOD).unlink()
-        path = project.root / "data/in/bad.jsonl"
+        (project.input_folder / GOOD).unlink()
+        path = project.input_folder / "bad.jsonl"
         path.write_bytes('{"id": 1, "text": "中文"}\n'.encode("gb18030") + b'{"text": "\xff"}\n')
         project.write_task({"max_failure_rate": 1.0})
-        assert "2 failed (bad_line 2)" in cli("run-task", TASK).out
+        assert "2 failed (bad_line 2)" in project.run("run-task", TASK).out
         project.write_task({"max_failure_rate": 1.0, "data": {"encoding": "gb18030"}})
-        assert "1 succeeded, 1 failed (bad_line 1)" in cli("run-task", TASK).out
+        assert "1 succeeded, 1 failed (bad_line 1)" in project.run("run-task", TASK).out
         first, second = project.scores("bad.jsonl")
         assert (first["text"], first["api_status"]) == ("中文", "success")
         assert second["api_fail_detail"].startswith("line 2, column 11: not gb18030; the line ")
-        assert "nothing to do" in cli("run-task", TASK).out
+        assert "nothing to do" in project.run("run-task", TASK).out
         assert server.stats()["requests"] == 1
-        exported = cli("export", TASK, "--stage", "raw", "--successes", "--output", "copy")
+        exported = project.run("export", TASK, "--stage", "raw", "--successes", "--output", "copy")
         assert exported.code == 0, exported
         (copy,) = (project.root / "copy").rglob("*.jsonl")
         assert orjson.loads(copy.read_bytes()) == {"id": 1, "text": "中文"}
 
     @pytest.mark.parametrize("preprocesses", [False, True], ids=["as it is", "preprocessed"])
     def test_an_empty_file_is_accepted_where_the_task_says_so(
-        self, project: Project, cli: Cli, server: RehearsalServer, preprocesses: bool
+        self,
+        project: Project,
+        instance: dg.DagsterInstance,
+        server: RehearsalServer,
+        preprocesses: bool,
     ) -> None:
         path = project.write_input("empty.jsonl", [])
-        (project.root / "data/in/blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
+        (project.input_folder / "blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
         data = {"on_empty_file": "accept"}
         pre = {"enabled": preprocesses, "output_folder": "data/pre"}
         project.write_task({"data": data, "preprocess": pre})
-        assert cli("plan", TASK).code == 0
-        ended = cli("run-task", TASK)
+        assert project.run("plan", TASK).code == 0
+        ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "3 of 3 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
-        assert set(statuses(project).values()) == {GREEN}
+        assert set(project.statuses(instance).values()) == {GREEN}
         assert project.scores("empty.jsonl") == []
-        assert "nothing to do" in cli("run-task", TASK).out
-        assert cli("export", TASK, "--output", "out").code == 0
+        assert "nothing to do" in project.run("run-task", TASK).out
+        assert project.run("export", TASK, "--output", "out").code == 0
         project.write_input(path.name, [FINE])
-        assert cli("run-task", TASK).code == 0, "filled later"
+        assert project.run("run-task", TASK).code == 0, "filled later"
         assert [row["api_status"] for row in project.scores("empty.jsonl")] == ["success"]
         assert server.stats()["requests"] == 4
 
     def test_what_is_no_file_or_cannot_be_opened(
-        self, project: Project, cli: Cli, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        folder = project.root / "data/in"
+        folder = project.input_folder
         (folder / "folder.jsonl").mkdir()
         (folder / "loop").symlink_to(folder, target_is_directory=True)
         (folder / "itself.jsonl").symlink_to("itself.jsonl")
         os.mkfifo(folder / "pipe.jsonl")
         for arguments in (("check",), ("plan", TASK), ("run-task", TASK)):
-            ended = cli(*arguments)
+            ended = project.run(*arguments)
             assert ended.code == 0, ended
-        assert statuses(project) == {GOOD: GREEN}
+        assert project.statuses(instance) == {GOOD: GREEN}
         assert server.stats()["requests"] == 3
 
     def test_bytes_go_through_and_are_not_asked_about(
-        self, project: Project, cli: Cli, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         """Text in a binary column is text."""
         rows = [
@@ -320,8 +308,8 @@ class TestFiles:
             {"id": b"second", "text": b"\xff\xfe", "png": None},
         ]
         project.write_task({"max_failure_rate": 1.0})
-        (project.root / "data/in/bad.parquet").write_bytes(parquet(rows))
-        assert cli("run-task", TASK).code == 0
+        (project.input_folder / "bad.parquet").write_bytes(parquet(rows))
+        assert project.run("run-task", TASK).code == 0
         first, second = project.scores("bad.parquet")
         assert (first["png"], first["api_status"]) == (b"\x89PNG", "success")
         assert [row["api_record_id"] for row in (first, second)] == ["00ff", "second"]
@@ -332,33 +320,30 @@ class TestFiles:
         assert server.stats()["requests"] == 4
         for stage, good in (("raw", 2), ("scores", 1)):
             arguments = ("--stage", stage, "--successes", "--output", stage)
-            assert cli("export", TASK, *arguments).code == 0
+            assert project.run("export", TASK, *arguments).code == 0
             assert len((project.root / stage / "bad.jsonl").read_bytes().splitlines()) == good
-        assert cli("view", TASK, "--stage", "raw").code == 0
-        assert cli("view", "data/in/bad.parquet").code == 0
+        assert project.run("view", TASK, "--stage", "raw").code == 0
+        assert project.run("view", "data/in/bad.parquet").code == 0
 
     @pytest.mark.parametrize("name", ["empty JSONL", "empty Parquet", "binary"])
-    def test_plan_shows_the_other_files(self, project: Project, cli: Cli, name: str) -> None:
+    def test_plan_shows_the_other_files(self, project: Project, name: str) -> None:
         bad = FILES[name]
-        (project.root / "data/in" / bad.name).write_bytes(bad.content)
-        ended = cli("plan", TASK)
+        (project.input_folder / bad.name).write_bytes(bad.content)
+        ended = project.run("plan", TASK)
         assert "good.jsonl" in ended.out
         assert ("not a readable Parquet file" in ended.err) == (ended.code == 1)
         assert ended.code == (1 if bad.name.endswith("parquet") else 0)
 
-    def test_a_row_that_preprocessing_fails_on_breaks_no_preview(
-        self, project: Project, cli: Cli
-    ) -> None:
+    def test_a_row_that_preprocessing_fails_on_breaks_no_preview(self, project: Project) -> None:
         project.write_task({"preprocess": {"enabled": True, "output_folder": "data/pre"}})
         project.write_input(GOOD, [{"id": 1, "text": 17}, FINE])
         assert (
-            "error: preprocess_error: TypeError: the text is not a string" in cli("try", TASK).out
+            "error: preprocess_error: TypeError: the text is not a string"
+            in project.run("try", TASK).out
         )
-        assert re_rows(cli("plan", TASK).out) == 2
+        assert re_rows(project.run("plan", TASK).out) == 2
 
-    def test_columns_that_preprocessing_names_and_no_row_has(
-        self, project: Project, cli: Cli
-    ) -> None:
+    def test_columns_that_preprocessing_names_and_no_row_has(self, project: Project) -> None:
         mapping = {
             "title": "headline",
             "both": {"type": "combine", "fields": ["text", "bodi"]},
@@ -375,7 +360,7 @@ class TestFiles:
             "field_mapping.both.fields[1]": "bodi",
             "transformations.computed_fields.n.source_field": "tittle",
         }
-        checked, ended = cli("check"), cli("run-task", TASK)
+        checked, ended = project.run("check"), project.run("run-task", TASK)
         assert (checked.code, ended.code) == (0, 0)
         for place, column in absent.items():
             assert f"{TASK}:preprocess.{place}: no column {column} in the first 1 rows of" in (
@@ -386,15 +371,15 @@ class TestFiles:
         assert "did you mean body?" in checked.out
         assert ended.out.count("no row has the column") == len(absent)
 
-    def test_plan_looks_at_rows_of_the_whole_file(self, project: Project, cli: Cli) -> None:
+    def test_plan_looks_at_rows_of_the_whole_file(self, project: Project) -> None:
         """Long texts at the head, and a file of columns of which only the end is read to count."""
         rows = [{"id": n, "text": "word " * (1000 if n < 50 else 10)} for n in range(1000)]
-        (project.root / "data/in" / GOOD).unlink()
+        (project.input_folder / GOOD).unlink()
         for name in ("x.jsonl", "y.parquet"):
             project.write_input(name, rows)
         tokens = [
             int(line.split("│")[3].replace(",", ""))
-            for line in cli("plan", TASK).out.split("\n")
+            for line in project.run("plan", TASK).out.split("\n")
             if ".jsonl" in line or ".parquet" in line
         ]
         exact = 50 * 1000 + 950 * 10 + 1000 * 30
@@ -482,7 +467,6 @@ class TestSetUp:
     def test_check_and_run_task_name_file_and_field_and_nothing_runs(
         self,
         project: Project,
-        cli: Cli,
         server: RehearsalServer,
         monkeypatch: pytest.MonkeyPatch,
         mistake: Setup,
@@ -490,7 +474,7 @@ class TestSetUp:
         mistake.prepare(project, monkeypatch)
         before = sorted((project.root / "data").rglob("*"))
         for arguments, code in (("check",), mistake.check_code), (("run-task", TASK), 2):
-            ended = cli(*arguments)
+            ended = project.run(*arguments)
             assert ended.code == code, ended
             for part in mistake.told:
                 assert part in ended.out + ended.err
@@ -499,7 +483,7 @@ class TestSetUp:
         with open_instance(project.root) as instance:
             assert instance.get_runs() == []
 
-    def test_a_folder_that_cannot_be_written_to(self, project: Project, cli: Cli) -> None:
+    def test_a_folder_that_cannot_be_written_to(self, project: Project) -> None:
         folder = project.root / "locked"
         folder.mkdir(mode=0o555)
         if os.access(folder, os.W_OK):
@@ -507,18 +491,18 @@ class TestSetUp:
         project.write_task({"data": {"output_folder": "./locked/scores"}})
         told = f"{TASK}:data.output_folder: cannot be written to; have {folder}; choose another"
         for arguments, code in (("check",), 0), (("run-task", TASK), 2):
-            ended = cli(*arguments)
+            ended = project.run(*arguments)
             assert ended.code == code, ended
             assert told in ended.out + ended.err
 
     @pytest.mark.parametrize("home", [TASK, f"{TASK}/below", "dangling", "/dev/null/home"])
     def test_a_home_that_can_be_none(
-        self, project: Project, cli: Cli, monkeypatch: pytest.MonkeyPatch, home: str
+        self, project: Project, monkeypatch: pytest.MonkeyPatch, home: str
     ) -> None:
         (project.root / "dangling").symlink_to("nowhere")
         place = str(project.root / home)
         monkeypatch.setenv("DAGSTER_HOME", place)
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 2, ended
         assert "error: environment:DAGSTER_HOME: Dagster cannot keep its runs there: " in ended.err
         assert f"have {place}; name another folder" in ended.err
@@ -527,7 +511,7 @@ class TestSetUp:
 def asked_of(project: Project, name: str) -> list[str]:
     """What the rows of a file asked, all of which were rated."""
     steps = project.steps()
-    asks = [*first_asks(steps, stat_file(project.root / "data/in" / name), 9)]
+    asks = [*first_asks(steps, stat_file(project.input_folder / name), 9)]
     rows = project.scores(name)
     assert [row["api_status"] for row in rows] == ["success"] * len(rows)
     requests = [asked for asked in asks if isinstance(asked, ChatRequest)]
@@ -536,17 +520,15 @@ def asked_of(project: Project, name: str) -> list[str]:
 
 
 class TestPrompts:
-    def test_a_column_that_no_row_has(
-        self, project: Project, cli: Cli, server: RehearsalServer
-    ) -> None:
+    def test_a_column_that_no_row_has(self, project: Project, server: RehearsalServer) -> None:
         project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} in {lang}"}})
-        checked = cli("check")
+        checked = project.run("check")
         assert checked.code == 0
         assert (
             f"warning: {TASK}:data: none of the first 3 rows of good.jsonl can be rated: the row "
             "has no value in column 'lang', which the prompt asks for; have the columns id, text"
         ) in checked.out
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert "missing_input 3. The first: the row has no value in column 'lang'" in ended.err
         rows = project.scores(GOOD)
@@ -557,48 +539,48 @@ class TestPrompts:
     @pytest.mark.parametrize("stage", ["raw", "preprocessed"])
     @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
     def test_values_inside_columns_and_what_is_no_text(
-        self, project: Project, cli: Cli, suffix: str, stage: str
+        self, project: Project, suffix: str, stage: str
     ) -> None:
         """Objects, lists and truth values are JSON; a path leads into them."""
         shown = "{meta.lang}|{meta.of.1.n}|{meta}|{tags}|{ok}|{n}|{x}|{a.b}|{text}"
         project.write_prompt({"prompt_template": {"prompt_text": shown}})
         if stage == "preprocessed":
             project.write_task({"preprocess": {"enabled": True, "output_folder": "data/pre"}})
-        (project.root / "data/in" / GOOD).unlink()
+        (project.input_folder / GOOD).unlink()
         meta = {"lang": "中", "of": [{"n": 1}, {"n": 2}]}
         row = {**FINE, "meta": meta, "tags": ["a", "b"], "ok": True, "n": 7, "x": 1.5, "a.b": "c"}
-        path = project.root / f"data/in/x{suffix}"
+        path = project.input_folder / f"x{suffix}"
         path.write_bytes(parquet([row]) if suffix == ".parquet" else lines(row))
-        assert "0 errors, 0 warnings" in cli("check").out
-        assert cli("run-task", TASK).code == 0
+        assert "0 errors, 0 warnings" in project.run("check").out
+        assert project.run("run-task", TASK).code == 0
         as_json = '{"lang":"中","of":[{"n":1},{"n":2}]}'
         expected = f'中|2|{as_json}|["a","b"]|true|7|1.5|c|a fine text'
         assert asked_of(project, path.name) == [expected]
 
-    def test_an_input_key_inside_a_column(self, project: Project, cli: Cli) -> None:
+    def test_an_input_key_inside_a_column(self, project: Project) -> None:
         project.write_task({"data": {"input_key": "doc.body", "prompt_format_key": "text"}})
         project.write_input(GOOD, [{"id": 1, "doc": {"body": "inside"}}])
         project.write_prompt({"prompt_template": {"prompt_text": "Judge {text}"}})
-        assert "0 errors, 0 warnings" in cli("check").out
-        assert cli("run-task", TASK).code == 0
+        assert "0 errors, 0 warnings" in project.run("check").out
+        assert project.run("run-task", TASK).code == 0
         assert asked_of(project, GOOD) == ["Judge inside"]
 
-    def test_a_path_that_leads_nowhere(self, project: Project, cli: Cli) -> None:
+    def test_a_path_that_leads_nowhere(self, project: Project) -> None:
         project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} {id.of.that}"}})
         assert "the row has no value in column 'id.of.that', which the prompt asks for" in (
-            cli("check").out
+            project.run("check").out
         )
 
-    def test_a_column_that_some_rows_have_is_no_warning(self, project: Project, cli: Cli) -> None:
+    def test_a_column_that_some_rows_have_is_no_warning(self, project: Project) -> None:
         project.write_prompt({"prompt_template": {"prompt_text": "Judge {text} in {lang}"}})
         project.write_input(GOOD, [FINE, FINE | {"lang": "en"}])
-        assert "0 errors, 0 warnings" in cli("check").out
-        cli("run-task", TASK)
+        assert "0 errors, 0 warnings" in project.run("check").out
+        project.run("run-task", TASK)
         assert [row["api_fail_reason"] for row in project.scores(GOOD)] == ["missing_input", None]
 
-    def test_an_input_key_that_no_row_has(self, project: Project, cli: Cli) -> None:
+    def test_an_input_key_that_no_row_has(self, project: Project) -> None:
         project.write_task({"data": {"input_key": "content", "prompt_format_key": "text"}})
-        checked = cli("check")
+        checked = project.run("check")
         assert "none of the first 3 rows of good.jsonl can be rated: input column 'content' is" in (
             checked.out
         )
@@ -612,32 +594,28 @@ class TestPrompts:
         ],
     )
     def test_a_prompt_that_does_not_send_the_text_is_a_warning(
-        self, project: Project, cli: Cli, prompt: str, have: str
+        self, project: Project, prompt: str, have: str
     ) -> None:
         project.write_prompt({"prompt_template": {"prompt_text": prompt}})
         project.write_input(GOOD, [FINE | {"code": "x"}])
-        ended = cli("check")
+        ended = project.run("check")
         wrong = "no placeholder of the prompt, so that the column text is not sent; "
         assert f"warning: {TASK}:data.prompt_format_key: {wrong}{have}" in ended.out
         assert ended.code == 0
-        assert cli("check", "--strict").code == 1
-        assert wrong in cli("run-task", TASK).err
+        assert project.run("check", "--strict").code == 1
+        assert wrong in project.run("run-task", TASK).err
 
     @pytest.mark.parametrize("keys", [{"input_key": "body"}, {"prompt_format_key": "body"}])
-    def test_either_of_the_two_keys_is_enough(
-        self, project: Project, cli: Cli, keys: dict[str, str]
-    ) -> None:
+    def test_either_of_the_two_keys_is_enough(self, project: Project, keys: dict[str, str]) -> None:
         project.write_task({"data": keys})
         project.write_prompt({"prompt_template": {"prompt_text": "Judge {body} and {{text}}"}})
         project.write_input(GOOD, [FINE | {"body": "x"}])
-        assert "0 errors, 0 warnings" in cli("check").out
+        assert "0 errors, 0 warnings" in project.run("check").out
 
     @pytest.mark.parametrize("name", ["empty.jsonl", "empty.parquet"])
-    def test_check_says_what_it_cannot_read_or_goes_on(
-        self, project: Project, cli: Cli, name: str
-    ) -> None:
-        (project.root / "data/in" / name).write_bytes(b"")
-        ended = cli("check")
+    def test_check_says_what_it_cannot_read_or_goes_on(self, project: Project, name: str) -> None:
+        (project.input_folder / name).write_bytes(b"")
+        ended = project.run("check")
         assert ended.code == 0
         assert ("not a readable Parquet file" in ended.out) == name.endswith("parquet")
 
@@ -649,26 +627,26 @@ def nobody_listens() -> str:
 
 class TestEndpoints:
     def test_nobody_listens(
-        self, project: Project, cli: Cli, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A few rows: each fails by itself. Many: the run stops, and nothing is published."""
         url = nobody_listens()
         monkeypatch.setenv("REHEARSAL_BASE_URL", url)
         project.write_model({"client_config": {"max_retries": 0}})
-        few = cli("run-task", TASK)
+        few = project.run("run-task", TASK)
         assert few.code == 1
         assert "3 of 3 rows failed" in few.err and "connect 3. The first: " in few.err
-        assert statuses(project) == {GOOD: RED}
+        assert project.statuses(instance) == {GOOD: RED}
         project.rejected(GOOD).unlink()
         project.write_input(GOOD, some_rows(40))
-        many = cli("run-task", TASK)
+        many = project.run("run-task", TASK)
         assert many.code == 1
         assert f"{url.removeprefix('http://')}: 25 records in a row failed" in many.err
         assert "connect: " in many.err and "materialise again" in many.err
         assert not project.output(GOOD).exists()
         with serve_in_thread() as back:
             monkeypatch.setenv("REHEARSAL_BASE_URL", back.base_url)
-            assert cli("run-task", TASK).code == 0
+            assert project.run("run-task", TASK).code == 0
             assert back.stats()["requests"] == 40
         assert [row["api_status"] for row in project.scores(GOOD)] == ["success"] * 40
 
@@ -683,7 +661,7 @@ class TestEndpoints:
     def test_a_refusal_costs_one_request_and_says_what_to_check(
         self,
         project: Project,
-        cli: Cli,
+        instance: dg.DagsterInstance,
         monkeypatch: pytest.MonkeyPatch,
         model: dict[str, Any],
         told: str,
@@ -693,13 +671,13 @@ class TestEndpoints:
         with serve_in_thread(api_key="sk-right" if told == "HTTP 401" else None) as guarded:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
             for command in ("run-task", "try"):
-                ended = cli(command, TASK)
+                ended = project.run(command, TASK)
                 assert ended.code == 1
                 assert f"refuses every request: {told}" in ended.err
                 assert "Check api_key, model and base_url in the model file" in ended.err
                 assert "sk-wrong-secret" not in ended.out + ended.err
             assert guarded.stats()["requests"] == 2, "one each"
-        assert statuses(project) == {GOOD: RED}
+        assert project.statuses(instance) == {GOOD: RED}
         assert not project.output(GOOD).exists()
 
 
@@ -725,18 +703,18 @@ NAMES = [
 
 class TestFileNames:
     def test_all_of_them_are_rated_and_lie_where_they_should(
-        self, project: Project, cli: Cli, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        (project.root / "data/in" / GOOD).unlink()
+        (project.input_folder / GOOD).unlink()
         for name in NAMES:
             project.write_input(name, [{"id": name.encode(errors="replace").decode(), **FINE}])
-        planned = cli("plan", TASK)
+        planned = project.run("plan", TASK)
         assert planned.code == 0 and "[red]markup[/].jsonl" in planned.out
-        assert cli("check").code == 0
-        ended = cli("run-task", TASK)
+        assert project.run("check").code == 0
+        ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert f"{len(NAMES)} of {len(NAMES)} files scored" in ended.out
-        assert statuses(project) == dict.fromkeys(NAMES, GREEN)
+        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
         for name in NAMES:
             assert decode_key(encode_key(name)) == name
             (row,) = project.scores(name)
@@ -745,19 +723,19 @@ class TestFileNames:
         outputs = [path for path in folder.rglob("*.parquet") if ".modelcall" not in path.parts]
         expected = {folder / Path(name).with_suffix(".parquet") for name in NAMES}
         assert set(outputs) == expected
-        again = cli("run-task", TASK)
+        again = project.run("run-task", TASK)
         assert "nothing to do" in again.out
         assert server.stats()["requests"] == len(NAMES)
 
-    def test_messages_name_them_and_patterns_find_them(self, project: Project, cli: Cli) -> None:
+    def test_messages_name_them_and_patterns_find_them(self, project: Project) -> None:
         for name in NAMES:
             project.write_input(name, [b"{torn"])
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert ended.out.count("  rejected: ") == len(NAMES)
         for name in NAMES:
             assert f"{encode_key(name)}: 1 of 1 rows failed" in ended.err
-        assert "0 of 1 files scored" in cli("run-task", TASK, "--file", "a,comma.jsonl").out
+        assert "0 of 1 files scored" in project.run("run-task", TASK, "--file", "a,comma.jsonl").out
 
     @pytest.mark.parametrize(
         ("name", "told"),
@@ -768,25 +746,25 @@ class TestFileNames:
         ],
     )
     def test_a_name_that_no_output_can_have(
-        self, project: Project, cli: Cli, name: str, told: str
+        self, project: Project, instance: dg.DagsterInstance, name: str, told: str
     ) -> None:
         project.write_input(name, [FINE])
-        planned = cli("plan", TASK)
+        planned = project.run("plan", TASK)
         assert planned.code == 1 and told in planned.err
-        ended = cli("run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert told in ended.err and encode_key(name) in ended.err
-        assert statuses(project) == {GOOD: GREEN, name: None}
-        assert "nothing to do" not in cli("run-task", TASK).out
+        assert project.statuses(instance) == {GOOD: GREEN, name: None}
+        assert "nothing to do" not in project.run("run-task", TASK).out
 
 
 class TestOneHugeLine:
     @pytest.mark.timeout(120)
     def test_50_mb_go_through_raw_and_scores(
-        self, project: Project, cli: Cli, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         huge = 50 << 20
-        path = project.root / "data/in" / GOOD
+        path = project.input_folder / GOOD
         with path.open("wb") as file:
             file.write(lines(FINE))
             file.write(b'{"id": "huge", "text": "' + b"words and " * (huge // 10) + b'"}\n')
@@ -816,15 +794,13 @@ class TestOneHugeLine:
     "place",
     ["data.input_folder", "data.output_folder", "model.config_path", "environment.config_path"],
 )
-def test_a_name_that_no_file_can_have_is_told(
-    name: str, place: str, project: Project, cli: Cli
-) -> None:
+def test_a_name_that_no_file_can_have_is_told(name: str, place: str, project: Project) -> None:
     block, field = place.split(".")
     task = yaml.safe_load(project.task_file.read_text())
     task.setdefault(block, {})[field] = f"deep/{name}"
     project.task_file.write_text(yaml.safe_dump(task))
     for command in (("check",), ("plan", TASK), ("run-task", TASK)):
-        ended = cli(*command)
+        ended = project.run(*command)
         told = ended.out + ended.err
         assert ended.code in (1, 2) and f"{TASK}:{place}: " in told, ended
         assert "no such file" in told or "the system has no such names" in told

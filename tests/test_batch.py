@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
-import signal
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,10 +18,11 @@ from urllib.parse import urlsplit
 import openai
 import orjson
 import pytest
-from conftest import Project, some_rows, until
+from endpoint import Request, Script, http, in_thread, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Batch
+from project import TASK, A, Project, some_rows, until
 
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.errors import (
@@ -35,14 +34,14 @@ from modelcall_assets.errors import (
 )
 from modelcall_assets.journal.journal import Address, BatchNote, Entry, Journal
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
+from modelcall_assets.llm.patience import Patience
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.stages.batch_calls import FIRST_WITH_BUDGET
 from modelcall_assets.stages.progress import Tally
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.stage import Run
 
-A = "a.jsonl"
-TASK = "configs/tasks/rate.yaml"
 BATCH: dict[str, Any] = {"mode": "batch", "batch": {"poll_seconds": 0.02}}
 
 
@@ -51,29 +50,12 @@ def use_batches(project: Project, changes: Mapping[str, Any] | None = None) -> P
     return project
 
 
-def score(project: Project, name: str = A, *, fresh: bool = False) -> Report:
-    steps = project.steps()
-    steps.stage("raw").make(name, Tally())
-
-    async def work() -> Report:
-        async with steps.stage("scores").engine() as engine:
-            return await steps.stage("scores").answer(
-                name, engine, Run(os.urandom(6).hex(), Tally(), fresh=fresh)
-            )
-
-    return asyncio.run(work())
-
-
 def ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def journal_folder(project: Project) -> Path:
-    return project.steps().stage("scores").journal_folder(A)
-
-
 def journal_lines(project: Project) -> list[bytes]:
-    segments = sorted(journal_folder(project).glob("*.jsonl"))
+    segments = sorted(project.journal().glob("*.jsonl"))
     return [line for path in segments for line in path.read_bytes().splitlines()]
 
 
@@ -120,11 +102,11 @@ class TestAFile:
     ) -> None:
         rows = some_rows(40, "order")
         project.write_input(A, rows)
-        live = score(project).data_version
+        live = project.score().data_version
         expected = project.scores(A)
         server.reset()
         use_batches(project)
-        report = score(project, fresh=True)
+        report = project.score(fresh=True)
         assert (
             report.rows,
             report.ok,
@@ -140,7 +122,7 @@ class TestAFile:
         stats = server.stats()
         assert (stats["batches"], stats["batch_lines"]) == (1, 40)
         assert stats["repeated_ok"] == 0
-        again = score(project)
+        again = project.score()
         assert (again.numbers["requests_sent"], again.numbers["answered_from_journal"]) == (0, 40)
         assert server.stats()["batches"] == 1
 
@@ -150,7 +132,7 @@ class TestAFile:
         use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 15}})
         rows = some_rows(40, "large")
         project.write_input(A, [*rows, b"no json"])
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.failures) == (40, {"bad_line": 1})
         assert ids(project.scores(A)[:40]) == ids(rows)
         assert server.stats()["batches"] == 3
@@ -159,7 +141,7 @@ class TestAFile:
         self, project: Project, server: RehearsalServer
     ) -> None:
         use_batches(project).write_input(A, [b"no json", {"id": "x"}])
-        assert score(project).failures == {"bad_line": 1, "missing_input": 1}
+        assert project.score().failures == {"bad_line": 1, "missing_input": 1}
         assert server.stats()["batches"] == 0
 
     def test_leaves_no_file_at_the_provider(
@@ -167,7 +149,7 @@ class TestAFile:
     ) -> None:
         server.set_faults(Faults(rate_400=0.5))
         use_batches(project).write_input(A, some_rows(12, "tidy"))
-        score(project)
+        project.score()
         assert server.stats()["files"] == 3, "input, output and errors"
         with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
             for number in (1, 2, 3):
@@ -178,26 +160,22 @@ class TestAFile:
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, some_rows(4, "both"))
-        score(project)
+        project.score()
         use_batches(project).write_input(A, some_rows(9, "both"))
-        assert score(project).requests == 5
+        assert project.score().numbers["requests_sent"] == 5
         project.write_model()
-        assert score(project).requests == 0
+        assert project.score().numbers["requests_sent"] == 0
         assert server.stats()["repeated_ok"] == 0
 
     def test_is_run_by_the_command_line(self, project: Project, server: RehearsalServer) -> None:
         use_batches(project)
-        process = project.start("run-task", TASK)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
-        assert "12 rows, 12 succeeded" in out
+        ended = project.run("run-task", TASK)
+        assert (ended.code, "12 rows, 12 succeeded" in ended.out) == (0, True), ended
         assert (server.stats()["batches"], server.stats()["requests"]) == (3, 12)
 
     def test_is_tried_with_live_calls(self, project: Project, server: RehearsalServer) -> None:
         use_batches(project)
-        process = project.start("try", TASK, "--rows", "2")
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, out + err
+        assert project.run("try", TASK, "--rows", "2").code == 0
         assert (server.stats()["requests"], server.stats()["batches"]) == (2, 0)
 
 
@@ -209,14 +187,10 @@ class TestResume:
         use_batches(project)
         rows = some_rows(30, "killed")
         project.write_input(A, rows)
-        process = project.start("run-task", TASK, "--file", A)
-        until(lambda: server.stats()["batches"] == 1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        one_file = ("run-task", TASK, "--file", A)
+        project.signalled(lambda: server.stats()["batches"] == 1, *one_file)
         assert not project.output(A).exists()
-        ended = project.start("run-task", TASK, "--file", A)
-        out, err = ended.communicate(timeout=120)
-        assert ended.returncode == 0, out + err
+        assert project.run(*one_file).code == 0
         assert server.stats()["batches"] == 1
         assert {each["ok"] for each in server.request_stats().values()} == {1}
         assert ids(project.scores(A)) == ids(rows)
@@ -227,7 +201,7 @@ class TestResume:
             RunStopped, match=r"^enough\. What was .* \(batch_rehearsal_0\): the next run of this"
         ):
             stop_at_the_first_batch(project, server)
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.numbers["requests_sent"]) == (6, 6)
         assert server.stats()["batches"] == 1
 
@@ -237,11 +211,11 @@ class TestResume:
         use_batches(project).write_input(A, some_rows(6, "token"))
         with pytest.raises(RunStopped):
             stop_at_the_first_batch(project, server)
-        (segment,) = journal_folder(project).glob("*.jsonl")
+        (segment,) = project.journal().glob("*.jsonl")
         header, begun, *_ = segment.read_bytes().splitlines(keepends=True)
         assert begun.startswith(b'{"batch"') and b'"id"' not in begun
         segment.write_bytes(header + begun)  # as a kill before the second note leaves it
-        assert score(project).ok == 6
+        assert project.score().ok == 6
         assert server.stats()["batches"] == 1
 
     def test_answers_journalled_before_a_kill_are_not_taken_twice(
@@ -253,12 +227,12 @@ class TestResume:
         with pytest.raises(RunStopped):
             stop_at_the_first_batch(project, server)
         ask = project.steps().score_stage.ask
-        with Journal(journal_folder(project), "killed") as journal:
+        with Journal(project.journal(), "killed") as journal:
             for row in rows[:3]:
                 request = ask(row)
                 assert isinstance(request, ChatRequest)
                 journal.append(answer_of(Address(request.key())))
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.numbers["answered_from_journal"]) == (6, 6)
         assert [row["score"] for row in project.scores(A)[:3]] == [4, 4, 4]
         replies = [line for line in journal_lines(project) if line.startswith(b'{"k"')]
@@ -269,19 +243,18 @@ class TestResume:
         self, project: Project, server: RehearsalServer, mode: str
     ) -> None:
         use_batches(project, {"mode": mode}).write_input(A, some_rows(3, "moved"))
-        with Journal(journal_folder(project), "elsewhere") as journal:
+        with Journal(project.journal(), "elsewhere") as journal:
             journal.note(BatchNote("t", "other.example/v1", 3, 1e9, id="batch_elsewhere"))
         with pytest.raises(
             BatchOutstanding,
             match=r"3 requests \(batch_elsewhere\) was submitted to other.example/v1, .* Name that "
             r"endpoint again, .* `modelcall clean TASK --batches`",
         ):
-            score(project)
+            project.score()
         assert server.stats()["requests"] == 0
-        process = project.start("clean", TASK, "--batches", "--yes")
-        out, err = process.communicate(timeout=120)
-        assert f"{A}: batch_elsewhere, 3 requests at other.example/v1" in out, out + err
-        assert score(project).ok == 3
+        cleaned = project.run("clean", TASK, "--batches", "--yes")
+        assert f"{A}: batch_elsewhere, 3 requests at other.example/v1" in cleaned.out, cleaned
+        assert project.score().ok == 3
 
     def test_a_task_that_has_become_live_takes_what_was_answered_and_asks_for_the_rest(
         self, project: Project, server: RehearsalServer
@@ -295,12 +268,12 @@ class TestResume:
         with pytest.raises(
             BatchOutstanding, match=r"6 requests \(batch_rehearsal_0\) .*`mode: batch` .* cancel it"
         ):
-            score(project)
+            project.score()
         assert server.stats()["requests"] == 0, "nothing was asked beside the batch"
         with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
             client.batches.cancel("batch_rehearsal_0")
             until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "cancelled")
-        report = score(project)
+        report = project.score()
         assert (report.ok, server.stats()["requests"]) == (6, 6)
         assert server.stats()["repeated_ok"] == 0
         assert ids(project.scores(A)) == ids(rows)
@@ -314,61 +287,43 @@ class TestResume:
         with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
             until(lambda: client.batches.retrieve("batch_rehearsal_0").status == "completed")
         project.write_model()
-        assert score(project).ok == 6
+        assert project.score().ok == 6
         assert server.stats()["requests"] == 6, "the batch's own"
 
     def test_a_batch_that_is_gone_is_asked_again(
         self, project: Project, server: RehearsalServer
     ) -> None:
         use_batches(project).write_input(A, some_rows(3, "gone"))
-        with Journal(journal_folder(project), "before") as journal:
+        with Journal(project.journal(), "before") as journal:
             name = server.base_url.removeprefix("http://")
             journal.note(BatchNote("t", name, 3, 1e9, id="batch_gone"))
             journal.note(BatchNote("u", name, 3, 1e9))
-        assert score(project).ok == 3
+        assert project.score().ok == 3
         notes = [orjson.loads(line) for line in journal_lines(project) if b'{"batch"' in line]
         told = {note["batch"]: note.get("ended") for note in notes}
         assert (told["t"], told["u"]) == ("gone", "not submitted")
 
 
-class Rewriting:
+def rewriting(base_url: str, change: Callable[[list[dict[str, Any]]], list[Any]]) -> Script:
     """Passes requests on to a server; the content of files comes back as `change` makes it."""
 
-    def __init__(self, base_url: str, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                kind = self.headers.get("content-type") or ""
-                with closing(HTTPConnection(urlsplit(base_url).netloc)) as there:
-                    body = self.rfile.read(length)
-                    there.request(self.command, self.path, body, {"content-type": kind})
-                    reply = there.getresponse()
-                    data = reply.read()
-                if reply.status == 200 and self.path.endswith("/content"):
-                    lines = change([orjson.loads(line) for line in data.splitlines()])
-                    data = b"".join(
-                        line if isinstance(line, bytes) else orjson.dumps(line) + b"\n"
-                        for line in lines
-                    )
-                self.send_response(reply.status)
-                self.send_header("content-type", reply.headers.get("content-type") or "")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+    def passed(request: Request) -> bytes:
+        kind = re.search(rb"content-type: (.*?)\r\n", request.head, re.IGNORECASE)
+        with closing(HTTPConnection(urlsplit(base_url).netloc)) as there:
+            method, headers = request.head.split()[0].decode(), {}
+            if kind is not None:
+                headers["content-type"] = kind[1].decode()
+            there.request(method, request.path, request.body, headers)
+            reply = there.getresponse()
+            data = reply.read()
+        if reply.status == 200 and request.path.endswith("/content"):
+            lines = change([orjson.loads(line) for line in data.splitlines()])
+            data = b"".join(
+                line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines
+            )
+        return http(reply.status, data, Content_Type=reply.headers.get("content-type") or "")
 
-            do_POST = do_DELETE = do_GET
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    return lambda request: asyncio.to_thread(passed, request)
 
 
 class TestAStrangeOutput:
@@ -399,30 +354,25 @@ class TestAStrangeOutput:
 
         body = {"choices": [{"message": {"content": '{"score": 2}'}, "finish_reason": "stop"}]}
         strange = {"response": {"status_code": 200, "body": body}, "error": None}
-        strangers = closing(Rewriting(server.base_url, change))
         rows = some_rows(6, "strange")
         batches = {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 3}}
         use_batches(project, batches).write_input(A, rows)
-        made = self.scored(project)
+        project.score()
+        made = project.scores(A)
         expected = [row["score"] for row in made]
         of_all = [f"{row['api_request_key']}-0-0-0" for row in made]
         assert 2 not in expected
-        with strangers as between:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
+        with in_thread(serving(rewriting(server.base_url, change))) as between:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", between.url)
             if left_behind:
-                shutil.rmtree(journal_folder(project))
+                shutil.rmtree(project.journal())
                 with pytest.raises(RunStopped):
                     stop_at_the_first_batch(project, server)
-            report = score(project, fresh=not left_behind)
+            report = project.score(fresh=not left_behind)
         assert [row["score"] for row in project.scores(A)] == expected
         assert report.ok == 6 and len(report.warnings) == 2
         for told in report.warnings:
             assert "gave 15 lines with ids that it was not asked for" in told
-
-    @staticmethod
-    def scored(project: Project) -> list[dict[str, Any]]:
-        score(project)
-        return project.scores(A)
 
     def test_lines_that_are_torn_or_missing_are_asked_again_and_both_files_may_have_one(
         self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
@@ -440,9 +390,9 @@ class TestAStrangeOutput:
             return [*lines[2:-1], {**again, "custom_id": lines[2]["custom_id"]}, last[:-9]]
 
         use_batches(project).write_input(A, some_rows(8, "torn"))
-        with closing(Rewriting(server.base_url, change)) as between:
-            monkeypatch.setenv("REHEARSAL_BASE_URL", between.base_url)
-            report = score(project)
+        with in_thread(serving(rewriting(server.base_url, change))) as between:
+            monkeypatch.setenv("REHEARSAL_BASE_URL", between.url)
+            report = project.score()
         assert (report.ok, server.stats()["batch_lines"]) == (8, 8 + 3)
 
 
@@ -454,7 +404,7 @@ class TestBadEnds:
         rate = {f"rate_batch_{end}": 0.5}
         server.set_faults(seed_where(lambda faults: ends(faults, end, "completed"), **rate))
         use_batches(project).write_input(A, some_rows(20, "half"))
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.numbers["requests_sent"]) == (20, 20)
         stats = server.stats()
         assert (stats["batches"], stats["batch_lines"]) == (2, 20)
@@ -482,7 +432,7 @@ class TestBadEnds:
     ) -> None:
         server.set_faults(Faults(rate_400=0.4))
         use_batches(project).write_input(A, some_rows(20, "refused"))
-        report = score(project)
+        report = project.score()
         stats = server.stats()
         assert report.failures == {"bad_request": stats["statuses"]["400"]}
         assert report.failed > 2 and report.ok == 20 - report.failed
@@ -493,12 +443,12 @@ class TestBadEnds:
     ) -> None:
         server.set_faults(Faults(rate_500=1))
         use_batches(project).write_input(A, some_rows(5, "errors"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"server_error": 5}
         assert server.stats()["batches"] == 3, "the model file has max_retries: 2"
         assert {row["api_attempts"] for row in project.scores(A)} == {3}
         server.set_faults(Faults())
-        assert score(project).ok == 5, "the next run asks again"
+        assert project.score().ok == 5, "the next run asks again"
 
     def test_a_line_in_neither_file_is_asked_again(
         self, project: Project, server: RehearsalServer
@@ -506,13 +456,13 @@ class TestBadEnds:
         server.set_faults(Faults(rate_drop=0.4, seed=2))
         use_batches(project, {"client_config": {"max_retries": 20}})
         project.write_input(A, some_rows(20, "missing"))
-        report = score(project)
+        report = project.score()
         stats = server.stats()
         assert report.ok == 20 and stats["dropped"] > 0 and stats["repeated_ok"] == 0
 
         server.set_faults(Faults(rate_drop=1))
         use_batches(project).write_input(A, some_rows(3, "never"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"dropped": 3}
         assert "has neither answer nor error" in str(report.failed_rows[0])
 
@@ -522,7 +472,7 @@ class TestBadEnds:
         server.set_faults(Faults(rate_junk=0.3, rate_hang=0.2, rate_429=0.2, seed=1))
         use_batches(project, {"client_config": {"max_retries": 50}})
         project.write_input(A, some_rows(20, "junk"))
-        assert score(project).ok == 20
+        assert project.score().ok == 20
         stats = server.stats()
         assert stats["junk"] and stats["abandoned"] and stats["statuses"]["429"]
         assert stats["repeated_ok"] == 0
@@ -533,7 +483,7 @@ class TestBadEnds:
         server.set_faults(Faults(rate_500=1))
         use_batches(project).write_input(A, some_rows(UNANSWERED_LIMIT + 5, "down"))
         with pytest.raises(EndpointDown, match="25 records failed in batch after batch"):
-            score(project)
+            project.score()
         assert not project.output(A).exists()
 
     def test_batches_that_fail_as_a_whole_say_why(
@@ -541,7 +491,7 @@ class TestBadEnds:
     ) -> None:
         server.set_faults(Faults(rate_batch_failed=1, rate_batch_done=0))
         use_batches(project).write_input(A, some_rows(3, "whole"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"server_error": 3}
         assert "rehearsal_failure" in str(report.failed_rows[0])
 
@@ -552,12 +502,12 @@ class TestBadEnds:
         few = {"poll_seconds": 0.02, "max_requests_per_file": 15}
         use_batches(project, {"batch": few, "client_config": {"max_retries": 0}})
         project.write_input(A, some_rows(60, "queue"))
-        report = score(project)
+        report = project.score()
         assert (report.ok, report.numbers["requests_sent"]) == (60, 60)
         assert server.stats()["batches"] > 4
         server.set_faults(Faults(max_batch_lines=2))
         project.write_input(A, some_rows(3, "too many for one"))
-        report = score(project)
+        report = project.score()
         assert report.failures == {"rate_limited": 3}
         assert "token_limit_exceeded" in str(report.failed_rows[0])
 
@@ -567,12 +517,12 @@ class TestBadEnds:
         project.write_task({"retry": {"max_repair_turns": 2}})
         server.set_faults(Faults(rate_malformed=0.5))
         use_batches(project).write_input(A, some_rows(20, "mend"))
-        report = score(project)
+        report = project.score()
         assert (report.rows, report.ok) == (20, 20)
         turns = Counter(row["api_turns"] for row in project.scores(A))
         assert set(turns) == {1, 2} and turns[2] == server.stats()["malformed"] > 3
         assert server.stats()["batches"] == 2
-        assert score(project).requests == 0
+        assert project.score().numbers["requests_sent"] == 0
 
     def test_a_kill_between_the_turns_pays_no_turn_twice(
         self, project: Project, server: RehearsalServer
@@ -580,11 +530,8 @@ class TestBadEnds:
         project.write_task({"retry": {"max_repair_turns": 1}})
         server.set_faults(Faults(rate_malformed=1, batch_s=0.6))
         use_batches(project).write_input(A, some_rows(8, "turns"))
-        process = project.start("run-task", TASK, "--file", A)
-        until(lambda: server.stats()["batches"] == 2)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert score(project).ok == 8
+        project.signalled(lambda: server.stats()["batches"] == 2, "run-task", TASK, "--file", A)
+        assert project.score().ok == 8
         assert server.stats()["batches"] == 2
         assert server.stats()["requests"] == 16
 
@@ -598,15 +545,15 @@ class TestTheEndpoint:
             monkeypatch.setenv("SOME_KEY", "sk-wrong-0123456789")
             use_batches(project, {"client_config": {"api_key": "${SOME_KEY}"}})
             with pytest.raises(EndpointRefused, match="refuses batches: HTTP 401") as refused:
-                score(project)
+                project.score()
             assert "sk-wrong" not in str(refused.value)
             monkeypatch.setenv("SOME_KEY", "right")
-            assert score(project).ok == 4
+            assert project.score().ok == 4
 
     def test_an_unknown_model_stops_the_run(self, project: Project) -> None:
         use_batches(project, {"chat_config": {"model": "gpt-none"}})
         with pytest.raises(EndpointRefused, match="batch_rehearsal_0: model_not_found"):
-            score(project)
+            project.score()
 
     def test_one_that_is_not_there_stops_the_run(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
@@ -614,21 +561,17 @@ class TestTheEndpoint:
         monkeypatch.setenv("REHEARSAL_BASE_URL", "http://127.0.0.1:9/v1")
         use_batches(project, {"client_config": {"max_retries": 0}})
         with pytest.raises(EndpointDown, match="no answer to a call about batches: connect"):
-            score(project)
+            project.score()
 
     @pytest.mark.parametrize("seed", range(6))
     def test_calls_that_fail_are_repeated_and_no_batch_is_made_twice(
-        self,
-        project: Project,
-        server: RehearsalServer,
-        monkeypatch: pytest.MonkeyPatch,
-        seed: int,
+        self, project: Project, server: RehearsalServer, seed: int
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.llm.backoff.BASE_S", 0.01)
         server.set_faults(Faults(rate_call_500=0.2, rate_call_lost=0.3, rate_500=0.2, seed=seed))
         use_batches(project, {"client_config": {"max_retries": 50}})
         project.write_input(A, some_rows(12, "calls"))
-        assert score(project).ok == 12
+        quick = project.steps().stage("scores").engine(Patience(base_s=0.01))
+        assert project.score(A, quick).ok == 12
         assert server.stats()["repeated_ok"] == 0
 
     def test_one_without_batches_stops_the_run(
@@ -637,7 +580,7 @@ class TestTheEndpoint:
         monkeypatch.setenv("REHEARSAL_BASE_URL", f"{server.base_url}/elsewhere")
         use_batches(project)
         with pytest.raises(EndpointRefused, match="whether the endpoint has OpenAI's batches"):
-            score(project)
+            project.score()
 
     def test_headers_and_no_environment_go_with_every_call(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
@@ -648,7 +591,7 @@ class TestTheEndpoint:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
             headers = {"Authorization": "Bearer ${OWN_AUTH}"}
             use_batches(project, {"client_config": {"headers": headers}})
-            assert score(project).ok == 4
+            assert project.score().ok == 4
 
 
 class TestReuseAndBudget:
@@ -658,7 +601,7 @@ class TestReuseAndBudget:
         project.write_task({"reuse": {"identical_once": True}})
         rows = [*some_rows(3, "x"), *some_rows(3, "x"), *some_rows(4, "y"), *some_rows(3, "x")]
         use_batches(project).write_input(A, rows)
-        report = score(project)
+        report = project.score()
         assert (
             report.ok,
             report.numbers["requests_sent"],
@@ -667,37 +610,35 @@ class TestReuseAndBudget:
         attempts = [row["api_attempts"] for row in project.scores(A)]
         assert attempts == [1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
         server.set_faults(Faults(rate_filtered=1))
-        failed = score(project, fresh=True)
+        failed = project.score(fresh=True)
         assert failed.failures == {"content_filter": 13}, "a failure is not passed on"
-        assert failed.requests == 13
+        assert failed.numbers["requests_sent"] == 13
 
     def test_the_batch_is_as_large_as_the_budget_allows(
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_task({"budget_tokens": 3000})
         use_batches(project).write_input(A, some_rows(10, "first"))
-        spent = score(project).usage
-        mean = (spent.prompt_tokens + spent.completion_tokens) / 10
+        spent = project.score().numbers
+        mean = (spent["prompt_tokens"] + spent["completion_tokens"]) / 10
         project.write_input(A, some_rows(200, "second"))
         with pytest.raises(BudgetSpent, match="budget_tokens: 3,000 is spent"):
-            score(project)
+            project.score()
         assert 3000 / mean * 0.7 < server.stats()["requests"] < 3000 / mean * 1.3
         sent = server.stats()["requests"]
         project.write_task({"budget_tokens": 1_000_000})
-        assert score(project).ok == 200
+        assert project.score().ok == 200
         assert server.stats()["requests"] == 210 and sent > 10
         assert server.stats()["repeated_ok"] == 0
 
     def test_until_a_cost_is_known_a_batch_is_small(
-        self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.stages.batch_calls.FIRST_WITH_BUDGET", 5)
         project.write_task({"budget_tokens": 3000})
-        use_batches(project, {"batch": {"poll_seconds": 0.02, "max_requests_per_file": 50}})
-        project.write_input(A, some_rows(200, "small"))
+        use_batches(project).write_input(A, some_rows(FIRST_WITH_BUDGET + 200, "small"))
         with pytest.raises(BudgetSpent):
-            score(project)
-        assert 5 < server.stats()["requests"] < 50
+            project.score()
+        assert server.stats()["requests"] == FIRST_WITH_BUDGET
 
 
 class TestModelFile:

@@ -1,4 +1,4 @@
-"""transforms/chatml and stages/chatml: six styles, nothing lost, nothing that JSON cannot hold."""
+"""transforms/chatml and steps/chatml: six styles, nothing lost, nothing that JSON cannot hold."""
 
 from __future__ import annotations
 
@@ -453,16 +453,16 @@ class TestSplit:
         assert report.rows_in == report.rows + sum(report.dropped.values())
         assert len(rows) == report.rows
         failed = [row for row in rows if "error" in row]
-        assert len(failed) == report.failed == sum(report.failed_by_reason.values())
-        assert [(item.reason, item.detail) for item in report.first_failures] == [
+        assert len(failed) == report.failed == report.failures.total()
+        assert [(item.reason, item.detail) for item in report.failed_rows] == [
             (row["error"]["reason"], row["error"]["detail"]) for row in failed
         ]
         assert all(row["messages"] == [] for row in failed)
-        assert sum(report.turns.values()) == report.rows - report.failed
+        assert report.histograms["messages"].total() == report.rows - report.failed
         order = [row["raw_data"]["n"] for row in rows if "raw_data" in row]
         assert order == sorted(order)
         bad_lines = sum(isinstance(line, bytes) and line != b"  " for line in samples)
-        assert report.failed_by_reason.get("bad_line", 0) == bad_lines
+        assert report.failures.get("bad_line", 0) == bad_lines
 
     def test_failures_stay_in_their_place(self, tmp_path: Path) -> None:
         good = conversation(("human", "h"), ("gpt", "g"))
@@ -472,11 +472,11 @@ class TestSplit:
         report, rows = convert_files([first, second], "sharegpt")
         assert (report.rows_in, report.rows, report.failed) == (5, 4, 2)
         assert report.dropped == {"missing_conversations": 1}
-        assert report.failed_by_reason == {"bad_line": 1, "chatml_error": 1}
-        assert report.turns == {2: 2}
-        assert [(item.file, item.index) for item in report.first_failures] == [
-            ("a.jsonl", 1),
-            ("a.jsonl", 2),
+        assert report.failures == {"bad_line": 1, "chatml_error": 1}
+        assert report.histograms["messages"] == {2: 2}
+        assert [item.where for item in report.failed_rows] == [
+            "a.jsonl, row 2",
+            "a.jsonl, row 3",
         ]
         assert report.sample == [rows[0], rows[3]]
         assert "the line reads: {bad" in rows[1]["error"]["detail"]
@@ -503,7 +503,7 @@ class TestSplit:
             lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
             assert [b'"messages":[]' in line for line in lines] == [False, True, False]
             assert [b"raw_data" in line for line in lines] == [keep] * 3
-            assert report.first_failures[0].detail.startswith("cannot be written as JSON")
+            assert report.failed_rows[0].detail.startswith("cannot be written as JSON")
 
     def test_raw_data_of_a_line_is_as_it_was(self, tmp_path: Path) -> None:
         """Numbers of any size, and what is nested deeper than any row of ours."""
@@ -562,7 +562,7 @@ class TestSplit:
         first, second = (tmp_path / "out.jsonl").read_bytes().splitlines()
         assert first.endswith('"raw_data":{"t": "中", "n": 1.50}}'.encode())
         assert orjson.loads(second)["error"]["detail"].startswith("line 2, column 8: not gbk; ")
-        assert report.failed_by_reason == {"bad_line": 1}
+        assert report.failures == {"bad_line": 1}
 
     def test_a_bad_line_stops_a_split_that_wants_that(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}, b"{bad"])
@@ -605,7 +605,7 @@ class TestSplit:
         pq.write_table(pa.table({"conversations": lists}), path)
         report, rows = convert_files([path], "sharegpt")
         assert [row["messages"] for row in rows] == [user("one"), [], user("three")]
-        assert "column 'conversations'" in report.first_failures[0].detail
+        assert "column 'conversations'" in report.failed_rows[0].detail
 
     def test_bytes_in_a_parquet_file(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"
@@ -634,7 +634,7 @@ class TestSplit:
     def test_only_so_many_failures_are_listed(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", [{"t": [1]}] * 50)
         report, _ = convert_files([path], "prompt_text_only")
-        assert (report.failed, len(report.first_failures)) == (50, 20)
+        assert (report.failed, len(report.failed_rows)) == (50, 20)
 
     def test_a_damaged_file_publishes_nothing(self, tmp_path: Path) -> None:
         good = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}])

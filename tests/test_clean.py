@@ -9,24 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Ended, Project, some_rows
-from test_cli import NAMES, A, B, C, run
+from project import NAMES, TASK, A, B, C, Ended, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
 
-TASK = "configs/tasks/rate.yaml"
 DAY_S = 86400
 
 
 def clean(project: Project, *options: str) -> Ended:
-    return run(project, "clean", TASK, *options)
-
-
-def journal_of(project: Project, name: str) -> Path:
-    return project.steps().stage("scores").journal_folder(name)
+    return project.run("clean", TASK, *options)
 
 
 def everything(project: Project) -> dict[Path, bytes]:
@@ -37,10 +31,10 @@ def everything(project: Project) -> dict[Path, bytes]:
 
 def of_input(project: Project, name: str) -> list[Path]:
     """What lies there of an input, but for the input itself."""
-    task, stem = project.steps(), Path(name).stem
-    manifests = (task.stage(stage).manifest_path(name) for stage in project.steps().stages)
+    stem = Path(name).stem
+    manifests = (stage.manifest_path(name) for stage in project.steps().stages)
     preprocessed = project.root / "data/rate/preprocessed" / Path(name).with_name(f"{stem}.parquet")
-    paths = [project.output(name), preprocessed, *manifests, journal_of(project, name)]
+    paths = [project.output(name), preprocessed, *manifests, project.journal(name)]
     return [path for path in paths if path.exists()]
 
 
@@ -56,14 +50,14 @@ def age(paths: Iterator[Path] | list[Path], days: float) -> None:
 
 @pytest.fixture
 def scored(project: Project, server: RehearsalServer) -> Project:
-    assert run(project, "run-task", TASK).code == 0
+    assert project.run("run-task", TASK).code == 0
     return project
 
 
 def test_what_a_crash_left_goes_and_nothing_else(scored: Project) -> None:
     before = everything(scored)
     assert "nothing to delete" in clean(scored).out
-    folders = [scored.output(C).parent, journal_of(scored, A), scored.root / "data/in"]
+    folders = [scored.output(C).parent, scored.journal(A), scored.input_folder]
     left = [folder / f".{number:032x}.tmp" for number, folder in enumerate(folders)]
     young = scored.output(C).parent / f".{9:032x}.tmp"
     for path in (*left, young):
@@ -84,20 +78,20 @@ def test_what_a_crash_left_goes_and_nothing_else(scored: Project) -> None:
 def test_old_journals_of_published_files_go(scored: Project, server: RehearsalServer) -> None:
     """B's replies are new; C has one that was not published yet."""
     entry = Entry(Address("0" * 32), 0, 200, b"{}", "h", 1, 1, "t")
-    with Journal(journal_of(scored, C), "killed") as journal:
+    with Journal(scored.journal(C), "killed") as journal:
         journal.append(entry)
     for name in (A, C):
-        age(segment_paths(journal_of(scored, name)), 31)
+        age(segment_paths(scored.journal(name)), 31)
     assert "nothing to delete" in clean(scored, "--journal-older-than", "32").out
-    ended = run(scored, "clean", TASK, "--journal_older_than", "30", "--yes")
+    ended = scored.run("clean", TASK, "--journal_older_than", "30", "--yes")
     assert (ended.code, "deleted 1 of 1" in ended.out) == (0, True), ended
     assert "is asked again in full" in ended.out
-    assert [journal_of(scored, name).exists() for name in NAMES] == [False, True, True]
+    assert [scored.journal(name).exists() for name in NAMES] == [False, True, True]
     assert len(scored.scores(A)) == 4
 
-    assert "nothing to do" in run(scored, "run-task", TASK).out
+    assert "nothing to do" in scored.run("run-task", TASK).out
     scored.output(A).unlink()
-    again = run(scored, "run-task", TASK)
+    again = scored.run("run-task", TASK)
     assert "4 requests sent" in again.out, again
 
 
@@ -107,37 +101,37 @@ def test_an_old_journal_that_a_rejected_result_waits_with_stays(
     """Its good replies are paid for."""
     rows = [*some_rows(4, "other"), {"id": "no text"}]
     scored.write_input(A, rows)
-    assert run(scored, "run-task", TASK, "--file", A).code == 1
+    assert scored.run("run-task", TASK, "--file", A).code == 1
     assert scored.rejected(A).exists() and scored.output(A).exists()
-    age(segment_paths(journal_of(scored, A)), 31)
+    age(segment_paths(scored.journal(A)), 31)
     assert "nothing to delete" in clean(scored, "--journal-older-than", "30").out
     paid = server.stats()["requests"]
     scored.write_input(A, [*rows[:-1], {"id": "no text", "text": "now it has one"}])
-    assert run(scored, "run-task", TASK, "--file", A).code == 0
+    assert scored.run("run-task", TASK, "--file", A).code == 0
     assert server.stats()["requests"] == paid + 1
 
 
 def test_a_journal_in_use_stays(scored: Project) -> None:
-    age(segment_paths(journal_of(scored, A)), 31)
-    age(segment_paths(journal_of(scored, B)), 31)
+    age(segment_paths(scored.journal(A)), 31)
+    age(segment_paths(scored.journal(B)), 31)
     before = everything(scored)
-    with Journal(journal_of(scored, A), "running"):
+    with Journal(scored.journal(A), "running"):
         ended = clean(scored, "--journal-older-than", "30", "--yes")
     assert ended.code == 1
     assert f"{A}: a run is working on it" in ended.err
     assert "deleted 1 of 2" in ended.out
     gone = before.keys() - everything(scored).keys()
-    assert {path.parent for path in gone} == {journal_of(scored, B)}
+    assert {path.parent for path in gone} == {scored.journal(B)}
 
 
 def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) -> None:
     options = {"enabled": True, "script_type": "universal"}
     folder = {"output_folder": "data/{task_name}/preprocessed"}
     project.write_task({"preprocess": {**options, **folder}})
-    assert run(project, "run-task", TASK).code == 0
+    assert project.run("run-task", TASK).code == 0
     assert [len(of_input(project, name)) for name in NAMES] == [6, 6, 6]
     assert "nothing to delete" in clean(project, "--deleted-inputs").out
-    (project.root / "data/in" / B).unlink()
+    (project.input_folder / B).unlink()
     assert "nothing to delete" in clean(project).out
     before = everything(project)
     shown = clean(project, "--deleted-inputs", "--dry-run")
@@ -150,18 +144,18 @@ def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) 
     assert "nothing to delete" in clean(project, "--deleted-inputs").out
 
     project.write_input(B, some_rows(4, "second"))
-    again = run(project, "run-task", TASK)
+    again = project.run("run-task", TASK)
     assert "3 of 3 files scored" in again.out and "4 requests sent" in again.out
 
 
 def test_an_output_that_another_input_has_now_stays(scored: Project) -> None:
-    (scored.root / "data/in" / A).unlink()
+    (scored.input_folder / A).unlink()
     scored.write_input("a.parquet", some_rows(5, "other"))
-    assert run(scored, "run-task", TASK).code == 0
+    assert scored.run("run-task", TASK).code == 0
     assert clean(scored, "--deleted-inputs", "--yes").code == 0
     assert len(scored.scores("a.parquet")) == 5
-    assert not journal_of(scored, A).exists()
-    assert journal_of(scored, "a.parquet").exists()
+    assert not scored.journal(A).exists()
+    assert scored.journal("a.parquet").exists()
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["changed", "never ours"])
@@ -170,12 +164,12 @@ def test_what_somebody_put_at_the_place_of_a_deleted_inputs_output_stays(
 ) -> None:
     """A result of ours that was changed since, or an old one that the run has refused."""
     if made:
-        assert run(project, "run-task", TASK).code == 0
+        assert project.run("run-task", TASK).code == 0
     place = project.output(A)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"theirs")
-    assert run(project, "run-task", TASK).code == (0 if made else 1)
-    (project.root / "data/in" / A).unlink()
+    assert project.run("run-task", TASK).code == (0 if made else 1)
+    (project.input_folder / A).unlink()
     for options in (("--dry-run",), ("--yes",)):
         ended = clean(project, "--deleted-inputs", *options)
         assert (ended.code, f"{place}: stays" in ended.out) == (0, True), ended
@@ -204,7 +198,7 @@ def test_inputs_that_the_task_leaves_out_are_not_gone(scored: Project) -> None:
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_disk_that_is_not_mounted_deletes_nothing(scored: Project, missing: bool) -> None:
-    folder = scored.root / "data/in"
+    folder = scored.input_folder
     folder.rename(scored.root / "unmounted")
     if not missing:
         folder.mkdir()
@@ -217,7 +211,7 @@ def test_a_disk_that_is_not_mounted_deletes_nothing(scored: Project, missing: bo
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 0)])
 def test_on_a_terminal_it_asks_first(scored: Project, answer: str, code: int) -> None:
-    age(segment_paths(journal_of(scored, A)), 31)
+    age(segment_paths(scored.journal(A)), 31)
     keyboard, terminal = pty.openpty()
     process = scored.start("clean", TASK, "--journal-older-than", "30", stdin=terminal)
     os.write(keyboard, f"{answer}\n".encode())
@@ -226,12 +220,12 @@ def test_on_a_terminal_it_asks_first(scored: Project, answer: str, code: int) ->
     os.close(keyboard)
     assert process.returncode == code, err
     assert "delete this?" in out
-    assert journal_of(scored, A).exists() == (answer == "n")
+    assert scored.journal(A).exists() == (answer == "n")
 
 
 def test_without_a_terminal_it_wants_a_yes(scored: Project) -> None:
-    age(segment_paths(journal_of(scored, A)), 31)
-    ended = run(scored, "clean", TASK, "--journal-older-than", "30")
+    age(segment_paths(scored.journal(A)), 31)
+    ended = scored.run("clean", TASK, "--journal-older-than", "30")
     assert ended.code == 2
     assert "modelcall clean:--yes: there is no terminal to ask on; add --yes" in ended.err
-    assert journal_of(scored, A).exists()
+    assert scored.journal(A).exists()

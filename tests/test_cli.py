@@ -6,53 +6,15 @@ import os
 import pty
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
-from unittest.mock import patch
 
 import pytest
-from conftest import Ended, Project, some_rows, until
+from project import NAMES, TASK, A, C, Project, some_rows
 
-from modelcall_assets.cli.main import main
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-
-TASK = "configs/tasks/rate.yaml"
-A, B, C = NAMES = ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl")
-
-
-def run(project: Project, *arguments: str) -> Ended:
-    """`modelcall …` in this process, in the project's folder."""
-    with (
-        chdir(project.root),
-        patch.dict(os.environ, {"COLUMNS": "120"}),
-        patch.object(sys, "argv", ["modelcall", *arguments]),
-        captured(1, "stdout") as out,
-        captured(2, "stderr") as err,
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    assert "Traceback" not in out() + err(), out() + err()
-    return Ended(ended.value.code or 0, out(), err())
-
-
-@contextmanager
-def captured(fd: int, name: str) -> Iterator[Callable[[], str]]:
-    """What is written to the descriptor, and to the stream of `sys`, meanwhile."""
-    with TemporaryFile() as file, closing(os.fdopen(os.dup(fd), "w")) as before:
-        os.dup2(file.fileno(), fd)
-        told = ""
-        try:
-            with open(fd, "w", closefd=False) as stream, patch.object(sys, name, stream):
-                yield lambda: told
-        finally:
-            os.dup2(before.fileno(), fd)
-            file.seek(0)
-            told = file.read().decode()
 
 
 def published(project: Project) -> list[str]:
@@ -68,7 +30,7 @@ class TestRunTask:
     def test_scores_every_file_then_has_nothing_to_do(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        first = run(project, "run-task", TASK)
+        first = project.run("run-task", TASK)
         assert first.code == 0, first
         assert "3 of 3 files scored: 12 rows, 12 succeeded, 0 failed" in first.out
         assert "12 requests sent" in first.out
@@ -78,7 +40,7 @@ class TestRunTask:
             "success"
         ] * 12
 
-        second = run(project, "run-task", TASK)
+        second = project.run("run-task", TASK)
         assert second.code == 0
         assert "nothing to do: every file is up to date, no request was sent" in second.out
         assert "3 of 3 files scored: 12 rows" in second.out
@@ -86,7 +48,7 @@ class TestRunTask:
 
         project.write_input(C, some_rows(6, "third"))
         project.output(A).unlink()
-        third = run(project, "run-task", TASK)
+        third = project.run("run-task", TASK)
         assert third.code == 0
         assert "14 rows, 14 succeeded" in third.out
         assert "2 requests sent" in third.out, "the new rows; the lost file is in the journal"
@@ -96,15 +58,15 @@ class TestRunTask:
     def test_file_takes_what_matches_and_fresh_asks_again(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        one = run(project, "run-task", TASK, "--file", "deep/*.parquet")
+        one = project.run("run-task", TASK, "--file", "deep/*.parquet")
         assert one.code == 0
         assert "1 of 1 files scored: 4 rows" in one.out
         assert published(project) == ["deep/b"]
-        again = run(project, "run-task", TASK, "--file", "b.parquet", "--fresh")
+        again = project.run("run-task", TASK, "--file", "b.parquet", "--fresh")
         assert "4 requests sent" in again.out and "0 rows answered from the journal" in again.out
         assert server.stats()["requests"] == 8
         assert server.stats()["repeated_ok"] == 4
-        none = run(project, "run-task", TASK, "--file", "*.csv")
+        none = project.run("run-task", TASK, "--file", "*.csv")
         assert none.code == 2
         assert "modelcall run-task:--file" in none.err and "matches '*.csv'" in none.err
 
@@ -122,28 +84,28 @@ class TestRunTask:
         shares = []
         for arguments in spellings:
             before = set(published(project))
-            ended = run(project, *arguments)
+            ended = project.run(*arguments)
             assert ended.code == 0, ended
             shares.append(sorted(set(published(project)) - before))
         assert shares == [["a", "d"], ["deep/b", "deep/er/c"], ["e"], []]
         assert "no input files to work on" in ended.out
-        wrong = run(project, "run-task", TASK, "--job-index", "4", "--world-size", "4")
+        wrong = project.run("run-task", TASK, "--job-index", "4", "--world-size", "4")
         assert wrong.code == 2 and "expected 0 to 3" in wrong.err
-        unsaid = run(project, "run-task", TASK, "--world-size", "4")
+        unsaid = project.run("run-task", TASK, "--world-size", "4")
         assert unsaid.code == 2 and "--job-index: missing: which of the 4 jobs" in unsaid.err
 
     def test_jobs_without_an_index_and_with_nothing_in_their_share(
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_task({"distributed": {"enabled": True, "world_size": 3}})
-        second = run(project, "run-task", TASK, "--file", "a.jsonl", "--job-index", "1")
+        second = project.run("run-task", TASK, "--file", "a.jsonl", "--job-index", "1")
         assert second.code == 0 and "no input files to work on" in second.out
         assert server.stats()["requests"] == 0
-        nowhere = run(project, "run-task", TASK, "--file", "*.csv", "--job-index", "1")
+        nowhere = project.run("run-task", TASK, "--file", "*.csv", "--job-index", "1")
         assert nowhere.code == 2 and "matches '*.csv'" in nowhere.err
-        first = run(project, "run-task", TASK, "--job-index", "0")
+        first = project.run("run-task", TASK, "--job-index", "0")
         assert "1 of 1 files scored" in first.out and published(project) == ["a"]
-        everything = run(project, "run-task", TASK)
+        everything = project.run("run-task", TASK)
         assert everything.code == 0 and "3 of 3 files scored" in everything.out
         assert "world_size is 3, but without --job-index this job takes all" in everything.err
 
@@ -151,7 +113,7 @@ class TestRunTask:
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, [*some_rows(4, "first"), b"{torn", b"{torn too"])
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert f"{A}: 2 of 6 rows failed (33.33%), more than max_failure_rate 5.00%" in ended.err
         assert f"rejected: {A}: 2 of 6 rows failed" in ended.out
@@ -166,7 +128,7 @@ class TestRunTask:
         monkeypatch.setenv("REHEARSAL_KEY", "sk-wrong-secret")
         with serve_in_thread(api_key="sk-right") as guarded:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
-            ended = run(project, "run-task", TASK)
+            ended = project.run("run-task", TASK)
             assert guarded.stats()["requests"] == 1
         assert ended.code == 1
         assert "1 requests sent" in ended.out
@@ -178,21 +140,21 @@ class TestRunTask:
         self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The second of three files is done, so that the others need two runs."""
-        assert run(project, "run-task", TASK).code == 0
+        assert project.run("run-task", TASK).code == 0
         for name in (A, C):
             project.write_input(name, some_rows(3, "changed"))
         project.write_model({"client_config": {"api_key": "${REHEARSAL_KEY}"}})
         monkeypatch.setenv("REHEARSAL_KEY", "sk-wrong")
         with serve_in_thread(api_key="sk-right") as guarded:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
-            assert run(project, "run-task", TASK).code == 1
+            assert project.run("run-task", TASK).code == 1
             assert guarded.stats()["requests"] == 1
 
     def test_a_missing_variable_is_named_before_anything_runs(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("REHEARSAL_BASE_URL")
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 2
         assert "configs/models/rehearsal.yaml:client_config.base_url" in ended.err
         assert "variable REHEARSAL_BASE_URL is not set" in ended.err
@@ -201,7 +163,7 @@ class TestRunTask:
 
     def test_a_mistake_in_the_task_file_is_named_by_field(self, project: Project) -> None:
         project.write_task({"max_failure_rat": 0.2})
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 2
         assert f"{TASK}:max_failure_rat: " in ended.err and "max_failure_rate" in ended.err
 
@@ -210,14 +172,14 @@ class TestRunTask:
         with pytest.raises(SetupError) as caught:
             project.steps().inputs.files()
         assert "'a.jsonl' and 'a.parquet' would both be written to 'a.parquet'" in str(caught.value)
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 2
         assert "a.jsonl" in ended.err and "a.parquet" in ended.err
         assert published(project) == []
 
     def test_an_input_folder_that_is_not_there_is_named(self, project: Project) -> None:
         project.write_task({"data": {"input_folder": "data/nowhere"}})
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code != 0
         assert "data/nowhere" in ended.err
 
@@ -229,18 +191,16 @@ class TestInterruption:
         for name in NAMES:
             project.write_input(name, some_rows(30, name))
         server.set_faults(Faults(latency_ms=100))
-        process = project.start("run-task", TASK)
-        until(lambda: server.stats()["answered"] >= 10 or process.poll() is not None)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert "Traceback" not in out + err, err
-        assert process.returncode != 0
-        assert "interrupted: every reply received is kept" in err
+        ended = project.signalled(
+            lambda: server.stats()["answered"] >= 10, "run-task", TASK, number=signal.SIGINT
+        )
+        assert ended.code != 0 and "Traceback" not in ended.out + ended.err, ended
+        assert "interrupted: every reply received is kept" in ended.err
         assert 10 <= server.stats()["answered"] < 90
         assert published(project) == []
 
         server.set_faults(NO_FAULTS)
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "90 rows, 90 succeeded" in ended.out
         assert server.stats()["repeated_ok"] <= 4, "more than what was in flight is paid again"
@@ -252,7 +212,7 @@ class TestProgress:
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_model({"prices": {"usd_per_million_input_tokens": 1}})
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         line = r"^scores: 12 of 12 rows, 0 failed, [\d,]+ rows/s, cost unknown$"
         assert re.search(line, ended.err, re.MULTILINE), ended.err
         assert "━" not in ended.err and "\x1b" not in ended.err + ended.out
@@ -289,7 +249,7 @@ class TestPlan:
     def test_shows_rows_tokens_cost_and_what_the_journal_holds(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        unknown = run(project, "plan", TASK)
+        unknown = project.run("plan", TASK)
         assert unknown.code == 0
         assert re.search(r"a\.jsonl\s+│\s+4\s+│\s+[1-9]\d+\s+│\s+0", unknown.out), unknown.out
         assert re.search(r"3 files\s+│\s+12\s+│\s+[\d,]+\s+│\s+0", unknown.out)
@@ -306,11 +266,11 @@ class TestPlan:
                 }
             }
         )
-        priced = run(project, "plan", TASK, "--answer-tokens", "50")
+        priced = project.run("plan", TASK, "--answer-tokens", "50")
         assert "cost: about 0.6000 USD with 50 tokens per answer" in priced.out
 
-        assert run(project, "run-task", TASK, "--file", A).code == 0
-        later = run(project, "plan", TASK, "--answer_tokens", "50")
+        assert project.run("run-task", TASK, "--file", A).code == 0
+        later = project.run("plan", TASK, "--answer_tokens", "50")
         assert re.search(r"3 files\s+│\s+12\s+│\s+[\d,]+\s+│\s+4", later.out), later.out
         assert "to send: about 8 requests" in later.out
         assert "cost: about 0.4000 USD" in later.out
@@ -321,7 +281,7 @@ class TestTry:
         self, project: Project, server: RehearsalServer
     ) -> None:
         before = sorted(project.root.rglob("*"))
-        ended = run(project, "try", TASK, "--rows", "2")
+        ended = project.run("try", TASK, "--rows", "2")
         assert ended.code == 0
         assert "You judge texts and answer with one JSON object." in ended.out
         assert "Judge this text:\nfirst 0 and no more" in ended.out
@@ -334,11 +294,11 @@ class TestTry:
 
     def test_shows_why_a_row_fails(self, project: Project, server: RehearsalServer) -> None:
         project.write_input(A, [{"id": 1, "txt": "the column is misspelt"}])
-        ended = run(project, "try", TASK, "--rows", "1")
+        ended = project.run("try", TASK, "--rows", "1")
         assert "error: missing_input: input column 'text' is absent" in ended.out
         assert (ended.code, "0 of 1 rows succeeded" in ended.out) == (1, True)
         project.write_input(A, [{"id": 1, "txt": "misspelt"}, {"id": 2, "text": "fine"}])
-        some = run(project, "try", TASK, "--rows", "2")
+        some = project.run("try", TASK, "--rows", "2")
         assert (some.code, "1 of 2 rows succeeded" in some.out) == (0, True)
         project.write_input(A, [{"id": 1, "txt": "the column is misspelt"}])
         assert server.stats()["requests"] == 1
@@ -350,7 +310,7 @@ class TestTry:
         monkeypatch.setenv("REHEARSAL_KEY", "sk-wrong-secret")
         with serve_in_thread(api_key="sk-right") as guarded:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
-            ended = run(project, "try", TASK)
+            ended = project.run("try", TASK)
             assert guarded.stats()["requests"] == 1
         assert ended.code != 0
         assert "refuses every request" in ended.err
@@ -360,26 +320,26 @@ class TestTry:
 class TestHelpAndCheck:
     @pytest.mark.parametrize("command", ["run-task", "plan", "try", "check", "rehearse"])
     def test_the_help_of_every_command_has_an_example(self, project: Project, command: str) -> None:
-        ended = run(project, command, "--help")
+        ended = project.run(command, "--help")
         assert ended.code == 0
         assert re.search(rf"^ .*modelcall {command}\b", ended.out, re.MULTILINE), ended.out
 
     def test_the_main_help_shows_the_first_steps(self, project: Project) -> None:
-        ended = run(project, "--help")
+        ended = project.run("--help")
         for command in ("check", "plan", "try", "rehearse", "run-task"):
             assert f"modelcall {command} " in ended.out
 
     def test_check_passes_this_project_and_fails_a_mistake(self, project: Project) -> None:
-        good = run(project, "check")
+        good = project.run("check")
         assert (good.code, "0 errors" in good.out) == (0, True), good
         project.write_task({"max_failure_rate": 2})
-        bad = run(project, "check")
+        bad = project.run("check")
         assert bad.code == 1
         assert f"{TASK}:max_failure_rate" in bad.out
 
     @pytest.mark.parametrize("arguments", [["run-task"], ["run-task", "none.yaml"], ["nonsense"]])
     def test_wrong_usage_says_how(self, project: Project, arguments: Sequence[str]) -> None:
-        ended = run(project, *arguments)
+        ended = project.run(*arguments)
         assert ended.code == 2
         assert "Usage:" in ended.err and "Error:" in ended.err
 

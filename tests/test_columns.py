@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 from itertools import permutations
@@ -15,32 +15,26 @@ from typing import Any
 import dagster as dg
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from conftest import PREPROCESS, Project
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_distillation import CHATML, GENERATE, Distilling, run_task
+from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
-from modelcall_assets.defs.partitions import add_new_keys
-from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import moved_names
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.answer_columns import API_FIELDS
 from modelcall_assets.stages.export import Form, Selection, export_file
 from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.progress import Tally
 from modelcall_assets.stages.published import published_files
 from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
-from modelcall_assets.storage.manifest import read_manifest
 from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.schema import SchemaInference
 from modelcall_assets.transforms.chatml import encode
 
-Row = dict[str, Any]
-A = "a.jsonl"
 SCORER = """
 class Rated:
     fields = {"score": {"type": "integer"}}
@@ -77,11 +71,14 @@ TRAPS = (
 
 
 @pytest.fixture
-def rated(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(bare: Project) -> Project:
+    return bare
+
+
+@pytest.fixture
+def rated(project: Project) -> Project:
     """Rated by a scorer of its own."""
     (project.root / "plain_rules.py").write_text(SCORER)
-    for path in (project.root / "data/in").rglob("*.*"):
-        path.unlink()
     project.write_task({"model": None, "prompt": None, "scorer": "plain_rules:Rated"})
     return project
 
@@ -96,32 +93,6 @@ def preprocessing(project: Project, **options: Any) -> None:
             "max_failure_rate": 1,
         }
     )
-
-
-def run(project: Project, instance: dg.DagsterInstance) -> None:
-    steps = project.steps()
-    assert TaskRunner(steps, instance).run(add_new_keys(instance, steps)).failed == []
-
-
-def write(project: Project, name: str, rows: Sequence[Row]) -> None:
-    """In the format that the name says."""
-    path = project.root / "data/in" / name
-    if path.suffix == ".jsonl":
-        project.write_input(name, rows)
-        return
-    table = pa.Table.from_pylist([*rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(table, path)
-        return
-    with pa.ipc.new_file(path, table.schema) as writer:
-        writer.write_table(table)
-
-
-def moved(project: Project, stage: str, key: str) -> Mapping[str, str]:
-    manifest = read_manifest(project.steps().stage(stage).manifest_path(key))
-    assert manifest is not None
-    return manifest.moved
 
 
 names = st.lists(st.sampled_from(["a", "input_a", "input_input_a", "b", "input_b", "", "A"]))
@@ -150,12 +121,12 @@ class TestClashingColumns:
         files = []
         for number, order in enumerate(permutations(mine)):
             name = f"{number}.{self.FORMATS[number % 3]}"
-            write(rated, name, [{key: mine[key] for key in order}] * 2)
+            rated.write_input(name, [{key: mine[key] for key in order}] * 2)
             files.append(name)
-        run(rated, instance)
+        assert rated.materialize(instance).failed == []
         expected = {**mine, "score": 5, "input_input_score": "mine"}
         for name in files:
-            assert moved(rated, "scores", name) == {"score": "input_input_score"}
+            assert rated.manifest(name).moved == {"score": "input_input_score"}
             for row in rated.scores(name):
                 assert {key: row[key] for key in expected} == expected
 
@@ -164,10 +135,10 @@ class TestClashingColumns:
         self, rated: Project, instance: dg.DagsterInstance, preprocess: bool
     ) -> None:
         rows = [{"text": "a", "score": 1}, {"text": "b", "input_score": 2}, {"text": "c"}]
-        write(rated, A, rows)
+        rated.write_input(A, rows)
         if preprocess:
             preprocessing(rated)
-        run(rated, instance)
+        assert rated.materialize(instance).failed == []
         read = [(row["input_input_score"], row["input_score"]) for row in rated.scores(A)]
         assert read == [(1, None), (None, 2), (None, None)]
 
@@ -189,16 +160,16 @@ class TestTraps:
         for row, marker in zip(rows, MARKERS, strict=True):
             row[ERROR_COLUMN] = marker
             row["api_status"] = "error"
-        write(rated, name, rows)
+        rated.write_input(name, rows)
         if preprocess:
             preprocessing(rated)
-        run(rated, instance)
+        assert rated.materialize(instance).failed == []
         found = rated.scores(name)
         assert [row["api_record_id"] for row in found] == [row["id"] for row in rows]
         assert {(row["api_status"], row["score"]) for row in found} == {("success", 5)}
-        key_of = dict(moved(rated, "scores", name))
+        key_of = dict(rated.manifest(name).moved)
         if preprocess:
-            before = moved(rated, "preprocessed", name)
+            before = rated.manifest(name, "preprocessed").moved
             assert {ERROR_COLUMN, "source", "content_truncate_8k"} <= before.keys()
             key_of |= {old: key_of.get(new, new) for old, new in before.items()}
         for row, out in zip(rows, found, strict=True):
@@ -232,9 +203,8 @@ class TestFailedInPreprocessing:
     ) -> None:
         (rated.root / "own_failing.py").write_text(FAILING)
         preprocessing(rated, script_type=script)
-        write(rated, A, self.ROWS)
-        steps = rated.steps()
-        TaskRunner(steps, instance).run(add_new_keys(instance, steps))
+        rated.write_input(A, self.ROWS)
+        rated.materialize(instance)
         good, wrong, bad = rated.scores(A)
         assert (good["api_status"], good["score"], good["tags"]) == ("success", 5, ["a"])
         own = script != "universal"
@@ -311,8 +281,8 @@ class TestNumbers:
             assert without_nulls(exactly(encode(row))) == without_nulls(exactly(line))
 
     def test_are_whole_in_the_scores(self, rated: Project, instance: dg.DagsterInstance) -> None:
-        (rated.root / "data/in" / A).write_bytes(self.LONG + b"\n" + self.NESTED + b"\n")
-        run(rated, instance)
+        (rated.input_folder / A).write_bytes(self.LONG + b"\n" + self.NESTED + b"\n")
+        assert rated.materialize(instance).failed == []
         long, deep = rated.scores(A)
         assert (long["n"], long["f"], long["m"]) == (
             "12345678901234567890123",
@@ -400,14 +370,14 @@ def write_arrow(place: Path, columns: Mapping[str, pa.Array]) -> None:
         writer.write_table(table)
 
 
-def distilling(project: Project) -> Distilling:
+@pytest.fixture
+def chain(distilling: Project) -> Project:
     """Prompts and responses of one data set, made into conversations and answered."""
-    chain = Distilling(project.root, task="chain")
     mapping = {"prompt": "prompt", "response": "response"}
     data_set = {"format_style": "prompt_response", "column_mapping": mapping}
-    project._write_yaml("distillation/datasets", {"org/Chats": data_set})
-    chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
-    return chain
+    distilling.write_yaml("distillation/datasets", {"org/Chats": data_set})
+    distilling.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
+    return distilling
 
 
 class TestArrowTypes:
@@ -416,12 +386,12 @@ class TestArrowTypes:
         self, rated: Project, instance: dg.DagsterInstance, tmp_path: Path, preprocess: bool
     ) -> None:
         write_arrow(
-            rated.root / "data/in/a.arrow", {name: given for name, (given, _) in READABLE.items()}
+            rated.input_folder / "a.arrow", {name: given for name, (given, _) in READABLE.items()}
         )
         if preprocess:
             preprocessing(rated)
-        run(rated, instance)
-        (file,) = published_files(rated.steps(), "scores")
+        assert rated.materialize(instance).failed == []
+        (file,) = published_files(rated.steps().stage("scores"))
         export_file(file, tmp_path, Selection(), Form())
         row = orjson.loads((tmp_path / "a.jsonl").read_bytes())
         assert (row["api_status"], row["score"]) == ("success", 5)
@@ -430,34 +400,35 @@ class TestArrowTypes:
         }
 
     def test_are_the_same_in_conversations_and_their_responses(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         """Raw data keeps them beside the messages, and so do rows that are answered at once."""
         columns = {name: given for name, (given, _) in READABLE.items()}
-        chain = distilling(project)
         write_arrow(chain.root / "data/sets/org/Chats/train.arrow", columns)
-        assert run_task(chain, instance).failed == []
+        assert chain.materialize(instance).failed == []
         plain = {name: value for name, (_, value) in READABLE.items()}
-        (row,) = chain.lines("responses", "Chats/org_Chats-train.jsonl")
+        (row,) = chain.responses(CHATS)
         assert {name: row["raw_data"][name] for name in READABLE} == plain
         write_arrow(chain.root / "data/talks/talk.arrow", columns)
         chain.task = "answers"
         chain.write_generation({"input_path": "data/talks"})
-        assert run_task(chain, instance).failed == []
+        assert chain.materialize(instance).failed == []
         (row,) = chain.responses()
         assert {name: row[name] for name in READABLE} == plain
 
     @pytest.mark.parametrize("name", REFUSED)
     def test_that_no_row_could_be_read_of_are_refused_at_once(
-        self, project: Project, instance: dg.DagsterInstance, name: str
+        self, chain: Project, instance: dg.DagsterInstance, name: str
     ) -> None:
         said = f"column '{name}' (.*) cannot be read: .*; make it a string or leave it out"
-        write_arrow(project.root / "data/in/a.arrow", {name: REFUSED[name]})
+        ratings = Project(chain.root)
+        ratings.write_task()
+        write_arrow(chain.input_folder / "a.arrow", {name: REFUSED[name]})
         with pytest.raises(InputError, match=said):
-            project.steps().raw("a.arrow")
-        chain = distilling(project)
+            ratings.steps().stage("raw").make("a.arrow", Tally())
+        ratings.task_file.unlink()
         write_arrow(chain.root / "data/sets/org/Chats/train.arrow", {name: REFUSED[name]})
-        (told,) = run_task(chain, instance).failed
+        (told,) = chain.materialize(instance).failed
         assert re.search(said, told)
 
     @pytest.mark.parametrize("preprocess", [False, True])
@@ -467,9 +438,9 @@ class TestArrowTypes:
         ones = [pa.date64(), pa.time32("s"), pa.timestamp("s"), pa.duration("s")]
         given = {f"x{at}": pa.array([0, None], kind) for at, kind in enumerate(ones)}
         table = pa.table({"id": ["1", "2"], "text": ["a", "b"], **given})
-        with pa.ipc.new_file(rated.root / "data/in/a.arrow", table.schema) as writer:
+        with pa.ipc.new_file(rated.input_folder / "a.arrow", table.schema) as writer:
             writer.write_table(table)
         if preprocess:
             preprocessing(rated)
-        run(rated, instance)
+        assert rated.materialize(instance).failed == []
         assert [row["api_status"] for row in rated.scores("a.arrow")] == ["success"] * 2

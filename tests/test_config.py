@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from config_files import MODEL, MODEL_PATH, PROMPT, Configs, Data, task_data, with_fields, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcall_assets.cli.check import check
 from modelcall_assets.config import datasets, merge_groups
-from modelcall_assets.config.catalog import TaskSpec, find_root, load_catalog, load_model, load_task
+from modelcall_assets.config.catalog import find_root, load_catalog, load_model, load_task
 from modelcall_assets.config.distillation import (
     GENERATE,
     STEPS,
@@ -33,79 +32,18 @@ from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.task import Task
 
-Data = dict[str, Any]
-
-MODEL: Data = {
-    "client_config": {"base_url": "http://localhost:8000/v1", "api_key": "EMPTY"},
-    "chat_config": {"model": "m"},
-}
+DEMO = "configs/tasks/demo.yaml"
 OLD_MODEL: Data = {"provider": "openai", "model_name": "gpt-4o", "completions_params": {}}
-PROMPT: Data = {
-    "prompt_template": {"prompt_text": "Rate {text}"},
-    "output_config": {"require_json": True, "json_keys": ["score"]},
-}
-
-
-def task_data(**changes: Any) -> Data:
-    data: Data = {
-        "task_name": "demo",
-        "data": {"input_folder": "./in", "output_folder": "./out"},
-        "model": {"config_path": "configs/models/m.yaml"},
-        "prompt": {"config_path": "configs/prompts/p.yaml"},
-    }
-    return with_fields(data, changes)
-
-
-def with_fields(data: Data, changes: Data) -> Data:
-    """A copy in which each dotted field has its new value."""
-    copy: Data = yaml.safe_load(yaml.safe_dump(data))
-    for field, value in changes.items():
-        *blocks, name = field.replace("__", ".").split(".")
-        block = copy
-        for part in blocks:
-            block = block.setdefault(part, {})
-        block[name] = value
-    return copy
-
-
-def write(path: Path, content: Data | str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = content if isinstance(content, str) else yaml.safe_dump(content, allow_unicode=True)
-    path.write_text(text, "utf-8")
-    return path
-
-
-class Project:
-    """A project on disk with one model and one prompt."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        write(root / "configs/models/m.yaml", MODEL)
-        write(root / "configs/prompts/p.yaml", PROMPT)
-        (root / "in").mkdir()
-
-    def task(self, file: str = "demo.yaml", **changes: Any) -> Path:
-        return write(self.root / "configs/tasks" / file, task_data(**changes))
-
-    def load(self, **changes: Any) -> TaskSpec:
-        return load_task(self.task(**changes), self.root)
-
-    def problems(self, **changes: Any) -> dict[str, Problem]:
-        with pytest.raises(SetupError) as caught:
-            self.load(**changes)
-        return {problem.field: problem for problem in caught.value.problems}
-
-    def check(self, *arguments: str | Path) -> Result:
-        paths = arguments or (self.root / "configs",)
-        return CliRunner().invoke(check, [str(argument) for argument in paths])
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configs:
     monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
+    (tmp_path / "in").mkdir()
+    return Configs(tmp_path)
 
 
 def task_problems(**changes: Any) -> dict[str, Problem]:
@@ -181,14 +119,14 @@ BOMBS = ["[*a{n}, *a{n}]", "{{x: *a{n}, y: *a{n}}}", "{{<<: [*a{n}, *a{n}, *a{n}
     ],
 )
 def test_aliases_that_multiply_are_refused_in_every_file(
-    project: Project, level: str, file: str
+    project: Configs, level: str, file: str
 ) -> None:
     project.task()
     write(project.root / file, bomb(level))
     ended = project.check()
-    assert ended.exit_code == 1
-    assert f"error: {file}:" in ended.output
-    assert "more than 100,000 values, with what its aliases stand for" in ended.output
+    assert ended.code == 1
+    assert f"error: {file}:" in ended.out
+    assert "more than 100,000 values, with what its aliases stand for" in ended.out
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -257,31 +195,30 @@ def test_expand_changes_references_only(text: str, value: str) -> None:
     assert Environment({}).expand(text) == text
 
 
-def test_env_files_never_leak(project: Project) -> None:
-    write(
-        project.root / "configs/models/m.yaml",
-        with_fields(MODEL, {"client_config.api_key": "${K}"}),
-    )
+def endpoint_of(spec: TaskSpec) -> Endpoint:
+    """The first one that its scores are asked of."""
+    scores = Task(spec).stage("scores")
+    assert isinstance(scores, AskingStage)
+    return scores.endpoints()[0]
+
+
+def test_env_files_never_leak(project: Configs) -> None:
+    project.model(**{"client_config.api_key": "${K}"})
     before = dict(os.environ)
     for name in ("a", "b"):
-        write(project.root / f"{name}.env", f"K=key-of-{name}\n")
-        project.task(
-            f"{name}.yaml",
-            task_name=name,
-            data__output_folder=f"./out/{name}",
-            environment__config_path=f"{name}.env",
-        )
+        project.write(f"{name}.env", f"K=key-of-{name}\n")
+        project.task("./in", f"./out/{name}", name=name, environment__config_path=f"{name}.env")
     tasks = load_catalog(project.root).tasks
-    assert [task.endpoints()[0].api_key for task in tasks] == ["key-of-a", "key-of-b"]
+    assert [endpoint_of(task).api_key for task in tasks] == ["key-of-a", "key-of-b"]
     assert dict(os.environ) == before
 
 
-def test_missing_env_file(project: Project) -> None:
+def test_missing_env_file(project: Configs) -> None:
     found = project.problems(
         environment__config_path=["gone.env"], environment__tos_config_path="x"
     )
-    assert found["environment.config_path"].have == "gone.env"
-    assert found["environment.tos_config_path"].wrong == "no such file"
+    assert found[f"{DEMO}:environment.config_path"].have == "gone.env"
+    assert found[f"{DEMO}:environment.tos_config_path"].wrong == "no such file"
 
 
 # Tasks: shape
@@ -581,16 +518,16 @@ def test_relative_paths_of_old_files_are_explained() -> None:
 # Tasks: places
 
 
-def test_folders(project: Project) -> None:
-    spec = project.load(data__input_folder="in", data__output_folder="./out/../o/{task_name}/")
+def test_folders(project: Configs) -> None:
+    spec = project.load("in", "./out/../o/{task_name}/")
     assert spec.input_folder == f"{project.root}/in"
-    assert spec.output_folder == f"{project.root}/o/demo"
+    assert spec.folder("scores") == f"{project.root}/o/demo"
     assert spec.journal_folder == f"{project.root}/o/demo/.modelcall"
     assert spec.file_name == "configs/tasks/demo.yaml"
     assert spec.files == {"model": "configs/models/m.yaml", "prompt": "configs/prompts/p.yaml"}
 
 
-def test_preprocess_folders_count_when_enabled(project: Project) -> None:
+def test_preprocess_folders_count_when_enabled(project: Configs) -> None:
     own: Data = {"preprocess__input_folder": "./raw"}
     assert project.load(**own).input_folder == f"{project.root}/in"
     spec = project.load(**own, preprocess__enabled=True)
@@ -599,21 +536,19 @@ def test_preprocess_folders_count_when_enabled(project: Project) -> None:
 
 
 def test_a_folder_of_the_environment_is_a_uri(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLACE", "s3://bucket")
-    assert project.load(data__input_folder="${PLACE}/in").input_folder == "s3://bucket/in"
-    found = project.problems(data__output_folder="${PLACE}/../o", data__input_folder="${GONE}/i")
-    assert "leads up" in found["data.output_folder"].wrong
-    assert found["data.input_folder"].wrong == "variable GONE is not set"
+    assert project.load("${PLACE}/in").input_folder == "s3://bucket/in"
+    found = project.problems("${GONE}/i", "${PLACE}/../o")
+    assert "leads up" in found[f"{DEMO}:data.output_folder"].wrong
+    assert found[f"{DEMO}:data.input_folder"].wrong == "variable GONE is not set"
 
 
 @pytest.mark.parametrize("folder", ["./in", "./in/scores"])
-def test_outputs_must_not_become_inputs(project: Project, folder: str) -> None:
-    assert (
-        "would become inputs"
-        in project.problems(data__output_folder=folder)["data.output_folder"].wrong
-    )
+def test_outputs_must_not_become_inputs(project: Configs, folder: str) -> None:
+    problem = project.problems("./in", folder)[f"{DEMO}:data.output_folder"]
+    assert "would become inputs" in problem.wrong
 
 
 # Models
@@ -1052,25 +987,25 @@ def test_the_problems_of_all_endpoints_are_told_once() -> None:
     assert all(problem.unready for problem in caught.value.problems)
 
 
-def test_streaming_does_not_change_the_version_of_scores(project: Project) -> None:
+def test_streaming_does_not_change_the_version_of_scores(project: Configs) -> None:
     def version() -> str:
         return Task(project.load()).stage("scores").version()
 
     plain = version()
     for chat in ({"stream": True}, {"user": "me"}):
         fields = {f"chat_config.{name}": value for name, value in chat.items()}
-        write(project.root / "configs/models/m.yaml", with_fields(MODEL, fields))
+        project.model(**fields)
         assert version() == plain
-    write(project.root / "configs/models/m.yaml", with_fields(MODEL, {"chat_config.seed": 1}))
+    project.model(**{"chat_config.seed": 1})
     assert version() != plain
 
 
-def test_task_limits_meet_the_models(project: Project) -> None:
+def test_task_limits_meet_the_models(project: Configs) -> None:
     changes: Data = {"environment__timeout": 30, "retry__max_retries": 9}
-    endpoint = project.load(**changes).endpoints()[0]
+    endpoint = endpoint_of(project.load(**changes))
     assert (endpoint.timeout_s, endpoint.max_retries) == (30, 9)
-    write(project.root / "configs/models/m.yaml", with_fields(MODEL, {"client_config.timeout": 60}))
-    assert project.load(**changes).endpoints()[0].timeout_s == 60
+    project.model(**{"client_config.timeout": 60})
+    assert endpoint_of(project.load(**changes)).timeout_s == 60
 
 
 def test_neither_generation() -> None:
@@ -1078,8 +1013,8 @@ def test_neither_generation() -> None:
     assert "client_config and chat_config" in problem.expected
 
 
-def test_load_model(project: Project) -> None:
-    path = project.root / "configs/models/m.yaml"
+def test_load_model(project: Configs) -> None:
+    path = project.root / MODEL_PATH
     assert load_model(path, project.root).chat_config.model == "m"
     write(path, with_fields(MODEL, {"chat_config.n": 2}))
     with pytest.raises(SetupError, match=r"configs/models/m.yaml:chat_config\.n"):
@@ -1251,15 +1186,15 @@ def test_legal_keys() -> None:
     assert legal_key("a" * 101) != legal_key("a" * 102)
 
 
-def test_the_name_is_shown_as_written(project: Project) -> None:
-    spec = project.load(task_name="英文-v1", data__output_folder="./o/{task_name}")
+def test_the_name_is_shown_as_written(project: Configs) -> None:
+    spec = project.load("./in", "./o/{task_name}", name="英文-v1")
     assert spec.name == "英文-v1" and spec.key.startswith("___v1_")
-    assert spec.output_folder.endswith("/o/英文-v1")
+    assert spec.folder("scores").endswith("/o/英文-v1")
 
 
-def test_all_three_files_are_told_at_once(project: Project) -> None:
-    write(project.root / "configs/models/m.yaml", with_fields(MODEL, {"chat_config.model": 3}))
-    write(project.root / "configs/prompts/p.yaml", "a: [")
+def test_all_three_files_are_told_at_once(project: Configs) -> None:
+    project.model(**{"chat_config.model": 3})
+    project.write("configs/prompts/p.yaml", "a: [")
     path = project.task(max_failure_rate=2)
     with pytest.raises(SetupError) as caught:
         load_task(path, project.root)
@@ -1270,16 +1205,16 @@ def test_all_three_files_are_told_at_once(project: Project) -> None:
     ]
 
 
-def test_missing_model_file_names_its_neighbour(project: Project) -> None:
+def test_missing_model_file_names_its_neighbour(project: Configs) -> None:
     found = project.problems(model__config_path="configs/models/mm.yaml")
-    assert found["model.config_path"].fix == "did you mean configs/models/m.yaml?"
+    assert found[f"{DEMO}:model.config_path"].fix == "did you mean configs/models/m.yaml?"
 
 
-def test_one_broken_file_leaves_the_others(project: Project) -> None:
-    project.task("a.yaml", task_name="a")
-    write(project.root / "configs/tasks/b.yml", "task_name: b\nx: [")
-    write(project.root / "configs/tasks/sub/c.yaml", "task_name: a\n")
-    write(project.root / "configs/tasks/templates/t.yaml", "nonsense")
+def test_one_broken_file_leaves_the_others(project: Configs) -> None:
+    project.task(name="a")
+    project.write("configs/tasks/b.yml", "task_name: b\nx: [")
+    project.write("configs/tasks/sub/c.yaml", "task_name: a\n")
+    project.write("configs/tasks/templates/t.yaml", "nonsense")
     catalog = load_catalog(project.root)
     assert [task.key for task in catalog.tasks] == ["a"]
     assert [broken.file_name for broken in catalog.broken] == [
@@ -1290,9 +1225,9 @@ def test_one_broken_file_leaves_the_others(project: Project) -> None:
     assert keys[0] == "b" and re.fullmatch(r"a_[0-9a-f]{6}", keys[1])
 
 
-def test_duplicate_names_break_the_later_file(project: Project) -> None:
-    project.task("b.yaml", task_name="x-1", data__output_folder="./o1")
-    project.task("a.yaml", task_name="x_1", data__output_folder="./o2")
+def test_duplicate_names_break_the_later_file(project: Configs) -> None:
+    project.task("./in", "./o1", file="b", name="x-1")
+    project.task("./in", "./o2", file="a", name="x_1")
     catalog = load_catalog(project.root)
     assert [task.file_name for task in catalog.tasks] == ["configs/tasks/a.yaml"]
     [broken] = catalog.broken
@@ -1300,9 +1235,9 @@ def test_duplicate_names_break_the_later_file(project: Project) -> None:
     assert "configs/tasks/a.yaml" in broken.problems[0].wrong
 
 
-def test_two_tasks_may_not_write_to_one_folder(project: Project) -> None:
-    project.task("a.yaml", task_name="a")
-    project.task("b.yaml", task_name="b", data__output_folder="out/")
+def test_two_tasks_may_not_write_to_one_folder(project: Configs) -> None:
+    project.task(name="a")
+    project.task("./in", "out/", name="b")
     [broken] = load_catalog(project.root).broken
     assert (broken.key, broken.problems[0].field) == ("b", "data.output_folder")
     assert "configs/tasks/a.yaml" in broken.problems[0].wrong
@@ -1385,7 +1320,7 @@ def distillation_problems(data: Data) -> dict[str, Problem]:
     return {problem.field: problem for problem in parse_distillation(data, "t.yaml")[1]}
 
 
-class DistillationProject(Project):
+class DistillationProject(Configs):
     """With data sets and merge groups, and with the files of the data sets."""
 
     def __init__(self, root: Path) -> None:
@@ -1401,7 +1336,7 @@ class DistillationProject(Project):
 
     def told(self, data: Data = CHAIN) -> list[str]:
         """What check says, without the count."""
-        return self.check(self.distill(data)).output.splitlines()[:-1]
+        return self.check(self.distill(data)).out.splitlines()[:-1]
 
 
 @pytest.fixture
@@ -1705,9 +1640,9 @@ def test_problems_of_named_files_are_told_with_their_own_names(
     distilling: DistillationProject,
 ) -> None:
     style = {"format_style": "sharegtp", "column_mapping": {}}
-    write(distilling.root / "configs/distillation/sets.yaml", {"a/b": style})
-    write(distilling.root / "configs/distillation/groups.yaml", {"merge_groups": [{"name": "x"}]})
-    write(distilling.root / "configs/models/m.yaml", with_fields(MODEL, {"chat_config.n": 2}))
+    distilling.write("configs/distillation/sets.yaml", {"a/b": style})
+    distilling.write("configs/distillation/groups.yaml", {"merge_groups": [{"name": "x"}]})
+    distilling.model(**{"chat_config.n": 2})
     told = "\n".join(distilling.told())
     assert "error: configs/distillation/sets.yaml:a/b.format_style: unknown value" in told
     assert "error: configs/distillation/groups.yaml:merge_groups[0].output_file: missing" in told
@@ -1717,103 +1652,97 @@ def test_problems_of_named_files_are_told_with_their_own_names(
 # modelcall check
 
 
-def test_check_passes(project: Project) -> None:
+def test_check_passes(project: Configs) -> None:
     project.task()
-    result = project.check()
-    assert result.exit_code == 0
-    assert result.output == "3 files checked: 0 errors, 0 warnings\n"
+    ended = project.check()
+    assert ended.code == 0
+    assert ended.out == "3 files checked: 0 errors, 0 warnings\n"
 
 
-def test_check_without_arguments_takes_the_project(project: Project) -> None:
+def test_check_without_arguments_takes_the_project(project: Configs) -> None:
     project.task(nonsense=1)
-    result = CliRunner().invoke(check, [])
-    assert result.exit_code == 1
-    assert "error: configs/tasks/demo.yaml:nonsense: unknown key" in result.output
-    assert result.output.splitlines()[-1] == "3 files checked: 1 errors, 0 warnings"
+    ended = project.check()
+    assert ended.code == 1
+    assert "error: configs/tasks/demo.yaml:nonsense: unknown key" in ended.out
+    assert ended.out.splitlines()[-1] == "3 files checked: 1 errors, 0 warnings"
 
 
-def test_check_tells_each_problem_once(project: Project) -> None:
-    write(project.root / "configs/models/m.yaml", with_fields(MODEL, {"chat_config.n": 2}))
-    project.task("a.yaml", task_name="a", data__output_folder="./a")
-    project.task("b.yaml", task_name="b", data__output_folder="./b")
-    result = project.check()
-    assert result.output.count("chat_config.n") == 1
-    assert result.exit_code == 1
+def test_check_tells_each_problem_once(project: Configs) -> None:
+    project.model(**{"chat_config.n": 2})
+    project.task("./in", "./a", name="a")
+    project.task("./in", "./b", name="b")
+    ended = project.check()
+    assert ended.out.count("chat_config.n") == 1
+    assert ended.code == 1
 
 
-def test_check_strict(project: Project) -> None:
+def test_check_strict(project: Configs) -> None:
     path = project.task(logging__level="INFO")
-    assert project.check(path).exit_code == 0
-    assert "warning: configs/tasks/demo.yaml:logging.level" in project.check(path).output
-    assert project.check("--strict", path).exit_code == 1
+    assert project.check(path).code == 0
+    assert "warning: configs/tasks/demo.yaml:logging.level" in project.check(path).out
+    assert project.check("--strict", path).code == 1
 
 
-def test_check_finds_what_is_not_ready(project: Project) -> None:
-    write(
-        project.root / "configs/models/m.yaml",
-        with_fields(MODEL, {"client_config.api_key": "${K}"}),
-    )
-    result = project.check(project.task(data__input_folder="./later"))
+def test_check_finds_what_is_not_ready(project: Configs) -> None:
+    project.model(**{"client_config.api_key": "${K}"})
+    ended = project.check(project.task("./later"))
     assert (
         "warning: configs/models/m.yaml:client_config.api_key: variable K is not set; "
-        "the task cannot run until ${K} has a value" in result.output
+        "the task cannot run until ${K} has a value" in ended.out
     )
-    assert "warning: configs/tasks/demo.yaml:data.input_folder: no such folder yet" in result.output
-    assert result.exit_code == 0
+    assert "warning: configs/tasks/demo.yaml:data.input_folder: no such folder yet" in ended.out
+    assert ended.code == 0
 
 
 def test_check_refuses_a_variable_that_holds_no_url(
-    project: Project, monkeypatch: pytest.MonkeyPatch
+    project: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("U", "localhost:8000")
-    write(
-        project.root / "configs/models/m.yaml",
-        with_fields(MODEL, {"client_config.base_url": "${U}"}),
-    )
-    result = project.check(project.task())
-    assert "error: configs/models/m.yaml:client_config.base_url: not a URL" in result.output
-    assert result.exit_code == 1
+    project.model(**{"client_config.base_url": "${U}"})
+    ended = project.check(project.task())
+    assert "error: configs/models/m.yaml:client_config.base_url: not a URL" in ended.out
+    assert ended.code == 1
 
 
-def test_check_reads_templates_but_they_are_no_tasks(project: Project) -> None:
-    project.task("templates/t.yaml", task_name="demo", bogus=1)
+def test_check_reads_templates_but_they_are_no_tasks(project: Configs) -> None:
+    project.task(file="templates/t", bogus=1)
     project.task()
-    assert "configs/tasks/templates/t.yaml:bogus" in project.check().output
+    assert "configs/tasks/templates/t.yaml:bogus" in project.check().out
     assert len(load_catalog(project.root).tasks) == 1
 
 
-def test_check_tells_clashes_between_tasks(project: Project) -> None:
-    project.task("a.yaml")
-    result = project.check(project.task("b.yaml"))
-    assert "demo is the name of the task in configs/tasks/a.yaml" in result.output
+def test_check_tells_clashes_between_tasks(project: Configs) -> None:
+    project.task(file="a")
+    ended = project.check(project.task(file="b"))
+    assert "demo is the name of the task in configs/tasks/a.yaml" in ended.out
 
 
-def test_check_tells_files_apart_by_content(project: Project) -> None:
-    model = write(project.root / "x/model.yaml", with_fields(MODEL, {"chat_config.n": 2}))
-    prompt = write(project.root / "x/prompt.yaml", {"prompt_template": {}})
-    output = project.check(model, prompt).output
+def test_check_tells_files_apart_by_content(project: Configs) -> None:
+    model = project.write("x/model.yaml", with_fields(MODEL, {"chat_config.n": 2}))
+    prompt = project.write("x/prompt.yaml", {"prompt_template": {}})
+    output = project.check(model, prompt).out
     assert "x/model.yaml:chat_config.n" in output
     assert "x/prompt.yaml:prompt_template.prompt_text: missing" in output
 
 
-def test_check_refuses_paths_that_hold_nothing(project: Project) -> None:
+def test_check_refuses_paths_that_hold_nothing(project: Configs) -> None:
     (project.root / "empty").mkdir()
-    result = project.check("gone.yaml", "empty")
-    assert "error: gone.yaml: no such file or folder" in result.output
-    assert "error: empty: no config file in this folder" in result.output
-    assert result.exit_code == 1
+    ended = project.check("gone.yaml", "empty")
+    assert "error: gone.yaml: no such file or folder" in ended.out
+    assert "error: empty: no config file in this folder" in ended.out
+    assert ended.code == 1
 
 
 def test_check_reads_data_sets_and_merge_groups(distilling: DistillationProject) -> None:
-    assert distilling.check().output == "4 files checked: 0 errors, 0 warnings\n"
-    write(distilling.root / "configs/distillation/sets.yaml", {"a/b": {"configs": []}})
-    write(distilling.root / "configs/distillation/groups.yaml", {"merge_groups": []})
-    output = distilling.check().output
+    assert distilling.check().out == "4 files checked: 0 errors, 0 warnings\n"
+    distilling.write("configs/distillation/sets.yaml", {"a/b": {"configs": []}})
+    distilling.write("configs/distillation/groups.yaml", {"merge_groups": []})
+    output = distilling.check().out
     assert "error: configs/distillation/sets.yaml:a/b.format_style: missing" in output
     assert "error: configs/distillation/groups.yaml:merge_groups" in output
-    sets = write(distilling.root / "x/sets.yaml", with_fields(SETS, {"org/chats.configs": 1}))
-    groups = write(distilling.root / "x/groups.yaml", {"merge_groups": 3})
-    output = distilling.check(sets, groups).output
+    sets = distilling.write("x/sets.yaml", with_fields(SETS, {"org/chats.configs": 1}))
+    groups = distilling.write("x/groups.yaml", {"merge_groups": 3})
+    output = distilling.check(sets, groups).out
     assert "error: x/sets.yaml:org/chats.configs: wrong type" in output
     assert "error: x/groups.yaml:merge_groups: wrong type" in output
 
@@ -1841,7 +1770,7 @@ def test_check_looks_for_each_data_set(distilling: DistillationProject) -> None:
 
 def test_check_looks_for_the_columns_of_a_data_set(distilling: DistillationProject) -> None:
     rows = '{"instructions": "do", "output": "r"}\n{"instructions": "so", "output": "s"}\n'
-    write(distilling.root / "sets/ins.jsonl", rows)
+    distilling.write("sets/ins.jsonl", rows)
     place = "warning: configs/distillation/sets.yaml:ins.jsonl.column_mapping"
     first, second = sorted(distilling.told())
     assert first.startswith(f"{place}.input: no column input in the first 2 rows of sets/ins.jsonl")
@@ -1850,7 +1779,7 @@ def test_check_looks_for_the_columns_of_a_data_set(distilling: DistillationProje
 
 
 def test_check_tries_to_convert_the_first_rows(distilling: DistillationProject) -> None:
-    write(distilling.root / "sets/org/chats/train.jsonl", '{"turns": ["hello"]}\n{bad\n')
+    distilling.write("sets/org/chats/train.jsonl", '{"turns": ["hello"]}\n{bad\n')
     [line] = distilling.told()
     assert line.startswith("warning: configs/distillation/sets.yaml:org/chats.format_style: none")
     assert "turns[0]: expected an object with `from` and `value`" in line
@@ -1859,19 +1788,19 @@ def test_check_tries_to_convert_the_first_rows(distilling: DistillationProject) 
 def test_check_names_members_that_are_missing(distilling: DistillationProject) -> None:
     files = ["chats/*.jsonl", "gone.jsonl"]
     group = {"name": "all", "output_file": "all.jsonl", "input_files": files}
-    write(distilling.root / "configs/distillation/groups.yaml", {"merge_groups": [group]})
+    distilling.write("configs/distillation/groups.yaml", {"merge_groups": [group]})
     [line] = distilling.told()
     assert "tasks/distill.yaml:jsonl_merge.merge_config_path: merge group 'all'" in line
     assert "of the members under prepared, gone.jsonl is not there" in line
     (distilling.root / "in_dir/chats").mkdir(parents=True)
-    write(distilling.root / "in_dir/chats/x.jsonl", "{}\n")
+    distilling.write("in_dir/chats/x.jsonl", "{}\n")
     [line] = distilling.told(single("jsonl_merge"))
     assert "tasks/distill.yaml:distillation.merge_config_path: merge group 'all'" in line
 
 
 def test_check_of_a_task_that_reads_anothers_output(distilling: DistillationProject) -> None:
     first = {**single("chatml_conversion", input_dir="sets"), "task_name": "first"}
-    write(distilling.root / "configs/tasks/first.yaml", first)
+    distilling.write("configs/tasks/first.yaml", first)
     merge = single("jsonl_merge", base_input_dir="prepared")
     assert distilling.told(merge) == []
     (distilling.root / "sets/ins.jsonl").unlink()
@@ -1881,9 +1810,9 @@ def test_check_of_a_task_that_reads_anothers_output(distilling: DistillationProj
 
 
 def test_check_asks_for_conversations_to_answer(distilling: DistillationProject) -> None:
-    write(distilling.root / "in_dir/a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}\n')
+    distilling.write("in_dir/a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}\n')
     assert distilling.told(single(GENERATE)) == []
-    write(distilling.root / "in_dir/a.jsonl", '{"text": "q"}\n')
+    distilling.write("in_dir/a.jsonl", '{"text": "q"}\n')
     [line] = distilling.told(single(GENERATE))
     assert "distillation.input_path: none of the first 1 rows of a.jsonl can be answered" in line
     assert "column 'messages' is absent; have the columns text; conversations are a list" in line

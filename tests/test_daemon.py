@@ -23,21 +23,17 @@ from typing import Any
 import dagster as dg
 import orjson
 import pytest
-from conftest import PREPROCESS, Project, some_rows, until
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from project import GREEN, NAMES, PREPROCESS, RED, Project, some_rows, until
 
-from modelcall_assets.config.catalog import load_linked
 from modelcall_assets.defs.partitions import add_new_keys, partitions_of
-from modelcall_assets.defs.runs import TaskRunner
-from modelcall_assets.defs.sensors import TASK_TAG, files_sensor, followers_sensor
+from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.task import Task as LoadedTask
 
 REPOSITORY = Path(__file__).parents[1]
-GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
 COMMAND = (sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml")
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "modelcall"}
 STAGES = ("raw", "scores")
@@ -210,24 +206,21 @@ class Task(Project):
         name = partitions_of(steps.stage(steps.stages[-1]).keys).name
         return list(self.instance.get_dynamic_partitions(name or ""))
 
-    def statuses(self, stage: str = "scores", keys: Sequence[str] | None = None) -> Statuses:
-        asset, files = (
-            dg.AssetKey([self.task, stage]),
-            partitions_of(self.steps().stage(stage).keys),
-        )
-        wanted = self.partitions() if keys is None else keys
-        found = self.instance.get_status_by_partition(asset, wanted, files) or {}
+    def state(self, stage: str = "scores", keys: Sequence[str] | None = None) -> Statuses:
+        """By key, as Dagster has it."""
+        wanted, files = keys or self.partitions(), partitions_of(self.steps().stage(stage).keys)
+        found = self.instance.get_status_by_partition(self.asset_key(stage), wanted, files) or {}
         return {key: found.get(key) for key in wanted}
 
     def is_green(self, *keys: str, stage: str = "scores") -> bool:
-        return set(self.statuses(stage, keys).values()) == {GREEN}
+        return set(self.state(stage, keys).values()) == {GREEN}
 
     def wait(self, what: Callable[[], object], seconds: float = 90) -> None:
         """With the state of everything when it does not come true."""
         try:
             until(what, seconds, POLL_S)
         except AssertionError:
-            stages = {stage: self.statuses(stage) for stage in self.steps().stages}
+            stages = {stage: self.state(stage) for stage in self.steps().stages}
             runs = [(run.status.value, run.tags) for run in self.instance.get_runs()]
             shown = [f"{stages}", *map(str, runs), str(self.server.stats())]
             raise AssertionError("it never happened:\n" + "\n".join(shown)) from None
@@ -240,7 +233,7 @@ class Task(Project):
     def made(self, stage: str) -> dict[str, list[tuple[int, str]]]:
         """Event and data version of each materialisation of each partition, the latest first."""
         found: dict[str, list[tuple[int, str]]] = {}
-        filters = dg.AssetRecordsFilter(dg.AssetKey([self.task, stage]))
+        filters = dg.AssetRecordsFilter(self.asset_key(stage))
         for record in self.instance.fetch_materializations(filters, limit=100).records:
             assert record.asset_materialization is not None and record.partition_key is not None
             version = (record.asset_materialization.tags or {})["dagster/data_version"]
@@ -261,17 +254,12 @@ class Task(Project):
 class Step(Task):
     """A task of one step, which reads what that of another leaves."""
 
-    def steps(self) -> LoadedTask:
-        return LoadedTask(load_linked(self.task_file, self.root))
-
     def write_step(self, step: str, **fields: str) -> None:
-        task = {"task_name": self.task, "task_type": "data_distillation"}
-        block = {"distillation": {"step": step, **fields}, "sensor": WATCHING["sensor"]}
-        self._write_yaml(f"tasks/{self.task}", task | block)
+        self.write_steps(distillation={"step": step, **fields}, sensor=WATCHING["sensor"])
 
     def write_file(self, name: str, content: Mapping[str, Any]) -> str:
         """Of data sets or merge groups; gives its path in the project."""
-        path = self._write_yaml(f"distillation/{name}", content)
+        path = self.write_yaml(f"distillation/{name}", content)
         return path.relative_to(self.root).as_posix()
 
 
@@ -359,14 +347,14 @@ def _write_tasks(tasks: Mapping[str, Task]) -> None:
     watched = tasks["watched"]
     for name in ("plain.jsonl", *ODD):
         watched.write_input(name, some_rows(3, name))
-    (watched.root / watched.inputs / "broken.parquet").write_bytes(UNREADABLE)
+    (watched.input_folder / "broken.parquet").write_bytes(UNREADABLE)
     for number in range(5):
         tasks["capped"].write_input(f"{number}.jsonl", some_rows(2, str(number)))
     tasks["aged"].write_input("a.jsonl", some_rows(3))
     for name in SEVERAL:
         tasks["several"].write_input(name, some_rows(6, name))
     for name in BROKEN:
-        (tasks["several"].root / tasks["several"].inputs / name).write_bytes(UNREADABLE)
+        (tasks["several"].input_folder / name).write_bytes(UNREADABLE)
     for name in FEW:
         tasks["few"].write_input(name, some_rows(3, name))
     for name in VICTIMS:
@@ -444,7 +432,7 @@ class Sampler:
         self.looks += 1
         started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
         runs = [run for run in task.instance.get_runs(started) if _scores(run, task)]
-        statuses = task.statuses()
+        statuses = task.state()
         green = {key for key, status in statuses.items() if status == GREEN}
         self.early += [key for key in green if not task.output(key).exists()]
         still = {run.run_id for run in task.instance.get_runs(started)}
@@ -455,7 +443,7 @@ class Sampler:
 
 
 def _scores(run: dg.DagsterRun, task: Task) -> bool:
-    return dg.AssetKey([task.task, "scores"]) in (run.asset_selection or ())
+    return task.asset_key("scores") in (run.asset_selection or ())
 
 
 def _keys(run: dg.DagsterRun, keys: Sequence[str]) -> list[str]:
@@ -482,11 +470,8 @@ def backfills(living: Living) -> Iterator[Backfills]:
     """Launched before the first test, looked at by the last ones."""
     several, few = living.tasks["several"], living.tasks["few"]
     several.server.set_faults(Faults(latency_ms=200))
-    steps = few.steps()
-    keys = add_new_keys(few.instance, steps)
-    summary = TaskRunner(steps, few.instance).run(keys[:2])
-    assert summary.failed == []
-    missing = [key for key, status in few.statuses().items() if status is None]
+    assert few.materialize(few.instance, FEW[:2]).failed == []
+    missing = [key for key, status in few.state().items() if status is None]
     assert missing == FEW[2:]
     sampler = Sampler(several, living.dev.home)
     made = Backfills(
@@ -506,12 +491,12 @@ def launched(living: Living, backfills: Backfills) -> dict[str, str]:
     several, victim = living.tasks["several"], living.tasks["victim"]
     several.wait(lambda: living.dev.backfill_status(backfills.several).startswith("COMPLETED"))
     backfills.sampler.stop()
-    backfills.several_ended = (several.statuses("raw"), several.statuses(), several.server.stats())
+    backfills.several_ended = (several.state("raw"), several.state(), several.server.stats())
     for name in BROKEN:
         several.write_input(name, some_rows(6, name))
     several.server.reset()
     victim.server.set_faults(Faults(latency_ms=2500))
-    failed = [key for key, status in several.statuses("raw").items() if status == RED]
+    failed = [key for key, status in several.state("raw").items() if status == RED]
     keys = add_new_keys(victim.instance, victim.steps())
     return {
         "several": living.dev.backfill("several", STAGES, failed),
@@ -568,16 +553,16 @@ class TestSensor:
         self, living: Living
     ) -> None:
         watched = living.tasks["watched"]
-        watched.wait(lambda: watched.statuses("raw", ["broken.parquet"]) == {"broken.parquet": RED})
+        watched.wait(lambda: watched.state("raw", ["broken.parquet"]) == {"broken.parquet": RED})
         (run,) = watched.runs_of("broken.parquet")
         reason = watched.failure(run.run_id)
         assert "broken.parquet: not a readable Parquet file" in reason
         watched.write_input("once_green.parquet", some_rows(2, "green"))
         watched.wait(lambda: watched.is_green("once_green.parquet"))
         # Green first, then broken: not the same to the sensor as broken from the start.
-        (watched.root / watched.inputs / "once_green.parquet").write_bytes(UNREADABLE)
+        (watched.input_folder / "once_green.parquet").write_bytes(UNREADABLE)
         keys = ["broken.parquet", "once_green.parquet"]
-        watched.wait(lambda: set(watched.statuses("raw", keys).values()) == {RED})
+        watched.wait(lambda: set(watched.state("raw", keys).values()) == {RED})
         self._look_again(living)
         assert [len(watched.runs_of(key)) for key in keys] == [1, 2]
 
@@ -599,11 +584,11 @@ class TestSensor:
     def test_a_deleted_input_keeps_its_results_and_says_so_once(self, living: Living) -> None:
         watched = living.tasks["watched"]
         watched.write_input("kept.jsonl", some_rows(2, "kept"))
-        (watched.root / watched.inputs / "never.parquet").write_bytes(UNREADABLE)
+        (watched.input_folder / "never.parquet").write_bytes(UNREADABLE)
         watched.wait(lambda: watched.is_green("kept.jsonl"))
-        watched.wait(lambda: watched.statuses("raw", ["never.parquet"]) == {"never.parquet": RED})
+        watched.wait(lambda: watched.state("raw", ["never.parquet"]) == {"never.parquet": RED})
         for name in ("kept.jsonl", "never.parquet"):
-            (watched.root / watched.inputs / name).unlink()
+            (watched.input_folder / name).unlink()
         watched.wait(lambda: "never.parquet" not in watched.partitions())
         watched.wait(lambda: self._observations(watched, "kept.jsonl"))
         self._look_again(living)
@@ -615,7 +600,7 @@ class TestSensor:
 
     def test_a_folder_that_is_away_is_a_skipped_tick_that_names_it(self, living: Living) -> None:
         watched = living.tasks["watched"]
-        folder = watched.root / watched.inputs
+        folder = watched.input_folder
         before, keys = len(self._runs(watched)), watched.partitions()
         folder.rename(folder.with_name("away"))
         watched.wait(lambda: str(folder) in living.dev.reason("watched"))
@@ -652,7 +637,7 @@ class TestSensor:
 
     @staticmethod
     def _observations(task: Task, key: str) -> list[str | None]:
-        filters = dg.AssetRecordsFilter(dg.AssetKey([task.task, "raw"]), asset_partitions=[key])
+        filters = dg.AssetRecordsFilter(task.asset_key("raw"), asset_partitions=[key])
         records = task.instance.fetch_observations(filters, limit=20).records
         found = [record.asset_observation for record in records]
         return [observation.description for observation in found if observation is not None]
@@ -757,8 +742,7 @@ class TestFollowers:
 
     @staticmethod
     def _questions(answers: Task, name: str) -> list[str]:
-        lines = (answers.root / "data/answers" / name).read_bytes().splitlines()
-        return [orjson.loads(line)["messages"][-1]["content"] for line in lines]
+        return [row["messages"][-1]["content"] for row in answers.responses(name)]
 
     @staticmethod
     def _wait_until_still(living: Living) -> None:
@@ -810,7 +794,7 @@ class TestBackfill:
     def test_one_file_a_run_of_what_is_missing(self, living: Living, backfills: Backfills) -> None:
         few = living.tasks["few"]
         few.wait(lambda: living.dev.backfill_status(backfills.few) == "COMPLETED_SUCCESS")
-        assert few.statuses() == dict.fromkeys(FEW, GREEN)
+        assert few.state() == dict.fromkeys(FEW, GREEN)
         tags = {"dagster/backfill": backfills.few}
         runs = few.instance.get_runs(dg.RunsFilter(tags=tags))
         assert sorted(_keys(run, FEW) for run in runs) == [[key] for key in FEW[2:]]
@@ -837,7 +821,7 @@ class TestRepairAndDeath:
         victim, dev = living.tasks["victim"], living.dev
 
         def in_state(status: AssetPartitionStatus) -> list[str]:
-            return [key for key, found in victim.statuses().items() if found == status]
+            return [key for key, found in victim.state().items() if found == status]
 
         victim.wait(lambda: victim.server.stats()["answered"])
         victim.server.set_faults(Faults(latency_ms=250))
@@ -864,11 +848,8 @@ class TestRepairAndDeath:
         # A run that waited in the queue when all was killed is taken up again.
         victim.wait(lambda: not in_state(AssetPartitionStatus.IN_PROGRESS))
         failed = in_state(RED)
-        assert (
-            failed
-            and sorted([*failed, *in_state(GREEN)]) == VICTIMS
-            and set(done) <= set(in_state(GREEN))
-        )
+        assert failed and sorted([*failed, *in_state(GREEN)]) == VICTIMS
+        assert set(done) <= set(in_state(GREEN))
         again = dev.backfill("victim", ["scores"], failed)
         victim.wait(lambda: victim.is_green(*VICTIMS))
         victim.wait(lambda: dev.backfill_status(again) == "COMPLETED_SUCCESS")
@@ -885,7 +866,7 @@ class TestRepairAndDeath:
 
     @staticmethod
     def _materializations(task: Task, key: str) -> Sequence[Any]:
-        filters = dg.AssetRecordsFilter(dg.AssetKey([task.task, "scores"]), asset_partitions=[key])
+        filters = dg.AssetRecordsFilter(task.asset_key("scores"), asset_partitions=[key])
         return task.instance.fetch_materializations(filters, limit=10).records
 
 
@@ -896,32 +877,31 @@ class TestOneLook:
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         project.write_task({"sensor": {"max_runs_per_tick": 2}})
-        result = look(project, instance)
+        result = project.look(instance)[0]
         assert [request.partition_key for request in result.run_requests or ()] == [
             "a.jsonl",
             "deep/b.parquet",
         ]
         assert len(instance.get_dynamic_partitions("rate/files")) == 3 and result.cursor == ""
         project.write_task({"sensor": {"max_runs_per_tick": 3}})
-        result = look(project, instance)
+        result = project.look(instance)[0]
         assert len(result.run_requests or ()) == 3 and result.cursor
 
     def test_an_input_that_went_before_it_was_run_takes_its_partition_along(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         add_new_keys(instance, project.steps())
-        (project.root / project.inputs / "a.jsonl").unlink()
-        (gone,) = look(project, instance).dynamic_partitions_requests or ()
+        (project.input_folder / "a.jsonl").unlink()
+        (gone,) = project.look(instance)[0].dynamic_partitions_requests or ()
         assert isinstance(gone, dg.DeleteDynamicPartitionsRequest)
         assert list(gone.partition_keys) == ["a.jsonl"]
 
     def test_files_beyond_a_cap_are_not_taken_for_deleted(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
-        steps = project.steps()
-        TaskRunner(steps, instance).run(add_new_keys(instance, steps)[:2])
+        project.materialize(instance, NAMES[:2])
         project.write_task({"debug": {"enabled": True, "max_files": 1}})
-        result = look(project, instance)
+        result = project.look(instance)[0]
         assert not result.dynamic_partitions_requests and not result.asset_events
 
     def test_a_group_is_launched_when_all_its_members_are_there_and_have_changed(
@@ -940,7 +920,6 @@ class TestOneLook:
             base_output_dir="data/joined",
         )
         steps = merges.steps()
-        assert isinstance(steps, LoadedTask)
 
         def launched() -> list[str | None]:
             result = followers_sensor(steps)(dg.build_sensor_context(instance=instance))
@@ -958,9 +937,3 @@ class TestOneLook:
         project.write_input("deep/er/c.jsonl", some_rows(1, "new"))
         steps.stage("raw").make("deep/er/c.jsonl", Tally())
         assert launched() == ["all.jsonl"]
-
-
-def look(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult:
-    result = files_sensor(project.steps())(dg.build_sensor_context(instance=instance))
-    assert isinstance(result, dg.SensorResult)
-    return result

@@ -1,16 +1,13 @@
-"""Distilling tasks in a real Dagster instance: data sets to conversations, answers and ratings."""
+"""Project tasks in a real Dagster instance: data sets to conversations, answers and ratings."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import signal
-import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,14 +18,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Project, looked_at_by, until
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from test_cli import run as run_command
+from dagster._core.definitions.data_version import StaleStatus
+from endpoint import Endpoint, Request, Script, in_thread, refusal, said, serving
+from project import (
+    ALL,
+    CHATML,
+    CHATS,
+    CONVERSATIONS,
+    FRESH,
+    GENERATE,
+    GREEN,
+    INS,
+    JUDGE,
+    MERGE,
+    ONLY_INS,
+    QUIET,
+    RED,
+    STALE,
+    Project,
+    Row,
+    asked,
+    chat,
+    instruction,
+    looked_at_by,
+    read_rows,
+    turn,
+)
 
-from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.partitions import add_new_keys, partitions_of
+from modelcall_assets.config.catalog import load_catalog
+from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
@@ -37,144 +55,17 @@ from modelcall_assets.stages.answer_columns import VOLATILE_COLUMNS
 from modelcall_assets.stages.progress import Tally, Watcher
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.stage import Run
-from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.manifest import read_manifest
-
-Row = dict[str, Any]
-Script = Callable[[Row], bytes | Awaitable[bytes]]
-
-GREEN, RED = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.FAILED
-FRESH, STALE = StaleStatus.FRESH, StaleStatus.STALE
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")
-CHATS, INS = "Chats/org_Chats-train.jsonl", "Ins/org_Ins-train.jsonl"
-ALL, ONLY_INS = "all.jsonl", "ins.jsonl"
-DATASETS = {
-    "org/Chats": {
-        "configs": [None],
-        "format_style": "sharegpt",
-        "column_mapping": {"conversations": "conversations"},
-    },
-    "org/Ins": {
-        "format_style": "instruction_input",
-        "column_mapping": {"prompt": "instruction", "input": "input", "response": "output"},
-    },
-}
-GROUPS = {
-    "merge_groups": [
-        {"name": "all", "output_file": ALL, "input_files": [CHATS, "Ins/*.jsonl"]},
-        {"name": "ins", "output_file": ONLY_INS, "input_files": ["org_Ins-train.jsonl"]},
-    ]
-}
-CHATML = {
-    "dataset_config_path": "configs/distillation/datasets.yaml",
-    "input_dir": "data/sets",
-    "output_dir": "data/chatml",
-}
-MERGE = {"merge_config_path": "configs/distillation/groups.yaml", "base_output_dir": "data/merged"}
-GENERATE = {
-    "response_config_path": "configs/models/rehearsal.yaml",
-    "output_path": "data/responses",
-    "concurrency": 4,
-}
-JUDGE = {
-    "model": {"config_path": "configs/models/rehearsal.yaml"},
-    "prompt": {"config_path": "configs/prompts/quality.yaml"},
-    "output_dir": "data/scores",
-    "prompt_format_key": "text",
-}
-CONVERSATIONS = "talk.jsonl"
-
-
-# What a test distils
-
-
-def turn(role: str, content: Any) -> Row:
-    return {"role": role, "content": content}
-
-
-def asked(text: str, **more: Any) -> Row:
-    """A conversation of one question."""
-    return {"messages": [turn("user", text)], **more}
-
-
-def chat(number: int, question: str = "") -> Row:
-    said = {
-        "system": "Be brief.",
-        "human": "Look it up.",
-        "gpt": "Looking.",
-        "tool": f"found {number}",
-        "user": question or f"chat {number}?",
-        "chatgpt": f"old answer {number}",
-    }
-    turns = [{"from": speaker, "value": value} for speaker, value in said.items()]
-    return {"id": f"c{number}", "conversations": turns}
-
-
-def instruction(number: int, what: str = "do") -> Row:
-    given = "with x" if number % 2 else ""
-    return {"instruction": f"{what} {number}", "input": given, "output": f"old answer {number}"}
-
-
-@dataclass
-class Distilling(Project):
-    task: str = "chain"
-
-    def write_steps(self, task_type: str = "data_distillation", **fields: Any) -> None:
-        """The task of these steps; other fields as they are."""
-        content = {"task_name": self.task, "task_type": task_type, **fields}
-        self._write_yaml(f"tasks/{self.task}", content)
-
-    def write_chain(self, encoding: str = "utf-8", **fields: Any) -> None:
-        self._write_yaml("distillation/datasets", DATASETS)
-        self._write_yaml("distillation/groups", GROUPS)
-        chatml = {**CHATML, "encoding": encoding}
-        steps = {"chatml_conversion": chatml, "jsonl_merge": MERGE, "generate_response": GENERATE}
-        self.write_steps(**steps, scores=JUDGE, **fields)
-
-    def write_generation(self, step: Mapping[str, Any] | None = None, **fields: Any) -> None:
-        """A task that only answers the conversations of `inputs`, one after another."""
-        generate = {**GENERATE, "input_path": self.inputs, "concurrency": 1, **(step or {})}
-        self.write_steps(**{"generate_response": generate, **fields})
-
-    def write_dataset(self, name: str, rows: Sequence[Row]) -> None:
-        path = self.root / "data/sets/org" / name / "train.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-
-    def steps(self) -> Task:
-        return Task(load_linked(self.task_file, self.root))
-
-    def result(self, stage: str, name: str) -> Path:
-        """The accepted result, else the one that lies aside."""
-        accepted = self.root / "data" / stage / name
-        aside = self.steps().stage(stage).output(name, rejected=True)
-        return accepted if accepted.exists() else Path(str(aside))
-
-    def lines(self, stage: str, name: str) -> list[Row]:
-        text = self.result(stage, name).read_bytes()
-        return [orjson.loads(line) for line in text.splitlines()]
-
-    def responses(self, name: str = CONVERSATIONS) -> list[Row]:
-        return self.lines("responses", name)
-
-    def scores(self, name: str) -> list[Row]:
-        path = self.root / "data/scores" / name
-        return pq.read_table(path.with_suffix(".parquet")).to_pylist()
 
 
 @pytest.fixture
-def project(project: Project) -> Distilling:
-    """An empty project with the model and prompt files of the other tests."""
-    project.task_file.unlink()
-    for path in sorted((project.root / project.inputs).rglob("*.*")):
-        path.unlink()
-    return Distilling(project.root, task="chain")
+def project(distilling: Project) -> Project:
+    return distilling
 
 
 @pytest.fixture
-def chain(project: Distilling) -> Distilling:
+def chain(project: Project) -> Project:
     """Two data sets, the group of both and the group of one, answered and rated."""
     project.write_chain()
     project.write_dataset("Chats", [chat(number) for number in range(3)])
@@ -182,43 +73,10 @@ def chain(project: Distilling) -> Distilling:
     return project
 
 
-def run_task(
-    project: Distilling,
-    instance: dg.DagsterInstance,
-    keys: Sequence[str] | None = None,
-    **options: bool,
-) -> RunSummary:
-    steps = project.steps()
-    present = add_new_keys(instance, steps)
-    return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
-
-
-def answer_all(project: Distilling, instance: dg.DagsterInstance) -> list[Row]:
+def answer_all(project: Project, instance: dg.DagsterInstance) -> list[Row]:
     """The responses to `CONVERSATIONS`, however many failed."""
-    run_task(project, instance)
+    project.materialize(instance)
     return project.responses()
-
-
-def manifest_path(project: Distilling) -> Path:
-    """Of the responses to `CONVERSATIONS`."""
-    return project.steps().stage("responses").manifest_path(CONVERSATIONS)
-
-
-def asset_key(stage: str) -> dg.AssetKey:
-    return dg.AssetKey(["chain", stage])
-
-
-def keys_of(stage: str) -> tuple[str, str]:
-    """Of the chain's partitions."""
-    return (CHATS, INS) if stage in ("raw", "chatml") else (ALL, ONLY_INS)
-
-
-def statuses(
-    project: Distilling, instance: dg.DagsterInstance, stage: str
-) -> list[AssetPartitionStatus | None]:
-    keys, partitions = keys_of(stage), partitions_of(project.steps().stage(stage).keys)
-    found = instance.get_status_by_partition(asset_key(stage), keys, partitions) or {}
-    return [found.get(key) for key in keys]
 
 
 def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
@@ -227,131 +85,46 @@ def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
         (stage, record.partition_key or "")
         for stage in STAGES
         for record in instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key(stage)), limit=100
+            dg.AssetRecordsFilter(dg.AssetKey(["chain", stage])), limit=100
         ).records
     )
 
 
 def evaluations(instance: dg.DagsterInstance, stage: str) -> list[dg.AssetCheckEvaluation]:
-    key, storage = dg.AssetCheckKey(asset_key(stage), "complete"), instance.event_log_storage
+    key, storage = (
+        dg.AssetCheckKey(dg.AssetKey(["chain", stage]), "complete"),
+        instance.event_log_storage,
+    )
     records = storage.get_asset_check_execution_history(key, 100)
     found = (record.evaluation for record in records)
     return [each for each in found if isinstance(each, dg.AssetCheckEvaluation)]
 
 
-def staleness(
-    project: Distilling, instance: dg.DagsterInstance
-) -> dict[str, tuple[StaleStatus, ...]]:
-    """What Dagster itself says of the chain's partitions."""
-    graph = project.definitions().resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    return {
-        stage: tuple(resolver.get_status(asset_key(stage), key) for key in keys_of(stage))
-        for stage in STAGES
-    }
+def staleness(chain: Project, instance: dg.DagsterInstance) -> dict[str, list[StaleStatus]]:
+    return {stage: [*chain.staleness(instance, stage).values()] for stage in STAGES}
 
 
-# An endpoint that says exactly what a test wants
-
-
-@dataclass
-class Scripted:
-    """Answers every request as `script` says, and remembers what it was asked."""
-
-    script: Script
-    bodies: list[Row] = field(default_factory=list)
-    base_url: str = ""
-
-    def questions(self) -> list[Any]:
-        """The last turn of each request since the last look."""
-        asked, self.bodies = self.bodies, []
-        return [body["messages"][-1]["content"] for body in asked]
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length:")[2].split()[0])
-            body = orjson.loads(await reader.readexactly(length))
-            self.bodies.append(body)
-            answer = self.script(body)
-            writer.write(answer if isinstance(answer, bytes) else await answer)
-            await writer.drain()
-
-    async def start(self) -> asyncio.Server:
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        return server
-
-
-@contextmanager
-def scripted(script: Script) -> Iterator[Scripted]:
-    """Serves from a thread of its own while the block runs."""
-    endpoint, loop = Scripted(script), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    async def stop(server: asyncio.Server) -> None:
-        server.close()
-        await server.wait_closed()
-
-    server = asyncio.run_coroutine_threadsafe(endpoint.start(), loop).result()
-    try:
-        yield endpoint
-    finally:
-        asyncio.run_coroutine_threadsafe(stop(server), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-Answered = Callable[[Script], Scripted]
+Answered = Callable[[Script], Endpoint]
 
 
 @pytest.fixture
-def answered_by(project: Distilling, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answered]:
+def answered_by(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answered]:
     """Puts a scripted endpoint in the rehearsal server's place."""
     with ExitStack() as stack:
 
-        def serve(script: Script) -> Scripted:
-            endpoint = stack.enter_context(scripted(script))
-            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.base_url)
+        def serve(script: Script) -> Endpoint:
+            endpoint = stack.enter_context(in_thread(serving(script)))
+            monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
             return endpoint
 
         yield serve
 
 
-def http(status: int, body: bytes, kind: str = "application/json") -> bytes:
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Connection: close\r\n\r\n".encode() + body
-
-
-def said(message: Row, finish_reason: str | None = "stop", *, streamed: bool = False) -> bytes:
-    """A completion, whole or in pieces: every text of the message in two deltas."""
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    if not streamed:
-        whole = {"role": "assistant", **message}
-        choice = {"index": 0, "message": whole, "finish_reason": finish_reason}
-        return http(200, orjson.dumps({"id": "x", "choices": [choice], "usage": usage}))
-    deltas: list[Row] = [{"role": "assistant"}]
-    for name, text in message.items():
-        halves = [None] if text is None else [text[: len(text) // 2], text[len(text) // 2 :]]
-        deltas += [{name: half} for half in halves]
-    chunks = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
-    chunks.append({"index": 0, "delta": {}, "finish_reason": finish_reason})
-    events = [orjson.dumps({"id": "x", "choices": [chunk]}) for chunk in chunks]
-    events += [orjson.dumps({"id": "x", "choices": [], "usage": usage}), b"[DONE]"]
-    return http(200, b"".join(b"data: %b\n\n" % event for event in events), "text/event-stream")
-
-
-def refused(status: int, code: str) -> bytes:
-    return http(status, orjson.dumps({"error": {"code": code, "message": f"no: {code}"}}))
-
-
-def echo(body: Row) -> bytes:
+def echo(request: Request) -> bytes:
     """Says its question; what is to be judged is a 3."""
-    question = body["messages"][-1]["content"]
+    question = request.question
     is_judging = isinstance(question, str) and question.startswith("Judge this text:")
-    return said({"content": '{"score": 3}' if is_judging else f"re: {question}"})
+    return said(content='{"score": 3}' if is_judging else f"re: {question}")
 
 
 def judged(responses: Sequence[str]) -> list[str]:
@@ -360,17 +133,17 @@ def judged(responses: Sequence[str]) -> list[str]:
 
 class TestChain:
     def test_every_asset_is_green_and_every_row_in_its_place(
-        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         endpoint = answered_by(echo)
-        summary = run_task(chain, instance)
+        summary = chain.materialize(instance)
         assert summary == RunSummary(ran=dict.fromkeys(STAGES, 2))
-        assert {stage: statuses(chain, instance, stage) for stage in STAGES} == {
-            stage: [GREEN, GREEN] for stage in STAGES
-        }
+        for stage in STAGES:
+            keys = (CHATS, INS) if stage in ("raw", "chatml") else (ALL, ONLY_INS)
+            assert chain.statuses(instance, stage) == dict.fromkeys(keys, GREEN)
         questions = endpoint.questions()
 
-        chats, instructions = chain.lines("chatml", CHATS), chain.lines("chatml", INS)
+        chats, instructions = chain.rows(CHATS, "chatml"), chain.rows(INS, "chatml")
         assert [row["raw_data"] for row in chats] == [chat(number) for number in range(3)]
         assert chats[1]["format"] == "chatml"
         assert chats[1]["messages"] == [
@@ -385,12 +158,12 @@ class TestChain:
             [turn("user", text), turn("assistant", f"old answer {number}")]
             for number, text in enumerate(["do 0", "do 1\n\nwith x", "do 2", "do 3\n\nwith x"])
         ]
-        assert chain.lines("merged", ALL) == [*chats, *instructions]
-        assert chain.lines("merged", ONLY_INS) == instructions
+        assert chain.rows(ALL, "merged") == [*chats, *instructions]
+        assert chain.rows(ONLY_INS, "merged") == instructions
 
         for group in (ALL, ONLY_INS):
             merged, rows, rated = (
-                chain.lines("merged", group),
+                chain.rows(group, "merged"),
                 chain.responses(group),
                 chain.scores(group),
             )
@@ -410,21 +183,21 @@ class TestChain:
         )
 
     def test_run_again_there_is_nothing_to_do_and_no_request(
-        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        first = run_command(chain, "run-task", str(chain.task_file))
+        first = chain.run("run-task", chain.task_file)
         assert first.code == 0, first
         assert server.stats()["requests"] == 2 * (7 + 4), "an answer and a rating for each row"
         before = materialized(instance)
         assert set(before.values()) == {1}
-        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
-        again = run_command(chain, "run-task", str(chain.task_file))
+        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
+        again = chain.run("run-task", chain.task_file)
         assert again.code == 0, again
         assert "nothing to do" in again.out
         assert server.stats()["requests"] == 22
         assert materialized(instance) == before
 
-    def test_what_the_graph_looks_like(self, chain: Distilling) -> None:
+    def test_what_the_graph_looks_like(self, chain: Project) -> None:
         graph = chain.definitions().resolve_asset_graph()
         shown = {}
         for key in sorted(graph.materializable_asset_keys):
@@ -480,25 +253,25 @@ class TestChain:
         }
 
     def test_without_merging_each_split_is_answered(
-        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
-        summary = run_task(chain, instance)
+        summary = chain.materialize(instance)
         assert summary == RunSummary(ran=dict.fromkeys(("raw", "chatml", "responses"), 2))
         for name in (CHATS, INS):
             assert [row["messages"] for row in chain.responses(name)] == [
-                row["messages"] for row in chain.lines("chatml", name)
+                row["messages"] for row in chain.rows(name, "chatml")
             ]
         assert server.stats()["requests"] == 7
 
     def test_a_row_that_could_not_be_converted_fails_in_its_place_and_is_not_asked(
-        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         chain.write_chain(max_failure_rate=0.5)
         wrong = {"id": "c1", "conversations": "no list"}
         chain.write_dataset("Chats", [chat(0), wrong, {"id": "dropped"}, chat(2)])
         endpoint = answered_by(echo)
-        assert run_task(chain, instance).failed == []
+        assert chain.materialize(instance).failed == []
         rows, rated = chain.responses(ALL), chain.scores(ALL)
         assert [row["raw_data"] for row in rows[:3]] == [chat(0), wrong, chat(2)]
         assert [row["api_fail_reason"] for row in rows] == [None, "chatml_error", *[None] * 5]
@@ -506,21 +279,21 @@ class TestChain:
         assert (rows[1]["response"], rows[1]["final_messages"]) == (None, None)
         assert [row["api_fail_reason"] for row in rated] == [None, "chatml_error", *[None] * 5]
         assert len(endpoint.questions()) == 2 * (6 + 4)
-        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
 
 
 class TestChange:
     def test_of_a_row_pays_for_its_conversation_in_its_groups_only(
-        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         endpoint = answered_by(echo)
-        run_task(chain, instance)
+        chain.materialize(instance)
         before = materialized(instance)
         untouched = chain.responses(ONLY_INS)
         endpoint.questions()
 
         chain.write_dataset("Chats", [chat(0), chat(1, "another?"), chat(2)])
-        summary = run_task(chain, instance)
+        summary = chain.materialize(instance)
         assert summary == RunSummary(ran=dict.fromkeys(STAGES, 1))
         ran_again = [("raw", CHATS), ("chatml", CHATS)]
         ran_again += [(stage, ALL) for stage in ("merged", "responses", "scores")]
@@ -534,17 +307,17 @@ class TestChange:
         ]
         assert [row["api_status"] for row in rows] == ["success"] * 7
         assert chain.responses(ONLY_INS) == untouched
-        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
 
     def test_of_a_shared_member_reaches_both_groups(
-        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         endpoint = answered_by(echo)
-        run_task(chain, instance)
+        chain.materialize(instance)
         endpoint.questions()
         rows = [instruction(number) for number in range(4)]
         chain.write_dataset("Ins", [instruction(9, "new"), *rows[:1], *rows[2:]])
-        assert run_task(chain, instance).ran == {
+        assert chain.materialize(instance).ran == {
             "raw": 1,
             "chatml": 1,
             "merged": 2,
@@ -555,42 +328,42 @@ class TestChange:
         assert Counter(endpoint.questions()) == Counter([asked, *judged([f"re: {asked}"])] * 2)
 
     def test_is_stale_where_it_shapes_rows_and_ends_at_a_merge_with_the_same_content(
-        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
-        all_fresh = dict.fromkeys(STAGES, (FRESH, FRESH))
+        all_fresh = {stage: [FRESH, FRESH] for stage in STAGES}
         endpoint = answered_by(echo)
-        run_task(chain, instance)
+        chain.materialize(instance)
         chain.write_model(
             {"prices": {"usd_per_million_input_tokens": 1}, "client_config": {"timeout": 19}}
         )
         chain.write_chain(max_failure_rate=0.9, concurrency={"max_concurrent_requests": 7})
         assert staleness(chain, instance) == all_fresh, "prices and limits shape no row"
-        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
 
         chain.write_dataset("Chats", [chat(0), chat(1, "another?"), chat(2)])
-        run_task(chain, instance)
+        chain.materialize(instance)
         endpoint.questions()
         before = materialized(instance)
-        may_read_any_file = {"merged": (FRESH, STALE)}
+        may_read_any_file = {"merged": [FRESH, STALE]}
         assert staleness(chain, instance) == all_fresh | may_read_any_file
 
         job = chain.definitions().resolve_implicit_global_asset_job_def()
         merging = job.execute_in_process(
             instance=instance,
-            asset_selection=[asset_key("merged")],
+            asset_selection=[chain.asset_key("merged")],
             partition_key=ONLY_INS,
             run_config=QUIET,
         )
         assert merging.success
         assert materialized(instance) - before == Counter([("merged", ONLY_INS)])
         assert staleness(chain, instance) == all_fresh
-        assert run_task(chain, instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
         assert endpoint.questions() == []
 
 
 class TestFormats:
     def test_data_sets_of_any_format_in_another_encoding(
-        self, chain: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         """The first step reads what others wrote; the rest what stages leave, in UTF-8."""
         endpoint = answered_by(echo)
@@ -604,7 +377,7 @@ class TestFormats:
         with pa.ipc.new_stream(sets / "Ins/train.arrow", table.schema) as arrow:
             arrow.write_table(table)
         chain.write_chain(encoding="gbk")
-        summary = run_task(chain, instance)
+        summary = chain.materialize(instance)
         assert summary.failed == []
         assert [row["final_messages"][-2]["content"] for row in chain.responses(ALL)][:3] == [
             "问 0",
@@ -615,11 +388,11 @@ class TestFormats:
 
     @pytest.mark.parametrize("name", ["talk.parquet", "talk.ndjson.zst", "talk.arrow"])
     def test_conversations_of_any_format(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered, name: str
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered, name: str
     ) -> None:
         answered_by(echo)
         rows = [asked(f"question {n}", n=n) for n in range(3)]
-        place = project.root / project.inputs / name
+        place = project.input_folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         table, lines = pa.Table.from_pylist(rows), b"".join(orjson.dumps(r) + b"\n" for r in rows)
         if name.endswith("parquet"):
@@ -631,59 +404,59 @@ class TestFormats:
             with pa.CompressedOutputStream(place, "zstd") as out:
                 out.write(lines)
         project.write_generation()
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         assert [row["n"] for row in project.responses("talk.jsonl")] == [0, 1, 2]
 
     def test_a_bad_line_stops_the_step_that_wants_that(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("one"), b"{torn"])
         project.write_generation({"on_bad_line": "fail"})
-        (message,) = run_task(project, instance).failed
+        (message,) = project.materialize(instance).failed
         assert "talk.jsonl: line 2, column 2: " in message
         assert server.stats()["requests"] == 0
         groups = {"name": "all", "output_file": "a.jsonl", "input_files": [CONVERSATIONS]}
-        project._write_yaml("distillation/groups", {"merge_groups": [groups]})
+        project.write_yaml("distillation/groups", {"merge_groups": [groups]})
         merge = {**MERGE, "base_input_dir": project.inputs, "on_bad_line": "fail"}
         project.write_steps(jsonl_merge=merge)
-        assert any("line 2, column 2: " in each for each in run_task(project, instance).failed)
+        assert any("line 2, column 2: " in each for each in project.materialize(instance).failed)
         project.write_steps(jsonl_merge={**merge, "on_bad_line": "keep"})
-        assert run_task(project, instance).failed == []
-        assert len(project.lines("merged", "a.jsonl")) == 1
+        assert project.materialize(instance).failed == []
+        assert len(project.rows("a.jsonl", "merged")) == 1
 
 
 class TestMembers:
     def test_a_group_that_lacks_one_is_red_and_names_it_while_others_go_on(
-        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
-        summary = run_task(chain, instance, [INS])
+        summary = chain.materialize(instance, [INS])
         assert summary.ran == {"raw": 1, "chatml": 1, "merged": 2, "responses": 1, "scores": 1}
         (message,) = summary.failed
         assert f"{ALL}: 1 of 2 members have no accepted" in message
         assert CHATS in message and INS not in message
-        assert statuses(chain, instance, "merged") == [RED, GREEN]
+        assert chain.statuses(instance, "merged") == {ALL: RED, ONLY_INS: GREEN}
         for stage in ("responses", "scores"):
-            assert statuses(chain, instance, stage) == [None, GREEN]
+            assert chain.statuses(instance, stage) == {ALL: None, ONLY_INS: GREEN}
         assert not (chain.root / "data/merged" / ALL).exists()
         assert server.stats()["requests"] == 2 * 4
 
-        assert run_task(chain, instance).failed == [], "all of it, and it is mended"
-        assert statuses(chain, instance, "scores") == [GREEN, GREEN]
+        assert chain.materialize(instance).failed == [], "all of it, and it is mended"
+        assert chain.statuses(instance) == {ALL: GREEN, ONLY_INS: GREEN}
         assert server.stats()["requests"] == 2 * (7 + 4)
 
     def test_merging_alone_keeps_valid_lines_in_order_and_counts_the_others(
-        self, project: Distilling, instance: dg.DagsterInstance
+        self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         project.write_input("zh.jsonl", [b'{"a":1}', b"", b"{bad", b'{"b":2}'])
         project.write_input("en.jsonl", [b'{"a":3,"c":4}'])
         group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["zh.jsonl", "en.jsonl"]}
         lacking = {"name": "gone", "output_file": "gone.jsonl", "input_files": ["fr.jsonl"]}
-        project._write_yaml("distillation/groups", {"merge_groups": [group, lacking]})
+        project.write_yaml("distillation/groups", {"merge_groups": [group, lacking]})
         project.write_steps(
             distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE
         )
-        summary = run_task(project, instance)
-        assert project.lines("merged", "qa.jsonl") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
+        summary = project.materialize(instance)
+        assert project.rows("qa.jsonl", "merged") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
         (check,) = evaluations(instance, "merged")
         assert (check.partition, check.passed) == ("qa.jsonl", False)
         assert "zh.jsonl, line 3" in (check.description or "")
@@ -702,7 +475,7 @@ def damage(path: Path, text: bytes) -> None:
 
 class TestDataSets:
     def test_that_break_off_are_red_and_converted_whole_once_mended(
-        self, chain: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
         folder = chain.root / "data/sets/org/Ins"
@@ -712,17 +485,17 @@ class TestDataSets:
         for part in parts:
             pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), part, **plain)
         damage(parts[1], b"old answer 3")
-        summary = run_task(chain, instance)
+        summary = chain.materialize(instance)
         assert summary.ran == {"raw": 2, "chatml": 2, "responses": 1}
         (message,) = summary.failed
         assert f"{INS}: {parts[1]}: " in message and CHATS not in message
-        assert statuses(chain, instance, "chatml") == [GREEN, RED]
+        assert chain.statuses(instance, "chatml") == {CHATS: GREEN, INS: RED}
         assert not (chain.root / "data/chatml" / INS).exists()
         assert server.stats()["requests"] == len(chain.responses(CHATS)) == 3
 
         pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), parts[1])
-        assert run_task(chain, instance).failed == []
-        assert statuses(chain, instance, "chatml") == [GREEN, GREEN]
+        assert chain.materialize(instance).failed == []
+        assert chain.statuses(instance, "chatml") == {CHATS: GREEN, INS: GREEN}
         assert [row["raw_data"] for row in chain.responses(INS)] == [
             instruction(number) for number in range(4)
         ] * 2
@@ -731,13 +504,13 @@ class TestDataSets:
 
 class TestSettings:
     def test_of_each_step_shape_what_it_leaves(
-        self, chain: Distilling, instance: dg.DagsterInstance
+        self, chain: Project, instance: dg.DagsterInstance
     ) -> None:
         member = "Chats/org_Chats-train-with_system.jsonl"
         mine = {"name": "mine", "output_file": "mine.jsonl", "input_files": [member]}
         lacking = {"name": "other", "output_file": "other.jsonl", "input_files": ["none.jsonl"]}
         mine |= {"dedup": True, "source_column": "from"}
-        chain._write_yaml("distillation/groups", {"merge_groups": [lacking, mine]})
+        chain.write_yaml("distillation/groups", {"merge_groups": [lacking, mine]})
         chatml = {"selected_datasets": ["org/Chats"], "keep_raw_data": False}
         chatml |= {"add_system_prompt": True, "system_prompt": "Be kind."}
         chatml |= {"other_roles": "drop", "validation": "strict"}
@@ -747,8 +520,8 @@ class TestSettings:
         )
         open_ended = {"conversations": [{"from": "human", "value": "and now?"}]}
         chain.write_dataset("Chats", [chat(0), chat(0), open_ended])
-        assert run_task(chain, instance) == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
-        talk, failed = chain.lines("merged", "mine.jsonl")
+        assert chain.materialize(instance) == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
+        talk, failed = chain.rows("mine.jsonl", "merged")
         assert talk == {
             "messages": [
                 turn("system", "Be kind."),
@@ -767,7 +540,7 @@ class TestSettings:
     )
     def test_caps_take_the_first_and_minus_one_is_none(
         self,
-        chain: Distilling,
+        chain: Project,
         instance: dg.DagsterInstance,
         server: RehearsalServer,
         files: int,
@@ -776,7 +549,7 @@ class TestSettings:
     ) -> None:
         debug = {"enabled": True, "max_files": files, "max_items_per_file": rows}
         chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE, debug=debug)
-        assert run_task(chain, instance).failed == []
+        assert chain.materialize(instance).failed == []
         found = [chain.responses(name) for name in (CHATS, INS)[: len(expected)]]
         assert [len(each) for each in found] == expected
         assert server.stats()["requests"] == sum(expected)
@@ -785,28 +558,28 @@ class TestSettings:
             chain.write_input(name, [asked(f"{name} {number}") for number in range(count)])
         chain.task = "of_a_folder"
         chain.write_generation({"output_path": "data/answers"}, debug=debug)
-        assert run_task(chain, instance).failed == []
-        found = [chain.lines("answers", f"{name}.jsonl") for name in "ab"[: len(expected)]]
+        assert chain.materialize(instance).failed == []
+        found = [chain.responses(f"{name}.jsonl") for name in "ab"[: len(expected)]]
         assert [len(each) for each in found] == expected
         assert server.stats()["requests"] == 2 * sum(expected)
 
     def test_a_model_file_of_the_first_generation_names_the_model(
         self,
-        project: Distilling,
+        project: Project,
         instance: dg.DagsterInstance,
         answered_by: Answered,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a")])
         old = {"provider": "mine", "model_name": "old-1", "completions_params": {"top_p": 0.5}}
-        project._write_yaml("models/rehearsal", old)
+        project.write_yaml("models/rehearsal", old)
         project.write_generation()
         endpoint = answered_by(echo)
-        monkeypatch.setenv("BASE_URL", endpoint.base_url)
+        monkeypatch.setenv("BASE_URL", endpoint.url)
         monkeypatch.setenv("API_KEY", "k")
         monkeypatch.setenv("MODEL_NAME", "another")
         (row,) = answer_all(project, instance)
-        (body,) = endpoint.bodies
+        (body,) = endpoint.jsons
         assert (body["model"], body["top_p"]) == ("old-1", 0.5)
         assert row["api_model"] == "old-1"
 
@@ -826,7 +599,7 @@ CALL = {
 
 class TestPrompts:
     def test_the_whole_conversation_is_sent_without_a_last_answer(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         tool = {**turn("tool", "2"), "tool_call_id": "t1"}
         conversations = [
@@ -838,51 +611,51 @@ class TestPrompts:
         ]
         project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
         project.write_generation()
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         rows = answer_all(project, instance)
         answers = (0, 1, 1, 2, 0)
         sent = [
             turns[: len(turns) - last] for turns, last in zip(conversations, answers, strict=True)
         ]
-        assert [body["messages"] for body in endpoint.bodies] == sent
-        assert {body["model"] for body in endpoint.bodies} == {"rehearsal-rater-1"}
+        assert [body["messages"] for body in endpoint.jsons] == sent
+        assert {body["model"] for body in endpoint.jsons} == {"rehearsal-rater-1"}
         assert [row["final_messages"] for row in rows] == [
             [*turns, turn("assistant", "yes")] for turns in sent
         ]
         assert [row["messages"] for row in rows] == conversations
 
     def test_turns_of_a_columnar_file_are_sent_without_the_fields_that_others_have(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         tool = {**turn("tool", "2"), "tool_call_id": "t1"}
         conversations = [[turn("user", "u"), CALL, tool], [turn("user", "v")]]
         parts = [[turn("user", [{"type": "text", "text": "w"}, {"type": "image", "url": "x"}])]]
-        folder = project.root / project.inputs
+        folder = project.input_folder
         for name, turns in (("a", conversations), ("b", parts)):
             pq.write_table(pa.table({"messages": turns}), folder / f"{name}.parquet")
         project.write_generation()
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
-        assert run_task(project, instance).failed == []
-        sent = sorted((body["messages"] for body in endpoint.bodies), key=str)
+        endpoint = answered_by(lambda _: said(content="yes"))
+        assert project.materialize(instance).failed == []
+        sent = sorted((body["messages"] for body in endpoint.jsons), key=str)
         assert sent == sorted([*conversations, *parts], key=str)
         assert [row["final_messages"] for row in project.responses("b.jsonl")] == [
             [*parts[0], turn("assistant", "yes")]
         ]
 
     def test_a_number_beyond_64_bits_is_sent_as_a_number(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
-        path = project.root / project.inputs / CONVERSATIONS
+        path = project.input_folder / CONVERSATIONS
         path.write_text(
             '{"messages": [{"role": "user", "content": "u", "n": 123456789012345678901}]}'
         )
         project.write_generation()
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         assert [row["api_status"] for row in answer_all(project, instance)] == ["success"]
-        assert endpoint.bodies[0]["messages"][0]["n"] == 123456789012345678901.0
+        assert endpoint.jsons[0]["messages"][0]["n"] == 123456789012345678901.0
 
     def test_the_first_message_alone_is_sent_as_the_users_where_the_task_says_so(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         conversations = [
             [turn("system", "s"), turn("user", "u"), turn("assistant", "a")],
@@ -891,16 +664,16 @@ class TestPrompts:
         ]
         project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
         project.write_generation({"prompt_mode": "first_message"})
-        endpoint = answered_by(lambda _: said({"content": "yes"}))
+        endpoint = answered_by(lambda _: said(content="yes"))
         rows = answer_all(project, instance)
         sent = [[turn("user", content)] for content in ("s", PARTS, "hello")]
-        assert [body["messages"] for body in endpoint.bodies] == sent
+        assert [body["messages"] for body in endpoint.jsons] == sent
         assert [row["final_messages"] for row in rows] == [
             [*turns, turn("assistant", "yes")] for turns in sent
         ]
 
     def test_a_row_that_cannot_be_sent_fails_in_its_place_and_stops_no_other(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         wrong: dict[str, Row | bytes] = {
             "an assistant's": {"messages": [turn("assistant", "I begin")]},
@@ -956,7 +729,7 @@ REPLIES: list[tuple[Row, str, str, str | None]] = [
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("merged", [True, False], ids=["merged", "apart"])
 def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
-    project: Distilling,
+    project: Project,
     instance: dg.DagsterInstance,
     answered_by: Answered,
     streamed: bool,
@@ -965,11 +738,10 @@ def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
     """A reply in one piece need not say why it finished; a stream that does not may be cut off."""
     asking = {f"{n} {reason}": reply for reason in ("stop", "") for n, reply in enumerate(REPLIES)}
 
-    def reply(body: Row) -> bytes:
-        assert bool(body.get("stream")) == streamed
-        question = body["messages"][-1]["content"]
-        message, finish_reason = asking[question][0], question.partition(" ")[2] or None
-        return said(message, finish_reason, streamed=streamed)
+    def reply(request: Request) -> bytes:
+        assert bool(request.json.get("stream")) == streamed
+        message, finish = asking[request.question][0], request.question.partition(" ")[2] or None
+        return said(finish, streamed=streamed, **message)
 
     answered_by(reply)
     project.write_model({"chat_config": {"stream": streamed}})
@@ -993,23 +765,23 @@ def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
         assert (row["final_messages"] or [None])[-1] == last
 
 
-def faulty(body: Row) -> bytes:
+def faulty(request: Request) -> bytes:
     """As the question says."""
-    match body["messages"][-1]["content"].split():
+    match request.question.split():
         case ["long", *_]:
-            return said({"content": "as far as it c"}, "length")
+            return said("length", content="as far as it c")
         case ["thinking", *_]:
-            return said({"content": None, "reasoning": "on and o"}, "length")
+            return said("length", content=None, reasoning="on and o")
         case ["filtered", *_]:
-            return said({"content": ""}, "content_filter")
+            return said("content_filter", content="")
         case ["refused", *_]:
-            return refused(400, "invalid_request_error")
+            return refusal(400, "invalid_request_error")
         case ["forbidden", *_]:
-            return refused(400, "content_filter")
+            return refusal(400, "content_filter")
         case ["endless", *_]:
-            return refused(400, "context_length_exceeded")
+            return refusal(400, "context_length_exceeded")
         case _:
-            return echo(body)
+            return echo(request)
 
 
 FAILED = {
@@ -1028,13 +800,13 @@ class TestFailures:
         return [text for kind in FAILED for text in (f"good before {kind}", f"{kind} one")]
 
     def test_are_rows_in_their_place_with_their_reasons(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = self.questions()
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation({"concurrency": 4}, max_failure_rate=0.5)
         answered_by(faulty)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         rows = project.responses()
         assert [row["messages"][0]["content"] for row in rows] == questions
         assert [row["response"] for row in rows[::2]] == [f"re: {text}" for text in questions[::2]]
@@ -1045,89 +817,82 @@ class TestFailures:
         )
         assert {row["final_messages"] and 1 for row in rows[1::2]} == {None}
         assert rows[1]["finish_reason"] == "length"
-        assert "no: context_length_exceeded" in rows[-1]["api_fail_detail"]
+        assert "server says context_length_exceeded" in rows[-1]["api_fail_detail"]
 
-        manifest = read_manifest(manifest_path(project))
-        assert manifest is not None and manifest.accepted
-        assert (manifest.rows, manifest.ok, manifest.failed) == (12, 6, 6)
+        manifest = project.manifest(CONVERSATIONS, "responses")
+        counts = (manifest.rows, manifest.ok, manifest.failed)
+        assert (manifest.accepted, *counts) == (True, 12, 6, 6)
         assert manifest.failures == Counter(reason for reason, _ in FAILED.values())
         (check,) = evaluations(instance, "responses")
         found = {"conservation": True, "failed rows": False, "unique ids": True}
         assert looked_at_by(check) == found
 
     def test_are_asked_again_and_nothing_else_is(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = self.questions()
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation()
         endpoint = answered_by(faulty)
-        (message,) = run_task(project, instance).failed
+        (message,) = project.materialize(instance).failed
         assert "6 of 12 rows failed (50.00%), more than max_failure_rate 5.00%" in message
-        partitions = partitions_of(project.steps().stage("responses").keys)
-        found = instance.get_status_by_partition(
-            asset_key("responses"), [CONVERSATIONS], partitions
-        )
-        assert found == {CONVERSATIONS: RED}
-        task = project.steps()
-        assert read_manifest(manifest_path(project)) is None
-        manifest = read_manifest(
-            task.stage("responses").manifest_path(CONVERSATIONS, rejected=True)
-        )
-        assert manifest is not None and not manifest.accepted and manifest.rows == 12
+        assert project.statuses(instance, "responses") == {CONVERSATIONS: RED}
+        assert project.manifest(CONVERSATIONS, "responses") is None
+        manifest = project.manifest(CONVERSATIONS, "responses", rejected=True)
+        assert (manifest.accepted, manifest.rows) == (False, 12)
         assert endpoint.questions() == questions
 
-        run_task(project, instance)
+        project.materialize(instance)
         assert endpoint.questions() == questions[1::2]
-        exported = run_command(project, "export", str(project.task_file), "--all", "--output", "x")
+        exported = project.run("export", project.task_file, "--all", "--output", "x")
         assert "rejected, 6 of 12 rows failed" in exported.err
         (copy,) = (project.root / "x").glob("*.jsonl")
         rows = [orjson.loads(line) for line in copy.read_bytes().splitlines()]
         assert [row["messages"][0]["content"] for row in rows] == questions
         endpoint.script = echo
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         assert endpoint.questions() == questions[1::2]
         rows = project.responses()
         assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
         assert {row["api_status"] for row in rows} == {"success"}
-        assert run_task(project, instance).ran == {"raw": 0, "responses": 0}
+        assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
         assert endpoint.questions() == []
 
     def test_that_are_accepted_are_asked_again_on_demand_only(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = ["good", "long one", "good too"]
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation(max_failure_rate=0.4)
         endpoint = answered_by(faulty)
-        assert run_task(project, instance).failed == []
-        assert run_task(project, instance).ran == {"raw": 0, "responses": 0}
+        assert project.materialize(instance).failed == []
+        assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
         assert endpoint.questions() == questions
         endpoint.script = echo
-        retried = run_command(project, "retry", str(project.task_file))
+        retried = project.run("retry", project.task_file)
         assert retried.code == 0, retried
         assert endpoint.questions() == ["long one"]
         assert {row["api_status"] for row in project.responses()} == {"success"}
 
     def test_of_all_rows_are_mended_by_a_retry_and_none_is_asked_twice(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = ["long one", "filtered one", "long two"]
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation()
         endpoint = answered_by(faulty)
-        before = run_command(project, "retry", str(project.task_file))
+        before = project.run("retry", project.task_file)
         assert before.code == 1 and "nothing is published by responses yet" in before.err
         assert endpoint.questions() == []
-        assert run_task(project, instance).failed
+        assert project.materialize(instance).failed
         for script, code in ((faulty, 1), (echo, 0)):
             endpoint.questions()
             endpoint.script = script
-            retried = run_command(project, "retry", str(project.task_file))
+            retried = project.run("retry", project.task_file)
             assert retried.code == code, retried
             assert endpoint.questions() == questions
         assert [row["response"] for row in project.responses()] == [f"re: {q}" for q in questions]
-        ended = run_command(project, "failures", str(project.task_file))
+        ended = project.run("failures", project.task_file)
         assert "0 of 3 rows failed" in ended.out
 
     @pytest.mark.parametrize(
@@ -1140,7 +905,7 @@ class TestFailures:
     )
     def test_stay_apart_from_answers_whatever_the_name_of_the_input(
         self,
-        project: Distilling,
+        project: Project,
         instance: dg.DagsterInstance,
         answered_by: Answered,
         name: str,
@@ -1150,35 +915,35 @@ class TestFailures:
         given, stem = path.read_bytes(), path.stem
         project.write_generation({"input_path": read}, max_failure_rate=1)
         endpoint = answered_by(faulty)
-        assert run_task(project, instance).ran == {"raw": 1, "responses": 1}
+        assert project.materialize(instance).ran == {"raw": 1, "responses": 1}
         assert [row["api_fail_reason"] for row in project.responses(f"{stem}.jsonl")] == [
             None,
             "truncated",
             None,
         ]
         task = str(project.task_file)
-        ended = run_command(project, "export", task, "--old-names", "--output", "data/old")
+        ended = project.run("export", task, "--old-names", "--output", "data/old")
         assert ended.code == 0, ended
         files = sorted(each.name for each in (project.root / "data/old").iterdir())
         assert files == [f"{stem}.jsonl", f"{stem}_error.jsonl"]
-        assert [row["response"] for row in project.lines("old", files[0])] == [
+        assert [row["response"] for row in read_rows(project.root / "data/old" / files[0])] == [
             "re: good",
             "re: good too",
         ]
-        (failed,) = project.lines("old", files[1])
+        (failed,) = read_rows(project.root / "data/old" / files[1])
         assert failed["error_type"] == "truncated"
         assert path.read_bytes() == given
-        assert run_task(project, instance).ran == {"raw": 0, "responses": 0}
+        assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
         assert len(endpoint.questions()) == 3
 
 
 def numbered() -> Script:
     """Never the same answer twice."""
     number = iter(range(1000))
-    return lambda body: said({"content": f"{body['messages'][-1]['content']} {next(number)}"})
+    return lambda request: said(content=f"{request.question} {next(number)}")
 
 
-def answers(project: Distilling) -> dict[tuple[int, int], str]:
+def answers(project: Project) -> dict[tuple[int, int], str]:
     """By id of the row and sample."""
     return {(row["id"], row.get("sample", 0)): row["response"] for row in project.responses()}
 
@@ -1196,21 +961,20 @@ def counted(line: bytes) -> bytes:
 
 class TestSamples:
     def test_are_rows_of_their_own_and_more_of_them_pay_the_new_ones(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         given: Counter[str] = Counter()
 
-        def another(body: Row) -> bytes:
-            question = body["messages"][-1]["content"]
-            given[question] += 1
-            return said({"content": f"{question} answer {given[question]}"})
+        def another(request: Request) -> bytes:
+            given[request.question] += 1
+            return said(content=f"{request.question} answer {given[request.question]}")
 
         endpoint = answered_by(another)
         questions = ["a", "b"]
         project.write_input(CONVERSATIONS, [asked(text, id=text) for text in questions])
         for samples in (2, 3):
             project.write_generation({"samples": samples})
-            assert run_task(project, instance).failed == []
+            assert project.materialize(instance).failed == []
             rows = project.responses()
             assert [(row["id"], row["sample"]) for row in rows] == [
                 (text, sample) for text in questions for sample in range(samples)
@@ -1223,21 +987,21 @@ class TestSamples:
         assert endpoint.questions() == [*"aabb", *"ab"]
 
         project.write_generation({"samples": 1})
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         rows = project.responses()
         assert [row["response"] for row in rows] == ["a answer 1", "b answer 1"]
         assert "sample" not in rows[0]
         assert endpoint.questions() == [], "those there are will do"
 
     def test_stay_with_their_row_when_others_ask_the_same(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         endpoint, texts = answered_by(numbered()), ["a", "b", "a", "a", "b"]
         project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
         first, most = dict[tuple[str, int], str](), 0
         for samples in (2, 3, 1, 4):
             project.write_generation({"samples": samples})
-            assert run_task(project, instance).failed == []
+            assert project.materialize(instance).failed == []
             got = answers(project)
             assert got.keys() == {(n, s) for n in range(len(texts)) for s in range(samples)}
             assert {each: got[each] for each in got if each in first} == {
@@ -1253,7 +1017,7 @@ class TestSamples:
     @pytest.mark.parametrize("samples", [2, 3])
     def test_of_an_older_journal_are_not_paid_again(
         self,
-        project: Distilling,
+        project: Project,
         instance: dg.DagsterInstance,
         answered_by: Answered,
         samples: int,
@@ -1263,29 +1027,28 @@ class TestSamples:
         endpoint, texts = answered_by(numbered()), ["a", "b", "a"] if samples == 2 else ["a", "b"]
         project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
         project.write_generation({"samples": 2})
-        assert run_task(project, instance).failed == []
-        first, task = answers(project), project.steps()
-        folder = task.stage("responses").journal_folder(CONVERSATIONS)
-        (segment,) = Path(str(folder)).glob("*.jsonl")
+        assert project.materialize(instance).failed == []
+        first, stage = answers(project), project.steps().stage("responses")
+        (segment,) = project.journal(CONVERSATIONS, "responses").glob("*.jsonl")
         segment.write_bytes(b"".join(map(counted, segment.read_bytes().splitlines())))
-        for path in (layout.output_path, layout.manifest_path):
-            Path(str(path("responses", CONVERSATIONS))).unlink()
+        for path in (stage.output, stage.manifest_path):
+            Path(str(path(CONVERSATIONS))).unlink()
         endpoint.questions()
 
         project.write_generation({"samples": samples})
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         got = answers(project)
         assert {each: got[each] for each in first} == first
         assert Counter(endpoint.questions()) == Counter(texts * (samples - 2))
 
-    def test_are_not_copies_of_one_answer(self, project: Distilling) -> None:
+    def test_are_not_copies_of_one_answer(self, project: Project) -> None:
         project.write_input(CONVERSATIONS, [asked("a")])
         project.write_generation({"samples": 3}, reuse={"identical_once": True})
         with pytest.raises(SetupError, match="identical_once: with 3 samples"):
             project.steps()
 
     def test_are_counted_by_whoever_watches(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         shown: list[tuple[int, int]] = []
         watcher = Watcher(lambda tally: shown.append((tally.done, tally.rows)))
@@ -1296,29 +1059,29 @@ class TestSamples:
         assert shown[-1] == (6, 6)
 
     def test_of_a_failed_one_only_it_is_asked_again(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         number = iter(range(100))
         endpoint = answered_by(
-            lambda body: said({"content": "cut"}, "length") if next(number) == 1 else echo(body)
+            lambda asked: said("length", content="cut") if next(number) == 1 else echo(asked)
         )
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_generation({"samples": 3})
-        (message,) = run_task(project, instance).failed
+        (message,) = project.materialize(instance).failed
         assert "1 of 6 rows failed" in message
         task = project.steps()
         aside = Path(str(task.stage("responses").output(CONVERSATIONS, rejected=True)))
         rejected = [orjson.loads(line)["api_status"] for line in aside.read_bytes().splitlines()]
         assert rejected == ["success", "error", *["success"] * 4]
         assert endpoint.questions() == [*"aaabbb"]
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         assert endpoint.questions() == ["a"]
         assert [row["sample"] for row in project.responses()] == [0, 1, 2] * 2
 
 
 class TestRecords:
     def test_with_one_id_or_one_system_prompt_are_all_answered(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         system = turn("system", "The same for all.")
 
@@ -1330,7 +1093,7 @@ class TestRecords:
         project.write_input(CONVERSATIONS, given)
         project.write_generation()
         endpoint = answered_by(echo)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         texts = [*"abcde", *["same"] * 3]
         assert endpoint.questions() == texts
         rows = project.responses()
@@ -1342,7 +1105,7 @@ class TestRecords:
         assert not looked_at_by(check)["unique ids"]
 
     def test_half_of_them_done_the_other_half_is_asked(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         """The old system took rows with one system prompt for one row, and left the rest out."""
         system = turn("system", "The same for all.")
@@ -1351,12 +1114,12 @@ class TestRecords:
         endpoint = answered_by(echo)
         for upto in (1, 4):
             project.write_input(CONVERSATIONS, rows[:upto])
-            assert run_task(project, instance).failed == []
+            assert project.materialize(instance).failed == []
         assert endpoint.questions() == [f"q{number}" for number in range(4)]
         assert [row["messages"] for row in project.responses()] == [row["messages"] for row in rows]
 
     def test_are_in_the_order_of_the_input_and_a_slow_one_holds_up_no_other(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = ["slow", *(f"q{number}" for number in range(30))]
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
@@ -1364,22 +1127,19 @@ class TestRecords:
         project.write_generation({"concurrency": 2})
         all_asked = asyncio.Event()
 
-        async def last_of_all(body: Row) -> bytes:
-            await all_asked.wait()
-            return echo(body)
-
-        def reply(body: Row) -> bytes | Awaitable[bytes]:
-            if len(endpoint.bodies) == len(questions):
+        async def reply(request: Request) -> bytes:
+            if len(endpoint.asked) == len(questions):
                 all_asked.set()
-            is_slow = body["messages"][-1]["content"] == "slow"
-            return last_of_all(body) if is_slow else echo(body)
+            if request.question == "slow":
+                await all_asked.wait()
+            return echo(request)
 
         endpoint = answered_by(reply)
         rows = answer_all(project, instance)
         assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
         assert sorted(endpoint.questions()) == sorted(questions)
 
-    def test_are_not_all_in_memory(self, project: Distilling, server: RehearsalServer) -> None:
+    def test_are_not_all_in_memory(self, project: Project, server: RehearsalServer) -> None:
         """About 32 MiB of a file are."""
         row = orjson.dumps(asked("a long conversation " * 10_000, n=10_000)) + b"\n"
         path = project.write_input(CONVERSATIONS, [])
@@ -1405,7 +1165,7 @@ class TestRecords:
 
 class TestKeys:
     def test_are_sent_and_nowhere_else(
-        self, project: Distilling, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_model({"client_config": {"api_key": "${REHEARSAL_KEY}"}})
@@ -1414,7 +1174,7 @@ class TestKeys:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
             for key, code, requests in (("wrong", 1, 1), ("right", 0, 3)):
                 monkeypatch.setenv("REHEARSAL_KEY", f"sk-{key}-secret")
-                ended = run_command(project, "run-task", str(project.task_file))
+                ended = project.run("run-task", project.task_file)
                 assert ended.code == code, ended
                 assert ("refuses every request" in ended.err) == (key == "wrong")
                 assert "-secret" not in ended.out + ended.err
@@ -1426,7 +1186,7 @@ class TestKeys:
 
 class TestJobs:
     def test_share_a_folder_and_leave_each_others_files_alone(
-        self, project: Distilling, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         names = [f"{number}.jsonl" for number in range(3)]
         for name in names:
@@ -1435,7 +1195,7 @@ class TestJobs:
         seen: list[dict[str, bytes]] = []
         for job in ("0", "1"):
             options = ("--job-index", job, "--world-size", "2")
-            ended = run_command(project, "run-task", str(project.task_file), *options)
+            ended = project.run("run-task", project.task_file, *options)
             assert ended.code == 0, ended
             folder = project.root / "data/responses"
             files = [path for path in folder.rglob("*.json*") if path.is_file()]
@@ -1449,14 +1209,14 @@ class TestJobs:
 
 class TestJournal:
     def test_whose_last_line_is_torn_costs_that_answer_only(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         project.write_input(CONVERSATIONS, [asked(text) for text in "abc"])
         project.write_generation()
         endpoint = answered_by(echo)
         answer_all(project, instance)
         endpoint.questions()
-        (segment,) = self._folder(project).glob("*.jsonl")
+        (segment,) = project.journal(CONVERSATIONS, "responses").glob("*.jsonl")
         *lines, last, sealed = segment.read_bytes().splitlines(keepends=True)
         assert b"sealed" in sealed and b"re: c" in last
         segment.write_bytes(b"".join(lines) + last[: len(last) // 2])
@@ -1467,24 +1227,20 @@ class TestJournal:
             assert endpoint.questions() == expected
 
     def test_that_takes_nothing_ends_the_run_and_costs_what_was_in_flight(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked(f"q{number}") for number in range(20)])
         project.write_generation({"concurrency": 2})
-        in_the_way = self._folder(project)
+        in_the_way = project.journal(CONVERSATIONS, "responses")
         in_the_way.parent.mkdir(parents=True)
         in_the_way.write_text("no folder")
-        assert len(run_task(project, instance).failed) == 1
+        assert len(project.materialize(instance).failed) == 1
         assert server.stats()["requests"] <= 2
         assert not (project.root / "data/responses" / CONVERSATIONS).exists()
         in_the_way.unlink()
         server.reset()
         assert {row["api_status"] for row in answer_all(project, instance)} == {"success"}
         assert server.stats()["requests"] == 20
-
-    @staticmethod
-    def _folder(project: Distilling) -> Path:
-        return project.steps().stage("responses").journal_folder(CONVERSATIONS)
 
 
 MISTAKES: dict[str, tuple[str, Row, str, int]] = {
@@ -1503,12 +1259,12 @@ MISTAKES: dict[str, tuple[str, Row, str, int]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_what_a_step_lacks_is_named_and_ends_with_an_exit_code(
-    project: Distilling, server: RehearsalServer, mistake: tuple[str, Row, str, int]
+    project: Project, server: RehearsalServer, mistake: tuple[str, Row, str, int]
 ) -> None:
     step, fields, told, code = mistake
     project.write_chain()
     group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["en.jsonl", "fr.jsonl"]}
-    project._write_yaml("distillation/groups", {"merge_groups": [group]})
+    project.write_yaml("distillation/groups", {"merge_groups": [group]})
     project.write_input("en.jsonl", [asked("a")])
     project.inputs = "data/twice"
     for name in ("a.jsonl", "a.parquet"):
@@ -1518,7 +1274,7 @@ def test_what_a_step_lacks_is_named_and_ends_with_an_exit_code(
     steps = {"chatml_conversion": CHATML, "generate_response": generate}
     project.write_steps(distillation={"step": step, **steps.get(step, merge), **fields})
     before = sorted((project.root / "data").rglob("*.*"))
-    ended = run_command(project, "run-task", str(project.task_file))
+    ended = project.run("run-task", project.task_file)
     assert ended.code == code, ended
     assert told in ended.err
     assert sorted((project.root / "data").rglob("*.jsonl")) == [
@@ -1532,21 +1288,18 @@ IN_FLIGHT = 8
 
 class TestKill:
     def test_in_the_middle_of_responses_repeats_no_answered_call_beyond_those_in_flight(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         rows = [asked(f"question {number}", id=f"r{number}") for number in range(80)]
         project.write_input(CONVERSATIONS, rows)
         project.write_generation({"concurrency": IN_FLIGHT})
         server.set_faults(Faults(latency_ms=5, rate_hang=0.15))  # so that it cannot come to its end
-        with project.start("run-task", str(project.task_file)) as process:
-            until(lambda: server.stats()["answered"] >= 16 or process.poll() is not None)
-            assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
+        project.signalled(lambda: server.stats()["answered"] >= 16, "run-task", project.task_file)
         assert not (project.root / "data/responses" / CONVERSATIONS).exists()
-        assert read_manifest(manifest_path(project)) is None
+        assert project.manifest(CONVERSATIONS, "responses") is None
         answered = server.stats()["answered"]
         server.set_faults(Faults())
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         stats = server.stats()
         assert stats["repeated_ok"] <= IN_FLIGHT
         assert stats["distinct"] == 80 and answered < 80
@@ -1556,23 +1309,20 @@ class TestKill:
         assert {row["api_status"] for row in found} == {"success"}
 
     def test_in_the_middle_of_a_retry_leaves_what_was_published_and_pays_for_the_rest_only(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         rows = [asked(f"question {number}", id=f"r{number}") for number in range(40)]
         project.write_input(CONVERSATIONS, rows)
         project.write_generation({"concurrency": IN_FLIGHT})
         server.set_faults(Faults(rate_truncated=1))
-        assert run_task(project, instance).failed
-        published = project.result("responses", CONVERSATIONS).read_bytes()
+        assert project.materialize(instance).failed
+        published = project.result(CONVERSATIONS, "responses").read_bytes()
         server.reset()
         server.set_faults(Faults(latency_ms=5, rate_hang=0.15))
-        with project.start("retry", str(project.task_file)) as process:
-            until(lambda: server.stats()["answered"] >= 10 or process.poll() is not None)
-            assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        assert project.result("responses", CONVERSATIONS).read_bytes() == published
+        project.signalled(lambda: server.stats()["answered"] >= 10, "retry", project.task_file)
+        assert project.result(CONVERSATIONS, "responses").read_bytes() == published
         server.set_faults(Faults())
-        ended = run_command(project, "retry", str(project.task_file))
+        ended = project.run("retry", project.task_file)
         assert ended.code == 0, ended
         stats = server.stats()
         assert stats["distinct"] == 40
@@ -1616,7 +1366,7 @@ OLD_FILES = {
 
 class TestOldFiles:
     def test_of_both_key_sets_give_the_same_rows(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         rows = [asked(f"question {number}", uid=f"u{number}", note=number) for number in range(5)]
         project.write_input(CONVERSATIONS, rows)
@@ -1627,7 +1377,7 @@ class TestOldFiles:
             project.task = f"old_{kind}"
             project.write_steps(kind, distillation=distillation, **OLD_BLOCKS)
             (project.root / "data/responses" / CONVERSATIONS).unlink()
-            assert run_task(project, instance) == RunSummary(ran={"raw": 1, "responses": 1})
+            assert project.materialize(instance) == RunSummary(ran={"raw": 1, "responses": 1})
             found.append(project.responses())
         stable = [[_stable(row) for row in answers] for answers in found]
         assert stable[0] == stable[1] == stable[2]
@@ -1636,7 +1386,7 @@ class TestOldFiles:
 
     def test_an_old_error_file_is_input_and_leaves_no_trace_of_its_failures(
         self,
-        project: Distilling,
+        project: Project,
         instance: dg.DagsterInstance,
         answered_by: Answered,
     ) -> None:
@@ -1659,7 +1409,7 @@ class TestOldFiles:
             },
         )
         endpoint = answered_by(echo)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         assert sorted(endpoint.questions()) == ["mine", "q0", "q1", "q2"]
         found = project.responses(name)
         assert [row["response"] for row in found] == ["re: q0", "re: q1", "re: q2", "re: mine"]
@@ -1705,18 +1455,16 @@ COLUMNS = [
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_tool_calls_are_kept_and_a_refusal_is_told(
-    project: Distilling, instance: dg.DagsterInstance, answered_by: Answered, streamed: bool
+    project: Project, instance: dg.DagsterInstance, answered_by: Answered, streamed: bool
 ) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     replies: dict[str, bytes] = {
-        "plain": said({"content": "yes"}, streamed=streamed),
-        "no": said({"content": None, "refusal": "I won't"}, streamed=streamed),
-        "odd": said({"content": "half"}, "whatever", streamed=streamed),
+        "plain": said(content="yes", streamed=streamed),
+        "no": said(content=None, refusal="I won't", streamed=streamed),
+        "odd": said("whatever", content="half", streamed=streamed),
     }
-    message = {"role": "assistant", "content": None, "tool_calls": [call]}
-    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
-    replies["call"] = http(200, orjson.dumps({"choices": [choice]}))
-    answered_by(lambda body: replies[body["messages"][-1]["content"]])
+    replies["call"] = said("tool_calls", content=None, tool_calls=[call])
+    answered_by(lambda request: replies[request.question])
     project.write_input(CONVERSATIONS, [asked(question) for question in replies])
     project.write_generation(max_failure_rate=1)
     plain, no, odd, called = answer_all(project, instance)
@@ -1735,7 +1483,7 @@ def test_tool_calls_are_kept_and_a_refusal_is_told(
 
 class TestColumns:
     def test_are_the_inputs_and_then_ours(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         given = [asked("a", id="r1", lang="en"), {"lang": "fr", "messages": 3}]
         project.write_input(CONVERSATIONS, given)
@@ -1748,7 +1496,7 @@ class TestColumns:
             }
         )
         project.write_generation(max_failure_rate=0.5)
-        endpoint = answered_by(lambda _: said({"content": "yes", "reasoning": "why"}))
+        endpoint = answered_by(lambda _: said(content="yes", reasoning="why"))
         good, bad = answer_all(project, instance)
         assert list(good) == ["messages", "id", "lang", *COLUMNS]
         assert list(bad) == ["lang", "messages", *COLUMNS]
@@ -1769,7 +1517,7 @@ class TestColumns:
             "api_completion_tokens": 2,
             "api_cost_usd": pytest.approx(3e-5 + 2e-4),
             "api_attempts": 1,
-            "api_endpoint": endpoint.base_url.removeprefix("http://"),
+            "api_endpoint": endpoint.url.removeprefix("http://"),
             "api_request_id": "x",
         }
         assert {name: good[name] for name in known} == known
@@ -1784,7 +1532,7 @@ class TestColumns:
         }
 
     def test_of_the_input_that_are_named_like_ours_are_kept_under_another_name(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         theirs = {
             "response": "their answer",
@@ -1797,7 +1545,7 @@ class TestColumns:
         project.write_input(CONVERSATIONS, [asked("a", **theirs), asked("b")])
         project.write_generation()
         answered_by(echo)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         first, second = project.responses()
         assert (first["response"], second["response"]) == ("re: a", "re: b")
         assert (first["api_status"], first["reasoning"]) == ("success", None)
@@ -1809,7 +1557,7 @@ class TestColumns:
         assert not any(name.startswith("input_") for name in second)
 
     def test_of_the_input_steer_nothing_and_keep_name_and_digits(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         error = {"reason": "timeout", "detail": "the user's own"}
         first = asked("a", error=error, api_record_id="theirs", usage=7, id="1")
@@ -1818,33 +1566,31 @@ class TestColumns:
         project.write_input(CONVERSATIONS, [first, later])
         project.write_generation()
         answered_by(echo)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         line, second = (project.root / "data/responses" / CONVERSATIONS).read_bytes().splitlines()
         row = orjson.loads(line)
         assert (row["response"], row["error"], row["api_record_id"]) == ("re: a", error, "1")
         assert (row["input_input_usage"], row["input_api_record_id"]) == (7, "theirs")
         assert long in second and b'"input_usage":8' in second
-        made = read_manifest(manifest_path(project))
-        assert made is not None
         moved = {"usage": "input_input_usage", "api_record_id": "input_api_record_id"}
-        assert made.moved == moved
+        assert project.manifest(CONVERSATIONS, "responses").moved == moved
 
     def test_survive_being_the_input_of_the_next_task(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", response="first")])
         project.write_generation()
         answered_by(echo)
-        run_task(project, instance)
+        project.materialize(instance)
         project.task = "second"
         project.write_generation({"input_path": "data/responses", "output_path": "data/second"})
-        assert run_task(project, instance).failed == []
-        (row,) = project.lines("second", CONVERSATIONS)
+        assert project.materialize(instance).failed == []
+        (row,) = project.responses()
         assert row["response"] == "re: a"
         assert {"first", "re: a"} <= {v for v in row.values() if isinstance(v, str)}
 
     def test_of_a_parquet_file_are_as_those_of_lines(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         given = [
             asked("a", id="r1", day=date(2025, 1, 2), blob=b"some bytes"),
@@ -1854,8 +1600,8 @@ class TestColumns:
         project.write_input("unsendable.parquet", [{"messages": [turn("user", b"\xff")]}])
         project.write_generation(max_failure_rate=1)
         endpoint = answered_by(echo)
-        assert run_task(project, instance).failed == []
-        assert [body["messages"] for body in endpoint.bodies] == [
+        assert project.materialize(instance).failed == []
+        assert [body["messages"] for body in endpoint.jsons] == [
             [turn("user", "a")],
             [turn("user", "b")],
         ]
@@ -1870,7 +1616,7 @@ class TestColumns:
 
 class TestJudge:
     def test_rates_responses_and_carries_the_reasons_of_failed_ones(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         questions = ["good one", "long one", "refused one", "good too", "filtered one"]
         rows = [{**asked(question, id=question), "text": "not this"} for question in questions]
@@ -1882,9 +1628,9 @@ class TestJudge:
             concurrency={"max_concurrent_requests": 1},
         )
         endpoint = answered_by(faulty)
-        assert run_task(project, instance).failed == []
-        asked_judge = [body for body in endpoint.bodies if body["model"] == "judge-1"]
-        assert len(endpoint.bodies) == 5 + 2
+        assert project.materialize(instance).failed == []
+        asked_judge = [body for body in endpoint.jsons if body["model"] == "judge-1"]
+        assert len(endpoint.asked) == 5 + 2
         assert [body["messages"][-1]["content"] for body in asked_judge] == judged(
             ["re: good one", "re: good too"]
         )
@@ -1900,13 +1646,13 @@ class TestJudge:
         assert {row["api_model"] for row in rows} == {"judge-1"}
 
     def test_may_be_added_to_answers_that_are_there(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
         project.write_generation()
-        run_task(project, instance)
+        project.materialize(instance)
         project.write_generation(scores=JUDGE, journal_folder="data/responses/.modelcall")
-        summary = run_task(project, instance)
+        summary = project.materialize(instance)
         assert summary == RunSummary(ran={"raw": 0, "responses": 0, "scores": 1})
         rows = project.scores(CONVERSATIONS)
         assert [row["id"] for row in rows] == ["a", "b"]
@@ -1914,21 +1660,21 @@ class TestJudge:
         assert server.stats()["requests"] == 2 + 2
 
     def test_added_without_more_pays_no_answer_again(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
         project.write_generation()
-        run_task(project, instance)
+        project.materialize(instance)
         project.write_generation(scores=JUDGE)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         assert server.stats()["requests"] == 2 + 2
 
     def test_rates_every_sample(
-        self, project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
         project.write_generation({"samples": 3}, scores=JUDGE)
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         rows = project.scores(CONVERSATIONS)
         assert [(row["id"], row["sample"]) for row in rows] == [
             (text, sample) for text in "ab" for sample in range(3)
@@ -1937,22 +1683,22 @@ class TestJudge:
         assert server.stats()["requests"] == 12
 
     def test_waits_for_responses_that_were_accepted(
-        self, project: Distilling, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("long one"), asked("good")])
         project.write_generation(scores=JUDGE)
         endpoint = answered_by(faulty)
-        summary = run_task(project, instance)
+        summary = project.materialize(instance)
         assert (summary.ran["responses"], summary.ran["scores"]) == (1, 0)
         assert endpoint.questions() == ["long one", "good"]
         endpoint.script = echo
-        assert run_task(project, instance).failed == []
+        assert project.materialize(instance).failed == []
         assert endpoint.questions()[0] == "long one"
         assert [row["score"] for row in project.scores(CONVERSATIONS)] == [3, 3]
 
 
 def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
-    project: Distilling,
+    project: Project,
 ) -> None:
     def generation(task: str, reads: str) -> dict[str, Any]:
         step = {
@@ -1975,73 +1721,73 @@ def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
     dg.Definitions.validate_loadable(project_definitions(catalog))
 
 
-def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Distilling) -> None:
+def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Project) -> None:
     group = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["fr.jsonl"]}
-    project._write_yaml("distillation/groups", {"merge_groups": [group]})
-    (project.root / "data/in").mkdir(parents=True, exist_ok=True)
+    project.write_yaml("distillation/groups", {"merge_groups": [group]})
+    (project.input_folder).mkdir(parents=True, exist_ok=True)
     project.write_steps(distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE)
-    ended = run_command(project, "run-task", str(project.task_file))
+    ended = project.run("run-task", project.task_file)
     assert ended.code == 1, ended
     assert "fr.jsonl is not there" in ended.err
 
 
 def test_a_journal_that_takes_nothing_says_why(
-    project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    project: Project, instance: dg.DagsterInstance, server: RehearsalServer
 ) -> None:
     project.write_input(CONVERSATIONS, [asked("a")])
     project.write_generation()
-    in_the_way = TestJournal._folder(project)
+    in_the_way = project.journal(CONVERSATIONS, "responses")
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no folder")
-    (message,) = run_task(project, instance).failed
+    (message,) = project.materialize(instance).failed
     assert str(in_the_way) in message and "unhandled errors in a TaskGroup" not in message
 
 
-def test_two_data_sets_with_one_output_are_both_named(project: Distilling) -> None:
+def test_two_data_sets_with_one_output_are_both_named(project: Project) -> None:
     style = {"format_style": "prompt_text_only", "column_mapping": {"prompt_text": "t"}}
-    project._write_yaml("distillation/datasets", {"a/b/x": style, "a_b/x": style})
+    project.write_yaml("distillation/datasets", {"a/b/x": style, "a_b/x": style})
     for name in ("a/b/x", "a_b/x"):
         path = project.root / "data/sets" / name / "train.jsonl"
         path.parent.mkdir(parents=True)
         path.write_bytes(orjson.dumps({"t": f"from {name}"}) + b"\n")
     project.write_steps(chatml_conversion=CHATML)
-    ended = run_command(project, "run-task", str(project.task_file))
+    ended = project.run("run-task", project.task_file)
     assert ended.code == 2, ended
     assert "a/b/x" in ended.err and "a_b/x" in ended.err
 
 
 def test_caps_hold_for_what_another_task_leaves(
-    project: Distilling, instance: dg.DagsterInstance, server: RehearsalServer
+    project: Project, instance: dg.DagsterInstance, server: RehearsalServer
 ) -> None:
     project.write_input(CONVERSATIONS, [asked(f"q{n}") for n in range(5)])
     groups = [
         {"name": n, "output_file": f"{n}.jsonl", "input_files": [CONVERSATIONS]} for n in "ab"
     ]
-    project._write_yaml("distillation/groups", {"merge_groups": groups})
+    project.write_yaml("distillation/groups", {"merge_groups": groups})
     project.task = "merges"
     project.write_steps(distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE)
-    assert run_task(project, instance).failed == []
+    assert project.materialize(instance).failed == []
     project.task = "answers"
     debug = {"enabled": True, "max_files": 1, "max_items_per_file": 2}
     project.write_generation({"input_path": "data/merged"}, debug=debug)
-    assert run_task(project, instance).failed == []
+    assert project.materialize(instance).failed == []
     assert server.stats()["requests"] == 2
 
 
-def test_jobs_do_not_share_a_task_that_merges(chain: Distilling, server: RehearsalServer) -> None:
+def test_jobs_do_not_share_a_task_that_merges(chain: Project, server: RehearsalServer) -> None:
     chain.write_steps(chatml_conversion=CHATML, jsonl_merge=MERGE, generate_response=GENERATE)
-    ended = run_command(chain, "run-task", str(chain.task_file), "--world-size", "2")
+    ended = chain.run("run-task", chain.task_file, "--world-size", "2")
     assert ended.code == 2 and "--world-size: a task that merges cannot be shared" in ended.err
     changes = {"distributed": {"enabled": True, "world_size": 2}}
     steps = {"chatml_conversion": CHATML, "jsonl_merge": MERGE, "generate_response": GENERATE}
     chain.write_steps(**steps, **changes)
-    assert run_command(chain, "run-task", str(chain.task_file)).code == 0
+    assert chain.run("run-task", chain.task_file).code == 0
     assert server.stats()["requests"] == 11
 
 
-def test_an_input_file_of_another_kind_is_refused(project: Distilling) -> None:
+def test_an_input_file_of_another_kind_is_refused(project: Project) -> None:
     project.write_input("talk.txt", [asked("a")])
     project.write_generation({"input_path": "data/in/talk.txt"})
-    ended = run_command(project, "run-task", str(project.task_file))
+    ended = project.run("run-task", project.task_file)
     assert ended.code == 1
     assert "talk.txt: a file and no folder; one of rows ends in .jsonl" in ended.err

@@ -4,11 +4,11 @@ import re
 import shlex
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from pages import ROOT, blocks, write_examples
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.catalog import load_catalog, load_task
@@ -16,15 +16,10 @@ from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages.answer_columns import API_FIELDS, VOLATILE_COLUMNS
 from modelcall_assets.stages.responses import OWN_COLUMNS
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRACKED = subprocess.run(
     ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
 ).stdout.splitlines()
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -74,10 +69,7 @@ def test_the_readme_task_is_valid(tmp_path):
 def test_the_examples_of_distillation_are_valid(tmp_path):
     for folder in ("models", "prompts", "distillation"):
         shutil.copytree(ROOT / "configs" / folder, tmp_path / "configs" / folder)
-    for text in blocks(ROOT / "docs/distillation.md", "yaml"):
-        path = tmp_path / text.splitlines()[0].removeprefix("# ")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_examples(ROOT / "docs/distillation.md", tmp_path)
     catalog = load_catalog(tmp_path)
     assert not catalog.broken
     found = {spec.name: spec for spec in catalog.tasks}

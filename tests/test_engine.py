@@ -4,56 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payload, refusal, serving
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm import backoff as backoff_module
-from modelcall_assets.llm import engine as engine_module
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import BadRecord
-from modelcall_assets.llm.engine import UNANSWERED_LIMIT, Engine, Exchange, GaveUp
+from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine, Exchange, GaveUp
 from modelcall_assets.llm.http import SPARE
 from modelcall_assets.llm.limiter import Limits
+from modelcall_assets.llm.patience import Patience
 from modelcall_assets.llm.transport import DirectTransport, Reply, Transport
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 
 KEY = "sk-very-secret-0123456789"
-GOOD = b'{"choices": [{"message": {"content": "x"}}]}'
+GOOD = json.dumps(completion(content="x")).encode()
 
 
-def payload(number: int = 0, **more: Any) -> bytes:
-    messages = [{"role": "user", "content": f"record {number}"}]
-    return json.dumps({"model": "rehearsal-rater-1", "messages": messages} | more).encode()
+def record(number: int = 0, **more: Any) -> bytes:
+    return payload(f"record {number}", **more)
 
 
-@asynccontextmanager
-async def engine_at(
-    base_url: str,
+QUICK = Patience(base_s=0.01)
+"""Waits that no server asked for are not what is tested here."""
+
+
+def engine_at(
+    base_url: str, *, timeout_s: float = 30, api_key: str | None = KEY, **options: Any
+) -> Engine:
+    return engine_over(DirectTransport("host:1/v1", base_url, api_key, timeout_s), **options)
+
+
+def engine_over(
+    transport: Transport,
     *,
     max_in_flight: int = 8,
     max_retries: int = 5,
-    timeout_s: float = 30,
-    api_key: str | None = KEY,
-) -> AsyncIterator[Engine]:
-    transport = DirectTransport("host:1/v1", base_url, api_key, timeout_s)
-    async with engine_over(
-        transport, max_in_flight=max_in_flight, max_retries=max_retries
-    ) as engine:
-        yield engine
-
-
-def engine_over(transport: Transport, *, max_in_flight: int, max_retries: int) -> Engine:
+    patience: Patience = QUICK,
+) -> Engine:
     channel = Channel(transport, Limits(max_in_flight))
-    return Engine([channel], max_in_flight=max_in_flight, max_retries=max_retries)
+    return Engine(
+        [channel], max_in_flight=max_in_flight, max_retries=max_retries, patience=patience
+    )
 
 
 async def all_of(asking: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -65,7 +64,7 @@ async def all_of(asking: Sequence[Awaitable[Any]]) -> list[Any]:
 
 
 async def ask_many(engine: Engine, count: int, **more: Any) -> list[Any]:
-    return await all_of([engine.ask(payload(number, **more)) for number in range(count)])
+    return await all_of([engine.ask(record(number, **more)) for number in range(count)])
 
 
 def ask_at(base_url: str, count: int = 1, **options: Any) -> list[Any]:
@@ -84,64 +83,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-@pytest.fixture(autouse=True)
-def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits that no server asked for are not what is tested here."""
-    monkeypatch.setattr(backoff_module, "BASE_S", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[RehearsalServer]:
-    with serve_in_thread() as running:
-        yield running
-
-
-# A server that says exactly what a test wants
-
-
-@dataclass
-class Script:
-    """Answers the n-th request with the n-th reply, the last one for ever after."""
-
-    replies: Sequence[bytes]
-    heads: list[bytes] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    arrivals: list[float] = field(default_factory=list)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length:")[2].split()[0])
-            self.bodies.append(await reader.readexactly(length))
-            self.heads.append(head)
-            self.arrivals.append(time.monotonic())
-            writer.write(self.replies[min(len(self.heads), len(self.replies)) - 1])
-            await writer.drain()
-
-
-@asynccontextmanager
-async def scripted(*replies: bytes) -> AsyncIterator[tuple[str, Script]]:
-    script = Script(replies)
-    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", script
-
-
-def http(status: int, body: bytes = b"{}", **headers: str) -> bytes:
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{lines}\r\n"
-    return head.encode() + body
-
-
-def refusal(status: int, code: str, **headers: str) -> bytes:
-    body = {"error": {"code": code, "message": f"server says {code}"}}
-    return http(status, json.dumps(body).encode(), **headers)
-
-
-def ask_script(*replies: bytes, count: int = 1, **options: Any) -> tuple[list[Any], Script]:
-    async def run() -> tuple[list[Any], Script]:
-        async with scripted(*replies) as (url, script), engine_at(url, **options) as engine:
-            return await ask_many(engine, count), script
+def ask_script(*replies: bytes, count: int = 1, **options: Any) -> tuple[list[Any], Endpoint]:
+    async def run() -> tuple[list[Any], Endpoint]:
+        async with (
+            serving(in_turn(*replies)) as endpoint,
+            engine_at(endpoint.url, **options) as engine,
+        ):
+            return await ask_many(engine, count), endpoint
 
     return asyncio.run(run())
 
@@ -155,12 +103,12 @@ def test_an_answer_comes_back_as_it_was_sent() -> None:
     assert (result.reply.status, result.reply.body, result.reply.fault) == (200, GOOD, None)
     assert (result.attempts, result.endpoint) == (1, "host:1/v1")
     assert result.latency_ms >= 0
-    assert script.bodies == [payload()]
+    assert script.bodies == [record()]
 
 
 def test_a_request_is_a_chat_completion_with_the_key() -> None:
     _, script = ask_script(http(200, GOOD))
-    head = script.heads[0].decode()
+    head = script.asked[0].head.decode()
     assert head.startswith("POST /v1/chat/completions HTTP/1.1\r\n")
     assert f"Authorization: Bearer {KEY}\r\n" in head
     assert "Content-Type: application/json\r\n" in head
@@ -168,7 +116,7 @@ def test_a_request_is_a_chat_completion_with_the_key() -> None:
 
 def test_without_a_key_none_is_sent() -> None:
     _, script = ask_script(http(200, GOOD), api_key=None)
-    assert b"authorization" not in script.heads[0].lower()
+    assert b"authorization" not in script.asked[0].head.lower()
 
 
 def test_every_record_is_answered_once(server: RehearsalServer) -> None:
@@ -186,7 +134,7 @@ def test_what_is_counted_is_what_the_server_saw(faults: Faults, key: str) -> Non
 
     async def run(url: str) -> None:
         async with engine_at(url, max_in_flight=8, api_key=key) as engine:
-            await all_of([engine.ask(payload(number), sent=sent.append) for number in range(60)])
+            await all_of([engine.ask(record(number), sent=sent.append) for number in range(60)])
             assert engine.counters.requests == sum(sent)
 
     with serve_in_thread(faults, api_key=KEY) as server:
@@ -256,7 +204,7 @@ def test_a_reply_that_is_no_http_is_a_dropped_one(reply: bytes) -> None:
     (result,), script = ask_script(reply, max_retries=1)
     assert isinstance(result, GaveUp)
     assert result.failure.reason is Reason.DROPPED
-    assert len(script.heads) == 2
+    assert len(script.asked) == 2
 
 
 def test_a_half_body_is_asked_again() -> None:
@@ -264,7 +212,7 @@ def test_a_half_body_is_asked_again() -> None:
     (result,), script = ask_script(half, half, http(200, GOOD))
     assert isinstance(result, Exchange)
     assert (result.reply.body, result.attempts) == (GOOD, 3)
-    assert script.bodies == [payload()] * 3
+    assert script.bodies == [record()] * 3
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 451])
@@ -272,7 +220,7 @@ def test_a_bad_record_is_never_asked_again(status: int) -> None:
     (result,), script = ask_script(refusal(status, "bad"))
     assert isinstance(result, Exchange)
     assert (result.reply.status, result.attempts) == (status, 1)
-    assert len(script.heads) == 1
+    assert len(script.asked) == 1
 
 
 def test_bad_records_do_not_stop_the_others() -> None:
@@ -296,7 +244,7 @@ def test_a_wait_that_was_asked_for_is_never_cut_short(status: int, headers: dict
     busy = refusal(status, "busy", **headers)
     (result,), script = ask_script(busy, busy, http(200, GOOD), max_retries=2)
     assert isinstance(result, Exchange)
-    first, second, third = script.arrivals
+    first, second, third = (request.at for request in script.asked)
     assert second - first >= 0.299
     assert third - second >= 0.299
 
@@ -308,45 +256,43 @@ def test_being_busy_uses_up_no_retries() -> None:
     assert result.attempts == 21
 
 
-def test_an_endpoint_that_stays_busy_is_given_up_when_patience_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "RATE_LIMIT_PATIENCE_S", 0.2)
-    (result,), script = ask_script(refusal(429, "busy", Retry_After="0.05"), max_retries=2)
+def test_an_endpoint_that_stays_busy_is_given_up_when_patience_ends() -> None:
+    busy, short = refusal(429, "busy", Retry_After="0.05"), replace(QUICK, busy_s=0.2)
+    (result,), script = ask_script(busy, max_retries=2, patience=short)
     assert isinstance(result, GaveUp)
     assert result.failure.reason is Reason.RATE_LIMITED
-    assert script.arrivals[-1] - script.arrivals[0] >= 0.15
+    assert script.asked[-1].at - script.asked[0].at >= 0.15
 
 
 def test_a_wait_of_a_day_is_not_waited_for() -> None:
     (result,), script = ask_script(refusal(429, "busy", Retry_After="86400"))
     assert isinstance(result, GaveUp)
     assert result.failure.reason is Reason.RATE_LIMITED
-    assert len(script.heads) == 1
+    assert len(script.asked) == 1
 
 
 def test_a_500_with_limit_headers_uses_up_retries() -> None:
     trouble = refusal(500, "x", x_ratelimit_reset_tokens="1ms")
     (result,), script = ask_script(trouble, max_retries=2)
     assert isinstance(result, GaveUp)
-    assert len(script.heads) == 3
+    assert len(script.asked) == 3
 
 
 def test_a_record_that_waits_holds_no_slot() -> None:
     async def run() -> None:
         busy = refusal(429, "busy", Retry_After="600")
         async with (
-            scripted(busy, http(200, GOOD)) as (url, script),
-            engine_at(url, max_in_flight=1) as engine,
+            serving(in_turn(busy, http(200, GOOD))) as script,
+            engine_at(script.url, max_in_flight=1) as engine,
         ):
-            first = asyncio.create_task(engine.ask(payload(0)))
+            first = asyncio.create_task(engine.ask(record(0)))
             await until(lambda: engine.counters.retries == 1)
             assert engine.in_flight == 0
             async with asyncio.timeout(30):
-                others = await all_of([engine.ask(payload(number)) for number in range(1, 6)])
+                others = await all_of([engine.ask(record(number)) for number in range(1, 6)])
             assert all(isinstance(result, Exchange) for result in others)
             assert not first.done()
-            assert script.bodies == [payload(number) for number in range(6)]
+            assert script.bodies == [record(number) for number in range(6)]
             engine.stop(RunStopped("enough"))
             await all_of([first])
 
@@ -369,7 +315,7 @@ REFUSALS = [
 @pytest.mark.parametrize(("status", "code"), REFUSALS)
 def test_a_refused_endpoint_costs_one_call(status: int, code: str) -> None:
     results, script = ask_script(refusal(status, code), count=200, max_in_flight=50)
-    assert len(script.heads) == 1
+    assert len(script.asked) == 1
     for result in results:
         assert isinstance(result, EndpointRefused)
         said = str(result)
@@ -380,7 +326,7 @@ def test_a_refused_endpoint_costs_one_call(status: int, code: str) -> None:
 def test_a_redirect_is_not_followed() -> None:
     results, script = ask_script(http(307, Location="/v1/elsewhere"), http(200, GOOD))
     assert isinstance(results[0], EndpointRefused)
-    assert len(script.heads) == 1
+    assert len(script.asked) == 1
 
 
 def test_a_wrong_key_and_a_wrong_model_cost_one_call() -> None:
@@ -399,15 +345,11 @@ async def _ask_wrong_model(base_url: str) -> list[Any]:
         return await ask_many(engine, 100, model="gpt-nothing")
 
 
-def test_a_slow_first_answer_does_not_hold_up_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.05)
-
+def test_a_slow_first_answer_does_not_hold_up_the_others() -> None:
     async def run() -> None:
-        transport = Held()
-        async with engine_over(transport, max_in_flight=4, max_retries=0) as engine:
-            asking = [asyncio.create_task(engine.ask(payload())) for _ in range(4)]
+        transport, soon = Held(), replace(QUICK, first_call_alone_s=0.05)
+        async with engine_over(transport, max_in_flight=4, patience=soon) as engine:
+            asking = [asyncio.create_task(engine.ask(record())) for _ in range(4)]
             await until(lambda: len(transport.sent) == 4)
             transport.answer.set()
             await all_of(asking)
@@ -445,12 +387,11 @@ def test_one_answer_between_keeps_the_run_going() -> None:
 
 
 @dataclass
-class Moderated:
+class Moderated(WithoutNetwork):
     """Refuses some records at once; the others wait until `enough` of them are in flight."""
 
     enough: int
     forbidden: Callable[[int], bool]
-    name: str = "host:1/v1"
     held: int = 0
     sent: int = 0
     full: asyncio.Event = field(default_factory=asyncio.Event)
@@ -468,16 +409,16 @@ class Moderated:
         await self.full.wait()
         return Reply(200, {}, GOOD)
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        return None
+def ask_moderated(
+    transport: Moderated, count: int, in_flight: int, alone_s: float = 0.25
+) -> list[Any]:
+    soon = replace(QUICK, first_call_alone_s=alone_s, until_one_answers_s=0.01)
 
-
-def ask_moderated(transport: Moderated, count: int, in_flight: int) -> list[Any]:
     async def run() -> list[Any]:
-        async with engine_over(transport, max_in_flight=in_flight, max_retries=0) as engine:
+        async with engine_over(
+            transport, max_in_flight=in_flight, max_retries=0, patience=soon
+        ) as engine:
             return await ask_many(engine, count)
 
     return asyncio.run(run())
@@ -499,15 +440,11 @@ def test_a_block_page_fails_only_its_record(status: int) -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 8, 300])
-def test_a_403_of_some_records_fails_only_them(
-    in_flight: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_403_of_some_records_fails_only_them(in_flight: int) -> None:
     """Even if dozens of them come back before the first answer does."""
-    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.01)
-    monkeypatch.setattr(engine_module, "UNTIL_ONE_ANSWERS_S", 0.01)
     held = 257 if in_flight == 300 else 1
     transport = Moderated(held, lambda number: number % 7 == 3)
-    results = ask_moderated(transport, 300, in_flight)
+    results = ask_moderated(transport, 300, in_flight, alone_s=0.01)
     assert outcomes(results) == {"Exchange": 257, "bad_request": 43}
     for number, result in enumerate(results):
         assert isinstance(result.verdict, BadRecord) == (number % 7 == 3)
@@ -522,13 +459,10 @@ def test_many_403s_in_a_row_are_the_endpoints() -> None:
     assert transport.sent <= 100 + 25 + 8
 
 
-def test_a_key_that_is_refused_with_many_in_flight_stops_the_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engine_module, "FIRST_CALL_ALONE_S", 0.0)
-    monkeypatch.setattr(engine_module, "UNTIL_ONE_ANSWERS_S", 0.01)
+def test_a_key_that_is_refused_with_many_in_flight_stops_the_run() -> None:
     transport = Moderated(1, lambda _: False, is_revoked=True)
-    assert outcomes(ask_moderated(transport, 500, 100)) == {"EndpointRefused": 500}
+    found = outcomes(ask_moderated(transport, 500, 100, alone_s=0.0))
+    assert found == {"EndpointRefused": 500}
 
 
 @pytest.mark.parametrize("status", [502, 503, 504, 529])
@@ -541,23 +475,24 @@ def test_an_overload_now_and_then_loses_no_record(status: int) -> None:
         count=100, max_retries=3, max_in_flight=1,
     )  # fmt: skip
     assert outcomes(results) == {"Exchange": 100}
-    assert len(script.heads) > 130
+    assert len(script.asked) > 130
 
 
-def test_an_endpoint_that_stays_overloaded_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff_module, "CAP_S", 0.01)
+def test_an_endpoint_that_stays_overloaded_is_given_up() -> None:
     nginx = http(503, b"<html>busy</html>")
-    results, script = ask_script(http(200, GOOD), nginx, count=2, max_retries=3, max_in_flight=1)
+    results, script = ask_script(
+        http(200, GOOD), nginx, count=2, max_retries=3, max_in_flight=1,
+        patience=replace(QUICK, cap_s=0.01),
+    )  # fmt: skip
     assert outcomes(results) == {"Exchange": 1, "GaveUp": 1}
     assert results[1].failure.reason is Reason.SERVER_ERROR
-    assert len(script.heads) == 1 + engine_module.OVERLOADS_BORNE + 4
+    assert len(script.asked) == 1 + OVERLOADS_BORNE + 4
 
 
 @dataclass
-class Held:
+class Held(WithoutNetwork):
     """A transport that answers when it is told to."""
 
-    name: str = "held"
     answer: asyncio.Event = field(default_factory=asyncio.Event)
     sent: list[bytes] = field(default_factory=list)
     reply: Reply = field(default_factory=lambda: Reply(200, {}, GOOD))
@@ -567,21 +502,15 @@ class Held:
         await self.answer.wait()
         return self.reply
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
 
 def test_calls_in_flight_finish_when_the_run_is_stopped() -> None:
     async def run() -> None:
         transport = Held()
         transport.answer.set()
         async with engine_over(transport, max_in_flight=3, max_retries=5) as engine:
-            await engine.ask(payload())
+            await engine.ask(record())
             transport.answer.clear()
-            asking = [asyncio.create_task(engine.ask(payload())) for _ in range(20)]
+            asking = [asyncio.create_task(engine.ask(record())) for _ in range(20)]
             await until(lambda: engine.in_flight == 3)
             reason = RunStopped("enough")
             engine.stop(reason)
@@ -592,7 +521,7 @@ def test_calls_in_flight_finish_when_the_run_is_stopped() -> None:
             assert all(result is reason for result in results[3:])
             assert len(transport.sent) == 4
             with pytest.raises(RunStopped, match="enough"):
-                await engine.ask(payload())
+                await engine.ask(record())
 
     asyncio.run(run())
 
@@ -600,14 +529,14 @@ def test_calls_in_flight_finish_when_the_run_is_stopped() -> None:
 def test_a_stop_ends_the_wait_for_a_retry() -> None:
     async def run() -> None:
         busy = refusal(429, "busy", Retry_After="600")
-        async with scripted(busy) as (url, script), engine_at(url) as engine:
-            asking = asyncio.create_task(engine.ask(payload()))
+        async with serving(busy) as script, engine_at(script.url) as engine:
+            asking = asyncio.create_task(engine.ask(record()))
             await until(lambda: engine.counters.retries == 1)
             engine.stop(RunStopped("enough"))
             with pytest.raises(RunStopped, match="enough"):
                 async with asyncio.timeout(30):
                     await asking
-            assert len(script.heads) == 1
+            assert len(script.asked) == 1
 
     asyncio.run(run())
 
@@ -616,28 +545,28 @@ def test_a_cancelled_ask_gives_its_slot_back() -> None:
     async def run() -> None:
         transport = Held()
         async with engine_over(transport, max_in_flight=1, max_retries=0) as engine:
-            asking = asyncio.create_task(engine.ask(payload()))
+            asking = asyncio.create_task(engine.ask(record()))
             await until(lambda: engine.in_flight == 1)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
             transport.answer.set()
             async with asyncio.timeout(30):
-                assert isinstance(await engine.ask(payload()), Exchange)
+                assert isinstance(await engine.ask(record()), Exchange)
             assert engine.in_flight == 0
 
     asyncio.run(run())
 
 
-def test_thousands_of_busy_replies_are_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_busy_replies_are_borne() -> None:
     """The back-off is capped before it overflows."""
-    monkeypatch.setattr(backoff_module, "CAP_S", 0.0)
 
     async def run() -> None:
         transport = Held(reply=Reply(429, {"retry-after": "0"}, b""))
         transport.answer.set()
-        async with engine_over(transport, max_in_flight=1, max_retries=0) as engine:
-            asking = asyncio.create_task(engine.ask(payload()))
+        at_once = replace(QUICK, cap_s=0.0)
+        async with engine_over(transport, max_in_flight=1, patience=at_once) as engine:
+            asking = asyncio.create_task(engine.ask(record()))
             await until(lambda: asking.done() or engine.counters.requests > 1500)
             transport.reply = Reply(200, {}, GOOD)
             assert isinstance(await asking, Exchange)

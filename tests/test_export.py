@@ -15,8 +15,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import Ended, Project, some_rows
-from test_cli import TASK, A, B, C, run
+from project import TASK, A, B, C, Ended, Project, some_rows
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
@@ -30,7 +29,7 @@ NAMES = ("a", "deep/b", "deep/er/c")
 
 
 def export(project: Project, folder: Path, *options: str) -> Ended:
-    ended = run(project, "export", TASK, "--output", str(folder), *options)
+    ended = project.run("export", TASK, "--output", str(folder), *options)
     assert ended.code == 0, ended
     return ended
 
@@ -64,7 +63,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, empty_home: Path) -> Iterat
     with serve_in_thread() as server, pytest.MonkeyPatch.context() as environment:
         environment.setenv("DAGSTER_HOME", str(home))
         environment.setenv("REHEARSAL_BASE_URL", server.base_url)
-        assert run(made, "run-task", TASK).code == 1
+        assert made.run("run-task", TASK).code == 1
         yield made
 
 
@@ -94,10 +93,10 @@ class TestExport:
         good = [row for row in rows if row["score"] is not None and row["score"] >= 4]
         assert ids(kept) == [name for name in ids(good) if name != "third-3"]
         assert 0 < len(kept) < 68
-        wrong = run(scored, "export", TASK, "--where", "scor >= 4")
+        wrong = scored.run("export", TASK, "--where", "scor >= 4")
         assert wrong.code == 2 and "--where:scor: no row has this column" in wrong.err
         assert "did you mean score?" in wrong.err
-        broken = run(scored, "export", TASK, "--where", "score >= 4 or 1")
+        broken = scored.run("export", TASK, "--where", "score >= 4 or 1")
         assert broken.code == 2 and "not a condition from 'or 1' on" in broken.err
 
     def test_a_split_is_the_same_every_time(self, scored: Project, tmp_path: Path) -> None:
@@ -130,21 +129,21 @@ class TestExport:
         assert rows[4]["error"]["reason"] == "bad_line" and rows[4]["error"]["raw"] == "{torn"
         export(scored, tmp_path, "--stage", "raw", "--format", "parquet")
         assert exported(tmp_path)["a.parquet"] == some_rows(4, "first")
-        wrong = run(scored, "export", TASK, "--stage", "score")
+        wrong = scored.run("export", TASK, "--stage", "score")
         assert wrong.code == 2 and "did you mean scores?" in wrong.err
 
     def test_what_cannot_be_is_told(self, project: Project, server: RehearsalServer) -> None:
-        nothing = run(project, "export", TASK)
+        nothing = project.run("export", TASK)
         assert nothing.code == 1 and "nothing is published by scores yet" in nothing.err
-        assert run(project, "run-task", TASK, "--file", A).code == 0
-        own = run(project, "export", TASK, "--output", "data/rate/scores/deep")
+        assert project.run("run-task", TASK, "--file", A).code == 0
+        own = project.run("export", TASK, "--output", "data/rate/scores/deep")
         assert own.code == 2 and "one of the task's own" in own.err
-        no_chat = run(project, "export", TASK, "--dialogue-log")
+        no_chat = project.run("export", TASK, "--dialogue-log")
         assert no_chat.code == 1 and "no selected row has messages" in no_chat.err
         assert not list(project.root.glob("codex_dialogue/*"))
-        mixed = run(project, "export", TASK, "--old-names", "--format", "parquet")
+        mixed = project.run("export", TASK, "--old-names", "--format", "parquet")
         assert mixed.code == 2 and "the old files are JSONL" in mixed.err
-        by_default = run(project, "export", TASK)
+        by_default = project.run("export", TASK)
         assert by_default.code == 0
         assert list(exported(project.root / "data/rate/scores_export/scores")) == ["a.jsonl"]
 
@@ -152,8 +151,8 @@ class TestExport:
         chat = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好"}]
         rows = [{**row, "messages": chat} for row in some_rows(2)]
         project.write_input("chats.jsonl", [*rows, *some_rows(1, "no chat")])
-        assert run(project, "run-task", TASK, "--file", "chats.jsonl").code == 0
-        ended = run(project, "export", TASK, "--dialogue-log")
+        assert project.run("run-task", TASK, "--file", "chats.jsonl").code == 0
+        ended = project.run("export", TASK, "--dialogue-log")
         assert ended.code == 0 and "2 conversations: " in ended.out, ended
         (log,) = (project.root / "codex_dialogue").iterdir()
         assert re.fullmatch(r"codex_\d{8}_\d{6}\.md", log.name)
@@ -166,20 +165,20 @@ class TestExport:
 
 class TestFailuresAndRetry:
     def test_failed_rows_are_listed_and_counted(self, scored: Project) -> None:
-        ended = run(scored, "failures", TASK)
+        ended = scored.run("failures", TASK)
         assert ended.code == 0
         assert "2 of 70 rows failed: bad_line 2" in ended.out
         assert "torn" in ended.out and "a.jsonl" in ended.out
-        lines = run(scored, "failures", TASK, "--json", "--reason", "bad_line", "--limit", "1")
+        lines = scored.run("failures", TASK, "--json", "--reason", "bad_line", "--limit", "1")
         row = orjson.loads(lines.out)
         assert (row["file"], row["reason"], row["attempts"]) == (A, "bad_line", 0)
         assert row["record_id"] == rows_of(scored.rejected(A))[4]["api_record_id"]
-        assert "0 of 64 rows failed" in run(scored, "failures", TASK, "--file", "deep/*").out
-        wrong = run(scored, "failures", TASK, "--reason", "time_out")
+        assert "0 of 64 rows failed" in scored.run("failures", TASK, "--file", "deep/*").out
+        wrong = scored.run("failures", TASK, "--reason", "time_out")
         assert wrong.code == 2 and "did you mean timeout?" in wrong.err
 
     def test_of_raw_too(self, scored: Project) -> None:
-        ended = run(scored, "failures", TASK, "--stage", "raw", "--json")
+        ended = scored.run("failures", TASK, "--stage", "raw", "--json")
         rows = [orjson.loads(line) for line in ended.out.splitlines()]
         assert [row["reason"] for row in rows] == ["bad_line", "bad_line"]
         assert [row["record_id"] for row in rows] == [
@@ -192,21 +191,21 @@ class TestFailuresAndRetry:
         """Green files with failures inside, which run-task leaves alone."""
         project.write_task({"max_failure_rate": 1, "retry": {"max_repair_turns": 0}})
         server.set_faults(Faults(rate_malformed=0.5, seed=3))
-        assert run(project, "run-task", TASK).code == 0
+        assert project.run("run-task", TASK).code == 0
         failed = sum(row["api_status"] == "error" for n in (A, B, C) for row in project.scores(n))
         assert 0 < failed < 12
         server.set_faults(NO_FAULTS)
         asked = server.stats()["requests"]
-        assert "nothing to do" in run(project, "run-task", TASK).out
-        dry = run(project, "retry", TASK, "--dry-run")
+        assert "nothing to do" in project.run("run-task", TASK).out
+        dry = project.run("retry", TASK, "--dry-run")
         assert "of 4 rows" in dry.out and server.stats()["requests"] == asked
-        none = run(project, "retry", TASK, "--reason", "timeout")
+        none = project.run("retry", TASK, "--reason", "timeout")
         assert none.code == 0 and "no row failed for timeout, nothing to do" in none.out
-        ended = run(project, "retry", TASK)
+        ended = project.run("retry", TASK)
         assert ended.code == 0, ended
         assert server.stats()["requests"] == asked + failed
         assert "succeeded, 0 failed" in ended.out
-        assert "no row failed, nothing to do" in run(project, "retry", TASK).out
+        assert "no row failed, nothing to do" in project.run("retry", TASK).out
 
 
 class TestRowsOfLaterStages:
@@ -275,24 +274,24 @@ class TestView:
     def test_of_a_task(self, scored: Project, tmp_path: Path) -> None:
         one, two, raw = (tmp_path / f"{name}.html" for name in ("one", "two", "raw"))
         options = ("--where", "api_status = success", "--rows", "5", "--output")
-        ended = run(scored, "view", TASK, *options, str(one))
+        ended = scored.run("view", TASK, *options, str(one))
         assert ended.code == 0 and f"5 records: {one}" in ended.out
         assert one.read_text("utf-8").count("<article>") == 5
-        assert run(scored, "view", TASK, *options, str(two)).code == 0
+        assert scored.run("view", TASK, *options, str(two)).code == 0
         assert one.read_bytes() == two.read_bytes(), "the same sample"
-        first = run(scored, "view", TASK, "--stage", "raw", "--first", "--output", str(raw))
+        first = scored.run("view", TASK, "--stage", "raw", "--first", "--output", str(raw))
         assert first.code == 0 and "{torn" in raw.read_text("utf-8")
 
     def test_of_a_file(self, project: Project) -> None:
         chat = {"messages": [{"role": "user", "content": "<b>你好"}], "score": 3}
         project.write_input("chats.jsonl", [{**chat, "id": n} for n in range(1, 100)])
-        ended = run(project, "view", "data/in/chats.jsonl", "--first", "--rows", "2")
+        ended = project.run("view", "data/in/chats.jsonl", "--first", "--rows", "2")
         assert ended.code == 0, ended
         page = (project.root / "view.html").read_text("utf-8")
         assert page.count("&lt;b&gt;你好") == 2 and "chats.jsonl, row 2" in page
-        none = run(project, "view", "data/in/chats.jsonl", "--where", "score > 3")
+        none = project.run("view", "data/in/chats.jsonl", "--where", "score > 3")
         assert none.code == 1 and "there is no such row" in none.err
-        other = run(project, "view", "workspace.yaml")
+        other = project.run("view", "workspace.yaml")
         assert other.code == 2
 
 
@@ -305,7 +304,7 @@ class TestSplitAndJoin:
     ) -> None:
         content = b"".join(b'{"n": %d }\n' % number for number in range(lines))[:-1]
         (project.root / "big.jsonl").write_bytes(content)
-        ended = run(project, "split", "big.jsonl", "--chunks", str(chunks))
+        ended = project.run("split", "big.jsonl", "--chunks", str(chunks))
         assert ended.code == 0, ended
         assert f"{lines} lines in {len(sizes)} files" in ended.out
         assert (f"({chunks} were asked for)" in ended.out) == (len(sizes) < chunks)
@@ -315,7 +314,7 @@ class TestSplitAndJoin:
         assert [len(path.read_bytes().splitlines()) for path in pieces] == sizes
         assert b"".join(path.read_bytes() for path in pieces) == content
         if len(sizes) > 1:
-            fewer = run(project, "split", "big.jsonl", "--chunks", "1")
+            fewer = project.run("split", "big.jsonl", "--chunks", "1")
             assert fewer.code == 2 and "pieces of an earlier split" in fewer.err
 
     def test_join_puts_results_and_errors_together(self, project: Project) -> None:
@@ -333,19 +332,19 @@ class TestSplitAndJoin:
             path = model / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        ended = run(project, "join", "results/my_model")
+        ended = project.run("join", "results/my_model")
         assert ended.code == 0, ended
         assert "3 of 4 rows succeeded (75.00%)" in ended.out
         merged = project.root / "results/my_model_merged.jsonl"
         assert merged.read_bytes() == b'{"n":1}\n{"n":2}\n{"n":3}\n'
         errors = project.root / "results/my_model_merged_error.jsonl"
         assert errors.read_bytes() == b'{"n":0}\n'
-        flat = run(project, "join", "results/my_model/other", "--output", "flat.jsonl")
+        flat = project.run("join", "results/my_model/other", "--output", "flat.jsonl")
         assert flat.code == 0 and (project.root / "flat.jsonl").read_bytes() == b"no\n"
-        onto = run(project, "join", "results/my_model/other", "--output", f"{model}/other/x.jsonl")
+        onto = project.run("join", "results/my_model/other", "--output", f"{model}/other/x.jsonl")
         assert onto.code == 2
         (model / "q_split_0002/dangling.jsonl").symlink_to("nowhere")
-        broken = run(project, "join", "results/my_model", "--force")
+        broken = project.run("join", "results/my_model", "--force")
         assert broken.code == 1 and "dangling.jsonl: not found" in broken.err
 
 
@@ -369,11 +368,11 @@ def test_a_file_that_is_there_is_replaced_by_force_only(
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
     command = [each.format(tmp_path) for each in arguments]
-    refused = run(scored, *command)
+    refused = scored.run(*command)
     assert (refused.code, mine.read_text()) == (2, "mine")
     assert f"{mine} is there already; choose another place, or add --force" in refused.err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
-    assert run(scored, *command, "--force").code == 0
+    assert scored.run(*command, "--force").code == 0
     assert not mine.exists() or mine.read_text() != "mine"
 
 

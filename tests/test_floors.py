@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md: an import may only point down."""
+"""The floors of docs/architecture.md: an import may only point down, and never to a test."""
 
 import ast
 from collections.abc import Iterator
@@ -46,21 +46,22 @@ ONLY_IN = {
 NO_THIRD_PARTY_BUT_PYDANTIC = {"errors", "records"}
 
 
-def imports() -> Iterator[tuple[str, str, str]]:
-    """(file, its part, imported module) for every import of the package, lazy ones too."""
-    for path in sorted(ROOT.rglob("*.py")):
-        relative = path.relative_to(ROOT)
-        part = relative.parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((str(relative), part, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{relative}: relative import"
-                assert node.module is not None
-                yield str(relative), part, node.module
+def imported(path: Path) -> Iterator[str]:
+    """Every module that the file imports, lazily too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, f"{path}: relative import"
+            yield node.module
 
 
-IMPORTS = list(imports())
+IMPORTS = [
+    (str(relative := path.relative_to(ROOT)), relative.parts[0].removesuffix(".py"), module)
+    for path in sorted(ROOT.rglob("*.py"))
+    for module in imported(path)
+]
+"""(file, its part, imported module)"""
 
 
 def test_every_part_has_a_floor():
@@ -97,5 +98,18 @@ def test_the_ground_floor_knows_only_the_standard_library():
         f"{file} imports {module}"
         for file, part, module in IMPORTS
         if part in NO_THIRD_PARTY_BUT_PYDANTIC and module.split(".")[0] not in allowed
+    ]
+    assert wrong == []
+
+
+def test_no_test_module_is_imported():
+    """What tests share lies in modules that are no tests."""
+    files = [*ROOT.with_name("tests").glob("*.py"), *ROOT.with_name("acceptance").glob("*.py")]
+    assert len(files) > 50
+    wrong = [
+        f"{file.name} imports {module}"
+        for file in files
+        for module in imported(file)
+        if module.rpartition(".")[2].startswith("test_") or module.startswith("tests")
     ]
     assert wrong == []

@@ -24,7 +24,7 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Number
 from modelcall_assets.stages.chatml import convert_split
 from modelcall_assets.stages.made import ERROR_COLUMN
-from modelcall_assets.stages.merged import invalid_file_of, merge_group
+from modelcall_assets.stages.merged import INVALID, invalid_file_of, merge_group
 from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
@@ -98,7 +98,7 @@ def converted(path: Path, reading: Reading, output: Path, rows: int, bad: int) -
     lines = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert (report.rows_in, len(lines)) == (rows, report.rows)
     assert report.rows_in == report.rows + sum(report.dropped.values())
-    assert report.failed_by_reason.get("bad_line", 0) == bad
+    assert report.failures.get("bad_line", 0) == bad
 
 
 def merged(path: Path, reading: Reading, output: Path, rows: int, bad: int) -> None:
@@ -111,7 +111,7 @@ def merged(path: Path, reading: Reading, output: Path, rows: int, bad: int) -> N
             reading=reading,
         )
     lines = output.read_bytes().split(b"\n")[:-1]
-    assert (report.rows, report.invalid, len(lines)) == (rows - bad, bad, rows - bad)
+    assert (report.rows, report.dropped[INVALID], len(lines)) == (rows - bad, bad, rows - bad)
     assert all(type(json.loads(line)) is dict for line in lines)
 
 

@@ -11,28 +11,27 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
-from modelcall_assets.llm import http, sdk_transport
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
-from modelcall_assets.llm.exchange import HttpExchange, NoReply
-from modelcall_assets.llm.sdk_transport import SdkTransport
-from modelcall_assets.llm.transport import DirectTransport, Reply
-from tests.hostile_server import (
+from endpoint import TRANSPORTS, payload
+from hostile_server import (
     BEHAVIOURS,
     NOBODY,
     OWN,
     TO_NOBODY,
+    answer_to,
     chunked,
-    completion,
     encoded,
     hostile,
     stream,
     whole,
 )
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-TRANSPORTS = (DirectTransport, SdkTransport)
+from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
+from modelcall_assets.llm.exchange import HttpExchange, NoReply
+from modelcall_assets.llm.sdk_transport import SdkTransport
+from modelcall_assets.llm.transport import DirectTransport, Reply
+
 ROWS, WORKERS = 12, 3
 LIMIT_MIB = 1
 BUFFERS = 16 << 20
@@ -47,10 +46,6 @@ def outcome(row: str, reply: Reply) -> str:
             return failure.reason.value
         case Refused():
             return "refused"
-
-
-def payload(row: str) -> bytes:
-    return json.dumps({"model": "m", "messages": [{"role": "user", "content": row}]}).encode()
 
 
 async def ask_all(transport: DirectTransport | SdkTransport, rows: Iterable[str]) -> dict[str, str]:
@@ -69,21 +64,22 @@ async def ask_all(transport: DirectTransport | SdkTransport, rows: Iterable[str]
 @pytest.mark.parametrize("kind", TRANSPORTS)
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_every_row_has_its_own_answer_or_a_failure(
-    name: str, kind: type[DirectTransport | SdkTransport], monkeypatch: pytest.MonkeyPatch
+    name: str, kind: type[DirectTransport | SdkTransport]
 ) -> None:
     """Two rows in four meet it, so that some meet what it left behind."""
     behaviour, allowed = BEHAVIOURS[name]
     may_take_long = "timeout" in allowed
-    if name in TO_NOBODY:  # this server shares our processor, and may be late
-        monkeypatch.setattr(http, "LEAST_REST_S", 0.2)
-        monkeypatch.setattr(sdk_transport, "LEAST_REST_S", 0.2)
+    # This server shares our processor, and may be late.
+    options = {"least_rest_s": 0.2} if name in TO_NOBODY else {}
     rows = [f"{'bad' if number % 4 in (1, 2) else 'good'} {number}" for number in range(ROWS)]
 
     async def run() -> None:
         timeout_s = 0.3 if may_take_long else 20.0
         async with (
             hostile(behaviour) as server,
-            kind("n", server.url, timeout_s=timeout_s, max_reply_mib=LIMIT_MIB) as transport,
+            kind(
+                "n", server.url, timeout_s=timeout_s, max_reply_mib=LIMIT_MIB, **options
+            ) as transport,
         ):
             found = await ask_all(transport, rows)
             assert {found[row] for row in rows if row.startswith("bad")} <= allowed
@@ -104,7 +100,7 @@ def test_every_row_has_its_own_answer_or_a_failure(
 
 
 def framed(row: str) -> list[bytes]:
-    body = completion(row)
+    body = answer_to(row)
     return [whole(body), chunked(body, 7), stream(row), encoded(gzip.compress(body), "gzip")]
 
 
@@ -191,7 +187,7 @@ def test_every_request_that_went_out_is_counted(
         answered += 1
         if name != "honest" and answered % (2 if name.startswith("closed") else 3):
             yield "close"
-        yield whole(completion(row))
+        yield whole(answer_to(row))
 
     async def run() -> None:
         async with hostile(behaviour) as server, kind("n", server.url, timeout_s=20.0) as transport:

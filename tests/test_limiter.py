@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import orjson
 import pytest
-from conftest import until
+from endpoint import WithoutNetwork
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import until
 
 from modelcall_assets.errors import EndpointRefused
 from modelcall_assets.llm.channel import EJECT_AFTER, Channel
@@ -60,14 +61,14 @@ def run_quickly(work: Callable[[], Any]) -> Any:
 
 
 @dataclass
-class Endpoint:
+class Paced(WithoutNetwork):
     """Answers after `latency_s`, and notes what it saw; `verdict` may refuse."""
 
     name: str = "one"
     latency_s: float = 1.0
     prompt_tokens: int = 90
     completion_tokens: int = 10
-    verdict: Callable[[Endpoint], Reply | None] = lambda _: None
+    verdict: Callable[[Paced], Reply | None] = lambda _: None
     in_flight: int = 0
     most: int = 0
     times: list[float] = field(default_factory=list)
@@ -86,15 +87,9 @@ class Endpoint:
         body = {"choices": [{"message": {"content": "x"}}], "usage": usage}
         return Reply(200, {}, orjson.dumps(body))
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
 
 def ask_all(
-    endpoints: list[tuple[Endpoint, Limits]],
+    endpoints: list[tuple[Paced, Limits]],
     requests: int,
     *,
     max_in_flight: int = 1000,
@@ -139,7 +134,7 @@ def most_in_a_minute(times: list[float], weight: int = 1) -> int:
 def test_a_thousand_workers_stay_within_every_limit(
     in_flight: int, per_minute: int | None, tokens: int | None, latency_s: float
 ) -> None:
-    endpoint = Endpoint(latency_s=latency_s)
+    endpoint = Paced(latency_s=latency_s)
     results = ask_all([(endpoint, Limits(in_flight, per_minute, tokens))], 1500)
     assert len(results) == 1500 == len(endpoint.times)
     assert all(isinstance(result, Exchange) for result in results)
@@ -152,7 +147,7 @@ def test_a_thousand_workers_stay_within_every_limit(
 def test_tokens_per_minute_hold_whatever_was_estimated(tokens_per_request: int) -> None:
     """The estimate is learnt: only requests in flight before the first answers may be over it."""
     limit = 60_000
-    endpoint = Endpoint(latency_s=0.1, prompt_tokens=tokens_per_request, completion_tokens=0)
+    endpoint = Paced(latency_s=0.1, prompt_tokens=tokens_per_request, completion_tokens=0)
     ask_all([(endpoint, Limits(20, None, limit))], 400)
     settled = endpoint.times[40:]
     assert most_in_a_minute(settled, tokens_per_request) <= limit + 20 * tokens_per_request
@@ -162,9 +157,9 @@ def test_tokens_per_minute_hold_whatever_was_estimated(tokens_per_request: int) 
 
 @pytest.mark.parametrize("counted", [5_000_000, 10**9, 2**53])
 def test_one_impossible_count_holds_nobody_up_for_long(counted: int) -> None:
-    endpoint = Endpoint(latency_s=0.1)
+    endpoint = Paced(latency_s=0.1)
 
-    def lies_once(endpoint: Endpoint) -> None:
+    def lies_once(endpoint: Paced) -> None:
         endpoint.prompt_tokens = endpoint.completion_tokens = (
             counted if len(endpoint.times) == 20 else 100
         )
@@ -175,7 +170,7 @@ def test_one_impossible_count_holds_nobody_up_for_long(counted: int) -> None:
 
 
 def test_requests_per_minute_are_used_up() -> None:
-    endpoint = Endpoint(latency_s=0.01)
+    endpoint = Paced(latency_s=0.01)
     ask_all([(endpoint, Limits(100, 600))], 1800)
     assert 590 <= most_in_a_minute(endpoint.times) <= 601
     assert endpoint.times[-1] - endpoint.times[0] < 190
@@ -184,10 +179,10 @@ def test_requests_per_minute_are_used_up() -> None:
 def test_the_engine_slows_down_to_what_the_endpoint_bears_and_speeds_up_again() -> None:
     allowed = 20
 
-    def only_so_many(endpoint: Endpoint) -> Reply | None:
+    def only_so_many(endpoint: Paced) -> Reply | None:
         return Reply(429, {}, b"") if endpoint.in_flight > allowed else None
 
-    endpoint = Endpoint(latency_s=0.5, verdict=only_so_many)
+    endpoint = Paced(latency_s=0.5, verdict=only_so_many)
     results = ask_all([(endpoint, Limits(200))], 6000, workers=400)
     assert len(results) == 6000
     assert not any(isinstance(result, GaveUp) for result in results)
@@ -197,10 +192,10 @@ def test_the_engine_slows_down_to_what_the_endpoint_bears_and_speeds_up_again() 
 
 
 def test_stray_busy_replies_hardly_slow_it_down() -> None:
-    def now_and_then(endpoint: Endpoint) -> Reply | None:
+    def now_and_then(endpoint: Paced) -> Reply | None:
         return Reply(429, {"retry-after": "3"}, b"") if len(endpoint.times) % 20 == 0 else None
 
-    endpoint = Endpoint(latency_s=0.05, verdict=now_and_then)
+    endpoint = Paced(latency_s=0.05, verdict=now_and_then)
     results = ask_all([(endpoint, Limits(256))], 50_000, workers=2000)
     assert not any(isinstance(result, GaveUp) for result in results)
     most = endpoint.times[: len(endpoint.times) * 95 // 100]  # the rest waits, as it was asked to
@@ -221,7 +216,7 @@ def test_a_window_recovers_from_the_bottom_in_less_than_a_minute() -> None:
 
 
 def test_the_least_loaded_endpoint_is_asked_and_noted() -> None:
-    slow, quick = Endpoint("slow", latency_s=10), Endpoint("quick", latency_s=1)
+    slow, quick = Paced("slow", latency_s=10), Paced("quick", latency_s=1)
     results = ask_all([(slow, Limits(10)), (quick, Limits(10))], 400, workers=20)
     by_name = {name: sum(r.endpoint == name for r in results) for name in ("slow", "quick")}
     assert by_name["slow"] == len(slow.times) and by_name["quick"] == len(quick.times)
@@ -232,11 +227,11 @@ def test_the_least_loaded_endpoint_is_asked_and_noted() -> None:
 def test_an_endpoint_that_fails_is_left_out_probed_and_taken_back() -> None:
     down_until = 100.0
 
-    def is_down(_: Endpoint) -> Reply | None:
+    def is_down(_: Paced) -> Reply | None:
         now = asyncio.get_running_loop().time()
         return Reply(0, {}, b"no", Reason.CONNECT) if now < down_until else None
 
-    ill, well = Endpoint("ill", verdict=is_down), Endpoint("well")
+    ill, well = Paced("ill", verdict=is_down), Paced("well")
     results = ask_all([(ill, Limits(10)), (well, Limits(10))], 4000, workers=20)
     assert not any(isinstance(result, GaveUp) for result in results)
     while_down = [time for time in ill.times if time < down_until]
@@ -247,23 +242,23 @@ def test_an_endpoint_that_fails_is_left_out_probed_and_taken_back() -> None:
 
 
 def test_an_endpoint_that_refuses_is_left_out_for_good() -> None:
-    refusing = Endpoint("refusing", verdict=lambda _: Reply(401, {}, b"no such key"))
-    well = Endpoint("well")
+    refusing = Paced("refusing", verdict=lambda _: Reply(401, {}, b"no such key"))
+    well = Paced("well")
     results = ask_all([(refusing, Limits(10)), (well, Limits(10))], 300, workers=20)
     assert {result.endpoint for result in results} == {"well"}
     assert len(refusing.times) <= 10
 
 
 def test_the_run_stops_when_every_endpoint_refuses() -> None:
-    both = [Endpoint(name, verdict=lambda _: Reply(401, {}, b"bad key")) for name in ("one", "two")]
+    both = [Paced(name, verdict=lambda _: Reply(401, {}, b"bad key")) for name in ("one", "two")]
     with pytest.raises(EndpointRefused, match=r"one refuses .*bad key.*two refuses .*bad key"):
         ask_all([(endpoint, Limits(10)) for endpoint in both], 300, workers=20)
     assert sum(len(endpoint.times) for endpoint in both) <= 20
 
 
 def test_a_wait_that_one_endpoint_asks_for_is_spent_at_another() -> None:
-    busy = Endpoint("busy", verdict=lambda e: Reply(429, {"retry-after": "30"}, b""))
-    well = Endpoint("well")
+    busy = Paced("busy", verdict=lambda e: Reply(429, {"retry-after": "30"}, b""))
+    well = Paced("well")
     results = ask_all([(busy, Limits(5)), (well, Limits(5))], 100, workers=10)
     assert {result.endpoint for result in results} == {"well"}
     assert well.times[-1] < 40
@@ -272,13 +267,13 @@ def test_a_wait_that_one_endpoint_asks_for_is_spent_at_another() -> None:
 def test_who_may_go_does_not_wait_behind_one_that_may_not() -> None:
     """The only endpoint left has asked one record to stay away for a minute; the others go on."""
 
-    def verdict(endpoint: Endpoint) -> Reply | None:
+    def verdict(endpoint: Paced) -> Reply | None:
         return Reply(429, {"retry-after": "60"}, b"") if len(endpoint.times) == 2 else None
 
     async def work() -> list[str]:
         ended: list[str] = []
-        one = Endpoint("one", verdict=verdict)
-        other = Endpoint("other", verdict=lambda _: Reply(401, {}, b"no such key"))
+        one = Paced("one", verdict=verdict)
+        other = Paced("other", verdict=lambda _: Reply(401, {}, b"no such key"))
         channels = [Channel(one, Limits(9, requests_per_minute=61)), Channel(other, Limits(1))]
 
         async def ask(engine: Engine, name: str) -> None:
@@ -381,7 +376,7 @@ def test_the_share_of_a_killed_engine_goes_to_the_others(folder: Path) -> None:
 
 
 def test_two_engines_share_one_endpoint_and_the_survivor_gets_all_of_it(folder: Path) -> None:
-    endpoint = Endpoint(latency_s=0.1)
+    endpoint = Paced(latency_s=0.1)
     limits = Limits(10)
     seen: dict[str, list[tuple[float, int]]] = {"first": [], "second": []}
 

@@ -6,7 +6,6 @@ Its model is tiny and random: what it says is noise, but how it says it is a rea
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import tiny_model
-from conftest import Project
-from test_distillation import CONVERSATIONS, JUDGE, Distilling, asked, run_task
+from project import CONVERSATIONS, JUDGE, Project, asked
 
 from modelcall_assets.defs.runs import RunSummary
 
@@ -53,19 +51,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def project(project: Project, llama: str, monkeypatch: pytest.MonkeyPatch) -> Distilling:
+def project(distilling: Project, llama: str, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A task that answers `QUESTIONS`, one after another."""
     monkeypatch.setenv("REHEARSAL_BASE_URL", llama)
     monkeypatch.setenv("LLAMA_KEY", KEY)
-    shutil.rmtree(project.root / project.inputs)
-    project.task_file.unlink()
-    made = Distilling(project.root, task="chain")
-    made.write_generation()
-    made.write_input(CONVERSATIONS, [asked(question) for question in QUESTIONS])
-    return made
+    distilling.write_generation()
+    distilling.write_input(CONVERSATIONS, [asked(question) for question in QUESTIONS])
+    return distilling
 
 
-def write_model(project: Distilling, file: str = "rehearsal", **chat: Any) -> None:
+def write_model(project: Project, file: str = "rehearsal", **chat: Any) -> None:
     # llama.cpp ends the connection after a streamed answer, unannounced. The direct transport asks
     # on another one then; with the SDK's the next request is lost, and a retry mends that
     transport = chat.pop("transport", "direct")
@@ -84,10 +79,10 @@ def said(row: dict[str, Any]) -> tuple[str, str | None, str | None]:
     ("transport", "stream"), [("direct", False), ("direct", True), ("sdk", True)]
 )
 def test_every_conversation_is_answered_with_its_usage(
-    project: Distilling, instance: dg.DagsterInstance, transport: str, stream: bool
+    project: Project, instance: dg.DagsterInstance, transport: str, stream: bool
 ) -> None:
     write_model(project, transport=transport, stream=stream, **LETTERS)
-    assert run_task(project, instance) == RunSummary(ran={"raw": 1, "responses": 1})
+    assert project.materialize(instance) == RunSummary(ran={"raw": 1, "responses": 1})
     rows = project.responses()
     assert [said(row) for row in rows] == [("success", "stop", None)] * len(QUESTIONS)
     overhead = set()
@@ -102,13 +97,13 @@ def test_every_conversation_is_answered_with_its_usage(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_what_is_cut_or_too_long_fails_in_its_place(
-    project: Distilling, instance: dg.DagsterInstance, stream: bool
+    project: Project, instance: dg.DagsterInstance, stream: bool
 ) -> None:
     project.write_generation(max_failure_rate=1)
     write_model(project, stream=stream, max_tokens=12)
     too_long = asked("x" * 2 * tiny_model.CONTEXT)
     project.write_input(CONVERSATIONS, [asked("Short?"), too_long, asked("And this?")])
-    run_task(project, instance)
+    project.materialize(instance)
     cut, long, cut_too = project.responses()
     for row in (cut, cut_too):
         assert said(row) == ("error", "length", "truncated")
@@ -123,7 +118,7 @@ def test_what_is_cut_or_too_long_fails_in_its_place(
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "on its own"])
 def test_guided_json_makes_ratings_of_noise(
-    project: Distilling, instance: dg.DagsterInstance, guided: bool
+    project: Project, instance: dg.DagsterInstance, guided: bool
 ) -> None:
     judge = {**JUDGE, "model": {"config_path": "configs/models/judge.yaml"}}
     project.write_generation(scores=judge, max_failure_rate=1)
@@ -133,7 +128,7 @@ def test_guided_json_makes_ratings_of_noise(
     )
     write_model(project, **LETTERS)
     write_model(project, "judge", guided=guided, max_tokens=400)
-    summary = run_task(project, instance)
+    summary = project.materialize(instance)
     assert summary == RunSummary(ran={"raw": 1, "responses": 1, "scores": 1})
     rated = project.scores(CONVERSATIONS)
     assert [row["response"] for row in rated] == [row["response"] for row in project.responses()]
@@ -148,11 +143,11 @@ def test_guided_json_makes_ratings_of_noise(
 
 
 def test_a_wrong_key_is_refused(
-    project: Distilling, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(project, **LETTERS)
     monkeypatch.setenv("LLAMA_KEY", "sk-wrong")
-    (message,) = run_task(project, instance).failed
+    (message,) = project.materialize(instance).failed
     assert "refuses every request" in message and "Invalid API Key" in message
     assert "sk-wrong" not in message
     assert not (project.root / "data/responses" / CONVERSATIONS).exists()

@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 
 from modelcall_assets.config.merge_groups import MergeGroup, parse_merge_groups, selected
 from modelcall_assets.errors import InputError
-from modelcall_assets.stages.merged import MergeReport, invalid_file_of, members_of, merge_group
+from modelcall_assets.stages.merged import (
+    BLANK,
+    DUPLICATE,
+    INVALID,
+    MergeReport,
+    invalid_file_of,
+    members_of,
+    merge_group,
+)
 from modelcall_assets.storage.files import list_inputs, publish
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.places import Place
@@ -165,7 +173,12 @@ class TestMerge:
         output = tmp_path / "merged/qa.jsonl"
         report = merge_to(output, {name: files[name] for name in names})
         assert output.read_bytes() == b'{"a":1}\n{"b":2}\n{"a":3,"c":4}\n'
-        assert (report.rows, report.blank, report.invalid, report.duplicates) == (3, 1, 1, 0)
+        assert (
+            report.rows,
+            report.dropped[BLANK],
+            report.dropped[INVALID],
+            report.dropped[DUPLICATE],
+        ) == (3, 1, 1, 0)
         assert [(each.name, each.rows) for each in report.members] == [
             ("zh.jsonl", 2),
             ("en.jsonl", 1),
@@ -190,14 +203,14 @@ class TestMerge:
     @pytest.mark.parametrize("line", [b"[1]", b"7", b'"x"', b"{", b'{"a": "\xff"}', b'{"a": NaN}'])
     def test_what_is_no_object_is_set_aside_as_it_is(self, tmp_path: Path, line: bytes) -> None:
         report, merged = merge(tmp_path, [b'{"a":1}\n' + line])
-        assert (merged, report.rows, report.invalid) == (b'{"a":1}\n', 1, 1)
+        assert (merged, report.rows, report.dropped[INVALID]) == (b'{"a":1}\n', 1, 1)
         assert invalid_file_of(tmp_path / "out/merged.jsonl").read_bytes() == line + b"\n"
         again, _ = merge(tmp_path, [b'{"a":1}\n'])
         assert again.invalid_file is None
 
     def test_only_the_first_invalid_lines_are_listed(self, tmp_path: Path) -> None:
         report, _ = merge(tmp_path, [b"x\n" * 30])
-        assert (len(report.first_invalid), report.invalid) == (20, 30)
+        assert (len(report.first_invalid), report.dropped[INVALID]) == (20, 30)
 
     def test_the_source_column_is_last_and_an_own_one_is_renamed(self, tmp_path: Path) -> None:
         lines = b'{"b": 1.0, "n": 12345678901234567890123 }\n{}\n{"src": "own", "input_src": 7}\n'
@@ -230,7 +243,7 @@ class TestMerge:
         )
         report, merged = merge(tmp_path, [one, two], dedup=True)
         assert merged == b'{"a":1,"b":2}\n{"a":1.0,"b":2}\n' + b"".join(two.splitlines(True)[1:])
-        assert (report.rows, report.duplicates) == (4, 2)
+        assert (report.rows, report.dropped[DUPLICATE]) == (4, 2)
         assert [each.duplicates for each in report.members] == [1, 1]
         marked, _ = merge(tmp_path, [one, one], dedup=True, source_column="src")
         assert marked.rows == 2, "the same content in two members"
@@ -266,21 +279,21 @@ class TestMerge:
         assert output.read_bytes() == (
             b'{"n":{"a":"ok"},"png":"iQ=="}\n{"a":1}\n{"a":2}\n{"a": 1}\n{"a": 3}\n'
         )
-        assert (report.rows, report.blank, report.invalid) == (5, 1, 1)
+        assert (report.rows, report.dropped[BLANK], report.dropped[INVALID]) == (5, 1, 1)
         (invalid,) = invalid_file_of(output).read_text().splitlines()
         assert invalid.startswith("row 2: column 'n' (struct<a: string>) cannot be read: ")
         assert report.first_invalid == [f"a.parquet, {invalid}"]
         marked = merge_to(
             output, {name: tmp_path / name for name in names}, dedup=True, source_column="from"
         )
-        assert (marked.rows, marked.duplicates) == (4, 1)
+        assert (marked.rows, marked.dropped[DUPLICATE]) == (4, 1)
         assert b'{"a":2,"from":"b.arrow"}\n' in output.read_bytes()
 
     def test_another_encoding(self, tmp_path: Path) -> None:
         """What is bad is kept in UTF-8 too, and tells the bytes that have no meaning."""
         content = '{"a": "中"}\n'.encode("gbk") + b"\x81\n"
         report, merged = merge(tmp_path, [content], reading=Reading("gbk"))
-        assert (merged, report.invalid) == ('{"a": "中"}\n'.encode(), 1)
+        assert (merged, report.dropped[INVALID]) == ('{"a": "中"}\n'.encode(), 1)
         assert invalid_file_of(tmp_path / "out/merged.jsonl").read_bytes() == b"\xff\\x81\n"
 
     def test_a_bad_line_stops_a_group_that_wants_that(self, tmp_path: Path) -> None:
@@ -322,7 +335,9 @@ def test_every_line_is_somewhere(
     written = [line for content in contents for line in content.split(b"\n")[: _count(content)]]
     folder = tmp_path_factory.mktemp("merge")
     report, merged = merge(folder, contents, dedup=dedup)
-    counted = report.rows + report.blank + report.invalid + report.duplicates
+    counted = (
+        report.rows + report.dropped[BLANK] + report.dropped[INVALID] + report.dropped[DUPLICATE]
+    )
     assert counted == len(written)
     rows = [line for line in written if _is_row(line)]
     expected = list(_first_of_equals(rows)) if dedup else rows

@@ -5,19 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from config_files import MODEL_PATH, Configs, Data, write
 from hypothesis import given
 from hypothesis import strategies as st
+from project import Ended, Project
 
-from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.catalog import load_model, load_task
 from modelcall_assets.config.datasets import parse_datasets
 from modelcall_assets.config.merge_groups import parse_merge_groups
@@ -26,9 +24,6 @@ from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
-from modelcall_assets.errors import SetupError
-
-Data = dict[str, Any]
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -229,39 +224,23 @@ logging.batch_size logging.progress_report_interval logging.log_dir
 """
 
 
-def write(path: Path, content: Data | str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_json = path.suffix == ".json"
-    dumped = json.dumps(content) if is_json else yaml.safe_dump(content, allow_unicode=True)
-    path.write_text(content if isinstance(content, str) else dumped, "utf-8")
-    return path
+def run(*arguments: object) -> Ended:
+    return Project(ROOT).run("migrate", *map(str, arguments))
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(modelcall, ["migrate", *map(str, arguments)])
-
-
-def lines(result: Result) -> dict[str, tuple[str, str]]:
+def lines(ended: Ended) -> dict[str, tuple[str, str]]:
     """Field → (treatment, reason); every field once."""
-    found = re.findall(r"^(honoured|changed|refused): ([^:\n]+)(?:: (.*))?$", result.output, re.M)
+    found = re.findall(r"^(honoured|changed|refused): ([^:\n]+)(?:: (.*))?$", ended.err, re.M)
     counts = Counter(name for _, name, _ in found)
     assert [name for name, count in counts.items() if count > 1] == []
     return {name: (treatment, reason) for treatment, name, reason in found}
 
 
-class Project:
+class Migrating(Configs):
     """A project of this program beside a folder with old files."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        write(root / "configs/models/m.yaml", {**MODEL, "client_config": {"base_url": "http://h"}})
-        prompt = {"prompt_template": {"prompt_text": "{text}"}}
-        write(root / "configs/prompts/p.yaml", prompt)
-        write(root / "env/forum.env", "A=1")
-        write(root / "env/store.env", "B=1")
-
-    def migrate(self, content: Data | str, *, name: str = "old.yaml", to: str) -> Result:
-        old = write(self.root / "old" / name, content)
+    def migrate(self, content: Data | str, *, name: str = "old.yaml", to: str) -> Ended:
+        old = self.write(f"old/{name}", content)
         return run(old, "--output", self.root / "configs" / to)
 
     def text(self, name: str) -> str:
@@ -272,16 +251,20 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+def project(tmp_path: Path) -> Migrating:
+    made = Migrating(tmp_path)
+    made.write(MODEL_PATH, {**MODEL, "client_config": {"base_url": "http://h"}})
+    made.write("env/forum.env", "A=1")
+    made.write("env/store.env", "B=1")
+    return made
 
 
 # Tasks
 
 
-def test_a_task_keeps_what_works_in_the_documented_order(project: Project):
-    result = project.migrate(TASK, to="tasks/forum.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_task_keeps_what_works_in_the_documented_order(project: Migrating):
+    ended = project.migrate(TASK, to="tasks/forum.yaml")
+    assert ended.code == 0, ended
     spec = load_task(project.root / "configs/tasks/forum.yaml", project.root)
     data = project.data("tasks/forum.yaml")
     assert list(data)[:4] == ["task_name", "task_type", "description", "data"]
@@ -297,7 +280,7 @@ def test_a_task_keeps_what_works_in_the_documented_order(project: Project):
     assert spec.task.max_files is None
 
 
-def test_the_text_of_a_task_stays_readable(project: Project):
+def test_the_text_of_a_task_stays_readable(project: Migrating):
     project.migrate(TASK, to="tasks/forum.yaml")
     text = project.text("tasks/forum.yaml")
     assert text.startswith("# Migrated from old.yaml: ")
@@ -305,7 +288,7 @@ def test_the_text_of_a_task_stays_readable(project: Project):
     assert str(project.root) not in text
 
 
-def test_every_field_of_a_task_is_told_once(project: Project):
+def test_every_field_of_a_task_is_told_once(project: Migrating):
     told = lines(project.migrate(TASK, to="tasks/forum.yaml"))
     assert [name for name in FIELDS_A21.split() if name not in told] == []
     changed = {name for name, (treatment, _) in told.items() if treatment == "changed"}
@@ -316,7 +299,7 @@ def test_every_field_of_a_task_is_told_once(project: Project):
     assert "-1 means no limit" in told["debug.max_files"][1]
 
 
-def test_a_relative_folder_is_kept_and_told_what_it_meant(project: Project):
+def test_a_relative_folder_is_kept_and_told_what_it_meant(project: Migrating):
     told = lines(project.migrate(TASK, to="tasks/forum.yaml"))
     treatment, reason = told["preprocess.input_folder"]
     assert treatment == "changed"
@@ -326,13 +309,13 @@ def test_a_relative_folder_is_kept_and_told_what_it_meant(project: Project):
     assert told["preprocess.output_folder"] == ("honoured", "")
 
 
-def test_a_flat_task_of_the_first_generation(project: Project):
-    result = project.migrate(FLAT_TASK, to="tasks/flat.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_flat_task_of_the_first_generation(project: Migrating):
+    ended = project.migrate(FLAT_TASK, to="tasks/flat.yaml")
+    assert ended.code == 0, ended
     data = project.data("tasks/flat.yaml")
     assert data["data"]["output_folder"] == "tagged/run/en"
     assert data["preprocess"] == {"enabled": True, "num_files": -1, "file_pattern": "*.parquet"}
-    assert "{run_index} removed" in lines(result)["data.output_folder"][1]
+    assert "{run_index} removed" in lines(ended)["data.output_folder"][1]
     load_task(project.root / "configs/tasks/flat.yaml", project.root)
 
 
@@ -366,7 +349,7 @@ def test_placeholders_leave_a_path(old: str, new: str):
     ],
 )
 def test_a_refused_field_has_a_todo_at_its_place(
-    project: Project, place: str, value: Any, advice: str
+    project: Migrating, place: str, value: Any, advice: str
 ):
     data = yaml.safe_load(TASK)
     *parents, name = place.split(".")
@@ -374,12 +357,12 @@ def test_a_refused_field_has_a_todo_at_its_place(
     for parent in parents:
         block = block[parent]
     block[name] = value
-    result = project.migrate(data, to="tasks/t.yaml")
-    assert result.exit_code == 1
-    treatment, reason = lines(result)[place]
+    ended = project.migrate(data, to="tasks/t.yaml")
+    assert ended.code == 1
+    treatment, reason = lines(ended)[place]
     assert treatment == "refused"
     assert advice in reason
-    assert "look for TODO" in result.output
+    assert "look for TODO" in ended.err
     text = project.text("tasks/t.yaml").splitlines()
     row = next(i for i, line in enumerate(text) if f"# TODO {place}: " in line)
     if place.startswith("data."):
@@ -387,10 +370,10 @@ def test_a_refused_field_has_a_todo_at_its_place(
         assert text[row].startswith("  # TODO")
 
 
-def test_a_missing_field_has_its_todo_too(project: Project):
+def test_a_missing_field_has_its_todo_too(project: Migrating):
     data = yaml.safe_load(FLAT_TASK)
     del data["task_name"], data["data"]["output_folder"]
-    assert project.migrate(data, to="tasks/t.yaml").exit_code == 1
+    assert project.migrate(data, to="tasks/t.yaml").code == 1
     text = project.text("tasks/t.yaml")
     assert re.search(r"\n# TODO data.output_folder: missing.*\ndata:\n", text)
     assert "# TODO task_name: missing" in text.splitlines()[-1]
@@ -404,30 +387,30 @@ def test_a_missing_field_has_its_todo_too(project: Project):
         ("something_else", "unknown task type"),
     ],
 )
-def test_other_task_types_write_nothing(project: Project, task_type: str, advice: str):
+def test_other_task_types_write_nothing(project: Migrating, task_type: str, advice: str):
     data = {"task_name": "d", "task_type": task_type, "merge": {"output_base_dir": "x"}}
-    result = project.migrate(data, to="tasks/d.yaml")
-    assert result.exit_code == 1
-    treatment, reason = lines(result)["task_type"]
+    ended = project.migrate(data, to="tasks/d.yaml")
+    assert ended.code == 1
+    treatment, reason = lines(ended)["task_type"]
     assert treatment == "refused"
     assert advice in reason
-    assert "nothing is written" in result.output
+    assert "nothing is written" in ended.err
     assert not (project.root / "configs/tasks/d.yaml").exists()
 
 
-def test_a_file_of_no_kind_is_refused(project: Project):
+def test_a_file_of_no_kind_is_refused(project: Migrating):
     path = write(project.root / "x.yaml", {"siflow": {}})
-    result = run(path)
-    assert isinstance(result.exception, SetupError)
-    assert "not a task, model, prompt, data set or merge group file" in str(result.exception)
+    ended = run(path)
+    assert ended.code == 2
+    assert "not a task, model, prompt, data set or merge group file" in ended.err
 
 
 # Distillation
 
 
-def test_a_step_keeps_the_form_that_it_has(project: Project):
-    result = project.migrate(CHATML_TASK, to="tasks/chatml.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_step_keeps_the_form_that_it_has(project: Migrating):
+    ended = project.migrate(CHATML_TASK, to="tasks/chatml.yaml")
+    assert ended.code == 0, ended
     data = project.data("tasks/chatml.yaml")
     assert list(data) == ["task_name", "task_type", "description", "distillation", "distributed"]
     assert data["distillation"] == {
@@ -440,25 +423,25 @@ def test_a_step_keeps_the_form_that_it_has(project: Project):
         "system_prompt": "Be brief.",
         "selected_datasets": ["org/a"],
     }
-    told = lines(result)
+    told = lines(ended)
     assert told["distillation.step"] == told["distillation.input_dir"] == ("honoured", "")
     assert told["distillation.num_processes"][0] == "changed"
     assert told["distillation.continue_mode"][1] == "left out: true is what happens anyway"
     assert "{timestamp} removed" in told["distillation.output_dir"][1]
-    assert "object" not in result.output, "the old system kept these folders on disk"
+    assert "object" not in ended.err, "the old system kept these folders on disk"
 
 
-def test_a_merge_loses_its_chunks(project: Project):
-    result = project.migrate(MERGE_TASK, to="tasks/merge.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_merge_loses_its_chunks(project: Migrating):
+    ended = project.migrate(MERGE_TASK, to="tasks/merge.yaml")
+    assert ended.code == 0, ended
     assert "chunk_size" not in project.data("tasks/merge.yaml")["distillation"]
-    assert lines(result)["distillation.chunk_size"] == ("changed", "left out: rows are streamed")
+    assert lines(ended)["distillation.chunk_size"] == ("changed", "left out: rows are streamed")
 
 
-def test_both_key_sets_of_generate_response(project: Project):
+def test_both_key_sets_of_generate_response(project: Migrating):
     first = project.migrate(GENERATE_TASK, to="tasks/first.yaml")
     second = project.migrate(OTHER_GENERATE_TASK, to="tasks/second.yaml")
-    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert (first.code, second.code) == (0, 0), (first, second)
     told = lines(first)
     assert "modelcall retry" in told["distillation.retry_mode"][1]
     assert "run-task --fresh" in told["distillation.resume_mode"][1]
@@ -481,25 +464,25 @@ def test_both_key_sets_of_generate_response(project: Project):
         assert {warning.file for warning in spec.warnings} == {"configs/models/m.yaml"}
 
 
-def test_a_mistake_in_a_step_has_a_todo_at_its_place(project: Project):
+def test_a_mistake_in_a_step_has_a_todo_at_its_place(project: Migrating):
     data = yaml.safe_load(OTHER_GENERATE_TASK)
     data["distillation"]["conurrency"] = 4
     del data["distillation"]["output_path"]
-    result = project.migrate(data, to="tasks/t.yaml")
-    assert result.exit_code == 1
+    ended = project.migrate(data, to="tasks/t.yaml")
+    assert ended.code == 1
     text = project.text("tasks/t.yaml")
     assert re.search(r"  # TODO distillation.conurrency: .*\n  conurrency: 4", text)
     assert re.search(r"# TODO distillation.output_path: missing.*\ndistillation:", text)
 
 
 @pytest.mark.parametrize(("text", "name"), [(SETS, "sets"), (GROUPS, "groups")])
-def test_data_sets_and_merge_groups_are_taken_as_they_are(project: Project, text: str, name: str):
-    result = project.migrate(text, to=f"distillation/{name}.yaml")
-    assert result.exit_code == 0, result.output
+def test_data_sets_and_merge_groups_are_taken_as_they_are(project: Migrating, text: str, name: str):
+    ended = project.migrate(text, to=f"distillation/{name}.yaml")
+    assert ended.code == 0, ended
     assert project.text(f"distillation/{name}.yaml") == text
 
 
-def test_mistakes_in_data_sets_and_merge_groups_are_refused(project: Project):
+def test_mistakes_in_data_sets_and_merge_groups_are_refused(project: Migrating):
     sets = yaml.safe_load(SETS)
     sets["org/a"]["column_mapping"] = {"conversation": "turns"}
     told = lines(project.migrate(sets, to="distillation/s.yaml"))
@@ -516,9 +499,9 @@ def test_mistakes_in_data_sets_and_merge_groups_are_refused(project: Project):
 # Models
 
 
-def test_a_model_loses_its_key_and_its_timeout(project: Project):
-    result = project.migrate(MODEL, to="models/ds.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_model_loses_its_key_and_its_timeout(project: Migrating):
+    ended = project.migrate(MODEL, to="models/ds.yaml")
+    assert ended.code == 0, ended
     data = project.data("models/ds.yaml")
     assert data["client_config"]["api_key"] == "${DEEPSEEK_API_KEY}"
     assert data["chat_config"] == {
@@ -528,7 +511,7 @@ def test_a_model_loses_its_key_and_its_timeout(project: Project):
         "enable_thinking": False,
         "reasoning_effort": "low",
     }
-    told = lines(result)
+    told = lines(ended)
     assert "in .env" in told["client_config.api_key"][1]
     assert told["chat_config.timeout"][0] == "changed"
     assert told["chat_config.stream"][0] == "honoured"
@@ -538,9 +521,9 @@ def test_a_model_loses_its_key_and_its_timeout(project: Project):
     load_model(project.root / "configs/models/ds.yaml", project.root)
 
 
-def test_a_model_of_the_first_generation(project: Project):
-    result = project.migrate(FIRST_MODEL, name="big one.yaml", to="models/gpt.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_model_of_the_first_generation(project: Migrating):
+    ended = project.migrate(FIRST_MODEL, name="big one.yaml", to="models/gpt.yaml")
+    assert ended.code == 0, ended
     assert project.data("models/gpt.yaml") == {
         "client_config": {
             "base_url": "https://api.openai.com/v1",
@@ -553,44 +536,44 @@ def test_a_model_of_the_first_generation(project: Project):
             "stream": False,
         },
     }
-    told = lines(result)
+    told = lines(ended)
     assert told["completions_params.max_tokens"] == ("changed", "now chat_config.max_tokens")
     assert {"provider", "model_name", "api_key", "completions_params.stream"} <= set(told)
     load_model(project.root / "configs/models/gpt.yaml", project.root)
 
 
-def test_an_unknown_provider_reads_its_address_from_the_environment(project: Project):
+def test_an_unknown_provider_reads_its_address_from_the_environment(project: Migrating):
     old = {"provider": "house", "model_name": "m", "completions_params": None}
-    assert project.migrate(old, to="models/h.yaml").exit_code == 0
+    assert project.migrate(old, to="models/h.yaml").code == 0
     client = project.data("models/h.yaml")["client_config"]
     assert client == {"base_url": "${BASE_URL}", "api_key": "${API_KEY}"}
 
 
-def test_secrets_in_headers_and_proxies_become_references(project: Project):
+def test_secrets_in_headers_and_proxies_become_references(project: Migrating):
     headers = {"X-Team": "ours", "Cookie": "abcdef", "Authorization": "Bearer ${TOKEN}"}
     client = {**MODEL["client_config"], "headers": headers, "proxy": "http://me:abcdef@p:1"}
-    result = project.migrate(MODEL | {"client_config": client}, to="models/ds.yaml")
-    assert result.exit_code == 0, result.output
-    assert "abcdef" not in result.output
+    ended = project.migrate(MODEL | {"client_config": client}, to="models/ds.yaml")
+    assert ended.code == 0, ended
+    assert "abcdef" not in ended.err
     data = project.data("models/ds.yaml")["client_config"]
     assert data["headers"] == headers | {"Cookie": "${DEEPSEEK_COOKIE}"}
     assert data["proxy"] == "${DEEPSEEK_PROXY}"
     load_model(project.root / "configs/models/ds.yaml", project.root)
 
 
-def test_json_becomes_yaml(project: Project):
-    result = project.migrate(MODEL, name="old.json", to="models/ds.yaml")
-    assert result.exit_code == 0
+def test_json_becomes_yaml(project: Migrating):
+    ended = project.migrate(MODEL, name="old.json", to="models/ds.yaml")
+    assert ended.code == 0
     ours = {**MODEL, "client_config": {"base_url": "http://h/v1", "api_key": "EMPTY"}}
     del ours["chat_config"]
     ours["chat_config"] = {"model": "m"}
-    result = project.migrate(ours, name="ours.json", to="models/ours.yaml")
-    assert "nothing to change" in result.output
+    ended = project.migrate(ours, name="ours.json", to="models/ours.yaml")
+    assert "nothing to change" in ended.err
     assert "client_config:\n" in project.text("models/ours.yaml")
 
 
 @pytest.mark.parametrize("key", ["EMPTY", "not-needed", "${MY_KEY}"])
-def test_what_is_no_secret_stays(project: Project, key: str):
+def test_what_is_no_secret_stays(project: Migrating, key: str):
     old = copy.deepcopy(MODEL)
     old["client_config"]["api_key"] = key
     project.migrate(old, to="models/m2.yaml")
@@ -623,36 +606,36 @@ def test_what_is_no_secret_stays(project: Project, key: str):
     ],
 )
 def test_a_secret_is_nowhere(
-    project: Project, changes: dict[str, Data], variable: str, exit_code: int
+    project: Migrating, changes: dict[str, Data], variable: str, exit_code: int
 ):
     old = copy.deepcopy(MODEL)
     for block, fields in changes.items():
         old[block] |= fields
-    result = project.migrate(old, name="3-b.yaml", to="models/m3.yaml")
-    assert result.exit_code == exit_code, result.output
+    ended = project.migrate(old, name="3-b.yaml", to="models/m3.yaml")
+    assert ended.code == exit_code, ended
     text = project.text("models/m3.yaml")
-    for shown in (result.output, text):
+    for shown in (ended.err, text):
         assert not re.search(rf"{SECRET}|correct.horse|271828182845", shown)
     assert f"{variable}}}" in text
 
 
-def test_a_secret_in_a_task_or_in_a_comment_is_nowhere(project: Project):
+def test_a_secret_in_a_task_or_in_a_comment_is_nowhere(project: Migrating):
     task = yaml.safe_load(FLAT_TASK)
     task["data"]["input_folder"] = f"s3://me:{PLAIN_SECRET}@bucket/{{timestamp}}"
     task["environment"] = {"api_key": PLAIN_SECRET}
-    result = project.migrate(task, to="tasks/t.yaml")
-    assert PLAIN_SECRET not in result.output + project.text("tasks/t.yaml")
+    ended = project.migrate(task, to="tasks/t.yaml")
+    assert PLAIN_SECRET not in ended.err + project.text("tasks/t.yaml")
     ours = f"# api_key: {SECRET}\n" + project.text("models/m.yaml").replace("50", "3")
-    result = project.migrate(ours, to="models/m4.yaml")
-    assert SECRET not in result.output + project.text("models/m4.yaml")
+    ended = project.migrate(ours, to="models/m4.yaml")
+    assert SECRET not in ended.err + project.text("models/m4.yaml")
 
 
 # Prompts
 
 
-def test_a_prompt_gets_types_and_loses_numeric_defaults(project: Project):
-    result = project.migrate(PROMPT, to="prompts/r.yaml")
-    assert result.exit_code == 0, result.output
+def test_a_prompt_gets_types_and_loses_numeric_defaults(project: Migrating):
+    ended = project.migrate(PROMPT, to="prompts/r.yaml")
+    assert ended.code == 0, ended
     data = project.data("prompts/r.yaml")
     assert data["prompt_template"] == yaml.safe_load(PROMPT)["prompt_template"]
     output = data["output_config"]
@@ -664,7 +647,7 @@ def test_a_prompt_gets_types_and_loses_numeric_defaults(project: Project):
         "summary": {"type": "string"},
     }
     assert output["json_default_values"] == {"corpus_type": "general", "tags": []}
-    told = lines(result)
+    told = lines(ended)
     for key in ("score", "weight"):
         reason = told[f"output_config.json_default_values.{key}"][1]
         assert reason == "left out: a default never becomes a score"
@@ -679,9 +662,9 @@ def test_a_prompt_gets_types_and_loses_numeric_defaults(project: Project):
     assert problems == []
 
 
-def test_a_prompt_that_declares_keys_of_no_json_is_refused(project: Project):
-    result = project.migrate(PROMPT.replace("true", "false"), to="prompts/r.yaml")
-    assert result.exit_code == 1
+def test_a_prompt_that_declares_keys_of_no_json_is_refused(project: Migrating):
+    ended = project.migrate(PROMPT.replace("true", "false"), to="prompts/r.yaml")
+    assert ended.code == 1
     assert "# TODO output_config.require_json: " in project.text("prompts/r.yaml")
 
 
@@ -693,7 +676,7 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, words: str)
     old = {"prompt_template": template, "output_config": {"json_default_values": {"x": 1}}}
     path = folder / "p.json"
     path.write_text(json.dumps(old), "utf-8")
-    assert run(path, "--output", folder / "new.yaml").exit_code == 0
+    assert run(path, "--output", folder / "new.yaml").code == 0
     assert load_yaml(folder / "new.yaml")["prompt_template"] == template
 
 
@@ -702,49 +685,42 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, words: str)
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_a_file_of_ours_stays_as_it_is(path: Path):
-    result = run(path)
-    assert result.exit_code == 0, result.output
-    assert "nothing to change" in result.stderr
-    assert result.stdout == path.read_text("utf-8")
+    ended = run(path)
+    assert ended.code == 0, ended
+    assert "nothing to change" in ended.err
+    assert ended.out == path.read_text("utf-8")
 
 
 DISTILLING = [CHATML_TASK, MERGE_TASK, GENERATE_TASK, OTHER_GENERATE_TASK]
 
 
 @pytest.mark.parametrize("old", [TASK, FLAT_TASK, MODEL, FIRST_MODEL, PROMPT, *DISTILLING])
-def test_migrating_twice_changes_nothing_more(project: Project, old: Data | str):
+def test_migrating_twice_changes_nothing_more(project: Migrating, old: Data | str):
     project.migrate(old, to="tasks/once.yaml")
     once = project.text("tasks/once.yaml")
     again = project.migrate(once, name="once.yaml", to="tasks/twice.yaml")
-    assert "nothing to change" in again.output
+    assert "nothing to change" in again.err
     assert project.text("tasks/twice.yaml") == once
 
 
-def test_an_existing_file_is_overwritten_by_force_only(project: Project):
-    old = write(project.root / "old.yaml", FLAT_TASK)
-    new = write(project.root / "new.yaml", "mine: 1\n")
+def test_an_existing_file_is_overwritten_by_force_only(project: Migrating):
+    old = project.write("old.yaml", FLAT_TASK)
+    new = project.write("new.yaml", "mine: 1\n")
     refused = run(old, "--output", new)
-    assert refused.exit_code == 1
-    assert "add --force to replace" in str(refused.exception)
+    assert (refused.code, "add --force to replace" in refused.err) == (2, True), refused
     assert new.read_text() == "mine: 1\n"
-    assert run(old, "--output", new, "--force").exit_code == 0
+    assert run(old, "--output", new, "--force").code == 0
     assert "task_name: flat" in new.read_text()
-    assert run(old, "--output", project.root / "new.json").exit_code == 2
+    assert run(old, "--output", project.root / "new.json").code == 2
 
 
-def test_as_a_process_the_file_and_the_list_are_apart(project: Project):
-    old = write(project.root / "old/m.yaml", MODEL)
-    done = subprocess.run(
-        [sys.executable, "-m", "modelcall", "migrate", str(old)],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert done.returncode == 0
-    model, _ = parse_model(yaml.safe_load(done.stdout), "m.yaml")
+def test_the_file_and_the_list_are_apart(project: Migrating):
+    ended = run(project.write("old/m.yaml", MODEL))
+    assert ended.code == 0
+    model, _ = parse_model(yaml.safe_load(ended.out), "m.yaml")
     assert model
-    assert "changed: client_config.api_key: " in done.stderr
-    assert SECRET not in done.stdout + done.stderr
+    assert "changed: client_config.api_key: " in ended.err
+    assert SECRET not in ended.out + ended.err
 
 
 # Whatever the old files hold
@@ -783,21 +759,20 @@ def test_any_part_of_an_old_file_validates_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, old: Data, parse: Any, data: st.DataObject
 ):
     folder = tmp_path_factory.mktemp("parts")
-    result = run(write(folder / "old.yaml", data.draw(parts(old))))
-    if isinstance(result.exception, SetupError):
-        assert re.search(r"not a task, model, prompt, data|a mapping", str(result.exception))
+    ended = run(write(folder / "old.yaml", data.draw(parts(old))))
+    if ended.code == 2:
+        assert re.search(r"not a task, model, prompt, data|a mapping", ended.err)
         return
-    assert SECRET not in result.output
-    if result.exit_code:
-        assert isinstance(result.exception, SystemExit)
-        assert "\nrefused: " in f"\n{result.stderr}"
-    if not result.stdout:
-        assert lines(result).keys() == {"task_type"}
+    assert SECRET not in ended.out + ended.err
+    if ended.code:
+        assert "\nrefused: " in f"\n{ended.err}"
+    if not ended.out:
+        assert lines(ended).keys() == {"task_type"}
         return
-    new = write(folder / "new.yaml", result.stdout)
+    new = write(folder / "new.yaml", ended.out)
     valid = parse(load_yaml(new), "new.yaml")[0] is not None
-    assert valid or result.exit_code == 1
-    if result.exit_code == 0:
+    assert valid or ended.code == 1
+    if ended.code == 0:
         again = run(new)
-        assert again.stdout == result.stdout
-        assert "nothing to change" in again.stderr
+        assert again.out == ended.out
+        assert "nothing to change" in again.err

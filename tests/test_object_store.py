@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from botocore.client import BaseClient
-from conftest import until
+from project import until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
@@ -227,10 +227,7 @@ class TestFiles:
         assert uploads(client, bucket) == []
 
 
-@pytest.fixture
-def quick_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "POLL_S", 0.02)
-    monkeypatch.setattr(claims, "STALE_S", 1.0)
+QUICK = {"poll_s": 0.02, "stale_s": 1.0}
 
 
 HOLDER = """
@@ -245,24 +242,21 @@ with claimed(Stores([StoreOptions("lab", "s3://", "s3", options)]).place(sys.arg
 """
 
 
-@pytest.mark.usefixtures("quick_claims")
 class TestClaims:
     @pytest.fixture
     def claim(self, place: RemotePath) -> RemotePath:
         return place.parent / "claims/scores/a.jsonl"
 
     def test_of_many_at_the_same_time_one_holds_it(
-        self, s3_server: S3Server, claim: RemotePath, monkeypatch: pytest.MonkeyPatch
+        self, s3_server: S3Server, claim: RemotePath
     ) -> None:
         """Each has its own connections, as processes do."""
-        monkeypatch.setattr(claims, "POLL_S", 0.2)
-        monkeypatch.setattr(claims, "STALE_S", 60.0)
         together, inside, most = threading.Barrier(16), [0], [0]
 
         def work(_: int) -> None:
             own = place_of(stores(s3_server), str(claim))
             together.wait()
-            with claimed(own) as check:
+            with claimed(own, poll_s=0.2) as check:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 check()
@@ -279,14 +273,14 @@ class TestClaims:
         entered = threading.Event()
 
         def wait() -> None:
-            with claimed(claim):
+            with claimed(claim, **QUICK):
                 entered.set()
 
         holding = ExitStack()
-        check = holding.enter_context(claimed(claim))
+        check = holding.enter_context(claimed(claim, **QUICK))
         with in_thread(wait) as waiting:
             begun = time.monotonic()
-            until(lambda: time.monotonic() - begun > 3 * claims.STALE_S, every=0.1)
+            until(lambda: time.monotonic() - begun > 3 * QUICK["stale_s"], every=0.1)
             check()
             assert not entered.is_set()
             holding.close()
@@ -307,7 +301,7 @@ class TestClaims:
             assert holder.stdout.readline() == "held\n"
             assert len(claims.claims(claim)) == 1
             holder.send_signal(signal.SIGKILL)
-        with claimed(claim) as check:
+        with claimed(claim, **QUICK) as check:
             check()
         assert claims.claims(claim) == []
 
@@ -315,25 +309,20 @@ class TestClaims:
         self, proxy: S3Proxy, behind: RemotePath, claim: RemotePath
     ) -> None:
         own = place_of_same_store(behind, claim)
-        with claimed(own) as check:
+        with claimed(own, **QUICK) as check:
             check()
             proxy.on("PUT", "claims/", refuse=(503, "SlowDown"))
             proxy.on("DELETE", "claims/", refuse=(503, "SlowDown"))
             until(lambda: not holds(check))
-            with claimed(claim) as other:
+            with claimed(claim, **QUICK) as other:
                 other()
                 proxy.clear()
                 with pytest.raises(StoreError, match="another run may hold it now"):
                     check()
 
     def test_a_store_that_cannot_write_on_a_condition_will_do(
-        self,
-        proxy: S3Proxy,
-        behind: RemotePath,
-        claim: RemotePath,
-        monkeypatch: pytest.MonkeyPatch,
+        self, proxy: S3Proxy, behind: RemotePath, claim: RemotePath
     ) -> None:
-        monkeypatch.setattr(claims, "STALE_S", 60.0)
         conditional = proxy.on("", conditional=True, refuse=(501, "NotImplemented"))
         with claimed(place_of_same_store(behind, claim)) as check:
             write(behind)

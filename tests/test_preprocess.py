@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preprocessing import preprocessed, published, recipe_of, source_of
+from project import write_rows
 
-from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.outcome import Dropped
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.preprocessed import preprocess
-from modelcall_assets.stages.raw import read_raw
-from modelcall_assets.stages.recipe import Recipe
-from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.source import Part, Source
-from modelcall_assets.storage.files import publish, stat_file
+from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.pieces import read_chunks
 from modelcall_assets.transforms.preprocessor import Copied
 from modelcall_assets.transforms.universal import Universal
 
@@ -139,34 +134,6 @@ class TestProcess:
                 assert made[name] == row[origin.source]
 
 
-def preprocessed(path: Path, limit: int | None = None, processes: int = 1, **fields: Any) -> Report:
-    """With the fields of a `preprocess` block."""
-    source, recipe = source_of(path, limit), recipe_of(path.parent, **fields)
-    with publish(path.with_name("out") / "result.parquet") as out:
-        return preprocess(source, recipe, out, processes=processes)
-
-
-def recipe_of(root: Path, **fields: Any) -> Recipe:
-    return Recipe(Preprocess.model_validate({"enabled": True, **fields}), root, "task.yaml")
-
-
-def source_of(path: Path, limit: int | None = None) -> Source:
-    raw = read_raw(stat_file(path), limit=limit)
-    return Source((Part(path.name, path, raw.digest),), raw.schema, raw.rows, limit)
-
-
-def published(path: Path) -> list[Any]:
-    output = path.with_name("out") / "result.parquet"
-    return [item for chunk in read_chunks(output, read_schema(output)) for item in chunk.items]
-
-
-def write_jsonl(folder: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:
-    path = folder / "in.jsonl"
-    raw = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
-    path.write_bytes(b"".join(line + b"\n" for line in raw))
-    return path
-
-
 lines = st.lists(
     st.fixed_dictionaries(
         {"n": st.integers(0, 9)},
@@ -182,7 +149,7 @@ lines = st.lists(
 
 class TestFile:
     def test_added_columns(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path, [{"text": "hello", "n": 1}, {"id": 7, "text": ""}])
+        path = write_rows(tmp_path / "in.jsonl", [{"text": "hello", "n": 1}, {"id": 7, "text": ""}])
         preprocessed(path, source_name="web", max_tokens=2048)
         first, second = published(path)
         assert len(first.pop("id")) == 32
@@ -207,7 +174,9 @@ class TestFile:
     def test_a_source_that_the_task_names_wins(
         self, tmp_path: Path, fields: dict[str, Any], made: Any
     ) -> None:
-        path = write_jsonl(tmp_path, [{"text": "hi", "site": "a.org", "source": {"page": 7}}])
+        path = write_rows(
+            tmp_path / "in.jsonl", [{"text": "hi", "site": "a.org", "source": {"page": 7}}]
+        )
         preprocessed(path, source_name="web", **fields)
         [row] = published(path)
         assert row["source"] == made and "input_source" not in row
@@ -221,7 +190,7 @@ class TestFile:
             line if isinstance(line, bytes) else {**line, "id": str(n)}
             for n, line in enumerate(lines)
         ]
-        path = write_jsonl(tmp_path_factory.mktemp("in"), numbered)
+        path = write_rows(tmp_path_factory.mktemp("in") / "in.jsonl", numbered)
         report = preprocessed(path, filters={"min_text_length": 3, "required_fields": ["n"]})
         rows = published(path)
         assert report.rows_in == sum(line != b"  " for line in lines)
@@ -238,7 +207,9 @@ class TestFile:
 
     def test_bad_rows_stay_in_their_place(self, tmp_path: Path) -> None:
         bad = {"text": 5, "y": "kept"}
-        path = write_jsonl(tmp_path, [{"text": "a"}, b"{bad", bad, {"text": "b", "x": [1]}])
+        path = write_rows(
+            tmp_path / "in.jsonl", [{"text": "a"}, b"{bad", bad, {"text": "b", "x": [1]}]
+        )
         report = preprocessed(path)
         first, bad_line, bad_row, last = published(path)
         assert (report.rows_in, report.rows, report.failed) == (4, 4, 2)
@@ -257,8 +228,9 @@ class TestFile:
         assert [row["text"] for row in report.sample] == ["a", "b"]
 
     def test_the_published_schema_is_the_reported_one(self, tmp_path: Path) -> None:
-        path = write_jsonl(
-            tmp_path, [{"id": 1, "text": "a", "x": 1, "tags": [[{"a": 1}]]}, {"id": "b", "x": "y"}]
+        path = write_rows(
+            tmp_path / "in.jsonl",
+            [{"id": 1, "text": "a", "x": 1, "tags": [[{"a": 1}]]}, {"id": "b", "x": "y"}],
         )
         mapping: dict[str, Any] = {
             "copy": "x",
@@ -302,14 +274,14 @@ class TestFile:
         assert out.column("tokens").to_pylist() == [1]
 
     def test_an_empty_file_and_a_limit(self, tmp_path: Path) -> None:
-        report = preprocessed(write_jsonl(tmp_path, []))
+        report = preprocessed(write_rows(tmp_path / "in.jsonl", []))
         assert (report.rows_in, report.rows) == (0, 0)
-        path = write_jsonl(tmp_path, [{"text": str(n)} for n in range(5)])
+        path = write_rows(tmp_path / "in.jsonl", [{"text": str(n)} for n in range(5)])
         assert preprocessed(path, limit=3).rows == 3
         assert [row["text"] for row in published(path)] == ["0", "1", "2"]
 
     def test_the_version_follows_the_content_not_the_config(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path, [{"text": "abc"}])
+        path = write_rows(tmp_path / "in.jsonl", [{"text": "abc"}])
         version = preprocessed(path).data_version
         cleaning = {"remove_characters": ["a"]}
         assert preprocessed(path, filters={"min_text_length": 1}).data_version == version
@@ -318,9 +290,9 @@ class TestFile:
         )
 
     def test_a_changed_input_publishes_nothing(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path, [{"n": 1}])
+        path = write_rows(tmp_path / "in.jsonl", [{"n": 1}])
         source = source_of(path)
-        write_jsonl(tmp_path, [{"n": "one"}])
+        write_rows(tmp_path / "in.jsonl", [{"n": "one"}])
         with pytest.raises(InputChanged), publish(tmp_path / "out.parquet") as out:
             preprocess(source, recipe_of(tmp_path), out)
         assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]

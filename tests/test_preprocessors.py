@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 import tracemalloc
 from collections.abc import Mapping, Sequence
@@ -19,33 +20,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner
-from conftest import WORKSPACE, Project, look, some_rows, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import checkout, rendergit_cxml, repomix_xml, tracked_texts
+from pages import ROOT, write_examples
+from preprocessing import preprocessed, published
+from project import TASK, Project, some_rows, until, write_rows
 from s3_server import S3Server
-from test_preprocess import preprocessed, published, write_jsonl
 
-from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.preprocess import ENCODINGS
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_new_keys
-from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
-from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.stage import Run
-from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.stages.report import counted
 from modelcall_assets.transforms import tokens
 from modelcall_assets.transforms.github_raw_code import GithubRawCode
 from modelcall_assets.transforms.tokens import count_tokens
 from modelcall_assets.transforms.triplet_filter import FACTS, TripletFilter
 
-ROOT = Path(__file__).parent.parent
 CODE = "def f(x):\n    return x\n"
+
+
+@pytest.fixture
+def project(bare: Project) -> Project:
+    return bare
 
 
 def own(folder: Path, source: str, module: str) -> str:
@@ -54,50 +54,20 @@ def own(folder: Path, source: str, module: str) -> str:
     return module
 
 
-def task(project: Project, script: str, **preprocess: Any) -> None:
+def task(
+    project: Project, script: str, data: Mapping[str, Any] | None = None, **preprocess: Any
+) -> None:
     """Rates the truncated column; the prompt knows it as `text`."""
     tokens = preprocess.get("max_tokens", 8192)
     block = {"enabled": True, "script_type": script, "max_tokens": tokens, **preprocess}
     block.setdefault("output_folder", "data/{task_name}/preprocessed")
     column = f"content_truncate_{tokens // 1024}k"
-    data = {"input_key": column, "prompt_format_key": "text"}
+    data = {"input_key": column, "prompt_format_key": "text", **(data or {})}
     project.write_task({"data": data, "preprocess": block, "max_failure_rate": 1})
-
-
-def emptied(project: Project) -> Path:
-    """The input folder without the files that are there otherwise."""
-    folder = project.root / project.inputs
-    shutil.rmtree(folder)
-    folder.mkdir()
-    return folder
-
-
-def run(project: Project, instance: dg.DagsterInstance) -> RunSummary:
-    steps = project.steps()
-    return TaskRunner(steps, instance).run(add_new_keys(instance, steps))
-
-
-def rows_of(project: Project, key: str, stage: str = "preprocessed") -> list[dict[str, Any]]:
-    steps = project.steps()
-    return pq.read_table(steps.stage(stage).output(key)).to_pylist()
-
-
-def manifest(project: Project, stage: str, key: str) -> Manifest:
-    found = read_manifest(project.steps().stage(stage).manifest_path(key))
-    assert found is not None
-    return found
 
 
 def error_of(row: Mapping[str, Any]) -> dict[str, str]:
     return orjson.loads(row[ERROR_COLUMN])
-
-
-def run_task(root: Path, path: Path) -> str:
-    """What `modelcall run-task` prints; it has ended well."""
-    process = Project(root).start("run-task", str(path))
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, output + errors
-    return output + errors
 
 
 class TestLaws:
@@ -127,8 +97,8 @@ class TestLaws:
         lines: Sequence[dict[str, Any] | bytes],
     ) -> None:
         folder = tmp_path_factory.mktemp("in")
-        path = write_jsonl(
-            folder,
+        path = write_rows(
+            folder / "in.jsonl",
             [
                 line if isinstance(line, bytes) else {"text": "x", **line, "id": str(at)}
                 for at, line in enumerate(lines)
@@ -164,7 +134,7 @@ class TestGithubRawCode:
         if suffix == "parquet":
             pq.write_table(pa.Table.from_pylist(rows), path)
         else:
-            write_jsonl(tmp_path, rows)
+            write_rows(tmp_path / "in.jsonl", rows)
         report = preprocessed(path, script_type="github_raw_code", max_tokens=1024)
         first, second = published(path)
         assert first == {
@@ -251,44 +221,42 @@ class TestTripletFilter:
     def test_parts_of_a_language_are_one_partition(
         self, project: Project, instance: dg.DagsterInstance
     ) -> None:
-        emptied(project)
         project.write_input("pt_data_C_part2.jsonl", [{"id": "c2", "text": "two", "n": 1}])
         project.write_input("pt_data_C_part10.jsonl", [{"id": "c10", "text": "ten", "n": "x"}])
         rows = [{"id": "s1", "text": "sharp", "when": 5}]
         project.write_input("pt_data_C_Sharp_part01.parquet", rows)
         project.write_input("pt_data_C_Sharp_part02.jsonl", [b"{bad", {"text": "no id", "b": 1.5}])
         task(project, "triplet_filter")
-        summary = run(project, instance)
+        summary = project.materialize(instance)
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
-        assert [(row["id"], row["n"]) for row in rows_of(project, "C")] == [
+        assert [(row["id"], row["n"]) for row in project.rows("C", "preprocessed")] == [
             ("c2", "1"),
             ("c10", '"x"'),
         ]
-        first, bad, last = rows_of(project, "C_Sharp")
+        first, bad, last = project.rows("C_Sharp", "preprocessed")
         assert (first["when"], first["b"], last["when"], last["b"]) == (5, None, None, 1.5)
         assert error_of(bad)["reason"] == "bad_line"
-        raw = manifest(project, "raw", "C_Sharp")
+        raw = project.manifest("C_Sharp", "raw")
         names = [(member["name"], member["rows"]) for member in raw.detail["members"]]
         assert names == [
             ("pt_data_C_Sharp_part01.parquet", 1),
             ("pt_data_C_Sharp_part02.jsonl", 2),
         ]
         assert (raw.rows, raw.failed) == (3, 1)
-        scored = rows_of(project, "C_Sharp", "scores")
+        scored = project.scores("C_Sharp")
         assert [row["api_status"] for row in scored] == ["success", "error", "success"]
 
     def test_an_id_does_not_depend_on_the_parts_before(self, project: Project) -> None:
-        emptied(project)
         project.write_input("pt_data_C_part2.jsonl", [{"text": "two"}])
         task(project, "triplet_filter")
         steps = project.steps()
         steps.stage("raw").make("C", Tally())
         steps.stage("preprocessed").make("C", Tally())
-        (before,) = rows_of(project, "C")
+        (before,) = project.rows("C", "preprocessed")
         project.write_input("pt_data_C_part1.jsonl", [{"text": "one"}, {"text": "more"}])
         steps.stage("raw").make("C", Tally())
         steps.stage("preprocessed").make("C", Tally())
-        assert [row["id"] for row in rows_of(project, "C")][2] == before["id"]
+        assert [row["id"] for row in project.rows("C", "preprocessed")][2] == before["id"]
 
 
 class TestGroups:
@@ -296,7 +264,7 @@ class TestGroups:
 
     @pytest.fixture
     def packs(self, project: Project) -> Path:
-        folder = emptied(project)
+        folder = project.input_folder
         for language in ("Go", "Rust"):
             (folder / language).mkdir()
             pack = repomix_xml({"README.md": "# Read\n", f"a.{language.lower()}": CODE})
@@ -308,18 +276,18 @@ class TestGroups:
     def test_a_new_pack_makes_its_language_due(
         self, project: Project, packs: Path, instance: dg.DagsterInstance
     ) -> None:
-        result, cursor = look(project, instance)
+        result, cursor = project.look(instance)
         assert isinstance(result, dg.SensorResult)
         keys = [request.partition_key for request in result.run_requests or ()]
         assert keys == ["Go", "Rust"]
-        assert run(project, instance).failed == []
-        _, cursor = look(project, instance, cursor)
+        assert project.materialize(instance).failed == []
+        _, cursor = project.look(instance, cursor)
         (packs / "Rust" / "eve_y_77.cxml").write_bytes(rendergit_cxml({"b.rs": "fn main() {}"}))
-        result, _ = look(project, instance, cursor)
+        result, _ = project.look(instance, cursor)
         assert isinstance(result, dg.SensorResult)
         assert [request.partition_key for request in result.run_requests or ()] == ["Rust"]
-        assert run(project, instance).failed == []
-        assert [row["repo_user"] for row in rows_of(project, "Rust")] == ["ann", "eve"]
+        assert project.materialize(instance).failed == []
+        assert [row["repo_user"] for row in project.rows("Rust", "preprocessed")] == ["ann", "eve"]
 
     def test_packs_are_rows(
         self, project: Project, packs: Path, instance: dg.DagsterInstance
@@ -328,8 +296,8 @@ class TestGroups:
         (packs / "Go" / "zed_cut_2.xml").write_bytes(
             repomix_xml({"a.go": CODE, "b.go": CODE})[:-30]
         )
-        assert run(project, instance).failed == []
-        ann, bob, broken, cut = rows_of(project, "Go")
+        assert project.materialize(instance).failed == []
+        ann, bob, broken, cut = project.rows("Go", "preprocessed")
         assert (ann["repo_full_name"], ann["language"], bob["packaging_tool"]) == (
             "ann/my_lib",
             "Go",
@@ -340,36 +308,26 @@ class TestGroups:
         assert error_of(broken)["reason"] == "preprocess_error"
         assert cut["pack_problem"] and not ann["pack_problem"]
         assert len({row["id"] for row in (ann, bob, broken, cut)}) == 4
-        raw = manifest(project, "raw", "Go")
+        raw = project.manifest("Go", "raw")
         assert [member["whole"] for member in raw.detail["members"]] == [True] * 4
-        statuses = [row["api_status"] for row in rows_of(project, "Go", "scores")]
+        statuses = [row["api_status"] for row in project.scores("Go")]
         assert statuses == ["success", "success", "error", "success"]
         event = instance.get_latest_materialization_event(dg.AssetKey(["rate", "preprocessed"]))
         assert event and event.asset_materialization
         instance.get_latest_data_version_record(dg.AssetKey(["rate", "raw"]), partition_key="Go")
 
-    def test_commands_know_them(
-        self, project: Project, packs: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(project.root)
+    def test_commands_know_them(self, project: Project, packs: Path) -> None:
         (packs / "Go/notes.txt").write_text("not a pack")
-
-        def command(*arguments: str) -> str:
-            result = CliRunner().invoke(modelcall, [*arguments], catch_exceptions=False)
-            assert result.exit_code == 0, result.output
-            return result.output
-
-        path = str(project.task_file)
-        command("check", "--strict", path)
-        assert re.search(r"Go\s+│\s+2 ", command("plan", path))
-        assert "merged representation" in command("try", path, "--rows", "1")
-        first = run_task(project.root, project.task_file)
-        assert "2 of 2 files scored: 3 rows, 3 succeeded" in first
-        assert "nothing to do" in run_task(project.root, project.task_file)
+        assert project.run("check", "--strict", TASK).code == 0
+        assert re.search(r"Go\s+│\s+2 ", project.run("plan", TASK).out)
+        assert "merged representation" in project.run("try", TASK, "--rows", "1").out
+        first = project.run("run-task", TASK)
+        assert "2 of 2 files scored: 3 rows, 3 succeeded" in first.out
+        assert "nothing to do" in project.run("run-task", TASK).out
         shutil.rmtree(packs / "Go")
-        assert "input is gone" in command("clean", path, "--deleted-inputs", "--yes")
-        assert not project.steps().stage("preprocessed").output("Go").exists()
-        assert project.steps().stage("preprocessed").output("Rust").exists()
+        assert "input is gone" in project.run("clean", TASK, "--deleted-inputs", "--yes").out
+        assert not project.output("Go", "preprocessed").exists()
+        assert project.output("Rust", "preprocessed").exists()
 
     def test_caps_are_shared(self, project: Project, packs: Path) -> None:
         for at in range(5):
@@ -408,18 +366,13 @@ class TestGroups:
         steps.stage("raw").make("Go", Tally())
         steps.stage("preprocessed").make("Go", Tally())
 
-        async def rate() -> Report:
-            async with steps.stage("scores").engine() as engine:
-                return await steps.stage("scores").answer("Go", engine, Run("run", Tally()))
-
         tracemalloc.start()
-        report = asyncio.run(rate())
+        report = project.score("Go")
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert (report.rows, report.ok) == (3, 3)
         assert peak < size / 4
-        lengths = pq.read_table(steps.stage("scores").output("Go")).column("content_length")
-        assert max(lengths.to_pylist()) > size
+        assert max(row["content_length"] for row in project.scores("Go")) > size
 
     def test_in_a_store_and_in_processes(
         self, project: Project, packs: Path, s3_server: S3Server, bucket: str
@@ -438,14 +391,10 @@ class TestGroups:
             "access_key": "${K}",
             "secret_key": "${S}",
         }
-        storage = project.root / "configs/storage.yaml"
-        storage.write_text(yaml.safe_dump({"stores": {"lab": lab}}))
+        project.write_yaml("storage", {"stores": {"lab": lab}})
         where = f"s3://{bucket}"
-        task(project, "repo_xml", num_proc=2, output_folder=f"{where}/pre")
         data = {"input_folder": f"{where}/packs", "output_folder": f"{where}/scores"}
-        content = yaml.safe_load(project.task_file.read_text())
-        content["data"] |= data
-        project.task_file.write_text(yaml.safe_dump(content))
+        task(project, "repo_xml", data=data, num_proc=2, output_folder=f"{where}/pre")
         steps = project.steps()
         assert [file.key_path for file in steps.inputs.files()] == ["Go", "Rust"]
         steps.stage("raw").make("Go", Tally())
@@ -456,31 +405,25 @@ class TestGroups:
 
 class TestOwn:
     def test_the_example_of_the_page_runs(self, project: Project) -> None:
-        """In processes of their own: other pages have a my_pkg too."""
-        page = (ROOT / "docs/preprocessing.md").read_text()
-        for language in ("python", "yaml"):
-            for text in re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.M):
-                text = textwrap.dedent(text)
-                path = project.root / text.splitlines()[0].removeprefix("# ")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rate = "max_failure_rate: 1\n" if language == "yaml" else ""
-                path.write_text(text + rate)
+        for path in write_examples(ROOT / "docs/preprocessing.md", project.root):
+            if path.suffix == ".yaml":
+                path.write_text(path.read_text() + "max_failure_rate: 1\n")
         shutil.copytree(ROOT / "configs/prompts", project.root / "configs/prompts",
                         dirs_exist_ok=True)  # fmt: skip
         project.task, project.inputs = "forum", "data/forum"
         rows = [{"question": f"q{n}", "answer": "a", "votes": n} for n in range(4)]
         project.write_input("a.jsonl", [*rows, {"question": "q", "votes": 5}])
-        run_task(project.root, project.task_file)
-        texts = [row["text"] for row in rows_of(project, "a.jsonl")]
+        assert project.run("run-task", project.task_file).code == 0
+        texts = [row["text"] for row in project.rows("a.jsonl", "preprocessed")]
         assert texts == ["q2\n\na", "q3\n\na", None]
-        made = manifest(project, "preprocessed", "a.jsonl")
+        made = project.manifest("a.jsonl", "preprocessed")
         assert (made.rows, made.dropped, made.failed) == (3, 2, 1)
         project.task, project.inputs = "clean_web", "data/web"
         mails = {"text": "Please write to ann@example.com about the new house. " * 3}
         french = {"text": "Bonjour tout le monde, je suis très content d'être ici ce soir. " * 3}
         project.write_input("b.jsonl", [mails, french, mails])
-        run_task(project.root, project.task_file)
-        (row,) = rows_of(project, "b.jsonl")
+        assert project.run("run-task", project.task_file).code == 0
+        (row,) = project.rows("b.jsonl", "preprocessed")
         assert ("@" not in row["text"], row["text_language"]) == (True, "en")
 
     def test_an_error_is_the_rows_own(self, tmp_path: Path) -> None:
@@ -499,7 +442,7 @@ class TestOwn:
             "own_strict",
         )
         todo = ("raise", "exit", "fine", "list", "keys")
-        path = write_jsonl(tmp_path, [{"id": do, "do": do} for do in todo])
+        path = write_rows(tmp_path / "in.jsonl", [{"id": do, "do": do} for do in todo])
         report = preprocessed(path, script_type=f"{module}:Strict")
         rows = published(path)
         assert [row["id"] for row in rows] == [*todo]
@@ -522,7 +465,7 @@ class TestOwn:
             """,
             "own_choosy",
         )
-        path = write_jsonl(tmp_path, [{"n": n} for n in range(6)])
+        path = write_rows(tmp_path / "in.jsonl", [{"n": n} for n in range(6)])
         report = preprocessed(path, script_type=f"{module}:Choosy")
         assert report.dropped == {"process_item": 1, "odd": 3}
         assert [row["n"] for row in published(path)] == [2, 4]
@@ -539,7 +482,7 @@ class TestOwn:
             """,
             "own_typed",
         )
-        path = write_jsonl(tmp_path, [{"n": n} for n in range(2000)])
+        path = write_rows(tmp_path / "in.jsonl", [{"n": n} for n in range(2000)])
         report = preprocessed(path, script_type=f"{module}:Typed")
         types = {field.name: str(field.type) for field in report.schema}
         assert (types["n"], types["half"], types["late"]) == (
@@ -590,7 +533,7 @@ class TestOwn:
             """,
             "own_loose",
         )
-        path = write_jsonl(tmp_path, [{"text": f"t{n}", "n": n} for n in range(6)])
+        path = write_rows(tmp_path / "in.jsonl", [{"text": f"t{n}", "n": n} for n in range(6)])
         report = preprocessed(path, script_type=f"{module}:Loose")
         rows = published(path)
         assert [row["n"] for row in rows] == [1, 1, 2, 3, None, 5], "failed rows have the input's"
@@ -616,18 +559,18 @@ class TestOwn:
             """,
             "own_notes",
         )
-        folder = emptied(project)
+        folder = project.input_folder
         (folder / "deep").mkdir()
         (folder / "b.txt").write_bytes(b"\xef\xbb\xbfgr\xc3\xbcn \xff")
         (folder / "deep/a.txt").write_text("one")
         (folder / "x.bin").write_bytes(b"\0")
         project.write_input("r.jsonl", [{"text": "row"}])
         task(project, f"{module}:Notes")
-        summary = run(project, instance)
+        summary = project.materialize(instance)
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
-        texts = [(row["path"], row["text"]) for row in rows_of(project, "all%2Cnotes")]
+        texts = [(row["path"], row["text"]) for row in project.rows("all,notes", "preprocessed")]
         assert texts == [("b.txt", "grün \ufffd"), ("deep/a.txt", "one")]
-        assert [row["text"] for row in rows_of(project, "rows")] == ["row"]
+        assert [row["text"] for row in project.rows("rows", "preprocessed")] == ["row"]
 
     def test_files_may_be_partitions_by_themselves(self, project: Project) -> None:
         module = own(
@@ -644,7 +587,7 @@ class TestOwn:
             """,
             "own_each",
         )
-        (emptied(project) / "b.txt").write_text("one")
+        (project.input_folder / "b.txt").write_text("one")
         task(project, f"{module}:Each")
         steps = project.steps()
         assert [file.key_path for file in steps.inputs.files()] == ["b.txt"]
@@ -679,12 +622,10 @@ class TestOwn:
             "own_wrong",
         )
         task(project, name, options=options)
-        result = CliRunner().invoke(modelcall, ["check", str(project.task_file)])
-        assert f"{project.task_file.name}:preprocess.script_type: {told}" in result.output
-        with pytest.raises(SetupError, match=re.escape(told)):
-            CliRunner().invoke(
-                modelcall, ["run-task", str(project.task_file)], catch_exceptions=False
-            )
+        field = f"{TASK}:preprocess.script_type: {told}"
+        assert field in project.run("check", TASK).out
+        ended = project.run("run-task", TASK)
+        assert (ended.code, field in ended.err) == (2, True), ended
         project.definitions()
 
     def test_edited_code_makes_its_rows_out_of_date(self, project: Project) -> None:
@@ -693,7 +634,7 @@ class TestOwn:
         for number in range(2):
             module = own(project.root, source + f"# {number}\n", f"own_edited_{number}")
             task(project, f"{module}:Own")
-            shape = project.steps().shape("preprocessed")
+            shape = project.steps().stage("preprocessed").shape()
             versions.append(shape["code"].popitem()[1])
         assert versions[0] != versions[1]
 
@@ -703,7 +644,7 @@ class TestProcesses:
         texts = (CODE * (200 + n % 50) + f"# {n}\n" for n in range(3000))
         rows = [{"id": str(n), "code": text, "n": n} for n, text in enumerate(texts)]
         rows[1500]["code"] = 5
-        return write_jsonl(folder, [*rows, b"{bad"])
+        return write_rows(folder / "in.jsonl", [*rows, b"{bad"])
 
     @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
     def test_the_result_is_the_same(self, tmp_path: Path, suffix: str) -> None:
@@ -741,18 +682,13 @@ class TestProcesses:
         assert "ZeroDivisionError" in error_of(published(path)[2900])["detail"]
 
     def test_a_bad_line_ends_it_where_the_task_wants_that(self, project: Project) -> None:
-        path = self.rows(emptied(project))
-        task(project, "github_raw_code", num_proc=2)
-        content = yaml.safe_load(project.task_file.read_text())
-        content["data"]["on_bad_line"] = "keep"
-        project.task_file.write_text(yaml.safe_dump(content))
-        steps = project.steps()
-        steps.stage("raw").make(path.name, Tally())
-        content["data"]["on_bad_line"] = "fail"
-        project.task_file.write_text(yaml.safe_dump(content))
+        path = self.rows(project.input_folder)
+        task(project, "github_raw_code", {"on_bad_line": "keep"}, num_proc=2)
+        project.steps().stage("raw").make(path.name, Tally())
+        task(project, "github_raw_code", {"on_bad_line": "fail"}, num_proc=2)
         with pytest.raises(InputError, match="line 3001"):
-            project.steps().preprocessed(path.name)
-        assert not steps.stage("preprocessed").output(path.name).exists()
+            project.steps().stage("preprocessed").make(path.name, Tally())
+        assert not project.output(path.name, "preprocessed").exists()
 
     def test_a_process_that_is_killed_is_told(self, tmp_path: Path) -> None:
         module = own(
@@ -786,17 +722,12 @@ class TestProcesses:
             """,
             "own_slow",
         )
-        self.rows(emptied(project))
+        self.rows(project.input_folder)
         pids = project.root / "pids"
         pids.mkdir()
         task(project, f"{module}:Slow", num_proc=2)
-        process = project.start("run-task", str(project.task_file))
-        try:
-            until(lambda: any(pids.iterdir()))
-            started = [int(path.name) for path in pids.iterdir()]
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+        project.signalled(lambda: any(pids.iterdir()), "run-task", TASK)
+        started = [int(path.name) for path in pids.iterdir()]
         until(lambda: not any(map(is_running, started)))
 
     def test_an_interrupted_run_ends_soon_and_publishes_nothing(self, project: Project) -> None:
@@ -812,17 +743,13 @@ class TestProcesses:
             """,
             "own_slowly",
         )
-        emptied(project)
         path = project.write_input("a.jsonl", [{"n": n} for n in range(30_000)])
         task(project, f"{module}:Slowly")
-        process = project.start("run-task", str(project.task_file))
-        until((project.root / "began").exists)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode != 0
-        assert "preprocessed: " in errors and " of 30,000 rows" in errors
-        assert "Traceback" not in output + errors
-        assert not project.steps().stage("preprocessed").output(path.name).exists()
+        began = (project.root / "began").exists
+        ended = project.signalled(began, "run-task", TASK, number=signal.SIGINT)
+        assert ended.code != 0 and "Traceback" not in ended.out + ended.err, ended
+        assert "preprocessed: " in ended.err and " of 30,000 rows" in ended.err
+        assert not project.output(path.name, "preprocessed").exists()
 
 
 def is_running(pid: int) -> bool:
@@ -852,20 +779,21 @@ class TestCleanData:
             "own_scrub",
         )
         texts = ["a sk-1 b sk-2", "phone 12345", "clean", "boom"]
-        path = write_jsonl(tmp_path, [{"text": text} for text in texts])
+        path = write_rows(tmp_path / "in.jsonl", [{"text": text} for text in texts])
         report = preprocessed(path, scrub=[f"{module}:Keys", f"{module}:Digits"], max_tokens=1024)
         rows = published(path)
         assert [row["text"] for row in rows[:3]] == ["a <key> b <key>", "phone #", "clean"]
         assert [row["content_truncate_1k"] for row in rows[:3]] == [row["text"] for row in rows[:3]]
-        assert report.removed == {"key": 2, "digits": 1}
+        assert report.tables["removed_by_kind"] == counted("kind", {"key": 2, "digits": 1})
         assert "ValueError: no" in error_of(rows[3])["detail"]
 
     def test_languages(self, tmp_path: Path) -> None:
         pytest.importorskip("py3langid")
         english = "The quick brown fox jumps over the lazy dog and runs into the forest."
         chinese = "人工智能是计算机科学的一个分支，它企图了解智能的实质。"
-        path = write_jsonl(
-            tmp_path, [{"text": text} for text in (english, chinese, "123 456", english)]
+        path = write_rows(
+            tmp_path / "in.jsonl",
+            [{"text": text} for text in (english, chinese, "123 456", english)],
         )
         report = preprocessed(path, language_id={"enabled": True})
         assert [row["text_language"] for row in published(path)] == ["en", "zh", None, "en"]
@@ -874,18 +802,20 @@ class TestCleanData:
 
     def test_duplicates_within_a_task(self, project: Project, instance: dg.DagsterInstance) -> None:
         pytest.importorskip("rensa")
-        emptied(project)
         words = "the house by the river was sold last year to a family from the north with two dogs"
         near = f"{words} and a cat " * 3
         project.write_input("a.jsonl", [{"text": text} for text in ("same", near, "same", "only")])
         project.write_input("b.jsonl", [{"text": text} for text in ("same", near + "too", "new")])
         task(project, "universal", dedup={"exact": True, "near": 0.8})
         for key in ("a.jsonl", "b.jsonl"):
-            add_new_keys(instance, project.steps())
-            assert TaskRunner(project.steps(), instance).run([key]).failed == []
-        assert [row["text"] for row in rows_of(project, "a.jsonl")] == ["same", near, "only"]
-        assert [row["text"] for row in rows_of(project, "b.jsonl")] == ["new"]
-        made = manifest(project, "preprocessed", "b.jsonl")
+            assert project.materialize(instance, [key]).failed == []
+        assert [row["text"] for row in project.rows("a.jsonl", "preprocessed")] == [
+            "same",
+            near,
+            "only",
+        ]
+        assert [row["text"] for row in project.rows("b.jsonl", "preprocessed")] == ["new"]
+        made = project.manifest("b.jsonl", "preprocessed")
         assert (made.rows, made.dropped) == (1, 2)
         steps = project.steps()
         again = steps.stage("preprocessed").make("b.jsonl", Tally())
@@ -893,16 +823,15 @@ class TestCleanData:
         assert again.data_version == made.data_version
 
     def test_a_plan_says_what_will_be_left_out(self, project: Project) -> None:
-        emptied(project)
         texts = ["long enough"] * 6 + ["no"] * 2
         rows = [{"text": text} for text in texts] + [b"{bad", {"text": 5}]
         project.write_input("a.jsonl", rows * 10)
         task(project, "universal", filters={"min_text_length": 3})
-        result = CliRunner().invoke(modelcall, ["plan", str(project.task_file)])
-        assert result.exit_code == 0, result.output
-        assert "dropped: about 20 rows before that: min_text_length 20" in result.output
-        assert "failed: about 20 rows cannot be asked" in result.output
-        assert "to send: about 60 requests" in result.output
+        planned = project.run("plan", TASK)
+        assert planned.code == 0, planned
+        assert "dropped: about 20 rows before that: min_text_length 20" in planned.out
+        assert "failed: about 20 rows cannot be asked" in planned.out
+        assert "to send: about 60 requests" in planned.out
 
     def test_a_package_that_is_missing_stops_the_run_before_it_begins(
         self, project: Project, monkeypatch: pytest.MonkeyPatch
@@ -911,9 +840,10 @@ class TestCleanData:
 
         monkeypatch.setattr(recipe, "find_spec", lambda name: None)
         task(project, "universal", dedup={"near": 0.8}, language_id={"enabled": True})
-        result = CliRunner().invoke(modelcall, ["check", str(project.task_file)])
-        assert "pip install 'modelcall-assets[near-dedup]'" in result.output
-        assert "pip install 'modelcall-assets[text-language]'" in result.output
+        checked = project.run("check", TASK)
+        assert "pip install 'modelcall-assets[near-dedup]'" in checked.out
+        assert "pip install 'modelcall-assets[text-language]'" in checked.out
+        project.write_input("a.jsonl", some_rows(4))
         steps = project.steps()
         steps.stage("raw").make("a.jsonl", Tally())
         with pytest.raises(SetupError, match="the package rensa is not installed"):
@@ -934,7 +864,7 @@ class TestTokenizers:
         )  # fmt: skip
         made.train_from_iterator([CODE] * 10, trainer)
         made.save(str(tmp_path / "tokenizer.json"))
-        path = write_jsonl(tmp_path, [{"text": CODE * 500}])
+        path = write_rows(tmp_path / "in.jsonl", [{"text": CODE * 500}])
         preprocessed(path, tokenizer="tokenizer.json", max_tokens=1024)
         (row,) = published(path)
         ours = made.encode(row["content_truncate_1k"]).ids
@@ -942,8 +872,8 @@ class TestTokenizers:
 
     def test_a_file_that_is_missing_is_told(self, project: Project) -> None:
         task(project, "universal", tokenizer="gone/tokenizer.json")
-        result = CliRunner().invoke(modelcall, ["check", str(project.task_file)])
-        assert "preprocess.tokenizer: no such file; have gone/tokenizer.json" in result.output
+        told = "preprocess.tokenizer: no such file; have gone/tokenizer.json"
+        assert told in project.run("check", TASK).out
 
 
 class TestShipped:
@@ -956,28 +886,23 @@ class TestShipped:
         return tracked_texts(checkout(tmp_path / "clone", {"README.md": "# Hi\n", **files}))
 
     @pytest.fixture
-    def root(self, tmp_path: Path, empty_home: Path, server: RehearsalServer,
-             monkeypatch: pytest.MonkeyPatch) -> Path:  # fmt: skip
-        root = tmp_path / "shipped"
+    def project(self, bare: Project) -> Project:
         for folder in ("models", "prompts"):
-            shutil.copytree(ROOT / "configs" / folder, root / "configs" / folder)
-        (root / "configs/tasks").mkdir()
-        (root / "workspace.yaml").write_text(WORKSPACE)
-        home = shutil.copytree(empty_home, root / "dagster_home")
-        monkeypatch.setenv("DAGSTER_HOME", str(home))
-        monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
-        monkeypatch.chdir(root)
-        return root
+            shutil.copytree(
+                ROOT / "configs" / folder, bare.root / "configs" / folder, dirs_exist_ok=True
+            )
+        return bare
 
-    def finished(self, root: Path, name: str) -> tuple[str, list[Path]]:
+    def finished(self, project: Project, name: str) -> tuple[str, list[Path]]:
         text = (ROOT / f"configs/tasks/data_scoring/{name}.yaml").read_text()
         model = "configs/models/dpsk-v3-0526.yaml"
         assert model in text
-        path = root / f"configs/tasks/{name}.yaml"
-        path.write_text(text.replace(model, "configs/models/rehearsal.yaml"))
-        output = run_task(root, path)
-        content = yaml.safe_load(text)
-        return output, sorted((root / content["data"]["output_folder"]).glob("*.parquet"))
+        project.task = name
+        project.task_file.write_text(text.replace(model, "configs/models/rehearsal.yaml"))
+        ended = project.run("run-task", project.task_file)
+        assert ended.code == 0, ended
+        output = project.root / yaml.safe_load(text)["data"]["output_folder"]
+        return ended.out + ended.err, sorted(output.glob("*.parquet"))
 
     @pytest.mark.parametrize(
         ("name", "pack", "suffix"),
@@ -987,15 +912,15 @@ class TestShipped:
         ],
     )
     def test_packs(
-        self, root: Path, texts: dict[str, str], name: str, pack: Any, suffix: str
+        self, project: Project, texts: dict[str, str], name: str, pack: Any, suffix: str
     ) -> None:
         tool = name.partition("_")[0]
         for language in ("Python", "C_Sharp"):
-            folder = root / f"data/{tool}_packs/{language}"
+            folder = project.root / f"data/{tool}_packs/{language}"
             folder.mkdir(parents=True)
             for commit in ("0a1b2c3", "99ff"):
                 (folder / f"ann_my_lib_{commit}.{suffix}").write_bytes(pack(texts))
-        output, files = self.finished(root, name)
+        output, files = self.finished(project, name)
         assert "2 of 2 files scored: 4 rows, 4 succeeded, 0 failed" in output
         assert "preprocessed: 4 of 4 rows, 0 failed" in output
         assert [file.name for file in files] == ["C_Sharp.parquet", "Python.parquet"]
@@ -1005,25 +930,21 @@ class TestShipped:
         assert (first["packaging_tool"], first["repo_name"]) == (tool, "my_lib")
         assert isinstance(first["overall_score"], int)
 
-    def test_filtered_packs(self, root: Path, texts: dict[str, str]) -> None:
-        folder = root / "data/filter_rendergit"
-        folder.mkdir(parents=True)
+    def test_filtered_packs(self, project: Project, texts: dict[str, str]) -> None:
         row = {"text": rendergit_cxml(texts).decode(), "lg": "C#"}
         for part in ("C_part01", "C_Sharp_part01", "C_Sharp_part02"):
-            (folder / f"pt_data_{part}.jsonl").write_bytes(orjson.dumps(row) + b"\n")
-        output, files = self.finished(root, "filter_rendergit_quality_rating")
+            write_rows(project.root / f"data/filter_rendergit/pt_data_{part}.jsonl", [row])
+        output, files = self.finished(project, "filter_rendergit_quality_rating")
         assert "2 of 2 files scored: 3 rows, 3 succeeded" in output
         assert [file.name for file in files] == ["C.parquet", "C_Sharp.parquet"]
         assert pq.read_table(files[1]).column("language").to_pylist() == ["C#", "C#"]
 
-    def test_raw_code(self, root: Path, texts: dict[str, str]) -> None:
-        folder = root / "data/github_raw_code"
-        folder.mkdir(parents=True)
+    def test_raw_code(self, project: Project, texts: dict[str, str]) -> None:
+        folder = project.root / "data/github_raw_code"
         rows = [{"path": path, "content": text} for path, text in texts.items()]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
-        lines = b"".join(orjson.dumps({"code": row["content"]}) + b"\n" for row in rows)
-        (folder / "b.jsonl").write_bytes(lines)
-        output, files = self.finished(root, "github_raw_code_with_preprocess")
+        write_rows(folder / "a.parquet", rows)
+        write_rows(folder / "b.jsonl", [{"code": row["content"]} for row in rows])
+        output, files = self.finished(project, "github_raw_code_with_preprocess")
         assert f"2 of 2 files scored: {2 * len(rows)} rows" in output
         languages = pq.read_table(files[0]).column("language").to_pylist()
         assert languages == ["Markdown"] + ["Python"] * (len(rows) - 1)
@@ -1031,15 +952,10 @@ class TestShipped:
 
 def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
     """Processes are started from whatever program runs the asset."""
-    rows = [{"text": CODE * 600, "n": n} for n in range(900)]
-    emptied(project)
-    project.write_input("big.jsonl", rows)
+    project.write_input("big.jsonl", [{"text": CODE * 600, "n": n} for n in range(900)])
     task(project, "universal", num_proc=2, max_tokens=1024)
     with open_instance(project.root) as instance:
         add_new_keys(instance, project.steps())
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "asset", "materialize", "-m",
          "modelcall_assets.definitions", "--select", "key:rate/raw,key:rate/preprocessed",
@@ -1047,4 +963,4 @@ def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
         cwd=project.root, env=os.environ.copy(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(rows_of(project, "big.jsonl")) == 900
+    assert len(project.rows("big.jsonl", "preprocessed")) == 900

@@ -15,11 +15,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml
-from conftest import DAGSTER_YAML, Project, some_rows, until
 from jobs import IN_FLIGHT, Jobs
-from test_cli import run
-from test_publications import put_in_store
+from project import DAGSTER_YAML, TASK, A, B, Project, some_rows, until
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_partitions
@@ -225,31 +222,26 @@ class TestOneFile:
     def started(
         self,
         request: pytest.FixtureRequest,
-        project: Project,
+        bare: Project,
         server: RehearsalServer,
         empty_home: Path,
     ) -> Callable[[str], subprocess.Popen[str]]:
         if request.param == "batch":
-            project.write_model({"mode": "batch", "batch": {"poll_seconds": 0.05}})
+            bare.write_model({"mode": "batch", "batch": {"poll_seconds": 0.05}})
+        limits = {"concurrency": {"max_concurrent_requests": IN_FLIGHT}}
         if request.param == "store":
-            store = request.getfixturevalue("s3_server")
-            put_in_store(project, store, request.getfixturevalue("bucket"))
+            store, bucket = map(request.getfixturevalue, ("s3_server", "bucket"))
+            bare.write_task_in_store(store, bucket, **limits)
+        else:
+            bare.write_task(limits)
         server.set_faults(Faults(latency_ms=100, batch_s=3))
-        shutil.rmtree(project.root / project.inputs)
-        project.write_input("a.jsonl", some_rows(ROWS))
-        project.write_task(
-            {
-                **yaml.safe_load(project.task_file.read_text()),
-                "concurrency": {"max_concurrent_requests": IN_FLIGHT},
-            }
-        )
+        bare.write_input(A, some_rows(ROWS))
 
         def start(name: str) -> subprocess.Popen[str]:
-            home = project.root / f"home_{name}"
+            home = bare.root / f"home_{name}"
             if not home.exists():
                 shutil.copytree(empty_home, home)
-            env = {**os.environ, "DAGSTER_HOME": str(home)}
-            return project.start("run-task", str(project.task_file), env=env)
+            return bare.start("run-task", TASK, env={**os.environ, "DAGSTER_HOME": str(home)})
 
         return start
 
@@ -314,14 +306,14 @@ def test_jobs_killed_in_their_first_seconds_and_started_again_answer_all_rows_on
 def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
     project: Project, server: RehearsalServer, database: str
 ) -> None:
-    task, home = str(project.task_file), project.root / "dagster_home"
-    assert run(project, "run-task", task).code == 0
+    home = project.root / "dagster_home"
+    assert project.run("run-task", TASK).code == 0
     (home / database).write_bytes(b"no database" * 400)
-    ended = run(project, "run-task", task)
-    assert ended.code == 1 and "Traceback" not in ended.err, ended.err
+    ended = project.run("run-task", TASK)
+    assert ended.code == 1, ended
     assert f"{home}: a database of Dagster in it cannot be used" in ended.err
     home.rename(project.root / "away")
-    again = run(project, "run-task", task)
+    again = project.run("run-task", TASK)
     assert (again.code, "0 requests sent" in again.out) == (0, True), again
 
 
@@ -333,25 +325,24 @@ class TestSlot:
         self, project: Project, is_claimed: bool
     ) -> None:
         """Who marked the run of a killed process was killed before it had freed the slot."""
-        assert run(project, "run-task", str(project.task_file), "--file", "a.jsonl").code == 0
+        assert project.run("run-task", TASK, "--file", A).code == 0
         with open_instance(project.root) as instance:
             ended, storage = instance.get_runs()[0], instance.event_log_storage
             if is_claimed:
                 storage.claim_concurrency_slot("rate", ended.run_id, "rate__scores")
             else:
                 storage.add_pending_step("rate", ended.run_id, "rate__scores", should_assign=True)
-        rest = run(project, "run-task", str(project.task_file))
+        rest = project.run("run-task", TASK)
         assert (rest.code, "3 of 3 files scored" in rest.out) == (0, True), rest
 
     def test_of_a_process_that_is_killed_goes_to_the_one_that_waits_for_it(
         self, project: Project, server: RehearsalServer
     ) -> None:
         server.set_faults(Faults(latency_ms=100_000))
-        with project.start("run-task", str(project.task_file), "--file", "a.jsonl") as first:
+        with project.start("run-task", TASK, "--file", A) as first:
             until(lambda: server.stats()["in_flight"])
             server.set_faults(Faults())
-            task = str(project.task_file)
-            with project.start("run-task", task, "--file", "deep/b.parquet") as second:
+            with project.start("run-task", TASK, "--file", B) as second:
                 with open_instance(project.root) as instance:
                     storage = instance.event_log_storage
                     until(lambda: storage.get_concurrency_info("rate").pending_step_count)

@@ -9,31 +9,28 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+import dagster as dg
 import pytest
-from conftest import Project, some_rows, until
+from project import NAMES, TASK, A, Project, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
-from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_keys
-from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.clean import LEFT_OVER, left_over
 from modelcall_assets.stages.draft import Draft
+from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.verify import Verification
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
     delete,
-    open_input,
     publish,
     read_bytes,
     write_bytes,
 )
-from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
+from modelcall_assets.storage.manifest import InputFingerprint, read_manifest
 
 
 def test_on_a_disk_one_holds_a_claim_at_a_time(tmp_path: Path) -> None:
@@ -56,86 +53,68 @@ def test_on_a_disk_one_holds_a_claim_at_a_time(tmp_path: Path) -> None:
     assert (most, done) == (1, 16)
 
 
-def manifest(version: str) -> Manifest:
-    made_from = InputFingerprint(uri="x", digest="d", size=1, version="v")
-    counts = {"rows": 1, "ok": 1, "failed": 0}
-    return Manifest(stage="scores", accepted=True, data_version=version, input=made_from, **counts)
+def content(version: str) -> tuple[Report, InputFingerprint]:
+    made_of = InputFingerprint(uri="x", digest="d", size=1, version="v")
+    return Report(rows_in=1, rows=1, data_version=version), made_of
 
 
 class TestPublications:
     @pytest.fixture(params=["disk", "store"])
-    def place(self, request: pytest.FixtureRequest, project: Project) -> Project:
+    def place(self, request: pytest.FixtureRequest, bare: Project) -> Project:
         if request.param == "store":
             server = request.getfixturevalue("s3_server")
-            put_in_store(project, server, request.getfixturevalue("bucket"))
-        return project
+            bare.write_task_in_store(server, request.getfixturevalue("bucket"))
+        return bare
 
     def test_the_first_stands_and_the_second_says_so(self, place: Project) -> None:
-        task = place.steps()
-        with Draft(layout, "scores", "a.jsonl") as first, Draft(layout, "scores", "a.jsonl") as two:
+        stage = place.steps().stage("scores")
+        with Draft(stage, "a.jsonl") as first, Draft(stage, "a.jsonl") as two:
             first.out.write(b"first")
             two.out.write(b"second")
-            first.publish(manifest("1"))
+            first.publish(*content("1"))
             with pytest.raises(PublishedMeanwhile, match="rate/scores: another run has published"):
-                two.publish(manifest("2"))
-        published = read_manifest(task.stage("scores").manifest_path("a.jsonl"))
+                two.publish(*content("2"))
+        published = read_manifest(stage.manifest_path("a.jsonl"))
         assert published is not None and published.data_version == "1"
-        output = task.stage("scores").output("a.jsonl")
+        output = stage.output("a.jsonl")
         assert read_bytes(output) == b"first"
         with publish(output.with_name("same")) as same:
             same.write(b"first")
             assert published.output_digest == same.digest
 
     def test_the_same_content_is_no_quarrel(self, place: Project) -> None:
-        task = place.steps()
-        with Draft(layout, "scores", "a.jsonl") as first, Draft(layout, "scores", "a.jsonl") as two:
+        stage = place.steps().stage("scores")
+        with Draft(stage, "a.jsonl") as first, Draft(stage, "a.jsonl") as two:
             for draft in (first, two):
                 draft.out.write(b"same")
-                draft.publish(manifest("1"))
-        assert read_bytes(task.stage("scores").output("a.jsonl")) == b"same"
+                draft.publish(*content("1"))
+        assert read_bytes(stage.output("a.jsonl")) == b"same"
 
     @pytest.mark.parametrize("damage", [None, b"", b'{"format": 1, "sta', bytes(400)])
     def test_what_is_ours_is_known_without_its_manifest(
         self, damage: bytes | None, place: Project
     ) -> None:
-        task = place.steps()
-        described = task.stage("scores").manifest_path("a.jsonl")
+        stage = place.steps().stage("scores")
+        described = stage.manifest_path("a.jsonl")
         for version in ("1", "2"):
-            with Draft(layout, "scores", "a.jsonl") as draft:
+            with Draft(stage, "a.jsonl") as draft:
                 draft.out.write(version.encode())
-                draft.publish(manifest(version))
+                draft.publish(*content(version))
             delete(described) if damage is None else write_bytes(described, damage)
-        write_bytes(task.stage("scores").output("a.jsonl"), b"somebody's")
+        write_bytes(stage.output("a.jsonl"), b"somebody's")
         with pytest.raises(PlaceTaken, match="was not written by this task"):
-            Draft(layout, "scores", "a.jsonl")
-
-
-def put_in_store(
-    project: Project, server: S3Server, bucket: str, endpoint: str = "", **changes: Any
-) -> None:
-    """Output and journal of the task; its input stays on the disk."""
-    (project.root / ".env").write_text(
-        f"AWS_ACCESS_KEY_ID={server.key}\nAWS_SECRET_ACCESS_KEY={server.secret}\n"
-        f"AWS_ENDPOINT_URL={endpoint or server.endpoint}\nAWS_REGION={server.region}\n"
-    )
-    project.write_task({"data": {"output_folder": f"s3://{bucket}/scores"}, **changes})
-
-
-def run(project: Project) -> RunSummary:
-    with open_instance(project.root) as instance:
-        steps = project.steps()
-        return TaskRunner(steps, instance).run(add_new_keys(instance, steps))
+            Draft(stage, "a.jsonl")
 
 
 KILLER = """
 import os, re, signal, sys
 
 def hook(event, arguments):
-    at = os.environ.get("KILL_AT")
-    if at and event == "os.rename" and re.search(at, os.fspath(arguments[1])):
+    if event == "os.rename" and re.search(at, os.fspath(arguments[1])):
         os.kill(os.getpid(), signal.SIGKILL)
 
-sys.addaudithook(hook)
+if at := os.environ.get("KILL_AT"):
+    sys.addaudithook(hook)
 
 class Same:
     def process_item(self, item):
@@ -158,91 +137,83 @@ class Same:
 )
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_kill_while_it_is_published_costs_nothing(
-    project: Project, server: RehearsalServer, at: str, is_first: bool
+    bare: Project, server: RehearsalServer, at: str, is_first: bool
 ) -> None:
     """At the first publication, and at one that is to replace another."""
-    for name in ("deep/b.parquet", "deep/er/c.jsonl"):
-        (project.root / project.inputs / name).unlink()
-    (project.root / "killer.py").write_text(KILLER)
+    bare.write_input(A, some_rows(4, "first"))
+    (bare.root / "killer.py").write_text(KILLER)
     block = {"enabled": True, "script_type": "killer:Same", "output_folder": "data/preprocessed"}
-    project.write_task({"preprocess": block})
+    bare.write_task({"preprocess": block})
     if not is_first:
-        assert run(project).failed == []
-        project.write_input("a.jsonl", some_rows(5, "first"))
-
-    def end(**environment: str) -> int:
-        env = {**os.environ, **environment}
-        process = project.start("run-task", str(project.task_file), env=env)
+        assert bare.run("run-task", TASK).code == 0
+        bare.write_input(A, some_rows(5, "first"))
+    with bare.start("run-task", TASK, env={**os.environ, "KILL_AT": at}) as process:
         told = process.communicate(timeout=120)
-        assert process.returncode in (0, -signal.SIGKILL), told
-        return process.returncode
-
-    assert end(KILL_AT=at) == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL, told
     paid = server.stats()["requests"]
-    assert end() == 0
-    rows = 4 if is_first else 5
+    assert bare.run("run-task", TASK).code == 0
     if "scores" in at:
         assert paid and server.stats()["requests"] == paid
-    published = project.scores("a.jsonl")
-    assert [row["api_status"] for row in published] == ["success"] * rows
-    assert [*Verification(project.steps()).findings()] == []
+    rows = 4 if is_first else 5
+    assert [row["api_status"] for row in bare.scores(A)] == ["success"] * rows
+    assert [*Verification(bare.steps()).findings()] == []
 
 
 class TestRuns:
     def test_a_store_that_dies_before_the_manifest_costs_nothing_twice(
-        self, project: Project, s3_server: S3Server, bucket: str, server: RehearsalServer
+        self,
+        project: Project,
+        instance: dg.DagsterInstance,
+        s3_server: S3Server,
+        bucket: str,
+        server: RehearsalServer,
     ) -> None:
         """What is lost is the request that says that the output is complete."""
         with S3Proxy(s3_server) as proxy:
-            put_in_store(project, s3_server, bucket, proxy.endpoint)
+            project.write_task_in_store(s3_server, bucket, proxy.endpoint)
             proxy.on("PUT", r"manifests/scores/a\.jsonl", refuse=(403, "AccessDenied"))
-            (message,) = run(project).failed
+            (message,) = project.materialize(instance).failed
             assert "manifests/scores/a.jsonl.json" in message and "AccessDenied" in message
             assert "check the access key" in message and s3_server.secret not in message
             paid = server.stats()["requests"]
             assert paid == 12
             proxy.clear()
-            assert run(project).failed == []
+            assert project.materialize(instance).failed == []
             assert server.stats()["requests"] == paid
-        task = project.steps()
-        for key in ("a.jsonl", "deep/b.parquet", "deep/er/c.jsonl"):
-            made = read_manifest(task.stage("scores").manifest_path(key))
-            assert made is not None and made.rows == made.ok == 4
+        for key in NAMES:
+            made = project.manifest(key)
+            assert made.rows == made.ok == 4
 
     def test_two_at_once_leave_one_result_and_lose_no_reply(
-        self, project: Project, s3_server: S3Server, bucket: str, server: RehearsalServer
+        self,
+        bare: Project,
+        instance: dg.DagsterInstance,
+        s3_server: S3Server,
+        bucket: str,
+        server: RehearsalServer,
     ) -> None:
         """The second is held up until the first has published."""
-        project.write_task({"sensor": {"enabled": False}})
-        for name in ("deep/b.parquet", "deep/er/c.jsonl"):
-            (project.root / project.inputs / name).unlink()
-        project.write_input("a.jsonl", some_rows(6))
-        put_in_store(project, s3_server, bucket)
-        processes = [project.start("run-task", str(project.task_file)) for _ in range(2)]
+        bare.write_input(A, some_rows(6))
+        bare.write_task_in_store(s3_server, bucket)
+        processes = [bare.start("run-task", TASK) for _ in range(2)]
         ended = [process.communicate()[1] for process in processes]
         assert [process.returncode for process in processes].count(0) >= 1, ended
-        task = project.steps()
-        made = read_manifest(task.stage("scores").manifest_path("a.jsonl"))
-        assert made is not None and made.output_digest is not None
-        with (
-            open_input(task.stage("scores").output("a.jsonl")) as file,
-            NewFile(project.root / "copy") as copy,
-        ):
-            copy.write(file.read())
-            assert copy.digest == made.output_digest
+        output = bare.steps().stage("scores").output(A)
+        with NewFile(bare.root / "copy") as copy:
+            copy.write(read_bytes(output))
+            assert copy.digest == bare.manifest(A).output_digest
         paid = server.stats()["requests"]
-        assert run(project).failed == [] and server.stats()["requests"] == paid
+        assert bare.materialize(instance).failed == [] and server.stats()["requests"] == paid
 
     def test_what_a_kill_leaves_is_found_and_deleted(
-        self, project: Project, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, s3_server: S3Server, bucket: str
     ) -> None:
-        put_in_store(project, s3_server, bucket)
+        project.write_task_in_store(s3_server, bucket)
         with closing(s3_server.client()) as client:
             client.create_multipart_upload(Bucket=bucket, Key="scores/a.parquet")
             steps = project.steps()
             assert list(left_over(steps)) == []
-            monkeypatch.setattr("modelcall_assets.stages.clean.IN_USE_S", -5.0)
-            (found,) = left_over(steps)
+            (found,) = left_over(steps, in_use_s=-5.0)
             assert found.why == LEFT_OVER
             assert found.name.startswith(f"s3://{bucket}/scores/a.parquet (upload ")
             assert found.delete()

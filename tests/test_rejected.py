@@ -10,9 +10,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Project, some_rows
-from test_cli import run
-from test_distillation import CHATML, DATASETS, Distilling, instruction
+from project import CHATML, DATASETS, Project, instruction, some_rows
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.stages.merged import invalid_file_of
@@ -22,48 +20,37 @@ RATE = "configs/tasks/rate.yaml"
 SPLIT = "Ins/org_Ins-train.jsonl"
 
 
-@pytest.fixture
-def distilling(project: Project) -> Distilling:
-    """Without inputs."""
-    project.task_file.unlink()
-    for path in sorted((project.root / project.inputs).rglob("*.*")):
-        path.unlink()
-    return Distilling(project.root, task="chain")
-
-
-def write_conversion(project: Distilling, column: str, **fields: Any) -> str:
+def write_conversion(project: Project, column: str, **fields: Any) -> str:
     """The task that converts `Ins`, its question in that column."""
     mapping = {"prompt": column, "input": "input", "response": "output"}
     datasets = {"org/Ins": {**DATASETS["org/Ins"], "column_mapping": mapping}}
-    path = project.root / "configs/distillation/datasets.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(datasets))
+    project.write_yaml("distillation/datasets", datasets)
     project.write_steps(chatml_conversion=CHATML, **fields)
     return str(project.task_file)
 
 
 def test_a_wrong_column_mapping_leaves_the_conversations_that_there_are(
-    distilling: Distilling,
+    distilling: Project,
 ) -> None:
     task = write_conversion(distilling, "instruction")
     distilling.write_dataset("Ins", [instruction(2 * number) for number in range(3)])
-    assert run(distilling, "run-task", task).code == 0
+    assert distilling.run("run-task", task).code == 0
     output = distilling.root / "data/chatml" / SPLIT
     before = output.read_bytes()
     assert before.count(b"\n") == 3
 
     write_conversion(distilling, "instructions")
-    ended = run(distilling, "run-task", task)
+    ended = distilling.run("run-task", task)
     assert ended.code == 1
     assert "all 3 rows were dropped: missing_prompt 3; compare column_mapping" in ended.err
     assert f"rejected: {SPLIT}: all 3 rows were dropped" in ended.out
     assert output.read_bytes() == before
 
     write_conversion(distilling, "instructions", max_failure_rate=1)
-    assert run(distilling, "run-task", task).code == 0
+    assert distilling.run("run-task", task).code == 0
     assert output.read_bytes() == b"", "as was asked for"
     write_conversion(distilling, "instruction")
-    assert run(distilling, "run-task", task).code == 0
+    assert distilling.run("run-task", task).code == 0
     assert output.read_bytes() == before
 
 
@@ -72,14 +59,14 @@ def test_retry_asks_again_for_the_failed_rows_that_the_task_accepts_now(
 ) -> None:
     """Running the task accepts them as they are."""
     server.set_faults(Faults(rate_400=0.5))
-    assert run(project, "run-task", RATE).code == 1
+    assert project.run("run-task", RATE).code == 1
     aside = project.rejected("a.jsonl")
     failed = sum(row["api_status"] == "error" for row in pq.read_table(aside).to_pylist())
     assert failed
     project.write_task({"max_failure_rate": 1})
     server.set_faults(NO_FAULTS)
-    assert "all is sound" in run(project, "verify", RATE).out
-    ended = run(project, "retry", RATE, "--file", "a.jsonl")
+    assert "all is sound" in project.run("verify", RATE).out
+    ended = project.run("retry", RATE, "--file", "a.jsonl")
     assert f"{failed} requests sent" in ended.out, ended
     assert all(row["api_status"] == "success" for row in project.scores("a.jsonl"))
 
@@ -87,10 +74,10 @@ def test_retry_asks_again_for_the_failed_rows_that_the_task_accepts_now(
 def test_what_a_failed_run_left_is_not_counted_as_made_by_it(
     project: Project, server: RehearsalServer
 ) -> None:
-    assert run(project, "run-task", RATE).code == 0
+    assert project.run("run-task", RATE).code == 0
     project.output("a.jsonl").write_bytes(b"somebody's")
     project.write_input("a.jsonl", some_rows(3))
-    ended = run(project, "run-task", RATE)
+    ended = project.run("run-task", RATE)
     assert ended.code == 1 and "is not replaced" in ended.err
     assert (
         "kept: a.jsonl: the result of an earlier run, since this one did not make it" in ended.out
@@ -98,10 +85,10 @@ def test_what_a_failed_run_left_is_not_counted_as_made_by_it(
     assert ended.out.count("kept:") == 1
 
 
-def test_an_empty_split_is_none_of_that(distilling: Distilling) -> None:
+def test_an_empty_split_is_none_of_that(distilling: Project) -> None:
     task = write_conversion(distilling, "instruction")
     distilling.write_dataset("Ins", [])
-    assert run(distilling, "run-task", task).code == 0
+    assert distilling.run("run-task", task).code == 0
     assert (distilling.root / "data/chatml" / SPLIT).read_bytes() == b""
 
 
@@ -112,19 +99,19 @@ def test_required_columns_that_no_row_has_leave_the_clean_rows_that_there_are(
     project.write_task({"preprocess": block})
     project.write_input("a.jsonl", some_rows(3))
     clean = project.root / "data/clean/a.parquet"
-    assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0
+    assert project.run("run-task", RATE, "--file", "a.jsonl").code == 0
     before = clean.read_bytes(), project.output("a.jsonl").read_bytes()
 
     wrong = {**block, "filters": {"required_fields": ["txt"]}}
     project.write_task({"preprocess": wrong})
-    ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+    ended = project.run("run-task", RATE, "--file", "a.jsonl")
     assert ended.code == 1
     assert "all 3 rows were dropped: required_fields: txt 3; compare required_fields" in ended.err
     assert (clean.read_bytes(), project.output("a.jsonl").read_bytes()) == before
 
     strict = {**block, "filters": {"min_text_length": 10**6}}
     project.write_task({"preprocess": strict})
-    ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+    ended = project.run("run-task", RATE, "--file", "a.jsonl")
     assert ended.code == 0, "a filter may leave nothing"
 
 
@@ -134,7 +121,7 @@ def test_a_scorer_that_gives_no_values_fails_the_rows(project: Project) -> None:
     scorer = "def score(self, item):\n        return {}\n"
     module.write_text("class Length:\n    def score(self, item):\n        return {'n': None}\n")
     project.write_task({"scorer": "ratings:Length", "model": None, "prompt": None})
-    assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0
+    assert project.run("run-task", RATE, "--file", "a.jsonl").code == 0
     before = project.output("a.jsonl").read_bytes()
     module.write_text(f"class Length:\n    {scorer}")
     # A process of its own: this one has the module as it was.
@@ -147,7 +134,7 @@ def test_a_scorer_that_gives_no_values_fails_the_rows(project: Project) -> None:
 
 class TestBeside:
     @pytest.fixture
-    def merging(self, distilling: Distilling) -> Path:
+    def merging(self, distilling: Project) -> Path:
         """Two members of which one has an invalid line; gives where such lines go."""
         groups = [
             {"name": "all", "output_file": "all.jsonl", "input_files": ["a.jsonl", "b.jsonl"]}
@@ -167,74 +154,72 @@ class TestBeside:
         assert isinstance(side, Path)
         return side
 
-    def test_invalid_lines_of_somebody_else_stay(
-        self, distilling: Distilling, merging: Path
-    ) -> None:
+    def test_invalid_lines_of_somebody_else_stay(self, distilling: Project, merging: Path) -> None:
         merging.parent.mkdir(parents=True)
         merging.write_bytes(b"precious")
         task = str(distilling.task_file)
-        ended = run(distilling, "run-task", task)
+        ended = distilling.run("run-task", task)
         assert ended.code == 1 and f"{merging}: this file was not written" in ended.err
         assert merging.read_bytes() == b"precious"
-        assert str(merging) in run(distilling, "adopt", task).out
-        ended = run(distilling, "run-task", task)
+        assert str(merging) in distilling.run("adopt", task).out
+        ended = distilling.run("run-task", task)
         assert ended.code == 0, ended
         assert merging.read_bytes() == b"{torn\n"
         (kept,) = (distilling.root / "data").rglob("set_aside/merged/*/all.jsonl.invalid")
         assert kept.read_bytes() == b"precious" and str(kept) in ended.out
         distilling.write_input("a.jsonl", [b'{"n": 1}'])
-        assert run(distilling, "run-task", task).code == 0
+        assert distilling.run("run-task", task).code == 0
         assert not merging.exists(), "ours goes when there are no such lines"
         merging.write_bytes(b"precious")
         distilling.write_input("a.jsonl", [b'{"n": 3}'])
-        assert run(distilling, "run-task", task).code == 0
+        assert distilling.run("run-task", task).code == 0
         assert merging.read_bytes() == b"precious"
 
     def test_those_of_a_project_stay_when_a_copy_of_it_has_none_any_more(
-        self, distilling: Distilling, merging: Path, monkeypatch: pytest.MonkeyPatch
+        self, distilling: Project, merging: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert run(distilling, "run-task", str(distilling.task_file)).code == 0
-        copy = Distilling(distilling.root.with_name("copy"), task=distilling.task)
+        assert distilling.run("run-task", distilling.task_file).code == 0
+        copy = Project(distilling.root.with_name("copy"), task=distilling.task)
         shutil.copytree(distilling.root, copy.root)
         monkeypatch.setenv("DAGSTER_HOME", str(copy.root / "dagster_home"))
         copy.write_input("a.jsonl", [b'{"n": 1}'])
-        assert run(copy, "run-task", str(copy.task_file)).code == 0
+        assert copy.run("run-task", copy.task_file).code == 0
         assert merging.read_bytes() == b"{torn\n"
         assert [path.name for path in (copy.root / "data/merged").glob("all*")] == ["all.jsonl"]
 
     def test_lines_of_which_none_is_a_row_replace_no_merged_file(
-        self, distilling: Distilling, merging: Path
+        self, distilling: Project, merging: Path
     ) -> None:
         task = str(distilling.task_file)
-        assert run(distilling, "run-task", task).code == 0
+        assert distilling.run("run-task", task).code == 0
         output = merging.with_name("all.jsonl")
         before = output.read_bytes(), merging.read_bytes()
         for name in ("a.jsonl", "b.jsonl"):
             distilling.write_input(name, [b"not", b"JSON"])
-        ended = run(distilling, "run-task", task)
+        ended = distilling.run("run-task", task)
         assert ended.code == 1
         assert "none of 4 lines is a JSON object; the first: a.jsonl, line 1" in ended.err
         assert (output.read_bytes(), merging.read_bytes()) == before
         distilling.write_input("a.jsonl", [b'{"n": 1}', b"{torn"])
         distilling.write_input("b.jsonl", [b'{"n": 2}'])
-        assert run(distilling, "run-task", task).code == 0
+        assert distilling.run("run-task", task).code == 0
         assert not [*(distilling.root / "data").rglob("rejected/merged/all*")]
 
-    def test_all_of_a_group_that_is_gone_goes(self, distilling: Distilling, merging: Path) -> None:
+    def test_all_of_a_group_that_is_gone_goes(self, distilling: Project, merging: Path) -> None:
         task = str(distilling.task_file)
-        assert run(distilling, "run-task", task).code == 0
+        assert distilling.run("run-task", task).code == 0
         groups = [{"name": "b", "output_file": "b_only.jsonl", "input_files": ["b.jsonl"]}]
         path = distilling.root / "configs/distillation/groups.yaml"
         path.write_text(yaml.safe_dump({"merge_groups": groups}))
-        assert run(distilling, "run-task", task).code == 0
-        told = run(distilling, "verify", task)
+        assert distilling.run("run-task", task).code == 0
+        told = distilling.run("verify", task)
         assert "all.jsonl: its input is gone" in " ".join(told.out.split())
-        ended = run(distilling, "clean", task, "--deleted-inputs", "--yes")
+        ended = distilling.run("clean", task, "--deleted-inputs", "--yes")
         assert (ended.code, "deleted 1 of 1" in ended.out) == (0, True), ended
         left = [path.name for path in sorted((distilling.root / "data/merged").glob("*"))]
         assert left == [".modelcall", "b_only.jsonl"]
         assert not [*(distilling.root / "data/merged/.modelcall").rglob("all*")]
-        assert "all is sound" in run(distilling, "verify", task).out
+        assert "all is sound" in distilling.run("verify", task).out
 
     def test_a_stat_file_of_the_old_system_stays(
         self, project: Project, server: RehearsalServer
@@ -244,11 +229,11 @@ class TestBeside:
         stat = project.root / "data/stats/preprocess/a.jsonl.json"
         stat.parent.mkdir(parents=True)
         stat.write_bytes(b'{"old": 1}')
-        ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+        ended = project.run("run-task", RATE, "--file", "a.jsonl")
         assert ended.code == 1 and f"{stat}: this file was not written" in ended.err
         assert stat.read_bytes() == b'{"old": 1}'
-        assert str(stat) in run(project, "adopt", RATE).out
-        ended = run(project, "run-task", RATE, "--file", "a.jsonl")
+        assert str(stat) in project.run("adopt", RATE).out
+        ended = project.run("run-task", RATE, "--file", "a.jsonl")
         assert ended.code == 0, ended
         (kept,) = (project.root / "data").rglob("set_aside/preprocessed/*/a.jsonl.json")
         assert kept.read_bytes() == b'{"old": 1}'
@@ -256,5 +241,5 @@ class TestBeside:
         made = read_manifest(project.steps().stage("preprocessed").manifest_path("a.jsonl"))
         assert made is not None and [*made.beside] == [str(stat)]
         project.write_input("a.jsonl", some_rows(5))
-        assert run(project, "run-task", RATE, "--file", "a.jsonl").code == 0
+        assert project.run("run-task", RATE, "--file", "a.jsonl").code == 0
         assert orjson.loads(stat.read_bytes())["n_sample"] == 5

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -15,39 +13,28 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project
+from endpoint import WithoutNetwork, completion
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import A, Project
 
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import Reply
-from modelcall_assets.stages.progress import Tally
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.stage import Run
-from modelcall_assets.stages.task import Task
 
-A = "a.jsonl"
 Says = Callable[[int], Any]
 """The completion of the row with this number."""
 
 
-class Endpoint:
-    """Answers in the order of the rows' numbers, without a network."""
-
-    name = "here"
+class Numbered(WithoutNetwork):
+    """Answers in the order of the rows' numbers."""
 
     def __init__(self, says: Callable[[int], Reply]) -> None:
         self.says = says
         self.asked: list[int] = []
-
-    async def __aenter__(self) -> Endpoint:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        return None
 
     async def send(self, payload: bytes) -> Reply:
         text: str = orjson.loads(payload)["messages"][-1]["content"]
@@ -55,21 +42,17 @@ class Endpoint:
         return self.says(self.asked[-1])
 
 
-def score(steps: Task, says: Callable[[int], Reply]) -> tuple[Report, list[int]]:
-    async def work() -> Report:
-        channel = Channel(endpoint, Limits(8))
-        async with Engine([channel], max_in_flight=8, max_retries=0) as engine:
-            return await steps.stage("scores").answer(A, engine, Run(os.urandom(6).hex(), Tally()))
-
-    endpoint = Endpoint(says)
-    return asyncio.run(work()), endpoint.asked
+def score(project: Project, says: Callable[[int], Reply]) -> tuple[Report, list[int]]:
+    endpoint = Numbered(says)
+    engine = Engine([Channel(endpoint, Limits(8))], max_in_flight=8, max_retries=0)
+    return project.score(A, engine), endpoint.asked
 
 
 def rows(count: int) -> list[dict[str, Any]]:
     return [{"id": f"r{n}", "text": f"row {n} "} for n in range(count)]
 
 
-def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> Task:
+def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> None:
     """A task of so many rows whose answers have these keys."""
     config = {"json_keys": list(keys or {"score": {}}), "json_schema": {"properties": keys or {}}}
     prompt = {
@@ -80,14 +63,10 @@ def ready(project: Project, count: int, keys: dict[str, Any] | None = None) -> T
     path.write_text(json.dumps(prompt))
     project.write_task({"max_failure_rate": 1, "retry": {"max_repair_turns": 0}})
     project.write_input(A, rows(count))
-    steps = project.steps()
-    steps.stage("raw").make(A, Tally())
-    return steps
 
 
 def whole(content: Any, **more: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"content": content}, "finish_reason": "stop"}
-    return {"id": "x", "choices": [choice], **more}
+    return {**completion(content=content), **more}
 
 
 def reply(completion: Any) -> Reply:
@@ -101,23 +80,23 @@ def reply(completion: Any) -> Reply:
 def test_a_count_that_is_none_is_unknown_and_the_file_is_published(
     project: Project, odd: Any
 ) -> None:
-    steps = ready(project, 3)
+    ready(project, 3)
     usage = {"prompt_tokens": odd, "completion_tokens": 1}
-    report, _ = score(steps, lambda n: reply(whole('{"score": 1}', usage=usage)))
+    report, _ = score(project, lambda n: reply(whole('{"score": 1}', usage=usage)))
     assert report.ok == 3
     row = project.scores(A)[0]
     assert row["api_prompt_tokens"] is row["api_completion_tokens"] is row["api_cost_usd"] is None
-    again, asked = score(project.steps(), lambda n: reply({}))
+    again, asked = score(project, lambda n: reply({}))
     assert (again.ok, asked) == (3, []), "what is journalled is no trouble later"
 
 
 def test_the_largest_counts_of_many_rows_are_published(project: Project) -> None:
     project.write_model({"prices": {"usd_per_million_input_tokens": 1}})
-    steps = ready(project, 1030)
+    ready(project, 1030)
     usage = {"prompt_tokens": 10_000_000, "completion_tokens": 10_000_000}
-    report, _ = score(steps, lambda n: reply(whole('{"score": 1}', usage=usage)))
+    report, _ = score(project, lambda n: reply(whole('{"score": 1}', usage=usage)))
     assert report.ok == 1030
-    assert report.usage.prompt_tokens == 1030 * 10_000_000
+    assert report.numbers["prompt_tokens"] == 1030 * 10_000_000
     assert project.scores(A)[0]["api_prompt_tokens"] == 10_000_000
 
 
@@ -178,8 +157,8 @@ def test_any_value_in_any_field_ends_as_a_published_row(
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
         project.write_model({"client_config": {"base_url": "http://127.0.0.1:1/v1"}})
-        steps = ready(project, len(completions), ANSWER_KEYS)
-        report, _ = score(steps, lambda n: reply(completions[n]))
+        ready(project, len(completions), ANSWER_KEYS)
+        report, _ = score(project, lambda n: reply(completions[n]))
         assert report.rows == len(completions) == report.ok + report.failed
         table = pq.read_table(project.output(A))
         assert table.column("id").to_pylist() == [f"r{n}" for n in range(len(completions))]
@@ -215,24 +194,25 @@ def test_a_key_without_a_type_has_the_one_that_its_values_share(
     project: Project, values: list[Any], kind: str, stored: list[Any]
 ) -> None:
     keys = {"label": {}, "note": {"enum": [*values]}}
-    steps = ready(project, len(values) + 1, keys)
+    ready(project, len(values) + 1, keys)
 
     def says(n: int) -> Reply:
         same = dict.fromkeys(keys, values[n]) if n < len(values) else None
         return reply(whole(json.dumps(same) if same else "no"))
 
-    first, _ = score(steps, says)
+    first, _ = score(project, says)
     for column in keys:
         table = pq.read_table(project.output(A))
         assert str(table.schema.field(column).type) == kind
         assert table.column(column).to_pylist() == [*stored, None]
-    again, _ = score(project.steps(), says)
+    again, _ = score(project, says)
     assert again.data_version == first.data_version
     assert pq.read_schema(project.output(A)) == table.schema, "a replay gives the same types"
 
 
 def test_a_file_whose_rows_all_fail_is_published(project: Project) -> None:
-    report, _ = score(ready(project, 2), lambda n: reply(whole("no")))
+    ready(project, 2)
+    report, _ = score(project, lambda n: reply(whole("no")))
     assert (report.ok, report.failed) == (0, 2)
     assert [row["score"] for row in project.scores(A)] == [None, None]
 
@@ -242,10 +222,10 @@ def test_a_file_whose_rows_all_fail_is_published(project: Project) -> None:
 
 def test_a_journalled_reply_that_counted_once_is_asked_again(project: Project) -> None:
     """The dialogue up to it stands, as a first turn that was mended by it or as nothing."""
-    steps = ready(project, 3)
-    score(steps, lambda n: reply(whole('{"score": 1}')))
+    ready(project, 3)
+    score(project, lambda n: reply(whole('{"score": 1}')))
     keys = [row["api_request_key"] for row in project.scores(A)]
-    folder = steps.stage("scores").journal_folder(A)
+    folder = project.journal()
     shutil.rmtree(folder)
     aborted = whole('{"score": 1}')
     aborted["choices"][0]["finish_reason"] = "abort"
@@ -255,6 +235,6 @@ def test_a_journalled_reply_that_counted_once_is_asked_again(project: Project) -
         ):
             body = json.dumps(completion).encode()
             journal.append(Entry(Address(key, 0), 0, 200, body, "here", 1, 5, "2026-01-01"))
-    report, asked = score(project.steps(), lambda n: reply(whole('{"score": 3}')))
+    report, asked = score(project, lambda n: reply(whole('{"score": 3}')))
     assert (report.ok, sorted(asked)) == (3, [1, 2])
     assert [row["score"] for row in project.scores(A)] == [2, 3, 3]

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Project, some_rows, until
-from test_cli import run
+from project import NAMES, TASK, A, Project, some_rows, until
 
-from modelcall_assets.config.catalog import load_task
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.stage import Run
-from modelcall_assets.stages.task import Task
 
-TASK = "configs/tasks/rate.yaml"
-A, B = "a.jsonl", "b.jsonl"
+B = "b.jsonl"
 PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
-
-
-def score(steps: Task, name: str, *, fresh: bool = False) -> Report:
-    async def work() -> Report:
-        async with steps.stage("scores").engine() as engine:
-            return await steps.stage("scores").answer(
-                name, engine, Run(os.urandom(6).hex(), Tally(), fresh=fresh)
-            )
-
-    steps.stage("raw").make(name, Tally())
-    return asyncio.run(work())
 
 
 def paid(project: Project, name: str) -> list[int]:
@@ -48,7 +28,7 @@ class TestIdenticalRequests:
         self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, REPEATED)
-        assert score(project.steps(), A).requests == 11
+        assert project.score(A).numbers["requests_sent"] == 11
         assert server.stats()["requests"] == 11
 
     def test_are_asked_once_and_all_get_the_answer(
@@ -57,23 +37,23 @@ class TestIdenticalRequests:
         server.set_faults(Faults(latency_ms=20))
         project.write_task({"reuse": {"identical_once": True}})
         project.write_input(A, REPEATED)
-        report = score(project.steps(), A)
+        report = project.score(A)
         assert (report.rows, report.ok, report.numbers["requests_sent"]) == (11, 11, 5)
         assert server.stats()["requests"] == 5
         rows = project.scores(A)
         assert paid(project, A) == [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
         for field in ("score", "api_return", "api_request_key", "api_status"):
             assert [row[field] for row in rows[:3]] == [row[field] for row in rows[8:]]
-        assert report.usage.prompt_tokens == sum(
+        assert report.numbers["prompt_tokens"] == sum(
             row["api_prompt_tokens"] for row in rows if row["api_attempts"]
         )
-        assert score(project.steps(), A).requests == 0, "and each has its own in the journal"
+        assert project.score(A).numbers["requests_sent"] == 0, "and each has its own in the journal"
 
     def test_a_failure_is_not_passed_on(self, project: Project, server: RehearsalServer) -> None:
         server.set_faults(Faults(rate_truncated=1, latency_ms=10))
         project.write_task({"reuse": {"identical_once": True}, "retry": {"max_repair_turns": 0}})
         project.write_input(A, [*some_rows(1), *some_rows(1), *some_rows(1)])
-        report = score(project.steps(), A)
+        report = project.score(A)
         assert report.failures == {"truncated": 3}
         assert server.stats()["requests"] == 3
 
@@ -82,7 +62,7 @@ class TestScope:
     def test_file_is_the_default(self, project: Project, server: RehearsalServer) -> None:
         for name in (A, B):
             project.write_input(name, some_rows(4))
-            assert score(project.steps(), name).requests == 4
+            assert project.score(name).numbers["requests_sent"] == 4
 
     def test_project_takes_answers_from_other_files_and_tasks(
         self, project: Project, server: RehearsalServer
@@ -96,18 +76,22 @@ class TestScope:
             },
             file="other",
         )
-        other = Task(load_task(project.root / "configs/tasks/other.yaml", project.root))
+        other = Project(project.root, task="other")
         project.write_input(A, some_rows(4))
         project.write_input(B, [*some_rows(6)[3:], *some_rows(2)])
-        assert score(project.steps(), A).requests == 4
-        assert score(project.steps(), B).requests == 2, "rows 4 and 5; 0, 1 and 3 are in a.jsonl"
+        assert project.score(A).numbers["requests_sent"] == 4
+        assert project.score(B).numbers["requests_sent"] == 2, (
+            "rows 4 and 5; 0, 1 and 3 are in a.jsonl"
+        )
         assert paid(project, B) == [0, 1, 1, 0, 0]
         assert {row["api_cost_usd"] for row in project.scores(B) if not row["api_attempts"]} == {0}
-        again = score(other, B)
+        again = other.score(B)
         assert (again.ok, again.numbers["requests_sent"]) == (5, 0)
-        assert score(other, B, fresh=True).requests == 5, "fresh asks everybody again"
+        assert other.score(B, fresh=True).numbers["requests_sent"] == 5, (
+            "fresh asks everybody again"
+        )
         project.write_model({"chat_config": {"temperature": 0.5}})
-        assert score(project.steps(), B).requests == 5, "another request has another key"
+        assert project.score(B).numbers["requests_sent"] == 5, "another request has another key"
 
     def test_answers_that_failed_elsewhere_are_asked_again(
         self, project: Project, server: RehearsalServer
@@ -116,15 +100,15 @@ class TestScope:
         project.write_input(A, some_rows(4))
         project.write_input(B, some_rows(4))
         server.set_faults(Faults(rate_filtered=1))
-        assert score(project.steps(), A).failures == {"content_filter": 4}
+        assert project.score(A).failures == {"content_filter": 4}
         server.set_faults(Faults())
-        assert score(project.steps(), B).requests == 4
+        assert project.score(B).numbers["requests_sent"] == 4
 
     def test_answers_that_no_longer_pass_are_asked_again(self, project: Project) -> None:
         project.write_task({"reuse": {"scope": "project"}})
         project.write_input(A, some_rows(4))
         project.write_input(B, some_rows(4))
-        score(project.steps(), A)
+        project.score(A)
         project.write_prompt(
             {
                 "output_config": {
@@ -132,7 +116,7 @@ class TestScope:
                 }
             }
         )
-        assert score(project.steps(), B).requests >= 4
+        assert project.score(B).numbers["requests_sent"] >= 4
 
     @pytest.mark.parametrize("written", ["off", "'off'", "Off", "no", "false"])
     def test_off_is_what_the_file_says_however_yaml_reads_it(
@@ -147,14 +131,12 @@ class TestScope:
     ) -> None:
         project.write_task({"reuse": {"scope": "off"}})
         project.write_input(A, some_rows(4))
-        steps = project.steps()
-        assert score(steps, A).requests == 4
-        assert score(steps, A).requests == 4
-        journal = steps.stage("scores").journal_folder(A)
-        newest = sorted(journal.iterdir())[-1]
+        assert project.score(A).numbers["requests_sent"] == 4
+        assert project.score(A).numbers["requests_sent"] == 4
+        newest = max(project.journal(A).iterdir())
         lines = newest.read_bytes().splitlines(keepends=True)
         newest.write_bytes(b"".join(lines[:-2]))  # as a kill before the last reply leaves it
-        assert score(steps, A).requests == 1
+        assert project.score(A).numbers["requests_sent"] == 1
 
     def test_a_broken_table_is_named_with_what_to_do(self, project: Project) -> None:
         project.write_task({"reuse": {"scope": "project"}})
@@ -162,7 +144,7 @@ class TestScope:
         table.parent.mkdir()
         table.write_bytes(b"this is no database, however long one looks at it" * 100)
         with pytest.raises(InputError, match=r"answers\.sqlite: .* delete it"):
-            score(project.steps(), A)
+            project.score(A)
 
 
 class TestWhatIsAskedNow:
@@ -180,15 +162,14 @@ class TestWhatIsAskedNow:
         }
         project.write_task({"reuse": policy, "concurrency": concurrency})
         rows = some_rows(100)
-        for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
+        for name in NAMES:
             project.write_input(name, rows)
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert server.stats()["requests"] == 100
-        names = (A, "deep/b.parquet", "deep/er/c.jsonl")
-        scores = [[row["score"] for row in project.scores(name)] for name in names]
+        scores = [[row["score"] for row in project.scores(name)] for name in NAMES]
         assert scores[0] == scores[1] == scores[2]
-        assert sum(sum(paid(project, name)) for name in names) == 100
+        assert sum(sum(paid(project, name)) for name in NAMES) == 100
 
     @pytest.mark.parametrize("killed", [False, True])
     def test_is_waited_for_by_another_process(
@@ -199,7 +180,7 @@ class TestWhatIsAskedNow:
         project.write_task(both)
         other = {"task_name": "other", "data": {"output_folder": "data/other/scores"}}
         project.write_task({**both, **other}, file="other")
-        shutil.rmtree(project.root / "data/in")
+        shutil.rmtree(project.input_folder)
         rows = some_rows(300)
         project.write_input(A, rows)
         tasks = [
@@ -214,7 +195,7 @@ class TestWhatIsAskedNow:
         requests = server.stats()["requests"]
         assert requests == 300 or killed, ended
         if killed:
-            again = run(project, "run-task", TASK)
+            again = project.run("run-task", TASK)
             assert again.code == 0, again
             assert server.stats()["requests"] <= 300 + 8 + 8 * 10, "a moment of what was answered"
         scores = [row["score"] for row in project.scores(A)]
@@ -225,23 +206,23 @@ class TestBudget:
     def limited(self, project: Project, **limits: Any) -> None:
         project.write_model(PRICES)
         project.write_task({"concurrency": {"max_concurrent_requests": 2}, **limits})
-        for name in (A, "deep/b.parquet", "deep/er/c.jsonl"):
+        for name in NAMES:
             project.write_input(name, some_rows(40, name))
 
     def test_tokens_stop_the_task_over_all_its_files_and_runs(
         self, project: Project, server: RehearsalServer
     ) -> None:
         self.limited(project, budget_tokens=6000)
-        first = run(project, "run-task", TASK)
+        first = project.run("run-task", TASK)
         assert first.code == 1
         assert f"{TASK}:budget_tokens: 6,000 is spent" in first.out + first.err
         used = server.stats()["requests"]
         assert 5 < used < 100
-        second = run(project, "run-task", TASK)
+        second = project.run("run-task", TASK)
         assert second.code == 1
         assert server.stats()["requests"] <= used + 1, "the count is kept from run to run"
         self.limited(project, budget_tokens=1_000_000)
-        third = run(project, "run-task", TASK)
+        third = project.run("run-task", TASK)
         assert third.code == 0, third
         assert "120 rows" in third.out
         assert server.stats()["requests"] == 120, "nothing was paid twice"
@@ -251,11 +232,12 @@ class TestBudget:
     ) -> None:
         self.limited(project, budget_usd=0.05)
         server.set_faults(Faults(latency_ms=5))
-        ended = run(project, "run-task", TASK)
+        ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert f"{TASK}:budget_usd: 0.05 is spent" in ended.out + ended.err
-        steps = project.steps()
-        spent = steps.answering.budget_of(steps.score_stage.prices)
+        scores = project.steps().stage("scores")
+        assert isinstance(scores, AskingStage)
+        spent = scores.budget
         assert spent.spent(0) is not None or spent.spent(1) is not None
         assert spent.total.usd == pytest.approx(0.05, rel=0.05), "at most a reply more or less"
 

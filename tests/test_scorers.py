@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,20 @@ import dagster as dg
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from conftest import PREPROCESS, Project
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
+from dagster._core.definitions.data_version import StaleStatus
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import run as run_cli
+from pages import ROOT, write_examples
+from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read_rows
 
 from modelcall_assets.defs.partitions import add_new_keys
-from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.grading.scorer import grade, load_scorer
 from modelcall_assets.grading.values import SharedTypes, fitted, plain
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.progress import Tally
-from modelcall_assets.storage.manifest import read_manifest
 
-TASK = "configs/tasks/rate.yaml"
-A = "a.jsonl"
 ROWS: list[dict[str, Any]] = [
     {"id": "one", "text": "short"},
     {"id": "two", "text": "somewhat longer", "tags": ["x"]},
@@ -42,14 +35,10 @@ class Lengths:
     def score(self, item):
         return {"length": len(item["text"]), "is_long": len(item["text"]) > 10}
 """
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-@dataclass
-class Rules:
-    """A project whose task rates with a scorer: no model, no prompt, no endpoint."""
-
-    project: Project
+class Rules(Project):
+    """Its task rates with a scorer: no model, no prompt, no endpoint."""
 
     def write(
         self,
@@ -59,48 +48,34 @@ class Rules:
         **task: Any,
     ) -> Path:
         """The scorer's module, the task that names it, and one input file."""
-        path = self.project.root / (scorer.partition(":")[0].replace(".", "/") + ".py")
+        path = self.root / (scorer.partition(":")[0].replace(".", "/") + ".py")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
-        self.project.write_task({"model": None, "prompt": None, "scorer": scorer, **task})
-        self.project.write_input(A, rows)
+        self.write_task({"model": None, "prompt": None, "scorer": scorer, **task})
+        self.write_input(A, rows)
         return path
 
-    def run(self, instance: dg.DagsterInstance, *, fresh: bool = False) -> RunSummary:
-        steps = self.project.steps()
-        return TaskRunner(steps, instance).run(add_new_keys(instance, steps), fresh=fresh)
-
-    def rate(self, instance: dg.DagsterInstance) -> list[dict[str, Any]]:
+    def rate(self, instance: dg.DagsterInstance) -> list[Row]:
         """The rows of a run that must go well."""
-        assert self.run(instance).failed == []
-        return self.project.scores(A)
+        assert self.materialize(instance).failed == []
+        return self.scores(A)
 
     def types(self) -> dict[str, str]:
         """Types of the columns that come from the scorer."""
-        schema = pq.read_schema(self.project.output(A))
+        schema = pq.read_schema(self.output(A))
         own = schema.names[: schema.names.index("api_record_id")]
         return {n: str(schema.field(n).type) for n in own if n not in ("id", "text", "tags")}
-
-    def forget(self) -> None:
-        """Modules of the project, as a new process would not know them."""
-        root = str(self.project.root)
-        sys.path[:] = [place for place in sys.path if place != root]
-        for name, module in list(sys.modules.items()):
-            if (module.__dict__.get("__file__") or "").startswith(root):
-                while name:  # packages without a file too
-                    sys.modules.pop(name, None)
-                    name = name.rpartition(".")[0]
 
 
 @pytest.fixture
 def rules(
-    project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+    bare: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Rules]:
-    """One input file; whatever a test does, no request may have been sent."""
+    """Whatever a test does, no request may have been sent."""
     monkeypatch.delenv("REHEARSAL_BASE_URL")
-    for folder in ("configs/models", "configs/prompts", "data/in"):
-        shutil.rmtree(project.root / folder)
-    made = Rules(project)
+    for folder in ("configs/models", "configs/prompts"):
+        shutil.rmtree(bare.root / folder)
+    made = Rules(bare.root)
     yield made
     made.forget()
     assert server.stats()["requests"] == 0
@@ -113,11 +88,11 @@ def statuses(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
 class TestThroughTheGraph:
     def test_the_command_line_rates_with_no_endpoint(self, rules: Rules) -> None:
         rules.write(LENGTHS, "my_pkg.rules:Lengths")
-        ended = run_cli(rules.project, "run-task", TASK)
+        ended = rules.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "1 of 1 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
         assert "rated by my_pkg.rules:Lengths" in ended.out and "no model was asked" in ended.out
-        rows = rules.project.scores(A)
+        rows = rules.scores(A)
         assert [(row["id"], row["length"], row["is_long"]) for row in rows] == [
             ("one", 5, False),
             ("two", 15, True),
@@ -128,13 +103,13 @@ class TestThroughTheGraph:
         assert {row["api_prompt"] for row in rows} == {None}
         assert orjson.loads(rows[1]["api_return"]) == {"length": 15, "is_long": True}
 
-        again = run_cli(rules.project, "run-task", TASK)
+        again = rules.run("run-task", TASK)
         assert (again.code, "nothing to do" in again.out) == (0, True)
-        path = rules.project.root / "my_pkg/rules.py"
+        path = rules.root / "my_pkg/rules.py"
         path.write_text(LENGTHS.replace("> 10", "> 1000"))
-        edited = run_cli(rules.project, "run-task", TASK)
+        edited = rules.run("run-task", TASK)
         assert edited.code == 0 and "rated by" in edited.out
-        assert [row["is_long"] for row in rules.project.scores(A)] == [False] * 3
+        assert [row["is_long"] for row in rules.scores(A)] == [False] * 3
 
     @pytest.mark.parametrize(
         ("source", "scorer"),
@@ -152,7 +127,7 @@ class TestThroughTheGraph:
 
     def test_how_the_asset_looks(self, rules: Rules) -> None:
         rules.write(LENGTHS)
-        graph = rules.project.definitions().get_repository_def().asset_graph
+        graph = rules.definitions().get_repository_def().asset_graph
         node = graph.get(dg.AssetKey(["rate", "scores"]))
         assert sorted(node.kinds) == ["parquet", "python"]
         assert not node.pools
@@ -164,9 +139,9 @@ class TestThroughTheGraph:
         self, rules: Rules, instance: dg.DagsterInstance, fresh: bool
     ) -> None:
         rules.write(LENGTHS)
-        add_new_keys(instance, rules.project.steps())
+        add_new_keys(instance, rules.steps())
         result = (
-            rules.project.definitions()
+            rules.definitions()
             .resolve_implicit_global_asset_job_def()
             .execute_in_process(
                 instance=instance,
@@ -175,27 +150,25 @@ class TestThroughTheGraph:
             )
         )
         assert result.success
-        assert len(rules.project.scores(A)) == 3
-        assert rules.run(instance).ran == {"raw": 0, "scores": 0}
-        assert rules.run(instance, fresh=True).ran == {"raw": 0, "scores": 1}
+        assert len(rules.scores(A)) == 3
+        assert rules.materialize(instance).ran == {"raw": 0, "scores": 0}
+        assert rules.materialize(instance, fresh=True).ran == {"raw": 0, "scores": 1}
 
     def test_an_edited_scorer_makes_its_scores_stale_and_nothing_else(
         self, rules: Rules, instance: dg.DagsterInstance
     ) -> None:
         def stale(stage: str) -> StaleStatus:
-            graph = rules.project.definitions().resolve_asset_graph()
-            resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-            return resolver.get_status(dg.AssetKey(["rate", stage]), A)
+            return rules.staleness(instance, stage)[A]
 
         path = rules.write(LENGTHS)
         rules.rate(instance)
-        assert (stale("raw"), stale("scores")) == (StaleStatus.FRESH, StaleStatus.FRESH)
+        assert (stale("raw"), stale("scores")) == (FRESH, FRESH)
         path.write_text(LENGTHS.replace("> 10", "> 1000"))
-        assert stale("scores") == StaleStatus.FRESH, "this process has the old code and says so"
+        assert stale("scores") == FRESH, "this process has the old code and says so"
         rules.forget()
-        assert (stale("raw"), stale("scores")) == (StaleStatus.FRESH, StaleStatus.STALE)
+        assert (stale("raw"), stale("scores")) == (FRESH, STALE)
         assert [row["is_long"] for row in rules.rate(instance)] == [False] * 3
-        assert stale("scores") == StaleStatus.FRESH
+        assert stale("scores") == FRESH
 
     def test_after_preprocessing_the_scorer_sees_its_rows(
         self, rules: Rules, instance: dg.DagsterInstance
@@ -234,12 +207,12 @@ class Lengths:
     ) -> None:
         rules.write(LENGTHS)
         rules.rate(instance)
-        rules.project.output(A).unlink()
+        rules.output(A).unlink()
         tally = Tally()
         tally.stop()
         with pytest.raises(RunStopped, match="rated from its first row again"):
-            rules.project.steps().rule_scores(A, tally)
-        assert not rules.project.output(A).exists()
+            rules.steps().rule_scores(A, tally)
+        assert not rules.output(A).exists()
 
 
 class TestMistakesInScorers:
@@ -270,14 +243,14 @@ class Lengths:
         rules.write(
             "class Lengths:\n    def score(self, item):\n        return 1 / len(item)**0 / 0"
         )
-        (message,) = rules.run(instance).failed
+        (message,) = rules.materialize(instance).failed
         assert "3 of 3 rows failed (100.00%), more than max_failure_rate 5.00%" in message
         assert "scorer_error 3. The first: ZeroDivisionError: " in message
         assert "(record one)" in message and "materialise again to rate them all again" in message
-        aside = pq.read_table(rules.project.rejected(A)).to_pylist()
+        aside = pq.read_table(rules.rejected(A)).to_pylist()
         assert statuses(aside) == [("error", "scorer_error")] * 3
-        assert read_manifest(rules.project.steps().stage("scores").manifest_path(A)) is None
-        assert not rules.project.output(A).exists()
+        assert rules.manifest(A) is None
+        assert not rules.output(A).exists()
 
     def test_what_a_scorer_does_to_its_row_reaches_nobody(
         self, rules: Rules, instance: dg.DagsterInstance
@@ -406,9 +379,9 @@ class Lengths:
         assert orjson.loads(first["torn_keys"]) == {"\\udc80": "\\ud800", "5": [None]}
         assert [str(row["nan"]) for row in rows] == ["1.5", "nan", "nan"]
         assert first["7"] == 7
-        before = rules.project.output(A).read_bytes()
-        rules.run(instance, fresh=True)
-        assert rules.project.output(A).read_bytes() == before, "the same, run after run"
+        before = rules.output(A).read_bytes()
+        rules.materialize(instance, fresh=True)
+        assert rules.output(A).read_bytes() == before, "the same, run after run"
 
     @given(
         st.recursive(
@@ -495,9 +468,9 @@ class TestBrokenReferences:
         self, rules: Rules, scorer: str, source: str | None, wrong: str
     ) -> None:
         if source is not None:
-            (rules.project.root / "my_rules.py").write_text(source)
+            (rules.root / "my_rules.py").write_text(source)
         with pytest.raises(SetupError) as caught:
-            load_scorer(scorer, rules.project.root, TASK)
+            load_scorer(scorer, rules.root, TASK)
         assert str(caught.value).startswith(f"{TASK}:scorer: ")
         assert wrong in str(caught.value)
 
@@ -506,10 +479,10 @@ class TestBrokenReferences:
         scorer, source, wrong = BROKEN[name]
         rules.write(LENGTHS, "good_rules:Lengths")
         if source is not None:
-            (rules.project.root / "my_rules.py").write_text(source)
+            (rules.root / "my_rules.py").write_text(source)
         other = {"model": None, "prompt": None, "scorer": scorer, "task_name": "other"}
-        rules.project.write_task(other, file="other")
-        defs = rules.project.definitions()
+        rules.write_task(other, file="other")
+        defs = rules.definitions()
         dg.Definitions.validate_loadable(defs)
         specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
         assert set(specs) == {"rate/raw", "rate/scores", "broken_configs/other"}
@@ -520,24 +493,24 @@ class TestBrokenReferences:
         scorer, source, wrong = NOT_MADE["arguments"]
         rules.write(source, scorer)
         for command in (["check"], ["run-task", TASK]):
-            ended = run_cli(rules.project, *command)
+            ended = rules.run(*command)
             assert ended.code == (1 if command == ["check"] else 2)
             told = ended.out + ended.err
             assert f"error: {TASK}:scorer: {wrong}" in told
-        assert not rules.project.output(A).exists()
+        assert not rules.output(A).exists()
 
     @pytest.mark.parametrize("also", ["model", "prompt"])
     def test_a_scorer_beside_a_model_or_prompt_is_refused(self, rules: Rules, also: str) -> None:
         rules.write(LENGTHS, **{also: {"config_path": "configs/x.yaml"}})
         with pytest.raises(SetupError) as caught:
-            rules.project.steps()
+            rules.steps()
         assert f"{TASK}:{also}: not used: the task has a scorer" in str(caught.value)
 
 
 class TestBeforehand:
     def test_plan_counts_rows_and_says_that_no_model_is_asked(self, rules: Rules) -> None:
         rules.write(LENGTHS)
-        ended = run_cli(rules.project, "plan", TASK)
+        ended = rules.run("plan", TASK)
         assert ended.code == 0, ended
         assert "to send: nothing; my_rules:Lengths rates the rows" in ended.out
         assert "a.jsonl │    3" in ended.out
@@ -556,34 +529,25 @@ class TestBeforehand:
         assert "error: scorer_error: Traceback" in three and "ZeroDivisionError" in three
         assert not project.output(A).exists() and not (project.root / "data/rate").exists()
         (project.root / "model.yaml").write_text("{}")
-        refused = run_cli(project, "try", TASK, "--model", "model.yaml")
+        refused = project.run("try", TASK, "--model", "model.yaml")
         assert refused.code == 2
         assert "modelcall try:--model: the task has a scorer" in refused.err
 
     def test_check_passes_and_rates_nothing(self, rules: Rules) -> None:
         rules.write(LENGTHS.replace("return", "open('rated', 'w').close(); return"))
-        ended = run_cli(rules.project, "check", "--strict")
+        ended = rules.run("check", "--strict")
         assert ended.code == 0 and "0 errors, 0 warnings" in ended.out
-        assert not (rules.project.root / "rated").exists()
+        assert not (rules.root / "rated").exists()
 
 
 class TestThePage:
     def test_its_example_runs(self, rules: Rules, instance: dg.DagsterInstance) -> None:
-        from test_docs import ROOT, blocks
-
-        page = ROOT / "docs/scorers.md"
-        (source,), (task,) = blocks(page, "python"), blocks(page, "yaml")
-        root = rules.project.root
-        for block in (source, task):
-            place = root / block.split("\n", 1)[0].removeprefix("# ")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(block)
-        project = Project(root, "comments", "data/my_corpus")
-        project.write_input("a.jsonl", [{"id": 1, "text": "x = 1  # one\n\ny = 2\n"}, {"id": 2}])
-        summary = Rules(project).run(instance)
-        (message,) = summary.failed
+        assert len(write_examples(ROOT / "docs/scorers.md", rules.root)) == 2
+        rules.task, rules.inputs = "comments", "data/my_corpus"
+        rules.write_input(A, [{"id": 1, "text": "x = 1  # one\n\ny = 2\n"}, {"id": 2}])
+        (message,) = rules.materialize(instance).failed
         assert "scorer_error 1. The first: KeyError: 'text' (record 2)" in message
-        path = project.rejected("a.jsonl")
-        first = pq.read_table(path).to_pylist()[0]
+        path = rules.rejected(A)
+        first = read_rows(path)[0]
         assert (first["comment_share"], first["verdict"]) == (0.5, "fine")
         assert str(pq.read_schema(path).field("comment_share").type) == "double"

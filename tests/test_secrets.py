@@ -8,26 +8,23 @@ import itertools
 import json
 import re
 import sqlite3
-import threading
 import traceback
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlsplit
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_bad_input
-from conftest import Cli, Project, merged, some_rows
+from endpoint import TRANSPORTS, Request, completion, delta, events, http, in_thread, said, serving
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_bad_input import TASK
-from test_transports import TRANSPORTS, delta, events, http, serving
+from project import TASK, Project, merged, some_rows
 
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.errors import InputError, StoreError
@@ -38,8 +35,6 @@ from modelcall_assets.records.secrets import Remover, is_secret_header, looks_se
 from modelcall_assets.records.stores import StoreOptions
 from modelcall_assets.storage.files import exists, stat_file
 from modelcall_assets.storage.places import Stores
-
-cli = test_bad_input.cli
 
 KEY = 'sk-Ab9/c+d"e_0123456789'
 PASSWORD = "pa55/wörd&more"
@@ -163,15 +158,10 @@ def echoed(kind: type, answer: bytes) -> Reply:
             proxy = proxy_of(server.url) if kind is DirectTransport else None
             async with kind("n", url, KEY, 20, headers, proxy, None, (HEADER, PROXY)) as transport:
                 reply = await transport.send(b'{"model":"m","messages":[]}')
-                assert b"authorization: basic " in server.heads[0].lower()
+                assert b"authorization: basic " in server.asked[0].head.lower()
                 return reply
 
     return asyncio.run(run())
-
-
-def completion(text: str) -> bytes:
-    message = {"role": "assistant", "content": text}
-    return orjson.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
 
 
 def split_in_three(text: str) -> list[dict[str, Any]]:
@@ -185,7 +175,7 @@ def answers(*secrets: str) -> dict[str, bytes]:
     echo = " ".join(form for secret in secrets for form in forms(secret))
     error = orjson.dumps({"error": {"message": echo}})
     return {
-        "answer": http(200, completion(echo)),
+        "answer": said(content=echo),
         "stream": events(*split_in_three(echo)),
         "reasoning": events(*(delta(reasoning_content=each) for each in echo), delta("stop")),
         "error in a stream": events({"error": {"message": echo, "code": 500}}),
@@ -226,9 +216,9 @@ def test_an_echo_is_never_handed_on(kind: type, answer: str) -> None:
 
 
 SIMPLE = {
-    "an answer": (http(200, completion("my topsecret text")), True),
+    "an answer": (said(content="my topsecret text"), True),
     "an answer about errors": (
-        http(200, completion('my topsecret text: {"error": 1}')),
+        said(content='my topsecret text: {"error": 1}'),
         True,
     ),
     "a refusal": (http(400, b"no: topsecret"), False),
@@ -312,7 +302,7 @@ def test_a_neutral_header_of_the_environment_may_stand_in_an_answer() -> None:
 
     async def run() -> list[bytes]:
         bodies: list[bytes] = []
-        for answer in (http(200, completion(f"in {region}")), http(400, f"no {region}".encode())):
+        for answer in (said(content=f"in {region}"), http(400, f"no {region}".encode())):
             async with (
                 serving(answer) as server,
                 DirectTransport("n", server.url, headers={"X-R": region}, private=(region,)) as one,
@@ -351,27 +341,15 @@ class Echo:
     def __init__(self, answers: Mapping[str, bytes]) -> None:
         self.answers = itertools.cycle(answers.values())
         self.echo = answers["text"].partition(b"\r\n\r\n")[2].decode()
-        self.asked = 0
         self.uploaded = b""
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head.lower())
-            body = await reader.readexactly(int(length[1])) if length else b""
-            if b"chunked" in head.lower():
-                body = await reader.readuntil(b"\r\n0\r\n\r\n")
-            writer.write(self.answer(head.split()[0], head.split()[1], body))
-            await writer.drain()
-
-    def answer(self, method: bytes, path: bytes, body: bytes) -> bytes:
-        if path.endswith(b"/chat/completions"):
-            self.asked += 1
+    def __call__(self, request: Request) -> bytes:
+        if request.path.endswith("/chat/completions"):
             return next(self.answers)
-        if path.endswith(b"/files") and method == b"POST":
-            self.uploaded = body
+        if request.path.endswith("/files") and request.head.startswith(b"POST"):
+            self.uploaded = request.body
             told: Any = {"id": "file-1", "object": "file", "filename": self.echo}
-        elif b"/content" in path:
+        elif "/content" in request.path:
             return http(200, b"\n".join(self.results()) + b"\n")
         else:
             told = {"id": "batch-1", "object": "batch", "status": "completed", "metadata": {},
@@ -380,7 +358,7 @@ class Echo:
         return http(200, orjson.dumps(told), Content_Type="application/json")
 
     def results(self) -> Iterator[bytes]:
-        bodies = [orjson.loads(completion(self.echo)), {"error": {"message": self.echo}}, self.echo]
+        bodies = [completion(content=self.echo), {"error": {"message": self.echo}}, self.echo]
         ids = re.findall(rb'"custom_id": ?"([^"]+)"', self.uploaded)
         for number, custom_id in enumerate(ids):
             response = {"status_code": (200, 400, 200)[number % 3], "body": bodies[number % 3]}
@@ -392,35 +370,6 @@ class Echo:
 
 CUT = "x" * 90
 """Messages show a hundred characters of what others call their own."""
-
-
-@contextmanager
-def echoing(answers: Mapping[str, bytes]) -> Iterator[tuple[Echo, str]]:
-    """The server and its host and port."""
-    echo, loop, ready = Echo(answers), asyncio.new_event_loop(), threading.Event()
-    where: list[int] = []
-
-    async def start() -> asyncio.Server:
-        server = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
-        where.append(server.sockets[0].getsockname()[1])
-        ready.set()
-        return server
-
-    def run() -> None:
-        server = loop.run_until_complete(start())
-        loop.run_forever()
-        server.close()
-        loop.run_until_complete(server.wait_closed())
-        loop.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    ready.wait()
-    try:
-        yield echo, f"127.0.0.1:{where[0]}"
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 def texts_of(path: Path) -> Iterator[str]:
@@ -464,25 +413,27 @@ MODELS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", [*MODELS, "refused"])
-def test_no_file_holds_what_a_server_echoes(kind: str, project: Project, cli: Cli) -> None:
+def test_no_file_holds_what_a_server_echoes(kind: str, bare: Project) -> None:
     secrets, changes = MODELS.get(kind, ((KEY, HEADER), {}))
     values = {"KEY": KEY, "QUOTED": quote(PASSWORD, safe=""), "TEAM_TOKEN": HEADER, "PROXY": PROXY}
     env = "".join(f"{name}='{value}'\n" for name, value in values.items())
-    (project.root / ".env").write_text(env)
-    project.write_task({"max_failure_rate": 1.0, "concurrency": {"max_concurrent_requests": 1}})
+    (bare.root / ".env").write_text(env)
+    bare.write_task({"max_failure_rate": 1.0, "concurrency": {"max_concurrent_requests": 1}})
     given = answers(*secrets)
-    project.write_input("good.jsonl", some_rows(len(given)))
-    with echoing(given | (refusals(*secrets) if kind == "refused" else {})) as (echo, host):
+    bare.write_input("good.jsonl", some_rows(len(given)))
+    echo = Echo(given | (refusals(*secrets) if kind == "refused" else {}))
+    with in_thread(serving(echo)) as endpoint:
+        host = urlsplit(endpoint.url).netloc
         client = {"base_url": "http://HOST/v1", "api_key": "${KEY}", "max_retries": 0,
                   "headers": {"X-Team": "${TEAM_TOKEN}"}}  # fmt: skip
         model = json.dumps(merged({"client_config": client}, changes)).replace("HOST", host)
-        project.write_model(json.loads(model))
-        shown = [cli("run-task", TASK), cli("try", TASK), cli("failures", TASK), cli("check", TASK)]
-        assert echo.asked or echo.uploaded
+        bare.write_model(json.loads(model))
+        shown = [bare.run(command, TASK) for command in ("run-task", "try", "failures", "check")]
+        assert endpoint.asked
     for ended in shown:
         assert not told_in(ended.out + ended.err, secrets), ended
-    assert leaks_below(project.root, secrets) == {}
-    texts = " ".join(itertools.chain.from_iterable(map(texts_of, files_below(project.root))))
+    assert leaks_below(bare.root, secrets) == {}
+    texts = " ".join(itertools.chain.from_iterable(map(texts_of, files_below(bare.root))))
     assert f"{CUT}{secrets[0][:4]}" not in texts
     assert (f"{CUT}***" in texts) is (kind == "batch")
 

@@ -8,10 +8,8 @@ from contextlib import closing
 import dagster as dg
 import pytest
 from botocore.client import BaseClient
-from conftest import Project, look
+from project import Project
 from s3_server import S3Server
-
-from modelcall_assets.defs import sensors
 
 NAMES = ["a/1.jsonl", "a/2.jsonl", "b,c.jsonl", "é.jsonl", "z.jsonl"]
 
@@ -41,7 +39,6 @@ def looks(
     client: BaseClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Looks:
-    monkeypatch.setattr(sensors, "PAGE_FILES", 2)
     return Looks(project, instance)
 
 
@@ -52,7 +49,7 @@ class Looks:
         self._project, self._instance, self._cursor = project, instance, ""
 
     def once(self) -> dg.SensorResult | dg.SkipReason:
-        result, self._cursor = look(self._project, self._instance, self._cursor)
+        result, self._cursor = self._project.look(self._instance, self._cursor, page_files=2)
         if isinstance(result, dg.SensorResult):
             for request in result.dynamic_partitions_requests or ():
                 keys = list(request.partition_keys)

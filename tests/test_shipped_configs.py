@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import some_rows
+from project import some_rows
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.main import modelcall

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3fs
 import yaml
-from click.testing import CliRunner, Result
+from config_files import Configs, Data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pages import ROOT, blocks
 from s3_server import S3Server
 
-from modelcall_assets.cli.check import check
-from modelcall_assets.config.catalog import TaskSpec, load_catalog, load_task
+from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.config.spec import PREPROCESSED, RAW, SCORES
 from modelcall_assets.config.stores import parse_storage
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import SetupError
 from modelcall_assets.records.stores import StoreOptions
 
-Data = dict[str, Any]
-MODEL = (
-    "client_config: {base_url: http://localhost:8000/v1, api_key: EMPTY}\nchat_config: {model: m}"
-)
-PROMPT = (
-    "prompt_template: {prompt_text: 'Rate {text}'}\n"
-    "output_config: {require_json: true, json_keys: [score]}"
-)
 CHECKSUMS = {
     "signature_version": "s3v4",
     "request_checksum_calculation": "when_required",
@@ -38,18 +29,7 @@ CHECKSUMS = {
 NO_PROFILE = "no profile in configs/storage.yaml"
 
 
-class Project:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.write("configs/models/m.yaml", MODEL)
-        self.write("configs/prompts/p.yaml", PROMPT)
-
-    def write(self, file: str, content: Data | str) -> Path:
-        path = self.root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-        return path
-
+class Storage(Configs):
     def storage(self, content: Data | str) -> None:
         self.write("configs/storage.yaml", content)
 
@@ -59,50 +39,24 @@ class Project:
     def env(self, text: str) -> None:
         self.write(".env", text)
 
-    def task(
-        self, source: str = "./in", target: str = "./out", name: str = "demo", **fields: Any
-    ) -> Path:
-        data: Data = {"input_folder": source, "output_folder": target} | fields.pop("data", {})
-        task: Data = {
-            "task_name": name,
-            "data": data,
-            "model": {"config_path": "configs/models/m.yaml"},
-            "prompt": {"config_path": "configs/prompts/p.yaml"},
-            **fields,
-        }
-        return self.write(f"configs/tasks/{name}.yaml", task)
-
-    def load(self, source: str = "./in", target: str = "./out", **fields: Any) -> TaskSpec:
-        return load_task(self.task(source, target, **fields), self.root)
-
     def options(self, source: str) -> Data:
         """What reaches the store of the input."""
         (found,) = self.load(source).store_options
         return dict(found.options)
 
-    def problems(
-        self, source: str = "./in", target: str = "./out", **fields: Any
-    ) -> dict[str, Problem]:
-        with pytest.raises(SetupError) as caught:
-            self.load(source, target, **fields)
-        return {f"{each.file}:{each.field}": each for each in caught.value.problems}
-
-    def check(self) -> Result:
-        return CliRunner().invoke(check, [str(self.root / "configs")])
-
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     for name in os.environ:
         if name == "REGION" or name.startswith(("AWS_", "TOS_", "LAB_", "LAKE_")):
             monkeypatch.delenv(name)
-    return Project(tmp_path)
+    return Storage(tmp_path)
 
 
 # URIs
 
 
-def test_a_task_may_lie_in_stores_altogether(project: Project) -> None:
+def test_a_task_may_lie_in_stores_altogether(project: Storage) -> None:
     spec = project.load(
         "s3://bucket/in", "gs://other/out/{task_name}", preprocess={"enabled": True}
     )
@@ -129,9 +83,9 @@ def test_a_task_may_lie_in_stores_altogether(project: Project) -> None:
         ("s3://b/{task_name}/ä b", "s3://b/demo/ä b"),
     ],
 )
-def test_the_simplest_spelling(project: Project, written: str, meant: str) -> None:
+def test_the_simplest_spelling(project: Storage, written: str, meant: str) -> None:
     assert project.load(written).input_folder == meant
-    assert project.load(target=written).output_folder == meant
+    assert project.load("./in", written).output_folder == meant
 
 
 @pytest.mark.parametrize(
@@ -149,7 +103,7 @@ def test_the_simplest_spelling(project: Project, written: str, meant: str) -> No
         ("file://host/x", "a file of another machine", "write /host/x"),
     ],
 )
-def test_what_is_no_place(project: Project, text: str, wrong: str, fix: str) -> None:
+def test_what_is_no_place(project: Storage, text: str, wrong: str, fix: str) -> None:
     for places, name in (((text, "./o"), "input_folder"), (("./i", text), "output_folder")):
         problem = project.problems(*places)[f"configs/tasks/demo.yaml:data.{name}"]
         assert problem.wrong == wrong
@@ -157,7 +111,7 @@ def test_what_is_no_place(project: Project, text: str, wrong: str, fix: str) -> 
         assert "pass" not in problem.have
 
 
-def test_mistakes_behind_a_variable_are_found(project: Project) -> None:
+def test_mistakes_behind_a_variable_are_found(project: Storage) -> None:
     project.env("PLACE=s3:/b\nEMPTY=\n")
     problem = project.problems("${PLACE}/in")["configs/tasks/demo.yaml:data.input_folder"]
     assert problem.fix == "write s3://b/in"
@@ -167,13 +121,13 @@ def test_mistakes_behind_a_variable_are_found(project: Project) -> None:
 
 
 @pytest.mark.parametrize("target", ["s3://b/in", "s3://b/in/out", "s3://b//in/./out/"])
-def test_outputs_in_a_store_must_not_become_inputs(project: Project, target: str) -> None:
+def test_outputs_in_a_store_must_not_become_inputs(project: Storage, target: str) -> None:
     problem = project.problems("s3://b/in", target)["configs/tasks/demo.yaml:data.output_folder"]
     assert "would become inputs" in problem.wrong
     project.load("s3://b/in", "s3://b/in_scores")
 
 
-def test_a_whole_bucket_has_no_folder_beside_it(project: Project) -> None:
+def test_a_whole_bucket_has_no_folder_beside_it(project: Storage) -> None:
     found = project.problems("s3://b", "s3://c/out", preprocess={"enabled": True})
     assert found["configs/tasks/demo.yaml:preprocess.output_folder"].fix == "name a folder for it"
     own = {"enabled": True, "output_folder": "s3://c/clean"}
@@ -182,7 +136,7 @@ def test_a_whole_bucket_has_no_folder_beside_it(project: Project) -> None:
     )
 
 
-def test_tasks_in_a_store_are_linked_and_must_not_clash(project: Project) -> None:
+def test_tasks_in_a_store_are_linked_and_must_not_clash(project: Storage) -> None:
     project.write(
         "configs/distillation/groups.yaml",
         "merge_groups: [{name: g, output_file: g.jsonl, input_files: [a.jsonl]}]",
@@ -241,14 +195,14 @@ def test_tasks_in_a_store_are_linked_and_must_not_clash(project: Project) -> Non
         ("s3://b/jsonl", False),
     ],
 )
-def test_whether_the_input_is_one_file(project: Project, path: str, is_file: bool) -> None:
+def test_whether_the_input_is_one_file(project: Storage, path: str, is_file: bool) -> None:
     assert project.load(path, "s3://c/out").has_one_input is is_file
 
 
 # The built-in way to S3
 
 
-def test_without_variables_s3_finds_its_own_keys(project: Project) -> None:
+def test_without_variables_s3_finds_its_own_keys(project: Storage) -> None:
     (found,) = project.load("s3://b/in").store_options
     assert (found.name, found.prefix, found.filesystem) == (NO_PROFILE, "s3://", "s3")
     assert set(found.options) == {"config_kwargs"}
@@ -259,7 +213,7 @@ def test_without_variables_s3_finds_its_own_keys(project: Project) -> None:
     assert not CHECKSUMS.keys() & found.options["config_kwargs"].keys()
 
 
-def test_variables_of_the_task_reach_s3(project: Project) -> None:
+def test_variables_of_the_task_reach_s3(project: Storage) -> None:
     project.env(
         "AWS_ACCESS_KEY_ID=k\nAWS_SECRET_ACCESS_KEY=project\nAWS_DEFAULT_REGION=eu-west-1\n"
     )
@@ -273,20 +227,20 @@ def test_variables_of_the_task_reach_s3(project: Project) -> None:
     assert project.options("s3://b/in")["secret"] == "project"
 
 
-def test_half_a_pair_of_keys(project: Project) -> None:
+def test_half_a_pair_of_keys(project: Storage) -> None:
     project.env("AWS_ACCESS_KEY_ID=k\nAWS_SECRET_ACCESS_KEY=\n")
     problem = project.problems("s3://b/in")["configs/tasks/demo.yaml:data.input_folder"]
     assert problem.wrong == "variable AWS_SECRET_ACCESS_KEY is not set, which s3:// needs"
     assert problem.unready
 
 
-def test_local_tasks_need_no_store(project: Project) -> None:
+def test_local_tasks_need_no_store(project: Storage) -> None:
     assert project.load().store_options == ()
 
 
 @pytest.mark.parametrize("way", ["profile", "AWS", "TOS"])
 def test_a_real_store_takes_what_is_made(
-    project: Project, s3_server: S3Server, bucket: str, way: str
+    project: Storage, s3_server: S3Server, bucket: str, way: str
 ) -> None:
     key, secret, place = s3_server.key, s3_server.secret, f"s3://{bucket}/in"
     if way == "TOS":
@@ -316,7 +270,7 @@ def test_a_real_store_takes_what_is_made(
 # Profiles
 
 
-def test_every_field_of_a_profile(project: Project) -> None:
+def test_every_field_of_a_profile(project: Storage) -> None:
     project.env("LAB_KEY=key\nLAB_SECRET=secret\nLAB_TOKEN=token\nLAB_URL=http://host:9000/\n")
     project.profile(
         endpoint="${LAB_URL}",
@@ -345,7 +299,7 @@ def test_every_field_of_a_profile(project: Project) -> None:
     }
 
 
-def test_the_longest_prefix_wins(project: Project) -> None:
+def test_the_longest_prefix_wins(project: Storage) -> None:
     prefixes = {"all": "s3://", "lab": "s3://lab", "raw": "s3://lab/raw/", "lake": "lake://"}
     stores = {name: {"prefix": prefix} for name, prefix in prefixes.items()}
     stores["lake"]["filesystem"] = "memory"
@@ -359,11 +313,11 @@ def test_the_longest_prefix_wins(project: Project) -> None:
         "lake://x": "lake",
     }.items():
         assert [each.name for each in project.load(source).store_options] == [name]
-    spec = project.load("s3://lab/raw", "s3://else/out", data={"journal_folder": "lake://j"})
+    spec = project.load("s3://lab/raw", "s3://else/out", data__journal_folder="lake://j")
     assert [each.name for each in spec.store_options] == ["raw", "lake", "all"]
 
 
-def test_a_profile_that_says_little_has_the_rest_from_variables(project: Project) -> None:
+def test_a_profile_that_says_little_has_the_rest_from_variables(project: Storage) -> None:
     project.env("AWS_ACCESS_KEY_ID=k\nAWS_SECRET_ACCESS_KEY=s\nAWS_SESSION_TOKEN=t\nLAB_KEY=a\n")
     project.profile(max_attempts=2)
     assert [project.options("s3://lab/in")[name] for name in ("key", "secret", "token")] == [*"kst"]
@@ -373,7 +327,7 @@ def test_a_profile_that_says_little_has_the_rest_from_variables(project: Project
 
 
 def test_missing_variables_are_named_and_stop_the_tasks_of_the_profile_only(
-    project: Project,
+    project: Storage,
 ) -> None:
     project.profile(endpoint="${LAB_URL}", access_key="${LAB_KEY}", secret_key="${LAB_SECRET}")
     project.env("LAB_KEY=\n")
@@ -389,14 +343,14 @@ def test_missing_variables_are_named_and_stop_the_tasks_of_the_profile_only(
         "configs/storage.yaml:stores.lab.secret_key: variable LAB_SECRET is not set",
     ]
     assert all(each.unready for each in broken.problems)
-    result = project.check()
-    assert result.exit_code == 0, result.output
-    assert "warning: configs/storage.yaml:stores.lab.endpoint: variable LAB_URL" in result.output
+    ended = project.check()
+    assert ended.code == 0, ended.out
+    assert "warning: configs/storage.yaml:stores.lab.endpoint: variable LAB_URL" in ended.out
 
 
 @pytest.mark.parametrize("name", ["access_key", "secret_key", "session_token"])
 @pytest.mark.parametrize("value", ["AKIA1234567890", "${K:-AKIA1234567890}", "x${K}", 1234567890])
-def test_a_literal_key_is_refused_and_never_shown(project: Project, name: str, value: Any) -> None:
+def test_a_literal_key_is_refused_and_never_shown(project: Storage, name: str, value: Any) -> None:
     project.profile(**{name: value})
     problem = project.problems("s3://lab/in")[f"configs/storage.yaml:stores.lab.{name}"]
     if isinstance(value, str):
@@ -450,22 +404,22 @@ def test_a_literal_key_is_refused_and_never_shown(project: Project, name: str, v
         ({"options": "x"}, "stores.lab.options: wrong type; expected a mapping"),
     ],
 )
-def test_mistakes_in_a_profile(project: Project, profile: Data, problem: str) -> None:
+def test_mistakes_in_a_profile(project: Storage, profile: Data, problem: str) -> None:
     project.profile(**profile)
     told = "\n".join(map(str, project.problems("s3://lab/in").values()))
     assert problem in told
     assert told.startswith("configs/storage.yaml:stores.lab.")
     assert "hunter22" not in told
-    assert problem in project.check().output
+    assert problem in project.check().out
 
 
-def test_two_profiles_of_one_prefix(project: Project) -> None:
+def test_two_profiles_of_one_prefix(project: Storage) -> None:
     project.storage({"stores": {"a": {"prefix": "s3://b"}, "b": {"prefix": "s3://b//"}}})
     problem = project.problems("s3://b/in")["configs/storage.yaml:stores.b.prefix"]
     assert problem.wrong == "the prefix of stores.a too"
 
 
-def test_options_of_s3_join_what_the_fields_make(project: Project) -> None:
+def test_options_of_s3_join_what_the_fields_make(project: Storage) -> None:
     project.env("LAB_CA=/ca.pem\n")
     project.profile(
         region="r",
@@ -485,7 +439,7 @@ def test_options_of_s3_join_what_the_fields_make(project: Project) -> None:
     }
 
 
-def test_a_file_system_of_ones_own(project: Project) -> None:
+def test_a_file_system_of_ones_own(project: Storage) -> None:
     project.env("LAKE_TOKEN=hidden\n")
     lake = {
         "prefix": "lake://",
@@ -528,12 +482,12 @@ def test_a_file_system_of_ones_own(project: Project) -> None:
     ],
 )
 def test_a_broken_file_breaks_the_tasks_that_need_it(
-    project: Project, text: str, message: str, loads_relative: bool
+    project: Storage, text: str, message: str, loads_relative: bool
 ) -> None:
     project.storage(text)
     project.task("./in", "/tmp/out", name="local")
     project.task("s3://b/in", "./o1", name="remote")
-    project.task("./in", "./o2", name="journal", data={"journal_folder": "memory://j"})
+    project.task("./in", "./o2", name="journal", data__journal_folder="memory://j")
     project.task("data/in", "./o3", name="relative")
     project.task("data/in", "./o4", name="own", data_root="./")
     catalog = load_catalog(project.root)
@@ -541,12 +495,12 @@ def test_a_broken_file_breaks_the_tasks_that_need_it(
     assert {spec.name for spec in catalog.tasks} == loaded
     for task in catalog.broken:
         assert str(task.problems[0]).startswith(message)
-    result = project.check()
-    assert result.exit_code == 1
-    assert result.output.count("error: ") == 1
+    ended = project.check()
+    assert ended.code == 1
+    assert ended.out.count("error: ") == 1
 
 
-def test_a_data_root_beside_broken_profiles_still_counts(project: Project) -> None:
+def test_a_data_root_beside_broken_profiles_still_counts(project: Storage) -> None:
     project.storage({"stores": {"lab": {"prefix": 7}}, "data_root": "./lake"})
     assert project.load("data/in").input_folder == f"{project.root}/lake/data/in"
     project.storage({"stores": {"lab": {"prefix": 7}}, "data_root": "s3://b"})
@@ -573,12 +527,12 @@ def test_a_data_root_beside_broken_profiles_still_counts(project: Project) -> No
         ("tos:///", "in", "tos://bucket/in"),
     ],
 )
-def test_where_relative_folders_lie(project: Project, root: str, written: str, meant: str) -> None:
+def test_where_relative_folders_lie(project: Storage, root: str, written: str, meant: str) -> None:
     project.env("TOS_BUCKET=bucket\nTOS_ACCESS_KEY=k\nTOS_SECRET_KEY=s\n")
     project.storage({"data_root": root})
     expected = meant.format(here=project.root)
     assert project.load(written).input_folder == expected
-    spec = project.load("./raw", written, data={"journal_folder": f"{written}/journal"})
+    spec = project.load("./raw", written, data__journal_folder=f"{written}/journal")
     assert spec.output_folder == expected
     assert spec.journal_folder == f"{expected}/journal"
     assert spec.files["model"] == "configs/models/m.yaml"
@@ -587,7 +541,7 @@ def test_where_relative_folders_lie(project: Project, root: str, written: str, m
         assert (spec.input_folder if stage == RAW else spec.folder(stage)) == expected
 
 
-def test_a_data_root_is_of_distilling_tasks_too(project: Project) -> None:
+def test_a_data_root_is_of_distilling_tasks_too(project: Storage) -> None:
     project.storage({"data_root": "s3://b"})
     task = {
         "task_name": "d",
@@ -603,7 +557,7 @@ def test_a_data_root_is_of_distilling_tasks_too(project: Project) -> None:
     assert spec.journal_folder == "s3://b/out/.modelcall"
 
 
-def test_a_task_has_its_own_data_root(project: Project) -> None:
+def test_a_task_has_its_own_data_root(project: Storage) -> None:
     project.storage({"data_root": "s3://b/root"})
     assert project.load("in", data_root="gs://c").input_folder == "gs://c/in"
     assert project.load("in", data_root="./").input_folder == f"{project.root}/in"
@@ -612,14 +566,14 @@ def test_a_task_has_its_own_data_root(project: Project) -> None:
     assert problem.wrong == "variable GONE is not set"
 
 
-def test_leading_out_of_a_data_root_is_refused(project: Project) -> None:
+def test_leading_out_of_a_data_root_is_refused(project: Storage) -> None:
     project.storage({"data_root": "s3://b/root"})
     problem = project.problems("../in")["configs/tasks/demo.yaml:data.input_folder"]
     assert problem.wrong == "leads up, which keys of a store cannot"
     assert "`./`" in problem.fix
 
 
-def test_a_data_root_whose_variable_is_missing(project: Project) -> None:
+def test_a_data_root_whose_variable_is_missing(project: Storage) -> None:
     project.storage({"data_root": "s3://${LAB_BUCKET}/x"})
     problem = project.problems("in")["configs/storage.yaml:data_root"]
     assert problem.wrong == "variable LAB_BUCKET is not set"
@@ -631,17 +585,17 @@ def test_a_data_root_whose_variable_is_missing(project: Project) -> None:
     assert project.load("./in").data_root is None
 
 
-def test_check_says_where_relative_folders_lie(project: Project) -> None:
+def test_check_says_where_relative_folders_lie(project: Storage) -> None:
     project.task("data/in", "./out")
-    assert "is s3://" not in project.check().output
+    assert "is s3://" not in project.check().out
     project.storage({"data_root": "s3://b/root"})
-    result = project.check()
-    assert "configs/tasks/demo.yaml:data.input_folder: is s3://b/root/data/in\n" in result.output
-    assert "data.output_folder" not in result.output
-    assert result.exit_code == 0
+    ended = project.check()
+    assert "configs/tasks/demo.yaml:data.input_folder: is s3://b/root/data/in\n" in ended.out
+    assert "data.output_folder" not in ended.out
+    assert ended.code == 0
 
 
-def test_relative_folders_of_old_files(project: Project) -> None:
+def test_relative_folders_of_old_files(project: Storage) -> None:
     old = {"options": {"resume": False}}
     (_, moved) = project.load("data/in", "./out", **old).warnings
     assert moved.field == "data.input_folder"
@@ -708,7 +662,7 @@ KEYS = "TOS_ACCESS_KEY=key\nTOS_SECRET_KEY=secret\n"
         ("TOS_ENDPOINT=https://tos.corp", "https://tos.corp", "cn-beijing", "virtual"),
     ],
 )
-def test_tos(project: Project, variables: str, endpoint: str, region: str, addressing: str) -> None:
+def test_tos(project: Storage, variables: str, endpoint: str, region: str, addressing: str) -> None:
     project.env(f"{KEYS}{variables}\n")
     (found,) = project.load("tos://bucket/in", "tos://other/out").store_options
     assert (found.name, found.prefix, found.filesystem) == (NO_PROFILE, "tos://", "s3")
@@ -724,12 +678,12 @@ def test_tos(project: Project, variables: str, endpoint: str, region: str, addre
     ("prefix", "meant"),
     [("", "tos://agi-data/x/y"), ("TOS_PREFIX=/a/b/", "tos://agi-data/a/b/x/y")],
 )
-def test_the_default_bucket(project: Project, prefix: str, meant: str) -> None:
+def test_the_default_bucket(project: Storage, prefix: str, meant: str) -> None:
     project.env(f"{KEYS}TOS_BUCKET=agi-data\n{prefix}\n")
     assert project.load("tos:///x//y/").input_folder == meant
 
 
-def test_what_tos_misses(project: Project) -> None:
+def test_what_tos_misses(project: Storage) -> None:
     found = project.problems("tos:///x")["configs/tasks/demo.yaml:data.input_folder"]
     assert found.wrong == "variable TOS_BUCKET is not set"
     found = project.problems("./in", "tos://b/x")["configs/tasks/demo.yaml:data.output_folder"]
@@ -745,7 +699,7 @@ def test_what_tos_misses(project: Project) -> None:
     assert (found.wrong, found.have) == ("not a URL", "'${TOS_ENDPOINT}'")
 
 
-def test_a_profile_for_tos_wins(project: Project) -> None:
+def test_a_profile_for_tos_wins(project: Storage) -> None:
     project.env(f"{KEYS}TOS_ENDPOINT=tos-cn-shanghai.volces.com\nLAB_KEY=mine\n")
     keys = {"access_key": "${LAB_KEY}", "secret_key": "${LAB_KEY}"}
     endpoint = "tos-cn-guangzhou.volces.com"
@@ -762,14 +716,14 @@ def test_a_profile_for_tos_wins(project: Project) -> None:
     assert options["config_kwargs"]["retries"]["total_max_attempts"] == 2
 
 
-def test_an_s3_profile_may_name_an_endpoint_of_tos(project: Project) -> None:
+def test_an_s3_profile_may_name_an_endpoint_of_tos(project: Storage) -> None:
     project.profile(endpoint="tos-cn-beijing.volces.com")
     options = project.options("s3://lab/x")
     assert options["endpoint_url"] == "https://tos-s3-cn-beijing.volces.com"
     assert options["config_kwargs"]["s3"] == {"addressing_style": "virtual"}
 
 
-def test_a_task_of_the_old_system_loads(project: Project) -> None:
+def test_a_task_of_the_old_system_loads(project: Storage) -> None:
     project.write("configs/tos.env", f"export {KEYS.splitlines()[0]}\nTOS_SECRET_KEY='s'\n")
     spec = project.load(
         "tos://agi-data/raw/{task_name}",
@@ -799,7 +753,7 @@ def test_a_task_of_the_old_system_loads(project: Project) -> None:
     endpoint=st.sampled_from(["http://h:1", "http://u:{}@h:1", "{}"]),
 )
 def test_no_secret_is_ever_shown(
-    project: Project, secret: str, source: str, breakage: str, endpoint: str
+    project: Storage, secret: str, source: str, breakage: str, endpoint: str
 ) -> None:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "TOS_ACCESS_KEY")
     names += ("TOS_SECRET_KEY", "LAB_KEY", "LAB_SECRET", "LAKE_TOKEN")
@@ -820,28 +774,28 @@ def test_no_secret_is_ever_shown(
         assert any(secret in str(each.options) for each in spec.store_options)
         dumps = [str(spec.task.model_dump()), str(spec.warnings), str(spec.env)]
         shown = [repr(spec), repr(spec.store_options), str(spec.store_options), *dumps]
-    shown.append(project.check().output)
+    shown.append(project.check().out)
     assert [text for text in shown if secret in text] == []
 
 
 # How lines are read
 
 
-def test_bad_lines_and_encodings(project: Project) -> None:
+def test_bad_lines_and_encodings(project: Storage) -> None:
     data = project.load().task.rated
     assert (data.on_bad_line, data.encoding) == ("keep", "utf-8")
-    data = project.load(data={"on_bad_line": "fail", "encoding": "GB18030"}).task.rated
+    data = project.load(data__on_bad_line="fail", data__encoding="GB18030").task.rated
     assert (data.on_bad_line, data.encoding) == ("fail", "gb18030")
     for name in ("utf8", "UTF-8", "U8"):
-        assert project.load(data={"encoding": name}).task.rated.encoding == "utf-8"
+        assert project.load(data__encoding=name).task.rated.encoding == "utf-8"
 
 
 @pytest.mark.parametrize(
     ("name", "fix"),
     [("gb18031", "did you mean gb18030?"), ("hex", ""), ("rot13", ""), ("a\0b", "")],
 )
-def test_an_unknown_encoding(project: Project, name: str, fix: str) -> None:
-    found = project.problems(data={"encoding": name, "on_bad_line": "drop"})
+def test_an_unknown_encoding(project: Storage, name: str, fix: str) -> None:
+    found = project.problems(data__encoding=name, data__on_bad_line="drop")
     problem = found["configs/tasks/demo.yaml:data.encoding"]
     assert problem.wrong == "unknown encoding"
     assert "utf-8, utf-8-sig, utf-16, utf-32, gb18030" in problem.expected
@@ -849,7 +803,7 @@ def test_an_unknown_encoding(project: Project, name: str, fix: str) -> None:
     assert found["configs/tasks/demo.yaml:data.on_bad_line"].expected == "keep, fail"
 
 
-def test_reading_is_told_by_each_step_that_distils(project: Project) -> None:
+def test_reading_is_told_by_each_step_that_distils(project: Storage) -> None:
     step = {
         "response_config_path": "configs/models/m.yaml",
         "input_path": "./in",
@@ -868,9 +822,9 @@ def test_reading_is_told_by_each_step_that_distils(project: Project) -> None:
 # The page
 
 
-def test_the_examples_of_the_page_are_valid(project: Project) -> None:
-    page = (Path(__file__).parent.parent / "docs/storage.md").read_text()
-    examples = re.findall(r"```yaml\n# configs/storage.yaml\n(.*?)```", page, re.DOTALL)
+def test_the_examples_of_the_page_are_valid(project: Storage) -> None:
+    found = blocks(ROOT / "docs/storage.md", "yaml")
+    examples = [text for text in found if text.startswith("# configs/storage.yaml\n")]
     assert len(examples) == 4
     for text in examples:
         assert parse_storage(yaml.safe_load(text), "storage.yaml")[1] == []

@@ -10,16 +10,11 @@ from pathlib import Path
 
 import orjson
 import pytest
-import test_bad_input
-from conftest import Cli, Project
-from test_bad_input import TASK
-from test_secrets import completion, echoing
-from test_transports import http
+from endpoint import http, in_thread, said, serving
+from project import TASK, Project
 
 import modelcall_assets.cli
 from modelcall_assets.transforms.page import html_page
-
-cli = test_bad_input.cli
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\rerror: gone\x00\x08"
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -28,7 +23,7 @@ STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 @pytest.mark.parametrize(
     "answer",
     [
-        http(200, completion(EVIL)),
+        said(content=EVIL),
         http(400, orjson.dumps({"error": {"message": EVIL}})),
         http(401, orjson.dumps({"error": {"message": EVIL}})),
         http(500, EVIL.encode()),
@@ -36,35 +31,31 @@ STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
     ],
     ids=["answer", "error", "refusal", "text", "no HTTP"],
 )
-def test_no_command_lets_the_text_of_others_steer(
-    answer: bytes, project: Project, cli: Cli
-) -> None:
+def test_no_command_lets_the_text_of_others_steer(answer: bytes, bare: Project) -> None:
     name = "a\x1b[31m\u202e.jsonl"
-    project.write_input(
-        name, [{"id": EVIL, "text": EVIL}, {"id": 1, EVIL: "x"}, b'{"' + b"\xc2\x9b"]
-    )
-    project.write_task({"max_failure_rate": 1.0, EVIL: 1}, file=f"odd{EVIL[:8]}")
+    bare.write_input(name, [{"id": EVIL, "text": EVIL}, {"id": 1, EVIL: "x"}, b'{"' + b"\xc2\x9b"])
+    bare.write_task({"max_failure_rate": 1.0, EVIL: 1}, file=f"odd{EVIL[:8]}")
     told = ""
-    with echoing({"text": answer}) as (_, host):
-        client = {"base_url": f"http://{host}/v1", "max_retries": 0}
-        project.write_model({"client_config": client})
-        project.write_task({"max_failure_rate": 1.0})
+    with in_thread(serving(answer)) as endpoint:
+        client = {"base_url": endpoint.url, "max_retries": 0}
+        bare.write_model({"client_config": client})
+        bare.write_task({"max_failure_rate": 1.0})
         for command in (
             *(["check"], ["plan", TASK], ["try", TASK, "--file", "a*"], ["run-task", TASK]),
             *(["failures", TASK], ["failures", TASK, "--file", EVIL], ["clean", TASK, "--dry-run"]),
             *(["export", TASK, "--where", EVIL], ["run-task", EVIL], ["run-task", TASK, EVIL]),
         ):
-            ended = cli(*(each.replace("\0", "") for each in command))
+            ended = bare.run(*(each.replace("\0", "") for each in command))
             assert not STEERS.search(ended.out + ended.err), (command, ended)
             told += ended.out + ended.err
     assert r"\x1b[31m\u202e" in told and r"\x1b]0;owned\x07" in told
 
 
-def test_json_for_programs_stays_as_it_is(project: Project, cli: Cli) -> None:
-    project.write_input("good.jsonl", [{"id": EVIL, "txt": "misspelt"}])
-    project.write_task({"max_failure_rate": 1.0})
-    assert cli("run-task", TASK).code == 0
-    (line,) = cli("failures", TASK, "--json").out.splitlines()
+def test_json_for_programs_stays_as_it_is(bare: Project) -> None:
+    bare.write_input("good.jsonl", [{"id": EVIL, "txt": "misspelt"}])
+    bare.write_task({"max_failure_rate": 1.0})
+    assert bare.run("run-task", TASK).code == 0
+    (line,) = bare.run("failures", TASK, "--json").out.splitlines()
     assert orjson.loads(line)["record_id"] == EVIL
 
 

@@ -18,6 +18,21 @@ from urllib.parse import urlsplit
 
 import orjson
 import pytest
+from endpoint import (
+    HANG,
+    TRANSPORTS,
+    Endpoint,
+    Request,
+    Script,
+    completion,
+    delta,
+    events,
+    http,
+    listening,
+    payload,
+    refusal,
+    serving,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,13 +56,7 @@ from modelcall_assets.records.outcome import Reason
 from modelcall_assets.rehearsal import Faults, serve_in_thread
 
 KEY = "sk-very-secret-0123456789"
-TRANSPORTS = (DirectTransport, SdkTransport)
-GOOD = {"choices": [{"message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}
-
-
-def payload(**more: Any) -> bytes:
-    messages = [{"role": "user", "content": "rate this"}]
-    return json.dumps({"model": "rehearsal-rater-1", "messages": messages} | more).encode()
+GOOD = json.dumps(completion(content="x")).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -93,67 +102,12 @@ def parsed(body: bytes) -> Any:
         return body
 
 
-@dataclass
-class Server:
-    """Answers every request with the same bytes, then closes the connection."""
-
-    answer: bytes | Callable[[bytes], bytes]
-    heads: list[bytes] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    url: str = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length:")[2].split()[0])
-            self.bodies.append(await reader.readexactly(length))
-            self.heads.append(head)
-            writer.write(self.answer if isinstance(self.answer, bytes) else self.answer(head))
-            await writer.drain()
-
-
-@asynccontextmanager
-async def serving(
-    answer: bytes | Callable[[bytes], bytes], tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Server]:
-    server = Server(answer)
-    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls) as listener:
-        port = listener.sockets[0].getsockname()[1]
-        server.url = f"http{'s' if tls else ''}://localhost:{port}/v1"
-        yield server
-
-
-def reply_to(answer: bytes | Callable[[bytes], bytes], **options: Any) -> Reply:
+def reply_to(answer: Script | bytes, **options: Any) -> Reply:
     async def run() -> Reply:
         async with serving(answer) as server:
             return await through_both(server.url, **options)
 
     return asyncio.run(run())
-
-
-def http(status: int, body: bytes = b"{}", **headers: str) -> bytes:
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{lines}\r\n"
-    return head.encode() + body
-
-
-def refusal(status: int, code: str, **headers: str) -> bytes:
-    body = {"error": {"code": code, "message": f"server says {code}"}}
-    return http(status, json.dumps(body).encode(), Content_Type="application/json", **headers)
-
-
-def events(*chunks: Any, done: bool = True, ended: bool = True) -> bytes:
-    """A stream in HTTP chunks; not `ended` breaks off in the middle of the body."""
-    texts = [chunk if isinstance(chunk, str) else json.dumps(chunk) for chunk in chunks]
-    framed = [f"data: {text}\n\n".encode() for text in texts + ["[DONE]"] * done]
-    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    body = b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in framed)
-    return head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n" * ended
-
-
-def delta(finish: str | None = None, index: int = 0, /, **fields: Any) -> dict[str, Any]:
-    choice = {"index": index, "delta": fields, "finish_reason": finish}
-    return {"id": "c1", "model": "m", "object": "chat.completion.chunk", "choices": [choice]}
 
 
 def message_of(reply: Reply) -> dict[str, Any]:
@@ -171,9 +125,8 @@ def reason_of(reply: Reply) -> Reason:
 
 
 def test_an_answer_comes_back_as_it_was_sent() -> None:
-    body = json.dumps(GOOD).encode()
-    reply = reply_to(http(200, body))
-    assert (reply.status, reply.body, reply.fault) == (200, body, None)
+    reply = reply_to(http(200, GOOD))
+    assert (reply.status, reply.body, reply.fault) == (200, GOOD, None)
 
 
 def test_the_rehearsal_endpoint_answers_both() -> None:
@@ -239,7 +192,7 @@ def test_what_is_sent_is_sent_once(
     async def run() -> int:
         async with serving(answer) as server, kind("n", server.url, api_key=KEY) as transport:
             await transport.send(payload())
-            return len(server.heads)
+            return len(server.asked)
 
     assert asyncio.run(run()) == 1
 
@@ -287,8 +240,8 @@ def test_a_body_in_gzip_and_one_of_five_megabytes() -> None:
 
 @pytest.mark.parametrize("status", [200, 401, 500])
 def test_an_error_does_not_echo_a_secret(status: int) -> None:
-    def echo(head: bytes) -> bytes:
-        lines = sorted(line for line in head.decode().split("\r\n") if "Bearer" in line)
+    def echo(request: Request) -> bytes:
+        lines = sorted(line for line in request.head.decode().split("\r\n") if "Bearer" in line)
         values = [line.partition(": ")[2] for line in lines]
         error = json.dumps({"error": {"message": values, "code": status}})
         return events(json.loads(error)) if status == 200 else http(status, error.encode())
@@ -330,20 +283,14 @@ def test_a_dropped_connection_and_a_timeout() -> None:
 
 
 def test_a_body_that_never_ends_is_a_timeout_unless_its_answer_is_whole() -> None:
-    async def run(*chunks: Any, done: bool) -> Reply:
-        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with closing(writer):
-                writer.write(events(*chunks, done=done, ended=False))
-                await reader.read()  # to the client's end of the connection
-
-        async with await asyncio.start_server(hang, "127.0.0.1", 0) as listener:
-            port = listener.sockets[0].getsockname()[1]
-            return await through_both(f"http://127.0.0.1:{port}/v1", timeout_s=0.2)
+    def reply(*chunks: Any, done: bool) -> Reply:
+        sent = events(*chunks, done=done, ended=False)
+        return reply_to(lambda _: [sent, HANG], timeout_s=0.2)
 
     half, last = delta(content="x"), delta("stop")
-    assert asyncio.run(run(half, done=False)).fault is Reason.TIMEOUT
+    assert reply(half, done=False).fault is Reason.TIMEOUT
     for more, done in (([last], False), ([last], True), ([], True)):
-        assert message_of(asyncio.run(run(half, *more, done=done)))["content"] == "x"
+        assert message_of(reply(half, *more, done=done))["content"] == "x"
 
 
 def test_nobody_listens() -> None:
@@ -468,7 +415,7 @@ def test_plain_json_where_events_are_said_to_be_is_read(kind: str) -> None:
         assert isinstance(classify(reply), Refused)
         reply = reply_to(http(200, body + b"\ndata: [DONE]", Content_Type="text/event-stream"))
         assert isinstance(classify(reply), Refused)
-        reply = reply_to(http(200, start + json.dumps(GOOD).encode(), Content_Type=kind))
+        reply = reply_to(http(200, start + GOOD, Content_Type=kind))
         assert message_of(reply)["content"] == "x"
 
 
@@ -622,8 +569,8 @@ def test_any_stream_has_an_outcome(chunks: Sequence[bytes]) -> None:
 
 
 def test_the_request_is_the_same_by_both() -> None:
-    async def run() -> Server:
-        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+    async def run() -> Endpoint:
+        async with serving(http(200, GOOD)) as server:
             url = f"{server.url}/?api-version=1"
             await through_both(url, headers={"X-Team": "rating", "user-agent": "mine"})
             return server
@@ -647,7 +594,7 @@ def test_no_key_but_the_given_one_is_sent(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
 
     async def run() -> list[bytes]:
-        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+        async with serving(http(200, GOOD)) as server:
             await through_both(server.url, api_key=None, headers=headers)
             return server.heads
 
@@ -659,7 +606,7 @@ def test_no_key_but_the_given_one_is_sent(
 
 def test_a_user_in_the_url_is_sent_as_a_header() -> None:
     async def run() -> list[bytes]:
-        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+        async with serving(http(200, GOOD)) as server:
             url = server.url.replace("//", "//me:p%40w@")
             await through_both(url)
             return server.heads
@@ -708,8 +655,8 @@ def server_tls(authority: Path) -> ssl.SSLContext:
 
 def test_a_server_with_a_certificate_of_the_given_authority(authority: Path) -> None:
     async def run() -> Reply:
-        answer = http(200, json.dumps(GOOD).encode())
-        async with serving(answer, server_tls(authority)) as server:
+        answer = http(200, GOOD)
+        async with serving(answer, tls=server_tls(authority)) as server:
             return await through_both(server.url, ca_file=str(authority / "ca.pem"))
 
     assert message_of(asyncio.run(run()))["content"] == "x"
@@ -720,8 +667,8 @@ def test_a_certificate_that_cannot_be_verified_is_refused(authority: Path, host:
     """Of an authority nobody named, or for another host."""
     ca_file = None if host == "localhost" else str(authority / "ca.pem")
 
-    async def run() -> tuple[Reply, Server]:
-        async with serving(http(200), server_tls(authority)) as server:
+    async def run() -> tuple[Reply, Endpoint]:
+        async with serving(http(200), tls=server_tls(authority)) as server:
             url = server.url.replace("localhost", host)
             return await through_both(url, ca_file=ca_file), server
 
@@ -771,17 +718,17 @@ async def proxy(
     authorization: bytes = b"", opened: bytes = b"HTTP/1.1 200 OK\r\n\r\n"
 ) -> AsyncIterator[Proxy]:
     made = Proxy(authorization, opened=opened)
-    async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as listener:
-        made.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    async with listening(made.serve) as port:
+        made.url = f"http://127.0.0.1:{port}"
         yield made
 
 
 async def through_proxy(
-    authority: Path, *, tls: bool, options: Callable[[Proxy, Server], dict[str, Any]]
-) -> tuple[Reply, Proxy, Server]:
-    answer = http(200, json.dumps(GOOD).encode())
+    authority: Path, *, tls: bool, options: Callable[[Proxy, Endpoint], dict[str, Any]]
+) -> tuple[Reply, Proxy, Endpoint]:
+    answer = http(200, GOOD)
     context = server_tls(authority) if tls else None
-    async with serving(answer, context) as server, proxy() as made:
+    async with serving(answer, tls=context) as server, proxy() as made:
         ca_file = str(authority / "ca.pem") if tls else None
         reply = await through_both(server.url, ca_file=ca_file, **options(made, server))
         return reply, made, server
@@ -792,7 +739,7 @@ async def through_proxy(
 def test_requests_go_through_the_proxy(
     authority: Path, tls: bool, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def options(made: Proxy, server: Server) -> dict[str, Any]:
+    def options(made: Proxy, server: Endpoint) -> dict[str, Any]:
         if by == "option":
             monkeypatch.setenv("NO_PROXY", "localhost")  # for the environment's proxies only
             return {"proxy": made.url}
@@ -812,7 +759,7 @@ def test_requests_go_through_the_proxy(
 def test_no_proxy_names_hosts_that_are_asked_directly(
     authority: Path, hosts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def options(made: Proxy, server: Server) -> dict[str, Any]:
+    def options(made: Proxy, server: Endpoint) -> dict[str, Any]:
         monkeypatch.setenv("http_proxy", made.url)
         monkeypatch.setenv("no_proxy", hosts.format(urlsplit(server.url).port))
         monkeypatch.setenv("all_proxy", made.url)  # read by neither
@@ -827,8 +774,8 @@ def test_no_proxy_names_hosts_that_are_asked_directly(
 @pytest.mark.parametrize("known", [True, False])
 def test_a_proxy_may_want_a_password(authority: Path, known: bool) -> None:
     async def run() -> Reply:
-        answer, context = http(200, json.dumps(GOOD).encode()), server_tls(authority)
-        async with serving(answer, context) as server, proxy(b"Basic bWU6cHc=") as made:
+        answer, context = http(200, GOOD), server_tls(authority)
+        async with serving(answer, tls=context) as server, proxy(b"Basic bWU6cHc=") as made:
             user = "me:pw" if known else "me:wrong"
             url = made.url.replace("//", f"//{user}@")
             return await through_both(server.url, ca_file=str(authority / "ca.pem"), proxy=url)
@@ -856,7 +803,7 @@ def test_a_proxy_that_is_not_there_is_named(authority: Path, tls: bool) -> None:
         dead = urlsplit(gone.base_url).netloc
 
     async def run() -> list[Reply]:
-        async with serving(http(200), server_tls(authority) if tls else None) as server:
+        async with serving(http(200), tls=server_tls(authority) if tls else None) as server:
             ca_file = str(authority / "ca.pem")
             return await by_each(server.url, ca_file=ca_file, proxy=f"http://{dead}")
 
@@ -865,7 +812,7 @@ def test_a_proxy_that_is_not_there_is_named(authority: Path, tls: bool) -> None:
         assert f"the proxy {dead}".encode() in reply.body
 
 
-FORGED = gzip.compress(json.dumps(GOOD).replace('"x"', '"forged"').encode())
+FORGED = gzip.compress(GOOD.replace(b'"x"', b'"forged"'))
 FORGED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(
     FORGED
 )
@@ -889,18 +836,10 @@ CONNECT_ANSWERS = {
 def test_nothing_that_a_proxy_says_is_a_reply(authority: Path, name: str) -> None:
     """It says so before the handshake with the server, and closes."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
-            await reader.readuntil(b"\r\n\r\n")
-            for part in CONNECT_ANSWERS[name]:
-                writer.write(part)
-                await writer.drain()
-
     async def run() -> list[Reply]:
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
-            port = listener.sockets[0].getsockname()[1]
-            proxy, ca_file = f"http://127.0.0.1:{port}", str(authority / "ca.pem")
-            url = "https://localhost:1/v1"
+        async with serving(lambda _: CONNECT_ANSWERS[name]) as endpoint:
+            proxy = endpoint.url.removesuffix("/v1").replace("localhost", "127.0.0.1")
+            url, ca_file = "https://localhost:1/v1", str(authority / "ca.pem")
             return await by_each(url, timeout_s=5.0, proxy=proxy, ca_file=ca_file)
 
     direct, sdk = asyncio.run(run())
@@ -909,14 +848,14 @@ def test_nothing_that_a_proxy_says_is_a_reply(authority: Path, name: str) -> Non
     assert sdk.fault is not None and b"forged" not in sdk.body
 
 
-@pytest.mark.parametrize("answer", [http(200, json.dumps(GOOD).encode()), b""])
+@pytest.mark.parametrize("answer", [http(200, GOOD), b""])
 def test_headers_of_a_tunnel_are_not_those_of_a_reply(authority: Path, answer: bytes) -> None:
     """A proxy tunnels honestly behind a head that announces a body; perhaps the server hangs up."""
     announced = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 99\r\n\r\n"
 
     async def run() -> list[Reply]:
         context = server_tls(authority)
-        async with serving(answer, context) as server, proxy(opened=announced) as made:
+        async with serving(answer, tls=context) as server, proxy(opened=announced) as made:
             ca_file = str(authority / "ca.pem")
             return await by_each(server.url, ca_file=ca_file, proxy=made.url)
 
@@ -938,7 +877,7 @@ def test_a_host_that_cannot_be_one_is_a_failure(host: str) -> None:
 
 def test_a_path_of_any_letters_is_sent_percent_encoded() -> None:
     async def run() -> list[bytes]:
-        async with serving(http(200, json.dumps(GOOD).encode())) as server:
+        async with serving(http(200, GOOD)) as server:
             await through_both(f"{server.url}/模 型%20")
             return server.heads
 

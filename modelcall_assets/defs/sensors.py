@@ -40,7 +40,7 @@ def task_sensors(task: Task) -> Iterator[dg.SensorDefinition]:
         yield followers_sensor(task)
 
 
-def files_sensor(task: Task) -> dg.SensorDefinition:
+def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinition:
     """Watches the task's input folder; a new or changed file runs through all its stages."""
     spec, settings, first = task.spec, task.spec.task.sensor, task.stages[0]
     assets = [asset_key(stage) for stage in task.stages if stage.keys == first.keys]
@@ -55,7 +55,7 @@ def files_sensor(task: Task) -> dg.SensorDefinition:
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = Cursor.parse(context.cursor)
         try:
-            page = _page(task, cursor.after)
+            page = _page(task, cursor.after, page_files)
         except ModelcallError as error:
             return dg.SkipReason(str(error))
         if cursor.is_settled(page):
@@ -159,11 +159,11 @@ class Page:
         return first <= path and (not last or path < last)
 
 
-def _page(task: Task, after: str) -> Page:
+def _page(task: Task, after: str, most: int) -> Page:
     if task.spec.task.max_files is not None:
         files, last = task.inputs.files(), ""
     else:
-        files, last = task.inputs.page(after, PAGE_FILES)
+        files, last = task.inputs.page(after, most)
     return Page(after, last, {encode_key(file.key_path): file.version for file in files})
 
 

@@ -13,9 +13,9 @@ import orjson
 from openai.types import Batch, FileObject
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused
-from modelcall_assets.llm.backoff import backoff
 from modelcall_assets.llm.classify import BadRecord, Refused, TryAgain, classify
 from modelcall_assets.llm.error import QUOTA_CODES
+from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport, cause_of
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
@@ -80,6 +80,7 @@ class BatchClient(SdkTransport):
     """The longest time between two looks at a batch."""
     max_retries: int = 5
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    patience: Patience = PATIENCE
     _was_reached: bool = field(default=False, init=False)
 
     async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
@@ -259,7 +260,7 @@ class BatchClient(SdkTransport):
             is_patient = self._was_reached and loop.time() < patient_until
             if attempts > self.max_retries and not is_patient:
                 raise self._down(verdict.failure)
-            await self.pause(backoff(attempts, verdict.after_s))
+            await self.pause(self.patience.backoff(attempts, verdict.after_s))
 
     def _checked(self, reply: object, kind: type[M], *needed: str) -> M:
         """The SDK takes any reply, and leaves out what is not there."""

@@ -11,24 +11,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.backoff import backoff
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict, classify
+from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure, Reason
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
 
-RATE_LIMIT_PATIENCE_S = 900.0
-"""How long one record keeps trying while the endpoint only says that it is busy; an endpoint
-that asks for a longer wait is not waited for."""
 OVERLOADS_BORNE = 8
 """So often one record is told that a server which answers others has too much to do (503 and the
 like) before that uses up its retries. With the pauses between them about a minute."""
-FIRST_CALL_ALONE_S = 0.25
-"""A wrong key or model costs one call: the others wait this long for the first answer."""
-UNTIL_ONE_ANSWERS_S = 0.5
 UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
 LEASE_EVERY_S = 1.0
@@ -92,9 +86,11 @@ class Engine:
         *,
         max_in_flight: int,
         max_retries: int,
+        patience: Patience = PATIENCE,
         batches: BatchClient | None = None,
         collector: Callable[[str], BatchClient | None] = lambda _: None,
     ) -> None:
+        self._patience = patience
         self.batches = batches
         self._collector = collector
         self.max_in_flight = max_in_flight
@@ -148,7 +144,7 @@ class Engine:
         return client and await self._open_client(client, self._opened)
 
     async def _open_client(self, client: BatchClient, opened: AsyncExitStack) -> BatchClient:
-        client.pause = self.wait
+        client.pause, client.patience = self.wait, self._patience
         return await opened.enter_async_context(client)
 
     def stop(self, reason: RunStopped) -> None:
@@ -178,7 +174,7 @@ class Engine:
         """Send until answered, refused for good, or out of retries."""
         attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
-        busy_until = self._now() + RATE_LIMIT_PATIENCE_S
+        busy_until = self._now() + self._patience.busy_s
         while True:
             attempts += 1
             channel, reply, verdict, latency_s = await self._send(payload, held)
@@ -203,11 +199,11 @@ class Engine:
                         asked_to_wait = overloads <= OVERLOADS_BORNE
                     patient = self._now() + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
-                    too_long = after_s is not None and after_s > RATE_LIMIT_PATIENCE_S
+                    too_long = after_s is not None and after_s > self._patience.busy_s
                     if too_long or failed_attempts > self._max_retries:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
-                    held[channel] = self._now() + backoff(attempts, after_s)
+                    held[channel] = self._now() + self._patience.backoff(attempts, after_s)
                     await self._pause(held, parked)
 
     async def _send(
@@ -262,7 +258,8 @@ class Engine:
         channel.start(tokens, now)
         self.in_flight += 1
         if not self._is_open and self._first_call is None:
-            self._first_call = self._loop.call_later(FIRST_CALL_ALONE_S, self._open)
+            alone_s = self._patience.first_call_alone_s
+            self._first_call = self._loop.call_later(alone_s, self._open)
         return channel
 
     @property
@@ -333,7 +330,7 @@ class Engine:
                 if not channel.limiter.in_flight:
                     channel.refusal = detail
                 else:
-                    await self.wait(UNTIL_ONE_ANSWERS_S)
+                    await self.wait(self._patience.until_one_answers_s)
         finally:
             if parked is not None:
                 parked(False)

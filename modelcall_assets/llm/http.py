@@ -53,6 +53,7 @@ class HttpClient:
         connect_timeout_s: float,
         proxy: str | None = None,
         most_body: int,
+        least_rest_s: float = LEAST_REST_S,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         self._target = urlsplit(url)
@@ -60,6 +61,7 @@ class HttpClient:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._most_body = most_body
+        self._least_rest_s = least_rest_s
         is_tls = "https" in (self._target.scheme, self._proxy.scheme if self._proxy else "")
         self._tls = tls() if is_tls else None
         self._head = _head(self._target, headers, self._proxy)
@@ -155,7 +157,9 @@ class HttpClient:
     async def _dial(self, to: SplitResult) -> _Connection:
         host, is_tls = _host(to), to.scheme == "https"
         _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self._open, self._distrust, self._buffer, self._timeout_s),
+            lambda: _Connection(
+                self._open, self._distrust, self._buffer, self._timeout_s, self._least_rest_s
+            ),
             host,
             to.port or _PORTS[to.scheme],
             ssl=self._tls if is_tls else None,
@@ -208,9 +212,11 @@ class _Connection(asyncio.BufferedProtocol):
         unasked: Callable[[], None],
         buffer: memoryview,
         timeout_s: float,
+        least_rest_s: float,
     ) -> None:
         self._buffer = buffer
         self._timeout_s = timeout_s
+        self._least_rest_s = least_rest_s
         self._asked: HttpExchange | None = None
         self._until = 0.0
         self._alarm: asyncio.TimerHandle | None = None
@@ -231,7 +237,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._until = until
         if self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
-        if (more := LEAST_REST_S - now + self.idle_since) > 0:
+        if (more := self._least_rest_s - now + self.idle_since) > 0:
             asyncio.get_running_loop().call_later(more, self._send, exchange, request)
         else:
             self._send(exchange, request)

@@ -46,7 +46,7 @@ class SdkTransport(HttpTransport):
             max_retries=0,
             timeout=httpx2.Timeout(None, connect=self.connect_timeout_s),
             http_client=httpx2.AsyncClient(
-                transport=_Backend(self.tls, self.used_proxy, self.most_body),
+                transport=_Backend(self.tls, self.used_proxy, self.most_body, self.least_rest_s),
                 headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
                 trust_env=False,
             ),
@@ -114,11 +114,15 @@ class SdkTransport(HttpTransport):
 class _Backend(httpx2.AsyncBaseTransport):
     """What the openai client sends through: aiohttp, with the limits of the direct transport."""
 
-    def __init__(self, tls: ssl.SSLContext, proxy: str | None, most_body: int) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext, proxy: str | None, most_body: int, least_rest_s: float
+    ) -> None:
         self._proxy = proxy
         self._most_body = most_body
+        connector = _Connector(ssl=tls, limit=0, keepalive_timeout=IDLE_S)
+        connector.least_rest_s = least_rest_s
         self._session = aiohttp.ClientSession(
-            connector=_Connector(ssl=tls, limit=0, keepalive_timeout=IDLE_S),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
@@ -194,6 +198,7 @@ class _Connector(aiohttp.TCPConnector):
     """Connections rest before they are used again, and one that has heard something meanwhile is
     closed: aiohttp would take that for the next request's reply."""
 
+    least_rest_s = LEAST_REST_S
     _idle_since: ClassVar[WeakKeyDictionary[asyncio.BaseProtocol, float]] = WeakKeyDictionary()
 
     async def connect(
@@ -210,7 +215,8 @@ class _Connector(aiohttp.TCPConnector):
             idle_since = self._idle_since.pop(protocol, None)
             try:
                 if idle_since is not None:
-                    await asyncio.sleep(max(0.0, idle_since + LEAST_REST_S - now()))
+                    rest_s = idle_since + self.least_rest_s - now()
+                    await asyncio.sleep(max(0.0, rest_s))
                 is_quiet = not protocol.should_close and not (
                     idle_since and _is_readable(connection)
                 )

@@ -16,7 +16,7 @@ from modelcall_assets.config.endpoint import MAX_REPLY_MIB
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.error import error_in
 from modelcall_assets.llm.exchange import NoReply
-from modelcall_assets.llm.http import HttpClient
+from modelcall_assets.llm.http import LEAST_REST_S, HttpClient
 from modelcall_assets.llm.message import first_choice, parsed, with_changed_parts
 from modelcall_assets.llm.stream import BOM, StreamedAnswer, begins_as_events
 from modelcall_assets.records.outcome import Reason
@@ -80,6 +80,7 @@ class HttpTransport:
     max_reply_mib: int = MAX_REPLY_MIB
     private: tuple[str, ...] = field(default=(), repr=False)
     """What an answer may hold all the same, but nothing else."""
+    least_rest_s: float = field(default=LEAST_REST_S, repr=False)
 
     async def send(self, payload: bytes) -> Reply:
         """A server may echo what it was sent."""
@@ -206,6 +207,7 @@ class DirectTransport(HttpTransport):
             proxy=self.used_proxy,
             tls=lambda: self.tls,
             most_body=self.most_body,
+            least_rest_s=self.least_rest_s,
         )
         return self
 

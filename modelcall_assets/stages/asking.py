@@ -25,6 +25,7 @@ from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of
@@ -131,9 +132,9 @@ class AskingStage(Stage):
     def check_ready(self) -> None:
         self.endpoints()
 
-    def engine(self) -> Engine:
+    def engine(self, patience: Patience = PATIENCE) -> Engine:
         """To be entered; SetupError when a key or host is not set."""
-        return engine_of(self.endpoints(), self.model, self.most_in_flight)
+        return engine_of(self.endpoints(), self.model, self.most_in_flight, patience)
 
     @asynccontextmanager
     async def open(self, run: Run) -> AsyncIterator[Work]:

@@ -61,9 +61,9 @@ class Garbage:
         return True
 
 
-def left_over(task: Task) -> Iterator[Garbage]:
+def left_over(task: Task, in_use_s: float = IN_USE_S) -> Iterator[Garbage]:
     """What publishes that never ended have left."""
-    before, layout = time.time() - IN_USE_S, task.layout
+    before, layout = time.time() - in_use_s, task.layout
     found = {each.name: each for folder in task.own_folders for each in left_overs(folder, before)}
     for name, each in sorted(found.items()):
         yield Garbage(LEFT_OVER, name, (each,))

@@ -15,13 +15,16 @@ from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.lease import Lease
 from modelcall_assets.llm.limiter import Limits
+from modelcall_assets.llm.patience import Patience
 from modelcall_assets.llm.transport import DirectTransport, Transport
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
 
 
-def engine_of(endpoints: Sequence[Endpoint], model: ModelConfig, most: int) -> Engine:
+def engine_of(
+    endpoints: Sequence[Endpoint], model: ModelConfig, most: int, patience: Patience
+) -> Engine:
     """To be entered; `most` requests are in flight."""
     by_batches = model.mode == "batch"
 
@@ -33,6 +36,7 @@ def engine_of(endpoints: Sequence[Endpoint], model: ModelConfig, most: int) -> E
         [_channel(endpoint, most, leased=not by_batches) for endpoint in endpoints],
         max_in_flight=most,
         max_retries=endpoints[0].max_retries,
+        patience=patience,
         batches=_batches(endpoints[0], model.batch) if by_batches else None,
         collector=collector,
     )

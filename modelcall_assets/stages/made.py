@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from modelcall_assets.records.outcome import Dropped
 from modelcall_assets.records.record import Number, Row
+from modelcall_assets.stages.report import SAMPLE_ROWS
 from modelcall_assets.stages.shipping import Shipped
 from modelcall_assets.storage.rows import sample_row
 from modelcall_assets.transforms.finishing import Finished
 
 ERROR_COLUMN = "preprocess_error"
 PROBLEM_COLUMN = "pack_problem"
-SAMPLE_ROWS = 3
+
 READABLE_BYTES = 40_000
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
 LONG_CHARS = 1000

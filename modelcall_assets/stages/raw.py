@@ -4,7 +4,7 @@ and mistakes. It leaves the files where they are."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypedDict
@@ -182,7 +182,7 @@ class Member(TypedDict):
 class RawReport(Report):
     """`rows` counts bad lines and leaves out blank ones."""
 
-    members: tuple[Member, ...] = ()
+    members: Sequence[Mapping[str, Any]] = ()
     formats: tuple[Format, ...] = ()
     digest: str = ""
     blank_lines: int = 0
@@ -234,7 +234,7 @@ def read_raw(
         "duplicate_ids": report.duplicate_ids,
     }
     if len(files) > 1:
-        _show_members(report, report.members)
+        _show_members(report)
     return report
 
 
@@ -245,19 +245,19 @@ def read_split(files: Sequence[FileInfo], reading: Reading) -> RawReport:
     content = repr([member["digest"] for member in members]).encode()
     digest = hashlib.sha256(content).hexdigest()[:32]
     rows = sum(member["rows"] for member in members)
-    report = RawReport(rows_in=rows, rows=rows, digest=digest, data_version=digest)
+    report = RawReport(rows_in=rows, rows=rows, digest=digest, data_version=digest, members=members)
     report.detail = {MEMBERS: members, "schema": schema_to_json(report.schema)}
     report.numbers = {"bytes": sum(file.size for file in files)}
-    _show_members(report, members)
+    _show_members(report)
     return report
 
 
-def _show_members(report: Report, members: Sequence[Member | dict[str, Any]]) -> None:
+def _show_members(report: RawReport) -> None:
     """The first ones: a partition may have very many."""
-    report.numbers["files"] = len(members)
+    report.numbers["files"] = len(report.members)
     report.tables["members"] = [
         {"file": each.get("name") or each["uri"], "rows": each["rows"], "bytes": each["size"]}
-        for each in members[:SHOWN_MEMBERS]
+        for each in report.members[:SHOWN_MEMBERS]
     ]
 
 

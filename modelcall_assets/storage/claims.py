@@ -30,7 +30,7 @@ Check = Callable[[], None]
 
 
 @contextmanager
-def claimed(place: Place) -> Iterator[Check]:
+def claimed(place: Place, *, poll_s: float = POLL_S, stale_s: float = STALE_S) -> Iterator[Check]:
     """Hold `place` for the length of the block; wait while another one does. On a disk it is a file
     that is locked, in a store a folder of claims.
 
@@ -43,7 +43,7 @@ def claimed(place: Place) -> Iterator[Check]:
         with _locked(place):
             yield lambda: None
     else:
-        with _listed(place) as check:
+        with _listed(place, poll_s, stale_s) as check:
             yield check
 
 
@@ -108,21 +108,21 @@ def _lock(path: Path, how: int) -> int:
 
 
 @contextmanager
-def _listed(folder: RemotePath) -> Iterator[Check]:
+def _listed(folder: RemotePath, poll_s: float, stale_s: float) -> Iterator[Check]:
     """Needs no conditional writes, which few stores do as they should, but listings that show what
     was written before: whoever sees no claim but its own is alone, because a later one sees it.
     Of those that came together the first by name stays, and the others step back."""
-    own, others = _Claim(folder / uuid4().hex), _Others(folder)
+    own, others = _Claim(folder / uuid4().hex, stale_s), _Others(folder, stale_s)
     try:
         own.write()
         while (found := others.of(own)) or own.is_expired:
             if found and min(found) < own.place.name:
                 delete(own.place)
                 while others.of(own):
-                    time.sleep(POLL_S)
+                    time.sleep(poll_s)
                 own.write()
                 continue
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
             if own.is_due:
                 own.write()
         with own.renewed():
@@ -136,8 +136,9 @@ def _listed(folder: RemotePath) -> Iterator[Check]:
 class _Others:
     """The claims that stand in a folder, as one process has seen them."""
 
-    def __init__(self, folder: RemotePath) -> None:
+    def __init__(self, folder: RemotePath, stale_s: float) -> None:
         self._folder = folder
+        self._stale_s = stale_s
         self._seen: dict[tuple[str, str], float] = {}
         """Name and version, and when that was first seen."""
         self.stale: list[Place] = []
@@ -150,7 +151,7 @@ class _Others:
         for info in claims(self._folder):
             if "/" in info.key_path or info.key_path == own.place.name:
                 continue
-            if now - self._seen.setdefault((info.key_path, info.version), now) > STALE_S:
+            if now - self._seen.setdefault((info.key_path, info.version), now) > self._stale_s:
                 self.stale.append(info.place)
             else:
                 fresh.append(info.key_path)
@@ -160,8 +161,9 @@ class _Others:
 class _Claim:
     """An object that stands for this process while it is written again and again."""
 
-    def __init__(self, place: RemotePath) -> None:
+    def __init__(self, place: RemotePath, stale_s: float) -> None:
         self.place = place
+        self._stale_s = stale_s
         self._writes = 0
         self._written = 0.0
         self._ended = threading.Event()
@@ -175,18 +177,18 @@ class _Claim:
 
     @property
     def is_due(self) -> bool:
-        return time.monotonic() > self._written + STALE_S / _RENEWALS
+        return time.monotonic() > self._written + self._stale_s / _RENEWALS
 
     @property
     def is_expired(self) -> bool:
         """Others may think that this process is dead."""
-        return time.monotonic() > self._written + STALE_S
+        return time.monotonic() > self._written + self._stale_s
 
     def check(self) -> None:
         if self.is_expired:
             raise StoreError(
-                f"{self.place}: the store did not take this claim for {STALE_S:.0f} s, and another "
-                "run may hold it now; run it again, nothing is paid twice"
+                f"{self.place}: the store did not take this claim for {self._stale_s:.0f} s, and "
+                "another run may hold it now; run it again, nothing is paid twice"
             )
 
     @contextmanager
@@ -201,10 +203,10 @@ class _Claim:
 
     def _renew(self) -> None:
         """What has expired meanwhile stays so, because another process may be in its place."""
-        while not self._ended.wait(STALE_S / _RENEWALS) and not self.is_expired:
-            expires = self._written + STALE_S
+        while not self._ended.wait(self._stale_s / _RENEWALS) and not self.is_expired:
+            expires = self._written + self._stale_s
             with suppress(StoreError):
                 self.write()
             if time.monotonic() > expires:
-                self._written = expires - STALE_S
+                self._written = expires - self._stale_s
                 return
