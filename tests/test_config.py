@@ -28,7 +28,7 @@ from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.naming import legal_key
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.reference import reference
-from modelcall_assets.config.spec import PREPROCESSED
+from modelcall_assets.config.spec import PREPROCESSED, TaskSpec
 from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError

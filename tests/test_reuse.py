@@ -11,6 +11,7 @@ from project import NAMES, TASK, A, Project, some_rows, until
 
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.stages.asking import AskingStage
 
 B = "b.jsonl"
 PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
