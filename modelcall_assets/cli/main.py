@@ -7,20 +7,14 @@ import sys
 
 import click
 
-from modelcall_assets.cli.adopt import adopt
 from modelcall_assets.cli.check import check
-from modelcall_assets.cli.clean import clean
-from modelcall_assets.cli.display import echo
-from modelcall_assets.cli.export import export
-from modelcall_assets.cli.failures import failures, retry
-from modelcall_assets.cli.migrate import migrate
-from modelcall_assets.cli.plan import plan
+from modelcall_assets.cli.convert import join, migrate, split
+from modelcall_assets.cli.export import export, view
+from modelcall_assets.cli.preview import plan, trial
 from modelcall_assets.cli.rehearse import rehearse
-from modelcall_assets.cli.run_task import run_task
-from modelcall_assets.cli.split import join, split
-from modelcall_assets.cli.trial import trial
-from modelcall_assets.cli.verify import verify
-from modelcall_assets.cli.view import view
+from modelcall_assets.cli.run import failures, retry, run_task
+from modelcall_assets.cli.terminal import echo
+from modelcall_assets.cli.upkeep import adopt, clean, verify
 from modelcall_assets.errors import ModelcallError, SetupError
 
 

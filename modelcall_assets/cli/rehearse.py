@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.display import echo
+from modelcall_assets.cli.terminal import echo
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 

@@ -1,0 +1,202 @@
+"""What commands share: text for the terminal, how a run shows itself, options that choose files."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.config.catalog import find_root, load_linked
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.stages.export import check_columns
+from modelcall_assets.stages.progress import Tally, Watcher
+from modelcall_assets.stages.published import Published, published_files
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.files import exists
+from modelcall_assets.storage.places import Place
+from modelcall_assets.transforms.where import Where
+
+TERMINAL_EVERY_S = 0.25
+LOG_EVERY_S = 30.0
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""All but the tab and the line feed; what turns the direction of text; halves of characters."""
+
+
+def shown(text: str) -> str:
+    """With escapes such as `\\x1b` where the text would steer the terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: str, *, err: bool = False, **style: Any) -> None:
+    """A line; `style` is `click.style`'s."""
+    click.secho(shown(text), err=err, **style)
+
+
+def echo_data(text: str) -> None:
+    """What is for programs: as it is, unless it goes to a terminal."""
+    click.echo(shown(text) if sys.stdout.isatty() else text, nl=False)
+
+
+def cell(text: str) -> Text:
+    """Text of others, in which nothing is markup."""
+    return Text(shown(text))
+
+
+class RunDisplay:
+    """Shows the tallies of a process's runs, added up."""
+
+    def __init__(self) -> None:
+        # Dagster may redirect the standard streams while an asset runs.
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
+        self._console = Console(file=self._stream)
+        self._tallies: dict[int, Tally] = {}
+        self._progress: Progress | None = None
+        is_terminal = self._console.is_terminal
+        self.watcher = Watcher(self._show, TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S)
+        if is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=self._console,
+            )
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+            self._bar = self._progress.add_task("rows", total=None, detail="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._stream.close()
+
+    @property
+    def requests(self) -> int:
+        return sum(tally.requests for tally in self._tallies.values())
+
+    @property
+    def replayed(self) -> int:
+        return sum(tally.replayed for tally in self._tallies.values())
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for tally in self._tallies.values() for warning in tally.warnings]
+
+    def _show(self, tally: Tally) -> None:
+        self._tallies[id(tally)] = tally
+        if self._progress is None:
+            self._console.print(tally.line(), highlight=False)
+            return
+        tallies = [each for each in self._tallies.values() if each.stage == tally.stage]
+        self._progress.update(
+            self._bar,
+            description=tally.stage,
+            total=sum(each.rows for each in tallies),
+            completed=sum(each.done for each in tallies),
+            detail=tally.detail(),
+        )
+
+
+force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
+
+
+def refuse_existing(command: str, places: Iterable[Place]) -> None:
+    """SetupError when one of them is there: it may be anybody's."""
+    if (taken := next(filter(exists, places), None)) is not None:
+        fix = "choose another place, or add --force to replace what is there"
+        wrong = f"{taken} is there already"
+        raise SetupError([Problem(f"modelcall {command}", "--output", wrong, fix=fix)])
+
+
+stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
+file_option = click.option(
+    "--file", "pattern", metavar="GLOB", help="Only input files whose path matches."
+)
+rejected_option = click.option(
+    "--rejected",
+    is_flag=True,
+    help="Of files whose latest result was rejected that one, not what was accepted before.",
+)
+where_option = click.option(
+    "--where",
+    "condition",
+    metavar="'COLUMN OP VALUE'",
+    help="Only rows of which this is true, such as 'score >= 4 and language = python'.",
+)
+
+
+def chosen_files(
+    task: Task, command: str, stage: str | None, pattern: str | None, *, rejected: bool
+) -> list[Published]:
+    """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
+    are named on standard error."""
+    files = published_files(stage_of(task, command, stage), pattern, rejected=rejected)
+    for file in files:
+        if not file.manifest.accepted:
+            echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
+    return files
+
+
+def stage_of(task: Task, command: str, name: str | None) -> Stage:
+    """The stage of that name, else the last one."""
+    names = [stage.name for stage in task.stages]
+    if name is not None and name not in names:
+        fix, expected = did_you_mean(name, names), ", ".join(names)
+        wrong = f"{task.spec.name} has no such asset"
+        raise SetupError([Problem(f"modelcall {command}", "--stage", wrong, expected, name, fix)])
+    return task.stages[-1] if name is None else task.stage(name)
+
+
+def parsed_where(command: str, condition: str | None, files: Sequence[Published]) -> Where | None:
+    """SetupError when the condition cannot be read, or names a column that no row has."""
+    where = condition_of(command, condition)
+    if where is not None:
+        check_columns(where, files)
+    return where
+
+
+def condition_of(command: str, condition: str | None) -> Where | None:
+    """SetupError when it cannot be read."""
+    if condition is None:
+        return None
+    try:
+        return Where.parse(condition)
+    except ValueError as error:
+        expected = "'column op value', joined by 'and'"
+        raise SetupError(
+            [Problem(f"modelcall {command}", "--where", str(error), expected, condition)]
+        ) from None
+
+
+task_argument = click.argument(
+    "task", metavar="TASK.yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+
+
+def load(task: Path) -> Task:
+    """Loads the task; its warnings go to standard error. SetupError when it is wrong."""
+    spec = load_linked(task, find_root(task.resolve().parent))
+    for warning in spec.warnings:
+        echo(f"warning: {warning}", err=True)
+    return Task(spec)

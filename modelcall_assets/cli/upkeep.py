@@ -1,0 +1,261 @@
+"""`modelcall verify`, `clean` and `adopt`: what lies there of a task, and what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from modelcall_assets.cli.terminal import cell, echo, file_option, load, stage_of, task_argument
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records.keys import decode_key
+from modelcall_assets.stages.adopt import Adoption, look
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.clean import (
+    OLD_JOURNAL,
+    Garbage,
+    deleted_inputs,
+    give_up_batches,
+    left_over,
+    old_journals,
+    open_batches,
+)
+from modelcall_assets.stages.duplicates import forget
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.standing import others, read_note, write_note
+from modelcall_assets.stages.task import Task
+from modelcall_assets.stages.verify import Verification
+from modelcall_assets.storage.files import matches
+
+SHOWN = 100
+
+
+@click.command()
+@task_argument
+def verify(task: Path) -> None:
+    """Check all that TASK.yaml has published, on disk or in a store; nothing is changed.
+
+    Outputs are compared with the digests in their manifests, each line of the journals with its
+    checksum. What a crash has left, and what belongs to inputs that are gone or were renamed, is
+    named too. Each finding says what to do; with any, the exit code is 1. All bytes are read.
+
+    \b
+      modelcall verify configs/tasks/my_task.yaml
+    """
+    loaded = load(task)
+    verification = Verification(loaded)
+    findings = list(verification.findings())
+    table = Table()
+    table.add_column("asset")
+    for name in ("outputs", "rows", "journal lines", "findings"):
+        table.add_column(name, justify="right")
+    for stage in loaded.stages:
+        name = stage.name
+        found = sum(finding.stage == name for finding in findings)
+        lines = f"{verification.journal_lines[name]:,}" if stage.answers else ""
+        counts = (verification.outputs[name], verification.rows[name])
+        table.add_row(name, *(f"{count:,}" for count in counts), lines, f"{found:,}")
+    Console().print(table)
+    for finding in findings[:SHOWN]:
+        stage = f"{finding.stage}: " if finding.stage else ""
+        echo(f"{stage}{finding.name}: {finding.wrong}; {finding.fix}")
+    if len(findings) > SHOWN:
+        echo(f"… {len(findings) - SHOWN:,} more")
+    count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
+    echo(f"{loaded.spec.name}: {count}" if findings else "all is sound")
+    sys.exit(1 if findings else 0)
+
+
+@click.command()
+@task_argument
+@click.option(
+    "--journal-older-than",
+    "days",
+    type=click.IntRange(0),
+    metavar="DAYS",
+    help="Also the journals of published files without a reply in so many days.",
+)
+@click.option("--deleted-inputs", "gone", is_flag=True, help="Also all of inputs that are gone.")
+@click.option("--batches", is_flag=True, help="Instead: give up batches that go on somewhere.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask before deleting.")
+def clean(
+    task: Path, days: int | None, gone: bool, batches: bool, dry_run: bool, yes: bool
+) -> None:
+    """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
+
+    Without its journal a published file stays as it is, but all its rows are asked again when it
+    has to be made again: because prompt, parser or preprocessing change, its output is damaged, or
+    the Dagster home that knows of it is lost or another. With a deleted input go its
+    outputs, as far as they are as the task wrote them, manifests, journal and partition key. A
+    batch that is given up is paid for, if the provider does not cancel it, and its rows are asked
+    again.
+
+    \b
+      modelcall clean configs/tasks/my_task.yaml --dry-run
+      modelcall clean my_task.yaml --journal-older-than 90
+      modelcall clean my_task.yaml --deleted-inputs --yes
+    """
+    loaded = load(task)
+    if batches:
+        _give_up(loaded, dry_run=dry_run, yes=yes)
+        return
+    found = list(left_over(loaded))
+    if gone:
+        found += deleted_inputs(loaded, _partition_keys(loaded))
+    if days is not None:
+        named = {journal for garbage in found for journal in garbage.journals}
+        found += (old for old in old_journals(loaded, days) if not named.intersection(old.journals))
+    if not found:
+        echo(f"{loaded.spec.name}: nothing to delete")
+        return
+    _show(found)
+    if dry_run:
+        echo("nothing deleted: --dry-run")
+    elif yes or _confirmed():
+        _delete(loaded, found)
+    else:
+        echo("nothing deleted")
+
+
+def _show(found: Sequence[Garbage]) -> None:
+    table = Table()
+    table.add_column("why")
+    table.add_column("file", overflow="fold")
+    table.add_column("size", justify="right")
+    for garbage in found[:SHOWN]:
+        table.add_row(garbage.why, cell(garbage.name), decimal(garbage.size))
+    if len(found) > SHOWN:
+        table.add_row("", f"… {len(found) - SHOWN:,} more")
+    table.add_section()
+    table.add_row("", "together", decimal(sum(garbage.size for garbage in found)))
+    Console().print(table)
+    for place in (place for garbage in found for place in garbage.kept):
+        echo(f"{place}: stays: it is not as this task wrote it")
+    if any(garbage.why == OLD_JOURNAL for garbage in found):
+        echo("without its journal a file that becomes out of date is asked again in full")
+
+
+def _give_up(task: Task, *, dry_run: bool, yes: bool) -> None:
+    for key, note in (found := open_batches(task)):
+        name = note.id or "a batch without an id"
+        echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
+    if found and not dry_run and (yes or _confirmed()):
+        give_up_batches(task)
+        echo(f"given up: {len(found)}")
+    else:
+        echo("no batch given up")
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        wrong = "there is no terminal to ask on"
+        raise SetupError([Problem("modelcall clean", "--yes", wrong, fix="add --yes")])
+    return click.confirm("delete this?")
+
+
+def _delete(task: Task, found: Sequence[Garbage]) -> None:
+    deleted = [garbage for garbage in found if garbage.delete()]
+    _forget(task, [garbage for garbage in deleted if garbage.key is not None])
+    for garbage in found:
+        if garbage not in deleted:
+            echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
+    echo(f"deleted {len(deleted)} of {len(found)}")
+    sys.exit(0 if len(deleted) == len(found) else 1)
+
+
+def _partition_keys(task: Task) -> Sequence[str]:
+    from modelcall_assets.defs.instance import open_instance
+
+    with open_instance(task.spec.root) as instance:
+        return instance.get_dynamic_partitions(task.stages[0].keys.name)
+
+
+def _forget(task: Task, gone: Sequence[Garbage]) -> None:
+    from modelcall_assets.defs.instance import open_instance
+
+    if not gone:
+        return
+    forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
+    with open_instance(task.spec.root) as instance:
+        for garbage in gone:
+            if garbage.keys is not None and garbage.keys.task is task:
+                instance.delete_dynamic_partition(garbage.keys.name, garbage.key or "")
+
+
+@click.command()
+@task_argument
+@click.option("--stage", help="Only this asset of the task; default: all of them.")
+@file_option
+@click.option("--dry-run", is_flag=True, help="Only show what is there.")
+def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> None:
+    """Let TASK.yaml take over files that lie where its outputs belong and that it has not written:
+    results of the old system, or of a task by another name.
+
+    Changes no file and asks nothing: the next run does it. Good scores and responses are kept as
+    they are, where an input row has the same id and asks the same, and only the others are asked.
+    What other assets would make is made anew. The old files are kept below `.modelcall`.
+
+    \b
+      modelcall adopt my_task.yaml --dry-run
+      modelcall adopt my_task.yaml
+      modelcall run-task my_task.yaml
+    """
+    loaded = load(task)
+    chosen = loaded.stages if stage is None else [stage_of(loaded, "adopt", stage)]
+    count, unreadable = 0, list[str]()
+    for each in (stage for stage in chosen if stage.suffix):
+        for key in each.keys.now():
+            if pattern is None or matches(decode_key(key), pattern):
+                try:
+                    for line in _adopted(each, key, dry_run=dry_run):
+                        echo(line)
+                        count += 1
+                except InputError as error:
+                    unreadable.append(str(error))
+    if not count and not unreadable:
+        echo(f"{loaded.spec.name}: nothing to adopt, every file is the task's own")
+    elif dry_run or not count:
+        echo("nothing adopted" + ": --dry-run" * dry_run)
+    else:
+        echo(f"the next run does it: modelcall run-task {task}")
+    if unreadable:
+        raise InputError("\n".join(unreadable))
+
+
+def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[str]:
+    """What is told of a partition that has something to take over."""
+    found = others(stage, key)
+    if found is None:
+        return
+    name, adoption = f"{stage.name} of {decode_key(key)}", Adoption()
+    there = ", ".join(map(str, found.places))
+    if isinstance(stage, AskingStage) and found.is_new:
+        try:
+            for _ in look(stage, found.answers, adoption):
+                pass
+        except InputError as error:
+            what = "it stays as it is; it is not adopted: mend it, or move it away to begin anew"
+            raise InputError(f"{name}: {error}; {what}") from error
+    if not dry_run:
+        note = read_note(stage, key)
+        write_note(stage, key, note.model_copy(update={"adopt": True}))
+    if not stage.asks:
+        yield f"{name}: {there} will be kept, and made anew"
+    elif not found.is_new:
+        yield (
+            f"{name}: {there} was changed since the task made it; the replies that the task has "
+            "count, not the changes: it will be kept aside, and made anew. To use it as it is, "
+            "move it to another folder"
+        )
+    else:
+        yield (
+            f"{name}: {adoption.good:,} good rows, {adoption.failed:,} without an answer, "
+            f"{len(adoption.torn):,} torn lines in {', '.join(adoption.files)}"
+        )
+        yield from (f"  torn: {line}" for line in adoption.torn)
