@@ -13,11 +13,11 @@ from typing import Any
 import click
 import yaml
 
-from modelcall_assets.cli.terminal import echo, echo_data, force_option, refuse_existing
+from modelcall_assets.cli.terminal import echo, echo_data, force_option, misuse, refuse_existing
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.config.yaml_file import load_yaml
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.storage.files import open_input, publish
 from modelcall_assets.storage.jsonl import write_lines
@@ -46,7 +46,7 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
     """
     if file.suffix != ".jsonl":
         wrong = "only JSONL can be cut by lines"
-        raise SetupError([Problem("modelcall split", file.name, wrong)])
+        raise misuse(file.name, wrong)
     folder = output or file.with_suffix("")
     lines = _count(file)
     if not lines:
@@ -55,7 +55,7 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
     names = [f"{file.stem}_split_{number:04}.jsonl" for number in range(1, ceil(lines / size) + 1)]
     _refuse_leftovers(folder, file.stem, names)
     if not force:
-        refuse_existing("split", (folder / name for name in names))
+        refuse_existing(folder / name for name in names)
     with open_input(file) as source:
         for name in names:
             _write(folder / name, islice(source, size))
@@ -91,9 +91,9 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
     inputs = {path.resolve() for path in (*good, *errors)}
     if inputs & {good_path.resolve(), error_path.resolve()}:
         wrong = "the output is one of the files to join"
-        raise SetupError([Problem("modelcall join", "--output", wrong, fix="choose another")])
+        raise misuse("--output", wrong, fix="choose another")
     if not force:
-        refuse_existing("join", (good_path, error_path))
+        refuse_existing((good_path, error_path))
     succeeded = _write(good_path, _lines(good))
     failed = _write(error_path, _lines(errors)) if errors else 0
     if not errors:
@@ -116,7 +116,7 @@ def _refuse_leftovers(folder: Path, stem: str, names: Sequence[str]) -> None:
     if older := sorted(name for name in there if name.startswith(f"{stem}_split_")):
         wrong = f"there are pieces of an earlier split, such as {older[0]}"
         fix = "delete them or choose another folder"
-        raise SetupError([Problem("modelcall split", "--output", wrong, have=str(folder), fix=fix)])
+        raise misuse("--output", wrong, have=str(folder), fix=fix)
 
 
 def _results(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -178,7 +178,7 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
     if output and output.suffix not in SUFFIXES:
         raise click.BadParameter("the new file is YAML: name it .yaml", param_hint="--output")
     if output and not force:
-        refuse_existing("migrate", [output])
+        refuse_existing([output])
     new = migrate_file(load_yaml(old), old.name)
     if new.data is not None:
         text = _text_of(new, old)

@@ -22,6 +22,7 @@ from modelcall_assets.cli.terminal import (
     file_option,
     force_option,
     load,
+    misuse,
     parsed_where,
     refuse_existing,
     rejected_option,
@@ -31,7 +32,7 @@ from modelcall_assets.cli.terminal import (
     where_option,
 )
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.export import (
@@ -116,8 +117,8 @@ def export(
     """
     loaded = load(task)
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(loaded, "export", stage, pattern, rejected=rejected)
-    where = parsed_where("export", condition, files)
+    files = chosen_files(loaded, stage, pattern, rejected=rejected)
+    where = parsed_where(condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
         now = datetime.now()
@@ -127,12 +128,12 @@ def export(
         echo(f"{count:,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    default = f"{loaded.output_folder}_export/{stage_of(loaded, 'export', stage).name}"
+    default = f"{loaded.output_folder}_export/{stage_of(loaded, stage).name}"
     folder = loaded.layout.place(output or default)
     _check_targets(loaded, files, folder, form)
     if output is not None and not force:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
-        refuse_existing("export", (folder / path for path in targets))
+        refuse_existing(folder / path for path in targets)
     _show([export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 
@@ -140,19 +141,14 @@ def export(
 def _check_options(
     format: str, share: float | None, keep: str | None, old_names: bool, dialogue_log: bool
 ) -> None:
-    wrong: list[Problem] = []
     if old_names and format != "jsonl":
-        wrong.append(Problem("modelcall export", "--old-names", "the old files are JSONL"))
+        raise misuse("--old-names", "the old files are JSONL")
     if old_names and keep == "successes":
-        fix = "leave one of them out"
-        told = "makes files of failed rows, --successes leaves them out"
-        wrong.append(Problem("modelcall export", "--old-names", told, fix=fix))
+        wrong = "makes files of failed rows, --successes leaves them out"
+        raise misuse("--old-names", wrong, fix="leave one of them out")
     if dialogue_log and (old_names or share or format != "jsonl"):
-        told = "is one Markdown file"
         fix = "leave out --format, --split and --old-names"
-        wrong.append(Problem("modelcall export", "--dialogue-log", told, fix=fix))
-    if wrong:
-        raise SetupError(wrong)
+        raise misuse("--dialogue-log", "is one Markdown file", fix=fix)
 
 
 def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: Form) -> None:
@@ -160,15 +156,13 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
     for taken in (str(stage.folder) for stage in task.stages):
         if f"{folder}/".startswith(f"{taken}/"):
             wrong = "the folder is one of the task's own"
-            raise SetupError(
-                [Problem("modelcall export", "--output", wrong, have=taken, fix="choose another")]
-            )
+            raise misuse("--output", wrong, have=taken, fix="choose another")
     counts = Counter(path for file in files for _, _, path in form.targets(file.stem))
     twice = [str(path) for path, count in counts.items() if count > 1]
     if twice:
         wrong = f"several files would be written to {twice[0]}"
         fix = "export them one by one with --file and --output"
-        raise SetupError([Problem("modelcall export", "", wrong, fix=fix)])
+        raise misuse("modelcall export", wrong, fix=fix)
 
 
 def _show(exports: Sequence[FileExport]) -> None:
@@ -237,7 +231,7 @@ def view(
       modelcall view data/chats.jsonl --output chats.html
     """
     if output is not None and not force:
-        refuse_existing("view", [output])
+        refuse_existing([output])
     placed = (
         _of_task(source, stage, pattern, condition, rejected=rejected)
         if _is_task(source)
@@ -254,15 +248,15 @@ def view(
 def _is_task(source: Path) -> bool:
     if source.suffix not in TASK_SUFFIXES and not is_data_file(source.name):
         expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
-        raise SetupError([Problem("modelcall view", source.name, "unknown kind of file", expected)])
+        raise misuse(source.name, "unknown kind of file", expected)
     return source.suffix in TASK_SUFFIXES
 
 
 def _of_task(
     task: Path, stage: str | None, pattern: str | None, condition: str | None, *, rejected: bool
 ) -> Iterator[Placed]:
-    files = chosen_files(load(task), "view", stage, pattern, rejected=rejected)
-    where = parsed_where("view", condition, files)
+    files = chosen_files(load(task), stage, pattern, rejected=rejected)
+    where = parsed_where(condition, files)
     for file in files:
         file.check()
         for index, item in file.items():
@@ -271,7 +265,7 @@ def _of_task(
 
 
 def _of_file(path: Path, condition: str | None) -> Iterator[Placed]:
-    where = condition_of("view", condition)
+    where = condition_of(condition)
     for number, item in enumerate(read_rows(path), 1):
         if where is None or (not isinstance(item, BadLine) and where(item)):
             yield f"{path.name}, row {number:,}", _row(item)

@@ -17,7 +17,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from modelcall_assets.cli.terminal import cell, echo, load, task_argument
+from modelcall_assets.cli.terminal import cell, echo, load, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.llm.answer import Answer
@@ -196,7 +196,7 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     loaded = load(task)
     if (stage := loaded.find(ScorerScores)) is not None:
         if model is not None:
-            raise SetupError([Problem("modelcall try", "--model", "the task has a scorer")])
+            raise misuse("--model", "the task has a scorer")
         scorer, outcomes = stage.scorer(), list[Outcome]()
         for number, row in enumerate(_first(loaded, pattern, rows), start=1):
             _show_row(number, row)

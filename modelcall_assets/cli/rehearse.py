@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.terminal import echo
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.cli.terminal import echo, misuse
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 
 DEFAULT_PORT = 8377
@@ -95,7 +94,7 @@ async def _run(command: tuple[str, ...], base_url: str) -> int:
     except OSError as error:
         wrong = f"cannot run {command[0]!r} ({error.strerror})"
         fix = "give a program on PATH, after --"
-        raise SetupError([Problem("modelcall rehearse", "COMMAND", wrong, fix=fix)]) from error
+        raise misuse("COMMAND", wrong, fix=fix) from error
 
     def forward(number: int) -> None:
         if child.returncode is None and not (number == signal.SIGINT and _from_terminal()):

@@ -23,11 +23,10 @@ from modelcall_assets.cli.terminal import (
     echo_data,
     file_option,
     load,
+    misuse,
     stage_option,
     task_argument,
 )
-from modelcall_assets.config.block import did_you_mean
-from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import short
@@ -39,6 +38,7 @@ from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
+REASONS = click.Choice([*Reason])
 
 
 @click.command("run-task")
@@ -77,18 +77,18 @@ def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
         if asked is not None and asked > 1:
             wrong = "a task that merges cannot be shared: each group needs all of its members"
             fix = "give each step a task file of its own, and share those that convert or answer"
-            raise SetupError([Problem("modelcall run-task", "--world-size", wrong, fix=fix)])
+            raise misuse("--world-size", wrong, fix=fix)
         size = 1
     if index is None and size > 1:
         if asked is not None:
             wrong, expected = f"missing: which of the {size} jobs is this?", f"0 to {size - 1}"
-            raise SetupError([Problem("modelcall run-task", "--job-index", wrong, expected)])
+            raise misuse("--job-index", wrong, expected)
         told = f"distributed.world_size is {size}, but without --job-index this job takes all files"
         echo(f"{task.spec.name}: {told}", err=True)
         size = 1
     if (index or 0) >= size:
         wrong = f"there is no job {index} among {size}"
-        raise SetupError([Problem("modelcall run-task", "--job-index", wrong, f"0 to {size - 1}")])
+        raise misuse("--job-index", wrong, f"0 to {size - 1}")
     return index or 0, size
 
 
@@ -126,7 +126,7 @@ def run_files(
         is_fine = not (summary.busy or summary.failed)
         nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
     echo(_summary(task, keys, summary.behind, nothing, display, seconds))
-    return 1 if summary.failed or summary.busy else 0
+    return 1 if summary.failed or summary.busy or summary.behind else 0
 
 
 def _selected(
@@ -141,7 +141,7 @@ def _selected(
     if not matching:
         folder = task.spec.input_folder
         wrong = f"no input file under {folder} matches '{pattern}'"
-        raise SetupError([Problem("modelcall run-task", "--file", wrong)])
+        raise misuse("--file", wrong)
     return [key for key in matching if key in own]
 
 
@@ -247,7 +247,7 @@ DETAIL_CHARS = 200
 @task_argument
 @stage_option
 @file_option
-@click.option("--reason", help="Only rows that failed for this reason.")
+@click.option("--reason", type=REASONS, metavar="REASON", help="Only rows that failed for it.")
 @click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
 def failures(
@@ -267,8 +267,7 @@ def failures(
       modelcall failures my_task.yaml --reason content_filter --limit 5
       modelcall failures my_task.yaml --json | jq .record_id
     """
-    _check_reason("failures", reason)
-    files = chosen_files(load(task), "failures", stage, pattern, rejected=True)
+    files = chosen_files(load(task), stage, pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
     for row in _failed(files, reason):
@@ -286,7 +285,7 @@ def failures(
 @click.command()
 @task_argument
 @file_option
-@click.option("--reason", help="Only files with rows that failed for this reason.")
+@click.option("--reason", type=REASONS, metavar="REASON", help="Only files with such rows.")
 @click.option("--dry-run", is_flag=True, help="Only name the files.")
 def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) -> None:
     """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
@@ -298,9 +297,8 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
       modelcall retry my_task.yaml
       modelcall retry my_task.yaml --reason timeout --file 'python/*'
     """
-    _check_reason("retry", reason)
     loaded = load(task)
-    files = chosen_files(loaded, "retry", None, pattern, rejected=True)
+    files = chosen_files(loaded, None, pattern, rejected=True)
     keys = [file.key for file in files if _has_failed(file, reason)]
     if not keys:
         why = f" for {reason}" if reason else ""
@@ -317,14 +315,6 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
         return present if is_of_groups else [key for key in present if key in keys]
 
     sys.exit(run_files(loaded, choose, again=True))
-
-
-def _check_reason(command: str, reason: str | None) -> None:
-    if reason is not None and reason not in list(Reason):
-        fix, expected = did_you_mean(reason, list(Reason)), ", ".join(Reason)
-        raise SetupError(
-            [Problem(f"modelcall {command}", "--reason", "unknown", expected, reason, fix)]
-        )
 
 
 def _failed(files: Sequence[Published], reason: str | None) -> Iterator[FailedRow]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.progress import Tally, Watcher
 from modelcall_assets.stages.published import Published, published_files
@@ -118,15 +118,22 @@ class RunDisplay:
         )
 
 
+def misuse(
+    option: str, wrong: str, expected: str = "", have: str = "", fix: str = ""
+) -> click.UsageError:
+    """Of an option or argument of the command that runs."""
+    return click.UsageError(str(Problem(option, "", wrong, expected, have, fix)))
+
+
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
-def refuse_existing(command: str, places: Iterable[Place]) -> None:
-    """SetupError when one of them is there: it may be anybody's."""
+def refuse_existing(places: Iterable[Place]) -> None:
+    """UsageError when one of them is there: it may be anybody's."""
     if (taken := next(filter(exists, places), None)) is not None:
         fix = "choose another place, or add --force to replace what is there"
         wrong = f"{taken} is there already"
-        raise SetupError([Problem(f"modelcall {command}", "--output", wrong, fix=fix)])
+        raise misuse("--output", wrong, fix=fix)
 
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
@@ -147,46 +154,44 @@ where_option = click.option(
 
 
 def chosen_files(
-    task: Task, command: str, stage: str | None, pattern: str | None, *, rejected: bool
+    task: Task, stage: str | None, pattern: str | None, *, rejected: bool
 ) -> list[Published]:
     """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
     are named on standard error."""
-    files = published_files(stage_of(task, command, stage), pattern, rejected=rejected)
+    files = published_files(stage_of(task, stage), pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:
             echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
     return files
 
 
-def stage_of(task: Task, command: str, name: str | None) -> Stage:
+def stage_of(task: Task, name: str | None) -> Stage:
     """The stage of that name, else the last one."""
     names = [stage.name for stage in task.stages]
     if name is not None and name not in names:
         fix, expected = did_you_mean(name, names), ", ".join(names)
         wrong = f"{task.spec.name} has no such asset"
-        raise SetupError([Problem(f"modelcall {command}", "--stage", wrong, expected, name, fix)])
+        raise misuse("--stage", wrong, expected, name, fix)
     return task.stages[-1] if name is None else task.stage(name)
 
 
-def parsed_where(command: str, condition: str | None, files: Sequence[Published]) -> Where | None:
+def parsed_where(condition: str | None, files: Sequence[Published]) -> Where | None:
     """SetupError when the condition cannot be read, or names a column that no row has."""
-    where = condition_of(command, condition)
+    where = condition_of(condition)
     if where is not None:
         check_columns(where, files)
     return where
 
 
-def condition_of(command: str, condition: str | None) -> Where | None:
-    """SetupError when it cannot be read."""
+def condition_of(condition: str | None) -> Where | None:
+    """UsageError when it cannot be read."""
     if condition is None:
         return None
     try:
         return Where.parse(condition)
     except ValueError as error:
         expected = "'column op value', joined by 'and'"
-        raise SetupError(
-            [Problem(f"modelcall {command}", "--where", str(error), expected, condition)]
-        ) from None
+        raise misuse("--where", str(error), expected, condition) from None
 
 
 task_argument = click.argument(

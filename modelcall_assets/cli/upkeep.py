@@ -11,8 +11,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from modelcall_assets.cli.terminal import cell, echo, file_option, load, stage_of, task_argument
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.cli.terminal import (
+    cell,
+    echo,
+    file_option,
+    load,
+    misuse,
+    stage_of,
+    task_argument,
+)
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
@@ -155,7 +163,7 @@ def _give_up(task: Task, *, dry_run: bool, yes: bool) -> None:
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
         wrong = "there is no terminal to ask on"
-        raise SetupError([Problem("modelcall clean", "--yes", wrong, fix="add --yes")])
+        raise misuse("--yes", wrong, fix="add --yes")
     return click.confirm("delete this?")
 
 
@@ -207,7 +215,7 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
       modelcall run-task my_task.yaml
     """
     loaded = load(task)
-    chosen = loaded.stages if stage is None else [stage_of(loaded, "adopt", stage)]
+    chosen = loaded.stages if stage is None else [stage_of(loaded, stage)]
     count, unreadable = 0, list[str]()
     for each in (stage for stage in chosen if stage.suffix):
         for key in each.keys.now():
