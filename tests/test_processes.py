@@ -210,7 +210,7 @@ def test_what_several_see_at_once_becomes_a_partition_once(
     def add(_: int) -> None:
         with dg.DagsterInstance.from_config(str(instance.root_directory)) as own:
             for definition in definitions:
-                add_partitions(own, definition, keys)
+                add_partitions(own, definition.name or "", keys)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(add, range(4)))
