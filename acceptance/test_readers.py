@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from project import TASK, Project, some_rows
 
-from modelcall_assets.stages.answer_columns import API_FIELDS, VOLATILE_COLUMNS
+from modelcall_assets.stages.score_table import API_FIELDS, VOLATILE_COLUMNS
 
 READERS = Path(os.environ.get("READERS", Path(__file__).parent.parent / ".acceptance/readers"))
 PROGRAMS = {

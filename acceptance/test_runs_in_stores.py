@@ -28,8 +28,8 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.cli.main import modelcall
+from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.lines import kind_of

@@ -32,7 +32,7 @@ Ask = Callable[[list[dict[str, str]]], Awaitable[str]]
 async def engine(task: str, option: str = "") -> None:
     """This project: JSONL → journal → Parquet, through the step that its assets call."""
     from modelcall_assets.config.catalog import find_root, load_task
-    from modelcall_assets.stages.progress import Tally
+    from modelcall_assets.stages.report import Tally
     from modelcall_assets.stages.scores import Scores
     from modelcall_assets.stages.stage import Run
     from modelcall_assets.stages.task import Task

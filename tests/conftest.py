@@ -14,8 +14,7 @@ from project import DAGSTER_YAML, WORKSPACE, A, B, C, Project, some_rows
 from s3_server import S3Server
 from swift_server import swift_server
 
-from modelcall_assets.defs.home import whole_home
-from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.instance import open_instance, whole_home
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 
 pytest.register_assert_rewrite("s3_contract")

@@ -30,15 +30,14 @@ from s3_server import S3Server
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.partitions import add_new_keys, partitions_of
+from modelcall_assets.defs.graph import add_new_keys, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.manifest import read_manifest

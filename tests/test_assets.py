@@ -34,9 +34,9 @@ from project import (
     some_rows,
 )
 
-from modelcall_assets.defs.dead_runs import PROCESS_TAG
-from modelcall_assets.defs.interrupts import interruptible
-from modelcall_assets.defs.partitions import add_new_keys
+from modelcall_assets.defs.assets import interruptible
+from modelcall_assets.defs.graph import add_new_keys
+from modelcall_assets.defs.housekeeping import PROCESS_TAG
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 

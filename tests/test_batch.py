@@ -38,8 +38,7 @@ from modelcall_assets.llm.patience import Patience
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.batch_calls import FIRST_WITH_BUDGET
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.stage import Run
 
 BATCH: dict[str, Any] = {"mode": "batch", "batch": {"poll_seconds": 0.02}}

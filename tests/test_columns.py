@@ -23,12 +23,12 @@ from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import moved_names
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.stages.answer_columns import API_FIELDS
 from modelcall_assets.stages.export import Form, Selection, export_file
 from modelcall_assets.stages.made import ERROR_COLUMN
-from modelcall_assets.stages.progress import Tally
 from modelcall_assets.stages.published import published_files
+from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.responses import OWN_COLUMNS
+from modelcall_assets.stages.score_table import API_FIELDS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
 from modelcall_assets.storage.pieces import Chunk

@@ -46,14 +46,13 @@ from project import (
 )
 
 from modelcall_assets.config.catalog import load_catalog
-from modelcall_assets.defs.partitions import add_new_keys
+from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.stages.answer_columns import VOLATILE_COLUMNS
-from modelcall_assets.stages.progress import Tally, Watcher
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.report import Report, Tally, Watcher
+from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Run
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")

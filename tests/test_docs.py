@@ -13,8 +13,8 @@ from pages import ROOT, blocks, write_examples
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.records.outcome import Reason
-from modelcall_assets.stages.answer_columns import API_FIELDS, VOLATILE_COLUMNS
 from modelcall_assets.stages.responses import OWN_COLUMNS
+from modelcall_assets.stages.score_table import API_FIELDS, VOLATILE_COLUMNS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRACKED = subprocess.run(

@@ -27,8 +27,8 @@ from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.stages.answer_columns import VOLATILE_COLUMNS
-from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Tally
+from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 

@@ -29,12 +29,11 @@ from project import TASK, Project, some_rows, until, write_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.preprocess import ENCODINGS
+from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_new_keys
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.made import ERROR_COLUMN
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import counted
+from modelcall_assets.stages.report import Tally, counted
 from modelcall_assets.transforms import tokens
 from modelcall_assets.transforms.github_raw_code import GithubRawCode
 from modelcall_assets.transforms.tokens import count_tokens

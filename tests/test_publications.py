@@ -18,10 +18,9 @@ from s3_server import S3Server
 
 from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.stages.clean import LEFT_OVER, left_over
-from modelcall_assets.stages.draft import Draft
+from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.verify import Verification
+from modelcall_assets.stages.upkeep import LEFT_OVER, Verification, left_over
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from pages import ROOT, write_examples
 from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read_rows
 
-from modelcall_assets.defs.partitions import add_new_keys
+from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.grading.scorer import grade, load_scorer
 from modelcall_assets.grading.values import SharedTypes, fitted, plain
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Tally
 
 ROWS: list[dict[str, Any]] = [
     {"id": "one", "text": "short"},

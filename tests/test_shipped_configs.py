@@ -35,7 +35,7 @@ from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.piece_work import PieceWork
 from modelcall_assets.stages.preprocessed import Preprocessed
-from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.formats import OURS

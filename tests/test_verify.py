@@ -14,8 +14,8 @@ from project import INS, TASK, A, B, C, Ended, Project, asked, chat, instruction
 from modelcall_assets.defs.sensors import Cursor, Page
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.standing import Note, write_note
+from modelcall_assets.stages.publication import Note, write_note
+from modelcall_assets.stages.report import Tally
 from modelcall_assets.storage.files import file_digest
 
 

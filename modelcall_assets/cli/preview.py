@@ -28,9 +28,9 @@ from modelcall_assets.records.outcome import Dropped, Failure, Outcome
 from modelcall_assets.records.record import Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preview import FilePlan, first_rows, looks_up, plan_file
+from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.scorer_scores import ScorerScores, rate
-from modelcall_assets.stages.standing import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.task import Task
 
 SHOWN_FILES = 40

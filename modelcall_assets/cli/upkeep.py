@@ -24,20 +24,20 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.clean import (
+from modelcall_assets.stages.duplicates import forget
+from modelcall_assets.stages.publication import others, read_note, write_note
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
+from modelcall_assets.stages.upkeep import (
     OLD_JOURNAL,
     Garbage,
+    Verification,
     deleted_inputs,
     give_up_batches,
     left_over,
     old_journals,
     open_batches,
 )
-from modelcall_assets.stages.duplicates import forget
-from modelcall_assets.stages.stage import Stage
-from modelcall_assets.stages.standing import others, read_note, write_note
-from modelcall_assets.stages.task import Task
-from modelcall_assets.stages.verify import Verification
 from modelcall_assets.storage.files import matches
 
 SHOWN = 100

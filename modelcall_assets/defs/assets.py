@@ -1,26 +1,85 @@
 """A task's stages as assets, upstream first: one body for all of them, for one file a run or more
 with exact status per file. What a stage does is in its own file of `stages/`."""
 
+from __future__ import annotations
+
 import asyncio
+import signal
+import threading
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
+from modelcall_assets.defs.graph import asset_key, code_version, partitions_of, provenance_tags
 from modelcall_assets.defs.housekeeping import task_pool
-from modelcall_assets.defs.interrupts import interruptible
 from modelcall_assets.defs.metadata import COMPLETE, check_of, metadata_of
-from modelcall_assets.defs.partitions import partitions_of
-from modelcall_assets.defs.versions import asset_key, code_version, provenance_tags
-from modelcall_assets.defs.watching import watched
 from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
-from modelcall_assets.stages.progress import Tally, Watcher
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.report import Report, Tally, Watcher
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
+
+GRACE_S = 20.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@asynccontextmanager
+async def interruptible(stop: Callable[[], None]) -> AsyncGenerator[None]:
+    """A signal calls `stop`, and the block ends in KeyboardInterrupt; a second one does not wait
+    for what is in flight."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
+    assert task is not None
+
+    def on_signal(number: int) -> None:
+        came.append(number)
+        stop()
+        timers.append(loop.call_later(GRACE_S if len(came) == 1 else 0, task.cancel))
+
+    timers: list[asyncio.TimerHandle] = []
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    except BaseException:
+        if not came:
+            raise
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+@asynccontextmanager
+async def watched(
+    context: dg.AssetExecutionContext, watcher: Watcher | None, tally: Tally
+) -> AsyncGenerator[None]:
+    """Without a watcher of its own it is logged every 30 s."""
+    shown_to = watcher or Watcher(lambda tally: context.log.info(tally.line()))
+
+    async def show() -> None:
+        while True:
+            await asyncio.sleep(shown_to.every_s)
+            shown_to.show(tally)
+
+    task = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        shown_to.show(tally)
+
 
 SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
 SYSTEMIC_KEY = "systemic"
@@ -127,7 +186,7 @@ class _Done:
     rejected: str | None
 
     @classmethod
-    def of(cls, stage: Stage, key: str, report: Report) -> "_Done":
+    def of(cls, stage: Stage, key: str, report: Report) -> _Done:
         rejected = stage.why_rejected(report)
         output = stage.output(key, rejected=rejected is not None) if stage.suffix else None
         return cls(report, metadata_of(report, output), check_of(report, rejected), rejected)

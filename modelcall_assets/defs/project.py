@@ -6,8 +6,7 @@ import dagster as dg
 
 from modelcall_assets.config.catalog import BrokenTask, Catalog
 from modelcall_assets.defs.assets import task_assets
-from modelcall_assets.defs.dead_runs import locked_executor
-from modelcall_assets.defs.housekeeping import housekeeping_sensor
+from modelcall_assets.defs.housekeeping import housekeeping_sensor, locked_executor
 from modelcall_assets.defs.sensors import task_sensors
 from modelcall_assets.errors import SetupError
 from modelcall_assets.stages.task import Task

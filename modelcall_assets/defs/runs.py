@@ -12,10 +12,9 @@ from dagster._core.events import RunFailureReason
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
-from modelcall_assets.defs.dead_runs import PROCESS_TAG, dead_runs_ended, process_lock
-from modelcall_assets.defs.partitions import partitions_of
-from modelcall_assets.defs.versions import asset_key, is_stale
-from modelcall_assets.stages.progress import Watcher
+from modelcall_assets.defs.graph import asset_key, is_stale, partitions_of
+from modelcall_assets.defs.housekeeping import PROCESS_TAG, dead_runs_ended, process_lock
+from modelcall_assets.stages.report import Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 

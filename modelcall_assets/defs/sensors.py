@@ -9,24 +9,29 @@ costs one full comparison.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import orjson
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import RUN_KEY_TAG
 
-from modelcall_assets.defs.partitions import add_partitions, partitions_of
-from modelcall_assets.defs.versions import asset_key
+from modelcall_assets.defs.graph import add_partitions, asset_key, partitions_of
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.keys import decode_key, encode_key
-from modelcall_assets.stages.settled import Settled, SettledInputs
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.manifest import read_manifest
 
 TASK_TAG = "modelcall/task"
+Settled = tuple[str, int]
+"""The version of an input, and the event that materialised it."""
 LOOKED_UP_AT_ONCE = 200
 PAGE_FILES = 20_000
 """Listed in one tick; a store takes a second or so for them."""
@@ -214,7 +219,7 @@ class Comparison:
         return self.page.versions
 
     @cached_property
-    def settled(self) -> SettledInputs:
+    def settled(self) -> "SettledInputs":
         return SettledInputs(self.stage.layout.settled_path)
 
     def remember(self) -> None:
@@ -293,3 +298,23 @@ class Comparison:
         """Names the version and what it follows, so that a file may return to an old version."""
         after = self.made.get(key, 0)
         return f"{self.stage.spec.key}/{key}@{self.versions[key]}/after/{after}"
+
+
+class SettledInputs:
+    """Which versions of a task's inputs are known to be what `raw` was made of, by partition key. A
+    file on this machine that can be lost: then the manifests are read again, one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[str | int]] = {}
+        with suppress(FileNotFoundError, orjson.JSONDecodeError):
+            known: Any = orjson.loads(path.read_bytes())
+            self._known = known if isinstance(known, dict) else {}
+
+    def holds(self, key: str, settled: Settled) -> bool:
+        return self._known.get(key) == [*settled]
+
+    def add(self, found: Mapping[str, Settled]) -> None:
+        if found:
+            self._known |= {key: [*settled] for key, settled in found.items()}
+            write_bytes(self._path, orjson.dumps(self._known))

@@ -24,7 +24,7 @@ from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import replayed
 from modelcall_assets.records.outcome import Failure, Success
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.stages.answer_columns import ADOPTED
+from modelcall_assets.stages.score_table import ADOPTED
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import own_id, read_rows

@@ -29,26 +29,23 @@ from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of
-from modelcall_assets.stages.answer_columns import (
-    ADOPTED,
-    UNKNOWN_OF_ADOPTED,
-    ApiRow,
-    answered_row,
-    unanswered_row,
-)
 from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.budget import Budget
 from modelcall_assets.stages.calls import Caller
-from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.engine import engine_of
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.replay import Asked, Ledger, Standing, said_in, standing_in
-from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.reuse import Reuse
-from modelcall_assets.stages.score_table import Rate
+from modelcall_assets.stages.publication import Draft, old_files
+from modelcall_assets.stages.replay import Asked, Ledger, Reuse, Standing, said_in, standing_in
+from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.score_table import (
+    ADOPTED,
+    UNKNOWN_OF_ADOPTED,
+    ApiRow,
+    Rate,
+    answered_row,
+    unanswered_row,
+)
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Run, Stage, Work
-from modelcall_assets.stages.standing import old_files
 from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.files import NewFile, file_digest
 from modelcall_assets.storage.manifest import read_manifest

@@ -23,10 +23,9 @@ from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.inputs import SplitInputs, version_of
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.publication import Draft
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import changed
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits

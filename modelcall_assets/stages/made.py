@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import Any, Self
 
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.errors import StoreError
 from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Number, Row
+from modelcall_assets.records.record import Number, Row, moved_names
 from modelcall_assets.stages.report import SAMPLE_ROWS
-from modelcall_assets.stages.shipping import Shipped
+from modelcall_assets.stages.workers import Shipped
+from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.rows import sample_row
+from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.storage.trouble import explained
 from modelcall_assets.transforms.finishing import Finished
 
 ERROR_COLUMN = "preprocess_error"
@@ -160,3 +168,52 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return orjson.Fragment(str(value)) if isinstance(value, Number) else str(value)
+
+
+BATCH_ROWS = 1000
+
+
+class RowSpool:
+    """Rows as lines of JSON, each with a line end, and what it has of the user's under our names.
+    Columns of `known` are there whatever the rows hold. Use as a context manager."""
+
+    def __init__(self, known: pa.Schema) -> None:
+        self._known = known
+        self._file = TemporaryFile()  # noqa: SIM115  closed by `__exit__`
+        self._columns, self._clashing = SchemaInference(), SchemaInference()
+        self.moved: dict[str, str] = {}
+        """Names of ours that rows have too → what their columns are called; known to `schema`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, lines: Sequence[bytes]) -> None:
+        """StoreError when they cannot be written."""
+        for line in lines:
+            row, clashing = loads(line)
+            self._columns.take(row, len(line))
+            if clashing:
+                self._clashing.take(clashing, len(line))
+        with explained(Path(gettempdir()), StoreError):
+            self._file.writelines(lines)
+
+    def schema(self) -> pa.Schema:
+        self._columns.add_types(self._known)
+        own, clashing = self._columns.schema(), self._clashing.schema()
+        self.moved = moved_names([*own.names, *clashing.names], clashing.names)
+        return pa.schema([*own, *(each.with_name(self.moved[each.name]) for each in clashing)])
+
+    def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """All rows, in the order in which they came."""
+        self._file.seek(0)
+        start = 0
+        while lines := list(islice(self._file, BATCH_ROWS)):
+            yield Chunk(start, [*map(self._row, lines)], schema).to_arrow()
+            start += len(lines)
+
+    def _row(self, line: bytes) -> Row:
+        row, clashing = loads(line)
+        return {**row, **{self.moved[name]: value for name, value in clashing.items()}}

@@ -25,10 +25,9 @@ from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.records.record import BadLine, Numbered, Row, moved_names
 from modelcall_assets.stages.chatml import AS_LINES, UNWRITABLE
-from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.inputs import digest_of_versions
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.publication import Draft
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.files import NewFile, matches
 from modelcall_assets.storage.formats import OURS, Reading, blank_lines

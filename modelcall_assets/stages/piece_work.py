@@ -16,7 +16,7 @@ from modelcall_assets.records.outcome import Dropped, Reason
 from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.stages.made import ERROR_COLUMN, Kept, Made, Rows, line_of, readable
 from modelcall_assets.stages.recipe import Recipe
-from modelcall_assets.stages.shipping import Shipped
+from modelcall_assets.stages.workers import Shipped
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.pieces import Chunk, Piece, text_array

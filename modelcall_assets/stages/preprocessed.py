@@ -28,16 +28,14 @@ from modelcall_assets.errors import RunStopped
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.duplicates import Duplicates
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs
-from modelcall_assets.stages.made import ERROR_COLUMN, Made
+from modelcall_assets.stages.made import ERROR_COLUMN, Made, RowSpool
 from modelcall_assets.stages.old_stat import is_group, write_old_stat
 from modelcall_assets.stages.piece_work import PieceWork, ShippingWork
-from modelcall_assets.stages.progress import Tally
+from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.recipe import Recipe
-from modelcall_assets.stages.report import LISTED, Report, counted
-from modelcall_assets.stages.row_spool import RowSpool
+from modelcall_assets.stages.report import LISTED, Report, Tally, counted
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.workers import map_in_order

@@ -18,9 +18,7 @@ from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import SAMPLE_ROWS, Report
-from modelcall_assets.stages.seen import Seen
+from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import Part, changed
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of

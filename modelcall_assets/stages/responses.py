@@ -20,12 +20,11 @@ from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
 from modelcall_assets.records.outcome import Failure, Reason, bad_line
 from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.stages.adopt import OldAnswer
-from modelcall_assets.stages.answer_columns import ADOPTED, API_FIELDS, AnswerTotals
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.score_table import Rate
+from modelcall_assets.stages.score_table import ADOPTED, API_FIELDS, AnswerTotals, Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines

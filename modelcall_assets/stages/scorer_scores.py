@@ -20,11 +20,9 @@ from modelcall_assets.grading.values import SharedTypes
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.records.outcome import Failure, Outcome, Success, bad_line
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.stages.answer_columns import ApiRow, outcome_row
-from modelcall_assets.stages.draft import Draft
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.score_table import write_scores
+from modelcall_assets.stages.publication import Draft
+from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.score_table import ApiRow, outcome_row, write_scores
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.places import Place
 

@@ -16,8 +16,7 @@ from modelcall_assets.records.data_files import stem_of
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.stages.progress import Tally
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import Part, Source, changed
 from modelcall_assets.storage.files import exists, file_digest, list_files, stat_file
 from modelcall_assets.storage.formats import OURS, Reading

@@ -9,11 +9,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
+from pathlib import Path
+from tempfile import mkstemp
 from typing import Any, TypeVar
 
-from modelcall_assets.errors import WorkerDied
+import pyarrow as pa
+
+from modelcall_assets.errors import StoreError, WorkerDied
+from modelcall_assets.storage.trouble import explained
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -78,3 +84,31 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A file with each distinct column once, and which of them the columns are, in order."""
+
+    path: Path
+    columns: tuple[int, ...]
+
+    @classmethod
+    def of(cls, columns: Sequence[pa.Array], folder: Path) -> Shipped:
+        """StoreError when the file cannot be written."""
+        distinct = {id(column): column for column in columns}
+        places = {identity: at for at, identity in enumerate(distinct)}
+        names = [str(at) for at in range(len(distinct))]
+        batch = pa.RecordBatch.from_arrays([*distinct.values()], names=names)
+        with explained(folder, StoreError):
+            handle, name = mkstemp(".arrow", dir=folder)
+            with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+                stream.write_batch(batch)
+        return cls(Path(name), tuple(places[id(column)] for column in columns))
+
+    def received(self) -> list[pa.Array]:
+        """The columns; once. The file goes with them."""
+        with pa.memory_map(str(self.path)) as file, pa.ipc.open_stream(file) as stream:
+            batch = stream.read_next_batch()
+        self.path.unlink()
+        return [batch.column(at) for at in self.columns]

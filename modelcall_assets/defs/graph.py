@@ -1,16 +1,48 @@
-"""Code versions, provenance and staleness: what makes the UI say "unsynced", and only that.
+"""Keys, partitions, code versions and provenance: what makes the UI say "unsynced", and only that.
 
 Dagster sets provenance on results that a body yields, not on logged materialisations; these tags
 are the ones it would set. `tests/test_assets.py` checks both ways against the installed release.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
-from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.stage import Keys, Stage
+from modelcall_assets.stages.task import Task
+
+
+def partitions_of(keys: Keys) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=keys.name)
+
+
+def add_new_keys(instance: dg.DagsterInstance, task: Task) -> list[str]:
+    """Make every input file, and every merge group, a partition; gives the keys that the first
+    stage has, in order."""
+    now = {keys.name: keys.now() for keys, _ in task.stages_by_keys()}
+    for name, keys in now.items():
+        add_partitions(instance, name, keys)
+    return now[task.stages[0].keys.name]
+
+
+def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:
+    """Those that are not there yet. Dagster looks and then adds, so that another process may have
+    added some in between."""
+    while True:
+        known = set(instance.get_dynamic_partitions(name))
+        new = [key for key in keys if key not in known]
+        try:
+            if new:
+                instance.add_dynamic_partitions(name, new)
+        except IntegrityError:
+            continue
+        return
+
 
 _CODE = "dagster/code_version"
 _DATA = "dagster/data_version"
