@@ -1,8 +1,6 @@
 """A task's stages as assets, upstream first: one body for all of them, for one file a run or more
 with exact status per file. What a stage does is in its own file of `stages/`."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import threading
@@ -186,7 +184,7 @@ class _Done:
     rejected: str | None
 
     @classmethod
-    def of(cls, stage: Stage, key: str, report: Report) -> _Done:
+    def of(cls, stage: Stage, key: str, report: Report) -> "_Done":
         rejected = stage.why_rejected(report)
         output = stage.output(key, rejected=rejected is not None) if stage.suffix else None
         return cls(report, metadata_of(report, output), check_of(report, rejected), rejected)

@@ -4,8 +4,6 @@ Dagster sets provenance on results that a body yields, not on logged materialisa
 are the ones it would set. `tests/test_assets.py` checks both ways against the installed release.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ Every process that runs assets holds a file lock for its lifetime; the lock goes
 ends, so a run whose lock can be taken is dead.
 """
 
-from __future__ import annotations
-
 import atexit
 import fcntl
 import socket

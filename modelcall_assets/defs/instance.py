@@ -1,7 +1,5 @@
 """The Dagster instance of a project: DAGSTER_HOME, else `<root>/dagster_home`, made whole."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from collections.abc import Iterator
