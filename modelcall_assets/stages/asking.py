@@ -105,10 +105,11 @@ class AskingStage(Stage):
 
     def asks_of(self, source: Source) -> Iterator[Asked]:
         """`samples` for each row of the source, in order."""
-        assert source.maker is not None
-        failure_of = source.maker.failure_of
+        maker = source.maker
+        assert maker is not None
+        may_have_failed = maker.answers or maker.error_column is not None
         for item in source.items():
-            asked = failure_of(item) or self.ask(item)
+            asked = (maker.failure_of(item) if may_have_failed else None) or self.ask(item)
             for _ in range(self.samples):
                 yield asked
 
@@ -264,6 +265,9 @@ class _Asking:
     """Failures that are accepted as they are."""
     ledger: Ledger = field(default_factory=Ledger)
 
+    def __post_init__(self) -> None:
+        self.prices = self.stage.model.prices.pair
+
     async def run(self, draft: Draft, engine: Engine, tally: Tally) -> Report:
         """Call what the journal does not answer, then write all rows in input order.
 
@@ -306,7 +310,7 @@ class _Asking:
         entries = self.journal.chain(self.ledger.positions[index])
         finished = stage.rules.judge(said_in(entries))
         assert finished is not None, "the call phase settled every record"
-        row = answered_row(finished, entries, stage.model.prices.pair)
+        row = answered_row(finished, entries, self.prices)
         if row["api_endpoint"] == ADOPTED:
             kept = kept_of(entries[-1].body)
             return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.journal.journal import Address, Entry
+from modelcall_assets.journal.journal import Entry
 from modelcall_assets.llm.dialogue import said
-from modelcall_assets.llm.engine import Exchange, GaveUp
+from modelcall_assets.llm.engine import GaveUp
 from modelcall_assets.stages.replay import (
     NO_REPLY,
     Asked,
@@ -73,7 +73,10 @@ class Caller(Replay):
 
     async def _answer(self, item: Pending) -> None:
         """Ask, unless the task shares and another asks the same now: its answer is waited for."""
-        key, shares = item.address.key, self.reuse.asking is not None
+        if self.reuse.asking is None:
+            await self._converse(item)
+            return
+        key = item.address.key
         while (other := self.reuse.take(key)) is not None:
             self._parked(True)
             try:
@@ -82,7 +85,7 @@ class Caller(Replay):
                 self._parked(False)
             self._stop_when_over()
         try:
-            if not (shares and self.adopted(item)):
+            if not self.adopted(item):
                 await self._converse(item)
         finally:
             self.reuse.leave(key)
@@ -90,17 +93,30 @@ class Caller(Replay):
     async def _converse(self, item: Pending) -> None:
         entries = list(item.known.entries) if item.known else []
         position = item.known.positions[-1] if item.known else NO_REPLY
-        turns = said_in(entries)
+        turns = said_in(entries) if entries else []
         while (finished := self.rules.judge(turns)) is None:
             request = self.rules.next_request(item.request, turns)
-            self._stop_when_spent()
+            if self.budget.is_limited:
+                self._stop_when_spent()
             result = await self.engine.ask(request.payload, self._parked, self._sent)
             if isinstance(result, GaveUp):
                 why = Unanswered(result.failure, item.address.key, result.attempts, result.endpoint)
                 self.leave(item.index, why, position)
                 return
             before = self.journal.reference(position) if entries else None
-            entries.append(_entry(item.address, len(entries), result, before))
+            entries.append(
+                Entry(
+                    address=item.address,
+                    turn=len(entries),
+                    status=result.reply.status,
+                    body=result.reply.body,
+                    endpoint=result.endpoint,
+                    attempts=result.attempts,
+                    latency_ms=result.latency_ms,
+                    answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    previous=before,
+                )
+            )
             position = self.journal.append(entries[-1])
             turns.append(said(result.verdict))
             self.pay(turns[-1], len(request.payload) + len(result.reply.body))
@@ -119,19 +135,3 @@ class Caller(Replay):
         if (reason := self.budget.spent(self.engine.in_flight)) is not None:
             self.engine.stop(reason)
             raise reason
-
-
-def _entry(
-    address: Address, turn: int, result: Exchange, previous: tuple[str, int] | None
-) -> Entry:
-    return Entry(
-        address=address,
-        turn=turn,
-        status=result.reply.status,
-        body=result.reply.body,
-        endpoint=result.endpoint,
-        attempts=result.attempts,
-        latency_ms=result.latency_ms,
-        answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        previous=previous,
-    )

@@ -60,11 +60,10 @@ class Reuse:
             yield from self.shared.find(key)
 
     def keep(self, address: Address, position: Position) -> None:
-        """This request has its answer, a success."""
-        if self.shared is not None:
-            self._answered.append((address.key, address.occurrence))
-            if self.asking is not None:
-                self._kept[address.key] = position
+        """This request has its answer, a success; where it is shared."""
+        self._answered.append((address.key, address.occurrence))
+        if self.asking is not None:
+            self._kept[address.key] = position
 
     def take(self, key: str) -> Awaitable[object] | None:
         """None when this file is to ask; else what to wait for before trying again."""
@@ -206,8 +205,7 @@ class Replay:
             if finished is not None and isinstance(finished.outcome, Success):
                 break
         if last is None or finished is None:
-            adopted = last is None and self.adopted(item)
-            if adopted:
+            if last is None and self.reuse.shared is not None and self.adopted(item):
                 return None
             return item if last is None else replace(item, known=last)
         stands = last.open_round or self.stands is not None
@@ -232,7 +230,8 @@ class Replay:
         self.ledger.positions[item.index] = position
         self.tally.count(finished.outcome)
         if isinstance(outcome := finished.outcome, Success):
-            self.reuse.keep(item.address, position)
+            if self.reuse.shared is not None:
+                self.reuse.keep(item.address, position)
             if untyped := self.rules.parser.untyped:
                 self.types.note({key: outcome.values[key] for key in untyped})
 

@@ -30,6 +30,7 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import record_id
 from modelcall_assets.storage.schema import SchemaInference, schema_to_json
 from modelcall_assets.transforms.chatml import encode, without_nulls
 
@@ -167,7 +168,8 @@ class Responses(AskingStage):
     def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> Report:
         source.verify()
         totals, digest, inference = AnswerTotals(), hashlib.sha256(), SchemaInference()
-        report = totals.report
+        report, name = totals.report, source.name
+        is_result = source.maker is not None and source.maker.answers
 
         def given(item: Row | BadLine) -> Row:
             """What the row has of its own, named as it will be."""
@@ -181,7 +183,7 @@ class Responses(AskingStage):
             for index, item in enumerate(source.items()):
                 for sample in range(self.samples):
                     api, usage = rate(index * self.samples + sample, item)
-                    api["api_record_id"] = source.identity(item, index)
+                    api["api_record_id"] = record_id(item, index, name, is_result=is_result)
                     row = {**given(item), **self._answer(item, api, sample)}
                     totals.count(api, usage, sample, ())
                     content = [api["api_record_id"], api["api_status"], row.get("response")]

@@ -19,10 +19,11 @@ from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import Failure, Outcome
 from modelcall_assets.records.record import BadLine, Row, moved_names, short
 from modelcall_assets.stages.replay import Unanswered
-from modelcall_assets.stages.report import Report, Seen
+from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink, as_stored
+from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.where import value_at
 
 VOLATILE_COLUMNS = (
@@ -249,18 +250,19 @@ def write_scores(
     """`input_key` is the column that people want to see in a sample. InputChanged when the source
     is no longer what its upstream asset recorded."""
     source.verify()
-    maker = source.maker
+    maker, name = source.maker, source.name
+    is_result = maker is not None and maker.answers
     table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
     totals, digest = AnswerTotals(), hashlib.sha256()
     report = totals.report
 
     def rated(index: int, item: Row | BadLine) -> ApiRow:
         row, usage = rate(index, item)
-        row["api_record_id"] = source.identity(item, index)
+        row["api_record_id"] = record_id(item, index, name, is_result=is_result)
         is_row = isinstance(item, dict)
-        sample = item.get("sample") if is_row and maker and maker.answers else None
+        sample = item.get("sample") if is_row and is_result else None
         totals.count(row, usage, sample, fields)
-        if report.shows_more:
+        if len(report.sample) < SAMPLE_ROWS:
             names = [*fields, "api_status", "api_fail_reason", "api_return"]
             scored = value_at(item, input_key) if is_row else None
             shown = {name: row.get(name) for name in names}

@@ -24,7 +24,6 @@ from modelcall_assets.storage.pieces import (
     read_pieces,
 )
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import record_id
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage
@@ -97,10 +96,6 @@ class Source:
     def column_names(self) -> set[str]:
         """Those of all its rows."""
         return set[str]().union(*(item for item in self.items() if isinstance(item, dict)))
-
-    def identity(self, item: Row | BadLine, index: int) -> str:
-        """The id of the row at an index."""
-        return record_id(item, index, self.name, is_result=bool(self.maker and self.maker.answers))
 
     @property
     def rows_read(self) -> int:
