@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
 import pytest
+import yaml
 from project import DAGSTER_YAML, WORKSPACE, A, B, C, Project, some_rows
 from s3_server import S3Server
 from swift_server import swift_server
@@ -24,6 +25,31 @@ pytest.register_assert_rewrite("s3_contract")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for a daemon begins first, so that other tests fill the time."""
     items.sort(key=lambda item: item.path.name != "test_daemon.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "what is told now is what tests/messages/ says from now on; with -n 0"
+    parser.addoption("--write-messages", action="store_true", help=told)
+
+
+@pytest.fixture
+def messages(request: pytest.FixtureRequest) -> Callable[[Mapping[str, object]], None]:
+    """Takes what is told in each case of a test: it must be what the test's file in tests/messages/
+    has, and gets there with `--write-messages`."""
+    file = Path(__file__).with_name("messages") / f"{request.path.stem.removeprefix('test_')}.yaml"
+    test = request.node.originalname
+
+    def compare(told: Mapping[str, object]) -> None:
+        kept = yaml.safe_load(file.read_text()) if file.exists() else {}
+        if request.config.getoption("write_messages") and kept.get(test) != told:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(
+                yaml.safe_dump({**kept, test: dict(told)}, width=10_000, allow_unicode=True)
+            )
+        else:
+            assert told == kept.get(test)
+
+    return compare
 
 
 @pytest.fixture
