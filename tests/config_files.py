@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from modelcall_assets.config.catalog import TaskSpec, load_task
 from modelcall_assets.errors import Problem, SetupError
 
 Data = dict[str, Any]
+Messages = Callable[[Mapping[str, object]], None]
+"""What the fixture `messages` is."""
 
 MODEL_PATH, PROMPT_PATH = "configs/models/m.yaml", "configs/prompts/p.yaml"
 MODEL: Data = {

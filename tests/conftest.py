@@ -37,7 +37,7 @@ def messages(request: pytest.FixtureRequest) -> Callable[[Mapping[str, object]],
     """Takes what is told in each case of a test: it must be what the test's file in tests/messages/
     has, and gets there with `--write-messages`."""
     file = Path(__file__).with_name("messages") / f"{request.path.stem.removeprefix('test_')}.yaml"
-    test = request.node.originalname
+    test = request.node.nodeid.partition("::")[2].partition("[")[0].replace("::", ".")
 
     def compare(told: Mapping[str, object]) -> None:
         kept = yaml.safe_load(file.read_text()) if file.exists() else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from config_files import (
     PROMPT,
     Configs,
     Data,
+    Messages,
     task_data,
     told,
     with_fields,
@@ -44,8 +44,6 @@ from modelcall_assets.config.task import parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.steps.scores import ScoreStage
-
-Messages = Callable[[Mapping[str, object]], None]
 
 DEMO = "configs/tasks/demo.yaml"
 OLD_MODEL: Data = {"provider": "openai", "model_name": "gpt-4o", "completions_params": {}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from config_files import Messages, told
 
 from modelcall_assets.config.datasets import MAPPING_KEYS, output_name, parse_datasets, selected
 from modelcall_assets.errors import InputError
@@ -235,28 +236,29 @@ class TestReadme:
         make(readme(tmp_path, configs), "a.jsonl", "b.jsonl")
         assert found(tmp_path) == {"train": [expected]}
 
-    @pytest.mark.parametrize(
-        ("configs", "message"),
-        [
-            ([{"config_name": "x", "data_files": "a.jsonl"},
-              {"config_name": "y", "data_files": "a.jsonl"}],
-             "has no default configuration; name one of: x, y"),
-            ([{"config_name": "x", "data_files": "none-*"}],
-             "README.md, config 'x', split 'train': 'none-\\*' fits no file; Parquet, JSONL"),
-            ([{"config_name": "x", "data_files": "*.csv"}], "only files that cannot be r"),
-            ([{"config_name": "x", "data_files": [{"split": "a", "path": 1}]}], "`data_files` is"),
-            ([{"config_name": "x", "data_files": [{"split": "a b", "path": "c"}]}], "`data_files`"),
-            ([{"config_name": "x", "data_files": [{"split": "a", "path": "a.jsonl"}] * 2}],
-             "each once"),
-            ([{"config_name": "x", "data_files": ["a.jsonl", {"split": "a"}]}], "`data_files` is"),
-            ([{"data_files": "a.jsonl"}], "not a list of mappings with a `config_name`"),
-            ({"x": "a.jsonl"}, "not a list of mappings with a `config_name`"),
-        ],
-    )  # fmt: skip
-    def test_mistakes(self, tmp_path: Path, configs: Any, message: str) -> None:
-        make(readme(tmp_path, configs), "a.jsonl", "c.csv")
-        with pytest.raises(InputError, match=message):
-            find_splits(tmp_path)
+    MISTAKES: Mapping[str, Any] = {
+        "no default": [{"config_name": "x", "data_files": "a.jsonl"},
+                       {"config_name": "y", "data_files": "a.jsonl"}],
+        "no file": [{"config_name": "x", "data_files": "none-*"}],
+        "only files of other kinds": [{"config_name": "x", "data_files": "*.csv"}],
+        "a number for a path": [{"config_name": "x", "data_files": [{"split": "a", "path": 1}]}],
+        "no name of a split": [{"config_name": "x",
+                                "data_files": [{"split": "a b", "path": "c"}]}],
+        "a split twice": [{"config_name": "x",
+                           "data_files": [{"split": "a", "path": "a.jsonl"}] * 2}],
+        "paths and splits": [{"config_name": "x", "data_files": ["a.jsonl", {"split": "a"}]}],
+        "no name": [{"data_files": "a.jsonl"}],
+        "no list": {"x": "a.jsonl"},
+    }  # fmt: skip
+
+    def test_what_is_wrong_in_its_configurations(self, tmp_path: Path, messages: Messages) -> None:
+        said = {}
+        for name, configs in self.MISTAKES.items():
+            make(readme(tmp_path, configs), "a.jsonl", "c.csv")
+            with pytest.raises(InputError) as caught:
+                find_splits(tmp_path)
+            said[name] = str(caught.value).replace(str(tmp_path), "…")
+        messages(said)
 
     def test_many_stars_take_no_time(self, tmp_path: Path) -> None:
         deep = "/".join("abcdefghijklmnopqrstuvwxyz")
@@ -415,55 +417,34 @@ class TestConfig:
         assert datasets is not None
         assert datasets["a"].column_mapping == mapping
 
-    @pytest.mark.parametrize(
-        ("block", "message"),
-        [
-            ({"format_style": "share_gpt"},
-             "a.format_style: unknown value; expected prompt_response, instruction_input, "
-             "sharegpt, messages, input_output_messages, prompt_text_only; "
-             "have 'share_gpt'; did you mean sharegpt?"),
-            ({"format_stile": "messages"},
-             "a.format_stile: unknown key; did you mean format_style?"),
-            ({"column_mapping": {"prompt": "q"}},
-             "a.column_mapping.response: missing; add `response:`, the column "
-             "(prompt_response needs it)"),
-            ({"column_mapping": {"prompt": "q", "respons": "a"}},
-             "a.column_mapping.respons: unknown key; did you mean response?"),
-            ({"column_mapping": {"prompt": "q", "response": "a", "zzz": "b"}},
-             "a.column_mapping.zzz: unknown key; expected one of prompt, response"),
-            ({"column_mapping": {"prompt": "q", "response": 5}},
-             "a.column_mapping.response: wrong type; expected text; have 5; write it in quotes"),
-            ({"column_mapping": None}, "a.column_mapping: wrong type; expected a mapping"),
-            ({"configs": []},
-             "a.configs: empty; expected names, or null for the default configuration"),
-            ({"configs": ["en", "en"]}, "a.configs: names a configuration twice"),
-            ({"configs": "en"}, "a.configs: wrong type; expected a list; have 'en'"),
-        ],
-    )  # fmt: skip
-    def test_mistakes(self, block: dict[str, Any], message: str) -> None:
+    MISTAKES: Mapping[str, Any] = {
+        "style, nearly": {"format_style": "share_gpt"},
+        "the key of the style, nearly": {"format_stile": "messages"},
+        "no column of the response": {"column_mapping": {"prompt": "q"}},
+        "response, nearly": {"column_mapping": {"prompt": "q", "respons": "a"}},
+        "another column": {"column_mapping": {"prompt": "q", "response": "a", "zzz": "b"}},
+        "a number for a column": {"column_mapping": {"prompt": "q", "response": 5}},
+        "no columns": {"column_mapping": None},
+        "no configuration": {"configs": []},
+        "a configuration twice": {"configs": ["en", "en"]},
+        "a text of configurations": {"configs": "en"},
+    }
+
+    def test_what_is_wrong(self, messages: Messages) -> None:
         good = {
             "format_style": "prompt_response",
             "column_mapping": {"prompt": "q", "response": "a"},
         }
-        datasets, problems = parse_datasets({"a": {**good, **block}}, "sets.yaml")
-        assert datasets is None
-        assert any(str(problem).startswith(f"sets.yaml:{message}") for problem in problems), [
-            str(problem) for problem in problems
-        ]
-
-    @pytest.mark.parametrize(
-        ("data", "message"),
-        [
-            ({}, "sets.yaml: names no data set"),
-            ({"a": None}, "sets.yaml:a: wrong type; expected a mapping; have null"),
-            ({"../a": {}}, "sets.yaml:../a: not a data set's name; expected `org/name` or a file"),
-            ({"/a": {}}, "sets.yaml:/a: not a data set's name"),
-        ],
-    )
-    def test_mistaken_files(self, data: dict[str, Any], message: str) -> None:
-        datasets, problems = parse_datasets(data, "sets.yaml")
-        assert datasets is None
-        assert str(problems[0]).startswith(message)
+        files = {name: {"a": {**good, **block}} for name, block in self.MISTAKES.items()}
+        files |= {
+            "nothing": {},
+            "a null": {"a": None},
+            "a way up": {"../a": {}},
+            "a root": {"/a": {}},
+        }
+        parsed = {name: parse_datasets(data, "sets.yaml") for name, data in files.items()}
+        assert {datasets for datasets, _ in parsed.values()} == {None}
+        messages({name: told(problems) for name, (_, problems) in parsed.items()})
 
     def test_selection(self) -> None:
         datasets, _ = parse_datasets(GOOD, "sets.yaml")
