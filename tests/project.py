@@ -409,8 +409,10 @@ class Project:
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
 
     def forget(self) -> None:
-        """The project's own modules, as a new process would not know them."""
+        """The own modules of a project, but not of this checkout, as in a new process."""
         root = str(self.root)
+        if __file__.startswith(root):
+            return
         sys.path[:] = [place for place in sys.path if place != root]
         for name, module in list(sys.modules.items()):
             if (module.__dict__.get("__file__") or "").startswith(root):
