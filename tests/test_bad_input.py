@@ -760,9 +760,7 @@ class TestFileNames:
 
 class TestOneHugeLine:
     @pytest.mark.timeout(120)
-    def test_50_mb_go_through_raw_and_scores(
-        self, project: Project, server: RehearsalServer
-    ) -> None:
+    def test_50_mb_go_through_raw_and_scores(self, project: Project) -> None:
         huge = 50 << 20
         path = project.input_folder / GOOD
         with path.open("wb") as file:

@@ -22,7 +22,6 @@ from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import moved_names
-from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.steps.export import Form, Selection, export_file
 from modelcall_assets.steps.made import ERROR_COLUMN
 from modelcall_assets.steps.published import published_files
@@ -399,7 +398,7 @@ class TestArrowTypes:
         }
 
     def test_are_the_same_in_conversations_and_their_responses(
-        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, instance: dg.DagsterInstance
     ) -> None:
         """Raw data keeps them beside the messages, and so do rows that are answered at once."""
         columns = {name: given for name, (given, _) in READABLE.items()}

@@ -1057,7 +1057,7 @@ class TestSamples:
             project.steps()
 
     def test_are_counted_by_whoever_watches(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         shown: list[tuple[int, int]] = []
         watcher = Watcher(lambda tally: shown.append((tally.done, tally.rows)))
@@ -1148,7 +1148,7 @@ class TestRecords:
         assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
         assert sorted(endpoint.questions()) == sorted(questions)
 
-    def test_are_not_all_in_memory(self, project: Project, server: RehearsalServer) -> None:
+    def test_are_not_all_in_memory(self, project: Project) -> None:
         """About 32 MiB of a file are."""
         row = orjson.dumps(asked("a long conversation " * 10_000, n=10_000)) + b"\n"
         path = project.write_input(CONVERSATIONS, [])
@@ -1373,7 +1373,7 @@ OLD_FILES = {
 
 class TestOldFiles:
     def test_of_both_key_sets_give_the_same_rows(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, instance: dg.DagsterInstance
     ) -> None:
         rows = [asked(f"question {number}", uid=f"u{number}", note=number) for number in range(5)]
         project.write_input(CONVERSATIONS, rows)
@@ -1739,7 +1739,7 @@ def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Pr
 
 
 def test_a_journal_that_takes_nothing_says_why(
-    project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+    project: Project, instance: dg.DagsterInstance
 ) -> None:
     project.write_input(CONVERSATIONS, [asked("a")])
     project.write_generation()

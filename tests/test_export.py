@@ -132,7 +132,7 @@ class TestExport:
         wrong = scored.run("export", TASK, "--stage", "score")
         assert wrong.code == 2 and "did you mean scores?" in wrong.err
 
-    def test_what_cannot_be_is_told(self, project: Project, server: RehearsalServer) -> None:
+    def test_what_cannot_be_is_told(self, project: Project) -> None:
         nothing = project.run("export", TASK)
         assert nothing.code == 1 and "nothing is published by scores yet" in nothing.err
         assert project.run("run-task", TASK, "--file", A).code == 0
@@ -147,7 +147,7 @@ class TestExport:
         assert by_default.code == 0
         assert list(exported(project.root / "data/rate/scores_export/scores")) == ["a.jsonl"]
 
-    def test_a_dialogue_log(self, project: Project, server: RehearsalServer) -> None:
+    def test_a_dialogue_log(self, project: Project) -> None:
         chat = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好"}]
         rows = [{**row, "messages": chat} for row in some_rows(2)]
         project.write_input("chats.jsonl", [*rows, *some_rows(1, "no chat")])

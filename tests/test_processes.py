@@ -304,7 +304,7 @@ def test_jobs_killed_in_their_first_seconds_and_started_again_answer_all_rows_on
 
 @pytest.mark.parametrize("database", ["history/runs.db", "history/runs/index.db"])
 def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
-    project: Project, server: RehearsalServer, database: str
+    project: Project, database: str
 ) -> None:
     home = project.root / "dagster_home"
     assert project.run("run-task", TASK).code == 0

@@ -66,9 +66,7 @@ def test_retry_asks_again_for_the_failed_rows_that_the_task_accepts_now(
     assert all(row["api_status"] == "success" for row in project.scores(A))
 
 
-def test_what_a_failed_run_left_is_not_counted_as_made_by_it(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_what_a_failed_run_left_is_not_counted_as_made_by_it(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     project.output(A).write_bytes(b"somebody's")
     project.write_input(A, some_rows(3))
@@ -88,7 +86,7 @@ def test_an_empty_split_is_none_of_that(distilling: Project) -> None:
 
 
 def test_required_columns_that_no_row_has_leave_the_clean_rows_that_there_are(
-    project: Project, server: RehearsalServer
+    project: Project,
 ) -> None:
     block = {"enabled": True, "output_folder": "data/clean"}
     project.write_task({"preprocess": block})
@@ -209,9 +207,7 @@ class TestBeside:
         assert not [*(distilling.root / "data/merged/.modelcall").rglob("all*")]
         assert "all is sound" in distilling.run("verify", task).out
 
-    def test_a_stat_file_of_the_old_system_stays(
-        self, project: Project, server: RehearsalServer
-    ) -> None:
+    def test_a_stat_file_of_the_old_system_stays(self, project: Project) -> None:
         block = {"enabled": True, "output_folder": "data/clean", "stat_folder": "data/stats"}
         project.write_task({"preprocess": block})
         stat = project.root / "data/stats/preprocess/a.jsonl.json"
