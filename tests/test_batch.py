@@ -680,10 +680,7 @@ class TestModelFile:
     stops=st.lists(st.integers(1, 4), max_size=2),
 )
 def test_every_row_is_there_once_in_its_place(
-    faults: Faults,
-    per_file: int,
-    stops: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    faults: Faults, per_file: int, stops: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever batches do, and when runs are stopped: after that many batches were submitted."""
     rows = some_rows(24, "law")

@@ -255,12 +255,7 @@ class TestPlan:
         assert published(project) == []
 
         project.write_model(
-            {
-                "prices": {
-                    "usd_per_million_input_tokens": 0,
-                    "usd_per_million_output_tokens": 1000,
-                }
-            }
+            {"prices": {"usd_per_million_input_tokens": 0, "usd_per_million_output_tokens": 1000}}
         )
         priced = project.run("plan", TASK, "--answer-tokens", "50")
         assert "cost: about 0.6000 USD with 50 tokens per answer" in priced.out

@@ -1295,8 +1295,7 @@ def test_an_unknown_name_is_at_the_field_that_the_caller_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "field"),
-    [("chatml_conversion", "selected_datasets"), ("jsonl_merge", "merge_groups")],
+    ("step", "field"), [("chatml_conversion", "selected_datasets"), ("jsonl_merge", "merge_groups")]
 )
 def test_an_unknown_name_is_where_the_file_has_the_list(
     distilling: DistillationProject, step: str, field: str

@@ -391,10 +391,7 @@ GOOD: dict[str, Any] = {
         "format_style": "prompt_response",
         "column_mapping": {"prompt": "question", "response": "answer"},
     },
-    "oo1.jsonl": {
-        "format_style": "sharegpt",
-        "column_mapping": {"conversations": "conversations"},
-    },
+    "oo1.jsonl": {"format_style": "sharegpt", "column_mapping": {"conversations": "conversations"}},
 }
 
 

@@ -1025,11 +1025,7 @@ class TestSamples:
 
     @pytest.mark.parametrize("samples", [2, 3])
     def test_of_an_older_journal_are_not_paid_again(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        answered_by: Answered,
-        samples: int,
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered, samples: int
     ) -> None:
         """There samples were counted as if they were rows; with others now, rows that ask the same
         can get each other's."""
@@ -1392,10 +1388,7 @@ class TestOldFiles:
         assert {row["api_status"] for row in found[0]} == {"success"}
 
     def test_an_old_error_file_is_input_and_leaves_no_trace_of_its_failures(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        answered_by: Answered,
+        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
     ) -> None:
         name = "talk_error_retry_1.jsonl"
         failure = {
@@ -1495,12 +1488,7 @@ class TestColumns:
         given = [asked("a", id="r1", lang="en"), {"lang": "fr", "messages": 3}]
         project.write_input(CONVERSATIONS, given)
         project.write_model(
-            {
-                "prices": {
-                    "usd_per_million_input_tokens": 10,
-                    "usd_per_million_output_tokens": 100,
-                }
-            }
+            {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 100}}
         )
         project.write_generation(max_failure_rate=0.5)
         endpoint = answered_by(lambda _: said(content="yes", reasoning="why"))

@@ -137,8 +137,7 @@ class TestLines:
             items_of(path)
 
     @pytest.mark.parametrize(
-        ("magic", "named"),
-        [(b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"PK\x03\x04", "zip")],
+        ("magic", "named"), [(b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"PK\x03\x04", "zip")]
     )
     def test_other_compressions_are_named(self, tmp_path: Path, magic: bytes, named: str) -> None:
         path = tmp_path / "x.jsonl"

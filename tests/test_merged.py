@@ -41,10 +41,7 @@ def merge_to(output: Path, members: Mapping[str, Place], **options: Any) -> Merg
     with ExitStack() as stack:
         out = stack.enter_context(publish(output))
         return merge_group(
-            members,
-            out,
-            lambda: stack.enter_context(publish(invalid_file_of(output))),
-            **options,
+            members, out, lambda: stack.enter_context(publish(invalid_file_of(output))), **options
         )
 
 
@@ -312,9 +309,7 @@ LINES = st.one_of(
     dedup=st.booleans(),
 )
 def test_every_line_is_somewhere(
-    tmp_path_factory: pytest.TempPathFactory,
-    files: list[tuple[list[bytes], bool]],
-    dedup: bool,
+    tmp_path_factory: pytest.TempPathFactory, files: list[tuple[list[bytes], bool]], dedup: bool
 ) -> None:
     contents = [b"\n".join(lines) + (b"\n" if ends and lines else b"") for lines, ends in files]
     written = [line for content in contents for line in content.split(b"\n")[: _count(content)]]

@@ -236,10 +236,7 @@ class TestTripletFilter:
         assert error_of(bad)["reason"] == "bad_line"
         raw = project.manifest("C_Sharp", "raw")
         names = [(member["name"], member["rows"]) for member in raw.detail["members"]]
-        assert names == [
-            ("pt_data_C_Sharp_part01.parquet", 1),
-            ("pt_data_C_Sharp_part02.jsonl", 2),
-        ]
+        assert names == [("pt_data_C_Sharp_part01.parquet", 1), ("pt_data_C_Sharp_part02.jsonl", 2)]
         assert (raw.rows, raw.failed) == (3, 1)
         scored = project.scores("C_Sharp")
         assert [row["api_status"] for row in scored] == ["success", "error", "success"]

@@ -22,13 +22,7 @@ from modelcall_assets.steps.clean import LEFT_OVER, left_over
 from modelcall_assets.steps.draft import Draft
 from modelcall_assets.steps.verify import Verification
 from modelcall_assets.storage.claims import claimed
-from modelcall_assets.storage.files import (
-    NewFile,
-    delete,
-    publish,
-    read_bytes,
-    write_bytes,
-)
+from modelcall_assets.storage.files import NewFile, delete, publish, read_bytes, write_bytes
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
 
 

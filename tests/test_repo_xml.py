@@ -12,14 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from packs import (
-    checkout,
-    lines_of,
-    parsable_xml,
-    rendergit_cxml,
-    repomix_xml,
-    tracked_texts,
-)
+from packs import checkout, lines_of, parsable_xml, rendergit_cxml, repomix_xml, tracked_texts
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.transforms.packs import Pack, read_pack

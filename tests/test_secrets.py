@@ -217,10 +217,7 @@ def test_an_echo_is_never_handed_on(kind: type, answer: str) -> None:
 
 SIMPLE = {
     "an answer": (said(content="my topsecret text"), True),
-    "an answer about errors": (
-        said(content='my topsecret text: {"error": 1}'),
-        True,
-    ),
+    "an answer about errors": (said(content='my topsecret text: {"error": 1}'), True),
     "a refusal": (http(400, b"no: topsecret"), False),
     "an error beside half an answer": (
         http(200, b'{"choices":[{"message":{"content":"hal"}}],"error":"my topsecret text"}'),

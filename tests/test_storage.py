@@ -18,13 +18,7 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.record import BadLine
 from modelcall_assets.steps.raw import read_raw
-from modelcall_assets.storage.files import (
-    file_digest,
-    list_inputs,
-    publish,
-    stat_file,
-    write_bytes,
-)
+from modelcall_assets.storage.files import file_digest, list_inputs, publish, stat_file, write_bytes
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
@@ -110,10 +104,7 @@ class TestListing:
     def test_pattern_matches_the_path_or_the_name(self, tmp_path: Path) -> None:
         for name in ["x/a.jsonl", "y/a.jsonl", "y/b.parquet"]:
             write_bytes(tmp_path / name, b"")
-        assert [f.key_path for f in list_inputs(tmp_path, "y/*")] == [
-            "y/a.jsonl",
-            "y/b.parquet",
-        ]
+        assert [f.key_path for f in list_inputs(tmp_path, "y/*")] == ["y/a.jsonl", "y/b.parquet"]
         assert [f.key_path for f in list_inputs(tmp_path, "*.parquet")] == ["y/b.parquet"]
 
     def test_links(self, tmp_path: Path) -> None:
