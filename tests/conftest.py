@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
-import dagster as dg
 import pytest
 import yaml
 from project import DAGSTER_YAML, WORKSPACE, A, B, C, Project, some_rows
@@ -16,7 +15,6 @@ from s3_server import S3Server
 from swift_server import swift_server
 
 from modelcall_assets.defs.home import whole_home
-from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 
 pytest.register_assert_rewrite("s3_contract")
@@ -71,7 +69,7 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bare(
     tmp_path: Path, empty_home: Path, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
-) -> Project:
+) -> Iterator[Project]:
     """No input file yet, to be rated by `server`; DAGSTER_HOME is its own."""
     made = Project(tmp_path / "project")
     made.write_task()
@@ -82,7 +80,8 @@ def bare(
     home = Path(shutil.copytree(empty_home, made.root / "dagster_home"))
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
-    return made
+    with closing(made):
+        yield made
 
 
 @pytest.fixture
@@ -99,12 +98,6 @@ def distilling(bare: Project) -> Project:
     bare.task_file.unlink()
     bare.task = "chain"
     return bare
-
-
-@pytest.fixture
-def instance(bare: Project) -> Iterator[dg.DagsterInstance]:
-    with open_instance(bare.root) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session")

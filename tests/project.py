@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, chdir, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from s3_server import S3Server
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
+from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_new_files, partitions_of
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
@@ -241,6 +243,15 @@ class Project:
     task: str = "rate"
     """The task that the methods are about."""
     inputs: str = "data/in"
+    _opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        """Opened when it is first needed."""
+        return self._opened.enter_context(open_instance(self.root))
+
+    def close(self) -> None:
+        self._opened.close()
 
     def write_task(self, changes: Mapping[str, Any] | None = None, file: str = "") -> Path:
         """A task that rates."""
@@ -313,22 +324,19 @@ class Project:
     def asset_key(self, stage: str) -> dg.AssetKey:
         return dg.AssetKey([self.task, stage])
 
-    def statuses(
-        self, instance: dg.DagsterInstance, stage: str = "scores"
-    ) -> dict[str, AssetPartitionStatus | None]:
+    def statuses(self, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:
         """Of every partition that Dagster knows of."""
-        partitions = partitions_of(self.steps(), stage)
-        keys = instance.get_dynamic_partitions(partitions.name or "")
-        found = instance.get_status_by_partition(self.asset_key(stage), keys, partitions) or {}
+        asset, partitions = self.asset_key(stage), partitions_of(self.steps(), stage)
+        keys = self.instance.get_dynamic_partitions(partitions.name or "")
+        found = self.instance.get_status_by_partition(asset, keys, partitions) or {}
         return {decode_key(key): found.get(key) for key in keys}
 
-    def staleness(
-        self, instance: dg.DagsterInstance, stage: str = "scores"
-    ) -> dict[str, StaleStatus]:
+    def staleness(self, stage: str = "scores") -> dict[str, StaleStatus]:
         """What Dagster itself says, from the definitions as they are on disk now."""
         graph = self.definitions().resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-        keys = instance.get_dynamic_partitions(partitions_of(self.steps(), stage).name or "")
+        context = LoadingContextForTest(self.instance)
+        resolver = CachingStaleStatusResolver(self.instance, graph, context)
+        keys = self.instance.get_dynamic_partitions(partitions_of(self.steps(), stage).name or "")
         return {decode_key(key): resolver.get_status(self.asset_key(stage), key) for key in keys}
 
     def manifest(self, name: str, stage: str = "scores", *, rejected: bool = False) -> Any:
@@ -359,19 +367,15 @@ class Project:
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
         return self.rows(name, "responses")
 
-    def materialize(
-        self, instance: dg.DagsterInstance, keys: Sequence[str] | None = None, **options: bool
-    ) -> RunSummary:
+    def materialize(self, keys: Sequence[str] | None = None, **options: bool) -> RunSummary:
         """All stages of the partitions, of all that there are unless `keys` are given."""
         steps = self.steps()
-        present = add_new_files(instance, steps)
-        return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
+        present = add_new_files(self.instance, steps)
+        return TaskRunner(steps, self.instance).run(present if keys is None else keys, **options)
 
-    def look(
-        self, instance: dg.DagsterInstance, cursor: str = "", **options: Any
-    ) -> tuple[dg.SensorResult | dg.SkipReason, str]:
+    def look(self, cursor: str = "", **options: Any) -> tuple[dg.SensorResult | dg.SkipReason, str]:
         """What one look of the task's sensor for files gives, and its new cursor."""
-        context = dg.build_sensor_context(instance=instance, cursor=cursor)
+        context = dg.build_sensor_context(instance=self.instance, cursor=cursor)
         result = files_sensor(self.steps(), **options)(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result, getattr(result, "cursor", None) or context.cursor or ""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dagster as dg
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +18,6 @@ import pytest
 import yaml
 from project import GREEN, RED, TASK, Project, some_rows
 
-from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
@@ -175,7 +173,7 @@ FILES = {
 class TestFiles:
     @pytest.mark.parametrize("bad", FILES.values(), ids=FILES)
     def test_a_bad_file_says_so_and_its_neighbour_is_rated(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer, bad: File
+        self, project: Project, server: RehearsalServer, bad: File
     ) -> None:
         path = project.input_folder / bad.name
         path.write_bytes(bad.content)
@@ -185,7 +183,7 @@ class TestFiles:
             assert part in ended.out + ended.err
         stage = "raw" if bad.rows is None else "scores"
         ending = GREEN if bad.code == 0 else RED
-        assert project.statuses(instance, stage) == {GOOD: GREEN, bad.name: ending}
+        assert project.statuses(stage) == {GOOD: GREEN, bad.name: ending}
         assert [row["api_status"] for row in project.scores(GOOD)] == ["success"] * 3
         sent = server.stats()["requests"]
         assert sent == 3 + (list(bad.rows or ()).count(OK))
@@ -224,7 +222,7 @@ class TestFiles:
         assert warning in ended.out
 
     def test_a_bad_line_stops_a_file_that_wants_that(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_task({"data": {"on_bad_line": "fail"}})
         path = project.write_input("bad.jsonl", [FINE, b"{torn"])
@@ -232,7 +230,7 @@ class TestFiles:
         assert ended.code == 1
         told = "/bad.jsonl: line 2, column 2: "
         assert told in ended.err and "correct it, or write `on_bad_line: keep`" in ended.err
-        assert project.statuses(instance, "raw") == {GOOD: GREEN, "bad.jsonl": RED}
+        assert project.statuses("raw") == {GOOD: GREEN, "bad.jsonl": RED}
         assert not project.output("bad.jsonl").exists()
         assert server.stats()["requests"] == 3
         assert told in project.run("plan", TASK).err
@@ -261,11 +259,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("preprocesses", [False, True], ids=["as it is", "preprocessed"])
     def test_an_empty_file_is_accepted_where_the_task_says_so(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        server: RehearsalServer,
-        preprocesses: bool,
+        self, project: Project, server: RehearsalServer, preprocesses: bool
     ) -> None:
         path = project.write_input("empty.jsonl", [])
         (project.input_folder / "blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
@@ -276,7 +270,7 @@ class TestFiles:
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "3 of 3 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
-        assert set(project.statuses(instance).values()) == {GREEN}
+        assert set(project.statuses().values()) == {GREEN}
         assert project.scores("empty.jsonl") == []
         assert "nothing to do" in project.run("run-task", TASK).out
         assert project.run("export", TASK, "--output", "out").code == 0
@@ -286,7 +280,7 @@ class TestFiles:
         assert server.stats()["requests"] == 4
 
     def test_what_is_no_file_or_cannot_be_opened(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         folder = project.input_folder
         (folder / "folder.jsonl").mkdir()
@@ -296,7 +290,7 @@ class TestFiles:
         for arguments in (("check",), ("plan", TASK), ("run-task", TASK)):
             ended = project.run(*arguments)
             assert ended.code == 0, ended
-        assert project.statuses(instance) == {GOOD: GREEN}
+        assert project.statuses() == {GOOD: GREEN}
         assert server.stats()["requests"] == 3
 
     def test_bytes_go_through_and_are_not_asked_about(
@@ -480,8 +474,7 @@ class TestSetUp:
                 assert part in ended.out + ended.err
         assert server.stats()["requests"] == 0
         assert sorted((project.root / "data").rglob("*")) == before
-        with open_instance(project.root) as instance:
-            assert instance.get_runs() == []
+        assert project.instance.get_runs() == []
 
     def test_a_folder_that_cannot_be_written_to(self, project: Project) -> None:
         folder = project.root / "locked"
@@ -626,9 +619,7 @@ def nobody_listens() -> str:
 
 
 class TestEndpoints:
-    def test_nobody_listens(
-        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_nobody_listens(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         """A few rows: each fails by itself. Many: the run stops, and nothing is published."""
         url = nobody_listens()
         monkeypatch.setenv("REHEARSAL_BASE_URL", url)
@@ -636,7 +627,7 @@ class TestEndpoints:
         few = project.run("run-task", TASK)
         assert few.code == 1
         assert "3 of 3 rows failed" in few.err and "connect 3. The first: " in few.err
-        assert project.statuses(instance) == {GOOD: RED}
+        assert project.statuses() == {GOOD: RED}
         project.rejected(GOOD).unlink()
         project.write_input(GOOD, some_rows(40))
         many = project.run("run-task", TASK)
@@ -659,12 +650,7 @@ class TestEndpoints:
         ids=["wrong key", "unknown model"],
     )
     def test_a_refusal_costs_one_request_and_says_what_to_check(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        monkeypatch: pytest.MonkeyPatch,
-        model: dict[str, Any],
-        told: str,
+        self, project: Project, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], told: str
     ) -> None:
         project.write_model(model)
         monkeypatch.setenv("KEY", "sk-wrong-secret")
@@ -677,7 +663,7 @@ class TestEndpoints:
                 assert "Check api_key, model and base_url in the model file" in ended.err
                 assert "sk-wrong-secret" not in ended.out + ended.err
             assert guarded.stats()["requests"] == 2, "one each"
-        assert project.statuses(instance) == {GOOD: RED}
+        assert project.statuses() == {GOOD: RED}
         assert not project.output(GOOD).exists()
 
 
@@ -703,7 +689,7 @@ NAMES = [
 
 class TestFileNames:
     def test_all_of_them_are_rated_and_lie_where_they_should(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         (project.input_folder / GOOD).unlink()
         for name in NAMES:
@@ -714,7 +700,7 @@ class TestFileNames:
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert f"{len(NAMES)} of {len(NAMES)} files scored" in ended.out
-        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
+        assert project.statuses() == dict.fromkeys(NAMES, GREEN)
         for name in NAMES:
             assert decode_key(encode_key(name)) == name
             (row,) = project.scores(name)
@@ -745,16 +731,14 @@ class TestFileNames:
             ("not utf-8 \udcff.jsonl", "%FF.jsonl: the name is not UTF-8; rename the file"),
         ],
     )
-    def test_a_name_that_no_output_can_have(
-        self, project: Project, instance: dg.DagsterInstance, name: str, told: str
-    ) -> None:
+    def test_a_name_that_no_output_can_have(self, project: Project, name: str, told: str) -> None:
         project.write_input(name, [FINE])
         planned = project.run("plan", TASK)
         assert planned.code == 1 and told in planned.err
         ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert told in ended.err and encode_key(name) in ended.err
-        assert project.statuses(instance) == {GOOD: GREEN, name: None}
+        assert project.statuses() == {GOOD: GREEN, name: None}
         assert "nothing to do" not in project.run("run-task", TASK).out
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from project import NAMES, TASK, A, B, C, Ended, Project, some_rows
 
-from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
@@ -39,8 +38,7 @@ def of_input(project: Project, name: str) -> list[Path]:
 
 
 def partition_keys(project: Project) -> list[str]:
-    with open_instance(project.root) as instance:
-        return list(instance.get_dynamic_partitions("rate/files"))
+    return list(project.instance.get_dynamic_partitions("rate/files"))
 
 
 def age(paths: Iterator[Path] | list[Path], days: float) -> None:

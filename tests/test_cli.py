@@ -156,8 +156,7 @@ class TestRunTask:
         assert ended.code == 2
         assert "configs/models/rehearsal.yaml:client_config.base_url" in ended.err
         assert "variable REHEARSAL_BASE_URL is not set" in ended.err
-        with open_instance(project.root) as instance:
-            assert instance.get_runs() == []
+        assert project.instance.get_runs() == []
 
     def test_a_mistake_in_the_task_file_is_named_by_field(self, project: Project) -> None:
         project.write_task({"max_failure_rat": 0.2})

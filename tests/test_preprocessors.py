@@ -29,7 +29,6 @@ from project import TASK, Project, some_rows, until, write_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.preprocess import ENCODINGS
-from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.steps.made import ERROR_COLUMN
@@ -216,16 +215,14 @@ class TestTripletFilter:
         with pytest.raises(TypeError):
             process({"text": ["x"]})
 
-    def test_parts_of_a_language_are_one_partition(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_parts_of_a_language_are_one_partition(self, project: Project) -> None:
         project.write_input("pt_data_C_part2.jsonl", [{"id": "c2", "text": "two", "n": 1}])
         project.write_input("pt_data_C_part10.jsonl", [{"id": "c10", "text": "ten", "n": "x"}])
         rows = [{"id": "s1", "text": "sharp", "when": 5}]
         project.write_input("pt_data_C_Sharp_part01.parquet", rows)
         project.write_input("pt_data_C_Sharp_part02.jsonl", [b"{bad", {"text": "no id", "b": 1.5}])
         task(project, "triplet_filter")
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
         assert [(row["id"], row["n"]) for row in project.rows("C", "preprocessed")] == [
             ("c2", "1"),
@@ -268,30 +265,26 @@ class TestGroups:
         task(project, "repo_xml")
         return folder
 
-    def test_a_new_pack_makes_its_language_due(
-        self, project: Project, packs: Path, instance: dg.DagsterInstance
-    ) -> None:
-        result, cursor = project.look(instance)
+    def test_a_new_pack_makes_its_language_due(self, project: Project, packs: Path) -> None:
+        result, cursor = project.look()
         assert isinstance(result, dg.SensorResult)
         keys = [request.partition_key for request in result.run_requests or ()]
         assert keys == ["Go", "Rust"]
-        assert project.materialize(instance).failed == []
-        _, cursor = project.look(instance, cursor)
+        assert project.materialize().failed == []
+        _, cursor = project.look(cursor)
         (packs / "Rust" / "eve_y_77.cxml").write_bytes(rendergit_cxml({"b.rs": "fn main() {}"}))
-        result, _ = project.look(instance, cursor)
+        result, _ = project.look(cursor)
         assert isinstance(result, dg.SensorResult)
         assert [request.partition_key for request in result.run_requests or ()] == ["Rust"]
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert [row["repo_user"] for row in project.rows("Rust", "preprocessed")] == ["ann", "eve"]
 
-    def test_packs_are_rows(
-        self, project: Project, packs: Path, instance: dg.DagsterInstance
-    ) -> None:
+    def test_packs_are_rows(self, project: Project, packs: Path) -> None:
         (packs / "Go" / "zed_broken_1.xml").write_text("no pack at all")
         (packs / "Go" / "zed_cut_2.xml").write_bytes(
             repomix_xml({"a.go": CODE, "b.go": CODE})[:-30]
         )
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         ann, bob, broken, cut = project.rows("Go", "preprocessed")
         assert (ann["repo_full_name"], ann["language"], bob["packaging_tool"]) == (
             "ann/my_lib",
@@ -307,9 +300,13 @@ class TestGroups:
         assert [member["whole"] for member in raw.detail["members"]] == [True] * 4
         statuses = [row["api_status"] for row in project.scores("Go")]
         assert statuses == ["success", "success", "error", "success"]
-        event = instance.get_latest_materialization_event(dg.AssetKey(["rate", "preprocessed"]))
+        event = project.instance.get_latest_materialization_event(
+            dg.AssetKey(["rate", "preprocessed"])
+        )
         assert event and event.asset_materialization
-        instance.get_latest_data_version_record(dg.AssetKey(["rate", "raw"]), partition_key="Go")
+        project.instance.get_latest_data_version_record(
+            dg.AssetKey(["rate", "raw"]), partition_key="Go"
+        )
 
     def test_commands_know_them(self, project: Project, packs: Path) -> None:
         (packs / "Go/notes.txt").write_text("not a pack")
@@ -541,7 +538,7 @@ class TestOwn:
         assert "UnicodeEncodeError" in details[3] or "surrogate" in details[3]
         assert report.failed == 4
 
-    def test_it_may_choose_the_files(self, project: Project, instance: dg.DagsterInstance) -> None:
+    def test_it_may_choose_the_files(self, project: Project) -> None:
         module = own(
             project.root,
             """
@@ -561,7 +558,7 @@ class TestOwn:
         (folder / "x.bin").write_bytes(b"\0")
         project.write_input("r.jsonl", [{"text": "row"}])
         task(project, f"{module}:Notes")
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
         texts = [(row["path"], row["text"]) for row in project.rows("all,notes", "preprocessed")]
         assert texts == [("b.txt", "grün \ufffd"), ("deep/a.txt", "one")]
@@ -795,7 +792,7 @@ class TestCleanData:
         report = preprocessed(path, language_id={"enabled": True, "keep": ["zh"]})
         assert report.dropped == {"language_id: en": 2, "language_id: none": 1}
 
-    def test_duplicates_within_a_task(self, project: Project, instance: dg.DagsterInstance) -> None:
+    def test_duplicates_within_a_task(self, project: Project) -> None:
         pytest.importorskip("rensa")
         words = "the house by the river was sold last year to a family from the north with two dogs"
         near = f"{words} and a cat " * 3
@@ -803,7 +800,7 @@ class TestCleanData:
         project.write_input("b.jsonl", [{"text": text} for text in ("same", near + "too", "new")])
         task(project, "universal", dedup={"exact": True, "near": 0.8})
         for key in ("a.jsonl", "b.jsonl"):
-            assert project.materialize(instance, [key]).failed == []
+            assert project.materialize([key]).failed == []
         assert [row["text"] for row in project.rows("a.jsonl", "preprocessed")] == [
             "same",
             near,
@@ -949,8 +946,7 @@ def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
     """Processes are started from whatever program runs the asset."""
     project.write_input("big.jsonl", [{"text": CODE * 600, "n": n} for n in range(900)])
     task(project, "universal", num_proc=2, max_tokens=1024)
-    with open_instance(project.root) as instance:
-        add_new_files(instance, project.steps())
+    add_new_files(project.instance, project.steps())
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "asset", "materialize", "-m",
          "modelcall_assets.definitions", "--select", "key:rate/raw,key:rate/preprocessed",
