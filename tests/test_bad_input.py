@@ -619,7 +619,9 @@ def nobody_listens() -> str:
 
 
 class TestEndpoints:
-    def test_nobody_listens(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_that_nobody_listens_at_fail_each_row_and_stop_a_long_run(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A few rows: each fails by itself. Many: the run stops, and nothing is published."""
         url = nobody_listens()
         monkeypatch.setenv("REHEARSAL_BASE_URL", url)

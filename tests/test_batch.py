@@ -650,7 +650,7 @@ class TestModelFile:
         (found,) = self.problems(batch={"poll_seconds": 5})
         assert "add `mode: batch`" in found
 
-    def test_values_are_checked(self) -> None:
+    def test_values_of_batch_are_checked(self) -> None:
         for batch in (
             {"poll_seconds": 0},
             {"max_requests_per_file": 50_001},

@@ -78,7 +78,7 @@ def test_every_style_of_the_config_is_there() -> None:
 
 
 class TestStyles:
-    def test_the_reference_example(self) -> None:
+    def test_turns_are_what_the_reference_example_says(self) -> None:
         row = conversation(
             ("system", "s"), ("human", "h"), ("gpt", ""), ("tool", "t"), ("gpt", "g")
         )
@@ -106,7 +106,7 @@ class TestStyles:
             (None, 5, "r", failure("input: expected text, have a number")),
         ],
     )
-    def test_instructions(
+    def test_instruction_and_input_are_one_question(
         self, instruction: str, more: str | None, output: str | None, expected: Any
     ) -> None:
         made = messages_of(
@@ -155,7 +155,9 @@ class TestStyles:
             ("prompt_text_only", {"t": None}, "missing_prompt_text"),
         ],
     )
-    def test_drops(self, style: str, row: dict[str, Any], rule: str) -> None:
+    def test_a_row_without_question_or_answer_is_dropped_by_rule(
+        self, style: str, row: dict[str, Any], rule: str
+    ) -> None:
         assert convert(style, row) == Dropped(rule)
 
     def test_nothing_is_left_when_other_roles_are_dropped(self) -> None:
@@ -194,7 +196,9 @@ class TestStyles:
              "messages[0].content[0]: expected a part, an object with a `type`"),
         ],
     )  # fmt: skip
-    def test_failures_say_where(self, style: str, row: dict[str, Any], detail: str) -> None:
+    def test_a_failure_says_where_in_the_row(
+        self, style: str, row: dict[str, Any], detail: str
+    ) -> None:
         assert convert(style, row) == failure(detail)
 
     @pytest.mark.parametrize("style", ["sharegpt", "messages"])
@@ -287,7 +291,7 @@ class TestStrict:
             ["developer", "user", "assistant", "tool", "tool", "assistant"],
         ],
     )
-    def test_what_passes(self, roles: Sequence[str]) -> None:
+    def test_turns_that_alternate_pass(self, roles: Sequence[str]) -> None:
         turns = [{"role": role, "content": "x"} for role in roles]
         assert messages_of("messages", {"messages": turns}, validation="strict") == turns
 
@@ -301,12 +305,12 @@ class TestStrict:
             (["user", "assistant", "user"], "messages[2].role: the last is user, not assistant"),
         ],
     )
-    def test_what_does_not(self, roles: Sequence[str], detail: str) -> None:
+    def test_turns_that_do_not_alternate_fail(self, roles: Sequence[str], detail: str) -> None:
         row = {"messages": [{"role": role, "content": "x"} for role in roles]}
         assert convert("messages", row, validation="strict") == failure(detail)
         assert isinstance(convert("messages", row), dict)
 
-    def test_empty_content(self) -> None:
+    def test_empty_content_fails_unless_there_are_tool_calls(self) -> None:
         row = {"messages": [*HELLO, {"role": "assistant", "content": " "}]}
         assert convert("messages", row, validation="strict") == failure(
             "messages[1].content: empty"
@@ -433,7 +437,7 @@ samples = st.lists(
 class TestSplit:
     @settings(deadline=None)
     @given(samples, st.integers(0, 10), st.sampled_from(["strict", "lenient"]))
-    def test_conservation_and_order(
+    def test_every_line_is_there_once_in_its_order(
         self,
         tmp_path_factory: pytest.TempPathFactory,
         samples: list[dict[str, Any] | bytes],
@@ -551,7 +555,7 @@ class TestSplit:
         assert [row["raw_data"]["n"] for row in rows] == [1, "x", [4]]
         assert report.dropped == {"missing_prompt_text": 1}
 
-    def test_another_encoding(self, tmp_path: Path) -> None:
+    def test_lines_of_another_encoding_are_written_in_utf8(self, tmp_path: Path) -> None:
         """`raw_data` is the line as it was, in UTF-8."""
         path = tmp_path / "a.jsonl"
         path.write_bytes('{"t": "中", "n": 1.50}\n'.encode("gbk") + b'{"t": "\x81"}\n')

@@ -151,7 +151,7 @@ def test_aliases_and_a_mark_at_the_beginning_are_read(tmp_path: Path) -> None:
     assert load_yaml(write(tmp_path / "f.json", '\ufeff{"a": 1}')) == {"a": 1}
 
 
-def test_json_files(tmp_path: Path) -> None:
+def test_json_files_are_read_and_their_mistakes_told(tmp_path: Path) -> None:
     for text in ('{"a": ' + "[" * 9000, '{"a": ' + "[" * 150 + "]" * 150 + "}"):
         with pytest.raises(SetupError, match=r"deep.json: nested deeper than 100 levels"):
             load_yaml(write(tmp_path / "deep.json", text), "deep.json")
@@ -167,13 +167,15 @@ def test_json_files(tmp_path: Path) -> None:
 # Environment
 
 
-def test_env_file_format(tmp_path: Path) -> None:
+def test_an_env_file_has_comments_exports_and_quotes(tmp_path: Path) -> None:
     text = "# c\nA=1\nexport B='two words'\nC=\"x=y\"\nD=${A}\nE=\nF\n"
     values = read_env_file(write(tmp_path / "e", text))
     assert values == {"A": "1", "B": "two words", "C": "x=y", "D": "${A}", "E": ""}
 
 
-def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_env_files_win_over_the_process_and_that_over_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / ".env", "A=project\nB=project\nC=project\n")
     monkeypatch.setenv("B", "process")
     monkeypatch.setenv("C", "process")
@@ -183,7 +185,7 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "process" not in repr(env)
 
 
-def test_expand() -> None:
+def test_variables_are_expanded_in_braces_only() -> None:
     env = Environment({"A": "1", "EMPTY": ""})
     assert env.expand("$A ${A} $$ ${B:-x y} ${EMPTY:-d} ${EMPTY}|") == "$A 1 $$ x y d |"
     with pytest.raises(MissingVariable) as caught:
@@ -208,7 +210,7 @@ def test_env_files_never_leak(project: Configs) -> None:
     assert dict(os.environ) == before
 
 
-def test_missing_env_file(project: Configs) -> None:
+def test_an_env_file_that_is_missing_is_named(project: Configs) -> None:
     found = project.problems(
         environment__config_path=["gone.env"], environment__tos_config_path="x"
     )
@@ -219,7 +221,7 @@ def test_missing_env_file(project: Configs) -> None:
 # Tasks: shape
 
 
-def test_smallest_task() -> None:
+def test_the_smallest_task_has_the_defaults() -> None:
     task, problems = parse_task(task_data(), "t.yaml")
     assert task and not problems
     assert (task.task_type, task.data.input_key, task.max_failure_rate) == (
@@ -363,14 +365,14 @@ def test_what_is_no_mistake_in_a_task(fields: Data) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, None])
-def test_no_limit(value: int | None) -> None:
+def test_minus_one_and_null_are_no_limit(value: int | None) -> None:
     task, _ = parse_task(
         task_data(debug__enabled=True, debug__max_files=value, debug__max_items_per_file=value), "t"
     )
     assert task and task.max_files is None and task.max_items_per_file is None
 
 
-def test_file_caps() -> None:
+def test_the_caps_of_debug_win_over_those_of_preprocess() -> None:
     caps: Data = {"preprocess__num_files": 7, "preprocess__enabled": True, "debug__max_files": 2}
     task, _ = parse_task(task_data(**caps), "t")
     assert task and task.max_files == 7
@@ -386,7 +388,7 @@ def test_format_retry_off_means_no_repair_turn() -> None:
 # Tasks: preprocessors
 
 
-def test_field_mapping() -> None:
+def test_a_field_mapping_has_columns_combinations_and_constants() -> None:
     mapping = {
         "text": {"type": "combine", "fields": ["a", "b"]},
         "lang": {"type": "constant", "value": None},
@@ -402,7 +404,7 @@ def test_field_mapping() -> None:
 # Tasks: places
 
 
-def test_folders(project: Configs) -> None:
+def test_folders_are_made_absolute_and_simple(project: Configs) -> None:
     spec = project.load("in", "./out/../o/{task_name}/")
     assert spec.input_folder == f"{project.root}/in"
     assert spec.output_folder == f"{project.root}/o/demo"
@@ -776,7 +778,7 @@ def test_task_limits_meet_the_models(project: Configs) -> None:
     assert project.load(**changes).endpoints()[0].timeout_s == 60
 
 
-def test_load_model(project: Configs) -> None:
+def test_a_model_file_is_loaded_or_its_mistake_told(project: Configs) -> None:
     path = project.root / MODEL_PATH
     assert load_model(path, project.root).chat_config.model == "m"
     write(path, with_fields(MODEL, {"chat_config.n": 2}))
@@ -840,13 +842,13 @@ def test_what_is_wrong_in_a_prompt(messages: Messages) -> None:
     )
 
 
-def test_placeholders() -> None:
+def test_placeholders_are_names_in_single_braces() -> None:
     text = "{text} {{literal}} {内容} {my-column} {text}"
     prompt, _ = parse_prompt(with_fields(PROMPT, {"prompt_template.prompt_text": text}), "p.yaml")
     assert prompt and prompt.placeholders == {"text", "内容", "my-column"}
 
 
-def test_field_types() -> None:
+def test_the_types_of_fields_come_from_the_schema_and_the_defaults() -> None:
     defaults = {"n": 3, "t": "", "b": True, "l": [], "d": {}, "ln": [1]}
     output = {
         "require_json": True,
@@ -914,7 +916,7 @@ def test_prompt_version_follows_the_content(tmp_path: Path) -> None:
 # Catalog
 
 
-def test_root(tmp_path: Path) -> None:
+def test_the_root_is_the_nearest_folder_with_configs_or_a_workspace(tmp_path: Path) -> None:
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
     write(tmp_path / "workspace.yaml", "x: 1")
@@ -928,7 +930,7 @@ def test_legal_key_is_legal(name: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_]{1,100}", legal_key(name))
 
 
-def test_legal_keys() -> None:
+def test_legal_keys_tell_names_apart() -> None:
     assert legal_key("en-corpus v0.1") == "en_corpus_v0_1"
     assert re.fullmatch(r"___[0-9a-f]{6}", legal_key("评分"))
     assert legal_key("评分") != legal_key("打分")
@@ -1322,7 +1324,7 @@ def test_problems_of_named_files_are_told_with_their_own_names(
 # modelcall check
 
 
-def test_check_passes(project: Configs) -> None:
+def test_check_counts_the_files_that_are_right(project: Configs) -> None:
     project.task()
     ended = project.check()
     assert ended.code == 0
@@ -1346,7 +1348,7 @@ def test_check_tells_each_problem_once(project: Configs) -> None:
     assert ended.code == 1
 
 
-def test_check_strict(project: Configs) -> None:
+def test_check_strict_takes_warnings_for_errors(project: Configs) -> None:
     path = project.task(logging__level="INFO")
     assert project.check(path).code == 0
     assert "warning: configs/tasks/demo.yaml:logging.level" in project.check(path).out

@@ -139,12 +139,14 @@ class TestNames:
             (["a.jsonl", ".b.jsonl", ".cache/c.jsonl", "__x__/d.jsonl"], {"train": ["a.jsonl"]}),
         ],
     )  # fmt: skip
-    def test_splits(self, tmp_path: Path, names: list[str], expected: dict[str, Any]) -> None:
+    def test_say_the_splits_of_the_files(
+        self, tmp_path: Path, names: list[str], expected: dict[str, Any]
+    ) -> None:
         splits = found(make(tmp_path, *names))
         assert splits == expected
         assert list(splits) == list(expected)
 
-    def test_a_single_file(self, tmp_path: Path) -> None:
+    def test_of_a_single_file_say_one_split(self, tmp_path: Path) -> None:
         make(tmp_path, "oo1.jsonl")
         (split,) = find_splits(tmp_path / "oo1.jsonl")
         assert (split.config, split.split, len(split.files)) == (None, "train", 1)
@@ -170,7 +172,7 @@ class TestNames:
         with pytest.raises(InputError, match="no configuration 'en'; it has none; write null"):
             find_splits(tmp_path, ["en"])
 
-    def test_an_object_store(self) -> None:
+    def test_in_an_object_store_are_read_too(self) -> None:
         store = fsspec.filesystem("memory")
         for name in ("en/train.jsonl", "README.md"):
             store.pipe(f"/sets/org/name/{name}", b'{"file": 1}\n')
@@ -232,7 +234,9 @@ class TestReadme:
               {"config_name": "y", "data_files": "b.jsonl"}], "a.jsonl"),
         ],
     )  # fmt: skip
-    def test_the_default(self, tmp_path: Path, configs: Any, expected: str) -> None:
+    def test_says_which_configuration_is_the_default(
+        self, tmp_path: Path, configs: Any, expected: str
+    ) -> None:
         make(readme(tmp_path, configs), "a.jsonl", "b.jsonl")
         assert found(tmp_path) == {"train": [expected]}
 
@@ -286,7 +290,7 @@ class TestReadme:
 
 
 class TestSavedToDisk:
-    def test_a_dataset_dict(self, tmp_path: Path) -> None:
+    def test_a_dataset_dict_has_the_splits_that_it_names(self, tmp_path: Path) -> None:
         shards = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
         for split in ("train", "my_split"):
             saved(tmp_path / split, shards, split)
@@ -300,11 +304,13 @@ class TestSavedToDisk:
     @pytest.mark.parametrize(
         ("own", "split"), [("test", "test"), (None, "train"), ("train[:9%]", "train")]
     )
-    def test_a_single_dataset(self, tmp_path: Path, own: str | None, split: str) -> None:
+    def test_a_single_dataset_has_the_split_of_its_state(
+        self, tmp_path: Path, own: str | None, split: str
+    ) -> None:
         saved(tmp_path, ["data-00000-of-00001.arrow"], own)
         assert found(tmp_path) == {split: ["data-00000-of-00001.arrow"]}
 
-    def test_an_incomplete_one(self, tmp_path: Path) -> None:
+    def test_one_that_is_incomplete_says_what_is_missing(self, tmp_path: Path) -> None:
         saved(tmp_path / "train", ["a.arrow", "b.arrow"])
         (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
         (tmp_path / "train/b.arrow").unlink()
@@ -331,7 +337,7 @@ class TestRefusals:
         make(tmp_path, "name.py", "train.jsonl")
         assert found(tmp_path) == {"train": ["train.jsonl"]}
 
-    def test_no_data(self, tmp_path: Path) -> None:
+    def test_a_folder_without_data_says_what_is_there(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no data files; it is empty"):
             find_splits(tmp_path)
         make(tmp_path, "a.csv", "b.txt")
@@ -396,7 +402,7 @@ GOOD: dict[str, Any] = {
 
 
 class TestConfig:
-    def test_a_good_file(self) -> None:
+    def test_a_file_that_is_right_has_its_defaults(self) -> None:
         datasets, problems = parse_datasets(GOOD, "sets.yaml")
         assert problems == []
         assert datasets is not None
@@ -405,7 +411,7 @@ class TestConfig:
         assert datasets["oo1.jsonl"].configs == [None]
 
     @pytest.mark.parametrize("style", MAPPING_KEYS)
-    def test_every_style(self, style: str) -> None:
+    def test_every_style_takes_its_columns(self, style: str) -> None:
         mapping = {key: f"the_{key}" for key in MAPPING_KEYS[style]}
         datasets, problems = parse_datasets(
             {"a": {"format_style": style, "column_mapping": mapping}}, "sets.yaml"
@@ -443,7 +449,7 @@ class TestConfig:
         assert {datasets for datasets, _ in parsed.values()} == {None}
         messages({name: told(problems) for name, (_, problems) in parsed.items()})
 
-    def test_selection(self) -> None:
+    def test_a_selection_names_what_is_unknown(self) -> None:
         datasets, _ = parse_datasets(GOOD, "sets.yaml")
         assert datasets is not None
         assert selected(datasets, [], "task.yaml") == (datasets, [])
@@ -469,5 +475,7 @@ class TestConfig:
             (("oo1.jsonl", None, "train", False), "oo1/oo1.jsonl-train.jsonl"),
         ],
     )
-    def test_output_names(self, arguments: Any, name: str) -> None:
+    def test_the_names_of_outputs_tell_configurations_and_splits(
+        self, arguments: Any, name: str
+    ) -> None:
         assert output_name(*arguments) == name

@@ -150,7 +150,7 @@ class TestMembers:
 
 
 class TestMerge:
-    def test_the_worked_example(self, tmp_path: Path) -> None:
+    def test_gives_what_the_worked_example_says(self, tmp_path: Path) -> None:
         """E9 of the reference, as a user lays it out."""
         zh = b'{"a":1}\n\n{bad\n{"b":2}\n'
         for name, content in {"zh.jsonl": zh, "en.jsonl": b'{"a":3,"c":4}\n'}.items():
@@ -271,7 +271,7 @@ class TestMerge:
         assert (marked.rows, marked.duplicates) == (4, 1)
         assert b'{"a":2,"from":"b.arrow"}\n' in output.read_bytes()
 
-    def test_another_encoding(self, tmp_path: Path) -> None:
+    def test_of_another_encoding_is_written_in_utf8(self, tmp_path: Path) -> None:
         """What is bad is kept in UTF-8 too, and tells the bytes that have no meaning."""
         content = '{"a": "中"}\n'.encode("gbk") + b"\x81\n"
         report, merged = merge(tmp_path, [content], reading=Reading("gbk"))

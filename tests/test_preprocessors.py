@@ -321,7 +321,7 @@ class TestGroups:
         assert not project.output("Go", "preprocessed").exists()
         assert project.output("Rust", "preprocessed").exists()
 
-    def test_caps_are_shared(self, project: Project, packs: Path) -> None:
+    def test_caps_are_shared_by_the_groups(self, project: Project, packs: Path) -> None:
         for at in range(5):
             (packs / "Go" / f"more_{at}_{at}.xml").write_bytes(repomix_xml({"a": "b"}))
         task(project, "repo_xml", num_files=4)
@@ -779,7 +779,7 @@ class TestCleanData:
         assert report.removed == {"key": 2, "digits": 1}
         assert "ValueError: no" in error_of(rows[3])["detail"]
 
-    def test_languages(self, tmp_path: Path) -> None:
+    def test_languages_are_told_and_chosen(self, tmp_path: Path) -> None:
         pytest.importorskip("py3langid")
         english = "The quick brown fox jumps over the lazy dog and runs into the forest."
         chinese = "人工智能是计算机科学的一个分支，它企图了解智能的实质。"
@@ -903,7 +903,7 @@ class TestShipped:
             ("rendergit_quality_rating", rendergit_cxml, "cxml"),
         ],
     )
-    def test_packs(
+    def test_packs_of_repositories_are_scored(
         self, project: Project, texts: dict[str, str], name: str, pack: Any, suffix: str
     ) -> None:
         tool = name.partition("_")[0]
@@ -922,7 +922,7 @@ class TestShipped:
         assert (first["packaging_tool"], first["repo_name"]) == (tool, "my_lib")
         assert isinstance(first["overall_score"], int)
 
-    def test_filtered_packs(self, project: Project, texts: dict[str, str]) -> None:
+    def test_packs_in_rows_are_scored(self, project: Project, texts: dict[str, str]) -> None:
         row = {"text": rendergit_cxml(texts).decode(), "lg": "C#"}
         for part in ("C_part01", "C_Sharp_part01", "C_Sharp_part02"):
             write_rows(project.root / f"data/filter_rendergit/pt_data_{part}.jsonl", [row])
@@ -931,7 +931,7 @@ class TestShipped:
         assert [file.name for file in files] == ["C.parquet", "C_Sharp.parquet"]
         assert pq.read_table(files[1]).column("language").to_pylist() == ["C#", "C#"]
 
-    def test_raw_code(self, project: Project, texts: dict[str, str]) -> None:
+    def test_raw_code_is_scored(self, project: Project, texts: dict[str, str]) -> None:
         folder = project.root / "data/github_raw_code"
         rows = [{"path": path, "content": text} for path, text in texts.items()]
         write_rows(folder / "a.parquet", rows)

@@ -191,7 +191,7 @@ class TestAll:
 
 
 class TestTasks:
-    def test_all_load(self) -> None:
+    def test_all_of_them_load(self) -> None:
         catalog = load_catalog(ROOT)
         assert {spec.name for spec in catalog.tasks} >= {Path(name).name for name in INPUT_COLUMNS}
         assert not catalog.broken
@@ -268,7 +268,7 @@ class TestDistillation:
         mappings = [dataset.column_mapping for dataset in datasets.values()]
         assert [shape for shape in COLUMN_SHAPES if shape not in mappings] == []
 
-    def test_the_merge_groups(self) -> None:
+    def test_the_merge_groups_are_those_of_the_tasks(self) -> None:
         file = CONFIGS / "distillation/merge_groups.yaml"
         groups, problems = parse_merge_groups(load_yaml(file), file.name)
         assert groups and not problems

@@ -83,7 +83,7 @@ def test_a_task_may_lie_in_stores_altogether(project: Storage) -> None:
         ("s3://b/{task_name}/ä b", "s3://b/demo/ä b"),
     ],
 )
-def test_the_simplest_spelling(project: Storage, written: str, meant: str) -> None:
+def test_places_have_the_simplest_spelling(project: Storage, written: str, meant: str) -> None:
     assert project.load(written).input_folder == meant
     assert project.load("./in", written).output_folder == meant
 
@@ -641,7 +641,9 @@ KEYS = "TOS_ACCESS_KEY=key\nTOS_SECRET_KEY=secret\n"
         ("TOS_ENDPOINT=https://tos.corp", "https://tos.corp", "cn-beijing", "virtual"),
     ],
 )
-def test_tos(project: Storage, variables: str, endpoint: str, region: str, addressing: str) -> None:
+def test_tos_finds_endpoint_region_and_addressing(
+    project: Storage, variables: str, endpoint: str, region: str, addressing: str
+) -> None:
     project.env(f"{KEYS}{variables}\n")
     (found,) = project.load("tos://bucket/in", "tos://other/out").store_options
     assert (found.name, found.prefix, found.filesystem) == (NO_PROFILE, "tos://", "s3")
@@ -657,12 +659,14 @@ def test_tos(project: Storage, variables: str, endpoint: str, region: str, addre
     ("prefix", "meant"),
     [("", "tos://agi-data/x/y"), ("TOS_PREFIX=/a/b/", "tos://agi-data/a/b/x/y")],
 )
-def test_the_default_bucket(project: Storage, prefix: str, meant: str) -> None:
+def test_tos_without_a_bucket_means_the_default_one(
+    project: Storage, prefix: str, meant: str
+) -> None:
     project.env(f"{KEYS}TOS_BUCKET=agi-data\n{prefix}\n")
     assert project.load("tos:///x//y/").input_folder == meant
 
 
-def test_what_tos_misses(project: Storage) -> None:
+def test_tos_names_the_variables_that_it_misses(project: Storage) -> None:
     found = project.problems("tos:///x")["configs/tasks/demo.yaml:data.input_folder"]
     assert found.wrong == "variable TOS_BUCKET is not set"
     found = project.problems("./in", "tos://b/x")["configs/tasks/demo.yaml:data.output_folder"]
@@ -773,7 +777,7 @@ def test_bad_lines_and_encodings(project: Storage) -> None:
     ("name", "fix"),
     [("gb18031", "did you mean gb18030?"), ("hex", ""), ("rot13", ""), ("a\0b", "")],
 )
-def test_an_unknown_encoding(project: Storage, name: str, fix: str) -> None:
+def test_an_unknown_encoding_names_the_nearest(project: Storage, name: str, fix: str) -> None:
     found = project.problems(data__encoding=name, data__on_bad_line="drop")
     problem = found["configs/tasks/demo.yaml:data.encoding"]
     assert problem.wrong == "unknown encoding"
