@@ -41,6 +41,7 @@ from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.steps.distillation_steps import steps_of
 from modelcall_assets.steps.progress import Tally
 from modelcall_assets.steps.score_report import ScoreReport
+from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
 from modelcall_assets.steps.task_steps import TaskSteps
 from modelcall_assets.storage.manifest import read_manifest
 
@@ -193,6 +194,11 @@ def read_rows(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def stable(rows: Sequence[Row]) -> list[Row]:
+    """Without what differs from run to run."""
+    return [{name: row[name] for name in row if name not in VOLATILE_COLUMNS} for row in rows]
 
 
 def turn(role: str, content: Any) -> Row:

@@ -15,7 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from project import TASK, Project, Row, some_rows
+from project import TASK, Project, Row, read_rows, some_rows
 from s3_server import S3Server
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
@@ -300,7 +300,7 @@ class TestResponses:
         )
 
     def published(self, folder: Path, name: str = "q.jsonl") -> list[Row]:
-        return [orjson.loads(line) for line in (folder / name).read_bytes().splitlines()]
+        return read_rows(folder / name)
 
     @pytest.mark.parametrize("mode", ["resume_mode", "retry_mode"])
     def test_one_good_row_of_three_and_a_torn_second(
@@ -627,7 +627,7 @@ class TestRejected:
         project.write_input("a.jsonl", some_rows(12))
         server.set_faults(Faults(**fault))
         assert project.run("run-task", TASK).code == 1
-        aside = pq.read_table(project.rejected("a.jsonl")).to_pylist()
+        aside = read_rows(project.rejected("a.jsonl"))
         bad = sum(row["api_status"] == "error" for row in aside)
         assert 0 < bad < 12 and not project.output("a.jsonl").exists()
         sent = requests(server)
@@ -648,7 +648,7 @@ class TestRejected:
         project.write_input("a.jsonl", some_rows(12))
         server.set_faults(Faults(rate_400=0.5))
         assert project.run("run-task", TASK).code == 1
-        rows = pq.read_table(project.rejected("a.jsonl")).to_pylist()
+        rows = read_rows(project.rejected("a.jsonl"))
         bad = sum(row["api_status"] == "error" for row in rows)
         server.set_faults(NO_FAULTS)
         sent = requests(server)

@@ -30,6 +30,7 @@ from project import (
     B,
     C,
     Project,
+    read_rows,
     some_rows,
 )
 
@@ -364,7 +365,7 @@ class TestEndings:
         assert project.statuses() == {A: GREEN, B: RED, C: GREEN}
 
         assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
-        rows = pq.read_table(project.rejected(B)).to_pylist()
+        rows = read_rows(project.rejected(B))
         failed = [row for row in rows if row["api_status"] == "error"]
         assert 0 < len(failed) < 16
         assert [row["id"] for row in rows] == [f"new-{n}" for n in range(16)]
@@ -402,7 +403,7 @@ class TestEndings:
         server.set_faults(Faults(rate_400=0.5))
         materialize(project, [A])
         rejected = project.rejected(A)
-        failed = sum(row["api_status"] == "error" for row in pq.read_table(rejected).to_pylist())
+        failed = sum(row["api_status"] == "error" for row in read_rows(rejected))
         assert 0 < failed < 16
         if damage == "gone":
             rejected.unlink()

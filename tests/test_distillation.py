@@ -41,6 +41,7 @@ from project import (
     chat,
     instruction,
     read_rows,
+    stable,
     turn,
 )
 
@@ -52,7 +53,6 @@ from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.progress import Tally, Watcher
 from modelcall_assets.steps.score_report import ScoreReport
-from modelcall_assets.steps.score_table import VOLATILE_COLUMNS
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")
 
@@ -838,7 +838,7 @@ class TestFailures:
         exported = project.run("export", project.task_file, "--all", "--output", "x")
         assert "rejected, 6 of 12 rows failed" in exported.err
         (copy,) = (project.root / "x").glob("*.jsonl")
-        rows = [orjson.loads(line) for line in copy.read_bytes().splitlines()]
+        rows = read_rows(copy)
         assert [row["messages"][0]["content"] for row in rows] == questions
         endpoint.script = echo
         assert project.materialize().failed == []
@@ -1049,9 +1049,7 @@ class TestSamples:
         project.write_generation({"samples": 3})
         (message,) = project.materialize().failed
         assert "1 of 6 rows failed" in message
-        layout = project.steps().layout
-        aside = Path(str(layout.output_path("responses", CONVERSATIONS, rejected=True)))
-        rejected = [orjson.loads(line)["api_status"] for line in aside.read_bytes().splitlines()]
+        rejected = [row["api_status"] for row in project.responses()]
         assert rejected == ["success", "error", *["success"] * 4]
         assert endpoint.questions() == [*"aaabbb"]
         assert project.materialize().failed == []
@@ -1355,8 +1353,7 @@ class TestOldFiles:
             (project.root / "data/responses" / CONVERSATIONS).unlink()
             assert project.materialize() == RunSummary(ran={"raw": 1, "responses": 1})
             found.append(project.responses())
-        stable = [[_stable(row) for row in answers] for answers in found]
-        assert stable[0] == stable[1] == stable[2]
+        assert stable(found[0]) == stable(found[1]) == stable(found[2])
         assert [row["uid"] for row in found[0]] == [row["uid"] for row in rows]
         assert {row["api_status"] for row in found[0]} == {"success"}
 
@@ -1395,10 +1392,6 @@ class TestOldFiles:
             "task_index": 7,
             "timestamp": "2025",
         }
-
-
-def _stable(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name not in VOLATILE_COLUMNS}
 
 
 COLUMNS = [

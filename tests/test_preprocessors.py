@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from packs import checkout, rendergit_cxml, repomix_xml, tracked_texts
 from pages import ROOT, write_examples
 from preprocessing import preprocessed, published
-from project import TASK, Project, some_rows, until, write_rows
+from project import TASK, Project, read_rows, some_rows, until, write_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.preprocess import ENCODINGS
@@ -916,7 +916,7 @@ class TestShipped:
         assert "2 of 2 files scored: 4 rows, 4 succeeded, 0 failed" in output
         assert "preprocessed: 4 of 4 rows, 0 failed" in output
         assert [file.name for file in files] == ["C_Sharp.parquet", "Python.parquet"]
-        first, second = pq.read_table(files[1]).to_pylist()
+        first, second = read_rows(files[1])
         assert [row["commit_hash"] for row in (first, second)] == ["0a1b2c3", "99ff"]
         assert (first["files_with_content"], first["has_readme"]) == (len(texts), True)
         assert (first["packaging_tool"], first["repo_name"]) == (tool, "my_lib")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow.parquet as pq
 import pytest
-from project import CHATML, DATASETS, INS, TASK, A, Project, instruction, some_rows
+from project import CHATML, DATASETS, INS, TASK, A, Project, instruction, read_rows, some_rows
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.steps.layout import invalid_file_of
@@ -56,7 +55,7 @@ def test_retry_asks_again_for_the_failed_rows_that_the_task_accepts_now(
     server.set_faults(Faults(rate_400=0.5))
     assert project.run("run-task", TASK).code == 1
     aside = project.rejected(A)
-    failed = sum(row["api_status"] == "error" for row in pq.read_table(aside).to_pylist())
+    failed = sum(row["api_status"] == "error" for row in read_rows(aside))
     assert failed
     project.write_task({"max_failure_rate": 1})
     server.set_faults(NO_FAULTS)

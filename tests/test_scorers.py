@@ -239,7 +239,7 @@ class Lengths:
         assert "3 of 3 rows failed (100.00%), more than max_failure_rate 5.00%" in message
         assert "scorer_error 3. The first: ZeroDivisionError: " in message
         assert "(record one)" in message and "materialise again to rate them all again" in message
-        aside = pq.read_table(rules.rejected(A)).to_pylist()
+        aside = read_rows(rules.rejected(A))
         assert statuses(aside) == [("error", "scorer_error")] * 3
         assert rules.manifest(A) is None
         assert not rules.output(A).exists()
