@@ -174,8 +174,13 @@ def some_rows(count: int, word: str = "plain") -> list[Row]:
     ]
 
 
+def lines(*rows: Mapping[str, Any] | bytes) -> bytes:
+    """JSONL; bytes are a line as it is."""
+    return b"".join((r if isinstance(r, bytes) else orjson.dumps(r)) + b"\n" for r in rows)
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
-    """Parquet, Arrow or JSONL by the suffix; bytes are a line as it is."""
+    """Parquet, Arrow or JSONL by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist([*rows]), path)
@@ -184,8 +189,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
         with pa.ipc.new_file(path, table.schema) as file:
             file.write_table(table)
     else:
-        lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
-        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        path.write_bytes(lines(*rows))
     return path
 
 

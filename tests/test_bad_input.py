@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from project import GREEN, RED, TASK, Project, some_rows
+from project import GREEN, RED, TASK, Project, lines, some_rows
 
 from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
@@ -45,10 +45,6 @@ class File(NamedTuple):
     told: Sequence[str]
     rows: Sequence[tuple[str, str | None]] | None
     code: int = 1
-
-
-def lines(*rows: dict[str, Any] | bytes) -> bytes:
-    return b"".join((r if isinstance(r, bytes) else orjson.dumps(r)) + b"\n" for r in rows)
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
