@@ -19,15 +19,12 @@ from typing import Any
 import dagster as dg
 import orjson
 import pytest
-import yaml
 from botocore.client import BaseClient
-from click.testing import CliRunner
 from endpoint import Request, in_thread, said, serving
-from project import PREPROCESS, WORKSPACE, A, Project, merged, some_rows, until
+from project import PREPROCESS, QUIET, WORKSPACE, A, Project, merged, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
-from modelcall_assets.cli.main import modelcall
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.partitions import add_new_files
 from modelcall_assets.defs.runs import TaskRunner
@@ -82,7 +79,7 @@ def reach(project: Project, server: S3Server, endpoint: str = "", **changes: Any
         "max_attempts": 2,
     }
     content = {"stores": {"lab": lab | changes}, "journal_flush_seconds": 0.1}
-    (project.root / "configs/storage.yaml").write_text(yaml.safe_dump(content))
+    project.write_yaml("storage", content)
 
 
 def one_file(project: Project, rows: int, **task: Any) -> None:
@@ -115,16 +112,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     out, err = process.communicate(timeout=120)
     assert "Traceback" not in out + err, out + err
     return process.returncode, out + err
-
-
-def command(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """In this process."""
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv("DAGSTER_HOME", str(project.root / "dagster_home"))
-    result = CliRunner().invoke(modelcall, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def published(layout: Layout, key: str = A, stage: str = "scores") -> Manifest:
@@ -400,7 +387,7 @@ class TestAnywhere:
                 result = job.execute_in_process(
                     instance=instance,
                     partition_key=key,
-                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                    run_config=QUIET,
                 )
                 assert result.success
             asset = dg.AssetKey(["rate", "scores"])
@@ -411,7 +398,7 @@ class TestAnywhere:
             result = job.execute_in_process(
                 instance=instance,
                 partition_key=keys[0],
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                run_config=QUIET,
                 raise_on_error=False,
             )
             assert not result.success
@@ -437,9 +424,9 @@ class TestAnywhere:
         task = str(stored.task_file)
 
         def told(*arguments: str) -> str:
-            text = command(stored, monkeypatch, *arguments)
-            assert s3_server.secret not in text
-            return text
+            done = stored.run(*arguments)
+            assert done.code == 0 and s3_server.secret not in done.out + done.err, done
+            return done.out
 
         assert "0 errors" in told("check")
         plan = told("plan", task)
