@@ -20,9 +20,14 @@ from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 pytest.register_assert_rewrite("s3_contract")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for a daemon begins first, so that other tests fill the time."""
+    """What waits for a daemon begins first, so that other tests fill the time. A real store takes
+    long to start."""
     items.sort(key=lambda item: item.path.name != "test_daemon.py")
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -33,6 +33,8 @@ from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.steps.distillation_steps import DistillationSteps
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml")
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "modelcall"}

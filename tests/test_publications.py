@@ -52,7 +52,7 @@ def manifest(version: str) -> Manifest:
 
 
 class TestPublications:
-    @pytest.fixture(params=["disk", "store"])
+    @pytest.fixture(params=["disk", pytest.param("store", marks=pytest.mark.slow)])
     def place(self, request: pytest.FixtureRequest, bare: Project) -> Project:
         if request.param == "store":
             server = request.getfixturevalue("s3_server")
