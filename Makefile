@@ -7,7 +7,7 @@ RUN_DEMO := $(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task
 
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: setup demo ui test acceptance bench lint fmt types lock docs picture clean
+.PHONY: setup demo ui test test-fast acceptance bench lint fmt types lock docs picture clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-fast: setup  ## what takes a minute in all: no daemon, no kills, no stores
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 acceptance: setup  ## the S3 tests on Ceph, from Debian's packages: acceptance/README.md
 	$(BIN)/python -m pytest acceptance --timeout 600

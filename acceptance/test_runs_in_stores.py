@@ -19,15 +19,12 @@ from typing import Any
 import dagster as dg
 import orjson
 import pytest
-import yaml
 from botocore.client import BaseClient
-from click.testing import CliRunner
 from endpoint import Request, in_thread, said, serving
-from project import PREPROCESS, WORKSPACE, A, Project, merged, some_rows, until
+from project import PREPROCESS, QUIET, WORKSPACE, A, Project, merged, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
-from modelcall_assets.cli.main import modelcall
 from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.runs import TaskRunner
@@ -82,7 +79,7 @@ def reach(project: Project, server: S3Server, endpoint: str = "", **changes: Any
         "max_attempts": 2,
     }
     content = {"stores": {"lab": lab | changes}, "journal_flush_seconds": 0.1}
-    (project.root / "configs/storage.yaml").write_text(yaml.safe_dump(content))
+    project.write_yaml("storage", content)
 
 
 def one_file(project: Project, rows: int, **task: Any) -> None:
@@ -117,21 +114,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, out + err
 
 
-def command(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """In this process."""
-    monkeypatch.chdir(project.root)
-    monkeypatch.setenv("DAGSTER_HOME", str(project.root / "dagster_home"))
-    result = CliRunner().invoke(modelcall, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def published(task: Task, key: str = A, stage: str = "scores") -> Manifest:
     """A manifest that goes with its output."""
     manifest = read_manifest(task.stage(stage).manifest_path(key))
     assert manifest is not None and manifest.output is not None
-    assert file_digest(task.layout.place(manifest.output)) == manifest.output_digest
+    assert file_digest(task.task.layout.place(manifest.output)) == manifest.output_digest
     return manifest
 
 
@@ -150,8 +137,8 @@ def in_store(task: Task) -> list[str]:
 
 def two_minutes_pass(task: Task) -> None:
     """Then the claims of the dead do not count."""
-    assert isinstance(task.layout.claims_folder, RemotePath)
-    (claim,) = claims(task.layout.claims_folder)
+    assert isinstance(task.task.layout.claims_folder, RemotePath)
+    (claim,) = claims(task.task.layout.claims_folder)
     assert claim.key_path.startswith(f"scores/{A}/")
     delete(claim.place)
 
@@ -293,10 +280,10 @@ class TestTwoRuns:
             assert "rate/scores: another run has published 'a.jsonl' since this one" in loser
             assert "nothing is paid twice" in loser
             assert published(task).ok == 8
-            if isinstance(task.layout.claims_folder, RemotePath):
+            if isinstance(task.task.layout.claims_folder, RemotePath):
                 found = replies(task, tmp_path / "look")
                 assert (sum(found.values()), set(found.values())) == (16, {1})
-                assert claims(task.layout.claims_folder) == []
+                assert claims(task.task.layout.claims_folder) == []
                 third = another_machine(project, tmp_path / "third", empty_home)
                 code, said = ended(start(third))
                 assert code == 0, said
@@ -400,7 +387,7 @@ class TestAnywhere:
                 result = job.execute_in_process(
                     instance=instance,
                     partition_key=key,
-                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                    run_config=QUIET,
                 )
                 assert result.success
             asset = dg.AssetKey(["rate", "scores"])
@@ -411,7 +398,7 @@ class TestAnywhere:
             result = job.execute_in_process(
                 instance=instance,
                 partition_key=keys[0],
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                run_config=QUIET,
                 raise_on_error=False,
             )
             assert not result.success
@@ -437,9 +424,9 @@ class TestAnywhere:
         task = str(stored.task_file)
 
         def told(*arguments: str) -> str:
-            text = command(stored, monkeypatch, *arguments)
-            assert s3_server.secret not in text
-            return text
+            done = stored.run(*arguments)
+            assert done.code == 0 and s3_server.secret not in done.out + done.err, done
+            return done.out
 
         assert "0 errors" in told("check")
         plan = told("plan", task)
@@ -458,10 +445,10 @@ class TestAnywhere:
         assert "first-0" in (tmp_path / "view.html").read_text()
         assert "nothing to delete" in told("clean", task, "--journal-older-than", "1")
         self.leave_things_behind(client, bucket)
-        monkeypatch.setattr("modelcall_assets.stages.clean.IN_USE_S", -60.0)
-        monkeypatch.setattr("modelcall_assets.stages.clean._DAY_S", 0.0)
+        monkeypatch.setattr("modelcall_assets.stages.upkeep.IN_USE_S", -60.0)
+        monkeypatch.setattr("modelcall_assets.stages.upkeep._DAY_S", 0.0)
         monkeypatch.setattr(
-            "modelcall_assets.stages.clean.time.time", lambda: time.monotonic() + 1e10
+            "modelcall_assets.stages.upkeep.time.time", lambda: time.monotonic() + 1e10
         )
         cleaned = told("clean", task, "--journal-older-than", "0", "--deleted-inputs", "--yes")
         assert "deleted 7 of 7" in cleaned, cleaned

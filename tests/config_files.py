@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from modelcall_assets.config.catalog import TaskSpec, load_task
 from modelcall_assets.errors import Problem, SetupError
 
 Data = dict[str, Any]
+Messages = Callable[[Mapping[str, object]], None]
+"""What the fixture `messages` is."""
 
 MODEL_PATH, PROMPT_PATH = "configs/models/m.yaml", "configs/prompts/p.yaml"
 MODEL: Data = {
@@ -28,15 +31,24 @@ PROMPT: Data = {
 
 
 def with_fields(data: Data, changes: Data) -> Data:
-    """A copy in which each field has its new value; `__` is a dot."""
+    """A copy in which each field has its new value, or is not there for `...`; `__` is a dot."""
     copy: Data = yaml.safe_load(yaml.safe_dump(data))
     for field, value in changes.items():
         *blocks, name = field.replace("__", ".").split(".")
         block = copy
         for part in blocks:
             block = block.setdefault(part, {})
-        block[name] = value
+        if value is ...:
+            del block[name]
+        else:
+            block[name] = value
     return copy
+
+
+def told(problems: Sequence[Problem]) -> str | list[str]:
+    """Their messages, of one the only one."""
+    lines = [f"{each.severity}: {each}".removeprefix("error: ") for each in problems]
+    return lines[0] if len(lines) == 1 else lines
 
 
 def task_data(source: str = "./in", target: str = "./out", name: str = "demo", **more: Any) -> Data:

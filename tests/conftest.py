@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
-import dagster as dg
 import pytest
+import yaml
 from project import DAGSTER_YAML, WORKSPACE, A, B, C, Project, some_rows
 from s3_server import S3Server
 from swift_server import swift_server
 
-from modelcall_assets.defs.instance import open_instance, whole_home
+from modelcall_assets.defs.instance import whole_home
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 
 pytest.register_assert_rewrite("s3_contract")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for a daemon begins first, so that other tests fill the time."""
+    """What waits for a daemon begins first, so that other tests fill the time. A real store takes
+    long to start."""
     items.sort(key=lambda item: item.path.name != "test_daemon.py")
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "what is told now is what tests/messages/ says from now on; with -n 0"
+    parser.addoption("--write-messages", action="store_true", help=told)
+
+
+@pytest.fixture
+def messages(request: pytest.FixtureRequest) -> Callable[[Mapping[str, object]], None]:
+    """Takes what is told in each case of a test: it must be what the test's file in tests/messages/
+    has, and gets there with `--write-messages`."""
+    file = Path(__file__).with_name("messages") / f"{request.path.stem.removeprefix('test_')}.yaml"
+    test = request.node.nodeid.partition("::")[2].partition("[")[0].replace("::", ".")
+
+    def compare(told: Mapping[str, object]) -> None:
+        kept = yaml.safe_load(file.read_text()) if file.exists() else {}
+        if request.config.getoption("write_messages") and kept.get(test) != told:
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(
+                yaml.safe_dump({**kept, test: dict(told)}, width=10_000, allow_unicode=True)
+            )
+        else:
+            assert told == kept.get(test)
+
+    return compare
 
 
 @pytest.fixture
@@ -44,7 +74,7 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bare(
     tmp_path: Path, empty_home: Path, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
-) -> Project:
+) -> Iterator[Project]:
     """No input file yet, to be rated by `server`; DAGSTER_HOME is its own."""
     made = Project(tmp_path / "project")
     made.write_task()
@@ -55,7 +85,8 @@ def bare(
     home = Path(shutil.copytree(empty_home, made.root / "dagster_home"))
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
-    return made
+    with closing(made):
+        yield made
 
 
 @pytest.fixture
@@ -72,12 +103,6 @@ def distilling(bare: Project) -> Project:
     bare.task_file.unlink()
     bare.task = "chain"
     return bare
-
-
-@pytest.fixture
-def instance(bare: Project) -> Iterator[dg.DagsterInstance]:
-    with open_instance(bare.root) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session")

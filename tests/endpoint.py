@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any, NamedTuple, Self, TypeVar
 
+import orjson
+
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.transport import DirectTransport
 
@@ -41,7 +43,7 @@ class Request(NamedTuple):
 
     @property
     def json(self) -> Any:
-        return json.loads(self.body)
+        return orjson.loads(self.body)
 
     @property
     def question(self) -> Any:

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, chdir, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from s3_server import S3Server
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
 from modelcall_assets.defs.graph import add_new_keys, partitions_of
+from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
@@ -38,6 +40,7 @@ from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.manifest import read_manifest
@@ -171,8 +174,13 @@ def some_rows(count: int, word: str = "plain") -> list[Row]:
     ]
 
 
+def lines(*rows: Mapping[str, Any] | bytes) -> bytes:
+    """JSONL; bytes are a line as it is."""
+    return b"".join((r if isinstance(r, bytes) else orjson.dumps(r)) + b"\n" for r in rows)
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
-    """Parquet, Arrow or JSONL by the suffix; bytes are a line as it is."""
+    """Parquet, Arrow or JSONL by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist([*rows]), path)
@@ -181,8 +189,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any] | bytes]) -> Path:
         with pa.ipc.new_file(path, table.schema) as file:
             file.write_table(table)
     else:
-        lines = (row if isinstance(row, bytes) else orjson.dumps(row) for row in rows)
-        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        path.write_bytes(lines(*rows))
     return path
 
 
@@ -191,6 +198,11 @@ def read_rows(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
     return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def stable(rows: Sequence[Row]) -> list[Row]:
+    """Without what differs from run to run."""
+    return [{name: row[name] for name in row if name not in VOLATILE_COLUMNS} for row in rows]
 
 
 def turn(role: str, content: Any) -> Row:
@@ -249,6 +261,15 @@ class Project:
     task: str = "rate"
     """The task that the methods are about."""
     inputs: str = "data/in"
+    _opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        """Opened when it is first needed."""
+        return self._opened.enter_context(open_instance(self.root))
+
+    def close(self) -> None:
+        self._opened.close()
 
     def write_task(self, changes: Mapping[str, Any] | None = None, file: str = "") -> Path:
         """A task that rates."""
@@ -321,22 +342,19 @@ class Project:
     def asset_key(self, stage: str) -> dg.AssetKey:
         return dg.AssetKey([self.task, stage])
 
-    def statuses(
-        self, instance: dg.DagsterInstance, stage: str = "scores"
-    ) -> dict[str, AssetPartitionStatus | None]:
+    def statuses(self, stage: str = "scores") -> dict[str, AssetPartitionStatus | None]:
         """Of every partition that Dagster knows of."""
-        partitions = partitions_of(self.steps().stage(stage).keys)
-        keys = instance.get_dynamic_partitions(partitions.name or "")
-        found = instance.get_status_by_partition(self.asset_key(stage), keys, partitions) or {}
+        asset, partitions = self.asset_key(stage), partitions_of(self.steps().stage(stage).keys)
+        keys = self.instance.get_dynamic_partitions(partitions.name or "")
+        found = self.instance.get_status_by_partition(asset, keys, partitions) or {}
         return {decode_key(key): found.get(key) for key in keys}
 
-    def staleness(
-        self, instance: dg.DagsterInstance, stage: str = "scores"
-    ) -> dict[str, StaleStatus]:
+    def staleness(self, stage: str = "scores") -> dict[str, StaleStatus]:
         """What Dagster itself says, from the definitions as they are on disk now."""
         graph = self.definitions().resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-        keys = instance.get_dynamic_partitions(
+        context = LoadingContextForTest(self.instance)
+        resolver = CachingStaleStatusResolver(self.instance, graph, context)
+        keys = self.instance.get_dynamic_partitions(
             partitions_of(self.steps().stage(stage).keys).name or ""
         )
         return {decode_key(key): resolver.get_status(self.asset_key(stage), key) for key in keys}
@@ -369,19 +387,15 @@ class Project:
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
         return self.rows(name, "responses")
 
-    def materialize(
-        self, instance: dg.DagsterInstance, keys: Sequence[str] | None = None, **options: bool
-    ) -> RunSummary:
+    def materialize(self, keys: Sequence[str] | None = None, **options: bool) -> RunSummary:
         """All stages of the partitions, of all that there are unless `keys` are given."""
         steps = self.steps()
-        present = add_new_keys(instance, steps)
-        return TaskRunner(steps, instance).run(present if keys is None else keys, **options)
+        present = add_new_keys(self.instance, steps)
+        return TaskRunner(steps, self.instance).run(present if keys is None else keys, **options)
 
-    def look(
-        self, instance: dg.DagsterInstance, cursor: str = "", **options: Any
-    ) -> tuple[dg.SensorResult | dg.SkipReason, str]:
+    def look(self, cursor: str = "", **options: Any) -> tuple[dg.SensorResult | dg.SkipReason, str]:
         """What one look of the task's sensor for files gives, and its new cursor."""
-        context = dg.build_sensor_context(instance=instance, cursor=cursor)
+        context = dg.build_sensor_context(instance=self.instance, cursor=cursor)
         result = files_sensor(self.steps(), **options)(context)
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result, getattr(result, "cursor", None) or context.cursor or ""
@@ -419,8 +433,10 @@ class Project:
         return Ended(ended.value.code or 0, out(), err())  # type: ignore[arg-type]
 
     def forget(self) -> None:
-        """The project's own modules, as a new process would not know them."""
+        """The own modules of a project, but not of this checkout, as in a new process."""
         root = str(self.root)
+        if __file__.startswith(root):
+            return
         sys.path[:] = [place for place in sys.path if place != root]
         for name, module in list(sys.modules.items()):
             if (module.__dict__.get("__file__") or "").startswith(root):

@@ -15,12 +15,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from project import TASK, Project, Row, some_rows
+from project import TASK, A, Project, Row, lines, read_rows, some_rows
 from s3_server import S3Server
 
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.storage.files import read_bytes
-from modelcall_assets.storage.manifest import read_manifest
 
 
 def rated(row: Row, score: int = 1, **more: Any) -> Row:
@@ -46,7 +45,7 @@ def requests(server: RehearsalServer) -> int:
 
 class TestScores:
     def write(self, project: Project, rows: Sequence[Row]) -> bytes:
-        path = project.output("a.jsonl")
+        path = project.output(A)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(list(rows)), path)
         return path.read_bytes()
@@ -55,16 +54,16 @@ class TestScores:
         self, project: Project, server: RehearsalServer
     ) -> None:
         rows = some_rows(3)
-        project.write_input("a.jsonl", rows)
+        project.write_input(A, rows)
         old = self.write(project, [rated(rows[0])])
         ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert f"{project.output('a.jsonl')}: this file was not written by this task" in ended.err
         assert f"`modelcall adopt {TASK}`" in ended.err and "another name" in ended.err
-        assert project.output("a.jsonl").read_bytes() == old
+        assert project.output(A).read_bytes() == old
         assert requests(server) == 0
 
-        project.output("a.jsonl").rename(project.root / "mine.parquet")
+        project.output(A).rename(project.root / "mine.parquet")
         assert project.run("run-task", TASK).code == 0, "it was set aside by hand"
         assert requests(server) == 3
 
@@ -72,7 +71,7 @@ class TestScores:
         self, project: Project, server: RehearsalServer
     ) -> None:
         rows = some_rows(5)
-        project.write_input("a.jsonl", rows)
+        project.write_input(A, rows)
         changed = {**rows[4], "text": "it had another text"}
         old = self.write(
             project, [rated(changed), rated(rows[3], 5), failed(rows[1]), rated(rows[0])]
@@ -80,12 +79,12 @@ class TestScores:
         told = project.run("adopt", TASK)
         assert "scores of a.jsonl: 3 good rows, 1 without an answer" in told.out
         assert f"modelcall run-task {TASK}" in told.out and requests(server) == 0
-        assert project.output("a.jsonl").read_bytes() == old
+        assert project.output(A).read_bytes() == old
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert requests(server) == 3
         assert "adopted: scores of a.jsonl: 2 of 3 good rows" in ended.out
-        published = project.scores("a.jsonl")
+        published = project.scores(A)
         assert [row["id"] for row in published] == [row["id"] for row in rows]
         by_endpoint = [row["api_endpoint"] == "adopted" for row in published]
         assert by_endpoint == [True, False, False, True, False]
@@ -94,12 +93,11 @@ class TestScores:
         assert published[0]["api_return"] == rated(rows[0])["api_return"]
         assert {published[0][name] for name in ("api_model", "api_finish_reason")} == {None}
         assert published[0]["api_cost_usd"] == 0, "this task has paid nothing for it"
-        made = read_manifest(project.steps().stage("scores").manifest_path("a.jsonl"))
-        assert made is not None and Path(made.detail["set_aside"][0]).read_bytes() == old
+        assert Path(project.manifest(A).detail["set_aside"][0]).read_bytes() == old
 
-        project.output("a.jsonl").unlink()
+        project.output(A).unlink()
         assert project.run("run-task", TASK).code == 0
-        assert project.scores("a.jsonl")[0]["api_return"] == published[0]["api_return"]
+        assert project.scores(A)[0]["api_return"] == published[0]["api_return"]
         assert requests(server) == 3, "an adopted answer is one of the journal's"
         assert "nothing to adopt" in project.run("adopt", TASK).out
         project.write_prompt({"prompt_template": {"prompt_text": "Judge anew: {text}"}})
@@ -110,22 +108,22 @@ class TestScores:
         self, project: Project, server: RehearsalServer
     ) -> None:
         texts = [{"text": row["text"]} for row in some_rows(3)]
-        project.write_input("a.jsonl", texts)
+        project.write_input(A, texts)
         self.write(project, [rated({**texts[at], "id": str(uuid4())}, at + 1) for at in (2, 0)])
         project.run("adopt", TASK)
         assert project.run("run-task", TASK).code == 0
         assert requests(server) == 1
-        assert [row["score"] for row in project.scores("a.jsonl")][::2] == [1, 3]
+        assert [row["score"] for row in project.scores(A)][::2] == [1, 3]
 
     def test_of_another_id_are_another_rows(
         self, project: Project, server: RehearsalServer
     ) -> None:
         rows = [{"id": name, "text": "the same text"} for name in ("one", "two")]
-        project.write_input("a.jsonl", rows)
+        project.write_input(A, rows)
         self.write(project, [rated(rows[1], 4), rated({**rows[0], "id": "three"}, 5)])
         project.run("adopt", TASK)
         assert project.run("run-task", TASK).code == 0
-        published = project.scores("a.jsonl")
+        published = project.scores(A)
         assert [row["api_endpoint"] == "adopted" for row in published] == [False, True]
         assert published[1]["score"] == 4 and requests(server) == 1
 
@@ -133,17 +131,17 @@ class TestScores:
         self, project: Project, server: RehearsalServer
     ) -> None:
         rows = some_rows(2)
-        project.write_input("a.jsonl", rows)
+        project.write_input(A, rows)
         self.write(project, [rated(rows[0], 9), rated(rows[1], 2)])
         project.run("adopt", TASK)
         assert project.run("run-task", TASK).code == 0
-        assert requests(server) == 1 and project.scores("a.jsonl")[1]["score"] == 2
+        assert requests(server) == 1 and project.scores(A)[1]["score"] == 2
 
     def test_a_default_in_place_of_what_the_model_said_is_none(
         self, project: Project, server: RehearsalServer
     ) -> None:
         rows = some_rows(4)
-        project.write_input("a.jsonl", rows)
+        project.write_input(A, rows)
         says = ['{"quality_tags": ["old"], "recommended_use_case": "as it was"}', "Sorry, I can't."]
         says.append('{"score": 5, "quality_tags": ["old"], "recommended_use_case": "as it was"}')
         old = [
@@ -152,7 +150,7 @@ class TestScores:
         self.write(project, old)
         assert "1 good rows, 3 without" in project.run("adopt", TASK).out
         assert project.run("run-task", TASK).code == 0
-        published = project.scores("a.jsonl")
+        published = project.scores(A)
         assert [row["api_endpoint"] == "adopted" for row in published] == [False] * 3 + [True]
         assert requests(server) == 3 and published[3]["score"] == 3
 
@@ -160,8 +158,8 @@ class TestScores:
         self, project: Project, server: RehearsalServer
     ) -> None:
         rows = some_rows(2)
-        project.write_input("a.jsonl", rows)
-        path = project.output("a.jsonl").with_suffix(".jsonl")
+        project.write_input(A, rows)
+        path = project.output(A).with_suffix(".jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(orjson.dumps(rated(rows[1], 2)) + b'\n{"id": "plain-0", "te')
         refused = project.run("run-task", TASK)
@@ -169,7 +167,7 @@ class TestScores:
         assert requests(server) == 0
         assert "1 good rows, 0 without an answer, 1 torn lines" in project.run("adopt", TASK).out
         assert project.run("run-task", TASK).code == 0
-        assert requests(server) == 1 and project.scores("a.jsonl")[1]["score"] == 2
+        assert requests(server) == 1 and project.scores(A)[1]["score"] == 2
 
     def test_that_cannot_be_read_stay_and_the_others_are_adopted(
         self, project: Project, server: RehearsalServer
@@ -177,14 +175,14 @@ class TestScores:
         for name in ("a", "b"):
             project.write_input(f"{name}.jsonl", some_rows(1, name))
         self.write(project, [rated(some_rows(1, "b")[0], 2)])
-        project.output("a.jsonl").rename(project.output("b.jsonl"))
-        project.output("a.jsonl").write_bytes(b"PAR1 torn")
+        project.output(A).rename(project.output("b.jsonl"))
+        project.output(A).write_bytes(b"PAR1 torn")
         told = project.run("adopt", TASK)
         assert told.code == 1 and "scores of b.jsonl: 1 good rows" in told.out
         assert f"{project.output('a.jsonl')}: not a readable" in told.err
         assert "results of another system cannot" in told.err and "move it away" in told.err
         assert project.run("run-task", TASK).code == 1
-        assert project.output("a.jsonl").read_bytes() == b"PAR1 torn"
+        assert project.output(A).read_bytes() == b"PAR1 torn"
         assert project.scores("b.jsonl")[0]["score"] == 2 and requests(server) == 0
 
     def test_in_pairs_of_files_are_adopted_too_and_a_file_of_errors_is_no_answer(
@@ -193,7 +191,7 @@ class TestScores:
         rows = some_rows(2)
         for name in ("a", "b"):
             project.write_input(f"{name}.jsonl", rows)
-        folder = project.output("a.jsonl").parent
+        folder = project.output(A).parent
         folder.mkdir(parents=True)
         (folder / "a_success.jsonl").write_bytes(lines(rated(rows[1], 2)))
         for name in ("a", "b"):
@@ -203,7 +201,7 @@ class TestScores:
         assert requests(server) == 2, "of the other file"
         assert "1 good rows, 0 without" in project.run("adopt", TASK).out
         assert project.run("run-task", TASK).code == 0
-        assert requests(server) == 3 and project.scores("a.jsonl")[1]["score"] == 2
+        assert requests(server) == 3 and project.scores(A)[1]["score"] == 2
 
     def test_are_none_where_no_model_is_asked(self, project: Project) -> None:
         """A stage that costs nothing goes on beside them."""
@@ -211,8 +209,8 @@ class TestScores:
         (project.root / "old_rater.py").write_text(
             "class Rater:\n    def score(self, item):\n        return {'score': 1}\n"
         )
-        project.write_input("a.jsonl", some_rows(2))
-        path = project.output("a.jsonl").with_suffix(".jsonl")
+        project.write_input(A, some_rows(2))
+        path = project.output(A).with_suffix(".jsonl")
         path.parent.mkdir(parents=True)
         path.write_bytes(b"a note\n")
         ended = project.run("run-task", TASK)
@@ -222,14 +220,14 @@ class TestScores:
     def test_of_ours_that_somebody_changed_are_not_replaced(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        project.write_input("a.jsonl", some_rows(2))
+        project.write_input(A, some_rows(2))
         assert project.run("run-task", TASK).code == 0
-        table = pq.read_table(project.output("a.jsonl"))
-        pq.write_table(table.slice(0, 1), project.output("a.jsonl"))
-        mine = project.output("a.jsonl").read_bytes()
+        table = pq.read_table(project.output(A))
+        pq.write_table(table.slice(0, 1), project.output(A))
+        mine = project.output(A).read_bytes()
         ended = project.run("run-task", TASK, "--fresh")
         assert ended.code == 1 and "was changed since it was published" in ended.err
-        assert project.output("a.jsonl").read_bytes() == mine and requests(server) == 2
+        assert project.output(A).read_bytes() == mine and requests(server) == 2
         told = project.run("plan", TASK)
         assert "refused when it is made anew: scores of a.jsonl" in told.out, told
         assert "was changed since it was published" in told.out
@@ -237,16 +235,16 @@ class TestScores:
         assert "the replies that the task has count, not the changes" in told.out
         assert "good rows" not in told.out
         assert project.run("run-task", TASK).code == 0
-        assert len(project.scores("a.jsonl")) == 2 and requests(server) == 2
+        assert len(project.scores(A)) == 2 and requests(server) == 2
         (kept,) = (project.root / "data/rate/scores/.modelcall").rglob("set_aside/*/*/a.parquet")
         assert kept.read_bytes() == mine
 
     def test_that_were_only_touched_or_copied_are_ours(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        project.write_input("a.jsonl", some_rows(2))
+        project.write_input(A, some_rows(2))
         assert project.run("run-task", TASK).code == 0
-        os.utime(project.output("a.jsonl"), (1, 1))
+        os.utime(project.output(A), (1, 1))
         assert project.run("run-task", TASK, "--fresh").code == 0
         assert requests(server) == 4
 
@@ -264,10 +262,6 @@ def answered(row: Row, response: str) -> Row:
 def broken(row: Row) -> Row:
     error = {"error": "Error: {'code': 1}", "error_type": "Exception", "traceback": "Traceback"}
     return {**row, **error, "timestamp": "2025-01-02T03:04:05", "task_index": 7}
-
-
-def lines(*rows: Row | bytes) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else orjson.dumps(row)) + b"\n" for row in rows)
 
 
 class TestResponses:
@@ -300,7 +294,7 @@ class TestResponses:
         )
 
     def published(self, folder: Path, name: str = "q.jsonl") -> list[Row]:
-        return [orjson.loads(line) for line in (folder / name).read_bytes().splitlines()]
+        return read_rows(folder / name)
 
     @pytest.mark.parametrize("mode", ["resume_mode", "retry_mode"])
     def test_one_good_row_of_three_and_a_torn_second(
@@ -498,7 +492,7 @@ def test_what_computed_stages_would_replace_is_kept_too(
     project: Project, server: RehearsalServer
 ) -> None:
     project.write_task({"preprocess": {"enabled": True, "output_folder": "data/clean"}})
-    project.write_input("a.jsonl", some_rows(2))
+    project.write_input(A, some_rows(2))
     path = project.root / "data/clean/a.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.table({"text": ["by the old system"]}), path)
@@ -522,7 +516,7 @@ class TestInAStore:
     ) -> Iterator[Callable[[str, bytes], object]]:
         """Puts a file beside the scores of `a.jsonl`, which has three rows."""
         project.write_task_in_store(s3_server, bucket)
-        project.write_input("a.jsonl", some_rows(3))
+        project.write_input(A, some_rows(3))
         with closing(s3_server.client()) as client:
             yield lambda name, content: client.put_object(
                 Bucket=bucket, Key=f"scores/{name}", Body=content
@@ -550,7 +544,7 @@ class TestInAStore:
         table = pq.read_table(pa.BufferReader(read_bytes(output)))
         assert table["api_endpoint"].to_pylist().count("adopted") == 1
         assert table["score"].to_pylist()[1] == 5
-        made = project.manifest("a.jsonl")
+        made = project.manifest(A)
         assert read_bytes(project.steps().layout.place(made.detail["set_aside"][0])) == content
 
         project.write_task(
@@ -593,10 +587,10 @@ class TestRejected:
     def test_a_broken_input_key_leaves_what_was_published(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        project.write_input("a.jsonl", some_rows(3))
+        project.write_input(A, some_rows(3))
         project.write_input("b.jsonl", some_rows(3, "other"))
         assert project.run("run-task", TASK).code == 0
-        before = {name: project.output(name).read_bytes() for name in ("a.jsonl", "b.jsonl")}
+        before = {name: project.output(name).read_bytes() for name in (A, "b.jsonl")}
         project.write_task({"data": {"input_key": "body"}})
         ended = project.run("run-task", TASK)
         assert ended.code == 1
@@ -617,54 +611,54 @@ class TestRejected:
         assert ended.code == 0 and requests(server) == 6
         assert {name: project.output(name).read_bytes() for name in before} == before
         assert "nothing to do" in project.run("run-task", TASK).out
-        assert not project.rejected("a.jsonl").exists()
+        assert not project.rejected(A).exists()
 
     @pytest.mark.parametrize("fault", [{"rate_400": 0.5}, {"rate_500": 0.6}])
     def test_raising_the_limit_accepts_it_at_no_cost(
         self, project: Project, server: RehearsalServer, fault: dict[str, float]
     ) -> None:
         project.write_model({"client_config": {"max_retries": 0}})
-        project.write_input("a.jsonl", some_rows(12))
+        project.write_input(A, some_rows(12))
         server.set_faults(Faults(**fault))
         assert project.run("run-task", TASK).code == 1
-        aside = pq.read_table(project.rejected("a.jsonl")).to_pylist()
+        aside = read_rows(project.rejected(A))
         bad = sum(row["api_status"] == "error" for row in aside)
-        assert 0 < bad < 12 and not project.output("a.jsonl").exists()
+        assert 0 < bad < 12 and not project.output(A).exists()
         sent = requests(server)
         project.write_task({"max_failure_rate": 0.99})
         ended = project.run("run-task", TASK)
         assert ended.code == 0, ended
         assert requests(server) == sent
-        assert project.scores("a.jsonl") == aside
+        assert project.scores(A) == aside
         assert "nothing to do" in project.run("run-task", TASK).out
         server.set_faults(NO_FAULTS)
         assert project.run("retry", TASK).code == 0
         assert requests(server) == sent + bad
-        assert {row["api_status"] for row in project.scores("a.jsonl")} == {"success"}
+        assert {row["api_status"] for row in project.scores(A)} == {"success"}
 
     def test_a_retry_repairs_only_what_failed(
         self, project: Project, server: RehearsalServer
     ) -> None:
-        project.write_input("a.jsonl", some_rows(12))
+        project.write_input(A, some_rows(12))
         server.set_faults(Faults(rate_400=0.5))
         assert project.run("run-task", TASK).code == 1
-        rows = pq.read_table(project.rejected("a.jsonl")).to_pylist()
+        rows = read_rows(project.rejected(A))
         bad = sum(row["api_status"] == "error" for row in rows)
         server.set_faults(NO_FAULTS)
         sent = requests(server)
         assert project.run("retry", TASK).code == 0
         assert requests(server) == sent + bad
-        assert not project.rejected("a.jsonl").exists()
+        assert not project.rejected(A).exists()
 
     def test_preprocessing_that_fails_replaces_no_clean_rows(
         self, project: Project, server: RehearsalServer
     ) -> None:
         block = {"enabled": True, "output_folder": "data/clean"}
         project.write_task({"preprocess": block})
-        project.write_input("a.jsonl", some_rows(4))
+        project.write_input(A, some_rows(4))
         assert project.run("run-task", TASK).code == 0
         clean = (project.root / "data/clean/a.parquet").read_bytes()
-        project.write_input("a.jsonl", [*some_rows(4), b"{torn"])
+        project.write_input(A, [*some_rows(4), b"{torn"])
         ended = project.run("run-task", TASK)
         assert ended.code == 1 and "1 of 5 rows failed (20.00%)" in ended.err
         assert "bad_line 1. The first: " in ended.err and "materialise again to make" in ended.err

@@ -12,12 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.llm.answer import (
-    Answer,
-    AnswerParser,
-    Usage,
-    correction,
-)
+from modelcall_assets.llm.answer import Answer, AnswerParser, Usage, correction
 from modelcall_assets.llm.classify import Answered, TryAgain, classify
 from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
 from modelcall_assets.llm.json_text import last_object, strip_thinking
@@ -40,9 +35,7 @@ def completion(content: Any, finish_reason: Any = "stop", **message: Any) -> dic
     return {
         "id": "chatcmpl-1",
         "model": "m",
-        "choices": [
-            {"message": {"content": content, **message}, "finish_reason": finish_reason},
-        ],
+        "choices": [{"message": {"content": content, **message}, "finish_reason": finish_reason}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 2},
     }
 

@@ -31,6 +31,7 @@ from project import (
     C,
     Project,
     looked_at_by,
+    read_rows,
     some_rows,
 )
 
@@ -45,14 +46,15 @@ POOL = "rate"
 
 def materialize(
     project: Project,
-    instance: dg.DagsterInstance,
     keys: Sequence[str] = NAMES,
     stages: Sequence[str] = ("raw", "scores"),
     *,
     fresh: bool = False,
+    instance: dg.DagsterInstance | None = None,
 ) -> dg.ExecuteInProcessResult:
     """What the UI would run for neighbouring keys: one run of all stages for one key, else one run
     per stage. Gives the last run."""
+    instance = instance or project.instance
     add_new_keys(instance, project.steps())
     job = project.definitions().resolve_implicit_global_asset_job_def()
     ops = {"rate__scores": {"config": {"fresh": True}}} if fresh else {}
@@ -95,9 +97,12 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     return data.description
 
 
-def version_tags(instance: dg.DagsterInstance, stage: str, key: str) -> dict[str, str]:
+def version_tags(
+    project: Project, stage: str, key: str, instance: dg.DagsterInstance | None = None
+) -> dict[str, str]:
     """Tags of the latest materialisation that decide about staleness."""
-    filters = dg.AssetRecordsFilter(dg.AssetKey(["rate", stage]), asset_partitions=[key])
+    instance = instance or project.instance
+    filters = dg.AssetRecordsFilter(project.asset_key(stage), asset_partitions=[key])
     (record,) = instance.fetch_materializations(filters, limit=1).records
     materialization = record.asset_materialization
     assert materialization is not None
@@ -108,13 +113,12 @@ def version_tags(instance: dg.DagsterInstance, stage: str, key: str) -> dict[str
     }
 
 
-def check_results(
-    instance: dg.DagsterInstance, stage: str, keys: Sequence[str] = NAMES
-) -> dict[str, dict[str, bool]]:
+def check_results(project: Project, stage: str) -> dict[str, dict[str, bool]]:
     """Per partition: what its check has looked at, and whether that was as it should be."""
-    found: dict[str, dict[str, bool]] = {key: {} for key in keys}
-    check = dg.AssetCheckKey(dg.AssetKey(["rate", stage]), "complete")
-    for record in instance.event_log_storage.get_asset_check_execution_history(check, 100):
+    found: dict[str, dict[str, bool]] = {key: {} for key in NAMES}
+    check = dg.AssetCheckKey(project.asset_key(stage), "complete")
+    storage = project.instance.event_log_storage
+    for record in storage.get_asset_check_execution_history(check, 100):
         evaluation = record.evaluation
         if evaluation is not None and found.get(evaluation.partition or "") == {}:
             looked_at = looked_at_by(evaluation)
@@ -167,17 +171,15 @@ class TestGraph:
             "rate/scores": rate | scored | {"deps": ["rate/raw"], "pools": [POOL]},
         }
 
-    def test_a_tasks_runs_at_a_time_are_what_it_says(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_a_tasks_runs_at_a_time_are_what_it_says(self, project: Project) -> None:
         project.write_task({"concurrency": {"max_concurrent_files": 3}})
         for slots in (3, 5):
             project.write_task({"concurrency": {"max_concurrent_files": slots}})
             sensor = project.definitions().resolve_sensor_def("housekeeping")
-            context = dg.build_sensor_context(instance=instance)
+            context = dg.build_sensor_context(instance=project.instance)
             assert f"pool rate: {slots} slots" in str(sensor(context))
             assert "nothing to do" in str(sensor(context))
-            (pool,) = instance.event_log_storage.get_pool_limits()
+            (pool,) = project.instance.event_log_storage.get_pool_limits()
             assert (pool.name, pool.limit) == (POOL, slots)
 
     def test_a_broken_task_file_is_a_stub_and_all_others_load(self, project: Project) -> None:
@@ -230,42 +232,38 @@ class TestGraph:
 
 
 class TestRunsAndVersions:
-    def test_a_one_file_run_takes_a_file_through_all_assets(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_a_one_file_run_takes_a_file_through_all_assets(self, project: Project) -> None:
         project.write_task({"preprocess": PREPROCESS})
         stages = ("raw", "preprocessed", "scores")
-        succeed(project, instance, [B], stages)
+        succeed(project, [B], stages)
         for stage in stages:
-            assert project.statuses(instance, stage) == {A: None, B: GREEN, C: None}
+            assert project.statuses(stage) == {A: None, B: GREEN, C: None}
             assert {"dagster/code_version", "dagster/data_version"} <= set(
-                version_tags(instance, stage, B)
+                version_tags(project, stage, B)
             )
-        assert "dagster/input_data_version/rate/preprocessed" in version_tags(instance, "scores", B)
-        for stage in ("raw", "preprocessed"):
-            assert check_results(instance, stage)[B] == ALL_FINE
-        assert check_results(instance, "scores") == {
+        assert "dagster/input_data_version/rate/preprocessed" in version_tags(project, "scores", B)
+        assert check_results(project, "raw")[B] == {"readable_lines": True, "unique_ids": True}
+        assert check_results(project, "preprocessed")[B] == {"conservation": True}
+        assert check_results(project, "scores") == {
             A: {},
             B: ALL_FINE,
             C: {},
         }
         assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
 
-    def test_a_several_files_run_logs_one_materialisation_per_file(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
-        result = materialize(project, instance)
+    def test_a_several_files_run_logs_one_materialisation_per_file(self, project: Project) -> None:
+        result = materialize(project)
         assert result.success
         filters = dg.AssetRecordsFilter(project.asset_key("scores"))
-        records = instance.fetch_materializations(filters, limit=100).records
+        records = project.instance.fetch_materializations(filters, limit=100).records
         assert sorted(record.partition_key or "" for record in records) == sorted(NAMES)
-        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
-        versions = {version_tags(instance, "scores", key)["dagster/data_version"] for key in NAMES}
+        assert project.statuses() == dict.fromkeys(NAMES, GREEN)
+        versions = {version_tags(project, "scores", key)["dagster/data_version"] for key in NAMES}
         assert len(versions) == 3, "each file has a version of its own"
-        assert check_results(instance, "scores") == dict.fromkeys(NAMES, ALL_FINE)
+        assert check_results(project, "scores") == dict.fromkeys(NAMES, ALL_FINE)
 
     def test_both_kinds_of_run_leave_the_same_versions_and_provenance(
-        self, project: Project, instance: dg.DagsterInstance, tmp_path: Path
+        self, project: Project, tmp_path: Path
     ) -> None:
         """So that Dagster's staleness, checked below, does not depend on how a file was run."""
         project.write_task({"preprocess": PREPROCESS})
@@ -273,13 +271,13 @@ class TestRunsAndVersions:
         (tmp_path / "other").mkdir()
         (tmp_path / "other/dagster.yaml").write_text(DAGSTER_YAML)
         with dg.DagsterInstance.from_config(str(tmp_path / "other")) as other:
-            succeed(project, instance, NAMES, stages)
+            succeed(project, NAMES, stages)
             for key in NAMES:
-                succeed(project, other, [key], stages)
+                succeed(project, [key], stages, instance=other)
             for stage in stages:
                 for key in NAMES:
-                    several = version_tags(instance, stage, key)
-                    single = version_tags(other, stage, key)
+                    several = version_tags(project, stage, key)
+                    single = version_tags(project, stage, key, other)
                     assert set(several) == set(single)
                     pointers = {name for name in single if "/input_event_pointer/" in name}
                     assert bool(pointers) == (stage != "raw")
@@ -288,18 +286,18 @@ class TestRunsAndVersions:
 
     @pytest.mark.parametrize("mode", ["one file per run", "several files per run"])
     def test_dagster_calls_stale_what_changed_and_nothing_else(
-        self, project: Project, instance: dg.DagsterInstance, mode: str
+        self, project: Project, mode: str
     ) -> None:
         groups = [[key] for key in NAMES] if mode == "one file per run" else [NAMES]
 
         def everything() -> None:
             for keys in groups:
-                succeed(project, instance, keys)
+                succeed(project, keys)
 
         everything()
         fresh = dict.fromkeys(NAMES, FRESH)
-        assert project.staleness(instance, "raw") == fresh
-        assert project.staleness(instance) == fresh
+        assert project.staleness("raw") == fresh
+        assert project.staleness() == fresh
 
         project.write_model(
             {
@@ -308,70 +306,68 @@ class TestRunsAndVersions:
             }
         )
         project.write_task({"concurrency": {"max_concurrent_requests": 9}, "max_failure_rate": 0.5})
-        assert project.staleness(instance) == fresh, "prices and limits shape no row"
+        assert project.staleness() == fresh, "prices and limits shape no row"
 
         project.write_input(C, some_rows(5, "third"))
-        succeed(project, instance, [C], ["raw"])
-        assert project.staleness(instance) == fresh | {C: STALE}
-        succeed(project, instance, [C], ["scores"])
-        assert project.staleness(instance) == fresh
+        succeed(project, [C], ["raw"])
+        assert project.staleness() == fresh | {C: STALE}
+        succeed(project, [C], ["scores"])
+        assert project.staleness() == fresh
 
         for changes in ({"encoding": "gbk"}, {"on_bad_line": "fail"}):
             project.write_task({"data": changes})
             stale = dict.fromkeys(NAMES, STALE)
-            assert project.staleness(instance) == project.staleness(instance, "raw") == stale
+            assert project.staleness() == project.staleness("raw") == stale
         project.write_task({"data": {"encoding": "utf-8", "on_bad_line": "keep"}})
-        assert project.staleness(instance) == project.staleness(instance, "raw") == fresh
+        assert project.staleness() == project.staleness("raw") == fresh
 
         prompt = {"prompt_template": {"prompt_text": "Judge this text again:\n{text}\n"}}
         project.write_prompt(prompt)
-        assert project.staleness(instance) == dict.fromkeys(NAMES, STALE)
-        assert project.staleness(instance, "raw") == fresh, "raw knows no prompt"
+        assert project.staleness() == dict.fromkeys(NAMES, STALE)
+        assert project.staleness("raw") == fresh, "raw knows no prompt"
         everything()
-        assert project.staleness(instance) == fresh
+        assert project.staleness() == fresh
 
     @pytest.mark.parametrize("groups", [[[A], [B], [C]], [NAMES]])
     def test_run_task_finds_nothing_to_do_after_runs_from_the_ui(
-        self, project: Project, instance: dg.DagsterInstance, groups: Sequence[Sequence[str]]
+        self, project: Project, groups: Sequence[Sequence[str]]
     ) -> None:
         for keys in groups:
-            succeed(project, instance, keys)
-        summary = TaskRunner(project.steps(), instance).run(NAMES)
+            succeed(project, keys)
+        summary = TaskRunner(project.steps(), project.instance).run(NAMES)
         assert summary.ran == {"raw": 0, "scores": 0}
 
     def test_a_raw_materialisation_reported_by_hand_does_not_break_scores(
-        self, project: Project, instance: dg.DagsterInstance
+        self, project: Project
     ) -> None:
-        succeed(project, instance, NAMES, ["raw"])
-        instance.report_runless_asset_event(
+        succeed(project, NAMES, ["raw"])
+        project.instance.report_runless_asset_event(
             dg.AssetMaterialization(project.asset_key("raw"), partition=B)
         )
-        succeed(project, instance, NAMES, ["scores"])
-        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
-        assert project.staleness(instance) == dict.fromkeys(NAMES, FRESH)
+        succeed(project, NAMES, ["scores"])
+        assert project.statuses() == dict.fromkeys(NAMES, GREEN)
+        assert project.staleness() == dict.fromkeys(NAMES, FRESH)
 
-    def test_a_rerun_that_changes_nothing_keeps_the_data_version(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
-        materialize(project, instance, [A])
-        before = version_tags(instance, "scores", A)["dagster/data_version"]
-        materialize(project, instance, [A], fresh=True)
-        assert version_tags(instance, "scores", A)["dagster/data_version"] == before
+    def test_a_rerun_that_changes_nothing_keeps_the_data_version(self, project: Project) -> None:
+        materialize(project, [A])
+        before = version_tags(project, "scores", A)["dagster/data_version"]
+        materialize(project, [A], fresh=True)
+        assert version_tags(project, "scores", A)["dagster/data_version"] == before
 
 
 class TestEndings:
     def test_a_file_over_max_failure_rate_is_red_and_its_neighbours_green(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        succeed(project, instance, NAMES)
+        succeed(project, NAMES)
         project.write_input(B, some_rows(16, "new"))
-        succeed(project, instance, [B], ["raw"])
+        succeed(project, [B], ["raw"])
         server.set_faults(Faults(rate_400=0.5))
-        result = materialize(project, instance, NAMES, ["scores"])
-        assert project.statuses(instance) == {A: GREEN, B: RED, C: GREEN}
+        result = materialize(project, NAMES, ["scores"])
+        assert project.statuses() == {A: GREEN, B: RED, C: GREEN}
 
         assert [row["id"] for row in project.scores(B)] == [f"second-{n}" for n in range(4)]
-        rows = pq.read_table(project.rejected(B)).to_pylist()
+        rows = read_rows(project.rejected(B))
         failed = [row for row in rows if row["api_status"] == "error"]
         assert 0 < len(failed) < 16
         assert [row["id"] for row in rows] == [f"new-{n}" for n in range(16)]
@@ -381,7 +377,7 @@ class TestEndings:
         assert f"{B}: {len(failed)} of 16 rows failed" in message
         assert A not in message and C not in message
         filters = dg.AssetRecordsFilter(project.asset_key("scores"), asset_partitions=[B])
-        (observed,) = instance.fetch_observations(filters, limit=5).records
+        (observed,) = project.instance.fetch_observations(filters, limit=5).records
         assert observed.asset_observation is not None
         numbers = observed.asset_observation.metadata
         assert numbers["failed"].value == len(failed)
@@ -390,26 +386,26 @@ class TestEndings:
         aside, stands = project.manifest(B, rejected=True), project.manifest(B)
         assert (aside.accepted, aside.failures) == (False, {"bad_request": len(failed)})
         assert (stands.accepted, stands.rows) == (True, 4)
-        assert check_results(instance, "scores")[B]["failed rows"] is False
+        assert check_results(project, "scores")[B]["failed rows"] is False
 
         server.set_faults(NO_FAULTS)
         sent = server.stats()["requests"]
-        succeed(project, instance, [B], ["scores"])
+        succeed(project, [B], ["scores"])
         assert server.stats()["requests"] - sent == len(failed)
-        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
+        assert project.statuses() == dict.fromkeys(NAMES, GREEN)
         assert [row["api_status"] for row in project.scores(B)] == ["success"] * 16
         assert not project.rejected(B).exists()
 
     @pytest.mark.parametrize("damage", ["gone", "damaged"])
     def test_a_rejected_result_that_is_no_more_sound_is_made_again(
-        self, damage: str, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, damage: str, project: Project, server: RehearsalServer
     ) -> None:
         """Only for failed rows is something asked again."""
         project.write_input(A, some_rows(16))
         server.set_faults(Faults(rate_400=0.5))
-        materialize(project, instance, [A])
+        materialize(project, [A])
         rejected = project.rejected(A)
-        failed = sum(row["api_status"] == "error" for row in pq.read_table(rejected).to_pylist())
+        failed = sum(row["api_status"] == "error" for row in read_rows(rejected))
         assert 0 < failed < 16
         if damage == "gone":
             rejected.unlink()
@@ -418,106 +414,102 @@ class TestEndings:
         project.write_task({"max_failure_rate": 1})
         server.set_faults(NO_FAULTS)
         sent = server.stats()["requests"]
-        succeed(project, instance, [A], ["scores"])
+        succeed(project, [A], ["scores"])
         assert server.stats()["requests"] - sent == failed
         assert [row["api_status"] for row in project.scores(A)] == ["success"] * 16
 
     def test_the_same_file_in_a_run_of_its_own_is_red_with_its_numbers(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         server.set_faults(Faults(rate_400=1))
-        result = materialize(project, instance, [A])
+        result = materialize(project, [A])
         assert "4 of 4 rows failed (100.00%), more than max_failure_rate 5.00%" in failure(result)
-        assert project.statuses(instance)[A] == RED
+        assert project.statuses()[A] == RED
         filters = dg.AssetRecordsFilter(project.asset_key("scores"), asset_partitions=[A])
-        assert len(instance.fetch_observations(filters, limit=5).records) == 1
-        assert check_results(instance, "scores")[A]["failed rows"] is False
+        assert len(project.instance.fetch_observations(filters, limit=5).records) == 1
+        assert check_results(project, "scores")[A]["failed rows"] is False
 
     def test_failures_of_a_green_file_are_tried_again_and_successes_are_not(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_task({"max_failure_rate": 0.9})
         project.write_input(A, some_rows(12))
         server.set_faults(Faults(rate_400=0.3))
-        succeed(project, instance, [A])
+        succeed(project, [A])
         failed = sum(row["api_status"] == "error" for row in project.scores(A))
         assert failed
-        assert check_results(instance, "scores")[A]["failed rows"] is False, "a warning"
-        before = version_tags(instance, "scores", A)["dagster/data_version"]
+        assert check_results(project, "scores")[A]["failed rows"] is False, "a warning"
+        before = version_tags(project, "scores", A)["dagster/data_version"]
         server.set_faults(NO_FAULTS)
         sent = server.stats()
-        succeed(project, instance, [A], ["scores"])
+        succeed(project, [A], ["scores"])
         assert server.stats()["requests"] - sent["requests"] == failed
         assert server.stats()["repeated_ok"] == 0
         assert all(row["api_status"] == "success" for row in project.scores(A))
-        assert version_tags(instance, "scores", A)["dagster/data_version"] != before
+        assert version_tags(project, "scores", A)["dagster/data_version"] != before
 
     def test_an_input_that_changed_since_raw_is_red_and_nothing_is_published(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        succeed(project, instance, [A], ["raw"])
+        succeed(project, [A], ["raw"])
         project.write_input(A, [*some_rows(4, "first"), {"id": "late", "text": "a late row"}])
-        message = failure(materialize(project, instance, [A], ["scores"]))
+        message = failure(materialize(project, [A], ["scores"]))
         assert "a.jsonl changed since its upstream asset was materialised" in message
         assert "kept" in message
-        assert project.statuses(instance)[A] == RED
+        assert project.statuses()[A] == RED
         assert not project.output(A).exists()
         assert server.stats()["requests"] == 0, "it was noticed before"
-        succeed(project, instance, [A])
+        succeed(project, [A])
         assert len(project.scores(A)) == 5
         assert server.stats()["repeated_ok"] == 0
 
     @pytest.mark.parametrize("keys", [[A], NAMES])
     def test_scores_without_raw_say_what_to_do(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        server: RehearsalServer,
-        keys: Sequence[str],
+        self, project: Project, server: RehearsalServer, keys: Sequence[str]
     ) -> None:
-        message = failure(materialize(project, instance, keys, ["scores"]))
+        message = failure(materialize(project, keys, ["scores"]))
         for key in keys:
             assert f"rate/raw: '{key}' has no accepted output" in message
-            assert project.statuses(instance)[key] == RED
+            assert project.statuses()[key] == RED
         assert "materialise raw of this partition first" in message
         assert server.stats()["requests"] == 0
 
     def test_a_file_that_cannot_be_published_leaves_its_neighbours_alone(
-        self, project: Project, instance: dg.DagsterInstance
+        self, project: Project
     ) -> None:
         project.output(B).mkdir(parents=True)
-        message = failure(materialize(project, instance))
+        message = failure(materialize(project))
         assert message.startswith("1 of 3 files failed") and str(project.output(B)) in message
-        assert project.statuses(instance) == {A: GREEN, B: RED, C: GREEN}
+        assert project.statuses() == {A: GREEN, B: RED, C: GREEN}
 
     def test_a_wrong_key_costs_one_request_and_is_never_shown(
-        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("REHEARSAL_KEY", "sk-wrong-secret")
         project.write_model({"client_config": {"api_key": "${REHEARSAL_KEY}"}})
         with serve_in_thread(api_key="sk-right") as guarded:
             monkeypatch.setenv("REHEARSAL_BASE_URL", guarded.base_url)
-            result = materialize(project, instance)
+            result = materialize(project)
             assert guarded.stats()["requests"] == 1
         message = failure(result)
         assert message.startswith("3 of 3 files failed")
         assert "Check api_key, model and base_url in the model file" in message
-        assert project.statuses(instance) == dict.fromkeys(NAMES, RED)
-        logs = instance.all_logs(result.run_id)
+        assert project.statuses() == dict.fromkeys(NAMES, RED)
+        logs = project.instance.all_logs(result.run_id)
         assert not any("sk-wrong-secret" in str(entry) for entry in logs)
 
     def test_a_broken_endpoint_reference_is_red_and_names_the_field(
-        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("REHEARSAL_BASE_URL")
-        message = failure(materialize(project, instance, [A]))
+        message = failure(materialize(project, [A]))
         assert "configs/models/rehearsal.yaml:client_config.base_url" in message
         assert "REHEARSAL_BASE_URL is not set" in message
 
 
 class TestRows:
     def test_lines_and_rows_that_cannot_be_scored_keep_their_place_and_say_why(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_task({"max_failure_rate": 1})
         project.write_input(
@@ -534,7 +526,7 @@ class TestRows:
                 {"id": "twin", "text": "the second of two"},
             ],
         )
-        succeed(project, instance, [A])
+        succeed(project, [A])
         rows = project.scores(A)
         assert [(row["id"], row["api_status"], row["api_fail_reason"]) for row in rows] == [
             ("one", "success", None),
@@ -556,41 +548,43 @@ class TestRows:
             "the second of two",
         ]
         assert server.stats()["requests"] == 3
-        for stage in ("raw", "scores"):
-            found = {"conservation": True, "failed rows": False, "unique ids": False}
-            assert check_results(instance, stage)[A] == found
-        check = dg.AssetCheckKey(project.asset_key("scores"), "complete")
-        history = instance.event_log_storage.get_asset_check_execution_history(check, 1)
+        assert check_results(project, "raw")[A] == {"readable_lines": False, "unique_ids": False}
+        assert check_results(project, "scores")[A] == {
+            "conservation": True,
+            "failure_rate": False,
+            "schema": True,
+            "unique_ids": False,
+        }
+        check = dg.AssetCheckKey(project.asset_key("scores"), "unique_ids")
+        history = project.instance.event_log_storage.get_asset_check_execution_history(check, 1)
         assert history[0].evaluation is not None
         assert history[0].evaluation.severity == dg.AssetCheckSeverity.WARN
 
     def test_equal_rows_are_asked_one_by_one_and_stay_separate(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, [{"id": n, "text": "the same"} for n in range(3)])
-        succeed(project, instance, [A])
+        succeed(project, [A])
         assert [row["id"] for row in project.scores(A)] == [0, 1, 2]
         assert server.stats()["requests"] == 3
-        succeed(project, instance, [A], ["scores"])
+        succeed(project, [A], ["scores"])
         assert server.stats()["requests"] == 3, "each has its own reply in the journal"
 
     def test_the_order_of_rows_is_that_of_the_input(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         rows = some_rows(60)
         project.write_input(A, rows)
         server.set_faults(Faults(latency_ms=15, latency_sigma=1.5))
-        succeed(project, instance, [A])
+        succeed(project, [A])
         assert [row["text"] for row in project.scores(A)] == [row["text"] for row in rows]
         answered = [row["api_answered_at"] for row in project.scores(A)]
         assert answered != sorted(answered), "they were not answered in that order"
 
-    def test_columns_types_and_metadata_of_the_output(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_columns_types_and_metadata_of_the_output(self, project: Project) -> None:
         rows = [{**row, "score": 0.25, "stars": n} for n, row in enumerate(some_rows(4))]
         project.write_input(A, rows)
-        succeed(project, instance, [A])
+        succeed(project, [A])
         schema = pq.read_schema(project.output(A))
         assert {field.name: str(field.type) for field in schema} == {
             "id": "string",
@@ -642,7 +636,7 @@ class TestRows:
 
 class TestReuse:
     def test_a_change_of_ranges_asks_only_what_no_longer_passes(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         no_repair: Mapping[str, Any] = {
             "max_failure_rate": 1,
@@ -650,7 +644,7 @@ class TestReuse:
         }
         project.write_task(no_repair)
         project.write_input(A, some_rows(9))
-        succeed(project, instance, [A])
+        succeed(project, [A])
         scores = [row["score"] for row in project.scores(A)]
         low, high = min(scores), max(scores)
         assert low < high
@@ -660,7 +654,7 @@ class TestReuse:
         def with_maximum(maximum: int) -> None:
             schema = {"properties": {"score": {"maximum": maximum}}}
             project.write_prompt({"output_config": {"json_schema": schema}})
-            succeed(project, instance, [A], ["scores"])
+            succeed(project, [A], ["scores"])
 
         with_maximum(high + 2)
         assert server.stats()["requests"] == sent, "every answer still passes"
@@ -674,23 +668,23 @@ class TestReuse:
         ]
 
     def test_fresh_asks_everything_again_and_later_runs_reuse_that(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        succeed(project, instance, [A])
+        succeed(project, [A])
         first = [row["api_answered_at"] for row in project.scores(A)]
-        succeed(project, instance, [A], fresh=True)
+        succeed(project, [A], fresh=True)
         assert server.stats()["requests"] == 8
         second = [row["api_answered_at"] for row in project.scores(A)]
         assert not set(first) & set(second)
-        succeed(project, instance, [A], ["scores"])
+        succeed(project, [A], ["scores"])
         assert server.stats()["requests"] == 8
         assert [row["api_answered_at"] for row in project.scores(A)] == second
 
     def test_malformed_answers_are_mended_and_the_turns_counted(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         server.set_faults(Faults(rate_malformed=1))
-        succeed(project, instance, [A])
+        succeed(project, [A])
         rows = project.scores(A)
         assert {row["api_status"] for row in rows} == {"success"}
         assert {row["api_turns"] for row in rows} == {2}
@@ -725,7 +719,7 @@ class TestInterruption:
         assert reached == ["stopped sending", "drained", "stopped sending"]
 
     def test_an_interrupted_file_is_red_and_not_published(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(A, some_rows(40))
         server.set_faults(Faults(latency_ms=100))
@@ -734,54 +728,52 @@ class TestInterruption:
             *("run-task", TASK, "--file", A),
             number=signal.SIGTERM,
         )
-        assert project.statuses(instance) == {A: RED, B: None, C: None}
+        assert project.statuses() == {A: RED, B: None, C: None}
         assert not project.output(A).exists()
-        assert claimed(instance) == []
+        assert claimed(project) == []
 
 
 class TestDeadRuns:
     def test_a_killed_run_is_ended_and_its_pool_slot_freed_by_the_next(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         for name in NAMES:
             project.write_input(name, some_rows(20, name))
         server.set_faults(Faults(latency_ms=150))
         project.signalled(lambda: server.stats()["answered"] >= 4, "run-task", TASK)
-        (dead,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        assert claimed(instance) == [dead.run_id]
+        (dead,) = project.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        assert claimed(project) == [dead.run_id]
 
         server.set_faults(NO_FAULTS)
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.failed, summary.busy) == ([], [])
-        ended = instance.get_run_by_id(dead.run_id)
+        ended = project.instance.get_run_by_id(dead.run_id)
         assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
-        assert claimed(instance) == []
-        assert project.statuses(instance) == dict.fromkeys(NAMES, GREEN)
+        assert claimed(project) == []
+        assert project.statuses() == dict.fromkeys(NAMES, GREEN)
         assert server.stats()["requests"] <= 60 + 4, "only calls in flight are paid again"
         assert server.stats()["repeated_ok"] <= 4
 
-    def test_a_run_killed_before_it_started_keeps_no_file_busy(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
-        add_new_keys(instance, project.steps())
+    def test_a_run_killed_before_it_started_keeps_no_file_busy(self, project: Project) -> None:
+        add_new_keys(project.instance, project.steps())
         job = project.definitions().resolve_implicit_global_asset_job_def()
-        run = instance.create_run_for_job(
+        run = project.instance.create_run_for_job(
             job.get_subset(asset_selection={project.asset_key("raw")}),
             tags={PROCESS_TAG: "gone", "dagster/partition": A},
             asset_selection={project.asset_key("raw")},
         )
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.failed, summary.busy) == ([], [])
-        ended = instance.get_run_by_id(run.run_id)
+        ended = project.instance.get_run_by_id(run.run_id)
         assert ended is not None and ended.status == dg.DagsterRunStatus.FAILURE
 
     def test_a_rerun_from_the_ui_of_such_a_run_is_not_taken_for_dead(
-        self, project: Project, instance: dg.DagsterInstance
+        self, project: Project
     ) -> None:
         """Dagster copies the tags of the first run; the process of the second is another."""
-        assert project.materialize(instance).failed == []
-        parent = instance.get_runs(limit=1)[0]
-        again = instance.create_run_for_job(
+        assert project.materialize().failed == []
+        parent = project.instance.get_runs(limit=1)[0]
+        again = project.instance.create_run_for_job(
             project.definitions()
             .resolve_implicit_global_asset_job_def()
             .get_subset(asset_selection={project.asset_key("scores")}),
@@ -790,12 +782,12 @@ class TestDeadRuns:
             root_run_id=parent.run_id,
             status=dg.DagsterRunStatus.STARTED,
         )
-        project.materialize(instance)
-        alive = instance.get_run_by_id(again.run_id)
+        project.materialize()
+        alive = project.instance.get_run_by_id(again.run_id)
         assert alive is not None and alive.status == dg.DagsterRunStatus.STARTED
 
 
-def claimed(instance: dg.DagsterInstance) -> list[str]:
+def claimed(project: Project) -> list[str]:
     """Runs that hold a slot of the task's pool."""
-    info = instance.event_log_storage.get_concurrency_info(POOL)
+    info = project.instance.event_log_storage.get_concurrency_info(POOL)
     return [slot.run_id for slot in info.claimed_slots]

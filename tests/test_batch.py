@@ -661,7 +661,7 @@ class TestModelFile:
         (found,) = self.problems(batch={"poll_seconds": 5})
         assert "add `mode: batch`" in found
 
-    def test_values_are_checked(self) -> None:
+    def test_values_of_batch_are_checked(self) -> None:
         for batch in (
             {"poll_seconds": 0},
             {"max_requests_per_file": 50_001},
@@ -691,10 +691,7 @@ class TestModelFile:
     stops=st.lists(st.integers(1, 4), max_size=2),
 )
 def test_every_row_is_there_once_in_its_place(
-    faults: Faults,
-    per_file: int,
-    stops: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    faults: Faults, per_file: int, stops: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever batches do, and when runs are stopped: after that many batches were submitted."""
     rows = some_rows(24, "law")

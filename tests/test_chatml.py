@@ -6,7 +6,7 @@ import datetime as dt
 import gzip
 import re
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import read_rows, write_rows
 
 from modelcall_assets.config.datasets import MAPPING_KEYS
 from modelcall_assets.errors import InputError
@@ -78,7 +79,7 @@ def test_every_style_of_the_config_is_there() -> None:
 
 
 class TestStyles:
-    def test_the_reference_example(self) -> None:
+    def test_turns_are_what_the_reference_example_says(self) -> None:
         row = conversation(
             ("system", "s"), ("human", "h"), ("gpt", ""), ("tool", "t"), ("gpt", "g")
         )
@@ -106,7 +107,7 @@ class TestStyles:
             (None, 5, "r", failure("input: expected text, have a number")),
         ],
     )
-    def test_instructions(
+    def test_instruction_and_input_are_one_question(
         self, instruction: str, more: str | None, output: str | None, expected: Any
     ) -> None:
         made = messages_of(
@@ -155,7 +156,9 @@ class TestStyles:
             ("prompt_text_only", {"t": None}, "missing_prompt_text"),
         ],
     )
-    def test_drops(self, style: str, row: dict[str, Any], rule: str) -> None:
+    def test_a_row_without_question_or_answer_is_dropped_by_rule(
+        self, style: str, row: dict[str, Any], rule: str
+    ) -> None:
         assert convert(style, row) == Dropped(rule)
 
     def test_nothing_is_left_when_other_roles_are_dropped(self) -> None:
@@ -194,7 +197,9 @@ class TestStyles:
              "messages[0].content[0]: expected a part, an object with a `type`"),
         ],
     )  # fmt: skip
-    def test_failures_say_where(self, style: str, row: dict[str, Any], detail: str) -> None:
+    def test_a_failure_says_where_in_the_row(
+        self, style: str, row: dict[str, Any], detail: str
+    ) -> None:
         assert convert(style, row) == failure(detail)
 
     @pytest.mark.parametrize("style", ["sharegpt", "messages"])
@@ -287,7 +292,7 @@ class TestStrict:
             ["developer", "user", "assistant", "tool", "tool", "assistant"],
         ],
     )
-    def test_what_passes(self, roles: Sequence[str]) -> None:
+    def test_turns_that_alternate_pass(self, roles: Sequence[str]) -> None:
         turns = [{"role": role, "content": "x"} for role in roles]
         assert messages_of("messages", {"messages": turns}, validation="strict") == turns
 
@@ -301,12 +306,12 @@ class TestStrict:
             (["user", "assistant", "user"], "messages[2].role: the last is user, not assistant"),
         ],
     )
-    def test_what_does_not(self, roles: Sequence[str], detail: str) -> None:
+    def test_turns_that_do_not_alternate_fail(self, roles: Sequence[str], detail: str) -> None:
         row = {"messages": [{"role": role, "content": "x"} for role in roles]}
         assert convert("messages", row, validation="strict") == failure(detail)
         assert isinstance(convert("messages", row), dict)
 
-    def test_empty_content(self) -> None:
+    def test_empty_content_fails_unless_there_are_tool_calls(self) -> None:
         row = {"messages": [*HELLO, {"role": "assistant", "content": " "}]}
         assert convert("messages", row, validation="strict") == failure(
             "messages[1].content: empty"
@@ -395,12 +400,6 @@ class TestRawData:
         }
 
 
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any] | bytes]) -> Path:
-    raw = [line if isinstance(line, bytes) else orjson.dumps(line) for line in lines]
-    path.write_bytes(b"".join(line + b"\n" for line in raw))
-    return path
-
-
 def convert_files(
     paths: Sequence[Path], style: str, limit: int | None = None, **changes: Any
 ) -> tuple[list[dict[str, Any]]]:
@@ -409,7 +408,7 @@ def convert_files(
     with publish(output) as out:
         report = convert_split(files, options(style, **changes), out, limit=limit)
     assert report.data_version == file_digest(output)
-    return report, [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    return report, read_rows(output)
 
 
 turns = st.lists(
@@ -433,7 +432,7 @@ samples = st.lists(
 class TestSplit:
     @settings(deadline=None)
     @given(samples, st.integers(0, 10), st.sampled_from(["strict", "lenient"]))
-    def test_conservation_and_order(
+    def test_every_line_is_there_once_in_its_order(
         self,
         tmp_path_factory: pytest.TempPathFactory,
         samples: list[dict[str, Any] | bytes],
@@ -445,8 +444,8 @@ class TestSplit:
             line if isinstance(line, bytes) else {"n": n, **line} for n, line in enumerate(samples)
         ]
         paths = [
-            write_lines(folder / "a.jsonl", numbered[:cut]),
-            write_lines(folder / "b.jsonl", numbered[cut:]),
+            write_rows(folder / "a.jsonl", numbered[:cut]),
+            write_rows(folder / "b.jsonl", numbered[cut:]),
         ]
         report, rows = convert_files(paths, "sharegpt", validation=validation)
         assert report.rows_in == sum(line != b"  " for line in samples)
@@ -467,8 +466,8 @@ class TestSplit:
     def test_failures_stay_in_their_place(self, tmp_path: Path) -> None:
         good = conversation(("human", "h"), ("gpt", "g"))
         broken = {"conversations": "x"}
-        first = write_lines(tmp_path / "a.jsonl", [good, b"", b"{bad", broken])
-        second = write_lines(tmp_path / "b.jsonl", [conversation(), good])
+        first = write_rows(tmp_path / "a.jsonl", [good, b"", b"{bad", broken])
+        second = write_rows(tmp_path / "b.jsonl", [conversation(), good])
         report, rows = convert_files([first, second], "sharegpt")
         assert (report.rows_in, report.rows, report.failed) == (5, 4, 2)
         assert report.dropped == {"missing_conversations": 1}
@@ -495,7 +494,7 @@ class TestSplit:
 
     def test_messages_that_cannot_be_written_are_a_failure(self, tmp_path: Path) -> None:
         deep = b'{"m": [{"role": "user", "content": [{"type": "x", "y": ' + DEEP + b"}]}]}"
-        path = write_lines(tmp_path / "a.jsonl", [{"m": user("one")}, deep, {"m": user("three")}])
+        path = write_rows(tmp_path / "a.jsonl", [{"m": user("one")}, deep, {"m": user("three")}])
         for keep in (True, False):
             chosen = ChatmlOptions("messages", {"messages": "m"}, keep_raw_data=keep)
             with publish(tmp_path / "out.jsonl") as out:
@@ -509,7 +508,7 @@ class TestSplit:
         """Numbers of any size, and what is nested deeper than any row of ours."""
         big = b'{"t": "hi", "n": 123456789012345678901234567890, "x": 0.10000000000000000000001}'
         deep = b'{"t": "hi", "deep": ' + DEEP + b"}"
-        path = write_lines(tmp_path / "a.jsonl", [big, deep])
+        path = write_rows(tmp_path / "a.jsonl", [big, deep])
         with publish(tmp_path / "out.jsonl") as out:
             report = convert_split([stat_file(path)], options("prompt_text_only"), out)
         lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
@@ -530,7 +529,7 @@ class TestSplit:
     ) -> None:
         digits = ["123456789012345678901", "-0.10000000000000000000001", "1e400", "7"]
         rows = [f'{{"output": "ho", "{column}": [{turn.replace("N", each)}]}}' for each in digits]
-        path = write_lines(tmp_path / "a.jsonl", [row.encode() for row in rows])
+        path = write_rows(tmp_path / "a.jsonl", [row.encode() for row in rows])
         with publish(tmp_path / "out.jsonl") as out:
             convert_split([stat_file(path)], options(style, keep_raw_data=False), out)
         assert re.findall(r'"n":([^}]*)', (tmp_path / "out.jsonl").read_text()) == digits
@@ -551,7 +550,7 @@ class TestSplit:
         assert [row["raw_data"]["n"] for row in rows] == [1, "x", [4]]
         assert report.dropped == {"missing_prompt_text": 1}
 
-    def test_another_encoding(self, tmp_path: Path) -> None:
+    def test_lines_of_another_encoding_are_written_in_utf8(self, tmp_path: Path) -> None:
         """`raw_data` is the line as it was, in UTF-8."""
         path = tmp_path / "a.jsonl"
         path.write_bytes('{"t": "中", "n": 1.50}\n'.encode("gbk") + b'{"t": "\x81"}\n')
@@ -565,7 +564,7 @@ class TestSplit:
         assert report.failures == {"bad_line": 1}
 
     def test_a_bad_line_stops_a_split_that_wants_that(self, tmp_path: Path) -> None:
-        path = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}, b"{bad"])
+        path = write_rows(tmp_path / "a.jsonl", [{"t": "hi"}, b"{bad"])
         strict = Reading(on_bad_line="fail")
         with pytest.raises(InputError, match=r"a\.jsonl: line 2, column 2: .*on_bad_line: keep"):
             read_split([stat_file(path)], strict)
@@ -615,14 +614,14 @@ class TestSplit:
         assert rows[0]["raw_data"] == {"t": "hi", "image": {"bytes": "iVBORw==", "path": None}}
 
     def test_a_limit_and_an_empty_split(self, tmp_path: Path) -> None:
-        path = write_lines(tmp_path / "a.jsonl", [{"t": str(n)} for n in range(5)])
+        path = write_rows(tmp_path / "a.jsonl", [{"t": str(n)} for n in range(5)])
         report, rows = convert_files([path], "prompt_text_only", limit=3)
         assert (report.rows_in, [row["raw_data"]["t"] for row in rows]) == (3, ["0", "1", "2"])
-        report, rows = convert_files([write_lines(path, [])], "prompt_text_only")
+        report, rows = convert_files([write_rows(path, [])], "prompt_text_only")
         assert (report.rows_in, rows) == (0, [])
 
     def test_a_large_file_is_not_held_in_memory(self, tmp_path: Path) -> None:
-        path = write_lines(tmp_path / "a.jsonl", [{"t": "x" * 10_000}] * 2000)
+        path = write_rows(tmp_path / "a.jsonl", [{"t": "x" * 10_000}] * 2000)
         tracemalloc.start()
         with publish(tmp_path / "out.jsonl") as out:
             report = convert_split([stat_file(path)], options("prompt_text_only"), out)
@@ -632,12 +631,12 @@ class TestSplit:
         assert peak < path.stat().st_size / 4
 
     def test_only_so_many_failures_are_listed(self, tmp_path: Path) -> None:
-        path = write_lines(tmp_path / "a.jsonl", [{"t": [1]}] * 50)
+        path = write_rows(tmp_path / "a.jsonl", [{"t": [1]}] * 50)
         report, _ = convert_files([path], "prompt_text_only")
         assert (report.failed, len(report.failed_rows)) == (50, 20)
 
     def test_a_damaged_file_publishes_nothing(self, tmp_path: Path) -> None:
-        good = write_lines(tmp_path / "a.jsonl", [{"t": "hi"}])
+        good = write_rows(tmp_path / "a.jsonl", [{"t": "hi"}])
         (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
         with pytest.raises(InputError, match=r"b\.parquet: not a readable Parquet file"):
             convert_files([good, tmp_path / "b.parquet"], "prompt_text_only")

@@ -469,7 +469,7 @@ def test_any_header_text_is_read_or_passed_over(text: str) -> None:
         ("1795918000000", None),
     ],
 )
-def test_limit_reset_durations(text: str, seconds: float | None) -> None:
+def test_the_durations_of_a_limit_reset_are_read(text: str, seconds: float | None) -> None:
     found = limit_reset({"x-ratelimit-reset-requests": text})
     assert found == (None if seconds is None else pytest.approx(seconds))
 

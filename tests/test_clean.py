@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from project import NAMES, TASK, A, B, C, Ended, Project, some_rows
 
-from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer
@@ -39,8 +38,7 @@ def of_input(project: Project, name: str) -> list[Path]:
 
 
 def partition_keys(project: Project) -> list[str]:
-    with open_instance(project.root) as instance:
-        return list(instance.get_dynamic_partitions("rate/files"))
+    return list(project.instance.get_dynamic_partitions("rate/files"))
 
 
 def age(paths: Iterator[Path] | list[Path], days: float) -> None:
@@ -75,7 +73,7 @@ def test_what_a_crash_left_goes_and_nothing_else(scored: Project) -> None:
     assert everything(scored) == before
 
 
-def test_old_journals_of_published_files_go(scored: Project, server: RehearsalServer) -> None:
+def test_old_journals_of_published_files_go(scored: Project) -> None:
     """B's replies are new; C has one that was not published yet."""
     entry = Entry(Address("0" * 32), 0, 200, b"{}", "h", 1, 1, "t")
     with Journal(scored.journal(C), "killed") as journal:
@@ -124,7 +122,7 @@ def test_a_journal_in_use_stays(scored: Project) -> None:
     assert {path.parent for path in gone} == {scored.journal(B)}
 
 
-def test_all_of_a_deleted_input_goes(project: Project, server: RehearsalServer) -> None:
+def test_all_of_a_deleted_input_goes(project: Project) -> None:
     options = {"enabled": True, "script_type": "universal"}
     folder = {"output_folder": "data/{task_name}/preprocessed"}
     project.write_task({"preprocess": {**options, **folder}})
@@ -160,7 +158,7 @@ def test_an_output_that_another_input_has_now_stays(scored: Project) -> None:
 
 @pytest.mark.parametrize("made", [True, False], ids=["changed", "never ours"])
 def test_what_somebody_put_at_the_place_of_a_deleted_inputs_output_stays(
-    project: Project, server: RehearsalServer, made: bool
+    project: Project, made: bool
 ) -> None:
     """A result of ours that was changed since, or an old one that the run has refused."""
     if made:

@@ -71,7 +71,7 @@ class TestRunTask:
         assert "modelcall run-task:--file" in none.err and "matches '*.csv'" in none.err
 
     def test_jobs_share_the_files_by_the_ceil_rule_in_either_spelling(
-        self, project: Project, server: RehearsalServer
+        self, project: Project
     ) -> None:
         for name in ("d.jsonl", "e.jsonl"):
             project.write_input(name, some_rows(1, name))
@@ -109,9 +109,7 @@ class TestRunTask:
         assert everything.code == 0 and "3 of 3 files scored" in everything.out
         assert "world_size is 3, but without --job-index this job takes all" in everything.err
 
-    def test_a_red_file_means_exit_code_1_and_a_message(
-        self, project: Project, server: RehearsalServer
-    ) -> None:
+    def test_a_red_file_means_exit_code_1_and_a_message(self, project: Project) -> None:
         project.write_input(A, [*some_rows(4, "first"), b"{torn", b"{torn too"])
         ended = project.run("run-task", TASK)
         assert ended.code == 1
@@ -137,7 +135,7 @@ class TestRunTask:
         assert published(project) == []
 
     def test_a_wrong_key_costs_one_request_when_files_are_scattered_too(
-        self, project: Project, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The second of three files is done, so that the others need two runs."""
         assert project.run("run-task", TASK).code == 0
@@ -158,8 +156,7 @@ class TestRunTask:
         assert ended.code == 2
         assert "configs/models/rehearsal.yaml:client_config.base_url" in ended.err
         assert "variable REHEARSAL_BASE_URL is not set" in ended.err
-        with open_instance(project.root) as instance:
-            assert instance.get_runs() == []
+        assert project.instance.get_runs() == []
 
     def test_a_mistake_in_the_task_file_is_named_by_field(self, project: Project) -> None:
         project.write_task({"max_failure_rat": 0.2})
@@ -208,9 +205,7 @@ class TestInterruption:
 
 
 class TestProgress:
-    def test_elsewhere_than_on_a_terminal_it_is_a_line(
-        self, project: Project, server: RehearsalServer
-    ) -> None:
+    def test_elsewhere_than_on_a_terminal_it_is_a_line(self, project: Project) -> None:
         project.write_model({"prices": {"usd_per_million_input_tokens": 1}})
         ended = project.run("run-task", TASK)
         line = r"^scores: 12 of 12 rows, 0 failed, [\d,]+ rows/s, cost unknown$"
@@ -259,12 +254,7 @@ class TestPlan:
         assert published(project) == []
 
         project.write_model(
-            {
-                "prices": {
-                    "usd_per_million_input_tokens": 0,
-                    "usd_per_million_output_tokens": 1000,
-                }
-            }
+            {"prices": {"usd_per_million_input_tokens": 0, "usd_per_million_output_tokens": 1000}}
         )
         priced = project.run("plan", TASK, "--answer-tokens", "50")
         assert "cost: about 0.6000 USD with 50 tokens per answer" in priced.out

@@ -12,7 +12,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import orjson
 import pyarrow as pa
 import pytest
@@ -22,7 +21,6 @@ from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import moved_names
-from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.export import Form, Selection, export_file
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.published import published_files
@@ -114,16 +112,14 @@ class TestNewNames:
 class TestClashingColumns:
     FORMATS = ("jsonl", "parquet", "arrow")
 
-    def test_are_the_same_whatever_the_order_and_format(
-        self, rated: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_are_the_same_whatever_the_order_and_format(self, rated: Project) -> None:
         mine = {"score": "mine", "input_score": "other", "text": "t", "input_input_x": "x"}
         files = []
         for number, order in enumerate(permutations(mine)):
             name = f"{number}.{self.FORMATS[number % 3]}"
             rated.write_input(name, [{key: mine[key] for key in order}] * 2)
             files.append(name)
-        assert rated.materialize(instance).failed == []
+        assert rated.materialize().failed == []
         expected = {**mine, "score": 5, "input_input_score": "mine"}
         for name in files:
             assert rated.manifest(name).moved == {"score": "input_input_score"}
@@ -132,13 +128,13 @@ class TestClashingColumns:
 
     @pytest.mark.parametrize("preprocess", [False, True])
     def test_of_later_rows_count_for_the_first_ones_too(
-        self, rated: Project, instance: dg.DagsterInstance, preprocess: bool
+        self, rated: Project, preprocess: bool
     ) -> None:
         rows = [{"text": "a", "score": 1}, {"text": "b", "input_score": 2}, {"text": "c"}]
         rated.write_input(A, rows)
         if preprocess:
             preprocessing(rated)
-        assert rated.materialize(instance).failed == []
+        assert rated.materialize().failed == []
         read = [(row["input_input_score"], row["input_score"]) for row in rated.scores(A)]
         assert read == [(1, None), (None, 2), (None, None)]
 
@@ -149,7 +145,7 @@ class TestTraps:
     @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
     @pytest.mark.parametrize("preprocess", [False, True])
     def test_steer_nothing_and_are_all_there(
-        self, rated: Project, instance: dg.DagsterInstance, name: str, preprocess: bool
+        self, rated: Project, name: str, preprocess: bool
     ) -> None:
         order = [*dict.fromkeys([*TRAPS, ERROR_COLUMN])]
         random.Random(7).shuffle(order)
@@ -163,7 +159,7 @@ class TestTraps:
         rated.write_input(name, rows)
         if preprocess:
             preprocessing(rated)
-        assert rated.materialize(instance).failed == []
+        assert rated.materialize().failed == []
         found = rated.scores(name)
         assert [row["api_record_id"] for row in found] == [row["id"] for row in rows]
         assert {(row["api_status"], row["score"]) for row in found} == {("success", 5)}
@@ -198,13 +194,11 @@ class TestFailedInPreprocessing:
     )
 
     @pytest.mark.parametrize("script", ["universal", "own_failing:Own"])
-    def test_have_all_columns_in_their_scores(
-        self, rated: Project, instance: dg.DagsterInstance, script: str
-    ) -> None:
+    def test_have_all_columns_in_their_scores(self, rated: Project, script: str) -> None:
         (rated.root / "own_failing.py").write_text(FAILING)
         preprocessing(rated, script_type=script)
         rated.write_input(A, self.ROWS)
-        rated.materialize(instance)
+        rated.materialize()
         good, wrong, bad = rated.scores(A)
         assert (good["api_status"], good["score"], good["tags"]) == ("success", 5, ["a"])
         own = script != "universal"
@@ -280,9 +274,9 @@ class TestNumbers:
             assert isinstance(row, dict)
             assert without_nulls(exactly(encode(row))) == without_nulls(exactly(line))
 
-    def test_are_whole_in_the_scores(self, rated: Project, instance: dg.DagsterInstance) -> None:
+    def test_are_whole_in_the_scores(self, rated: Project) -> None:
         (rated.input_folder / A).write_bytes(self.LONG + b"\n" + self.NESTED + b"\n")
-        assert rated.materialize(instance).failed == []
+        assert rated.materialize().failed == []
         long, deep = rated.scores(A)
         assert (long["n"], long["f"], long["m"]) == (
             "12345678901234567890123",
@@ -293,13 +287,11 @@ class TestNumbers:
         assert deep["deep"] == '{"a":[-9223372036854775809,{"b":1e-400}]}'
 
     @pytest.mark.parametrize("script", ["universal", "own_passing:Own"])
-    def test_are_whole_after_preprocessing(
-        self, rated: Project, instance: dg.DagsterInstance, script: str
-    ) -> None:
+    def test_are_whole_after_preprocessing(self, rated: Project, script: str) -> None:
         source = "class Own:\n    def process_item(self, item):\n        return item\n"
         (rated.root / "own_passing.py").write_text(source)
         preprocessing(rated, script_type=script)
-        self.test_are_whole_in_the_scores(rated, instance)
+        self.test_are_whole_in_the_scores(rated, rated.instance)
 
 
 def without_nulls(value: Any) -> Any:
@@ -383,15 +375,15 @@ def chain(distilling: Project) -> Project:
 class TestArrowTypes:
     @pytest.mark.parametrize("preprocess", [False, True])
     def test_keep_their_values_and_are_plain_in_exported_lines(
-        self, rated: Project, instance: dg.DagsterInstance, tmp_path: Path, preprocess: bool
+        self, rated: Project, tmp_path: Path, preprocess: bool
     ) -> None:
         write_arrow(
             rated.input_folder / "a.arrow", {name: given for name, (given, _) in READABLE.items()}
         )
         if preprocess:
             preprocessing(rated)
-        assert rated.materialize(instance).failed == []
-        (file,) = published_files(rated.steps().stage("scores"))
+        assert rated.materialize().failed == []
+        (file,) = published_files(rated.steps(), "scores")
         export_file(file, tmp_path, Selection(), Form())
         row = orjson.loads((tmp_path / "a.jsonl").read_bytes())
         assert (row["api_status"], row["score"]) == ("success", 5)
@@ -399,26 +391,24 @@ class TestArrowTypes:
             name: plain for name, (_, plain) in READABLE.items()
         }
 
-    def test_are_the_same_in_conversations_and_their_responses(
-        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
-    ) -> None:
+    def test_are_the_same_in_conversations_and_their_responses(self, chain: Project) -> None:
         """Raw data keeps them beside the messages, and so do rows that are answered at once."""
         columns = {name: given for name, (given, _) in READABLE.items()}
         write_arrow(chain.root / "data/sets/org/Chats/train.arrow", columns)
-        assert chain.materialize(instance).failed == []
+        assert chain.materialize().failed == []
         plain = {name: value for name, (_, value) in READABLE.items()}
         (row,) = chain.responses(CHATS)
         assert {name: row["raw_data"][name] for name in READABLE} == plain
         write_arrow(chain.root / "data/talks/talk.arrow", columns)
         chain.task = "answers"
         chain.write_generation({"input_path": "data/talks"})
-        assert chain.materialize(instance).failed == []
+        assert chain.materialize().failed == []
         (row,) = chain.responses()
         assert {name: row[name] for name in READABLE} == plain
 
     @pytest.mark.parametrize("name", REFUSED)
     def test_that_no_row_could_be_read_of_are_refused_at_once(
-        self, chain: Project, instance: dg.DagsterInstance, name: str
+        self, chain: Project, name: str
     ) -> None:
         said = f"column '{name}' (.*) cannot be read: .*; make it a string or leave it out"
         ratings = Project(chain.root)
@@ -428,12 +418,12 @@ class TestArrowTypes:
             ratings.steps().stage("raw").make("a.arrow", Tally())
         ratings.task_file.unlink()
         write_arrow(chain.root / "data/sets/org/Chats/train.arrow", {name: REFUSED[name]})
-        (told,) = chain.materialize(instance).failed
+        (told,) = chain.materialize().failed
         assert re.search(said, told)
 
     @pytest.mark.parametrize("preprocess", [False, True])
     def test_that_parquet_stores_as_others_are_scored(
-        self, rated: Project, instance: dg.DagsterInstance, preprocess: bool
+        self, rated: Project, preprocess: bool
     ) -> None:
         ones = [pa.date64(), pa.time32("s"), pa.timestamp("s"), pa.duration("s")]
         given = {f"x{at}": pa.array([0, None], kind) for at, kind in enumerate(ones)}
@@ -442,5 +432,5 @@ class TestArrowTypes:
             writer.write_table(table)
         if preprocess:
             preprocessing(rated)
-        assert rated.materialize(instance).failed == []
+        assert rated.materialize().failed == []
         assert [row["api_status"] for row in rated.scores("a.arrow")] == ["success"] * 2

@@ -33,6 +33,8 @@ from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.report import Tally
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml")
 LOCATION = {"repositoryName": "__repository__", "repositoryLocationName": "modelcall"}
@@ -470,7 +472,7 @@ def backfills(living: Living) -> Iterator[Backfills]:
     """Launched before the first test, looked at by the last ones."""
     several, few = living.tasks["several"], living.tasks["few"]
     several.server.set_faults(Faults(latency_ms=200))
-    assert few.materialize(few.instance, FEW[:2]).failed == []
+    assert few.materialize(FEW[:2]).failed == []
     missing = [key for key, status in few.state().items() if status is None]
     assert missing == FEW[2:]
     sampler = Sampler(several, living.dev.home)
@@ -873,41 +875,39 @@ class TestRepairAndDeath:
 class TestOneLook:
     """The sensor's function by itself."""
 
-    def test_what_is_left_over_by_the_cap_waits_for_the_next_look(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_what_is_left_over_by_the_cap_waits_for_the_next_look(self, project: Project) -> None:
         project.write_task({"sensor": {"max_runs_per_tick": 2}})
-        result = project.look(instance)[0]
+        result = project.look()[0]
         assert [request.partition_key for request in result.run_requests or ()] == [
             "a.jsonl",
             "deep/b.parquet",
         ]
-        assert len(instance.get_dynamic_partitions("rate/files")) == 3 and result.cursor == ""
+        assert (
+            len(project.instance.get_dynamic_partitions("rate/files")) == 3 and result.cursor == ""
+        )
         project.write_task({"sensor": {"max_runs_per_tick": 3}})
-        result = project.look(instance)[0]
+        result = project.look()[0]
         assert len(result.run_requests or ()) == 3 and result.cursor
 
     def test_an_input_that_went_before_it_was_run_takes_its_partition_along(
-        self, project: Project, instance: dg.DagsterInstance
+        self, project: Project
     ) -> None:
-        add_new_keys(instance, project.steps())
+        add_new_keys(project.instance, project.steps())
         (project.input_folder / "a.jsonl").unlink()
-        (gone,) = project.look(instance)[0].dynamic_partitions_requests or ()
+        (gone,) = project.look()[0].dynamic_partitions_requests or ()
         assert isinstance(gone, dg.DeleteDynamicPartitionsRequest)
         assert list(gone.partition_keys) == ["a.jsonl"]
 
-    def test_files_beyond_a_cap_are_not_taken_for_deleted(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
-        project.materialize(instance, NAMES[:2])
+    def test_files_beyond_a_cap_are_not_taken_for_deleted(self, project: Project) -> None:
+        project.materialize(NAMES[:2])
         project.write_task({"debug": {"enabled": True, "max_files": 1}})
-        result = project.look(instance)[0]
+        result = project.look()[0]
         assert not result.dynamic_partitions_requests and not result.asset_events
 
     def test_a_group_is_launched_when_all_its_members_are_there_and_have_changed(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
-        merges = Step(project.root, "merges", server=server, instance=instance)
+        merges = Step(project.root, "merges", server=server, instance=project.instance)
         members = {"all": ["a.jsonl", "deep/er/c.jsonl"], "one": ["a.jsonl"]}
         groups = [
             {"name": name, "output_file": f"{name}.jsonl", "input_files": files}
@@ -922,7 +922,7 @@ class TestOneLook:
         steps = merges.steps()
 
         def launched() -> list[str | None]:
-            result = followers_sensor(steps)(dg.build_sensor_context(instance=instance))
+            result = followers_sensor(steps)(dg.build_sensor_context(instance=project.instance))
             assert isinstance(result, dg.SensorResult)
             return [request.partition_key for request in result.run_requests or ()]
 

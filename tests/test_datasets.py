@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from config_files import Messages, told
 
 from modelcall_assets.config.datasets import MAPPING_KEYS, output_name, parse_datasets, selected
 from modelcall_assets.errors import InputError
@@ -138,12 +139,14 @@ class TestNames:
             (["a.jsonl", ".b.jsonl", ".cache/c.jsonl", "__x__/d.jsonl"], {"train": ["a.jsonl"]}),
         ],
     )  # fmt: skip
-    def test_splits(self, tmp_path: Path, names: list[str], expected: dict[str, Any]) -> None:
+    def test_say_the_splits_of_the_files(
+        self, tmp_path: Path, names: list[str], expected: dict[str, Any]
+    ) -> None:
         splits = found(make(tmp_path, *names))
         assert splits == expected
         assert list(splits) == list(expected)
 
-    def test_a_single_file(self, tmp_path: Path) -> None:
+    def test_of_a_single_file_say_one_split(self, tmp_path: Path) -> None:
         make(tmp_path, "oo1.jsonl")
         (split,) = find_splits(tmp_path / "oo1.jsonl")
         assert (split.config, split.split, len(split.files)) == (None, "train", 1)
@@ -169,7 +172,7 @@ class TestNames:
         with pytest.raises(InputError, match="no configuration 'en'; it has none; write null"):
             find_splits(tmp_path, ["en"])
 
-    def test_an_object_store(self) -> None:
+    def test_in_an_object_store_are_read_too(self) -> None:
         store = fsspec.filesystem("memory")
         for name in ("en/train.jsonl", "README.md"):
             store.pipe(f"/sets/org/name/{name}", b'{"file": 1}\n')
@@ -231,32 +234,35 @@ class TestReadme:
               {"config_name": "y", "data_files": "b.jsonl"}], "a.jsonl"),
         ],
     )  # fmt: skip
-    def test_the_default(self, tmp_path: Path, configs: Any, expected: str) -> None:
+    def test_says_which_configuration_is_the_default(
+        self, tmp_path: Path, configs: Any, expected: str
+    ) -> None:
         make(readme(tmp_path, configs), "a.jsonl", "b.jsonl")
         assert found(tmp_path) == {"train": [expected]}
 
-    @pytest.mark.parametrize(
-        ("configs", "message"),
-        [
-            ([{"config_name": "x", "data_files": "a.jsonl"},
-              {"config_name": "y", "data_files": "a.jsonl"}],
-             "has no default configuration; name one of: x, y"),
-            ([{"config_name": "x", "data_files": "none-*"}],
-             "README.md, config 'x', split 'train': 'none-\\*' fits no file; Parquet, JSONL"),
-            ([{"config_name": "x", "data_files": "*.csv"}], "only files that cannot be r"),
-            ([{"config_name": "x", "data_files": [{"split": "a", "path": 1}]}], "`data_files` is"),
-            ([{"config_name": "x", "data_files": [{"split": "a b", "path": "c"}]}], "`data_files`"),
-            ([{"config_name": "x", "data_files": [{"split": "a", "path": "a.jsonl"}] * 2}],
-             "each once"),
-            ([{"config_name": "x", "data_files": ["a.jsonl", {"split": "a"}]}], "`data_files` is"),
-            ([{"data_files": "a.jsonl"}], "not a list of mappings with a `config_name`"),
-            ({"x": "a.jsonl"}, "not a list of mappings with a `config_name`"),
-        ],
-    )  # fmt: skip
-    def test_mistakes(self, tmp_path: Path, configs: Any, message: str) -> None:
-        make(readme(tmp_path, configs), "a.jsonl", "c.csv")
-        with pytest.raises(InputError, match=message):
-            find_splits(tmp_path)
+    MISTAKES: Mapping[str, Any] = {
+        "no default": [{"config_name": "x", "data_files": "a.jsonl"},
+                       {"config_name": "y", "data_files": "a.jsonl"}],
+        "no file": [{"config_name": "x", "data_files": "none-*"}],
+        "only files of other kinds": [{"config_name": "x", "data_files": "*.csv"}],
+        "a number for a path": [{"config_name": "x", "data_files": [{"split": "a", "path": 1}]}],
+        "no name of a split": [{"config_name": "x",
+                                "data_files": [{"split": "a b", "path": "c"}]}],
+        "a split twice": [{"config_name": "x",
+                           "data_files": [{"split": "a", "path": "a.jsonl"}] * 2}],
+        "paths and splits": [{"config_name": "x", "data_files": ["a.jsonl", {"split": "a"}]}],
+        "no name": [{"data_files": "a.jsonl"}],
+        "no list": {"x": "a.jsonl"},
+    }  # fmt: skip
+
+    def test_what_is_wrong_in_its_configurations(self, tmp_path: Path, messages: Messages) -> None:
+        said = {}
+        for name, configs in self.MISTAKES.items():
+            make(readme(tmp_path, configs), "a.jsonl", "c.csv")
+            with pytest.raises(InputError) as caught:
+                find_splits(tmp_path)
+            said[name] = str(caught.value).replace(str(tmp_path), "…")
+        messages(said)
 
     def test_many_stars_take_no_time(self, tmp_path: Path) -> None:
         deep = "/".join("abcdefghijklmnopqrstuvwxyz")
@@ -284,7 +290,7 @@ class TestReadme:
 
 
 class TestSavedToDisk:
-    def test_a_dataset_dict(self, tmp_path: Path) -> None:
+    def test_a_dataset_dict_has_the_splits_that_it_names(self, tmp_path: Path) -> None:
         shards = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
         for split in ("train", "my_split"):
             saved(tmp_path / split, shards, split)
@@ -298,11 +304,13 @@ class TestSavedToDisk:
     @pytest.mark.parametrize(
         ("own", "split"), [("test", "test"), (None, "train"), ("train[:9%]", "train")]
     )
-    def test_a_single_dataset(self, tmp_path: Path, own: str | None, split: str) -> None:
+    def test_a_single_dataset_has_the_split_of_its_state(
+        self, tmp_path: Path, own: str | None, split: str
+    ) -> None:
         saved(tmp_path, ["data-00000-of-00001.arrow"], own)
         assert found(tmp_path) == {split: ["data-00000-of-00001.arrow"]}
 
-    def test_an_incomplete_one(self, tmp_path: Path) -> None:
+    def test_one_that_is_incomplete_says_what_is_missing(self, tmp_path: Path) -> None:
         saved(tmp_path / "train", ["a.arrow", "b.arrow"])
         (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
         (tmp_path / "train/b.arrow").unlink()
@@ -329,7 +337,7 @@ class TestRefusals:
         make(tmp_path, "name.py", "train.jsonl")
         assert found(tmp_path) == {"train": ["train.jsonl"]}
 
-    def test_no_data(self, tmp_path: Path) -> None:
+    def test_a_folder_without_data_says_what_is_there(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no data files; it is empty"):
             find_splits(tmp_path)
         make(tmp_path, "a.csv", "b.txt")
@@ -389,15 +397,12 @@ GOOD: dict[str, Any] = {
         "format_style": "prompt_response",
         "column_mapping": {"prompt": "question", "response": "answer"},
     },
-    "oo1.jsonl": {
-        "format_style": "sharegpt",
-        "column_mapping": {"conversations": "conversations"},
-    },
+    "oo1.jsonl": {"format_style": "sharegpt", "column_mapping": {"conversations": "conversations"}},
 }
 
 
 class TestConfig:
-    def test_a_good_file(self) -> None:
+    def test_a_file_that_is_right_has_its_defaults(self) -> None:
         datasets, problems = parse_datasets(GOOD, "sets.yaml")
         assert problems == []
         assert datasets is not None
@@ -406,7 +411,7 @@ class TestConfig:
         assert datasets["oo1.jsonl"].configs == [None]
 
     @pytest.mark.parametrize("style", MAPPING_KEYS)
-    def test_every_style(self, style: str) -> None:
+    def test_every_style_takes_its_columns(self, style: str) -> None:
         mapping = {key: f"the_{key}" for key in MAPPING_KEYS[style]}
         datasets, problems = parse_datasets(
             {"a": {"format_style": style, "column_mapping": mapping}}, "sets.yaml"
@@ -415,57 +420,36 @@ class TestConfig:
         assert datasets is not None
         assert datasets["a"].column_mapping == mapping
 
-    @pytest.mark.parametrize(
-        ("block", "message"),
-        [
-            ({"format_style": "share_gpt"},
-             "a.format_style: unknown value; expected prompt_response, instruction_input, "
-             "sharegpt, messages, input_output_messages, prompt_text_only; "
-             "have 'share_gpt'; did you mean sharegpt?"),
-            ({"format_stile": "messages"},
-             "a.format_stile: unknown key; did you mean format_style?"),
-            ({"column_mapping": {"prompt": "q"}},
-             "a.column_mapping.response: missing; add `response:`, the column "
-             "(prompt_response needs it)"),
-            ({"column_mapping": {"prompt": "q", "respons": "a"}},
-             "a.column_mapping.respons: unknown key; did you mean response?"),
-            ({"column_mapping": {"prompt": "q", "response": "a", "zzz": "b"}},
-             "a.column_mapping.zzz: unknown key; expected one of prompt, response"),
-            ({"column_mapping": {"prompt": "q", "response": 5}},
-             "a.column_mapping.response: wrong type; expected text; have 5; write it in quotes"),
-            ({"column_mapping": None}, "a.column_mapping: wrong type; expected a mapping"),
-            ({"configs": []},
-             "a.configs: empty; expected names, or null for the default configuration"),
-            ({"configs": ["en", "en"]}, "a.configs: names a configuration twice"),
-            ({"configs": "en"}, "a.configs: wrong type; expected a list; have 'en'"),
-        ],
-    )  # fmt: skip
-    def test_mistakes(self, block: dict[str, Any], message: str) -> None:
+    MISTAKES: Mapping[str, Any] = {
+        "style, nearly": {"format_style": "share_gpt"},
+        "the key of the style, nearly": {"format_stile": "messages"},
+        "no column of the response": {"column_mapping": {"prompt": "q"}},
+        "response, nearly": {"column_mapping": {"prompt": "q", "respons": "a"}},
+        "another column": {"column_mapping": {"prompt": "q", "response": "a", "zzz": "b"}},
+        "a number for a column": {"column_mapping": {"prompt": "q", "response": 5}},
+        "no columns": {"column_mapping": None},
+        "no configuration": {"configs": []},
+        "a configuration twice": {"configs": ["en", "en"]},
+        "a text of configurations": {"configs": "en"},
+    }
+
+    def test_what_is_wrong(self, messages: Messages) -> None:
         good = {
             "format_style": "prompt_response",
             "column_mapping": {"prompt": "q", "response": "a"},
         }
-        datasets, problems = parse_datasets({"a": {**good, **block}}, "sets.yaml")
-        assert datasets is None
-        assert any(str(problem).startswith(f"sets.yaml:{message}") for problem in problems), [
-            str(problem) for problem in problems
-        ]
+        files = {name: {"a": {**good, **block}} for name, block in self.MISTAKES.items()}
+        files |= {
+            "nothing": {},
+            "a null": {"a": None},
+            "a way up": {"../a": {}},
+            "a root": {"/a": {}},
+        }
+        parsed = {name: parse_datasets(data, "sets.yaml") for name, data in files.items()}
+        assert {datasets for datasets, _ in parsed.values()} == {None}
+        messages({name: told(problems) for name, (_, problems) in parsed.items()})
 
-    @pytest.mark.parametrize(
-        ("data", "message"),
-        [
-            ({}, "sets.yaml: names no data set"),
-            ({"a": None}, "sets.yaml:a: wrong type; expected a mapping; have null"),
-            ({"../a": {}}, "sets.yaml:../a: not a data set's name; expected `org/name` or a file"),
-            ({"/a": {}}, "sets.yaml:/a: not a data set's name"),
-        ],
-    )
-    def test_mistaken_files(self, data: dict[str, Any], message: str) -> None:
-        datasets, problems = parse_datasets(data, "sets.yaml")
-        assert datasets is None
-        assert str(problems[0]).startswith(message)
-
-    def test_selection(self) -> None:
+    def test_a_selection_names_what_is_unknown(self) -> None:
         datasets, _ = parse_datasets(GOOD, "sets.yaml")
         assert datasets is not None
         assert selected(datasets, [], "task.yaml") == (datasets, [])
@@ -491,5 +475,7 @@ class TestConfig:
             (("oo1.jsonl", None, "train", False), "oo1/oo1.jsonl-train.jsonl"),
         ],
     )
-    def test_output_names(self, arguments: Any, name: str) -> None:
+    def test_the_names_of_outputs_tell_configurations_and_splits(
+        self, arguments: Any, name: str
+    ) -> None:
         assert output_name(*arguments) == name

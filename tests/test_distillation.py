@@ -1,4 +1,4 @@
-"""Project tasks in a real Dagster instance: data sets to conversations, answers and ratings."""
+"""Distilling tasks in a real Dagster instance: data sets to conversations, answers and ratings."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from project import (
     asked,
     chat,
     instruction,
-    looked_at_by,
     read_rows,
+    stable,
     turn,
 )
 
@@ -52,7 +52,6 @@ from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.report import Report, Tally, Watcher
-from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Run
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")
@@ -72,35 +71,35 @@ def chain(project: Project) -> Project:
     return project
 
 
-def answer_all(project: Project, instance: dg.DagsterInstance) -> list[Row]:
+def answer_all(project: Project) -> list[Row]:
     """The responses to `CONVERSATIONS`, however many failed."""
-    project.materialize(instance)
+    project.materialize()
     return project.responses()
 
 
-def materialized(instance: dg.DagsterInstance) -> Counter[tuple[str, str]]:
+def materialized(chain: Project) -> Counter[tuple[str, str]]:
     """How often each stage of each partition was."""
     return Counter(
         (stage, record.partition_key or "")
         for stage in STAGES
-        for record in instance.fetch_materializations(
-            dg.AssetRecordsFilter(dg.AssetKey(["chain", stage])), limit=100
+        for record in chain.instance.fetch_materializations(
+            dg.AssetRecordsFilter(chain.asset_key(stage)), limit=100
         ).records
     )
 
 
-def evaluations(instance: dg.DagsterInstance, stage: str) -> list[dg.AssetCheckEvaluation]:
-    key, storage = (
-        dg.AssetCheckKey(dg.AssetKey(["chain", stage]), "complete"),
-        instance.event_log_storage,
+def evaluations(project: Project, stage: str, check: str) -> list[dg.AssetCheckEvaluation]:
+    storage, key = (
+        project.instance.event_log_storage,
+        dg.AssetCheckKey(project.asset_key(stage), "complete"),
     )
     records = storage.get_asset_check_execution_history(key, 100)
     found = (record.evaluation for record in records)
     return [each for each in found if isinstance(each, dg.AssetCheckEvaluation)]
 
 
-def staleness(chain: Project, instance: dg.DagsterInstance) -> dict[str, list[StaleStatus]]:
-    return {stage: [*chain.staleness(instance, stage).values()] for stage in STAGES}
+def staleness(chain: Project) -> dict[str, list[StaleStatus]]:
+    return {stage: [*chain.staleness(stage).values()] for stage in STAGES}
 
 
 Answered = Callable[[Script], Endpoint]
@@ -132,14 +131,14 @@ def judged(responses: Sequence[str]) -> list[str]:
 
 class TestChain:
     def test_every_asset_is_green_and_every_row_in_its_place(
-        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, answered_by: Answered
     ) -> None:
         endpoint = answered_by(echo)
-        summary = chain.materialize(instance)
+        summary = chain.materialize()
         assert summary == RunSummary(ran=dict.fromkeys(STAGES, 2))
         for stage in STAGES:
             keys = (CHATS, INS) if stage in ("raw", "chatml") else (ALL, ONLY_INS)
-            assert chain.statuses(instance, stage) == dict.fromkeys(keys, GREEN)
+            assert chain.statuses(stage) == dict.fromkeys(keys, GREEN)
         questions = endpoint.questions()
 
         chats, instructions = chain.rows(CHATS, "chatml"), chain.rows(INS, "chatml")
@@ -182,19 +181,19 @@ class TestChain:
         )
 
     def test_run_again_there_is_nothing_to_do_and_no_request(
-        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, server: RehearsalServer
     ) -> None:
         first = chain.run("run-task", chain.task_file)
         assert first.code == 0, first
         assert server.stats()["requests"] == 2 * (7 + 4), "an answer and a rating for each row"
-        before = materialized(instance)
+        before = materialized(chain)
         assert set(before.values()) == {1}
-        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize().ran == dict.fromkeys(STAGES, 0)
         again = chain.run("run-task", chain.task_file)
         assert again.code == 0, again
         assert "nothing to do" in again.out
         assert server.stats()["requests"] == 22
-        assert materialized(instance) == before
+        assert materialized(chain) == before
 
     def test_what_the_graph_looks_like(self, chain: Project) -> None:
         graph = chain.definitions().resolve_asset_graph()
@@ -252,10 +251,10 @@ class TestChain:
         }
 
     def test_without_merging_each_split_is_answered(
-        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, server: RehearsalServer
     ) -> None:
         chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
-        summary = chain.materialize(instance)
+        summary = chain.materialize()
         assert summary == RunSummary(ran=dict.fromkeys(("raw", "chatml", "responses"), 2))
         for name in (CHATS, INS):
             assert [row["messages"] for row in chain.responses(name)] == [
@@ -264,13 +263,13 @@ class TestChain:
         assert server.stats()["requests"] == 7
 
     def test_a_row_that_could_not_be_converted_fails_in_its_place_and_is_not_asked(
-        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, answered_by: Answered
     ) -> None:
         chain.write_chain(max_failure_rate=0.5)
         wrong = {"id": "c1", "conversations": "no list"}
         chain.write_dataset("Chats", [chat(0), wrong, {"id": "dropped"}, chat(2)])
         endpoint = answered_by(echo)
-        assert chain.materialize(instance).failed == []
+        assert chain.materialize().failed == []
         rows, rated = chain.responses(ALL), chain.scores(ALL)
         assert [row["raw_data"] for row in rows[:3]] == [chat(0), wrong, chat(2)]
         assert [row["api_fail_reason"] for row in rows] == [None, "chatml_error", *[None] * 5]
@@ -278,25 +277,25 @@ class TestChain:
         assert (rows[1]["response"], rows[1]["final_messages"]) == (None, None)
         assert [row["api_fail_reason"] for row in rated] == [None, "chatml_error", *[None] * 5]
         assert len(endpoint.questions()) == 2 * (6 + 4)
-        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize().ran == dict.fromkeys(STAGES, 0)
 
 
 class TestChange:
     def test_of_a_row_pays_for_its_conversation_in_its_groups_only(
-        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, answered_by: Answered
     ) -> None:
         endpoint = answered_by(echo)
-        chain.materialize(instance)
-        before = materialized(instance)
+        chain.materialize()
+        before = materialized(chain)
         untouched = chain.responses(ONLY_INS)
         endpoint.questions()
 
         chain.write_dataset("Chats", [chat(0), chat(1, "another?"), chat(2)])
-        summary = chain.materialize(instance)
+        summary = chain.materialize()
         assert summary == RunSummary(ran=dict.fromkeys(STAGES, 1))
         ran_again = [("raw", CHATS), ("chatml", CHATS)]
         ran_again += [(stage, ALL) for stage in ("merged", "responses", "scores")]
-        assert materialized(instance) - before == Counter(ran_again)
+        assert materialized(chain) - before == Counter(ran_again)
         assert endpoint.questions() == ["another?", *judged(["re: another?"])]
         rows = chain.responses(ALL)
         assert [row["messages"][4]["content"] for row in rows[:3]] == [
@@ -306,17 +305,17 @@ class TestChange:
         ]
         assert [row["api_status"] for row in rows] == ["success"] * 7
         assert chain.responses(ONLY_INS) == untouched
-        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
+        assert chain.materialize().ran == dict.fromkeys(STAGES, 0)
 
     def test_of_a_shared_member_reaches_both_groups(
-        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, answered_by: Answered
     ) -> None:
         endpoint = answered_by(echo)
-        chain.materialize(instance)
+        chain.materialize()
         endpoint.questions()
         rows = [instruction(number) for number in range(4)]
         chain.write_dataset("Ins", [instruction(9, "new"), *rows[:1], *rows[2:]])
-        assert chain.materialize(instance).ran == {
+        assert chain.materialize().ran == {
             "raw": 1,
             "chatml": 1,
             "merged": 2,
@@ -327,42 +326,42 @@ class TestChange:
         assert Counter(endpoint.questions()) == Counter([asked, *judged([f"re: {asked}"])] * 2)
 
     def test_is_stale_where_it_shapes_rows_and_ends_at_a_merge_with_the_same_content(
-        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, answered_by: Answered
     ) -> None:
         all_fresh = {stage: [FRESH, FRESH] for stage in STAGES}
         endpoint = answered_by(echo)
-        chain.materialize(instance)
+        chain.materialize()
         chain.write_model(
             {"prices": {"usd_per_million_input_tokens": 1}, "client_config": {"timeout": 19}}
         )
         chain.write_chain(max_failure_rate=0.9, concurrency={"max_concurrent_requests": 7})
-        assert staleness(chain, instance) == all_fresh, "prices and limits shape no row"
-        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
+        assert staleness(chain) == all_fresh, "prices and limits shape no row"
+        assert chain.materialize().ran == dict.fromkeys(STAGES, 0)
 
         chain.write_dataset("Chats", [chat(0), chat(1, "another?"), chat(2)])
-        chain.materialize(instance)
+        chain.materialize()
         endpoint.questions()
-        before = materialized(instance)
+        before = materialized(chain)
         may_read_any_file = {"merged": [FRESH, STALE]}
-        assert staleness(chain, instance) == all_fresh | may_read_any_file
+        assert staleness(chain) == all_fresh | may_read_any_file
 
         job = chain.definitions().resolve_implicit_global_asset_job_def()
         merging = job.execute_in_process(
-            instance=instance,
+            instance=chain.instance,
             asset_selection=[chain.asset_key("merged")],
             partition_key=ONLY_INS,
             run_config=QUIET,
         )
         assert merging.success
-        assert materialized(instance) - before == Counter([("merged", ONLY_INS)])
-        assert staleness(chain, instance) == all_fresh
-        assert chain.materialize(instance).ran == dict.fromkeys(STAGES, 0)
+        assert materialized(chain) - before == Counter([("merged", ONLY_INS)])
+        assert staleness(chain) == all_fresh
+        assert chain.materialize().ran == dict.fromkeys(STAGES, 0)
         assert endpoint.questions() == []
 
 
 class TestFormats:
     def test_data_sets_of_any_format_in_another_encoding(
-        self, chain: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, chain: Project, answered_by: Answered
     ) -> None:
         """The first step reads what others wrote; the rest what stages leave, in UTF-8."""
         endpoint = answered_by(echo)
@@ -376,7 +375,7 @@ class TestFormats:
         with pa.ipc.new_stream(sets / "Ins/train.arrow", table.schema) as arrow:
             arrow.write_table(table)
         chain.write_chain(encoding="gbk")
-        summary = chain.materialize(instance)
+        summary = chain.materialize()
         assert summary.failed == []
         assert [row["final_messages"][-2]["content"] for row in chain.responses(ALL)][:3] == [
             "问 0",
@@ -387,7 +386,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("name", ["talk.parquet", "talk.ndjson.zst", "talk.arrow"])
     def test_conversations_of_any_format(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered, name: str
+        self, project: Project, answered_by: Answered, name: str
     ) -> None:
         answered_by(echo)
         rows = [asked(f"question {n}", n=n) for n in range(3)]
@@ -403,48 +402,48 @@ class TestFormats:
             with pa.CompressedOutputStream(place, "zstd") as out:
                 out.write(lines)
         project.write_generation()
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert [row["n"] for row in project.responses("talk.jsonl")] == [0, 1, 2]
 
     def test_a_bad_line_stops_the_step_that_wants_that(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("one"), b"{torn"])
         project.write_generation({"on_bad_line": "fail"})
-        (message,) = project.materialize(instance).failed
+        (message,) = project.materialize().failed
         assert "talk.jsonl: line 2, column 2: " in message
         assert server.stats()["requests"] == 0
         groups = {"name": "all", "output_file": "a.jsonl", "input_files": [CONVERSATIONS]}
         project.write_yaml("distillation/groups", {"merge_groups": [groups]})
         merge = {**MERGE, "base_input_dir": project.inputs, "on_bad_line": "fail"}
         project.write_steps(jsonl_merge=merge)
-        assert any("line 2, column 2: " in each for each in project.materialize(instance).failed)
+        assert any("line 2, column 2: " in each for each in project.materialize().failed)
         project.write_steps(jsonl_merge={**merge, "on_bad_line": "keep"})
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert len(project.rows("a.jsonl", "merged")) == 1
 
 
 class TestMembers:
     def test_a_group_that_lacks_one_is_red_and_names_it_while_others_go_on(
-        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, server: RehearsalServer
     ) -> None:
-        summary = chain.materialize(instance, [INS])
+        summary = chain.materialize([INS])
         assert summary.ran == {"raw": 1, "chatml": 1, "merged": 2, "responses": 1, "scores": 1}
         (message,) = summary.failed
         assert f"{ALL}: 1 of 2 members have no accepted" in message
         assert CHATS in message and INS not in message
-        assert chain.statuses(instance, "merged") == {ALL: RED, ONLY_INS: GREEN}
+        assert chain.statuses("merged") == {ALL: RED, ONLY_INS: GREEN}
         for stage in ("responses", "scores"):
-            assert chain.statuses(instance, stage) == {ALL: None, ONLY_INS: GREEN}
+            assert chain.statuses(stage) == {ALL: None, ONLY_INS: GREEN}
         assert not (chain.root / "data/merged" / ALL).exists()
         assert server.stats()["requests"] == 2 * 4
 
-        assert chain.materialize(instance).failed == [], "all of it, and it is mended"
-        assert chain.statuses(instance) == {ALL: GREEN, ONLY_INS: GREEN}
+        assert chain.materialize().failed == [], "all of it, and it is mended"
+        assert chain.statuses() == {ALL: GREEN, ONLY_INS: GREEN}
         assert server.stats()["requests"] == 2 * (7 + 4)
 
     def test_merging_alone_keeps_valid_lines_in_order_and_counts_the_others(
-        self, project: Project, instance: dg.DagsterInstance
+        self, project: Project
     ) -> None:
         project.write_input("zh.jsonl", [b'{"a":1}', b"", b"{bad", b'{"b":2}'])
         project.write_input("en.jsonl", [b'{"a":3,"c":4}'])
@@ -454,9 +453,9 @@ class TestMembers:
         project.write_steps(
             distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE
         )
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert project.rows("qa.jsonl", "merged") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
-        (check,) = evaluations(instance, "merged")
+        (check,) = evaluations(project, "merged", "valid_lines")
         assert (check.partition, check.passed) == ("qa.jsonl", False)
         assert "zh.jsonl, line 3" in (check.description or "")
         (message,) = summary.failed
@@ -474,7 +473,7 @@ def damage(path: Path, text: bytes) -> None:
 
 class TestDataSets:
     def test_that_break_off_are_red_and_converted_whole_once_mended(
-        self, chain: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, chain: Project, server: RehearsalServer
     ) -> None:
         chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE)
         folder = chain.root / "data/sets/org/Ins"
@@ -484,17 +483,17 @@ class TestDataSets:
         for part in parts:
             pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), part, **plain)
         damage(parts[1], b"old answer 3")
-        summary = chain.materialize(instance)
+        summary = chain.materialize()
         assert summary.ran == {"raw": 2, "chatml": 2, "responses": 1}
         (message,) = summary.failed
         assert f"{INS}: {parts[1]}: " in message and CHATS not in message
-        assert chain.statuses(instance, "chatml") == {CHATS: GREEN, INS: RED}
+        assert chain.statuses("chatml") == {CHATS: GREEN, INS: RED}
         assert not (chain.root / "data/chatml" / INS).exists()
         assert server.stats()["requests"] == len(chain.responses(CHATS)) == 3
 
         pq.write_table(pa.Table.from_pylist([instruction(n) for n in range(4)]), parts[1])
-        assert chain.materialize(instance).failed == []
-        assert chain.statuses(instance, "chatml") == {CHATS: GREEN, INS: GREEN}
+        assert chain.materialize().failed == []
+        assert chain.statuses("chatml") == {CHATS: GREEN, INS: GREEN}
         assert [row["raw_data"] for row in chain.responses(INS)] == [
             instruction(number) for number in range(4)
         ] * 2
@@ -502,9 +501,7 @@ class TestDataSets:
 
 
 class TestSettings:
-    def test_of_each_step_shape_what_it_leaves(
-        self, chain: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_of_each_step_shape_what_it_leaves(self, chain: Project) -> None:
         member = "Chats/org_Chats-train-with_system.jsonl"
         mine = {"name": "mine", "output_file": "mine.jsonl", "input_files": [member]}
         lacking = {"name": "other", "output_file": "other.jsonl", "input_files": ["none.jsonl"]}
@@ -519,7 +516,7 @@ class TestSettings:
         )
         open_ended = {"conversations": [{"from": "human", "value": "and now?"}]}
         chain.write_dataset("Chats", [chat(0), chat(0), open_ended])
-        assert chain.materialize(instance) == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
+        assert chain.materialize() == RunSummary(ran={"raw": 1, "chatml": 1, "merged": 1})
         talk, failed = chain.rows("mine.jsonl", "merged")
         assert talk == {
             "messages": [
@@ -538,17 +535,11 @@ class TestSettings:
         ("files", "rows", "expected"), [(-1, -1, [3, 4]), (1, -1, [3]), (-1, 2, [2, 2])]
     )
     def test_caps_take_the_first_and_minus_one_is_none(
-        self,
-        chain: Project,
-        instance: dg.DagsterInstance,
-        server: RehearsalServer,
-        files: int,
-        rows: int,
-        expected: list[int],
+        self, chain: Project, server: RehearsalServer, files: int, rows: int, expected: list[int]
     ) -> None:
         debug = {"enabled": True, "max_files": files, "max_items_per_file": rows}
         chain.write_steps(chatml_conversion=CHATML, generate_response=GENERATE, debug=debug)
-        assert chain.materialize(instance).failed == []
+        assert chain.materialize().failed == []
         found = [chain.responses(name) for name in (CHATS, INS)[: len(expected)]]
         assert [len(each) for each in found] == expected
         assert server.stats()["requests"] == sum(expected)
@@ -557,17 +548,13 @@ class TestSettings:
             chain.write_input(name, [asked(f"{name} {number}") for number in range(count)])
         chain.task = "of_a_folder"
         chain.write_generation({"output_path": "data/answers"}, debug=debug)
-        assert chain.materialize(instance).failed == []
+        assert chain.materialize().failed == []
         found = [chain.responses(f"{name}.jsonl") for name in "ab"[: len(expected)]]
         assert [len(each) for each in found] == expected
         assert server.stats()["requests"] == 2 * sum(expected)
 
     def test_a_model_file_of_the_first_generation_names_the_model(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        answered_by: Answered,
-        monkeypatch: pytest.MonkeyPatch,
+        self, project: Project, answered_by: Answered, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a")])
         old = {"provider": "mine", "model_name": "old-1", "completions_params": {"top_p": 0.5}}
@@ -577,7 +564,7 @@ class TestSettings:
         monkeypatch.setenv("BASE_URL", endpoint.url)
         monkeypatch.setenv("API_KEY", "k")
         monkeypatch.setenv("MODEL_NAME", "another")
-        (row,) = answer_all(project, instance)
+        (row,) = answer_all(project)
         (body,) = endpoint.jsons
         assert (body["model"], body["top_p"]) == ("old-1", 0.5)
         assert row["api_model"] == "old-1"
@@ -598,7 +585,7 @@ CALL = {
 
 class TestPrompts:
     def test_the_whole_conversation_is_sent_without_a_last_answer(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         tool = {**turn("tool", "2"), "tool_call_id": "t1"}
         conversations = [
@@ -611,7 +598,7 @@ class TestPrompts:
         project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
         project.write_generation()
         endpoint = answered_by(lambda _: said(content="yes"))
-        rows = answer_all(project, instance)
+        rows = answer_all(project)
         answers = (0, 1, 1, 2, 0)
         sent = [
             turns[: len(turns) - last] for turns, last in zip(conversations, answers, strict=True)
@@ -624,7 +611,7 @@ class TestPrompts:
         assert [row["messages"] for row in rows] == conversations
 
     def test_turns_of_a_columnar_file_are_sent_without_the_fields_that_others_have(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         tool = {**turn("tool", "2"), "tool_call_id": "t1"}
         conversations = [[turn("user", "u"), CALL, tool], [turn("user", "v")]]
@@ -634,7 +621,7 @@ class TestPrompts:
             pq.write_table(pa.table({"messages": turns}), folder / f"{name}.parquet")
         project.write_generation()
         endpoint = answered_by(lambda _: said(content="yes"))
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         sent = sorted((body["messages"] for body in endpoint.jsons), key=str)
         assert sent == sorted([*conversations, *parts], key=str)
         assert [row["final_messages"] for row in project.responses("b.jsonl")] == [
@@ -642,7 +629,7 @@ class TestPrompts:
         ]
 
     def test_a_number_beyond_64_bits_is_sent_as_a_number(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         path = project.input_folder / CONVERSATIONS
         path.write_text(
@@ -650,11 +637,11 @@ class TestPrompts:
         )
         project.write_generation()
         endpoint = answered_by(lambda _: said(content="yes"))
-        assert [row["api_status"] for row in answer_all(project, instance)] == ["success"]
+        assert [row["api_status"] for row in answer_all(project)] == ["success"]
         assert endpoint.jsons[0]["messages"][0]["n"] == 123456789012345678901.0
 
     def test_the_first_message_alone_is_sent_as_the_users_where_the_task_says_so(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         conversations = [
             [turn("system", "s"), turn("user", "u"), turn("assistant", "a")],
@@ -664,7 +651,7 @@ class TestPrompts:
         project.write_input(CONVERSATIONS, [{"messages": turns} for turns in conversations])
         project.write_generation({"prompt_mode": "first_message"})
         endpoint = answered_by(lambda _: said(content="yes"))
-        rows = answer_all(project, instance)
+        rows = answer_all(project)
         sent = [[turn("user", content)] for content in ("s", PARTS, "hello")]
         assert [body["messages"] for body in endpoint.jsons] == sent
         assert [row["final_messages"] for row in rows] == [
@@ -672,7 +659,7 @@ class TestPrompts:
         ]
 
     def test_a_row_that_cannot_be_sent_fails_in_its_place_and_stops_no_other(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         wrong: dict[str, Row | bytes] = {
             "an assistant's": {"messages": [turn("assistant", "I begin")]},
@@ -689,7 +676,7 @@ class TestPrompts:
         project.write_input(CONVERSATIONS, rows)
         project.write_generation(max_failure_rate=0.9)
         endpoint = answered_by(echo)
-        found = answer_all(project, instance)
+        found = answer_all(project)
         assert endpoint.questions() == [f"good {number}" for number in range(len(wrong))]
         assert len(found) == 2 * len(wrong)
         assert {row["api_status"] for row in found[::2]} == {"success"}
@@ -728,11 +715,7 @@ REPLIES: list[tuple[Row, str, str, str | None]] = [
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("merged", [True, False], ids=["merged", "apart"])
 def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
-    project: Project,
-    instance: dg.DagsterInstance,
-    answered_by: Answered,
-    streamed: bool,
-    merged: bool,
+    project: Project, answered_by: Answered, streamed: bool, merged: bool
 ) -> None:
     """A reply in one piece need not say why it finished; a stream that does not may be cut off."""
     asking = {f"{n} {reason}": reply for reason in ("stop", "") for n, reply in enumerate(REPLIES)}
@@ -746,7 +729,7 @@ def test_reasoning_is_kept_and_where_wanted_put_before_the_answer(
     project.write_model({"chat_config": {"stream": streamed}})
     project.write_input(CONVERSATIONS, [asked(question) for question in asking])
     project.write_generation({"merge_reasoning": merged}, max_failure_rate=1)
-    rows = answer_all(project, instance)
+    rows = answer_all(project)
     for row, (question, (message, with_thought, without, failure)) in zip(
         rows, asking.items(), strict=True
     ):
@@ -799,13 +782,13 @@ class TestFailures:
         return [text for kind in FAILED for text in (f"good before {kind}", f"{kind} one")]
 
     def test_are_rows_in_their_place_with_their_reasons(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         questions = self.questions()
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation({"concurrency": 4}, max_failure_rate=0.5)
         answered_by(faulty)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         rows = project.responses()
         assert [row["messages"][0]["content"] for row in rows] == questions
         assert [row["response"] for row in rows[::2]] == [f"re: {text}" for text in questions[::2]]
@@ -822,50 +805,58 @@ class TestFailures:
         counts = (manifest.rows, manifest.ok, manifest.failed)
         assert (manifest.accepted, *counts) == (True, 12, 6, 6)
         assert manifest.failures == Counter(reason for reason, _ in FAILED.values())
-        (check,) = evaluations(instance, "responses")
-        found = {"conservation": True, "failed rows": False, "unique ids": True}
-        assert looked_at_by(check) == found
+        checks = {
+            name: check.passed
+            for name in ("conservation", "failure_rate", "schema", "unique_ids")
+            for check in evaluations(project, "responses", name)
+        }
+        assert checks == {
+            "conservation": True,
+            "failure_rate": False,
+            "schema": True,
+            "unique_ids": True,
+        }
 
     def test_are_asked_again_and_nothing_else_is(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         questions = self.questions()
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation()
         endpoint = answered_by(faulty)
-        (message,) = project.materialize(instance).failed
+        (message,) = project.materialize().failed
         assert "6 of 12 rows failed (50.00%), more than max_failure_rate 5.00%" in message
-        assert project.statuses(instance, "responses") == {CONVERSATIONS: RED}
+        assert project.statuses("responses") == {CONVERSATIONS: RED}
         assert project.manifest(CONVERSATIONS, "responses") is None
         manifest = project.manifest(CONVERSATIONS, "responses", rejected=True)
         assert (manifest.accepted, manifest.rows) == (False, 12)
         assert endpoint.questions() == questions
 
-        project.materialize(instance)
+        project.materialize()
         assert endpoint.questions() == questions[1::2]
         exported = project.run("export", project.task_file, "--all", "--output", "x")
         assert "rejected, 6 of 12 rows failed" in exported.err
         (copy,) = (project.root / "x").glob("*.jsonl")
-        rows = [orjson.loads(line) for line in copy.read_bytes().splitlines()]
+        rows = read_rows(copy)
         assert [row["messages"][0]["content"] for row in rows] == questions
         endpoint.script = echo
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert endpoint.questions() == questions[1::2]
         rows = project.responses()
         assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
         assert {row["api_status"] for row in rows} == {"success"}
-        assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
+        assert project.materialize().ran == {"raw": 0, "responses": 0}
         assert endpoint.questions() == []
 
     def test_that_are_accepted_are_asked_again_on_demand_only(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         questions = ["good", "long one", "good too"]
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
         project.write_generation(max_failure_rate=0.4)
         endpoint = answered_by(faulty)
-        assert project.materialize(instance).failed == []
-        assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
+        assert project.materialize().failed == []
+        assert project.materialize().ran == {"raw": 0, "responses": 0}
         assert endpoint.questions() == questions
         endpoint.script = echo
         retried = project.run("retry", project.task_file)
@@ -874,7 +865,7 @@ class TestFailures:
         assert {row["api_status"] for row in project.responses()} == {"success"}
 
     def test_of_all_rows_are_mended_by_a_retry_and_none_is_asked_twice(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         questions = ["long one", "filtered one", "long two"]
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
@@ -883,7 +874,7 @@ class TestFailures:
         before = project.run("retry", project.task_file)
         assert before.code == 1 and "nothing is published by responses yet" in before.err
         assert endpoint.questions() == []
-        assert project.materialize(instance).failed
+        assert project.materialize().failed
         for script, code in ((faulty, 1), (echo, 0)):
             endpoint.questions()
             endpoint.script = script
@@ -903,18 +894,13 @@ class TestFailures:
         ],
     )
     def test_stay_apart_from_answers_whatever_the_name_of_the_input(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        answered_by: Answered,
-        name: str,
-        read: str,
+        self, project: Project, answered_by: Answered, name: str, read: str
     ) -> None:
         path = project.write_input(name, [asked("good"), asked("long one"), asked("good too")])
         given, stem = path.read_bytes(), path.stem
         project.write_generation({"input_path": read}, max_failure_rate=1)
         endpoint = answered_by(faulty)
-        assert project.materialize(instance).ran == {"raw": 1, "responses": 1}
+        assert project.materialize().ran == {"raw": 1, "responses": 1}
         assert [row["api_fail_reason"] for row in project.responses(f"{stem}.jsonl")] == [
             None,
             "truncated",
@@ -932,7 +918,7 @@ class TestFailures:
         (failed,) = read_rows(project.root / "data/old" / files[1])
         assert failed["error_type"] == "truncated"
         assert path.read_bytes() == given
-        assert project.materialize(instance).ran == {"raw": 0, "responses": 0}
+        assert project.materialize().ran == {"raw": 0, "responses": 0}
         assert len(endpoint.questions()) == 3
 
 
@@ -960,7 +946,7 @@ def counted(line: bytes) -> bytes:
 
 class TestSamples:
     def test_are_rows_of_their_own_and_more_of_them_pay_the_new_ones(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         given: Counter[str] = Counter()
 
@@ -973,7 +959,7 @@ class TestSamples:
         project.write_input(CONVERSATIONS, [asked(text, id=text) for text in questions])
         for samples in (2, 3):
             project.write_generation({"samples": samples})
-            assert project.materialize(instance).failed == []
+            assert project.materialize().failed == []
             rows = project.responses()
             assert [(row["id"], row["sample"]) for row in rows] == [
                 (text, sample) for text in questions for sample in range(samples)
@@ -986,21 +972,21 @@ class TestSamples:
         assert endpoint.questions() == [*"aabb", *"ab"]
 
         project.write_generation({"samples": 1})
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         rows = project.responses()
         assert [row["response"] for row in rows] == ["a answer 1", "b answer 1"]
         assert "sample" not in rows[0]
         assert endpoint.questions() == [], "those there are will do"
 
     def test_stay_with_their_row_when_others_ask_the_same(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         endpoint, texts = answered_by(numbered()), ["a", "b", "a", "a", "b"]
         project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
         first, most = dict[tuple[str, int], str](), 0
         for samples in (2, 3, 1, 4):
             project.write_generation({"samples": samples})
-            assert project.materialize(instance).failed == []
+            assert project.materialize().failed == []
             got = answers(project)
             assert got.keys() == {(n, s) for n in range(len(texts)) for s in range(samples)}
             assert {each: got[each] for each in got if each in first} == {
@@ -1015,18 +1001,14 @@ class TestSamples:
 
     @pytest.mark.parametrize("samples", [2, 3])
     def test_of_an_older_journal_are_not_paid_again(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        answered_by: Answered,
-        samples: int,
+        self, project: Project, answered_by: Answered, samples: int
     ) -> None:
         """There samples were counted as if they were rows; with others now, rows that ask the same
         can get each other's."""
         endpoint, texts = answered_by(numbered()), ["a", "b", "a"] if samples == 2 else ["a", "b"]
         project.write_input(CONVERSATIONS, [asked(text, id=n) for n, text in enumerate(texts)])
         project.write_generation({"samples": 2})
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         first, stage = answers(project), project.steps().stage("responses")
         (segment,) = project.journal(CONVERSATIONS, "responses").glob("*.jsonl")
         segment.write_bytes(b"".join(map(counted, segment.read_bytes().splitlines())))
@@ -1035,7 +1017,7 @@ class TestSamples:
         endpoint.questions()
 
         project.write_generation({"samples": samples})
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         got = answers(project)
         assert {each: got[each] for each in first} == first
         assert Counter(endpoint.questions()) == Counter(texts * (samples - 2))
@@ -1046,19 +1028,17 @@ class TestSamples:
         with pytest.raises(SetupError, match="identical_once: with 3 samples"):
             project.steps()
 
-    def test_are_counted_by_whoever_watches(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
-    ) -> None:
+    def test_are_counted_by_whoever_watches(self, project: Project) -> None:
         shown: list[tuple[int, int]] = []
         watcher = Watcher(lambda tally: shown.append((tally.done, tally.rows)))
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_generation({"samples": 3})
         steps = project.steps()
-        TaskRunner(steps, instance, watcher).run(add_new_keys(instance, steps))
+        TaskRunner(steps, project.instance, watcher).run(add_new_keys(project.instance, steps))
         assert shown[-1] == (6, 6)
 
     def test_of_a_failed_one_only_it_is_asked_again(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         number = iter(range(100))
         endpoint = answered_by(
@@ -1066,21 +1046,19 @@ class TestSamples:
         )
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_generation({"samples": 3})
-        (message,) = project.materialize(instance).failed
+        (message,) = project.materialize().failed
         assert "1 of 6 rows failed" in message
-        task = project.steps()
-        aside = Path(str(task.stage("responses").output(CONVERSATIONS, rejected=True)))
-        rejected = [orjson.loads(line)["api_status"] for line in aside.read_bytes().splitlines()]
+        rejected = [row["api_status"] for row in project.responses()]
         assert rejected == ["success", "error", *["success"] * 4]
         assert endpoint.questions() == [*"aaabbb"]
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert endpoint.questions() == ["a"]
         assert [row["sample"] for row in project.responses()] == [0, 1, 2] * 2
 
 
 class TestRecords:
     def test_with_one_id_or_one_system_prompt_are_all_answered(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         system = turn("system", "The same for all.")
 
@@ -1092,7 +1070,7 @@ class TestRecords:
         project.write_input(CONVERSATIONS, given)
         project.write_generation()
         endpoint = answered_by(echo)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         texts = [*"abcde", *["same"] * 3]
         assert endpoint.questions() == texts
         rows = project.responses()
@@ -1100,11 +1078,11 @@ class TestRecords:
         ids = [row["api_record_id"] for row in rows]
         assert ids[2:5] == ["x"] * 3 and ids[7] == "y"
         assert len(set(ids)) == 6
-        (check,) = evaluations(instance, "responses")
-        assert not looked_at_by(check)["unique ids"]
+        (check,) = evaluations(project, "responses", "unique_ids")
+        assert not check.passed
 
     def test_half_of_them_done_the_other_half_is_asked(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         """The old system took rows with one system prompt for one row, and left the rest out."""
         system = turn("system", "The same for all.")
@@ -1113,12 +1091,12 @@ class TestRecords:
         endpoint = answered_by(echo)
         for upto in (1, 4):
             project.write_input(CONVERSATIONS, rows[:upto])
-            assert project.materialize(instance).failed == []
+            assert project.materialize().failed == []
         assert endpoint.questions() == [f"q{number}" for number in range(4)]
         assert [row["messages"] for row in project.responses()] == [row["messages"] for row in rows]
 
     def test_are_in_the_order_of_the_input_and_a_slow_one_holds_up_no_other(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         questions = ["slow", *(f"q{number}" for number in range(30))]
         project.write_input(CONVERSATIONS, [asked(text) for text in questions])
@@ -1134,11 +1112,11 @@ class TestRecords:
             return echo(request)
 
         endpoint = answered_by(reply)
-        rows = answer_all(project, instance)
+        rows = answer_all(project)
         assert [row["response"] for row in rows] == [f"re: {text}" for text in questions]
         assert sorted(endpoint.questions()) == sorted(questions)
 
-    def test_are_not_all_in_memory(self, project: Project, server: RehearsalServer) -> None:
+    def test_are_not_all_in_memory(self, project: Project) -> None:
         """About 32 MiB of a file are."""
         row = orjson.dumps(asked("a long conversation " * 10_000, n=10_000)) + b"\n"
         path = project.write_input(CONVERSATIONS, [])
@@ -1208,12 +1186,12 @@ class TestJobs:
 
 class TestJournal:
     def test_whose_last_line_is_torn_costs_that_answer_only(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         project.write_input(CONVERSATIONS, [asked(text) for text in "abc"])
         project.write_generation()
         endpoint = answered_by(echo)
-        answer_all(project, instance)
+        answer_all(project)
         endpoint.questions()
         (segment,) = project.journal(CONVERSATIONS, "responses").glob("*.jsonl")
         *lines, last, sealed = segment.read_bytes().splitlines(keepends=True)
@@ -1221,24 +1199,24 @@ class TestJournal:
         segment.write_bytes(b"".join(lines) + last[: len(last) // 2])
         (project.root / "data/responses" / CONVERSATIONS).unlink()
         for expected in (["c"], []):
-            rows = answer_all(project, instance)
+            rows = answer_all(project)
             assert [row["response"] for row in rows] == ["re: a", "re: b", "re: c"]
             assert endpoint.questions() == expected
 
     def test_that_takes_nothing_ends_the_run_and_costs_what_was_in_flight(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked(f"q{number}") for number in range(20)])
         project.write_generation({"concurrency": 2})
         in_the_way = project.journal(CONVERSATIONS, "responses")
         in_the_way.parent.mkdir(parents=True)
         in_the_way.write_text("no folder")
-        assert len(project.materialize(instance).failed) == 1
+        assert len(project.materialize().failed) == 1
         assert server.stats()["requests"] <= 2
         assert not (project.root / "data/responses" / CONVERSATIONS).exists()
         in_the_way.unlink()
         server.reset()
-        assert {row["api_status"] for row in answer_all(project, instance)} == {"success"}
+        assert {row["api_status"] for row in answer_all(project)} == {"success"}
         assert server.stats()["requests"] == 20
 
 
@@ -1287,7 +1265,7 @@ IN_FLIGHT = 8
 
 class TestKill:
     def test_in_the_middle_of_responses_repeats_no_answered_call_beyond_those_in_flight(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         rows = [asked(f"question {number}", id=f"r{number}") for number in range(80)]
         project.write_input(CONVERSATIONS, rows)
@@ -1298,7 +1276,7 @@ class TestKill:
         assert project.manifest(CONVERSATIONS, "responses") is None
         answered = server.stats()["answered"]
         server.set_faults(Faults())
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         stats = server.stats()
         assert stats["repeated_ok"] <= IN_FLIGHT
         assert stats["distinct"] == 80 and answered < 80
@@ -1308,13 +1286,13 @@ class TestKill:
         assert {row["api_status"] for row in found} == {"success"}
 
     def test_in_the_middle_of_a_retry_leaves_what_was_published_and_pays_for_the_rest_only(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         rows = [asked(f"question {number}", id=f"r{number}") for number in range(40)]
         project.write_input(CONVERSATIONS, rows)
         project.write_generation({"concurrency": IN_FLIGHT})
         server.set_faults(Faults(rate_truncated=1))
-        assert project.materialize(instance).failed
+        assert project.materialize().failed
         published = project.result(CONVERSATIONS, "responses").read_bytes()
         server.reset()
         server.set_faults(Faults(latency_ms=5, rate_hang=0.15))
@@ -1364,30 +1342,24 @@ OLD_FILES = {
 
 
 class TestOldFiles:
-    def test_of_both_key_sets_give_the_same_rows(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
-    ) -> None:
+    def test_of_both_key_sets_give_the_same_rows(self, project: Project) -> None:
         rows = [asked(f"question {number}", uid=f"u{number}", note=number) for number in range(5)]
         project.write_input(CONVERSATIONS, rows)
         found: list[list[Row]] = []
         project.write_generation()
-        found.append(answer_all(project, instance))
+        found.append(answer_all(project))
         for kind, distillation in OLD_FILES.items():
             project.task = f"old_{kind}"
             project.write_steps(kind, distillation=distillation, **OLD_BLOCKS)
             (project.root / "data/responses" / CONVERSATIONS).unlink()
-            assert project.materialize(instance) == RunSummary(ran={"raw": 1, "responses": 1})
+            assert project.materialize() == RunSummary(ran={"raw": 1, "responses": 1})
             found.append(project.responses())
-        stable = [[_stable(row) for row in answers] for answers in found]
-        assert stable[0] == stable[1] == stable[2]
+        assert stable(found[0]) == stable(found[1]) == stable(found[2])
         assert [row["uid"] for row in found[0]] == [row["uid"] for row in rows]
         assert {row["api_status"] for row in found[0]} == {"success"}
 
     def test_an_old_error_file_is_input_and_leaves_no_trace_of_its_failures(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        answered_by: Answered,
+        self, project: Project, answered_by: Answered
     ) -> None:
         name = "talk_error_retry_1.jsonl"
         failure = {
@@ -1408,7 +1380,7 @@ class TestOldFiles:
             },
         )
         endpoint = answered_by(echo)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert sorted(endpoint.questions()) == ["mine", "q0", "q1", "q2"]
         found = project.responses(name)
         assert [row["response"] for row in found] == ["re: q0", "re: q1", "re: q2", "re: mine"]
@@ -1421,10 +1393,6 @@ class TestOldFiles:
             "task_index": 7,
             "timestamp": "2025",
         }
-
-
-def _stable(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name not in VOLATILE_COLUMNS}
 
 
 COLUMNS = [
@@ -1454,7 +1422,7 @@ COLUMNS = [
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 def test_tool_calls_are_kept_and_a_refusal_is_told(
-    project: Project, instance: dg.DagsterInstance, answered_by: Answered, streamed: bool
+    project: Project, answered_by: Answered, streamed: bool
 ) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     replies: dict[str, bytes] = {
@@ -1466,7 +1434,7 @@ def test_tool_calls_are_kept_and_a_refusal_is_told(
     answered_by(lambda request: replies[request.question])
     project.write_input(CONVERSATIONS, [asked(question) for question in replies])
     project.write_generation(max_failure_rate=1)
-    plain, no, odd, called = answer_all(project, instance)
+    plain, no, odd, called = answer_all(project)
     assert "tool_calls" not in plain
     assert (no["api_fail_reason"], no["response"]) == ("refused", "I won't")
     assert "I won't" in no["api_fail_detail"]
@@ -1481,22 +1449,15 @@ def test_tool_calls_are_kept_and_a_refusal_is_told(
 
 
 class TestColumns:
-    def test_are_the_inputs_and_then_ours(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
-    ) -> None:
+    def test_are_the_inputs_and_then_ours(self, project: Project, answered_by: Answered) -> None:
         given = [asked("a", id="r1", lang="en"), {"lang": "fr", "messages": 3}]
         project.write_input(CONVERSATIONS, given)
         project.write_model(
-            {
-                "prices": {
-                    "usd_per_million_input_tokens": 10,
-                    "usd_per_million_output_tokens": 100,
-                }
-            }
+            {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 100}}
         )
         project.write_generation(max_failure_rate=0.5)
         endpoint = answered_by(lambda _: said(content="yes", reasoning="why"))
-        good, bad = answer_all(project, instance)
+        good, bad = answer_all(project)
         assert list(good) == ["messages", "id", "lang", *COLUMNS]
         assert list(bad) == ["lang", "messages", *COLUMNS]
         known = {
@@ -1531,7 +1492,7 @@ class TestColumns:
         }
 
     def test_of_the_input_that_are_named_like_ours_are_kept_under_another_name(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         theirs = {
             "response": "their answer",
@@ -1544,7 +1505,7 @@ class TestColumns:
         project.write_input(CONVERSATIONS, [asked("a", **theirs), asked("b")])
         project.write_generation()
         answered_by(echo)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         first, second = project.responses()
         assert (first["response"], second["response"]) == ("re: a", "re: b")
         assert (first["api_status"], first["reasoning"]) == ("success", None)
@@ -1556,7 +1517,7 @@ class TestColumns:
         assert not any(name.startswith("input_") for name in second)
 
     def test_of_the_input_steer_nothing_and_keep_name_and_digits(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         error = {"reason": "timeout", "detail": "the user's own"}
         first = asked("a", error=error, api_record_id="theirs", usage=7, id="1")
@@ -1565,7 +1526,7 @@ class TestColumns:
         project.write_input(CONVERSATIONS, [first, later])
         project.write_generation()
         answered_by(echo)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         line, second = (project.root / "data/responses" / CONVERSATIONS).read_bytes().splitlines()
         row = orjson.loads(line)
         assert (row["response"], row["error"], row["api_record_id"]) == ("re: a", error, "1")
@@ -1575,21 +1536,21 @@ class TestColumns:
         assert project.manifest(CONVERSATIONS, "responses").moved == moved
 
     def test_survive_being_the_input_of_the_next_task(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", response="first")])
         project.write_generation()
         answered_by(echo)
-        project.materialize(instance)
+        project.materialize()
         project.task = "second"
         project.write_generation({"input_path": "data/responses", "output_path": "data/second"})
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         (row,) = project.responses()
         assert row["response"] == "re: a"
         assert {"first", "re: a"} <= {v for v in row.values() if isinstance(v, str)}
 
     def test_of_a_parquet_file_are_as_those_of_lines(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         given = [
             asked("a", id="r1", day=date(2025, 1, 2), blob=b"some bytes"),
@@ -1599,7 +1560,7 @@ class TestColumns:
         project.write_input("unsendable.parquet", [{"messages": [turn("user", b"\xff")]}])
         project.write_generation(max_failure_rate=1)
         endpoint = answered_by(echo)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert [body["messages"] for body in endpoint.jsons] == [
             [turn("user", "a")],
             [turn("user", "b")],
@@ -1615,7 +1576,7 @@ class TestColumns:
 
 class TestJudge:
     def test_rates_responses_and_carries_the_reasons_of_failed_ones(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         questions = ["good one", "long one", "refused one", "good too", "filtered one"]
         rows = [{**asked(question, id=question), "text": "not this"} for question in questions]
@@ -1627,7 +1588,7 @@ class TestJudge:
             concurrency={"max_concurrent_requests": 1},
         )
         endpoint = answered_by(faulty)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         asked_judge = [body for body in endpoint.jsons if body["model"] == "judge-1"]
         assert len(endpoint.asked) == 5 + 2
         assert [body["messages"][-1]["content"] for body in asked_judge] == judged(
@@ -1645,13 +1606,13 @@ class TestJudge:
         assert {row["api_model"] for row in rows} == {"judge-1"}
 
     def test_may_be_added_to_answers_that_are_there(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
         project.write_generation()
-        project.materialize(instance)
+        project.materialize()
         project.write_generation(scores=JUDGE, journal_folder="data/responses/.modelcall")
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert summary == RunSummary(ran={"raw": 0, "responses": 0, "scores": 1})
         rows = project.scores(CONVERSATIONS)
         assert [row["id"] for row in rows] == ["a", "b"]
@@ -1659,21 +1620,19 @@ class TestJudge:
         assert server.stats()["requests"] == 2 + 2
 
     def test_added_without_more_pays_no_answer_again(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
+        self, project: Project, server: RehearsalServer
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
         project.write_generation()
-        project.materialize(instance)
+        project.materialize()
         project.write_generation(scores=JUDGE)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert server.stats()["requests"] == 2 + 2
 
-    def test_rates_every_sample(
-        self, project: Project, instance: dg.DagsterInstance, server: RehearsalServer
-    ) -> None:
+    def test_rates_every_sample(self, project: Project, server: RehearsalServer) -> None:
         project.write_input(CONVERSATIONS, [asked("a", id="a"), asked("b", id="b")])
         project.write_generation({"samples": 3}, scores=JUDGE)
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         rows = project.scores(CONVERSATIONS)
         assert [(row["id"], row["sample"]) for row in rows] == [
             (text, sample) for text in "ab" for sample in range(3)
@@ -1682,16 +1641,16 @@ class TestJudge:
         assert server.stats()["requests"] == 12
 
     def test_waits_for_responses_that_were_accepted(
-        self, project: Project, instance: dg.DagsterInstance, answered_by: Answered
+        self, project: Project, answered_by: Answered
     ) -> None:
         project.write_input(CONVERSATIONS, [asked("long one"), asked("good")])
         project.write_generation(scores=JUDGE)
         endpoint = answered_by(faulty)
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.ran["responses"], summary.ran["scores"]) == (1, 0)
         assert endpoint.questions() == ["long one", "good"]
         endpoint.script = echo
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert endpoint.questions()[0] == "long one"
         assert [row["score"] for row in project.scores(CONVERSATIONS)] == [3, 3]
 
@@ -1730,15 +1689,13 @@ def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Pr
     assert "fr.jsonl is not there" in ended.err
 
 
-def test_a_journal_that_takes_nothing_says_why(
-    project: Project, instance: dg.DagsterInstance, server: RehearsalServer
-) -> None:
+def test_a_journal_that_takes_nothing_says_why(project: Project) -> None:
     project.write_input(CONVERSATIONS, [asked("a")])
     project.write_generation()
     in_the_way = project.journal(CONVERSATIONS, "responses")
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("no folder")
-    (message,) = project.materialize(instance).failed
+    (message,) = project.materialize().failed
     assert str(in_the_way) in message and "unhandled errors in a TaskGroup" not in message
 
 
@@ -1755,9 +1712,7 @@ def test_two_data_sets_with_one_output_are_both_named(project: Project) -> None:
     assert "a/b/x" in ended.err and "a_b/x" in ended.err
 
 
-def test_caps_hold_for_what_another_task_leaves(
-    project: Project, instance: dg.DagsterInstance, server: RehearsalServer
-) -> None:
+def test_caps_hold_for_what_another_task_leaves(project: Project, server: RehearsalServer) -> None:
     project.write_input(CONVERSATIONS, [asked(f"q{n}") for n in range(5)])
     groups = [
         {"name": n, "output_file": f"{n}.jsonl", "input_files": [CONVERSATIONS]} for n in "ab"
@@ -1765,11 +1720,11 @@ def test_caps_hold_for_what_another_task_leaves(
     project.write_yaml("distillation/groups", {"merge_groups": groups})
     project.task = "merges"
     project.write_steps(distillation={"step": "jsonl_merge", "base_input_dir": "data/in"} | MERGE)
-    assert project.materialize(instance).failed == []
+    assert project.materialize().failed == []
     project.task = "answers"
     debug = {"enabled": True, "max_files": 1, "max_items_per_file": 2}
     project.write_generation({"input_path": "data/merged"}, debug=debug)
-    assert project.materialize(instance).failed == []
+    assert project.materialize().failed == []
     assert server.stats()["requests"] == 2
 
 

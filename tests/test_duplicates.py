@@ -181,7 +181,7 @@ TestExactHistories = ExactMachine.TestCase
 TestExactHistories.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
 
 
-def test_near_histories() -> None:
+def test_any_history_of_near_duplicates_keeps_each_text_once() -> None:
     pytest.importorskip("rensa")
     case = NearMachine.TestCase()
     case.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
@@ -225,7 +225,7 @@ class TestWhoKeepsAText:
             later.finish()
         assert work(path, "b", [1, 2, 3]) == [EXACT, EXACT, None]
 
-    def test_many_are_freed(self, path: Path) -> None:
+    def test_many_texts_are_freed_when_their_partition_has_none(self, path: Path) -> None:
         places = list(range(2500))
         work(path, "a", places, at_once=1000)
         work(path, "a", [])
@@ -370,32 +370,32 @@ def run_twice(
 
 
 class TestUnusableFiles:
-    def test_another_file(self, path: Path) -> None:
+    def test_that_are_another_file_are_named(self, path: Path) -> None:
         path.write_bytes(b"no database " * 1000)
         with pytest.raises(InputError, match=r"duplicates\.sqlite.*not a database.*delete it"):
             work(path, "a", [1])
 
-    def test_another_database(self, path: Path) -> None:
+    def test_that_are_another_database_are_named(self, path: Path) -> None:
         with closing(sqlite3.connect(path)) as other:
             other.execute("CREATE TABLE texts (id INTEGER)")
         with pytest.raises(InputError, match="delete it"):
             work(path, "a", [1])
 
-    def test_a_later_layout(self, path: Path) -> None:
+    def test_of_a_later_layout_are_named(self, path: Path) -> None:
         work(path, "a", [1])
         with closing(sqlite3.connect(path)) as index:
             index.execute("PRAGMA user_version = 99")
         with pytest.raises(InputError, match=r"layout is 99.*delete it"):
             forget(path, ["a"])
 
-    def test_a_damaged_one(self, path: Path) -> None:
+    def test_that_are_damaged_are_named(self, path: Path) -> None:
         work(path, "a", range(5000), at_once=5000)
         content = path.read_bytes()
         path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
         with pytest.raises(InputError, match="delete it"):
             work(path, "a", [1])
 
-    def test_one_that_is_held_is_not_to_be_deleted(
+    def test_that_are_held_are_not_to_be_deleted(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         work(path, "a", [1])
@@ -436,7 +436,9 @@ OTHER_CHINESE = (
 )
 
 
-def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_without_the_package_say_what_to_install(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
     near_duplicates._minhash.cache_clear()  # pyright: ignore[reportPrivateUsage]
     for use in (lambda: signature("some text"), lambda: Duplicates(path, "a", "run", 0.8)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import ANY
@@ -67,10 +67,12 @@ async def ask_many(engine: Engine, count: int, **more: Any) -> list[Any]:
     return await all_of([engine.ask(record(number, **more)) for number in range(count)])
 
 
-def ask_at(base_url: str, count: int = 1, **options: Any) -> list[Any]:
+def ask_at(
+    base_url: str, count: int = 1, more: Mapping[str, Any] | None = None, **options: Any
+) -> list[Any]:
     async def run() -> list[Any]:
         async with engine_at(base_url, **options) as engine:
-            results = await ask_many(engine, count)
+            results = await ask_many(engine, count, **(more or {}))
             assert engine.in_flight == 0
             return results
 
@@ -335,14 +337,10 @@ def test_a_wrong_key_and_a_wrong_model_cost_one_call() -> None:
         assert all(isinstance(result, EndpointRefused) for result in results)
         assert server.stats()["requests"] == 1
     with serve_in_thread() as server:
-        results = asyncio.run(_ask_wrong_model(server.base_url))
+        wrong = {"model": "gpt-nothing"}
+        results = ask_at(server.base_url, 100, wrong, max_in_flight=100)
         assert all(isinstance(result, EndpointRefused) for result in results)
         assert server.stats()["requests"] == 1
-
-
-async def _ask_wrong_model(base_url: str) -> list[Any]:
-    async with engine_at(base_url, max_in_flight=100) as engine:
-        return await ask_many(engine, 100, model="gpt-nothing")
 
 
 def test_a_slow_first_answer_does_not_hold_up_the_others() -> None:

@@ -15,7 +15,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from project import TASK, A, B, C, Ended, Project, some_rows
+from project import TASK, A, B, C, Ended, Project, read_rows, some_rows
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
@@ -34,15 +34,9 @@ def export(project: Project, folder: Path, *options: str) -> Ended:
     return ended
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
-
-
 def exported(folder: Path) -> dict[str, list[dict[str, Any]]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): rows_of(path) for path in files}
+    return {path.relative_to(folder).as_posix(): read_rows(path) for path in files}
 
 
 def ids(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -89,7 +83,7 @@ class TestExport:
     ) -> None:
         export(scored, tmp_path, "--where", "score >= 4 and id != third-3")
         kept = [row for rows in exported(tmp_path).values() for row in rows]
-        rows = [*rows_of(scored.rejected(A)), *scored.scores(B), *scored.scores(C)]
+        rows = [*read_rows(scored.rejected(A)), *scored.scores(B), *scored.scores(C)]
         good = [row for row in rows if row["score"] is not None and row["score"] >= 4]
         assert ids(kept) == [name for name in ids(good) if name != "third-3"]
         assert 0 < len(kept) < 68
@@ -110,7 +104,7 @@ class TestExport:
         export(scored, three, "--file", C, "--split", "0.2", "--seed", "7")
         assert ids(exported(three)["validation/deep/er/c.jsonl"]) != ids(held_out)
 
-    def test_old_names(self, scored: Project, tmp_path: Path) -> None:
+    def test_takes_the_old_names(self, scored: Project, tmp_path: Path) -> None:
         mended = tmp_path / "deep/b_error.jsonl"
         mended.parent.mkdir()
         mended.write_text("{}\n")
@@ -122,7 +116,7 @@ class TestExport:
         assert (first["error_type"], first["traceback"], first["timestamp"]) == ("bad_line", "", "")
         assert [first["task_index"], second["task_index"]] == [4, 5]
 
-    def test_any_asset(self, scored: Project, tmp_path: Path) -> None:
+    def test_takes_any_asset(self, scored: Project, tmp_path: Path) -> None:
         export(scored, tmp_path, "--stage", "raw", "--all")
         rows = exported(tmp_path)["a.jsonl"]
         assert rows[:4] == some_rows(4, "first")
@@ -132,7 +126,7 @@ class TestExport:
         wrong = scored.run("export", TASK, "--stage", "score")
         assert wrong.code == 2 and "did you mean scores?" in wrong.err
 
-    def test_what_cannot_be_is_told(self, project: Project, server: RehearsalServer) -> None:
+    def test_what_cannot_be_is_told(self, project: Project) -> None:
         nothing = project.run("export", TASK)
         assert nothing.code == 1 and "nothing is published by scores yet" in nothing.err
         assert project.run("run-task", TASK, "--file", A).code == 0
@@ -147,7 +141,7 @@ class TestExport:
         assert by_default.code == 0
         assert list(exported(project.root / "data/rate/scores_export/scores")) == ["a.jsonl"]
 
-    def test_a_dialogue_log(self, project: Project, server: RehearsalServer) -> None:
+    def test_writes_a_log_of_dialogues(self, project: Project) -> None:
         chat = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "您好"}]
         rows = [{**row, "messages": chat} for row in some_rows(2)]
         project.write_input("chats.jsonl", [*rows, *some_rows(1, "no chat")])
@@ -172,17 +166,17 @@ class TestFailuresAndRetry:
         lines = scored.run("failures", TASK, "--json", "--reason", "bad_line", "--limit", "1")
         row = orjson.loads(lines.out)
         assert (row["file"], row["reason"], row["attempts"]) == (A, "bad_line", 0)
-        assert row["record_id"] == rows_of(scored.rejected(A))[4]["api_record_id"]
+        assert row["record_id"] == read_rows(scored.rejected(A))[4]["api_record_id"]
         assert "0 of 64 rows failed" in scored.run("failures", TASK, "--file", "deep/*").out
         wrong = scored.run("failures", TASK, "--reason", "time_out")
         assert wrong.code == 2 and "did you mean timeout?" in wrong.err
 
-    def test_of_raw_too(self, scored: Project) -> None:
+    def test_failures_of_raw_are_listed_too(self, scored: Project) -> None:
         ended = scored.run("failures", TASK, "--stage", "raw", "--json")
         rows = [orjson.loads(line) for line in ended.out.splitlines()]
         assert [row["reason"] for row in rows] == ["bad_line", "bad_line"]
         assert [row["record_id"] for row in rows] == [
-            row["api_record_id"] for row in rows_of(scored.rejected(A))[4:]
+            row["api_record_id"] for row in read_rows(scored.rejected(A))[4:]
         ]
 
     def test_retry_asks_again_for_failed_rows_only(
@@ -229,7 +223,7 @@ class TestRowsOfLaterStages:
         made = Manifest.model_validate({**manifest, **fields})
         return Published("set/answers.jsonl", made, Stores().place)
 
-    def test_responses(self, tmp_path: Path) -> None:
+    def test_are_responses_with_their_failures(self, tmp_path: Path) -> None:
         good = {"api_record_id": "1", "api_status": "success", "messages": self.CHAT}
         good = {**good, "response": "<think>\nhm\n</think>\n\nyes", "api_answered_at": "then"}
         bad = {**good, "api_record_id": "2", "api_status": "error", "response": None}
@@ -253,7 +247,7 @@ class TestRowsOfLaterStages:
         assert export_dialogues([file], log, Selection(), datetime(2026, 1, 1)) == 1
         assert log.read_text("utf-8").endswith("用户：q  \n助手：yes\n")
 
-    def test_an_error_object(self, tmp_path: Path) -> None:
+    def test_have_their_failure_in_an_error_object(self, tmp_path: Path) -> None:
         error = {"reason": "chatml_error", "detail": "no turns"}
         rows = [{"messages": self.CHAT}, {"messages": [], "error": error, "uid": "u"}]
         file = self.published(tmp_path, rows)
@@ -261,7 +255,7 @@ class TestRowsOfLaterStages:
             FailedRow("set/answers.jsonl", "u", "chatml_error", "no turns")
         ]
 
-    def test_the_files_of_a_split(self, tmp_path: Path) -> None:
+    def test_of_the_files_of_a_split_are_exported_in_one(self, tmp_path: Path) -> None:
         rows = [{"n": number} for number in range(3)]
         members = [{"uri": str(tmp_path / "answers.jsonl")}] * 2
         file = self.published(tmp_path, rows, output=None, rows=5, detail={"members": members})
@@ -271,7 +265,9 @@ class TestRowsOfLaterStages:
 
 
 class TestView:
-    def test_of_a_task(self, scored: Project, tmp_path: Path) -> None:
+    def test_shows_the_same_sample_of_a_task_each_time(
+        self, scored: Project, tmp_path: Path
+    ) -> None:
         one, two, raw = (tmp_path / f"{name}.html" for name in ("one", "two", "raw"))
         options = ("--where", "api_status = success", "--rows", "5", "--output")
         ended = scored.run("view", TASK, *options, str(one))
@@ -282,7 +278,7 @@ class TestView:
         first = scored.run("view", TASK, "--stage", "raw", "--first", "--output", str(raw))
         assert first.code == 0 and "{torn" in raw.read_text("utf-8")
 
-    def test_of_a_file(self, project: Project) -> None:
+    def test_shows_the_rows_of_a_file(self, project: Project) -> None:
         chat = {"messages": [{"role": "user", "content": "<b>你好"}], "score": 3}
         project.write_input("chats.jsonl", [{**chat, "id": n} for n in range(1, 100)])
         ended = project.run("view", "data/in/chats.jsonl", "--first", "--rows", "2")
@@ -400,7 +396,7 @@ ROW = {"score": 4, "s": "4", "ok": True, "none": None, "raw": {"lang": "py"}, "m
         ("raw != 1", True),
     ],
 )
-def test_conditions(condition: str, holds: bool) -> None:
+def test_a_condition_compares_as_it_reads(condition: str, holds: bool) -> None:
     assert Where.parse(condition)(ROW) is holds
 
 

@@ -92,7 +92,7 @@ def items_of(place: Place, reading: Reading = OURS, **options: Any) -> list[Any]
 
 
 class TestNames:
-    def test_every_one(self) -> None:
+    def test_of_every_format_are_known(self) -> None:
         assert len(DATA_SUFFIXES) == 18
         for name in ("A.JSONL.GZ", "b.ndjson", "x/c.json.zst", "d.feather", "e.Parquet", "f.arrow"):
             assert is_data_file(name)
@@ -103,7 +103,7 @@ class TestNames:
         ("name", "stem"),
         [("a.b.JSONL.gz", "a.b"), ("a.json", "a"), ("a.gz", "a.gz"), ("a.parquet", "a")],
     )
-    def test_the_stem(self, name: str, stem: str) -> None:
+    def test_have_a_stem_without_format_and_compression(self, name: str, stem: str) -> None:
         assert stem_of(name) == stem
 
 
@@ -119,7 +119,7 @@ class TestLines:
         ids=["marks", "carriage returns", "mixed ends", "a return in a line"],
     )
     @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
-    def test_marks_and_ends(
+    def test_are_read_with_any_mark_and_end_of_line(
         self, tmp_path: Path, content: bytes, pack: Callable[[bytes], bytes]
     ) -> None:
         path = tmp_path / "x.jsonl"
@@ -137,8 +137,7 @@ class TestLines:
             items_of(path)
 
     @pytest.mark.parametrize(
-        ("magic", "named"),
-        [(b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"PK\x03\x04", "zip")],
+        ("magic", "named"), [(b"BZh91AY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"PK\x03\x04", "zip")]
     )
     def test_other_compressions_are_named(self, tmp_path: Path, magic: bytes, named: str) -> None:
         path = tmp_path / "x.jsonl"
@@ -199,7 +198,9 @@ class TestContent:
         assert read_raw(stat_file(path), limit=99).digest == file_digest(path)
 
     @pytest.mark.parametrize(("kind", "write"), CASES)
-    def test_in_a_store(self, tmp_path: Path, kind: Format, write: Callable[[Path], None]) -> None:
+    def test_tells_the_format_in_a_store_too(
+        self, tmp_path: Path, kind: Format, write: Callable[[Path], None]
+    ) -> None:
         write(tmp_path / "x")
         fsspec.filesystem("memory").pipe("/formats/x.jsonl", (tmp_path / "x").read_bytes())
         place = Stores().place("memory://formats/x.jsonl")

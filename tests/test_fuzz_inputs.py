@@ -257,7 +257,9 @@ NAMES = ["x.jsonl", "x.json", "x.jsonl.gz", "x.json.zst", "x.parquet", "x.arrow"
     st.sampled_from([b"", b"{", *KNOWN, b"ARROW1\0\0", b"\x1f\x8b\x08\0", b"\x50\x2a\x4d\x18"]),
     st.binary(max_size=200),
 )
-def test_any_bytes(folder: Path, name: str, magic: bytes, content: bytes) -> None:
+def test_any_bytes_are_rows_or_a_named_error(
+    folder: Path, name: str, magic: bytes, content: bytes
+) -> None:
     rows_or_error(written(folder, name, magic + content))
 
 
@@ -335,7 +337,9 @@ TEXTS = ["{}", '{"a": "x"}', '{"text": "中文。"}', '{"a": "\u2028"}', "[1]", 
     st.lists(st.sampled_from(TEXTS) | st.integers(0, 2), min_size=1, max_size=8),
     st.sampled_from(["e.jsonl", "e.jsonl.gz"]),
 )
-def test_encodings(folder: Path, encoding: str, made: list[str | int], name: str) -> None:
+def test_lines_of_any_encoding_are_rows_and_the_others_bad_lines(
+    folder: Path, encoding: str, made: list[str | int], name: str
+) -> None:
     """Lines of text, and by their numbers those that the encoding does not have."""
     codec = "utf-16-le" if encoding == "utf-16" else encoding
     content, expected = b"", []

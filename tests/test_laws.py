@@ -11,7 +11,6 @@ import itertools
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -19,7 +18,7 @@ import pytest
 from endpoint import WithoutNetwork, completion
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import TASK, Project, Row, read_rows
+from project import TASK, Project, Row, read_rows, stable
 
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.llm.channel import Channel
@@ -28,7 +27,6 @@ from modelcall_assets.llm.limiter import Limits
 from modelcall_assets.llm.transport import Reply
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 from modelcall_assets.stages.report import Tally
-from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 
@@ -61,10 +59,6 @@ def scores(project: Project) -> dict[str, list[Row]]:
 
 def inputs(project: Project) -> list[Path]:
     return sorted(project.input_folder.iterdir())
-
-
-def stable(rows: Sequence[Row]) -> list[Row]:
-    return [{k: v for k, v in row.items() if k not in VOLATILE_COLUMNS} for row in rows]
 
 
 def journalled_turns(project: Project) -> Counter[tuple]:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import dagster as dg
 import pytest
 import tiny_model
 from project import CONVERSATIONS, JUDGE, Project, asked
@@ -79,10 +78,10 @@ def said(row: dict[str, Any]) -> tuple[str, str | None, str | None]:
     ("transport", "stream"), [("direct", False), ("direct", True), ("sdk", True)]
 )
 def test_every_conversation_is_answered_with_its_usage(
-    project: Project, instance: dg.DagsterInstance, transport: str, stream: bool
+    project: Project, transport: str, stream: bool
 ) -> None:
     write_model(project, transport=transport, stream=stream, **LETTERS)
-    assert project.materialize(instance) == RunSummary(ran={"raw": 1, "responses": 1})
+    assert project.materialize() == RunSummary(ran={"raw": 1, "responses": 1})
     rows = project.responses()
     assert [said(row) for row in rows] == [("success", "stop", None)] * len(QUESTIONS)
     overhead = set()
@@ -96,14 +95,12 @@ def test_every_conversation_is_answered_with_its_usage(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_what_is_cut_or_too_long_fails_in_its_place(
-    project: Project, instance: dg.DagsterInstance, stream: bool
-) -> None:
+def test_what_is_cut_or_too_long_fails_in_its_place(project: Project, stream: bool) -> None:
     project.write_generation(max_failure_rate=1)
     write_model(project, stream=stream, max_tokens=12)
     too_long = asked("x" * 2 * tiny_model.CONTEXT)
     project.write_input(CONVERSATIONS, [asked("Short?"), too_long, asked("And this?")])
-    project.materialize(instance)
+    project.materialize()
     cut, long, cut_too = project.responses()
     for row in (cut, cut_too):
         assert said(row) == ("error", "length", "truncated")
@@ -117,9 +114,7 @@ def test_what_is_cut_or_too_long_fails_in_its_place(
 
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "on its own"])
-def test_guided_json_makes_ratings_of_noise(
-    project: Project, instance: dg.DagsterInstance, guided: bool
-) -> None:
+def test_guided_json_makes_ratings_of_noise(project: Project, guided: bool) -> None:
     judge = {**JUDGE, "model": {"config_path": "configs/models/judge.yaml"}}
     project.write_generation(scores=judge, max_failure_rate=1)
     schema = {"properties": SCORES}
@@ -128,7 +123,7 @@ def test_guided_json_makes_ratings_of_noise(
     )
     write_model(project, **LETTERS)
     write_model(project, "judge", guided=guided, max_tokens=400)
-    summary = project.materialize(instance)
+    summary = project.materialize()
     assert summary == RunSummary(ran={"raw": 1, "responses": 1, "scores": 1})
     rated = project.scores(CONVERSATIONS)
     assert [row["response"] for row in rated] == [row["response"] for row in project.responses()]
@@ -142,12 +137,10 @@ def test_guided_json_makes_ratings_of_noise(
         assert row["recommended_use_case"] in ("training", "nothing")
 
 
-def test_a_wrong_key_is_refused(
-    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_key_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(project, **LETTERS)
     monkeypatch.setenv("LLAMA_KEY", "sk-wrong")
-    (message,) = project.materialize(instance).failed
+    (message,) = project.materialize().failed
     assert "refuses every request" in message and "Invalid API Key" in message
     assert "sk-wrong" not in message
     assert not (project.root / "data/responses" / CONVERSATIONS).exists()

@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from config_files import Messages, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,10 +48,7 @@ def merge_to(output: Path, members: Mapping[str, Place], **options: Any) -> Merg
     with ExitStack() as stack:
         out = stack.enter_context(publish(output))
         return merge_group(
-            members,
-            out,
-            lambda: stack.enter_context(publish(invalid_file_of(output))),
-            **options,
+            members, out, lambda: stack.enter_context(publish(invalid_file_of(output))), **options
         )
 
 
@@ -66,32 +64,28 @@ def merge(folder: Path, files: Sequence[bytes], **options: Any) -> tuple[MergeRe
 
 
 class TestGroupsFile:
-    @pytest.mark.parametrize(
-        ("fields", "said"),
-        [
-            (
-                {"output_file": "../qa.jsonl"},
-                "output_file: the path leads out of the task's folder",
-            ),
-            ({"output_file": "/tmp/qa.jsonl"}, "output_file: an absolute path"),
-            ({"output_file": "s3://b/qa.jsonl"}, "output_file: an absolute path"),
-            ({"output_file": "qa.parquet"}, "output_file: merged files are JSONL"),
-            ({"output_file": "a/.qa.jsonl"}, "output_file: a hidden name"),
-            ({"input_files": ["/data/zh.jsonl"]}, "input_files[0]: an absolute path"),
-            ({"input_files": ["a.jsonl", "b/../../c.jsonl"]}, "input_files[1]: the path leads out"),
-            ({"input_files": []}, "input_files"),
-            ({"input_file": ["a"]}, "input_file: unknown key; did you mean input_files?"),
-            ({"dedup": "yes"}, "dedup: wrong type; expected true or false"),
-            ({"name": ""}, "name: empty"),
-        ],
-    )
-    def test_a_mistake_is_named_by_field(self, fields: dict[str, Any], said: str) -> None:
-        made = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["zh.jsonl"], **fields}
-        groups, problems = parse_merge_groups({"merge_groups": [made]}, FILE)
-        assert groups is None
-        assert any(f"{FILE}:merge_groups[0].{said}" in str(problem) for problem in problems), [
-            *map(str, problems)
-        ]
+    MISTAKES: Mapping[str, Any] = {
+        "a way up": {"output_file": "../qa.jsonl"},
+        "a root": {"output_file": "/tmp/qa.jsonl"},
+        "a URI": {"output_file": "s3://b/qa.jsonl"},
+        "Parquet": {"output_file": "qa.parquet"},
+        "a hidden name": {"output_file": "a/.qa.jsonl"},
+        "a member of a root": {"input_files": ["/data/zh.jsonl"]},
+        "a member of a way up": {"input_files": ["a.jsonl", "b/../../c.jsonl"]},
+        "no member": {"input_files": []},
+        "input_files, nearly": {"input_file": ["a"]},
+        "dedup in words": {"dedup": "yes"},
+        "no name": {"name": ""},
+    }
+
+    def test_what_is_wrong_in_a_group(self, messages: Messages) -> None:
+        made = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["zh.jsonl"]}
+        parsed = {
+            name: parse_merge_groups({"merge_groups": [{**made, **fields}]}, FILE)
+            for name, fields in self.MISTAKES.items()
+        }
+        assert [groups for groups, _ in parsed.values()] == [None] * len(self.MISTAKES)
+        messages({name: told(problems) for name, (_, problems) in parsed.items()})
 
     def test_two_groups_cannot_share_a_name_or_an_output(self) -> None:
         one = {"name": "qa", "output_file": "qa.jsonl", "input_files": ["a.jsonl"]}
@@ -163,7 +157,7 @@ class TestMembers:
 
 
 class TestMerge:
-    def test_the_worked_example(self, tmp_path: Path) -> None:
+    def test_gives_what_the_worked_example_says(self, tmp_path: Path) -> None:
         """E9 of the reference, as a user lays it out."""
         zh = b'{"a":1}\n\n{bad\n{"b":2}\n'
         for name, content in {"zh.jsonl": zh, "en.jsonl": b'{"a":3,"c":4}\n'}.items():
@@ -289,7 +283,7 @@ class TestMerge:
         assert (marked.rows, marked.dropped[DUPLICATE]) == (4, 1)
         assert b'{"a":2,"from":"b.arrow"}\n' in output.read_bytes()
 
-    def test_another_encoding(self, tmp_path: Path) -> None:
+    def test_of_another_encoding_is_written_in_utf8(self, tmp_path: Path) -> None:
         """What is bad is kept in UTF-8 too, and tells the bytes that have no meaning."""
         content = '{"a": "中"}\n'.encode("gbk") + b"\x81\n"
         report, merged = merge(tmp_path, [content], reading=Reading("gbk"))
@@ -327,9 +321,7 @@ LINES = st.one_of(
     dedup=st.booleans(),
 )
 def test_every_line_is_somewhere(
-    tmp_path_factory: pytest.TempPathFactory,
-    files: list[tuple[list[bytes], bool]],
-    dedup: bool,
+    tmp_path_factory: pytest.TempPathFactory, files: list[tuple[list[bytes], bool]], dedup: bool
 ) -> None:
     contents = [b"\n".join(lines) + (b"\n" if ends and lines else b"") for lines, ends in files]
     written = [line for content in contents for line in content.split(b"\n")[: _count(content)]]

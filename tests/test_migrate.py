@@ -525,16 +525,8 @@ def test_a_model_of_the_first_generation(project: Migrating):
     ended = project.migrate(FIRST_MODEL, name="big one.yaml", to="models/gpt.yaml")
     assert ended.code == 0, ended
     assert project.data("models/gpt.yaml") == {
-        "client_config": {
-            "base_url": "https://api.openai.com/v1",
-            "api_key": "${OPENAI_API_KEY}",
-        },
-        "chat_config": {
-            "model": "gpt-4o",
-            "temperature": 0,
-            "max_tokens": 900,
-            "stream": False,
-        },
+        "client_config": {"base_url": "https://api.openai.com/v1", "api_key": "${OPENAI_API_KEY}"},
+        "chat_config": {"model": "gpt-4o", "temperature": 0, "max_tokens": 900, "stream": False},
     }
     told = lines(ended)
     assert told["completions_params.max_tokens"] == ("changed", "now chat_config.max_tokens")
@@ -594,11 +586,7 @@ def test_what_is_no_secret_stays(project: Migrating, key: str):
         ({"client_config": {"api_key": 271828182845}}, "DEEPSEEK_API_KEY", 0),
         ({"client_config": {"api_keys": [PLAIN_SECRET]}}, "DEEPSEEK_API_KEYS", 1),
         ({"client_config": {"api_keys": {"a": PLAIN_SECRET}}}, "DEEPSEEK_A", 1),
-        (
-            {"client_config": {"base_url": "http://u:a/correct-horse@h:1"}},
-            "MODEL_3_B_BASE_URL",
-            0,
-        ),
+        ({"client_config": {"base_url": "http://u:a/correct-horse@h:1"}}, "MODEL_3_B_BASE_URL", 0),
         ({"chat_config": {"api_key": PLAIN_SECRET}}, "MODEL_3_B_API_KEY", 1),
         ({"chat_config": {"extra_headers": {"X-Api-Key": PLAIN_SECRET}}}, "X_API_KEY", 1),
         ({"chat_config": {"extra_body": {"who": f"Bearer {SECRET}"}}}, "MODEL_3_B_WHO", 1),

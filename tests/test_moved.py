@@ -39,9 +39,7 @@ def test_a_project_that_was_moved_or_copied_works_there(
         assert len(project.scores(A)) == 4
 
 
-def test_inputs_that_were_moved_are_read_where_they_are(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_inputs_that_were_moved_are_read_where_they_are(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     (project.input_folder).rename(project.root / "data/elsewhere")
     project.write_task({"data": {"input_folder": "data/elsewhere"}})
@@ -50,9 +48,7 @@ def test_inputs_that_were_moved_are_read_where_they_are(
     assert (ended.code, "12 requests sent" in ended.out) == (0, True), ended
 
 
-def test_another_output_folder_gets_the_results_for_nothing(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_another_output_folder_gets_the_results_for_nothing(project: Project) -> None:
     """The journal lies elsewhere, and so stays."""
     data = {"journal_folder": "data/journal", "output_folder": "data/one"}
     project.write_task({"data": data})

@@ -432,17 +432,21 @@ class TestTrouble:
         yield
         assert SECRET not in caplog.text
 
-    def test_a_wrong_secret(self, s3_server: S3Server, bucket: str) -> None:
+    def test_with_a_wrong_secret_says_to_check_the_keys(
+        self, s3_server: S3Server, bucket: str
+    ) -> None:
         wrong = place_of(impatient(s3_server, secret=SECRET), f"s3://{bucket}/in/a.jsonl")
         for name, text in self.told(wrong).items():
             assert KEYS in text, name
 
-    def test_an_unknown_key(self, s3_server: S3Server, bucket: str) -> None:
+    def test_with_an_unknown_key_says_to_check_the_keys(
+        self, s3_server: S3Server, bucket: str
+    ) -> None:
         wrong = impatient(s3_server, key="nobody", secret=SECRET)
         for name, text in self.told(place_of(wrong, f"s3://{bucket}/in/a.jsonl")).items():
             assert KEYS in text, name
 
-    def test_no_such_bucket(self, s3_server: S3Server) -> None:
+    def test_with_a_bucket_that_is_not_there_says_so(self, s3_server: S3Server) -> None:
         nowhere = place_of(impatient(s3_server), "s3://there-is-none/in/a.jsonl")
         for name, text in self.told(nowhere, "exists", "delete", "read", "stat").items():
             assert "NoSuchBucket" in text and "check the name of the bucket" in text, name
@@ -458,7 +462,9 @@ class TestTrouble:
             assert "check the name of the bucket" in text, name
 
     @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
-    def test_a_dead_endpoint(self, s3_server: S3Server, bucket: str, endpoint: str) -> None:
+    def test_with_a_dead_endpoint_says_to_check_the_network(
+        self, s3_server: S3Server, bucket: str, endpoint: str
+    ) -> None:
         dead = impatient(s3_server, secret=SECRET, endpoint_url=endpoint)
         place = place_of(dead, f"s3://{bucket}/in/a.jsonl")
         for name, text in self.told(place).items():
@@ -500,7 +506,7 @@ class TestTrouble:
         for name, text in told.items():
             assert "the clock of this machine" in text, name
 
-    def test_no_such_file(self, place: RemotePath) -> None:
+    def test_with_a_file_that_is_not_there_says_so(self, place: RemotePath) -> None:
         for look in (stat_file, read):
             with pytest.raises(InputError, match=r"out/a.bin: not found; correct the path"):
                 look(place)

@@ -29,7 +29,7 @@ def run(row: dict[str, Any], **options: Any) -> Any:
 
 
 class TestProcess:
-    def test_the_reference_example(self) -> None:
+    def test_gives_what_the_reference_example_says(self) -> None:
         given_texts = ["  a  b ", "no", "long enough text"]
         results = [
             run({"text": text}, min_text_length=3, remove_extra_whitespace=True)
@@ -53,7 +53,7 @@ class TestProcess:
     def test_where_the_text_comes_from(self, row: dict[str, Any], text: str) -> None:
         assert run(row)["text"] == text
 
-    def test_mapping(self) -> None:
+    def test_maps_columns_combinations_and_constants(self) -> None:
         mapping: dict[str, Any] = {
             "text": "story",
             "title": {"type": "combine", "fields": ["a", "b", "c"], "separator": "-"},
@@ -76,7 +76,9 @@ class TestProcess:
              "required_fields: text"),
         ],
     )  # fmt: skip
-    def test_rules(self, row: dict[str, Any], options: dict[str, Any], rule: str) -> None:
+    def test_drops_a_row_by_the_rule_that_it_breaks(
+        self, row: dict[str, Any], options: dict[str, Any], rule: str
+    ) -> None:
         assert run(row, **options) == Dropped(rule)
 
     def test_rows_that_have_no_text_at_all_pass_the_length_rules(self) -> None:
@@ -148,7 +150,7 @@ lines = st.lists(
 
 
 class TestFile:
-    def test_added_columns(self, tmp_path: Path) -> None:
+    def test_gets_source_id_and_truncated_text(self, tmp_path: Path) -> None:
         path = write_rows(tmp_path / "in.jsonl", [{"text": "hello", "n": 1}, {"id": 7, "text": ""}])
         preprocessed(path, source_name="web", max_tokens=2048)
         first, second = published(path)
@@ -183,7 +185,7 @@ class TestFile:
 
     @settings(deadline=None)
     @given(lines)
-    def test_conservation_and_order(
+    def test_has_every_row_in_its_order_or_a_count_of_it(
         self, tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any] | bytes]
     ) -> None:
         numbered = [

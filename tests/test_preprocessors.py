@@ -25,12 +25,11 @@ from hypothesis import strategies as st
 from packs import checkout, rendergit_cxml, repomix_xml, tracked_texts
 from pages import ROOT, write_examples
 from preprocessing import preprocessed, published
-from project import TASK, Project, some_rows, until, write_rows
+from project import TASK, Project, read_rows, some_rows, until, write_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.preprocess import ENCODINGS
 from modelcall_assets.defs.graph import add_new_keys
-from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted
@@ -217,16 +216,14 @@ class TestTripletFilter:
         with pytest.raises(TypeError):
             process({"text": ["x"]})
 
-    def test_parts_of_a_language_are_one_partition(
-        self, project: Project, instance: dg.DagsterInstance
-    ) -> None:
+    def test_parts_of_a_language_are_one_partition(self, project: Project) -> None:
         project.write_input("pt_data_C_part2.jsonl", [{"id": "c2", "text": "two", "n": 1}])
         project.write_input("pt_data_C_part10.jsonl", [{"id": "c10", "text": "ten", "n": "x"}])
         rows = [{"id": "s1", "text": "sharp", "when": 5}]
         project.write_input("pt_data_C_Sharp_part01.parquet", rows)
         project.write_input("pt_data_C_Sharp_part02.jsonl", [b"{bad", {"text": "no id", "b": 1.5}])
         task(project, "triplet_filter")
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
         assert [(row["id"], row["n"]) for row in project.rows("C", "preprocessed")] == [
             ("c2", "1"),
@@ -237,10 +234,7 @@ class TestTripletFilter:
         assert error_of(bad)["reason"] == "bad_line"
         raw = project.manifest("C_Sharp", "raw")
         names = [(member["name"], member["rows"]) for member in raw.detail["members"]]
-        assert names == [
-            ("pt_data_C_Sharp_part01.parquet", 1),
-            ("pt_data_C_Sharp_part02.jsonl", 2),
-        ]
+        assert names == [("pt_data_C_Sharp_part01.parquet", 1), ("pt_data_C_Sharp_part02.jsonl", 2)]
         assert (raw.rows, raw.failed) == (3, 1)
         scored = project.scores("C_Sharp")
         assert [row["api_status"] for row in scored] == ["success", "error", "success"]
@@ -272,30 +266,26 @@ class TestGroups:
         task(project, "repo_xml")
         return folder
 
-    def test_a_new_pack_makes_its_language_due(
-        self, project: Project, packs: Path, instance: dg.DagsterInstance
-    ) -> None:
-        result, cursor = project.look(instance)
+    def test_a_new_pack_makes_its_language_due(self, project: Project, packs: Path) -> None:
+        result, cursor = project.look()
         assert isinstance(result, dg.SensorResult)
         keys = [request.partition_key for request in result.run_requests or ()]
         assert keys == ["Go", "Rust"]
-        assert project.materialize(instance).failed == []
-        _, cursor = project.look(instance, cursor)
+        assert project.materialize().failed == []
+        _, cursor = project.look(cursor)
         (packs / "Rust" / "eve_y_77.cxml").write_bytes(rendergit_cxml({"b.rs": "fn main() {}"}))
-        result, _ = project.look(instance, cursor)
+        result, _ = project.look(cursor)
         assert isinstance(result, dg.SensorResult)
         assert [request.partition_key for request in result.run_requests or ()] == ["Rust"]
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         assert [row["repo_user"] for row in project.rows("Rust", "preprocessed")] == ["ann", "eve"]
 
-    def test_packs_are_rows(
-        self, project: Project, packs: Path, instance: dg.DagsterInstance
-    ) -> None:
+    def test_packs_are_rows(self, project: Project, packs: Path) -> None:
         (packs / "Go" / "zed_broken_1.xml").write_text("no pack at all")
         (packs / "Go" / "zed_cut_2.xml").write_bytes(
             repomix_xml({"a.go": CODE, "b.go": CODE})[:-30]
         )
-        assert project.materialize(instance).failed == []
+        assert project.materialize().failed == []
         ann, bob, broken, cut = project.rows("Go", "preprocessed")
         assert (ann["repo_full_name"], ann["language"], bob["packaging_tool"]) == (
             "ann/my_lib",
@@ -311,9 +301,13 @@ class TestGroups:
         assert [member["whole"] for member in raw.detail["members"]] == [True] * 4
         statuses = [row["api_status"] for row in project.scores("Go")]
         assert statuses == ["success", "success", "error", "success"]
-        event = instance.get_latest_materialization_event(dg.AssetKey(["rate", "preprocessed"]))
+        event = project.instance.get_latest_materialization_event(
+            dg.AssetKey(["rate", "preprocessed"])
+        )
         assert event and event.asset_materialization
-        instance.get_latest_data_version_record(dg.AssetKey(["rate", "raw"]), partition_key="Go")
+        project.instance.get_latest_data_version_record(
+            dg.AssetKey(["rate", "raw"]), partition_key="Go"
+        )
 
     def test_commands_know_them(self, project: Project, packs: Path) -> None:
         (packs / "Go/notes.txt").write_text("not a pack")
@@ -328,7 +322,7 @@ class TestGroups:
         assert not project.output("Go", "preprocessed").exists()
         assert project.output("Rust", "preprocessed").exists()
 
-    def test_caps_are_shared(self, project: Project, packs: Path) -> None:
+    def test_caps_are_shared_by_the_groups(self, project: Project, packs: Path) -> None:
         for at in range(5):
             (packs / "Go" / f"more_{at}_{at}.xml").write_bytes(repomix_xml({"a": "b"}))
         task(project, "repo_xml", num_files=4)
@@ -545,7 +539,7 @@ class TestOwn:
         assert "UnicodeEncodeError" in details[3] or "surrogate" in details[3]
         assert report.failed == 4
 
-    def test_it_may_choose_the_files(self, project: Project, instance: dg.DagsterInstance) -> None:
+    def test_it_may_choose_the_files(self, project: Project) -> None:
         module = own(
             project.root,
             """
@@ -565,7 +559,7 @@ class TestOwn:
         (folder / "x.bin").write_bytes(b"\0")
         project.write_input("r.jsonl", [{"text": "row"}])
         task(project, f"{module}:Notes")
-        summary = project.materialize(instance)
+        summary = project.materialize()
         assert (summary.failed, summary.ran["scores"]) == ([], 2)
         texts = [(row["path"], row["text"]) for row in project.rows("all,notes", "preprocessed")]
         assert texts == [("b.txt", "grün \ufffd"), ("deep/a.txt", "one")]
@@ -786,7 +780,7 @@ class TestCleanData:
         assert report.tables["removed_by_kind"] == counted("kind", {"key": 2, "digits": 1})
         assert "ValueError: no" in error_of(rows[3])["detail"]
 
-    def test_languages(self, tmp_path: Path) -> None:
+    def test_languages_are_told_and_chosen(self, tmp_path: Path) -> None:
         pytest.importorskip("py3langid")
         english = "The quick brown fox jumps over the lazy dog and runs into the forest."
         chinese = "人工智能是计算机科学的一个分支，它企图了解智能的实质。"
@@ -799,7 +793,7 @@ class TestCleanData:
         report = preprocessed(path, language_id={"enabled": True, "keep": ["zh"]})
         assert report.dropped == {"language_id: en": 2, "language_id: none": 1}
 
-    def test_duplicates_within_a_task(self, project: Project, instance: dg.DagsterInstance) -> None:
+    def test_duplicates_within_a_task(self, project: Project) -> None:
         pytest.importorskip("rensa")
         words = "the house by the river was sold last year to a family from the north with two dogs"
         near = f"{words} and a cat " * 3
@@ -807,7 +801,7 @@ class TestCleanData:
         project.write_input("b.jsonl", [{"text": text} for text in ("same", near + "too", "new")])
         task(project, "universal", dedup={"exact": True, "near": 0.8})
         for key in ("a.jsonl", "b.jsonl"):
-            assert project.materialize(instance, [key]).failed == []
+            assert project.materialize([key]).failed == []
         assert [row["text"] for row in project.rows("a.jsonl", "preprocessed")] == [
             "same",
             near,
@@ -910,7 +904,7 @@ class TestShipped:
             ("rendergit_quality_rating", rendergit_cxml, "cxml"),
         ],
     )
-    def test_packs(
+    def test_packs_of_repositories_are_scored(
         self, project: Project, texts: dict[str, str], name: str, pack: Any, suffix: str
     ) -> None:
         tool = name.partition("_")[0]
@@ -923,13 +917,13 @@ class TestShipped:
         assert "2 of 2 files scored: 4 rows, 4 succeeded, 0 failed" in output
         assert "preprocessed: 4 of 4 rows, 0 failed" in output
         assert [file.name for file in files] == ["C_Sharp.parquet", "Python.parquet"]
-        first, second = pq.read_table(files[1]).to_pylist()
+        first, second = read_rows(files[1])
         assert [row["commit_hash"] for row in (first, second)] == ["0a1b2c3", "99ff"]
         assert (first["files_with_content"], first["has_readme"]) == (len(texts), True)
         assert (first["packaging_tool"], first["repo_name"]) == (tool, "my_lib")
         assert isinstance(first["overall_score"], int)
 
-    def test_filtered_packs(self, project: Project, texts: dict[str, str]) -> None:
+    def test_packs_in_rows_are_scored(self, project: Project, texts: dict[str, str]) -> None:
         row = {"text": rendergit_cxml(texts).decode(), "lg": "C#"}
         for part in ("C_part01", "C_Sharp_part01", "C_Sharp_part02"):
             write_rows(project.root / f"data/filter_rendergit/pt_data_{part}.jsonl", [row])
@@ -938,7 +932,7 @@ class TestShipped:
         assert [file.name for file in files] == ["C.parquet", "C_Sharp.parquet"]
         assert pq.read_table(files[1]).column("language").to_pylist() == ["C#", "C#"]
 
-    def test_raw_code(self, project: Project, texts: dict[str, str]) -> None:
+    def test_raw_code_is_scored(self, project: Project, texts: dict[str, str]) -> None:
         folder = project.root / "data/github_raw_code"
         rows = [{"path": path, "content": text} for path, text in texts.items()]
         write_rows(folder / "a.parquet", rows)
@@ -953,8 +947,7 @@ def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
     """Processes are started from whatever program runs the asset."""
     project.write_input("big.jsonl", [{"text": CODE * 600, "n": n} for n in range(900)])
     task(project, "universal", num_proc=2, max_tokens=1024)
-    with open_instance(project.root) as instance:
-        add_new_keys(instance, project.steps())
+    add_new_keys(project.instance, project.steps())
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "asset", "materialize", "-m",
          "modelcall_assets.definitions", "--select", "key:rate/raw,key:rate/preprocessed",

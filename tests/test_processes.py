@@ -201,21 +201,21 @@ class TestAHalfMadeHome:
         assert query(home / RUNS, "SELECT * FROM alembic_version") == [("16e3655b4d9b",)]
 
 
-def test_what_several_see_at_once_becomes_a_partition_once(
-    project: Project, instance: dg.DagsterInstance
-) -> None:
+def test_what_several_see_at_once_becomes_a_partition_once(project: Project) -> None:
     definitions = [dg.DynamicPartitionsDefinition(name=f"set {number}") for number in range(20)]
     keys = [f"{number}.jsonl" for number in range(200)]
 
     def add(_: int) -> None:
-        with dg.DagsterInstance.from_config(str(instance.root_directory)) as own:
+        with dg.DagsterInstance.from_config(str(project.instance.root_directory)) as own:
             for definition in definitions:
                 add_partitions(own, definition.name or "", keys)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(add, range(4)))
     for definition in definitions:
-        assert sorted(instance.get_dynamic_partitions(definition.name or "")) == sorted(keys)
+        assert sorted(project.instance.get_dynamic_partitions(definition.name or "")) == sorted(
+            keys
+        )
 
 
 class TestOneFile:
@@ -308,7 +308,7 @@ def test_jobs_killed_in_their_first_seconds_and_started_again_answer_all_rows_on
 
 @pytest.mark.parametrize("database", ["history/runs.db", "history/runs/index.db"])
 def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
-    project: Project, server: RehearsalServer, database: str
+    project: Project, database: str
 ) -> None:
     home = project.root / "dagster_home"
     assert project.run("run-task", TASK).code == 0
@@ -330,12 +330,11 @@ class TestSlot:
     ) -> None:
         """Who marked the run of a killed process was killed before it had freed the slot."""
         assert project.run("run-task", TASK, "--file", A).code == 0
-        with open_instance(project.root) as instance:
-            ended, storage = instance.get_runs()[0], instance.event_log_storage
-            if is_claimed:
-                storage.claim_concurrency_slot("rate", ended.run_id, "rate__scores")
-            else:
-                storage.add_pending_step("rate", ended.run_id, "rate__scores", should_assign=True)
+        ended, storage = project.instance.get_runs()[0], project.instance.event_log_storage
+        if is_claimed:
+            storage.claim_concurrency_slot("rate", ended.run_id, "rate__scores")
+        else:
+            storage.add_pending_step("rate", ended.run_id, "rate__scores", should_assign=True)
         rest = project.run("run-task", TASK)
         assert (rest.code, "3 of 3 files scored" in rest.out) == (0, True), rest
 
@@ -347,9 +346,8 @@ class TestSlot:
             until(lambda: server.stats()["in_flight"])
             server.set_faults(Faults())
             with project.start("run-task", TASK, "--file", B) as second:
-                with open_instance(project.root) as instance:
-                    storage = instance.event_log_storage
-                    until(lambda: storage.get_concurrency_info("rate").pending_step_count)
+                storage = project.instance.event_log_storage
+                until(lambda: storage.get_concurrency_info("rate").pending_step_count)
                 first.kill()
                 out, err = second.communicate(timeout=60)
         assert (second.returncode, "1 of 1 files scored" in out) == (0, True), out + err

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import dagster as dg
 import pytest
 from project import NAMES, TASK, A, Project, some_rows, until
 from s3_proxy import S3Proxy
@@ -22,13 +21,7 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.upkeep import LEFT_OVER, Verification, left_over
 from modelcall_assets.storage.claims import claimed
-from modelcall_assets.storage.files import (
-    NewFile,
-    delete,
-    publish,
-    read_bytes,
-    write_bytes,
-)
+from modelcall_assets.storage.files import NewFile, delete, publish, read_bytes, write_bytes
 from modelcall_assets.storage.manifest import InputFingerprint, read_manifest
 
 
@@ -58,7 +51,7 @@ def content(version: str) -> tuple[Report, InputFingerprint]:
 
 
 class TestPublications:
-    @pytest.fixture(params=["disk", "store"])
+    @pytest.fixture(params=["disk", pytest.param("store", marks=pytest.mark.slow)])
     def place(self, request: pytest.FixtureRequest, bare: Project) -> Project:
         if request.param == "store":
             server = request.getfixturevalue("s3_server")
@@ -160,36 +153,26 @@ def test_a_kill_while_it_is_published_costs_nothing(
 
 class TestRuns:
     def test_a_store_that_dies_before_the_manifest_costs_nothing_twice(
-        self,
-        project: Project,
-        instance: dg.DagsterInstance,
-        s3_server: S3Server,
-        bucket: str,
-        server: RehearsalServer,
+        self, project: Project, s3_server: S3Server, bucket: str, server: RehearsalServer
     ) -> None:
         """What is lost is the request that says that the output is complete."""
         with S3Proxy(s3_server) as proxy:
             project.write_task_in_store(s3_server, bucket, proxy.endpoint)
             proxy.on("PUT", r"manifests/scores/a\.jsonl", refuse=(403, "AccessDenied"))
-            (message,) = project.materialize(instance).failed
+            (message,) = project.materialize().failed
             assert "manifests/scores/a.jsonl.json" in message and "AccessDenied" in message
             assert "check the access key" in message and s3_server.secret not in message
             paid = server.stats()["requests"]
             assert paid == 12
             proxy.clear()
-            assert project.materialize(instance).failed == []
+            assert project.materialize().failed == []
             assert server.stats()["requests"] == paid
         for key in NAMES:
             made = project.manifest(key)
             assert made.rows == made.ok == 4
 
     def test_two_at_once_leave_one_result_and_lose_no_reply(
-        self,
-        bare: Project,
-        instance: dg.DagsterInstance,
-        s3_server: S3Server,
-        bucket: str,
-        server: RehearsalServer,
+        self, bare: Project, s3_server: S3Server, bucket: str, server: RehearsalServer
     ) -> None:
         """The second is held up until the first has published."""
         bare.write_input(A, some_rows(6))
@@ -202,7 +185,7 @@ class TestRuns:
             copy.write(read_bytes(output))
             assert copy.digest == bare.manifest(A).output_digest
         paid = server.stats()["requests"]
-        assert bare.materialize(instance).failed == [] and server.stats()["requests"] == paid
+        assert bare.materialize().failed == [] and server.stats()["requests"] == paid
 
     def test_what_a_kill_leaves_is_found_and_deleted(
         self, project: Project, s3_server: S3Server, bucket: str

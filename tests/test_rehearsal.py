@@ -50,11 +50,7 @@ JUNK = "@@##$$%%^^\n" * 60
 
 
 def chat(text: Any = GOOD, **more: Any) -> dict[str, Any]:
-    return {
-        "model": "rehearsal-rater-1",
-        "messages": [{"role": "user", "content": text}],
-        **more,
-    }
+    return {"model": "rehearsal-rater-1", "messages": [{"role": "user", "content": text}], **more}
 
 
 def call(

@@ -12,14 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from packs import (
-    checkout,
-    lines_of,
-    parsable_xml,
-    rendergit_cxml,
-    repomix_xml,
-    tracked_texts,
-)
+from packs import checkout, lines_of, parsable_xml, rendergit_cxml, repomix_xml, tracked_texts
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.transforms.packs import Pack, read_pack
@@ -66,7 +59,7 @@ def row(data: bytes, path: str = "Python/ada_engine_1a2b3c.xml") -> dict[str, An
 
 class TestFormats:
     @named(RAW)
-    def test_raw_contents(self, packer: Packer) -> None:
+    def test_of_raw_contents_are_read(self, packer: Packer) -> None:
         pack = read_pack(packer(FILES))
         assert lines(pack) == {
             "README.md": 4,
@@ -81,7 +74,7 @@ class TestFormats:
         ]
         assert pack.problem is None
 
-    def test_parsable(self) -> None:
+    def test_of_parsable_contents_are_read(self) -> None:
         files = {**trimmed(FILES), "tags.xml": '<file path="x">\n</file>\n</files>\n&lt;'}
         pack = read_pack(parsable_xml(files))
         assert (lines(pack), pack.problem) == (expected(files), None)
@@ -98,13 +91,13 @@ class TestFormats:
         assert lines(read_pack(parsable_xml({"a": "1\n2"}, prolog=prolog))) == {"a": 2}
 
     @named([repomix_xml, rendergit_cxml])
-    def test_crlf(self, packer: Any) -> None:
+    def test_with_carriage_returns_are_read(self, packer: Any) -> None:
         files = {path: content.replace("\n", "\r\n") for path, content in FILES.items()}
         pack = read_pack(packer(files, newline="\r\n"))
         assert (lines(pack), pack.problem) == (expected(FILES), None)
         assert [file.is_blank for file in pack.files] == [False, False, True, True, False]
 
-    def test_byte_order_mark(self) -> None:
+    def test_with_a_byte_order_mark_are_read(self) -> None:
         for data in (
             rendergit_cxml({"a": "1"}),
             text("<files>", '<file path="a">', "1", "</file>"),
@@ -131,7 +124,7 @@ class TestFormats:
         data = text("<documents>", "we have", "</documents>", repomix_xml({"a": "1"}).decode())
         assert lines(read_pack(data)) == {"a": 1}
 
-    def test_references_in_paths(self) -> None:
+    def test_with_references_in_paths_are_read(self) -> None:
         files = {'R&D <1>/"it\'s".md': "x"}
         assert lines(read_pack(parsable_xml(files))) == expected(files)
         paths = {
@@ -186,7 +179,7 @@ class TestMalformed:
             assert pack.problem
             assert "b" in pack.problem
 
-    def test_cut_off_anywhere(self) -> None:
+    def test_a_pack_that_is_cut_off_anywhere_has_a_problem(self) -> None:
         files = {"a": "1\n2\n3", "b": "1", "c": "1\n2"}
         for packer in PACKERS:
             data = packer(files)
@@ -195,7 +188,7 @@ class TestMalformed:
                 assert "".join(file.path for file in pack.files) in ("a", "ab", "abc")
                 assert pack.problem
 
-    def test_block_not_closed(self) -> None:
+    def test_a_block_that_is_not_closed_is_a_problem(self) -> None:
         pack = read_pack(text("<files>", '<file path="a">', "1", "</file>", ""))
         assert (lines(pack), pack.problem) == ({"a": 1}, "the block of files is not closed")
 
@@ -230,7 +223,7 @@ class TestMalformed:
 
 
 class TestNothingIsExpanded:
-    def test_billion_laughs(self) -> None:
+    def test_of_a_billion_laughs(self) -> None:
         entities = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">\n' for n in range(1, 12))
         dtd = f'<?xml version="1.0"?>\n<!DOCTYPE lolz [\n<!ENTITY l0 "lol">\n{entities}]>\n'
         assert lines(read_pack(parsable_xml({"a": "1"}, prolog=dtd))) == {"a": 1}
@@ -238,7 +231,7 @@ class TestNothingIsExpanded:
         assert lines(read_pack(data)) == {"&l11;": 1}
         assert lines(read_pack(dtd.encode() + repomix_xml({"&l11;": "&l11;"}))) == {"&l11;": 1}
 
-    def test_external_entity(self, tmp_path: Path) -> None:
+    def test_of_an_external_entity(self, tmp_path: Path) -> None:
         secret = tmp_path / "secret"
         secret.write_text("1\n2\n3\n")
         dtd = f'<!DOCTYPE r [<!ENTITY x SYSTEM "{secret.as_uri()}">]>'
@@ -261,7 +254,7 @@ class TestCheckouts:
             assert made["content_length"] == len(data.decode())
             assert made["pack_problem"] is None
 
-    def test_this_repository(self) -> None:
+    def test_of_this_repository_are_read_whole(self) -> None:
         try:
             files = tracked_texts(ROOT)
         except (OSError, subprocess.CalledProcessError):
@@ -269,7 +262,7 @@ class TestCheckouts:
         assert len(files) > 100
         self.check(files)
 
-    def test_a_new_repository(self, tmp_path: Path) -> None:
+    def test_of_a_new_repository_are_read_whole(self, tmp_path: Path) -> None:
         files = {**FILES, "docs/日本語.md": "一\n二\n", "windows.bat": "a\r\nb\r\n"}
         assert tracked_texts(checkout(tmp_path, files)) == files
         self.check(files)
@@ -394,7 +387,7 @@ def test_hostile_packs_take_linear_time(head: str, repeated: str, tail: str) -> 
 
 
 class TestRows:
-    def test_every_column(self) -> None:
+    def test_have_every_column(self) -> None:
         data = repomix_xml({**FILES, "LICENSE": "free", "src/B.PY": "1"})
         made = row(data)
         assert made.pop("text") is data
@@ -433,7 +426,7 @@ class TestRows:
             assert isinstance(made[name], kinds[kind]), name
             assert isinstance(made[name], bool) == (kind == "bool"), name
 
-    def test_only_blank_files(self) -> None:
+    def test_of_blank_files_have_no_content(self) -> None:
         made = row(repomix_xml({"a": "", "b": "\n"}))
         assert (made["files_with_content"], made["total_lines"]) == (0, 2)
         assert made["avg_lines_per_file"] == 0.0
@@ -447,7 +440,7 @@ class TestRows:
             False,
         )
 
-    def test_file_types(self) -> None:
+    def test_count_the_types_of_files(self) -> None:
         files: dict[str, str] = dict.fromkeys(
             ("b.md", "x/a.tar.GZ", "y.gz", "Makefile", ".env", "v1.2/x", "n.ä"), ""
         )
@@ -472,7 +465,9 @@ class TestRows:
             ("engine.xml", "", "", ""),
         ],
     )
-    def test_file_names(self, name: str, user: str, repository: str, commit: str) -> None:
+    def test_take_user_name_and_commit_from_the_file_name(
+        self, name: str, user: str, repository: str, commit: str
+    ) -> None:
         made = row(repomix_xml(FILES), f"C++/deep/{name}")
         assert (made["repo_user"], made["repo_name"]) == (user, repository)
         assert made["repo_full_name"] == (f"{user}/{repository}" if user else "")
@@ -483,14 +478,14 @@ class TestRows:
         assert (made["packaging_tool"], made["file_extension"]) == ("rendergit", ".cxml")
         assert made["total_lines"] == row(rendergit_cxml(FILES), "Go/x.xml")["total_lines"] == 11
 
-    def test_no_pack_fails(self) -> None:
+    def test_of_what_is_no_pack_fail(self) -> None:
         with pytest.raises(ValueError, match="no files in it"):
             row(b"<html>\n</html>\n")
 
-    def test_problems_are_told(self) -> None:
+    def test_tell_the_problems_of_a_pack(self) -> None:
         assert "not closed" in row(b'<files>\n<file path="a">\n1')["pack_problem"]
 
-    def test_many_characters(self) -> None:
+    def test_count_characters_and_not_bytes(self) -> None:
         content = "aä€😀\n" * 20_000
         data = repomix_xml({"a": content})
         assert row(data)["content_length"] == len(data.decode())
@@ -511,7 +506,7 @@ class TestPartitions:
             "Go": ["Go/x_y_1.XML", "Go/x_y_2.cxml"],
         }
 
-    def test_only_some_languages(self) -> None:
+    def test_are_of_the_languages_that_are_asked_for(self) -> None:
         paths = ["C/a.xml", "C++/a.xml", "Go/a.xml"]
         assert RepoXml(languages=["Go", "C"]).get_file_list(paths) == {
             "C": ["C/a.xml"],
@@ -527,7 +522,7 @@ class TestPartitions:
         with pytest.raises(InputError, match=r"^a\.xml: in no folder; move it to the folder of"):
             RepoXml().get_file_list(["b.cxml", "Go/a.xml", "a.xml"])
 
-    def test_no_packs(self) -> None:
+    def test_without_packs_say_what_is_expected(self) -> None:
         with pytest.raises(InputError, match=r"no packs; expected <language>/<user>_.*\.cxml"):
             RepoXml(["Go"]).get_file_list(["Go/a.jsonl", "xml"])
 

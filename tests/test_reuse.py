@@ -60,14 +60,12 @@ class TestIdenticalRequests:
 
 
 class TestScope:
-    def test_file_is_the_default(self, project: Project, server: RehearsalServer) -> None:
+    def test_file_is_the_default(self, project: Project) -> None:
         for name in (A, B):
             project.write_input(name, some_rows(4))
             assert project.score(name).numbers["requests_sent"] == 4
 
-    def test_project_takes_answers_from_other_files_and_tasks(
-        self, project: Project, server: RehearsalServer
-    ) -> None:
+    def test_project_takes_answers_from_other_files_and_tasks(self, project: Project) -> None:
         project.write_task({"reuse": {"scope": "project"}})
         project.write_task(
             {
@@ -128,7 +126,7 @@ class TestScope:
         assert project.steps().spec.task.reuse.scope == "off"
 
     def test_off_asks_a_published_file_anew_but_goes_on_with_an_interrupted_one(
-        self, project: Project, server: RehearsalServer
+        self, project: Project
     ) -> None:
         project.write_task({"reuse": {"scope": "off"}})
         project.write_input(A, some_rows(4))

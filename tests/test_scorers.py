@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ class Rules(Project):
         self.write_input(A, rows)
         return path
 
-    def rate(self, instance: dg.DagsterInstance) -> list[Row]:
+    def rate(self) -> list[Row]:
         """The rows of a run that must go well."""
-        assert self.materialize(instance).failed == []
+        assert self.materialize().failed == []
         return self.scores(A)
 
     def types(self) -> dict[str, str]:
@@ -75,9 +76,9 @@ def rules(
     monkeypatch.delenv("REHEARSAL_BASE_URL")
     for folder in ("configs/models", "configs/prompts"):
         shutil.rmtree(bare.root / folder)
-    made = Rules(bare.root)
-    yield made
-    made.forget()
+    with closing(Rules(bare.root)) as made:
+        yield made
+        made.forget()
     assert server.stats()["requests"] == 0
 
 
@@ -119,11 +120,9 @@ class TestThroughTheGraph:
         ],
         ids=["a class in the root", "an instance in a package"],
     )
-    def test_a_class_or_an_instance(
-        self, rules: Rules, instance: dg.DagsterInstance, source: str, scorer: str
-    ) -> None:
+    def test_a_class_or_an_instance(self, rules: Rules, source: str, scorer: str) -> None:
         rules.write(source, scorer)
-        assert [row["length"] for row in rules.rate(instance)] == [5, 15, 0]
+        assert [row["length"] for row in rules.rate()] == [5, 15, 0]
 
     def test_how_the_asset_looks(self, rules: Rules) -> None:
         rules.write(LENGTHS)
@@ -135,44 +134,38 @@ class TestThroughTheGraph:
         assert [check.name for check in node.check_keys] == ["complete"]
 
     @pytest.mark.parametrize("fresh", [True, False])
-    def test_the_ui_may_ask_for_fresh(
-        self, rules: Rules, instance: dg.DagsterInstance, fresh: bool
-    ) -> None:
+    def test_the_ui_may_ask_for_fresh(self, rules: Rules, fresh: bool) -> None:
         rules.write(LENGTHS)
-        add_new_keys(instance, rules.steps())
+        add_new_keys(rules.instance, rules.steps())
         result = (
             rules.definitions()
             .resolve_implicit_global_asset_job_def()
             .execute_in_process(
-                instance=instance,
+                instance=rules.instance,
                 partition_key=A,
                 run_config={**QUIET, "ops": {"rate__scores": {"config": {"fresh": fresh}}}},
             )
         )
         assert result.success
         assert len(rules.scores(A)) == 3
-        assert rules.materialize(instance).ran == {"raw": 0, "scores": 0}
-        assert rules.materialize(instance, fresh=True).ran == {"raw": 0, "scores": 1}
+        assert rules.materialize().ran == {"raw": 0, "scores": 0}
+        assert rules.materialize(fresh=True).ran == {"raw": 0, "scores": 1}
 
-    def test_an_edited_scorer_makes_its_scores_stale_and_nothing_else(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_an_edited_scorer_makes_its_scores_stale_and_nothing_else(self, rules: Rules) -> None:
         def stale(stage: str) -> StaleStatus:
-            return rules.staleness(instance, stage)[A]
+            return rules.staleness(stage)[A]
 
         path = rules.write(LENGTHS)
-        rules.rate(instance)
+        rules.rate()
         assert (stale("raw"), stale("scores")) == (FRESH, FRESH)
         path.write_text(LENGTHS.replace("> 10", "> 1000"))
         assert stale("scores") == FRESH, "this process has the old code and says so"
         rules.forget()
         assert (stale("raw"), stale("scores")) == (FRESH, STALE)
-        assert [row["is_long"] for row in rules.rate(instance)] == [False] * 3
+        assert [row["is_long"] for row in rules.rate()] == [False] * 3
         assert stale("scores") == FRESH
 
-    def test_after_preprocessing_the_scorer_sees_its_rows(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_after_preprocessing_the_scorer_sees_its_rows(self, rules: Rules) -> None:
         source = """
 class Lengths:
     def score(self, item):
@@ -181,7 +174,7 @@ class Lengths:
         steps = {**PREPROCESS, "filters": {"min_text_length": 6}}
         rows = [*ROWS, b"{torn", {"id": "five", "text": 7}, {"id": "six", "text": "the last one"}]
         rules.write(source, rows=rows, preprocess=steps, max_failure_rate=1)
-        rated = rules.rate(instance)
+        rated = rules.rate()
         assert [row["seen"] for row in rated] == ["somewhat longer", None, None, "the last one"]
         assert [reason for _, reason in statuses(rated)] == [
             None,
@@ -192,21 +185,19 @@ class Lengths:
         assert "the text is not a string" in rated[2]["api_fail_detail"]
 
     def test_bad_lines_stay_in_their_place_and_are_not_shown_to_the_scorer(
-        self, rules: Rules, instance: dg.DagsterInstance
+        self, rules: Rules
     ) -> None:
         rows = [ROWS[0], b'{"id": "torn', ROWS[1], b"[]", b"", ROWS[2]]
         rules.write(LENGTHS, rows=rows, max_failure_rate=0.4)
-        rated = rules.rate(instance)
+        rated = rules.rate()
         assert [row["id"] for row in rated] == ["one", None, "two", None, "three"]
         assert statuses(rated)[1] == statuses(rated)[3] == ("error", "bad_line")
         assert "line 2, column 13" in rated[1]["api_fail_detail"]
         assert [row["length"] for row in rated] == [5, None, 15, None, 0]
 
-    def test_a_stopped_run_publishes_nothing(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_a_stopped_run_publishes_nothing(self, rules: Rules) -> None:
         rules.write(LENGTHS)
-        rules.rate(instance)
+        rules.rate()
         rules.output(A).unlink()
         tally = Tally()
         tally.stop()
@@ -216,9 +207,7 @@ class Lengths:
 
 
 class TestMistakesInScorers:
-    def test_an_exception_fails_its_row_with_the_users_file_and_line(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_an_exception_fails_its_row_with_the_users_file_and_line(self, rules: Rules) -> None:
         source = """
 def strict(text):
     if not text:
@@ -230,31 +219,27 @@ class Lengths:
         return {"length": strict(item["text"])}
 """
         path = rules.write(source, max_failure_rate=0.5)
-        rows = rules.rate(instance)
+        rows = rules.rate()
         assert statuses(rows) == [("success", None)] * 2 + [("error", "scorer_error")]
         detail = rows[2]["api_fail_detail"]
         assert f'File "{path}", line 4, in strict' in detail
         assert "ValueError: nothing to rate" in detail
         assert rows[2]["length"] is None and rows[2]["api_return"] is None
 
-    def test_too_many_of_them_are_red_and_lie_aside(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_too_many_of_them_are_red_and_lie_aside(self, rules: Rules) -> None:
         rules.write(
             "class Lengths:\n    def score(self, item):\n        return 1 / len(item)**0 / 0"
         )
-        (message,) = rules.materialize(instance).failed
+        (message,) = rules.materialize().failed
         assert "3 of 3 rows failed (100.00%), more than max_failure_rate 5.00%" in message
         assert "scorer_error 3. The first: ZeroDivisionError: " in message
         assert "(record one)" in message and "materialise again to rate them all again" in message
-        aside = pq.read_table(rules.rejected(A)).to_pylist()
+        aside = read_rows(rules.rejected(A))
         assert statuses(aside) == [("error", "scorer_error")] * 3
         assert rules.manifest(A) is None
         assert not rules.output(A).exists()
 
-    def test_what_a_scorer_does_to_its_row_reaches_nobody(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_what_a_scorer_does_to_its_row_reaches_nobody(self, rules: Rules) -> None:
         source = """
 class Lengths:
     def score(self, item):
@@ -266,7 +251,7 @@ class Lengths:
 """
         rows = [{**row, "nested": {"k": 1}} for row in ROWS]
         rules.write(source, rows=rows)
-        rated = rules.rate(instance)
+        rated = rules.rate()
         assert [row["input_id"] for row in rated] == ["one", "two", "three"]
         assert [row["text"] for row in rated] == [row["text"] for row in ROWS]
         assert [row["input_nested"] for row in rated] == [{"k": 1}] * 3
@@ -302,7 +287,7 @@ class Lengths:
 
 
 class TestColumns:
-    def test_types_come_from_the_values(self, rules: Rules, instance: dg.DagsterInstance) -> None:
+    def test_types_come_from_the_values(self, rules: Rules) -> None:
         source = """
 class Lengths:
     def score(self, item):
@@ -314,7 +299,7 @@ class Lengths:
         }
 """
         rules.write(source)
-        rows = rules.rate(instance)
+        rows = rules.rate()
         assert rules.types() == {
             "whole": "int64",
             "share": "double",
@@ -331,9 +316,7 @@ class Lengths:
         assert [row["wide"] for row in rows] == [str(2**60 + 1)] * 2 + ["0.5"]
         assert [row["sometimes"] for row in rows] == [True, True, None]
 
-    def test_types_that_the_scorer_declares(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_types_that_the_scorer_declares(self, rules: Rules) -> None:
         source = """
 class Lengths:
     fields = {"length": {"type": "number"}, "label": {"type": "string"}, "why": {}}
@@ -341,15 +324,13 @@ class Lengths:
         return {"length": 2**60 + len(item["text"]), "why": ["long"], "undeclared": 1}
 """
         rules.write(source)
-        rows = rules.rate(instance)
+        rows = rules.rate()
         assert rules.types() == {"length": "double", "label": "string", "why": "string"}
         assert rows[0]["length"] == float(2**60) and rows[0]["label"] is None
         assert rows[0]["why"] == '["long"]'
         assert orjson.loads(rows[0]["api_return"])["undeclared"] == 1
 
-    def test_values_that_json_or_a_column_cannot_hold_do_no_harm(
-        self, rules: Rules, instance: dg.DagsterInstance
-    ) -> None:
+    def test_values_that_json_or_a_column_cannot_hold_do_no_harm(self, rules: Rules) -> None:
         source = """
 from datetime import datetime
 from decimal import Decimal
@@ -370,7 +351,7 @@ class Lengths:
         }
 """
         rules.write(source)
-        rows = rules.rate(instance)
+        rows = rules.rate()
         first = rows[0]
         assert statuses(rows) == [("success", None)] * 3
         assert first["huge"] == str(10**30) and first["when"] == "2024-05-06 00:00:00"
@@ -380,7 +361,7 @@ class Lengths:
         assert [str(row["nan"]) for row in rows] == ["1.5", "nan", "nan"]
         assert first["7"] == 7
         before = rules.output(A).read_bytes()
-        rules.materialize(instance, fresh=True)
+        rules.materialize(fresh=True)
         assert rules.output(A).read_bytes() == before, "the same, run after run"
 
     @given(
@@ -541,11 +522,11 @@ class TestBeforehand:
 
 
 class TestThePage:
-    def test_its_example_runs(self, rules: Rules, instance: dg.DagsterInstance) -> None:
+    def test_its_example_runs(self, rules: Rules) -> None:
         assert len(write_examples(ROOT / "docs/scorers.md", rules.root)) == 2
         rules.task, rules.inputs = "comments", "data/my_corpus"
         rules.write_input(A, [{"id": 1, "text": "x = 1  # one\n\ny = 2\n"}, {"id": 2}])
-        (message,) = rules.materialize(instance).failed
+        (message,) = rules.materialize().failed
         assert "scorer_error 1. The first: KeyError: 'text' (record 2)" in message
         path = rules.rejected(A)
         first = read_rows(path)[0]

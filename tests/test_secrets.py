@@ -131,7 +131,7 @@ def test_what_is_no_key(text: str) -> None:
     assert not looks_secret(text)
 
 
-def test_names() -> None:
+def test_names_that_tell_of_secrets_are_known() -> None:
     secret = ("api_key", "apiKey", "X-API-Key", "secret", "password", "hf_token", "Authorization")
     assert all(map(names_secret, (*secret, "session_token", "cookie", "client_secret")))
     plain = ("author", "authority", "max_tokens", "input_key", "eos_token", "tokens_per_minute")
@@ -217,10 +217,7 @@ def test_an_echo_is_never_handed_on(kind: type, answer: str) -> None:
 
 SIMPLE = {
     "an answer": (said(content="my topsecret text"), True),
-    "an answer about errors": (
-        said(content='my topsecret text: {"error": 1}'),
-        True,
-    ),
+    "an answer about errors": (said(content='my topsecret text: {"error": 1}'), True),
     "a refusal": (http(400, b"no: topsecret"), False),
     "an error beside half an answer": (
         http(200, b'{"choices":[{"message":{"content":"hal"}}],"error":"my topsecret text"}'),

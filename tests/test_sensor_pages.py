@@ -33,29 +33,24 @@ def put(client: BaseClient, bucket: str, names: Sequence[str], text: str = "x") 
 
 
 @pytest.fixture
-def looks(
-    project: Project,
-    instance: dg.DagsterInstance,
-    client: BaseClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Looks:
-    return Looks(project, instance)
+def looks(project: Project, client: BaseClient) -> Looks:
+    return Looks(project)
 
 
 class Looks:
     """One look of the sensor after another."""
 
-    def __init__(self, project: Project, instance: dg.DagsterInstance) -> None:
-        self._project, self._instance, self._cursor = project, instance, ""
+    def __init__(self, project: Project) -> None:
+        self._project, self._cursor = project, ""
 
     def once(self) -> dg.SensorResult | dg.SkipReason:
-        result, self._cursor = self._project.look(self._instance, self._cursor, page_files=2)
+        result, self._cursor = self._project.look(self._cursor, page_files=2)
         if isinstance(result, dg.SensorResult):
             for request in result.dynamic_partitions_requests or ():
                 keys = list(request.partition_keys)
                 name = request.partitions_def_name
                 for key in keys:
-                    self._instance.delete_dynamic_partition(name, key)
+                    self._project.instance.delete_dynamic_partition(name, key)
         return result
 
     def lose_cursor(self) -> None:
@@ -76,13 +71,13 @@ def test_every_page_is_looked_at_in_turn(looks: Looks) -> None:
 
 
 def test_what_is_settled_is_only_listed(
-    looks: Looks, project: Project, instance: dg.DagsterInstance, client: BaseClient, bucket: str
+    looks: Looks, project: Project, client: BaseClient, bucket: str
 ) -> None:
     looks.round()
     for key in ("a/1.jsonl", "a/2.jsonl", "b%2Cc.jsonl", "z.jsonl", "é.jsonl"):
         job = project.definitions().resolve_implicit_global_asset_job_def()
         assets = [dg.AssetKey(["rate", "raw"])]
-        job.execute_in_process(partition_key=key, instance=instance, asset_selection=assets)
+        job.execute_in_process(partition_key=key, instance=project.instance, asset_selection=assets)
     looks.lose_cursor()
     assert looks.round() == [[], [], []]
     settled = project.steps().layout.settled_path

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from project import some_rows
+from project import TASK, Project, Row, read_rows, some_rows, write_rows
 
-from modelcall_assets.cli.check import check
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.block import Block
 from modelcall_assets.config.catalog import load_catalog, load_model, load_task, task_files
@@ -30,13 +22,9 @@ from modelcall_assets.config.prompt import PromptConfig, parse_prompt
 from modelcall_assets.config.task import ScoringTask, parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.defs.project import project_definitions
-from modelcall_assets.errors import SetupError
-from modelcall_assets.records.keys import encode_key
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.piece_work import PieceWork
 from modelcall_assets.stages.preprocessed import Preprocessed
-from modelcall_assets.stages.report import Tally
-from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.formats import OURS
 
@@ -125,11 +113,12 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the shipped configs, and without this checkout's `.env` and data."""
-    shutil.copytree(CONFIGS, tmp_path / "configs")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def shipped(bare: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """With the shipped configs, and without this checkout's `.env` and data."""
+    shutil.rmtree(bare.root / "configs")
+    shutil.copytree(CONFIGS, bare.root / "configs")
+    monkeypatch.chdir(bare.root)
+    return bare
 
 
 def shown(path: Path) -> str:
@@ -168,14 +157,14 @@ def written(data: dict[str, Any], names: set[str], prefix: str = "") -> Iterator
 
 class TestAll:
     def test_the_whole_folder_passes(self) -> None:
-        result = CliRunner().invoke(check, [])
-        assert result.exit_code == 0, result.output
-        assert f"{len(YAMLS)} files checked: 0 errors" in result.output
+        ended = Project(ROOT).run("check")
+        assert ended.code == 0, ended
+        assert f"{len(YAMLS)} files checked: 0 errors" in ended.out
 
     @pytest.mark.parametrize("path", YAMLS, ids=shown)
     def test_each_file_passes_and_is_commented(self, path: Path) -> None:
-        result = CliRunner().invoke(check, [str(path)])
-        assert result.exit_code == 0, result.output
+        ended = Project(ROOT).run("check", path)
+        assert ended.code == 0, ended
         assert path.read_text().startswith("# ")
 
     @pytest.mark.parametrize("path", FILES, ids=shown)
@@ -203,7 +192,7 @@ class TestAll:
 
 
 class TestTasks:
-    def test_all_load(self) -> None:
+    def test_all_of_them_load(self) -> None:
         catalog = load_catalog(ROOT)
         assert {spec.name for spec in catalog.tasks} >= {Path(name).name for name in INPUT_COLUMNS}
         assert not catalog.broken
@@ -225,17 +214,17 @@ class TestTasks:
 
     @pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])
     def test_a_missing_key_is_a_warning_of_check_and_stops_run_task(
-        self, shipped: Path, value: str | None, monkeypatch: pytest.MonkeyPatch
+        self, shipped: Project, value: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if value is not None:
             monkeypatch.setenv("OPENAI_API_KEY", value)
-        path = shipped / "configs/tasks/en_corpus_rating.yaml"
-        result = CliRunner().invoke(check, [str(path)])
-        assert result.exit_code == 0
-        assert "warning: configs/models/openai.yaml:client_config.api_key: " in result.output
-        assert "cannot run until ${OPENAI_API_KEY} has a value" in result.output
-        with pytest.raises(SetupError, match="OPENAI_API_KEY"):
-            CliRunner().invoke(modelcall, ["run-task", str(path)], catch_exceptions=False)
+        task = "configs/tasks/en_corpus_rating.yaml"
+        checked = shipped.run("check", task)
+        assert checked.code == 0
+        assert "warning: configs/models/openai.yaml:client_config.api_key: " in checked.out
+        assert "cannot run until ${OPENAI_API_KEY} has a value" in checked.out
+        ended = shipped.run("run-task", task)
+        assert (ended.code, "OPENAI_API_KEY" in ended.err) == (2, True), ended
 
     @pytest.mark.parametrize("name", INPUT_COLUMNS)
     def test_the_documented_columns_fill_the_prompt(self, name: str) -> None:
@@ -259,13 +248,12 @@ class TestDistillation:
         assert stages == ("raw", "chatml", "merged", "responses", "scores")
 
     @pytest.mark.parametrize("name", LINKS)
-    def test_data_that_is_not_there_is_one_warning(self, shipped: Path, name: str) -> None:
-        path = shipped / f"configs/tasks/data_distillation/{name}.yaml"
-        result = CliRunner().invoke(check, [str(path)])
-        assert result.exit_code == 0, result.output
-        own = [line for line in result.output.splitlines() if f"{name}.yaml:" in line]
+    def test_data_that_is_not_there_is_one_warning(self, shipped: Project, name: str) -> None:
+        checked = shipped.run("check", f"configs/tasks/data_distillation/{name}.yaml")
+        assert checked.code == 0, checked
+        own = [line for line in checked.out.splitlines() if f"{name}.yaml:" in line]
         expected = 0 if LINKS[name] == "jsonl_merge" else 1
-        assert len(own) == expected, result.output
+        assert len(own) == expected, checked
         assert all("yet" in line for line in own)
 
     def test_each_step_is_written_with_the_old_names(self) -> None:
@@ -281,7 +269,7 @@ class TestDistillation:
         mappings = [dataset.column_mapping for dataset in datasets.values()]
         assert [shape for shape in COLUMN_SHAPES if shape not in mappings] == []
 
-    def test_the_merge_groups(self) -> None:
+    def test_the_merge_groups_are_those_of_the_tasks(self) -> None:
         file = CONFIGS / "distillation/merge_groups.yaml"
         groups, problems = parse_merge_groups(load_yaml(file), file.name)
         assert groups and not problems
@@ -348,15 +336,14 @@ class TestTemplate:
         assert not problems
         assert template == smallest
 
-    @pytest.mark.parametrize("name", ["data_distillation_template", *STEP_TEMPLATES])
-    def test_a_copy_of_each_is_a_task(self, shipped: Path, name: str) -> None:
-        shutil.copy(TEMPLATES / f"{name}.yaml", shipped / "configs/tasks/my_task.yaml")
-        files = {spec.file_name for spec in load_catalog(shipped).tasks}
+    @pytest.mark.parametrize(
+        "path",
+        [TEMPLATE, DISTILLATION_TEMPLATE, *(TEMPLATES / f"{n}.yaml" for n in STEP_TEMPLATES)],
+    )
+    def test_a_copy_of_each_is_a_task(self, shipped: Project, path: Path) -> None:
+        shutil.copy(path, shipped.root / "configs/tasks/my_task.yaml")
+        files = {spec.file_name for spec in load_catalog(shipped.root).tasks}
         assert "configs/tasks/my_task.yaml" in files
-
-    def test_a_copy_is_a_task(self, shipped: Path) -> None:
-        shutil.copy(TEMPLATE, shipped / "configs/tasks/my_task.yaml")
-        assert "my_task" in {spec.name for spec in load_catalog(shipped).tasks}
 
 
 class TestPrompts:
@@ -396,39 +383,21 @@ class TestPrompts:
 
 
 class TestRehearsal:
-    @pytest.fixture
-    def rehearsed(
-        self, shipped: Path, server: RehearsalServer, monkeypatch: pytest.MonkeyPatch
-    ) -> Path:
-        monkeypatch.setenv("REHEARSAL_BASE_URL", server.base_url)
-        return shipped
-
-    def scored(self, root: Path, name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def scored(self, project: Project, name: str, rows: list[Row]) -> list[Row]:
         """The rows of the scores file that the shipped task makes, asked of the rehearsal model."""
-        spec = load_task(root / f"configs/tasks/{name}.yaml", root)
-        model = load_model(root / "configs/models/rehearsal.yaml", root)
-        steps = Task(replace(spec, model=model))
-        folder = Path(steps.spec.input_folder)
-        folder.mkdir(parents=True)
-        (folder / "some.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
-
-        async def score(key: str) -> None:
-            async with steps.stage("scores").engine() as engine:
-                report = await steps.stage("scores").answer(key, engine, Run("test", Tally()))
-            assert steps.stage("scores").why_rejected(report) is None
-
-        [file] = steps.inputs.files()
-        key = encode_key(file.key_path)
-        steps.stage("raw").make(key, Tally())
-        if steps.find(Preprocessed):
-            steps.stage("preprocessed").make(key, Tally())
-        asyncio.run(score(key))
-        output = steps.stage("scores").output(key)
-        assert output == root / f"data/{name.removesuffix('_rating')}_scores/some.parquet"
-        return pq.read_table(output).to_pylist()
+        project.task = name
+        text = project.task_file.read_text()
+        project.task_file.write_text(
+            re.sub(r"configs/models/\S+", "configs/models/rehearsal.yaml", text)
+        )
+        write_rows(Path(project.steps().spec.input_folder) / "some.jsonl", rows)
+        ended = project.run("run-task", project.task_file)
+        assert ended.code == 0, ended
+        output = project.root / f"data/{name.removesuffix('_rating')}_scores/some.parquet"
+        return read_rows(output)
 
     def test_en_corpus_rating_from_end_to_end(
-        self, rehearsed: Path, server: RehearsalServer
+        self, shipped: Project, server: RehearsalServer
     ) -> None:
         rows = [
             *(
@@ -438,7 +407,7 @@ class TestRehearsal:
             {"id": "short", "text": "Too short."},
             {"id": "filler", "text": "Lorem IPSUM dolor sit amet. " * 40},
         ]
-        made = self.scored(rehearsed, "en_corpus_rating", rows)
+        made = self.scored(shipped, "en_corpus_rating", rows)
         assert [row["id"] for row in made] == ["text-1", "text-2", "text-3"]
         assert server.stats()["requests"] == 3
         for row in made:
@@ -449,62 +418,53 @@ class TestRehearsal:
             assert (row["source"], row["characters"]) == ("en_web", len(row["text"]))
             assert row["api_prompt"].startswith("en_corpus_rating_v0.1@")
 
-    def test_github_code_rating_from_end_to_end(self, rehearsed: Path) -> None:
-        made = self.scored(rehearsed, "github_code_rating", some_rows(4))
+    def test_github_code_rating_from_end_to_end(self, shipped: Project) -> None:
+        made = self.scored(shipped, "github_code_rating", some_rows(4))
         assert [row["api_status"] for row in made] == ["success"] * 4
         assert all(row["score"] in range(1, 6) for row in made)
 
-    def test_the_rehearsal_endpoint_answers_the_packaging_prompt(self, rehearsed: Path) -> None:
+    def test_the_rehearsal_endpoint_answers_the_packaging_prompt(self, shipped: Project) -> None:
         name = "repo_packaging_quality_rating_v1.0"
-        task = rehearsed / "packs.yaml"
-        task.write_text(
-            "task_name: packs\n"
-            "data: {input_folder: in, output_folder: data/packs_scores,"
-            " input_key: content_truncate_32k}\n"
-            "model: {config_path: configs/models/rehearsal.yaml}\n"
-            f"prompt: {{config_path: configs/prompts/{name}.yaml}}\n"
-        )
+        data = {"input_key": "content_truncate_32k"}
+        prompt = {"config_path": f"configs/prompts/{name}.yaml"}
+        shipped.write_task({"data": data, "prompt": prompt})
         row = dict.fromkeys(prompt_of(name).placeholders, "Unknown")
         row["content_truncate_32k"] = "def f(x):\n    '''Adds.'''\n    return x + 1\n" * 9
-        (rehearsed / "in").mkdir()
-        (rehearsed / "in/some.jsonl").write_bytes(orjson.dumps({"id": "a", **row}))
-        result = CliRunner().invoke(modelcall, ["try", str(task), "--rows", "1"])
-        assert result.exit_code == 0, result.output
-        parsed = result.output.split("parsed:")[1]
+        shipped.write_input("some.jsonl", [{"id": "a", **row}])
+        ended = shipped.run("try", TASK, "--rows", "1")
+        assert ended.code == 0, ended
+        parsed = ended.out.split("parsed:")[1]
         assert [key for key in prompt_of(name).fields if f'"{key}"' not in parsed] == []
 
-    def test_the_chain_from_end_to_end(self, rehearsed: Path, server: RehearsalServer) -> None:
+    def test_the_chain_from_end_to_end(self, shipped: Project, server: RehearsalServer) -> None:
         """Its summary is about the merge groups, and tells what failed on the way."""
-        (rehearsed / "workspace.yaml").write_text("{}")
-        task = rehearsed / "configs/tasks/data_distillation/distillation_chain.yaml"
+        task = shipped.root / "configs/tasks/data_distillation/distillation_chain.yaml"
         text = re.sub(r"configs/models/\w+", "configs/models/rehearsal", task.read_text())
         task.write_text(text.replace("max_failure_rate: 0.02", "max_failure_rate: 0.1"))
         row = {"instruction": "Add two numbers.", "output": "def add(a, b): return a + b"}
         rows = [row, row, {"instruction": 3, "output": "x"}, *[row] * 17]
-        datasets = load_yaml(rehearsed / "configs/distillation/datasets.yaml")
+        datasets = load_yaml(shipped.root / "configs/distillation/datasets.yaml")
         for name in ("OpenCoder-LLM/opc-sft-stage1", "OpenCoder-LLM/opc-sft-stage2"):
             for config in datasets[name]["configs"]:
-                folder = rehearsed / "data/distillation/datasets" / name / config
-                folder.mkdir(parents=True)
+                folder = shipped.root / "data/distillation/datasets" / name / config
                 count = len(rows) if config == "evol_instruct" else 2
-                data = b"\n".join(map(orjson.dumps, rows[:count]))
-                (folder / "train-00000-of-00001.jsonl").write_bytes(data)
-        assert "distillation_chain" not in CliRunner().invoke(check, [str(task)]).output
-        ended = self.run_task(task)
-        first, chatml, responses, *_, last = ended.stdout.splitlines()
+                write_rows(folder / "train-00000-of-00001.jsonl", rows[:count])
+        assert "distillation_chain" not in shipped.run("check", task).out
+        ended = shipped.run("run-task", task)
+        assert ended.code == 0, ended
+        first, chatml, responses, *_, last = ended.out.splitlines()
         assert first.startswith("2 of 2 merge groups scored: 32 rows, 31 succeeded, 1 failed")
         assert chatml.startswith("  7 of 7 files converted: 32 rows, 31 succeeded, 1 failed (chat")
         assert responses.startswith("  2 of 2 merge groups answered: 32 rows, 31 succeeded")
-        assert last == f"scores: {rehearsed}/data/distillation_chain/scores"
+        assert last == f"scores: {shipped.root}/data/distillation_chain/scores"
         assert server.stats()["requests"] == 62
-        again = self.run_task(task)
-        assert "nothing to do" in again.stdout
-        (rehearsed / "data/distillation_chain/generated/opc_sft_stage2_chatml.jsonl").unlink()
+        assert "nothing to do" in shipped.run("run-task", task).out
+        (shipped.root / "data/distillation_chain/generated/opc_sft_stage2_chatml.jsonl").unlink()
         task.write_text(text)
-        red = self.run_task(task, code=1)
+        red = shipped.run("run-task", task)
         stage2 = "responses of opc_sft_stage2_chatml.jsonl: 1 of 26 rows failed"
-        assert f"  rejected: {stage2}" in red.stdout
-        assert "max_failure_rate 2.00%" in red.stderr
+        assert red.code == 1 and f"  rejected: {stage2}" in red.out
+        assert "max_failure_rate 2.00%" in red.err
 
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -513,22 +473,13 @@ class TestRehearsal:
             ("jsonl_merge_qa", "1 of 1 merge groups merged: 2 rows, 2 succeeded, 0 failed, 1 drop"),
         ],
     )
-    def test_the_steps_of_the_questions(self, rehearsed: Path, name: str, words: str) -> None:
-        (rehearsed / "workspace.yaml").write_text("{}")
-        folder = rehearsed / "data/distillation/datasets"
-        folder.mkdir(parents=True)
+    def test_the_steps_of_the_questions(self, shipped: Project, name: str, words: str) -> None:
+        folder = shipped.root / "data/distillation/datasets"
         row = {"prompt": "q", "response": "a"}
-        (folder / "qa_zh.jsonl").write_bytes(orjson.dumps(row | {"prompt": "问"}))
-        (folder / "qa_en.jsonl").write_bytes(orjson.dumps(row) + b"\n" + orjson.dumps(row))
-        tasks = rehearsed / "configs/tasks/data_distillation"
-        ended = self.run_task(tasks / "chatml_conversion_with_system.yaml")
-        if name != "chatml_conversion_with_system":
-            ended = self.run_task(tasks / f"{name}.yaml")
-        assert ended.stdout.startswith(words)
-        assert "no model was asked" in ended.stdout
-
-    def run_task(self, task: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "modelcall", "run-task", str(task)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        return ended
+        write_rows(folder / "qa_zh.jsonl", [row | {"prompt": "问"}])
+        write_rows(folder / "qa_en.jsonl", [row, row])
+        for step in dict.fromkeys(["chatml_conversion_with_system", name]):
+            ended = shipped.run("run-task", f"configs/tasks/data_distillation/{step}.yaml")
+            assert ended.code == 0, ended
+        assert ended.out.startswith(words)
+        assert "no model was asked" in ended.out

@@ -18,13 +18,7 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.record import BadLine
 from modelcall_assets.stages.raw import read_raw
-from modelcall_assets.storage.files import (
-    file_digest,
-    list_inputs,
-    publish,
-    stat_file,
-    write_bytes,
-)
+from modelcall_assets.storage.files import file_digest, list_inputs, publish, stat_file, write_bytes
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
@@ -110,13 +104,10 @@ class TestListing:
     def test_pattern_matches_the_path_or_the_name(self, tmp_path: Path) -> None:
         for name in ["x/a.jsonl", "y/a.jsonl", "y/b.parquet"]:
             write_bytes(tmp_path / name, b"")
-        assert [f.key_path for f in list_inputs(tmp_path, "y/*")] == [
-            "y/a.jsonl",
-            "y/b.parquet",
-        ]
+        assert [f.key_path for f in list_inputs(tmp_path, "y/*")] == ["y/a.jsonl", "y/b.parquet"]
         assert [f.key_path for f in list_inputs(tmp_path, "*.parquet")] == ["y/b.parquet"]
 
-    def test_links(self, tmp_path: Path) -> None:
+    def test_follows_links_to_files_only(self, tmp_path: Path) -> None:
         root = tmp_path / "root"
         write_bytes(tmp_path / "elsewhere.jsonl", b"{}")
         root.mkdir()
@@ -229,7 +220,7 @@ class TestManifest:
         detail={"x": [1]},
     )
 
-    def test_round_trip(self, tmp_path: Path) -> None:
+    def test_is_read_as_it_was_written(self, tmp_path: Path) -> None:
         write_manifest(tmp_path / "m.json", self.manifest)
         assert read_manifest(tmp_path / "m.json") == self.manifest
         assert "schema" in orjson.loads((tmp_path / "m.json").read_bytes())
@@ -272,7 +263,9 @@ class TestSchema:
             ([{f"k{n}": n} for n in range(600)], [], "json"),
         ],
     )
-    def test_types_over_batches(self, first: list[Any], second: list[Any], expected: str) -> None:
+    def test_has_the_type_that_all_batches_share(
+        self, first: list[Any], second: list[Any], expected: str
+    ) -> None:
         schema = infer([{"x": value} for value in first], [{"x": value} for value in second])
         assert readable_schema(schema) == [("x", expected)]
 
@@ -322,7 +315,7 @@ class TestJsonl:
         assert long.raw == "x" * 10_000 + "… [10000 more characters]"
         assert nested.detail == "line 2: nested deeper than 250 levels"
 
-    def test_chunks_and_limit(self, tmp_path: Path) -> None:
+    def test_is_read_in_chunks_up_to_a_limit(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", *(b'{"a": %d}\n\n' % n for n in range(7)))
         schema = pa.schema([("a", pa.int64())])
         chunks = list(read_chunks(path, schema, chunk_rows=3))
@@ -435,7 +428,7 @@ class TestRaw:
         for n, identity in enumerate(["a", "b", "a", None, "", "b", 7, "7"])
     )
 
-    def test_a_jsonl_report(self, tmp_path: Path) -> None:
+    def test_tells_rows_duplicates_and_types_of_lines(self, tmp_path: Path) -> None:
         info = stat_file(write_lines(tmp_path / "a.jsonl", *self.lines))
         report = read_raw(info)
         assert report.digest == report.data_version == file_digest(info.place)
@@ -456,7 +449,7 @@ class TestRaw:
         assert report.digest == file_digest(info.place)
         assert report.data_version == f"{report.digest}|limit=2"
 
-    def test_a_parquet_report(self, tmp_path: Path) -> None:
+    def test_tells_rows_duplicates_and_types_of_columns(self, tmp_path: Path) -> None:
         table = pa.table({"id": [None, "b", "b"], "uid": [1, 2, 3], "text": ["x"] * 3})
         pq.write_table(table, tmp_path / "a.parquet")
         info = stat_file(tmp_path / "a.parquet")

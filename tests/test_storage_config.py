@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import s3fs
 import yaml
-from config_files import Configs, Data
+from config_files import Configs, Data, Messages, told
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pages import ROOT, blocks
@@ -83,32 +83,27 @@ def test_a_task_may_lie_in_stores_altogether(project: Storage) -> None:
         ("s3://b/{task_name}/ä b", "s3://b/demo/ä b"),
     ],
 )
-def test_the_simplest_spelling(project: Storage, written: str, meant: str) -> None:
+def test_places_have_the_simplest_spelling(project: Storage, written: str, meant: str) -> None:
     assert project.load(written).input_folder == meant
     assert project.load("./in", written).output_folder == meant
 
 
-@pytest.mark.parametrize(
-    ("text", "wrong", "fix"),
-    [
-        ("s3:/b/x", "one slash after s3:", "write s3://b/x"),
-        ("file:/x", "one slash after file:", "write /x"),
-        ("s3://", "names no bucket", ""),
-        ("s3:///x", "names no bucket", ""),
-        ("lake://", "names no folder", ""),
-        ("s3://b/x/../y", "leads up, which keys of a store cannot", "without `..`"),
-        ("s3://me:pass@b/x", "a password in a file", "configs/storage.yaml as ${NAME}"),
-        ("a b://x", "neither a path nor a URI", ""),
-        ("zip://a.zip::s3://b/a", "a URI in a URI", ""),
-        ("file://host/x", "a file of another machine", "write /host/x"),
-    ],
+NO_PLACES = (
+    *("s3:/b/x", "file:/x", "s3://", "s3:///x", "lake://", "s3://b/x/../y", "s3://me:hunter22@b/x"),
+    *("a b://x", "zip://a.zip::s3://b/a", "file://host/x"),
 )
-def test_what_is_no_place(project: Storage, text: str, wrong: str, fix: str) -> None:
-    for places, name in (((text, "./o"), "input_folder"), (("./i", text), "output_folder")):
-        problem = project.problems(*places)[f"configs/tasks/demo.yaml:data.{name}"]
-        assert problem.wrong == wrong
-        assert fix in problem.fix
-        assert "pass" not in problem.have
+
+
+def test_what_is_no_place(project: Storage, messages: Messages) -> None:
+    found = {}
+    for text in NO_PLACES:
+        input_, output = (
+            told([*project.problems(*places).values()]) for places in ((text, "./o"), ("./i", text))
+        )
+        found[text] = input_
+        assert output == input_.replace("input_folder", "output_folder")
+        assert "hunter22" not in input_
+    messages(found)
 
 
 def test_mistakes_behind_a_variable_are_found(project: Storage) -> None:
@@ -360,57 +355,41 @@ def test_a_literal_key_is_refused_and_never_shown(project: Storage, name: str, v
     assert "1234567890" not in str(problem)
 
 
-@pytest.mark.parametrize(
-    ("profile", "problem"),
-    [
-        ({"endpont": "x"}, "stores.lab.endpont: unknown key; did you mean endpoint?"),
-        ({"secret": "x"}, "stores.lab.secret: unknown key; did you mean secret_key?"),
-        (
-            {"prefix": "lab"},
-            "stores.lab.prefix: not the start of URIs; expected text such as s3://",
-        ),
-        ({"prefix": "s3://${B}/"}, "stores.lab.prefix: not the start of URIs"),
-        ({"prefix": "s3://b/../c"}, "stores.lab.prefix: leads up"),
-        ({"prefix": "file:///data"}, "stores.lab.prefix: a folder of this machine"),
-        ({"endpoint": "host:9000"}, "stores.lab.endpoint: not a URL; expected http(s)://host"),
-        ({"endpoint": "http://a:b@h"}, "stores.lab.endpoint: a password in a file"),
-        (
-            {"addressing": "paht"},
-            "stores.lab.addressing: unknown value; expected path, virtual, auto",
-        ),
-        ({"max_attempts": 0}, "stores.lab.max_attempts: out of range; expected 1 or more; have 0"),
-        (
-            {"access_key": "${K}"},
-            "stores.lab.secret_key: missing: there is access_key; add `secret",
-        ),
-        ({"secret_key": "${K}"}, "stores.lab.access_key: missing: there is secret_key"),
-        ({"session_token": "${K}"}, "stores.lab.access_key: missing: there is session_token"),
-        (
-            {"filesystem": "my_pkg.lake.Lake"},
-            "stores.lab.filesystem: no file system's name; expected",
-        ),
-        ({"filesystem": "my_pkg.lake.Lake"}, "write my_pkg.lake:Lake"),
-        (
-            {"filesystem": "gs", "endpoint": "https://h"},
-            "stores.lab.endpoint: only for `filesystem: s3`, and this is gs; write it below",
-        ),
-        ({"prefix": "lake://", "region": "x"}, "stores.lab.region: only for `filesystem: s3`"),
-        (
-            {"options": {"token": "hunter22"}},
-            "stores.lab.options: a key in a file: token; expected a",
-        ),
-        ({"options": {"a": {"api_key": 7}}}, "a key in a file: a.api_key"),
-        ({"options": {"hosts": ["http://a:hunter22@h"]}}, "a key in a file: hosts"),
-        ({"options": "x"}, "stores.lab.options: wrong type; expected a mapping"),
-    ],
-)
-def test_mistakes_in_a_profile(project: Storage, profile: Data, problem: str) -> None:
-    project.profile(**profile)
-    told = "\n".join(map(str, project.problems("s3://lab/in").values()))
-    assert problem in told
-    assert told.startswith("configs/storage.yaml:stores.lab.")
-    assert "hunter22" not in told
-    assert problem in project.check().out
+PROFILE_MISTAKES: dict[str, Data] = {
+    "endpoint, nearly": {"endpont": "x"},
+    "secret_key, nearly": {"secret": "x"},
+    "a prefix that is no URI": {"prefix": "lab"},
+    "a prefix of the environment": {"prefix": "s3://${B}/"},
+    "a prefix that leads up": {"prefix": "s3://b/../c"},
+    "a prefix of this machine": {"prefix": "file:///data"},
+    "an endpoint without http": {"endpoint": "host:9000"},
+    "a password in an endpoint": {"endpoint": "http://a:b@h"},
+    "addressing, nearly": {"addressing": "paht"},
+    "no attempt": {"max_attempts": 0},
+    "access_key alone": {"access_key": "${K}"},
+    "secret_key alone": {"secret_key": "${K}"},
+    "session_token alone": {"session_token": "${K}"},
+    "a file system with a dot": {"filesystem": "my_pkg.lake.Lake"},
+    "an endpoint of another file system": {"filesystem": "gs", "endpoint": "https://h"},
+    "a region of another file system": {"prefix": "lake://", "region": "x"},
+    "a token in options": {"options": {"token": "hunter22"}},
+    "a key deep in options": {"options": {"a": {"api_key": 7}}},
+    "a password in a list of options": {"options": {"hosts": ["http://a:hunter22@h"]}},
+    "a text of options": {"options": "x"},
+}
+
+
+def test_what_is_wrong_in_a_profile(project: Storage, messages: Messages) -> None:
+    found = {}
+    for name, profile in PROFILE_MISTAKES.items():
+        project.profile(**profile)
+        problems = [*project.problems("s3://lab/in").values()]
+        found[name] = told(problems)
+        checked = project.check().out
+        for problem in problems:
+            assert problem.file == "configs/storage.yaml" and str(problem) in checked
+    assert "hunter22" not in str(found)
+    messages(found)
 
 
 def test_two_profiles_of_one_prefix(project: Storage) -> None:
@@ -662,7 +641,9 @@ KEYS = "TOS_ACCESS_KEY=key\nTOS_SECRET_KEY=secret\n"
         ("TOS_ENDPOINT=https://tos.corp", "https://tos.corp", "cn-beijing", "virtual"),
     ],
 )
-def test_tos(project: Storage, variables: str, endpoint: str, region: str, addressing: str) -> None:
+def test_tos_finds_endpoint_region_and_addressing(
+    project: Storage, variables: str, endpoint: str, region: str, addressing: str
+) -> None:
     project.env(f"{KEYS}{variables}\n")
     (found,) = project.load("tos://bucket/in", "tos://other/out").store_options
     assert (found.name, found.prefix, found.filesystem) == (NO_PROFILE, "tos://", "s3")
@@ -678,12 +659,14 @@ def test_tos(project: Storage, variables: str, endpoint: str, region: str, addre
     ("prefix", "meant"),
     [("", "tos://agi-data/x/y"), ("TOS_PREFIX=/a/b/", "tos://agi-data/a/b/x/y")],
 )
-def test_the_default_bucket(project: Storage, prefix: str, meant: str) -> None:
+def test_tos_without_a_bucket_means_the_default_one(
+    project: Storage, prefix: str, meant: str
+) -> None:
     project.env(f"{KEYS}TOS_BUCKET=agi-data\n{prefix}\n")
     assert project.load("tos:///x//y/").input_folder == meant
 
 
-def test_what_tos_misses(project: Storage) -> None:
+def test_tos_names_the_variables_that_it_misses(project: Storage) -> None:
     found = project.problems("tos:///x")["configs/tasks/demo.yaml:data.input_folder"]
     assert found.wrong == "variable TOS_BUCKET is not set"
     found = project.problems("./in", "tos://b/x")["configs/tasks/demo.yaml:data.output_folder"]
@@ -794,7 +777,7 @@ def test_bad_lines_and_encodings(project: Storage) -> None:
     ("name", "fix"),
     [("gb18031", "did you mean gb18030?"), ("hex", ""), ("rot13", ""), ("a\0b", "")],
 )
-def test_an_unknown_encoding(project: Storage, name: str, fix: str) -> None:
+def test_an_unknown_encoding_names_the_nearest(project: Storage, name: str, fix: str) -> None:
     found = project.problems(data__encoding=name, data__on_bad_line="drop")
     problem = found["configs/tasks/demo.yaml:data.encoding"]
     assert problem.wrong == "unknown encoding"

@@ -173,7 +173,9 @@ class TestLaws:
 
     @settings(deadline=None, max_examples=40)
     @given(long_texts | runs, st.integers(-3, 3))
-    def test_near_the_end(self, any_tokenizer: Tokenizer, text: str, more: int) -> None:
+    def test_a_text_is_cut_exactly_where_the_budget_ends(
+        self, any_tokenizer: Tokenizer, text: str, more: int
+    ) -> None:
         budget = any_tokenizer.count(text) + more
         cut = any_tokenizer.truncate(text, budget)
         assert (cut == text) == (more >= 0)
@@ -195,7 +197,9 @@ class TestLaws:
 
     @settings(deadline=None)
     @given(texts, st.integers(0, 3000))
-    def test_utf8_as_text(self, any_tokenizer: Tokenizer, text: str, budget: int) -> None:
+    def test_utf8_is_cut_like_its_text(
+        self, any_tokenizer: Tokenizer, text: str, budget: int
+    ) -> None:
         cut = any_tokenizer.truncate(text, budget)
         assert any_tokenizer.truncate_utf8(text.encode(), budget) == cut
 
@@ -233,7 +237,7 @@ class TestEncodings:
         assert chunked.truncate(text, budget) == truncate(text, budget, encoding)
 
     @pytest.mark.parametrize("unit", ["word ", "人工智能", "🎉", "a", " "])
-    def test_texts_of_megabytes(self, unit: str) -> None:
+    def test_cut_texts_of_megabytes(self, unit: str) -> None:
         text = unit * (2_000_000 // len(unit))
         assert count_tokens(text) > 10_000
         assert count_tokens(truncate(text, 5000)) in range(4997, 5001)
@@ -244,7 +248,7 @@ class TestEncodings:
         with pytest.raises(UnicodeDecodeError):
             tokenizer().truncate_utf8(data, 200_000)
 
-    def test_known_counts(self) -> None:
+    def test_count_what_is_known(self) -> None:
         assert [count_tokens("人工智能", encoding) for encoding in ENCODINGS] == [2, 5]
         assert count_tokens("hello world") == 2
 
@@ -253,7 +257,7 @@ class TestEncodings:
         assert [count_tokens(text) for text in ("so I'D", "so I'", "so")] == [3, 3, 1]
         assert truncate("so I'D", 2) == "so"
 
-    def test_made_once(self) -> None:
+    def test_are_made_once(self) -> None:
         assert tokenizer() is tokenizer()
         assert tokenizer(DEFAULT_ENCODING) is not tokenizer("cl100k_base")
 
@@ -288,13 +292,13 @@ class TestHuggingFace:
         with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot be read"):
             tokenizer(str(path))
 
-    def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_package_say_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "tokenizers", None)
         with pytest.raises(TokenizerError, match=r"pip install 'modelcall-assets\[tokenizers\]'"):
             tokenizer("somewhere/tokenizer.json")
 
 
-def test_unknown_names() -> None:
+def test_an_unknown_tokenizer_says_which_there_are() -> None:
     for name in ("gpt2", "", "voyage3_base"):
         with pytest.raises(TokenizerError, match=r"expected o200k_base, cl100k_base or a path"):
             tokenizer(name)

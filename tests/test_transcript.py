@@ -72,13 +72,13 @@ class TestTurns:
 
 
 class TestMarkdown:
-    def test_a_chat(self) -> None:
+    def test_shows_a_chat_by_roles(self) -> None:
         assert markdown(CHAT) == (
             "### system\n\nBe brief.\n\n### user\n\n1+1?\n\n### assistant\n\n"
             "> *reasoning*\n>\n> easy\n\n2"
         )
 
-    def test_tools(self) -> None:
+    def test_shows_tools_and_their_calls(self) -> None:
         text = markdown(TOOLS)
         assert '**calls `look_up`**\n\n```\n{\n  "city": "北京"\n}\n```' in text
         assert "### tool" in text and "> the tool says so" in text
@@ -108,7 +108,7 @@ class TestMarkdown:
 
 
 class TestDialogueLog:
-    def test_exactly(self) -> None:
+    def test_is_written_exactly_as_before(self) -> None:
         follow_up = [
             *CHAT["messages"],
             {"role": "user", "content": "and\n2+2?"},

@@ -293,7 +293,7 @@ def test_a_body_that_never_ends_is_a_timeout_unless_its_answer_is_whole() -> Non
         assert message_of(reply(half, *more, done=done))["content"] == "x"
 
 
-def test_nobody_listens() -> None:
+def test_an_address_where_nobody_listens_is_a_failed_connection() -> None:
     with serve_in_thread() as gone:
         url = gone.base_url
     assert asyncio.run(through_both(url)).fault is Reason.CONNECT

@@ -30,9 +30,7 @@ def told(ended: Ended) -> str:
     return " ".join((ended.out + ended.err).split())
 
 
-def test_what_is_damaged_is_found_and_the_advice_mends_it(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_what_is_damaged_is_found_and_the_advice_mends_it(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     sound = project.run("verify", TASK)
     assert (sound.code, "all is sound" in sound.out) == (0, True), sound
@@ -92,9 +90,7 @@ def test_a_file_whose_manifest_is_damaged_or_gone_is_made_again_for_nothing(
     assert project.output(A).read_bytes() == b"somebody's"
 
 
-def test_a_manifest_that_counts_other_rows_than_there_are_is_damaged(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_a_manifest_that_counts_other_rows_than_there_are_is_damaged(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     for key, counts in ((A, ("rows",)), (B, ("rows", "ok"))):
         path = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{key}.json"
@@ -108,9 +104,7 @@ def test_a_manifest_that_counts_other_rows_than_there_are_is_damaged(
     assert found.code == 1 and "2 findings" in found.out
 
 
-def test_a_folder_at_an_outputs_place_is_one_finding_among_others(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_a_folder_at_an_outputs_place_is_one_finding_among_others(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     project.output(A).unlink()
     project.output(A).mkdir()
@@ -120,9 +114,7 @@ def test_a_folder_at_an_outputs_place_is_one_finding_among_others(
     assert f"{project.output(B)}: not what scores published" in found and "2 findings" in found
 
 
-def test_a_manifest_that_cannot_be_looked_at_is_named(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_a_manifest_that_cannot_be_looked_at_is_named(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     path = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{A}.json"
     path.unlink()
@@ -134,9 +126,7 @@ def test_a_manifest_that_cannot_be_looked_at_is_named(
         assert found.code, command
 
 
-def test_what_it_costs_to_make_anew_depends_on_the_journal(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_what_it_costs_to_make_anew_depends_on_the_journal(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     flip(project.output(A), b"PAR1")
     project.output(B).unlink()
@@ -174,7 +164,7 @@ def test_a_manifest_with_another_digest_is_damaged_and_the_advice_mends_it(
 
 @pytest.mark.parametrize("command", ["export", "view", "failures"])
 def test_no_file_is_left_out_because_its_manifest_is_damaged(
-    command: str, project: Project, server: RehearsalServer
+    command: str, project: Project
 ) -> None:
     assert project.run("run-task", TASK).code == 0
     manifest = project.root / f"data/rate/scores/.modelcall/rate/manifests/scores/{A}.json"
@@ -184,7 +174,7 @@ def test_no_file_is_left_out_because_its_manifest_is_damaged(
     assert project.run(command, TASK, "--file", B).code == 0
 
 
-def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalServer) -> None:
+def test_what_belongs_to_no_input_is_told(project: Project) -> None:
     assert project.run("run-task", TASK).code == 0
     (project.input_folder / A).rename(project.input_folder / "renamed.jsonl")
     project.output("renamed.jsonl").write_bytes(b"mine")
@@ -197,9 +187,7 @@ def test_what_belongs_to_no_input_is_told(project: Project, server: RehearsalSer
     assert f"`modelcall clean {TASK} --deleted-inputs` deletes it" in ended.out
 
 
-def test_what_lies_aside_is_no_orphan_and_is_looked_at(
-    project: Project, server: RehearsalServer
-) -> None:
+def test_what_lies_aside_is_no_orphan_and_is_looked_at(project: Project) -> None:
     """Of A the result is rejected, of B what was there is set aside."""
     place = project.output(B)
     place.parent.mkdir(parents=True)
@@ -266,9 +254,7 @@ class TestPacks:
         assert "ada_engine_1a2b3c.xml" in exported.read_text()
 
 
-def test_one_data_set_that_is_missing_stops_no_other(
-    distilling: Project, server: RehearsalServer
-) -> None:
+def test_one_data_set_that_is_missing_stops_no_other(distilling: Project) -> None:
     distilling.write_chain()
     distilling.write_dataset("Ins", [instruction(number) for number in range(4)])
     ended = distilling.run("run-task", distilling.task_file)
@@ -316,9 +302,7 @@ def test_a_file_between_stages_that_was_changed_is_noticed_before_anybody_is_ask
     assert server.stats()["requests"] == paid, "nothing was asked about the changed rows"
 
 
-def test_the_replies_that_inputs_got_go_with_them(
-    distilling: Project, server: RehearsalServer
-) -> None:
+def test_the_replies_that_inputs_got_go_with_them(distilling: Project) -> None:
     distilling.write_generation()
     distilling.write_input("a.jsonl", [asked("a?")])
     distilling.write_input("b.jsonl", [asked("b?")])
@@ -339,7 +323,7 @@ def test_the_replies_that_inputs_got_go_with_them(
     ],
 )
 def test_a_damaged_count_of_what_was_spent_stops_a_run_and_says_what_to_do(
-    content: bytes, project: Project, server: RehearsalServer
+    content: bytes, project: Project
 ) -> None:
     project.write_task({"budget_tokens": 100_000})
     path = project.root / "data/rate/scores/.modelcall/rate/spent.json"
