@@ -252,6 +252,11 @@ class Ended(NamedTuple):
     out: str
     err: str
 
+    @property
+    def told(self) -> str:
+        """All of it."""
+        return self.out + self.err
+
 
 @dataclass
 class Project:
