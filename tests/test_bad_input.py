@@ -508,7 +508,7 @@ class TestPrompts:
         checked = project.run("check")
         assert checked.code == 0
         assert (
-            f"warning: {TASK}:data: none of the first 3 rows of good.jsonl can be rated: the row "
+            f"warning: {TASK}:data: none of the first 3 rows of good.jsonl can be scored: the row "
             "has no value in column 'lang', which the prompt asks for; have the columns id, text"
         ) in checked.out
         ended = project.run("run-task", TASK)
@@ -564,7 +564,7 @@ class TestPrompts:
     def test_an_input_key_that_no_row_has(self, project: Project) -> None:
         project.write_task({"data": {"input_key": "content", "prompt_format_key": "text"}})
         checked = project.run("check")
-        assert "none of the first 3 rows of good.jsonl can be rated: input column 'content' is" in (
+        assert "none of the first 3 rows of good.jsonl can be scored: input column 'content' is" in (
             checked.out
         )
         assert "have the columns id, text; compare data.input_key and the" in checked.out

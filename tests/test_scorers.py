@@ -92,7 +92,7 @@ class TestThroughTheGraph:
         ended = rules.run("run-task", TASK)
         assert ended.code == 0, ended
         assert "1 of 1 files scored: 3 rows, 3 succeeded, 0 failed" in ended.out
-        assert "rated by my_pkg.rules:Lengths" in ended.out and "no model was asked" in ended.out
+        assert "ratings by my_pkg.rules:Lengths" in ended.out and "no model was asked" in ended.out
         rows = rules.scores(A)
         assert [(row["id"], row["length"], row["is_long"]) for row in rows] == [
             ("one", 5, False),
