@@ -7,7 +7,6 @@ import io
 import os
 import re
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -741,7 +740,6 @@ class TestOneHugeLine:
             file.write(b'{"id": "torn", "text": "' + b"x" * huge + b"\n")
             file.write(lines(FINE | {"id": "last"}))
         project.write_task({"max_failure_rate": 0.5})
-        started = time.monotonic()
         process = project.start("run-task", TASK, "--file", GOOD)
         _, status, used = os.wait4(process.pid, 0)
         assert process.stdout is not None and process.stderr is not None
@@ -750,7 +748,6 @@ class TestOneHugeLine:
         process.stderr.close()
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0, out + err
-        assert time.monotonic() - started < 60
         assert used.ru_maxrss < 2 << 20, "in KiB"
         rows = project.scores(GOOD)
         assert [row["api_fail_reason"] for row in rows] == [None, None, "bad_line", None]

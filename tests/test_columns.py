@@ -291,7 +291,7 @@ class TestNumbers:
         source = "class Own:\n    def process_item(self, item):\n        return item\n"
         (rated.root / "own_passing.py").write_text(source)
         preprocessing(rated, script_type=script)
-        self.test_are_whole_in_the_scores(rated, rated.instance)
+        self.test_are_whole_in_the_scores(rated)
 
 
 def without_nulls(value: Any) -> Any:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from project import until
 
 from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.errors import SetupError
@@ -86,13 +87,6 @@ def fate(server: RehearsalServer, body: Any) -> str:
         return "junk"
     choice = json.loads(data)["choices"][0]
     return f"{choice['finish_reason']}: {choice['message']['content']}"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture
