@@ -563,8 +563,9 @@ class TestPrompts:
     def test_an_input_key_that_no_row_has(self, project: Project) -> None:
         project.write_task({"data": {"input_key": "content", "prompt_format_key": "text"}})
         checked = project.run("check")
-        assert "none of the first 3 rows of good.jsonl can be scored: input column 'content' is" in (
-            checked.out
+        assert (
+            "none of the first 3 rows of good.jsonl can be scored: input column 'content' is"
+            in (checked.out)
         )
         assert "have the columns id, text; compare data.input_key and the" in checked.out
 

@@ -225,5 +225,5 @@ def test_without_a_terminal_it_wants_a_yes(scored: Project) -> None:
     age(segment_paths(scored.journal(A)), 31)
     ended = scored.run("clean", TASK, "--journal-older-than", "30")
     assert ended.code == 2
-    assert "modelcall clean:--yes: there is no terminal to ask on; add --yes" in ended.err
+    assert "Error: --yes: there is no terminal to ask on; add --yes" in ended.err
     assert scored.journal(A).exists()

@@ -68,7 +68,7 @@ class TestRunTask:
         assert server.stats()["repeated_ok"] == 4
         none = project.run("run-task", TASK, "--file", "*.csv")
         assert none.code == 2
-        assert "modelcall run-task:--file" in none.err and "matches '*.csv'" in none.err
+        assert "Error: --file" in none.err and "matches '*.csv'" in none.err
 
     def test_jobs_share_the_files_by_the_ceil_rule_in_either_spelling(
         self, project: Project

@@ -383,7 +383,7 @@ class TestArrowTypes:
         if preprocess:
             preprocessing(rated)
         assert rated.materialize().failed == []
-        (file,) = published_files(rated.steps(), "scores")
+        (file,) = published_files(rated.steps().stage("scores"))
         export_file(file, tmp_path, Selection(), Form())
         row = orjson.loads((tmp_path / "a.jsonl").read_bytes())
         assert (row["api_status"], row["score"]) == ("success", 5)

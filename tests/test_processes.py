@@ -369,10 +369,11 @@ class TestSeveralAtATime:
         assert (ended.code, "3 of 3 files scored" in ended.out) == (0, True), ended
 
     def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
-        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its process has ended too, and so looks like one that was killed."""
         assert project.run("run-task", TASK, "--file", "a.jsonl").code == 0
+        instance = project.instance
         (ended, *_) = instance.get_runs()
         listed = ended.with_status(dg.DagsterRunStatus.STARTED)
         monkeypatch.setattr(instance, "get_runs", lambda *_, **__: [listed])

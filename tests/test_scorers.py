@@ -109,7 +109,7 @@ class TestThroughTheGraph:
         path = rules.root / "my_pkg/rules.py"
         path.write_text(LENGTHS.replace("> 10", "> 1000"))
         edited = rules.run("run-task", TASK)
-        assert edited.code == 0 and "rated by" in edited.out
+        assert edited.code == 0 and "ratings by" in edited.out
         assert [row["is_long"] for row in rules.scores(A)] == [False] * 3
 
     @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ class TestBeforehand:
         (project.root / "model.yaml").write_text("{}")
         refused = project.run("try", TASK, "--model", "model.yaml")
         assert refused.code == 2
-        assert "modelcall try:--model: the task has a scorer" in refused.err
+        assert "Error: --model: the task has a scorer" in refused.err
 
     def test_check_passes_and_rates_nothing(self, rules: Rules) -> None:
         rules.write(LENGTHS.replace("return", "open('rated', 'w').close(); return"))

@@ -512,7 +512,7 @@ def test_where_relative_folders_lie(project: Storage, root: str, written: str, m
     expected = meant.format(here=project.root)
     assert project.load(written).input_folder == expected
     spec = project.load("./raw", written, data__journal_folder=f"{written}/journal")
-    assert spec.output_folder == expected
+    assert spec.folder("scores") == expected
     assert spec.journal_folder == f"{expected}/journal"
     assert spec.files["model"] == "configs/models/m.yaml"
     for name, stage in (("input_folder", RAW), ("output_folder", PREPROCESSED)):
