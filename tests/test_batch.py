@@ -39,6 +39,7 @@ from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.batch_calls import FIRST_WITH_BUDGET
 from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.scores import Scores
 from modelcall_assets.stages.stage import Run
 
 BATCH: dict[str, Any] = {"mode": "batch", "batch": {"poll_seconds": 0.02}}
@@ -225,10 +226,11 @@ class TestResume:
         project.write_input(A, rows)
         with pytest.raises(RunStopped):
             stop_at_the_first_batch(project, server)
-        ask = project.steps().score_stage.ask
+        scores = project.steps().find(Scores)
+        assert scores is not None
         with Journal(project.journal(), "killed") as journal:
             for row in rows[:3]:
-                request = ask(row)
+                request = scores.ask(row)
                 assert isinstance(request, ChatRequest)
                 journal.append(answer_of(Address(request.key())))
         report = project.score()

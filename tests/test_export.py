@@ -22,7 +22,6 @@ from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve
 from modelcall_assets.stages.export import Form, Selection, export_dialogues, export_file
 from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.storage.manifest import Manifest
-from modelcall_assets.storage.places import Stores
 from modelcall_assets.transforms.where import Where
 
 NAMES = ("a", "deep/b", "deep/er/c")
@@ -221,7 +220,11 @@ class TestRowsOfLaterStages:
             "input": {"uri": str(path), "digest": "", "size": 0, "version": ""},
         }
         made = Manifest.model_validate({**manifest, **fields})
-        return Published("set/answers.jsonl", made, Stores().place)
+        chain = Project(folder / "project", task="chain")
+        chain.write_model()
+        chain.write_prompt()
+        chain.write_chain()
+        return Published(chain.steps().stage(made.stage), "set/answers.jsonl", made)
 
     def test_are_responses_with_their_failures(self, tmp_path: Path) -> None:
         good = {"api_record_id": "1", "api_status": "success", "messages": self.CHAT}

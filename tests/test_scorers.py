@@ -202,7 +202,7 @@ class Lengths:
         tally = Tally()
         tally.stop()
         with pytest.raises(RunStopped, match="rated from its first row again"):
-            rules.steps().rule_scores(A, tally)
+            rules.steps().stage("scores").make(A, tally)
         assert not rules.output(A).exists()
 
 
@@ -493,14 +493,14 @@ class TestBeforehand:
         rules.write(LENGTHS)
         ended = rules.run("plan", TASK)
         assert ended.code == 0, ended
-        assert "to send: nothing; my_rules:Lengths rates the rows" in ended.out
+        assert "to send: nothing; ratings by my_rules:Lengths" in ended.out
         assert "a.jsonl │    3" in ended.out
         assert "tokens" not in ended.out and "cost" not in ended.out
 
     def test_try_shows_the_row_and_its_result_and_leaves_nothing(self, rules: Rules) -> None:
         source = LENGTHS.replace('len(item["text"]) > 10', '1 / len(item["text"])')
         rules.write(source, rows=[ROWS[0], b"{torn", ROWS[2]])
-        project = rules.project
+        project = rules
         process = project.start("try", TASK)  # a traceback in the output is meant here
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err

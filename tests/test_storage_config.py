@@ -85,7 +85,7 @@ def test_a_task_may_lie_in_stores_altogether(project: Storage) -> None:
 )
 def test_places_have_the_simplest_spelling(project: Storage, written: str, meant: str) -> None:
     assert project.load(written).input_folder == meant
-    assert project.load("./in", written).output_folder == meant
+    assert project.load("./in", written).folder("scores") == meant
 
 
 NO_PLACES = (

@@ -38,7 +38,7 @@ from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
-REASONS = click.Choice([*Reason])
+REASONS = click.Choice([reason.value for reason in Reason])
 
 
 @click.command("run-task")

@@ -61,6 +61,7 @@ class Responses(AskingStage):
         "conversations are a list of turns in the column messages; chatml_conversion makes it",
     )
     model_in = "generator"
+    is_capped = True
 
     @property
     def about(self) -> str:
@@ -100,11 +101,6 @@ class Responses(AskingStage):
     @cached_property
     def provenance(self) -> dict[str, str]:
         return {"api_model": str(self.params["model"])}
-
-    @property
-    def limit(self) -> int | None:
-        """They may be several to a row; their number was capped before."""
-        return None
 
     @property
     def adopts(self) -> bool:

@@ -88,6 +88,8 @@ class Stage(ABC):
     answers: ClassVar[bool] = False
     """Whether it answers or rates each row, so that rows can be asked again and it may have a
     journal."""
+    is_capped: ClassVar[bool] = False
+    """Whether its rows are several to one of its input, which was capped: they are all taken."""
     gathers: ClassVar[bool] = False
     """Whether a partition reads several of the upstream stage."""
     knows_input: ClassVar[bool] = False
@@ -160,11 +162,6 @@ class Stage(ABC):
         return OURS
 
     @property
-    def limit(self) -> int | None:
-        """The rows of a partition that a later stage takes."""
-        return self.task.row_limit
-
-    @property
     def columns_read(self) -> Collection[str] | None:
         """What of its input it looks at; None for all."""
         return None
@@ -182,7 +179,7 @@ class Stage(ABC):
     def rows_to_work(self, keys: Iterable[str]) -> int:
         """Rows of those partitions whose upstream is there."""
         assert self.upstream is not None
-        most = self.upstream.limit
+        most = self._limit
         found = (made.rows for key in keys if (made := self.upstream.accepted(key)))
         return sum(rows if most is None else min(rows, most) for rows in found)
 
@@ -196,11 +193,17 @@ class Stage(ABC):
             parts=upstream.parts(key, manifest),
             schema=schema_from_json(manifest.detail["schema"]),
             rows=manifest.rows,
-            limit=upstream.limit,
+            limit=self._limit,
             reading=upstream.reading,
             names=self.columns_read if is_ours else None,
             maker=upstream.maker,
         )
+
+    @property
+    def _limit(self) -> int | None:
+        """The rows of a partition that it takes."""
+        assert self.upstream is not None
+        return None if self.upstream.is_capped else self.task.row_limit
 
     def parts(self, key: str, manifest: Manifest) -> tuple[Part, ...]:
         """The files of a partition that it has left."""
