@@ -253,7 +253,7 @@ class TestRowsOfLaterStages:
     def test_have_their_failure_in_an_error_object(self, tmp_path: Path) -> None:
         error = {"reason": "chatml_error", "detail": "no turns"}
         rows = [{"messages": self.CHAT}, {"messages": [], "error": error, "uid": "u"}]
-        file = self.published(tmp_path, rows)
+        file = self.published(tmp_path, rows, stage="chatml")
         assert list(failed_rows(file)) == [
             FailedRow("set/answers.jsonl", "u", "chatml_error", "no turns")
         ]

@@ -27,6 +27,7 @@ from modelcall_assets.cli.terminal import (
     stage_option,
     task_argument,
 )
+from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.record import short
@@ -38,7 +39,6 @@ from modelcall_assets.storage.files import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
-REASONS = click.Choice([reason.value for reason in Reason])
 
 
 @click.command("run-task")
@@ -243,11 +243,18 @@ def _totals(stage: Stage, keys: Sequence[str]) -> str:
 DETAIL_CHARS = 200
 
 
+def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
+    if reason is not None and reason not in list(Reason):
+        fix = did_you_mean(reason, list(Reason))
+        raise misuse("--reason", "unknown", ", ".join(Reason), reason, fix)
+    return reason
+
+
 @click.command()
 @task_argument
 @stage_option
 @file_option
-@click.option("--reason", type=REASONS, metavar="REASON", help="Only rows that failed for it.")
+@click.option("--reason", callback=_known, help="Only rows that failed for this reason.")
 @click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
 def failures(
@@ -285,7 +292,7 @@ def failures(
 @click.command()
 @task_argument
 @file_option
-@click.option("--reason", type=REASONS, metavar="REASON", help="Only files with such rows.")
+@click.option("--reason", callback=_known, help="Only files with rows that failed for this.")
 @click.option("--dry-run", is_flag=True, help="Only name the files.")
 def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) -> None:
     """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
