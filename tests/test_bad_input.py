@@ -20,7 +20,7 @@ import yaml
 from project import GREEN, RED, TASK, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.stages.preview import first_asks

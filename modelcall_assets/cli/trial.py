@@ -18,7 +18,7 @@ from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.llm.answer import Answer
+from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.outcome import Dropped, Failure, Outcome

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.completion import Usage
 from modelcall_assets.records.record import BadLine, Row, moved_names
 from modelcall_assets.stages.answer_columns import (
     API_FIELDS,
