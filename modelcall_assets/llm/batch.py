@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 from typing import IO, Literal, TypeVar, cast
@@ -21,6 +21,7 @@ from modelcall_assets.llm.classify import (
     Refused,
     Reply,
     TryAgain,
+    Verdict,
     classify,
 )
 from modelcall_assets.llm.completion import as_object, parsed
@@ -43,7 +44,6 @@ _TOKEN = "modelcall"
 _TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 _REFUSALS = QUOTA_CODES | {"model_not_found", "invalid_api_key"}
 _FULL = "token_limit_exceeded"
-_NOT_THERE = frozenset({404, 405})
 _NOT_EXECUTED = {"request_timeout": Reason.TIMEOUT, "batch_expired": Reason.TIMEOUT}
 
 
@@ -93,8 +93,14 @@ class BatchClient(SdkTransport):
     async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
         """The id of the new batch. A creation whose answer got lost is not repeated: the batch is
         looked for by its token."""
-        file_id = await self._upload(lines)
         tried = False
+
+        async def upload() -> str:
+            lines.seek(0)
+            file = await self._client.files.create(
+                file=("batch.jsonl", lines), purpose="batch", extra_headers=self._headers
+            )
+            return self._checked(file, FileObject, "id").id
 
         async def create() -> str:
             nonlocal tried
@@ -110,6 +116,7 @@ class BatchClient(SdkTransport):
             )
             return self._checked(batch, Batch, "id").id
 
+        file_id = await self._done(upload, TRANSFER_TIMEOUT_S)
         return await self._done(create)
 
     async def find(self, token: str, since: float) -> str | None:
@@ -215,34 +222,19 @@ class BatchClient(SdkTransport):
 
         return await self._done_if_there(look)
 
-    async def _upload(self, lines: IO[bytes]) -> str:
-        async def upload() -> str:
-            lines.seek(0)
-            file = await self._client.files.create(
-                file=("batch.jsonl", lines), purpose="batch", extra_headers=self._headers
-            )
-            return self._checked(file, FileObject, "id").id
-
-        return await self._done(upload, TRANSFER_TIMEOUT_S)
-
-    async def _done(self, call: Callable[[], Awaitable[T]], least_s: float = 0.0) -> T:
-        result = await self._try(call, least_s)
-        if isinstance(result, Reply):
-            raise self._refused(result)
+    async def _done(self, call: Callable[[], Awaitable[str]], least_s: float = 0.0) -> str:
+        result = await self._done_if_there(call, least_s, absent=())
+        assert result is not None
         return result
 
     async def _done_if_there(
-        self, call: Callable[[], Awaitable[T]], least_s: float = 0.0
+        self,
+        call: Callable[[], Awaitable[T]],
+        least_s: float = 0.0,
+        absent: Collection[int] = (404, 405),
     ) -> T | None:
-        result = await self._try(call, least_s)
-        if not isinstance(result, Reply):
-            return result
-        if result.status in _NOT_THERE:
-            return None
-        raise self._refused(result)
-
-    async def _try(self, call: Callable[[], Awaitable[T]], least_s: float) -> T | Reply:
-        """What the call gives, or the reply that says no; it may take `least_s` seconds or more."""
+        """What the call gives, which may take `least_s` seconds or more; None when what it is about
+        is not there."""
         loop = asyncio.get_running_loop()
         attempts, patient_until = 0, loop.time() + PATIENCE_S
         while True:
@@ -263,7 +255,9 @@ class BatchClient(SdkTransport):
             reply = self.cleaned(reply)
             verdict = classify(reply)
             if not isinstance(verdict, TryAgain):
-                return reply
+                if reply.status in absent:
+                    return None
+                raise self._refused(reply.status, verdict)
             attempts += 1
             is_patient = self._was_reached and loop.time() < patient_until
             if attempts > self.max_retries and not is_patient:
@@ -282,12 +276,12 @@ class BatchClient(SdkTransport):
         cleaned = self.without_secrets(told)
         return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))
 
-    def _refused(self, reply: Reply) -> EndpointRefused:
-        match classify(reply):
+    def _refused(self, status: int, verdict: Verdict) -> EndpointRefused:
+        match verdict:
             case Refused(detail) | BadRecord(Failure(detail=detail)):
                 why = detail
             case _:
-                why = f"HTTP {reply.status}"
+                why = f"HTTP {status}"
         return EndpointRefused(
             f"{self.name} refuses batches: {why}. Check api_key, model and base_url in the model "
             "file, the account's quota, and whether the endpoint has OpenAI's batches at all"

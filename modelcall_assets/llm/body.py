@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -209,8 +210,8 @@ class StreamedAnswer:
 
     @property
     def _all_finished(self) -> bool:
-        unfinished = (choice.finish_reason is None for choice in self._choices.values())
-        return bool(self._choices) and not any(unfinished)
+        choices = self._choices.values()
+        return bool(choices) and all(choice.finish_reason is not None for choice in choices)
 
     def _line(self, line: bytes) -> None:
         if line.startswith(b"data:"):
@@ -261,7 +262,6 @@ class StreamedAnswer:
             self._choices.setdefault(index if type(index) is int else 0, _Choice()).add(choice)
 
     def _completion(self) -> bytes:
-        found = sorted(self._choices.items())
         choices = [
             {
                 "index": index,
@@ -269,7 +269,7 @@ class StreamedAnswer:
                 "finish_reason": choice.finish_reason,
                 **({UNFINISHED: True} if choice.finish_reason is None else {}),
             }
-            for index, choice in found
+            for index, choice in sorted(self._choices.items())
         ]
         common = {**self._common, "object": "chat.completion", "choices": choices, **self._usage}
         return encoded(common if choices else {**common, **self._filter_results})
@@ -282,8 +282,8 @@ class _Choice:
     finish_reason: str | None = None
     role: str | None = None
     has_delta: bool = False
-    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    tool_calls: dict[int, list[Json]] = field(default_factory=dict[int, list[Json]])
+    texts: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    tool_calls: defaultdict[int, list[Json]] = field(default_factory=lambda: defaultdict(list))
     once: Json = field(default_factory=dict[str, Any])
     again: _Choice | None = None
     """What came up to the first finish_reason, and what came behind it."""
@@ -313,14 +313,16 @@ class _Choice:
         given = as_object(delta)
         content = given.get("content")
         if isinstance(content, str):
-            self._say("content", content)
+            self.texts["content"].append(content)
         elif content:
-            texts = Texts.of(content)
-            self._say("content", texts.answer)
-            self._say("reasoning_content", texts.thinking or None)
-            self._say("refusal", texts.refusal or None)
+            parts = Texts.of(content)
+            self.texts["content"].append(parts.answer)
+            for name, text in (("reasoning_content", parts.thinking), ("refusal", parts.refusal)):
+                if text:
+                    self.texts[name].append(text)
         for name in _TEXTS:
-            self._say(name, given.get(name))
+            if isinstance(text := given.get(name), str):
+                self.texts[name].append(text)
         if isinstance(role := given.get("role"), str):
             self.role = role
         calls = _objects(given.get("tool_calls"))
@@ -330,14 +332,10 @@ class _Choice:
             index = call.get("index")
             self._add_call(index if type(index) is int else position, call)
 
-    def _say(self, name: str, text: Any) -> None:
-        if isinstance(text, str):
-            self.texts.setdefault(name, []).append(text)
-
     def _add_call(self, index: int, call: Json) -> None:
         """Some servers count none: each of several calls is at 0, with a name and an id."""
         said = as_object(call.get("function"))
-        calls = self.tool_calls.setdefault(index, [])
+        calls = self.tool_calls[index]
         other = calls and calls[-1]["id"] not in ("", _text(call, "id") or calls[-1]["id"])
         if not calls or (other and _text(said, "name")):
             calls.append({"id": "", "type": "", "function": {"name": "", "arguments": ""}})

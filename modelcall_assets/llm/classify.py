@@ -60,22 +60,16 @@ _STATUS = (
 """Of codes that stand for an HTTP status, the first that fits; each from a provider's list."""
 _CODES = ("code", "type", "status", "error_code", "errorCode", "status_code")
 _NUMBERS = {
-    ("status_code", "1002"): "rate_limit",  # these of MiniMax, in `base_resp`
-    ("status_code", "1004"): "unauthorized",
-    ("status_code", "1008"): "insufficient_balance",
-    ("status_code", "1026"): "content_filter",
-    ("status_code", "1027"): "content_filter",
-    ("status_code", "1039"): "rate_limit",
-    ("status_code", "1041"): "rate_limit",
-    ("status_code", "2013"): "invalid_parameter",
-    ("status_code", "2049"): "invalid_api_key",
-    ("error_code", "4"): "rate_limit",  # these of Baidu
-    ("error_code", "17"): "quota_exceeded",
-    ("error_code", "18"): "rate_limit",
-    ("error_code", "19"): "quota_exceeded",
-    ("error_code", "110"): "unauthorized",
-    ("error_code", "111"): "unauthorized",
-}
+    "status_code": {  # of MiniMax, in `base_resp`
+        "1002": "rate_limit", "1004": "unauthorized", "1008": "insufficient_balance",
+        "1026": "content_filter", "1027": "content_filter", "1039": "rate_limit",
+        "1041": "rate_limit", "2013": "invalid_parameter", "2049": "invalid_api_key",
+    },
+    "error_code": {  # of Baidu
+        "4": "rate_limit", "17": "quota_exceeded", "18": "rate_limit", "19": "quota_exceeded",
+        "110": "unauthorized", "111": "unauthorized",
+    },
+}  # fmt: skip
 """What a number means depends on the field that it stands in."""
 _NO_ERROR = frozenset({"200", "ok", "success", "none", "null"})
 _MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg")
@@ -328,7 +322,7 @@ def _codes(*places: Json) -> Iterator[str]:
         for name, value in values:
             if value and isinstance(value, str | int) and value not in (True, "0"):
                 yield (code := re.sub(r"[\s.-]+", "_", str(value)[:200]).lower())
-                if meant := _NUMBERS.get((name, code)):
+                if meant := _NUMBERS.get(name, {}).get(code):
                     yield meant
 
 

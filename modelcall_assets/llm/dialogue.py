@@ -233,32 +233,25 @@ def _bounded(schema: Any) -> Any:
             return schema
 
 
+_NO_OBJECT = (
+    "Your answer held no valid JSON object. Answer with exactly one JSON object that has the keys "
+    "{keys}, without any text around it."
+)
+_CORRECTIONS = {
+    Reason.MISSING_KEYS: "Your JSON object lacks these keys: {detail}. Send the whole object again "
+    "with every key: {keys}.",
+    Reason.WRONG_VALUE: "Your JSON object has values that are not allowed: {detail}. Send the "
+    "whole corrected object and nothing else.",
+    Reason.TRUNCATED: "Your answer was cut off because it was too long. Answer again with only one "
+    "short JSON object that has the keys {keys}.",
+    Reason.EMPTY: "Your answer was empty. Answer with one JSON object that has the keys {keys}.",
+}
+
+
 def correction(mistake: Failure, keys: Sequence[str]) -> str:
     """The user turn that asks the model to mend its answer, by kind of mistake."""
-    wanted = ", ".join(f'"{key}"' for key in keys)
-    match mistake.reason:
-        case Reason.MISSING_KEYS:
-            return (
-                f"Your JSON object lacks these keys: {mistake.detail}. "
-                f"Send the whole object again with every key: {wanted}."
-            )
-        case Reason.WRONG_VALUE:
-            return (
-                f"Your JSON object has values that are not allowed: {mistake.detail}. "
-                "Send the whole corrected object and nothing else."
-            )
-        case Reason.TRUNCATED:
-            return (
-                "Your answer was cut off because it was too long. Answer again with only one "
-                f"short JSON object that has the keys {wanted}."
-            )
-        case Reason.EMPTY:
-            return f"Your answer was empty. Answer with one JSON object that has the keys {wanted}."
-        case _:
-            return (
-                "Your answer held no valid JSON object. Answer with exactly one JSON object that "
-                f"has the keys {wanted}, without any text around it."
-            )
+    text = _CORRECTIONS.get(mistake.reason, _NO_OBJECT)
+    return text.format(detail=mistake.detail, keys=", ".join(f'"{key}"' for key in keys))
 
 
 Said = Answer | Failure

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
@@ -33,8 +33,7 @@ OVERLOADS_BORNE = 8
 like) before that uses up its retries. With the pauses between them about a minute."""
 UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
-LEASE_EVERY_S = 1.0
-LEASE_EVERY_S_UNSETTLED = 0.1
+LEASE_EVERY_S, LEASE_EVERY_S_UNSETTLED = 1.0, 0.1
 
 Sent = Callable[[int], object]
 """Told how many requests went out."""
@@ -84,6 +83,7 @@ class _Waiter:
     turn: asyncio.Future[Channel]
 
 
+@dataclass(eq=False)
 class Engine:
     """Shared by the files of a run. Use as an async context manager.
 
@@ -93,31 +93,21 @@ class Engine:
     was given before; None where there is no such endpoint.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[Channel],
-        *,
-        max_in_flight: int,
-        max_retries: int,
-        patience: Patience = PATIENCE,
-        batches: BatchClient | None = None,
-        collector: Callable[[str], BatchClient | None] = lambda _: None,
-    ) -> None:
-        self._patience = patience
-        self.batches = batches
-        self._collector = collector
-        self.max_in_flight = max_in_flight
-        self.in_flight = 0
-        self.requests = self.retries = 0
-        self._channels = channels
-        self._max_retries = max_retries
+    channels: Sequence[Channel]
+    _: KW_ONLY
+    max_in_flight: int
+    max_retries: int
+    patience: Patience = PATIENCE
+    batches: BatchClient | None = None
+    collector: Callable[[str], BatchClient | None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.in_flight = self.requests = self.retries = 0
         self._estimate = UsageEstimate()
         self._waiting: deque[_Waiter] = deque()
-        self._alarm: asyncio.TimerHandle | None = None
-        self._lease_timer: asyncio.TimerHandle | None = None
+        self._alarm = self._lease_timer = self._first_call = None
         self._most = 1
         """In flight at a time: until the first call has ended there is only that one."""
-        self._first_call: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
@@ -128,13 +118,13 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         async with AsyncExitStack() as opened:
-            for channel in self._channels:
+            for channel in self.channels:
                 await opened.enter_async_context(channel.transport)
                 if channel.lease is not None:
                     opened.enter_context(channel.lease)
             if self.batches is not None:
                 await self._open_client(self.batches, opened)
-            limits = [channel.limits for channel in self._channels]
+            limits = [channel.limits for channel in self.channels]
             self._counts_tokens = any(each.tokens_per_minute is not None for each in limits)
             self._opened = opened.pop_all()
         self._share()
@@ -150,11 +140,11 @@ class Engine:
         """For batches that were submitted there before."""
         if self.batches is not None:
             return self.batches if self.batches.name == endpoint else None
-        client = self._collector(endpoint)
+        client = self.collector(endpoint)
         return client and await self._open_client(client, self._opened)
 
     async def _open_client(self, client: BatchClient, opened: AsyncExitStack) -> BatchClient:
-        client.pause, client.patience = self.wait, self._patience
+        client.pause, client.patience = self.wait, self.patience
         return await opened.enter_async_context(client)
 
     def stop(self, reason: RunStopped) -> None:
@@ -170,13 +160,11 @@ class Engine:
 
     async def wait(self, seconds: float) -> None:
         """Sleep; a stop ends that and raises its reason."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopped.wait()
-        except TimeoutError:
-            return
-        assert self._stop_reason is not None
-        raise self._stop_reason
+        if self._stop_reason is not None:
+            raise self._stop_reason
 
     async def ask(
         self, payload: bytes, parked: Parked = _ignore, sent: Sent = _ignore
@@ -184,7 +172,7 @@ class Engine:
         """Send until answered, refused for good, or out of retries."""
         attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
-        busy_until = self._now() + self._patience.busy_s
+        busy_until = self._now() + self.patience.busy_s
         while True:
             attempts += 1
             channel, reply, verdict, latency_s = await self._send(payload, held)
@@ -213,11 +201,11 @@ class Engine:
                         asked_to_wait = overloads <= OVERLOADS_BORNE
                     patient = self._now() + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
-                    too_long = after_s is not None and after_s > self._patience.busy_s
-                    if too_long or failed_attempts > self._max_retries:
+                    too_long = after_s is not None and after_s > self.patience.busy_s
+                    if too_long or failed_attempts > self.max_retries:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
-                    held[channel] = self._now() + self._patience.backoff(attempts, after_s)
+                    held[channel] = self._now() + self.patience.backoff(attempts, after_s)
                     await self._pause(held, parked)
 
     async def _send(
@@ -233,7 +221,7 @@ class Engine:
             self._free(channel)
             raise
         now = self._now()
-        may_eject = len(self._channels) > 1
+        may_eject = len(self.channels) > 1
         verdict = channel.replied(classify(reply), started, now, may_eject=may_eject)
         if self._counts_tokens:
             used = 0
@@ -265,7 +253,7 @@ class Engine:
         if self.in_flight >= self._most:
             return None
         now, channel = self._now(), None
-        for each in self._channels:
+        for each in self.channels:
             if held.get(each, now) > now or each.wait(tokens, now) != 0:
                 continue
             if channel is None or each.load < channel.load:
@@ -275,7 +263,7 @@ class Engine:
         channel.start(tokens, now)
         self.in_flight += 1
         if self._first_call is None:
-            alone_s = self._patience.first_call_alone_s
+            alone_s = self.patience.first_call_alone_s
             self._first_call = self._loop.call_later(alone_s, self._open)
         return channel
 
@@ -316,7 +304,7 @@ class Engine:
             return
         now, shortest = self._now(), float("inf")
         for waiter in self._waiting:
-            for channel in self._channels:
+            for channel in self.channels:
                 if (wait := channel.wait(waiter.tokens, now)) is not None:
                     shortest = min(shortest, max(wait, waiter.held.get(channel, now) - now))
             if not waiter.held and not waiter.turn.done():
@@ -326,9 +314,9 @@ class Engine:
 
     def _share(self) -> None:
         """Look how many engines share the endpoints, now and again."""
-        if all(channel.lease is None for channel in self._channels):
+        if all(channel.lease is None for channel in self.channels):
             return
-        settled = [channel.look_at_others(self._now()) for channel in self._channels]
+        settled = [channel.look_at_others(self._now()) for channel in self.channels]
         pause = LEASE_EVERY_S if all(settled) else LEASE_EVERY_S_UNSETTLED
         self._lease_timer = self._loop.call_later(pause, self._share)
         self._dispatch()
@@ -340,14 +328,14 @@ class Engine:
                 if not channel.in_flight:
                     channel.refusal = detail
                 else:
-                    await self.wait(self._patience.until_one_answers_s)
+                    await self.wait(self.patience.until_one_answers_s)
         return channel.has_answered
 
     async def _pause(self, held: Mapping[Channel, float], parked: Parked) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.retries += 1
         now = self._now()
-        usable = [channel for channel in self._channels if channel.refusal is None]
+        usable = [channel for channel in self.channels if channel.refusal is None]
         seconds = min((held.get(channel, now) - now for channel in usable), default=0.0)
         if seconds <= 0:
             await asyncio.sleep(0)
@@ -368,13 +356,9 @@ class Engine:
 
     def _stop_if_all_refuse(self) -> None:
         """Raises EndpointRefused when no endpoint is left."""
-        refusals = [
-            f"{channel.name} refuses every request: {channel.refusal}"
-            for channel in self._channels
-            if channel.refusal is not None
-        ]
-        if len(refusals) < len(self._channels):
+        if any(channel.refusal is None for channel in self.channels):
             return
+        refusals = (f"{each.name} refuses every request: {each.refusal}" for each in self.channels)
         reason = EndpointRefused(
             f"{'; '.join(refusals)}. "
             "Check api_key, model and base_url in the model file, and the account's quota"

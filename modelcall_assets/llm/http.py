@@ -15,18 +15,13 @@ import asyncio
 import select
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import cast
 
 import httptools
 
-from modelcall_assets.llm.body import (
-    Body,
-    StreamedAnswer,
-    Unreadable,
-    is_event_stream,
-    too_large,
-)
+from modelcall_assets.llm.body import Body, StreamedAnswer, Unreadable, is_event_stream, too_large
 from modelcall_assets.llm.classify import Reply
 from modelcall_assets.records.outcome import Reason
 
@@ -195,6 +190,7 @@ class Tunnel:
             self.status.set_exception(OSError(text))
 
 
+@dataclass(eq=False)
 class Connection(asyncio.BufferedProtocol):
     """Carries bytes for one listener at a time. Anything without a listener ends it, and is told
     to `unasked`.
@@ -202,25 +198,17 @@ class Connection(asyncio.BufferedProtocol):
     What comes is read into the one `buffer` of all connections and taken out of it at once: memory
     for each read, as asyncio takes it by itself, costs as much as all that is done with a reply."""
 
-    def __init__(
-        self,
-        open_ones: set[Connection],
-        unasked: Callable[[], None],
-        buffer: memoryview,
-        timeout_s: float,
-        least_rest_s: float,
-    ) -> None:
-        self._buffer = buffer
-        self._timeout_s = timeout_s
-        self._least_rest_s = least_rest_s
-        self._asked: HttpExchange | None = None
-        self._until = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
-        self.idle_since = float("-inf")
-        self._open_ones = open_ones
-        self._unasked = unasked
-        self._listener: HttpExchange | Tunnel | None = None
-        self._is_sound = True
+    open_ones: set[Connection]
+    unasked: Callable[[], None]
+    buffer: memoryview
+    timeout_s: float
+    least_rest_s: float
+    idle_since: float = float("-inf")
+    _asked: HttpExchange | None = None
+    _until: float = 0.0
+    _alarm: asyncio.TimerHandle | None = None
+    _listener: HttpExchange | Tunnel | None = None
+    _is_sound: bool = True
 
     @property
     def is_usable(self) -> bool:
@@ -233,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
         self._until = until
         if self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
-        if (more := self._least_rest_s - now + self.idle_since) > 0:
+        if (more := self.least_rest_s - now + self.idle_since) > 0:
             asyncio.get_running_loop().call_later(more, self._send, exchange, request)
         else:
             self._send(exchange, request)
@@ -260,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
         if loop.time() < self._until:
             self._alarm = loop.call_at(self._until, self._on_alarm)
         else:
-            self._asked.fail(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
+            self._asked.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
 
     async def open_tunnel(self, request: bytes) -> str:
         """The status that a proxy answers with. Raises OSError."""
@@ -287,18 +275,18 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._readable = select.poll()
         self._readable.register(transport.get_extra_info("socket"), select.POLLIN)
-        self._open_ones.add(self)
+        self.open_ones.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
+        return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         listener = self._listener
         if listener is None:
             self.abort()
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
-                self._unasked()
-        elif not listener.feed(self._buffer[:nbytes]):
+                self.unasked()
+        elif not listener.feed(self.buffer[:nbytes]):
             self._listener = self._asked = None
             if not listener.may_keep or self._transport.get_write_buffer_size():
                 self._is_sound = False
@@ -307,6 +295,6 @@ class Connection(asyncio.BufferedProtocol):
         self._is_sound = False
         if self._alarm is not None:
             self._alarm.cancel()
-        self._open_ones.discard(self)
+        self.open_ones.discard(self)
         if self._listener is not None:
             self._listener.lost(exc)

@@ -6,15 +6,13 @@ import asyncio
 import select
 import ssl
 from collections.abc import AsyncIterator
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx2
 import openai
-from aiohttp.client import ClientRequest
 from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
 
 from modelcall_assets.llm.body import (
     ACCEPTED_ENCODINGS,
@@ -217,25 +215,17 @@ class _Connector(aiohttp.TCPConnector):
     least_rest_s = LEAST_REST_S
     _idle_since: ClassVar[WeakKeyDictionary[asyncio.BaseProtocol, float]] = WeakKeyDictionary()
 
-    async def connect(
-        self,
-        req: ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own
-    ) -> Connection:
+    async def connect(self, *args: Any, **more: Any) -> Connection:
         now = asyncio.get_running_loop().time
         while True:
-            connection = await super().connect(req, traces, timeout)
+            connection = await super().connect(*args, **more)
             protocol = connection.protocol
             assert protocol is not None
             idle_since = self._idle_since.pop(protocol, None)
             try:
                 if idle_since is not None:
-                    rest_s = idle_since + self.least_rest_s - now()
-                    await asyncio.sleep(max(0.0, rest_s))
-                is_quiet = not protocol.should_close and not (
-                    idle_since and _is_readable(connection)
-                )
+                    await asyncio.sleep(max(0.0, idle_since + self.least_rest_s - now()))
+                is_quiet = not (protocol.should_close or (idle_since and _is_readable(connection)))
             except BaseException:
                 connection.close()
                 raise
