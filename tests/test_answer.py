@@ -12,12 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.llm.answer import Answer, AnswerParser, Usage, correction
-from modelcall_assets.llm.classify import Answered, TryAgain, classify
-from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
-from modelcall_assets.llm.json_text import last_object, strip_thinking
-from modelcall_assets.llm.request import ChatRequest
-from modelcall_assets.llm.transport import Reply
+from modelcall_assets.llm.classify import Answered, Reply, TryAgain, classify
+from modelcall_assets.llm.completion import Answer, Usage
+from modelcall_assets.llm.dialogue import (
+    AnswerParser,
+    ChatRequest,
+    Finished,
+    Rules,
+    Said,
+    correction,
+    replayed,
+)
+from modelcall_assets.llm.json_text import read
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
 
 TAGS = {"type": "array", "items": {"type": "string"}}
@@ -90,7 +96,7 @@ def test_required_missing_keys_are_all_named_in_column_order() -> None:
     ],
 )
 def test_thinking_is_stripped(text: str, rest: str) -> None:
-    assert strip_thinking(text) == rest
+    assert read(text)[0] == rest
 
 
 @pytest.mark.parametrize("tag", ["<think>", "</think>"])
@@ -513,17 +519,17 @@ prose = st.text(st.characters(exclude_characters="{}[]\"'", codec="utf-8"))
 
 @given(prose, objects, prose)
 def test_the_object_is_found_in_any_surroundings(before: str, found: Any, after: str) -> None:
-    assert last_object(f"{before}{json.dumps(found)}{after}") == found
+    assert read(f"{before}{json.dumps(found)}{after}")[1] == found
 
 
 @given(objects, st.sampled_from(["{} {y}", "{x} {}", "[{}]", "[1, {}, 2]", "}}{}{{", '"{}']))
 def test_stray_brackets_do_not_hide_the_object(found: Any, around: str) -> None:
-    assert last_object(around.replace("{}", json.dumps(found), 1)) == found
+    assert read(around.replace("{}", json.dumps(found), 1))[1] == found
 
 
 @given(st.lists(objects, min_size=1, max_size=4), prose)
 def test_the_last_object_wins(several: list[Any], between: str) -> None:
-    assert last_object(between.join(map(json.dumps, several))) == several[-1]
+    assert read(between.join(map(json.dumps, several)))[1] == several[-1]
 
 
 @given(

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from project import GREEN, RED, TASK, Project, lines, some_rows
 
-from modelcall_assets.llm.request import ChatRequest
+from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.keys import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.stages.preview import first_asks

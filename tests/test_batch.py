@@ -33,9 +33,9 @@ from modelcall_assets.errors import (
     RunStopped,
 )
 from modelcall_assets.journal.journal import Address, BatchNote, Entry, Journal
+from modelcall_assets.llm.classify import Patience
+from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
-from modelcall_assets.llm.patience import Patience
-from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.batch_calls import FIRST_WITH_BUDGET
 from modelcall_assets.stages.report import Report, Tally

@@ -13,18 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.classify import (
     Answered,
     BadRecord,
     Refused,
+    Reply,
     TryAgain,
     Verdict,
     classify,
     limit_reset,
     retry_after,
 )
-from modelcall_assets.llm.transport import HttpTransport, Reply
+from modelcall_assets.llm.completion import Answer
+from modelcall_assets.llm.transport import HttpTransport
 from modelcall_assets.records.outcome import Reason
 
 
@@ -202,7 +203,7 @@ def in_array(error: Any) -> Any:
 
 def replied(body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
     """What a transport makes of a body in one piece."""
-    return HttpTransport("n", "http://h").replied(200, headers or {}, body)
+    return HttpTransport("n", "http://h").in_one_piece(Reply(200, headers or {}, body))
 
 
 def in_event(error: Any) -> Any:

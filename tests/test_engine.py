@@ -14,13 +14,10 @@ import pytest
 from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payload, refusal, serving
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel
-from modelcall_assets.llm.classify import BadRecord
+from modelcall_assets.llm.channel import Channel, Limits
+from modelcall_assets.llm.classify import BadRecord, Patience, Reply
 from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine, Exchange, GaveUp
-from modelcall_assets.llm.http import SPARE
-from modelcall_assets.llm.limiter import Limits
-from modelcall_assets.llm.patience import Patience
-from modelcall_assets.llm.transport import DirectTransport, Reply, Transport
+from modelcall_assets.llm.transport import SPARE, DirectTransport
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 
@@ -43,7 +40,7 @@ def engine_at(
 
 
 def engine_over(
-    transport: Transport,
+    transport: Any,
     *,
     max_in_flight: int = 8,
     max_retries: int = 5,
@@ -137,7 +134,7 @@ def test_what_is_counted_is_what_the_server_saw(faults: Faults, key: str) -> Non
     async def run(url: str) -> None:
         async with engine_at(url, max_in_flight=8, api_key=key) as engine:
             await all_of([engine.ask(record(number), sent=sent.append) for number in range(60)])
-            assert engine.counters.requests == sum(sent)
+            assert engine.requests == sum(sent)
 
     with serve_in_thread(faults, api_key=KEY) as server:
         asyncio.run(run(server.base_url))
@@ -288,7 +285,7 @@ def test_a_record_that_waits_holds_no_slot() -> None:
             engine_at(script.url, max_in_flight=1) as engine,
         ):
             first = asyncio.create_task(engine.ask(record(0)))
-            await until(lambda: engine.counters.retries == 1)
+            await until(lambda: engine.retries == 1)
             assert engine.in_flight == 0
             async with asyncio.timeout(30):
                 others = await all_of([engine.ask(record(number)) for number in range(1, 6)])
@@ -529,7 +526,7 @@ def test_a_stop_ends_the_wait_for_a_retry() -> None:
         busy = refusal(429, "busy", Retry_After="600")
         async with serving(busy) as script, engine_at(script.url) as engine:
             asking = asyncio.create_task(engine.ask(record()))
-            await until(lambda: engine.counters.retries == 1)
+            await until(lambda: engine.retries == 1)
             engine.stop(RunStopped("enough"))
             with pytest.raises(RunStopped, match="enough"):
                 async with asyncio.timeout(30):
@@ -565,7 +562,7 @@ def test_thousands_of_busy_replies_are_borne() -> None:
         at_once = replace(QUICK, cap_s=0.0)
         async with engine_over(transport, max_in_flight=1, patience=at_once) as engine:
             asking = asyncio.create_task(engine.ask(record()))
-            await until(lambda: asking.done() or engine.counters.requests > 1500)
+            await until(lambda: asking.done() or engine.requests > 1500)
             transport.reply = Reply(200, {}, GOOD)
             assert isinstance(await asking, Exchange)
 

@@ -38,7 +38,7 @@ KNOWN_BELOW = {"rehearsal": {"errors"}}
 ONLY_IN = {
     "dagster": {"defs", "definitions"},
     "aiohttp": {"llm", "storage"},  # what s3fs lets through of it
-    "httptools": {"llm"},
+    "httptools": {"llm", "rehearsal"},
     "openai": {"llm"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},

@@ -27,10 +27,10 @@ from hostile_server import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
-from modelcall_assets.llm.exchange import HttpExchange, NoReply
+from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, TryAgain, classify
+from modelcall_assets.llm.http import HttpExchange
 from modelcall_assets.llm.sdk_transport import SdkTransport
-from modelcall_assets.llm.transport import DirectTransport, Reply
+from modelcall_assets.llm.transport import DirectTransport
 
 ROWS, WORKERS = 12, 3
 LIMIT_MIB = 1
@@ -132,15 +132,12 @@ def test_an_exchange_takes_its_reply_and_nothing_else(
                 break
         is_kept = exchange.may_keep
         exchange.lost(None)
-        try:
-            response = await exchange.answer
-        except NoReply:
+        answer = await exchange.answer
+        if answer.fault is not None:
             assert junk
             return
-        streamed = None if response.stream is None else response.stream.finish()
-        body = response.body if streamed is None else streamed[1]
         if not junk:
-            assert json.loads(body)["choices"][0]["message"]["content"] == "row"
+            assert json.loads(answer.body)["choices"][0]["message"]["content"] == "row"
             assert is_kept == (fed == len(reply))
 
     asyncio.run(run())

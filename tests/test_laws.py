@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from project import TASK, Project, Row, read_rows, stable
 
 from modelcall_assets.journal.segments import open_segment, segment_paths
-from modelcall_assets.llm.channel import Channel
+from modelcall_assets.llm.channel import Channel, Limits
+from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.limiter import Limits
-from modelcall_assets.llm.transport import Reply
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.stage import Run

@@ -21,11 +21,9 @@ from hypothesis import strategies as st
 from project import until
 
 from modelcall_assets.errors import EndpointRefused
-from modelcall_assets.llm.channel import EJECT_AFTER, Channel
+from modelcall_assets.llm.channel import EJECT_AFTER, Channel, Lease, Limits, Window
+from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.engine import Engine, Exchange, GaveUp
-from modelcall_assets.llm.lease import Lease
-from modelcall_assets.llm.limiter import Limits, Window
-from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Reason
 
 
@@ -347,7 +345,7 @@ def test_claims_stay_within_the_limit_in_any_order_of_events(data: st.DataObject
 HOLDER = """
 import sys, time
 from pathlib import Path
-from modelcall_assets.llm.lease import Lease
+from modelcall_assets.llm.channel import Lease
 lease = Lease(Path(sys.argv[1]), 10).__enter__()
 print(lease.refresh(0).claim, flush=True)
 sys.stdin.read()
@@ -390,7 +388,7 @@ def test_two_engines_share_one_endpoint_and_the_survivor_gets_all_of_it(folder: 
                 for _ in numbers:
                     assert isinstance(await engine.ask(b"x"), Exchange)
                     now = asyncio.get_running_loop().time()
-                    seen[name].append((now, channel.limiter.share))
+                    seen[name].append((now, channel.share))
 
             await asyncio.gather(*(worker() for _ in range(10)))
 

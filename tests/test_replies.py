@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from project import A, Project
 
 from modelcall_assets.journal.journal import Address, Entry, Journal
-from modelcall_assets.llm.channel import Channel
+from modelcall_assets.llm.channel import Channel, Limits
+from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.limiter import Limits
-from modelcall_assets.llm.transport import Reply
 from modelcall_assets.stages.report import Report
 
 Says = Callable[[int], Any]

@@ -37,21 +37,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import SetupError
-from modelcall_assets.llm.answer import Answer
+from modelcall_assets.llm.body import StreamedAnswer
 from modelcall_assets.llm.classify import (
     Answered,
     BadRecord,
     Refused,
+    Reply,
     TryAgain,
     classify,
     limit_reset,
     retry_after,
 )
-from modelcall_assets.llm.http import SPARE
-from modelcall_assets.llm.message import Ending
+from modelcall_assets.llm.completion import Answer, Ending
 from modelcall_assets.llm.sdk_transport import SdkTransport
-from modelcall_assets.llm.stream import StreamedAnswer
-from modelcall_assets.llm.transport import DirectTransport, Reply
+from modelcall_assets.llm.transport import SPARE, DirectTransport
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.rehearsal import Faults, serve_in_thread
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from modelcall_assets.cli.terminal import cell, echo, load, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.llm.answer import Answer
+from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.keys import decode_key

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import IO, Any, Literal, TypeVar, cast
+from typing import IO, Literal, TypeVar, cast
 
 import openai
 import orjson
 from openai.types import Batch, FileObject
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused
-from modelcall_assets.llm.classify import BadRecord, Refused, TryAgain, classify
-from modelcall_assets.llm.error import QUOTA_CODES
-from modelcall_assets.llm.patience import PATIENCE, Patience
-from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport, cause_of
-from modelcall_assets.llm.transport import Reply
+from modelcall_assets.llm.classify import (
+    PATIENCE,
+    QUOTA_CODES,
+    BadRecord,
+    Patience,
+    Refused,
+    Reply,
+    TryAgain,
+    Verdict,
+    classify,
+)
+from modelcall_assets.llm.completion import as_object, parsed
+from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport
 from modelcall_assets.records.outcome import Failure, Reason
 
 T = TypeVar("T")
@@ -36,7 +44,6 @@ _TOKEN = "modelcall"
 _TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 _REFUSALS = QUOTA_CODES | {"model_not_found", "invalid_api_key"}
 _FULL = "token_limit_exceeded"
-_NOT_THERE = frozenset({404, 405})
 _NOT_EXECUTED = {"request_timeout": Reason.TIMEOUT, "batch_expired": Reason.TIMEOUT}
 
 
@@ -86,8 +93,14 @@ class BatchClient(SdkTransport):
     async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
         """The id of the new batch. A creation whose answer got lost is not repeated: the batch is
         looked for by its token."""
-        file_id = await self._upload(lines)
         tried = False
+
+        async def upload() -> str:
+            lines.seek(0)
+            file = await self._client.files.create(
+                file=("batch.jsonl", lines), purpose="batch", extra_headers=self._headers
+            )
+            return self._checked(file, FileObject, "id").id
 
         async def create() -> str:
             nonlocal tried
@@ -103,11 +116,32 @@ class BatchClient(SdkTransport):
             )
             return self._checked(batch, Batch, "id").id
 
+        file_id = await self._done(upload, TRANSFER_TIMEOUT_S)
         return await self._done(create)
 
     async def find(self, token: str, since: float) -> str | None:
         """The id of the batch that was submitted with this token after `since` (Unix time)."""
-        return await self._done_if_there(lambda: self._listed(token, since))
+
+        async def look() -> str | None:
+            after: str | openai.Omit = openai.omit
+            for _ in range(MOST_PAGES):
+                page = await self._client.batches.list(
+                    after=after, limit=LISTED_AT_ONCE, extra_headers=self._headers
+                )
+                if isinstance(cast("object", page), str):
+                    raise _Unreadable("the reply is no list")
+                for listed in page.data:  # the newest first
+                    batch = self._checked(listed, Batch, "id", "created_at")
+                    if (batch.metadata or {}).get(_TOKEN) == token:
+                        return batch.id
+                    after = batch.id
+                    if batch.created_at < since - CLOCKS_DIFFER_S:
+                        return None
+                if not page.has_next_page():
+                    return None
+            return None
+
+        return await self._done_if_there(look)
 
     async def until_ended(self, batch_id: str) -> Ended | None:
         """None when the endpoint knows no such batch."""
@@ -128,7 +162,8 @@ class BatchClient(SdkTransport):
         """What the file of a batch asks; nothing when the endpoint does not have it any more."""
         with TemporaryFile() as file:
             await self.download(file_id, file)
-            return {str(told["custom_id"]) for told in map(_object, file) if "custom_id" in told}
+            lines = (as_object(parsed(line)) for line in file)
+            return {str(line["custom_id"]) for line in lines if "custom_id" in line}
 
     async def download(self, file_id: str, to: IO[bytes]) -> None:
         """Nothing when the endpoint has no such file any more."""
@@ -187,54 +222,19 @@ class BatchClient(SdkTransport):
 
         return await self._done_if_there(look)
 
-    async def _upload(self, lines: IO[bytes]) -> str:
-        async def upload() -> str:
-            lines.seek(0)
-            file = await self._client.files.create(
-                file=("batch.jsonl", lines), purpose="batch", extra_headers=self._headers
-            )
-            return self._checked(file, FileObject, "id").id
-
-        return await self._done(upload, TRANSFER_TIMEOUT_S)
-
-    async def _listed(self, token: str, since: float) -> str | None:
-        """Looks through the newest batches."""
-        after: str | openai.Omit = openai.omit
-        for _ in range(MOST_PAGES):
-            page = await self._client.batches.list(
-                after=after, limit=LISTED_AT_ONCE, extra_headers=self._headers
-            )
-            if isinstance(cast("object", page), str):
-                raise _Unreadable("the reply is no list")
-            for listed in page.data:
-                batch = self._checked(listed, Batch, "id", "created_at")
-                if (batch.metadata or {}).get(_TOKEN) == token:
-                    return batch.id
-                after = batch.id
-                if batch.created_at < since - CLOCKS_DIFFER_S:
-                    return None
-            if not page.has_next_page():
-                return None
-        return None
-
-    async def _done(self, call: Callable[[], Awaitable[T]], least_s: float = 0.0) -> T:
-        result = await self._try(call, least_s)
-        if isinstance(result, Reply):
-            raise self._refused(result)
+    async def _done(self, call: Callable[[], Awaitable[str]], least_s: float = 0.0) -> str:
+        result = await self._done_if_there(call, least_s, absent=())
+        assert result is not None
         return result
 
     async def _done_if_there(
-        self, call: Callable[[], Awaitable[T]], least_s: float = 0.0
+        self,
+        call: Callable[[], Awaitable[T]],
+        least_s: float = 0.0,
+        absent: Collection[int] = (404, 405),
     ) -> T | None:
-        result = await self._try(call, least_s)
-        if not isinstance(result, Reply):
-            return result
-        if result.status in _NOT_THERE:
-            return None
-        raise self._refused(result)
-
-    async def _try(self, call: Callable[[], Awaitable[T]], least_s: float) -> T | Reply:
-        """What the call gives, or the reply that says no; it may take `least_s` seconds or more."""
+        """What the call gives, which may take `least_s` seconds or more; None when what it is about
+        is not there."""
         loop = asyncio.get_running_loop()
         attempts, patient_until = 0, loop.time() + PATIENCE_S
         while True:
@@ -251,15 +251,21 @@ class BatchClient(SdkTransport):
             except TimeoutError:
                 reply = self.timed_out()
             except BROKEN as error:
-                reply = self._fault(cause_of(error))
+                reply = self.broken(error)
             reply = self.cleaned(reply)
             verdict = classify(reply)
             if not isinstance(verdict, TryAgain):
-                return reply
+                if reply.status in absent:
+                    return None
+                raise self._refused(reply.status, verdict)
             attempts += 1
             is_patient = self._was_reached and loop.time() < patient_until
             if attempts > self.max_retries and not is_patient:
-                raise self._down(verdict.failure)
+                failure = verdict.failure
+                raise EndpointDown(
+                    f"{self.name}: no answer to a call about batches: {failure.reason}: "
+                    f"{failure.detail}. Mend that and materialise again: what was answered is kept"
+                )
             await self.pause(self.patience.backoff(attempts, verdict.after_s))
 
     def _checked(self, reply: object, kind: type[M], *needed: str) -> M:
@@ -270,31 +276,16 @@ class BatchClient(SdkTransport):
         cleaned = self.without_secrets(told)
         return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))
 
-    def _refused(self, reply: Reply) -> EndpointRefused:
-        match classify(reply):
+    def _refused(self, status: int, verdict: Verdict) -> EndpointRefused:
+        match verdict:
             case Refused(detail) | BadRecord(Failure(detail=detail)):
                 why = detail
             case _:
-                why = f"HTTP {reply.status}"
+                why = f"HTTP {status}"
         return EndpointRefused(
             f"{self.name} refuses batches: {why}. Check api_key, model and base_url in the model "
             "file, the account's quota, and whether the endpoint has OpenAI's batches at all"
         )
-
-    def _down(self, failure: Failure) -> EndpointDown:
-        return EndpointDown(
-            f"{self.name}: no answer to a call about batches: {failure.reason}: {failure.detail}. "
-            "Mend that and materialise again: what was answered is kept"
-        )
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """Empty when it is none."""
-    try:
-        found: Any = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _not_executed(error: dict[str, str]) -> Reply:

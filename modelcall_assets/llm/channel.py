@@ -1,20 +1,228 @@
-"""One endpoint as an engine sees it: how busy it is, and whether it answers at all."""
+"""One endpoint as an engine sees it: how fast it may be asked, which part of that is this engine's,
+and whether it answers at all.
+
+Nothing here waits or reads a clock: `now` is always given, in seconds.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, Self
+
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict
-from modelcall_assets.llm.lease import Lease
-from modelcall_assets.llm.limiter import Limiter, Limits
-from modelcall_assets.llm.transport import Transport
+from modelcall_assets.llm.transport import HttpTransport
 from modelcall_assets.records.outcome import Failure, Reason
 
 EJECT_AFTER = 5
 """Failures in a row, with no answer between."""
-FIRST_EJECTION_S = 1.0
-LONGEST_EJECTION_S = 60.0
+FIRST_EJECTION_S, LONGEST_EJECTION_S = 1.0, 60.0
 FORBIDDEN_IN_A_ROW = 25
 """So many of FORBIDDEN_STATUS with no answer between, and twice as many as requests are in flight,
 are the endpoint's refusal. A slow answer may be overtaken by many of them."""
+SHORTEST_ROUND_S, LONGEST_ROUND_S = 0.1, 1.0
+"""Time between two looks at an endpoint's replies; between these, as long as a request takes."""
+STRAY_SHARE = 0.1
+"""Of a round's replies. More that are "too busy" say that the window is too large."""
+GROW_EVERY_S = 1.0
+SLOWEST_GROWTH = 1 / 32
+FASTEST_GROWTH = 1 / 2
+"""Of the window, at a time; doubles from one time to the next."""
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an endpoint allows; None is no limit."""
+
+    max_in_flight: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class Bucket:
+    """Holds a second's worth and refills in 61: any minute lets out at most `per_minute`, and
+    what a single taking larger than the whole bucket is over it."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._per_minute = per_minute
+        self._size = self._level = per_minute / 61
+        self._at = float("-inf")
+
+    def share(self, fraction: float, now: float) -> None:
+        """Go on with a fraction of the whole."""
+        self._fill(now)
+        self._size = self._per_minute * fraction / 61
+        self._level = min(self._level, self._size)
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until `amount` can be taken; infinity without a share."""
+        self._fill(now)
+        if self._size <= 0:
+            return float("inf")
+        lacking = min(amount, self._size) - self._level
+        return lacking / self._size if lacking > _ROUNDING else 0.0
+
+    def take(self, amount: float, now: float) -> None:
+        self._fill(now)
+        self._level -= amount
+
+    def give_back(self, amount: float) -> None:
+        """What was reserved and not used; negative when more was used. That holds
+        up nobody for longer than a minute."""
+        lowest = min(self._level, -60 * self._size)
+        self._level = min(self._size, max(lowest, self._level + amount))
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._size, self._level + (now - self._at) * self._size)
+        self._at = now
+
+
+class Window:
+    """How many requests may be in flight, as the endpoint's own replies say.
+
+    A "too busy" reply closes its slot for about as long as a request takes. After that time the
+    window shrinks by half the share of such replies, but not below what the endpoint has accepted.
+    A few stray ones leave it as it is; without any it grows about once a second.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._size = float(largest)
+        self._largest = largest
+        self._growth = SLOWEST_GROWTH
+        self._replies = self._busy = 0
+        self._is_ill = False
+        self._latency_s = LONGEST_ROUND_S
+        self._round_from = self._grown_at = self._calm_from = float("-inf")
+
+    @property
+    def cap(self) -> int:
+        return max(1, int(self._size) - self._busy)
+
+    def answered(self, now: float, in_flight: int, latency_s: float) -> None:
+        self._latency_s += (latency_s - self._latency_s) / 16
+        if self._busy or self._size < self._largest:
+            self._count(now, in_flight)
+
+    def failed(self, now: float, in_flight: int, *, busy: bool, after_s: float) -> None:
+        """No answer; `busy` when the endpoint had too much to do. No growth for `after_s`."""
+        if busy and not self._busy:
+            self._replies, self._round_from = 0, now
+        self._busy += busy
+        self._is_ill = True
+        self._calm_from = max(self._calm_from, now + after_s)
+        self._count(now, in_flight)
+
+    def _count(self, now: float, in_flight: int) -> None:
+        self._replies += 1
+        round_s = min(LONGEST_ROUND_S, max(SHORTEST_ROUND_S, self._latency_s))
+        if now - self._round_from >= round_s:
+            self._adjust(now, in_flight)
+
+    def _adjust(self, now: float, in_flight: int) -> None:
+        share = self._busy / self._replies
+        if share > STRAY_SHARE:
+            self._size = min(self._size, max(1.0, self._size * (1 - share / 2), in_flight))
+        if self._is_ill:
+            self._growth, self._grown_at = SLOWEST_GROWTH, now
+        elif now >= max(self._calm_from, self._grown_at + GROW_EVERY_S):
+            self._size = min(self._largest, self._size * (1 + self._growth) + 0.5)
+            self._growth, self._grown_at = min(FASTEST_GROWTH, self._growth * 2), now
+        self._replies = self._busy = 0
+        self._is_ill = False
+        self._round_from = now
+
+
+class Share(NamedTuple):
+    """`claim` requests may be in flight now, `target` once the others have made room."""
+
+    claim: int
+    target: int
+
+
+class Lease:
+    """One engine's claim on an endpoint that allows `limit` requests in flight.
+
+    A lease is a file that its engine keeps locked; it says how many requests in flight the engine
+    claims. Claims change only under the folder's lock and never add up to more than the limit: a
+    newcomer gets what the others have given up. The lock of a killed engine falls, and with it the
+    lease.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._claim = 0
+        self._fd = -1
+        name = f"{time.time_ns():020d}-{os.getpid()}-{os.urandom(3).hex()}.lease"
+        self._path = folder / name
+
+    def __enter__(self) -> Self:
+        with self._folder_lock():
+            self._fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._write()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def refresh(self, in_flight: int) -> Share:
+        """Claim this engine's share as far as the others leave it; what is in flight stays."""
+        with self._folder_lock():
+            others = dict(self._others())
+            rank = sum(name < self._path.name for name in others)
+            whole, rest = divmod(self._limit, len(others) + 1)
+            target = whole + (rank < rest)
+            free = int((1 - sum(others.values())) * self._limit)
+            self._claim = max(min(target, free), min(in_flight, self._claim))
+            self._write()
+        return Share(self._claim, target)
+
+    def _others(self) -> Iterator[tuple[str, Fraction]]:
+        """The claims of living engines as parts of the whole; leases of dead ones are removed."""
+        for path in self._folder.glob("*.lease"):
+            if path != self._path and (text := _read_living(path)):
+                claim, limit = text.split()
+                yield path.name, Fraction(int(claim), int(limit))
+
+    def _write(self) -> None:
+        os.pwrite(self._fd, f"{self._claim:10d} {self._limit:10d}\n".encode(), 0)
+
+    @contextmanager
+    def _folder_lock(self) -> Generator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _read_living(path: Path) -> str | None:
+    """None when nobody holds the lease any more."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 64, 0).decode()
+    else:
+        path.unlink(missing_ok=True)
+        return None
+    finally:
+        os.close(fd)
 
 
 class Channel:
@@ -24,12 +232,22 @@ class Channel:
     one that refuses the key or the model is left out for good (`refusal`).
     """
 
-    def __init__(self, transport: Transport, limits: Limits, lease: Lease | None = None) -> None:
+    def __init__(
+        self, transport: HttpTransport, limits: Limits, lease: Lease | None = None
+    ) -> None:
         self.transport = transport
+        self.name = transport.name
+        self.limits = limits
+        self.lease = lease
+        self.in_flight = 0
+        self.share = limits.max_in_flight
+        """Requests in flight that this engine may have."""
         self.refusal: str | None = None
-        self._limits = limits
-        self._lease = lease
         self.has_answered = False
+        self._window = Window(limits.max_in_flight)
+        per_minute = (limits.requests_per_minute, limits.tokens_per_minute)
+        buckets = (None if each is None else Bucket(each) for each in per_minute)
+        self._requests, self._tokens = buckets
         self._forbidden = 0
         self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
@@ -37,34 +255,21 @@ class Channel:
         self._is_probed = False
 
     @property
-    def name(self) -> str:
-        return self.transport.name
+    def load(self) -> float:
+        """0 is idle, 1 is full."""
+        cap = min(self.share, self._window.cap)
+        return self.in_flight / cap if cap else 1.0
 
-    @property
-    def is_leased(self) -> bool:
-        return self._lease is not None
-
-    @property
-    def counts_tokens(self) -> bool:
-        return self._limits.tokens_per_minute is not None
-
-    def open(self, now: float) -> None:
-        """Call once, before anything else."""
-        self.limiter = Limiter(self._limits, now)
-        if self._lease is not None:
-            self._lease.__enter__()
-
-    def close(self) -> None:
-        if self._lease is not None:
-            self._lease.__exit__(None, None, None)
-
-    def share(self, now: float) -> bool:
-        """Look how many engines there are; False while others still have to make room."""
-        if self._lease is None:
+    def look_at_others(self, now: float) -> bool:
+        """Take this engine's share; False while others still have to make room."""
+        if self.lease is None:
             return True
-        share = self._lease.refresh(self.limiter.in_flight)
-        self.limiter.set_share(min(share.claim, share.target), share.of_rates, now)
-        return share.is_settled
+        claim, target = self.lease.refresh(self.in_flight)
+        self.share = min(claim, target)
+        for bucket in (self._requests, self._tokens):
+            if bucket is not None:
+                bucket.share(self.share / self.limits.max_in_flight, now)
+        return claim == target
 
     def wait(self, tokens: int, now: float) -> float | None:
         """Seconds until a request may start: 0 is now, None is "when another one ends"."""
@@ -75,14 +280,25 @@ class Channel:
                 return None
             if now < self._ejected_until:
                 return self._ejected_until - now
-        if self.limiter.in_flight >= self.limiter.cap:
+        if self.in_flight >= min(self.share, self._window.cap):
             return None
-        return self.limiter.wait(tokens, now)
+        wait = self._requests.wait(1, now) if self._requests else 0.0
+        return max(wait, self._tokens.wait(tokens, now)) if self._tokens else wait
 
     def start(self, tokens: int, now: float) -> None:
-        """A request starts; to an ejected endpoint it is the probe."""
+        """A request takes a slot and reserves its tokens; at an ejected endpoint it is the
+        probe."""
         self._is_probed = self._ejected_until is not None
-        self.limiter.start(tokens, now)
+        self.in_flight += 1
+        if self._requests is not None:
+            self._requests.take(1, now)
+        if self._tokens is not None:
+            self._tokens.take(tokens, now)
+
+    def settle(self, reserved: int, used: int) -> None:
+        """Replace the reservation by what the endpoint counted."""
+        if self._tokens is not None:
+            self._tokens.give_back(reserved - used)
 
     def replied(self, verdict: Verdict, started: float, now: float, *, may_eject: bool) -> Verdict:
         """Learn from a reply and tell what it means here. `may_eject`: there is another endpoint to
@@ -95,34 +311,30 @@ class Channel:
                     self.has_answered, self._forbidden = True, 0
                 self._failures, self._ejected_until = 0, None
                 self._is_probed, self._ejection_s = False, FIRST_EJECTION_S
-                self.limiter.answered(now, now - started)
+                self._window.answered(now, self.in_flight, now - started)
             case Refused(detail, record):
                 self._is_probed = False
                 self.refusal = detail if record is None else None
             case TryAgain(failure, after_s, busy):
-                self.limiter.failed(now, busy=busy, after_s=after_s or 0.0)
+                self._window.failed(now, self.in_flight - 1, busy=busy, after_s=after_s or 0.0)
                 self._failures += failure.reason is not Reason.RATE_LIMITED
                 if may_eject and (self._is_probed or self._failures >= EJECT_AFTER):
-                    self._eject(now)
+                    if self._is_probed:
+                        self._ejection_s = min(LONGEST_EJECTION_S, self._ejection_s * 2)
+                    self._is_probed = False
+                    self._ejected_until = now + self._ejection_s
         return verdict
 
     def _forbids(self, refused: Refused, record: Failure) -> Verdict:
         """What it is about: the record once the endpoint has answered others, else the key. As
         it came, when the first answer may still be on its way."""
-        in_flight = self.limiter.in_flight
         self._forbidden += 1
-        if self._forbidden >= max(FORBIDDEN_IN_A_ROW, 2 * in_flight):
+        if self._forbidden >= max(FORBIDDEN_IN_A_ROW, 2 * self.in_flight):
             return Refused(refused.detail)
         if self.has_answered:
             return BadRecord(record)
-        return refused if in_flight > 1 else Refused(refused.detail)
+        return refused if self.in_flight > 1 else Refused(refused.detail)
 
     def interrupted(self) -> None:
         """A request ended without a reply; if it was the probe, the next one is."""
         self._is_probed = False
-
-    def _eject(self, now: float) -> None:
-        if self._is_probed:
-            self._ejection_s = min(LONGEST_EJECTION_S, self._ejection_s * 2)
-        self._is_probed = False
-        self._ejected_until = now + self._ejection_s

@@ -5,16 +5,253 @@ Everything here is pure, so a live call and the replay of a journal are the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
 
-from modelcall_assets.llm.answer import Answer, AnswerParser, Usage, correction
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, classify
-from modelcall_assets.llm.request import ChatRequest
-from modelcall_assets.llm.transport import Reply
+import jsonschema_rs
+import orjson
+
+from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, classify
+from modelcall_assets.llm.completion import Answer, Ending, Json, Usage, as_object
+from modelcall_assets.llm.json_text import read
 from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, Reason, Success
+from modelcall_assets.records.record import Number
 
+Message = dict[str, Any]
+
+NOT_IN_KEY = frozenset({"stream", "stream_options", "user"})
+"""Body fields that cannot change the answer."""
+PARSER_VERSION = 4
+"""Raise when the same reply and the same declaration would give another outcome."""
 REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
+
+_SCALARS = frozenset(("string", "integer", "number", "boolean", "null"))
+_HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
+
+
+@dataclass(slots=True)
+class ChatRequest:
+    """A chat-completion body. `revision` tells apart models that share a name."""
+
+    params: Mapping[str, Any]
+    messages: tuple[Message, ...]
+    revision: str | None = None
+    payload: bytes = field(init=False, repr=False)
+    """The canonical JSON body, as sent."""
+
+    def __post_init__(self) -> None:
+        self.payload = _canonical({**self.params, "messages": self.messages})
+
+    def key(self) -> str:
+        """Names it for resume, reuse and provenance: 32 hex digits of the canonical body and the
+        revision; never of the endpoint."""
+        body = self.payload
+        if not NOT_IN_KEY.isdisjoint(self.params):
+            params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
+            body = _canonical({**params, "messages": self.messages})
+        digest = hashlib.sha256(body)
+        if self.revision is not None:
+            digest.update(b"\0" + self.revision.encode())
+        return digest.hexdigest()[:32]
+
+    def followed_by(self, answer: str, correction: str) -> ChatRequest:
+        """The next turn: the model's own answer, then what to mend."""
+        turn: tuple[Message, ...] = (
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": correction},
+        )
+        return ChatRequest(self.params, self.messages + turn, self.revision)
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    option = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
+    return orjson.dumps(body, default=_as_written, option=option)
+
+
+def _as_written(value: Any) -> orjson.Fragment:
+    if isinstance(value, Number):
+        return orjson.Fragment(str(value))
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+@dataclass(frozen=True)
+class AnswerParser:
+    """Checks an answer against what the prompt declares.
+
+    `schema` is a JSON Schema of the answer object, `keys` the columns wanted from it, `defaults`
+    fill optional keys only. With `schema=None` the answer is free text: the endpoint must say that
+    it is whole, and it must not be empty, unless it `may_call` tools instead.
+    """
+
+    keys: Sequence[str]
+    required: frozenset[str]
+    schema: Mapping[str, Any] | None
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    may_call: bool = False
+
+    @cached_property
+    def untyped(self) -> list[str]:
+        """Keys without one declared type."""
+        return [key for key in self.keys if _type_in(self._fields.get(key)) is None]
+
+    @cached_property
+    def _fields(self) -> Json:
+        return (self.schema or {}).get("properties", {})
+
+    @cached_property
+    def _validator(self) -> Any:
+        return jsonschema_rs.Draft202012Validator(_bounded(self.schema))
+
+    @cached_property
+    def _scalars(self) -> dict[str, str]:
+        """Keys that are to be, or to hold, scalars of one type → which."""
+        kinds = {
+            key: _type_in(declared.get("items")) if kind == "array" else kind
+            for key, declared in self._fields.items()
+            if (kind := _type_in(declared)) is not None
+        }
+        return {key: kind for key, kind in kinds.items() if kind in _SCALARS}
+
+    @cached_property
+    def _numbers(self) -> dict[str, str]:
+        return {k: kind for k, kind in self._scalars.items() if kind in ("integer", "number")}
+
+    @cached_property
+    def _integers(self) -> list[str]:
+        """Keys that may have integers in them."""
+        return [key for key in self.keys if self._scalars.get(key, "integer") == "integer"]
+
+    def parse(self, answer: Answer) -> Outcome:
+        if answer.ending is not Ending.WHOLE or answer.refusal:
+            if answer.ending is Ending.FILTERED:
+                return Failure(Reason.CONTENT_FILTER, "the endpoint filtered the answer")
+            if answer.refusal.strip() or answer.ending is Ending.REFUSED:
+                said = answer.refusal or answer.text
+                return Failure(Reason.REFUSED, f"the model refused: {said.strip()[:1000]}")
+            if answer.ending is Ending.CUT_OFF:
+                return Failure(Reason.TRUNCATED, "the answer was cut off at the token limit")
+        outcome = self._parse_text(answer) if self.schema is None else self._parse_json(answer.text)
+        if isinstance(outcome, Failure) and answer.tool_calls:
+            called = f"the model called a tool instead: {answer.tool_calls[:1000]}"
+            return Failure(Reason.TOOL_CALLS, called)
+        return outcome
+
+    def _parse_text(self, answer: Answer) -> Outcome:
+        if answer.ending is Ending.UNKNOWN:
+            what = f"finish_reason {answer.finish_reason!r:.100} does not say that it is whole"
+            return Failure(Reason.INTERRUPTED, f"the answer may be cut off: {what}")
+        if read(answer.text)[0] or (self.may_call and answer.tool_calls):
+            return Success({})
+        return Failure(Reason.EMPTY, "the answer is empty")
+
+    def _parse_json(self, text: str) -> Outcome:
+        text, found = read(text)
+        if not text:
+            return Failure(Reason.EMPTY, "the answer is empty")
+        if found is None:
+            return Failure(Reason.NOT_AN_OBJECT, "the answer holds no JSON object")
+        if missing := self.required - found.keys():
+            return Failure(Reason.MISSING_KEYS, ", ".join(filter(missing.__contains__, self.keys)))
+        values = {key: found[key] for key in self.keys if key in found}
+        huge = next((key for key in self._integers if _has_huge(values.get(key))), None)
+        for key, kind in self._numbers.items():
+            if key in values:
+                values[key] = _as_number(kind, values[key])
+        wrong = self._wrong_values(values)
+        if not wrong and huge is not None and _HUGE.search(text):
+            wrong = f"{huge}: an integer beyond 64 bits; write it as a string"
+        if wrong:
+            return Failure(Reason.WRONG_VALUE, wrong)
+        if len(values) < len(self.keys):
+            values = {key: values.get(key, self.defaults.get(key)) for key in self.keys}
+        return Success(values)
+
+    def _wrong_values(self, values: Mapping[str, Any]) -> str:
+        if None not in values.values() and self._validator.is_valid(values):
+            return ""
+        needed = [key for key in self.keys if key in self.required]
+        wrong = [f"{key}: null" for key in needed if values.get(key) is None]
+        present = {
+            key: value for key, value in values.items() if value is not None or key in self.required
+        }
+        wrong += [
+            f"{'.'.join(str(part) for part in error.instance_path)}: {error.message[:300]}"
+            for error in self._validator.iter_errors(present)
+        ]
+        return "; ".join(wrong[:5])
+
+
+def _type_in(schema: Any) -> str | None:
+    """The one type of a schema, if it has one."""
+    kind = as_object(schema).get("type")
+    return kind if isinstance(kind, str) else None
+
+
+def _as_number(kind: str, value: Any) -> Any:
+    """A number in quotes is a number where one is declared (`"3"` → 3), 3 is 3.0 and 3.0 is 3."""
+    if isinstance(value, list):
+        return [_as_number(kind, item) for item in cast("list[Any]", value)]
+    if isinstance(value, str):
+        pattern = _INTEGER if kind == "integer" else _NUMBER
+        text = value.strip()  # of more than int() takes away
+        if not pattern.fullmatch(text):
+            return value
+        return int(text) if kind == "integer" else float(text)
+    if kind == "integer":
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole else value
+
+
+def _has_huge(value: Any) -> bool:
+    if isinstance(value, str):
+        return False
+    if isinstance(value, dict | list):
+        held: Any = cast("Any", value)
+        return any(map(_has_huge, held.values() if isinstance(value, dict) else held))
+    return isinstance(value, float) and abs(value) >= 2**63
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema of an answer with its integers kept to 64 bits, as a column is."""
+    match schema:
+        case {"type": "object", "properties": {}}:
+            fields = cast("dict[str, Any]", schema["properties"])
+            return {**schema, "properties": {key: _bounded(fields[key]) for key in fields}}
+        case {"type": "array", "items": items}:
+            return {**schema, "items": _bounded(items)}
+        case {"type": "integer"}:
+            bounds = {"minimum": -(2**63), "maximum": 2**63 - 1}
+            return {**schema, "allOf": [*schema.get("allOf", ()), bounds]}
+        case _:
+            return schema
+
+
+_NO_OBJECT = (
+    "Your answer held no valid JSON object. Answer with exactly one JSON object that has the keys "
+    "{keys}, without any text around it."
+)
+_CORRECTIONS = {
+    Reason.MISSING_KEYS: "Your JSON object lacks these keys: {detail}. Send the whole object again "
+    "with every key: {keys}.",
+    Reason.WRONG_VALUE: "Your JSON object has values that are not allowed: {detail}. Send the "
+    "whole corrected object and nothing else.",
+    Reason.TRUNCATED: "Your answer was cut off because it was too long. Answer again with only one "
+    "short JSON object that has the keys {keys}.",
+    Reason.EMPTY: "Your answer was empty. Answer with one JSON object that has the keys {keys}.",
+}
+
+
+def correction(mistake: Failure, keys: Sequence[str]) -> str:
+    """The user turn that asks the model to mend its answer, by kind of mistake."""
+    text = _CORRECTIONS.get(mistake.reason, _NO_OBJECT)
+    return text.format(detail=mistake.detail, keys=", ".join(f'"{key}"' for key in keys))
 
 
 Said = Answer | Failure
@@ -57,12 +294,14 @@ class Rules:
     def judge(self, turns: Sequence[Said]) -> Finished | None:
         """The outcome of the replies so far; None while the dialogue has to go on."""
         usage = Usage()
+        turns_left = self.max_repair_turns if self.parser.schema is not None else 0
         for number, answer in enumerate(turns):
             if isinstance(answer, Failure):
                 return Finished(answer, None, usage)
             usage = answer.usage if number == 0 else usage + answer.usage
             outcome = self.parser.parse(answer)
-            if isinstance(outcome, Success) or not self._mendable(outcome, number):
+            is_mendable = isinstance(outcome, Failure) and outcome.reason in REPAIRABLE
+            if not is_mendable or number >= turns_left:
                 return Finished(outcome, answer, usage)
         return None
 
@@ -76,10 +315,3 @@ class Rules:
                 answer.text or "(empty answer)", correction(mistake, self.parser.keys)
             )
         return request
-
-    def _mendable(self, mistake: Failure, turn: int) -> bool:
-        return (
-            mistake.reason in REPAIRABLE
-            and self.parser.schema is not None
-            and turn < self.max_repair_turns
-        )

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm.channel import Channel
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict, classify
-from modelcall_assets.llm.patience import PATIENCE, Patience
-from modelcall_assets.llm.transport import Reply
+from modelcall_assets.llm.classify import (
+    PATIENCE,
+    Answered,
+    BadRecord,
+    Patience,
+    Refused,
+    Reply,
+    TryAgain,
+    Verdict,
+    classify,
+)
+from modelcall_assets.llm.completion import UsageEstimate
 from modelcall_assets.records.outcome import Failure, Reason
 
 if TYPE_CHECKING:
@@ -25,13 +33,25 @@ OVERLOADS_BORNE = 8
 like) before that uses up its retries. With the pauses between them about a minute."""
 UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
-LEASE_EVERY_S = 1.0
-LEASE_EVERY_S_UNSETTLED = 0.1
+LEASE_EVERY_S, LEASE_EVERY_S_UNSETTLED = 1.0, 0.1
 
-Sent = Callable[[int], None]
+Sent = Callable[[int], object]
 """Told how many requests went out."""
-Parked = Callable[[bool], None]
+Parked = Callable[[bool], object]
 """Told True when a record begins to wait for its retry, without a slot, and False at the end."""
+
+
+def _ignore(_: object) -> None:
+    """Told what nobody wants to know."""
+
+
+@contextmanager
+def _parking(parked: Parked) -> Generator[None]:
+    parked(True)
+    try:
+        yield
+    finally:
+        parked(False)
 
 
 @dataclass(slots=True)
@@ -54,14 +74,6 @@ class GaveUp:
     endpoint: str
 
 
-@dataclass
-class Counters:
-    """What the engine did so far."""
-
-    requests: int = 0
-    retries: int = 0
-
-
 @dataclass(eq=False, slots=True)
 class _Waiter:
     """A request that waits for its turn; `held` are channels not to be asked again yet."""
@@ -71,6 +83,7 @@ class _Waiter:
     turn: asyncio.Future[Channel]
 
 
+@dataclass(eq=False)
 class Engine:
     """Shared by the files of a run. Use as an async context manager.
 
@@ -80,30 +93,21 @@ class Engine:
     was given before; None where there is no such endpoint.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[Channel],
-        *,
-        max_in_flight: int,
-        max_retries: int,
-        patience: Patience = PATIENCE,
-        batches: BatchClient | None = None,
-        collector: Callable[[str], BatchClient | None] = lambda _: None,
-    ) -> None:
-        self._patience = patience
-        self.batches = batches
-        self._collector = collector
-        self.max_in_flight = max_in_flight
-        self.in_flight = 0
-        self.counters = Counters()
-        self._channels = channels
-        self._max_retries = max_retries
-        self._estimate = _TokenEstimate()
+    channels: Sequence[Channel]
+    _: KW_ONLY
+    max_in_flight: int
+    max_retries: int
+    patience: Patience = PATIENCE
+    batches: BatchClient | None = None
+    collector: Callable[[str], BatchClient | None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.in_flight = self.requests = self.retries = 0
+        self._estimate = UsageEstimate()
         self._waiting: deque[_Waiter] = deque()
-        self._alarm: asyncio.TimerHandle | None = None
-        self._lease_timer: asyncio.TimerHandle | None = None
-        self._is_open = False
-        self._first_call: asyncio.TimerHandle | None = None
+        self._alarm = self._lease_timer = self._first_call = None
+        self._most = 1
+        """In flight at a time: until the first call has ended there is only that one."""
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
@@ -114,23 +118,19 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         async with AsyncExitStack() as opened:
-            for channel in self._channels:
+            for channel in self.channels:
                 await opened.enter_async_context(channel.transport)
-                channel.open(self._now())
-                opened.callback(channel.close)
+                if channel.lease is not None:
+                    opened.enter_context(channel.lease)
             if self.batches is not None:
                 await self._open_client(self.batches, opened)
-            self._counts_tokens = any(channel.counts_tokens for channel in self._channels)
+            limits = [channel.limits for channel in self.channels]
+            self._counts_tokens = any(each.tokens_per_minute is not None for each in limits)
             self._opened = opened.pop_all()
         self._share()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for timer in (self._alarm, self._lease_timer, self._first_call):
             if timer is not None:
                 timer.cancel()
@@ -140,11 +140,11 @@ class Engine:
         """For batches that were submitted there before."""
         if self.batches is not None:
             return self.batches if self.batches.name == endpoint else None
-        client = self._collector(endpoint)
+        client = self.collector(endpoint)
         return client and await self._open_client(client, self._opened)
 
     async def _open_client(self, client: BatchClient, opened: AsyncExitStack) -> BatchClient:
-        client.pause, client.patience = self.wait, self._patience
+        client.pause, client.patience = self.wait, self.patience
         return await opened.enter_async_context(client)
 
     def stop(self, reason: RunStopped) -> None:
@@ -160,37 +160,39 @@ class Engine:
 
     async def wait(self, seconds: float) -> None:
         """Sleep; a stop ends that and raises its reason."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopped.wait()
-        except TimeoutError:
-            return
-        assert self._stop_reason is not None
-        raise self._stop_reason
+        if self._stop_reason is not None:
+            raise self._stop_reason
 
     async def ask(
-        self, payload: bytes, parked: Parked | None = None, sent: Sent | None = None
+        self, payload: bytes, parked: Parked = _ignore, sent: Sent = _ignore
     ) -> Exchange | GaveUp:
         """Send until answered, refused for good, or out of retries."""
         attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
-        busy_until = self._now() + self._patience.busy_s
+        busy_until = self._now() + self.patience.busy_s
         while True:
             attempts += 1
             channel, reply, verdict, latency_s = await self._send(payload, held)
-            self.counters.requests += reply.sent
-            if sent is not None:
-                sent(reply.sent)
+            self.requests += reply.sent
+            sent(reply.sent)
+            match verdict:
+                case Refused(detail, Failure() as record):
+                    if await self._answers_others(channel, detail, parked):
+                        verdict = BadRecord(record)
+                case _:
+                    pass
             match verdict:
                 case Answered() | BadRecord():
-                    self._note_answer(verdict, channel)
+                    if isinstance(verdict, Answered):
+                        self._unanswered_in_a_row, self._answered = 0, True
+                    elif verdict.failure.reason is Reason.BAD_REQUEST and not self._answered:
+                        self._note_failure(verdict.failure, channel)
                     latency_ms = round(latency_s * 1000)
                     return Exchange(reply, verdict, attempts, latency_ms, channel.name)
-                case Refused(detail, record):
-                    if record is not None and await self._answers_others(channel, detail, parked):
-                        latency_ms = round(latency_s * 1000)
-                        bad = BadRecord(record)
-                        return Exchange(reply, bad, attempts, latency_ms, channel.name)
+                case Refused():
                     self._stop_if_all_refuse()
                 case TryAgain(failure, after_s, busy):
                     asked_to_wait = after_s is not None or failure.reason is Reason.RATE_LIMITED
@@ -199,11 +201,11 @@ class Engine:
                         asked_to_wait = overloads <= OVERLOADS_BORNE
                     patient = self._now() + (after_s or 0.0) < busy_until
                     failed_attempts += not (asked_to_wait and patient)
-                    too_long = after_s is not None and after_s > self._patience.busy_s
-                    if too_long or failed_attempts > self._max_retries:
+                    too_long = after_s is not None and after_s > self.patience.busy_s
+                    if too_long or failed_attempts > self.max_retries:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
-                    held[channel] = self._now() + self._patience.backoff(attempts, after_s)
+                    held[channel] = self._now() + self.patience.backoff(attempts, after_s)
                     await self._pause(held, parked)
 
     async def _send(
@@ -219,11 +221,14 @@ class Engine:
             self._free(channel)
             raise
         now = self._now()
-        may_eject = len(self._channels) > 1
+        may_eject = len(self.channels) > 1
         verdict = channel.replied(classify(reply), started, now, may_eject=may_eject)
         if self._counts_tokens:
-            channel.limiter.settle(tokens, self._estimate.learn(payload, verdict))
-        self._is_open = True
+            used = 0
+            if isinstance(verdict, Answered):
+                used = self._estimate.learn(payload, verdict.answer.usage)
+            channel.settle(tokens, used)
+        self._most = self.max_in_flight
         self._free(channel)
         return channel, reply, verdict, now - started
 
@@ -248,31 +253,26 @@ class Engine:
         if self.in_flight >= self._most:
             return None
         now, channel = self._now(), None
-        for each in self._channels:
+        for each in self.channels:
             if held.get(each, now) > now or each.wait(tokens, now) != 0:
                 continue
-            if channel is None or each.limiter.load < channel.limiter.load:
+            if channel is None or each.load < channel.load:
                 channel = each
         if channel is None:
             return None
         channel.start(tokens, now)
         self.in_flight += 1
-        if not self._is_open and self._first_call is None:
-            alone_s = self._patience.first_call_alone_s
+        if self._first_call is None:
+            alone_s = self.patience.first_call_alone_s
             self._first_call = self._loop.call_later(alone_s, self._open)
         return channel
 
-    @property
-    def _most(self) -> int:
-        """In flight at a time; until the first call has ended there is only that one."""
-        return self.max_in_flight if self._is_open else 1
-
     def _open(self) -> None:
-        self._is_open = True
+        self._most = self.max_in_flight
         self._dispatch()
 
     def _free(self, channel: Channel) -> None:
-        channel.limiter.finish()
+        channel.in_flight -= 1
         self.in_flight -= 1
         if self._waiting:
             self._dispatch()
@@ -304,7 +304,7 @@ class Engine:
             return
         now, shortest = self._now(), float("inf")
         for waiter in self._waiting:
-            for channel in self._channels:
+            for channel in self.channels:
                 if (wait := channel.wait(waiter.tokens, now)) is not None:
                     shortest = min(shortest, max(wait, waiter.held.get(channel, now) - now))
             if not waiter.held and not waiter.turn.done():
@@ -314,51 +314,34 @@ class Engine:
 
     def _share(self) -> None:
         """Look how many engines share the endpoints, now and again."""
-        if not any(channel.is_leased for channel in self._channels):
+        if all(channel.lease is None for channel in self.channels):
             return
-        settled = [channel.share(self._now()) for channel in self._channels]
+        settled = [channel.look_at_others(self._now()) for channel in self.channels]
         pause = LEASE_EVERY_S if all(settled) else LEASE_EVERY_S_UNSETTLED
         self._lease_timer = self._loop.call_later(pause, self._share)
         self._dispatch()
 
-    async def _answers_others(self, channel: Channel, detail: str, parked: Parked | None) -> bool:
+    async def _answers_others(self, channel: Channel, detail: str, parked: Parked) -> bool:
         """Wait until a 403 is known to be of its record only (True), or of all."""
-        if parked is not None:
-            parked(True)
-        try:
+        with _parking(parked):
             while not channel.has_answered and channel.refusal is None:
-                if not channel.limiter.in_flight:
+                if not channel.in_flight:
                     channel.refusal = detail
                 else:
-                    await self.wait(self._patience.until_one_answers_s)
-        finally:
-            if parked is not None:
-                parked(False)
+                    await self.wait(self.patience.until_one_answers_s)
         return channel.has_answered
 
-    async def _pause(self, held: Mapping[Channel, float], parked: Parked | None) -> None:
+    async def _pause(self, held: Mapping[Channel, float], parked: Parked) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
-        self.counters.retries += 1
+        self.retries += 1
         now = self._now()
-        usable = [channel for channel in self._channels if channel.refusal is None]
+        usable = [channel for channel in self.channels if channel.refusal is None]
         seconds = min((held.get(channel, now) - now for channel in usable), default=0.0)
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        if parked is not None:
-            parked(True)
-        try:
+        with _parking(parked):
             await self.wait(seconds)
-        finally:
-            if parked is not None:
-                parked(False)
-
-    def _note_answer(self, verdict: Answered | BadRecord, channel: Channel) -> None:
-        if isinstance(verdict, Answered):
-            self._unanswered_in_a_row = 0
-            self._answered = True
-        elif verdict.failure.reason is Reason.BAD_REQUEST and not self._answered:
-            self._note_failure(verdict.failure, channel)
 
     def _note_failure(self, failure: Failure, channel: Channel) -> None:
         self._unanswered_in_a_row += 1
@@ -373,43 +356,12 @@ class Engine:
 
     def _stop_if_all_refuse(self) -> None:
         """Raises EndpointRefused when no endpoint is left."""
-        refusals = [
-            f"{channel.name} refuses every request: {channel.refusal}"
-            for channel in self._channels
-            if channel.refusal is not None
-        ]
-        if len(refusals) < len(self._channels):
+        if any(channel.refusal is None for channel in self.channels):
             return
+        refusals = (f"{each.name} refuses every request: {each.refusal}" for each in self.channels)
         reason = EndpointRefused(
             f"{'; '.join(refusals)}. "
             "Check api_key, model and base_url in the model file, and the account's quota"
         )
         self.stop(reason)
         raise reason
-
-
-@dataclass
-class _TokenEstimate:
-    """What a request will count for, from what the ones before counted."""
-
-    per_byte: float = 0.3
-    answer: float = 256.0
-
-    def of(self, payload: bytes) -> int:
-        return round(len(payload) * self.per_byte + self.answer)
-
-    def learn(self, payload: bytes, verdict: Verdict) -> int:
-        """The tokens that the endpoint counted; the estimate where it does not say."""
-        if not isinstance(verdict, Answered):
-            return 0
-        usage = verdict.answer.usage
-        if not usage.known:
-            return self.of(payload)
-        self.per_byte = _nearer(self.per_byte, usage.prompt_tokens / len(payload), 0.01)
-        self.answer = _nearer(self.answer, usage.completion_tokens, 1)
-        return usage.prompt_tokens + usage.completion_tokens
-
-
-def _nearer(estimate: float, counted: float, least: float) -> float:
-    """A sixteenth of the way, but at most to twice as much: a single count may be nonsense."""
-    return min(estimate + (counted - estimate) / 16, 2 * max(estimate, least))

@@ -1,12 +1,12 @@
-"""A lean HTTP/1.1 client: POSTs to one URL over connections that are kept.
+"""A lean HTTP/1.1 connection, and one request's reply as it comes over it.
 
 The engine sends thousands of requests a second from one core, and a general client costs several
 times what the rest of a call does (docs/performance.md). Parsing is httptools'; redirects, cookies
 and HTTP/2 are not here because a chat endpoint needs none of them.
 
-A connection only carries bytes; what a reply is made of belongs to one exchange (llm/exchange.py).
-Whatever comes that no request asked for ends the connection, so that no row can be given another
-one's answer.
+A connection only carries bytes. An exchange owns its parser, headers and body and dies with the
+reply, so that nothing of one can become part of another. Whatever comes that no request asked for
+ends the connection, so that no row can be given another one's answer.
 """
 
 from __future__ import annotations
@@ -14,217 +14,201 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
-from base64 import b64encode
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Protocol, cast
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import cast
 
-from modelcall_assets.llm.body import ACCEPTED_ENCODINGS
-from modelcall_assets.llm.exchange import HttpExchange, NoReply, Response, Tunnel
+import httptools
+
+from modelcall_assets.llm.body import Body, StreamedAnswer, Unreadable, is_event_stream, too_large
+from modelcall_assets.llm.classify import Reply
 from modelcall_assets.records.outcome import Reason
 
-CLOSED_BEFORE_S = 0.5
-IDLE_S = 15.0
-"""A connection idle for longer is not used again: servers close theirs without a word."""
-REST_S, LEAST_REST_S = 0.05, 0.01
-"""A connection rests before its next request: a server that sends a reply twice, or one to nobody,
-is found out by what comes meanwhile. Others are opened for that, up to as many as are in use and
-`SPARE`; from then on the least rest has to do."""
-SPARE = 8
 SOON_S = 5.0
 """What comes later on an idle connection may be a server's farewell; sooner, it is a reply."""
-READ_BYTES = 256 << 10
-"""At most, at once."""
-_PORTS = {"http": 80, "https": 443}
-_IN_PATH = "/%:@!$&'()*+,;=~"
-"""What a path may hold as it is, beside letters, digits and `-._`."""
+MOST_HEADER_BYTES = 64 << 10
+"""Of all that is no body: headers, notices before them, trailers, and what is between chunks."""
+_TOO_LONG = f"more than {MOST_HEADER_BYTES} bytes of headers"
 
 
-class HttpClient:
-    """`headers` are sent with every request. `proxy` is an http(s) URL, perhaps with a user."""
+class HttpExchange:
+    """One request's reply as it comes. httptools calls the `on_` methods."""
 
-    def __init__(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        *,
-        timeout_s: float,
-        connect_timeout_s: float,
-        proxy: str | None = None,
-        most_body: int,
-        least_rest_s: float = LEAST_REST_S,
-        tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
-    ) -> None:
-        self._target = urlsplit(url)
-        self._proxy = urlsplit(proxy) if proxy else None
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
+    __slots__ = (
+        "_body_until", "_decoded", "_headers", "_most_body", "_parser", "_parts", "_reply",
+        "answer", "heard", "is_followed", "is_sent", "may_keep", "stream",
+    )  # fmt: skip
+
+    def __init__(self, most_body: int) -> None:
+        self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.stream: StreamedAnswer | None = None
+        """What comes as server-sent events; the body is then the completion that they make."""
+        self.may_keep = self.is_followed = False
+        """Whether the connection is as good as before; whether there was more behind the reply, in
+        the same bytes."""
+        self.is_sent = False
+        self.heard = 0
+        """Bytes that have come back for the request."""
+        self._parser = httptools.HttpResponseParser(self)
         self._most_body = most_body
-        self._least_rest_s = least_rest_s
-        is_tls = "https" in (self._target.scheme, self._proxy.scheme if self._proxy else "")
-        self._tls = tls() if is_tls else None
-        self._head = _head(self._target, headers, self._proxy)
-        self._idle: deque[_Connection] = deque()
-        self._open: set[_Connection] = set()
-        self._may_keep = True
-        self._buffer = memoryview(bytearray(READ_BYTES))
-
-    async def aclose(self) -> None:
-        for connection in tuple(self._open):
-            connection.abort()
-        while self._open:  # noqa: ASYNC110  their ends are a turn of the loop away
-            await asyncio.sleep(0)
-
-    async def post(self, payload: bytes) -> Response:
-        """Raises NoReply, and that after `timeout_s` in all.
-
-        A kept connection that ends at once and without a byte of the reply is taken for one that
-        the server had closed already, and the request is sent once more on a new one.
-        """
-        request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        until, connection, sent = now + self._timeout_s, self._kept(now), 0
-        try:
-            if connection is not None:
-                exchange = connection.ask(request, self._most_body, now, until)
-                try:
-                    return await self._reply(connection, exchange)
-                except NoReply as error:
-                    was_closed = error.reason is Reason.DROPPED and not exchange.heard
-                    if not was_closed or loop.time() - now > CLOSED_BEFORE_S:
-                        raise
-                finally:
-                    sent += exchange.is_sent
-            connection = await self._connect(until)
-            exchange = connection.ask(request, self._most_body, now, until)
-            sent += exchange.is_sent
-            response = await self._reply(connection, exchange)
-        except NoReply as error:
-            error.sent = sent
-            raise
-        response.sent = sent
-        return response
-
-    async def _reply(self, connection: _Connection, exchange: HttpExchange) -> Response:
-        try:
-            return await exchange.answer
-        finally:
-            if exchange.is_followed:
-                self._distrust()
-            if connection.is_usable and self._may_keep:
-                connection.idle_since = asyncio.get_running_loop().time()
-                self._idle.append(connection)
-            else:
-                connection.abort()
-
-    def _kept(self, now: float) -> _Connection | None:
-        """The connection that has rested longest; None where a new one is to be opened."""
-        while self._idle:
-            rested = now - self._idle[0].idle_since
-            in_use = len(self._open) - len(self._idle)
-            if rested < REST_S and len(self._idle) <= in_use + SPARE:
-                return None
-            connection = self._idle.popleft()
-            if connection.is_usable and rested < IDLE_S:
-                return connection
-            connection.abort()
-        return None
-
-    def _distrust(self) -> None:
-        """A server that says more than it was asked for gets a connection for each request."""
-        self._may_keep = False
-        while self._idle:
-            self._idle.pop().abort()
-
-    async def _connect(self, until: float) -> _Connection:
-        latest = min(until, asyncio.get_running_loop().time() + self._connect_timeout_s)
-        by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
-        try:
-            async with asyncio.timeout_at(latest):
-                connection = await self._dial(self._proxy or self._target)
-                if self._proxy is not None and self._target.scheme == "https":
-                    await self._tunnel(connection, self._proxy)
-        except TimeoutError as error:
-            text = f"{by}no connection within {self._connect_timeout_s:g} s"
-            raise NoReply(Reason.TIMEOUT, text) from error
-        except (OSError, ValueError) as error:  # of TLS; of a name that is none
-            text = f"{by}{str(error) or type(error).__name__}"
-            raise NoReply(Reason.CONNECT, text) from error
-        return connection
-
-    async def _dial(self, to: SplitResult) -> _Connection:
-        host, is_tls = _host(to), to.scheme == "https"
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(
-                self._open, self._distrust, self._buffer, self._timeout_s, self._least_rest_s
-            ),
-            host,
-            to.port or _PORTS[to.scheme],
-            ssl=self._tls if is_tls else None,
-            server_hostname=host if is_tls else None,
-            happy_eyeballs_delay=0.25,
-        )
-        return protocol
-
-    async def _tunnel(self, connection: _Connection, proxy: SplitResult) -> None:
-        """Through the proxy to the target, then TLS with that."""
-        host = _host(self._target)
-        name = f"[{host}]" if ":" in host else host
-        to = f"{name}:{self._target.port or 443}"
-        lines = [f"CONNECT {to} HTTP/1.1", f"Host: {to}", *_proxy_authorization(proxy), "", ""]
-        try:
-            status = await connection.open_tunnel("\r\n".join(lines).encode())
-            assert self._tls is not None
-            if status.startswith("2"):
-                await connection.start_tls(self._tls, host)
-                return
-        except BaseException:
-            connection.abort()
-            raise
-        connection.abort()
-        raise OSError(f"answered {status}")
-
-
-class _Listener(Protocol):
-    """Who is told what a connection hears."""
-
-    may_keep: bool
-    """Whether the connection is as good as before, once there is nothing more to come."""
+        self._body_until = 0
+        """What was heard when the last bytes of a body came."""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._reply: Reply | None = None
+        self._parts: list[bytes] = []
+        self._decoded: Body | None = None
 
     def feed(self, data: memoryview) -> bool:
-        """Whether there is more to come. `data` is another's afterwards."""
-        ...
+        """Whether there is more to come. `data` is another's afterwards. The last byte goes alone:
+        a reply that is whole without it has something behind it."""
+        self.heard += len(data)
+        try:
+            self._parser.feed_data(data[:-1])
+            if self.answer.done():
+                self.may_keep, self.is_followed = False, self.may_keep
+            else:
+                self._parser.feed_data(data[-1:])
+        except httptools.HttpParserUpgrade:
+            self.fail(Reason.DROPPED, "the server changed to another protocol")
+        except httptools.HttpParserError as error:
+            self.fail(Reason.DROPPED, f"not HTTP: {error}")
+        if self.heard - self._body_until > MOST_HEADER_BYTES:
+            self.fail(Reason.DROPPED, _TOO_LONG)
+        if self.heard - MOST_HEADER_BYTES > self._most_body:
+            self._give_up(too_large(self._most_body))
+        if not self.answer.done():
+            return True
+        del self._parser  # it knows this exchange, and they would wait for the garbage collector
+        return False
 
-    def lost(self, error: Exception | None) -> None: ...
+    def lost(self, error: Exception | None) -> None:
+        if error is None and self._reply is not None:
+            headers = self._reply.headers
+            is_chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+            if "content-length" not in headers and not is_chunked:
+                self.on_message_complete()  # its end is that of the connection
+        text = str(error) if error else "the server closed the connection without a whole answer"
+        self.fail(Reason.DROPPED, text)
+
+    def fail(self, reason: Reason, text: str) -> None:
+        """Unless there is an answer already, or a stream has said all of it."""
+        self.may_keep = False
+        if self.answer.done():
+            return
+        reply = Reply(0, {}, text.encode(), reason)
+        if self.stream is not None and self._reply is not None:
+            streamed = self.stream.reply(self._reply.headers)
+            reply = streamed if reason is Reason.DROPPED or streamed.status else reply
+        self.answer.set_result(reply)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))  # behind the body they are trailers, and not looked at
+
+    def on_headers_complete(self) -> None:
+        status, raw, self._headers = self._parser.get_status_code(), self._headers, []
+        if status < 200 or self.answer.done():
+            return  # only a notice before the response, or what is behind it
+        may_be_long = self.heard > MOST_HEADER_BYTES  # or the body begins in the same bytes
+        if may_be_long and sum(map(len, chain(*raw))) > MOST_HEADER_BYTES:
+            self.fail(Reason.DROPPED, _TOO_LONG)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+        self._reply = Reply(status, headers, b"")
+        if status == 200 and is_event_stream(headers.get("content-type", "")):
+            self.stream = StreamedAnswer()
+        if "content-encoding" in headers:
+            encodings = [value for name, value in raw if name.lower() == b"content-encoding"]
+            try:
+                self._decoded = Body(b",".join(encodings).decode("latin-1"), self._most_body)
+            except Unreadable as error:
+                self._give_up(error)
+
+    def on_body(self, data: bytes) -> None:
+        self._body_until = self.heard
+        if self.answer.done():
+            return
+        take = self._parts.append if self.stream is None else self.stream.feed
+        if self._decoded is None:
+            take(data)
+            return
+        try:
+            for piece in self._decoded.feed(data):
+                take(piece)
+        except Unreadable as error:
+            self._give_up(error)
+
+    def on_message_complete(self) -> None:
+        reply = self._reply
+        if reply is None or self.answer.done():
+            return
+        if self._decoded is not None and not self._decoded.is_whole:
+            self._give_up(Unreadable(Reason.DROPPED, "the compressed body is cut off"))
+            return
+        self.may_keep = self._parser.should_keep_alive()
+        if self.stream is None:
+            reply.body = b"".join(self._parts)
+        else:
+            reply = self.stream.reply(reply.headers)
+        self.answer.set_result(reply)
+
+    def _give_up(self, error: Unreadable) -> None:
+        """The status of an error counts even if nobody can read its body."""
+        if self._reply is not None and self._reply.status >= 300 and not self.answer.done():
+            self._reply.body = str(error).encode()
+            self.answer.set_result(self._reply)
+        self.fail(error.reason, str(error))
 
 
-class _Connection(asyncio.BufferedProtocol):
-    """Carries bytes for one listener at a time. Anything without a listener ends it.
+class Tunnel:
+    """A proxy's answer to CONNECT: a head and nothing behind it, whatever the head says."""
+
+    def __init__(self) -> None:
+        self.status: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.may_keep = False
+        self._heard = b""
+
+    def feed(self, data: memoryview) -> bool:
+        self._heard += data
+        head, end, rest = self._heard.partition(b"\r\n\r\n")
+        if len(head) > MOST_HEADER_BYTES:
+            self._fail(_TOO_LONG)
+        elif end:
+            version, _, status = head.partition(b"\r\n")[0].partition(b" ")
+            if not version.startswith(b"HTTP/1."):
+                self._fail("not HTTP")
+            elif not self.status.done():
+                self.may_keep = not rest
+                self.status.set_result(status[:3].decode("latin-1"))
+        return not self.status.done()
+
+    def lost(self, error: Exception | None) -> None:
+        self._fail(str(error) if error else "closed the connection without an answer")
+
+    def _fail(self, text: str) -> None:
+        if not self.status.done():
+            self.status.set_exception(OSError(text))
+
+
+@dataclass(eq=False)
+class Connection(asyncio.BufferedProtocol):
+    """Carries bytes for one listener at a time. Anything without a listener ends it, and is told
+    to `unasked`.
 
     What comes is read into the one `buffer` of all connections and taken out of it at once: memory
     for each read, as asyncio takes it by itself, costs as much as all that is done with a reply."""
 
-    def __init__(
-        self,
-        open_ones: set[_Connection],
-        unasked: Callable[[], None],
-        buffer: memoryview,
-        timeout_s: float,
-        least_rest_s: float,
-    ) -> None:
-        self._buffer = buffer
-        self._timeout_s = timeout_s
-        self._least_rest_s = least_rest_s
-        self._asked: HttpExchange | None = None
-        self._until = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
-        self.idle_since = float("-inf")
-        self._open_ones = open_ones
-        self._unasked = unasked
-        self._listener: _Listener | None = None
-        self._is_sound = True
+    open_ones: set[Connection]
+    unasked: Callable[[], None]
+    buffer: memoryview
+    timeout_s: float
+    least_rest_s: float
+    idle_since: float = float("-inf")
+    _asked: HttpExchange | None = None
+    _until: float = 0.0
+    _alarm: asyncio.TimerHandle | None = None
+    _listener: HttpExchange | Tunnel | None = None
+    _is_sound: bool = True
 
     @property
     def is_usable(self) -> bool:
@@ -237,7 +221,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._until = until
         if self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
-        if (more := self._least_rest_s - now + self.idle_since) > 0:
+        if (more := self.least_rest_s - now + self.idle_since) > 0:
             asyncio.get_running_loop().call_later(more, self._send, exchange, request)
         else:
             self._send(exchange, request)
@@ -264,7 +248,7 @@ class _Connection(asyncio.BufferedProtocol):
         if loop.time() < self._until:
             self._alarm = loop.call_at(self._until, self._on_alarm)
         else:
-            self._asked.fail(Reason.TIMEOUT, f"no answer within {self._timeout_s:g} s")
+            self._asked.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
 
     async def open_tunnel(self, request: bytes) -> str:
         """The status that a proxy answers with. Raises OSError."""
@@ -291,18 +275,18 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._readable = select.poll()
         self._readable.register(transport.get_extra_info("socket"), select.POLLIN)
-        self._open_ones.add(self)
+        self.open_ones.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
+        return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         listener = self._listener
         if listener is None:
             self.abort()
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
-                self._unasked()
-        elif not listener.feed(self._buffer[:nbytes]):
+                self.unasked()
+        elif not listener.feed(self.buffer[:nbytes]):
             self._listener = self._asked = None
             if not listener.may_keep or self._transport.get_write_buffer_size():
                 self._is_sound = False
@@ -311,41 +295,6 @@ class _Connection(asyncio.BufferedProtocol):
         self._is_sound = False
         if self._alarm is not None:
             self._alarm.cancel()
-        self._open_ones.discard(self)
+        self.open_ones.discard(self)
         if self._listener is not None:
             self._listener.lost(exc)
-
-
-def _head(target: SplitResult, headers: Mapping[str, str], proxy: SplitResult | None) -> bytes:
-    """The request's start, up to the length of its body."""
-    path = quote(target.path or "/", _IN_PATH)
-    path += f"?{quote(target.query, _IN_PATH + '?')}" if target.query else ""
-    host = _without_user(target)
-    plain_proxy = proxy is not None and target.scheme == "http"
-    lines = [
-        f"POST {f'http://{host}{path}' if plain_proxy else path} HTTP/1.1",
-        f"Host: {host}",
-        "Accept: */*",
-        f"Accept-Encoding: {ACCEPTED_ENCODINGS}",
-        *(_proxy_authorization(proxy) if proxy is not None and plain_proxy else ()),
-        *(f"{name}: {value}" for name, value in headers.items()),
-        "Content-Length: ",
-    ]
-    return "\r\n".join(lines).encode()
-
-
-def _proxy_authorization(proxy: SplitResult) -> list[str]:
-    user, has_user, _ = proxy.netloc.rpartition("@")
-    if not has_user:
-        return []
-    return [f"Proxy-Authorization: Basic {b64encode(unquote(user).encode()).decode()}"]
-
-
-def _host(of: SplitResult) -> str:
-    if not of.hostname:
-        raise ValueError("the URL names no host")
-    return of.hostname
-
-
-def _without_user(of: SplitResult) -> str:
-    return of.netloc.rpartition("@")[2]

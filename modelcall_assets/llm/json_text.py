@@ -39,20 +39,10 @@ _DOUBLED = re.compile(r"\{\s*(\{.*\})\s*\}", re.DOTALL)
 _decode = json.JSONDecoder(strict=False).decode
 
 
-def strip_thinking(text: str) -> str:
-    """The text after the model's thinking; a missing tag at either end is tolerated, and one that
-    a JSON object talks about is none."""
-    return read(text)[0]
-
-
-def last_object(text: str) -> dict[str, Any] | None:
-    """The object that `read` finds."""
-    return read(text)[1]
-
-
 def read(text: str) -> tuple[str, dict[str, Any] | None]:
-    """The text without thinking, and the last complete JSON object of it that is in no other.
+    """The text after the model's thinking, and the last complete JSON object that is in no other.
 
+    A missing tag at either end is tolerated, and one that a JSON object talks about is none.
     Mended are commas before a closing bracket and raw control characters in strings. Where the
     prose leaves it uncertain, the last of those that fill a code fence. None when it is not certain
     which object is meant: several in one array, or one that may lie inside a broken one.

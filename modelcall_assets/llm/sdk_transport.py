@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from typing import ClassVar, Self, cast
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx2
 import openai
-from aiohttp.client import ClientRequest
 from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
 
-from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, Body, Unreadable, too_large
-from modelcall_assets.llm.http import IDLE_S, LEAST_REST_S
-from modelcall_assets.llm.stream import StreamedAnswer, is_event_stream
-from modelcall_assets.llm.transport import HttpTransport, Reply
+from modelcall_assets.llm.body import (
+    ACCEPTED_ENCODINGS,
+    Body,
+    StreamedAnswer,
+    Unreadable,
+    is_event_stream,
+    too_large,
+)
+from modelcall_assets.llm.classify import Reply
+from modelcall_assets.llm.transport import IDLE_S, LEAST_REST_S, HttpTransport
 from modelcall_assets.records.outcome import Reason
 
 _FROM_ENVIRONMENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
@@ -35,7 +39,7 @@ class SdkTransport(HttpTransport):
     the environment holds; only OPENAI_CUSTOM_HEADERS adds to it.
     """
 
-    async def __aenter__(self) -> Self:
+    def open(self) -> None:
         self._url = self.chat_url
         sent = self.sent_headers
         unset = {name: openai.omit for name in _FROM_ENVIRONMENT if name not in sent}
@@ -46,12 +50,11 @@ class SdkTransport(HttpTransport):
             max_retries=0,
             timeout=httpx2.Timeout(None, connect=self.connect_timeout_s),
             http_client=httpx2.AsyncClient(
-                transport=_Backend(self.tls, self.used_proxy, self.most_body, self.least_rest_s),
+                transport=_Backend(self),
                 headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
                 trust_env=False,
             ),
         )
-        return self
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -63,14 +66,16 @@ class SdkTransport(HttpTransport):
                 return await self._send(payload, answer)
         except openai.APIStatusError as error:
             response = error.response
-            return self.replied(response.status_code, response.headers, response.content)
+            return self.in_one_piece(
+                Reply(response.status_code, response.headers, response.content)
+            )
         except TimeoutError:  # a server may not end what is whole
-            streamed = self.streamed(answer, {})
+            streamed = answer.reply({})
             return streamed if streamed.status else self.timed_out()
         except Unreadable as error:
             return Reply(0, {}, str(error).encode(), error.reason)
         except BROKEN as error:
-            return self._fault(cause_of(error))
+            return self.broken(error)
 
     async def _send(self, payload: bytes, answer: StreamedAnswer) -> Reply:
         raw = await self._client.post(
@@ -83,27 +88,38 @@ class SdkTransport(HttpTransport):
         )
         response = cast("httpx2.Response", raw)
         try:
-            if is_event_stream(response.headers.get("Content-Type", "")):
-                await answer.read(response.aiter_bytes(), (*BROKEN, Unreadable))
-                return self.streamed(answer, response.headers)
-            return self.replied(response.status_code, response.headers, await response.aread())
+            if not is_event_stream(response.headers.get("Content-Type", "")):
+                body = await response.aread()
+                return self.in_one_piece(Reply(response.status_code, response.headers, body))
+            try:
+                async for chunk in response.aiter_bytes():
+                    answer.feed(chunk)
+            except (*BROKEN, Unreadable):
+                if not answer.is_settled:
+                    raise
+            return answer.reply(response.headers)
         finally:
             await response.aclose()
 
-    def _fault(self, error: BaseException) -> Reply:
-        reason, text = Reason.DROPPED, f"{type(error).__name__}: {error}"
-        match error:
+    def broken(self, error: Exception) -> Reply:
+        """By what aiohttp raised first: the SDK's own types call a dropped connection a timeout."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, aiohttp.ClientError):
+            cause = cause.__cause__
+        first = cause or error
+        reason, text = Reason.DROPPED, f"{type(first).__name__}: {first}"
+        match first:
             case TimeoutError():
                 return self.timed_out()
             case aiohttp.ClientHttpProxyError():
-                reason, text = Reason.CONNECT, f"the proxy answered {error.status}"
+                reason, text = Reason.CONNECT, f"the proxy answered {first.status}"
             case aiohttp.ClientProxyConnectionError():
-                reason, text = Reason.CONNECT, f"the proxy {error.host}:{error.port}: {error}"
+                reason, text = Reason.CONNECT, f"the proxy {first.host}:{first.port}: {first}"
             case aiohttp.ClientConnectorError() | ssl.SSLError():
                 reason = Reason.CONNECT
             case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
                 # their texts quote it
-                text = f"{type(error).__name__}: the reply is broken off or no HTTP"
+                text = f"{type(first).__name__}: the reply is broken off or no HTTP"
             case aiohttp.InvalidURL():
                 reason, text = Reason.CONNECT, "the base URL or the proxy's is no URL for aiohttp"
             case _:
@@ -114,13 +130,11 @@ class SdkTransport(HttpTransport):
 class _Backend(httpx2.AsyncBaseTransport):
     """What the openai client sends through: aiohttp, with the limits of the direct transport."""
 
-    def __init__(
-        self, tls: ssl.SSLContext, proxy: str | None, most_body: int, least_rest_s: float
-    ) -> None:
-        self._proxy = proxy
-        self._most_body = most_body
-        connector = _Connector(ssl=tls, limit=0, keepalive_timeout=IDLE_S)
-        connector.least_rest_s = least_rest_s
+    def __init__(self, options: HttpTransport) -> None:
+        self._proxy = options.used_proxy
+        self._most_body = options.most_body
+        connector = _Connector(ssl=options.tls, limit=0, keepalive_timeout=IDLE_S)
+        connector.least_rest_s = options.least_rest_s
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -201,25 +215,17 @@ class _Connector(aiohttp.TCPConnector):
     least_rest_s = LEAST_REST_S
     _idle_since: ClassVar[WeakKeyDictionary[asyncio.BaseProtocol, float]] = WeakKeyDictionary()
 
-    async def connect(
-        self,
-        req: ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own
-    ) -> Connection:
+    async def connect(self, *args: Any, **more: Any) -> Connection:
         now = asyncio.get_running_loop().time
         while True:
-            connection = await super().connect(req, traces, timeout)
+            connection = await super().connect(*args, **more)
             protocol = connection.protocol
             assert protocol is not None
             idle_since = self._idle_since.pop(protocol, None)
             try:
                 if idle_since is not None:
-                    rest_s = idle_since + self.least_rest_s - now()
-                    await asyncio.sleep(max(0.0, rest_s))
-                is_quiet = not protocol.should_close and not (
-                    idle_since and _is_readable(connection)
-                )
+                    await asyncio.sleep(max(0.0, idle_since + self.least_rest_s - now()))
+                is_quiet = not (protocol.should_close or (idle_since and _is_readable(connection)))
             except BaseException:
                 connection.close()
                 raise
@@ -239,14 +245,3 @@ def _is_readable(connection: Connection) -> bool:
     poll = select.poll()
     poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """What aiohttp raised first: the SDK's own types call a dropped connection a timeout."""
-    return next((e for e in _chain(error) if isinstance(e, aiohttp.ClientError)), error)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__

@@ -1,24 +1,24 @@
-"""How bytes reach an endpoint and come back: the contract, and the transport that needs no SDK."""
+"""How a request reaches an endpoint and its reply comes back; the transport that needs no SDK."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from base64 import b64encode
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import TracebackType
-from typing import Protocol, Self
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from typing import Self
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from modelcall_assets.config.endpoint import MAX_REPLY_MIB
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.llm.error import error_in
-from modelcall_assets.llm.exchange import NoReply
-from modelcall_assets.llm.http import LEAST_REST_S, HttpClient
-from modelcall_assets.llm.message import first_choice, parsed, with_changed_parts
-from modelcall_assets.llm.stream import BOM, StreamedAnswer, begins_as_events
+from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer, begins_as_events
+from modelcall_assets.llm.classify import Reply, error_in
+from modelcall_assets.llm.completion import BOM, first_choice, parsed, with_changed_parts
+from modelcall_assets.llm.http import Connection
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.secrets import (
     Remover,
@@ -30,36 +30,19 @@ from modelcall_assets.records.secrets import (
 )
 
 CONNECT_TIMEOUT_S = 30.0
-
-
-@dataclass(slots=True)
-class Reply:
-    """What came back; `headers` knows names in lower case. With `fault` set nothing did: status
-    is 0 and `body` says what happened."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    fault: Reason | None = None
-    sent: int = 1
-    """How often the request went out: twice when a kept connection turned out to be closed."""
-
-
-class Transport(Protocol):
-    """Sends one chat-completion body. Never raises for what the network or the server does."""
-
-    name: str
-
-    async def send(self, payload: bytes) -> Reply: ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+CLOSED_BEFORE_S = 0.5
+IDLE_S = 15.0
+"""A connection idle for longer is not used again: servers close theirs without a word."""
+REST_S, LEAST_REST_S = 0.05, 0.01
+"""A connection rests before its next request: a server that sends a reply twice, or one to nobody,
+is found out by what comes meanwhile. Others are opened for that, up to as many as are in use and
+`SPARE`; from then on the least rest has to do."""
+SPARE = 8
+READ_BYTES = 256 << 10
+"""At most, at once."""
+_PORTS = {"http": 80, "https": 443}
+_IN_PATH = "/%:@!$&'()*+,;=~"
+"""What a path may hold as it is, beside letters, digits and `-._`."""
 
 
 @dataclass
@@ -82,8 +65,23 @@ class HttpTransport:
     """What an answer may hold all the same, but nothing else."""
     least_rest_s: float = field(default=LEAST_REST_S, repr=False)
 
+    async def __aenter__(self) -> Self:
+        self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def open(self) -> None:
+        """In a running loop, before the first request."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
     async def send(self, payload: bytes) -> Reply:
-        """A server may echo what it was sent."""
+        """The reply to one chat-completion body, without what it may echo of secrets. Never raises
+        for what the network or the server does."""
         return self.cleaned(await self.exchange(payload))
 
     async def exchange(self, payload: bytes) -> Reply:
@@ -94,17 +92,15 @@ class HttpTransport:
     def chat_url(self) -> str:
         """Without a user: that is sent as a header."""
         parts = urlsplit(self.base_url)
-        host, path = parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/chat/completions"
-        return urlunsplit(parts._replace(netloc=host, path=path))
+        path = parts.path.rstrip("/") + "/chat/completions"
+        return urlunsplit(parts._replace(netloc=_without_user(parts), path=path))
 
     @property
     def sent_headers(self) -> dict[str, str]:
         own = {"Content-Type": "application/json", "User-Agent": "modelcall"}
-        user, has_user, _ = urlsplit(self.base_url).netloc.rpartition("@")
-        if has_user:
-            own["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
-        elif self.api_key:
-            own["Authorization"] = f"Bearer {self.api_key}"
+        own |= _basic(urlsplit(self.base_url), "Authorization")
+        if self.api_key:
+            own.setdefault("Authorization", f"Bearer {self.api_key}")
         given = {name.lower() for name in self.headers}
         return {**{k: v for k, v in own.items() if k.lower() not in given}, **self.headers}
 
@@ -124,18 +120,6 @@ class HttpTransport:
     @property
     def connect_timeout_s(self) -> float:
         return min(CONNECT_TIMEOUT_S, self.timeout_s)
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Give up what entering opened."""
-        raise NotImplementedError
 
     def cleaned(self, reply: Reply) -> Reply:
         """Without any secret that was sent, in whatever form it comes back. In an answer only what
@@ -166,21 +150,16 @@ class HttpTransport:
                 secrets += in_header(value)
         return Remover((*secrets, *self.private)), Remover(filter(is_unusual, secrets))
 
-    def replied(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """The reply that came in one piece."""
-        if 300 <= status < 400 and (to := headers.get("location")):
-            body = f"it redirects to {self._base_of(to)}; set base_url to that address".encode()
-        elif 200 <= status < 300 and begins_as_events(body):  # under another content type
+    def in_one_piece(self, reply: Reply) -> Reply:
+        """What a reply stands for that did not come as a stream."""
+        if 300 <= reply.status < 400 and (to := reply.headers.get("location")):
+            text = f"it redirects to {self._base_of(to)}; set base_url to that address"
+            reply.body = text.encode()
+        elif 200 <= reply.status < 300 and begins_as_events(reply.body):  # under another type
             answer = StreamedAnswer()
-            answer.feed(body)
-            return self.streamed(answer, headers)
-        return Reply(status, headers, body)
-
-    def streamed(self, answer: StreamedAnswer, headers: Mapping[str, str]) -> Reply:
-        """The reply that a stream was, once it has ended."""
-        if (finished := answer.finish()) is None:
-            return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
-        return Reply(finished[0], headers, finished[1])
+            answer.feed(reply.body)
+            return answer.reply(reply.headers)
+        return reply
 
     def _base_of(self, location: str) -> str:
         """The base URL that a redirect leads to, without what may be secret in it."""
@@ -188,8 +167,9 @@ class HttpTransport:
             parts = urlsplit(urljoin(self.chat_url, location))
         except ValueError:
             return "what is no URL"
-        host, path = parts.netloc.rpartition("@")[2], parts.path.removesuffix("/chat/completions")
-        return "".join(filter(str.isprintable, f"{parts.scheme}://{host}{path}"))
+        path = parts.path.removesuffix("/chat/completions")
+        base = f"{parts.scheme}://{_without_user(parts)}{path}"
+        return "".join(filter(str.isprintable, base))
 
     def timed_out(self) -> Reply:
         return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)
@@ -198,38 +178,133 @@ class HttpTransport:
 class DirectTransport(HttpTransport):
     """Kept connections to one endpoint, and no more than a call needs."""
 
-    async def __aenter__(self) -> Self:
-        self._client = HttpClient(
-            self.chat_url,
-            self.sent_headers,
-            timeout_s=self.timeout_s,
-            connect_timeout_s=self.connect_timeout_s,
-            proxy=self.used_proxy,
-            tls=lambda: self.tls,
-            most_body=self.most_body,
-            least_rest_s=self.least_rest_s,
-        )
-        return self
+    def open(self) -> None:
+        self._target = urlsplit(self.chat_url)
+        self._proxy = urlsplit(proxy) if (proxy := self.used_proxy) else None
+        is_tls = "https" in (self._target.scheme, self._proxy.scheme if self._proxy else "")
+        self._tls = self.tls if is_tls else None
+        self._head = self._request_head()
+        self._most_body = self.most_body
+        self._idle: deque[Connection] = deque()
+        self._open: set[Connection] = set()
+        self._may_keep = True
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        for connection in tuple(self._open):
+            connection.abort()
+        while self._open:  # noqa: ASYNC110  their ends are a turn of the loop away
+            await asyncio.sleep(0)
 
     async def exchange(self, payload: bytes) -> Reply:
-        try:
-            response = await self._client.post(payload)
-        except NoReply as error:
-            reply, partial = Reply(0, {}, str(error).encode(), error.reason), error.partial
-            if partial is not None and partial.stream is not None:
-                streamed = self.streamed(partial.stream, partial.headers)
-                reply = streamed if error.reason is Reason.DROPPED or streamed.status else reply
-            reply.sent = error.sent
-            return reply
-        if response.stream is not None:
-            reply = self.streamed(response.stream, response.headers)
-        else:
-            reply = self.replied(response.status, response.headers, response.body)
-        reply.sent = response.sent
+        """A kept connection that ends at once and without a byte of the reply is taken for one that
+        the server had closed already, and the request is sent once more on a new one."""
+        request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        until, kept, sent = now + self.timeout_s, self._kept(now), 0
+        while True:
+            connection = kept or await self._connect(until)
+            if isinstance(connection, Reply):
+                connection.sent = sent
+                return connection
+            asked = connection.ask(request, self._most_body, now, until)
+            try:
+                reply = await asked.answer
+            finally:
+                if asked.is_followed:
+                    self._distrust()
+                if connection.is_usable and self._may_keep:
+                    connection.idle_since = loop.time()
+                    self._idle.append(connection)
+                else:
+                    connection.abort()
+            sent += asked.is_sent
+            was_closed = kept is not None and reply.fault is Reason.DROPPED and not asked.heard
+            if not was_closed or loop.time() - now > CLOSED_BEFORE_S:
+                break
+            kept = None
+        if asked.stream is None:
+            reply = self.in_one_piece(reply)
+        reply.sent = sent
         return reply
+
+    def _kept(self, now: float) -> Connection | None:
+        """The connection that has rested longest; None where a new one is to be opened."""
+        while self._idle:
+            rested = now - self._idle[0].idle_since
+            in_use = len(self._open) - len(self._idle)
+            if rested < REST_S and len(self._idle) <= in_use + SPARE:
+                return None
+            connection = self._idle.popleft()
+            if connection.is_usable and rested < IDLE_S:
+                return connection
+            connection.abort()
+        return None
+
+    def _distrust(self) -> None:
+        """A server that says more than it was asked for gets a connection for each request."""
+        self._may_keep = False
+        while self._idle:
+            self._idle.pop().abort()
+
+    async def _connect(self, until: float) -> Connection | Reply:
+        """A new connection, or the failure."""
+        latest = min(until, asyncio.get_running_loop().time() + self.connect_timeout_s)
+        by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
+        try:
+            async with asyncio.timeout_at(latest):
+                connection = await self._dial(self._proxy or self._target)
+                if self._proxy is not None and self._target.scheme == "https":
+                    await self._tunnel(connection, self._proxy)
+                return connection
+        except TimeoutError:
+            reason, text = Reason.TIMEOUT, f"no connection within {self.connect_timeout_s:g} s"
+        except (OSError, ValueError) as error:  # of TLS; of a name that is none
+            reason, text = Reason.CONNECT, str(error) or type(error).__name__
+        return Reply(0, {}, f"{by}{text}".encode(), reason)
+
+    async def _dial(self, to: SplitResult) -> Connection:
+        host, is_tls = _host(to), to.scheme == "https"
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(
+                self._open, self._distrust, self._buffer, self.timeout_s, self.least_rest_s
+            ),
+            host,
+            to.port or _PORTS[to.scheme],
+            ssl=self._tls if is_tls else None,
+            server_hostname=host if is_tls else None,
+            happy_eyeballs_delay=0.25,
+        )
+        return connection
+
+    async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
+        """Through the proxy to the target, then TLS with that."""
+        host = _host(self._target)
+        to = f"{f'[{host}]' if ':' in host else host}:{self._target.port or 443}"
+        own = [f"{k}: {v}" for k, v in _basic(proxy, "Proxy-Authorization").items()]
+        lines = [f"CONNECT {to} HTTP/1.1", f"Host: {to}", *own, "", ""]
+        try:
+            status = await connection.open_tunnel("\r\n".join(lines).encode())
+            if not status.startswith("2"):
+                raise OSError(f"answered {status}")
+            assert self._tls is not None
+            await connection.start_tls(self._tls, host)
+        except BaseException:
+            connection.abort()
+            raise
+
+    def _request_head(self) -> bytes:
+        """A request's start, up to the length of its body."""
+        target, host = self._target, _without_user(self._target)
+        path = quote(target.path or "/", _IN_PATH)
+        path += f"?{quote(target.query, _IN_PATH + '?')}" if target.query else ""
+        headers = {"Host": host, "Accept": "*/*", "Accept-Encoding": ACCEPTED_ENCODINGS}
+        if self._proxy is not None and target.scheme == "http":
+            path = f"http://{host}{path}"
+            headers |= _basic(self._proxy, "Proxy-Authorization")
+        lines = [f"{k}: {v}" for some in (headers, self.sent_headers) for k, v in some.items()]
+        return "\r\n".join([f"POST {path} HTTP/1.1", *lines, "Content-Length: "]).encode()
 
 
 def _is_answer(body: bytes) -> bool:
@@ -240,6 +315,22 @@ def _is_answer(body: bytes) -> bool:
         return True
     completion = parsed(body.removeprefix(BOM))
     return first_choice(completion) is not None and error_in(completion) is None
+
+
+def _basic(url: SplitResult, header: str) -> dict[str, str]:
+    """The header that authorizes the URL's user, if it has one."""
+    user, has_user, _ = url.netloc.rpartition("@")
+    return {header: f"Basic {b64encode(unquote(user).encode()).decode()}"} if has_user else {}
+
+
+def _host(url: SplitResult) -> str:
+    if not url.hostname:
+        raise ValueError("the URL names no host")
+    return url.hostname
+
+
+def _without_user(url: SplitResult) -> str:
+    return url.netloc.rpartition("@")[2]
 
 
 def _proxy_of_environment(url: str) -> str | None:

@@ -1,13 +1,19 @@
-"""Which request meets which fault: a pure function, so that every run meets the same ones."""
+"""Which request meets which fault, and what the server saw of it.
+
+The faults are a pure function of the request and the attempt: every run meets the same ones.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
+
+import orjson
 
 from modelcall_assets.errors import Problem, SetupError
 
@@ -26,6 +32,13 @@ BATCH_ENDS = {
     "rate_batch_failed": "failed",
 }
 BATCH_CALLS = {"rate_call_500": "server_error", "rate_call_lost": "lost"}
+UNSEEN_IN_IDENTITY = ("stream", "stream_options", "user")
+COUNTERS = (
+    "requests", "answered", "malformed", "truncated", "filtered", "junk", "dropped", "abandoned",
+    "repeated_ok", "early_retries", "retried_bad_request", "connections", "files", "batches",
+    "batch_lines",
+)  # fmt: skip
+_CLOCK_SLACK = 0.001
 _NORMAL = NormalDist()
 
 
@@ -61,11 +74,21 @@ class Faults:
     seed: int = _option(0, "Another seed hits other requests.")
 
     def __post_init__(self) -> None:
-        problems = [_problem(f.name, getattr(self, f.name), type(f.default)) for f in fields(self)]
-        found = [problem for problem in problems if problem]
+        found: list[Problem] = []
+        for each in fields(self):
+            value, is_whole = getattr(self, each.name), type(each.default) is int
+            if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
+                wrong = ("wrong type", "a whole number" if is_whole else "a number")
+            elif each.name.startswith("rate_") and not 0 <= value <= 1:
+                wrong = ("not a share", "a number from 0 to 1")
+            elif each.name != "seed" and not 0 <= value < math.inf:
+                wrong = ("out of range", "0 or more")
+            else:
+                continue
+            found.append(_wrong(_flag(each.name), *wrong, value))
         for group in (PERMANENT, TRANSIENT, BATCH_ENDS, BATCH_CALLS) if not found else ():
             if (total := math.fsum(getattr(self, name) for name in group)) > 1 + 1e-9:
-                names = ", ".join(_flag(name) for name in group)
+                names = ", ".join(map(_flag, group))
                 found.append(_wrong(names, "the rates exclude each other", "a sum ≤ 1", total))
         if found:
             raise SetupError(found)
@@ -124,17 +147,90 @@ def _wrong(field_name: str, wrong: str, expected: str, have: object = "") -> Pro
     return Problem("modelcall rehearse", field_name, wrong, expected=expected, have=str(have))
 
 
-def _problem(name: str, value: object, kind: type) -> Problem | None:
-    allowed = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        return _wrong(
-            _flag(name), "wrong type", "a whole number" if kind is int else "a number", value
-        )
-    if name.startswith("rate_") and not 0 <= value <= 1:
-        return _wrong(_flag(name), "not a share", "a number from 0 to 1", value)
-    if name != "seed" and not 0 <= value < math.inf:
-        return _wrong(_flag(name), "out of range", "0 or more", value)
-    return None
-
-
 NO_FAULTS = Faults()
+
+
+class Seen(NamedTuple):
+    attempts: int = 0
+    ok: int = 0
+    not_before: float = 0.0  # end of the last Retry-After
+    bad: bool = False  # was refused with a 400
+
+
+class Ending(NamedTuple):
+    """How an exchange ends: a counter's name, or "error" for an error object."""
+
+    what: str
+    status: int = 0
+    data: bytes = b""
+    identity: bytes | None = None
+    retry_after_s: float = 0.0
+
+
+_NEW = Seen()
+
+
+def identify(raw: bytes, body: Any) -> bytes:
+    """What makes two requests the same; bodies that are no JSON object go by their bytes."""
+    if isinstance(body, dict):
+        body = {key: value for key, value in body.items() if key not in UNSEEN_IN_IDENTITY}
+        raw = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    return blake2b(raw, digest_size=16).digest()
+
+
+class Tally:
+    """`requests` = all statuses + dropped + abandoned (the client left first) + in_flight."""
+
+    def __init__(self, in_flight: int = 0) -> None:
+        self.in_flight = self.max_in_flight = in_flight
+        self.counts: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+        self.statuses: dict[str, int] = {}
+        self.seen: dict[bytes, Seen] = {}
+        self.first_request_at: float | None = None
+        self.last_answer_at: float | None = None
+
+    def arrived(self) -> None:
+        self.counts["requests"] += 1
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        if self.first_request_at is None:
+            self.first_request_at = time.monotonic()
+
+    def met(self, identity: bytes) -> int:
+        """Returns how often this request was met before."""
+        known = self.seen.get(identity, _NEW)
+        self.counts["repeated_ok"] += known.ok > 0
+        self.counts["early_retries"] += time.monotonic() < known.not_before - _CLOCK_SLACK
+        self.counts["retried_bad_request"] += known.bad
+        self.seen[identity] = Seen(known.attempts + 1, known.ok, 0.0, known.bad)
+        return known.attempts
+
+    def ended(self, end: Ending) -> None:
+        now = time.monotonic()
+        self.in_flight -= 1
+        if end.what != "error":
+            self.counts[end.what] += 1
+        ok = end.what in ("answered", "malformed", "truncated", "filtered")
+        self.counts["answered"] += ok and end.what != "answered"
+        if end.status:
+            self.last_answer_at = now
+            self.statuses[str(end.status)] = self.statuses.get(str(end.status), 0) + 1
+        if end.identity is not None:
+            known = self.seen.get(end.identity, _NEW)
+            until = now + end.retry_after_s if end.retry_after_s else known.not_before
+            bad = known.bad or end.status == 400
+            self.seen[end.identity] = Seen(known.attempts, known.ok + ok, until, bad)
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            **self.counts,
+            "distinct": len(self.seen),
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
+            "statuses": dict(self.statuses),
+            "first_request_at": self.first_request_at,
+            "last_answer_at": self.last_answer_at,
+        }
+
+    def request_stats(self) -> dict[str, dict[str, int]]:
+        return {key.hex(): {"attempts": s.attempts, "ok": s.ok} for key, s in self.seen.items()}

@@ -6,35 +6,35 @@ import asyncio
 import errno
 import importlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
-import orjson
-
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.rehearsal import replies
 from modelcall_assets.rehearsal.batches import Batches
-from modelcall_assets.rehearsal.faults import NO_FAULTS, Faults
-from modelcall_assets.rehearsal.heuristics import FirstAnswer, answer
-from modelcall_assets.rehearsal.replies import Refusal
-from modelcall_assets.rehearsal.tally import Ending, Tally, identify
-from modelcall_assets.rehearsal.wire import BadHttp, Request, requests, response
+from modelcall_assets.rehearsal.faults import NO_FAULTS, Ending, Faults, Tally, identify
+from modelcall_assets.rehearsal.replies import FirstAnswer, Refusal, answer, parse
+from modelcall_assets.rehearsal.wire import (
+    CONTINUE,
+    BadHttp,
+    Request,
+    RequestParser,
+    json_response,
+    response,
+)
 
 T = TypeVar("T")
-_CHAT = ("POST", "/v1/chat/completions")
 
 
 class _Connection(asyncio.Protocol):
-    """One client. While an answer is due nothing further is read from the buffer."""
+    """One client. While an answer is due what else it asks has to wait."""
 
     def __init__(self, server: RehearsalServer) -> None:
         self._server = server
-        self._buffer = bytearray()
-        self._requests = requests(self._buffer)
+        self._parser = RequestParser()
         self._busy = False
         self._keep_alive = True
         self._due: Ending | None = None
@@ -42,29 +42,33 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._server.opened(self)
+        self._server.connections.add(self)
+        self._server.tally.counts["connections"] += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer:
             self._timer.cancel()
         self._busy = True
-        self._server.closed(self, self._due)
+        self._server.connections.discard(self)
+        if self._due is not None:
+            self._server.tally.ended(Ending("abandoned"))
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
+        self._parser.feed(data)
         self._serve()
 
     def _serve(self) -> None:
-        try:
-            while not self._busy and (item := next(self._requests)) is not None:
-                if isinstance(item, bytes):
-                    self.transport.write(item)
-                else:
-                    self._busy, self._keep_alive = True, item.keep_alive
-                    self._server.handle(self, item)
-        except BadHttp as bad:
-            self._keep_alive = False
-            self.send(Refusal(bad.status, str(bad)).http())
+        found = self._parser.found
+        while found and not self._busy:
+            item = found.popleft()
+            if isinstance(item, Request):
+                self._busy, self._keep_alive = True, item.keep_alive
+                self._server.handle(self, item)
+            elif isinstance(item, BadHttp):
+                self._keep_alive = False
+                self.send(Refusal(item.status, str(item)).http())
+            elif not found:  # else the body is here already
+                self.transport.write(CONTINUE)
 
     def promise(self, ending: Ending, latency_s: float) -> None:
         self._due = ending
@@ -78,7 +82,7 @@ class _Connection(asyncio.Protocol):
 
     def _keep_promise(self, late: bool = False) -> None:
         due, self._due = cast(Ending, self._due), None
-        self._server.ended(due)
+        self._server.tally.ended(due)
         self.send(due.data)
         if late:
             self._serve()
@@ -101,22 +105,14 @@ class RehearsalServer:
     ) -> None:
         self.host, self.port = "127.0.0.1", 0
         self._use(faults)
-        self._tally = Tally()
+        self.tally = Tally()
         self._answer = FirstAnswer() if same_answer else answer
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
-        self._batches = Batches(self._batch_line, lambda: self._faults, self._count)
-        self._connections: set[_Connection] = set()
+        self._batches = Batches(self)
+        self.connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._routes: dict[tuple[str, str], Callable[[Request], bytes]] = {
-            ("GET", "/v1/models"): lambda _: _json(replies.MODELS),
-            ("GET", "/health"): lambda _: _json({"status": "ok"}),
-            ("GET", "/stats"): lambda _: _json(self._tally.stats()),
-            ("GET", "/stats/requests"): lambda _: _json(self._tally.request_stats()),
-            ("POST", "/stats/reset"): lambda _: _json(self._reset()),
-            ("POST", "/faults"): self._change_faults,
-        }
 
     @property
     def base_url(self) -> str:
@@ -142,17 +138,17 @@ class RehearsalServer:
         if listener is not None:
             listener.close()
             await self._batches.stop()
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 connection.transport.abort()
-            while self._connections:  # noqa: ASYNC110  their ends are a turn of the loop away
+            while self.connections:  # noqa: ASYNC110  their ends are a turn of the loop away
                 await asyncio.sleep(0)
             await listener.wait_closed()
 
     def stats(self) -> dict[str, Any]:
-        return self._on_loop(lambda: self._tally.stats())
+        return self._on_loop(lambda: self.tally.stats())
 
     def request_stats(self) -> dict[str, dict[str, int]]:
-        return self._on_loop(lambda: self._tally.request_stats())
+        return self._on_loop(lambda: self.tally.request_stats())
 
     def set_faults(self, faults: Faults) -> None:
         self._on_loop(lambda: self._use(faults))
@@ -161,7 +157,7 @@ class RehearsalServer:
         self._on_loop(self._reset)
 
     def _use(self, faults: Faults) -> None:
-        self._faults, self._only_verdict = faults, faults.only_verdict
+        self.faults, self._only_verdict = faults, faults.only_verdict
 
     def _on_loop(self, function: Callable[[], T]) -> T:
         loop = self._loop
@@ -171,49 +167,46 @@ class RehearsalServer:
         loop.call_soon_threadsafe(lambda: done.set_result(function()))
         return done.result()
 
-    def opened(self, connection: _Connection) -> None:
-        self._connections.add(connection)
-        self._tally.counts["connections"] += 1
-
-    def closed(self, connection: _Connection, due: Ending | None) -> None:
-        self._connections.discard(connection)
-        if due is not None:
-            self.ended(Ending("abandoned"))
-
-    def ended(self, ending: Ending) -> None:
-        self._tally.ended(ending, time.monotonic())
-
     def handle(self, connection: _Connection, request: Request) -> None:
-        where = (request.method, request.path)
         allowed = self._authorization in (None, request.headers.get(b"authorization"))
         refusal: Refusal | None = None
         if request.path.startswith("/v1/") and not allowed:
             refusal = Refusal(401, "incorrect API key provided", code="invalid_api_key")
-        if where == _CHAT:
-            now = time.monotonic()
-            self._tally.arrived(now)
-            if refusal:
-                connection.promise(Ending("error", 401, refusal.http()), 0)
-            else:
-                connection.promise(*self._chat(request.body, now))
-        elif refusal is None and where in self._routes:
-            connection.send(self._routes[where](request))
-        elif refusal is None and request.path.startswith(("/v1/files", "/v1/batches")):
-            connection.send(self._batches.handle(request))
+        if (request.method, request.path) == ("POST", "/v1/chat/completions"):
+            self.tally.arrived()
+            ending = (refusal.ending(), 0.0) if refusal else self._chat(request.body)
+            connection.promise(*ending)
         else:
-            refusal = refusal or Refusal(404, f"nothing at {request.method} {request.path}")
-            connection.send(refusal.http())
+            connection.send(refusal.http() if refusal else self._other(request))
 
-    def _chat(self, raw: bytes, now: float) -> tuple[Ending, float]:
+    def _other(self, request: Request) -> bytes:
+        match (request.method, request.path):
+            case ("GET", "/v1/models"):
+                return json_response(replies.MODELS)
+            case ("GET", "/health"):
+                return json_response({"status": "ok"})
+            case ("GET", "/stats"):
+                return json_response(self.tally.stats())
+            case ("GET", "/stats/requests"):
+                return json_response(self.tally.request_stats())
+            case ("POST", "/stats/reset"):
+                return json_response(self._reset())
+            case ("POST", "/faults"):
+                return self._change_faults(request)
+            case (_, path) if path.startswith(("/v1/files", "/v1/batches")):
+                return self._batches.handle(request)
+        return Refusal(404, f"nothing at {request.method} {request.path}").http()
+
+    def _chat(self, raw: bytes) -> tuple[Ending, float]:
         """How the exchange of this body will end, and after how many seconds."""
-        body = _parse(raw)
+        body = parse(raw)
         identity = identify(raw, body)
-        attempt = self._tally.met(identity, now)
+        attempt = self.tally.met(identity)
         if refusal := replies.refuse(body):
-            return Ending("error", refusal.status, refusal.http(), identity), 0
-        faults = self._faults
+            return refusal.ending(identity), 0
+        faults = self.faults
         what, latency_s = self._only_verdict or faults.verdict(identity, attempt)
-        if 0 < faults.max_in_flight < self._tally.in_flight:
+        if 0 < faults.max_in_flight < self.tally.in_flight:
             what, latency_s = "rate_limited", 0.0
         if what in ("dropped", "hung"):
             return Ending(what, identity=identity), latency_s
@@ -221,56 +214,38 @@ class RehearsalServer:
             page = response(200, replies.JUNK, b"text/html")
             return Ending(what, 200, page, identity), latency_s
         if what in replies.FAULT_ERRORS:
-            wait = faults.retry_after_s if what == "rate_limited" else 0.0
-            refusal = replies.fault_error(what, wait)
-            header = b"Retry-After: %b\r\n" % f"{wait:g}".encode() if wait else b""
-            return Ending("error", refusal.status, refusal.http(header), identity, wait), latency_s
+            wait_s = faults.retry_after_s if what == "rate_limited" else 0.0
+            return replies.fault_error(what, wait_s).ending(identity, wait_s), latency_s
         try:
-            reply = replies.draft(body, what, identity, self._answer)
+            return replies.reply(body, what, identity, self._answer), latency_s
         except (AttributeError, LookupError, TypeError, RecursionError):
             refusal = Refusal(400, "a schema beyond the rehearsal model", param="response_format")
-            return Ending("error", 400, refusal.http(), identity), 0
-        data = replies.completion(body, reply, identity)
-        return Ending(reply.what, 200, data, identity), latency_s
+            return refusal.ending(identity), 0
 
-    def _batch_line(self, body: bytes) -> Ending:
+    def batch_line(self, body: bytes) -> Ending:
         """How a line of a batch ends: as a chat request would, but for the waiting."""
-        now = time.monotonic()
-        self._tally.arrived(now)
-        self._count("batch_lines")
-        ending = self._chat(body, now)[0]._replace(retry_after_s=0.0)
-        self.ended(Ending("abandoned") if ending.what == "hung" else ending)
+        self.tally.arrived()
+        self.count("batch_lines")
+        ending = self._chat(body)[0]._replace(retry_after_s=0.0)
+        self.tally.ended(Ending("abandoned") if ending.what == "hung" else ending)
         return ending
 
-    def _count(self, what: str) -> None:
-        self._tally.counts[what] += 1
+    def count(self, what: str) -> None:
+        self.tally.counts[what] += 1
 
     def _change_faults(self, request: Request) -> bytes:
-        changes = _parse(request.body)
+        changes = parse(request.body)
         if changes is None:
             return Refusal(400, "the body must be one JSON object").http()
         try:
-            self._use(self._faults.changed(changes))
+            self._use(self.faults.changed(changes))
         except SetupError as error:
             return Refusal(400, str(error)).http()
-        return _json(asdict(self._faults))
+        return json_response(asdict(self.faults))
 
     def _reset(self) -> dict[str, Any]:
-        self._tally = Tally(self._tally.in_flight)
-        return self._tally.stats()
-
-
-def _parse(body: bytes) -> Any:
-    """None stands for whatever is no JSON object."""
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return parsed if isinstance(parsed, dict) else None
-
-
-def _json(value: object) -> bytes:
-    return response(200, orjson.dumps(value))
+        self.tally = Tally(self.tally.in_flight)
+        return self.tally.stats()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

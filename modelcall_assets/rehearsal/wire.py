@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from functools import lru_cache
+from collections import deque
 from http import HTTPStatus
 from typing import NamedTuple
+
+import httptools
+import orjson
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 256 * 1024 * 1024
@@ -21,15 +23,6 @@ class Request(NamedTuple):
     keep_alive: bool
 
 
-class _Head(NamedTuple):
-    method: str
-    path: str
-    headers: dict[bytes, bytes]
-    keep_alive: bool
-    waits: bool  # sends the body only after a 100 Continue
-    size: int | None  # of the body; None: it comes in chunks
-
-
 class BadHttp(Exception):
     """The byte stream is not HTTP we speak; the connection cannot go on after the answer."""
 
@@ -38,79 +31,63 @@ class BadHttp(Exception):
         super().__init__(message)
 
 
-def requests(buffer: bytearray) -> Generator[Request | bytes | None, None, None]:
-    """Eats `buffer`. Yields each Request, bytes that must be sent, or None for "feed me more"."""
-    while True:
-        head = b""
-        while not head:  # empty lines before a request are allowed
-            head = (yield from _until(buffer, b"\r\n\r\n")).lstrip(b"\r\n")
-        method, path, headers, keep_alive, waits, size = _parse_head(head)
-        if waits and not buffer:
-            yield CONTINUE
-        body = yield from (_chunks(buffer) if size is None else _take(buffer, size))
-        yield Request(method, path, headers, body, keep_alive)
+class RequestParser:
+    """Puts into `found` each Request, CONTINUE before a body that waits for that, and what ends
+    it all. httptools calls the `on_` methods."""
+
+    def __init__(self) -> None:
+        self.found: deque[Request | bytes | BadHttp] = deque()
+        self._parser = httptools.HttpRequestParser(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._url, self._headers, self._body = b"", dict[bytes, bytes](), list[bytes]()
+        self._heard, self._most = 0, MAX_HEAD
+        """Bytes of the head or the body, so far and at most."""
+
+    def feed(self, data: bytes) -> None:
+        self._heard += len(data)
+        try:
+            self._parser.feed_data(data)
+            if self._heard > self._most:
+                raise _too_large(self._most)
+        except BadHttp as bad:
+            self.found.append(bad)
+        except httptools.HttpParserUpgrade as upgrade:  # to what we do not speak
+            self._parser = httptools.HttpRequestParser(self)
+            self.feed(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            bad = error.__context__
+            self.found.append(bad if isinstance(bad, BadHttp) else BadHttp(400, str(error)))
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._heard, self._most = 0, MAX_BODY
+        if int(self._headers.get(b"content-length", 0)) > MAX_BODY:
+            raise _too_large(MAX_BODY)
+        if self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self.found.append(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        path = self._url.partition(b"?")[0].decode("latin-1")
+        method, keep_alive = self._parser.get_method().decode(), self._parser.should_keep_alive()
+        body = b"".join(self._body)
+        self.found.append(Request(method, path, self._headers, body, keep_alive))
+        self._begin()
 
 
-@lru_cache(4096)
-def _parse_head(head: bytes) -> _Head:
-    """A client's heads differ in little but the length of the body, so most were met before."""
-    start, *lines = head.split(b"\r\n")
-    words = start.split()
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-        raise BadHttp(400, "not an HTTP/1.1 request line")
-    fields = [line.partition(b":") for line in lines]
-    headers = {name.lower(): value.strip() for name, _, value in fields}
-    chunked = b"chunked" in headers.get(b"transfer-encoding", b"").lower()
-    close = headers.get(b"connection", b"").lower() == b"close" or words[2] == b"HTTP/1.0"
-    return _Head(
-        method=words[0].decode("latin-1"),
-        path=words[1].partition(b"?")[0].decode("latin-1"),
-        headers=headers,
-        keep_alive=not close,
-        waits=headers.get(b"expect", b"").lower() == b"100-continue",
-        size=None if chunked else _size(headers.get(b"content-length", b"0"), 10),
-    )
-
-
-def _until(buffer: bytearray, end: bytes) -> Generator[None, None, bytes]:
-    while (at := buffer.find(end)) < 0:
-        if len(buffer) > MAX_HEAD:
-            raise BadHttp(431, f"more than {MAX_HEAD} bytes of headers")
-        yield None
-    found = bytes(buffer[:at])
-    del buffer[: at + len(end)]
-    return found
-
-
-def _take(buffer: bytearray, size: int) -> Generator[None, None, bytes]:
-    while len(buffer) < size:
-        yield None
-    taken = bytes(buffer[:size])
-    del buffer[:size]
-    return taken
-
-
-def _chunks(buffer: bytearray) -> Generator[None, None, bytes]:
-    body = bytearray()
-    while size := _size((yield from _until(buffer, b"\r\n")).partition(b";")[0], 16, len(body)):
-        body += yield from _take(buffer, size)
-        if (yield from _take(buffer, 2)) != b"\r\n":
-            raise BadHttp(400, "a chunk is longer than it says")
-    while (yield from _until(buffer, b"\r\n")):
-        pass  # trailers
-    return bytes(body)
-
-
-def _size(digits: bytes, base: int, so_far: int = 0) -> int:
-    try:
-        size = int(digits, base)
-    except ValueError:
-        size = -1
-    if size < 0:
-        raise BadHttp(400, "the length of the body is not a number")
-    if so_far + size > MAX_BODY:
-        raise BadHttp(413, f"a body of more than {MAX_BODY} bytes")
-    return size
+def _too_large(most: int) -> BadHttp:
+    if most == MAX_HEAD:
+        return BadHttp(431, f"more than {most} bytes of headers")
+    return BadHttp(413, f"a body of more than {most} bytes")
 
 
 def response(
@@ -121,6 +98,10 @@ def response(
         b"HTTP/1.1 %d %b\r\nServer: modelcall-rehearsal\r\nContent-Type: %b\r\n"
         b"Content-Length: %d\r\n%b\r\n%b"
     ) % (status, _REASONS[status], kind, len(body), more, body)
+
+
+def json_response(value: object) -> bytes:
+    return response(200, orjson.dumps(value))
 
 
 def event_stream(events: list[bytes]) -> bytes:

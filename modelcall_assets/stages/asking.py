@@ -22,10 +22,10 @@ from modelcall_assets.grading.values import Fields
 from modelcall_assets.journal.asking import Asking
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
-from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.classify import PATIENCE, Patience
+from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.patience import PATIENCE, Patience
 from modelcall_assets.records.keys import decode_key
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of

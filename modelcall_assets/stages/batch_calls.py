@@ -28,10 +28,9 @@ from modelcall_assets.errors import (
     RunStopped,
 )
 from modelcall_assets.journal.journal import Address, BatchNote, Entry, Position
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, classify
+from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, TryAgain, classify
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
-from modelcall_assets.llm.transport import Reply
 from modelcall_assets.records.outcome import Failure
 from modelcall_assets.records.record import short
 from modelcall_assets.stages.replay import (

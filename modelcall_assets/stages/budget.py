@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from modelcall_assets.errors import BudgetSpent, StoreError
-from modelcall_assets.llm.answer import MOST_TOKENS, Usage
+from modelcall_assets.llm.completion import MOST_TOKENS, Usage
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import read_bytes, write_bytes
 

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import BatchConfig, ModelConfig
-from modelcall_assets.llm.channel import Channel
+from modelcall_assets.llm.channel import Channel, Lease, Limits
+from modelcall_assets.llm.classify import Patience
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.lease import Lease
-from modelcall_assets.llm.limiter import Limits
-from modelcall_assets.llm.patience import Patience
-from modelcall_assets.llm.transport import DirectTransport, Transport
+from modelcall_assets.llm.transport import DirectTransport, HttpTransport
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
@@ -50,7 +48,7 @@ def _channel(endpoint: Endpoint, most: int, *, leased: bool) -> Channel:
     return Channel(_transport(endpoint), limits, lease)
 
 
-def _transport(endpoint: Endpoint) -> Transport:
+def _transport(endpoint: Endpoint) -> HttpTransport:
     kind = DirectTransport
     if endpoint.transport == "sdk":
         from modelcall_assets.llm.sdk_transport import SdkTransport

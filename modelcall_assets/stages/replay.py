@@ -18,9 +18,8 @@ from modelcall_assets.journal.asking import Asking
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
 from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.journal.shared import SharedReplies
-from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
+from modelcall_assets.llm.dialogue import ChatRequest, Finished, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.llm.request import ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.stages.budget import Budget
 from modelcall_assets.stages.report import Tally

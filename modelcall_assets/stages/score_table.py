@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.journal.journal import Entry
-from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import Failure, Outcome
 from modelcall_assets.records.record import BadLine, Row, moved_names, short

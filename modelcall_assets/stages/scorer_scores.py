@@ -17,7 +17,7 @@ from modelcall_assets.grading.scorer import (
     scorer_digest,
 )
 from modelcall_assets.grading.values import SharedTypes
-from modelcall_assets.llm.answer import Usage
+from modelcall_assets.llm.completion import Usage
 from modelcall_assets.records.outcome import Failure, Outcome, Success, bad_line
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.publication import Draft

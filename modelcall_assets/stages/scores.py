@@ -15,9 +15,13 @@ from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import Data
 from modelcall_assets.grading.values import Fields
-from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
-from modelcall_assets.llm.dialogue import Rules
-from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
+from modelcall_assets.llm.dialogue import (
+    NOT_IN_KEY,
+    PARSER_VERSION,
+    AnswerParser,
+    ChatRequest,
+    Rules,
+)
 from modelcall_assets.records.outcome import Failure, Reason, bad_line
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.stages.adopt import OldAnswer
