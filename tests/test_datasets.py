@@ -13,7 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from modelcall_assets.config.datasets import MAPPING_KEYS, output_name, parse_datasets, selected
+from modelcall_assets.config.datasets import (
+    MAPPING_KEYS,
+    output_name,
+    parse_datasets,
+    selected_datasets,
+)
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.datasets import dataset_path, find_split, find_splits
@@ -468,8 +473,9 @@ class TestConfig:
     def test_selection(self) -> None:
         datasets, _ = parse_datasets(GOOD, "sets.yaml")
         assert datasets is not None
-        assert selected(datasets, [], "task.yaml") == (datasets, [])
-        kept, problems = selected(datasets, ["oo1.jsonl", "org/nam"], "task.yaml")
+        where = "task.yaml", "distillation.selected_datasets"
+        assert selected_datasets(datasets, [], *where) == (datasets, [])
+        kept, problems = selected_datasets(datasets, ["oo1.jsonl", "org/nam"], *where)
         assert list(kept) == ["oo1.jsonl"]
         assert [(str(problem), problem.severity) for problem in problems] == [
             (
@@ -478,9 +484,8 @@ class TestConfig:
                 "warning",
             )
         ]
-        assert [problem.severity for problem in selected(datasets, ["x"], "task.yaml")[1]] == [
-            "error"
-        ]
+        _, problems = selected_datasets(datasets, ["x"], *where)
+        assert [problem.severity for problem in problems] == ["error"]
 
     @pytest.mark.parametrize(
         ("arguments", "name"),

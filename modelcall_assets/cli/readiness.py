@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from modelcall_assets.config.block import did_you_mean
-from modelcall_assets.config.paths import shown_place
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import is_data_file

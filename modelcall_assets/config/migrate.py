@@ -9,36 +9,43 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
-from modelcall_assets.config.answer import OutputConfig
-from modelcall_assets.config.block import Block
-from modelcall_assets.config.client import ClientConfig
-from modelcall_assets.config.datasets import are_datasets, parse_datasets
+from modelcall_assets.config.block import Block, shown_value, validate
+from modelcall_assets.config.datasets import (
+    MergeGroupsFile,
+    are_datasets,
+    parse_datasets,
+    parse_merge_groups,
+)
 from modelcall_assets.config.distillation import (
-    DISTILLATION_TYPES,
     GENERATE,
     OLD_BLOCK,
     STEPS,
+    ChatmlStep,
     DistillationTask,
+    MergeStep,
+    ResponsesStep,
     old_step,
-    parse_distillation,
 )
-from modelcall_assets.config.endpoint import holds_literal_secret
+from modelcall_assets.config.endpoint import ClientConfig, holds_literal_secret
 from modelcall_assets.config.legacy import (
     MODEL_FIELDS,
     PLACEHOLDERS,
-    STEP_ALIASES,
     STEP_FIELDS,
     TASK_FIELDS,
     OldField,
+    old_fields_in,
 )
-from modelcall_assets.config.merge_groups import MergeGroupsFile, parse_merge_groups
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.paths import was_in_object_store
-from modelcall_assets.config.problems import shown_value, validate
-from modelcall_assets.config.prompt import PromptFile, parse_prompt
+from modelcall_assets.config.places import was_in_object_store
+from modelcall_assets.config.prompt import OutputConfig, PromptFile, is_number, parse_prompt
+from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import TASK_TYPE, ScoringTask, parse_task
-from modelcall_assets.config.task_file import in_file_order
+from modelcall_assets.config.task import (
+    DISTILLATION_TYPES,
+    TASK_TYPE,
+    ScoringTask,
+    in_file_order,
+)
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
@@ -87,24 +94,24 @@ def migrate_file(old: Data, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     new = Migration(old, deepcopy(old), {name: Line("honoured", name) for name in _leaves(old)})
     data, kind = deepcopy(old), _kind(old, file)
-    if kind == "task" and old.get("task_type", TASK_TYPE) not in (TASK_TYPE, *DISTILLATION_TYPES):
-        wrong = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
-        return _judged(Migration(old, None), wrong)
-    if kind == "prompt":
-        new.data = _prompt(data, new)
-        return _judged(new, parse_prompt(new.data, file)[1])
-    if kind == "model":
-        new.data = data = _without_secrets(_model(data, new), (), _stem(file), new)
-        return _judged(new, parse_model(data, file)[1])
-    if kind in ("datasets", "groups"):
-        parse = parse_datasets if kind == "datasets" else parse_merge_groups
-        return _judged(new, parse(data, file)[1])
-    new.data = data = _without_secrets(data, (), _stem(file), new)
-    if data.get("task_type") in DISTILLATION_TYPES:
-        new.data = data = _distillation(data, new)
-        return _judged(new, parse_distillation(data, file)[1])
-    new.data = data = _task(data, new)
-    return _judged(new, parse_task(data, file)[1])
+    match kind:
+        case "prompt":
+            data, parse = _prompt(data, new), parse_prompt
+        case "model":
+            data, parse = _without_secrets(_model(data, new), (), _stem(file), new), parse_model
+        case "datasets":
+            parse = parse_datasets
+        case "groups":
+            parse = parse_merge_groups
+        case _:
+            task_type, parse = old.get("task_type", TASK_TYPE), parse_task
+            if task_type not in (TASK_TYPE, *DISTILLATION_TYPES):
+                wrong = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
+                return _judged(Migration(old, None), wrong)
+            data = _without_secrets(data, (), _stem(file), new)
+            data = _task(data, new) if task_type == TASK_TYPE else _distillation(data, new)
+    new.data = data
+    return _judged(new, parse(data, file)[1])
 
 
 def _kind(data: Data, file: str) -> Literal["task", "model", "prompt", "datasets", "groups"]:
@@ -146,27 +153,23 @@ def _block(data: Data, name: str) -> Data:
 def _leave_out(data: Data, old_fields: Iterable[OldField], new: Migration) -> bool:
     """Removes the fields without effect here. Whether there were any: ours have none."""
     found = False
-    for old in old_fields:
-        parent, _, name = old.path.rpartition(".")
-        block = _block(data, parent) if parent else data
-        if name not in block:
+    for old, block, name in old_fields_in(data, old_fields):
+        if (treatment := old.treatment) in ("honoured", "changed"):
+            new.say(treatment, old.path, old.instead)
             continue
-        if old.treatment in ("honoured", "changed"):
-            new.say(old.treatment, old.path, old.instead)
-            continue
-        if old.stays(block[name]):
+        value, harmless = block[name], block[name] in old.harmless
+        if old.stays(value):
             new.say("honoured", old.path, "")
-            found |= block[name] is not None
+            found |= value is not None
             continue
-        found, value = True, block.pop(name)
-        harmless = value in old.harmless
-        refused = old.treatment == "refused" and not harmless
+        found, refused = True, old.treatment == "refused" and not harmless
         shown = shown_value(value, name)
         why = f"{shown} is what happens anyway" if harmless else old.instead
         what = f"{shown} is left out" if refused else "left out"
         new.say("refused" if refused else "changed", old.path, f"{what}: {why}")
+        del block[name]
         if not block:
-            del data[parent]
+            del data[old.path.rpartition(".")[0]]
     return found
 
 
@@ -231,10 +234,18 @@ def _ordered(data: Data, block: type[Block]) -> Data:
 def _distillation(data: Data, new: Migration) -> Data:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
-    is_old = _leave_out(data, (*TASK_FIELDS, *_step_fields(step)), new)
+    of_step = (
+        replace(old, path=f"{OLD_BLOCK}.{name}")
+        for old in STEP_FIELDS
+        for of, names in [old.in_old_block()]
+        if of == step
+        for name in names
+    )
+    is_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
     block = _block(data, OLD_BLOCK)
-    for name in _STEP_FOLDERS:
-        _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
+    for kind in (ChatmlStep, MergeStep, ResponsesStep):
+        for name in (kind.input_field, kind.output_field):
+            _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
     if step == GENERATE and block:
         reason = "conversations are sent whole; the old system sent their first message alone, as "
         reason += "`prompt_mode: first_message` does"
@@ -247,21 +258,6 @@ def _distillation(data: Data, new: Migration) -> Data:
     by_step = {step if name == OLD_BLOCK else name: value for name, value in data.items()}
     ordered = _ordered(by_step, DistillationTask)
     return {OLD_BLOCK if name == step else name: value for name, value in ordered.items()}
-
-
-_STEP_FOLDERS = (
-    *("input_dir", "output_dir", "base_input_dir", "base_output_dir"),
-    *("input_path", "output_path"),
-)
-
-
-def _step_fields(step: Any) -> Iterator[OldField]:
-    """The fields without effect of a step, by their names in the old block."""
-    for old in STEP_FIELDS:
-        own, _, name = old.path.partition(".")
-        names = (name, *(alias for alias, same in STEP_ALIASES.items() if same == name))
-        if own == step:
-            yield from (replace(old, path=f"{OLD_BLOCK}.{each}") for each in names)
 
 
 # Models
@@ -353,11 +349,10 @@ def _prompt(data: Data, new: Migration) -> Data:
         if key not in output.keys:
             why = f"{key} is not in json_keys"
         else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            why = "a default never becomes a score" if is_number else f"{key} is required"
+            why = "a default never becomes a score" if is_number(value) else f"{key} is required"
             if value is not None:
                 properties[key] = {"type": "integer"} if type(value) is int else output.fields[key]
-            if is_number:
+            if is_number(value):
                 new.hints[f"{place}.properties.{key}"] = "add the scale: minimum and maximum"
             elif key in output.optional_defaults:
                 kept[key] = value

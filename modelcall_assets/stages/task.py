@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from modelcall_assets.config.distillation import DistillationTask
-from modelcall_assets.config.folders import unwritable
-from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.config.spec import TaskSpec, unwritable
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.data_files import is_data_file
