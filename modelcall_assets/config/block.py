@@ -40,6 +40,11 @@ class Block(BaseModel):
 
 
 B = TypeVar("B", bound=Block)
+T = TypeVar("T")
+Content = dict[str, Any]
+"""Of a file, as YAML has it."""
+Parsed = tuple[T | None, list[Problem]]
+"""What a file holds, none if one of its problems is an error; and all of these."""
 Loc = Sequence[int | str]
 
 
@@ -78,7 +83,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 # Problems
 
 
-def validate(model: type[B], data: dict[str, Any], file: str) -> tuple[B | None, list[Problem]]:
+def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
     """The block, or every problem of its shape."""
     try:
         return model.model_validate(data), []

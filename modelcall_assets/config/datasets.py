@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field
 
 from modelcall_assets.config.block import (
     Block,
+    Content,
+    Parsed,
     Text,
     did_you_mean,
     errors_in,
@@ -58,11 +60,8 @@ class DatasetConfig(Block):
     """Which column holds what the style needs."""
 
 
-def parse_datasets(
-    data: dict[str, Any], file: str
-) -> tuple[Mapping[str, DatasetConfig] | None, list[Problem]]:
-    """Every data set by its key, in the file's order, and every problem of the file; no data sets
-    if one of them is an error."""
+def parse_datasets(data: Content, file: str) -> Parsed[Mapping[str, DatasetConfig]]:
+    """Every data set by its key, in the file's order."""
     datasets: dict[str, DatasetConfig] = {}
     problems = [] if data else [Problem(file, "", "names no data set")]
     for key, block in data.items():
@@ -73,7 +72,7 @@ def parse_datasets(
             have = shown_value(block, key)
             problems.append(Problem(file, key, "wrong type", "a mapping", have))
         else:
-            dataset, found = validate(DatasetConfig, cast("dict[str, Any]", block), file)
+            dataset, found = validate(DatasetConfig, cast("Content", block), file)
             problems += [replace(each, field=f"{key}.{each.field}") for each in found]
             if dataset is not None:
                 datasets[key] = dataset
@@ -83,7 +82,7 @@ def parse_datasets(
 
 def are_datasets(data: Mapping[str, Any]) -> bool:
     """Whether a file whose kind is unknown looks like a dataset config."""
-    blocks = [cast("dict[str, Any]", block) for block in data.values() if isinstance(block, dict)]
+    blocks = [cast("Content", block) for block in data.values() if isinstance(block, dict)]
     return 0 < len(blocks) == len(data) and all("format_style" in block for block in blocks)
 
 
@@ -175,10 +174,7 @@ class MergeGroupsFile(Block):
     """Groups; each is one merged file."""
 
 
-def parse_merge_groups(
-    data: dict[str, Any], file: str
-) -> tuple[Sequence[MergeGroup] | None, list[Problem]]:
-    """The groups, and every problem of their file; no groups if one of them is an error."""
+def parse_merge_groups(data: Content, file: str) -> Parsed[Sequence[MergeGroup]]:
     parsed, problems = validate(MergeGroupsFile, data, file)
     if parsed is None:
         return None, problems

@@ -12,7 +12,16 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from modelcall_assets.config.block import Block, Count, Text, did_you_mean, errors_in, validate
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Count,
+    Parsed,
+    Text,
+    did_you_mean,
+    errors_in,
+    validate,
+)
 from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
 from modelcall_assets.config.places import Folder
 from modelcall_assets.config.task import (
@@ -159,13 +168,9 @@ class DistillationTask(TaskFile):
     task_type: str
     """`data_distillation`."""
     chatml_conversion: ChatmlStep | None = None
-    """Data sets as conversations."""
     jsonl_merge: MergeStep | None = None
-    """Conversations merged by group."""
     generate_response: ResponsesStep | None = None
-    """Answers to conversations."""
     scores: JudgeStep | None = None
-    """Ratings of the answers."""
     journal_folder: Folder | None = None
     """Where raw replies are kept; default `.modelcall` in the folder of the
     responses, else of the last step."""
@@ -217,10 +222,7 @@ class DistillationTask(TaskFile):
         return self.debug.max_files if self.debug.enabled else None
 
 
-def parse_distillation(
-    data: dict[str, Any], file: str
-) -> tuple[DistillationTask | None, list[Problem]]:
-    """The task, and every problem of its file; no task if one of them is an error."""
+def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     known, problems = _with_steps(data, file)
     known, old, _ = take_out(known, (*TASK_FIELDS, *STEP_FIELDS), file)
     task, mistakes = validate(DistillationTask, known, file)
@@ -240,9 +242,9 @@ def as_written(problem: Problem, data: Mapping[str, Any]) -> Problem:
     return replace(problem, field=f"{OLD_BLOCK}.{next(own, name)}")
 
 
-def _old_block(data: Mapping[str, Any]) -> dict[str, Any]:
+def _old_block(data: Mapping[str, Any]) -> Content:
     block = data.get(OLD_BLOCK)
-    return cast("dict[str, Any]", block) if isinstance(block, dict) else {}
+    return cast("Content", block) if isinstance(block, dict) else {}
 
 
 def old_step(data: Mapping[str, Any]) -> Any:
@@ -252,7 +254,7 @@ def old_step(data: Mapping[str, Any]) -> Any:
     return _old_block(data).get("step", GENERATE if data.get("task_type") == GENERATE else None)
 
 
-def _with_steps(data: dict[str, Any], file: str) -> tuple[dict[str, Any], list[Problem]]:
+def _with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
     """The file with a block per step in place of the old one, and what is wrong with that."""
     if OLD_BLOCK not in data:
         return data, []
@@ -266,7 +268,7 @@ def _with_steps(data: dict[str, Any], file: str) -> tuple[dict[str, Any], list[P
     if rest.get(step) is not None:
         wrong = f"the block {OLD_BLOCK} is this step too"
         problems.append(Problem(file, step, wrong, fix="leave one of them"))
-    fields: dict[str, Any] = {}
+    fields: Content = {}
     for name, value in given.items():
         own = STEP_ALIASES.get(name, name) if step == GENERATE else name
         if own in fields:

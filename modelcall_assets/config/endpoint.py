@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from modelcall_assets.config.block import OR_EMPTY, Block, Limit, Text, mistake, shown_value
-from modelcall_assets.config.places import Expander
+from modelcall_assets.config.places import Check, Expander
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import (
     NO_KEY,
@@ -39,7 +39,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _OWN_HEADERS = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"}
 )
-_IN_ENV = "set the variable in .env or in the process environment"
+IN_ENV = "set the variable in .env or in the process environment"
 
 
 def checked_url(url: str) -> str:
@@ -73,27 +73,22 @@ def _check_http(url: str, wrong: str, expected: str) -> None:
         raise mistake(f"{host[:80]!r} cannot be the name of a host", expected=expected)
 
 
-def without_password(url: str) -> str:
-    """The URL, or a mistake where it holds a password or a key."""
-    if has_password(url):
-        raise mistake("a password in a file", fix="write the URL as ${NAME} and set NAME in .env")
-    return url
+def literal(check: Check) -> AfterValidator:
+    """Checks a URL that holds no references; then no password may stand in it."""
 
+    def checked(url: str) -> str:
+        if not REFERENCE.search(url) and has_password(check(url)):
+            fix = "write the URL as ${NAME} and set NAME in .env"
+            raise mistake("a password in a file", fix=fix)
+        return url
 
-def _literal_url(url: str) -> str:
-    if not REFERENCE.search(url):
-        without_password(checked_url(url))
-    return url
-
-
-def _literal_proxy(url: str) -> str:
-    return url if REFERENCE.search(url) else without_password(_checked_proxy(url))
+    return AfterValidator(checked)
 
 
 def _key_reference(key: str) -> str:
     if key in NO_KEY or is_reference(key, ("", *NO_KEY)):
         return key
-    raise mistake("a key in a file", expected="a reference such as ${API_KEY}", fix=_IN_ENV)
+    raise mistake("a key in a file", expected="a reference such as ${API_KEY}", fix=IN_ENV)
 
 
 def _checked_header(value: str) -> str:
@@ -122,12 +117,12 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
         seen.add(name.lower())
         if holds_literal_secret(name, value):
             expected = "a reference such as ${API_KEY} or Bearer ${API_KEY}"
-            raise mistake(f"a secret in a file: {name}", expected=expected, fix=_IN_ENV)
+            raise mistake(f"a secret in a file: {name}", expected=expected, fix=IN_ENV)
         _checked_header(value)
     return headers
 
 
-BaseUrl = Annotated[Text, AfterValidator(_literal_url)]
+BaseUrl = Annotated[Text, literal(checked_url)]
 KeyReference = Annotated[Text, AfterValidator(_key_reference)]
 
 
@@ -140,7 +135,7 @@ class EndpointConfig(Block):
     """`${NAME}`; or `EMPTY`, `none`, `not-needed` for a server without keys."""
     headers: Annotated[dict[str, Text], OR_EMPTY, AfterValidator(_headers)] = Field(default={})
     """Sent with every request; may hold `${NAME}`, and must where the value is a secret."""
-    proxy: Annotated[Text, AfterValidator(_literal_proxy)] | None = None
+    proxy: Annotated[Text, literal(_checked_proxy)] | None = None
     """URL of an HTTP proxy; may hold `${NAME}`. Default: the environment's (`HTTPS_PROXY`)."""
     ca_file: Text | None = None
     """PEM file of the authorities to trust in place of the system's."""

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from modelcall_assets.config.block import (
     Block,
+    Content,
     Limit,
+    Parsed,
     Text,
     errors_in,
     mistake,
@@ -139,9 +141,7 @@ class ModelFile(Block):
     mode: Literal["live", "batch"] = "live"
     """`batch` sends files of requests to OpenAI's Batch API: cheaper, within a day."""
     batch: BatchConfig = BatchConfig()
-    """For `mode: batch`."""
     prices: Prices = Prices()
-    """What tokens cost."""
     supports_json_schema: bool = False
     """Whether the endpoint takes `response_format: json_schema`."""
     revision: str | None = None
@@ -201,7 +201,6 @@ class FirstGeneration(ModelFile):
     model_name: Text
     """Name of the model at the endpoint."""
     completions_params: Sampling = Sampling()
-    """Fields of the request body."""
     base_url: BaseUrl | None = None
     """Default: the provider's, else `${BASE_URL}`."""
     api_key: KeyReference | None = None
@@ -223,8 +222,8 @@ class _OfFirstGeneration(ModelConfig):
     client_field: ClassVar[str] = ""
 
 
-def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, list[Problem]]:
-    """The model, and every problem of its file; no model if one of them is an error."""
+def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
+    """The model of a file of either generation."""
     known, problems, _ = take_out(data, MODEL_FIELDS, file)
     if "client_config" in data or "chat_config" in data:
         parsed, mistakes = validate(ModelConfig, known, file)

@@ -22,6 +22,8 @@ from modelcall_assets.config.legacy import PLACEHOLDERS
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import REFERENCE, has_password
 
+Check = Callable[[str], str]
+"""Passes a text on, perhaps in its simplest spelling; or a mistake."""
 MOST_NAME = 255
 """Bytes of a file's or folder's name, in every file system of today."""
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^}]*)\}")
@@ -101,7 +103,7 @@ class Expander:
     file: str
     problems: list[Problem] = field(default_factory=list[Problem], kw_only=True)
 
-    def text(self, place: str, text: str | None, check: Callable[[str], str] = str) -> str | None:
+    def text(self, place: str, text: str | None, check: Check = str) -> str | None:
         """The text with its references replaced, if it passes."""
         if text is None:
             return None

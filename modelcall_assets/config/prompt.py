@@ -13,7 +13,16 @@ from typing import Annotated, Any, cast
 import jsonschema_rs
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import Block, Text, did_you_mean, errors_in, mistake, validate
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Parsed,
+    Text,
+    did_you_mean,
+    errors_in,
+    mistake,
+    validate,
+)
 from modelcall_assets.errors import Problem
 
 _KEYWORDS = (
@@ -156,7 +165,6 @@ class PromptFile(Block):
     prompt_template: PromptTemplate
     """The messages of a request."""
     output_config: OutputConfig = OutputConfig()
-    """The JSON object that the model must answer with."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +188,7 @@ class PromptConfig:
         return placeholders_of(self.prompt_template.prompt_text)
 
 
-def parse_prompt(data: dict[str, Any], file: str) -> tuple[PromptConfig | None, list[Problem]]:
-    """The prompt, and every problem of its file; no prompt if one of them is an error."""
+def parse_prompt(data: Content, file: str) -> Parsed[PromptConfig]:
     parsed, problems = validate(PromptFile, data, file)
     if parsed is None:
         return None, problems

@@ -8,11 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from modelcall_assets.config.block import problem_of
+from modelcall_assets.config.block import Content, Parsed, problem_of
 from modelcall_assets.config.datasets import DatasetConfig, MergeGroup
 from modelcall_assets.config.distillation import DistillationTask, parse_distillation
 from modelcall_assets.config.model import ModelConfig
@@ -141,10 +140,10 @@ class TaskSpec:
 
 
 def parse_task(
-    data: dict[str, Any], file: str, *, has_data_root: bool = False
-) -> tuple[ScoringTask | DistillationTask | None, list[Problem]]:
-    """The task, and every problem of its file; no task if one of them is an error. The project has
-    a data root or not; the task may have its own."""
+    data: Content, file: str, *, has_data_root: bool = False
+) -> Parsed[ScoringTask | DistillationTask]:
+    """The task of a file of either kind. The project has a data root or not; the task may have its
+    own."""
     kind = data.get("task_type", TASK_TYPE)
     if kind in DISTILLATION_TYPES:
         return parse_distillation(data, file)

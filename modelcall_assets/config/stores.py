@@ -1,14 +1,10 @@
-"""`configs/storage.yaml`, and what reaches the stores of a task: profiles, else variables.
-
-TOS, the object store of Volcengine and BytePlus, talks S3 at an endpoint of its own, which takes
-buckets in the host name only.
-"""
+"""`configs/storage.yaml`, and what reaches the stores of a task: profiles, else variables."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -16,9 +12,18 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import OR_EMPTY, Block, Text, errors_in, mistake, validate
-from modelcall_assets.config.endpoint import checked_url, without_password
-from modelcall_assets.config.places import Environment, Expander, Folder, is_uri, normal
+from modelcall_assets.config.block import (
+    OR_EMPTY,
+    Block,
+    Content,
+    Parsed,
+    Text,
+    errors_in,
+    mistake,
+    validate,
+)
+from modelcall_assets.config.endpoint import IN_ENV, checked_url, literal
+from modelcall_assets.config.places import Check, Environment, Expander, Folder, is_uri, normal
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import (
@@ -40,13 +45,13 @@ _TOS_HOST = re.compile(
     r"\.(?P<domain>i?(?:volces|bytepluses)\.com)/?",
     re.I,
 )
-_TOS_REGION = "cn-beijing"
-_IN_ENV = "set the variable in .env or in the process environment"
+"""TOS, the object store of Volcengine and BytePlus, talks S3 at an endpoint of its own, which takes
+buckets in the host name only."""
 
 
 def _secret(text: str) -> str:
     if not is_reference(text):
-        raise mistake("a key in a file", expected="a reference such as ${LAB_KEY}", fix=_IN_ENV)
+        raise mistake("a key in a file", expected="a reference such as ${LAB_KEY}", fix=IN_ENV)
     return text
 
 
@@ -74,7 +79,7 @@ def _filesystem(name: str) -> str:
     raise mistake("no file system's name", expected=expected, fix=fix)
 
 
-def _usual_filesystem(block: Mapping[str, Any]) -> str:
+def _usual(block: Mapping[str, Any]) -> str:
     scheme = block["prefix"].partition("://")[0]
     return "s3" if scheme == "tos" else scheme
 
@@ -87,17 +92,13 @@ def _checked_endpoint(text: str) -> str:
     return checked_url(text)
 
 
-def _literal_endpoint(text: str) -> str:
-    return text if REFERENCE.search(text) else without_password(_checked_endpoint(text))
-
-
 def _no_secrets(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in _leaves(options):
         is_open = value is None or isinstance(value, bool) or is_reference(str(value))
         is_named = names_secret(name.rpartition(".")[2], of_anyone=True)
         if (is_named and not is_open) or looks_secret(str(value)):
             expected = "a reference such as ${LAKE_TOKEN}"
-            raise mistake(f"a key in a file: {name}", expected=expected, fix=_IN_ENV)
+            raise mistake(f"a key in a file: {name}", expected=expected, fix=IN_ENV)
     return options
 
 
@@ -118,12 +119,10 @@ class StoreProfile(Block):
 
     prefix: Annotated[Text, AfterValidator(_prefix)]
     """Start of the URIs that it is for, such as `s3://bucket/` or `lake://`; the longest wins."""
-    filesystem: Annotated[Text, AfterValidator(_filesystem)] = Field(
-        default_factory=_usual_filesystem
-    )
+    filesystem: Annotated[Text, AfterValidator(_filesystem)] = Field(default_factory=_usual)
     """A protocol of fsspec, or `package.module:Class` of your own; default the prefix's scheme,
     and `s3` for `tos://`."""
-    endpoint: Annotated[Text, AfterValidator(_literal_endpoint)] | None = None
+    endpoint: Annotated[Text, literal(_checked_endpoint)] | None = None
     """URL of an S3-compatible store; default `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, else
     Amazon's."""
     region: Text | None = None
@@ -169,14 +168,12 @@ class Storage:
     """Whether the file could be understood as far as `data_root`."""
 
 
-def parse_storage(data: dict[str, Any], file: str) -> tuple[StorageFile | None, list[Problem]]:
-    """The file, and every problem of it; none if one of them is an error."""
+def parse_storage(data: Content, file: str) -> Parsed[StorageFile]:
     parsed, problems = validate(StorageFile, data, file)
     seen: dict[str, str] = {}
     for name, profile in parsed.stores.items() if parsed else ():
         problems += _profile_problems(profile, f"stores.{name}", file)
-        first = seen.setdefault(profile.prefix, name)
-        if first != name:
+        if (first := seen.setdefault(profile.prefix, name)) != name:
             wrong, fix = f"the prefix of stores.{first} too", "remove one of them"
             problems.append(Problem(file, f"stores.{name}.prefix", wrong, fix=fix))
     return None if errors_in(problems) else parsed, problems
@@ -191,11 +188,8 @@ def _profile_problems(profile: StoreProfile, place: str, file: str) -> Iterator[
                 fix = "write it below options, as that file system calls it"
                 yield Problem(file, f"{place}.{name}", wrong, fix=fix)
         return
-    for name, other in (
-        ("access_key", "secret_key"),
-        ("secret_key", "access_key"),
-        ("session_token", "access_key"),
-    ):
+    needs = {"access_key": "secret_key", "secret_key": "access_key", "session_token": "access_key"}
+    for name, other in needs.items():
         if getattr(profile, name) and not getattr(profile, other):
             wrong, fix = f"missing: there is {name}", f"add `{other}:`"
             yield Problem(file, f"{place}.{other}", wrong, fix=fix)
@@ -203,22 +197,18 @@ def _profile_problems(profile: StoreProfile, place: str, file: str) -> Iterator[
 
 def load_storage(root: Path) -> Storage:
     """The project's file; without one there are no profiles, and relative is below the root."""
-    path = root / STORAGE_FILE
-    if not path.exists():
+    if not (root / STORAGE_FILE).exists():
         return Storage(StorageFile())
     try:
-        data = load_yaml(path, STORAGE_FILE)
+        data = load_yaml(root / STORAGE_FILE, STORAGE_FILE)
     except SetupError as error:
         return Storage(StorageFile(), error.problems, root_is_known=False)
     parsed, problems = parse_storage(data, STORAGE_FILE)
     if parsed is not None:
         return Storage(parsed)
     only_stores = all(problem.field.partition(".")[0] == "stores" for problem in problems)
-    known = StorageFile(data_root=data.get("data_root")) if only_stores else StorageFile()
-    return Storage(known, tuple(problems), only_stores)
-
-
-# What reaches the stores of a task
+    data_root = data.get("data_root") if only_stores else None
+    return Storage(StorageFile(data_root=data_root), tuple(problems), only_stores)
 
 
 def store_options(
@@ -234,20 +224,16 @@ def store_options(
         fits = [(n, p) for n, p in storage.file.stores.items() if f"{place}/".startswith(p.prefix)]
         usual = "", StoreProfile(prefix=f"{place.partition('://')[0]}://")
         name, profile = max(fits, key=lambda each: len(each[1].prefix), default=usual)
-        if profile.prefix in found:
+        prefix, filesystem = profile.prefix, profile.filesystem
+        if prefix in found:
             continue
         source = (STORAGE_FILE, f"stores.{name}") if name else (file, place_field)
-        resolver = _Resolver(env, *source, is_profile=bool(name))
+        resolver = _Resolver(env, *source)
         options = resolver.expanded(profile.options, f"{resolver.block}.options")
-        if profile.filesystem == "s3":
+        if filesystem == "s3":
             options = _joined(resolver.s3(profile), options)
-        found[profile.prefix] = StoreOptions(
-            name or f"no profile in {STORAGE_FILE}",
-            profile.prefix,
-            profile.filesystem,
-            options,
-            tuple(resolver.secrets),
-        )
+        label, secrets = name or f"no profile in {STORAGE_FILE}", tuple(resolver.secrets)
+        found[prefix] = StoreOptions(label, prefix, filesystem, options, secrets)
         problems += resolver.problems
     return tuple(sorted(found.values(), key=lambda each: -len(each.prefix))), problems
 
@@ -258,7 +244,6 @@ class _Resolver(Expander):
 
     block: str
     """Where the profile stands in its file; without one, the field that names the store."""
-    is_profile: bool
     secrets: list[str] = field(default_factory=list[str], kw_only=True)
     """What options take from the environment."""
 
@@ -288,7 +273,7 @@ class _Resolver(Expander):
         region = region or self._variable(*names)
         tos_host = _TOS_HOST.fullmatch(endpoint or "")
         if is_tos:
-            region = region or (tos_host["region"].lower() if tos_host else _TOS_REGION)
+            region = region or (tos_host["region"].lower() if tos_host else "cn-beijing")
             endpoint = endpoint or f"https://tos-s3-{region}.volces.com"
         addressing = profile.addressing
         if addressing == "auto" and (is_tos or tos_host):
@@ -324,29 +309,25 @@ class _Resolver(Expander):
         names = ("TOS_ACCESS_KEY", "TOS_SECRET_KEY", "") if is_tos else names
         missing = [name for name in names[:2] if not self.env.get(name)]
         if len(missing) == 1 or (missing and is_tos):
-            self._missing(missing, "tos://" if is_tos else "s3://")
+            scheme = "tos://" if is_tos else "s3://"
+            are = "variable {} is" if len(missing) == 1 else "variables {} are"
+            wrong = f"{are.format(' and '.join(missing))} not set, which {scheme} needs"
+            have = "a value" if len(missing) == 1 else "values"
+            fix = f"the task cannot run until there is {have} "
+            fix += "in .env, in the task's env file or in the process"
+            if self.file != STORAGE_FILE:
+                fix += f", or a profile for {scheme} in {STORAGE_FILE}"
+            self.problems.append(Problem(self.file, self.block, wrong, fix=fix, unready=True))
         found = zip(("key", "secret", "token"), map(self.env.get, names), strict=True)
         return {} if missing else {option: value for option, value in found if value}
 
-    def _missing(self, names: list[str], scheme: str) -> None:
-        are = "variables {} are" if len(names) > 1 else "variable {} is"
-        wrong = f"{are.format(' and '.join(names))} not set, which {scheme} needs"
-        have = "a value" if len(names) == 1 else "values"
-        fix = f"the task cannot run until there is {have} "
-        fix += "in .env, in the task's env file or in the process"
-        if not self.is_profile:
-            fix += f", or a profile for {scheme} in {STORAGE_FILE}"
-        self.problems.append(Problem(self.file, self.block, wrong, fix=fix, unready=True))
-
-    def _optional(
-        self, place: str, text: str | None, check: Callable[[str], str] = str
-    ) -> str | None:
+    def _optional(self, place: str, text: str | None, check: Check = str) -> str | None:
         """None, too, for `${NAME:-}` without a value: the file says that there may be none."""
         if text and is_reference(text) and text.endswith(":-}") and not self.env.expand(text):
             return None
         return self.text(place, text, check)
 
-    def _variable(self, *names: str, check: Callable[[str], str] = str) -> str | None:
+    def _variable(self, *names: str, check: Check = str) -> str | None:
         """The value of the first one that is set."""
         name = next((name for name in names if self.env.get(name)), None)
         return self.text(self.block, f"${{{name}}}", check) if name else None

@@ -11,8 +11,10 @@ from pydantic.fields import FieldInfo
 
 from modelcall_assets.config.block import (
     Block,
+    Content,
     Count,
     Limit,
+    Parsed,
     Text,
     Texts,
     did_you_mean,
@@ -170,30 +172,21 @@ class TaskFile(Block):
     owners: list[Annotated[str, AfterValidator(_owner)]] = Field(default_factory=list[str])
     """Dagster owners: e-mail addresses or `team:<name>`."""
     sensor: Sensor = Sensor()
-    """Launches runs for new and changed input files."""
     environment: EnvFiles = EnvFiles()
-    """Variables of this task only."""
     data_root: Folder | None = None
     """Where the task's relative data folders lie; default that of configs/storage.yaml, else the
     project root."""
     concurrency: Concurrency = Concurrency()
-    """How much runs at the same time."""
     distributed: Distributed = Distributed()
-    """Sharding by file for batch schedulers."""
     debug: Debug = Debug()
-    """A small trial."""
     retry: Retry = Retry()
-    """What happens after a failed request or a malformed answer."""
     reuse: Reuse = Reuse()
-    """Which earlier answers may stand for a request."""
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     """US dollars that the task may spend over all its runs; needs the model's prices."""
     budget_tokens: Limit = None
     """Tokens that the task may use over all its runs."""
     options: NoFields = NoFields()
-    """Old fields only."""
     logging: NoFields = NoFields()
-    """Old fields only."""
     max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of failed rows above which a file's output is rejected."""
 
@@ -244,7 +237,6 @@ class ScoringTask(TaskFile):
     data: Data
     """Where rows come from and where scores go."""
     preprocess: Preprocess = Preprocess()
-    """Cleaning, filtering and truncation before scoring."""
     model: ConfigPath | None = None
     """The model file; required unless there is a `scorer`."""
     prompt: ConfigPath | None = None
@@ -305,10 +297,7 @@ class ScoringTask(TaskFile):
         return self.preprocess.num_files if self.preprocess.enabled else None
 
 
-def parse_scoring(
-    data: dict[str, Any], file: str, has_data_root: bool
-) -> tuple[ScoringTask | None, list[Problem]]:
-    """The task, and every problem of its file; no task if one of them is an error."""
+def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[ScoringTask]:
     known, problems, is_old = take_out(data, TASK_FIELDS, file)
     task, mistakes = validate(ScoringTask, known, file)
     problems += [*mistakes, *_rater_problems(known, file)]
