@@ -24,8 +24,14 @@ from config_files import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcall_assets.config import datasets, merge_groups
-from modelcall_assets.config.catalog import find_root, load_catalog, load_model, load_task
+from modelcall_assets.config import datasets
+from modelcall_assets.config.catalog import (
+    find_root,
+    legal_key,
+    load_catalog,
+    load_model,
+    load_task,
+)
 from modelcall_assets.config.distillation import (
     GENERATE,
     STEPS,
@@ -34,13 +40,11 @@ from modelcall_assets.config.distillation import (
     parse_distillation,
 )
 from modelcall_assets.config.endpoint import Endpoint
-from modelcall_assets.config.environment import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.naming import legal_key
+from modelcall_assets.config.places import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.reference import reference
-from modelcall_assets.config.spec import PREPROCESSED, TaskSpec
-from modelcall_assets.config.task import parse_task
+from modelcall_assets.config.spec import PREPROCESSED, TaskSpec, parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.asking import AskingStage
@@ -870,7 +874,7 @@ def test_the_types_of_fields_come_from_the_schema_and_the_defaults() -> None:
     }
     prompt, problems = parse_prompt(with_fields(PROMPT, {"output_config": output}), "p.yaml")
     assert prompt
-    assert prompt.fields == {
+    assert prompt.output_config.fields == {
         "score": {"type": "number"},
         "grade": {"type": "integer", "minimum": 1, "maximum": 5},
         "any": {},
@@ -882,17 +886,23 @@ def test_the_types_of_fields_come_from_the_schema_and_the_defaults() -> None:
         "ln": {"type": "array"},
     }
     assert [problem.field for problem in problems] == ["output_config.json_keys[2]"]
-    assert prompt.optional_defaults == {"t": "", "b": True, "l": [], "d": {}, "ln": [1]}
-    schema = prompt.answer_schema()
+    assert prompt.output_config.optional_defaults == {
+        "t": "",
+        "b": True,
+        "l": [],
+        "d": {},
+        "ln": [1],
+    }
+    schema = prompt.output_config.answer_schema()
     assert schema["required"] == ["score", "grade"]
-    assert schema["properties"] == prompt.fields
+    assert schema["properties"] == prompt.output_config.fields
 
 
 def test_a_default_never_fills_a_required_key() -> None:
     output = {"json_key_must_exists": ["t"], "json_default_values": {"t": "x"}, "json_keys": ["t"]}
     data = with_fields(PROMPT, {"output_config": {"require_json": True, **output}})
     prompt, _ = parse_prompt(data, "p.yaml")
-    assert prompt and prompt.optional_defaults == {}
+    assert prompt and prompt.output_config.optional_defaults == {}
 
 
 def test_keys_default_to_the_schemas() -> None:
@@ -900,13 +910,13 @@ def test_keys_default_to_the_schemas() -> None:
     data = with_fields(PROMPT, {"output_config": {"require_json": True, "json_schema": schema}})
     prompt, problems = parse_prompt(data, "p.yaml")
     assert prompt and not problems
-    assert list(prompt.fields) == ["b", "a"]
+    assert list(prompt.output_config.fields) == ["b", "a"]
     assert prompt.output_config.required == ["a"]
 
 
 def test_a_prompt_without_json() -> None:
     prompt, problems = parse_prompt({"prompt_template": {"prompt_text": "{text}"}}, "p.yaml")
-    assert prompt and not problems and prompt.fields == {}
+    assert prompt and not problems and prompt.output_config.fields == {}
 
 
 def test_prompt_version_follows_the_content(tmp_path: Path) -> None:
@@ -1296,11 +1306,11 @@ def test_a_file_that_a_step_names_is_looked_for(distilling: DistillationProject)
 
 def test_an_unknown_name_is_at_the_field_that_the_caller_says() -> None:
     sets, _ = datasets.parse_datasets(SETS, "s.yaml")
-    groups, _ = merge_groups.parse_merge_groups(GROUPS, "g.yaml")
+    groups, _ = datasets.parse_merge_groups(GROUPS, "g.yaml")
     assert sets and groups
-    _, [problem] = datasets.selected(sets, ["org/chat"], "t.yaml", "here.selected")
+    _, [problem] = datasets.selected_datasets(sets, ["org/chat"], "t.yaml", "here.selected")
     assert (problem.field, problem.fix) == ("here.selected[0]", "did you mean org/chats?")
-    _, [problem] = merge_groups.selected(groups, ["all", "al"], "t.yaml", "here.groups")
+    _, [problem] = datasets.selected_groups(groups, ["all", "al"], "t.yaml", "here.groups")
     assert (problem.field, problem.fix) == ("here.groups[1]", "did you mean all?")
 
 

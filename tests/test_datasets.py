@@ -14,7 +14,12 @@ import pytest
 import yaml
 from config_files import Messages, told
 
-from modelcall_assets.config.datasets import MAPPING_KEYS, output_name, parse_datasets, selected
+from modelcall_assets.config.datasets import (
+    MAPPING_KEYS,
+    output_name,
+    parse_datasets,
+    selected_datasets,
+)
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.record import BadLine, Row
 from modelcall_assets.storage.datasets import dataset_path, find_split, find_splits
@@ -452,8 +457,9 @@ class TestConfig:
     def test_a_selection_names_what_is_unknown(self) -> None:
         datasets, _ = parse_datasets(GOOD, "sets.yaml")
         assert datasets is not None
-        assert selected(datasets, [], "task.yaml") == (datasets, [])
-        kept, problems = selected(datasets, ["oo1.jsonl", "org/nam"], "task.yaml")
+        where = "task.yaml", "distillation.selected_datasets"
+        assert selected_datasets(datasets, [], *where) == (datasets, [])
+        kept, problems = selected_datasets(datasets, ["oo1.jsonl", "org/nam"], *where)
         assert list(kept) == ["oo1.jsonl"]
         assert [(str(problem), problem.severity) for problem in problems] == [
             (
@@ -462,9 +468,8 @@ class TestConfig:
                 "warning",
             )
         ]
-        assert [problem.severity for problem in selected(datasets, ["x"], "task.yaml")[1]] == [
-            "error"
-        ]
+        _, problems = selected_datasets(datasets, ["x"], *where)
+        assert [problem.severity for problem in problems] == ["error"]
 
     @pytest.mark.parametrize(
         ("arguments", "name"),

@@ -19,7 +19,7 @@ from config_files import Messages, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.config.merge_groups import MergeGroup, parse_merge_groups, selected
+from modelcall_assets.config.datasets import MergeGroup, parse_merge_groups, selected_groups
 from modelcall_assets.errors import InputError
 from modelcall_assets.stages.merged import (
     BLANK,
@@ -100,9 +100,12 @@ class TestGroupsFile:
 
     def test_selection_keeps_the_files_order_and_names_what_is_unknown(self) -> None:
         groups = [group(name=name) for name in ("one", "two", "three")]
-        assert selected(groups, [], "t.yaml") == (groups, [])
-        assert selected(groups, ["three", "one"], "t.yaml") == ([groups[0], groups[2]], [])
-        _, problems = selected(groups, ["tow", "zzz"], "t.yaml")
+        assert selected_groups(groups, [], "t.yaml", "distillation.merge_groups") == (groups, [])
+        assert selected_groups(groups, ["three", "one"], "t.yaml", "distillation.merge_groups") == (
+            [groups[0], groups[2]],
+            [],
+        )
+        _, problems = selected_groups(groups, ["tow", "zzz"], "t.yaml", "distillation.merge_groups")
         told = "\n".join(map(str, problems))
         assert "t.yaml:distillation.merge_groups[0]: there is no such merge group" in told
         assert "did you mean two?" in told and "choose among one, three, two" in told

@@ -15,11 +15,11 @@ from project import TASK, Project, Row, read_rows, some_rows, write_rows
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.config.block import Block
 from modelcall_assets.config.catalog import load_catalog, load_model, load_task, task_files
-from modelcall_assets.config.datasets import MAPPING_KEYS, parse_datasets
-from modelcall_assets.config.distillation import DistillationTask, step_folders
-from modelcall_assets.config.merge_groups import parse_merge_groups
+from modelcall_assets.config.datasets import MAPPING_KEYS, parse_datasets, parse_merge_groups
+from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
-from modelcall_assets.config.task import ScoringTask, parse_task
+from modelcall_assets.config.spec import parse_task
+from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.rehearsal import RehearsalServer
@@ -205,7 +205,7 @@ class TestTasks:
         used = list[str]()
         for task in named.values():
             if isinstance(task, DistillationTask):
-                used += step_folders(task).values()
+                used += task.stage_folders.values()
                 continue
             used += [task.data.input_folder, task.data.output_folder]
             used += filter(None, [task.preprocess.output_folder])
@@ -352,18 +352,22 @@ class TestPrompts:
         prompt = prompt_of(name)
         placeholders, keys, required = RATINGS[name]
         assert prompt.placeholders == placeholders
-        assert set(prompt.fields) == keys
+        assert set(prompt.output_config.fields) == keys
         assert set(prompt.output_config.required) == required
 
     @pytest.mark.parametrize("name", RATINGS)
     def test_scores_are_integers_from_1_to_5_and_have_no_default(self, name: str) -> None:
         prompt = prompt_of(name)
-        scores = {key: schema for key, schema in prompt.fields.items() if key.endswith("score")}
+        scores = {
+            key: schema
+            for key, schema in prompt.output_config.fields.items()
+            if key.endswith("score")
+        }
         assert scores and all(
             schema == {"type": "integer", "minimum": 1, "maximum": 5} for schema in scores.values()
         )
         assert not set(scores) & set(prompt.output_config.json_default_values)
-        assert all(schema.get("type") for schema in prompt.fields.values())
+        assert all(schema.get("type") for schema in prompt.output_config.fields.values())
 
     @pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("prompts/*.yaml")])
     def test_a_prompt_asks_for_what_its_schema_declares(self, name: str) -> None:
@@ -371,7 +375,7 @@ class TestPrompts:
         asked = prompt.prompt_template.prompt_text.format_map(
             dict.fromkeys(prompt.placeholders, "VALUE")
         )
-        assert [key for key in prompt.fields if f'"{key}"' not in asked] == []
+        assert [key for key in prompt.output_config.fields if f'"{key}"' not in asked] == []
         assert "1" in words_of(prompt) and "5" in words_of(prompt)
 
     @pytest.mark.parametrize("name", RATINGS)

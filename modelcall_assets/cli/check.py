@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.config.block import did_you_mean, shown_path
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -22,15 +22,12 @@ from modelcall_assets.config.catalog import (
     load_catalog,
     load_task,
 )
-from modelcall_assets.config.datasets import are_datasets, parse_datasets
+from modelcall_assets.config.datasets import are_datasets, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import as_written
-from modelcall_assets.config.folders import relative_places
-from modelcall_assets.config.merge_groups import parse_merge_groups
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.paths import shown_place
-from modelcall_assets.config.problems import shown_path
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.config.spec import TaskSpec, relative_places
 from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import InputError, Problem, SetupError

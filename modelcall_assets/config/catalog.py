@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from os.path import normpath
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from modelcall_assets.config.block import nearest
-from modelcall_assets.config.datasets import parse_datasets
-from modelcall_assets.config.datasets import selected as selected_datasets
-from modelcall_assets.config.distillation import (
-    DISTILLATION_TYPES,
-    GENERATE,
-    DistillationTask,
-    as_written,
+from modelcall_assets.config.block import errors_in, nearest, shown_path
+from modelcall_assets.config.datasets import (
+    parse_datasets,
+    parse_merge_groups,
+    selected_datasets,
+    selected_groups,
 )
-from modelcall_assets.config.environment import Environment
-from modelcall_assets.config.folders import placed
-from modelcall_assets.config.merge_groups import parse_merge_groups
-from modelcall_assets.config.merge_groups import selected as selected_groups
+from modelcall_assets.config.distillation import DistillationTask, as_written
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.naming import digest, legal_key
-from modelcall_assets.config.paths import is_file, is_folder, parent_of, shown_place
-from modelcall_assets.config.problems import errors_in, shown_path, stops_run
-from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import (
-    CHATML,
-    Link,
-    TaskSpec,
-    budget_problems,
-    unsent_text,
-)
+from modelcall_assets.config.places import Environment, is_file, shown_place
+from modelcall_assets.config.prompt import PromptConfig, parse_prompt
+from modelcall_assets.config.spec import CHATML, Link, TaskSpec, parse_task, placed
 from modelcall_assets.config.stores import load_storage
-from modelcall_assets.config.task import ScoringTask, parse_task
+from modelcall_assets.config.task import DISTILLATION_TYPES, ScoringTask
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 
-T = TypeVar("T")
-Parse = Callable[[dict[str, Any], str], tuple[T | None, list[Problem]]]
-
 SUFFIXES = (".yaml", ".yml")
+
+Parse = Callable[[dict[str, Any], str], tuple[Any, list[Problem]]]
+Files = tuple[tuple[str, str, Parse], ...]
+"""What a task names: the attribute of its spec, and the field of its file."""
+_SCORING_FILES: Files = (
+    ("model", "model.config_path", parse_model),
+    ("prompt", "prompt.config_path", parse_prompt),
+)
+_DISTILLATION_FILES: Files = (
+    ("model", "scores.model.config_path", parse_model),
+    ("prompt", "scores.prompt.config_path", parse_prompt),
+    ("generator", "generate_response.response_config_path", parse_model),
+    ("generator", "distillation.response_config_path", parse_model),
+    ("generator", "generate_response.model_config", parse_model),
+    ("generator", "distillation.model_config", parse_model),
+    ("datasets", "chatml_conversion.dataset_config_path", parse_datasets),
+    ("datasets", "distillation.dataset_config_path", parse_datasets),
+    ("groups", "jsonl_merge.merge_config_path", parse_merge_groups),
+    ("groups", "distillation.merge_config_path", parse_merge_groups),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +79,40 @@ def find_root(start: Path) -> Path:
     return next((folder for folder in (start, *start.parents) if is_root(folder)), start)
 
 
+def legal_key(name: str) -> str:
+    """The name as an asset key part: letters, digits and underscores, at most 100.
+
+    Hyphens, dots and spaces become underscores. Names that lose more than that get a digest,
+    so that two Chinese names stay apart.
+    """
+    key = re.sub(r"[-. ]", "_", name)
+    if re.fullmatch(r"[A-Za-z0-9_]{1,100}", key):
+        return key
+    return f"{re.sub(r'[^A-Za-z0-9_]', '_', key)[:93]}_{_digest(name)}"
+
+
+def _digest(text: str) -> str:
+    """Six hex digits that tell two texts apart."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+
+
 def load_task(path: Path, root: Path) -> TaskSpec:
     """The task with the files it names. SetupError tells every problem of all of them."""
     path, root = path.resolve(), root.resolve()
     file = shown_path(path, root)
     data, storage = load_yaml(path, file), load_storage(root)
-    task, problems = parse_task(data, file, has_data_root=storage.data_root is not None)
+    has_data_root = storage.file.data_root is not None
+    task, problems = parse_task(data, file, has_data_root=has_data_root)
     env = _environment(data, file, root, problems)
-    references = _References(data, file, root, problems)
-    named = references.of_distillation() if _is_distillation(data) else references.of_scoring()
+    named, files = _named_files(data, file, root, problems)
     if task is None or errors_in(problems):
         raise SetupError(problems)
-    models = [model for model in (named.get("model"), named.get("generator")) if model is not None]
-    if (prompt := named.get("prompt")) is not None:
-        place = "data" if isinstance(task, ScoringTask) else "scores"
-        problems += unsent_text(task.rated, prompt, place, file)
-    problems += budget_problems(task, models, file)
+    if "prompt" in named:
+        problems += _unsent_text(task, named["prompt"], file)
+    models = [named[name] for name in ("model", "generator") if name in named]
+    problems += _unkept_budget(task, models, file)
     if isinstance(task, DistillationTask):
-        named = {**named, **_selected(task, named, file, problems)}
+        problems += _select(task, named, file)
     spec = TaskSpec(
         path=path,
         root=root,
@@ -98,40 +120,117 @@ def load_task(path: Path, root: Path) -> TaskSpec:
         key=legal_key(task.task_name),
         task=task,
         env=env,
-        warnings=tuple(problems),
         file_name=file,
-        files=references.files,
+        files=files,
         **named,
     )
     spec, misplaced = placed(spec, storage)
-    problems += misplaced
-    problems = [as_written(problem, data) for problem in problems]
-    if stops_run(problems):
+    problems = [as_written(problem, data) for problem in (*problems, *misplaced)]
+    if any(problem.severity == "error" for problem in problems):
         raise SetupError(problems)
     return replace(spec, warnings=tuple(problems))
 
 
-def _is_distillation(data: dict[str, Any]) -> bool:
-    return data.get("task_type") in DISTILLATION_TYPES
+def _environment(
+    data: dict[str, Any], file: str, root: Path, problems: list[Problem]
+) -> Environment:
+    """The task's environment; without the env files that cannot be read."""
+    named = _at(data, "environment.config_path")
+    texts = cast("list[Any]", named) if isinstance(named, list) else [named]
+    places = [("environment.config_path", text) for text in texts]
+    places.append(("environment.tos_config_path", _at(data, "environment.tos_config_path")))
+    paths: list[Path] = []
+    for place, text in places:
+        if not isinstance(text, str) or not text:
+            continue
+        if is_file(root / text):
+            paths.append(root / text)
+        else:
+            problems.append(Problem(file, place, "no such file", have=text))
+    try:
+        return Environment.for_task(root, paths)
+    except SetupError as error:
+        problems += [replace(p, file=shown_path(Path(p.file), root)) for p in error.problems]
+        return Environment({})
 
 
-def _selected(
-    task: DistillationTask, named: dict[str, Any], file: str, problems: list[Problem]
-) -> dict[str, Any]:
-    """The data sets and groups that the task wants of those in the files."""
+def _named_files(
+    data: dict[str, Any], file: str, root: Path, problems: list[Problem]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The files that a task names: parsed, and relative to the root. What is wrong with them is
+    added to the problems."""
     found: dict[str, Any] = {}
-    if task.chatml_conversion is not None:
-        wanted = task.chatml_conversion.selected_datasets
-        found["datasets"], more = selected_datasets(
-            named["datasets"], wanted, file, "chatml_conversion.selected_datasets"
-        )
-        problems += more
-    if task.jsonl_merge is not None:
-        found["groups"], more = selected_groups(
-            named["groups"], task.jsonl_merge.merge_groups, file, "jsonl_merge.merge_groups"
-        )
-        problems += more
-    return found
+    files: dict[str, str] = {}
+    is_distillation = data.get("task_type") in DISTILLATION_TYPES
+    for name, field, parse in _DISTILLATION_FILES if is_distillation else _SCORING_FILES:
+        text = _at(data, field)
+        if not isinstance(text, str) or not text or name in found:
+            continue
+        is_there = is_file(root / text)
+        path = (root / text).resolve() if is_there else Path(os.path.normpath(root / text))
+        files[name] = shown = shown_path(path, root)
+        if not is_there:
+            is_in_folder = os.path.isdir(path.parent)  # noqa: PTH112
+            siblings = path.parent.glob("*") if is_in_folder else ()
+            close = nearest(path.name, [sibling.name for sibling in siblings])
+            fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
+            problems.append(Problem(file, field, "no such file", have=text, fix=fix))
+            continue
+        try:
+            parsed, wrong = parse(load_yaml(path, shown), shown)
+        except SetupError as error:
+            parsed, wrong = None, error.problems
+        problems += wrong
+        if parsed is not None:
+            found[name] = parsed
+    return found, files
+
+
+def _at(data: Any, place: str) -> Any:
+    """The value at a dotted place of a file, else nothing."""
+    for name in place.split("."):
+        data = cast("dict[str, Any]", data).get(name) if isinstance(data, dict) else None
+    return data
+
+
+def _unsent_text(
+    task: ScoringTask | DistillationTask, prompt: PromptConfig, file: str
+) -> Iterator[Problem]:
+    """A prompt that names neither of the two columns that hold the text to rate."""
+    rated, sent = task.rated, prompt.placeholders
+    columns = {name.partition(".")[0] for name in sent} | sent
+    if columns.isdisjoint((rated.prompt_format_key, rated.input_key)):
+        wrong = f"no placeholder of the prompt, so that the column {rated.input_key} is not sent"
+        have = ", ".join(sorted(sent)) or "a prompt without placeholders"
+        fix = f"name one of those, or write {{{rated.prompt_format_key}}} in the prompt"
+        place = f"{'data' if isinstance(task, ScoringTask) else 'scores'}.prompt_format_key"
+        yield Problem(file, place, wrong, have=have, fix=fix, severity="warning")
+
+
+def _unkept_budget(
+    task: ScoringTask | DistillationTask, models: Sequence[ModelConfig], file: str
+) -> Iterator[Problem]:
+    """A budget that could not be kept."""
+    limits = {"budget_usd": task.budget_usd, "budget_tokens": task.budget_tokens}
+    for name, limit in limits.items():
+        if limit is not None and not models:
+            yield Problem(file, name, "not used: the task asks no model", fix=f"remove {name}")
+    for model in models if task.budget_usd is not None else ():
+        if None in model.prices.pair:
+            wrong = "the model file has no prices to count with"
+            yield Problem(file, "budget_usd", wrong, fix="set prices there, or use budget_tokens")
+
+
+def _select(task: DistillationTask, named: dict[str, Any], file: str) -> Iterator[Problem]:
+    """Leaves the data sets and groups that the task wants of those in the files."""
+    if (chatml := task.chatml_conversion) is not None:
+        names, field = chatml.selected_datasets, "chatml_conversion.selected_datasets"
+        named["datasets"], wrong = selected_datasets(named["datasets"], names, file, field)
+        yield from wrong
+    if (merge := task.jsonl_merge) is not None:
+        names, field = merge.merge_groups, "jsonl_merge.merge_groups"
+        named["groups"], wrong = selected_groups(named["groups"], names, file, field)
+        yield from wrong
 
 
 def load_model(path: Path, root: Path) -> ModelConfig:
@@ -169,6 +268,13 @@ def load_linked(path: Path, root: Path) -> TaskSpec:
     return known.get(path.resolve()) or load_task(path, root)
 
 
+def task_files(root: Path) -> list[Path]:
+    """The files of configs/tasks that are tasks, not templates."""
+    folder = root / "configs" / "tasks"
+    files = (path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
+
+
 def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     """Tasks whose first step reads what another one leaves; those of a circle stay unlinked."""
     by_key = {spec.key: spec for spec in tasks}
@@ -202,106 +308,8 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
 
 def _input_place(spec: TaskSpec) -> str:
     """The folder that the first step reads, or the one of its file."""
-    return parent_of(spec.input_folder) if spec.has_one_input else spec.input_folder
-
-
-def task_files(root: Path) -> list[Path]:
-    """The files of configs/tasks that are tasks, not templates."""
-    folder = root / "configs" / "tasks"
-    files = (path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
-
-
-@dataclass
-class _References:
-    """The files that a task names, parsed; their problems are added to the task's."""
-
-    data: dict[str, Any]
-    file: str
-    root: Path
-    problems: list[Problem]
-    files: dict[str, str] = field(default_factory=dict[str, str])
-
-    def of_scoring(self) -> dict[str, Any]:
-        return {
-            "model": self._parsed("model", "model.config_path", parse_model),
-            "prompt": self._parsed("prompt", "prompt.config_path", parse_prompt),
-        }
-
-    def of_distillation(self) -> dict[str, Any]:
-        """As the file is with a block per step; in an old file's one block the same."""
-        found: dict[str, Any] = {
-            "model": self._parsed("model", "scores.model.config_path", parse_model),
-            "prompt": self._parsed("prompt", "scores.prompt.config_path", parse_prompt),
-        }
-        for name, step, key, parse in (
-            ("generator", GENERATE, "response_config_path", parse_model),
-            ("generator", GENERATE, "model_config", parse_model),
-            ("datasets", "chatml_conversion", "dataset_config_path", parse_datasets),
-            ("groups", "jsonl_merge", "merge_config_path", parse_merge_groups),
-        ):
-            for place in (f"{step}.{key}", f"distillation.{key}"):
-                if found.get(name) is None and _at(self.data, place):
-                    found[name] = self._parsed(name, place, parse)
-        return {name: value for name, value in found.items() if value is not None}
-
-    def _parsed(self, name: str, place: str, parse: Parse[T]) -> T | None:
-        text = _at(self.data, place)
-        if not text:
-            return None
-        path = self.root / text
-        is_there = is_file(path)
-        path = path.resolve() if is_there else Path(normpath(path))
-        self.files[name] = shown = shown_path(path, self.root)
-        if not is_there:
-            siblings = [p.name for p in path.parent.glob("*")] if is_folder(path.parent) else []
-            close = nearest(path.name, siblings)
-            fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
-            self.problems.append(Problem(self.file, place, "no such file", have=text, fix=fix))
-            return None
-        try:
-            parsed, found = parse(load_yaml(path, shown), shown)
-        except SetupError as error:
-            parsed, found = None, error.problems
-        self.problems += found
-        return parsed
-
-
-def _at(data: dict[str, Any], place: str) -> str:
-    """The text at a dotted place of a file, else nothing."""
-    *blocks, name = place.split(".")
-    for block in blocks:
-        data = _block(data, block)
-    value = data.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _environment(
-    data: dict[str, Any], file: str, root: Path, problems: list[Problem]
-) -> Environment:
-    """The task's environment; without the env files that cannot be read."""
-    named = _block(data, "environment").get("config_path")
-    texts: list[Any] = cast("list[Any]", named) if isinstance(named, list) else [named]
-    places = [("environment.config_path", text) for text in texts]
-    places.append(("environment.tos_config_path", _at(data, "environment.tos_config_path")))
-    paths: list[Path] = []
-    for place, text in places:
-        if not isinstance(text, str) or not text:
-            continue
-        if is_file(root / text):
-            paths.append(root / text)
-        else:
-            problems.append(Problem(file, place, "no such file", have=text))
-    try:
-        return Environment.for_task(root, paths)
-    except SetupError as error:
-        problems += [replace(p, file=shown_path(Path(p.file), root)) for p in error.problems]
-        return Environment({})
-
-
-def _block(data: dict[str, Any], name: str) -> dict[str, Any]:
-    value = data.get(name)
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    folder = spec.input_folder
+    return (folder.rpartition("/")[0] or "/") if spec.has_one_input else folder
 
 
 def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
@@ -331,6 +339,6 @@ def _broken(path: Path, root: Path, problems: Sequence[Problem], taken: set[str]
         name = None
     key = legal_key(name if isinstance(name, str) and name else path.stem)
     if key in taken:
-        key = f"{key[:90]}_{digest(file)}"
+        key = f"{key[:90]}_{_digest(file)}"
     taken.add(key)
     return BrokenTask(path, file, key, tuple(problems))

@@ -1,15 +1,25 @@
-"""A dataset config: which data sets become ChatML, and which of their columns say what."""
+"""Files that only distilling tasks name: which data sets become ChatML, and what is merged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import Block, Text, did_you_mean, mistake
-from modelcall_assets.config.problems import errors_in, shown_value, validate
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Parsed,
+    Text,
+    did_you_mean,
+    errors_in,
+    mistake,
+    shown_value,
+    validate,
+)
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.data_files import stem_of
 
@@ -35,9 +45,7 @@ def _each_once(names: list[str | None]) -> list[str | None]:
 class DatasetConfig(Block):
     """One data set: a Hugging Face folder or a JSONL file."""
 
-    configs: Annotated[list[Text | None], AfterValidator(_each_once)] = Field(
-        default_factory=lambda: [None]
-    )
+    configs: Annotated[list[Text | None], AfterValidator(_each_once)] = Field(default=[None])
     """Configurations to convert; null is the default one."""
     format_style: Literal[
         "prompt_response",
@@ -52,32 +60,34 @@ class DatasetConfig(Block):
     """Which column holds what the style needs."""
 
 
-def parse_datasets(
-    data: dict[str, Any], file: str
-) -> tuple[Mapping[str, DatasetConfig] | None, list[Problem]]:
-    """Every data set by its key, in the file's order, and every problem of the file; no data sets
-    if one of them is an error."""
+def parse_datasets(data: Content, file: str) -> Parsed[Mapping[str, DatasetConfig]]:
+    """Every data set by its key, in the file's order."""
     datasets: dict[str, DatasetConfig] = {}
     problems = [] if data else [Problem(file, "", "names no data set")]
     for key, block in data.items():
-        dataset, found = _parse_one(key, block, file)
-        problems += found
-        if dataset is not None:
-            datasets[key] = dataset
+        if any(part in ("", ".", "..") for part in key.split("/")):
+            expected = "`org/name` or a file name"
+            problems.append(Problem(file, key, "not a data set's name", expected))
+        elif not isinstance(block, dict):
+            have = shown_value(block, key)
+            problems.append(Problem(file, key, "wrong type", "a mapping", have))
+        else:
+            dataset, found = validate(DatasetConfig, cast("Content", block), file)
+            problems += [replace(each, field=f"{key}.{each.field}") for each in found]
+            if dataset is not None:
+                datasets[key] = dataset
+                problems += _mapping_problems(dataset, f"{key}.column_mapping", file)
     return None if errors_in(problems) else datasets, problems
 
 
 def are_datasets(data: Mapping[str, Any]) -> bool:
     """Whether a file whose kind is unknown looks like a dataset config."""
-    blocks = [cast("dict[str, Any]", block) for block in data.values() if isinstance(block, dict)]
+    blocks = [cast("Content", block) for block in data.values() if isinstance(block, dict)]
     return 0 < len(blocks) == len(data) and all("format_style" in block for block in blocks)
 
 
-def selected(
-    datasets: Mapping[str, DatasetConfig],
-    names: Sequence[str],
-    file: str,
-    field: str = "distillation.selected_datasets",
+def selected_datasets(
+    datasets: Mapping[str, DatasetConfig], names: Sequence[str], file: str, field: str
 ) -> tuple[Mapping[str, DatasetConfig], list[Problem]]:
     """What `field` of the task `file` names; everything when it names nothing. An unknown name is a
     warning, an error when no name is known."""
@@ -107,37 +117,93 @@ def output_name(dataset_key: str, config: str | None, split: str, with_system: b
     return f"{folder}/{name}.jsonl"
 
 
-def _parse_one(key: str, block: Any, file: str) -> tuple[DatasetConfig | None, list[Problem]]:
-    if any(part in ("", ".", "..") for part in key.split("/")):
-        return None, [Problem(file, key, "not a data set's name", "`org/name` or a file name")]
-    if not isinstance(block, dict):
-        return None, [Problem(file, key, "wrong type", "a mapping", shown_value(block, key))]
-    dataset, problems = validate(DatasetConfig, cast("dict[str, Any]", block), file)
-    placed = [replace(problem, field=f"{key}.{problem.field}") for problem in problems]
-    if dataset is not None:
-        placed += _mapping_problems(dataset, f"{key}.column_mapping", file)
-    return dataset, placed
-
-
-def _mapping_problems(dataset: DatasetConfig, field: str, file: str) -> list[Problem]:
+def _mapping_problems(dataset: DatasetConfig, field: str, file: str) -> Iterator[Problem]:
     style, mapping = dataset.format_style, dataset.column_mapping
     keys = MAPPING_KEYS[style]
-    missing = [
-        Problem(
-            file, f"{field}.{key}", "missing", fix=f"add `{key}:`, the column ({style} needs it)"
-        )
-        for key in keys
-        if key not in mapping
-    ]
-    unknown = [
+    for key in (key for key in keys if key not in mapping):
+        fix = f"add `{key}:`, the column ({style} needs it)"
+        yield Problem(file, f"{field}.{key}", "missing", fix=fix)
+    for name in (name for name in mapping if name not in keys):
+        fix = did_you_mean(name, keys)
+        expected = "" if fix else f"one of {', '.join(keys)}"
+        yield Problem(file, f"{field}.{name}", "unknown key", expected, fix=fix)
+
+
+# Merge groups
+
+
+def _inside(text: str) -> str:
+    """The relative path in its simplest spelling."""
+    path = PurePosixPath(text)
+    if path.is_absolute() or "://" in text:
+        raise mistake("an absolute path", expected="one relative to the task's folder")
+    if ".." in path.parts:
+        raise mistake("the path leads out of the task's folder", fix="write it without ..")
+    return path.as_posix()
+
+
+def _output(text: str) -> str:
+    path = PurePosixPath(_inside(text))
+    if path.suffix != ".jsonl":
+        raise mistake("merged files are JSONL", expected="a name that ends in .jsonl")
+    if any(part.startswith(".") for part in path.parts):
+        raise mistake("a hidden name", fix="write it without the dot in front")
+    return path.as_posix()
+
+
+class MergeGroup(Block):
+    """One merged file and its members."""
+
+    name: Text
+    """What a task selects the group by."""
+    output_file: Annotated[Text, AfterValidator(_output)]
+    """The merged file, relative to the output folder; also the group's partition key."""
+    input_files: Annotated[list[Annotated[Text, AfterValidator(_inside)]], Field(min_length=1)]
+    """Members in order, relative to the input folder: paths, glob patterns, or bare names of files
+    in sub-folders."""
+    source_column: Text | None = None
+    """Column to add to each row, with the path of the member that it comes from."""
+    dedup: bool = False
+    """Keep the first of several rows with the same content."""
+
+
+class MergeGroupsFile(Block):
+    """The shape of a merge groups file."""
+
+    merge_groups: Annotated[list[MergeGroup], Field(min_length=1)]
+    """Groups; each is one merged file."""
+
+
+def parse_merge_groups(data: Content, file: str) -> Parsed[Sequence[MergeGroup]]:
+    parsed, problems = validate(MergeGroupsFile, data, file)
+    if parsed is None:
+        return None, problems
+    for field in ("name", "output_file"):
+        first: dict[str, int] = {}
+        for position, group in enumerate(parsed.merge_groups):
+            value: str = getattr(group, field)
+            if (earlier := first.setdefault(value, position)) != position:
+                place, wrong = f"merge_groups[{position}]", f"merge_groups[{earlier}] has the same"
+                fix = "give each group its own"
+                problems.append(Problem(file, f"{place}.{field}", wrong, have=repr(value), fix=fix))
+    return None if errors_in(problems) else parsed.merge_groups, problems
+
+
+def selected_groups(
+    groups: Sequence[MergeGroup], names: Sequence[str], file: str, field: str
+) -> tuple[list[MergeGroup], list[Problem]]:
+    """The groups of those names in the order of their own file, all of them for no names; `field`
+    of the task `file` gives the names, and is told about unknown ones."""
+    known = {group.name for group in groups}
+    problems = [
         Problem(
             file,
-            f"{field}.{name}",
-            "unknown key",
-            expected="" if did_you_mean(name, keys) else f"one of {', '.join(keys)}",
-            fix=did_you_mean(name, keys),
+            f"{field}[{position}]",
+            "there is no such merge group",
+            have=repr(name),
+            fix=did_you_mean(name, known) or f"choose among {', '.join(sorted(known))}",
         )
-        for name in mapping
-        if name not in keys
+        for position, name in enumerate(names)
+        if name not in known
     ]
-    return [*missing, *unknown]
+    return [group for group in groups if not names or group.name in names], problems

@@ -8,28 +8,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from modelcall_assets.config.block import Block, Count, Text, did_you_mean
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Count,
+    Parsed,
+    Text,
+    did_you_mean,
+    errors_in,
+    validate,
+)
 from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
-from modelcall_assets.config.paths import Folder
-from modelcall_assets.config.problems import errors_in, validate
-from modelcall_assets.config.reading import Encoding, OnBadLine, OnEmptyFile
-from modelcall_assets.config.task_file import ConfigPath, TaskFile
+from modelcall_assets.config.places import Folder
+from modelcall_assets.config.task import (
+    ConfigPath,
+    Encoding,
+    OnBadLine,
+    OnEmptyFile,
+    TaskFile,
+)
 from modelcall_assets.errors import Problem
 
-DISTILLATION = "data_distillation"
 GENERATE = "generate_response"
-DISTILLATION_TYPES = (DISTILLATION, GENERATE)
-STEPS = ("chatml_conversion", "jsonl_merge", "generate_response")
+STEPS = ("chatml_conversion", "jsonl_merge", GENERATE)
 OLD_BLOCK = "distillation"
 """Where the old files have their one step."""
 
 
-class ChatmlStep(Block):
+class Step(Block):
+    """Something that a task does: its stage, and the fields that name what it reads and writes."""
+
+    stage: ClassVar[str]
+    input_field: ClassVar[str]
+    output_field: ClassVar[str]
+
+    @property
+    def input(self) -> str | None:
+        return getattr(self, self.input_field) if self.input_field else None
+
+    @property
+    def output(self) -> str:
+        return getattr(self, self.output_field)
+
+
+class ChatmlStep(Step):
     """Data sets as conversations: `{"messages": […], "format": "chatml"}` lines."""
+
+    stage, input_field, output_field = "chatml", "input_dir", "output_dir"
 
     dataset_config_path: Text
     """YAML of the data sets: their configurations, format style and columns."""
@@ -50,10 +79,7 @@ class ChatmlStep(Block):
     validation: Literal["lenient", "strict"] = "lenient"
     """`strict` also wants alternating turns, the last one the assistant's."""
     on_bad_line: OnBadLine = "keep"
-    """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
-    file, naming the line."""
     encoding: Encoding = "utf-8"
-    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
     @property
     def on_empty_file(self) -> OnEmptyFile:
@@ -61,8 +87,10 @@ class ChatmlStep(Block):
         return "accept"
 
 
-class MergeStep(Block):
+class MergeStep(Step):
     """Files of conversations, merged by group."""
+
+    stage, input_field, output_field = "merged", "base_input_dir", "base_output_dir"
 
     merge_config_path: Text
     """YAML of the merge groups."""
@@ -72,18 +100,17 @@ class MergeStep(Block):
     """Folder of the merged files."""
     merge_groups: list[Text] = Field(default_factory=list[str])
     """Only these groups; empty means all."""
-    on_bad_line: OnBadLine = "keep"
+    on_bad_line: Literal["keep", "fail"] = "keep"
     """A line that is no JSON object: `keep` puts it into the file of rejected rows, `fail` stops
     the file, naming the line."""
     on_empty_file: OnEmptyFile = "fail"
-    """A file without a line: `fail` takes it for a failed upload, `accept` gives it an empty
-    output. A Parquet file without rows is always accepted."""
     encoding: Encoding = "utf-8"
-    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
-class ResponsesStep(Block):
+class ResponsesStep(Step):
     """A model's answers to conversations."""
+
+    stage, input_field, output_field = "responses", "input_path", "output_path"
 
     response_config_path: Text
     """The model file."""
@@ -106,17 +133,14 @@ class ResponsesStep(Block):
     retry_mode: bool | None = None
     """The same."""
     on_bad_line: OnBadLine = "keep"
-    """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
-    file, naming the line."""
     on_empty_file: OnEmptyFile = "fail"
-    """A file without a line: `fail` takes it for a failed upload, `accept` gives it an empty
-    output. A Parquet file without rows is always accepted."""
     encoding: Encoding = "utf-8"
-    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
-class JudgeStep(Block):
+class JudgeStep(Step):
     """A model's ratings of the answers."""
+
+    stage, input_field, output_field = "scores", "", "output_dir"
 
     model: ConfigPath
     """The model file."""
@@ -131,21 +155,31 @@ class JudgeStep(Block):
 
 
 class DistillationTask(TaskFile):
-    """Distils data sets: any of its steps, in this order."""
+    """`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
+
+    Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
+    `model`, `prompt` and `scorer`. The steps run in this order. A file may hold some of them only,
+    and files whose folders fit together are one graph. A file with a single step may write it as
+    the old system did: `distillation: {step: chatml_conversion, …}` with the step's fields, and
+    without `step` where `task_type` is `generate_response`. [distillation.md](distillation.md) has
+    examples.
+    """
 
     task_type: str
     """`data_distillation`."""
     chatml_conversion: ChatmlStep | None = None
-    """Data sets as conversations."""
     jsonl_merge: MergeStep | None = None
-    """Conversations merged by group."""
     generate_response: ResponsesStep | None = None
-    """Answers to conversations."""
     scores: JudgeStep | None = None
-    """Ratings of the answers."""
     journal_folder: Folder | None = None
     """Where raw replies are kept; default `.modelcall` in the folder of the
     responses, else of the last step."""
+
+    @property
+    def steps(self) -> dict[str, ChatmlStep | MergeStep | ResponsesStep | JudgeStep]:
+        """Those that it has, by their fields."""
+        names = (*STEPS, "scores")
+        return {name: step for name in names if (step := getattr(self, name)) is not None}
 
     @property
     def reads(self) -> ChatmlStep | MergeStep | ResponsesStep:
@@ -157,10 +191,24 @@ class DistillationTask(TaskFile):
     @property
     def input_field(self) -> str:
         """Where the file says what the task reads."""
-        if self.chatml_conversion is not None:
-            return "chatml_conversion.input_dir"
-        merges = self.jsonl_merge is not None
-        return "jsonl_merge.base_input_dir" if merges else "generate_response.input_path"
+        return f"{next(iter(self.steps))}.{self.reads.input_field}"
+
+    @property
+    def stage_folders(self) -> dict[str, str]:
+        """Where each stage of the task leaves its files, as written."""
+        return {step.stage: step.output for step in self.steps.values()}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Folders as written, by field."""
+        steps = self.steps.items()
+        return {f"{name}.{s.input_field}": s.input for name, s in steps if s.input}
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The same of what it writes."""
+        found = {f"{name}.{step.output_field}": step.output for name, step in self.steps.items()}
+        return found | ({"journal_folder": self.journal_folder} if self.journal_folder else {})
 
     @property
     def rated(self) -> JudgeStep:
@@ -174,10 +222,7 @@ class DistillationTask(TaskFile):
         return self.debug.max_files if self.debug.enabled else None
 
 
-def parse_distillation(
-    data: dict[str, Any], file: str
-) -> tuple[DistillationTask | None, list[Problem]]:
-    """The task, and every problem of its file; no task if one of them is an error."""
+def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     known, problems = _with_steps(data, file)
     known, old, _ = take_out(known, (*TASK_FIELDS, *STEP_FIELDS), file)
     task, mistakes = validate(DistillationTask, known, file)
@@ -197,9 +242,9 @@ def as_written(problem: Problem, data: Mapping[str, Any]) -> Problem:
     return replace(problem, field=f"{OLD_BLOCK}.{next(own, name)}")
 
 
-def _old_block(data: Mapping[str, Any]) -> dict[str, Any]:
+def _old_block(data: Mapping[str, Any]) -> Content:
     block = data.get(OLD_BLOCK)
-    return cast("dict[str, Any]", block) if isinstance(block, dict) else {}
+    return cast("Content", block) if isinstance(block, dict) else {}
 
 
 def old_step(data: Mapping[str, Any]) -> Any:
@@ -209,7 +254,7 @@ def old_step(data: Mapping[str, Any]) -> Any:
     return _old_block(data).get("step", GENERATE if data.get("task_type") == GENERATE else None)
 
 
-def _with_steps(data: dict[str, Any], file: str) -> tuple[dict[str, Any], list[Problem]]:
+def _with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
     """The file with a block per step in place of the old one, and what is wrong with that."""
     if OLD_BLOCK not in data:
         return data, []
@@ -223,7 +268,7 @@ def _with_steps(data: dict[str, Any], file: str) -> tuple[dict[str, Any], list[P
     if rest.get(step) is not None:
         wrong = f"the block {OLD_BLOCK} is this step too"
         problems.append(Problem(file, step, wrong, fix="leave one of them"))
-    fields: dict[str, Any] = {}
+    fields: Content = {}
     for name, value in given.items():
         own = STEP_ALIASES.get(name, name) if step == GENERATE else name
         if own in fields:
@@ -236,51 +281,30 @@ def _with_steps(data: dict[str, Any], file: str) -> tuple[dict[str, Any], list[P
 
 def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
     """Steps that have nothing to read, or another input than their own, and what cannot be."""
-    chatml, merge, responses = task.chatml_conversion, task.jsonl_merge, task.generate_response
-    if not (chatml or merge or responses):
+    steps = {name: s for name, s in task.steps.items() if not isinstance(s, JudgeStep)}
+    responses = task.generate_response
+    if not steps:
         yield Problem(file, "", "no step", f"one of {', '.join(STEPS)}")
-    if merge is not None:
-        place, before = "jsonl_merge.base_input_dir", chatml and chatml.output_dir
-        yield from _input_gaps(merge.base_input_dir, before, place, "the folder", file)
-    if responses is not None:
-        before = merge.base_output_dir if merge else chatml and chatml.output_dir
-        place = "generate_response.input_path"
-        yield from _input_gaps(responses.input_path, before, place, "the file or folder", file)
-        shared = {
-            "identical_once": task.reuse.identical_once,
-            "scope": task.reuse.scope == "project",
-        }
-        for name in (name for name, is_on in shared.items() if is_on and responses.samples > 1):
+    before = ""
+    for name, step in steps.items():
+        place, own = f"{name}.{step.input_field}", step.input
+        if own is None and not before:
+            what = "the file or folder" if step is responses else "the folder"
+            yield Problem(file, place, "missing", fix=f"name {what}")
+        if own and before and own.rstrip("/") != before.rstrip("/"):
+            wrong = f"not read: the step before leaves its files in {before}"
+            yield Problem(file, place, wrong, have=own, fix="leave it out")
+        before = step.output
+    if responses is not None and responses.samples > 1:
+        reuse = task.reuse
+        shared = {"identical_once": reuse.identical_once, "scope": reuse.scope == "project"}
+        for name in (name for name, is_on in shared.items() if is_on):
             wrong = f"with {responses.samples} samples all but one would be copies"
-            fix = "leave it out, or `samples: 1`"
-            yield Problem(file, f"reuse.{name}", wrong, fix=fix)
-    first = chatml or merge or responses
-    for name, step in zip(STEPS, (chatml, merge, responses), strict=True):
-        if step is not None and step is not first and step.encoding != "utf-8":
+            yield Problem(file, f"reuse.{name}", wrong, fix="leave it out, or `samples: 1`")
+    for name, step in [*steps.items()][1:]:
+        if step.encoding != "utf-8":
             wrong = "not read: what the step before leaves is UTF-8"
             yield Problem(file, f"{name}.encoding", wrong, have=step.encoding, fix="leave it out")
     if task.scores and not responses:
         fix = "add generate_response, or rate a folder with task_type data_scoring"
         yield Problem(file, "scores", "there are no answers to rate", fix=fix)
-
-
-def _input_gaps(
-    own: str | None, before: str | None, place: str, what: str, file: str
-) -> Iterator[Problem]:
-    """A step without input, or with one beside what the step before leaves."""
-    if own is None and before is None:
-        yield Problem(file, place, "missing", fix=f"name {what}")
-    if own and before and own.rstrip("/") != before.rstrip("/"):
-        wrong = f"not read: the step before leaves its files in {before}"
-        yield Problem(file, place, wrong, have=own, fix="leave it out")
-
-
-def step_folders(task: DistillationTask) -> Mapping[str, str]:
-    """Where each stage of the task leaves its files, as written."""
-    found = {
-        "chatml": task.chatml_conversion and task.chatml_conversion.output_dir,
-        "merged": task.jsonl_merge and task.jsonl_merge.base_output_dir,
-        "responses": task.generate_response and task.generate_response.output_path,
-        "scores": task.scores and task.scores.output_dir,
-    }
-    return {stage: folder for stage, folder in found.items() if folder}

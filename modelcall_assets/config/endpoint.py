@@ -1,21 +1,28 @@
-"""Where requests go: what a model file may say of it as text, and one endpoint resolved."""
+"""`client_config`: the endpoints of a model, as written and as resolved in an environment."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+import ssl
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import Text, mistake
+from modelcall_assets.config.block import OR_EMPTY, Block, Limit, Text, mistake, shown_value
+from modelcall_assets.config.places import Check, Expander
+from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import (
     NO_KEY,
     REFERENCE,
     has_password,
+    in_header,
     is_reference,
+    is_secret_header,
     looks_secret,
     names_secret,
 )
@@ -24,6 +31,7 @@ TransportName = Literal["direct", "sdk"]
 
 MAX_REPLY_MIB = 64
 """The largest reply, unless the model file says otherwise."""
+DEFAULT_TIMEOUT_S = 600.0
 _NOT_IN_URLS = re.compile(r"[^!-~]")
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _LONGEST_HOST = 254
@@ -31,6 +39,178 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _OWN_HEADERS = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"}
 )
+IN_ENV = "set the variable in .env or in the process environment"
+
+
+def checked_url(url: str) -> str:
+    """The URL without its last slash, or a mistake."""
+    _check_http(url, "not a URL", "http(s)://host[:port]/path")
+    if url.rstrip("/").endswith("/chat/completions"):
+        raise mistake("not the base URL", fix="drop /chat/completions")
+    return url.rstrip("/")
+
+
+def _checked_proxy(url: str) -> str:
+    _check_http(url, "not the URL of an HTTP proxy", "http(s)://host:port")
+    return url
+
+
+def _check_http(url: str, wrong: str, expected: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise mistake(wrong, expected=expected)
+    if _NOT_IN_URLS.search(url):
+        fix = "write it percent-encoded, a space as %20, and in the name of a host as xn--…"
+        raise mistake("a character that no URL can hold, such as a space or an accent", fix=fix)
+    host = urlsplit(url).hostname or ""
+    labels = host.removesuffix(".").split(".")
+    if ":" not in host and not (len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))):
+        expected = "up to 63 letters, digits, - and _ between two dots"
+        raise mistake(f"{host[:80]!r} cannot be the name of a host", expected=expected)
+
+
+def literal(check: Check) -> AfterValidator:
+    """Checks a URL that holds no references; then no password may stand in it."""
+
+    def checked(url: str) -> str:
+        if not REFERENCE.search(url) and has_password(check(url)):
+            fix = "write the URL as ${NAME} and set NAME in .env"
+            raise mistake("a password in a file", fix=fix)
+        return url
+
+    return AfterValidator(checked)
+
+
+def _key_reference(key: str) -> str:
+    if key in NO_KEY or is_reference(key, ("", *NO_KEY)):
+        return key
+    raise mistake("a key in a file", expected="a reference such as ${API_KEY}", fix=IN_ENV)
+
+
+def _checked_header(value: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise mistake("a character that no header can carry, such as a line break")
+    return value
+
+
+def holds_literal_secret(name: str, value: str) -> bool:
+    """Whether a header has in the file what belongs into the environment: it may have `${NAME}`
+    there, or a scheme and `${NAME}`."""
+    scheme, _, key = value.rpartition(" ")
+    is_open = is_reference(key, ("", *NO_KEY)) and (not scheme or scheme.isalpha())
+    return (names_secret(name, of_anyone=True) and not is_open) or looks_secret(value)
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    seen = set[str]()
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise mistake(f"{name!r} is no name of a header", expected="letters, digits, - and _")
+        if name.lower() in _OWN_HEADERS:
+            raise mistake(f"{name} cannot be set", fix="remove it")
+        if name.lower() in seen:
+            raise mistake(f"{name} is there twice", fix="remove one")
+        seen.add(name.lower())
+        if holds_literal_secret(name, value):
+            expected = "a reference such as ${API_KEY} or Bearer ${API_KEY}"
+            raise mistake(f"a secret in a file: {name}", expected=expected, fix=IN_ENV)
+        _checked_header(value)
+    return headers
+
+
+BaseUrl = Annotated[Text, literal(checked_url)]
+KeyReference = Annotated[Text, AfterValidator(_key_reference)]
+
+
+class EndpointConfig(Block):
+    """One endpoint."""
+
+    base_url: BaseUrl | None = None
+    """http(s) URL without `/chat/completions`; may hold `${NAME}`. Else `endpoints` have it."""
+    api_key: KeyReference | None = None
+    """`${NAME}`; or `EMPTY`, `none`, `not-needed` for a server without keys."""
+    headers: Annotated[dict[str, Text], OR_EMPTY, AfterValidator(_headers)] = Field(default={})
+    """Sent with every request; may hold `${NAME}`, and must where the value is a secret."""
+    proxy: Annotated[Text, literal(_checked_proxy)] | None = None
+    """URL of an HTTP proxy; may hold `${NAME}`. Default: the environment's (`HTTPS_PROXY`)."""
+    ca_file: Text | None = None
+    """PEM file of the authorities to trust in place of the system's."""
+    max_in_flight: Limit = None
+    """Most requests at a time at one endpoint."""
+    requests_per_minute: Limit = None
+    """Most requests in a minute to one endpoint."""
+    tokens_per_minute: Limit = None
+    """Most tokens in a minute, of prompts and answers, at one endpoint."""
+
+
+def _some(endpoints: list[EndpointConfig]) -> list[EndpointConfig]:
+    if not endpoints:
+        raise mistake("empty", expected="one endpoint or more")
+    return endpoints
+
+
+class ClientConfig(EndpointConfig):
+    """The endpoint, or what several have in common."""
+
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds a request may take; default `environment.timeout` of the task, else 600."""
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """Retries after a transport failure."""
+    max_reply_mib: Annotated[int, Field(ge=1)] = MAX_REPLY_MIB
+    """Largest reply in MiB, as sent and decompressed; a larger one is a `bad_reply`."""
+    transport: TransportName = "direct"
+    """`direct` is the fast one; `sdk` sends through the openai package."""
+    endpoints: Annotated[list[EndpointConfig], AfterValidator(_some)] | None = None
+    """Several endpoints of one model; each takes what it leaves out from the fields above."""
+
+    def each(self, block: str) -> list[WrittenEndpoint]:
+        """In the order of the file, which has this config in `block`, a name with a dot behind."""
+        shared = {name: getattr(self, name) for name in EndpointConfig.model_fields}
+        found: list[WrittenEndpoint] = []
+        for number, own in enumerate(self.endpoints or ()):
+            given = {name: getattr(own, name) for name in own.model_fields_set}
+            config = EndpointConfig.model_construct(**shared | given)
+            place = f"{block}endpoints[{number}]."
+            found.append(WrittenEndpoint(config, own.model_fields_set, place, block))
+        return found or [WrittenEndpoint(self, self.model_fields_set, block, block)]
+
+
+@dataclass(frozen=True)
+class WrittenEndpoint:
+    """An endpoint in its file, with what it leaves out taken from `client_config`."""
+
+    config: EndpointConfig
+    own: Set[str]
+    """Fields that it does not leave out."""
+    block: str
+    """Where they stand in the file, with a dot behind; the next is where the others do."""
+    shared_block: str
+
+    def field(self, name: str) -> str:
+        """Where the value of a field stands."""
+        return (self.block if name in self.own else self.shared_block) + name
+
+
+def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Problem]:
+    """Endpoints without an address, and one that is there twice."""
+    found: dict[tuple[object, ...], WrittenEndpoint] = {}
+    for written in client.each(block):
+        config, place = written.config, written.block.rstrip(".")
+        if config.base_url is None:
+            fix = f"add `base_url:` ({EndpointConfig.model_fields['base_url'].description})"
+            yield Problem(file, f"{written.block}base_url", "missing", fix=fix)
+            continue
+        headers = tuple(sorted(config.headers.items()))
+        account = (config.base_url.rstrip("/"), config.api_key, headers)
+        first = found.setdefault(account, written)
+        if first is not written:
+            wrong = f"the endpoint of {first.block.rstrip('.')} again, with the same key"
+            fix = "remove one of them, or give it another key"
+            yield Problem(file, place, wrong, fix=fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,115 +239,76 @@ class Endpoint:
     """Of these headers, what has neither the name nor the shape of a secret."""
 
 
-def checked_url(url: str) -> str:
-    """The URL without its last slash, or a mistake."""
-    _check_http(url, "not a URL", "http(s)://host[:port]/path")
-    if url.rstrip("/").endswith("/chat/completions"):
-        raise mistake("not the base URL", fix="drop /chat/completions")
-    return url.rstrip("/")
+@dataclass
+class Resolver(Expander):
+    """Fills in a model's endpoints; the file's timeout wins, and `max_retries` over the file's."""
 
+    root: Path
+    timeout_s: float | None
+    max_retries: int | None
 
-def checked_proxy(url: str) -> str:
-    """The URL of an HTTP proxy, or a mistake."""
-    _check_http(url, "not the URL of an HTTP proxy", "http(s)://host:port")
-    return url
+    def endpoints(self, client: ClientConfig, block: str) -> tuple[Endpoint, ...]:
+        """With #2, #3 behind a name that is there already; SetupError with the problems of all."""
+        found: list[Endpoint] = []
+        seen = Counter[str]()
+        for written in client.each(block):
+            endpoint = self._endpoint(written, client)
+            seen[endpoint.name] += 1
+            count = seen[endpoint.name]
+            name = endpoint.name if count == 1 else f"{endpoint.name}#{count}"
+            found.append(replace(endpoint, name=name))
+        if self.problems:
+            raise SetupError(list(dict.fromkeys(self.problems)))
+        return tuple(found)
 
+    def _endpoint(self, written: WrittenEndpoint, client: ClientConfig) -> Endpoint:
+        config, place = written.config, written.field
+        base_url = self.text(place("base_url"), config.base_url, checked_url) or ""
+        api_key = self.text(place("api_key"), config.api_key, _checked_header)
+        headers = {
+            name: self.text(f"{place('headers')}.{name}", value, _checked_header) or ""
+            for name, value in config.headers.items()
+        }
+        secrets, private = list[str](), list[str]()
+        for name, value in config.headers.items():
+            if REFERENCE.search(value):
+                is_secret = is_secret_header(name, value, headers[name])
+                (secrets if is_secret else private).extend(in_header(headers[name]))
+        url = urlsplit(base_url)
+        if url.username and api_key not in (None, *NO_KEY):
+            wrong = "the URL names a user, and there is an api_key too: a request takes one of them"
+            self.problems.append(Problem(self.file, place("base_url"), wrong))
+        return Endpoint(
+            base_url,
+            api_key,
+            f"{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
+            client.timeout or self.timeout_s or DEFAULT_TIMEOUT_S,
+            client.max_retries if self.max_retries is None else self.max_retries,
+            client.transport,
+            headers,
+            self.text(place("proxy"), config.proxy, _checked_proxy),
+            self._ca_file(place("ca_file"), config.ca_file),
+            client.max_reply_mib,
+            config.max_in_flight,
+            config.requests_per_minute,
+            config.tokens_per_minute,
+            tuple(secrets),
+            tuple(private),
+        )
 
-def checked_header(value: str) -> str:
-    """The value of a header, or a mistake."""
-    if not (value.isascii() and value.isprintable()):
-        raise mistake("a character that no header can carry, such as a line break")
-    return value
-
-
-def is_header_reference(value: str) -> bool:
-    """`${NAME}`, or a scheme and `${NAME}`."""
-    scheme, _, key = value.rpartition(" ")
-    return is_reference(key, ("", *NO_KEY)) and (not scheme or scheme.isalpha())
-
-
-def holds_literal_secret(name: str, value: str) -> bool:
-    """Whether a header has in the file what belongs into the environment."""
-    is_named = names_secret(name, of_anyone=True) and not is_header_reference(value)
-    return is_named or looks_secret(value)
-
-
-def _check_http(url: str, wrong: str, expected: str) -> None:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise mistake(wrong, expected=expected)
-    if _NOT_IN_URLS.search(url):
-        fix = "write it percent-encoded, a space as %20, and in the name of a host as xn--…"
-        raise mistake("a character that no URL can hold, such as a space or an accent", fix=fix)
-    host = urlsplit(url).hostname or ""
-    labels = host.removesuffix(".").split(".")
-    if ":" not in host and not (len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))):
-        expected = "up to 63 letters, digits, - and _ between two dots"
-        raise mistake(f"{host[:80]!r} cannot be the name of a host", expected=expected)
-
-
-def without_password(url: str) -> str:
-    """The URL, or a mistake where it holds a password or a key."""
-    if has_password(url):
-        raise mistake("a password in a file", fix="write the URL as ${NAME} and set NAME in .env")
-    return url
-
-
-def _literal_url(url: str) -> str:
-    if not REFERENCE.search(url):
-        without_password(checked_url(url))
-    return url
-
-
-def _literal_proxy(url: str) -> str:
-    return url if REFERENCE.search(url) else without_password(checked_proxy(url))
-
-
-def _key_reference(key: str) -> str:
-    if key in NO_KEY or is_reference(key, ("", *NO_KEY)):
-        return key
-    raise mistake(
-        "a key in a file",
-        expected="a reference such as ${API_KEY}",
-        fix="set the variable in .env or in the process environment",
-    )
-
-
-def _nothing(headers: Any) -> Any:
-    return {} if headers is None else headers
-
-
-def _headers(headers: dict[str, str]) -> dict[str, str]:
-    seen = set[str]()
-    for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise mistake(f"{name!r} is no name of a header", expected="letters, digits, - and _")
-        if name.lower() in _OWN_HEADERS:
-            raise mistake(f"{name} cannot be set", fix="remove it")
-        if name.lower() in seen:
-            raise mistake(f"{name} is there twice", fix="remove one")
-        seen.add(name.lower())
-        if holds_literal_secret(name, value):
-            raise mistake(
-                f"a secret in a file: {name}",
-                expected="a reference such as ${API_KEY} or Bearer ${API_KEY}",
-                fix="set the variable in .env or in the process environment",
-            )
-        checked_header(value)
-    return headers
-
-
-BaseUrl = Annotated[Text, AfterValidator(_literal_url)]
-KeyReference = Annotated[Text, AfterValidator(_key_reference)]
-ProxyUrl = Annotated[Text, AfterValidator(_literal_proxy)]
-Headers = Annotated[dict[str, Text], BeforeValidator(_nothing), AfterValidator(_headers)]
-
-
-def endpoint_name(base_url: str) -> str:
-    """host:port/path, without credentials and query."""
-    parts = urlsplit(base_url)
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    def _ca_file(self, place: str, written: str | None) -> str | None:
+        text = self.text(place, written)
+        if text is None:
+            return None
+        path = str(self.root / text)
+        try:
+            ssl.create_default_context(cafile=path)
+        except ssl.SSLError:
+            wrong = "no certificates in PEM form"
+        except OSError as error:
+            wrong = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        else:
+            return path
+        have = shown_value(written, place)
+        self.problems.append(Problem(self.file, place, wrong, have=have))
+        return None

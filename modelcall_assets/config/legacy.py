@@ -5,7 +5,7 @@ They are taken out of a file before it is validated, so the models know only fie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -28,9 +28,14 @@ class OldField:
     def stays(self, value: object) -> bool:
         return self.keeps and value in self.harmless
 
+    def in_old_block(self) -> tuple[str, list[str]]:
+        """Of a step's field: the step, and the names of the field in the block `distillation`."""
+        step, _, own = self.path.partition(".")
+        return step, [own, *(alias for alias, name in STEP_ALIASES.items() if name == own)]
 
-_WORKING = ("honoured", "changed")
+
 _RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
+_BUFFERS = "every reply is journalled as it arrives"
 _LOGS = "Dagster keeps the log of every run"
 
 TASK_FIELDS = (
@@ -88,8 +93,6 @@ MODEL_FIELDS = (
     OldField("model_name", "changed", "was ignored in favour of an environment variable"),
 )
 
-_BUFFERS = "every reply is journalled as it arrives"
-
 STEP_FIELDS = (
     OldField(
         "chatml_conversion.num_processes", "warning", "files run side by side as Dagster runs"
@@ -128,38 +131,40 @@ PLACEHOLDERS = {
 """Placeholders of the old paths that would give a partition a new place on every run."""
 
 
+def old_fields_in(
+    data: dict[str, Any], old_fields: Iterable[OldField]
+) -> Iterator[tuple[OldField, dict[str, Any], str]]:
+    """Those of the fields that the data has, each with its block and its name there."""
+    for old in old_fields:
+        parent, _, name = old.path.rpartition(".")
+        block: Any = data.get(parent) if parent else data
+        if isinstance(block, dict) and name in block:
+            yield old, cast("dict[str, Any]", block), name
+
+
 def take_out(
     data: dict[str, Any], old_fields: Iterable[OldField], file: str
 ) -> tuple[dict[str, Any], list[Problem], bool]:
     """The data without its old fields, what to tell the user, and whether there were any."""
-    blocks = {key: _copy(value) for key, value in data.items()}
+    data = {key: {**value} if isinstance(value, dict) else value for key, value in data.items()}
     problems: list[Problem] = []
     found = False
-    for old in old_fields:
-        block_name, _, name = old.path.rpartition(".")
-        block = blocks.get(block_name)
-        if old.treatment in _WORKING or not isinstance(block, dict) or name not in block:
+    for old, block, name in old_fields_in(data, old_fields):
+        if old.treatment in ("honoured", "changed"):
             continue
-        value = cast("dict[str, Any]", block)[name]
-        found |= not old.stays(value) or value is not None
-        if value not in old.harmless:
-            problems.append(_problem(old, file))
-        if not old.stays(value):
+        value, stays = block[name], old.stays(block[name])
+        found |= not stays or value is not None
+        if value not in old.harmless and old.treatment == "refused":
+            problems.append(Problem(file, old.path, "not supported here", fix=old.instead))
+        elif value not in old.harmless:
+            wrong, fix = "has no effect", old.instead
+            problems.append(Problem(file, old.path, wrong, fix=fix, severity="warning"))
+        if not stays:
             del block[name]
-    return blocks, problems, found
+    return data, problems, found
 
 
 def old_names(block: str) -> set[str]:
     """Names that a block of the old files could hold beside the fields of its model."""
     paths = (old.path.rpartition(".") for old in (*TASK_FIELDS, *STEP_FIELDS, *MODEL_FIELDS))
     return {name for parent, _, name in paths if parent == block}
-
-
-def _copy(value: Any) -> Any:
-    return dict(cast("dict[Any, Any]", value)) if isinstance(value, dict) else value
-
-
-def _problem(old: OldField, file: str) -> Problem:
-    if old.treatment == "refused":
-        return Problem(file, old.path, "not supported here", fix=old.instead)
-    return Problem(file, old.path, "has no effect", fix=old.instead, severity="warning")

@@ -9,40 +9,46 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
-from modelcall_assets.config.answer import OutputConfig
-from modelcall_assets.config.block import Block
-from modelcall_assets.config.client import ClientConfig
-from modelcall_assets.config.datasets import are_datasets, parse_datasets
+from modelcall_assets.config.block import Block, Content, shown_value, validate
+from modelcall_assets.config.datasets import (
+    MergeGroupsFile,
+    are_datasets,
+    parse_datasets,
+    parse_merge_groups,
+)
 from modelcall_assets.config.distillation import (
-    DISTILLATION_TYPES,
     GENERATE,
     OLD_BLOCK,
     STEPS,
+    ChatmlStep,
     DistillationTask,
+    MergeStep,
+    ResponsesStep,
     old_step,
-    parse_distillation,
 )
-from modelcall_assets.config.endpoint import holds_literal_secret
+from modelcall_assets.config.endpoint import ClientConfig, holds_literal_secret
 from modelcall_assets.config.legacy import (
     MODEL_FIELDS,
     PLACEHOLDERS,
-    STEP_ALIASES,
     STEP_FIELDS,
     TASK_FIELDS,
     OldField,
+    old_fields_in,
 )
-from modelcall_assets.config.merge_groups import MergeGroupsFile, parse_merge_groups
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.paths import was_in_object_store
-from modelcall_assets.config.problems import shown_value, validate
-from modelcall_assets.config.prompt import PromptFile, parse_prompt
+from modelcall_assets.config.places import was_in_object_store
+from modelcall_assets.config.prompt import OutputConfig, PromptFile, is_number, parse_prompt
+from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import TASK_TYPE, ScoringTask, parse_task
-from modelcall_assets.config.task_file import in_file_order
+from modelcall_assets.config.task import (
+    DISTILLATION_TYPES,
+    TASK_TYPE,
+    ScoringTask,
+    in_file_order,
+)
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
-Data = dict[str, Any]
 Treatment = Literal["honoured", "changed", "refused"]
 TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
@@ -66,8 +72,8 @@ class Line:
 class Migration:
     """The new file: its data, none if it cannot be written; hints become comments at a field."""
 
-    old: Data
-    data: Data | None
+    old: Content
+    data: Content | None
     lines: dict[str, Line] = field(default_factory=dict[str, Line])
     hints: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -83,97 +89,76 @@ class Migration:
         return [line for line in self.lines.values() if line.treatment == treatment]
 
 
-def migrate_file(old: Data, file: str) -> Migration:
+def migrate_file(old: Content, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     new = Migration(old, deepcopy(old), {name: Line("honoured", name) for name in _leaves(old)})
-    data, kind = deepcopy(old), _kind(old, file)
-    if kind == "task" and old.get("task_type", TASK_TYPE) not in (TASK_TYPE, *DISTILLATION_TYPES):
-        wrong = [p for p in parse_task(old, file)[1] if p.field == "task_type"]
-        return _judged(Migration(old, None), wrong)
-    if kind == "prompt":
-        new.data = _prompt(data, new)
-        return _judged(new, parse_prompt(new.data, file)[1])
-    if kind == "model":
-        new.data = data = _without_secrets(_model(data, new), (), _stem(file), new)
-        return _judged(new, parse_model(data, file)[1])
-    if kind in ("datasets", "groups"):
-        parse = parse_datasets if kind == "datasets" else parse_merge_groups
-        return _judged(new, parse(data, file)[1])
-    new.data = data = _without_secrets(data, (), _stem(file), new)
-    if data.get("task_type") in DISTILLATION_TYPES:
-        new.data = data = _distillation(data, new)
-        return _judged(new, parse_distillation(data, file)[1])
-    new.data = data = _task(data, new)
-    return _judged(new, parse_task(data, file)[1])
-
-
-def _kind(data: Data, file: str) -> Literal["task", "model", "prompt", "datasets", "groups"]:
-    """By what only one kind of file has."""
-    if _MODEL_KEYS.intersection(data):
-        return "model"
-    if set(PromptFile.model_fields).intersection(data):
-        return "prompt"
-    if set(MergeGroupsFile.model_fields).intersection(data):
-        return "groups"
-    if are_datasets(data):
-        return "datasets"
-    if {OLD_BLOCK, *ScoringTask.model_fields, *DistillationTask.model_fields}.intersection(data):
-        return "task"
-    wrong = "not a task, model, prompt, data set or merge group file of the old system"
-    raise SetupError([Problem(file, "", wrong)])
-
-
-def _judged(new: Migration, problems: Iterable[Problem]) -> Migration:
-    """With what our own validation says of the result."""
-    for problem in problems:
+    data, keys, of_file = deepcopy(old), old.keys(), _stem(file)
+    if keys & _MODEL_KEYS:
+        new.data = data = _without_secrets(_model(data, new), (), of_file, new)
+        found = parse_model(data, file)[1]
+    elif keys & PromptFile.model_fields.keys():
+        new.data = data = _prompt(data, new)
+        found = parse_prompt(data, file)[1]
+    elif keys & MergeGroupsFile.model_fields.keys():
+        found = parse_merge_groups(data, file)[1]
+    elif are_datasets(data):
+        found = parse_datasets(data, file)[1]
+    elif not keys & {OLD_BLOCK, *ScoringTask.model_fields, *DistillationTask.model_fields}:
+        wrong = "not a task, model, prompt, data set or merge group file of the old system"
+        raise SetupError([Problem(file, "", wrong)])
+    elif old.get("task_type", TASK_TYPE) in (TASK_TYPE, *DISTILLATION_TYPES):
+        data = _without_secrets(data, (), of_file, new)
+        is_scoring = data.get("task_type", TASK_TYPE) == TASK_TYPE
+        new.data = data = _task(data, new) if is_scoring else _distillation(data, new)
+        found = parse_task(data, file)[1]
+    else:
+        new = Migration(old, None)
+        found = [each for each in parse_task(old, file)[1] if each.field == "task_type"]
+    for problem in found:
         error = problem.severity == "error" and not problem.unready
         reason = str(replace(problem, file="", field="")).removeprefix(": ")
         new.say("refused" if error else "honoured", problem.field or "the file", reason)
     return new
 
 
-def _leaves(data: Data, prefix: str = "") -> Iterator[str]:
+def _leaves(data: Content, prefix: str = "") -> Iterator[str]:
     for name, value in data.items():
-        below = cast("Data", value) if isinstance(value, dict) else {}
+        below = cast("Content", value) if isinstance(value, dict) else {}
         yield from _leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
 
 
-def _block(data: Data, name: str) -> Data:
+def _block(data: Content, name: str) -> Content:
     value = data.get(name)
-    return cast("Data", value) if isinstance(value, dict) else {}
+    return cast("Content", value) if isinstance(value, dict) else {}
 
 
-def _leave_out(data: Data, old_fields: Iterable[OldField], new: Migration) -> bool:
+def _leave_out(data: Content, old_fields: Iterable[OldField], new: Migration) -> bool:
     """Removes the fields without effect here. Whether there were any: ours have none."""
     found = False
-    for old in old_fields:
-        parent, _, name = old.path.rpartition(".")
-        block = _block(data, parent) if parent else data
-        if name not in block:
+    for old, block, name in old_fields_in(data, old_fields):
+        if (treatment := old.treatment) in ("honoured", "changed"):
+            new.say(treatment, old.path, old.instead)
             continue
-        if old.treatment in ("honoured", "changed"):
-            new.say(old.treatment, old.path, old.instead)
-            continue
-        if old.stays(block[name]):
+        value, harmless = block[name], block[name] in old.harmless
+        if old.stays(value):
             new.say("honoured", old.path, "")
-            found |= block[name] is not None
+            found |= value is not None
             continue
-        found, value = True, block.pop(name)
-        harmless = value in old.harmless
-        refused = old.treatment == "refused" and not harmless
+        found, refused = True, old.treatment == "refused" and not harmless
         shown = shown_value(value, name)
         why = f"{shown} is what happens anyway" if harmless else old.instead
         what = f"{shown} is left out" if refused else "left out"
         new.say("refused" if refused else "changed", old.path, f"{what}: {why}")
+        del block[name]
         if not block:
-            del data[parent]
+            del data[old.path.rpartition(".")[0]]
     return found
 
 
 # Tasks
 
 
-def _task(data: Data, new: Migration) -> Data:
+def _task(data: Content, new: Migration) -> Content:
     is_old = _leave_out(data, TASK_FIELDS, new)
     preprocess = _block(data, "preprocess")
     for name in ("max_files", "max_items_per_file"):
@@ -192,7 +177,7 @@ def _task(data: Data, new: Migration) -> Data:
     return _ordered(data, ScoringTask)
 
 
-def _move(block: Data, name: str, place: str, is_old: bool, new: Migration) -> None:
+def _move(block: Content, name: str, place: str, is_old: bool, new: Migration) -> None:
     """A folder without placeholders; what a relative one means now."""
     text = block.get(name)
     if not isinstance(text, str):
@@ -216,7 +201,7 @@ def _without_placeholders(part: str) -> str | None:
     return (bare.strip("_-. ") or None) if count else part
 
 
-def _ordered(data: Data, block: type[Block]) -> Data:
+def _ordered(data: Content, block: type[Block]) -> Content:
     """The mapping in the order of the documentation; unknown keys come last."""
     fields = in_file_order(block)
     names = [name for name in fields if name in data]
@@ -224,17 +209,25 @@ def _ordered(data: Data, block: type[Block]) -> Data:
     for name in names:
         inner = fields[name].annotation
         if isinstance(inner, type) and issubclass(inner, Block) and isinstance(data[name], dict):
-            result[name] = _ordered(cast("Data", data[name]), inner)
+            result[name] = _ordered(cast("Content", data[name]), inner)
     return result
 
 
-def _distillation(data: Data, new: Migration) -> Data:
+def _distillation(data: Content, new: Migration) -> Content:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
-    is_old = _leave_out(data, (*TASK_FIELDS, *_step_fields(step)), new)
+    of_step = (
+        replace(old, path=f"{OLD_BLOCK}.{name}")
+        for old in STEP_FIELDS
+        for of, names in [old.in_old_block()]
+        if of == step
+        for name in names
+    )
+    is_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
     block = _block(data, OLD_BLOCK)
-    for name in _STEP_FOLDERS:
-        _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
+    for kind in (ChatmlStep, MergeStep, ResponsesStep):
+        for name in (kind.input_field, kind.output_field):
+            _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
     if step == GENERATE and block:
         reason = "conversations are sent whole; the old system sent their first message alone, as "
         reason += "`prompt_mode: first_message` does"
@@ -249,25 +242,10 @@ def _distillation(data: Data, new: Migration) -> Data:
     return {OLD_BLOCK if name == step else name: value for name, value in ordered.items()}
 
 
-_STEP_FOLDERS = (
-    *("input_dir", "output_dir", "base_input_dir", "base_output_dir"),
-    *("input_path", "output_path"),
-)
-
-
-def _step_fields(step: Any) -> Iterator[OldField]:
-    """The fields without effect of a step, by their names in the old block."""
-    for old in STEP_FIELDS:
-        own, _, name = old.path.partition(".")
-        names = (name, *(alias for alias, same in STEP_ALIASES.items() if same == name))
-        if own == step:
-            yield from (replace(old, path=f"{OLD_BLOCK}.{each}") for each in names)
-
-
 # Models
 
 
-def _model(data: Data, new: Migration) -> Data:
+def _model(data: Content, new: Migration) -> Content:
     _leave_out(data, MODEL_FIELDS, new)
     if "client_config" not in data and "chat_config" not in data:
         data = _second_generation(data, new)
@@ -278,15 +256,17 @@ def _model(data: Data, new: Migration) -> Data:
     return data
 
 
-def _second_generation(data: Data, new: Migration) -> Data:
+def _second_generation(data: Content, new: Migration) -> Content:
     """`provider`, `model_name` and `completions_params` as `client_config` and `chat_config`."""
     provider = str(data.get("provider") or "")
     known, _ = parse_model({"provider": provider, "model_name": "any"}, "")
-    client: Data = known.client_config.model_dump(include={"base_url", "api_key"}) if known else {}
+    client: Content = (
+        known.client_config.model_dump(include={"base_url", "api_key"}) if known else {}
+    )
     new.say("changed", "provider", "now client_config: {base_url} with {api_key}".format(**client))
     params = _block(data, "completions_params")
-    chat: Data = {"model": data.get("model_name"), **params}
-    rest: Data = {}
+    chat: Content = {"model": data.get("model_name"), **params}
+    rest: Content = {}
     for name, value in data.items():
         if name in ClientConfig.model_fields:
             client[name] = client.get(name) if value is None else value
@@ -311,7 +291,7 @@ def _stem(file: str) -> str:
 def _without_secrets(value: Any, path: tuple[str, ...], stem: str, new: Migration) -> Any:
     """The value with `${NAME}` in place of every key and password."""
     if isinstance(value, dict):
-        fields = cast("Data", value)
+        fields = cast("Content", value)
         owner = _OWNER.search(str(fields.get("base_url")))
         stem = owner[1].upper() if owner else stem
         return {key: _without_secrets(v, (*path, key), stem, new) for key, v in fields.items()}
@@ -340,24 +320,23 @@ def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
 # Prompts
 
 
-def _prompt(data: Data, new: Migration) -> Data:
+def _prompt(data: Content, new: Migration) -> Content:
     """With `json_schema` from the defaults' types; only defaults that can have an effect stay."""
     block = _block(data, "output_config")
     output, _ = validate(OutputConfig, block, "")
     if output is None or "json_schema" in block or not output.json_default_values:
         return data
     place = "output_config.json_schema"
-    properties: Data = {}
-    kept: Data = {}
+    properties: Content = {}
+    kept: Content = {}
     for key, value in block.pop("json_default_values").items():
         if key not in output.keys:
             why = f"{key} is not in json_keys"
         else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            why = "a default never becomes a score" if is_number else f"{key} is required"
+            why = "a default never becomes a score" if is_number(value) else f"{key} is required"
             if value is not None:
                 properties[key] = {"type": "integer"} if type(value) is int else output.fields[key]
-            if is_number:
+            if is_number(value):
                 new.hints[f"{place}.properties.{key}"] = "add the scale: minimum and maximum"
             elif key in output.optional_defaults:
                 kept[key] = value

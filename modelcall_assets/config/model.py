@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from modelcall_assets.config.block import Block, Text, nearest
-from modelcall_assets.config.chat import ChatConfig, Sampling
-from modelcall_assets.config.client import ClientConfig, Resolver, client_problems, places
-from modelcall_assets.config.endpoint import BaseUrl, Endpoint, KeyReference
-from modelcall_assets.config.environment import Environment
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Limit,
+    Parsed,
+    Text,
+    errors_in,
+    mistake,
+    nearest,
+    validate,
+)
+from modelcall_assets.config.endpoint import (
+    BaseUrl,
+    ClientConfig,
+    Endpoint,
+    KeyReference,
+    Resolver,
+    client_problems,
+)
 from modelcall_assets.config.legacy import MODEL_FIELDS, take_out
-from modelcall_assets.config.problems import errors_in, validate
+from modelcall_assets.config.places import Environment
 from modelcall_assets.errors import Problem
 
 _PROVIDERS = {
@@ -24,6 +37,77 @@ _PROVIDERS = {
     "anthropic": ("https://api.anthropic.com/v1", "${ANTHROPIC_API_KEY}"),
 }
 _OTHER_PROVIDER = ("${BASE_URL}", "${API_KEY}")
+
+
+def _one_answer(count: int) -> int:
+    if count != 1:
+        raise mistake("a record has one answer", expected="1", fix="remove n")
+    return count
+
+
+_NOT_EXTRA = ("messages", "model", "n", "stream", "stream_options")
+
+
+def _extra_body(body: dict[str, Any]) -> dict[str, Any]:
+    if taken := [name for name in _NOT_EXTRA if name in body]:
+        raise mistake(f"{', '.join(taken)} cannot be set here", fix="remove it")
+    return body
+
+
+class Sampling(Block):
+    """Fields of the request body; a key not listed here is passed through with a warning."""
+
+    model_config = ConfigDict(extra="allow")
+
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """Sampling temperature."""
+    max_tokens: Limit = None
+    """Most tokens of an answer."""
+    max_completion_tokens: Limit = None
+    """The same, for models that count reasoning in it."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling."""
+    top_k: int | None = None
+    """Samples from the k likeliest tokens."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least probability relative to the likeliest token."""
+    frequency_penalty: float | None = None
+    """Penalty by count of earlier uses."""
+    presence_penalty: float | None = None
+    """Penalty for any earlier use."""
+    repetition_penalty: float | None = None
+    """Multiplicative penalty for repeats."""
+    stop: str | list[str] | None = None
+    """Text or texts that end the answer."""
+    seed: int | None = None
+    """Seed of the sampling, where the endpoint supports one."""
+    n: Annotated[int, AfterValidator(_one_answer)] | None = None
+    """1: a record has one answer."""
+    logit_bias: dict[str, float] | None = None
+    """Token id → bias."""
+    response_format: dict[str, Any] | None = None
+    """Passed as it is."""
+    reasoning: dict[str, Any] | None = None
+    """Passed as it is."""
+    reasoning_effort: Text | None = None
+    """low, medium, high, or what else the model knows."""
+    stream: bool | None = None
+    """Whether the answer comes in pieces, so that no proxy takes a long thought for a dead line."""
+    stream_options: dict[str, Any] | None = None
+    """Sent with `stream: true` only; default `include_usage: true`, and `{}` sends none."""
+    user: str | None = None
+    """Passed as it is; never part of a request's identity."""
+    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(
+        default_factory=dict[str, Any]
+    )
+    """More fields, merged into the request body."""
+
+
+class ChatConfig(Sampling):
+    """The model and how it is asked."""
+
+    model: Text
+    """Name of the model at the endpoint."""
 
 
 class Prices(Block):
@@ -57,16 +141,14 @@ class ModelFile(Block):
     mode: Literal["live", "batch"] = "live"
     """`batch` sends files of requests to OpenAI's Batch API: cheaper, within a day."""
     batch: BatchConfig = BatchConfig()
-    """For `mode: batch`."""
     prices: Prices = Prices()
-    """What tokens cost."""
     supports_json_schema: bool = False
     """Whether the endpoint takes `response_format: json_schema`."""
     revision: str | None = None
     """Name of the weights' version; change it to ask everything again."""
 
 
-class SecondGeneration(ModelFile):
+class ModelConfig(ModelFile):
     """`client_config` and `chat_config`."""
 
     client_config: ClientConfig
@@ -74,47 +156,25 @@ class SecondGeneration(ModelFile):
     chat_config: ChatConfig
     """The model and how it is asked."""
 
-
-class FirstGeneration(ModelFile):
-    """`provider`, `model_name` and `completions_params`."""
-
-    provider: str = ""
-    """openai, deepseek or anthropic; for another one set BASE_URL and API_KEY."""
-    model_name: Text
-    """Name of the model at the endpoint."""
-    completions_params: Sampling = Sampling()
-    """Fields of the request body."""
-    base_url: BaseUrl | None = None
-    """Default: the provider's, else `${BASE_URL}`."""
-    api_key: KeyReference | None = None
-    """Default: the provider's variable, such as `${OPENAI_API_KEY}`, else `${API_KEY}`."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A model: what is asked of it, what it costs, where it is."""
-
-    client_config: ClientConfig
-    chat_config: ChatConfig
-    prices: Prices
-    supports_json_schema: bool
-    revision: str | None
-    mode: Literal["live", "batch"]
-    batch: BatchConfig
-    client_field: str
+    client_field: ClassVar[str] = "client_config."
     """Prefix of the endpoint's fields in the file, for messages."""
 
     def request_params(self) -> dict[str, Any]:
         """The fields of every request body, all but the messages."""
-        sampling = self.chat_config.model_dump(exclude={"extra_body", "stream", "stream_options"})
+        chat = self.chat_config
+        sampling = chat.model_dump(exclude={"extra_body", "stream", "stream_options"})
         given = {name: value for name, value in sampling.items() if value is not None}
-        return given | self.chat_config.extra_body | self.chat_config.streaming()
+        given |= chat.extra_body
+        if chat.stream:
+            options = chat.stream_options
+            options = {"include_usage": True} if options is None else options
+            given |= {"stream": True, **({"stream_options": options} if options else {})}
+        return given
 
     @property
     def base_url(self) -> str:
         """Of the first endpoint, as the file writes it."""
-        first, *_ = places(self.client_config, self.client_field)
-        return first.effective().base_url or ""
+        return self.client_config.each("")[0].config.base_url or ""
 
     def endpoints(
         self,
@@ -129,19 +189,48 @@ class ModelConfig:
 
         SetupError tells what is wrong with each. A relative `ca_file` starts at `root`.
         """
-        found = places(self.client_config, self.client_field)
-        return Resolver(env, file, root).endpoints(found, timeout_s, max_retries)
+        resolver = Resolver(env, file, root, timeout_s, max_retries)
+        return resolver.endpoints(self.client_config, self.client_field)
 
 
-def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, list[Problem]]:
-    """The model, and every problem of its file; no model if one of them is an error."""
+class FirstGeneration(ModelFile):
+    """`provider`, `model_name` and `completions_params`."""
+
+    provider: str = ""
+    """openai, deepseek or anthropic; for another one set BASE_URL and API_KEY."""
+    model_name: Text
+    """Name of the model at the endpoint."""
+    completions_params: Sampling = Sampling()
+    base_url: BaseUrl | None = None
+    """Default: the provider's, else `${BASE_URL}`."""
+    api_key: KeyReference | None = None
+    """Default: the provider's variable, such as `${OPENAI_API_KEY}`, else `${API_KEY}`."""
+
+    def as_model(self) -> ModelConfig:
+        base_url, api_key = _PROVIDERS.get(self.provider.lower(), _OTHER_PROVIDER)
+        params = self.completions_params.model_dump()
+        return _OfFirstGeneration(
+            client_config=ClientConfig(
+                base_url=self.base_url or base_url, api_key=self.api_key or api_key
+            ),
+            chat_config=ChatConfig.model_validate({**params, "model": self.model_name}),
+            **{name: getattr(self, name) for name in ModelFile.model_fields},
+        )
+
+
+class _OfFirstGeneration(ModelConfig):
+    client_field: ClassVar[str] = ""
+
+
+def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
+    """The model of a file of either generation."""
     known, problems, _ = take_out(data, MODEL_FIELDS, file)
     if "client_config" in data or "chat_config" in data:
-        parsed, mistakes = validate(SecondGeneration, known, file)
-        block, model = "chat_config", parsed and _second(parsed)
+        parsed, mistakes = validate(ModelConfig, known, file)
+        block, model = "chat_config", parsed
     elif "model_name" in data or "provider" in data:
         parsed, mistakes = validate(FirstGeneration, known, file)
-        block, model = "completions_params", parsed and _first(parsed)
+        block, model = "completions_params", parsed and parsed.as_model()
     else:
         expected = "client_config and chat_config, or provider and model_name"
         return None, [*problems, Problem(file, "", "not a model file", expected)]
@@ -150,34 +239,6 @@ def parse_model(data: dict[str, Any], file: str) -> tuple[ModelConfig | None, li
         problems += client_problems(model.client_config, model.client_field, file)
         problems += _batch_problems(model, block, "batch" in known, file)
     return None if errors_in(problems) else model, problems
-
-
-def _second(parsed: SecondGeneration) -> ModelConfig:
-    return ModelConfig(
-        parsed.client_config,
-        parsed.chat_config,
-        parsed.prices,
-        parsed.supports_json_schema,
-        parsed.revision,
-        parsed.mode,
-        parsed.batch,
-        client_field="client_config.",
-    )
-
-
-def _first(parsed: FirstGeneration) -> ModelConfig:
-    base_url, api_key = _PROVIDERS.get(parsed.provider.lower(), _OTHER_PROVIDER)
-    params = parsed.completions_params.model_dump()
-    return ModelConfig(
-        ClientConfig(base_url=parsed.base_url or base_url, api_key=parsed.api_key or api_key),
-        ChatConfig.model_validate({**params, "model": parsed.model_name}),
-        parsed.prices,
-        parsed.supports_json_schema,
-        parsed.revision,
-        parsed.mode,
-        parsed.batch,
-        client_field="",
-    )
 
 
 def _batch_problems(
@@ -189,7 +250,7 @@ def _batch_problems(
             fix = "add `mode: batch`, or remove batch"
             yield Problem(file, "batch", "has no effect", fix=fix, severity="warning")
         return
-    if len(places(model.client_config, model.client_field)) > 1:
+    if len(model.client_config.endpoints or ()) > 1:
         wrong = "several endpoints, but a batch stays at the one that took it"
         field = f"{model.client_field}endpoints"
         yield Problem(file, field, wrong, expected="one endpoint", fix="remove the others")
@@ -203,19 +264,12 @@ def _unknown_params(params: Any, block: str, file: str) -> Iterator[Problem]:
     if not isinstance(params, dict):
         return
     fields = ChatConfig.model_fields
-    for name in cast("dict[Any, Any]", params):
-        field = f"{block}.{name}"
-        if name in fields:
-            continue
+    for name in (name for name in cast("dict[Any, Any]", params) if name not in fields):
+        field, wrong = f"{block}.{name}", "unknown key"
         if name in ClientConfig.model_fields:
             yield Problem(file, field, "not a field of the request", fix="move it to client_config")
         elif close := nearest(str(name), fields, cutoff=0.8):
-            yield Problem(file, field, "unknown key", fix=f"did you mean {close}?")
+            yield Problem(file, field, wrong, fix=f"did you mean {close}?")
         else:
-            yield Problem(
-                file,
-                field,
-                "unknown key",
-                fix="passed to the endpoint as it is",
-                severity="warning",
-            )
+            fix = "passed to the endpoint as it is"
+            yield Problem(file, field, wrong, fix=fix, severity="warning")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from modelcall_assets.config.block import Block, Count, Limit, Text, Texts, did_you_mean, mistake
-from modelcall_assets.config.paths import Folder
+from modelcall_assets.config.places import Folder
 from modelcall_assets.errors import Problem
 
 SCRIPTS = ("universal", "github_raw_code", "repo_xml", "triplet_filter")
@@ -143,7 +143,6 @@ class Transformations(Block):
     """What is done to a row that passed the filters."""
 
     text_cleaning: TextCleaning = TextCleaning()
-    """Changes `text`."""
     computed_fields: dict[str, ComputedField] = Field(default_factory=dict[str, ComputedField])
     """New columns, counted after cleaning."""
 
@@ -215,16 +214,12 @@ class Preprocess(Block):
     field_mapping: dict[str, FieldSource] = Field(default_factory=dict[str, FieldSource])
     """Target column → source column, `{type: combine, …}` or `{type: constant, …}`."""
     filters: Filters = Filters()
-    """Rows to drop."""
     transformations: Transformations = Transformations()
-    """Changes to the rows that are kept."""
     scrub: Texts = Field(default_factory=list[str])
     """`module:name` of objects or classes with `scrub(text) -> (text, counts)`, such as for
     personal data and secrets."""
     language_id: LanguageId = LanguageId()
-    """Tells the natural language of `text`; needs the extra `text-language`."""
     dedup: Dedup = Dedup()
-    """Leaves out texts that a file of the task has already; who is processed first keeps them."""
     stat_folder: Folder | None = None
     """Writes a stat JSON per file, as the old system did, below `preprocess/` of this folder."""
 

@@ -4,18 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Any
+from string import Formatter
+from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator
+import jsonschema_rs
+from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.answer import OutputConfig
-from modelcall_assets.config.answer_rules import output_problems
-from modelcall_assets.config.block import Block, Text
-from modelcall_assets.config.problems import errors_in, validate
-from modelcall_assets.config.template import placeholders_of
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Parsed,
+    Text,
+    did_you_mean,
+    errors_in,
+    mistake,
+    validate,
+)
 from modelcall_assets.errors import Problem
+
+_KEYWORDS = (
+    *("type", "enum", "const", "anyOf"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *("minLength", "maxLength", "pattern", "format"),
+    *("items", "minItems", "maxItems", "uniqueItems"),
+    *("properties", "required", "additionalProperties"),
+    *("title", "description", "default", "examples"),
+)
+_TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
+
+
+def placeholders_of(text: str) -> frozenset[str]:
+    """The names in `{name}`; doubled braces are literal. Anything else is a mistake."""
+    try:
+        fields = [parts[1:] for parts in Formatter().parse(text) if parts[1] is not None]
+    except ValueError as error:
+        raise mistake(f"braces do not match: {error}", fix="write {{ and }} for braces") from None
+    if wrong := [_source(*field) for field in fields if not _is_plain(*field)]:
+        raise mistake(
+            f"not a placeholder: {', '.join(wrong)}",
+            expected="{column_name} or {column.key}",
+            fix="name a column, or write {{ and }} for braces",
+        )
+    return frozenset(name for name, _, _ in fields if name)
+
+
+def _is_plain(name: str | None, spec: str | None, conversion: str | None) -> bool:
+    """A column, or a path into one of objects and lists: `meta.lang`, `turns.0.text`."""
+    first, *inner = (name or "").replace("-", "_").split(".")
+    plain = first.isidentifier() and all(part.isidentifier() or part.isdigit() for part in inner)
+    reaches = any(part.startswith("__") for part in inner)
+    return not spec and not conversion and plain and not reaches
+
+
+def _source(name: str | None, spec: str | None, conversion: str | None) -> str:
+    """The placeholder as it was written, cut to one short line."""
+    text = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
+    text = " ".join(text.split())
+    return f"{{{text if len(text) <= 40 else text[:37] + '...'}}}"
 
 
 def _template(text: str) -> str:
@@ -34,13 +82,89 @@ class PromptTemplate(Block):
     a row in which one is null or absent is not sent."""
 
 
+class OutputConfig(Block):
+    """The JSON object that the model must answer with."""
+
+    require_json: bool = False
+    """Whether the answer is a JSON object; else it is kept as text."""
+    json_keys: list[Text] = Field(default_factory=list[str])
+    """Keys that become columns; default: the properties of `json_schema`."""
+    json_key_must_exists: list[str] = Field(default_factory=list[str])
+    """Keys without which an answer is a failure."""
+    json_default_values: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Values for keys that may be missing; a number never stands in for a rating."""
+    json_schema: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """JSON Schema of the object: types, ranges and enums of its `properties`, `required`."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the answer, in column order."""
+        return self.json_keys or list(self.properties)
+
+    @property
+    def required(self) -> list[str]:
+        """Keys that must be there, by either of the two ways to say so."""
+        named = {*self.json_key_must_exists, *self.json_schema.get("required", [])}
+        return [key for key in self.keys if key in named]
+
+    @property
+    def fields(self) -> dict[str, dict[str, Any]]:
+        """The JSON Schema of each key; an empty one means any value."""
+        usual = {"score": {"type": "number"}}
+        return {
+            key: self.properties[key]
+            if key in self.properties
+            else _schema_of(self.json_default_values.get(key)) or usual.get(key, {})
+            for key in self.keys
+        }
+
+    @property
+    def optional_defaults(self) -> dict[str, Any]:
+        """Defaults that may fill a gap: of keys that may be missing, and never a number."""
+        return {
+            key: value
+            for key, value in self.json_default_values.items()
+            if key not in self.required and not is_number(value)
+        }
+
+    def answer_schema(self) -> dict[str, Any]:
+        """The schema of the whole object."""
+        own = {"type": "object", "properties": self.fields, "required": self.required}
+        return self.json_schema | own
+
+    @property
+    def properties(self) -> dict[str, dict[str, Any]]:
+        return self.json_schema.get("properties", {})
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _schema_of(value: Any) -> dict[str, Any]:
+    """The type that a default value shows its key to have."""
+    match value:
+        case bool():
+            return {"type": "boolean"}
+        case int() | float():
+            return {"type": "number"}
+        case str():
+            return {"type": "string"}
+        case dict():
+            return {"type": "object"}
+        case list():
+            texts = all(isinstance(item, str) for item in cast("list[Any]", value))
+            return {"type": "array", "items": {"type": "string"}} if texts else {"type": "array"}
+        case _:
+            return {}
+
+
 class PromptFile(Block):
     """The shape of a prompt file."""
 
     prompt_template: PromptTemplate
     """The messages of a request."""
     output_config: OutputConfig = OutputConfig()
-    """The JSON object that the model must answer with."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +187,92 @@ class PromptConfig:
         """Names that the text needs values for."""
         return placeholders_of(self.prompt_template.prompt_text)
 
-    @property
-    def fields(self) -> dict[str, dict[str, Any]]:
-        """JSON key → its JSON Schema; an empty schema means any value."""
-        return self.output_config.fields
 
-    @property
-    def optional_defaults(self) -> dict[str, Any]:
-        """Values that may fill a gap in an answer."""
-        return self.output_config.optional_defaults
-
-    def answer_schema(self) -> dict[str, Any]:
-        """JSON Schema of the answer object."""
-        return self.output_config.answer_schema()
-
-
-def parse_prompt(data: dict[str, Any], file: str) -> tuple[PromptConfig | None, list[Problem]]:
-    """The prompt, and every problem of its file; no prompt if one of them is an error."""
+def parse_prompt(data: Content, file: str) -> Parsed[PromptConfig]:
     parsed, problems = validate(PromptFile, data, file)
     if parsed is None:
         return None, problems
-    problems += output_problems(parsed.output_config, file)
-    name = PurePath(file).stem
-    prompt = PromptConfig(name, parsed.prompt_template, parsed.output_config)
+    output = parsed.output_config
+    problems += list(_schema_problems(output.json_schema, file)) or _output_problems(output, file)
+    prompt = PromptConfig(PurePath(file).stem, parsed.prompt_template, output)
     return None if errors_in(problems) else prompt, problems
+
+
+def _output_problems(output: OutputConfig, file: str) -> Iterator[Problem]:
+    """Mistakes that lie between the fields of `output_config`."""
+    place, keys, named = "output_config.require_json", output.keys, output.json_keys
+    if keys and not output.require_json:
+        yield Problem(file, place, "false, but keys are declared", fix="write require_json: true")
+    if output.require_json and not keys:
+        fix = "list the keys in output_config.json_keys or json_schema.properties"
+        yield Problem(file, place, "true, but no key is declared", fix=fix)
+    place = "output_config.json_keys"
+    for index, key in enumerate(named):
+        if key in named[:index]:
+            yield Problem(file, f"{place}[{index}]", f"{key} is there twice", fix="remove one")
+    for key in keys:
+        if key.startswith("api_"):
+            wrong = f"{key}: names that start with api_ are columns of this program"
+            yield Problem(file, place, wrong, fix="choose another name")
+    for name, given in (
+        ("json_key_must_exists", output.json_key_must_exists),
+        ("json_default_values", output.json_default_values),
+        ("json_schema.properties", output.properties),
+        ("json_schema.required", output.json_schema.get("required", [])),
+    ):
+        for index, key in enumerate(given):
+            if key not in keys:
+                item = f"[{index}]" if isinstance(given, list) else f".{key}"
+                fix = did_you_mean(key, keys) or "add it to output_config.json_keys"
+                yield Problem(file, f"output_config.{name}{item}", f"{key} is not a key", fix=fix)
+    for key in keys:
+        if not output.fields[key] and key not in output.properties:
+            field, wrong = f"{place}[{keys.index(key)}]", f"{key} has no type"
+            fix = f"declare it in output_config.json_schema.properties.{key}"
+            yield Problem(file, field, wrong, fix=fix, severity="warning")
+
+
+def _schema_problems(schema: dict[str, Any], file: str) -> Iterator[Problem]:
+    """Mistakes in the schema of an answer object, also those that the validator itself would pass
+    over or explain badly."""
+    place = "output_config.json_schema"
+    problems = list(_keyword_problems(schema, place, file))
+    if schema.get("type", "object") != "object":
+        problems.append(Problem(file, f"{place}.type", "an answer is an object", "object"))
+    if problems:
+        yield from problems
+        return
+    try:
+        jsonschema_rs.validator_for(schema)
+    except jsonschema_rs.ValidationError as error:
+        yield Problem(file, ".".join([place, *map(str, error.instance_path)]), error.message)
+    except ValueError as error:
+        yield Problem(file, place, str(error), fix="write dates in quotes")
+
+
+def _keyword_problems(schema: Any, place: str, file: str) -> Iterator[Problem]:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        yield Problem(file, place, "wrong type", "a JSON Schema (a mapping)")
+        return
+    fields = cast("dict[str, Any]", schema)
+    for name in fields:
+        if name not in _KEYWORDS:
+            fix = did_you_mean(str(name), _KEYWORDS)
+            yield Problem(file, f"{place}.{name}", "not a keyword of JSON Schema", fix=fix)
+    types: Any = fields.get("type", [])
+    for name in cast("list[Any]", types) if isinstance(types, list) else [types]:
+        if name not in _TYPES:
+            fix = did_you_mean(str(name), _TYPES)
+            expected = f"one of {', '.join(_TYPES)}"
+            yield Problem(file, f"{place}.type", "unknown type", expected, str(name), fix)
+    properties, arms = fields.get("properties"), fields.get("anyOf")
+    if isinstance(properties, dict):
+        for name, inner in cast("dict[str, Any]", properties).items():
+            yield from _keyword_problems(inner, f"{place}.properties.{name}", file)
+    if "items" in fields:
+        yield from _keyword_problems(fields["items"], f"{place}.items", file)
+    if isinstance(arms, list):
+        for index, inner in enumerate(cast("list[Any]", arms)):
+            yield from _keyword_problems(inner, f"{place}.anyOf[{index}]", file)

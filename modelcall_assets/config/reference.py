@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from types import UnionType
+from collections.abc import Container, Iterable, Iterator
+from inspect import cleandoc
+from itertools import chain
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from modelcall_assets.config.block import Block
-from modelcall_assets.config.datasets import MAPPING_KEYS, DatasetConfig
+from modelcall_assets.config.datasets import MAPPING_KEYS, DatasetConfig, MergeGroup
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.legacy import (
     MODEL_FIELDS,
     PLACEHOLDERS,
-    STEP_ALIASES,
     STEP_FIELDS,
     TASK_FIELDS,
     OldField,
 )
-from modelcall_assets.config.merge_groups import MergeGroup
-from modelcall_assets.config.model import FirstGeneration, SecondGeneration
+from modelcall_assets.config.model import FirstGeneration, ModelConfig
 from modelcall_assets.config.prompt import PromptFile
 from modelcall_assets.config.stores import StorageFile, StoreProfile
-from modelcall_assets.config.task import ScoringTask
-from modelcall_assets.config.task_file import ConfigPath, TaskFile, in_file_order
+from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile, in_file_order
 
 _INTRO = """\
 # Config files
@@ -44,120 +43,91 @@ below `configs/` and names each mistake by file and field.
   project root. No other task sees a task's env files.
 - `{task_name}` is replaced in data folders.
 """
-_DISTILLATION = """\
-`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
-
-Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
-`model`, `prompt` and `scorer`. The steps run in this order. A file may hold some of them only, and
-files whose folders fit together are one graph. A file with a single step may write it as the old
-system did: `distillation: {step: chatml_conversion, …}` with the step's fields, and without `step`
-where `task_type` is `generate_response`. [distillation.md](distillation.md) has examples.
-"""
 _DATASETS = """\
 `configs/distillation/*.yaml`: a mapping of data sets, by their path below `input_dir` such as
-`org/name` or `chats.jsonl`.
-"""
-_STORAGE = """\
-`configs/storage.yaml`, which a project may do without. What a profile for S3 leaves out is taken
-from variables, for `tos://` from `TOS_…` in place of `AWS_…`. [storage.md](storage.md) has
-examples.
-"""
-_GROUPS = "`configs/distillation/*.yaml`: a list under `merge_groups`.\n"
-_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+`org/name` or `chats.jsonl`."""
+_GROUPS = "`configs/distillation/*.yaml`: a list under `merge_groups`."
+_OLD = "Fields of the old system whose effect is another one here."
+_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
 
 
 def reference() -> str:
     """The whole page."""
-    parts = [
-        _INTRO,
-        *_section("Scoring task", "`configs/tasks/**/*.yaml`", ScoringTask),
-        "## Distilling task\n",
-        _DISTILLATION,
-        _table(_HEAD, _own_rows(DistillationTask)),
-        "## Data sets\n",
-        _DATASETS,
-        _table(_HEAD, _rows(DatasetConfig, "")),
-        _table(("format_style", "keys of column_mapping"), _mapping_rows()),
-        "## Merge groups\n",
-        _GROUPS,
-        _table(_HEAD, _rows(MergeGroup, "")),
-        *_section("Model", "`configs/models/*.yaml` or `.json`", SecondGeneration),
-        *_section("Model, first generation", "Still read, with the same meaning.", FirstGeneration),
-        *_section("Prompt", "`configs/prompts/*.yaml`", PromptFile),
-        "## Storage\n",
-        _STORAGE,
-        _table(_HEAD, (*_rows(StoreProfile, "stores.<name>."), *_storage_rows())),
-        "## Old fields\n",
-        "Fields of the old system whose effect is another one here.\n",
-        _table(("field", "treatment", "why, or what to write"), _old_rows()),
-    ]
-    return "\n".join(parts)
+    stores = _rows(StoreProfile, "stores.<name>."), _rows(StorageFile, without=("stores",))
+    styles = (
+        (f"`{style}`", ", ".join(f"`{k}`" for k in keys)) for style, keys in MAPPING_KEYS.items()
+    )
+    return "\n".join(
+        (
+            _INTRO,
+            _section("Scoring task", "`configs/tasks/**/*.yaml`", _rows(ScoringTask)),
+            _section(
+                "Distilling task",
+                cleandoc(DistillationTask.__doc__ or ""),
+                _rows(DistillationTask, without=TaskFile.model_fields),
+            ),
+            _section("Data sets", _DATASETS, _rows(DatasetConfig)),
+            _table(("format_style", "keys of column_mapping"), styles),
+            _section("Merge groups", _GROUPS, _rows(MergeGroup)),
+            _section("Model", "`configs/models/*.yaml` or `.json`", _rows(ModelConfig)),
+            _section(
+                "Model, first generation",
+                "Still read, with the same meaning.",
+                _rows(FirstGeneration),
+            ),
+            _section("Prompt", "`configs/prompts/*.yaml`", _rows(PromptFile)),
+            _section("Storage", cleandoc(StorageFile.__doc__ or ""), chain(*stores)),
+            f"## Old fields\n\n{_OLD}\n",
+            _table(("field", "treatment", "why, or what to write"), _old_rows()),
+        )
+    )
 
 
-def _section(title: str, place: str, model: type[Block]) -> Iterator[str]:
-    yield f"## {title}\n"
-    yield f"{place}\n"
-    yield _table(_HEAD, _rows(model, ""))
+Row = tuple[str, ...]
 
 
-_SHARED = frozenset(TaskFile.model_fields)
-_HEAD = ("field", "type", "default", "meaning")
+def _section(title: str, text: str, rows: Iterable[Row]) -> str:
+    return f"## {title}\n\n{text}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}"
 
 
-def _own_rows(model: type[TaskFile]) -> Iterator[tuple[str, ...]]:
-    """Without the fields of every task."""
-    return (row for row in _rows(model, "") if row[0].strip("`").split(".")[0] not in _SHARED)
+def _table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _storage_rows() -> Iterator[tuple[str, ...]]:
-    """Without the profiles."""
-    return (row for row in _rows(StorageFile, "") if row[0] != "`stores`")
-
-
-def _mapping_rows() -> Iterator[tuple[str, ...]]:
-    for style, keys in MAPPING_KEYS.items():
-        yield f"`{style}`", ", ".join(f"`{key}`" for key in keys)
-
-
-def _rows(model: type[Block], prefix: str) -> Iterator[tuple[str, ...]]:
+def _rows(model: type[Block], prefix: str = "", without: Container[str] = ()) -> Iterator[Row]:
     for name, info in in_file_order(model).items():
-        path = f"{prefix}{name}"
-        if (block := _block_of(info.annotation)) is not None:
+        path, kind = f"{prefix}{name}", info.annotation
+        arms = [arm for arm in get_args(kind) or (kind,) if arm is not NoneType]
+        if name in without:
+            continue
+        if len(arms) == 1 and _is_block(block := arms[0]) and block is not ConfigPath:
             yield from _rows(block, f"{path}.")
         else:
             meaning = " ".join((info.description or "").split())
-            yield f"`{path}`", _type(info.annotation), _default(info), meaning
+            yield f"`{path}`", _type(kind), _default(info), meaning
 
 
-def _block_of(annotation: Any) -> type[Block] | None:
-    """The block that has rows of its own, also where it may be left out; not a reference."""
-    arms = [arm for arm in get_args(annotation) or (annotation,) if arm is not type(None)]
-    block = arms[0] if len(arms) == 1 else None
-    return block if _is_block(block) and block is not ConfigPath else None
+def _is_block(kind: Any) -> TypeGuard[type[Block]]:
+    return isinstance(kind, type) and issubclass(kind, Block)
 
 
-def _is_block(annotation: Any) -> TypeGuard[type[Block]]:
-    return isinstance(annotation, type) and issubclass(annotation, Block)
-
-
-def _type(annotation: Any) -> str:
-    origin, args = get_origin(annotation), get_args(annotation)
+def _type(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _type(args[0])
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_type(arm) for arm in args))
+        return " or ".join(dict.fromkeys(map(_type, args)))
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in args)
     if origin is list:
         return f"list of {_type(args[0])}"
     if origin is dict:
         return "mapping" if args[1] is Any else f"mapping to {_type(args[1])}"
-    if _is_block(annotation):
-        fields = ", ".join(
-            f"{n}: {_type(i.annotation)}" for n, i in annotation.model_fields.items()
-        )
-        return f"{{{fields}}}"
-    return _NAMES.get(annotation, "any")
+    if _is_block(kind):
+        fields = (f"{name}: {_type(i.annotation)}" for name, i in kind.model_fields.items())
+        return f"{{{', '.join(fields)}}}"
+    return _NAMES.get(kind, "any")
 
 
 def _default(info: FieldInfo) -> str:
@@ -169,13 +139,12 @@ def _default(info: FieldInfo) -> str:
     return "–" if default is None else f"`{json.dumps(default)}`"
 
 
-def _old_rows() -> Iterator[tuple[str, ...]]:
+def _old_rows() -> Iterator[Row]:
     for old in (*TASK_FIELDS, *MODEL_FIELDS):
         yield f"`{old.path}`", _treatment(old), old.instead
     for old in STEP_FIELDS:
-        step, _, name = old.path.partition(".")
-        names = (name, *(alias for alias, own in STEP_ALIASES.items() if own == name))
-        shown = " or ".join(f"`distillation.{each}`" for each in names)
+        step, names = old.in_old_block()
+        shown = " or ".join(f"`distillation.{name}`" for name in names)
         yield f"{shown} ({step})", _treatment(old), old.instead
     yield "`distillation.model_config`", "honoured", "another name of `response_config_path`"
     for name, instead in PLACEHOLDERS.items():
@@ -185,11 +154,6 @@ def _old_rows() -> Iterator[tuple[str, ...]]:
 def _treatment(old: OldField) -> str:
     harmless = [json.dumps(value) for value in old.harmless if value is not None]
     return f"{old.treatment}; {' or '.join(harmless)} is fine" if harmless else old.treatment
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 if __name__ == "__main__":

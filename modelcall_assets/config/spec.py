@@ -1,21 +1,39 @@
-"""One task, resolved: its files, folders, environment and endpoints."""
+"""One task, resolved: its files, folders, environment and stores."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from modelcall_assets.config.datasets import DatasetConfig
-from modelcall_assets.config.distillation import DistillationTask, JudgeStep, step_folders
-from modelcall_assets.config.environment import Environment
-from modelcall_assets.config.merge_groups import MergeGroup
+from pydantic_core import PydanticCustomError
+
+from modelcall_assets.config.block import Content, Parsed, problem_of
+from modelcall_assets.config.datasets import DatasetConfig, MergeGroup
+from modelcall_assets.config.distillation import DistillationTask, parse_distillation
 from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.config.paths import is_bucket, resolve
+from modelcall_assets.config.places import (
+    Environment,
+    Expander,
+    MissingVariable,
+    is_bucket,
+    is_relative,
+    is_uri,
+    is_within,
+    resolve,
+    shown_place,
+)
 from modelcall_assets.config.prompt import PromptConfig
-from modelcall_assets.config.stores import FLUSH_SECONDS
-from modelcall_assets.config.task import Data, ScoringTask
+from modelcall_assets.config.stores import FLUSH_SECONDS, STORAGE_FILE, Storage, store_options
+from modelcall_assets.config.task import (
+    DISTILLATION_TYPES,
+    TASK_TYPE,
+    ScoringTask,
+    parse_scoring,
+)
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.stores import StoreOptions
@@ -24,6 +42,11 @@ RAW, PREPROCESSED, CHATML, MERGED, RESPONSES, SCORES = STAGES = (
     "raw", "preprocessed", "chatml", "merged", "responses", "scores",
 )  # fmt: skip
 """Every stage there is, upstream first."""
+_COMMANDS = {
+    "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
+    "merge_distillation_results": "`modelcall join`",
+}
+"""Task types of the old system that are no assets, and what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,7 @@ class TaskSpec:
         """The task's stages, upstream first."""
         if isinstance(self.task, ScoringTask):
             return (RAW, PREPROCESSED, SCORES) if self.task.preprocess.enabled else (RAW, SCORES)
-        own = tuple(step_folders(self.task))
+        own = tuple(self.task.stage_folders)
         return own if self.link is not None else (RAW, *own)
 
     @property
@@ -83,12 +106,7 @@ class TaskSpec:
         if isinstance(task, ScoringTask):
             own = task.preprocess.input_folder if task.preprocess.enabled else None
             return self.resolved(own or task.data.input_folder)
-        if task.chatml_conversion is not None:
-            return self.resolved(task.chatml_conversion.input_dir)
-        merge, responses = task.jsonl_merge, task.generate_response
-        text = merge.base_input_dir if merge is not None else responses and responses.input_path
-        assert text is not None
-        return self.resolved(text)
+        return self.resolved(task.inputs[task.input_field])
 
     @property
     def has_one_input(self) -> bool:
@@ -100,7 +118,7 @@ class TaskSpec:
         """Where a stage other than raw leaves its files."""
         task = self.task
         if isinstance(task, DistillationTask):
-            return self.resolved(step_folders(task)[stage])
+            return self.resolved(task.stage_folders[stage])
         if stage == SCORES:
             return self.resolved(task.data.output_folder)
         folder = task.preprocess.output_folder
@@ -110,10 +128,9 @@ class TaskSpec:
     def journal_folder(self) -> str:
         """Raw replies and the state of the stages."""
         task = self.task
-        own = task.data if isinstance(task, ScoringTask) else task
-        folder = own.journal_folder
-        if folder:
-            return self.resolved(folder)
+        owner = task.data if isinstance(task, ScoringTask) else task
+        if owner.journal_folder:
+            return self.resolved(owner.journal_folder)
         last = RESPONSES if RESPONSES in self.stages else self.stages[-1]  # a judge may come later
         return f"{self.folder(last)}/.modelcall"
 
@@ -122,29 +139,129 @@ class TaskSpec:
         return resolve(text, self.root, self.env, self.name, self.data_root)
 
 
-def unsent_text(
-    rated: Data | JudgeStep, prompt: PromptConfig, field: str, file: str
-) -> Iterator[Problem]:
-    """A prompt that names neither of the two columns that hold the text to rate."""
-    keys = dict.fromkeys((rated.prompt_format_key, rated.input_key))
-    columns = {name.partition(".")[0] for name in prompt.placeholders} | prompt.placeholders
-    if columns.isdisjoint(keys):
-        wrong = f"no placeholder of the prompt, so that the column {rated.input_key} is not sent"
-        have = ", ".join(sorted(prompt.placeholders)) or "a prompt without placeholders"
-        fix = f"name one of those, or write {{{rated.prompt_format_key}}} in the prompt"
-        place = f"{field}.prompt_format_key"
-        yield Problem(file, place, wrong, have=have, fix=fix, severity="warning")
+def parse_task(
+    data: Content, file: str, *, has_data_root: bool = False
+) -> Parsed[ScoringTask | DistillationTask]:
+    """The task of a file of either kind. The project has a data root or not; the task may have its
+    own."""
+    kind = data.get("task_type", TASK_TYPE)
+    if kind in DISTILLATION_TYPES:
+        return parse_distillation(data, file)
+    if isinstance(kind, str) and kind in _COMMANDS:
+        fix = f"use {_COMMANDS[kind]}"
+        return None, [Problem(file, "task_type", f"{kind} is no task here", fix=fix)]
+    return parse_scoring(data, file, has_data_root)
 
 
-def budget_problems(
-    task: ScoringTask | DistillationTask, models: Sequence[ModelConfig], file: str
-) -> Iterator[Problem]:
-    """A budget that could not be kept."""
-    limits = {"budget_usd": task.budget_usd, "budget_tokens": task.budget_tokens}
-    for name, limit in limits.items():
-        if limit is not None and not models:
-            yield Problem(file, name, "not used: the task asks no model", fix=f"remove {name}")
-    for model in models if task.budget_usd is not None else ():
-        if None in model.prices.pair:
-            wrong = "the model file has no prices to count with"
-            yield Problem(file, "budget_usd", wrong, fix="set prices there, or use budget_tokens")
+def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
+    """The task with its `data_root` and `store_options`, and every problem of its places."""
+    named = spec.task.inputs | spec.task.outputs
+    data_root, problems = _data_root(spec, storage, bool(_relative(spec)))
+    if problems:
+        return spec, problems
+    spec = replace(spec, data_root=data_root)
+    problems = [each for place, text in named.items() for each in _unresolved(spec, place, text)]
+    if problems := problems or list(_misplaced_outputs(spec)):
+        return spec, problems
+    places = {place: spec.resolved(text) for place, text in named.items()}
+    places |= {"": spec.journal_folder} | _preprocessed(spec)
+    if storage.problems and any(map(is_uri, places.values())):
+        return spec, list(storage.problems)
+    options, problems = store_options(storage, spec.env, places, spec.file_name)
+    flush = storage.file.journal_flush_seconds
+    return replace(spec, store_options=options, journal_flush_seconds=flush), problems
+
+
+def relative_places(spec: TaskSpec) -> dict[str, str]:
+    """Where relative data folders lie, by field, if that is not the project root."""
+    if spec.data_root in (None, str(spec.root)):
+        return {}
+    return {place: spec.resolved(text) for place, text in _relative(spec).items()}
+
+
+def _relative(spec: TaskSpec) -> dict[str, str]:
+    """Folders as written, by field, that are neither URIs nor start with `/` or `./`."""
+    found: dict[str, str] = {}
+    for place, text in (spec.task.inputs | spec.task.outputs).items():
+        with suppress(MissingVariable):  # a problem of the folder
+            if is_relative(spec.env.expand(text)):
+                found[place] = text
+    return found
+
+
+def _data_root(
+    spec: TaskSpec, storage: Storage, is_needed: bool
+) -> tuple[str | None, list[Problem]]:
+    """Resolved; None is the project root. What is wrong with it concerns who needs it only."""
+    own, shared = spec.task.data_root, storage.file.data_root
+    if own is not None:
+        problems = list(_unresolved(spec, "data_root", own))
+        return None if problems else spec.resolved(own), problems
+    if not is_needed or (storage.root_is_known and shared is None):
+        return None, []
+    if shared is None:
+        return None, list(storage.problems)
+    expander = Expander(spec.env, STORAGE_FILE)
+    try:
+        return spec.resolved(shared), []
+    except MissingVariable as error:
+        wrong = f"variable {error.name} is not set"
+        expander.unready("data_root", wrong, f"${{{error.name}}}")
+    except PydanticCustomError as error:
+        expander.problems.append(problem_of(error, STORAGE_FILE, "data_root", shared))
+    return None, expander.problems
+
+
+def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
+    """A folder that cannot be resolved."""
+    try:
+        spec.resolved(text)
+    except MissingVariable as error:
+        yield Problem(spec.file_name, place, f"variable {error.name} is not set", have=text)
+    except PydanticCustomError as error:
+        yield problem_of(error, spec.file_name, place, text)
+
+
+def _preprocessed(spec: TaskSpec) -> dict[str, str]:
+    """The folder of the preprocessed rows, which has a default."""
+    has_some = PREPROCESSED in spec.stages
+    return {"preprocess.output_folder": spec.folder(PREPROCESSED)} if has_some else {}
+
+
+def _output_folders(spec: TaskSpec) -> dict[str, str]:
+    """Resolved, with those that are named nowhere."""
+    outputs = spec.task.outputs.items()
+    return {place: spec.resolved(text) for place, text in outputs} | _preprocessed(spec)
+
+
+def unwritable(spec: TaskSpec) -> Iterator[Problem]:
+    """Output folders of this machine that this process may not write to."""
+    for place, folder in _output_folders(spec).items():
+        if not is_uri(folder) and not os.access(found := _nearest(folder), os.W_OK | os.X_OK):
+            wrong, have = "cannot be written to", str(found)
+            fix = "choose another folder, or let this user write to it"
+            yield Problem(spec.file_name, place, wrong, have=have, fix=fix, unready=True)
+
+
+def _nearest(folder: str) -> Path:
+    """What there is of a folder on this machine: itself or the first above it."""
+    path = Path(folder)
+    return next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+
+
+def _misplaced_outputs(spec: TaskSpec) -> Iterator[Problem]:
+    """An output below the input would be taken for new input; one beside a bucket is in another;
+    and nothing can lie below a file."""
+    folders = _output_folders(spec)
+    by_default = folders.keys() - spec.task.outputs.keys()
+    if by_default and is_bucket(spec.input_folder):
+        wrong, fix = "missing: the input is a whole bucket", "name a folder for it"
+        yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)
+    for place, folder in folders.items():
+        if is_within(folder, spec.input_folder):
+            wrong = "the folder lies in the input folder, so outputs would become inputs"
+            yield Problem(spec.file_name, place, wrong, fix="choose a folder beside it")
+        elif not is_uri(folder) and not (found := _nearest(folder)).is_dir():
+            wrong = "a file stands there" if found.exists() else "a link to nothing stands there"
+            have, fix = shown_place(str(found), spec.root), "choose another folder, or move it away"
+            yield Problem(spec.file_name, place, wrong, "a folder", have, fix)

@@ -1,33 +1,214 @@
-"""A task file: one that scores, or hands over to `distillation` for one that distils."""
+"""A task file: what every task has, and the task that scores."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
+from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, Text, did_you_mean, mistake
-from modelcall_assets.config.distillation import (
-    DISTILLATION_TYPES,
-    DistillationTask,
-    parse_distillation,
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    Count,
+    Limit,
+    Parsed,
+    Text,
+    Texts,
+    did_you_mean,
+    errors_in,
+    mistake,
+    validate,
 )
 from modelcall_assets.config.legacy import TASK_FIELDS, take_out
-from modelcall_assets.config.paths import Folder, was_in_object_store
+from modelcall_assets.config.places import Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
-from modelcall_assets.config.problems import errors_in, validate
-from modelcall_assets.config.reading import Encoding, OnBadLine, OnEmptyFile
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task_file import ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
 
 TASK_TYPE = "data_scoring"
-_COMMANDS = {
-    "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
-    "merge_distillation_results": "`modelcall join`",
-}
-"""Task types of the old system that are no assets, and what to use instead."""
+DISTILLATION_TYPES = ("data_distillation", "generate_response")
+_ENCODINGS = (
+    *("utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030", "gbk", "big5", "shift_jis", "euc_kr"),
+    *("latin-1", "cp1252"),
+)
+
+
+def _codec(name: str) -> str:
+    """The name as Python spells it."""
+    try:
+        "".encode(name)  # unlike a lookup it refuses codecs that are not of text, such as hex
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        expected = f"one that Python knows, such as {', '.join(_ENCODINGS)}"
+        fix = did_you_mean(name, _ENCODINGS)
+        raise mistake("unknown encoding", expected=expected, fix=fix) from None
+
+
+_ON_BAD_LINE = """A line that is no JSON object: `keep` makes it a failed row in its place, `fail`
+stops the file, naming the line."""
+_ON_EMPTY_FILE = """A file without a line: `fail` takes it for a failed upload, `accept` gives it an
+empty output. A Parquet file without rows is always accepted."""
+_ENCODING = """Of the lines of input files; any that Python knows. What a stage leaves is always
+UTF-8."""
+OnBadLine = Annotated[Literal["keep", "fail"], Field(description=_ON_BAD_LINE)]
+OnEmptyFile = Annotated[Literal["accept", "fail"], Field(description=_ON_EMPTY_FILE)]
+Encoding = Annotated[Text, AfterValidator(_codec), Field(description=_ENCODING)]
+
+
+class ConfigPath(Block):
+    """A reference to another config file."""
+
+    config_path: Text
+    """The file, relative to the project root."""
+
+
+class EnvFiles(Block):
+    """Variables of this task only."""
+
+    config_path: Texts = Field(default_factory=list[str])
+    """Env file or files; a later one wins. No other task sees them."""
+    tos_config_path: Text | None = None
+    """One more env file, read last."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds a request may take when the model file does not say."""
+
+
+class Concurrency(Block):
+    """How much runs at the same time."""
+
+    max_concurrent_files: Count = 2
+    """Runs of this task at a time."""
+    max_concurrent_requests: Count = 10
+    """Requests in flight in one run."""
+    files_per_run: Annotated[int, Field(ge=1, le=50)] = 1
+    """Files that share one run; more than 1 pays off when they are many and small."""
+
+
+class Distributed(Block):
+    """Sharding by file for batch schedulers."""
+
+    enabled: bool = False
+    """Kept for old files; `world_size` decides."""
+    world_size: Count = 1
+    """Number of jobs that share the files; `--world-size` wins."""
+
+
+class Debug(Block):
+    """A small trial."""
+
+    enabled: bool = False
+    """Whether the next two apply."""
+    max_files: Limit = None
+    """Takes only the first files."""
+    max_items_per_file: Limit = None
+    """Takes only the first rows of each file."""
+
+
+class Retry(Block):
+    """What happens after a failed request or a malformed answer."""
+
+    enable_format_validation_retry: bool = True
+    """Ask the model to repair an answer that is not what the prompt declares."""
+    max_repair_turns: Annotated[int, Field(ge=0)] = 2
+    """Repair turns per record."""
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    """Retries after a transport failure; overrides the model file."""
+
+    @property
+    def repair_turns(self) -> int:
+        """Repair turns that may be paid for."""
+        return self.max_repair_turns if self.enable_format_validation_retry else 0
+
+
+class Sensor(Block):
+    """Watches the input folder. It spends money by itself, so it is off unless asked for."""
+
+    enabled: bool = False
+    """Whether it runs as soon as the project is loaded; it can be switched in the UI too."""
+    interval_seconds: Count = 30
+    """Least time between two looks at the folder."""
+    max_runs_per_tick: Annotated[int, Field(ge=1, le=500)] = 50
+    """Runs launched at one look; what is left waits for the next."""
+
+
+class Reuse(Block):
+    """Which earlier answers may stand for a request."""
+
+    scope: Literal["file", "project", "off"] = "file"
+    """`file`: those of the same file; `project`: also of other files and tasks that say `project`,
+    of what they ask at this time too; `off`: a published file is asked anew when it is materialised
+    again."""
+    identical_once: bool = False
+    """Ask identical requests of a run's files once; the others get the same answer."""
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, scope: object) -> object:
+        """YAML takes a bare `off` for false."""
+        return "off" if scope is False else scope
+
+
+class NoFields(Block):
+    """Old fields only."""
+
+
+def _owner(owner: str) -> str:
+    name, at, domain = owner.partition("@")
+    if (name and at and "." in domain) or (owner.startswith("team:") and len(owner) > 5):
+        return owner
+    raise mistake("not an owner", expected="an e-mail address or team:<name>")
+
+
+class TaskFile(Block):
+    """The fields that all kinds of tasks share."""
+
+    task_name: Text
+    """Name of the task, unique in the project; `{task_name}` in paths."""
+    description: str = ""
+    """Shown in the UI."""
+    owners: list[Annotated[str, AfterValidator(_owner)]] = Field(default_factory=list[str])
+    """Dagster owners: e-mail addresses or `team:<name>`."""
+    sensor: Sensor = Sensor()
+    environment: EnvFiles = EnvFiles()
+    data_root: Folder | None = None
+    """Where the task's relative data folders lie; default that of configs/storage.yaml, else the
+    project root."""
+    concurrency: Concurrency = Concurrency()
+    distributed: Distributed = Distributed()
+    debug: Debug = Debug()
+    retry: Retry = Retry()
+    reuse: Reuse = Reuse()
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """US dollars that the task may spend over all its runs; needs the model's prices."""
+    budget_tokens: Limit = None
+    """Tokens that the task may use over all its runs."""
+    options: NoFields = NoFields()
+    logging: NoFields = NoFields()
+    max_failure_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of failed rows above which a file's output is rejected."""
+
+    @property
+    def max_items_per_file(self) -> int | None:
+        """The row cap in force."""
+        return self.debug.max_items_per_file if self.debug.enabled else None
+
+
+_FIRST = ("task_name", "task_type", "description", "owners")
+
+
+def in_file_order(block: type[Block]) -> dict[str, FieldInfo]:
+    """The fields as files and pages have them: of a task what it is, what it does, and then how."""
+    fields = block.model_fields
+    shared = TaskFile.model_fields if issubclass(block, TaskFile) else {}
+    own = [name for name in fields if name not in shared and name not in _FIRST]
+    first = [name for name in _FIRST if name in fields] if shared else []
+    return {name: fields[name] for name in dict.fromkeys((*first, *own, *fields))}
+
+
+# The task that scores
 
 
 class Data(Block):
@@ -44,13 +225,8 @@ class Data(Block):
     journal_folder: Folder | None = None
     """Where raw replies are kept; default `<output_folder>/.modelcall`."""
     on_bad_line: OnBadLine = "keep"
-    """A line that is no JSON object: `keep` makes it a failed row in its place, `fail` stops the
-    file, naming the line."""
     on_empty_file: OnEmptyFile = "fail"
-    """A file without a line: `fail` takes it for a failed upload, `accept` gives it an empty
-    output. A Parquet file without rows is always accepted."""
     encoding: Encoding = "utf-8"
-    """Of the lines of input files; any that Python knows. What a stage leaves is always UTF-8."""
 
 
 class ScoringTask(TaskFile):
@@ -61,7 +237,6 @@ class ScoringTask(TaskFile):
     data: Data
     """Where rows come from and where scores go."""
     preprocess: Preprocess = Preprocess()
-    """Cleaning, filtering and truncation before scoring."""
     model: ConfigPath | None = None
     """The model file; required unless there is a `scorer`."""
     prompt: ConfigPath | None = None
@@ -94,6 +269,27 @@ class ScoringTask(TaskFile):
         return "data.input_folder"
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """Folders as written, by field."""
+        folders = {"data.input_folder": self.data.input_folder}
+        if self.preprocess.enabled and self.preprocess.input_folder:
+            folders["preprocess.input_folder"] = self.preprocess.input_folder
+        return folders
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The same of what it writes."""
+        data, preprocess = self.data, self.preprocess
+        used = preprocess.enabled
+        folders = {
+            "data.output_folder": data.output_folder,
+            "data.journal_folder": data.journal_folder,
+            "preprocess.output_folder": preprocess.output_folder if used else None,
+            "preprocess.stat_folder": preprocess.stat_folder if used else None,
+        }
+        return {field: folder for field, folder in folders.items() if folder}
+
+    @property
     def max_files(self) -> int | None:
         """The file cap in force: debug's, else preprocess's, else none."""
         if self.debug.enabled and self.debug.max_files is not None:
@@ -101,18 +297,7 @@ class ScoringTask(TaskFile):
         return self.preprocess.num_files if self.preprocess.enabled else None
 
 
-def parse_task(
-    data: dict[str, Any], file: str, *, has_data_root: bool = False
-) -> tuple[ScoringTask | DistillationTask | None, list[Problem]]:
-    """The task, and every problem of its file; no task if one of them is an error. The project has
-    a data root or not; the task may have its own."""
-    kind = data.get("task_type", TASK_TYPE)
-    if kind in DISTILLATION_TYPES:
-        return parse_distillation(data, file)
-    if isinstance(kind, str) and kind in _COMMANDS:
-        return None, [
-            Problem(file, "task_type", f"{kind} is no task here", fix=f"use {_COMMANDS[kind]}")
-        ]
+def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[ScoringTask]:
     known, problems, is_old = take_out(data, TASK_FIELDS, file)
     task, mistakes = validate(ScoringTask, known, file)
     problems += [*mistakes, *_rater_problems(known, file)]
@@ -128,37 +313,24 @@ def _rater_problems(data: dict[str, Any], file: str) -> Iterator[Problem]:
     """A task rates with a model and a prompt, or with a scorer."""
     has_scorer = data.get("scorer") is not None
     for name in ("model", "prompt"):
-        given = data.get(name) is not None
-        if not given and not has_scorer:
-            fix = "add it, or a scorer that needs no model"
-            yield Problem(file, name, "missing", f"{name}.config_path", fix=fix)
-        if given and has_scorer:
+        if (given := data.get(name) is not None) and has_scorer:
             fix = f"remove {name} or scorer"
             yield Problem(file, name, "not used: the task has a scorer", fix=fix)
+        elif not given and not has_scorer:
+            fix = "add it, or a scorer that needs no model"
+            yield Problem(file, name, "missing", f"{name}.config_path", fix=fix)
 
 
-def _moved_paths(data: dict[str, Any], file: str) -> list[Problem]:
+def _moved_paths(data: dict[str, Any], file: str) -> Iterator[Problem]:
     """Relative paths that mean another place than they did in the old system."""
-    problems: list[Problem] = []
-    for block, name in (
-        ("data", "input_folder"),
-        ("data", "output_folder"),
-        ("preprocess", "input_folder"),
-        ("preprocess", "output_folder"),
-    ):
+    for block in ("data", "preprocess"):
         fields: Any = data.get(block)
-        text = cast("dict[str, Any]", fields).get(name) if isinstance(fields, dict) else None
-        if isinstance(text, str) and was_in_object_store(text):
-            place = text.replace("{task_name}", str(data.get("task_name")))
-            problems.append(
-                Problem(
-                    file,
-                    f"{block}.{name}",
-                    f"now means {place} below the project root; the old system read this"
-                    " relative path from its object store",
-                    fix=f"write ./{text} if that is meant, else the full tos:// path, or name the"
-                    f" place of all such folders as data_root in {STORAGE_FILE}",
-                    severity="warning",
-                )
-            )
-    return problems
+        for name in ("input_folder", "output_folder") if isinstance(fields, dict) else ():
+            text = cast("dict[str, Any]", fields).get(name)
+            if isinstance(text, str) and was_in_object_store(text):
+                place = text.replace("{task_name}", str(data.get("task_name")))
+                wrong = f"now means {place} below the project root; the old system read this"
+                wrong += " relative path from its object store"
+                fix = f"write ./{text} if that is meant, else the full tos:// path, or name the"
+                fix += f" place of all such folders as data_root in {STORAGE_FILE}"
+                yield Problem(file, f"{block}.{name}", wrong, fix=fix, severity="warning")

@@ -16,38 +16,51 @@ MOST_VALUES = 100_000
 """In a file, with what its aliases stand for."""
 MOST_LEVELS = 100
 _MOST_DIGITS = 100
+_DEEPER = f"nested deeper than {MOST_LEVELS} levels"
+_INTEGER = "tag:yaml.org,2002:int"
+_TAGS = (None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")))
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 def load_yaml(path: Path, shown: str | None = None) -> dict[str, Any]:
     """The mapping in the file. Messages call the file `shown`. SetupError for what is no such
     file, and for one beyond the limits above: a few lines of YAML can mean a billion values."""
-    file = shown or path.as_posix()
+    is_json = path.suffix == ".json"
+    invalid = f"not valid {'JSON' if is_json else 'YAML'}"
+
+    def refused(wrong: str, place: str = "", expected: str = "", fix: str = "") -> SetupError:
+        file = shown or path.as_posix()
+        return SetupError([Problem(file, place, wrong[:300], expected, fix=fix)])
+
     try:
         with path.open("rb") as opened:
             content = opened.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            wrong, fix = f"larger than {MOST_BYTES >> 20} MiB", "is it a data file?"
-            raise _refused(file, wrong, fix=fix)
+            raise refused(f"larger than {MOST_BYTES >> 20} MiB", fix="is it a data file?")
         text = content.decode("utf-8-sig")
+        data: Any = _parse_json(text) if is_json else yaml.load(text, _Loader)
     except UnicodeDecodeError as error:
-        raise _refused(file, f"not UTF-8 at byte {error.start}", fix="save it as UTF-8") from None
+        wrong = f"not UTF-8 at byte {error.start}"
+        raise refused(wrong, fix="save it as UTF-8") from None
     except OSError as error:
-        raise _refused(file, f"cannot be read: {error.strerror or error}") from None
-    data = _parse_json(text, file) if path.suffix == ".json" else _parse_yaml(text, file)
+        raise refused(f"cannot be read: {error.strerror or error}") from None
+    except RecursionError:
+        raise refused(_DEEPER) from None
+    except json.JSONDecodeError as error:
+        raise refused(f"{invalid}: {error.msg}", f"{error.lineno}:{error.colno}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise refused(f"{invalid}: {error.problem}", place) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise refused(f"{invalid}: {str(error).splitlines()[0]}") from None
     if _is_deep(data, MOST_LEVELS):
-        raise _refused(file, f"nested deeper than {MOST_LEVELS} levels")
+        raise refused(_DEEPER)
     if data is None:
-        raise _refused(file, "the file is empty")
+        raise refused("the file is empty")
     if not isinstance(data, dict):
-        raise _refused(file, "not a mapping", expected="`key: value` lines at the top level")
+        raise refused("not a mapping", expected="`key: value` lines at the top level")
     return cast("dict[str, Any]", data)
-
-
-_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-
-
-_INTEGER = "tag:yaml.org,2002:int"
-_TAGS = (None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")))
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,7 +82,7 @@ class _Loader(yaml.SafeLoader):
             raise _marked(f"*{event.anchor} stands in what it stands for", mark)
         if node is not None and node not in self._values:
             if node.tag == _INTEGER and len(node.value) > _MOST_DIGITS:
-                raise _marked(_long_number(node.value), mark)
+                raise _marked(f"a number of {len(node.value):,} digits", mark)
             self._values[node] = count = 1 + sum(map(self._values.__getitem__, _inner(node)))
             if count > MOST_VALUES:
                 many = f"more than {MOST_VALUES:,} values, with what its aliases stand for"
@@ -107,31 +120,8 @@ def _is_deep(value: Any, levels: int) -> bool:
     return not levels or any(_is_deep(each, levels - 1) for each in inner)
 
 
-def _parse_yaml(text: str, file: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise _refused(file, f"not valid YAML: {error.problem}", place=place) from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise _refused(file, f"not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise _refused(file, f"nested deeper than {MOST_LEVELS} levels") from None
-
-
-def _parse_json(text: str, file: str) -> Any:
-    try:
-        if not text.strip():
-            return None
-        return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        place = f"{error.lineno}:{error.colno}"
-        raise _refused(file, f"not valid JSON: {error.msg}", place=place) from None
-    except ValueError as error:
-        raise _refused(file, f"not valid JSON: {error}") from None
-    except RecursionError:
-        raise _refused(file, f"nested deeper than {MOST_LEVELS} levels") from None
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique, parse_int=_integer) if text.strip() else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,15 +134,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
-        raise ValueError(_long_number(digits))
+        raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
-
-
-def _long_number(digits: str) -> str:
-    return f"a number of {len(digits):,} digits"
-
-
-def _refused(
-    file: str, wrong: str, *, place: str = "", expected: str = "", fix: str = ""
-) -> SetupError:
-    return SetupError([Problem(file, place, wrong[:300], expected, fix=fix)])

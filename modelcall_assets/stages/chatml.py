@@ -18,7 +18,7 @@ import pyarrow as pa
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
-from modelcall_assets.config.paths import shown_place
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records.keys import encode_key
 from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line

@@ -17,8 +17,8 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.merge_groups import MergeGroup
-from modelcall_assets.config.paths import shown_place
+from modelcall_assets.config.datasets import MergeGroup
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.words import PLACE_BITS, Words
 from modelcall_assets.records.data_files import is_data_file

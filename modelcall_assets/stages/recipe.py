@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from modelcall_assets.config.paths import is_file
+from modelcall_assets.config.places import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.dotted import DottedError, load_object, made, source_digest

@@ -74,7 +74,7 @@ class Scores(AskingStage):
     def schema(self) -> dict[str, Any] | None:
         """Of an answer; None where any text is one."""
         is_json = self.prompt.output_config.require_json
-        return self.prompt.answer_schema() if is_json else None
+        return self.prompt.output_config.answer_schema() if is_json else None
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Scores(AskingStage):
     @cached_property
     def fields(self) -> dict[str, dict[str, Any]]:
         """The declared JSON-schema type of each key of an answer."""
-        return {} if self.schema is None else dict(self.prompt.fields)
+        return {} if self.schema is None else dict(self.prompt.output_config.fields)
 
     @cached_property
     def rules(self) -> Rules:
@@ -99,7 +99,7 @@ class Scores(AskingStage):
             keys=[*self.fields],
             required=frozenset((self.schema or {}).get("required", ())),
             schema=self.schema,
-            defaults=self.prompt.optional_defaults,
+            defaults=self.prompt.output_config.optional_defaults,
         )
         return Rules(parser, self.spec.task.retry.repair_turns)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelcall_assets.config.distillation import DistillationTask
-from modelcall_assets.config.folders import unwritable
-from modelcall_assets.config.spec import TaskSpec
+from modelcall_assets.config.spec import TaskSpec, unwritable
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.journal import Journal
