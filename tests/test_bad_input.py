@@ -21,7 +21,7 @@ from project import GREEN, RED, TASK, Project, some_rows
 
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.llm.request import ChatRequest
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.stages.preview import first_asks
 from modelcall_assets.storage.files import stat_file

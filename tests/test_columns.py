@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import moved_names
+from modelcall_assets.records.outcome import moved_names
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.answer_columns import API_FIELDS
 from modelcall_assets.stages.export import Form, Selection, export_file

@@ -15,7 +15,7 @@ import yaml
 
 from modelcall_assets.config.datasets import MAPPING_KEYS, output_name, parse_datasets, selected
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.datasets import dataset_path, find_split, find_splits
 from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.rows import read_rows

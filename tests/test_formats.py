@@ -21,9 +21,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from modelcall_assets.errors import InputChanged, InputError
-from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file, stem_of
-from modelcall_assets.records.record import BadLine
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import DATA_SUFFIXES, StoreOptions, is_data_file, stem_of
+from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import RawReport, read_raw
 from modelcall_assets.storage.files import file_digest, publish, stat_file
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Number
+from modelcall_assets.records.outcome import BadLine, Number
 from modelcall_assets.stages.chatml import convert_split
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.merged import INVALID, invalid_file_of, merge_group

@@ -32,7 +32,7 @@ from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal import home, packing
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.mirror import open_journal, remove
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.storage.places import Place, Stores
 
 KEY = "0" * 32

@@ -20,7 +20,7 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.storage import claims, streams
 from modelcall_assets.storage.claims import Check, claimed
 from modelcall_assets.storage.files import (

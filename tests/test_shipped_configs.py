@@ -31,7 +31,7 @@ from modelcall_assets.config.task import ScoringTask, parse_task
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.errors import SetupError
-from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.data_files import encode_key
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.piece_work import PieceWork
 from modelcall_assets.stages.preprocessed import Preprocessed

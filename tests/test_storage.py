@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputChanged, InputError
-from modelcall_assets.records.record import BadLine
+from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.storage.files import (
     file_digest,

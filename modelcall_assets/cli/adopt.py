@@ -11,7 +11,7 @@ from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.selection import file_option, stage_of
 from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.stage import Stage

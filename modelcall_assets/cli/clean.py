@@ -14,7 +14,7 @@ from rich.table import Table
 from modelcall_assets.cli.display import cell, echo
 from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.clean import (
     OLD_JOURNAL,
     Garbage,

@@ -19,8 +19,7 @@ from modelcall_assets.cli.selection import chosen_files, file_option, stage_opti
 from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.outcome import Reason
-from modelcall_assets.records.record import short
+from modelcall_assets.records.outcome import Reason, short
 from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 
 DETAIL_CHARS = 200

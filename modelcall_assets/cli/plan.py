@@ -14,7 +14,7 @@ from rich.table import Table
 from modelcall_assets.cli.display import cell, echo
 from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preview import FilePlan, looks_up, plan_file
 from modelcall_assets.stages.standing import CHANGED, NOT_OURS, others

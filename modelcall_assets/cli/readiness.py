@@ -11,8 +11,7 @@ from modelcall_assets.config.paths import shown_place
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.outcome import Dropped, Failure
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.preview import first_rows

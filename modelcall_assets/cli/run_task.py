@@ -14,7 +14,7 @@ import click
 from modelcall_assets.cli.display import RunDisplay, echo
 from modelcall_assets.cli.task_argument import load, task_argument
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task

@@ -21,8 +21,7 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.answer import Answer
 from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
-from modelcall_assets.records.outcome import Dropped, Failure, Outcome
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preview import first_rows
 from modelcall_assets.stages.replay import Asked

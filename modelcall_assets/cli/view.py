@@ -24,7 +24,7 @@ from modelcall_assets.cli.task_argument import load
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.page import html_page

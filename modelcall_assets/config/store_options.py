@@ -22,8 +22,8 @@ from modelcall_assets.config.stores import (
     checked_endpoint,
 )
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.records.secrets import REFERENCE, in_url, is_reference
-from modelcall_assets.records.stores import StoreOptions
 
 _CONNECT_S, _READ_S = 10, 60
 _NOT_AMAZON: Mapping[str, Any] = {

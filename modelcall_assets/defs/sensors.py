@@ -20,7 +20,7 @@ from dagster._core.storage.tags import RUN_KEY_TAG
 from modelcall_assets.defs.partitions import add_partitions, partitions_of
 from modelcall_assets.defs.versions import asset_key
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.stages.settled import Settled, SettledInputs
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task

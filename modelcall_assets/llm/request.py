@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.records.record import Number
+from modelcall_assets.records.outcome import Number
 
 Message = dict[str, Any]
 

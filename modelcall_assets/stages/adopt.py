@@ -22,8 +22,7 @@ import orjson
 from modelcall_assets.journal.journal import Address, Entry, Journal
 from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import replayed
-from modelcall_assets.records.outcome import Failure, Success
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.answer_columns import ADOPTED
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.places import Place

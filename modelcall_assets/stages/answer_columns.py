@@ -14,8 +14,7 @@ import pyarrow as pa
 from modelcall_assets.journal.journal import Entry
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.llm.dialogue import Finished
-from modelcall_assets.records.outcome import Failure, Outcome
-from modelcall_assets.records.record import short
+from modelcall_assets.records.outcome import Failure, Outcome, short
 from modelcall_assets.stages.replay import Unanswered
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.seen import Seen

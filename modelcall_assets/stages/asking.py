@@ -18,7 +18,7 @@ from weakref import finalize
 from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
-from modelcall_assets.grading.values import Fields
+from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.journal.asking import Asking
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.shared import SharedReplies
@@ -26,8 +26,8 @@ from modelcall_assets.llm.answer import Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.patience import PATIENCE, Patience
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of
 from modelcall_assets.stages.answer_columns import (
     ADOPTED,

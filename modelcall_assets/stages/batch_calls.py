@@ -32,8 +32,7 @@ from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.llm.transport import Reply
-from modelcall_assets.records.outcome import Failure
-from modelcall_assets.records.record import short
+from modelcall_assets.records.outcome import Failure, short
 from modelcall_assets.stages.replay import (
     NO_REPLY,
     ROWS_PER_BREATH,

@@ -20,9 +20,8 @@ from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.paths import shown_place
 from modelcall_assets.errors import InputError, Problem
-from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import encode_key
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.inputs import SplitInputs, version_of
 from modelcall_assets.stages.progress import Tally

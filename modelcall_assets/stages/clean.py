@@ -13,7 +13,7 @@ from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.journal import BatchNote, Journal
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.stage import MEMBERS, Keys, Stage
 from modelcall_assets.stages.standing import stranger
 from modelcall_assets.stages.task import Task

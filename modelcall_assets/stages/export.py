@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.outcome import bad_line
-from modelcall_assets.records.record import BadLine, Row, moved_names, short
+from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
 from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.storage.files import NewFile, delete, publish

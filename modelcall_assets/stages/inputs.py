@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelcall_assets.config.datasets import DatasetConfig, output_name
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
 from modelcall_assets.storage.files import (
     list_files,

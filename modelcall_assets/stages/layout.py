@@ -10,7 +10,7 @@ from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.storage.places import Place, Stores
 
 MOST_NAME_BYTES = 250

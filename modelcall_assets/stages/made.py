@@ -11,8 +11,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Number, Row
+from modelcall_assets.records.outcome import Dropped, Number, Row
 from modelcall_assets.stages.report import SAMPLE_ROWS
 from modelcall_assets.stages.shipping import Shipped
 from modelcall_assets.storage.rows import sample_row

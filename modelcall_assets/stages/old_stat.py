@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.source import Source

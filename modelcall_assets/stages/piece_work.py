@@ -12,8 +12,7 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.records.dotted import RAISED
-from modelcall_assets.records.outcome import Dropped, Reason
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
 from modelcall_assets.stages.made import ERROR_COLUMN, Kept, Made, Rows, line_of, readable
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.shipping import Shipped

@@ -25,9 +25,8 @@ import pyarrow as pa
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.draft import Draft
 from modelcall_assets.stages.duplicates import Duplicates
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs

@@ -13,10 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key, stem_of
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.files import file_digest, matches, stat_file
 from modelcall_assets.storage.manifest import Manifest

@@ -12,7 +12,7 @@ from typing import Any
 from modelcall_assets.config.paths import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.dotted import DottedError, load_object, made, source_digest
+from modelcall_assets.records.dotted import DottedError, create, load_object, source_digest
 from modelcall_assets.transforms.finishing import Finishing
 from modelcall_assets.transforms.github_raw_code import GithubRawCode
 from modelcall_assets.transforms.preprocessor import Preprocessor
@@ -144,7 +144,7 @@ class Recipe:
 
     def _users(self, name: str, path: str, method: str, **options: Any) -> Any:
         try:
-            return made(load_object(path, self.root, method), path, **options)
+            return create(load_object(path, self.root, method), path, **options)
         except DottedError as error:
             problem = Problem(self.file, f"preprocess.{name}", error.wrong, error.expected)
             raise SetupError([problem]) from error

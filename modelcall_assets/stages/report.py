@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.records.record import Row, short
+from modelcall_assets.records.outcome import Row, short
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
 from modelcall_assets.storage.schema import readable_schema

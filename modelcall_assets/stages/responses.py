@@ -13,12 +13,11 @@ import orjson
 
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
 from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.grading.values import Fields
+from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest, Message
-from modelcall_assets.records.outcome import Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.answer_columns import ADOPTED, API_FIELDS, AnswerTotals
 from modelcall_assets.stages.asking import AskingStage

@@ -11,7 +11,7 @@ from typing import Self
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.records.record import Row, moved_names
+from modelcall_assets.records.outcome import Row, moved_names
 from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.pieces import Chunk
 from modelcall_assets.storage.schema import SchemaInference

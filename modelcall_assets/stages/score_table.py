@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.llm.answer import Usage
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.outcome import BadLine, Row, moved_names
 from modelcall_assets.stages.answer_columns import (
     API_FIELDS,
     VOLATILE_COLUMNS,

@@ -14,12 +14,11 @@ from modelcall_assets.config.distillation import JudgeStep
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import Data
-from modelcall_assets.grading.values import Fields
+from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.llm.answer import PARSER_VERSION, AnswerParser
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.request import NOT_IN_KEY, ChatRequest
-from modelcall_assets.records.outcome import Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.replay import Asked

@@ -12,10 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelcall_assets.errors import InputError, Problem
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key, stem_of
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
 from modelcall_assets.stages.progress import Tally
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.source import Part, Source, changed

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
 from modelcall_assets.storage.files import (
     beside,
     exists,

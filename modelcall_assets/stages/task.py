@@ -11,8 +11,7 @@ from modelcall_assets.config.folders import unwritable
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.data_files import encode_key, is_data_file
 from modelcall_assets.stages.chatml import Chatml
 from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
 from modelcall_assets.stages.layout import Layout

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.journal.home import journal_files
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.budget import read_spent
 from modelcall_assets.stages.clean import left_over, recorded_keys
 from modelcall_assets.stages.published import MAKE_ANEW

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Row, short
+from modelcall_assets.records.outcome import BadLine, Row, short
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import Format
 from modelcall_assets.storage.numbers import loads

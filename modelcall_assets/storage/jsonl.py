@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import orjson
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Number, Row
+from modelcall_assets.records.outcome import BadLine, Number, Row
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import MOST_LINE_BYTES, Reading
 from modelcall_assets.storage.numbers import loads

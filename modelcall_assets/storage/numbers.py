@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from modelcall_assets.records.record import Number, Numbered, text_of_bytes
+from modelcall_assets.records.outcome import Number, Numbered, text_of_bytes
 
 _AS_0 = bytes.maketrans(b"123456789.", b"0" * 10)
 _DIGITS = b"0123456789."

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.records.record import short
+from modelcall_assets.records.outcome import short
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, read_as
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import Format

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.columns import open_columns, plain_values
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of, numbered, open_lines

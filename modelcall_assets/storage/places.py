@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modelcall_assets.errors import InputError
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.records.secrets import Remover, in_options
-from modelcall_assets.records.stores import StoreOptions
 
 
 class Store:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.formats import OURS, Reading, format_of, numbered, open_lines
 from modelcall_assets.storage.jsonl import line_parser, parse_deep_line, refuse

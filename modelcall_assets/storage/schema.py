@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from modelcall_assets.records.record import Numbered, Row
+from modelcall_assets.records.outcome import Numbered, Row
 from modelcall_assets.storage.numbers import holds_number
 
 JSON_TEXT = {b"modelcall.json": b"1"}

@@ -15,8 +15,15 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from modelcall_assets.records.outcome import Dropped, Failure, Reason
-from modelcall_assets.records.record import Number, Row, short, text_of_bytes
+from modelcall_assets.records.outcome import (
+    Dropped,
+    Failure,
+    Number,
+    Reason,
+    Row,
+    short,
+    text_of_bytes,
+)
 
 Message = dict[str, Any]
 

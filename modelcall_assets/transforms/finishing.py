@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Dropped, Row
 from modelcall_assets.transforms.near_duplicates import signature
 from modelcall_assets.transforms.preprocessor import Kind, as_text
 from modelcall_assets.transforms.text_language import text_language

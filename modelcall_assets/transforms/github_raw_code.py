@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.transforms.code_language import language_of_content, language_of_name
 from modelcall_assets.transforms.preprocessor import Copied, Kind, as_text, text_of
 

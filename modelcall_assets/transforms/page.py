@@ -8,7 +8,7 @@ from hashlib import sha256
 from html import escape
 from typing import Any
 
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.transforms.transcript import (
     CONVERSATION_COLUMNS,
     REASONING_COLUMNS,

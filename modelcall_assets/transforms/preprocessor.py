@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Dropped, Row
 
 Kind = Literal["string", "int", "float", "bool"]
 """What a column holds."""

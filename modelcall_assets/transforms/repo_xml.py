@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.transforms.packs import PackedFile, read_pack
 from modelcall_assets.transforms.preprocessor import Copied, Kind
 

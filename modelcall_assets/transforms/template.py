@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.transforms.chatml import json_safe
 from modelcall_assets.transforms.where import value_at
 

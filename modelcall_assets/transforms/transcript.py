@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import orjson
 
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 
 CONVERSATION_COLUMNS = ("messages", "final_messages", "response")
 REASONING_COLUMNS = ("reasoning", "reasoning_content", "api_reasoning")

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, stem_of
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.transforms.preprocessor import Copied, Kind
 
 PREFIX = "pt_data_"

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Dropped, Row
 from modelcall_assets.transforms.preprocessor import Copied, Kind, as_text, text_of
 from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, count_tokens
 
