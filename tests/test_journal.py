@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.index import Index
+from modelcall_assets.journal.index import Index, Occurrences
 from modelcall_assets.journal.journal import (
     Address,
     BatchNote,
@@ -33,10 +33,8 @@ from modelcall_assets.journal.journal import (
     remove_folder,
 )
 from modelcall_assets.journal.lines import with_sum, without_sum
-from modelcall_assets.journal.occurrences import Occurrences
 from modelcall_assets.journal.packed import CACHED_BYTES
-from modelcall_assets.journal.packing import FEW_SEGMENTS, SMALL_BYTES, pack
-from modelcall_assets.journal.segments import segment_paths
+from modelcall_assets.journal.segments import FEW_SEGMENTS, SMALL_BYTES, pack, segment_paths
 
 KEY = "0" * 32
 

@@ -1,63 +1,48 @@
 """What was asked of a model for one partition, and every reply, as it came.
 
-A reply's address is (request key, occurrence of the row among equal keys in input order, sample,
-turn).
-Turn 0 opens a dialogue; later turns mend its answer and point back at the line before.
-`seal` marks that an output was published: from then on a dialogue that failed may be tried
-anew, while before it (after a kill) every finished dialogue stands as it is.
-`note` keeps where batches stand, so that a batch which outlives its run is not paid again.
+A reply is found by its address and turn. Turn 0 opens a dialogue; later turns mend its answer and
+point back at the line before. `seal` marks that an output was published: from then on a dialogue
+that failed may be tried anew, while before it (after a kill) every finished dialogue stands as it
+is. `note` keeps where batches stand, so that a batch which outlives its run is not paid again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from modelcall_assets.errors import ModelcallError, StoreError
-from modelcall_assets.journal.index import Index
+from modelcall_assets.journal.index import COUNTED, Address, Index
 from modelcall_assets.journal.lines import (
     BATCH,
-    COUNTED,
     FRESH,
     SEAL,
-    Address,
     BatchNote,
     Entry,
     Reference,
     batch_line,
     batch_note_of,
     entry_of,
+    line_of,
     reply_line,
-    seal_line,
 )
-from modelcall_assets.journal.packing import is_untidy, pack
 from modelcall_assets.journal.segments import (
     FolderLock,
     PlainSegment,
     Segment,
     SegmentWriter,
     empty,
+    is_untidy,
     next_segment_path,
     open_segment,
+    pack,
     segment_paths,
 )
 from modelcall_assets.storage.trouble import explained
-
-__all__ = [
-    "Address",
-    "BatchNote",
-    "Dialogue",
-    "Entry",
-    "Journal",
-    "Position",
-    "Reference",
-    "remove_folder",
-]
 
 Position = int
 """Offset of a line as if all segments were one file, so that a row costs 8 bytes. It holds while
@@ -105,12 +90,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -121,12 +101,12 @@ class Journal:
             self._lock.close()
 
     def __len__(self) -> int:
-        """Replies that were there when the journal was opened, and those made findable since."""
+        """Replies that `dialogues` finds."""
         return len(self._index)
 
     def __contains__(self, address: Address) -> bool:
         """Whether `dialogues` has a reply to this record."""
-        return any(True for _ in self._of(address))
+        return next(self._of(address), None) is not None
 
     @property
     def damaged(self) -> dict[str, int]:
@@ -191,13 +171,13 @@ class Journal:
 
     def seal(self, data_version: str) -> None:
         """Call when the partition's output has been published, last of all. Packs what has become
-        large, and leaves out what is damaged; that can take seconds, and what goes wrong with it
-        leaves the journal as it is."""
+        large without what is damaged; that can take seconds, and where it goes wrong the journal
+        stays as it is."""
         is_damaged = bool(self.damaged)
         if not self.has_unpublished and not is_damaged:
             return
         if self.has_unpublished:
-            self._last_seal = self._write(seal_line(data_version))
+            self._last_seal = self._write(line_of({"sealed": data_version}))
         self._batches.clear()
         self._end_segment()
         assert self._lock is not None
@@ -268,7 +248,8 @@ class Journal:
         return self._segments[number], position - self._starts[number]
 
     def _load(self, segment: Segment) -> None:
-        start, add = self._begin(segment), self._index.add
+        self._begin(segment)
+        start, add = self._end, self._index.add
         for offset, kind in segment.scan():
             if kind >= 0:
                 self._last_reply = start + offset
@@ -288,10 +269,9 @@ class Journal:
         first, _ = self._batches.get(note.token, (position, note))
         self._batches[note.token] = (first, note)
 
-    def _begin(self, segment: Segment) -> Position:
+    def _begin(self, segment: Segment) -> None:
         self._segments.append(segment)
         self._starts.append(self._end)
-        return self._end
 
     def _write(self, line: bytes) -> Position:
         try:
@@ -322,11 +302,8 @@ def remove_folder(folder: Path) -> bool:
     """Delete a whole journal; False, and nothing done, when somebody has it open."""
     if not folder.is_dir():
         return True
-    lock = FolderLock(folder)
-    try:
+    with closing(FolderLock(folder)) as lock:
         if not lock.exclusive():
             return False
         empty(folder)
         return True
-    finally:
-        lock.close()

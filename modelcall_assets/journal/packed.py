@@ -206,15 +206,12 @@ class PackedSegment:
             if is_damaged:
                 self._mend(sound, place)
             end = table.begin + table.packed
-            self._add(table.start, _Block(table.begin, end, table.raw, place))
+            self._starts.append(table.start)
+            self._blocks.append(_Block(table.begin, end, table.raw, place))
             place = sound = end
             is_damaged = end > self._end
         if is_damaged:
             self._mend(sound, self._end)
-
-    def _add(self, start: int, block: _Block) -> None:
-        self._starts.append(start)
-        self._blocks.append(block)
 
     def _mend(self, begin: int, end: int) -> None:
         """Find blocks whose tables are damaged. How many replies a table had, its size says."""
@@ -226,7 +223,8 @@ class PackedSegment:
         for first, last in pairwise([*places, len(data)]):
             if block := _readable(data[first:last]):
                 missing -= sum(kind >= 0 for _, kind, _ in Lines(BytesIO(block)))
-                self._add(self.size, _Block(begin + first, begin + last, len(block), None))
+                self._starts.append(self.size)
+                self._blocks.append(_Block(begin + first, begin + last, len(block), None))
         self.damaged += max(1, missing)
 
     def _next_table(self, place: int) -> int:
@@ -249,14 +247,12 @@ class PackedSegment:
         count, rest = divmod(len(content) - fixed.size, 12)
         if count < 0 or rest:
             return None
-        if not self._is_old and _CRC.unpack_from(content)[0] != crc32(content[_CRC.size :]):
-            return None
-        head = (
-            (0, *fixed.unpack_from(content), self.size)
-            if self._is_old
-            else fixed.unpack_from(content)
-        )
-        _, packed, raw, sealed, start = head
+        if self._is_old:
+            packed, raw, sealed, start = *fixed.unpack_from(content), self.size
+        else:
+            crc, packed, raw, sealed, start = fixed.unpack_from(content)
+            if crc != crc32(content[_CRC.size :]):
+                return None
         hashes, offsets = array("I"), array("Q")
         hashes.frombytes(content[fixed.size : fixed.size + 4 * count])
         offsets.frombytes(content[fixed.size + 4 * count :])

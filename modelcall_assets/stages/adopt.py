@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from modelcall_assets.journal.index import Addresses
 from modelcall_assets.journal.journal import Address, Entry, Journal
-from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import replayed
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.answer_columns import ADOPTED

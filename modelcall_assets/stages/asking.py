@@ -19,9 +19,8 @@ from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
 from modelcall_assets.grading.scorer import Fields
-from modelcall_assets.journal.asking import Asking
+from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.answer import Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine

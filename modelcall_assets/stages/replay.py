@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.grading.scorer import SharedTypes
+from modelcall_assets.journal.index import Addresses
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
-from modelcall_assets.journal.occurrences import Addresses
 from modelcall_assets.llm.dialogue import Finished, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.request import ChatRequest

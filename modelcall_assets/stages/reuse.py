@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from modelcall_assets.journal.asking import Asking
+from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
-from modelcall_assets.journal.shared import SharedReplies
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelcall_assets.journal.words import PLACE_BITS, Words
+from modelcall_assets.journal.index import PLACE_BITS, Words
 
 _MASK = (1 << 64) - 1
 
