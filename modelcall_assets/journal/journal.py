@@ -37,7 +37,6 @@ from modelcall_assets.journal.segments import (
     SegmentWriter,
     empty,
     is_untidy,
-    next_segment_path,
     open_segment,
     pack,
     segment_paths,
@@ -61,15 +60,13 @@ class Dialogue:
 class Journal:
     """The journal of one partition, open for one run. Use as a context manager.
 
-    `fresh=True` starts a new history: earlier replies are not looked at any more. `samples` of a
-    row: how replies of older formats, which counted those as rows, are dealt to the rows.
+    `fresh=True` starts a new history: earlier replies are not looked at any more. Replies of older
+    formats, which counted samples as rows, are dealt to rows of `samples` each.
     """
 
     def __init__(self, folder: Path, run_id: str, *, fresh: bool = False, samples: int = 1) -> None:
-        self._folder = folder
-        self._run_id = run_id
-        self._fresh = fresh
-        self._samples = samples
+        self._folder, self._run_id = folder, run_id
+        self._fresh, self._samples = fresh, samples
         self._segments: list[Segment] = []
         self._starts: list[Position] = []
         self._end: Position = 0
@@ -129,25 +126,21 @@ class Journal:
 
     def dialogues(self, address: Address) -> list[Dialogue]:
         """What earlier runs have of this record, and this one made findable, by age of the last
-        turn. A turn without the one before it is nothing; two runs that mended the same answer make
-        two dialogues."""
+        turn. A turn whose previous one is lost does not count; two runs that mended the same answer
+        make two dialogues."""
         if not self._index:
             return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
         for position, entry in self._of(address):
-            name, offset = self.reference(position)
-            before = None
+            positions, entries = (position,), (entry,)
             if entry.previous is not None:
-                before = dialogues.get(entry.previous)
-                if before is None:
+                if (before := dialogues.get(entry.previous)) is None:
                     continue
+                positions, entries = (*before.positions, position), (*before.entries, entry)
                 continued.add(entry.previous)
-            dialogues[name, offset] = Dialogue(
-                positions=(*before.positions, position) if before else (position,),
-                entries=(*before.entries, entry) if before else (entry,),
-                open_round=position > self._last_seal,
-            )
+            is_open = position > self._last_seal
+            dialogues[self.reference(position)] = Dialogue(positions, entries, is_open)
         return [known for end, known in dialogues.items() if end not in continued]
 
     def append(self, entry: Entry, *, findable: bool = False) -> Position:
@@ -159,7 +152,6 @@ class Journal:
         return self._last_reply
 
     def note(self, batch: BatchNote) -> Position:
-        """Where a batch stands now."""
         position = self._write(batch_line(batch))
         self._remember(position, batch)
         return position
@@ -197,7 +189,7 @@ class Journal:
 
     def read(self, position: Position) -> Entry:
         """StoreError when the line was damaged since it was found."""
-        return self._read(*self._place(position))
+        return self._read(*self._at(position))
 
     def chain(self, position: Position) -> list[Entry]:
         """The dialogue that ends at `position`, first turn first. StoreError as of `read`."""
@@ -210,7 +202,7 @@ class Journal:
 
     def reference(self, position: Position) -> Reference:
         """What the next turn's `previous` must hold."""
-        segment, offset = self._place(position)
+        segment, offset = self._at(position)
         return segment.path.name, offset
 
     def _of(self, address: Address) -> Iterator[tuple[Position, Entry]]:
@@ -221,7 +213,7 @@ class Journal:
         if counted != address.occurrence:
             positions = sorted({*positions, *self._index.find(known[1].hash())})
         for position in positions:
-            entry = self._entry(*self._place(position))
+            entry = self._entry(*self._at(position))
             if entry is not None and entry.address in known:
                 yield position, entry
 
@@ -243,7 +235,7 @@ class Journal:
             )
         return entry
 
-    def _place(self, position: Position) -> tuple[Segment, int]:
+    def _at(self, position: Position) -> tuple[Segment, int]:
         number = bisect_right(self._starts, position) - 1
         return self._segments[number], position - self._starts[number]
 
@@ -284,9 +276,8 @@ class Journal:
     def _new_segment(self) -> SegmentWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
-        path = next_segment_path(self._folder, self._run_id)
-        writer = SegmentWriter(path, self._run_id, fresh=self._fresh)
-        self._begin(PlainSegment(path))
+        writer = SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
+        self._begin(PlainSegment(writer.path))
         self._fresh = False
         return writer
 

@@ -78,9 +78,8 @@ class PackWriter:
     """Writes a packed segment; close it to have all of it in the file."""
 
     def __init__(self, file: NewFile, replaces: Sequence[str]) -> None:
-        self._file = file
+        self._file, self._start = file, 0
         self._codec: Any = pa.Codec("zstd")
-        self._start = 0
         self._new_block()
         self._write_skipped(line_of({"format": FORMAT, "replaces": replaces}))
 
@@ -201,7 +200,9 @@ class PackedSegment:
         while place < self._end:
             table = self._table(place)
             if table is None:
-                is_damaged, place = True, self._next_table(place + 1)
+                with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
+                    found = data.find(_SKIPPED.to_bytes(4, "little"), place + 1)
+                is_damaged, place = True, self._end if found < 0 else found
                 continue
             if is_damaged:
                 self._mend(sound, place)
@@ -226,12 +227,6 @@ class PackedSegment:
                 self._starts.append(self.size)
                 self._blocks.append(_Block(begin + first, begin + last, len(block), None))
         self.damaged += max(1, missing)
-
-    def _next_table(self, place: int) -> int:
-        """Where one may be, else the end."""
-        with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
-            found = data.find(_FRAME.pack(_SKIPPED, 0)[:4], place)
-        return self._end if found < 0 else found
 
     def _table_of(self, number: int) -> _Table | None:
         place = self._blocks[number].table
@@ -280,7 +275,7 @@ class PackedSegment:
 def replaced_by(path: Path) -> list[str]:
     """The names of the segments that are in this one."""
     header, _ = _header(path)
-    return [] if header is None else header["replaces"]
+    return header["replaces"] if header else []
 
 
 def _header(path: Path) -> tuple[dict[str, Any] | None, int]:

@@ -26,7 +26,6 @@ from modelcall_assets.journal.lines import (
     HERE,
     SEAL,
     Lines,
-    Reference,
     kind_of,
     line_of,
     summed,
@@ -49,15 +48,18 @@ _READ_BYTES = 8192
 class SegmentWriter:
     """Appends lines; each is in the operating system's hands when `append` returns."""
 
-    def __init__(self, path: Path, run_id: str, *, fresh: bool) -> None:
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self.size = 0
-        self._synced = 0
+    def __init__(self, folder: Path, run_id: str, *, fresh: bool) -> None:
+        """Two runs that ask at the same time get the same number but never the same name."""
+        last = all_paths(folder)[-1:]
+        number = int(last[0].name.partition("-")[0]) + 1 if last else 1
+        self.path = folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
+        self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        self.size = self._synced = 0
         try:
             self.append(line_of({"format": FORMAT, "run": run_id, "fresh": fresh}))
         except OSError:
             os.close(self._fd)
-            path.unlink()
+            self.path.unlink()
             raise
 
     def append(self, line: bytes) -> int:
@@ -109,10 +111,6 @@ class PlainSegment:
     def scan(self) -> Iterator[tuple[int, int]]:
         """Offset and kind of each sound line."""
         return ((offset, kind) for offset, kind, _ in self.lines())
-
-    def is_fresh(self) -> bool:
-        """Whether its run started a new history."""
-        return next(self.scan(), (0, None))[1] == FRESH
 
     def line(self, offset: int) -> bytes:
         """Without its end where the file ends before that."""
@@ -220,13 +218,6 @@ def empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def next_segment_path(folder: Path, run_id: str) -> Path:
-    """Two runs that ask at the same time get the same number but never the same name."""
-    last = all_paths(folder)[-1:]
-    number = int(last[0].name.partition("-")[0]) + 1 if last else 1
-    return folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
-
-
 def open_segment(path: Path) -> Segment:
     return (PackedSegment if path.name.endswith(PACKED_SUFFIX) else PlainSegment)(path)
 
@@ -274,24 +265,21 @@ class _Packing:
 
     def take(self, segments: list[Segment]) -> None:
         plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
-        fresh = (at for at, each in plain if each.is_fresh())
+        fresh = (at for at, each in plain if next(each.scan(), (0, HEADER))[1] == FRESH)
         visible = segments[max(fresh, default=0) :]
         first = visible[0]
         if isinstance(first, PackedSegment) and first.is_whole and not self._anew:
             self._kept_in_place = first.path.name
             self._writer.copy(first)
+            del visible[0]
         for segment in visible:
-            if segment.path.name != self._kept_in_place:
-                self._take_lines(segment)
-
-    def _take_lines(self, segment: Segment) -> None:
-        moved = self._moved[segment.path.name] = _Moved(segment)
-        for offset, kind, line in segment.lines():
-            if kind >= 0:
-                line = self._referring(line, segment.path.name)
-                moved.note(offset, self._writer.add(line, kind))
-            elif kind == SEAL:
-                self._writer.add(summed(line), kind)
+            moved = self._moved[segment.path.name] = _Moved(segment)
+            for offset, kind, line in segment.lines():
+                if kind >= 0:
+                    line = self._referring(line, segment.path.name)
+                    moved.note(offset, self._writer.add(line, kind))
+                elif kind == SEAL:
+                    self._writer.add(summed(line), kind)
 
     def _referring(self, line: bytes, segment: str) -> bytes:
         """The line, with its reference to the turn before as it is in the new segment. One to a
@@ -300,15 +288,11 @@ class _Packing:
         if line.find(b',"p":', 0, end) < 0:
             return summed(line)
         head = orjson.loads(line[:end] + b"}")
-        name, offset = head["p"]
-        head["p"] = (HERE, self._new_offset((name or segment, offset)))
+        name, offset = head["p"][0] or segment, head["p"][1]
+        if name != self._kept_in_place:
+            offset = self._moved[name].find(offset) if name in self._moved else _LOST
+        head["p"] = (HERE, offset)
         return with_sum(orjson.dumps(head)[:-1] + without_sum(line)[end:])
-
-    def _new_offset(self, reference: Reference) -> int:
-        name, offset = reference
-        if name == self._kept_in_place:
-            return offset
-        return self._moved[name].find(offset) if name in self._moved else _LOST
 
 
 class _Moved:
