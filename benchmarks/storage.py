@@ -26,7 +26,8 @@ from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
-from modelcall_assets.storage.files import list_inputs, publish, stat_file
+from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.listing import list_inputs, stat_file
 from modelcall_assets.storage.places import Stores
 
 FILES = 16

@@ -18,13 +18,8 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import read_raw
-from modelcall_assets.storage.files import (
-    file_digest,
-    list_inputs,
-    publish,
-    stat_file,
-    write_bytes,
-)
+from modelcall_assets.storage.files import file_digest, publish, write_bytes
+from modelcall_assets.storage.listing import list_inputs, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,

@@ -16,7 +16,7 @@ from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.standing import others, read_note, write_note
-from modelcall_assets.storage.files import matches
+from modelcall_assets.storage.listing import matches
 
 
 @click.command()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import click
 
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.storage.files import exists
+from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
 
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")

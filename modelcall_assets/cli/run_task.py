@@ -18,7 +18,7 @@ from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import matches
+from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20

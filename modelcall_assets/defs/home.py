@@ -13,8 +13,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 
-from modelcall_assets.storage.claims import claimed
-from modelcall_assets.storage.sqlite import BUSY_S, write_ahead
+from modelcall_assets.storage.claims import BUSY_S, claimed, write_ahead
 
 _LOCK, _WHOLE = ".home.lock", ".home.whole"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")

@@ -15,15 +15,8 @@ from pathlib import Path
 
 from modelcall_assets.journal.packed import PACKED_SUFFIX
 from modelcall_assets.journal.segments import is_segment_name
-from modelcall_assets.storage.files import (
-    delete,
-    list_files,
-    open_input,
-    publish,
-    read_bytes,
-    write_bytes,
-)
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.files import delete, open_input, publish, read_bytes, write_bytes
+from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.places import Place, RemotePath
 
 MERGED_PARTS = 8

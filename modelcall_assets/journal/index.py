@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.storage.sqlite import BUSY_S, write_ahead
+from modelcall_assets.storage.claims import BUSY_S, write_ahead
 
 if TYPE_CHECKING:
     from modelcall_assets.journal.journal import Journal

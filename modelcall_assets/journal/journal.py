@@ -41,7 +41,7 @@ from modelcall_assets.journal.segments import (
     pack,
     segment_paths,
 )
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.places import explained
 
 Position = int
 """Offset of a line as if all segments were one file, so that a row costs 8 bytes. It holds while

@@ -29,8 +29,7 @@ from modelcall_assets.journal.segments import (
     segment_paths,
 )
 from modelcall_assets.storage.files import delete, publish
-from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import is_absent
+from modelcall_assets.storage.places import Place, RemotePath, is_absent
 
 FLUSH_S = 5.0
 """What a machine that is lost takes with it at most."""

@@ -51,7 +51,7 @@ from modelcall_assets.stages.standing import old_files
 from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.files import NewFile, file_digest
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.trouble import explained, is_absent
+from modelcall_assets.storage.places import explained, is_absent
 
 
 class AskingStage(Stage):

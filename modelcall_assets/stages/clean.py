@@ -18,12 +18,10 @@ from modelcall_assets.stages.stage import MEMBERS, Keys, Stage
 from modelcall_assets.stages.standing import stranger
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.claims import claims
-from modelcall_assets.storage.files import delete, list_files, stat_file
-from modelcall_assets.storage.leftovers import LeftOver, left_overs
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.files import delete
+from modelcall_assets.storage.listing import FileInfo, LeftOver, left_overs, list_files, stat_file
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import is_absent
+from modelcall_assets.storage.places import Place, RemotePath, is_absent
 
 LEFT_OVER, OLD_JOURNAL, DELETED_INPUT = "left by a crash", "old journal", "input is gone"
 IN_USE_S = 3600.0

@@ -21,8 +21,8 @@ from modelcall_assets.stages.standing import (
     write_note,
 )
 from modelcall_assets.storage.claims import claimed
-from modelcall_assets.storage.files import NewFile, copy, delete, exists, file_digest, stat_file
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.files import NewFile, copy, delete, file_digest
+from modelcall_assets.storage.listing import FileInfo, exists, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,

@@ -16,7 +16,8 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.files import file_digest, matches, stat_file
+from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.listing import matches, stat_file
 from modelcall_assets.storage.manifest import Manifest
 from modelcall_assets.storage.parquet import read_columns, read_schema
 from modelcall_assets.storage.pieces import Chunk, document_pieces, read_chunks

@@ -22,7 +22,7 @@ from modelcall_assets.stages.seen import Seen
 from modelcall_assets.stages.source import Part, changed
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
-from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import (
     OURS,
     Format,
@@ -33,7 +33,7 @@ from modelcall_assets.storage.formats import (
     open_lines,
 )
 from modelcall_assets.storage.jsonl import line_parser, parse_line
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,

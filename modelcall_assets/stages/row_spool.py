@@ -14,8 +14,8 @@ from modelcall_assets.errors import StoreError
 from modelcall_assets.records.outcome import Row, moved_names
 from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.pieces import Chunk
+from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.schema import SchemaInference
-from modelcall_assets.storage.trouble import explained
 
 BATCH_ROWS = 1000
 

@@ -11,7 +11,7 @@ from tempfile import mkstemp
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.places import explained
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import pyarrow as pa
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.outcome import BadLine, Row
-from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import InputFingerprint
 from modelcall_assets.storage.pieces import (
     Chunk,

@@ -17,9 +17,9 @@ from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, 
 from modelcall_assets.stages.progress import Tally
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.source import Part, Source, changed
-from modelcall_assets.storage.files import exists, file_digest, list_files, stat_file
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.schema import schema_from_json

@@ -16,8 +16,9 @@ from modelcall_assets.stages.published import MAKE_ANEW
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.standing import Note, read_note
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import exists, file_digest, list_files
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS
+from modelcall_assets.storage.listing import exists, list_files
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import count_rows
