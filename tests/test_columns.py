@@ -31,8 +31,8 @@ from modelcall_assets.stages.published import published_files
 from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
-from modelcall_assets.storage.pieces import Chunk
-from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.storage.parquet import SchemaInference
+from modelcall_assets.storage.rows import Chunk
 from modelcall_assets.transforms.chatml import encode
 
 SCORER = """

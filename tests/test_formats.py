@@ -28,9 +28,8 @@ from modelcall_assets.storage.files import file_digest, publish
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
 from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.parquet import ParquetSink, check_writable
-from modelcall_assets.storage.pieces import read_chunks
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import read_rows
+from modelcall_assets.storage.rows import read_chunks, read_rows
 
 ROWS = [{"id": f"row {n}", "text": f"text {n} 中文", "n": n} for n in range(300)]
 CONTENT = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)

@@ -29,11 +29,11 @@ from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
+from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.listing import stat_file
-from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.pieces import read_chunks
+from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
 MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

@@ -228,7 +228,7 @@ QUICK = {"poll_s": 0.02, "stale_s": 1.0}
 
 HOLDER = """
 import sys
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.places import Stores
 options = eval(sys.stdin.readline())

@@ -31,12 +31,11 @@ from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.parquet import schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows
-from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.chatml import (
     ChatmlOptions,
     encode,

@@ -19,10 +19,9 @@ from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.pieces import Chunk
+from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.storage.rows import Chunk
 from modelcall_assets.transforms.chatml import encode
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 from modelcall_assets.transforms.where import Where, has_column

@@ -31,10 +31,9 @@ from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading, blank_lines
-from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
-from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows
 from modelcall_assets.transforms.chatml import encode

@@ -40,11 +40,11 @@ from modelcall_assets.stages.row_spool import RowSpool
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.workers import map_in_order
+from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import ParquetSink, as_stored
+from modelcall_assets.storage.parquet import ParquetSink, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.preprocessor import Grouping
 from modelcall_assets.transforms.universal import REQUIRED
 

@@ -40,10 +40,9 @@ from modelcall_assets.storage.manifest import (
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.parquet import check_writable
+from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
-from modelcall_assets.storage.schema import SchemaInference, schema_to_json
 
 WARNINGS = "warnings"
 """In the detail of a manifest."""

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from modelcall_assets.records.outcome import Row, short
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
+from modelcall_assets.storage.parquet import readable_schema
 from modelcall_assets.storage.rows import sample_row
-from modelcall_assets.storage.schema import readable_schema
 
 LISTED = 20
 SAMPLE_ROWS = 5

@@ -27,10 +27,9 @@ from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.jsonl import loads, write_lines
+from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import SchemaInference, schema_to_json
 from modelcall_assets.transforms.chatml import encode, without_nulls
 
 _OWN_NAMES = {

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.records.outcome import Row, moved_names
-from modelcall_assets.storage.numbers import loads
-from modelcall_assets.storage.pieces import Chunk
+from modelcall_assets.storage.jsonl import loads
+from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import explained
-from modelcall_assets.storage.schema import SchemaInference
+from modelcall_assets.storage.rows import Chunk
 
 BATCH_ROWS = 1000
 

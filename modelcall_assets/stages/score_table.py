@@ -18,8 +18,9 @@ from modelcall_assets.stages.answer_columns import (
     ApiRow,
 )
 from modelcall_assets.stages.source import Source
+from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.parquet import ParquetSink, as_stored
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.transforms.where import value_at
 
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]

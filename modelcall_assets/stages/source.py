@@ -16,15 +16,15 @@ from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import InputFingerprint
-from modelcall_assets.storage.pieces import (
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import (
     Chunk,
     Piece,
     document_pieces,
     read_chunks,
     read_pieces,
+    record_id,
 )
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import record_id
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage

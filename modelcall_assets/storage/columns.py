@@ -17,9 +17,9 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import BadLine, Row, short
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import Format
-from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.jsonl import loads
+from modelcall_assets.storage.parquet import JSON_TEXT, has, is_json_text, map_leaves
 from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.schema import JSON_TEXT, has, is_json_text, map_leaves
 
 MOST_ROWS = 65_536
 BATCH_BYTES = 32 << 20
@@ -62,6 +62,24 @@ def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
                 "What a task of this project has written can be deleted and made again, its rows "
                 "cost nothing then; results of another system cannot"
             ) from error
+
+
+def read_columns(place: Place, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all rows, a part of the rows at a time."""
+    with open_columns(place, Format.PARQUET) as columns:
+        yield from columns.batches(MOST_ROWS, names)
+
+
+def read_schema(place: Place) -> pa.Schema:
+    with open_columns(place, Format.PARQUET) as columns:
+        return columns.schema
+
+
+def as_stored(schema: pa.Schema) -> pa.Schema:
+    """How a file with these columns is read back: Parquet has no date64 and no whole seconds."""
+    sink = io.BytesIO()
+    pq.ParquetWriter(sink, schema).close()
+    return read_as(pq.read_schema(io.BytesIO(sink.getvalue())))
 
 
 def read_as(schema: pa.Schema) -> pa.Schema:
