@@ -248,7 +248,7 @@ def read_chunks(
     *,
     whole: bool = True,
 ) -> Iterator[Chunk]:
-    """`read_pieces`, parsed. InputError also for a bad line that `reading` refuses, InputChanged when
+    """`read_pieces`, parsed. InputError for a bad line that `reading` refuses, InputChanged when
     a file of columns does not have `schema`."""
     expected = schema if whole or names is None else _fields(schema, names)
     for piece in read_pieces(place, limit, chunk_rows, reading, names=names, whole=whole):
