@@ -10,9 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelcall_assets.storage.files import read_bytes, write_bytes
 from modelcall_assets.storage.places import Place, explained
 
-MAKER = "maker"
-"""In the detail of a merged file: the stage whose rows it holds."""
-
 
 class InputFingerprint(BaseModel):
     """The input that an output was made from."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Self
 
@@ -73,7 +73,11 @@ class SchemaInference:
         for field in schema:
             known = self._types.setdefault(field.name, pa.null())
             if known is not None:
-                self._types[field.name] = _united(known, field)
+                try:
+                    known = None if is_json_text(field) else _unify(known, field.type)
+                except pa.ArrowException:
+                    known = None
+                self._types[field.name] = known
 
     def schema(self) -> pa.Schema:
         self._look()
@@ -88,7 +92,8 @@ class SchemaInference:
         """The type that holds the column so far and `values`; None when only JSON text does."""
         try:
             found = pa.infer_type(values)
-            if _too_big(found) or _booleans_as_numbers(found, values):
+            are_mixed = pa.types.is_floating(found) and bool in set(map(type, values))
+            if _too_big(found) or are_mixed:  # Arrow would turn [0.5, true] into [0.5, 1.0]
                 return None
             array = pa.array(values, type=found)
             if has(found, pa.types.is_integer) and not _fits_double(array):
@@ -140,16 +145,6 @@ def _unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
-def _united(known: pa.DataType, field: pa.Field) -> pa.DataType | None:
-    """The type that holds both; None when only JSON text does."""
-    if is_json_text(field):
-        return None
-    try:
-        return _unify(known, field.type)
-    except pa.ArrowException:
-        return None
-
-
 def _field(name: str, kind: pa.DataType | None) -> pa.Field:
     if kind is None or has(kind, lambda part: pa.types.is_struct(part) and not part.num_fields):
         return pa.field(name, pa.string(), metadata=JSON_TEXT)
@@ -164,11 +159,6 @@ def _fits_double(array: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _booleans_as_numbers(kind: pa.DataType, values: list[Any]) -> bool:
-    """Arrow would turn `[0.5, true]` into `[0.5, 1.0]`."""
-    return pa.types.is_floating(kind) and bool in set(map(type, values))
 
 
 def has(kind: pa.DataType, test: Callable[[pa.DataType], bool]) -> bool:
@@ -199,11 +189,8 @@ def check_writable(place: Place, schema: pa.Schema) -> None:
 
 
 class ParquetSink:
-    """`with ParquetSink(file, stage, schema, metadata) as sink: sink.write(batch)`.
-
-    Batches are gathered into row groups of up to 65,536 rows or 16 MiB. The file is complete when
-    the block ends well. InputError when a type or value has no place in Parquet.
-    """
+    """A file that is complete when the `with` block ends well. Batches are gathered into row groups
+    of up to 65,536 rows or 16 MiB. InputError when a type or value has no place in Parquet."""
 
     def __init__(
         self,
@@ -241,21 +228,24 @@ class ParquetSink:
             self._flush()
 
     def _flush(self) -> None:
-        with self._explained():
+        try:
             self._writer = self._writer or self._opened()
             if self._waiting:
                 table = pa.Table.from_batches(self._waiting)
                 self._writer.write_table(table, row_group_size=GROUP_ROWS)
+        except pa.ArrowException as error:
+            what = f"a column of these rows cannot be written as Parquet: {error}"
+            raise InputError(f"{self._file.place}: {what}; make it a string") from error
         self._waiting.clear()
 
     def _opened(self) -> pq.ParquetWriter:
         """A dictionary of long values, or the least and the greatest of them, help nobody and take
         several times their size in memory."""
+        most = LONG_VALUE_BYTES * sum(batch.num_rows for batch in self._waiting)
         short = [
             name
             for at, name in enumerate(self._schema.names)
-            if sum(batch.column(at).nbytes for batch in self._waiting)
-            <= LONG_VALUE_BYTES * sum(batch.num_rows for batch in self._waiting)
+            if sum(batch.column(at).nbytes for batch in self._waiting) <= most
         ]
         return pq.ParquetWriter(
             self._file,
@@ -265,11 +255,3 @@ class ParquetSink:
             use_dictionary=short,  # pyright: ignore[reportArgumentType]
             write_statistics=short,  # pyright: ignore[reportArgumentType]
         )
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except pa.ArrowException as error:
-            what = f"a column of these rows cannot be written as Parquet: {error}"
-            raise InputError(f"{self._file.place}: {what}; make it a string") from error
