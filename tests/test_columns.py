@@ -33,7 +33,7 @@ from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.rows import Chunk
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.transforms.values import encode
 
 SCORER = """
 class Rated:

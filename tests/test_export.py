@@ -23,7 +23,7 @@ from modelcall_assets.stages.export import Form, Selection, export_dialogues, ex
 from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.storage.manifest import Manifest
 from modelcall_assets.storage.places import Stores
-from modelcall_assets.transforms.where import Where
+from modelcall_assets.transforms.values import Where
 
 NAMES = ("a", "deep/b", "deep/er/c")
 

@@ -22,9 +22,8 @@ from packs import (
 )
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.transforms.packs import Pack, read_pack
 from modelcall_assets.transforms.preprocessor import Declared, Grouping
-from modelcall_assets.transforms.repo_xml import RepoXml
+from modelcall_assets.transforms.repo_xml import Pack, RepoXml, read_pack
 
 ROOT = Path(__file__).parent.parent
 FILES = {

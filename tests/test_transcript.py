@@ -9,8 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from modelcall_assets.transforms.page import html_page
-from modelcall_assets.transforms.transcript import Turn, dialogue_log, markdown, turns_of
+from modelcall_assets.transforms.transcript import Turn, dialogue_log, html_page, markdown, turns_of
 
 CHAT: dict[str, Any] = {
     "id": "c1",

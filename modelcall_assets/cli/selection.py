@@ -13,7 +13,7 @@ from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.published import Published, published_files
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
-from modelcall_assets.transforms.where import Where
+from modelcall_assets.transforms.values import Where
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
 file_option = click.option(

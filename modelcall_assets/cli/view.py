@@ -27,7 +27,7 @@ from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import read_rows
-from modelcall_assets.transforms.page import html_page
+from modelcall_assets.transforms.transcript import html_page
 
 Placed = tuple[str, Row]
 """A row, and where it is."""

@@ -36,12 +36,8 @@ from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows
-from modelcall_assets.transforms.chatml import (
-    ChatmlOptions,
-    encode,
-    failed_row,
-    to_chatml,
-)
+from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
+from modelcall_assets.transforms.values import encode
 
 ROWS_LOOKED_AT = 20
 UNWRITABLE = (TypeError, RecursionError)

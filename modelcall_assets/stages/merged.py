@@ -36,7 +36,7 @@ from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.transforms.values import encode
 
 SHOWN_INVALID = 20
 BLANK, INVALID, DUPLICATE = "blank line", "no JSON object", "duplicate"

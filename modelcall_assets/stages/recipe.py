@@ -14,11 +14,9 @@ from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.dotted import DottedError, create, load_object, source_digest
 from modelcall_assets.transforms.finishing import Finishing
-from modelcall_assets.transforms.github_raw_code import GithubRawCode
-from modelcall_assets.transforms.preprocessor import Preprocessor
+from modelcall_assets.transforms.preprocessor import GithubRawCode, Preprocessor, TripletFilter
 from modelcall_assets.transforms.repo_xml import RepoXml
 from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
-from modelcall_assets.transforms.triplet_filter import TripletFilter
 from modelcall_assets.transforms.universal import Universal
 
 _WHERE_NOT_WHAT = {

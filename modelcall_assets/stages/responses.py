@@ -30,7 +30,8 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.chatml import encode, without_nulls
+from modelcall_assets.transforms.chatml import without_nulls
+from modelcall_assets.transforms.values import encode
 
 _OWN_NAMES = {
     "api_return": "response",

@@ -21,7 +21,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.transforms.where import value_at
+from modelcall_assets.transforms.values import value_at
 
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]
 """Status, values and provenance of the row at an index, and what was used for it."""

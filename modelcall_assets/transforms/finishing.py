@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from modelcall_assets.records.outcome import Dropped, Row
+from modelcall_assets.transforms.languages import text_language
 from modelcall_assets.transforms.near_duplicates import signature
 from modelcall_assets.transforms.preprocessor import Kind, as_text
-from modelcall_assets.transforms.text_language import text_language
 from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, Tokenizer, tokenizer
 
 LANGUAGE_COLUMN = "text_language"

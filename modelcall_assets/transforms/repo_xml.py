@@ -1,16 +1,21 @@
-"""The repo_xml preprocessor: a row for each packed repository, a partition for each language."""
+"""The preprocessor `repo_xml`: a row for each packed repository, a partition for each language.
+
+A pack is Repomix XML, its parsable style, or cxml as RenderGit writes it. Tags are looked for, XML
+is not parsed: most packs are not XML, and no entity is ever expanded.
+"""
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.transforms.packs import PackedFile, read_pack
 from modelcall_assets.transforms.preprocessor import Copied, Kind
 
 _TOOLS = {".xml": "repomix", ".cxml": "rendergit"}
@@ -148,3 +153,187 @@ def _file_types(paths: Iterable[str]) -> str:
     counts = Counter(PurePosixPath(path).suffix[1:].lower() for path in paths)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return json.dumps(dict(ordered), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFile:
+    """One file; `lines` are newlines + 1, or 0 when it is empty."""
+
+    path: str
+    lines: int
+    is_blank: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """The files, and the first place that may have been misread."""
+
+    files: list[PackedFile]
+    problem: str | None
+
+
+def read_pack(data: bytes) -> Pack:
+    """In linear time and without copies. ValueError when there is no file in it."""
+    for begin, tags in _blocks(data):
+        pack = _Reader(data, tags).read(begin)
+        if pack.files:
+            return pack
+    raise ValueError(
+        'no files in it: neither <file path="…"> in a <files> block, as Repomix writes them,'
+        " nor <document> with <source> in a <documents> block, as RenderGit does"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tags:
+    """How a format marks its files. `any` has one group of path, close and end."""
+
+    any: re.Pattern[bytes]
+    after_close: re.Pattern[bytes]
+    """What stands behind a closing tag that is none of the content's."""
+    after_end: re.Pattern[bytes]
+
+
+_BLANKS = rb"[ \t\r\n]*+"
+_EOL = rb"[ \t\r]*+(?=\n|\Z)"
+
+
+def _on_own_lines(opening: bytes, closing: bytes, end: bytes, sections: bytes) -> _Tags:
+    """Patterns without their `<`: `re` looks for `\\n<` 9 times as fast as for `^`."""
+    return _Tags(
+        re.compile(rb"\n<(?:%b|(?P<close>%b)|(?P<end>%b))%b" % (opening, closing, end, _EOL)),
+        re.compile(rb"%b(?:\Z|(?<=\n)<(?:%b|(?P<end>%b))%b)" % (_BLANKS, opening, end, _EOL)),
+        re.compile(rb"%b(?:\Z|(?<=\n)<(?:%b)>)" % (_BLANKS, sections)),
+    )
+
+
+_REPOMIX = _on_own_lines(
+    rb'file path="(?P<path>[^\n]{1,4096})">',
+    rb"/file>",
+    rb"/files>",
+    rb"git_diffs|git_logs|instruction",
+)
+_CXML = _on_own_lines(
+    rb"document(?: [^\n>]{1,200})?>%b\n" % _EOL
+    + rb"<source>(?P<path>[^\n]{1,4096})</source>%b\n<document_content>" % _EOL,
+    rb"/document_content>%b\n</document>" % _EOL,
+    rb"/documents>",
+    rb"(?!)",
+)
+_PARSABLE = _Tags(
+    re.compile(rb'<(?:file path="(?P<path>[^"<]{1,4096}+)">|(?P<close>/file>)|(?P<end>/files>))'),
+    re.compile(rb'%b(?:\Z|<(?:file path="[^"<]{1,4096}+">|(?P<end>/files>)))' % _BLANKS),
+    re.compile(rb""),
+)
+
+_PROLOG = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s++|<\?[^>]*+>|<!DOCTYPE[^\[>]*+(?:\[[^\]]*+\]\s*+)?>)*+<repomix>"
+)
+_BLOCK = re.compile(rb"^(?:\xef\xbb\xbf)?<(files|documents)>" + _EOL, re.M)
+_FORMATS = {b"files": _REPOMIX, b"documents": _CXML}
+
+
+def _blocks(data: bytes) -> Iterator[tuple[int, _Tags]]:
+    """Where the first block of each format begins."""
+    if (prolog := _PROLOG.match(data)) and (at := data.find(b"<files>", prolog.end())) >= 0:
+        yield at + len(b"<files>"), _PARSABLE
+    formats = dict(_FORMATS)
+    for block in _BLOCK.finditer(data):
+        if tags := formats.pop(block[1], None):
+            yield block.end(), tags
+
+
+class _Reader:
+    """What looks like a tag inside a file is content unless it can be the file's end."""
+
+    def __init__(self, data: bytes, tags: _Tags) -> None:
+        self._data = data
+        self._tags = tags
+        self._files: list[PackedFile] = []
+        self._problem: str | None = None
+        self._open: str | None = None
+        """The path of the file that is being read; its content begins at `_start`."""
+        self._start = 0
+        self._likely_end: int | None = None
+        """Where it ends if no closing tag follows."""
+
+    def read(self, begin: int) -> Pack:
+        for tag in self._tags.any.finditer(self._data, begin):
+            if tag.lastgroup == "path":
+                self._opening(tag)
+            elif tag.lastgroup == "close":
+                self._closing(tag)
+            elif self._open is None:
+                return Pack(self._files, self._problem)
+            else:
+                self._block_end(tag)
+        self._cut_off()
+        return Pack(self._files, self._problem)
+
+    def _opening(self, tag: re.Match[bytes]) -> None:
+        if self._open is not None:
+            self._doubt(tag)
+            return
+        self._open = _unescaped(tag["path"])
+        self._start = tag.end()
+        self._likely_end = None
+
+    def _closing(self, tag: re.Match[bytes]) -> None:
+        if self._open is None:
+            self._report(tag, "closes no file")
+        elif not (after := self._tags.after_close.match(self._data, tag.end())):
+            self._doubt(tag)
+        elif after["end"] and not self._tags.after_end.match(self._data, after.end()):
+            self._block_end(tag)
+        else:
+            self._close(self._position(tag))
+
+    def _block_end(self, tag: re.Match[bytes]) -> None:
+        """Only likely: in the middle of a file, or before what no pack goes on with."""
+        self._doubt(tag)
+        if self._likely_end is None:
+            self._likely_end = self._position(tag)
+
+    def _cut_off(self) -> None:
+        if self._open is None:
+            self._problem = self._problem or "the block of files is not closed"
+        else:
+            self._problem = self._problem or f"{self._open}: not closed"
+            self._close(self._likely_end or len(self._data))
+
+    def _close(self, end: int) -> None:
+        assert self._open is not None
+        self._files.append(_packed_file(self._open, self._data, self._start, end))
+        self._open = None
+
+    def _doubt(self, tag: re.Match[bytes]) -> None:
+        self._report(tag, f"may be a tag or content of {self._open}")
+
+    def _report(self, tag: re.Match[bytes], what: str) -> None:
+        if self._problem is None:
+            at = self._position(tag)
+            line = self._data.count(b"\n", 0, at) + 1
+            shown = self._data[at : min(tag.end(), at + 80)].decode(errors="replace")
+            self._problem = f"line {line}: {shown.splitlines()[0].rstrip()} {what}"
+
+    def _position(self, tag: re.Match[bytes]) -> int:
+        return self._data.index(b"<", tag.start())
+
+
+_FIRST_EOL = re.compile(rb"\r?\n")
+_INK = re.compile(rb"\S")
+_REFERENCE = re.compile(r"&(?:amp|lt|gt|quot|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
+
+
+def _packed_file(path: str, data: bytes, start: int, end: int) -> PackedFile:
+    """The line ends next to the tags are not content."""
+    if first := _FIRST_EOL.match(data, start, end):
+        start = first.end()
+    end -= data.endswith(b"\n", start, end)
+    end -= data.endswith(b"\r", start, end)
+    lines = data.count(b"\n", start, end) + 1 if start < end else 0
+    return PackedFile(path, lines, _INK.search(data, start, end) is None)
+
+
+def _unescaped(path: bytes) -> str:
+    return _REFERENCE.sub(lambda found: html.unescape(found[0]), path.decode(errors="replace"))

@@ -1,10 +1,11 @@
-"""The programming language of a file: by its name, and by its content where that says nothing."""
+"""The language of a file of code, by its name or its content, and of a text."""
 
 from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from magika import Magika
@@ -63,3 +64,21 @@ def _magika() -> Magika:
             "the package magika is not installed; pip install 'modelcall-assets[code-language]'"
         ) from error
     return Magika()
+
+
+class TextLanguageError(ValueError):
+    """Languages cannot be told: the package for it is missing."""
+
+
+def text_language(text: str) -> str | None:
+    """An ISO 639-1 code such as `en`; None for a text without a letter. TextLanguageError."""
+    head = text[:_HEAD_CHARS]
+    if not any(map(str.isalpha, head)):
+        return None
+    try:
+        classify: Any = import_module("py3langid").classify
+    except ImportError as error:
+        raise TextLanguageError(
+            "the package py3langid is not installed; pip install 'modelcall-assets[text-language]'"
+        ) from error
+    return str(classify(head)[0])
