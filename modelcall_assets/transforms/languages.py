@@ -21,12 +21,16 @@ _USUAL = {
 """Where Pygments does not know the suffix, or takes it for a rare language's."""
 _NAME_CHARS = 255
 """Of a path: the column can hold anything."""
-_HEAD_CHARS = 64_000
-"""Of a text: more does not tell more."""
+_CODE_CHARS, _TEXT_CHARS = 64_000, 4_000
+"""Of a content or text: more does not tell more."""
 
 
 class LanguageError(ValueError):
-    """Content cannot be looked at: the package for it is missing."""
+    """The package that tells the languages of code is not installed."""
+
+
+class TextLanguageError(ValueError):
+    """Nor is that for texts."""
 
 
 def language_of_name(path: str) -> str | None:
@@ -41,7 +45,7 @@ def language_of_content(text: str) -> str | None:
     """As Magika names it; None when that does not take it for code. LanguageError."""
     if not text.strip():
         return None
-    found = _magika().identify_bytes(text[:_HEAD_CHARS].encode("utf-8", "replace")).output
+    found = _magika().identify_bytes(text[:_CODE_CHARS].encode("utf-8", "replace")).output
     return found.description.removesuffix(" source") if found.group == "code" else None
 
 
@@ -66,13 +70,9 @@ def _magika() -> Magika:
     return Magika()
 
 
-class TextLanguageError(ValueError):
-    """Languages cannot be told: the package for it is missing."""
-
-
 def text_language(text: str) -> str | None:
     """An ISO 639-1 code such as `en`; None for a text without a letter. TextLanguageError."""
-    head = text[:_HEAD_CHARS]
+    head = text[:_TEXT_CHARS]
     if not any(map(str.isalpha, head)):
         return None
     try:

@@ -17,15 +17,14 @@ from modelcall_assets.transforms.languages import language_of_content, language_
 TEXT_COLUMNS = ("text", "content", "code", "body", "description")
 PATH_COLUMNS = ("path", "file_path", "filepath", "filename", "file_name", "name")
 PREFIX = "pt_data_"
-UNKNOWN = "Unknown"
 FACTS = {
     "repo_full_name": "Code Repository",
-    "language": UNKNOWN,
+    "language": "Unknown",
     "files_with_content": "Multiple",
     "total_lines": "Large",
-    "has_readme": UNKNOWN,
-    "has_license": UNKNOWN,
-    "has_gitignore": UNKNOWN,
+    "has_readme": "Unknown",
+    "has_license": "Unknown",
+    "has_gitignore": "Unknown",
 }
 """What the packaging prompt asks for and these rows do not know."""
 _PART = re.compile(r"(?P<language>.+)_part(?P<number>\d*)")
@@ -139,31 +138,30 @@ class TripletFilter:
                 found.setdefault(language, []).append((part, path))
         if not found:
             raise InputError(f"no file is called {PREFIX}<Language>_part<NN>.jsonl")
-        if self.languages is None:
-            wanted = sorted(found)
-        else:
-            wanted = [name for name in found if PurePosixPath(name).name in self.languages]
-            there = {PurePosixPath(name).name for name in found}
-            if absent := [name for name in self.languages if name not in there]:
-                names = ", ".join(sorted(there))
-                raise InputError(f"no parts of {', '.join(absent)}; there are: {names}")
-        return {name: [path for _, path in sorted(found[name])] for name in sorted(wanted)}
+        there = {PurePosixPath(name).name for name in found}
+        wanted = there if self.languages is None else self.languages
+        if absent := [name for name in wanted if name not in there]:
+            names = ", ".join(sorted(there))
+            raise InputError(f"no parts of {', '.join(absent)}; there are: {names}")
+        return {
+            name: [path for _, path in sorted(found[name])]
+            for name in sorted(found)
+            if PurePosixPath(name).name in wanted
+        }
 
     def process_item(self, item: Row) -> Row:
         """TypeError when the text is not a string."""
         text = item.get("text")
         if not isinstance(text, str | None):
             raise TypeError(f"the text is not a string but of type {type(text).__name__}")
-        facts = FACTS if text else dict.fromkeys(FACTS)
-        row = {**item, **facts, "text": text}
+        row = {**item, **(FACTS if text else dict.fromkeys(FACTS)), "text": text}
         if text and item.get("lg"):
             row["language"] = str(item["lg"])
         return row
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
-        result: dict[str, Copied | Kind] = {name: Copied(name) for name in names}
-        result.update(dict.fromkeys(("text", *FACTS), "string"))
-        return result
+        copied: dict[str, Copied | Kind] = {name: Copied(name) for name in names}
+        return {**copied, **dict.fromkeys(("text", *FACTS), "string")}
 
 
 def _language_and_part(path: str) -> tuple[str, int] | None:
