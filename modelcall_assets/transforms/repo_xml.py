@@ -20,6 +20,9 @@ from modelcall_assets.transforms.preprocessor import Copied, Kind
 
 _TOOLS = {".xml": "repomix", ".cxml": "rendergit"}
 _NAME = re.compile(r"([^_]+)_(.+)_([0-9a-fA-F]+)")
+"""No user on GitHub has an underscore, repositories may."""
+_CONTINUATION = bytes(range(0x80, 0xC0))
+_CHUNK = 1 << 14
 _COLUMNS: dict[str, Kind] = {
     "text": "string",
     "source": "string",
@@ -66,10 +69,13 @@ class RepoXml:
                 raise InputError(f"{path}: in no folder; move it to the folder of its language")
             languages.setdefault(language, []).append(path)
         if not languages:
-            raise InputError(
-                "no packs; expected <language>/<user>_<repository>_<commit>.xml or .cxml"
-            )
-        return self._asked_for(languages)
+            expected = "<language>/<user>_<repository>_<commit>.xml or .cxml"
+            raise InputError(f"no packs; expected {expected}")
+        wanted = self._languages or languages
+        if missing := sorted(set(wanted) - set(languages)):
+            there = ", ".join(languages)
+            raise InputError(f"languages: no packs for {', '.join(missing)}; there are: {there}")
+        return {name: packs for name, packs in languages.items() if name in wanted}
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
         return {**_COLUMNS}
@@ -79,68 +85,35 @@ class RepoXml:
         text: bytes = item["text"]
         path = PurePosixPath(item["path"])
         pack = read_pack(text)
+        repository = _NAME.fullmatch(path.stem)
+        user, name, commit = repository.groups() if repository else ("", "", "")
+        with_content = sum(not file.is_blank for file in pack.files)
+        total_lines = sum(file.lines for file in pack.files)
+        names = [file.path.lower() for file in pack.files]
+        length, lines = _characters(text), text.count(b"\n") + 1
         return {
             "text": text,
             "source": "repo_xml",
-            **_repository(path.stem),
+            "repo_user": user,
+            "repo_name": name,
+            "repo_full_name": f"{user}/{name}" if repository else "",
+            "commit_hash": commit,
             "language": path.parts[0],
             "packaging_tool": _TOOLS[path.suffix.lower()],
-            **_file_columns(pack.files),
-            **_text_columns(text),
-            "file_types": _file_types(file.path for file in pack.files),
+            "files_with_content": with_content,
+            "total_lines": total_lines,
+            "avg_lines_per_file": round(total_lines / with_content, 2) if with_content else 0.0,
+            "has_readme": any("readme" in name for name in names),
+            "has_license": any("license" in name for name in names),
+            "has_gitignore": any(file.path == ".gitignore" for file in pack.files),
+            "content_length": length,
+            "content_lines": lines,
+            "avg_line_length": round(length / lines, 2),
+            "file_types": _file_types(pack.files),
             "xml_file_path": item["uri"],
             "file_extension": path.suffix.lower(),
             "pack_problem": pack.problem,
         }
-
-    def _asked_for(self, languages: dict[str, list[str]]) -> dict[str, list[str]]:
-        if not self._languages:
-            return languages
-        missing = sorted(set(self._languages) - set(languages))
-        if missing:
-            there = ", ".join(languages)
-            raise InputError(f"languages: no packs for {', '.join(missing)}; there are: {there}")
-        return {name: packs for name, packs in languages.items() if name in self._languages}
-
-
-def _repository(stem: str) -> Row:
-    """No user on GitHub has an underscore, repositories may."""
-    found = _NAME.fullmatch(stem)
-    user, name, commit = found.groups() if found else ("", "", "")
-    return {
-        "repo_user": user,
-        "repo_name": name,
-        "repo_full_name": f"{user}/{name}" if found else "",
-        "commit_hash": commit,
-    }
-
-
-def _file_columns(files: Sequence[PackedFile]) -> Row:
-    with_content = sum(not file.is_blank for file in files)
-    lines = sum(file.lines for file in files)
-    names = [file.path.lower() for file in files]
-    return {
-        "files_with_content": with_content,
-        "total_lines": lines,
-        "avg_lines_per_file": round(lines / with_content, 2) if with_content else 0.0,
-        "has_readme": any("readme" in name for name in names),
-        "has_license": any("license" in name for name in names),
-        "has_gitignore": any(file.path == ".gitignore" for file in files),
-    }
-
-
-def _text_columns(text: bytes) -> Row:
-    length = _characters(text)
-    lines = text.count(b"\n") + 1
-    return {
-        "content_length": length,
-        "content_lines": lines,
-        "avg_line_length": round(length / lines, 2),
-    }
-
-
-_CONTINUATION = bytes(range(0x80, 0xC0))
-_CHUNK = 1 << 14
 
 
 def _characters(text: bytes) -> int:
@@ -149,8 +122,8 @@ def _characters(text: bytes) -> int:
     return sum(len(chunk.translate(None, _CONTINUATION)) for chunk in chunks)
 
 
-def _file_types(paths: Iterable[str]) -> str:
-    counts = Counter(PurePosixPath(path).suffix[1:].lower() for path in paths)
+def _file_types(files: Iterable[PackedFile]) -> str:
+    counts = Counter(PurePosixPath(file.path).suffix[1:].lower() for file in files)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return json.dumps(dict(ordered), ensure_ascii=False)
 
@@ -231,6 +204,9 @@ _PROLOG = re.compile(
 )
 _BLOCK = re.compile(rb"^(?:\xef\xbb\xbf)?<(files|documents)>" + _EOL, re.M)
 _FORMATS = {b"files": _REPOMIX, b"documents": _CXML}
+_FIRST_EOL = re.compile(rb"\r?\n")
+_INK = re.compile(rb"\S")
+_REFERENCE = re.compile(r"&(?:amp|lt|gt|quot|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 
 
 def _blocks(data: bytes) -> Iterator[tuple[int, _Tags]]:
@@ -259,24 +235,21 @@ class _Reader:
 
     def read(self, begin: int) -> Pack:
         for tag in self._tags.any.finditer(self._data, begin):
-            if tag.lastgroup == "path":
-                self._opening(tag)
-            elif tag.lastgroup == "close":
+            if tag.lastgroup == "close":
                 self._closing(tag)
-            elif self._open is None:
-                return Pack(self._files, self._problem)
+            elif self._open is not None:
+                (self._doubt if tag.lastgroup == "path" else self._block_end)(tag)
+            elif tag.lastgroup == "path":
+                path = tag["path"].decode(errors="replace")
+                self._open = _REFERENCE.sub(lambda found: html.unescape(found[0]), path)
+                self._start, self._likely_end = tag.end(), None
             else:
-                self._block_end(tag)
-        self._cut_off()
+                return Pack(self._files, self._problem)
+        if self._open is None:
+            return Pack(self._files, self._problem or "the block of files is not closed")
+        self._problem = self._problem or f"{self._open}: not closed"
+        self._close(self._likely_end or len(self._data))
         return Pack(self._files, self._problem)
-
-    def _opening(self, tag: re.Match[bytes]) -> None:
-        if self._open is not None:
-            self._doubt(tag)
-            return
-        self._open = _unescaped(tag["path"])
-        self._start = tag.end()
-        self._likely_end = None
 
     def _closing(self, tag: re.Match[bytes]) -> None:
         if self._open is None:
@@ -294,16 +267,17 @@ class _Reader:
         if self._likely_end is None:
             self._likely_end = self._position(tag)
 
-    def _cut_off(self) -> None:
-        if self._open is None:
-            self._problem = self._problem or "the block of files is not closed"
-        else:
-            self._problem = self._problem or f"{self._open}: not closed"
-            self._close(self._likely_end or len(self._data))
-
     def _close(self, end: int) -> None:
+        """The line ends next to the tags are not content."""
         assert self._open is not None
-        self._files.append(_packed_file(self._open, self._data, self._start, end))
+        data, start = self._data, self._start
+        if first := _FIRST_EOL.match(data, start, end):
+            start = first.end()
+        end -= data.endswith(b"\n", start, end)
+        end -= data.endswith(b"\r", start, end)
+        lines = data.count(b"\n", start, end) + 1 if start < end else 0
+        is_blank = _INK.search(data, start, end) is None
+        self._files.append(PackedFile(self._open, lines, is_blank))
         self._open = None
 
     def _doubt(self, tag: re.Match[bytes]) -> None:
@@ -318,22 +292,3 @@ class _Reader:
 
     def _position(self, tag: re.Match[bytes]) -> int:
         return self._data.index(b"<", tag.start())
-
-
-_FIRST_EOL = re.compile(rb"\r?\n")
-_INK = re.compile(rb"\S")
-_REFERENCE = re.compile(r"&(?:amp|lt|gt|quot|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
-
-
-def _packed_file(path: str, data: bytes, start: int, end: int) -> PackedFile:
-    """The line ends next to the tags are not content."""
-    if first := _FIRST_EOL.match(data, start, end):
-        start = first.end()
-    end -= data.endswith(b"\n", start, end)
-    end -= data.endswith(b"\r", start, end)
-    lines = data.count(b"\n", start, end) + 1 if start < end else 0
-    return PackedFile(path, lines, _INK.search(data, start, end) is None)
-
-
-def _unescaped(path: bytes) -> str:
-    return _REFERENCE.sub(lambda found: html.unescape(found[0]), path.decode(errors="replace"))

@@ -104,13 +104,8 @@ def markdown(record: Row, most_chars: int | None = 2000) -> str:
     return "\n\n".join(blocks)
 
 
-def dialogue_log(conversations: Iterable[Row], when: datetime) -> str:
-    """The records' user and assistant texts as one Markdown page, question by question."""
-    return "".join(dialogue_pieces(conversations, when))
-
-
 def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[str]:
-    """The same, piece by piece."""
+    """The records' user and assistant texts as one Markdown page, question by question."""
     yield f"# Chat Dialogue Log\n\n## 对话时间\n\n{when:%Y-%m-%d %H:%M:%S}\n\n---\n\n## 对话内容\n"
     number = 0
     for record in conversations:
