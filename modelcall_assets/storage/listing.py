@@ -58,11 +58,9 @@ class FileInfo:
 
 
 def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) -> list[FileInfo]:
-    """Every data file under `root`, sorted by `key_path`.
-
-    `pattern` must match the relative path or the file name. Hidden names are skipped, and so is all
-    that lies under a folder of `exclude`. InputError when `root` is missing or unreadable.
-    """
+    """Every data file under `root` whose relative path or name matches `pattern`, sorted by
+    `key_path`. Hidden names are skipped, and so is all that lies under a folder of `exclude`.
+    InputError when `root` is missing or unreadable."""
     return list_page(root, pattern, exclude)[0]
 
 

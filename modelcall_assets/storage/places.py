@@ -25,33 +25,26 @@ _MOST_CHARS = 300
 _KEYS = "the access key, the secret and what they may do with this bucket"
 _CLOCK = "the clock of this machine"
 _ENDPOINT = "the store's endpoint and region"
-_LOAD = "whether the store is overloaded"
 _CHECK = {
-    "AccessDenied": _KEYS,
-    "InvalidAccessKeyId": _KEYS,
-    "SignatureDoesNotMatch": _KEYS,
-    "InvalidToken": _KEYS,
-    "403": f"{_KEYS}, and {_CLOCK}",
-    "ExpiredToken": "the session token: it has expired",
-    "400": f"the session token, and {_ENDPOINT}",
-    "RequestTimeTooSkewed": _CLOCK,
-    "RequestExpired": _CLOCK,
-    "AuthorizationHeaderMalformed": _ENDPOINT,
-    "IllegalLocationConstraintException": _ENDPOINT,
-    "PermanentRedirect": _ENDPOINT,
-    "301": _ENDPOINT,
-    "NoSuchBucket": f"the name of the bucket, and {_ENDPOINT}",
-    "InvalidBucketName": "the name of the bucket",
-    "KeyTooLongError": "the length of the path: stores take 1,024 bytes",
-    "PreconditionFailed": "whether somebody is writing it: it has changed meanwhile",
-    "412": "whether somebody is writing it: it has changed meanwhile",
-    "SlowDown": _LOAD,
-    "ServiceUnavailable": _LOAD,
-    "503": _LOAD,
-    "InternalError": "whether the store is well",
-    "500": "whether the store is well",
-    "EntityTooLarge": "the store's limit on the size of an object",
-    "QuotaExceeded": "the quota of the bucket",
+    code: what
+    for what, codes in {
+        _KEYS: "AccessDenied InvalidAccessKeyId SignatureDoesNotMatch InvalidToken",
+        f"{_KEYS}, and {_CLOCK}": "403",
+        "the session token: it has expired": "ExpiredToken",
+        f"the session token, and {_ENDPOINT}": "400",
+        _CLOCK: "RequestTimeTooSkewed RequestExpired",
+        _ENDPOINT: "AuthorizationHeaderMalformed IllegalLocationConstraintException "
+        "PermanentRedirect 301",
+        f"the name of the bucket, and {_ENDPOINT}": "NoSuchBucket",
+        "the name of the bucket": "InvalidBucketName",
+        "the length of the path: stores take 1,024 bytes": "KeyTooLongError",
+        "whether somebody is writing it: it has changed meanwhile": "PreconditionFailed 412",
+        "whether the store is overloaded": "SlowDown ServiceUnavailable 503",
+        "whether the store is well": "InternalError 500",
+        "the store's limit on the size of an object": "EntityTooLarge",
+        "the quota of the bucket": "QuotaExceeded",
+    }.items()
+    for code in codes.split()
 }
 """By the store's error code; of a request without an answer's body that is only its status."""
 
@@ -124,14 +117,6 @@ class RemotePath:
     @property
     def name(self) -> str:
         return self.uri.rpartition("/")[2]
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.name).stem
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix
 
     @property
     def parent(self) -> RemotePath:
