@@ -92,7 +92,7 @@ class Home:
             yield from _blocks_of(self.place / name, self.whole[name])
         else:
             for part in _without_gaps(self.parts[name]):
-                yield from _blocks_of(self._place(name, part), part.end - part.start)
+                yield from _blocks_of(self._location(name, part), part.end - part.start)
 
     def put_whole(self, path: Path) -> None:
         """A segment that has ended, unless it is there; its parts go."""
@@ -113,13 +113,13 @@ class Home:
             merged = Part(last[0].start, last[-1].end, last[-1].level + 1)
             self._put_part(path, parts, merged)
             for part in last:
-                delete(self._place(path.name, part))
+                delete(self._location(path.name, part))
                 parts.remove(part)
 
     def drop_parts(self, name: str) -> None:
         """Those of a segment that is there as a whole."""
         for part in self.parts.pop(name, ()):
-            delete(self._place(name, part))
+            delete(self._location(name, part))
 
     def forget(self, name: str) -> None:
         """Delete a segment, as a whole and in parts."""
@@ -136,10 +136,10 @@ class Home:
         )
 
     def _put_part(self, path: Path, parts: list[Part], part: Part) -> None:
-        _upload(path, part.start, part.end, self._place(path.name, part))
+        _upload(path, part.start, part.end, self._location(path.name, part))
         parts.append(part)
 
-    def _place(self, name: str, part: Part) -> RemotePath:
+    def _location(self, name: str, part: Part) -> RemotePath:
         return self.place / f"{name}@{part.start:012d}-{part.end:012d}"
 
 

@@ -58,18 +58,18 @@ class Words:
 
     def bucket(self, hash_: int) -> array[int]:
         """Where words of this hash are. Call `grow` after an insertion."""
-        place = hash_ & (1 << self._level) - 1
-        if place < self._split:
-            place = hash_ & (2 << self._level) - 1
-        return self._buckets[place]
+        at = hash_ & (1 << self._level) - 1
+        if at < self._split:
+            at = hash_ & (2 << self._level) - 1
+        return self._buckets[at]
 
     def add(self, hash_: int, word: int) -> bool:
         """False when the word is there already."""
         bucket = self.bucket(hash_)
-        place = bisect_left(bucket, word)
-        if place < len(bucket) and bucket[place] == word:
+        at = bisect_left(bucket, word)
+        if at < len(bucket) and bucket[at] == word:
             return False
-        bucket.insert(place, word)
+        bucket.insert(at, word)
         self.grow()
         return True
 
@@ -144,14 +144,14 @@ class Occurrences:
         hash_ = int(key[:16], 16) & _KEY_MASK
         bucket = self._words.bucket(hash_)
         first = hash_ >> PLACE_BITS << _COUNT_BITS
-        place = bisect_left(bucket, first)
-        if place == len(bucket) or bucket[place] > first + _MOST:
-            bucket.insert(place, first)
+        at = bisect_left(bucket, first)
+        if at == len(bucket) or bucket[at] > first + _MOST:
+            bucket.insert(at, first)
             self._words.grow()
             return 0
-        if bucket[place] < first + _MOST:
-            bucket[place] += 1
-            return bucket[place] - first
+        if bucket[at] < first + _MOST:
+            bucket[at] += 1
+            return bucket[at] - first
         self._often[hash_] = self._often.get(hash_, 0) + 1
         return _MOST + self._often[hash_]
 

@@ -65,8 +65,8 @@ class _Table(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Where in the file its compressed bytes are, and how many that makes; `table` is the place of
-    a sound one."""
+    """Where in the file its compressed bytes are, and how many that makes; `table` is where
+    a sound one begins."""
 
     begin: int
     end: int
@@ -186,30 +186,30 @@ class PackedSegment:
 
     def blocks(self) -> Iterator[bytes]:
         """All after the first frame, as it is in the file."""
-        place = self._first
-        while place < self._end:
-            part = os.pread(self._fd, min(_COPY_BYTES, self._end - place), place)
+        at = self._first
+        while at < self._end:
+            part = os.pread(self._fd, min(_COPY_BYTES, self._end - at), at)
             yield part
-            place += len(part)
+            at += len(part)
 
     def close(self) -> None:
         os.close(self._fd)
 
     def _find_blocks(self, *, is_damaged: bool) -> None:
-        place = sound = self._first
-        while place < self._end:
-            table = self._table(place)
+        at = sound = self._first
+        while at < self._end:
+            table = self._table(at)
             if table is None:
                 with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
-                    found = data.find(_SKIPPED.to_bytes(4, "little"), place + 1)
-                is_damaged, place = True, self._end if found < 0 else found
+                    found = data.find(_SKIPPED.to_bytes(4, "little"), at + 1)
+                is_damaged, at = True, self._end if found < 0 else found
                 continue
             if is_damaged:
-                self._mend(sound, place)
+                self._mend(sound, at)
             end = table.begin + table.packed
             self._starts.append(table.start)
-            self._blocks.append(_Block(table.begin, end, table.raw, place))
-            place = sound = end
+            self._blocks.append(_Block(table.begin, end, table.raw, at))
+            at = sound = end
             is_damaged = end > self._end
         if is_damaged:
             self._mend(sound, self._end)
@@ -220,8 +220,8 @@ class PackedSegment:
         magic, size = _FRAME.unpack(data[: _FRAME.size].ljust(_FRAME.size))
         is_table = magic == _SKIPPED and size <= len(data)
         missing = (size - _TABLE.size) // 12 if is_table else 0
-        places = [found.start() for found in re.finditer(re.escape(_COMPRESSED), data)]
-        for first, last in pairwise([*places, len(data)]):
+        starts = [found.start() for found in re.finditer(re.escape(_COMPRESSED), data)]
+        for first, last in pairwise([*starts, len(data)]):
             if block := _readable(data[first:last]):
                 missing -= sum(kind >= 0 for _, kind, _ in Lines(BytesIO(block)))
                 self._starts.append(self.size)
@@ -229,15 +229,15 @@ class PackedSegment:
         self.damaged += max(1, missing)
 
     def _table_of(self, number: int) -> _Table | None:
-        place = self._blocks[number].table
-        return None if place is None else self._table(place)
+        at = self._blocks[number].table
+        return None if at is None else self._table(at)
 
-    def _table(self, place: int) -> _Table | None:
+    def _table(self, at: int) -> _Table | None:
         """None when it is damaged."""
-        magic, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, place).ljust(_FRAME.size))
-        if magic != _SKIPPED or size > self._end - place:
+        magic, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, at).ljust(_FRAME.size))
+        if magic != _SKIPPED or size > self._end - at:
             return None
-        content = os.pread(self._fd, size, place + _FRAME.size)
+        content = os.pread(self._fd, size, at + _FRAME.size)
         fixed = _OLD_TABLE if self._is_old else _TABLE
         count, rest = divmod(len(content) - fixed.size, 12)
         if count < 0 or rest:
@@ -251,7 +251,7 @@ class PackedSegment:
         hashes, offsets = array("I"), array("Q")
         hashes.frombytes(content[fixed.size : fixed.size + 4 * count])
         offsets.frombytes(content[fixed.size + 4 * count :])
-        begin = place + _FRAME.size + size
+        begin = at + _FRAME.size + size
         return _Table(begin, packed, raw, sealed, start, hashes, offsets)
 
     def _block(self, number: int) -> bytes:

@@ -309,6 +309,6 @@ class _Moved:
 
     def find(self, offset: int) -> int:
         """_LOST when the reply is."""
-        place = bisect_right(self._offsets, offset) - 1
-        is_there = place >= 0 and kind_of(self._segment.line(offset)) >= 0
-        return offset + self._shifts[place] if is_there else _LOST
+        at = bisect_right(self._offsets, offset) - 1
+        is_there = at >= 0 and kind_of(self._segment.line(offset)) >= 0
+        return offset + self._shifts[at] if is_there else _LOST

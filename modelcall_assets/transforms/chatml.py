@@ -128,14 +128,14 @@ def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
 def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     """Alpaca's: a list of question and answer."""
     pairs = None if "history" in options.column_mapping.values() else row.get("history")
-    for place, pair in enumerate(_items(pairs, "history") if pairs else ()):
+    for at, pair in enumerate(_items(pairs, "history") if pairs else ()):
         match pair:
             case [str(question), str(answer)]:
                 turns = _turn("user", question), _turn("assistant", answer)
                 yield from (turn for turn in turns if turn["content"])
             case _:
                 wrong = f"expected a list of question and answer, have {_kind(pair)}"
-                raise _Malformed(f"history[{place}]: {wrong}")
+                raise _Malformed(f"history[{at}]: {wrong}")
 
 
 def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions) -> None:
@@ -169,7 +169,7 @@ def _exact(text: str) -> float | Number:
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     """Turns without a value are left out, unless they call tools."""
     messages: list[Message] = []
-    for place, turn in enumerate(_list(row, options, "conversations")):
+    for at, turn in enumerate(_list(row, options, "conversations")):
         try:
             value, role = turn["value"], SPEAKERS[turn["from"]]  # as nearly all are, in lower case
         except (TypeError, KeyError):
@@ -179,7 +179,7 @@ def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
                 messages.append({"role": role, "content": value})
             continue
         if role is None or (type(value) is not str and value is not None):
-            where = f"{options.column_mapping['conversations']}[{place}]"
+            where = f"{options.column_mapping['conversations']}[{at}]"
             role, value = _unusual_turn(turn, where, options)
         more = {name: turn[name] for name in _OF_TOOLS if turn.get(name)}
         if value or more:
@@ -259,27 +259,27 @@ def _items(value: Any, column: str) -> list[Any]:
 def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
     column = options.column_mapping[key]
     return [
-        _checked_message(message, column, place, options)
-        for place, message in enumerate(_list(row, options, key))
+        _checked_message(message, column, at, options)
+        for at, message in enumerate(_list(row, options, key))
     ]
 
 
-def _checked_message(message: Any, column: str, place: int, options: ChatmlOptions) -> Message:
+def _checked_message(message: Any, column: str, at: int, options: ChatmlOptions) -> Message:
     """The message as it is, without the null fields that a columnar file gives it."""
     if not isinstance(message, dict):
-        raise _Malformed(f"{column}[{place}]: expected an object, have {_kind(message)}")
+        raise _Malformed(f"{column}[{at}]: expected an object, have {_kind(message)}")
     message = cast("Message", message)
     role = message.get("role")
     if not isinstance(role, str) or not role:
         have = _kind(role) if "role" in message else "nothing"
-        raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
+        raise _Malformed(f"{column}[{at}].role: expected text, have {have}")
     if role not in _MAY_FOLLOW:
-        message = {**message, "role": _role(role, f"{column}[{place}].role", options)}
+        message = {**message, "role": _role(role, f"{column}[{at}].role", options)}
     message = _with_said_fields(message)
     content = message.get("content")
     if isinstance(content, str) or (content is None and any(map(message.get, _CALLS))):
         return message
-    return {**message, "content": _parts(content, f"{column}[{place}].content")}
+    return {**message, "content": _parts(content, f"{column}[{at}].content")}
 
 
 def without_nulls(message: Message) -> Message:
@@ -309,23 +309,23 @@ def _parts(content: Any, where: str) -> list[Message]:
     if not isinstance(content, list):
         raise _Malformed(f"{where}: expected text or a list of parts, have {_kind(content)}")
     parts: list[Message] = []
-    for place, part in enumerate(cast("list[Any]", content)):
+    for at, part in enumerate(cast("list[Any]", content)):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):  # pyright: ignore
-            raise _Malformed(f"{where}[{place}]: expected a part, an object with a `type`")
+            raise _Malformed(f"{where}[{at}]: expected a part, an object with a `type`")
         parts.append(_without_nulls(part))
     return parts
 
 
 def _check_order(messages: list[Message], ends_with_user: bool) -> None:
     before: str | None = None
-    for place, message in enumerate(messages):
+    for at, message in enumerate(messages):
         role, content = message["role"], message.get("content")
         if before not in _MAY_FOLLOW[role]:
             previous = f"after {before}" if before else "at the beginning"
-            raise _Malformed(f"messages[{place}].role: {role} {previous}")
+            raise _Malformed(f"messages[{at}].role: {role} {previous}")
         empty = not content.strip() if isinstance(content, str) else not content
         if empty and not any(message.get(name) for name in _CALLS):
-            raise _Malformed(f"messages[{place}].content: empty")
+            raise _Malformed(f"messages[{at}].content: empty")
         before = role
     if before != "assistant" and not ends_with_user:
         raise _Malformed(f"messages[{len(messages) - 1}].role: the last is {before}, not assistant")

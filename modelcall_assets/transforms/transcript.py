@@ -120,9 +120,9 @@ def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[st
 def html_page(
     title: str, records: Iterable[tuple[str, Row]], most_chars: int | None = 20_000
 ) -> str:
-    """A page of records, each with the place that it comes from: identity, status and numbers as
+    """A page of records, each with where it comes from: identity, status and numbers as
     badges, messages as a conversation, reasoning folded, all other columns below."""
-    articles = [_article(place, row, most_chars) for place, row in records]
+    articles = [_article(where, row, most_chars) for where, row in records]
     return (
         '<!doctype html><html><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -267,13 +267,13 @@ def _one_line(text: str) -> str:
     return _clipped(" ".join(text.split()).replace("<", "&lt;"), 80)
 
 
-def _article(place: str, row: Row, most_chars: int | None) -> str:
-    identity = next((row[name] for name in ("api_record_id", "id", "uid") if row.get(name)), place)
+def _article(where: str, row: Row, most_chars: int | None) -> str:
+    identity = next((row[name] for name in ("api_record_id", "id", "uid") if row.get(name)), where)
     turns = turns_of(row)
     conversation = "".join(_turn_html(turn, most_chars) for turn in turns)
     return (
         f"<article><h2>{escape(str(identity))}</h2>{''.join(_badges(row))} "
-        f"<small>{escape(place)}</small>{conversation}{_columns(row, turns, most_chars)}</article>"
+        f"<small>{escape(where)}</small>{conversation}{_columns(row, turns, most_chars)}</article>"
     )
 
 
