@@ -89,8 +89,9 @@ def turns_of(record: Row) -> list[Turn]:
     if turns and not final and isinstance(response, str) and response:
         turns.append(Turn("assistant", tuple(_text_parts(response))))
     reasoning = _first_text(record, REASONING_COLUMNS)
-    if reasoning and turns and turns[-1].role == "assistant" and not _has_reasoning(turns[-1]):
-        turns[-1] = Turn("assistant", (Part("reasoning", reasoning), *turns[-1].parts))
+    last = turns[-1] if turns else Turn("", ())
+    if reasoning and last.role == "assistant" and all(p.kind != "reasoning" for p in last.parts):
+        turns[-1] = Turn("assistant", (Part("reasoning", reasoning), *last.parts))
     return turns
 
 
@@ -231,10 +232,6 @@ def _typed_part(part: Row) -> Part:
 def _call(call: Row) -> Part:
     function = cast("Row", call.get("function") or call)
     return Part("call", _readable_json(function.get("arguments")), str(function.get("name", "?")))
-
-
-def _has_reasoning(turn: Turn) -> bool:
-    return any(part.kind == "reasoning" for part in turn.parts)
 
 
 def _first_text(fields: Row, names: Iterable[str]) -> str:
