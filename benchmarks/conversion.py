@@ -22,7 +22,8 @@ from benchmarks.measure import CLIENT_CORE, start
 from benchmarks.stub import Stub
 from modelcall_assets.stages.chatml import convert_split
 from modelcall_assets.stages.merged import invalid_file_of, merge_group
-from modelcall_assets.storage.files import publish, stat_file
+from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
 BARE = "bare"

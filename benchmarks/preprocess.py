@@ -30,7 +30,8 @@ from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
-from modelcall_assets.storage.files import publish, stat_file
+from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, tokenizer
 
 MAX_TOKENS = 32768

@@ -21,12 +21,13 @@ from benchmarks.conversion import WORDS
 from benchmarks.listing_server import listing_server
 from benchmarks.measure import CLIENT_CORE, start
 from modelcall_assets.config.preprocess import Preprocess
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
-from modelcall_assets.storage.files import list_inputs, publish, stat_file
+from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.listing import list_inputs, stat_file
 from modelcall_assets.storage.places import Stores
 
 FILES = 16

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from project import Ended, Project
 
-from modelcall_assets.config.catalog import TaskSpec, load_task
+from modelcall_assets.config.catalog import load_task
+from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import Problem, SetupError
 
 Data = dict[str, Any]

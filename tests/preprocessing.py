@@ -11,9 +11,10 @@ from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.source import Part, Source
-from modelcall_assets.storage.files import publish, stat_file
-from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.pieces import read_chunks
+from modelcall_assets.storage.columns import read_schema
+from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.listing import stat_file
+from modelcall_assets.storage.rows import read_chunks
 
 
 def preprocessed(path: Path, limit: int | None = None, processes: int = 1, **fields: Any) -> Report:

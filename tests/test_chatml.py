@@ -21,13 +21,14 @@ from project import read_rows, write_rows
 
 from modelcall_assets.config.datasets import MAPPING_KEYS
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.records.outcome import Dropped, Failure, Reason
 from modelcall_assets.stages.chatml import convert_split
 from modelcall_assets.stages.raw import read_split
-from modelcall_assets.storage.files import file_digest, publish, stat_file
+from modelcall_assets.storage.files import file_digest, publish
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.transforms.chatml import ChatmlOptions, encode, json_safe, to_chatml
-from modelcall_assets.transforms.universal import Dropped
+from modelcall_assets.storage.listing import stat_file
+from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
+from modelcall_assets.transforms.values import encode, json_safe
 
 COLUMNS = {
     "prompt_response": {"prompt": "p", "response": "r"},

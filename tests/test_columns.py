@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import moved_names
+from modelcall_assets.records.outcome import moved_names
 from modelcall_assets.stages.export import Form, Selection, export_file
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.published import published_files
@@ -29,9 +29,9 @@ from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.stages.score_table import API_FIELDS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
-from modelcall_assets.storage.pieces import Chunk
-from modelcall_assets.storage.schema import SchemaInference
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.storage.parquet import SchemaInference
+from modelcall_assets.storage.rows import Chunk
+from modelcall_assets.transforms.values import encode
 
 SCORER = """
 class Rated:

@@ -29,7 +29,7 @@ from project import GREEN, NAMES, PREPROCESS, RED, Project, some_rows, until
 
 from modelcall_assets.defs.graph import add_new_keys, partitions_of
 from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
-from modelcall_assets.records.keys import encode_key
+from modelcall_assets.records.data_files import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.report import Tally
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.journal import Address, Entry, Journal
-from modelcall_assets.journal.packing import pack
-from modelcall_assets.journal.segments import segment_paths
-from modelcall_assets.journal.shared import SharedReplies
+from modelcall_assets.journal.index import Address, SharedReplies
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.segments import pack, segment_paths
 
 HEAD_BYTES = 60
 RUN = "a-run-of-ours"

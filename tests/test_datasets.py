@@ -21,7 +21,7 @@ from modelcall_assets.config.datasets import (
     selected_datasets,
 )
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.datasets import dataset_path, find_split, find_splits
 from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.rows import read_rows

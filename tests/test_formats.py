@@ -21,16 +21,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from modelcall_assets.errors import InputChanged, InputError
-from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file, stem_of
-from modelcall_assets.records.record import BadLine
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import DATA_SUFFIXES, StoreOptions, is_data_file, stem_of
+from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import RawReport, read_raw
-from modelcall_assets.storage.files import file_digest, publish, stat_file
+from modelcall_assets.storage.files import file_digest, publish
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
+from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.parquet import ParquetSink, check_writable
-from modelcall_assets.storage.pieces import read_chunks
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import read_rows
+from modelcall_assets.storage.rows import read_chunks, read_rows
 
 ROWS = [{"id": f"row {n}", "text": f"text {n} 中文", "n": n} for n in range(300)]
 CONTENT = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)

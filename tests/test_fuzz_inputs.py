@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Number
+from modelcall_assets.records.outcome import BadLine, Number
 from modelcall_assets.stages.chatml import convert_split
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.merged import INVALID, invalid_file_of, merge_group
@@ -29,10 +29,11 @@ from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
-from modelcall_assets.storage.files import publish, stat_file
+from modelcall_assets.storage.columns import read_schema
+from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.formats import Reading
-from modelcall_assets.storage.parquet import read_schema
-from modelcall_assets.storage.pieces import read_chunks
+from modelcall_assets.storage.listing import stat_file
+from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
 MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])

@@ -23,20 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.index import Index
-from modelcall_assets.journal.journal import (
-    Address,
-    BatchNote,
-    Entry,
-    Journal,
-    Reference,
-    remove_folder,
-)
-from modelcall_assets.journal.lines import with_sum, without_sum
-from modelcall_assets.journal.occurrences import Occurrences
+from modelcall_assets.journal.index import Address, Index, Occurrences
+from modelcall_assets.journal.journal import Journal, remove_folder
+from modelcall_assets.journal.lines import BatchNote, Entry, Reference, with_sum, without_sum
 from modelcall_assets.journal.packed import CACHED_BYTES
-from modelcall_assets.journal.packing import FEW_SEGMENTS, SMALL_BYTES, pack
-from modelcall_assets.journal.segments import segment_paths
+from modelcall_assets.journal.segments import FEW_SEGMENTS, SMALL_BYTES, pack, segment_paths
 
 KEY = "0" * 32
 

@@ -30,8 +30,9 @@ from modelcall_assets.stages.merged import (
     members_of,
     merge_group,
 )
-from modelcall_assets.storage.files import list_inputs, publish
+from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.formats import Reading
+from modelcall_assets.storage.listing import list_inputs
 from modelcall_assets.storage.places import Place
 
 FILE = "configs/merge.yaml"

@@ -24,10 +24,12 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.errors import ModelcallError, StoreError
-from modelcall_assets.journal import home, packing
-from modelcall_assets.journal.journal import Address, Entry, Journal
+from modelcall_assets.journal import home, segments
+from modelcall_assets.journal.index import Address
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.lines import Entry
 from modelcall_assets.journal.mirror import open_journal, remove
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.storage.places import Place, Stores
 
 KEY = "0" * 32
@@ -240,7 +242,7 @@ class Machines(RuleBasedStateMachine):
         in_parts = {name.partition("@")[0] for name in names if "@" in name}
         assert not in_parts & names, "parts of a whole segment"
         if not in_parts:
-            assert len(names) <= packing.FEW_SEGMENTS, "segments that were packed"
+            assert len(names) <= segments.FEW_SEGMENTS, "segments that were packed"
 
     @some_are_open
     @rule(
@@ -314,7 +316,7 @@ class Machines(RuleBasedStateMachine):
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge and pack after a few flushes and runs."""
     monkeypatch.setattr(home, "MERGED_PARTS", 3)
-    monkeypatch.setattr(packing, "FEW_SEGMENTS", 3)
+    monkeypatch.setattr(segments, "FEW_SEGMENTS", 3)
 
 
 Machines.TestCase.settings = settings(
@@ -432,7 +434,7 @@ def test_a_kill_before_what_was_packed_is_deleted_brings_nothing_back(swift: Swi
     for _ in range(4):
         swift.a_run("two")
     assert len(swift.seen()) == 5
-    assert len(swift.objects()) <= packing.FEW_SEGMENTS
+    assert len(swift.objects()) <= segments.FEW_SEGMENTS
 
 
 def test_a_journal_below_another_one_is_its_own(swift: Swift) -> None:

@@ -20,22 +20,18 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
-from modelcall_assets.records.stores import StoreOptions
-from modelcall_assets.storage import claims, streams
+from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.storage import claims, files
 from modelcall_assets.storage.claims import Check, claimed
 from modelcall_assets.storage.files import (
     delete,
-    exists,
     file_digest,
-    list_files,
-    list_inputs,
     open_input,
     publish,
     read_bytes,
-    stat_file,
     write_bytes,
 )
-from modelcall_assets.storage.leftovers import left_overs
+from modelcall_assets.storage.listing import exists, left_overs, list_files, list_inputs, stat_file
 from modelcall_assets.storage.places import RemotePath, Stores
 
 PART = 5 << 20
@@ -82,7 +78,7 @@ def client(s3_server: S3Server) -> Iterator[BaseClient]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "WRITE_BYTES", PART)
+    monkeypatch.setattr(files, "WRITE_BYTES", PART)
 
 
 def place_of(known: Stores, uri: str) -> RemotePath:
@@ -162,7 +158,7 @@ class TestFiles:
     def test_an_answer_that_breaks_off_is_read_again(
         self, behind: RemotePath, place: RemotePath, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("modelcall_assets.storage.trouble._PAUSE_S", 0.01)
+        monkeypatch.setattr("modelcall_assets.storage.places._PAUSE_S", 0.01)
         write(place)
         for look in (read, read_bytes):
             broken = proxy.on("GET", "a.bin", times=2, cut_reply=True)
@@ -176,10 +172,10 @@ class TestFiles:
         assert broken.met < 10
 
     def test_a_reader_is_told_when_the_file_changes_under_it(self, place: RemotePath) -> None:
-        write(place, b"x" * (streams.READ_BYTES + PART))
+        write(place, b"x" * (files.READ_BYTES + PART))
         with open_input(place) as file:
             file.read(100)
-            write_bytes(place, b"y" * (streams.READ_BYTES + PART))
+            write_bytes(place, b"y" * (files.READ_BYTES + PART))
             with pytest.raises(InputError, match=r"a\.bin: cannot be read.*it has changed"):
                 file.read()
 
@@ -232,7 +228,7 @@ QUICK = {"poll_s": 0.02, "stale_s": 1.0}
 
 HOLDER = """
 import sys
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.places import Stores
 options = eval(sys.stdin.readline())

@@ -34,9 +34,8 @@ from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted
 from modelcall_assets.transforms import tokens
-from modelcall_assets.transforms.github_raw_code import GithubRawCode
+from modelcall_assets.transforms.preprocessor import FACTS, GithubRawCode, TripletFilter
 from modelcall_assets.transforms.tokens import count_tokens
-from modelcall_assets.transforms.triplet_filter import FACTS, TripletFilter
 
 CODE = "def f(x):\n    return x\n"
 

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from packs import checkout, lines_of, parsable_xml, rendergit_cxml, repomix_xml, tracked_texts
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.transforms.packs import Pack, read_pack
 from modelcall_assets.transforms.preprocessor import Declared, Grouping
-from modelcall_assets.transforms.repo_xml import RepoXml
+from modelcall_assets.transforms.repo_xml import Pack, RepoXml, read_pack
 
 ROOT = Path(__file__).parent.parent
 FILES = {

@@ -20,8 +20,7 @@ from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read
 
 from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.errors import RunStopped, SetupError
-from modelcall_assets.grading.scorer import grade, load_scorer
-from modelcall_assets.grading.values import SharedTypes, fitted, plain
+from modelcall_assets.grading.scorer import SharedTypes, fitted, grade, load_scorer, plain
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.report import Tally

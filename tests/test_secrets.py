@@ -31,9 +31,9 @@ from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.llm.classify import Reply, classify
 from modelcall_assets.llm.completion import Texts, first_choice, parsed
 from modelcall_assets.llm.transport import DirectTransport
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.records.secrets import Remover, is_secret_header, looks_secret, names_secret
-from modelcall_assets.records.stores import StoreOptions
-from modelcall_assets.storage.files import exists, stat_file
+from modelcall_assets.storage.listing import exists, stat_file
 from modelcall_assets.storage.places import Stores
 
 KEY = 'sk-Ab9/c+d"e_0123456789'

@@ -16,26 +16,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputChanged, InputError
-from modelcall_assets.records.record import BadLine
+from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import read_raw
-from modelcall_assets.storage.files import file_digest, list_inputs, publish, stat_file, write_bytes
+from modelcall_assets.storage.columns import read_columns, read_schema
+from modelcall_assets.storage.files import file_digest, publish, write_bytes
+from modelcall_assets.storage.listing import list_inputs, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.parquet import ParquetSink, read_columns, read_schema
-from modelcall_assets.storage.pieces import read_chunks
-from modelcall_assets.storage.places import Stores
-from modelcall_assets.storage.rows import own_id, record_id, sample_row
-from modelcall_assets.storage.schema import (
+from modelcall_assets.storage.parquet import (
+    ParquetSink,
     SchemaInference,
     is_json_text,
     readable_schema,
     schema_from_json,
     schema_to_json,
 )
+from modelcall_assets.storage.places import Stores
+from modelcall_assets.storage.rows import own_id, read_chunks, record_id, sample_row
 
 ODD_NAMES = [
     "a,b.jsonl",

@@ -19,7 +19,7 @@ from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.config.spec import PREPROCESSED, RAW, SCORES
 from modelcall_assets.config.stores import parse_storage
 from modelcall_assets.errors import SetupError
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions
 
 CHECKSUMS = {
     "signature_version": "s3v4",

@@ -14,7 +14,7 @@ from endpoint import http, in_thread, said, serving
 from project import TASK, Project
 
 import modelcall_assets.cli
-from modelcall_assets.transforms.page import html_page
+from modelcall_assets.transforms.transcript import html_page
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\rerror: gone\x00\x08"
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

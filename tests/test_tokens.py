@@ -21,7 +21,6 @@ from modelcall_assets.transforms.tokens import (
     TokenizerError,
     count_tokens,
     tokenizer,
-    truncate,
 )
 
 with warnings.catch_warnings():
@@ -234,13 +233,13 @@ class TestEncodings:
         self, encoding: str, text: str, budget: int, chunk: int
     ) -> None:
         chunked = BpeTokenizer(encoding, chunk)
-        assert chunked.truncate(text, budget) == truncate(text, budget, encoding)
+        assert chunked.truncate(text, budget) == tokenizer(encoding).truncate(text, budget)
 
     @pytest.mark.parametrize("unit", ["word ", "人工智能", "🎉", "a", " "])
     def test_cut_texts_of_megabytes(self, unit: str) -> None:
         text = unit * (2_000_000 // len(unit))
         assert count_tokens(text) > 10_000
-        assert count_tokens(truncate(text, 5000)) in range(4997, 5001)
+        assert count_tokens(tokenizer().truncate(text, 5000)) in range(4997, 5001)
 
     def test_no_more_is_decoded_than_it_takes(self) -> None:
         data = b"word " * 100_000 + b"\xff"
@@ -255,7 +254,7 @@ class TestEncodings:
     def test_a_cut_that_changes_the_tokens_before_it(self) -> None:
         """`so| I'|D`, but `so| I|'`."""
         assert [count_tokens(text) for text in ("so I'D", "so I'", "so")] == [3, 3, 1]
-        assert truncate("so I'D", 2) == "so"
+        assert tokenizer().truncate("so I'D", 2) == "so"
 
     def test_are_made_once(self) -> None:
         assert tokenizer() is tokenizer()

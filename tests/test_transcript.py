@@ -9,8 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from modelcall_assets.transforms.page import html_page
-from modelcall_assets.transforms.transcript import Turn, dialogue_log, markdown, turns_of
+from modelcall_assets.transforms.transcript import (
+    Turn,
+    dialogue_pieces,
+    html_page,
+    markdown,
+    turns_of,
+)
 
 CHAT: dict[str, Any] = {
     "id": "c1",
@@ -116,7 +121,7 @@ class TestDialogueLog:
         ]
         unanswered = {"messages": [{"role": "user", "content": "still there?"}]}
         records = [{"messages": follow_up}, TOOLS, {"text": "no chat"}, unanswered]
-        assert dialogue_log(records, datetime(2026, 3, 4, 5, 6, 7)) == (
+        assert "".join(dialogue_pieces(records, datetime(2026, 3, 4, 5, 6, 7))) == (
             "# Chat Dialogue Log\n"
             "\n"
             "## 对话时间\n"
@@ -156,7 +161,7 @@ class TestDialogueLog:
     def test_answers_to_one_question_stay_together(self) -> None:
         turns = [("assistant", "Hello."), ("user", "a"), ("assistant", "b"), ("assistant", "c")]
         record = {"messages": [{"role": role, "content": text} for role, text in turns]}
-        text = dialogue_log([record], datetime(2026, 1, 1))
+        text = "".join(dialogue_pieces([record], datetime(2026, 1, 1)))
         assert "### 问题 1\n\n助手：Hello.\n\n---\n" in text
         assert text.endswith("### 问题 2\n\n用户：a  \n助手：b\n\nc\n")
 

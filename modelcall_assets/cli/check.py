@@ -32,8 +32,7 @@ from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.outcome import Dropped, Failure
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.preview import first_rows

@@ -34,7 +34,7 @@ from modelcall_assets.cli.terminal import (
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.export import (
     FileExport,
     Form,
@@ -48,7 +48,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
-from modelcall_assets.transforms.page import html_page
+from modelcall_assets.transforms.transcript import html_page
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"

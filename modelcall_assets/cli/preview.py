@@ -23,9 +23,8 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.dialogue import Rules, Said, said
 from modelcall_assets.llm.engine import Engine, GaveUp
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Outcome
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preview import FilePlan, first_rows, looks_up, plan_file
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others

@@ -28,14 +28,13 @@ from modelcall_assets.cli.terminal import (
     task_argument,
 )
 from modelcall_assets.config.block import did_you_mean
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Reason
-from modelcall_assets.records.record import short
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import Reason, short
 from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import matches
+from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20

@@ -23,9 +23,9 @@ from modelcall_assets.stages.published import Published, published_files
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import exists
+from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.where import Where
+from modelcall_assets.transforms.values import Where
 
 TERMINAL_EVERY_S = 0.25
 LOG_EVERY_S = 30.0

@@ -21,7 +21,7 @@ from modelcall_assets.cli.terminal import (
     task_argument,
 )
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.duplicates import forget
@@ -38,7 +38,7 @@ from modelcall_assets.stages.upkeep import (
     old_journals,
     open_batches,
 )
-from modelcall_assets.storage.files import matches
+from modelcall_assets.storage.listing import matches
 
 SHOWN = 100
 

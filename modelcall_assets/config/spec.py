@@ -35,8 +35,7 @@ from modelcall_assets.config.task import (
     parse_scoring,
 )
 from modelcall_assets.errors import Problem
-from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.records.data_files import StoreOptions, is_data_file
 
 RAW, PREPROCESSED, CHATML, MERGED, RESPONSES, SCORES = STAGES = (
     "raw", "preprocessed", "chatml", "merged", "responses", "scores",

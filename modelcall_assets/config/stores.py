@@ -26,6 +26,7 @@ from modelcall_assets.config.endpoint import IN_ENV, checked_url, literal
 from modelcall_assets.config.places import Check, Environment, Expander, Folder, is_uri, normal
 from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.records.secrets import (
     REFERENCE,
     in_url,
@@ -33,7 +34,6 @@ from modelcall_assets.records.secrets import (
     looks_secret,
     names_secret,
 )
-from modelcall_assets.records.stores import StoreOptions
 
 STORAGE_FILE = "configs/storage.yaml"
 FLUSH_SECONDS = 5.0

@@ -24,7 +24,7 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 from sqlalchemy.exc import DatabaseError
 
-from modelcall_assets.config.catalog import TaskSpec
+from modelcall_assets.config.spec import TaskSpec
 
 PROCESS_TAG = "modelcall/process"
 LOOK_EVERY_S = 5.0

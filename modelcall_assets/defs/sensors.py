@@ -23,7 +23,7 @@ from dagster._core.storage.tags import RUN_KEY_TAG
 
 from modelcall_assets.defs.graph import add_partitions, asset_key, partitions_of
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes

@@ -1,17 +1,26 @@
-"""Scorers of the user's own: `scorer: my_pkg.rules:MyScorer` in a task file."""
+"""Scorers of the user's own, `scorer: my_pkg.rules:MyScorer` in a task file, and what they return
+as a file can hold it: plain JSON values, and a type per key."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.grading.values import Fields, fitted, plain
-from modelcall_assets.records.dotted import RAISED, DottedError, load_object, made, source_digest
-from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.dotted import RAISED, DottedError, create, load_object, source_digest
+from modelcall_assets.records.outcome import Failure, Outcome, Reason, Row, Success
+
+MOST_LEVELS = 100
+_METHOD = "score(item) -> dict"
+_INT64 = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53 + 1)
+"""Integers that a double holds without loss."""
+_KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
+
+Fields = Mapping[str, Mapping[str, Any]]
 
 
 class Scorer(Protocol):
@@ -28,17 +37,14 @@ def load_scorer(path: str, root: Path, file: str) -> Scorer:
 
     Modules are looked up in the project root too. SetupError names the task `file`.
     """
-    found: Any = _loaded(path, root, file)
-    try:
-        found = made(found, path)
-    except DottedError as error:
-        raise _wrong(file, error.wrong) from error
+    with _as_setup_error(file):
+        found: Any = create(load_object(path, root, _METHOD), path)
     fields = declared_fields(found)
     is_valid = isinstance(fields, Mapping) and all(isinstance(f, Mapping) for f in fields.values())
     if fields is not None and not is_valid:
         expected = "a mapping such as {'score': {'type': 'integer'}}"
         raise _wrong(file, f"{path}.fields declares no types", expected)
-    if taken := reserved(fields or {}):
+    if taken := _reserved(fields or {}):
         raise _wrong(file, f"{path}.fields: {taken}")
     return found
 
@@ -50,7 +56,8 @@ def declared_fields(scorer: Scorer) -> Fields | None:
 
 def scorer_digest(path: str, root: Path, file: str) -> str:
     """Digest of the module's source, so that an edited scorer makes its scores out of date."""
-    _loaded(path, root, file)
+    with _as_setup_error(file):
+        load_object(path, root, _METHOD)
     return source_digest(path)
 
 
@@ -59,35 +66,133 @@ def grade(scorer: Scorer, row: Row) -> Outcome:
     try:
         values: object = scorer.score(dict(row))
         if not isinstance(values, dict):
-            kind = type(values).__name__
-            return Failure(Reason.SCORER_ERROR, f"score() returned {kind}; expected a dict")
+            return _failure(f"{type(values).__name__}; expected a dict")
         rated: dict[str, Any] = plain(cast("dict[Any, Any]", values))
     except RAISED:
         return Failure(Reason.SCORER_ERROR, plain(traceback.format_exc(limit=-5)))
     if not rated:
-        what = "an empty dict; expected at least one key, null where it has no value"
-        return Failure(Reason.SCORER_ERROR, f"score() returned {what}")
-    if taken := reserved(rated):
-        return Failure(Reason.SCORER_ERROR, f"score() returned {taken}")
+        return _failure("an empty dict; expected at least one key, null where it has no value")
+    if taken := _reserved(rated):
+        return _failure(taken)
     try:
         return Success(fitted(rated, declared_fields(scorer) or {}))
     except ValueError as error:
-        return Failure(Reason.SCORER_ERROR, f"score() returned a wrong value: {error}")
+        return _failure(f"a wrong value: {error}")
 
 
-def reserved(keys: Mapping[str, Any]) -> str:
+def _failure(returned: str) -> Failure:
+    return Failure(Reason.SCORER_ERROR, f"score() returned {returned}")
+
+
+def _reserved(keys: Mapping[str, Any]) -> str:
     """What is wrong with keys that would hide columns of ours."""
     taken = [key for key in keys if key.startswith("api_")]
     what = "names that start with api_ are columns of this program; choose others"
     return f"{', '.join(taken)}: {what}" if taken else ""
 
 
-def _loaded(path: str, root: Path, file: str) -> Any:
+@contextmanager
+def _as_setup_error(file: str) -> Iterator[None]:
     try:
-        return load_object(path, root, "score(item) -> dict")
+        yield
     except DottedError as error:
         raise _wrong(file, error.wrong, error.expected) from error
 
 
 def _wrong(file: str, wrong: str, expected: str = "") -> SetupError:
     return SetupError([Problem(file, "scorer", wrong, expected)])
+
+
+def plain(value: Any, level: int = 0) -> Any:
+    """`value` made of what JSON has, NaN and infinity too. All else becomes text: dates, integers
+    beyond 64 bits, objects of any kind; lone surrogates are written as `\\udc80`.
+
+    ValueError for what is nested too deeply.
+    """
+    if level > MOST_LEVELS:
+        raise ValueError(f"the value is nested deeper than {MOST_LEVELS} levels")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int):
+        return int(value) if value in _INT64 else str(int(value))
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {_text(str(key)): plain(inner, level + 1) for key, inner in items}
+    if isinstance(value, list | tuple):
+        return [plain(inner, level + 1) for inner in cast("list[Any]", value)]
+    if isinstance(value, set | frozenset):  # of no order, so that no run differs from the last
+        return sorted((plain(inner, level + 1) for inner in cast("set[Any]", value)), key=str)
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy
+        return plain(value.tolist(), level + 1)
+    return _text(str(value))
+
+
+class SharedTypes:
+    """A JSON-schema type per key of plain rows, as they come; `{}`, which is kept as JSON text, for
+    values of several types and for nested ones."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[str]] = {}
+
+    def note(self, row: Mapping[str, Any]) -> None:
+        for key, value in row.items():
+            self._seen.setdefault(key, set()).update(() if value is None else (_type_of(value),))
+
+    def fields(self) -> dict[str, dict[str, Any]]:
+        return {key: _common(types) for key, types in self._seen.items()}
+
+
+def fitted(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """The values, numbers as floats; ValueError names the key that is not as `fields` declares."""
+    return {
+        key: _fit(key, value, fields[key]) if key in fields else value
+        for key, value in values.items()
+    }
+
+
+def _fit(key: str, value: Any, declared: Mapping[str, Any]) -> Any:
+    kind = declared.get("type")
+    if value is None or not isinstance(kind, str):
+        return value
+    if kind == "array" and isinstance(value, list):
+        items: Mapping[str, Any] = declared.get("items", {})
+        return [_fit(f"{key}[]", item, items) for item in cast("list[Any]", value)]
+    if kind not in _KINDS and kind != "array":
+        return value
+    is_bool = isinstance(value, bool)
+    if kind == "array" or is_bool != (kind == "boolean") or not isinstance(value, _KINDS[kind]):
+        raise ValueError(f"{key} is {value!r:.200}, not of the declared type {kind}")
+    return float(value) if kind == "number" else value
+
+
+def _common(types: set[str]) -> dict[str, Any]:
+    if types == {"strings"}:
+        return {"type": "array", "items": {"type": "string"}}
+    if types == {"integer", "number"}:
+        return {"type": "number"}
+    if types and types <= {"integer", "wide"}:
+        return {"type": "integer"}
+    only = next(iter(types)) if len(types) == 1 else None
+    return {"type": only} if only in _KINDS else {}
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer" if value in _EXACT else "wide" if value in _INT64 else "other"
+    if isinstance(value, float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    is_list = isinstance(value, list)
+    is_strings = is_list and all(isinstance(item, str) for item in cast("list[Any]", value))
+    return "strings" if is_strings else "other"
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

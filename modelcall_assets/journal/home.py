@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelcall_assets.journal.packed import PACKED_SUFFIX
 from modelcall_assets.journal.segments import is_segment_name
-from modelcall_assets.storage.files import (
-    delete,
-    list_files,
-    open_input,
-    publish,
-    read_bytes,
-    write_bytes,
-)
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.files import delete, open_input, publish, read_bytes, write_bytes
+from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.places import Place, RemotePath
 
 MERGED_PARTS = 8
@@ -32,7 +25,7 @@ MERGED_BYTES = 64 << 20
 DEAD_S = 7 * 86400.0
 """A segment that has got no part for so long is no more written to. A batch may take a day."""
 _PUT_BYTES = 8 << 20
-_PART = re.compile(r"(?P<segment>.+)@(?P<start>\d+)-(?P<end>\d+)")
+_PART = re.compile(r"@(\d+)-(\d+)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +52,11 @@ class Home:
         """InputError when the store does not answer."""
         self.whole, self.parts, self._newest = {}, {}, {}
         for info in journal_files(self.place):
-            if (found := _PART.fullmatch(info.key_path)) is None:
+            if (found := _PART.search(info.key_path)) is None:
                 self.whole[info.key_path] = info.size
                 continue
-            name, part = found["segment"], Part(int(found["start"]), int(found["end"]))
-            self.parts.setdefault(name, []).append(part)
+            name = info.key_path[: found.start()]
+            self.parts.setdefault(name, []).append(Part(int(found[1]), int(found[2])))
             # A store that does not say when may have got it just now.
             self._newest[name] = max(self._newest.get(name, 0.0), info.modified or time.time())
 
@@ -75,9 +68,8 @@ class Home:
     @property
     def has_gaps(self) -> bool:
         """Whether parts are there without those before them: somebody merges just now."""
-        return any(
-            max(part.end for part in self.parts[name]) > self.size_of(name) for name in self.unended
-        )
+        ends = {name: max(part.end for part in self.parts[name]) for name in self.unended}
+        return any(end > self.size_of(name) for name, end in ends.items())
 
     def is_dead(self, name: str) -> bool:
         """Whether nobody writes to a segment that is in parts."""
@@ -92,7 +84,7 @@ class Home:
 
     def has(self, path: Path) -> bool:
         """Whether all of a segment that has ended is there under its own name."""
-        return self.whole.get(path.name, -1) >= whole_lines(path)
+        return self.whole.get(path.name, -1) >= _whole_lines(path)
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The content. FileNotFoundError or InputError when it has just been moved elsewhere."""
@@ -100,11 +92,13 @@ class Home:
             yield from _blocks_of(self.place / name, self.whole[name])
         else:
             for part in _without_gaps(self.parts[name]):
-                yield from _blocks_of(self._place(name, part), part.end - part.start)
+                yield from _blocks_of(self._location(name, part), part.end - part.start)
 
     def put_whole(self, path: Path) -> None:
-        """A segment that has ended; its parts go."""
-        size = whole_lines(path)
+        """A segment that has ended, unless it is there; its parts go."""
+        if self.has(path):
+            return
+        size = _whole_lines(path)
         _upload(path, 0, size, self.place / path.name)
         self.whole[path.name] = size
         self.drop_parts(path.name)
@@ -112,28 +106,27 @@ class Home:
     def put_rest(self, path: Path) -> None:
         """What was appended to a segment of this process since the last time."""
         parts = self.parts.setdefault(path.name, [])
-        start, end = parts[-1].end if parts else 0, whole_lines(path)
+        start, end = parts[-1].end if parts else 0, _whole_lines(path)
         if end > start:
             self._put_part(path, parts, Part(start, end))
         while (last := parts[-MERGED_PARTS:]) and self._may_merge(last):
             merged = Part(last[0].start, last[-1].end, last[-1].level + 1)
             self._put_part(path, parts, merged)
             for part in last:
-                delete(self._place(path.name, part))
+                delete(self._location(path.name, part))
                 parts.remove(part)
 
     def drop_parts(self, name: str) -> None:
         """Those of a segment that is there as a whole."""
         for part in self.parts.pop(name, ()):
-            delete(self._place(name, part))
+            delete(self._location(name, part))
 
     def forget(self, name: str) -> None:
         """Delete a segment, as a whole and in parts."""
         if name in self.whole:
             delete(self.place / name)
             del self.whole[name]
-        for part in self.parts.pop(name, ()):
-            delete(self._place(name, part))
+        self.drop_parts(name)
 
     def _may_merge(self, last: list[Part]) -> bool:
         return (
@@ -143,10 +136,10 @@ class Home:
         )
 
     def _put_part(self, path: Path, parts: list[Part], part: Part) -> None:
-        _upload(path, part.start, part.end, self._place(path.name, part))
+        _upload(path, part.start, part.end, self._location(path.name, part))
         parts.append(part)
 
-    def _place(self, name: str, part: Part) -> RemotePath:
+    def _location(self, name: str, part: Part) -> RemotePath:
         return self.place / f"{name}@{part.start:012d}-{part.end:012d}"
 
 
@@ -154,10 +147,10 @@ def journal_files(place: Place) -> list[FileInfo]:
     """The files of a journal, wherever it is; none when there is none. Not those of another one
     below, as that of a file in a folder that once was a file."""
     found = list_files(place, may_be_absent=True)
-    return [info for info in found if is_segment_name(_segment_of(info.key_path))]
+    return [info for info in found if is_segment_name(_PART.sub("", info.key_path))]
 
 
-def whole_lines(path: Path) -> int:
+def _whole_lines(path: Path) -> int:
     """Bytes up to the last line's end; a packed segment is whole."""
     size = path.stat().st_size
     if path.name.endswith(PACKED_SUFFIX):
@@ -172,12 +165,7 @@ def whole_lines(path: Path) -> int:
     return 0
 
 
-def _segment_of(name: str) -> str:
-    part = _PART.fullmatch(name)
-    return name if part is None else part["segment"]
-
-
-def _without_gaps(parts: list[Part] | tuple[()]) -> list[Part]:
+def _without_gaps(parts: Iterable[Part]) -> list[Part]:
     """Of overlapping ones, as a kill in the middle of merging leaves them, the longest."""
     chain: list[Part] = []
     end = 0

@@ -1,19 +1,110 @@
-"""Where the replies to an address lie."""
+"""The addresses of requests, where replies to them lie, and who asks them now."""
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+import sqlite3
+from array import array
 from bisect import bisect_left, insort
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from modelcall_assets.journal.words import PLACE_BITS, Words
+from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.storage.claims import BUSY_S, write_ahead
 
-_POSITION_BITS = 40
-HASH_BITS = 64 - _POSITION_BITS + PLACE_BITS
+if TYPE_CHECKING:
+    from modelcall_assets.journal.journal import Journal
+    from modelcall_assets.journal.lines import Entry
+
+PLACE_BITS = 6
+COUNTED = -1
+POLL_S = 0.25
+"""Between two looks at what another process asks."""
+_PER_BUCKET = 128
+_POSITION_BITS, _COUNT_BITS = 40, 8
+_HASH_BITS = 64 - _POSITION_BITS + PLACE_BITS
+HASH_MASK = (1 << _HASH_BITS) - 1
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
+_MOST = (1 << _COUNT_BITS) - 1
+_KEY_MASK = (1 << 64 - _COUNT_BITS + PLACE_BITS) - 1
+_OPEN_JOURNALS = 8
+_TABLES = """
+CREATE TABLE IF NOT EXISTS folders (id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS replies (
+    key TEXT PRIMARY KEY, folder INTEGER NOT NULL, occurrence INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class Words:
+    """A set of 64-bit words, `hash >> PLACE_BITS << payload_bits | payload`, in sorted buckets: it
+    costs little more than 8 bytes each and never grows in a leap.
+
+    Grows by linear hashing: every now and then one bucket is split, so that nothing is rebuilt and
+    the old and the new table never exist side by side.
+    """
+
+    def __init__(self, payload_bits: int) -> None:
+        self._level = PLACE_BITS
+        self._split = 0
+        self._room = _PER_BUCKET << PLACE_BITS
+        self._payload_bits = payload_bits
+        self._buckets = [array("Q") for _ in range(1 << PLACE_BITS)]
+
+    def bucket(self, hash_: int) -> array[int]:
+        """Where words of this hash are. Call `grow` after an insertion."""
+        at = hash_ & (1 << self._level) - 1
+        if at < self._split:
+            at = hash_ & (2 << self._level) - 1
+        return self._buckets[at]
+
+    def add(self, hash_: int, word: int) -> bool:
+        """False when the word is there already."""
+        bucket = self.bucket(hash_)
+        at = bisect_left(bucket, word)
+        if at < len(bucket) and bucket[at] == word:
+            return False
+        bucket.insert(at, word)
+        self.grow()
+        return True
+
+    def grow(self) -> None:
+        """Make room for one word more."""
+        self._room -= 1
+        if self._room >= 0:
+            return
+        self._room += _PER_BUCKET
+        shift = self._payload_bits + self._level - PLACE_BITS
+        old, buckets = self._buckets[self._split], self._buckets
+        buckets[self._split] = array("Q", [word for word in old if not word >> shift & 1])
+        buckets.append(array("Q", [word for word in old if word >> shift & 1]))
+        self._split += 1
+        if self._split == 1 << self._level:
+            self._level, self._split = self._level + 1, 0
+
+
+class Address(NamedTuple):
+    """`key` has 32 hex digits; `occurrence` counts the rows with that key in input order. Lines of
+    older formats count all requests, samples too: their `sample` is COUNTED."""
+
+    key: str
+    occurrence: int = 0
+    sample: int = 0
+
+    def hash(self) -> int:
+        """30 bits, the same in every process."""
+        spread = self.occurrence * 0x9E3779B1 + max(0, self.sample) * 0x85EBCA77
+        return (int(self.key[:8], 16) ^ spread) & HASH_MASK
 
 
 class Index:
-    """Positions by a hash of HASH_BITS bits: about 9 bytes a reply. What is found has to be
-    compared with what was looked for, because two addresses may have one hash."""
+    """Where the replies to an address lie, by its hash: about 9 bytes a reply. What is found has to
+    be compared with what was looked for, because two addresses may have one hash."""
 
     def __init__(self) -> None:
         self._words = Words(_POSITION_BITS)
@@ -34,3 +125,168 @@ class Index:
         start = bisect_left(bucket, first)
         end = bisect_left(bucket, first + _POSITION_MASK + 1, start)
         return [word & _POSITION_MASK for word in bucket[start:end]]
+
+
+class Occurrences:
+    """How often each request key was met: about 9 bytes per distinct one.
+
+    Keys are told apart by 62 bits, which among 10 million differ but for one chance in 90,000. The
+    count would then still be the same in every run over the same rows.
+    """
+
+    def __init__(self) -> None:
+        self._words = Words(_COUNT_BITS)
+        self._often: dict[int, int] = {}
+        """Times met beyond what fits a word."""
+
+    def next(self, key: str) -> int:
+        """How often the key (hex digits) was met before; this time counts from now on."""
+        hash_ = int(key[:16], 16) & _KEY_MASK
+        bucket = self._words.bucket(hash_)
+        first = hash_ >> PLACE_BITS << _COUNT_BITS
+        at = bisect_left(bucket, first)
+        if at == len(bucket) or bucket[at] > first + _MOST:
+            bucket.insert(at, first)
+            self._words.grow()
+            return 0
+        if bucket[at] < first + _MOST:
+            bucket[at] += 1
+            return bucket[at] - first
+        self._often[hash_] = self._often.get(hash_, 0) + 1
+        return _MOST + self._often[hash_]
+
+
+class Addresses:
+    """Of the requests of a file in input order, `samples` to a row."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._occurrences = Occurrences()
+        self._occurrence = self._sample = 0
+
+    def next(self, key: str) -> Address:
+        """Of the next request, which has this key."""
+        if not self._sample:
+            self._occurrence = self._occurrences.next(key)
+        address = Address(key, self._occurrence, self._sample)
+        self._sample = (self._sample + 1) % self._samples
+        return address
+
+
+class Asking:
+    """Request keys in hand, so that others wait for the answer instead of paying for another. Of
+    the file at `path` a byte is locked for each: what a process asked is free when it ends, however
+    that comes. Where a disk has no locks processes do not see each other."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = _descriptor(path)
+        self._own: dict[str, asyncio.Event] = {}
+
+    def take(self, key: str) -> Awaitable[object] | None:
+        """None when the key is ours now, until `release`; else what to wait for before trying
+        again."""
+        if (ended := self._own.get(key)) is not None:
+            return ended.wait()
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
+        except (BlockingIOError, PermissionError):
+            return asyncio.sleep(POLL_S)
+        except OSError:
+            pass
+        self._own[key] = asyncio.Event()
+        return None
+
+    def release(self, key: str) -> None:
+        """Nothing happens when it is not ours."""
+        if (ended := self._own.pop(key, None)) is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _offset(key))
+            ended.set()
+
+
+@cache
+def _descriptor(path: Path) -> int:
+    """Never closed: closing any of a file frees all the locks that the process has on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+
+
+def _offset(key: str) -> int:
+    return int(key[:15], 16)
+
+
+class SharedReplies:
+    """Where in the project the answer to a request lies, for tasks that share theirs: the table at
+    `path`, made on first use. It can be deleted at any time, only reuse is lost. `opened` gives the
+    journal of a folder. InputError when the file is no such table."""
+
+    def __init__(self, path: Path, opened: Callable[[str], Journal]) -> None:
+        self._path = path
+        self._opened = opened
+        self._journals: dict[str, Journal] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(self._connect()) as connection, connection:
+                write_ahead(connection)
+                connection.executescript(_TABLES)
+            self._reader = self._connect()
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from error
+
+    def close(self) -> None:
+        self._reader.close()
+        while self._journals:
+            self._journals.popitem()[1].close()
+
+    def find(self, key: str) -> Iterator[Sequence[Entry]]:
+        """Finished dialogues of other journals about this request. InputError when the table is
+        damaged."""
+        of_key = "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?"
+        try:
+            row = self._reader.execute(of_key, (key,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from error
+        if row is not None:
+            folder, address = row[0], Address(key, row[1])
+            found = self._journal(folder).dialogues(address)
+            if not found:  # it may have grown since it was opened
+                self._journals.pop(folder).close()
+                found = self._journal(folder).dialogues(address)
+            yield from (dialogue.entries for dialogue in found)
+
+    def add(self, folder: str, answered: Iterable[tuple[str, int]]) -> None:
+        """Key and occurrence of requests that the journal in `folder` answers. StoreError when the
+        table does not take it."""
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
+                number = connection.execute(
+                    "SELECT id FROM folders WHERE path = ?", (folder,)
+                ).fetchone()[0]
+                connection.executemany(
+                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
+                    ((key, number, occurrence) for key, occurrence in answered),
+                )
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self._path}: the table of shared answers cannot be written ({error}); is the "
+                "disk full? Delete it: only reuse across files is lost"
+            ) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> InputError:
+        return InputError(
+            f"{self._path}: cannot be used as the table of shared answers ({error}); delete it: "
+            "only reuse across files is lost"
+        )
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=BUSY_S)
+
+    def _journal(self, folder: str) -> Journal:
+        """Open for reading; the ones used last stay open."""
+        journal = self._journals.pop(folder, None) or self._opened(folder)
+        self._journals[folder] = journal
+        if len(self._journals) > _OPEN_JOURNALS:
+            oldest = next(iter(self._journals))
+            self._journals.pop(oldest).close()
+        return journal

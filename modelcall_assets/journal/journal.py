@@ -1,63 +1,47 @@
 """What was asked of a model for one partition, and every reply, as it came.
 
-A reply's address is (request key, occurrence of the row among equal keys in input order, sample,
-turn).
-Turn 0 opens a dialogue; later turns mend its answer and point back at the line before.
-`seal` marks that an output was published: from then on a dialogue that failed may be tried
-anew, while before it (after a kill) every finished dialogue stands as it is.
-`note` keeps where batches stand, so that a batch which outlives its run is not paid again.
+A reply is found by its address and turn. Turn 0 opens a dialogue; later turns mend its answer and
+point back at the line before. `seal` marks that an output was published: from then on a dialogue
+that failed may be tried anew, while before it (after a kill) every finished dialogue stands as it
+is. `note` keeps where batches stand, so that a batch which outlives its run is not paid again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from modelcall_assets.errors import ModelcallError, StoreError
-from modelcall_assets.journal.index import Index
+from modelcall_assets.journal.index import COUNTED, Address, Index
 from modelcall_assets.journal.lines import (
     BATCH,
-    COUNTED,
     FRESH,
     SEAL,
-    Address,
     BatchNote,
     Entry,
     Reference,
     batch_line,
     batch_note_of,
     entry_of,
+    line_of,
     reply_line,
-    seal_line,
 )
-from modelcall_assets.journal.packing import is_untidy, pack
 from modelcall_assets.journal.segments import (
     FolderLock,
     PlainSegment,
     Segment,
     SegmentWriter,
     empty,
-    next_segment_path,
+    is_untidy,
     open_segment,
+    pack,
     segment_paths,
 )
-from modelcall_assets.storage.trouble import explained
-
-__all__ = [
-    "Address",
-    "BatchNote",
-    "Dialogue",
-    "Entry",
-    "Journal",
-    "Position",
-    "Reference",
-    "remove_folder",
-]
+from modelcall_assets.storage.places import explained
 
 Position = int
 """Offset of a line as if all segments were one file, so that a row costs 8 bytes. It holds while
@@ -76,15 +60,13 @@ class Dialogue:
 class Journal:
     """The journal of one partition, open for one run. Use as a context manager.
 
-    `fresh=True` starts a new history: earlier replies are not looked at any more. `samples` of a
-    row: how replies of older formats, which counted those as rows, are dealt to the rows.
+    `fresh=True` starts a new history: earlier replies are not looked at any more. Replies of older
+    formats, which counted samples as rows, are dealt to rows of `samples` each.
     """
 
     def __init__(self, folder: Path, run_id: str, *, fresh: bool = False, samples: int = 1) -> None:
-        self._folder = folder
-        self._run_id = run_id
-        self._fresh = fresh
-        self._samples = samples
+        self._folder, self._run_id = folder, run_id
+        self._fresh, self._samples = fresh, samples
         self._segments: list[Segment] = []
         self._starts: list[Position] = []
         self._end: Position = 0
@@ -105,12 +87,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -121,12 +98,12 @@ class Journal:
             self._lock.close()
 
     def __len__(self) -> int:
-        """Replies that were there when the journal was opened, and those made findable since."""
+        """Replies that `dialogues` finds."""
         return len(self._index)
 
     def __contains__(self, address: Address) -> bool:
         """Whether `dialogues` has a reply to this record."""
-        return any(True for _ in self._of(address))
+        return next(self._of(address), None) is not None
 
     @property
     def damaged(self) -> dict[str, int]:
@@ -149,25 +126,21 @@ class Journal:
 
     def dialogues(self, address: Address) -> list[Dialogue]:
         """What earlier runs have of this record, and this one made findable, by age of the last
-        turn. A turn without the one before it is nothing; two runs that mended the same answer make
-        two dialogues."""
+        turn. A turn whose previous one is lost does not count; two runs that mended the same answer
+        make two dialogues."""
         if not self._index:
             return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
         for position, entry in self._of(address):
-            name, offset = self.reference(position)
-            before = None
+            positions, entries = (position,), (entry,)
             if entry.previous is not None:
-                before = dialogues.get(entry.previous)
-                if before is None:
+                if (before := dialogues.get(entry.previous)) is None:
                     continue
+                positions, entries = (*before.positions, position), (*before.entries, entry)
                 continued.add(entry.previous)
-            dialogues[name, offset] = Dialogue(
-                positions=(*before.positions, position) if before else (position,),
-                entries=(*before.entries, entry) if before else (entry,),
-                open_round=position > self._last_seal,
-            )
+            is_open = position > self._last_seal
+            dialogues[self.reference(position)] = Dialogue(positions, entries, is_open)
         return [known for end, known in dialogues.items() if end not in continued]
 
     def append(self, entry: Entry, *, findable: bool = False) -> Position:
@@ -179,7 +152,6 @@ class Journal:
         return self._last_reply
 
     def note(self, batch: BatchNote) -> Position:
-        """Where a batch stands now."""
         position = self._write(batch_line(batch))
         self._remember(position, batch)
         return position
@@ -191,13 +163,13 @@ class Journal:
 
     def seal(self, data_version: str) -> None:
         """Call when the partition's output has been published, last of all. Packs what has become
-        large, and leaves out what is damaged; that can take seconds, and what goes wrong with it
-        leaves the journal as it is."""
+        large without what is damaged; that can take seconds, and where it goes wrong the journal
+        stays as it is."""
         is_damaged = bool(self.damaged)
         if not self.has_unpublished and not is_damaged:
             return
         if self.has_unpublished:
-            self._last_seal = self._write(seal_line(data_version))
+            self._last_seal = self._write(line_of({"sealed": data_version}))
         self._batches.clear()
         self._end_segment()
         assert self._lock is not None
@@ -217,7 +189,7 @@ class Journal:
 
     def read(self, position: Position) -> Entry:
         """StoreError when the line was damaged since it was found."""
-        return self._read(*self._place(position))
+        return self._read(*self._at(position))
 
     def chain(self, position: Position) -> list[Entry]:
         """The dialogue that ends at `position`, first turn first. StoreError as of `read`."""
@@ -230,7 +202,7 @@ class Journal:
 
     def reference(self, position: Position) -> Reference:
         """What the next turn's `previous` must hold."""
-        segment, offset = self._place(position)
+        segment, offset = self._at(position)
         return segment.path.name, offset
 
     def _of(self, address: Address) -> Iterator[tuple[Position, Entry]]:
@@ -241,7 +213,7 @@ class Journal:
         if counted != address.occurrence:
             positions = sorted({*positions, *self._index.find(known[1].hash())})
         for position in positions:
-            entry = self._entry(*self._place(position))
+            entry = self._entry(*self._at(position))
             if entry is not None and entry.address in known:
                 yield position, entry
 
@@ -263,12 +235,13 @@ class Journal:
             )
         return entry
 
-    def _place(self, position: Position) -> tuple[Segment, int]:
+    def _at(self, position: Position) -> tuple[Segment, int]:
         number = bisect_right(self._starts, position) - 1
         return self._segments[number], position - self._starts[number]
 
     def _load(self, segment: Segment) -> None:
-        start, add = self._begin(segment), self._index.add
+        self._begin(segment)
+        start, add = self._end, self._index.add
         for offset, kind in segment.scan():
             if kind >= 0:
                 self._last_reply = start + offset
@@ -288,10 +261,9 @@ class Journal:
         first, _ = self._batches.get(note.token, (position, note))
         self._batches[note.token] = (first, note)
 
-    def _begin(self, segment: Segment) -> Position:
+    def _begin(self, segment: Segment) -> None:
         self._segments.append(segment)
         self._starts.append(self._end)
-        return self._end
 
     def _write(self, line: bytes) -> Position:
         try:
@@ -304,9 +276,8 @@ class Journal:
     def _new_segment(self) -> SegmentWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
-        path = next_segment_path(self._folder, self._run_id)
-        writer = SegmentWriter(path, self._run_id, fresh=self._fresh)
-        self._begin(PlainSegment(path))
+        writer = SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
+        self._begin(PlainSegment(writer.path))
         self._fresh = False
         return writer
 
@@ -322,11 +293,8 @@ def remove_folder(folder: Path) -> bool:
     """Delete a whole journal; False, and nothing done, when somebody has it open."""
     if not folder.is_dir():
         return True
-    lock = FolderLock(folder)
-    try:
+    with closing(FolderLock(folder)) as lock:
         if not lock.exclusive():
             return False
         empty(folder)
         return True
-    finally:
-        lock.close()

@@ -20,7 +20,7 @@ from zlib import crc32
 
 import orjson
 
-from modelcall_assets.journal.index import HASH_BITS
+from modelcall_assets.journal.index import COUNTED, HASH_MASK, Address
 
 FORMAT = 3
 """Lines of format 2 have no checksum. Those of 1 did not keep bodies whole that are no text."""
@@ -31,12 +31,9 @@ HEADER, FRESH, SEAL, DAMAGED, BATCH = -1, -2, -3, -4, -5
 Reference = tuple[str, int]
 """Segment name and offset of a line."""
 
-COUNTED = -1
 HERE = ""
 """Segment name of a reference within the same segment; only packed ones have it on disk."""
 
-_KEY, _KEY_END = 6, 38
-_HASH_MASK = (1 << HASH_BITS) - 1
 _BODY = b',"r":'
 _CRC, _SUM = b',"crc":"', b',"crc":"%08x"}\n'
 _CRC_AT = -19
@@ -46,20 +43,6 @@ _OLD_NAMES = _NEEDED | {
     *("o", "s", "t", "p", "r", "text", "b64"),
     *("format", "run", "fresh", "sealed", "batch", "id", "ended"),
 }
-
-
-class Address(NamedTuple):
-    """`key` has 32 hex digits; `occurrence` counts the rows with that key in input order. Lines of
-    older formats count all requests, samples too: their `sample` is COUNTED."""
-
-    key: str
-    occurrence: int = 0
-    sample: int = 0
-
-    def hash(self) -> int:
-        """HASH_BITS bits, the same in every process."""
-        spread = self.occurrence * 0x9E3779B1 + max(0, self.sample) * 0x85EBCA77
-        return (int(self.key[:8], 16) ^ spread) & _HASH_MASK
 
 
 class Entry(NamedTuple):
@@ -79,7 +62,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchNote:
-    """Where a batch stands; a later note of the same token takes the place of an earlier one.
+    """Where a batch stands; a later note of the same token replaces an earlier one.
 
     `token` goes with the batch to the endpoint, so that it is found there when the process died
     before `id` was known. `ended` is the status it ended with, once its replies are journalled.
@@ -94,32 +77,27 @@ class BatchNote:
     ended: str | None = None
 
 
-def header_line(run_id: str, *, fresh: bool) -> bytes:
-    return line_of({"format": FORMAT, "run": run_id, "fresh": fresh})
-
-
-def seal_line(data_version: str) -> bytes:
-    return line_of({"sealed": data_version})
+_NOTE = {
+    "batch": "token",
+    "e": "endpoint",
+    "n": "requests",
+    "at": "noted_at",
+    "id": "id",
+    "ended": "ended",
+}
+"""Name in the line → field."""
 
 
 def batch_line(note: BatchNote) -> bytes:
     """What is not known yet is left out."""
-    head = {"batch": note.token, "e": note.endpoint, "n": note.requests, "at": note.noted_at}
-    more = {"id": note.id, "ended": note.ended}
-    return line_of(head | {name: value for name, value in more.items() if value is not None})
+    content = {name: getattr(note, field) for name, field in _NOTE.items()}
+    return line_of({name: value for name, value in content.items() if value is not None})
 
 
 def batch_note_of(line: bytes) -> BatchNote:
     """Inverse of `batch_line`."""
-    head = orjson.loads(line)
-    return BatchNote(
-        token=head["batch"],
-        endpoint=head["e"],
-        requests=head["n"],
-        noted_at=head["at"],
-        id=head.get("id"),
-        ended=head.get("ended"),
-    )
+    content = orjson.loads(line)
+    return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
 
 
 def reply_line(entry: Entry) -> bytes:
@@ -135,7 +113,8 @@ def reply_line(entry: Entry) -> bytes:
     head |= {"st": entry.status, "e": entry.endpoint, "n": entry.attempts}
     head |= {"ms": entry.latency_ms, "at": entry.answered_at}
     body = entry.body
-    if 200 <= entry.status < 300 and body[:1] == b"{" and body[-1:] == b"}" and _is_line(body):
+    is_object = 200 <= entry.status < 300 and body[:1] == b"{" and body[-1:] == b"}"
+    if is_object and b"\n" not in body and b"\0" not in body:
         return with_sum(b"".join((orjson.dumps(head)[:-1], _BODY, body)))
     try:
         head["text"] = body.decode()
@@ -218,13 +197,17 @@ def kind_of(line: bytes) -> int:
     history), SEAL, BATCH or DAMAGED. Parses no body."""
     if not content_end(line):
         return DAMAGED
-    if line[:_KEY] != b'{"k":"':
-        return _kind_beside_replies(line)
+    if line[:6] != b'{"k":"':
+        if line.startswith(b'{"format":'):
+            return FRESH if b'"fresh":true' in line else HEADER
+        if line.startswith(b'{"batch":'):
+            return BATCH
+        return SEAL if line.startswith(b'{"sealed":') else DAMAGED
     try:
         if line[40:43] in (b'"o"', b'"s"'):
             head = orjson.loads(line[: line.index(b',"st":')] + b"}")
             return Address(head["k"], head.get("o", 0), head.get("s", 0)).hash()
-        return int(line[_KEY:14], 16) & _HASH_MASK
+        return int(line[6:14], 16) & HASH_MASK
     except ValueError:
         return DAMAGED
 
@@ -253,15 +236,3 @@ def entry_of(line: bytes, segment: str) -> Entry | None:
         answered_at=head["at"],
         previous=(previous[0] or segment, previous[1]) if previous else None,
     )
-
-
-def _kind_beside_replies(line: bytes) -> int:
-    if line.startswith(b'{"format":'):
-        return FRESH if b'"fresh":true' in line else HEADER
-    if line.startswith(b'{"batch":'):
-        return BATCH
-    return SEAL if line.startswith(b'{"sealed":') else DAMAGED
-
-
-def _is_line(body: bytes) -> bool:
-    return b"\n" not in body and b"\0" not in body

@@ -12,10 +12,9 @@ import hashlib
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from modelcall_assets.errors import InputError, ModelcallError
 from modelcall_assets.journal.home import Home, journal_files
@@ -30,8 +29,7 @@ from modelcall_assets.journal.segments import (
     segment_paths,
 )
 from modelcall_assets.storage.files import delete, publish
-from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import is_absent
+from modelcall_assets.storage.places import Place, RemotePath, is_absent
 
 FLUSH_S = 5.0
 """What a machine that is lost takes with it at most."""
@@ -86,15 +84,12 @@ class _MirroredJournal(Journal):
         self._pushed = time.monotonic()
         self._busy = threading.RLock()
         self._is_closed = False
-        lock = FolderLock(mirror.folder)
-        try:
+        with closing(FolderLock(mirror.folder)) as lock:
             mirror.pull()
             if lock.exclusive():
                 mirror.bring_all()
                 lock.share()
             super().__init__(mirror.folder, run_id, fresh=fresh, samples=samples)
-        finally:
-            lock.close()
 
     def sync(self) -> None:
         with self._busy:
@@ -116,14 +111,9 @@ class _MirroredJournal(Journal):
             super().close()
             self._mirror.close(self._run_id)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Where something has gone wrong already, that is what is told."""
-        if error is None:
+        if raised[0] is None:
             self.close()
             return
         with suppress(ModelcallError):  # what was not brought is here, for the next run
@@ -147,11 +137,9 @@ class _Mirror:
             self.home.look()
             try:
                 self._fetch()
-            except FileNotFoundError:
-                if looks == _LOOKS:
-                    raise
-            except InputError as error:
-                if looks == _LOOKS or not is_absent(error):
+            except (FileNotFoundError, InputError) as error:
+                is_moved = isinstance(error, FileNotFoundError) or is_absent(error)
+                if looks == _LOOKS or not is_moved:
                     raise
             else:
                 if not self.home.has_gaps:
@@ -169,7 +157,7 @@ class _Mirror:
             return
         for path in self._own():
             if is_of_run(path, run_id) or path.name.endswith(PACKED_SUFFIX):
-                self._bring(path)
+                self.home.put_whole(path)
         self._tidy()
 
     def bring_all(self) -> None:
@@ -178,23 +166,22 @@ class _Mirror:
         if self.read_only:
             return
         for path in self._own():
-            self._bring(path)
+            self.home.put_whole(path)
         for name in self.home.unended:
             if self.home.is_dead(name) and (path := self.folder / name).exists():
-                self._bring(path)
+                self.home.put_whole(path)
         self._tidy()
 
     def close(self, run_id: str) -> None:
         """The copy goes, unless another process of this machine has it open."""
         self.bring(run_id)
-        lock = FolderLock(self.folder)
-        try:
+        with closing(FolderLock(self.folder)) as lock:
             if lock.exclusive():
                 self.bring_all()
                 if all(map(self.home.has, self._own())):
-                    self._empty()
-        finally:
-            lock.close()
+                    for path in all_paths(self.folder):
+                        path.unlink()
+                    empty(self.folder)  # what says which ones are copies goes last
 
     def has_all(self) -> bool:
         """Whether all that is in the store is here, and no other machine writes to it."""
@@ -237,10 +224,6 @@ class _Mirror:
         copies = self._copies()
         return [path for path in segment_paths(self.folder) if path.name not in copies]
 
-    def _bring(self, path: Path) -> None:
-        if not self.home.has(path):
-            self.home.put_whole(path)
-
     def _tidy(self) -> None:
         """Delete from the store what is in it twice."""
         for name in [*self.home.parts]:
@@ -249,12 +232,6 @@ class _Mirror:
         packed = [path for path in all_paths(self.folder) if path.name in self.home.whole]
         for name in replaced_in(packed) & {*self.home.whole, *self.home.parts}:
             self.home.forget(name)
-
-    def _empty(self) -> None:
-        """What says which ones are copies goes last."""
-        for path in all_paths(self.folder):
-            path.unlink()
-        empty(self.folder)
 
 
 def _size(path: Path) -> int:

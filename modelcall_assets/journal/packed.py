@@ -65,8 +65,8 @@ class _Table(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Where in the file its compressed bytes are, and how many that makes; `table` is the place of
-    a sound one."""
+    """Where in the file its compressed bytes are, and how many that makes; `table` is where
+    a sound one begins."""
 
     begin: int
     end: int
@@ -78,9 +78,8 @@ class PackWriter:
     """Writes a packed segment; close it to have all of it in the file."""
 
     def __init__(self, file: NewFile, replaces: Sequence[str]) -> None:
-        self._file = file
+        self._file, self._start = file, 0
         self._codec: Any = pa.Codec("zstd")
-        self._start = 0
         self._new_block()
         self._write_skipped(line_of({"format": FORMAT, "replaces": replaces}))
 
@@ -187,34 +186,33 @@ class PackedSegment:
 
     def blocks(self) -> Iterator[bytes]:
         """All after the first frame, as it is in the file."""
-        place = self._first
-        while place < self._end:
-            part = os.pread(self._fd, min(_COPY_BYTES, self._end - place), place)
+        at = self._first
+        while at < self._end:
+            part = os.pread(self._fd, min(_COPY_BYTES, self._end - at), at)
             yield part
-            place += len(part)
+            at += len(part)
 
     def close(self) -> None:
         os.close(self._fd)
 
     def _find_blocks(self, *, is_damaged: bool) -> None:
-        place = sound = self._first
-        while place < self._end:
-            table = self._table(place)
+        at = sound = self._first
+        while at < self._end:
+            table = self._table(at)
             if table is None:
-                is_damaged, place = True, self._next_table(place + 1)
+                with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
+                    found = data.find(_SKIPPED.to_bytes(4, "little"), at + 1)
+                is_damaged, at = True, self._end if found < 0 else found
                 continue
             if is_damaged:
-                self._mend(sound, place)
+                self._mend(sound, at)
             end = table.begin + table.packed
-            self._add(table.start, _Block(table.begin, end, table.raw, place))
-            place = sound = end
+            self._starts.append(table.start)
+            self._blocks.append(_Block(table.begin, end, table.raw, at))
+            at = sound = end
             is_damaged = end > self._end
         if is_damaged:
             self._mend(sound, self._end)
-
-    def _add(self, start: int, block: _Block) -> None:
-        self._starts.append(start)
-        self._blocks.append(block)
 
     def _mend(self, begin: int, end: int) -> None:
         """Find blocks whose tables are damaged. How many replies a table had, its size says."""
@@ -222,45 +220,38 @@ class PackedSegment:
         magic, size = _FRAME.unpack(data[: _FRAME.size].ljust(_FRAME.size))
         is_table = magic == _SKIPPED and size <= len(data)
         missing = (size - _TABLE.size) // 12 if is_table else 0
-        places = [found.start() for found in re.finditer(re.escape(_COMPRESSED), data)]
-        for first, last in pairwise([*places, len(data)]):
+        starts = [found.start() for found in re.finditer(re.escape(_COMPRESSED), data)]
+        for first, last in pairwise([*starts, len(data)]):
             if block := _readable(data[first:last]):
                 missing -= sum(kind >= 0 for _, kind, _ in Lines(BytesIO(block)))
-                self._add(self.size, _Block(begin + first, begin + last, len(block), None))
+                self._starts.append(self.size)
+                self._blocks.append(_Block(begin + first, begin + last, len(block), None))
         self.damaged += max(1, missing)
 
-    def _next_table(self, place: int) -> int:
-        """Where one may be, else the end."""
-        with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as data:
-            found = data.find(_FRAME.pack(_SKIPPED, 0)[:4], place)
-        return self._end if found < 0 else found
-
     def _table_of(self, number: int) -> _Table | None:
-        place = self._blocks[number].table
-        return None if place is None else self._table(place)
+        at = self._blocks[number].table
+        return None if at is None else self._table(at)
 
-    def _table(self, place: int) -> _Table | None:
+    def _table(self, at: int) -> _Table | None:
         """None when it is damaged."""
-        magic, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, place).ljust(_FRAME.size))
-        if magic != _SKIPPED or size > self._end - place:
+        magic, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, at).ljust(_FRAME.size))
+        if magic != _SKIPPED or size > self._end - at:
             return None
-        content = os.pread(self._fd, size, place + _FRAME.size)
+        content = os.pread(self._fd, size, at + _FRAME.size)
         fixed = _OLD_TABLE if self._is_old else _TABLE
         count, rest = divmod(len(content) - fixed.size, 12)
         if count < 0 or rest:
             return None
-        if not self._is_old and _CRC.unpack_from(content)[0] != crc32(content[_CRC.size :]):
-            return None
-        head = (
-            (0, *fixed.unpack_from(content), self.size)
-            if self._is_old
-            else fixed.unpack_from(content)
-        )
-        _, packed, raw, sealed, start = head
+        if self._is_old:
+            packed, raw, sealed, start = *fixed.unpack_from(content), self.size
+        else:
+            crc, packed, raw, sealed, start = fixed.unpack_from(content)
+            if crc != crc32(content[_CRC.size :]):
+                return None
         hashes, offsets = array("I"), array("Q")
         hashes.frombytes(content[fixed.size : fixed.size + 4 * count])
         offsets.frombytes(content[fixed.size + 4 * count :])
-        begin = place + _FRAME.size + size
+        begin = at + _FRAME.size + size
         return _Table(begin, packed, raw, sealed, start, hashes, offsets)
 
     def _block(self, number: int) -> bytes:
@@ -284,7 +275,7 @@ class PackedSegment:
 def replaced_by(path: Path) -> list[str]:
     """The names of the segments that are in this one."""
     header, _ = _header(path)
-    return [] if header is None else header["replaces"]
+    return header["replaces"] if header else []
 
 
 def _header(path: Path) -> tuple[dict[str, Any] | None, int]:

@@ -1,4 +1,5 @@
-"""The files of a journal: a segment per run as lines, and at most one that packs earlier ones.
+"""The files of a journal: a segment per run as lines, and at most one that packs earlier ones, so
+that their number is bounded.
 
 A segment may be read while its run writes it. Whoever has the journal open shares a lock of its
 folder, so that segments are packed only when nobody else reads or writes them.
@@ -9,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +19,26 @@ from pathlib import Path
 import orjson
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.lines import FORMAT, FRESH, HEADER, Lines, header_line
-from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, replaced_by
+from modelcall_assets.journal.lines import (
+    FORMAT,
+    FRESH,
+    HEADER,
+    HERE,
+    SEAL,
+    Lines,
+    kind_of,
+    line_of,
+    summed,
+    with_sum,
+    without_sum,
+)
+from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter, replaced_by
+from modelcall_assets.storage.files import publish
 
+SMALL_BYTES = 1 << 20
+FEW_SEGMENTS = 8
+_LOST = -1
+"""An offset that no line has."""
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
 _LOCK = ".lock"
@@ -28,15 +48,18 @@ _READ_BYTES = 8192
 class SegmentWriter:
     """Appends lines; each is in the operating system's hands when `append` returns."""
 
-    def __init__(self, path: Path, run_id: str, *, fresh: bool) -> None:
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self.size = 0
-        self._synced = 0
+    def __init__(self, folder: Path, run_id: str, *, fresh: bool) -> None:
+        """Two runs that ask at the same time get the same number but never the same name."""
+        last = all_paths(folder)[-1:]
+        number = int(last[0].name.partition("-")[0]) + 1 if last else 1
+        self.path = folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
+        self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        self.size = self._synced = 0
         try:
-            self.append(header_line(run_id, fresh=fresh))
+            self.append(line_of({"format": FORMAT, "run": run_id, "fresh": fresh}))
         except OSError:
             os.close(self._fd)
-            path.unlink()
+            self.path.unlink()
             raise
 
     def append(self, line: bytes) -> int:
@@ -79,18 +102,15 @@ class PlainSegment:
         with self.path.open("rb") as file:
             lines = Lines(file)
             for offset, kind, line in lines:
-                if kind in (HEADER, FRESH):
-                    self._check(line)
+                if kind in (HEADER, FRESH) and orjson.loads(line)["format"] > FORMAT:
+                    what = "written by a newer version of modelcall; use that one"
+                    raise InputError(f"{self.path}: {what}")
                 yield offset, kind, line
         self.size, self.damaged = lines.size, lines.damaged
 
     def scan(self) -> Iterator[tuple[int, int]]:
         """Offset and kind of each sound line."""
         return ((offset, kind) for offset, kind, _ in self.lines())
-
-    def is_fresh(self) -> bool:
-        """Whether its run started a new history."""
-        return next(self.scan(), (0, None))[1] == FRESH
 
     def line(self, offset: int) -> bytes:
         """Without its end where the file ends before that."""
@@ -108,10 +128,6 @@ class PlainSegment:
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
-
-    def _check(self, header: bytes) -> None:
-        if orjson.loads(header)["format"] > FORMAT:
-            raise InputError(f"{self.path}: written by a newer version of modelcall; use that one")
 
 
 Segment = PlainSegment | PackedSegment
@@ -202,12 +218,97 @@ def empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def next_segment_path(folder: Path, run_id: str) -> Path:
-    """Two runs that ask at the same time get the same number but never the same name."""
-    last = all_paths(folder)[-1:]
-    number = int(last[0].name.partition("-")[0]) + 1 if last else 1
-    return folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
-
-
 def open_segment(path: Path) -> Segment:
     return (PackedSegment if path.name.endswith(PACKED_SUFFIX) else PlainSegment)(path)
+
+
+def is_untidy(folder: Path) -> bool:
+    """Many segments, or large ones, or some that a crash left after they were packed."""
+    current = segment_paths(folder)
+    plain = [path for path in current if not path.name.endswith(PACKED_SUFFIX)]
+    return (
+        len(plain) >= FEW_SEGMENTS
+        or sum(path.stat().st_size for path in plain) >= SMALL_BYTES
+        or len(current) < len(all_paths(folder))
+    )
+
+
+def pack(folder: Path, *, anew: bool = False) -> None:
+    """Needs the folder's lock for itself. A kill at any moment leaves every reply where it was, or
+    the packed segment, which names what it replaces, and what that had replaced: another machine
+    may still have a copy. What a fresh start hides is left out, and so are damaged lines: of what
+    was packed before, they are with `anew`."""
+    paths = segment_paths(folder)
+    target = folder / f"{paths[-1].name.partition('.jsonl')[0]}{PACKED_SUFFIX}"
+    replaced = [path for path in all_paths(folder) if path != target]
+    names = {path.name for path in replaced} | replaced_in(replaced)
+    segments = [open_segment(path) for path in paths]
+    try:
+        with publish(target) as file:
+            writer = PackWriter(file, sorted(names))
+            _Packing(writer, anew).take(segments)
+            writer.close()
+    finally:
+        for segment in segments:
+            segment.close()
+    for path in replaced:
+        path.unlink()
+
+
+class _Packing:
+    """Copies segments in their order; references between them become those within the new one."""
+
+    def __init__(self, writer: PackWriter, anew: bool) -> None:
+        self._writer, self._anew = writer, anew
+        self._kept_in_place = ""
+        self._moved: dict[str, _Moved] = {}
+
+    def take(self, segments: list[Segment]) -> None:
+        plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
+        fresh = (at for at, each in plain if next(each.scan(), (0, HEADER))[1] == FRESH)
+        visible = segments[max(fresh, default=0) :]
+        first = visible[0]
+        if isinstance(first, PackedSegment) and first.is_whole and not self._anew:
+            self._kept_in_place = first.path.name
+            self._writer.copy(first)
+            del visible[0]
+        for segment in visible:
+            moved = self._moved[segment.path.name] = _Moved(segment)
+            for offset, kind, line in segment.lines():
+                if kind >= 0:
+                    line = self._referring(line, segment.path.name)
+                    moved.note(offset, self._writer.add(line, kind))
+                elif kind == SEAL:
+                    self._writer.add(summed(line), kind)
+
+    def _referring(self, line: bytes, segment: str) -> bytes:
+        """The line, with its reference to the turn before as it is in the new segment. One to a
+        reply that is lost leads nowhere."""
+        end = line.index(b',"st":')
+        if line.find(b',"p":', 0, end) < 0:
+            return summed(line)
+        head = orjson.loads(line[:end] + b"}")
+        name, offset = head["p"][0] or segment, head["p"][1]
+        if name != self._kept_in_place:
+            offset = self._moved[name].find(offset) if name in self._moved else _LOST
+        head["p"] = (HERE, offset)
+        return with_sum(orjson.dumps(head)[:-1] + without_sum(line)[end:])
+
+
+class _Moved:
+    """Where the replies of a segment went: by how much, from each offset where that changes."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._offsets, self._shifts = array("q"), array("q")
+
+    def note(self, old: int, new: int) -> None:
+        if not self._shifts or self._shifts[-1] != new - old:
+            self._offsets.append(old)
+            self._shifts.append(new - old)
+
+    def find(self, offset: int) -> int:
+        """_LOST when the reply is."""
+        at = bisect_right(self._offsets, offset) - 1
+        is_there = at >= 0 and kind_of(self._segment.line(offset)) >= 0
+        return offset + self._shifts[at] if is_there else _LOST

@@ -18,8 +18,14 @@ import orjson
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, classify
 from modelcall_assets.llm.completion import Answer, Ending, Json, Usage, as_object
 from modelcall_assets.llm.json_text import read
-from modelcall_assets.records.outcome import FORMAT_MISTAKES, Failure, Outcome, Reason, Success
-from modelcall_assets.records.record import Number
+from modelcall_assets.records.outcome import (
+    FORMAT_MISTAKES,
+    Failure,
+    Number,
+    Outcome,
+    Reason,
+    Success,
+)
 
 Message = dict[str, Any]
 

@@ -39,7 +39,7 @@ def load_object(path: str, root: Path, method: str) -> Any:
             content = Path(source).read_bytes() if source else b""
             _digests[module] = hashlib.sha256(content).hexdigest()[:16]
     except RAISED as error:
-        raise DottedError(f"import {name} raised {told(error)}") from error
+        raise DottedError(f"import {name} raised {_shown(error)}") from error
     found: Any = getattr(module, attribute, None)
     if found is None:
         raise DottedError(f"{name} has nothing called {attribute}")
@@ -48,7 +48,7 @@ def load_object(path: str, root: Path, method: str) -> Any:
     return found
 
 
-def made(found: Any, path: str, **options: Any) -> Any:
+def create(found: Any, path: str, **options: Any) -> Any:
     """The object itself, or one of the class that it is. DottedError."""
     if not isinstance(found, type):
         if options:
@@ -57,7 +57,7 @@ def made(found: Any, path: str, **options: Any) -> Any:
     try:
         return found(**options)
     except RAISED as error:
-        raise DottedError(f"{path}() raised {told(error)}") from error
+        raise DottedError(f"{path}() raised {_shown(error)}") from error
 
 
 def source_digest(path: str) -> str:
@@ -65,7 +65,7 @@ def source_digest(path: str) -> str:
     return _digests[sys.modules[path.partition(":")[0]]]
 
 
-def told(error: BaseException) -> str:
+def _shown(error: BaseException) -> str:
     """`NameError: name 'x' is not defined (my_pkg/rules.py, line 3)`."""
     not_users = ("<frozen", __file__, importlib.__file__)
     frames = traceback.extract_tb(error.__traceback__)

@@ -126,24 +126,24 @@ def is_unusual(secret: str) -> bool:
 
 
 class Remover:
-    """Takes secrets out of what others sent: as they are and in base64, each character perhaps
-    escaped as in JSON, a URL or HTML. Costs next to nothing where there is none."""
+    """Takes secrets out of what others sent: plain or in base64, each character perhaps escaped as
+    in JSON, a URL or HTML. Costs next to nothing where there is none."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         found = {each for each in secrets if len(each) >= SHORTEST and each not in NO_KEY}
-        self._secrets = sorted(found, key=lambda each: (-len(each), each))
-        forms = [form for each in self._secrets for form in (each, *_in_base64(each))]
-        usual = [form for each in self._secrets for form in _usual_escapes(each)]
-        self._forms = [form.encode("utf-8", "surrogatepass") for form in forms]
-        self._sought = list(dict.fromkeys((*self._forms, *map(str.encode, usual))))
-        self._bare = [form.replace(b"\\", b"") for form in self._forms]
+        longest_first = sorted(found, key=lambda each: (-len(each), each))
+        usual = [form for each in longest_first for form in _usual_escapes(each)]
+        self._forms = [form for each in longest_first for form in (each, *_in_base64(each))]
+        encoded = [form.encode("utf-8", "surrogatepass") for form in self._forms]
+        self._sought = list(dict.fromkeys((*encoded, *map(str.encode, usual))))
+        self._bare = [form.replace(b"\\", b"") for form in encoded]
         signs = _SIGNS if "".join(found).isascii() else (*_SIGNS, rb"\\u")
         self._signs = [re.compile(sign).search for sign in signs] if found else []
 
     @property
     def has_any(self) -> bool:
         """Whether there is anything to take out."""
-        return bool(self._secrets)
+        return bool(self._forms)
 
     def __call__(self, data: bytes) -> bytes:
         for form in self._sought:
@@ -168,8 +168,7 @@ class Remover:
 
     @cached_property
     def _pattern(self) -> re.Pattern[bytes]:
-        forms = (form for each in self._secrets for form in (each, *_in_base64(each)))
-        return re.compile("|".join(map(_any_way, forms)).encode("utf-8", "surrogatepass"))
+        return re.compile("|".join(map(_any_way, self._forms)).encode("utf-8", "surrogatepass"))
 
 
 _REMOVED = b"***"

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from modelcall_assets.journal.journal import Address, Entry, Journal
-from modelcall_assets.journal.occurrences import Addresses
+from modelcall_assets.journal.index import Address, Addresses
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import replayed
-from modelcall_assets.records.outcome import Failure, Success
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.score_table import ADOPTED
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import own_id, read_rows
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.transforms.values import encode
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage

@@ -18,16 +18,15 @@ from weakref import finalize
 from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
-from modelcall_assets.grading.values import Fields
-from modelcall_assets.journal.asking import Asking
+from modelcall_assets.grading.scorer import Fields
+from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.shared import SharedReplies
 from modelcall_assets.llm.classify import PATIENCE, Patience
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of
 from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.budget import Budget
@@ -49,7 +48,7 @@ from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.files import NewFile, file_digest
 from modelcall_assets.storage.manifest import read_manifest
-from modelcall_assets.storage.trouble import explained, is_absent
+from modelcall_assets.storage.places import explained, is_absent
 
 
 class AskingStage(Stage):

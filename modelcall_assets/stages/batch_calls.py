@@ -27,12 +27,13 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
-from modelcall_assets.journal.journal import Address, BatchNote, Entry, Position
+from modelcall_assets.journal.index import Address
+from modelcall_assets.journal.journal import Position
+from modelcall_assets.journal.lines import BatchNote, Entry
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, TryAgain, classify
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
-from modelcall_assets.records.outcome import Failure
-from modelcall_assets.records.record import short
+from modelcall_assets.records.outcome import Failure, short
 from modelcall_assets.stages.replay import (
     NO_REPLY,
     ROWS_PER_BREATH,

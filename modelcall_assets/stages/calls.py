@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.journal.journal import Entry
+from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import GaveUp
 from modelcall_assets.stages.replay import (

@@ -20,9 +20,8 @@ from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem
-from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import encode_key
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.inputs import SplitInputs, version_of
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
@@ -31,18 +30,13 @@ from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.parquet import schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows
-from modelcall_assets.storage.schema import schema_to_json
-from modelcall_assets.transforms.chatml import (
-    ChatmlOptions,
-    encode,
-    failed_row,
-    to_chatml,
-)
+from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
+from modelcall_assets.transforms.values import encode
 
 ROWS_LOOKED_AT = 20
 UNWRITABLE = (TypeError, RecursionError)

@@ -14,19 +14,16 @@ import pyarrow as pa
 
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.outcome import bad_line
-from modelcall_assets.records.record import BadLine, Row, moved_names, short
+from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
 from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.pieces import Chunk
+from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import SchemaInference
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.storage.rows import Chunk
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
-from modelcall_assets.transforms.where import Where, has_column
+from modelcall_assets.transforms.values import Where, encode, has_column
 
 Keep = Literal["successes", "failures", "all"]
 TRAIN, VALIDATION = "train", "validation"

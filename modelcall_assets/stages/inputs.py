@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 
 from modelcall_assets.config.datasets import DatasetConfig, output_name
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
-from modelcall_assets.storage.files import (
+from modelcall_assets.storage.listing import (
+    FileInfo,
     list_files,
     list_inputs,
     list_page,
     matches,
     stat_file,
 )
-from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.preprocessor import FileList, Grouping
 

@@ -15,15 +15,13 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Number, Row, moved_names
+from modelcall_assets.records.outcome import Dropped, Number, Row, moved_names
 from modelcall_assets.stages.report import SAMPLE_ROWS
 from modelcall_assets.stages.workers import Shipped
-from modelcall_assets.storage.numbers import loads
-from modelcall_assets.storage.pieces import Chunk
-from modelcall_assets.storage.rows import sample_row
-from modelcall_assets.storage.schema import SchemaInference
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.jsonl import loads
+from modelcall_assets.storage.parquet import SchemaInference
+from modelcall_assets.storage.places import explained
+from modelcall_assets.storage.rows import Chunk, sample_row
 from modelcall_assets.transforms.finishing import Finished
 
 ERROR_COLUMN = "preprocess_error"

@@ -20,23 +20,22 @@ import orjson
 from modelcall_assets.config.datasets import MergeGroup
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.words import PLACE_BITS, Words
-from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.keys import decode_key, encode_key
-from modelcall_assets.records.record import BadLine, Numbered, Row, moved_names
+from modelcall_assets.journal.index import PLACE_BITS, Words
+from modelcall_assets.records.data_files import decode_key, encode_key, is_data_file
+from modelcall_assets.records.outcome import BadLine, Numbered, Row, moved_names
 from modelcall_assets.stages.chatml import AS_LINES, UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.files import NewFile, matches
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading, blank_lines
-from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.jsonl import loads, write_lines
+from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
-from modelcall_assets.storage.numbers import loads
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_items, read_rows
-from modelcall_assets.transforms.chatml import encode
+from modelcall_assets.transforms.values import encode
 
 SHOWN_INVALID = 20
 BLANK, INVALID, DUPLICATE = "blank line", "no JSON object", "duplicate"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.source import Source
-from modelcall_assets.storage.files import stat_file
+from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.places import Place
 
 if TYPE_CHECKING:

@@ -12,15 +12,13 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.records.dotted import RAISED
-from modelcall_assets.records.outcome import Dropped, Reason
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
 from modelcall_assets.stages.made import ERROR_COLUMN, Kept, Made, Rows, line_of, readable
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.workers import Shipped
-from modelcall_assets.storage.formats import Reading
+from modelcall_assets.storage.formats import Reading, text_array
 from modelcall_assets.storage.jsonl import clip
-from modelcall_assets.storage.pieces import Chunk, Piece, text_array
-from modelcall_assets.storage.rows import record_id
+from modelcall_assets.storage.rows import Chunk, Piece, record_id
 from modelcall_assets.transforms.finishing import Finished
 from modelcall_assets.transforms.preprocessor import Copied, Declared, Kind
 

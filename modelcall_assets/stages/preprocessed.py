@@ -25,9 +25,8 @@ import pyarrow as pa
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.duplicates import Duplicates
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs
 from modelcall_assets.stages.made import ERROR_COLUMN, Made, RowSpool
@@ -39,11 +38,11 @@ from modelcall_assets.stages.report import LISTED, Report, Tally, counted
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.workers import map_in_order
+from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import ParquetSink, as_stored
+from modelcall_assets.storage.parquet import ParquetSink, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import schema_to_json
 from modelcall_assets.transforms.preprocessor import Grouping
 from modelcall_assets.transforms.universal import REQUIRED
 

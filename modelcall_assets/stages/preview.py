@@ -12,10 +12,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.journal.journal import Address
-from modelcall_assets.records.keys import encode_key
-from modelcall_assets.records.outcome import Dropped, Failure, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.journal.index import Address
+from modelcall_assets.records.data_files import encode_key
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row, bad_line
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.replay import Asked

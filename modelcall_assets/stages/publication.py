@@ -20,30 +20,25 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelcall_assets.errors import InputError, PlaceTaken, PublishedMeanwhile
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import Report
 from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
-    beside,
     copy,
     delete,
-    exists,
     file_digest,
     read_bytes,
-    stat_file,
     write_bytes,
 )
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, beside, exists, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.trouble import is_absent
+from modelcall_assets.storage.places import Place, is_absent
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage

@@ -13,18 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key, stem_of
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.files import file_digest, matches, stat_file
+from modelcall_assets.storage.columns import read_columns, read_schema
+from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.listing import matches, stat_file
 from modelcall_assets.storage.manifest import Manifest
-from modelcall_assets.storage.parquet import read_columns, read_schema
-from modelcall_assets.storage.pieces import Chunk, document_pieces, read_chunks
+from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_rows, record_id
-from modelcall_assets.storage.schema import schema_from_json
+from modelcall_assets.storage.rows import Chunk, document_pieces, read_chunks, read_rows, record_id
 
 CHUNK_ROWS = 1000
 MAKE_ANEW = "delete it and the output that it describes, and run the task again"

@@ -13,16 +13,14 @@ import pyarrow as pa
 
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key, is_data_file
+from modelcall_assets.records.outcome import BadLine, Reason, Row
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import Part, changed
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
-from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import (
     OURS,
     Format,
@@ -33,17 +31,16 @@ from modelcall_assets.storage.formats import (
     open_lines,
 )
 from modelcall_assets.storage.jsonl import line_parser, parse_line
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.parquet import check_writable
+from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
-from modelcall_assets.storage.schema import SchemaInference, schema_to_json
 
 WARNINGS = "warnings"
 """In the detail of a manifest."""

@@ -12,13 +12,11 @@ from typing import Any
 from modelcall_assets.config.places import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.dotted import DottedError, load_object, made, source_digest
+from modelcall_assets.records.dotted import DottedError, create, load_object, source_digest
 from modelcall_assets.transforms.finishing import Finishing
-from modelcall_assets.transforms.github_raw_code import GithubRawCode
-from modelcall_assets.transforms.preprocessor import Preprocessor
+from modelcall_assets.transforms.preprocessor import GithubRawCode, Preprocessor, TripletFilter
 from modelcall_assets.transforms.repo_xml import RepoXml
 from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
-from modelcall_assets.transforms.triplet_filter import TripletFilter
 from modelcall_assets.transforms.universal import Universal
 
 _WHERE_NOT_WHAT = {
@@ -144,7 +142,7 @@ class Recipe:
 
     def _users(self, name: str, path: str, method: str, **options: Any) -> Any:
         try:
-            return made(load_object(path, self.root, method), path, **options)
+            return create(load_object(path, self.root, method), path, **options)
         except DottedError as error:
             problem = Problem(self.file, f"preprocess.{name}", error.wrong, error.expected)
             raise SetupError([problem]) from error

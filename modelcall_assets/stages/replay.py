@@ -13,11 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.grading.values import SharedTypes
-from modelcall_assets.journal.asking import Asking
-from modelcall_assets.journal.journal import Address, Dialogue, Entry, Journal, Position
-from modelcall_assets.journal.occurrences import Addresses
-from modelcall_assets.journal.shared import SharedReplies
+from modelcall_assets.grading.scorer import SharedTypes
+from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
+from modelcall_assets.journal.journal import Dialogue, Journal, Position
+from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, Rules, Said, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import Failure, Reason, Success

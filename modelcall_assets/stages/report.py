@@ -11,12 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.journal.words import PLACE_BITS, Words
-from modelcall_assets.records.outcome import Failure, Outcome
-from modelcall_assets.records.record import Row, short
+from modelcall_assets.journal.index import PLACE_BITS, Words
+from modelcall_assets.records.outcome import Failure, Outcome, Row, short
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest
+from modelcall_assets.storage.parquet import readable_schema
 from modelcall_assets.storage.rows import sample_row
-from modelcall_assets.storage.schema import readable_schema
 
 
 @dataclass

@@ -13,7 +13,7 @@ import orjson
 
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
 from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.grading.values import Fields
+from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.llm.dialogue import (
     NOT_IN_KEY,
     PARSER_VERSION,
@@ -22,8 +22,7 @@ from modelcall_assets.llm.dialogue import (
     Message,
     Rules,
 )
-from modelcall_assets.records.outcome import Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row, moved_names
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.chatml import UNWRITABLE
@@ -32,12 +31,12 @@ from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import ADOPTED, API_FIELDS, AnswerTotals, Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.jsonl import loads, write_lines
+from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.storage.schema import SchemaInference, schema_to_json
-from modelcall_assets.transforms.chatml import encode, without_nulls
+from modelcall_assets.transforms.chatml import without_nulls
+from modelcall_assets.transforms.values import encode
 
 _OWN_NAMES = {
     "api_return": "response",

@@ -13,18 +13,18 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from modelcall_assets.journal.journal import Entry
+from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Finished
-from modelcall_assets.records.outcome import Failure, Outcome
-from modelcall_assets.records.record import BadLine, Row, moved_names, short
+from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
 from modelcall_assets.stages.replay import Unanswered
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen
 from modelcall_assets.stages.source import Source
+from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.parquet import ParquetSink, as_stored
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.where import value_at
+from modelcall_assets.transforms.values import value_at
 
 VOLATILE_COLUMNS = (
     "api_attempts",

@@ -11,15 +11,14 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.grading.scorer import (
     Scorer,
+    SharedTypes,
     declared_fields,
     grade,
     load_scorer,
     scorer_digest,
 )
-from modelcall_assets.grading.values import SharedTypes
 from modelcall_assets.llm.completion import Usage
-from modelcall_assets.records.outcome import Failure, Outcome, Success, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, Success, bad_line
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.score_table import ApiRow, outcome_row, write_scores

@@ -14,7 +14,7 @@ from modelcall_assets.config.distillation import JudgeStep
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import Data
-from modelcall_assets.grading.values import Fields
+from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.llm.dialogue import (
     NOT_IN_KEY,
     PARSER_VERSION,
@@ -22,8 +22,7 @@ from modelcall_assets.llm.dialogue import (
     ChatRequest,
     Rules,
 )
-from modelcall_assets.records.outcome import Failure, Reason, bad_line
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.replay import Asked
@@ -33,8 +32,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
-from modelcall_assets.transforms.template import MissingColumn, Template
-from modelcall_assets.transforms.where import value_at
+from modelcall_assets.transforms.values import MissingColumn, Template, value_at
 
 
 class Scores(AskingStage):

@@ -11,19 +11,19 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.record import BadLine, Row
-from modelcall_assets.storage.files import file_digest, stat_file
+from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import InputFingerprint
-from modelcall_assets.storage.pieces import (
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import (
     Chunk,
     Piece,
     document_pieces,
     read_chunks,
     read_pieces,
 )
-from modelcall_assets.storage.places import Place
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage

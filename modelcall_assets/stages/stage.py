@@ -12,18 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelcall_assets.errors import InputError, Problem
-from modelcall_assets.records.data_files import stem_of
-from modelcall_assets.records.keys import decode_key
-from modelcall_assets.records.outcome import Dropped, Failure, Reason
-from modelcall_assets.records.record import BadLine, Row
+from modelcall_assets.records.data_files import decode_key, stem_of
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import Part, Source, changed
-from modelcall_assets.storage.files import exists, file_digest, list_files, stat_file
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
 from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.schema import schema_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

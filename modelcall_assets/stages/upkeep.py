@@ -11,24 +11,30 @@ from uuid import uuid4
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.journal.home import journal_files
-from modelcall_assets.journal.journal import BatchNote, Journal
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.lines import BatchNote
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
-from modelcall_assets.records.keys import decode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.budget import read_spent
 from modelcall_assets.stages.publication import Note, read_note, stranger
 from modelcall_assets.stages.published import MAKE_ANEW
 from modelcall_assets.stages.stage import MEMBERS, Keys, Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.claims import claims
-from modelcall_assets.storage.files import delete, exists, file_digest, list_files, stat_file
+from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.formats import OURS
-from modelcall_assets.storage.leftovers import LeftOver, left_overs
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import (
+    FileInfo,
+    LeftOver,
+    exists,
+    left_overs,
+    list_files,
+    stat_file,
+)
 from modelcall_assets.storage.manifest import Manifest, read_manifest
-from modelcall_assets.storage.places import Place, RemotePath
+from modelcall_assets.storage.places import Place, RemotePath, is_absent
 from modelcall_assets.storage.rows import count_rows
-from modelcall_assets.storage.trouble import is_absent
 
 LEFT_OVER, OLD_JOURNAL, DELETED_INPUT = "left by a crash", "old journal", "input is gone"
 IN_USE_S = 3600.0

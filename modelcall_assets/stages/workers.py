@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError, WorkerDied
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.places import explained
 
 P = TypeVar("P")
 R = TypeVar("R")

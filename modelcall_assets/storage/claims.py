@@ -1,10 +1,11 @@
-"""One at a time: a claim on something that several runs may want to change."""
+"""One at a time: claims on what several processes may want to change, and SQLite's own."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,9 @@ from typing import Self
 from uuid import uuid4
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.storage.files import delete, list_files, write_bytes
-from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.trouble import explained
+from modelcall_assets.storage.files import delete, write_bytes
+from modelcall_assets.storage.listing import FileInfo, list_files
+from modelcall_assets.storage.places import Place, RemotePath, explained
 
 POLL_S = 0.5
 STALE_S = 120.0
@@ -25,6 +25,9 @@ STALE_S = 120.0
 _RENEWALS = 4
 """In that time."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+BUSY_S = 60.0
+"""How long SQLite waits for another process."""
+_RETRY_S = 0.02
 
 Check = Callable[[], None]
 
@@ -39,12 +42,17 @@ def claimed(place: Place, *, poll_s: float = POLL_S, stale_s: float = STALE_S) -
     Where a disk has no locks everybody holds it. StoreError when a store does not answer, or a
     disk does not take the file.
     """
-    if isinstance(place, Path):
-        with _locked(place):
-            yield lambda: None
-    else:
+    if isinstance(place, RemotePath):
         with _listed(place, poll_s, stale_s) as check:
             yield check
+        return
+    with explained(place, StoreError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fd = _lock(place, fcntl.LOCK_EX)
+    try:
+        yield lambda: None
+    finally:
+        os.close(fd)
 
 
 class Hold:
@@ -53,10 +61,13 @@ class Hold:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = self._taken()
-        while not self._is_there():  # who held it before has taken the file away meanwhile
-            os.close(self._fd)
-            self._fd = self._taken()
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._fd), path.stat()):
+                    return
+            os.close(self._fd)  # who held it before has taken the file away meanwhile
 
     def __enter__(self) -> Self:
         return self
@@ -65,16 +76,6 @@ class Hold:
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
-    def _is_there(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._fd), self._path.stat())
-        except FileNotFoundError:
-            return False
-
-    def _taken(self) -> int:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return _lock(self._path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
 
 def claims(folder: RemotePath) -> list[FileInfo]:
     """Those in a folder or below. StoreError when the store does not answer."""
@@ -82,17 +83,6 @@ def claims(folder: RemotePath) -> list[FileInfo]:
         return list_files(folder, may_be_absent=True)
     except InputError as error:
         raise StoreError(str(error)) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with explained(path, StoreError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = _lock(path, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(fd)
 
 
 def _lock(path: Path, how: int) -> int:
@@ -112,13 +102,13 @@ def _listed(folder: RemotePath, poll_s: float, stale_s: float) -> Iterator[Check
     """Needs no conditional writes, which few stores do as they should, but listings that show what
     was written before: whoever sees no claim but its own is alone, because a later one sees it.
     Of those that came together the first by name stays, and the others step back."""
-    own, others = _Claim(folder / uuid4().hex, stale_s), _Others(folder, stale_s)
+    own = _Claim(folder, stale_s)
     try:
         own.write()
-        while (found := others.of(own)) or own.is_expired:
-            if found and min(found) < own.place.name:
+        while (others := own.others()) or own.is_expired:
+            if others and min(others) < own.place.name:
                 delete(own.place)
-                while others.of(own):
+                while own.others():
                     time.sleep(poll_s)
                 own.write()
                 continue
@@ -129,44 +119,36 @@ def _listed(folder: RemotePath, poll_s: float, stale_s: float) -> Iterator[Check
             yield own.check
     finally:
         with suppress(StoreError):  # what stays is stale soon
-            for each in (own.place, *others.stale):
+            for each in (own.place, *own.stale):
                 delete(each)
 
 
-class _Others:
-    """The claims that stand in a folder, as one process has seen them."""
+class _Claim:
+    """An object that stands for this process while it is written again and again."""
 
     def __init__(self, folder: RemotePath, stale_s: float) -> None:
-        self._folder = folder
-        self._stale_s = stale_s
+        self._folder, self._stale_s = folder, stale_s
+        self.place = folder / uuid4().hex
+        self._writes = 0
+        self._written = 0.0
+        self._ended = threading.Event()
         self._seen: dict[tuple[str, str], float] = {}
-        """Name and version, and when that was first seen."""
+        """Name and version of others, and when that was first seen."""
         self.stale: list[Place] = []
 
-    def of(self, own: _Claim) -> list[str]:
-        """Their names, but for `own`; the stale ones do not count."""
+    def others(self) -> list[str]:
+        """The names of the other claims in the folder; the stale ones do not count."""
         now = time.monotonic()
         fresh: list[str] = []
         self.stale = []
         for info in claims(self._folder):
-            if "/" in info.key_path or info.key_path == own.place.name:
+            if "/" in info.key_path or info.key_path == self.place.name:
                 continue
             if now - self._seen.setdefault((info.key_path, info.version), now) > self._stale_s:
                 self.stale.append(info.place)
             else:
                 fresh.append(info.key_path)
         return fresh
-
-
-class _Claim:
-    """An object that stands for this process while it is written again and again."""
-
-    def __init__(self, place: RemotePath, stale_s: float) -> None:
-        self.place = place
-        self._stale_s = stale_s
-        self._writes = 0
-        self._written = 0.0
-        self._ended = threading.Event()
 
     def write(self) -> None:
         """The content differs each time, and with it the version."""
@@ -210,3 +192,17 @@ class _Claim:
             if time.monotonic() > expires:
                 self._written = expires - self._stale_s
                 return
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn SQLite's write-ahead log on. It does not wait when two processes do so to a new file at
+    once, whatever its timeout."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_RETRY_S)

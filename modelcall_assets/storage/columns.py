@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.record import BadLine, Row, short
+from modelcall_assets.records.outcome import BadLine, Row, short
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import Format
-from modelcall_assets.storage.numbers import loads
+from modelcall_assets.storage.jsonl import loads
+from modelcall_assets.storage.parquet import JSON_TEXT, has, is_json_text, map_leaves
 from modelcall_assets.storage.places import Place, RemotePath
-from modelcall_assets.storage.schema import JSON_TEXT, has, is_json_text, map_leaves
 
 MOST_ROWS = 65_536
 BATCH_BYTES = 32 << 20
@@ -29,19 +28,14 @@ LOCAL_BYTES, REMOTE_BYTES = 1 << 20, 8 << 20
 _UNITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}
 _IPC_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
 
-Batches = Callable[[int, "Sequence[str] | None"], Iterator[pa.RecordBatch]]
-
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """An open file. `schema` is that of its batches, which may be asked for once.
-
-    `batches(rows, names)` have at most `rows` rows and about 32 MiB each. With `names`, other
-    columns are left out where that saves reading.
-    """
+    """An open file. `batches(rows, names)`, which may be asked for once, have at most `rows` rows
+    and about 32 MiB each. With `names`, other columns are left out where that saves reading."""
 
     schema: pa.Schema
-    batches: Batches
+    batches: Callable[[int, Sequence[str] | None], Iterator[pa.RecordBatch]]
 
 
 @contextmanager
@@ -64,27 +58,40 @@ def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
             ) from error
 
 
+def read_columns(place: Place, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all rows, a part of the rows at a time."""
+    with open_columns(place, Format.PARQUET) as columns:
+        yield from columns.batches(MOST_ROWS, names)
+
+
+def read_schema(place: Place) -> pa.Schema:
+    with open_columns(place, Format.PARQUET) as columns:
+        return columns.schema
+
+
+def as_stored(schema: pa.Schema) -> pa.Schema:
+    """How a file with these columns is read back: Parquet has no date64 and no whole seconds."""
+    sink = io.BytesIO()
+    pq.ParquetWriter(sink, schema).close()
+    return read_as(pq.read_schema(io.BytesIO(sink.getvalue())))
+
+
 def read_as(schema: pa.Schema) -> pa.Schema:
     """Columns and types as they are read: nullable, views as plain strings, dictionaries of strings
     only, and of the metadata only the JSON text mark."""
-    return pa.schema(
-        [
-            pa.field(
-                field.name,
-                map_leaves(field.type, _type_read),
-                metadata=JSON_TEXT if is_json_text(field) else None,
-            )
-            for field in schema
-        ]
-    )
+    return pa.schema([_field_read(field) for field in schema])
 
 
 def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
     """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
     bytes that are UTF-8 as text, JSON text parsed. Durations are as ISO 8601 has them, in seconds.
     A row that has none is a BadLine in its place; `start` is the index of the first."""
+    names = batch.schema.names
+    if not names:
+        return [{} for _ in range(batch.num_rows)]
     try:
-        return [*_plain_rows(batch)]
+        columns = [*map(plain_values, batch.schema, batch.columns)]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     except _Unreadable as error:
         if batch.num_rows == 1:
             return [BadLine(f"row {start + 1}: {' '.join(str(error).split())}", "")]
@@ -98,9 +105,10 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
     that is not too large is fetched in few of them."""
     metadata = pq.read_metadata(file)
     groups = range(metadata.num_row_groups)
-    sizes = (_stored_bytes(metadata.row_group(group)) for group in groups)
     is_remote = isinstance(place, RemotePath)
+    sizes = (_stored_bytes(metadata.row_group(group)) for group in groups)
     by_group = is_remote and max(sizes, default=0) <= GROUP_BYTES
+    parts = [[group] for group in groups] if by_group else [[*groups]]
     with pq.ParquetFile(
         file,
         metadata=metadata,
@@ -108,34 +116,25 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
         page_checksum_verification=True,
         buffer_size=0 if by_group else REMOTE_BYTES if is_remote else LOCAL_BYTES,
     ) as parquet:
-        parts = [[group] for group in groups] if by_group else [[*groups]]
         schema = _schema_of(place, parquet.schema_arrow)
-        yield Columns(schema, partial(_parquet_batches, parquet, parts, schema))
+
+        def batches(rows: int, names: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+            size = sum(metadata.row_group(group).total_byte_size for group in groups)
+            few, kept = _few(rows, size, metadata.num_rows), None if names is None else [*names]
+            missing = metadata.num_rows
+            for part in parts:
+                for batch in parquet.iter_batches(few, part, kept):
+                    fields = [schema.field(name) for name in batch.schema.names]
+                    yield _sound(batch).cast(pa.schema(fields)) if fields else batch
+                    missing -= batch.num_rows
+            if missing:  # a column that ends early may end all of them without an error
+                raise pa.ArrowInvalid(f"{missing} of {metadata.num_rows} rows are missing")
+
+        yield Columns(schema, batches)
 
 
 def _stored_bytes(group: pq.RowGroupMetaData) -> int:
     return sum(group.column(at).total_compressed_size for at in range(group.num_columns))
-
-
-def _parquet_batches(
-    parquet: pq.ParquetFile,
-    parts: Sequence[list[int]],
-    schema: pa.Schema,
-    rows: int,
-    names: Sequence[str] | None,
-) -> Iterator[pa.RecordBatch]:
-    metadata = parquet.metadata
-    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    few = _few(rows, sum(groups), metadata.num_rows)
-    kept = None if names is None else [*names]
-    missing = metadata.num_rows
-    for part in parts:
-        for batch in parquet.iter_batches(few, part, kept):
-            fields = [schema.field(name) for name in batch.schema.names]
-            yield _sound(batch).cast(pa.schema(fields)) if fields else batch
-            missing -= batch.num_rows
-    if missing:  # a column that ends early may end all of them without an error
-        raise pa.ArrowInvalid(f"{missing} of {metadata.num_rows} rows are missing")
 
 
 @contextmanager
@@ -147,21 +146,16 @@ def _arrow(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
     is_file = head.startswith(_IPC_FILE)
     with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file) as reader:
         schema = _schema_of(place, reader.schema)
-        yield Columns(schema, partial(_arrow_batches, reader, schema))
 
+        def batches(rows: int, _names: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+            is_stream = isinstance(reader, pa.RecordBatchReader)
+            whole = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+            for batch in map(_sound, whole):  # even to ask a damaged one for its size is dangerous
+                few = _few(rows, batch.nbytes, batch.num_rows)
+                batch = batch.cast(schema)
+                yield from (batch.slice(at, few) for at in range(0, batch.num_rows, few))
 
-def _arrow_batches(
-    reader: pa.RecordBatchFileReader | pa.RecordBatchReader,
-    schema: pa.Schema,
-    rows: int,
-    _names: Sequence[str] | None,
-) -> Iterator[pa.RecordBatch]:
-    is_stream = isinstance(reader, pa.RecordBatchReader)
-    whole = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
-    for batch in map(_sound, whole):  # even to ask for the size of a damaged one is dangerous
-        few = _few(rows, batch.nbytes, batch.num_rows)
-        batch = batch.cast(schema)
-        yield from (batch.slice(at, few) for at in range(0, batch.num_rows, few))
+        yield Columns(schema, batches)
 
 
 def _few(rows: int, size: int, of_rows: int) -> int:
@@ -184,8 +178,8 @@ def _schema_of(place: Place, schema: pa.Schema) -> pa.Schema:
             _check_fields(field.type)
             map_leaves(field.type, _readable)
         except (pa.ArrowException, ValueError) as error:
-            told = f"{place}: {_unreadable(field, error)}"
-            raise InputError(f"{told}; make it a string or leave it out") from error
+            wrong = f"{place}: {_unreadable(field, error)}"
+            raise InputError(f"{wrong}; make it a string or leave it out") from error
     return schema
 
 
@@ -239,26 +233,13 @@ def _mended(column: pa.Array) -> pa.Array:
     as_bytes.validate(full=True)
     if as_bytes.type.num_fields or as_bytes.type == column.type:
         return column
-    texts = [
-        None if value is None else value.decode("utf-8", "replace")
-        for value in as_bytes.to_pylist()
-    ]
+    values = as_bytes.to_pylist()
+    texts = [None if value is None else value.decode("utf-8", "replace") for value in values]
     return pa.array(texts, column.type)
 
 
 class _Unreadable(Exception):
     """The column and what is wrong with it."""
-
-
-def _plain_rows(batch: pa.RecordBatch) -> list[Row]:
-    columns = [
-        plain_values(field, column)
-        for field, column in zip(batch.schema, batch.columns, strict=True)
-    ]
-    names = batch.schema.names
-    if not names:
-        return [{} for _ in range(batch.num_rows)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
@@ -309,6 +290,11 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     is_run = pa.types.is_run_end_encoded(kind) and pa.types.is_temporal(kind.value_type)
     return _plain_type(kind.value_type) if is_run or pa.types.is_dictionary(kind) else kind
+
+
+def _field_read(field: pa.Field) -> pa.Field:
+    mark = JSON_TEXT if is_json_text(field) else None
+    return pa.field(field.name, map_leaves(field.type, _type_read), metadata=mark)
 
 
 def _type_read(kind: pa.DataType) -> pa.DataType:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -21,8 +21,8 @@ import yaml
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import LINE_SUFFIXES, is_data_file, unpacked_name
-from modelcall_assets.storage.files import list_files, open_input, stat_file
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.listing import FileInfo, list_files, stat_file
 from modelcall_assets.storage.places import Place
 
 Files = dict[str, list[FileInfo]]
@@ -33,19 +33,23 @@ _FORMATS = {
     **dict.fromkeys(LINE_SUFFIXES, "json"),
     **dict.fromkeys((".arrow", ".feather"), "arrow"),
 }
-"""As the names have it; files of one format make a split. The preferred one first."""
-_PREFERENCE = [*dict.fromkeys(_FORMATS.values())]
-_KEYWORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
+"""As the names have it; files of one format make a split."""
+_PREFERENCE = ("parquet", "json", "arrow")
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
 _NAMED = {
-    split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(keywords)})(?:[-._ 0-9]|$)")
-    for split, keywords in _KEYWORDS.items()
+    split: re.compile(rf"(?:^|[-._ 0-9])(?:{words})(?:[-._ 0-9]|$)")
+    for split, words in (
+        ("train", "train|training"),
+        ("validation", "validation|valid|dev|val"),
+        ("test", "test|testing|eval|evaluation"),
+    )
 }
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What PyYAML raises, the others for values that are not what their tags say."""
+_READABLE = (
+    "Parquet, JSONL (.jsonl, .ndjson, .json, also as .gz or .zst) and Arrow files can be read"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ def find_split(path: Place, config: str | None, split: str) -> Split:
         if candidate.split == split:
             return candidate
     names = ", ".join(candidate.split for candidate in found)
-    raise InputError(f"{path}: {_named(config)} has no split {split!r}; there are: {names}")
+    where = "the default configuration" if config is None else f"configuration {config!r}"
+    raise InputError(f"{path}: {where} has no split {split!r}; there are: {names}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +133,6 @@ def _splits(folder: _Folder, config: str | None) -> Files:
 
 
 def _laid_out(folder: _Folder) -> Files:
-    return _saved_to_disk(folder) or _by_name(folder)
-
-
-def _saved_to_disk(folder: _Folder) -> Files:
     if "dataset_dict.json" in folder.files:
         names = _state(folder, "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not names:
@@ -141,14 +142,13 @@ def _saved_to_disk(folder: _Folder) -> Files:
         split = str(_state(folder, "state.json").get("_split"))
         known = split != "None" and _SPLIT_NAME.fullmatch(split)
         return {split if known else "train": _saved_files(folder)}
-    return {}
+    return _by_name(folder)
 
 
 def _saved_files(folder: _Folder) -> list[FileInfo]:
     if "state.json" not in folder.files:
-        raise InputError(
-            f"{folder.place}/state.json: not found; the split was not saved completely"
-        )
+        what = "not found; the split was not saved completely"
+        raise InputError(f"{folder.place}/state.json: {what}")
     listed = _state(folder, "state.json").get("_data_files")
     names = [str(item.get("filename")) for item in listed or [] if isinstance(item, dict)]
     absent = [name for name in names if name not in folder.files]
@@ -180,15 +180,16 @@ def _by_name(folder: _Folder) -> Files:
     for path, info in files.items():
         if shard := _SHARD.fullmatch(path):
             found.setdefault(shard[1], []).append(info)
+    in_order = [*(name for name in _NAMED if name in found), *sorted(found.keys() - _NAMED)]
     return (
-        _in_order(found)
+        {name: found[name] for name in in_order}
         or _matching(files, lambda path: path.split("/")[:-1])
         or _matching(files, lambda path: path.split("/")[-1:])
         or {"train": list(files.values())}
     )
 
 
-def _matching(files: Mapping[str, FileInfo], parts_of: Any) -> Files:
+def _matching(files: Mapping[str, FileInfo], parts_of: Callable[[str], list[str]]) -> Files:
     found = {
         split: [info for path, info in files.items() if any(map(named.search, parts_of(path)))]
         for split, named in _NAMED.items()
@@ -196,21 +197,11 @@ def _matching(files: Mapping[str, FileInfo], parts_of: Any) -> Files:
     return {split: members for split, members in found.items() if members}
 
 
-def _in_order(found: Files) -> Files:
-    names = [*(name for name in _KEYWORDS if name in found), *sorted(found.keys() - _KEYWORDS)]
-    return {name: found[name] for name in names}
-
-
 class _FrontMatter(yaml.SafeLoader):
     """The safe loader without merge keys: a few of them multiply to a billion."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """A merge key that stays is refused."""
-
-
-_NO_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-_NO_YAML += (RecursionError,)
-"""What PyYAML raises, the others for values that are not what their tags say."""
 
 
 def _declared(folder: _Folder) -> list[dict[str, Any]]:
@@ -224,7 +215,7 @@ def _declared(folder: _Folder) -> list[dict[str, Any]]:
     end = next((place for place, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
     try:
         front = yaml.load("\n".join(lines[1:end]), _FrontMatter)
-    except _NO_YAML as error:
+    except (*_NO_YAML, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{where}: the front matter is not YAML: {reason}; correct it") from error
     configs = front.get("configs") if isinstance(front, dict) else None
@@ -316,11 +307,6 @@ def _format(path: str) -> str:
     return _FORMATS[PurePosixPath(unpacked_name(path)).suffix]
 
 
-_READABLE = (
-    "Parquet, JSONL (.jsonl, .ndjson, .json, also as .gz or .zst) and Arrow files can be read"
-)
-
-
 def _no_config(folder: _Folder, config: str, names: Sequence[str]) -> InputError:
     there = f"there are: {', '.join(names)}" if names else "it has none; write null"
     return InputError(f"{folder.place}: no configuration {config!r}; {there}")
@@ -337,7 +323,3 @@ def _no_data(folder: _Folder) -> InputError:
     kinds = sorted({PurePosixPath(path).suffix or path for path in folder.files})
     there = f"there are: {', '.join(kinds)}" if kinds else "it is empty"
     return InputError(f"{folder.place}: no data files; {there}; {_READABLE}")
-
-
-def _named(config: str | None) -> str:
-    return "the default configuration" if config is None else f"configuration {config!r}"

@@ -1,103 +1,26 @@
-"""Find, open and fingerprint files; write files that appear whole or not at all."""
+"""Files as they are read and written: one that is written appears whole or not at all."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
-from itertools import islice, takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
+from uuid import uuid4
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.storage.listing import FileInfo, in_pages, walk
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.streams import StoreReader, target_of
-from modelcall_assets.storage.trouble import explained, patiently
+from modelcall_assets.storage.places import Place, RemotePath, explained, patiently
 
 LINES_BYTES = 256 << 10
 """Read at once of a file from its beginning to its end."""
-
-
-def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) -> list[FileInfo]:
-    """Every data file under `root`, sorted by `key_path`.
-
-    `pattern` must match the relative path or the file name. Hidden names are skipped, and so is all
-    that lies under a folder of `exclude`. InputError when `root` is missing or unreadable.
-    """
-    return list_page(root, pattern, exclude)[0]
-
-
-def list_page(
-    root: Place,
-    pattern: str = "*",
-    exclude: Sequence[Place] = (),
-    after: str = "",
-    most: int | None = None,
-) -> tuple[list[FileInfo], str]:
-    """`list_inputs` behind the path `after`, of `most` files of any kind where `in_pages` holds;
-    with the path where the next page begins, which is empty at the end."""
-    most = most if in_pages(root) else None
-    with explained(root):
-        seen = list(islice(walk(root, exclude, after), most))
-    found = [info for info in seen if _wanted(info.key_path, pattern)]
-    last = seen[-1].key_path if len(seen) == most else ""
-    return sorted(found, key=lambda info: info.key_path), last
-
-
-def list_files(
-    root: Place, exclude: Sequence[Place] = (), *, may_be_absent: bool = False
-) -> list[FileInfo]:
-    """Every file under `root` whatever its kind, sorted by `key_path`; hidden names are skipped,
-    and so is all under a folder of `exclude`. InputError when `root` is unreadable, or missing
-    unless it `may_be_absent`."""
-    with explained(root):
-        files = walk(root, exclude, may_be_absent=may_be_absent)
-        found = [info for info in files if not _is_hidden(info.key_path)]
-    return sorted(found, key=lambda info: info.key_path)
-
-
-def matches(key_path: str, pattern: str) -> bool:
-    """Whether the glob fits the whole relative path, or the file name alone."""
-    return fnmatchcase(key_path, pattern) or fnmatchcase(key_path.rsplit("/", 1)[-1], pattern)
-
-
-def stat_file(place: Place) -> FileInfo:
-    """Size and version of one file; `key_path` is its name. InputError when it is missing."""
-    with explained(place):
-        if isinstance(place, Path):
-            return FileInfo.of_local(place.name, place)
-        details = place.store.fs.info(place.key)
-        if details.get("type") == "directory":
-            raise FileNotFoundError(str(place))
-        return FileInfo.of_remote(place.name, place, details)
-
-
-def exists(place: Place) -> bool:
-    """Whether there is a file. StoreError when that cannot be told."""
-    if isinstance(place, Path):
-        return place.exists()
-    with explained(place, StoreError, "read"):
-        return bool(place.store.fs.exists(place.key))
-
-
-def beside(place: Place, beginning: str) -> list[Place]:
-    """The files in the folder of `place` whose names begin so."""
-    folder = place.parent
-    if isinstance(folder, Path):
-        return [*folder.glob(f"{glob.escape(beginning)}*")]
-    with explained(folder):
-        found = walk(folder, after=beginning)
-        begins = (takewhile if in_pages(folder) else filter)(
-            lambda info: info.key_path.startswith(beginning), found
-        )
-        return [info.place for info in begins if "/" not in info.key_path]
+READ_BYTES = 8 << 20
+"""Requested at once from a store."""
+WRITE_BYTES = 16 << 20
+"""A part of a multipart upload; S3 takes 10,000."""
 
 
 def file_digest(place: Place) -> str:
@@ -115,7 +38,7 @@ def open_input(place: Place, *, at_random: bool = False) -> Iterator[io.Buffered
         with explained(place), io.BufferedReader(io.FileIO(place), size) as file:
             yield file
         return
-    reader = StoreReader(place, "none" if at_random else "readahead")
+    reader = _StoreReader(place, "none" if at_random else "readahead")
     with io.BufferedReader(reader, 64 << 10 if at_random else LINES_BYTES) as file:
         yield file
 
@@ -125,7 +48,7 @@ def read_bytes(place: Place) -> bytes:
     if isinstance(place, Path):
         return place.read_bytes()
     fs, one_request = place.store.fs, {"max_concurrency": 1} if place.store.is_s3 else {}
-    with explained(place, StoreError, "read", absent=FileNotFoundError):
+    with explained(place, StoreError, "read", may_be_absent=True):
         return cast("bytes", patiently(lambda: fs.cat_file(place.key, **one_request)))
 
 
@@ -172,7 +95,10 @@ class NewFile(io.RawIOBase):
         self._content = hashlib.sha256()
         self._size = 0
         with explained(place, StoreError):
-            self._target = target_of(place)
+            if isinstance(place, Path):
+                self._target = _LocalTarget(place)
+            else:
+                self._target = (_S3Target if place.store.is_s3 else _DriverTarget)(place)
 
     @property
     def digest(self) -> str:
@@ -204,23 +130,142 @@ class NewFile(io.RawIOBase):
             with explained(self.place, StoreError):
                 self._target.discard()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Where something has gone wrong already, that is what is told."""
-        if error is None:
+        if raised[0] is None:
             self.close()
             return
         with suppress(StoreError):
             self.close()
 
 
-def _wanted(key_path: str, pattern: str) -> bool:
-    return is_data_file(key_path) and not _is_hidden(key_path) and matches(key_path, pattern)
+class _StoreReader(io.RawIOBase):
+    """A file of a store. What the store raises becomes an InputError, also while it is read."""
+
+    def __init__(self, place: RemotePath, cache: str) -> None:
+        super().__init__()
+        self._place = place
+        self._file: Any = None
+        with explained(place):
+            self._file = place.store.fs.open(
+                place.key, "rb", block_size=READ_BYTES, cache_type=cache
+            )
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        with explained(self._place):
+            data = patiently(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed and self._file is not None:
+            self._file.close()
+        super().close()
 
 
-def _is_hidden(key_path: str) -> bool:
-    return any(part.startswith(".") for part in key_path.split("/"))
+class _LocalTarget:
+    """The temporary name starts with a dot, so that no listing sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = path.parent / f".{uuid4().hex}.tmp"
+        self._file = self._temporary.open("xb", 0)
+
+    def write(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self._file.write(view) :]
+
+    def commit(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class _S3Target:
+    """A multipart upload; of a small file one request."""
+
+    def __init__(self, place: RemotePath) -> None:
+        self._fs, self._path = place.store.fs, place.key
+        bucket, _, key = place.key.partition("/")
+        self._object = {"Bucket": bucket, "Key": key}
+        self._waiting = bytearray()
+        self._upload_id: str | None = None
+        self._parts: list[dict[str, Any]] = []
+
+    def write(self, data: Any) -> None:
+        self._waiting += memoryview(data).cast("B")
+        while len(self._waiting) > WRITE_BYTES:
+            self._put_part()
+
+    def commit(self) -> None:
+        if self._upload_id is None:
+            self._fs.pipe_file(self._path, bytes(self._waiting))
+            return
+        self._put_part()
+        self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+        self._upload_id = None
+
+    def discard(self) -> None:
+        if self._upload_id is not None:
+            self._call("abort_multipart_upload")
+            self._upload_id = None
+
+    def _put_part(self) -> None:
+        if self._upload_id is None:
+            made = self._fs.call_s3("create_multipart_upload", **self._object)
+            self._upload_id = made["UploadId"]
+        body, number = bytes(self._waiting[:WRITE_BYTES]), len(self._parts) + 1
+        put = self._call("upload_part", PartNumber=number, Body=body)
+        self._parts.append({"PartNumber": number, "ETag": put["ETag"]})
+        del self._waiting[:WRITE_BYTES]
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        return self._fs.call_s3(method, **self._object, UploadId=self._upload_id, **arguments)
+
+
+class _DriverTarget:
+    """What the store's driver does for files that are not there before they are whole."""
+
+    def __init__(self, place: RemotePath) -> None:
+        self._file: Any = place.store.fs.open(
+            place.key, "wb", block_size=WRITE_BYTES, autocommit=False
+        )
+        self._ended = False
+
+    def write(self, data: Any) -> None:
+        self._file.write(bytes(data))
+
+    def commit(self) -> None:
+        self._file.close()
+        self._file.commit()
+        self._ended = True
+
+    def discard(self) -> None:
+        if not self._ended:
+            self._ended = True
+            with suppress(AttributeError):  # some have no such switch, and need none
+                self._file.closed = True
+            self._file.discard()

@@ -1,9 +1,11 @@
-"""What kind of data a file holds, by its first bytes, and its lines: decompressed, as UTF-8."""
+"""What kind of data a file holds, by its first bytes, and its content as UTF-8: decompressed
+lines, or one document."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import unpacked_name
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
 
 HEAD_BYTES = 64
@@ -26,6 +30,7 @@ STEP_BYTES = 16 << 10
 """Decompressed at once; what is lost of the readable part when the next bytes are damaged."""
 MOST_LINE_BYTES = 256 << 20
 """A longer line is a bad one, and is cut."""
+MOST_DOCUMENT_BYTES = 1 << 30
 _UTF8 = ("utf-8", "utf-8-sig")
 _FIRST_OF_MARK, _SPACE = codecs.BOM_UTF8[0], ord(" ")
 _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
@@ -161,6 +166,30 @@ def blank_lines(line: bytes) -> int:
     return line.count(b"\n") or 1
 
 
+def read_document(file: FileInfo) -> Row | BadLine:
+    """A file that is one record. `text` is bytes, in UTF-8 without a mark; what is not UTF-8 has
+    replacement characters. `path` is relative to the input folder. InputError when it cannot be
+    read."""
+    if file.size > MOST_DOCUMENT_BYTES:
+        return BadLine(f"{file.uri}: larger than {MOST_DOCUMENT_BYTES >> 30} GiB", file.key_path)
+    with open_input(file.place) as opened:
+        content = opened.read()
+    text = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        text_array(text).validate(full=True)
+    except pa.ArrowInvalid:
+        text = text.decode("utf-8", "replace").encode()
+    digest = hashlib.sha256(file.key_path.encode("utf-8", "surrogateescape") + b"\0")
+    digest.update(text)
+    return {"id": digest.hexdigest()[:32], "path": file.key_path, "uri": file.uri, "text": text}
+
+
+def text_array(text: bytes) -> pa.StringArray:
+    """Of one text, without a copy of it."""
+    offsets = pa.array([0, len(text)], pa.int32()).buffers()[1]
+    return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))
+
+
 def _format_by_magic(head: bytes) -> Format | None:
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
@@ -180,14 +209,16 @@ def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
     return io.BufferedReader(raw, BLOCK_BYTES)
 
 
-class _Heard(io.RawIOBase):
+class _Source(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+
+class _Heard(_Source):
     """A file whose bytes go into a digest as they are read."""
 
     def __init__(self, stored: io.BufferedReader, content: Digest) -> None:
         self._stored, self._content = stored, content
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any, /) -> int:
         size = self._stored.readinto(buffer)
@@ -195,7 +226,7 @@ class _Heard(io.RawIOBase):
         return size
 
 
-class _Unpacked(io.RawIOBase):
+class _Unpacked(_Source):
     """What a compressed file holds: all members of gzip, with zeros behind them, which tapes and
     blocks of a fixed size have; all frames of zstd."""
 
@@ -207,9 +238,6 @@ class _Unpacked(io.RawIOBase):
             else pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), codec).read
         )
         self._lines = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any, /) -> int:
         try:
@@ -226,14 +254,11 @@ class _Unpacked(io.RawIOBase):
         return len(data)
 
 
-class _CarriageReturns(io.RawIOBase):
+class _CarriageReturns(_Source):
     """Lines that only carriage returns end."""
 
     def __init__(self, source: io.BufferedReader) -> None:
         self._source = source
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any, /) -> int:
         block = self._source.read1(len(buffer)).replace(b"\r", b"\n")
@@ -241,16 +266,13 @@ class _CarriageReturns(io.RawIOBase):
         return len(block)
 
 
-class _Transcoded(io.RawIOBase):
+class _Transcoded(_Source):
     """Text in some encoding, as UTF-8."""
 
     def __init__(self, place: Place, source: io.BufferedReader, encoding: str) -> None:
         self._place, self._source, self._encoding = place, source, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
         self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any, /) -> int:
         while not self._ready and (block := self._source.read1(BLOCK_BYTES)):

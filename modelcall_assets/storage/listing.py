@@ -1,17 +1,27 @@
-"""What lies under a folder, on this machine or in a store."""
+"""What lies under a folder, on this machine or in a store: files, and what a kill leaves behind."""
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from modelcall_assets.storage.places import Place, RemotePath
+from modelcall_assets.errors import StoreError
+from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.storage.files import delete
+from modelcall_assets.storage.places import Place, RemotePath, explained
 
 _STAMPS = ("mtime", "LastModified", "last_modified", "modified", "created")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,100 @@ class FileInfo:
         return cls(key_path, place, size, version, float(modified) if is_known else 0.0)
 
 
+def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) -> list[FileInfo]:
+    """Every data file under `root` whose relative path or name matches `pattern`, sorted by
+    `key_path`. Hidden names are skipped, and so is all that lies under a folder of `exclude`.
+    InputError when `root` is missing or unreadable."""
+    return list_page(root, pattern, exclude)[0]
+
+
+def list_page(
+    root: Place,
+    pattern: str = "*",
+    exclude: Sequence[Place] = (),
+    after: str = "",
+    most: int | None = None,
+) -> tuple[list[FileInfo], str]:
+    """`list_inputs` behind the path `after`, of `most` files of any kind where `in_pages` holds;
+    with the path where the next page begins, which is empty at the end."""
+    most = most if in_pages(root) else None
+    with explained(root):
+        seen = list(islice(walk(root, exclude, after), most))
+    data = (info for info in seen if is_data_file(info.key_path) and not _is_hidden(info.key_path))
+    found = [info for info in data if matches(info.key_path, pattern)]
+    last = seen[-1].key_path if len(seen) == most else ""
+    return sorted(found, key=lambda info: info.key_path), last
+
+
+def list_files(
+    root: Place, exclude: Sequence[Place] = (), *, may_be_absent: bool = False
+) -> list[FileInfo]:
+    """Every file under `root` whatever its kind, sorted by `key_path`; hidden names are skipped,
+    and so is all under a folder of `exclude`. InputError when `root` is unreadable, or missing
+    unless it `may_be_absent`."""
+    with explained(root):
+        files = walk(root, exclude, may_be_absent=may_be_absent)
+        found = [info for info in files if not _is_hidden(info.key_path)]
+    return sorted(found, key=lambda info: info.key_path)
+
+
+def matches(key_path: str, pattern: str) -> bool:
+    """Whether the glob fits the whole relative path, or the file name alone."""
+    return fnmatchcase(key_path, pattern) or fnmatchcase(key_path.rsplit("/", 1)[-1], pattern)
+
+
+def stat_file(place: Place) -> FileInfo:
+    """Size and version of one file; `key_path` is its name. InputError when it is missing."""
+    with explained(place):
+        if isinstance(place, Path):
+            return FileInfo.of_local(place.name, place)
+        details = place.store.fs.info(place.key)
+        if details.get("type") == "directory":
+            raise FileNotFoundError(str(place))
+        return FileInfo.of_remote(place.name, place, details)
+
+
+def exists(place: Place) -> bool:
+    """Whether there is a file. StoreError when that cannot be told."""
+    if isinstance(place, Path):
+        return place.exists()
+    with explained(place, StoreError, "read"):
+        return bool(place.store.fs.exists(place.key))
+
+
+def beside(place: Place, beginning: str) -> list[Place]:
+    """The files in the folder of `place` whose names begin so."""
+    folder = place.parent
+    if isinstance(folder, Path):
+        return [*folder.glob(f"{glob.escape(beginning)}*")]
+    with explained(folder):
+        found = walk(folder, after=beginning)
+        begins = (takewhile if in_pages(folder) else filter)(
+            lambda info: info.key_path.startswith(beginning), found
+        )
+        return [info.place for info in begins if "/" not in info.key_path]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """Something to delete; what was written last has `modified`, Unix time."""
+
+    name: str
+    size: int
+    modified: float
+    delete: Callable[[], None]
+
+
+def left_overs(folder: Place, before: float) -> Iterator[LeftOver]:
+    """Those at any depth that nobody has written to since `before`. StoreError when a store does
+    not answer."""
+    if isinstance(folder, Path):
+        found = _temporary_files(folder)
+    else:
+        found = _uploads(folder, before) if folder.store.is_s3 else iter(())
+    return (each for each in found if each.modified < before)
+
+
 def walk(
     root: Place, exclude: Sequence[Place] = (), after: str = "", *, may_be_absent: bool = False
 ) -> Iterator[FileInfo]:
@@ -56,10 +160,8 @@ def walk(
     if isinstance(root, Path):
         if may_be_absent and not root.exists():
             return iter(())
-        return _walk_local(root, [each for each in exclude if isinstance(each, Path)])
-    folders = [each for each in exclude if isinstance(each, RemotePath)]
-    found = _walk_remote(root, tuple(f"{folder.key}/" for folder in folders), after)
-    return found if may_be_absent or after else _not_absent(root, found)
+        return _walk_local(root, exclude)
+    return _walk_remote(root, exclude, after, may_be_absent)
 
 
 def in_pages(root: Place) -> bool:
@@ -67,9 +169,9 @@ def in_pages(root: Place) -> bool:
     return isinstance(root, RemotePath) and root.store.is_s3
 
 
-def _walk_local(top: Path, exclude: Sequence[Path]) -> Iterator[FileInfo]:
+def _walk_local(top: Path, exclude: Sequence[Place]) -> Iterator[FileInfo]:
     """Linked files count, linked folders are not entered, dangling links are passed over."""
-    excluded = {folder.resolve() for folder in exclude}
+    excluded = {folder.resolve() for folder in exclude if isinstance(folder, Path)}
     for folder, folders, names in os.walk(top, onerror=_raise):
         here = Path(folder)
         folders[:] = [
@@ -86,38 +188,90 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _walk_remote(root: RemotePath, exclude: tuple[str, ...], after: str) -> Iterator[FileInfo]:
-    top = f"{root.key}/"
-    for key, details in _objects_of(root, after) if root.store.is_s3 else _found(root):
-        if not key.endswith("/") and not key.startswith(exclude):
+def _walk_remote(
+    root: RemotePath, exclude: Sequence[Place], after: str, may_be_absent: bool
+) -> Iterator[FileInfo]:
+    top, is_empty = f"{root.key}/", True
+    excluded = tuple(f"{folder.key}/" for folder in exclude if isinstance(folder, RemotePath))
+    for key, details in (_objects_of if root.store.is_s3 else _found)(root, after):
+        if not key.endswith("/") and not key.startswith(excluded):
+            is_empty = False
             yield FileInfo.of_remote(key.removeprefix(top), root.at(key), details)
-
-
-def _not_absent(root: RemotePath, found: Iterator[FileInfo]) -> Iterator[FileInfo]:
-    first = next(found, None)
-    if first is None:
-        if not root.store.fs.exists(root.key):
-            raise FileNotFoundError(str(root))
-        return
-    yield first
-    yield from found
+    if is_empty and not (may_be_absent or after) and not root.store.fs.exists(root.key):
+        raise FileNotFoundError(str(root))
 
 
 def _objects_of(root: RemotePath, after: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A request for every 1,000 objects, without the entries of folders that fsspec makes up."""
-    bucket, _, prefix = root.key.partition("/")
-    prefix = f"{prefix}/" if prefix else ""
-    where = {"StartAfter": f"{prefix}{after}"} if after else {}
-    while True:
-        page = root.store.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **where)
+    which = _in_bucket(root)
+    first = {"StartAfter": f"{which['Prefix']}{after}"} if after else {}
+    for page in _pages(root, "list_objects_v2", which, ("ContinuationToken",), **first):
         for each in page.get("Contents", ()):
-            yield f"{bucket}/{each['Key']}", each
-        if not page.get("IsTruncated"):
-            return
-        where = {"ContinuationToken": page["NextContinuationToken"]}
+            yield f"{which['Bucket']}/{each['Key']}", each
 
 
-def _found(root: RemotePath) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _found(root: RemotePath, _after: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     root.store.fs.invalidate_cache()
     for path, details in root.store.fs.find(root.key, detail=True).items():
         yield path.lstrip("/"), details
+
+
+def _is_hidden(key_path: str) -> bool:
+    return any(part.startswith(".") for part in key_path.split("/"))
+
+
+def _temporary_files(folder: Path) -> Iterator[LeftOver]:
+    for here, _, names in os.walk(folder):
+        for path in (Path(here, name) for name in names if _TEMPORARY.fullmatch(name)):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                yield LeftOver(str(path), stat.st_size, stat.st_mtime, partial(delete, path))
+
+
+def _uploads(folder: RemotePath, before: float) -> Iterator[LeftOver]:
+    """Of those that were begun before it, by their newest part."""
+    which, markers = _in_bucket(folder), ("KeyMarker", "UploadIdMarker")
+    with explained(folder, StoreError, "read", may_be_absent=True):
+        for page in _pages(folder, "list_multipart_uploads", which, markers):
+            for upload in page.get("Uploads", ()):
+                if (begun := upload["Initiated"].timestamp()) < before:
+                    place = folder.at(f"{which['Bucket']}/{upload['Key']}")
+                    yield _upload(place, upload["UploadId"], begun)
+
+
+def _upload(place: RemotePath, upload_id: str, begun: float) -> LeftOver:
+    bucket, _, key = place.key.partition("/")
+    which = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
+    size, modified = 0, begun
+    with suppress(FileNotFoundError), explained(place, StoreError, "read", may_be_absent=True):
+        for page in _pages(place, "list_parts", which, ("PartNumberMarker",)):
+            for part in page.get("Parts", ()):
+                size += part["Size"]
+                modified = max(modified, part["LastModified"].timestamp())
+
+    def abort() -> None:
+        with explained(place, StoreError, "deleted"), suppress(FileNotFoundError):
+            place.store.fs.call_s3("abort_multipart_upload", **which)
+
+    return LeftOver(f"{place} (upload {upload_id[:12]})", size, modified, abort)
+
+
+def _in_bucket(folder: RemotePath) -> dict[str, str]:
+    bucket, _, prefix = folder.key.partition("/")
+    return {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+
+
+def _pages(
+    place: RemotePath,
+    method: str,
+    which: Mapping[str, str],
+    markers: tuple[str, ...],
+    **after: Any,
+) -> Iterator[dict[str, Any]]:
+    """The answers of a listing of S3's that begins `after` something."""
+    while True:
+        page = place.store.fs.call_s3(method, **which, **after)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        after = {marker: page[f"Next{marker}"] for marker in markers}

@@ -8,11 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelcall_assets.storage.files import read_bytes, write_bytes
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.trouble import explained
-
-MAKER = "maker"
-"""In the detail of a merged file: the stage whose rows it holds."""
+from modelcall_assets.storage.places import Place, explained
 
 
 class InputFingerprint(BaseModel):

@@ -1,17 +1,52 @@
-"""Where files lie: paths on this machine, and keys in stores behind fsspec."""
+"""Where files lie: paths on this machine, and keys in stores behind fsspec; and what disks and
+stores raise, as errors that say what to check."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from modelcall_assets.errors import InputError
-from modelcall_assets.records.secrets import Remover, in_options
-from modelcall_assets.records.stores import StoreOptions
+from modelcall_assets.errors import InputError, ModelcallError, StoreError
+from modelcall_assets.records.data_files import COLUMN_SUFFIXES, LINE_SUFFIXES, StoreOptions
+from modelcall_assets.records.secrets import Remover, in_options, without_users
+
+T = TypeVar("T")
+
+READ_ATTEMPTS = 4
+PATIENCE_S = 120.0
+_PAUSE_S = 0.5
+_MOST_CHARS = 300
+_KEYS = "the access key, the secret and what they may do with this bucket"
+_CLOCK = "the clock of this machine"
+_ENDPOINT = "the store's endpoint and region"
+_CHECK = {
+    code: what
+    for what, codes in {
+        _KEYS: "AccessDenied InvalidAccessKeyId SignatureDoesNotMatch InvalidToken",
+        f"{_KEYS}, and {_CLOCK}": "403",
+        "the session token: it has expired": "ExpiredToken",
+        f"the session token, and {_ENDPOINT}": "400",
+        _CLOCK: "RequestTimeTooSkewed RequestExpired",
+        _ENDPOINT: "AuthorizationHeaderMalformed IllegalLocationConstraintException "
+        "PermanentRedirect 301",
+        f"the name of the bucket, and {_ENDPOINT}": "NoSuchBucket",
+        "the name of the bucket": "InvalidBucketName",
+        "the length of the path: stores take 1,024 bytes": "KeyTooLongError",
+        "whether somebody is writing it: it has changed meanwhile": "PreconditionFailed 412",
+        "whether the store is overloaded": "SlowDown ServiceUnavailable 503",
+        "whether the store is well": "InternalError 500",
+        "the store's limit on the size of an object": "EntityTooLarge",
+        "the quota of the bucket": "QuotaExceeded",
+    }.items()
+    for code in codes.split()
+}
+"""By the store's error code; of a request without an answer's body that is only its status."""
 
 
 class Store:
@@ -28,10 +63,10 @@ class Store:
         kind, options = self._options.filesystem, self._options.options
         try:
             if ":" not in kind:
-                made = fsspec.filesystem(kind, use_listings_cache=False, **options)
+                fs = fsspec.filesystem(kind, use_listings_cache=False, **options)
                 if self.is_s3:
-                    made.retries = 1  # botocore has its own; together they took hours
-                return made
+                    fs.retries = 1  # botocore has its own; together they took hours
+                return fs
             module, _, name = kind.partition(":")
             return getattr(importlib.import_module(module), name)(**options)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
@@ -44,12 +79,12 @@ class Store:
     def take_secrets_out(self, error: BaseException | None) -> None:
         """Of what a driver raised and of what led to it: some tell the keys that they have."""
         while error is not None:
-            error.args = tuple(map(self._told, error.args))
+            error.args = tuple(map(self._cleaned, error.args))
             if isinstance(error, OSError) and error.strerror:
-                error.strerror = self._told(error.strerror)
+                error.strerror = self._cleaned(error.strerror)
             error = error.__cause__ or error.__context__
 
-    def _told(self, value: Any) -> Any:
+    def _cleaned(self, value: Any) -> Any:
         return self._remover.text(value) if isinstance(value, str) else value
 
     @cached_property
@@ -84,14 +119,6 @@ class RemotePath:
         return self.uri.rpartition("/")[2]
 
     @property
-    def stem(self) -> str:
-        return PurePosixPath(self.name).stem
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.name).suffix
-
-    @property
     def parent(self) -> RemotePath:
         return RemotePath(self.uri.rpartition("/")[0], self.store)
 
@@ -123,3 +150,103 @@ class Stores:
         options = StoreOptions(scheme, f"{scheme}://", scheme, {})
         self._known.append((options, Store(options)))
         return RemotePath(text, self._known[-1][1])
+
+
+@contextmanager
+def explained(
+    place: Place,
+    kind: type[ModelcallError] = InputError,
+    doing: Literal["read", "written", "deleted"] | None = None,
+    *,
+    may_be_absent: bool = False,
+) -> Iterator[None]:
+    """Turn what a disk or store raises into an error of `kind` that names `place` and what to
+    check. Where a file `may_be_absent`, FileNotFoundError says so."""
+    try:
+        yield
+    except ModelcallError:
+        raise
+    except _raised_by(place) as error:
+        if isinstance(place, RemotePath):
+            place.store.take_secrets_out(error)
+        is_absent = isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket"
+        if is_absent and may_be_absent:
+            raise
+        if is_absent and kind is InputError:
+            wrong = f"{place}: not found; correct the path or put the data there"
+        elif isinstance(error, NotADirectoryError):
+            suffixes = ", ".join((*LINE_SUFFIXES, *COLUMN_SUFFIXES))
+            wrong = f"{place}: a file and no folder; one of rows ends in {suffixes}"
+        elif isinstance(error, IsADirectoryError):
+            wrong = f"{place}: a folder where a file belongs; move it away"
+        else:
+            usual = "written" if kind is StoreError else "read"
+            wrong = _what_failed(place, doing or usual, error)
+        raise kind(wrong) from error
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """What `read` gives, at the second try when an answer broke off: the driver repeats only
+    requests that got none."""
+    from aiohttp import ClientPayloadError
+    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+    broken = (ClientPayloadError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+    end = time.monotonic() + PATIENCE_S
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return read()
+        except broken:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_PAUSE_S)
+    return read()
+
+
+def code_of(error: BaseException) -> str:
+    """Of the store's own error, which fsspec's may only carry; nothing when it did not answer."""
+    at: BaseException | None = error
+    while at is not None:
+        response: Any = getattr(at, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        at = at.__cause__
+    return ""
+
+
+def is_absent(error: BaseException) -> bool:
+    """Whether an explained error says that there is no such file or folder."""
+    return isinstance(error.__cause__, FileNotFoundError) and code_of(error) != "NoSuchBucket"
+
+
+def _raised_by(place: Place) -> tuple[type[Exception], ...]:
+    if isinstance(place, Path):
+        return (OSError,)
+    if not place.store.is_s3:
+        return (Exception,)  # each driver has its own
+    from aiohttp import ClientError as TransportError
+    from botocore.exceptions import BotoCoreError, ClientError  # a dead endpoint is no OSError
+
+    # A store that redirects without saying where to sends botocore round in circles.
+    return (OSError, ValueError, RecursionError, BotoCoreError, ClientError, TransportError)
+
+
+def _what_failed(place: Place, doing: str, error: Exception) -> str:
+    if isinstance(place, Path):
+        return f"{place}: cannot be {doing}: {error}"
+    bucket, _, key = place.key.partition("/")
+    where = f"bucket {bucket}, key {key}" if key else f"bucket {bucket}"
+    code = code_of(error)
+    text = without_users(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+    why = text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}…"
+    why = f"{code}: {why}" if code else why
+    return f"{place}: cannot be {doing} ({where}): {why}; check {_to_check(code, error)}"
+
+
+def _to_check(code: str, error: Exception) -> str:
+    what = f"{type(error).__name__} {error}"
+    if not code and "Credential" in what:
+        return "the keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+    if not code and "Invalid bucket name" in what:
+        return _CHECK["InvalidBucketName"]
+    return _CHECK.get(code, f"the network, and {_ENDPOINT}")

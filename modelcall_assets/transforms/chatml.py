@@ -1,22 +1,17 @@
-"""One row of a data set as ChatML, a drop, or a failure.
-
-The row is `{messages, format[, tools][, raw_data]}`.
-"""
+"""One row of a data set as ChatML, `{messages, format[, tools][, raw_data]}`; or a drop, or a
+failure."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, time
 from typing import Any, Literal, cast
 
 import orjson
 
-from modelcall_assets.records.outcome import Dropped, Failure, Reason
-from modelcall_assets.records.record import Number, Row, short, text_of_bytes
+from modelcall_assets.records.outcome import Dropped, Failure, Number, Reason, Row, short
 
 Message = dict[str, Any]
 
@@ -31,7 +26,6 @@ SPEAKERS: Mapping[str, str] = {
 }
 """ShareGPT's `from`, in lower case, → role."""
 
-_INSTRUCTING = frozenset({"system", "developer"})
 _MAY_FOLLOW: Mapping[str, frozenset[str | None]] = {
     "system": frozenset({None}),
     "developer": frozenset({None}),
@@ -46,7 +40,6 @@ _OF_TOOLS = (*_CALLS, "tool_call_id")
 _LONG_NUMBER = re.compile("[0-9.]{16}")
 _WITH_SYSTEM, _WITH_TOOLS = ("sharegpt", "instruction_input"), ("sharegpt", "messages")
 """Styles whose rows may have a column `system`, a text, or `tools`, which is kept as it is."""
-_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +64,7 @@ def to_chatml(
 ) -> Row | Dropped | Failure:
     """The ChatML row. Dropped when what it needs is empty or null (`missing_<mapping key>`), or
     when no turn is left; a Failure names the column and the place that are wrong. The JSON `text`
-    of the row, if there is one, is kept as it is: with numbers of any size."""
+    of the row, if there is one, is kept as it is, numbers of any size too."""
     try:
         messages = _STYLES[options.format_style](row, options)
         if "system" in row and options.format_style in _WITH_SYSTEM:
@@ -86,60 +79,27 @@ def to_chatml(
         return Dropped(f"missing_{missing}")
     except _Malformed as error:
         return Failure(Reason.CHATML_ERROR, str(error))
-    if options.system_prompt is not None and not _INSTRUCTING.intersection(
-        [turn["role"] for turn in messages]
+    if options.system_prompt is not None and not any(
+        turn["role"] in ("system", "developer") for turn in messages
     ):
         messages.insert(0, _turn("system", options.system_prompt))
-    made: Row = {"messages": messages, "format": "chatml"}
+    result: Row = {"messages": messages, "format": "chatml"}
     if "tools" in row and options.format_style in _WITH_TOOLS and (tools := _tools(row)):
-        made["tools"] = tools
+        result["tools"] = tools
     if options.keep_raw_data:
-        made["raw_data"] = _kept(row, text)
-    return made
+        result["raw_data"] = _raw(row, text)
+    return result
 
 
 def failed_row(failure: Failure, raw_data: Row | None = None, text: bytes | None = None) -> Row:
     """What stands in the place of a row that is none."""
     error = {"reason": failure.reason, "detail": failure.detail}
-    made: Row = {"messages": [], "format": "chatml", "error": error}
-    return made if raw_data is None else {**made, "raw_data": _kept(raw_data, text)}
+    result: Row = {"messages": [], "format": "chatml", "error": error}
+    return result if raw_data is None else {**result, "raw_data": _raw(raw_data, text)}
 
 
-def _kept(row: Row, text: bytes | None) -> Row | orjson.Fragment:
+def _raw(row: Row, text: bytes | None) -> Row | orjson.Fragment:
     return row if text is None else orjson.Fragment(text.strip())
-
-
-def encode(row: Row) -> bytes:
-    """The row as a line of JSON; what JSON has no word for is written as `json_safe` says.
-    TypeError or RecursionError when it is nested too deeply or holds half a surrogate pair."""
-    try:
-        return orjson.dumps(row, option=_LINE)
-    except orjson.JSONEncodeError:
-        return orjson.dumps(json_safe(row), option=_LINE)
-
-
-def json_safe(value: Any) -> Any:
-    """The value with JSON's types only, at every depth: bytes as the UTF-8 text that they are, else
-    as base64; dates in ISO format; tuples and sets as lists; what is no finite number as null; keys
-    and all else as `str()`."""
-    if isinstance(value, Number):
-        return orjson.Fragment(str(value))
-    if isinstance(value, str):
-        return str(value)
-    if value is None or isinstance(value, bool | orjson.Fragment):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else str(value)
-    if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)
-        return {str(name): json_safe(inner) for name, inner in mapping.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [json_safe(inner) for inner in cast("list[Any]", value)]
-    if isinstance(value, bytes | bytearray):
-        return text_of_bytes(bytes(value))
-    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 class _Missing(Exception):
@@ -168,14 +128,14 @@ def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
 def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     """Alpaca's: a list of question and answer."""
     pairs = None if "history" in options.column_mapping.values() else row.get("history")
-    for place, pair in enumerate(_items(pairs, "history") if pairs else ()):
+    for at, pair in enumerate(_items(pairs, "history") if pairs else ()):
         match pair:
             case [str(question), str(answer)]:
                 turns = _turn("user", question), _turn("assistant", answer)
                 yield from (turn for turn in turns if turn["content"])
             case _:
                 wrong = f"expected a list of question and answer, have {_kind(pair)}"
-                raise _Malformed(f"history[{place}]: {wrong}")
+                raise _Malformed(f"history[{at}]: {wrong}")
 
 
 def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions) -> None:
@@ -209,7 +169,7 @@ def _exact(text: str) -> float | Number:
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     """Turns without a value are left out, unless they call tools."""
     messages: list[Message] = []
-    for place, turn in enumerate(_list(row, options, "conversations")):
+    for at, turn in enumerate(_list(row, options, "conversations")):
         try:
             value, role = turn["value"], SPEAKERS[turn["from"]]  # as nearly all are, in lower case
         except (TypeError, KeyError):
@@ -219,7 +179,7 @@ def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
                 messages.append({"role": role, "content": value})
             continue
         if role is None or (type(value) is not str and value is not None):
-            where = f"{options.column_mapping['conversations']}[{place}]"
+            where = f"{options.column_mapping['conversations']}[{at}]"
             role, value = _unusual_turn(turn, where, options)
         more = {name: turn[name] for name in _OF_TOOLS if turn.get(name)}
         if value or more:
@@ -232,15 +192,17 @@ def _unusual_turn(
 ) -> tuple[str, str | list[Message] | None]:
     """Role and content of one that has a role of its own, or content in parts."""
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        have = _names(turn) if isinstance(turn, dict) else _kind(turn)
+        have = _kind(turn)
+        if isinstance(turn, dict):
+            names = [*cast("Row", turn)][:5]
+            have = short(", ".join(map(repr, names))) or "no keys"
         raise _Malformed(f"{where}: expected an object with `from` and `value`, have {have}")
     speaker, value = cast("tuple[Any, Any]", (turn["from"], turn["value"]))
     if not isinstance(speaker, str):
         raise _Malformed(f"{where}.from: expected text, have {_kind(speaker)}")
     role = _role(speaker, f"{where}.from", options)
-    return role, value if value is None or isinstance(value, str) else _parts(
-        value, f"{where}.value"
-    )
+    is_text = value is None or isinstance(value, str)
+    return role, value if is_text else _parts(value, f"{where}.value")
 
 
 def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
@@ -253,26 +215,18 @@ def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
     return SPEAKERS.get(name, speaker)
 
 
-def _messages(row: Row, options: ChatmlOptions) -> list[Message]:
-    return _checked(row, options, "messages")
-
-
 def _input_output_messages(row: Row, options: ChatmlOptions) -> list[Message]:
     messages = _checked(row, options, "input")
     return [*messages, _turn("assistant", _text(row, options, "output"))]
-
-
-def _prompt_text_only(row: Row, options: ChatmlOptions) -> list[Message]:
-    return [_turn("user", _text(row, options, "prompt_text"))]
 
 
 _STYLES: Mapping[str, Callable[[Row, ChatmlOptions], list[Message]]] = {
     "prompt_response": _prompt_response,
     "instruction_input": _instruction_input,
     "sharegpt": _sharegpt,
-    "messages": _messages,
+    "messages": lambda row, options: _checked(row, options, "messages"),
     "input_output_messages": _input_output_messages,
-    "prompt_text_only": _prompt_text_only,
+    "prompt_text_only": lambda row, options: [_turn("user", _text(row, options, "prompt_text"))],
 }
 
 
@@ -282,8 +236,7 @@ def _turn(role: str, content: str) -> Message:
 
 def _text(row: Row, options: ChatmlOptions, key: str) -> str:
     column = options.column_mapping[key]
-    value = row.get(column)
-    if not value:
+    if not (value := row.get(column)):
         raise _Missing(key)
     if not isinstance(value, str):
         raise _Malformed(f"{column}: expected text, have {_kind(value)}")
@@ -292,9 +245,9 @@ def _text(row: Row, options: ChatmlOptions, key: str) -> str:
 
 def _list(row: Row, options: ChatmlOptions, key: str) -> list[Any]:
     column = options.column_mapping[key]
-    if not row.get(column):
+    if not (value := row.get(column)):
         raise _Missing(key)
-    return _items(row[column], column)
+    return _items(value, column)
 
 
 def _items(value: Any, column: str) -> list[Any]:
@@ -306,55 +259,49 @@ def _items(value: Any, column: str) -> list[Any]:
 def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
     column = options.column_mapping[key]
     return [
-        _checked_message(message, column, place, options)
-        for place, message in enumerate(_list(row, options, key))
+        _checked_message(message, column, at, options)
+        for at, message in enumerate(_list(row, options, key))
     ]
 
 
-def _checked_message(message: Any, column: str, place: int, options: ChatmlOptions) -> Message:
+def _checked_message(message: Any, column: str, at: int, options: ChatmlOptions) -> Message:
     """The message as it is, without the null fields that a columnar file gives it."""
     if not isinstance(message, dict):
-        raise _Malformed(f"{column}[{place}]: expected an object, have {_kind(message)}")
+        raise _Malformed(f"{column}[{at}]: expected an object, have {_kind(message)}")
     message = cast("Message", message)
     role = message.get("role")
     if not isinstance(role, str) or not role:
         have = _kind(role) if "role" in message else "nothing"
-        raise _Malformed(f"{column}[{place}].role: expected text, have {have}")
+        raise _Malformed(f"{column}[{at}].role: expected text, have {have}")
     if role not in _MAY_FOLLOW:
-        message = {**message, "role": _role(role, f"{column}[{place}].role", options)}
+        message = {**message, "role": _role(role, f"{column}[{at}].role", options)}
     message = _with_said_fields(message)
     content = message.get("content")
-    if isinstance(content, str):
+    if isinstance(content, str) or (content is None and any(map(message.get, _CALLS))):
         return message
-    if content is None and any(message.get(name) for name in _CALLS):
-        return message
-    return {**message, "content": _parts(content, f"{column}[{place}].content")}
+    return {**message, "content": _parts(content, f"{column}[{at}].content")}
 
 
 def without_nulls(message: Message) -> Message:
     """A turn without the null fields that a columnar file gives it and the parts of its content."""
     message = _with_said_fields(message)
     content = message.get("content")
-    if isinstance(content, list):
-        parts = [_without_nulls(part) for part in cast("list[Any]", content)]
-        return {**message, "content": parts}
-    return message
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_without_nulls(part) for part in cast("list[Any]", content)]}
 
 
 def _with_said_fields(message: Message) -> Message:
     """The turn without its own null fields, but that of its content."""
     if None not in message.values():
         return message
-    return {
-        name: value for name, value in message.items() if value is not None or name == "content"
-    }
+    return {name: each for name, each in message.items() if each is not None or name == "content"}
 
 
 def _without_nulls(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
-    named = cast("Message", part)
-    return {name: value for name, value in named.items() if value is not None}
+    return {name: value for name, value in cast("Message", part).items() if value is not None}
 
 
 def _parts(content: Any, where: str) -> list[Message]:
@@ -362,30 +309,26 @@ def _parts(content: Any, where: str) -> list[Message]:
     if not isinstance(content, list):
         raise _Malformed(f"{where}: expected text or a list of parts, have {_kind(content)}")
     parts: list[Message] = []
-    for place, part in enumerate(cast("list[Any]", content)):
+    for at, part in enumerate(cast("list[Any]", content)):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):  # pyright: ignore
-            raise _Malformed(f"{where}[{place}]: expected a part, an object with a `type`")
+            raise _Malformed(f"{where}[{at}]: expected a part, an object with a `type`")
         parts.append(_without_nulls(part))
     return parts
 
 
 def _check_order(messages: list[Message], ends_with_user: bool) -> None:
     before: str | None = None
-    for place, message in enumerate(messages):
+    for at, message in enumerate(messages):
         role, content = message["role"], message.get("content")
         if before not in _MAY_FOLLOW[role]:
             previous = f"after {before}" if before else "at the beginning"
-            raise _Malformed(f"messages[{place}].role: {role} {previous}")
+            raise _Malformed(f"messages[{at}].role: {role} {previous}")
         empty = not content.strip() if isinstance(content, str) else not content
         if empty and not any(message.get(name) for name in _CALLS):
-            raise _Malformed(f"messages[{place}].content: empty")
+            raise _Malformed(f"messages[{at}].content: empty")
         before = role
     if before != "assistant" and not ends_with_user:
         raise _Malformed(f"messages[{len(messages) - 1}].role: the last is {before}, not assistant")
-
-
-def _names(mapping: Any) -> str:
-    return short(", ".join(map(repr, list(mapping)[:5]))) or "no keys"
 
 
 def _kind(value: Any) -> str:

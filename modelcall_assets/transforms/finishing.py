@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Dropped, Row
+from modelcall_assets.transforms.languages import text_language
 from modelcall_assets.transforms.near_duplicates import signature
 from modelcall_assets.transforms.preprocessor import Kind, as_text
-from modelcall_assets.transforms.text_language import text_language
-from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, Tokenizer, tokenizer
+from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, tokenizer
 
 LANGUAGE_COLUMN = "text_language"
 
@@ -59,11 +58,11 @@ class Finishing:
                 return Dropped(f"language_id: {language or 'none'}")
             row[LANGUAGE_COLUMN] = language
         row[truncated_column(self.max_tokens)] = self._truncated(text) if text else None
-        seeks = bool(text) and (self.exact or self.near)
-        digest = hashlib.blake2b(_as_bytes(text), digest_size=16).digest() if seeks else None
-        return Finished(
-            row, removed, digest, signature(_as_str(text)) if seeks and self.near else None
-        )
+        if not text or not (self.exact or self.near):
+            return Finished(row, removed, None, None)
+        content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        return Finished(row, removed, digest, signature(_as_str(text)) if self.near else None)
 
     def columns(self) -> dict[str, Kind]:
         """What it adds, in order."""
@@ -82,13 +81,10 @@ class Finishing:
         return text, removed
 
     def _truncated(self, text: str | bytes) -> str:
+        tokens = tokenizer(self.encoding)
         if isinstance(text, bytes):
-            return self._tokenizer.truncate_utf8(text, self.max_tokens)
-        return self._tokenizer.truncate(text, self.max_tokens)
-
-    @property
-    def _tokenizer(self) -> Tokenizer:
-        return tokenizer(self.encoding)
+            return tokens.truncate_utf8(text, self.max_tokens)
+        return tokens.truncate(text, self.max_tokens)
 
 
 def truncated_column(max_tokens: int) -> str:
@@ -98,7 +94,3 @@ def truncated_column(max_tokens: int) -> str:
 
 def _as_str(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else text
-
-
-def _as_bytes(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

@@ -117,7 +117,7 @@ def _error(threshold: float, count: int, rows: int) -> float:
     def met(low: float, high: float) -> float:
         step = (high - low) / _STEPS
         return step * sum(
-            1 - (1 - (low + (place + 0.5) * step) ** rows) ** count for place in range(_STEPS)
+            1 - (1 - (low + (at + 0.5) * step) ** rows) ** count for at in range(_STEPS)
         )
 
     missed = (1 - threshold) - met(threshold, 1)

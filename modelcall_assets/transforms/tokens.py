@@ -92,10 +92,6 @@ def count_tokens(text: str, encoding: str = DEFAULT_ENCODING) -> int:
     return tokenizer(encoding).count(text)
 
 
-def truncate(text: str, max_tokens: int, encoding: str = DEFAULT_ENCODING) -> str:
-    return tokenizer(encoding).truncate(text, max_tokens)
-
-
 class BpeTokenizer(Tokenizer):
     """One of ENCODINGS. A text is counted in chunks of about `chunk` characters that end at a
     boundary, and only the chunk that exceeds the budget is encoded."""
@@ -147,7 +143,6 @@ def _chunk_end(text: str, after: int) -> tuple[int, int]:
     return (boundary.end(), 0) if boundary else (after, _MARGIN)
 
 
-@cache
 @cache
 def _bindings() -> Any:
     """The part of bpe_openai that is needed: to import the package is to load three vocabularies

@@ -1,21 +1,61 @@
-"""A record with `messages` as something to read: Markdown, or the dialogue log."""
+"""Records with `messages` as something to read: Markdown, the dialogue log, or one static HTML page
+that needs nothing from elsewhere."""
 
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
+from html import escape
 from typing import Any, Literal, cast
 
 import orjson
 
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Row
 
 CONVERSATION_COLUMNS = ("messages", "final_messages", "response")
 REASONING_COLUMNS = ("reasoning", "reasoning_content", "api_reasoning")
 _THINKING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+MOST_BADGES = 12
+_SHOWN_ABOVE = {"api_record_id", "api_status", "api_fail_reason"}
+_STYLE = """
+:root{color-scheme:light dark;--line:#d5d8de;--soft:#f3f4f6;--dim:#667;--ok:#12743b;--bad:#b3261e}
+@media(prefers-color-scheme:dark){:root{--line:#3a3d45;--soft:#23252b;--dim:#9aa;--ok:#6fd39a;
+--bad:#ff8f87}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:1.5rem auto;padding:0 1rem}
+input{font:inherit;width:20rem;max-width:100%;padding:.3rem .5rem}
+article{border:1px solid var(--line);border-radius:.5rem;margin:1rem 0;padding:.5rem 1rem 1rem}
+h2{font-size:1rem;display:inline;margin-right:.5rem;overflow-wrap:anywhere}
+h3{font-size:.8rem;color:var(--dim);margin:.9rem 0 .2rem}
+small,summary{color:var(--dim)}
+.badge{border:1px solid var(--line);border-radius:1rem;padding:.05rem .55rem;font-size:.8rem;
+margin-right:.25rem;display:inline-block}
+.success{color:var(--ok)}.error{color:var(--bad)}
+.text,pre,td{white-space:pre-wrap;overflow-wrap:anywhere}
+pre,details>.text{background:var(--soft);border-radius:.4rem;padding:.5rem .75rem;margin:.3rem 0}
+.assistant>.text{border-left:3px solid var(--line);padding-left:.75rem}
+table{border-collapse:collapse;font-size:.85rem}
+td,th{border-top:1px solid var(--line);padding:.2rem .6rem;text-align:left;vertical-align:top}
+"""
+_SCRIPT = """
+const box=document.querySelector('input'),shown=document.querySelector('output');
+box.oninput=()=>{const word=box.value.toLowerCase();let count=0;
+for(const record of document.querySelectorAll('article')){
+record.hidden=!record.textContent.toLowerCase().includes(word);count+=!record.hidden}
+shown.textContent=count};
+"""
+
+
+def _allowed(text: str) -> str:
+    """The one inline text of its kind that may run."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+_POLICY = f"default-src 'none'; style-src {_allowed(_STYLE)}; script-src {_allowed(_SCRIPT)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +89,9 @@ def turns_of(record: Row) -> list[Turn]:
     if turns and not final and isinstance(response, str) and response:
         turns.append(Turn("assistant", tuple(_text_parts(response))))
     reasoning = _first_text(record, REASONING_COLUMNS)
-    if reasoning and turns and turns[-1].role == "assistant" and not _has_reasoning(turns[-1]):
-        turns[-1] = Turn("assistant", (Part("reasoning", reasoning), *turns[-1].parts))
+    last = turns[-1] if turns else Turn("", ())
+    if reasoning and last.role == "assistant" and all(p.kind != "reasoning" for p in last.parts):
+        turns[-1] = Turn("assistant", (Part("reasoning", reasoning), *last.parts))
     return turns
 
 
@@ -64,13 +105,8 @@ def markdown(record: Row, most_chars: int | None = 2000) -> str:
     return "\n\n".join(blocks)
 
 
-def dialogue_log(conversations: Iterable[Row], when: datetime) -> str:
-    """The records' user and assistant texts as one Markdown page, question by question."""
-    return "".join(dialogue_pieces(conversations, when))
-
-
 def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[str]:
-    """The same, piece by piece."""
+    """The records' user and assistant texts as one Markdown page, question by question."""
     yield f"# Chat Dialogue Log\n\n## 对话时间\n\n{when:%Y-%m-%d %H:%M:%S}\n\n---\n\n## 对话内容\n"
     number = 0
     for record in conversations:
@@ -82,14 +118,33 @@ def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[st
             yield f"{rule}\n### 问题 {number}\n\n{''.join(lines)}"
 
 
-def clipped(text: str, most_chars: int | None) -> str:
+def html_page(
+    title: str, records: Iterable[tuple[str, Row]], most_chars: int | None = 20_000
+) -> str:
+    """A page of records, each with where it comes from: identity, status and numbers as
+    badges, messages as a conversation, reasoning folded, all other columns below."""
+    articles = [_article(where, row, most_chars) for where, row in records]
+    return (
+        '<!doctype html><html><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(title)}</h1>"
+        '<p><input type="search" placeholder="show only records with this text"> '
+        f"<small><output>{len(articles)}</output> of {len(articles)} records</small></p>\n"
+        + "\n".join(articles)
+        + f"\n<script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
+def _clipped(text: str, most_chars: int | None) -> str:
     """The start of a long text, with a note of what is missing."""
     if most_chars is None or len(text) <= most_chars:
         return text
     return f"{text[:most_chars]}… [{len(text) - most_chars:,} more characters]"
 
 
-def readable_json(value: Any) -> str:
+def _readable_json(value: Any) -> str:
     """Indented JSON; a text that is JSON counts as what it says."""
     if isinstance(value, str):
         try:
@@ -125,7 +180,7 @@ def _messages(value: Any) -> list[Any]:
 
 def _turn(message: Any) -> Turn:
     if not isinstance(message, dict):
-        return Turn("?", (Part("other", readable_json(message), "not a message"),))
+        return Turn("?", (Part("other", _readable_json(message), "not a message"),))
     fields = cast("Row", message)
     role = fields.get("role")
     parts = list(_content_parts(fields.get("content")))
@@ -148,7 +203,7 @@ def _content_parts(content: Any) -> Iterator[Part]:
                 else Part("text", str(part))
             )
     elif content is not None:
-        yield Part("other", readable_json(content), "content")
+        yield Part("other", _readable_json(content), "content")
 
 
 def _text_parts(text: str) -> Iterator[Part]:
@@ -170,17 +225,13 @@ def _typed_part(part: Row) -> Part:
     image = part.get("image_url")
     if image is not None:
         url = cast("Row", image).get("url") if isinstance(image, dict) else image
-        return Part("other", clipped(str(url), 200), "image")
-    return Part("other", text if isinstance(text, str) else readable_json(part), kind)
+        return Part("other", _clipped(str(url), 200), "image")
+    return Part("other", text if isinstance(text, str) else _readable_json(part), kind)
 
 
 def _call(call: Row) -> Part:
     function = cast("Row", call.get("function") or call)
-    return Part("call", readable_json(function.get("arguments")), str(function.get("name", "?")))
-
-
-def _has_reasoning(turn: Turn) -> bool:
-    return any(part.kind == "reasoning" for part in turn.parts)
+    return Part("call", _readable_json(function.get("arguments")), str(function.get("name", "?")))
 
 
 def _first_text(fields: Row, names: Iterable[str]) -> str:
@@ -189,7 +240,7 @@ def _first_text(fields: Row, names: Iterable[str]) -> str:
 
 
 def _part_markdown(part: Part, most_chars: int | None) -> str:
-    text = clipped(part.text, most_chars)
+    text = _clipped(part.text, most_chars)
     if part.kind == "text":
         return _shown_as_written(text)
     if part.kind == "reasoning":
@@ -210,4 +261,67 @@ def _shown_as_written(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return clipped(" ".join(text.split()).replace("<", "&lt;"), 80)
+    return _clipped(" ".join(text.split()).replace("<", "&lt;"), 80)
+
+
+def _article(where: str, row: Row, most_chars: int | None) -> str:
+    identity = next((row[name] for name in ("api_record_id", "id", "uid") if row.get(name)), where)
+    turns = turns_of(row)
+    conversation = "".join(_turn_html(turn, most_chars) for turn in turns)
+    return (
+        f"<article><h2>{escape(str(identity))}</h2>{''.join(_badges(row))} "
+        f"<small>{escape(where)}</small>{conversation}{_columns(row, turns, most_chars)}</article>"
+    )
+
+
+def _badges(row: Row) -> Iterator[str]:
+    status, reason = row.get("api_status"), row.get("api_fail_reason")
+    if status:
+        yield _badge(str(status), "success" if status == "success" else "error")
+    if reason:
+        yield _badge(str(reason), "error")
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    named = (name for name in numbers if not name.startswith("api_") and name not in ("id", "uid"))
+    for name, _ in zip(named, range(MOST_BADGES), strict=False):
+        yield _badge(f"{name} {_readable_json(row[name])}")
+
+
+def _badge(text: str, kind: str = "") -> str:
+    return f'<span class="badge {kind}">{escape(text)}</span>'
+
+
+def _turn_html(turn: Turn, most_chars: int | None) -> str:
+    kind = "assistant" if turn.role == "assistant" else "other"
+    parts = "".join(_part_html(part, most_chars) for part in turn.parts)
+    return f'<section class="{kind}"><h3>{escape(turn.role)}</h3>{parts}</section>'
+
+
+def _part_html(part: Part, most_chars: int | None) -> str:
+    text = escape(_clipped(part.text, most_chars))
+    if part.kind == "text":
+        return f'<div class="text">{text}</div>'
+    if part.kind == "reasoning":
+        return _folded("reasoning", f'<div class="text">{text}</div>')
+    title = f"calls {part.title}" if part.kind == "call" else part.title
+    return f"<small>{escape(title)}</small><pre>{text}</pre>"
+
+
+def _columns(row: Row, turns: list[Turn], most_chars: int | None) -> str:
+    """Open when there is no conversation to read instead."""
+    above = {*CONVERSATION_COLUMNS, *REASONING_COLUMNS} if turns else set[str]()
+    cells = "".join(
+        f"<tr><th>{escape(name)}</th><td>{_cell(name, value, most_chars)}</td></tr>"
+        for name, value in row.items()
+        if value is not None and name not in above | _SHOWN_ABOVE
+    )
+    return _folded("columns", f"<table>{cells}</table>", is_open=not turns) if cells else ""
+
+
+def _cell(name: str, value: Any, most_chars: int | None) -> str:
+    text = value if isinstance(value, str) else _readable_json(value)
+    shown = escape(_clipped(text, most_chars))
+    return _folded("reasoning", shown) if name in REASONING_COLUMNS else shown
+
+
+def _folded(summary: str, inner: str, is_open: bool = False) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{summary}</summary>{inner}</details>"

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.records.record import Row
+from modelcall_assets.records.outcome import Dropped, Row
 from modelcall_assets.transforms.preprocessor import Copied, Kind, as_text, text_of
 from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, count_tokens
 
@@ -24,6 +23,7 @@ REQUIRED = "required_fields: "
 Spec = Mapping[str, Any]
 
 _COMPUTE = import_module("pyarrow.compute")
+_KINDS: Mapping[type, Kind] = {bool: "bool", int: "int", float: "float"}
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -63,9 +63,10 @@ class Universal:
         row = {**item, **dict(_mapped(item, self.field_mapping))}
         original = text_of(row, TEXT_COLUMNS)
         row["text"] = text = self._cleaned(original or "")
-        judged = text if self.filter_cleaned else original
-        if original is not None and judged is not None and (rule := self._broken_rule(judged)):
-            return Dropped(rule)
+        if original is not None:
+            rule = self._broken_rule(text if self.filter_cleaned else original)
+            if rule is not None:
+                return Dropped(rule)
         for name, spec in self.computed_fields.items():
             measured = as_text(row.get(spec.get("source_field", "text")))
             row[name] = _MEASURES[spec["type"]](measured, self.tokenizer)
@@ -89,7 +90,8 @@ class Universal:
             if isinstance(spec, str):
                 result[target] = Copied(spec) if spec in names else "string"
             else:
-                result[target] = _kind(_constant(spec)) if spec["type"] == "constant" else "string"
+                value: object = _constant(spec) if spec["type"] == "constant" else ""
+                result[target] = _KINDS.get(type(value), "string")
         result |= dict.fromkeys(("text", *self.own_columns), "string")
         result |= dict.fromkeys(self.computed_fields, "int")
         return result
@@ -146,11 +148,3 @@ def _constant(spec: Spec) -> Any:
     value = spec.get("value")
     plain = isinstance(value, str | float) or (isinstance(value, int) and value in _INT64)
     return value if value is None or plain else json.dumps(value, default=str)
-
-
-def _kind(value: Any) -> Kind:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int"
-    return "float" if isinstance(value, float) else "string"

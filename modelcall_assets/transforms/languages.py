@@ -1,10 +1,11 @@
-"""The programming language of a file: by its name, and by its content where that says nothing."""
+"""The language of a file of code, by its name or its content, and of a text."""
 
 from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from magika import Magika
@@ -20,12 +21,16 @@ _USUAL = {
 """Where Pygments does not know the suffix, or takes it for a rare language's."""
 _NAME_CHARS = 255
 """Of a path: the column can hold anything."""
-_HEAD_CHARS = 64_000
-"""Of a text: more does not tell more."""
+_CODE_CHARS, _TEXT_CHARS = 64_000, 4_000
+"""Of a content or text: more does not tell more."""
 
 
 class LanguageError(ValueError):
-    """Content cannot be looked at: the package for it is missing."""
+    """The package that tells the languages of code is not installed."""
+
+
+class TextLanguageError(ValueError):
+    """Nor is that for texts."""
 
 
 def language_of_name(path: str) -> str | None:
@@ -40,7 +45,7 @@ def language_of_content(text: str) -> str | None:
     """As Magika names it; None when that does not take it for code. LanguageError."""
     if not text.strip():
         return None
-    found = _magika().identify_bytes(text[:_HEAD_CHARS].encode("utf-8", "replace")).output
+    found = _magika().identify_bytes(text[:_CODE_CHARS].encode("utf-8", "replace")).output
     return found.description.removesuffix(" source") if found.group == "code" else None
 
 
@@ -63,3 +68,17 @@ def _magika() -> Magika:
             "the package magika is not installed; pip install 'modelcall-assets[code-language]'"
         ) from error
     return Magika()
+
+
+def text_language(text: str) -> str | None:
+    """An ISO 639-1 code such as `en`; None for a text without a letter. TextLanguageError."""
+    head = text[:_TEXT_CHARS]
+    if not any(map(str.isalpha, head)):
+        return None
+    try:
+        classify: Any = import_module("py3langid").classify
+    except ImportError as error:
+        raise TextLanguageError(
+            "the package py3langid is not installed; pip install 'modelcall-assets[text-language]'"
+        ) from error
+    return str(classify(head)[0])
