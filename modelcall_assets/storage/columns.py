@@ -278,11 +278,8 @@ def _text_of(value: bytes | None) -> str | bytes | None:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

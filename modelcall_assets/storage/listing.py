@@ -174,11 +174,8 @@ def _walk_local(top: Path, exclude: Sequence[Place]) -> Iterator[FileInfo]:
     excluded = {folder.resolve() for folder in exclude if isinstance(folder, Path)}
     for folder, folders, names in os.walk(top, onerror=_raise):
         here = Path(folder)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and (here / name).resolve() not in excluded
-        ]
+        entered = (name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in entered if (here / name).resolve() not in excluded]
         for path in (here / name for name in names):
             if path.is_file():
                 yield FileInfo.of_local(path.relative_to(top).as_posix(), path)
