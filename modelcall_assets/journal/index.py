@@ -157,7 +157,7 @@ class Occurrences:
 
 
 class Addresses:
-    """Of the requests of a file in input order, `samples` to a row."""
+    """The addresses of the requests of a file, in input order, `samples` to a row."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
@@ -165,7 +165,7 @@ class Addresses:
         self._occurrence = self._sample = 0
 
     def next(self, key: str) -> Address:
-        """Of the next request, which has this key."""
+        """That of the next request, which has this key."""
         if not self._sample:
             self._occurrence = self._occurrences.next(key)
         address = Address(key, self._occurrence, self._sample)

@@ -64,7 +64,7 @@ def bands(signature: bytes, threshold: float) -> list[bytes]:
 
 
 class _Spaced(dict[int, str]):
-    """For `str.translate`: words apart, and what is part of none a space."""
+    """For `str.translate`: spaces between words, and for what is part of none."""
 
     def __missing__(self, code: int) -> str:
         self[code] = self._shown(chr(code))
