@@ -39,7 +39,7 @@ class Part:
 
 @dataclass
 class Home:
-    """What is in the store is known as of `look`, and of what was done here since."""
+    """What is in the store, as of `look` and of what was done here since."""
 
     place: RemotePath
     whole: dict[str, int] = field(default_factory=dict[str, int])
@@ -76,7 +76,7 @@ class Home:
         return time.time() - self._newest.get(name, time.time()) > DEAD_S
 
     def size_of(self, name: str) -> int:
-        """Of what there is of a segment, from its first byte on."""
+        """Bytes of a segment that are there, from its first on without a gap."""
         if name in self.whole:
             return self.whole[name]
         chain = _without_gaps(self.parts.get(name, ()))
@@ -95,7 +95,7 @@ class Home:
                 yield from _blocks_of(self._location(name, part), part.end - part.start)
 
     def put_whole(self, path: Path) -> None:
-        """A segment that has ended, unless it is there; its parts go."""
+        """Bring a segment that has ended, unless it is there; its parts go."""
         if self.has(path):
             return
         size = _whole_lines(path)
@@ -104,7 +104,7 @@ class Home:
         self.drop_parts(path.name)
 
     def put_rest(self, path: Path) -> None:
-        """What was appended to a segment of this process since the last time."""
+        """Bring what was appended to a segment of this process since the last time."""
         parts = self.parts.setdefault(path.name, [])
         start, end = parts[-1].end if parts else 0, _whole_lines(path)
         if end > start:
@@ -117,7 +117,7 @@ class Home:
                 parts.remove(part)
 
     def drop_parts(self, name: str) -> None:
-        """Those of a segment that is there as a whole."""
+        """Delete the parts of a segment that is there as a whole."""
         for part in self.parts.pop(name, ()):
             delete(self._location(name, part))
 
@@ -166,7 +166,7 @@ def _whole_lines(path: Path) -> int:
 
 
 def _without_gaps(parts: Iterable[Part]) -> list[Part]:
-    """Of overlapping ones, as a kill in the middle of merging leaves them, the longest."""
+    """From the first byte on; of overlapping ones, as a killed merge leaves them, the longest."""
     chain: list[Part] = []
     end = 0
     for part in sorted(parts, key=lambda part: (part.start, -part.end)):

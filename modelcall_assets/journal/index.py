@@ -157,7 +157,7 @@ class Occurrences:
 
 
 class Addresses:
-    """Of the requests of a file in input order, `samples` to a row."""
+    """The addresses of the requests of a file, in input order, `samples` to a row."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
@@ -165,7 +165,7 @@ class Addresses:
         self._occurrence = self._sample = 0
 
     def next(self, key: str) -> Address:
-        """Of the next request, which has this key."""
+        """That of the next request, which has this key."""
         if not self._sample:
             self._occurrence = self._occurrences.next(key)
         address = Address(key, self._occurrence, self._sample)
@@ -221,8 +221,7 @@ class SharedReplies:
     journal of a folder. InputError when the file is no such table."""
 
     def __init__(self, path: Path, opened: Callable[[str], Journal]) -> None:
-        self._path = path
-        self._opened = opened
+        self._path, self._opened = path, opened
         self._journals: dict[str, Journal] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -260,13 +259,10 @@ class SharedReplies:
         try:
             with closing(self._connect()) as connection, connection:
                 connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
-                number = connection.execute(
-                    "SELECT id FROM folders WHERE path = ?", (folder,)
-                ).fetchone()[0]
-                connection.executemany(
-                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
-                    ((key, number, occurrence) for key, occurrence in answered),
-                )
+                found = connection.execute("SELECT id FROM folders WHERE path = ?", (folder,))
+                number = found.fetchone()[0]
+                rows = ((key, number, occurrence) for key, occurrence in answered)
+                connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self._path}: the table of shared answers cannot be written ({error}); is the "
@@ -287,6 +283,5 @@ class SharedReplies:
         journal = self._journals.pop(folder, None) or self._opened(folder)
         self._journals[folder] = journal
         if len(self._journals) > _OPEN_JOURNALS:
-            oldest = next(iter(self._journals))
-            self._journals.pop(oldest).close()
+            self._journals.pop(next(iter(self._journals))).close()
         return journal

@@ -69,7 +69,7 @@ def remove(place: Place, scratch: Path) -> bool:
 
 
 def scratch_folder(home: RemotePath, scratch: Path) -> Path:
-    """Of the copy of a remote journal."""
+    """Where the copy of a remote journal lies."""
     return scratch / "journals" / hashlib.sha256(str(home).encode()).hexdigest()[:32]
 
 
@@ -112,7 +112,7 @@ class _MirroredJournal(Journal):
             self._mirror.close(self._run_id)
 
     def __exit__(self, *raised: object) -> None:
-        """Where something has gone wrong already, that is what is told."""
+        """Where something has gone wrong already, that is raised and no error of closing."""
         if raised[0] is None:
             self.close()
             return
@@ -132,7 +132,7 @@ class _Mirror:
     read_only: bool
 
     def pull(self) -> None:
-        """Bring what is not here. Again when somebody packs or merges meanwhile."""
+        """Fetch what is not here. Again when somebody packs or merges meanwhile."""
         for looks in range(1, _LOOKS + 1):
             self.home.look()
             try:

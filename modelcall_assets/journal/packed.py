@@ -53,7 +53,7 @@ _COMPRESSED = b"\x28\xb5\x2f\xfd"
 
 
 class _Table(NamedTuple):
-    """What stands before a block, which begins at `begin` in the file."""
+    """The table of a block, which begins at `begin` in the file."""
 
     begin: int
     packed: int
@@ -91,7 +91,7 @@ class PackWriter:
         self._start = segment.size
 
     def add(self, line: bytes, kind: int) -> int:
-        """The offset of the line."""
+        """Returns the offset of the line."""
         if self._size >= BLOCK_BYTES:
             self._end_block()
         offset = self._size
@@ -179,7 +179,7 @@ class PackedSegment:
                 yield start + table.sealed - 1, SEAL
 
     def line(self, offset: int) -> bytes:
-        """Nothing where its block could not be read so far."""
+        """Empty where its block could not be read so far."""
         number = bisect_right(self._starts, offset) - 1
         block, at = self._block(number), offset - self._starts[number]
         return block[at : block.find(b"\n", at) + 1]

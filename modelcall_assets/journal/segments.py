@@ -63,7 +63,7 @@ class SegmentWriter:
             raise
 
     def append(self, line: bytes) -> int:
-        """The offset of the line. Raises OSError when the disk does not take it whole."""
+        """Returns the offset of the line. OSError when the disk does not take it whole."""
         try:
             written = os.write(self._fd, line)
             while written < len(line):
@@ -308,7 +308,7 @@ class _Moved:
             self._shifts.append(new - old)
 
     def find(self, offset: int) -> int:
-        """_LOST when the reply is."""
+        """The new offset of a reply; _LOST when it is lost."""
         at = bisect_right(self._offsets, offset) - 1
         is_there = at >= 0 and kind_of(self._segment.line(offset)) >= 0
         return offset + self._shifts[at] if is_there else _LOST

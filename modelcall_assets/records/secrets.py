@@ -185,7 +185,7 @@ _HTML = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
 
 def _character(escaped: re.Match[bytes]) -> bytes:
-    """What was escaped, in any of the ways that `_any_way` knows."""
+    """The character that was escaped, in any of the ways that `_any_way` knows."""
     text = escaped[0]
     if text[:1] == b"%":
         return bytes.fromhex(text[-2:].decode())
@@ -199,14 +199,14 @@ def _character(escaped: re.Match[bytes]) -> bytes:
 
 
 def _usual_escapes(secret: str) -> Iterator[str]:
-    """Where only what must be is escaped."""
+    """The secret with only those characters escaped that must be."""
     yield from (inner := json.dumps(secret)[1:-1], json.dumps(inner)[1:-1])
     yield from (quote(secret), quote(secret, safe=""), quote_plus(secret))
     yield from (html.escape(secret), html.escape(html.escape(secret)))
 
 
 def _in_base64(secret: str) -> dict[str, None]:
-    """What of its base64 is the same whatever stands around it, in both alphabets."""
+    """The part of its base64 that does not depend on what stands around it, in both alphabets."""
     data = secret.encode("utf-8", "surrogatepass")
     forms = dict[str, None]()
     for before in range(3):

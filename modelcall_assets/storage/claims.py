@@ -35,12 +35,11 @@ Check = Callable[[], None]
 @contextmanager
 def claimed(place: Place, *, poll_s: float = POLL_S, stale_s: float = STALE_S) -> Iterator[Check]:
     """Hold `place` for the length of the block; wait while another one does. On a disk it is a file
-    that is locked, in a store a folder of claims.
+    that is locked, in a store a folder of claims. A kill gives it up: at once on a disk, after two
+    minutes in a store. Where a disk has no locks everybody holds it.
 
-    A kill gives it up: at once on a disk, after two minutes in a store. What is given raises
-    StoreError when the claim is held no more, because the store has not answered for so long.
-    Where a disk has no locks everybody holds it. StoreError when a store does not answer, or a
-    disk does not take the file.
+    The yielded check raises StoreError when the claim is held no more, because the store has not
+    answered for so long. StoreError when a store does not answer, or a disk does not take the file.
     """
     if isinstance(place, RemotePath):
         with _listed(place, poll_s, stale_s) as check:
@@ -78,7 +77,7 @@ class Hold:
 
 
 def claims(folder: RemotePath) -> list[FileInfo]:
-    """Those in a folder or below. StoreError when the store does not answer."""
+    """The claims in a folder or below. StoreError when the store does not answer."""
     try:
         return list_files(folder, may_be_absent=True)
     except InputError as error:
@@ -86,7 +85,7 @@ def claims(folder: RemotePath) -> list[FileInfo]:
 
 
 def _lock(path: Path, how: int) -> int:
-    """Closing what is given frees it."""
+    """A descriptor that holds the lock until it is closed."""
     fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(fd, how)

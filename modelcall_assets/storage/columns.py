@@ -165,7 +165,7 @@ def _few(rows: int, size: int, of_rows: int) -> int:
 
 
 def _schema_of(place: Place, schema: pa.Schema) -> pa.Schema:
-    """UnicodeDecodeError when a name is not UTF-8, a nested one too."""
+    """As it is read. UnicodeDecodeError when a name is not UTF-8, a nested one too."""
     names = schema.names
     for field in schema:
         _check_nested_names(field.type)
@@ -204,7 +204,7 @@ def _check_fields(kind: pa.DataType) -> None:
 
 
 def _readable(kind: pa.DataType) -> pa.DataType:
-    """ArrowException when its values have no plain ones: for want of a time zone, for instance."""
+    """The type; ArrowException when its values have no plain ones, as for want of a time zone."""
     if (plain := _plain_type(kind)) != kind:
         pa.nulls(1, kind).cast(plain)
     return kind
@@ -243,7 +243,7 @@ class _Unreadable(Exception):
 
 
 def plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
-    """As in `rows_of`."""
+    """The values of a column as they are in `rows_of`."""
     try:
         values = column.cast(map_leaves(column.type, _plain_type)).to_pylist()
         if is_json_text(field):
@@ -278,11 +278,8 @@ def _text_of(value: bytes | None) -> str | bytes | None:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

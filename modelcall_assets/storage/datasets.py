@@ -102,12 +102,8 @@ class _Folder:
 
     def below(self, name: str) -> _Folder:
         start = f"{name.strip('/')}/"
-        inside = {
-            path.removeprefix(start): info
-            for path, info in self.files.items()
-            if path.startswith(start)
-        }
-        return _Folder(self.place / name, inside)
+        inside = [each for each in self.files.items() if each[0].startswith(start)]
+        return _Folder(self.place / name, {path.removeprefix(start): info for path, info in inside})
 
     def data(self) -> dict[str, FileInfo]:
         return {path: info for path, info in self.files.items() if _is_data(path)}

@@ -79,7 +79,7 @@ def copy(source: Place, target: Place) -> None:
 
 @contextmanager
 def publish(place: Place) -> Iterator[NewFile]:
-    """A file to write to; on success it becomes `place`, after an exception nothing does."""
+    """A file to write to; it becomes `place` when the block ends well, else nothing does."""
     with NewFile(place) as file:
         yield file
         file.commit()
@@ -131,7 +131,7 @@ class NewFile(io.RawIOBase):
                 self._target.discard()
 
     def __exit__(self, *raised: object) -> None:
-        """Where something has gone wrong already, that is what is told."""
+        """Where something has gone wrong already, that is raised and no error of closing."""
         if raised[0] is None:
             self.close()
             return

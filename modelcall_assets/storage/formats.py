@@ -38,7 +38,7 @@ _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
 
 
 class Format(StrEnum):
-    """How people read it."""
+    """What a file holds, as messages name it."""
 
     LINES = "JSON lines"
     GZIP = "JSON lines in gzip"
@@ -162,7 +162,7 @@ def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 
 def blank_lines(line: bytes) -> int:
-    """How many `numbered` gave as one."""
+    """How many lines `numbered` gave as this one."""
     return line.count(b"\n") or 1
 
 
@@ -185,7 +185,7 @@ def read_document(file: FileInfo) -> Row | BadLine:
 
 
 def text_array(text: bytes) -> pa.StringArray:
-    """Of one text, without a copy of it."""
+    """One text as an array, without a copy of it."""
     offsets = pa.array([0, len(text)], pa.int32()).buffers()[1]
     return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))
 

@@ -99,7 +99,7 @@ def refuse(place: Place, item: BadLine) -> NoReturn:
 
 
 def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
-    """Write lines in large blocks."""
+    """In large blocks."""
     block: list[bytes] = []
     size = 0
     for line in lines:
@@ -136,8 +136,7 @@ def loads(text: bytes) -> Any:
 
 
 def dumps(value: Any, option: int = 0) -> bytes:
-    """With numbers as they were written; bytes as text, what else JSON has no word for as
-    `str()`."""
+    """JSON with numbers as they were written, bytes as text, what else it lacks as `str()`."""
     return orjson.dumps(value, default=_plain, option=option | orjson.OPT_PASSTHROUGH_SUBCLASS)
 
 
@@ -221,7 +220,7 @@ def _number(text: str) -> int | float | Number:
 
 
 def _holds(value: float, text: str) -> bool:
-    """Whether it is the number of that text, or one that others write so: with 17 digits."""
+    """Whether it is the number that the text says, or one that others write so, with 17 digits."""
     if not math.isfinite(value):
         return False
     exact = Decimal(text)
@@ -243,7 +242,7 @@ def _numbered(value: Any) -> Any:
 
 
 def _readable(text: bytes) -> Any:
-    """The same of what orjson refuses; None when it was right to, or of absurdly many digits."""
+    """What text says that orjson refuses; None when it is no JSON, or has absurdly many digits."""
     if _ABSURD.search(text):
         return None
     try:

@@ -71,8 +71,8 @@ def list_page(
     after: str = "",
     most: int | None = None,
 ) -> tuple[list[FileInfo], str]:
-    """`list_inputs` behind the path `after`, of `most` files of any kind where `in_pages` holds;
-    with the path where the next page begins, which is empty at the end."""
+    """`list_inputs` behind the path `after`, of `most` files of any kind where `in_pages` holds,
+    and the path where the next page begins, empty at the end."""
     most = most if in_pages(root) else None
     with explained(root):
         seen = list(islice(walk(root, exclude, after), most))
@@ -119,7 +119,7 @@ def exists(place: Place) -> bool:
 
 
 def beside(place: Place, beginning: str) -> list[Place]:
-    """The files in the folder of `place` whose names begin so."""
+    """The files in the folder of `place` whose names begin like this."""
     folder = place.parent
     if isinstance(folder, Path):
         return [*folder.glob(f"{glob.escape(beginning)}*")]
@@ -142,8 +142,8 @@ class LeftOver:
 
 
 def left_overs(folder: Place, before: float) -> Iterator[LeftOver]:
-    """Those at any depth that nobody has written to since `before`. StoreError when a store does
-    not answer."""
+    """What a kill has left at any depth, and nobody has written to since `before`. StoreError when
+    a store does not answer."""
     if isinstance(folder, Path):
         found = _temporary_files(folder)
     else:
@@ -174,11 +174,8 @@ def _walk_local(top: Path, exclude: Sequence[Place]) -> Iterator[FileInfo]:
     excluded = {folder.resolve() for folder in exclude if isinstance(folder, Path)}
     for folder, folders, names in os.walk(top, onerror=_raise):
         here = Path(folder)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and (here / name).resolve() not in excluded
-        ]
+        entered = (name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in entered if (here / name).resolve() not in excluded]
         for path in (here / name for name in names):
             if path.is_file():
                 yield FileInfo.of_local(path.relative_to(top).as_posix(), path)
@@ -229,7 +226,7 @@ def _temporary_files(folder: Path) -> Iterator[LeftOver]:
 
 
 def _uploads(folder: RemotePath, before: float) -> Iterator[LeftOver]:
-    """Of those that were begun before it, by their newest part."""
+    """Those that were begun before it; their newest part says when they were written to."""
     which, markers = _in_bucket(folder), ("KeyMarker", "UploadIdMarker")
     with explained(folder, StoreError, "read", may_be_absent=True):
         for page in _pages(folder, "list_multipart_uploads", which, markers):

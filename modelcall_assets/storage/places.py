@@ -77,7 +77,7 @@ class Store:
             ) from error
 
     def take_secrets_out(self, error: BaseException | None) -> None:
-        """Of what a driver raised and of what led to it: some tell the keys that they have."""
+        """Out of what a driver raised and of what led to it: some tell the keys that they have."""
         while error is not None:
             error.args = tuple(map(self._cleaned, error.args))
             if isinstance(error, OSError) and error.strerror:
@@ -140,7 +140,7 @@ class Stores:
         self._known = [(each, Store(each)) for each in options]
 
     def place(self, text: str) -> Place:
-        """Of an absolute path or a URI."""
+        """Where an absolute path or a URI leads."""
         scheme, separator, _ = text.partition("://")
         if not separator or scheme == "file":
             return Path(text.removeprefix("file://")).absolute()
@@ -204,7 +204,7 @@ def patiently(read: Callable[[], T]) -> T:
 
 
 def code_of(error: BaseException) -> str:
-    """Of the store's own error, which fsspec's may only carry; nothing when it did not answer."""
+    """Of the store's own error, which fsspec's may only carry; empty when it did not answer."""
     at: BaseException | None = error
     while at is not None:
         response: Any = getattr(at, "response", None)

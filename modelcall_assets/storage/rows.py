@@ -78,7 +78,7 @@ def read_items(
 
 
 def count_rows(place: Place, reading: Reading) -> int:
-    """Bad lines too. Nothing is parsed that need not be. InputError as `read_rows` has it."""
+    """Bad lines count. Nothing is parsed that need not be. InputError as `read_rows` has it."""
     format_ = format_of(place)
     if format_.has_columns:
         with open_columns(place, format_) as columns:

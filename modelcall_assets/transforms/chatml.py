@@ -92,7 +92,7 @@ def to_chatml(
 
 
 def failed_row(failure: Failure, raw_data: Row | None = None, text: bytes | None = None) -> Row:
-    """What stands in the place of a row that is none."""
+    """The row that stands for one that could not be converted."""
     error = {"reason": failure.reason, "detail": failure.detail}
     result: Row = {"messages": [], "format": "chatml", "error": error}
     return result if raw_data is None else {**result, "raw_data": _raw(raw_data, text)}
@@ -148,7 +148,7 @@ def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions
 
 
 def _tools(row: Row) -> Any:
-    """Parsed where it is the text of a list or object, whose numbers keep their digits."""
+    """Parsed where the column is the text of a list or object, whose numbers keep their digits."""
     tools = row.get("tools")
     if not isinstance(tools, str) or not tools.strip():
         return tools
@@ -292,7 +292,7 @@ def without_nulls(message: Message) -> Message:
 
 
 def _with_said_fields(message: Message) -> Message:
-    """The turn without its own null fields, but that of its content."""
+    """The turn without its own null fields, but for its content."""
     if None not in message.values():
         return message
     return {name: each for name, each in message.items() if each is not None or name == "content"}

@@ -56,18 +56,15 @@ def bands(signature: bytes, threshold: float) -> list[bytes]:
     """Keys of which texts at least as similar as `threshold` most likely share one."""
     count, rows = _bands_and_rows(threshold)
     width = rows * (_PACKED.size // PERMUTATIONS)
+    parts = (signature[band * width : (band + 1) * width] for band in range(count))
     return [
-        blake2b(
-            signature[band * width : (band + 1) * width],
-            digest_size=_KEY_BYTES,
-            salt=band.to_bytes(2, "little"),
-        ).digest()
-        for band in range(count)
+        blake2b(part, digest_size=_KEY_BYTES, salt=band.to_bytes(2, "little")).digest()
+        for band, part in enumerate(parts)
     ]
 
 
 class _Spaced(dict[int, str]):
-    """For `str.translate`: words apart, and what is part of none a space."""
+    """For `str.translate`: spaces between words, and for what is part of none."""
 
     def __missing__(self, code: int) -> str:
         self[code] = self._shown(chr(code))
@@ -103,14 +100,9 @@ def _minhash() -> Any:
 @lru_cache(maxsize=16)
 def _bands_and_rows(threshold: float) -> tuple[int, int]:
     """With the least weighted error over all similarities."""
-    return min(
-        (
-            (count, rows)
-            for count in range(1, PERMUTATIONS + 1)
-            for rows in range(1, PERMUTATIONS // count + 1)
-        ),
-        key=lambda shape: _error(threshold, *shape),
-    )
+    counts = range(1, PERMUTATIONS + 1)
+    shapes = ((count, rows) for count in counts for rows in range(1, PERMUTATIONS // count + 1))
+    return min(shapes, key=lambda shape: _error(threshold, *shape))
 
 
 def _error(threshold: float, count: int, rows: int) -> float:

@@ -24,27 +24,14 @@ _NAME = re.compile(r"([^_]+)_(.+)_([0-9a-fA-F]+)")
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _CHUNK = 1 << 14
 _COLUMNS: dict[str, Kind] = {
-    "text": "string",
-    "source": "string",
-    "repo_user": "string",
-    "repo_name": "string",
-    "repo_full_name": "string",
-    "commit_hash": "string",
-    "language": "string",
-    "packaging_tool": "string",
-    "files_with_content": "int",
-    "total_lines": "int",
+    **dict.fromkeys(("text", "source", "repo_user", "repo_name", "repo_full_name"), "string"),
+    **dict.fromkeys(("commit_hash", "language", "packaging_tool"), "string"),
+    **dict.fromkeys(("files_with_content", "total_lines"), "int"),
     "avg_lines_per_file": "float",
-    "has_readme": "bool",
-    "has_license": "bool",
-    "has_gitignore": "bool",
-    "content_length": "int",
-    "content_lines": "int",
+    **dict.fromkeys(("has_readme", "has_license", "has_gitignore"), "bool"),
+    **dict.fromkeys(("content_length", "content_lines"), "int"),
     "avg_line_length": "float",
-    "file_types": "string",
-    "xml_file_path": "string",
-    "file_extension": "string",
-    "pack_problem": "string",
+    **dict.fromkeys(("file_types", "xml_file_path", "file_extension", "pack_problem"), "string"),
 }
 
 

@@ -197,11 +197,8 @@ def _content_parts(content: Any) -> Iterator[Part]:
         yield from _text_parts(content)
     elif isinstance(content, list):
         for part in cast("list[Any]", content):
-            yield (
-                _typed_part(cast("Row", part))
-                if isinstance(part, dict)
-                else Part("text", str(part))
-            )
+            is_typed = isinstance(part, dict)
+            yield _typed_part(cast("Row", part)) if is_typed else Part("text", str(part))
     elif content is not None:
         yield Part("other", _readable_json(content), "content")
 

@@ -79,7 +79,7 @@ class Universal:
 
     @property
     def own_columns(self) -> tuple[str, ...]:
-        """None where the task says what is in it."""
+        """`source`, unless the task says what is in it."""
         is_named = "source" in self.field_mapping or "source" in self.computed_fields
         return () if is_named else ("source",)
 
@@ -125,7 +125,7 @@ _MEASURES: Mapping[str, Callable[[str, str], int]] = {
 
 
 def _holds(text: str, patterns: Sequence[str]) -> bool:
-    """Whether the text has one of these; a call costs some 40 µs, whatever it looks for."""
+    """Whether the text matches one of these; a call costs some 40 µs, however many there are."""
     if not patterns:
         return False
     any_of = "|".join(f"(?:{pattern})" for pattern in patterns)

@@ -143,7 +143,7 @@ class Template:
 
 
 def value_at(row: Row, column: str) -> Any:
-    """That of the column, else what the path leads to: `raw_data.language`, `turns.0.text`."""
+    """The value of the column, else what the path leads to."""
     if column in row:
         return row[column]
     value: Any = row
