@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Any
 
 Row = dict[str, Any]
-SHOWN_CHARS = 100
 
 
 class Number(str):
@@ -32,7 +31,7 @@ class BadLine:
 
 def short(text: str) -> str:
     """The beginning of what stands in the user's data, as messages quote it."""
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def text_of_bytes(value: bytes) -> str:

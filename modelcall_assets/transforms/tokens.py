@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpe_openai._bindings import PyTokenizer
@@ -192,20 +192,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
 
 
-class _HuggingFaceEncoding(Protocol):
-    offsets: list[tuple[int, int]]
-
-
-class _HuggingFaceTokenizer(Protocol):
-    encode_special_tokens: bool
-    model: Any
-
-    def encode(self, sequence: str, *, add_special_tokens: bool) -> _HuggingFaceEncoding: ...
-    def no_padding(self) -> None: ...
-    def no_truncation(self) -> None: ...
-
-
-def _read_json(path: str) -> _HuggingFaceTokenizer:
+def _read_json(path: str) -> Any:
     try:
         tokenizers = import_module("tokenizers")
     except ImportError as error:
@@ -213,7 +200,7 @@ def _read_json(path: str) -> _HuggingFaceTokenizer:
             f"{path}: needs the package tokenizers: pip install 'modelcall-assets[tokenizers]'"
         ) from error
     try:
-        read: _HuggingFaceTokenizer = tokenizers.Tokenizer.from_file(path)
+        read: Any = tokenizers.Tokenizer.from_file(path)
     except Exception as error:  # the package raises no narrower type
         raise TokenizerError(
             f"{path}: cannot be read ({error}); expected a Hugging Face tokenizer.json"
