@@ -244,6 +244,10 @@ class Ended(NamedTuple):
     out: str
     err: str
 
+    @property
+    def told(self) -> str:
+        return self.out + self.err
+
 
 @dataclass
 class Project:

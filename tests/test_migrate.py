@@ -230,7 +230,7 @@ def run(*arguments: object) -> Ended:
 
 def lines(ended: Ended) -> dict[str, tuple[str, str]]:
     """Field → (treatment, reason); every field once."""
-    found = re.findall(r"^(honoured|changed|refused): ([^:\n]+)(?:: (.*))?$", ended.err, re.M)
+    found = re.findall(r"^(honoured|changed|refused): ([^:\n]+)(?:: (.*))?$", ended.told, re.M)
     counts = Counter(name for _, name, _ in found)
     assert [name for name, count in counts.items() if count > 1] == []
     return {name: (treatment, reason) for treatment, name, reason in found}
@@ -362,7 +362,7 @@ def test_a_refused_field_has_a_todo_at_its_place(
     treatment, reason = lines(ended)[place]
     assert treatment == "refused"
     assert advice in reason
-    assert "look for TODO" in ended.err
+    assert "look for TODO" in ended.out
     text = project.text("tasks/t.yaml").splitlines()
     row = next(i for i, line in enumerate(text) if f"# TODO {place}: " in line)
     if place.startswith("data."):
@@ -394,7 +394,7 @@ def test_other_task_types_write_nothing(project: Migrating, task_type: str, advi
     treatment, reason = lines(ended)["task_type"]
     assert treatment == "refused"
     assert advice in reason
-    assert "nothing is written" in ended.err
+    assert "nothing is written" in ended.out
     assert not (project.root / "configs/tasks/d.yaml").exists()
 
 
@@ -428,7 +428,7 @@ def test_a_step_keeps_the_form_that_it_has(project: Migrating):
     assert told["distillation.num_processes"][0] == "changed"
     assert told["distillation.continue_mode"][1] == "left out: true is what happens anyway"
     assert "{timestamp} removed" in told["distillation.output_dir"][1]
-    assert "object" not in ended.err, "the old system kept these folders on disk"
+    assert "object" not in ended.told, "the old system kept these folders on disk"
 
 
 def test_a_merge_loses_its_chunks(project: Migrating):
@@ -546,7 +546,7 @@ def test_secrets_in_headers_and_proxies_become_references(project: Migrating):
     client = {**MODEL["client_config"], "headers": headers, "proxy": "http://me:abcdef@p:1"}
     ended = project.migrate(MODEL | {"client_config": client}, to="models/ds.yaml")
     assert ended.code == 0, ended
-    assert "abcdef" not in ended.err
+    assert "abcdef" not in ended.told
     data = project.data("models/ds.yaml")["client_config"]
     assert data["headers"] == headers | {"Cookie": "${DEEPSEEK_COOKIE}"}
     assert data["proxy"] == "${DEEPSEEK_PROXY}"
@@ -560,7 +560,7 @@ def test_json_becomes_yaml(project: Migrating):
     del ours["chat_config"]
     ours["chat_config"] = {"model": "m"}
     ended = project.migrate(ours, name="ours.json", to="models/ours.yaml")
-    assert "nothing to change" in ended.err
+    assert "nothing to change" in ended.out
     assert "client_config:\n" in project.text("models/ours.yaml")
 
 
@@ -602,7 +602,7 @@ def test_a_secret_is_nowhere(
     ended = project.migrate(old, name="3-b.yaml", to="models/m3.yaml")
     assert ended.code == exit_code, ended
     text = project.text("models/m3.yaml")
-    for shown in (ended.err, text):
+    for shown in (ended.told, text):
         assert not re.search(rf"{SECRET}|correct.horse|271828182845", shown)
     assert f"{variable}}}" in text
 
@@ -612,10 +612,10 @@ def test_a_secret_in_a_task_or_in_a_comment_is_nowhere(project: Migrating):
     task["data"]["input_folder"] = f"s3://me:{PLAIN_SECRET}@bucket/{{timestamp}}"
     task["environment"] = {"api_key": PLAIN_SECRET}
     ended = project.migrate(task, to="tasks/t.yaml")
-    assert PLAIN_SECRET not in ended.err + project.text("tasks/t.yaml")
+    assert PLAIN_SECRET not in ended.told + project.text("tasks/t.yaml")
     ours = f"# api_key: {SECRET}\n" + project.text("models/m.yaml").replace("50", "3")
     ended = project.migrate(ours, to="models/m4.yaml")
-    assert SECRET not in ended.err + project.text("models/m4.yaml")
+    assert SECRET not in ended.told + project.text("models/m4.yaml")
 
 
 # Prompts
@@ -687,7 +687,7 @@ def test_migrating_twice_changes_nothing_more(project: Migrating, old: Data | st
     project.migrate(old, to="tasks/once.yaml")
     once = project.text("tasks/once.yaml")
     again = project.migrate(once, name="once.yaml", to="tasks/twice.yaml")
-    assert "nothing to change" in again.err
+    assert "nothing to change" in again.out
     assert project.text("tasks/twice.yaml") == once
 
 
@@ -708,7 +708,7 @@ def test_the_file_and_the_list_are_apart(project: Migrating):
     model, _ = parse_model(yaml.safe_load(ended.out), "m.yaml")
     assert model
     assert "changed: client_config.api_key: " in ended.err
-    assert SECRET not in ended.out + ended.err
+    assert SECRET not in ended.told
 
 
 # Whatever the old files hold
@@ -751,7 +751,7 @@ def test_any_part_of_an_old_file_validates_or_is_refused(
     if ended.code == 2:
         assert re.search(r"not a task, model, prompt, data|a mapping", ended.err)
         return
-    assert SECRET not in ended.out + ended.err
+    assert SECRET not in ended.told
     if ended.code:
         assert "\nrefused: " in f"\n{ended.err}"
     if not ended.out:

@@ -209,7 +209,7 @@ class TestBudget:
         self.limited(project, budget_tokens=6000)
         first = project.run("run-task", TASK)
         assert first.code == 1
-        assert f"{TASK}:budget_tokens: 6,000 is spent" in first.out + first.err
+        assert f"{TASK}:budget_tokens: 6,000 is spent" in first.told
         used = server.stats()["requests"]
         assert 5 < used < 100
         second = project.run("run-task", TASK)
@@ -228,7 +228,7 @@ class TestBudget:
         server.set_faults(Faults(latency_ms=5))
         ended = project.run("run-task", TASK)
         assert ended.code == 1
-        assert f"{TASK}:budget_usd: 0.05 is spent" in ended.out + ended.err
+        assert f"{TASK}:budget_usd: 0.05 is spent" in ended.told
         steps = project.steps()
         spent = steps.answering.budget_of(steps.score_stage.prices)
         assert spent.spent(0) is not None or spent.spent(1) is not None
