@@ -426,7 +426,7 @@ class TestAnywhere:
 
         def told(*arguments: str) -> str:
             done = stored.run(*arguments)
-            assert done.code == 0 and s3_server.secret not in done.out + done.err, done
+            assert done.code == 0 and s3_server.secret not in done.told, done
             return done.out
 
         assert "0 errors" in told("check")

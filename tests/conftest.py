@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from hypothesis import settings
 from project import DAGSTER_YAML, WORKSPACE, A, B, C, Project, some_rows
 from s3_server import S3Server
 from swift_server import swift_server
@@ -18,6 +19,8 @@ from modelcall_assets.defs.instance import whole_home
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 
 pytest.register_assert_rewrite("s3_contract")
+settings.register_profile("of the project", deadline=None)
+settings.load_profile("of the project")
 
 
 @pytest.hookimpl(tryfirst=True)

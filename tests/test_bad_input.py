@@ -176,7 +176,7 @@ class TestFiles:
         ended = project.run("run-task", TASK)
         assert ended.code == bad.code, ended
         for part in bad.told:
-            assert part in ended.out + ended.err
+            assert part in ended.told
         stage = "raw" if bad.rows is None else "scores"
         ending = GREEN if bad.code == 0 else RED
         assert project.statuses(stage) == {GOOD: GREEN, bad.name: ending}
@@ -460,7 +460,7 @@ class TestSetUp:
             ended = project.run(*arguments)
             assert ended.code == code, ended
             for part in mistake.told:
-                assert part in ended.out + ended.err
+                assert part in ended.told
         assert server.stats()["requests"] == 0
         assert sorted((project.root / "data").rglob("*")) == before
         assert project.instance.get_runs() == []
@@ -475,7 +475,7 @@ class TestSetUp:
         for arguments, code in (("check",), 0), (("run-task", TASK), 2):
             ended = project.run(*arguments)
             assert ended.code == code, ended
-            assert told in ended.out + ended.err
+            assert told in ended.told
 
     @pytest.mark.parametrize("home", [TASK, f"{TASK}/below", "dangling", "/dev/null/home"])
     def test_a_home_that_can_be_none(
@@ -649,7 +649,7 @@ class TestEndpoints:
                 assert ended.code == 1
                 assert f"refuses every request: {told}" in ended.err
                 assert "Check api_key, model and base_url in the model file" in ended.err
-                assert "sk-wrong-secret" not in ended.out + ended.err
+                assert "sk-wrong-secret" not in ended.told
             assert guarded.stats()["requests"] == 2, "one each"
         assert project.statuses() == {GOOD: RED}
         assert not project.output(GOOD).exists()
@@ -769,7 +769,7 @@ def test_a_name_that_no_file_can_have_is_told(name: str, place: str, project: Pr
     project.task_file.write_text(yaml.safe_dump(task))
     for command in (("check",), ("plan", TASK), ("run-task", TASK)):
         ended = project.run(*command)
-        told = ended.out + ended.err
+        told = ended.told
         assert ended.code in (1, 2) and f"{TASK}:{place}: " in told, ended
         assert "no such file" in told or "the system has no such names" in told
         assert "Traceback" not in told

@@ -675,9 +675,7 @@ class TestModelFile:
         assert len(self.problems(mode="slow")) == 1
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     faults=st.builds(
         Faults,

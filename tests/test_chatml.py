@@ -15,7 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from project import read_rows, write_rows
 
@@ -371,7 +371,6 @@ odd = st.recursive(
 
 
 class TestRawData:
-    @settings(deadline=None)
     @given(st.dictionaries(st.text(max_size=3), odd, max_size=4))
     def test_json_at_every_depth(self, row: dict[str, Any]) -> None:
         made = convert("prompt_text_only", {**row, "t": "hi"})
@@ -431,7 +430,6 @@ samples = st.lists(
 
 
 class TestSplit:
-    @settings(deadline=None)
     @given(samples, st.integers(0, 10), st.sampled_from(["strict", "lenient"]))
     def test_every_line_is_there_once_in_its_order(
         self,

@@ -131,7 +131,7 @@ class TestRunTask:
         assert ended.code == 1
         assert "1 requests sent" in ended.out
         assert "refuses every request" in ended.err and "Check api_key" in ended.err
-        assert "sk-wrong-secret" not in ended.out + ended.err
+        assert "sk-wrong-secret" not in ended.told
         assert published(project) == []
 
     def test_a_wrong_key_costs_one_request_when_files_are_scattered_too(
@@ -191,7 +191,7 @@ class TestInterruption:
         ended = project.signalled(
             lambda: server.stats()["answered"] >= 10, "run-task", TASK, number=signal.SIGINT
         )
-        assert ended.code != 0 and "Traceback" not in ended.out + ended.err, ended
+        assert ended.code != 0 and "Traceback" not in ended.told, ended
         assert "interrupted: every reply received is kept" in ended.err
         assert 10 <= server.stats()["answered"] < 90
         assert published(project) == []
@@ -210,7 +210,7 @@ class TestProgress:
         ended = project.run("run-task", TASK)
         line = r"^scores: 12 of 12 rows, 0 failed, [\d,]+ rows/s, cost unknown$"
         assert re.search(line, ended.err, re.MULTILINE), ended.err
-        assert "━" not in ended.err and "\x1b" not in ended.err + ended.out
+        assert "━" not in ended.err and "\x1b" not in ended.told
 
     def test_on_a_terminal_it_is_a_bar(self, project: Project, server: RehearsalServer) -> None:
         server.set_faults(Faults(latency_ms=200))
@@ -304,7 +304,7 @@ class TestTry:
             assert guarded.stats()["requests"] == 1
         assert ended.code != 0
         assert "refuses every request" in ended.err
-        assert "sk-wrong-secret" not in ended.out + ended.err
+        assert "sk-wrong-secret" not in ended.told
 
 
 class TestHelpAndCheck:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
@@ -254,14 +254,12 @@ class TestNumbers:
     LONG = b'{"id":"1","text":"t","n":12345678901234567890123,"f":0.1000000000000000055,"m":1e400}'
     NESTED = b'{"id":"2","text":"t","n":1,"deep":{"a":[-9223372036854775809,{"b":1e-400}]},"f":0.5}'
 
-    @settings(deadline=None)
     @given(objects)
     def test_keep_their_digits_from_line_to_line(self, line: str) -> None:
         row = parse_line(line.encode(), 1)
         assert isinstance(row, dict), row
         assert exactly(encode(row)) == exactly(line)
 
-    @settings(deadline=None)
     @given(st.lists(objects, min_size=1, max_size=4))
     def test_keep_them_through_columns(self, lines: list[str]) -> None:
         """As far as Arrow makes no difference: a field that one row lacks is null there."""

@@ -99,7 +99,7 @@ def damage(data: bytes, hits: list[tuple[float, int, int]]) -> tuple[bytes, list
 
 
 @given(st.integers(1, 12), hits)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_bytes_are_hit_every_other_line_counts_and_those_are_told(
     count: int, hits: list[tuple[float, int, int]]
 ) -> None:
@@ -131,7 +131,7 @@ def ends(lines: list[bytes]) -> set[int]:
 
 
 @given(hits)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_packed_journal_gives_what_is_not_in_a_damaged_place(
     hits: list[tuple[float, int, int]],
 ) -> None:

@@ -1147,7 +1147,7 @@ class TestKeys:
                 ended = project.run("run-task", project.task_file)
                 assert ended.code == code, ended
                 assert ("refuses every request" in ended.err) == (key == "wrong")
-                assert "-secret" not in ended.out + ended.err
+                assert "-secret" not in ended.told
                 assert guarded.stats()["requests"] == requests
         files = [path for path in project.root.rglob("*") if path.is_file()]
         assert [path for path in files if b"-secret" in path.read_bytes()] == []

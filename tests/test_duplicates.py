@@ -178,13 +178,13 @@ def rows_left(path: Path) -> int:
 
 
 TestExactHistories = ExactMachine.TestCase
-TestExactHistories.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+TestExactHistories.settings = settings(max_examples=25, stateful_step_count=15)
 
 
 def test_any_history_of_near_duplicates_keeps_each_text_once() -> None:
     pytest.importorskip("rensa")
     case = NearMachine.TestCase()
-    case.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+    case.settings = settings(max_examples=25, stateful_step_count=15)
     case.runTest()
 
 
@@ -232,7 +232,7 @@ class TestWhoKeepsAText:
         assert work(path, "b", places, at_once=1000) == [None] * 2500
 
     @given(inputs=INPUTS, orders=st.lists(st.permutations(PARTITIONS), min_size=2, max_size=3))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_once_and_always_the_same(self, inputs: Inputs, orders: list[list[str]]) -> None:
         with new_index() as path:
             results = [{name: work(path, name, inputs[name]) for name in order} for order in orders]
@@ -241,7 +241,7 @@ class TestWhoKeepsAText:
         assert stayed == Counter(set().union(*inputs.values()))
 
     @given(before=st.lists(INPUTS, min_size=1, max_size=3), inputs=INPUTS)
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_once_after_any_history(self, before: list[Inputs], inputs: Inputs) -> None:
         with new_index() as path:
             for old in [*before, inputs]:
@@ -268,7 +268,7 @@ class TestNearDuplicates:
         assert work(path, "a", [2, 3], THRESHOLD) == [None, NEAR]
 
     @given(inputs=INPUTS, orders=st.lists(st.permutations(PARTITIONS), min_size=2, max_size=3))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_one_of_each_kind_stays(self, inputs: Inputs, orders: list[list[str]]) -> None:
         with new_index() as path:
             results = [

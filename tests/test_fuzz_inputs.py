@@ -36,7 +36,7 @@ from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.rows import read_chunks
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
-MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 PROMPTS = ChatmlOptions("prompt_text_only", {"prompt_text": "text"})
 KEEP = Reading()
 

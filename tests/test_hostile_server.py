@@ -143,7 +143,7 @@ def test_an_exchange_takes_its_reply_and_nothing_else(
     asyncio.run(run())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(framings, before, behind, cuts), min_size=3, max_size=3))
 def test_no_row_is_given_what_comes_around_the_reply_of_another(
     replies: list[tuple[int, bytes, bytes, list[int]]],

@@ -577,7 +577,7 @@ def test_counting_and_finding_a_row_cost_22_bytes_at_any_moment() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=1500))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_occurrences_are_counted_in_order(numbers: list[int]) -> None:
     """Low numbers come so often that their count does not fit its byte."""
     keys = [f"{number * number // 40:016x}{0:016x}" for number in numbers * 2]
@@ -681,7 +681,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @given(steps)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_any_history_keeps_every_whole_line_in_order(steps: list[Any]) -> None:
     history = History()
     with temporary_folder() as folder:

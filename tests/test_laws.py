@@ -185,7 +185,7 @@ class Seeded(WithoutNetwork):
         return Reply(200, {}, orjson.dumps(completion(finish, content=content)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     fault_rate=st.sampled_from([0.0, 0.05, 0.3]),

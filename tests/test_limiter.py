@@ -122,7 +122,7 @@ def most_in_a_minute(times: list[float], weight: int = 1) -> int:
     return most
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     in_flight=st.integers(1, 200),
     per_minute=st.none() | st.integers(30, 5000),
@@ -314,7 +314,7 @@ def test_the_shares_of_an_endpoint_never_add_up_to_more_than_it_allows(folder: P
         assert first.refresh(5).claim == 10
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_claims_stay_within_the_limit_in_any_order_of_events(data: st.DataObject) -> None:
     import tempfile

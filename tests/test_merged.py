@@ -319,7 +319,7 @@ LINES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     files=st.lists(st.tuples(st.lists(LINES, max_size=6), st.booleans()), min_size=1, max_size=3),
     dedup=st.booleans(),

@@ -322,7 +322,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 Machines.TestCase.settings = settings(
     max_examples=60,
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 test_machines = pytest.mark.usefixtures("soon")(Machines.TestCase)

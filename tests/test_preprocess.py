@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from preprocessing import preprocessed, published, recipe_of, source_of
 from project import write_rows
@@ -120,7 +120,6 @@ class TestProcess:
         with pytest.raises(ValueError, match=r"computed_fields\.a\.type"):
             Universal(computed_fields={"a": {"type": "tokens"}})
 
-    @settings(deadline=None)
     @given(st.dictionaries(st.sampled_from(["text", "id", "n", "x"]), st.text(max_size=3)))
     def test_every_column_is_declared(self, row: dict[str, Any]) -> None:
         options = Universal(
@@ -183,7 +182,6 @@ class TestFile:
         [row] = published(path)
         assert row["source"] == made and "input_source" not in row
 
-    @settings(deadline=None)
     @given(lines)
     def test_has_every_row_in_its_order_or_a_count_of_it(
         self, tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any] | bytes]

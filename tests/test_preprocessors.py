@@ -85,7 +85,7 @@ class TestLaws:
     )
 
     @pytest.mark.parametrize("script", ["universal", "github_raw_code", "triplet_filter", "own"])
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(lines=lines)
     def test_conservation_order_and_budget(
         self,
@@ -739,7 +739,7 @@ class TestProcesses:
         task(project, f"{module}:Slowly")
         began = (project.root / "began").exists
         ended = project.signalled(began, "run-task", TASK, number=signal.SIGINT)
-        assert ended.code != 0 and "Traceback" not in ended.out + ended.err, ended
+        assert ended.code != 0 and "Traceback" not in ended.told, ended
         assert "preprocessed: " in ended.err and " of 30,000 rows" in ended.err
         assert not project.output(path.name, "preprocessed").exists()
 
@@ -894,7 +894,7 @@ class TestShipped:
         ended = project.run("run-task", project.task_file)
         assert ended.code == 0, ended
         output = project.root / yaml.safe_load(text)["data"]["output_folder"]
-        return ended.out + ended.err, sorted(output.glob("*.parquet"))
+        return ended.told, sorted(output.glob("*.parquet"))
 
     @pytest.mark.parametrize(
         ("name", "pack", "suffix"),

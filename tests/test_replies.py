@@ -138,7 +138,7 @@ def changed(completion: dict[str, Any], path: Sequence[Any], value: Any) -> dict
 changes = st.lists(st.tuples(st.sampled_from(FIELDS), odd_values), min_size=1, max_size=2)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(changes, min_size=20, max_size=40),
     st.lists(st.dictionaries(st.sampled_from([*ANSWER_KEYS]), odd_values), min_size=5, max_size=20),

@@ -214,7 +214,7 @@ class TestBudget:
         self.limited(project, budget_tokens=6000)
         first = project.run("run-task", TASK)
         assert first.code == 1
-        assert f"{TASK}:budget_tokens: 6,000 is spent" in first.out + first.err
+        assert f"{TASK}:budget_tokens: 6,000 is spent" in first.told
         used = server.stats()["requests"]
         assert 5 < used < 100
         second = project.run("run-task", TASK)

@@ -475,7 +475,7 @@ class TestBrokenReferences:
         for command in (["check"], ["run-task", TASK]):
             ended = rules.run(*command)
             assert ended.code == (1 if command == ["check"] else 2)
-            told = ended.out + ended.err
+            told = ended.told
             assert f"error: {TASK}:scorer: {wrong}" in told
         assert not rules.output(A).exists()
 

@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputChanged, InputError
@@ -273,7 +273,6 @@ class TestSchema:
     def test_columns_keep_the_order_they_are_first_seen_in(self) -> None:
         assert infer([{"b": 1}, {"a": 1}], [{"c": 1, "a": 2}]).names == ["b", "a", "c"]
 
-    @settings(deadline=None)
     @given(rows)
     def test_round_trip_through_the_manifest(self, batch: list[dict[str, Any]]) -> None:
         schema = infer(batch)
@@ -330,7 +329,6 @@ class TestJsonl:
         with pytest.raises(InputChanged, match="materialise raw again"):
             chunk.to_arrow()
 
-    @settings(deadline=None)
     @given(rows)
     def test_every_row_survives_arrow_and_parquet(
         self, tmp_path_factory: pytest.TempPathFactory, batch: list[dict[str, Any]]

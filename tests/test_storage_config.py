@@ -722,9 +722,7 @@ def test_a_task_of_the_old_system_loads(project: Storage) -> None:
 # Secrets
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     secret=st.text("abcdefghijklmnopqrstuvwxyz0123456789/+", min_size=12, max_size=40).map(
         lambda text: f"Zq7{text}"

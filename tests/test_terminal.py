@@ -46,8 +46,8 @@ def test_no_command_lets_the_text_of_others_steer(answer: bytes, bare: Project) 
             *(["export", TASK, "--where", EVIL], ["run-task", EVIL], ["run-task", TASK, EVIL]),
         ):
             ended = bare.run(*(each.replace("\0", "") for each in command))
-            assert not STEERS.search(ended.out + ended.err), (command, ended)
-            told += ended.out + ended.err
+            assert not STEERS.search(ended.told), (command, ended)
+            told += ended.told
     assert r"\x1b[31m\u202e" in told and r"\x1b]0;owned\x07" in told
 
 

@@ -158,7 +158,6 @@ def _offsets(name: str, text: str) -> list[tuple[int, int]]:
 
 
 class TestLaws:
-    @settings(deadline=None)
     @given(texts, st.integers(0, 60))
     def test_a_prefix_within_the_budget(
         self, any_tokenizer: Tokenizer, text: str, budget: int
@@ -170,7 +169,7 @@ class TestLaws:
         if cut != text:
             assert any_tokenizer.count(text) > budget
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(long_texts | runs, st.integers(-3, 3))
     def test_a_text_is_cut_exactly_where_the_budget_ends(
         self, any_tokenizer: Tokenizer, text: str, more: int
@@ -181,7 +180,7 @@ class TestLaws:
         assert budget - 7 <= any_tokenizer.count(cut) <= budget
         assert any_tokenizer.truncate(cut, budget) == cut
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(texts, shares)
     def test_the_longest_run_of_whole_tokens(
         self, name: str, any_tokenizer: Tokenizer, text: str, share: float
@@ -194,7 +193,6 @@ class TestLaws:
         )
         assert any_tokenizer.truncate(text, budget) == longest
 
-    @settings(deadline=None)
     @given(texts, st.integers(0, 3000))
     def test_utf8_is_cut_like_its_text(
         self, any_tokenizer: Tokenizer, text: str, budget: int
@@ -202,7 +200,7 @@ class TestLaws:
         cut = any_tokenizer.truncate(text, budget)
         assert any_tokenizer.truncate_utf8(text.encode(), budget) == cut
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(st.sampled_from(["", "b", "bc"]), st.sampled_from(RUNS), st.integers(1, 1500))
     @example(start="", unit=" ", budget=600)  # what is decoded first is within the budget
     def test_utf8_that_is_not_decoded_whole(
@@ -227,7 +225,6 @@ class TestLaws:
 
 class TestEncodings:
     @pytest.mark.parametrize("encoding", ENCODINGS)
-    @settings(deadline=None)
     @given(long_texts | runs, st.integers(1, 2000), st.integers(1, 5000))
     def test_the_size_of_chunks_changes_nothing(
         self, encoding: str, text: str, budget: int, chunk: int

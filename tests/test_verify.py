@@ -27,7 +27,7 @@ def flip(path: Path, what: bytes = b"") -> None:
 
 
 def told(ended: Ended) -> str:
-    return " ".join((ended.out + ended.err).split())
+    return " ".join(ended.told.split())
 
 
 def test_what_is_damaged_is_found_and_the_advice_mends_it(project: Project) -> None:
@@ -122,7 +122,7 @@ def test_a_manifest_that_cannot_be_looked_at_is_named(project: Project) -> None:
     for command in ("verify", "run-task"):
         found = project.run(command, TASK)
         assert f"{path}: a folder where a file belongs; move it away" in told(found), command
-        assert "Traceback" not in found.out + found.err
+        assert "Traceback" not in found.told
         assert found.code, command
 
 
