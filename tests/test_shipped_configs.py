@@ -21,14 +21,13 @@ from project import some_rows
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.main import modelcall
-from modelcall_assets.config.block import Block
+from modelcall_assets.config.block import Block, load_yaml
 from modelcall_assets.config.catalog import load_catalog, load_model, load_task, task_files
 from modelcall_assets.config.datasets import MAPPING_KEYS, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.task import ScoringTask
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records.keys import encode_key
@@ -475,7 +474,9 @@ class TestRehearsal:
         result = CliRunner().invoke(modelcall, ["try", str(task), "--rows", "1"])
         assert result.exit_code == 0, result.output
         parsed = result.output.split("parsed:")[1]
-        assert [key for key in prompt_of(name).fields if f'"{key}"' not in parsed] == []
+        assert [
+            key for key in prompt_of(name).output_config.fields if f'"{key}"' not in parsed
+        ] == []
 
     def test_the_chain_from_end_to_end(self, rehearsed: Path, server: RehearsalServer) -> None:
         """Its summary is about the merge groups, and tells what failed on the way."""

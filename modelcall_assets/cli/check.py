@@ -13,7 +13,7 @@ import click
 
 from modelcall_assets.cli.display import echo
 from modelcall_assets.cli.readiness import readiness
-from modelcall_assets.config.block import shown_path
+from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -25,10 +25,10 @@ from modelcall_assets.config.catalog import (
 from modelcall_assets.config.datasets import are_datasets, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import as_written
 from modelcall_assets.config.model import parse_model
+from modelcall_assets.config.places import shown_path
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import relative_places
 from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 
 _PARSERS: Mapping[str, Callable[[dict[str, Any], str], tuple[Any, list[Problem]]]] = {

@@ -13,9 +13,9 @@ import yaml
 
 from modelcall_assets.cli.display import echo, echo_data
 from modelcall_assets.cli.output import force_option, refuse_existing
+from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.records.secrets import looks_secret
 
 _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
