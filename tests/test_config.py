@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.config import datasets
+from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import (
     find_root,
     legal_key,
@@ -45,7 +46,6 @@ from modelcall_assets.config.places import Environment, MissingVariable, read_en
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.reference import reference
 from modelcall_assets.config.spec import PREPROCESSED, TaskSpec, parse_task
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.task import Task

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.config.block import did_you_mean, shown_path
+from modelcall_assets.config.block import did_you_mean, load_yaml
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -25,11 +25,10 @@ from modelcall_assets.config.catalog import (
 from modelcall_assets.config.datasets import are_datasets, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import as_written
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.places import shown_place
+from modelcall_assets.config.places import shown_path, shown_place
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
 from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row

@@ -14,9 +14,9 @@ import click
 import yaml
 
 from modelcall_assets.cli.terminal import echo, echo_data, force_option, misuse, refuse_existing
+from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.storage.files import open_input, publish

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from modelcall_assets.config.block import errors_in, nearest, shown_path
+from modelcall_assets.config.block import errors_in, load_yaml, nearest
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,
@@ -19,12 +19,11 @@ from modelcall_assets.config.datasets import (
 )
 from modelcall_assets.config.distillation import DistillationTask, as_written
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.places import Environment, is_file, shown_place
+from modelcall_assets.config.places import Environment, is_file, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
 from modelcall_assets.config.spec import CHATML, Link, TaskSpec, parse_task, placed
 from modelcall_assets.config.stores import load_storage
 from modelcall_assets.config.task import DISTILLATION_TYPES, ScoringTask
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 
 SUFFIXES = (".yaml", ".yml")

@@ -17,6 +17,7 @@ from modelcall_assets.config.block import (
     did_you_mean,
     errors_in,
     mistake,
+    must,
     shown_value,
     validate,
 )
@@ -34,18 +35,14 @@ MAPPING_KEYS: Mapping[str, tuple[str, ...]] = {
 """What `column_mapping` must say for each `format_style`."""
 
 
-def _each_once(names: list[str | None]) -> list[str | None]:
-    if not names:
-        raise mistake("empty", expected="names, or null for the default configuration")
-    if len(set(names)) < len(names):
-        raise mistake("names a configuration twice")
-    return names
-
-
 class DatasetConfig(Block):
     """One data set: a Hugging Face folder or a JSONL file."""
 
-    configs: Annotated[list[Text | None], AfterValidator(_each_once)] = Field(default=[None])
+    configs: Annotated[
+        list[Text | None],
+        must(bool, "empty", "names, or null for the default configuration"),
+        must(lambda names: len({*names}) == len(names), "names a configuration twice"),
+    ] = Field(default=[None])
     """Configurations to convert; null is the default one."""
     format_style: Literal[
         "prompt_response",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import OR_EMPTY, Block, Limit, Text, mistake, shown_value
+from modelcall_assets.config.block import OR_EMPTY, Block, Limit, Text, mistake, must, shown_value
 from modelcall_assets.config.places import Check, Expander
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import (
@@ -31,10 +31,8 @@ TransportName = Literal["direct", "sdk"]
 
 MAX_REPLY_MIB = 64
 """The largest reply, unless the model file says otherwise."""
-DEFAULT_TIMEOUT_S = 600.0
 _NOT_IN_URLS = re.compile(r"[^!-~]")
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
-_LONGEST_HOST = 254
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _OWN_HEADERS = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "transfer-encoding"}
@@ -68,7 +66,7 @@ def _check_http(url: str, wrong: str, expected: str) -> None:
         raise mistake("a character that no URL can hold, such as a space or an accent", fix=fix)
     host = urlsplit(url).hostname or ""
     labels = host.removesuffix(".").split(".")
-    if ":" not in host and not (len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))):
+    if ":" not in host and not (len(host) <= 254 and all(map(_LABEL.fullmatch, labels))):
         expected = "up to 63 letters, digits, - and _ between two dots"
         raise mistake(f"{host[:80]!r} cannot be the name of a host", expected=expected)
 
@@ -83,12 +81,6 @@ def literal(check: Check) -> AfterValidator:
         return url
 
     return AfterValidator(checked)
-
-
-def _key_reference(key: str) -> str:
-    if key in NO_KEY or is_reference(key, ("", *NO_KEY)):
-        return key
-    raise mistake("a key in a file", expected="a reference such as ${API_KEY}", fix=IN_ENV)
 
 
 def _checked_header(value: str) -> str:
@@ -123,7 +115,13 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 BaseUrl = Annotated[Text, literal(checked_url)]
-KeyReference = Annotated[Text, AfterValidator(_key_reference)]
+KeyReference = Annotated[
+    Text,
+    must(
+        lambda key: key in NO_KEY or is_reference(key, ("", *NO_KEY)),
+        *("a key in a file", "a reference such as ${API_KEY}", IN_ENV),
+    ),
+]
 
 
 class EndpointConfig(Block):
@@ -147,12 +145,6 @@ class EndpointConfig(Block):
     """Most tokens in a minute, of prompts and answers, at one endpoint."""
 
 
-def _some(endpoints: list[EndpointConfig]) -> list[EndpointConfig]:
-    if not endpoints:
-        raise mistake("empty", expected="one endpoint or more")
-    return endpoints
-
-
 class ClientConfig(EndpointConfig):
     """The endpoint, or what several have in common."""
 
@@ -164,7 +156,9 @@ class ClientConfig(EndpointConfig):
     """Largest reply in MiB, as sent and decompressed; a larger one is a `bad_reply`."""
     transport: TransportName = "direct"
     """`direct` is the fast one; `sdk` sends through the openai package."""
-    endpoints: Annotated[list[EndpointConfig], AfterValidator(_some)] | None = None
+    endpoints: (
+        Annotated[list[EndpointConfig], must(bool, "empty", "one endpoint or more")] | None
+    ) = None
     """Several endpoints of one model; each takes what it leaves out from the fields above."""
 
     def each(self, block: str) -> list[WrittenEndpoint]:
@@ -282,7 +276,7 @@ class Resolver(Expander):
             base_url,
             api_key,
             f"{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
-            client.timeout or self.timeout_s or DEFAULT_TIMEOUT_S,
+            client.timeout or self.timeout_s or 600.0,
             client.max_retries if self.max_retries is None else self.max_retries,
             client.transport,
             headers,

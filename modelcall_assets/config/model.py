@@ -16,6 +16,7 @@ from modelcall_assets.config.block import (
     Text,
     errors_in,
     mistake,
+    must,
     nearest,
     validate,
 )
@@ -36,20 +37,12 @@ _PROVIDERS = {
     "deepseek": ("https://api.deepseek.com/v1", "${DEEPSEEK_API_KEY}"),
     "anthropic": ("https://api.anthropic.com/v1", "${ANTHROPIC_API_KEY}"),
 }
-_OTHER_PROVIDER = ("${BASE_URL}", "${API_KEY}")
-
-
-def _one_answer(count: int) -> int:
-    if count != 1:
-        raise mistake("a record has one answer", expected="1", fix="remove n")
-    return count
-
-
-_NOT_EXTRA = ("messages", "model", "n", "stream", "stream_options")
+_ONE = must(lambda n: n == 1, "a record has one answer", "1", "remove n")
 
 
 def _extra_body(body: dict[str, Any]) -> dict[str, Any]:
-    if taken := [name for name in _NOT_EXTRA if name in body]:
+    own = ("messages", "model", "n", "stream", "stream_options")
+    if taken := [name for name in own if name in body]:
         raise mistake(f"{', '.join(taken)} cannot be set here", fix="remove it")
     return body
 
@@ -81,7 +74,7 @@ class Sampling(Block):
     """Text or texts that end the answer."""
     seed: int | None = None
     """Seed of the sampling, where the endpoint supports one."""
-    n: Annotated[int, AfterValidator(_one_answer)] | None = None
+    n: Annotated[int, _ONE] | None = None
     """1: a record has one answer."""
     logit_bias: dict[str, float] | None = None
     """Token id → bias."""
@@ -207,7 +200,8 @@ class FirstGeneration(ModelFile):
     """Default: the provider's variable, such as `${OPENAI_API_KEY}`, else `${API_KEY}`."""
 
     def as_model(self) -> ModelConfig:
-        base_url, api_key = _PROVIDERS.get(self.provider.lower(), _OTHER_PROVIDER)
+        other = "${BASE_URL}", "${API_KEY}"
+        base_url, api_key = _PROVIDERS.get(self.provider.lower(), other)
         params = self.completions_params.model_dump()
         return _OfFirstGeneration(
             client_config=ClientConfig(

@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from modelcall_assets.config.block import Text, mistake, problem_of, shown_path
+from modelcall_assets.config.block import Text, mistake, problem_of
 from modelcall_assets.config.legacy import PLACEHOLDERS
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import REFERENCE, has_password
@@ -170,6 +170,11 @@ def is_file(path: Path | str) -> bool:
 def is_within(place: str, folder: str) -> bool:
     """Whether a resolved place is the folder or lies in it."""
     return place == folder or place.startswith(f"{folder.rstrip('/')}/")
+
+
+def shown_path(path: Path, root: Path) -> str:
+    """The path relative to the project when it is inside, as every message shows it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def shown_place(place: str, root: Path) -> str:

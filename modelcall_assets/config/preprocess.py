@@ -16,15 +16,11 @@ SCRIPTS = ("universal", "github_raw_code", "repo_xml", "triplet_filter")
 ENCODINGS = ("o200k_base", "cl100k_base")
 """Vocabularies that come with the program."""
 _COMPUTE = import_module("pyarrow.compute")
-_UNIVERSAL = ("universal",)
-_OF_LANGUAGES = ("repo_xml", "triplet_filter")
 _ONLY_FOR = {
-    "field_mapping": _UNIVERSAL,
-    "filters": _UNIVERSAL,
-    "transformations": _UNIVERSAL,
+    **dict.fromkeys(("field_mapping", "filters", "transformations"), ("universal",)),
     "source_name": ("universal", "github_raw_code"),
     "detect_language": ("github_raw_code",),
-    "languages": _OF_LANGUAGES,
+    "languages": ("repo_xml", "triplet_filter"),
 }
 """Fields that not all preprocessors have."""
 
@@ -53,6 +49,7 @@ def _kind(source: Any) -> Any:
     return getattr(source, "type", "column")
 
 
+_SOURCES = "a column name, {type: combine, fields: […]} or {type: constant, value: …}"
 FieldSource = Annotated[
     Annotated[str, Tag("column")]
     | Annotated[Combine, Tag("combine")]
@@ -61,15 +58,9 @@ FieldSource = Annotated[
         _kind,
         custom_error_type="mistake",
         custom_error_message="{wrong}",
-        custom_error_context={
-            "wrong": "unknown source",
-            "expected": "a column name, {type: combine, fields: […]} or {type: constant, value: …}",
-            "fix": "",
-        },
+        custom_error_context={"wrong": "unknown source", "expected": _SOURCES, "fix": ""},
     ),
 ]
-
-
 _NOT_IN_RE2 = {
     "(?=": "name what follows as a part of the pattern",
     "(?!": "list what may follow, as in [^a-z]",

@@ -19,12 +19,13 @@ from modelcall_assets.config.block import (
     Parsed,
     Text,
     errors_in,
+    load_yaml,
     mistake,
+    must,
     validate,
 )
 from modelcall_assets.config.endpoint import IN_ENV, checked_url, literal
 from modelcall_assets.config.places import Check, Environment, Expander, Folder, is_uri, normal
-from modelcall_assets.config.yaml_file import load_yaml
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.records.secrets import (
@@ -49,13 +50,9 @@ _TOS_HOST = re.compile(
 buckets in the host name only."""
 
 
-def _secret(text: str) -> str:
-    if not is_reference(text):
-        raise mistake("a key in a file", expected="a reference such as ${LAB_KEY}", fix=IN_ENV)
-    return text
-
-
-Secret = Annotated[Text, AfterValidator(_secret)]
+Secret = Annotated[
+    Text, must(is_reference, "a key in a file", "a reference such as ${LAB_KEY}", IN_ENV)
+]
 
 
 def _prefix(text: str) -> str:

@@ -20,6 +20,7 @@ from modelcall_assets.config.block import (
     did_you_mean,
     errors_in,
     mistake,
+    must,
     validate,
 )
 from modelcall_assets.config.legacy import TASK_FIELDS, take_out
@@ -155,11 +156,12 @@ class NoFields(Block):
     """Old fields only."""
 
 
-def _owner(owner: str) -> str:
+def _is_owner(owner: str) -> bool:
     name, at, domain = owner.partition("@")
-    if (name and at and "." in domain) or (owner.startswith("team:") and len(owner) > 5):
-        return owner
-    raise mistake("not an owner", expected="an e-mail address or team:<name>")
+    return bool(name and at and "." in domain) or (owner.startswith("team:") and len(owner) > 5)
+
+
+Owner = Annotated[str, must(_is_owner, "not an owner", "an e-mail address or team:<name>")]
 
 
 class TaskFile(Block):
@@ -169,7 +171,7 @@ class TaskFile(Block):
     """Name of the task, unique in the project; `{task_name}` in paths."""
     description: str = ""
     """Shown in the UI."""
-    owners: list[Annotated[str, AfterValidator(_owner)]] = Field(default_factory=list[str])
+    owners: list[Owner] = Field(default_factory=list[str])
     """Dagster owners: e-mail addresses or `team:<name>`."""
     sensor: Sensor = Sensor()
     environment: EnvFiles = EnvFiles()
