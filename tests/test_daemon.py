@@ -204,8 +204,7 @@ class Task(Project):
     instance: dg.DagsterInstance = field(kw_only=True)
 
     def partitions(self) -> list[str]:
-        steps = self.steps()
-        name = partitions_of(steps.stage(steps.stages[-1]).keys).name
+        name = partitions_of(self.steps().stages[-1].keys).name
         return list(self.instance.get_dynamic_partitions(name or ""))
 
     def state(self, stage: str = "scores", keys: Sequence[str] | None = None) -> Statuses:
@@ -222,7 +221,7 @@ class Task(Project):
         try:
             until(what, seconds, POLL_S)
         except AssertionError:
-            stages = {stage: self.state(stage) for stage in self.steps().stages}
+            stages = {stage.name: self.state(stage.name) for stage in self.steps().stages}
             runs = [(run.status.value, run.tags) for run in self.instance.get_runs()]
             shown = [f"{stages}", *map(str, runs), str(self.server.stats())]
             raise AssertionError("it never happened:\n" + "\n".join(shown)) from None
