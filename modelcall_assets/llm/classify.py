@@ -10,18 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
-from modelcall_assets.llm.completion import (
-    BOM,
-    NO_WHOLE_ANSWER,
-    Answer,
-    Ending,
-    Json,
-    JsonValue,
-    as_object,
-    ending_of,
-    first_choice,
-    parsed,
-)
+from modelcall_assets.llm.completion import NO_WHOLE_ANSWER, Answer, Ending, ending_of, first_choice
+from modelcall_assets.llm.json_text import BOM, Json, JsonValue, as_object, parsed
 from modelcall_assets.records.outcome import Failure, Reason
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
