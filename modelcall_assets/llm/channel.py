@@ -217,7 +217,7 @@ def _read_living(path: Path) -> str | None:
         os.close(fd)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Channel:
     """A transport with its limits, its lease among engines, and its health.
 

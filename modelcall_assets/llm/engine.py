@@ -81,7 +81,7 @@ class _Waiter:
     turn: asyncio.Future[Channel]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Engine:
     """Shared by the files of a run. Use as an async context manager.
 

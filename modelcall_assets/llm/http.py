@@ -190,7 +190,7 @@ class Tunnel:
             self.status.set_exception(OSError(text))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Connection(asyncio.BufferedProtocol):
     """Carries bytes for one listener at a time. Anything without a listener ends it, and is told
     to `unasked`.
