@@ -16,8 +16,8 @@ import jsonschema_rs
 import orjson
 
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, classify
-from modelcall_assets.llm.completion import Answer, Ending, Json, Usage, as_object
-from modelcall_assets.llm.json_text import read
+from modelcall_assets.llm.completion import Answer, Ending, Usage
+from modelcall_assets.llm.json_text import Json, as_object, read
 from modelcall_assets.records.outcome import (
     FORMAT_MISTAKES,
     Failure,
