@@ -14,7 +14,7 @@ from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.listing import stat_file
-from modelcall_assets.storage.rows import read_chunks
+from modelcall_assets.storage.rows import read_batches
 
 
 def preprocessed(path: Path, limit: int | None = None, processes: int = 1, **fields: Any) -> Report:
@@ -35,4 +35,6 @@ def source_of(path: Path, limit: int | None = None) -> Source:
 
 def published(path: Path) -> list[Any]:
     output = path.with_name("out") / "result.parquet"
-    return [item for chunk in read_chunks(output, read_schema(output)) for item in chunk.items]
+    return [
+        item for batch in read_batches(output, schema=read_schema(output)) for item in batch.items
+    ]

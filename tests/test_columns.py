@@ -30,7 +30,7 @@ from modelcall_assets.stages.score_table import API_FIELDS
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
 from modelcall_assets.storage.parquet import SchemaInference
-from modelcall_assets.storage.rows import Chunk
+from modelcall_assets.storage.rows import columns_of
 from modelcall_assets.transforms.values import encode
 
 SCORER = """
@@ -267,7 +267,7 @@ class TestNumbers:
         inference = SchemaInference()
         inference.add([row for row in rows if isinstance(row, dict)])
         schema = inference.schema()
-        back = rows_of(Chunk(0, [row for row in rows if row is not None], schema).to_arrow(), 0)
+        back = rows_of(columns_of(rows, schema), 0)
         for line, row in zip(lines, back, strict=True):
             assert isinstance(row, dict)
             assert without_nulls(exactly(encode(row))) == without_nulls(exactly(line))

@@ -368,7 +368,7 @@ class TestReading:
     ) -> None:
         write(tmp_path / name, pa.Table.from_pylist(ROWS))
         assert list(read_rows(tmp_path / name)) == ROWS
-        assert list(read_rows(tmp_path / name, chunk_rows=2)) == ROWS
+        assert list(read_rows(tmp_path / name, rows=2)) == ROWS
 
     def test_bad_lines_stay_in_their_place(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'{"a":1}\n\n{bad\n{"a":2}')

@@ -29,7 +29,7 @@ from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
 from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.parquet import ParquetSink, check_writable
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import read_chunks, read_rows
+from modelcall_assets.storage.rows import read_batches, read_rows
 
 ROWS = [{"id": f"row {n}", "text": f"text {n} 中文", "n": n} for n in range(300)]
 CONTENT = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -86,8 +86,8 @@ CASES = [
 
 def items_of(place: Place, reading: Reading = OURS, **options: Any) -> list[Any]:
     schema = read_raw(stat_file(place), reading=reading).schema
-    chunks = read_chunks(place, schema, reading=reading, **options)
-    return [item for chunk in chunks for item in chunk.items]
+    batches = read_batches(place, schema=schema, reading=reading, **options)
+    return [item for batch in batches for item in batch.items]
 
 
 class TestNames:
@@ -192,7 +192,7 @@ class TestContent:
         assert (report.formats, report.rows, report.digest) == ((kind,), 300, file_digest(path))
         assert report.sample == ROWS[:5]
         assert items_of(path) == ROWS == list(read_rows(path))
-        assert items_of(path, limit=99, chunk_rows=50) == ROWS[:99]
+        assert items_of(path, limit=99, rows=50) == ROWS[:99]
         assert read_raw(stat_file(path), limit=99).rows == 99
         assert read_raw(stat_file(path), limit=99).digest == file_digest(path)
 
@@ -295,7 +295,7 @@ class TestDamage:
             (tmp_path / "b.parquet").write_bytes(damaged)
             damaged[at] ^= 59
             try:
-                rows = items_of(tmp_path / "b.parquet", chunk_rows=3)
+                rows = items_of(tmp_path / "b.parquet", rows=3)
             except InputError as error:
                 if "rows are missing" in str(error):
                     return
@@ -430,7 +430,7 @@ class TestOnBadLine:
         with pytest.raises(InputError, match=told):
             list(read_rows(path, self.STRICT))
         with pytest.raises(InputError, match=told):
-            list(read_chunks(path, pa.schema([]), reading=self.STRICT))
+            [batch.items for batch in read_batches(path, reading=self.STRICT)]
         path.write_bytes(pack(b'{"a": 1}\n\n'))
         assert items_of(path, self.STRICT) == [{"a": 1}]
 
@@ -442,10 +442,10 @@ class TestOnBadLine:
         assert [row["nested"]["a"] for row in (first, last)] == ["one", "three"]
         assert bad.detail.startswith("row 2: column 'nested' (struct<a: string>) cannot be read: ")
         schema = read_raw(stat_file(tmp_path / "x.parquet")).schema
-        (chunk,) = read_chunks(tmp_path / "x.parquet", schema)
-        assert chunk.to_arrow()["id"].to_pylist() == ["1", None, "3"]
+        (batch,) = read_batches(tmp_path / "x.parquet", schema=schema)
+        assert batch.to_arrow(schema)["id"].to_pylist() == ["1", None, "3"]
         with pytest.raises(InputError, match=r"x\.parquet: row 2: column 'nested'"):
-            list(read_chunks(tmp_path / "x.parquet", schema, reading=self.STRICT))
+            [batch.items for batch in read_batches(tmp_path / "x.parquet", self.STRICT)]
 
 
 class TestColumns:
@@ -461,8 +461,8 @@ class TestColumns:
         assert [row["word"] for row in items_of(tmp_path / "x.arrow")] == words
         schema = read_raw(stat_file(tmp_path / "x.arrow")).schema
         with publish(tmp_path / "y.parquet") as file, ParquetSink(file, "scores", schema) as sink:
-            for chunk in read_chunks(tmp_path / "x.arrow", schema):
-                sink.write(chunk.to_arrow())
+            for batch in read_batches(tmp_path / "x.arrow", schema=schema):
+                sink.write(batch.to_arrow(schema))
         assert pq.read_table(tmp_path / "y.parquet")["word"].to_pylist() == words
 
     @pytest.mark.parametrize("write", [as_parquet, as_stream, as_ipc_file])
@@ -502,10 +502,10 @@ class TestColumns:
             )
             as_parquet(tmp_path / "x.parquet", pa.table({"a": latin.view(kind)}))
             schema = read_raw(stat_file(tmp_path / "x.parquet")).schema
-            (chunk,) = read_chunks(tmp_path / "x.parquet", schema)
-            assert [row["a"] for row in chunk.items] == ["caf\ufffd", None, "ok"]
-            chunk.to_arrow().validate(full=True)
-            assert chunk.to_arrow()["a"].to_pylist() == ["caf\ufffd", None, "ok"]
+            (batch,) = read_batches(tmp_path / "x.parquet", schema=schema)
+            assert [row["a"] for row in batch.items] == ["caf\ufffd", None, "ok"]
+            batch.to_arrow(schema).validate(full=True)
+            assert batch.to_arrow(schema)["a"].to_pylist() == ["caf\ufffd", None, "ok"]
 
     @pytest.mark.parametrize(
         "kind", [pa.month_day_nano_interval(), pa.struct([]), pa.list_(pa.struct([]))]
@@ -542,7 +542,7 @@ class TestColumns:
     def test_another_schema_means_the_file_changed(self, tmp_path: Path) -> None:
         as_stream(tmp_path / "x.arrow")
         with pytest.raises(InputChanged, match="materialise raw again"):
-            list(read_chunks(tmp_path / "x.arrow", pa.schema([("id", pa.int64())])))
+            list(read_batches(tmp_path / "x.arrow", schema=pa.schema([("id", pa.int64())])))
 
 
 def peak_of(place: Place) -> int:

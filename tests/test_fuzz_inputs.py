@@ -33,7 +33,7 @@ from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.listing import stat_file
-from modelcall_assets.storage.rows import read_chunks
+from modelcall_assets.storage.rows import read_batches
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
 MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -53,16 +53,16 @@ def skippable(content: bytes) -> bytes:
 
 
 def through_all(path: Path, reading: Reading = KEEP) -> list[Any]:
-    """What `read_chunks` makes of the file, after every step has agreed with it. InputError when
+    """What `read_batches` makes of the file, after every step has agreed with it. InputError when
     the file cannot be read."""
     raw = read_raw(stat_file(path), reading=reading)
-    chunks = list(read_chunks(path, raw.schema, chunk_rows=3, reading=reading))
+    batches = list(read_batches(path, schema=raw.schema, rows=3, reading=reading))
     items: list[Any] = []
-    for chunk in chunks:
-        assert chunk.start == len(items)
-        items += chunk.items
-        batch = chunk.to_arrow()
-        assert (batch.num_rows, batch.schema) == (len(chunk.items), raw.schema)
+    for batch in batches:
+        assert batch.start == len(items)
+        items += batch.items
+        columns = batch.to_arrow(raw.schema)
+        assert (columns.num_rows, columns.schema) == (len(batch.items), raw.schema)
     bad = [item for item in items if isinstance(item, BadLine)]
     assert raw.rows == len(items)
     assert raw.formats[0].has_columns or raw.failed == len(bad)
@@ -79,7 +79,9 @@ def through_all(path: Path, reading: Reading = KEEP) -> list[Any]:
 def preprocessed(source: Source, output: Path, items: list[Any]) -> None:
     with publish(output) as out:
         report = preprocess(source, Recipe(Preprocess(), output.parent, "task.yaml"), out)
-    made = [row for chunk in read_chunks(output, read_schema(output)) for row in chunk.items]
+    made = [
+        row for batch in read_batches(output, schema=read_schema(output)) for row in batch.items
+    ]
     assert (report.rows_in, report.rows, len(made)) == (len(items),) * 3
     for item, row in zip(items, made, strict=True):
         assert is_bad_line(row) == isinstance(item, BadLine)

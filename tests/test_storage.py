@@ -36,7 +36,7 @@ from modelcall_assets.storage.parquet import (
     schema_to_json,
 )
 from modelcall_assets.storage.places import Stores
-from modelcall_assets.storage.rows import own_id, read_chunks, record_id, sample_row
+from modelcall_assets.storage.rows import own_id, read_batches, record_id, sample_row
 
 ODD_NAMES = [
     "a,b.jsonl",
@@ -71,7 +71,7 @@ def write_lines(path: Path, *lines: bytes) -> Path:
 
 def items_of(path: Path, schema: pa.Schema | None = None, **options: Any) -> list[Any]:
     schema = schema or read_raw(stat_file(path)).schema
-    return [item for chunk in read_chunks(path, schema, **options) for item in chunk.items]
+    return [item for batch in read_batches(path, schema=schema, **options) for item in batch.items]
 
 
 def infer(*batches: list[dict[str, Any]]) -> pa.Schema:
@@ -306,8 +306,8 @@ class TestJsonl:
         path = write_lines(tmp_path / "binary.jsonl", bytes(range(256)) * 100)
         items = items_of(path)
         assert items and all(isinstance(item, BadLine) for item in items)
-        (chunk,) = read_chunks(path, pa.schema([]))
-        assert chunk.to_arrow().num_rows == len(items)
+        (batch,) = read_batches(path, schema=pa.schema([]))
+        assert batch.to_arrow(pa.schema([])).num_rows == len(items)
 
     def test_a_long_bad_line_is_clipped_and_a_deep_one_is_bad(self, tmp_path: Path) -> None:
         deep = b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}\n"
@@ -315,19 +315,19 @@ class TestJsonl:
         assert long.raw == "x" * 10_000 + "… [10000 more characters]"
         assert nested.detail == "line 2: nested deeper than 250 levels"
 
-    def test_is_read_in_chunks_up_to_a_limit(self, tmp_path: Path) -> None:
+    def test_is_read_in_batches_up_to_a_limit(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", *(b'{"a": %d}\n\n' % n for n in range(7)))
         schema = pa.schema([("a", pa.int64())])
-        chunks = list(read_chunks(path, schema, chunk_rows=3))
-        assert [(chunk.start, len(chunk.items)) for chunk in chunks] == [(0, 3), (3, 3), (6, 1)]
-        assert items_of(path, schema, limit=4, chunk_rows=3) == [{"a": n} for n in range(4)]
+        batches = list(read_batches(path, schema=schema, rows=3))
+        assert [(batch.start, len(batch.items)) for batch in batches] == [(0, 3), (3, 3), (6, 1)]
+        assert items_of(path, schema, limit=4, rows=3) == [{"a": n} for n in range(4)]
         assert items_of(path, schema, limit=0) == []
 
     def test_a_value_that_does_not_fit_means_the_file_changed(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", b'{"a": "x"}')
-        (chunk,) = read_chunks(path, pa.schema([("a", pa.int64())]))
+        (batch,) = read_batches(path, schema=pa.schema([("a", pa.int64())]))
         with pytest.raises(InputChanged, match="materialise raw again"):
-            chunk.to_arrow()
+            batch.to_arrow(pa.schema([("a", pa.int64())]))
 
     @given(rows)
     def test_every_row_survives_arrow_and_parquet(
@@ -338,9 +338,9 @@ class TestJsonl:
         path = write_lines(folder / "a.jsonl", *(orjson.dumps(row) + b"\n" for row in batch))
         schema = read_raw(stat_file(path)).schema
         with publish(folder / "a.parquet") as file, ParquetSink(file, "scores", schema) as sink:
-            for chunk in read_chunks(path, schema, chunk_rows=3):
-                assert chunk.to_arrow().schema.equals(schema, check_metadata=True)
-                sink.write(chunk.to_arrow())
+            for some in read_batches(path, schema=schema, rows=3):
+                assert some.to_arrow(schema).schema.equals(schema, check_metadata=True)
+                sink.write(some.to_arrow(schema))
         assert read_schema(folder / "a.parquet").equals(schema, check_metadata=True)
         back = items_of(folder / "a.parquet", schema)
         assert [_without_nulls(row) for row in back] == [_without_nulls(row) for row in batch]
@@ -390,12 +390,12 @@ class TestParquet:
         table = pa.table({"a": range(2500)}, schema=not_null)
         pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
         schema = read_raw(stat_file(tmp_path / "a.parquet")).schema
-        chunks = list(read_chunks(tmp_path / "a.parquet", schema, limit=2100))
-        assert [row for chunk in chunks for row in chunk.items] == [{"a": n} for n in range(2100)]
-        assert [n for chunk in chunks for n in chunk.to_arrow()["a"].to_pylist()] == list(
+        batches = list(read_batches(tmp_path / "a.parquet", schema=schema, limit=2100))
+        assert [row for batch in batches for row in batch.items] == [{"a": n} for n in range(2100)]
+        assert [n for batch in batches for n in batch.to_arrow(schema)["a"].to_pylist()] == list(
             range(2100)
         )
-        assert [chunk.start for chunk in chunks] == [0, 1000, 2000]
+        assert [batch.start for batch in batches] == [0, 1000, 2000]
 
     @pytest.mark.parametrize("content", [b"", b"[1]\n", b"PAR1" + b"\0" * 50 + b"PAR1"])
     def test_what_is_not_parquet_is_explained(self, tmp_path: Path, content: bytes) -> None:

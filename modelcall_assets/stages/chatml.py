@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
 from modelcall_assets.config.block import did_you_mean
@@ -34,7 +33,7 @@ from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_items, read_rows
+from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
 from modelcall_assets.transforms.values import encode
 
@@ -202,9 +201,8 @@ class _Work:
         report = self.report
         for file in files:
             first = report.rows_in
-            for item, text in read_items(file.place, reading, read=orjson.loads):
-                if item is None:
-                    continue
+            batches = read_batches(file.place, reading, size=STREAM_BYTES)
+            for item, text in chain.from_iterable(batch.with_lines() for batch in batches):
                 if report.rows_in == limit:
                     return
                 report.rows_in += 1

@@ -21,7 +21,7 @@ from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Chunk
+from modelcall_assets.storage.rows import Batch
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 from modelcall_assets.transforms.values import Where, encode, has_column
 
@@ -93,9 +93,9 @@ def export_file(file: Published, folder: Place, selection: Selection, form: Form
             key: _opened(stack, folder / path, file.stage.name, schema)
             for key, path in targets.items()
         }
-        for chunk in file.chunks(schema):
-            for key, offsets in _routed(file, chunk, selection, form).items():
-                sinks[key].write(file, chunk, offsets, as_old_failure=key[1])
+        for batch in file.batches(schema):
+            for key, offsets in _routed(file, batch, selection, form).items():
+                sinks[key].write(file, batch, offsets, as_old_failure=key[1])
         for (part, is_error), path in targets.items():
             sink = sinks[part, is_error]
             if sink.rows or not is_error:
@@ -133,7 +133,7 @@ def check_columns(where: Where, files: Sequence[Published]) -> None:
     """SetupError when the first rows of no file have a column that the condition names."""
     missing, names = set(where.columns), set[str]()
     for file in files:
-        first = next(file.chunks(), None)
+        first = next(file.batches(), None)
         rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
         names.update(*rows)
         missing = {name for name in missing if not has_column(frozenset(names), name)}
@@ -151,13 +151,13 @@ def check_columns(where: Where, files: Sequence[Published]) -> None:
 
 
 def _routed(
-    file: Published, chunk: Chunk, selection: Selection, form: Form
+    file: Published, batch: Batch, selection: Selection, form: Form
 ) -> dict[tuple[str, bool], list[int]]:
-    """Offsets in the chunk by the target that they go to."""
+    """Offsets in the batch by the target that they go to."""
     routed: dict[tuple[str, bool], list[int]] = {}
-    for offset, item in enumerate(chunk.items):
+    for offset, item in enumerate(batch.items):
         if selection.takes(file, item):
-            record = identity(file, chunk.start + offset, item) if form.validation_share else ""
+            record = identity(file, batch.start + offset, item) if form.validation_share else ""
             is_error = form.old_names and failure_of(file, item) is not None
             routed.setdefault((form.part_of(record), is_error), []).append(offset)
     return routed
@@ -168,9 +168,9 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
     if (recorded := file.schema) is not None:
         return recorded
     inference = SchemaInference()
-    for chunk in file.chunks():
+    for batch in file.batches():
         inference.add(
-            [row for row in chunk.items if isinstance(row, dict) and selection.takes(file, row)]
+            [row for row in batch.items if isinstance(row, dict) and selection.takes(file, row)]
         )
     return inference.schema()
 
@@ -178,7 +178,9 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
 def _opened(stack: ExitStack, path: Place, stage: str, schema: pa.Schema | None) -> _Sink:
     file = stack.enter_context(NewFile(path))
     return _Sink(
-        file, None if schema is None else stack.enter_context(ParquetSink(file, stage, schema))
+        file,
+        schema,
+        None if schema is None else stack.enter_context(ParquetSink(file, stage, schema)),
     )
 
 
@@ -187,6 +189,7 @@ class _Sink:
     """One open output."""
 
     file: NewFile
+    schema: pa.Schema | None
     parquet: ParquetSink | None
     rows: int = 0
 
@@ -196,21 +199,21 @@ class _Sink:
         self.file.commit()
 
     def write(
-        self, source: Published, chunk: Chunk, offsets: Sequence[int], *, as_old_failure: bool
+        self, source: Published, batch: Batch, offsets: Sequence[int], *, as_old_failure: bool
     ) -> None:
         self.rows += len(offsets)
-        if self.parquet is not None:
-            if any(isinstance(chunk.items[offset], BadLine) for offset in offsets):
+        if self.parquet is not None and self.schema is not None:
+            if any(isinstance(batch.items[offset], BadLine) for offset in offsets):
                 raise InputError(f"{source.name}: bad lines have no columns; export them as JSONL")
-            self.parquet.write(chunk.to_arrow().take(pa.array(offsets, pa.int64())))
+            self.parquet.write(batch.to_arrow(self.schema).take(pa.array(offsets, pa.int64())))
             return
-        write_lines(self.file, self._lines(source, chunk, offsets, as_old_failure))
+        write_lines(self.file, self._lines(source, batch, offsets, as_old_failure))
 
     def _lines(
-        self, source: Published, chunk: Chunk, offsets: Sequence[int], as_old_failure: bool
+        self, source: Published, batch: Batch, offsets: Sequence[int], as_old_failure: bool
     ) -> Iterator[bytes]:
         for offset in offsets:
-            index, item = chunk.start + offset, chunk.items[offset]
+            index, item = batch.start + offset, batch.items[offset]
             row = _bad_row(source, index, item) if isinstance(item, BadLine) else item
             yield encode(_old_failure(source, index, row) if as_old_failure else row)
 

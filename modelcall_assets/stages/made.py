@@ -21,7 +21,7 @@ from modelcall_assets.stages.workers import Shipped
 from modelcall_assets.storage.jsonl import loads
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import explained
-from modelcall_assets.storage.rows import Chunk, sample_row
+from modelcall_assets.storage.rows import columns_of, sample_row
 from modelcall_assets.transforms.finishing import Finished
 
 ERROR_COLUMN = "preprocess_error"
@@ -209,7 +209,7 @@ class RowSpool:
         self._file.seek(0)
         start = 0
         while lines := list(islice(self._file, BATCH_ROWS)):
-            yield Chunk(start, [*map(self._row, lines)], schema).to_arrow()
+            yield columns_of([*map(self._row, lines)], schema, start)
             start += len(lines)
 
     def _row(self, line: bytes) -> Row:

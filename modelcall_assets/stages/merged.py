@@ -29,12 +29,12 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.formats import OURS, Reading, blank_lines
+from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_items, read_rows
+from modelcall_assets.storage.rows import STREAM_BYTES, read_batches
 from modelcall_assets.transforms.values import encode
 
 SHOWN_INVALID = 20
@@ -272,10 +272,10 @@ class _Merge:
     @cached_property
     def moved(self) -> dict[str, str]:
         """Asked for when a row has the source column: then all have to be looked at for names."""
-        rows = (read_rows(place, self.reading) for place in self.members.values())
-        names = set[str]().union(
-            *(row for row in chain.from_iterable(rows) if isinstance(row, dict))
-        )
+        names = set[str]()
+        for place in self.members.values():
+            for batch in read_batches(place, self.reading, size=STREAM_BYTES):
+                names.update(*(item for item, _ in batch.with_lines() if isinstance(item, dict)))
         assert self.column is not None
         self.report.moved = moved_names(names, [self.column])
         return self.report.moved
@@ -284,10 +284,7 @@ class _Merge:
         """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
-        for item, line in read_items(place, self.reading, read=orjson.loads):
-            if item is None:
-                count.blank += blank_lines(line or b"")
-                continue
+        for item, line in self._items(place, count):
             if line is None:
                 item, line = _as_line(item)
             if isinstance(item, BadLine):
@@ -304,6 +301,13 @@ class _Merge:
                 if self.report.shows_more:
                     self.report.show(loads(line))
                 yield line
+
+    def _items(
+        self, place: Place, count: MemberCount
+    ) -> Iterator[tuple[Row | BadLine, bytes | None]]:
+        for batch in read_batches(place, self.reading, size=STREAM_BYTES):
+            count.blank += batch.blank
+            yield from batch.with_lines()
 
     def _with_source(self, column: str, name: str, row: Row, line: bytes) -> bytes:
         if column in row:

@@ -18,7 +18,7 @@ from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.workers import Shipped
 from modelcall_assets.storage.formats import Reading, text_array
 from modelcall_assets.storage.jsonl import clip
-from modelcall_assets.storage.rows import Chunk, Piece, record_id
+from modelcall_assets.storage.rows import Batch, record_id
 from modelcall_assets.transforms.finishing import Finished
 from modelcall_assets.transforms.preprocessor import Copied, Declared, Kind
 
@@ -47,17 +47,16 @@ class PieceWork:
         self._origins = self._columns()
         self.schema = None if self._origins is None else self._schema(self._origins)
 
-    def __call__(self, named: tuple[str, Piece]) -> Made:
+    def __call__(self, named: tuple[str, Batch]) -> Made:
         """Of the name of a file, which enters the ids of rows that have none, and a piece of it."""
-        name, piece = named
-        chunk = piece.chunk(self._input, self._reading)
+        name, batch = named
         rows = Rows()
-        for place, item in enumerate(chunk.items):
-            identity = record_id(item, chunk.start + place, name)
+        for place, item in enumerate(batch.items):
+            identity = record_id(item, batch.start + place, name)
             rows.add(place, self._made(item, identity))
         return Made(
-            rows_in=len(chunk.items),
-            columns=[] if self._origins is None else self._columns_of(chunk, rows, self._origins),
+            rows_in=batch.rows,
+            columns=[] if self._origins is None else self._columns_of(batch, rows, self._origins),
             lines=[*map(line_of, rows.rows, rows.clashing)] if self._origins is None else (),
             digests=rows.digests,
             texts=rows.texts,
@@ -154,20 +153,20 @@ class PieceWork:
         )
 
     def _columns_of(
-        self, chunk: Chunk, rows: Rows, origins: Mapping[str, Copied | Kind]
+        self, batch: Batch, rows: Rows, origins: Mapping[str, Copied | Kind]
     ) -> list[pa.Array]:
         """Copied columns stay Arrow, the others come from the new rows. Texts that are the same
         objects in several columns are one array."""
         positions = pa.array(rows.places, pa.int64())
         copies = any(isinstance(origin, Copied) for origin in origins.values())
-        source = chunk.to_arrow() if copies else None
+        source = batch.to_arrow(self._input) if copies else None
         columns: list[pa.Array] = []
         texts: dict[tuple[int, ...], pa.Array] = {}
         for name, origin in origins.items():
             if isinstance(origin, Copied):
                 assert source is not None
                 column = source.column(origin.source).take(positions)
-                values = [_value(chunk.items[old], origin.source) for old in rows.places]
+                values = [_value(batch.items[old], origin.source) for old in rows.places]
             else:
                 values = [row.get(name) for row in rows.rows]
                 shared = texts.get(tuple(map(id, values))) if origin == "string" else None
@@ -219,7 +218,7 @@ class ShippingWork:
     ) -> None:
         self._work, self._folder = PieceWork(recipe, input_schema, reading), folder
 
-    def __call__(self, named: tuple[str, Piece]) -> Made:
+    def __call__(self, named: tuple[str, Batch]) -> Made:
         made = self._work(named)
         if not made.columns:
             return made

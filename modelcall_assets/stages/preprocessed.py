@@ -200,11 +200,11 @@ def _made(
     source: Source, recipe: Recipe, work: PieceWork, processes: int
 ) -> Iterator[Iterator[Made]]:
     if processes == 1:
-        yield map(work, source.pieces())
+        yield map(work, source.batches())
         return
     with TemporaryDirectory(prefix="modelcall-") as folder:
         arguments = (recipe, source.schema, source.reading, Path(folder))
-        pieces = source.pieces()
+        pieces = source.batches()
         with closing(map_in_order(work, ShippingWork, arguments, pieces, processes)) as made:
             yield made
 

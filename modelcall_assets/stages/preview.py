@@ -66,15 +66,14 @@ def _first_items(task: Task, file: FileInfo, rows: int) -> Iterator[tuple[str, R
     """Each with the id that it gets unless it has one of its own."""
     reading = task.stages[0].reading
     if not isinstance(task.inputs, GroupedInputs):
-        for index, item in enumerate(islice(read_rows(file.place, reading), rows)):
+        for index, item in enumerate(islice(read_rows(file.place, reading, rows), rows)):
             yield record_id(item, index, file.key_path), item
         return
     members = task.inputs.members(encode_key(file.key_path))
-    nothing = pa.schema([])
-    source = Source(tuple(map(Part.of, members)), nothing, rows, rows, reading)
-    for name, piece in source.pieces(rows):
-        for place, item in enumerate(piece.chunk(nothing, reading).items):
-            yield record_id(item, piece.start + place, name), item
+    source = Source(tuple(map(Part.of, members)), pa.schema([]), rows, rows, reading)
+    for name, batch in source.batches(rows):
+        for place, item in enumerate(batch.items):
+            yield record_id(item, batch.start + place, name), item
 
 
 def first_asks(task: Task, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:

@@ -18,13 +18,20 @@ from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.formats import read_document
 from modelcall_assets.storage.listing import matches, stat_file
 from modelcall_assets.storage.manifest import Manifest
 from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Chunk, document_pieces, read_chunks, read_rows, record_id
+from modelcall_assets.storage.rows import (
+    BATCH_ROWS,
+    Batch,
+    RowBatch,
+    read_batches,
+    read_rows,
+    record_id,
+)
 
-CHUNK_ROWS = 1000
 MAKE_ANEW = "delete it and the output that it describes, and run the task again"
 AGAIN = "delete it and run the task again: its rows are made anew, from the replies in its journal"
 _FAILURE_COLUMNS = [
@@ -87,16 +94,16 @@ class Published:
         """Whether it is a Parquet file of ours."""
         return (self.manifest.output or "").endswith(".parquet")
 
-    def chunks(self, schema: pa.Schema | None = None) -> Iterator[Chunk]:
-        """The rows; `schema` is needed only to get JSON rows as Arrow."""
-        own = schema if schema is not None else self.schema
-        columns = own if own is not None else pa.schema([])
-        rows = self.manifest.rows
+    def batches(self, schema: pa.Schema | None = None) -> Iterator[Batch]:
+        """The rows. InputChanged when a file of columns has not `schema`."""
+        rows, reading = self.manifest.rows, self.stage.reading
         if self._members:
-            members = chain.from_iterable(map(self._rows_of, self._members))
-            return _chunks_of(islice(members, rows), columns)
-        chunks = read_chunks(self.place, columns, rows, reading=self.stage.reading)
-        return chunks if self.manifest.output is None else self._whole(chunks)
+            return self._of_members(
+                islice(chain.from_iterable(map(self._rows_of, self._members)), rows)
+            )
+        expected = self.schema if schema is None else schema
+        batches = read_batches(self.place, reading, limit=rows, schema=expected)
+        return batches if self.manifest.output is None else self._whole(batches)
 
     def check(self) -> None:
         """InputError when an output is not as it was published."""
@@ -104,33 +111,38 @@ class Published:
         if recorded is not None and file_digest(self.place) != recorded:
             raise InputError(f"{self.place}: not what {self.stage.name} published; {AGAIN}")
 
-    def _whole(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _whole(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """InputError where an output has lines that are none, or too few."""
         rows = 0
-        for chunk in chunks:
-            bad = next((item for item in chunk.items if isinstance(item, BadLine)), None)
+        for batch in batches:
+            bad = next((item for item in batch.items if isinstance(item, BadLine)), None)
             if bad is not None:
                 raise InputError(f"{self.place}: damaged: {bad.detail}; {AGAIN}")
-            rows += len(chunk.items)
-            yield chunk
+            rows += batch.rows
+            yield batch
         if rows != self.manifest.rows:
             what = f"{rows:,} of the {self.manifest.rows:,} rows that were published"
             raise InputError(f"{self.place}: damaged: {what}; {AGAIN}")
+
+    def _of_members(self, rows: Iterator[Row | BadLine]) -> Iterator[Batch]:
+        """Their files' rows have numbers of their own; here they have one for the partition."""
+        start = 0
+        while some := list(islice(rows, BATCH_ROWS)):
+            yield RowBatch(start, some)
+            start += len(some)
 
     def _rows_of(self, member: Mapping[str, Any]) -> Iterator[Row | BadLine]:
         place = self.stage.layout.place(member["uri"])
         if not member.get("whole"):
             yield from read_rows(place, self.stage.reading)
             return
-        file = replace(stat_file(place), key_path=member["name"])
-        for piece in document_pieces([file], file.size):
-            for item in piece.chunk(pa.schema([]), self.stage.reading).items:
-                yield {**item, "text": item["text"].decode()} if isinstance(item, dict) else item
+        item = read_document(replace(stat_file(place), key_path=member["name"]))
+        yield {**item, "text": item["text"].decode()} if isinstance(item, dict) else item
 
     def items(self) -> Iterator[tuple[int, Row | BadLine]]:
         """Each row with its index."""
-        for chunk in self.chunks():
-            yield from enumerate(chunk.items, chunk.start)
+        for batch in self.batches():
+            yield from enumerate(batch.items, batch.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +204,6 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
 def identity(file: Published, index: int, item: Row | BadLine) -> str:
     """The record's id, as it is in a scores file."""
     return record_id(item, index, file.key, is_result=file.stage.maker.answers)
-
-
-def _chunks_of(rows: Iterator[Row | BadLine], schema: pa.Schema) -> Iterator[Chunk]:
-    start = 0
-    while some := list(islice(rows, CHUNK_ROWS)):
-        yield Chunk(start, some, schema)
-        start += len(some)
 
 
 def _failed_row(file: Published, item: Row | BadLine, record: str) -> FailedRow:

@@ -25,12 +25,8 @@ from modelcall_assets.storage.formats import (
     OURS,
     Format,
     Reading,
-    blank_lines,
     format_of,
-    numbered,
-    open_lines,
 )
-from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import (
     InputFingerprint,
@@ -40,7 +36,15 @@ from modelcall_assets.storage.manifest import (
 )
 from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
+from modelcall_assets.storage.rows import (
+    ID_COLUMNS,
+    STREAM_BYTES,
+    LineBatch,
+    count_rows,
+    own_id,
+    read_batches,
+    read_rows,
+)
 
 WARNINGS = "warnings"
 """In the detail of a manifest."""
@@ -257,18 +261,10 @@ def _show_members(report: RawReport) -> None:
 
 
 def _split_member(file: FileInfo, reading: Reading) -> dict[str, Any]:
-    place, format_ = file.place, format_of(file.place)
-    if format_.has_columns:
-        with open_columns(place, format_) as columns:
-            rows = sum(batch.num_rows for batch in columns.batches(MOST_ROWS, ()))
-        digest = file_digest(place)
-    else:
-        content = hashlib.sha256()
-        with open_lines(place, format_, reading, content) as lines:
-            rows = sum(not line.isspace() for _, line in numbered(lines))
-        digest = f"sha256:{content.hexdigest()}"
-    if reading.on_bad_line == "fail":
-        rows = sum(1 for _ in read_rows(place, reading))
+    place, content = file.place, hashlib.sha256()
+    rows = count_rows(place, reading, content)
+    has_columns = format_of(place).has_columns
+    digest = file_digest(place) if has_columns else f"sha256:{content.hexdigest()}"
     return {"uri": file.uri, "digest": digest, "rows": rows, "size": file.size}
 
 
@@ -312,16 +308,15 @@ class _Look:
 
     def _lines(self, file: FileInfo, format_: Format) -> str:
         content, report = hashlib.sha256(), self.report
-        parse = line_parser(parse_line, file.place, self.reading)
-        with open_lines(file.place, format_, self.reading, content) as lines:
-            for number, line in numbered(lines):
-                if report.rows == self.limit:
-                    break
-                item = parse(line, number)
-                if item is None:
-                    report.blank_lines += blank_lines(line)
-                    continue
-                report.rows += 1
+        left = None if self.limit is None else self.limit - report.rows
+        batches = read_batches(
+            file.place, self.reading, limit=left, size=STREAM_BYTES, content=content
+        )
+        for batch in batches:
+            assert isinstance(batch, LineBatch)
+            report.blank_lines += batch.blank
+            report.rows += batch.rows
+            for item, line, number in zip(batch.items, batch.lines, batch.numbers, strict=True):
                 if isinstance(item, BadLine):
                     report.fail(file.key_path, Reason.BAD_LINE, item.detail)
                     continue

@@ -262,9 +262,9 @@ def write_scores(
 
     metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
     with ParquetSink(out, "scores", table.schema, metadata) as sink:
-        for chunk in source.chunks():
-            rows = [rated(chunk.start + at, item) for at, item in enumerate(chunk.items)]
-            sink.write(table.batch(chunk.to_arrow(), rows))
+        for batch in source.of_one_file():
+            rows = [rated(batch.start + at, item) for at, item in enumerate(batch.items)]
+            sink.write(table.batch(batch.to_arrow(source.schema), rows))
     totals.finish(source.rows_read)
     report.moved, report.schema = table.moved, as_stored(table.schema)
     report.data_version = digest.hexdigest()[:32]

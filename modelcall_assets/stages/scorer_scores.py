@@ -76,8 +76,8 @@ class ScorerScores(Stage):
         with Draft(self, key) as draft:
             outcomes: list[Outcome] = []
             types = SharedTypes()
-            for chunk in source.chunks():
-                for item in chunk.items:
+            for batch in source.of_one_file():
+                for item in batch.items:
                     if tally.is_stopped:
                         raise RunStopped("interrupted; this file is rated from its first row again")
                     outcomes.append(source.maker.failure_of(item) or rate(scorer, item))

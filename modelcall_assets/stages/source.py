@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,20 +17,14 @@ from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import InputFingerprint
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import (
-    Chunk,
-    Piece,
-    document_pieces,
-    read_chunks,
-    read_pieces,
-)
+from modelcall_assets.storage.rows import Batch, document_batches, read_batches
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage
 
 ROWS_ASKED_AT_ONCE = 100
 ROWS_WRITTEN_AT_ONCE = 1000
-PIECE_BYTES = 4 << 20
+BATCH_BYTES = 4 << 20
 """What a process gets at once."""
 
 
@@ -70,28 +64,34 @@ class Source:
         """Of the one file that it is."""
         return self.parts[0].name
 
-    def pieces(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[tuple[str, Piece]]:
+    def batches(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[tuple[str, Batch]]:
         """All of it in order, at most so many rows at a time, each with the name of its file."""
         left = self.limit
         for are_documents, group in groupby(self.parts, lambda part: part.is_document):
             parts = [*group]
-            pieces = _documents(parts, left) if are_documents else self._rows(parts, left, rows)
-            for name, piece in pieces:
-                yield name, piece
-                left = None if left is None else left - piece.rows
+            batches = _documents(parts, left) if are_documents else self._rows(parts, left, rows)
+            for name, batch in batches:
+                yield name, batch
+                left = None if left is None else left - batch.rows
 
-    def chunks(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[Chunk]:
-        """Of the one file: all of it, parsed, at most so many rows at a time."""
-        place = self.parts[0].place
-        return read_chunks(place, self.schema, self.limit, rows, self.reading, self.names)
+    def of_one_file(
+        self, rows: int = ROWS_WRITTEN_AT_ONCE, *, whole: bool = True
+    ) -> Iterator[Batch]:
+        """All of the one file, at most so many rows at a time."""
+        return read_batches(
+            self.parts[0].place,
+            self.reading,
+            limit=self.limit,
+            rows=rows,
+            names=self.names,
+            whole=whole,
+            schema=self.schema,
+        )
 
     def items(self) -> Iterator[Row | BadLine]:
         """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
-        place, rows = self.parts[0].place, ROWS_ASKED_AT_ONCE
-        for chunk in read_chunks(
-            place, self.schema, self.limit, rows, self.reading, self.names, whole=False
-        ):
-            yield from chunk.items
+        batches = self.of_one_file(ROWS_ASKED_AT_ONCE, whole=False)
+        return chain.from_iterable(batch.items for batch in batches)
 
     def column_names(self) -> set[str]:
         """Those of all its rows."""
@@ -118,18 +118,20 @@ class Source:
 
     def _rows(
         self, parts: Sequence[Part], limit: int | None, rows: int
-    ) -> Iterator[tuple[str, Piece]]:
+    ) -> Iterator[tuple[str, Batch]]:
         for part in parts:
             if limit == 0:
                 return
-            for piece in read_pieces(part.place, limit, rows, self.reading, PIECE_BYTES):
-                yield part.name, piece
-                limit = None if limit is None else limit - piece.rows
+            for batch in read_batches(
+                part.place, self.reading, limit=limit, rows=rows, size=BATCH_BYTES
+            ):
+                yield part.name, batch
+                limit = None if limit is None else limit - batch.rows
 
 
-def _documents(parts: Sequence[Part], limit: int | None) -> Iterator[tuple[str, Piece]]:
+def _documents(parts: Sequence[Part], limit: int | None) -> Iterator[tuple[str, Batch]]:
     files = [FileInfo(part.name, part.place, part.size, part.digest) for part in parts[:limit]]
-    return (("", piece) for piece in document_pieces(files, PIECE_BYTES))
+    return (("", batch) for batch in document_batches(files, BATCH_BYTES))
 
 
 def changed(place: Place) -> InputChanged:

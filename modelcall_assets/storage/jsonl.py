@@ -7,18 +7,15 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from decimal import Decimal
-from functools import partial
 from typing import Any, NoReturn
 
 import orjson
 
-from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import BadLine, Number, Numbered, Row, text_of_bytes
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.formats import MOST_LINE_BYTES, Reading
-from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.formats import MOST_LINE_BYTES
 
 BLOCK_BYTES = 256 << 10
 MOST_RAW_CHARS = 10_000
@@ -44,12 +41,10 @@ _KINDS: dict[type[Any], str] = {
     type(None): "null",
 }
 
-Parse = Callable[[bytes, int], "Row | BadLine | None"]
 
-
-def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine | None:
-    """The object on line `number` (from 1); None for a blank line. Never raises, and gives no row
-    that orjson cannot write back. `encoding` is what the line was in."""
+def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine:
+    """The object on line `number` (from 1), which is not blank. Never raises, and gives no row that
+    orjson cannot write back. `encoding` is what the line was in."""
     row = parse_deep_line(line, number, encoding)
     if not isinstance(row, dict) or {dict, list}.isdisjoint(map(type, row.values())):
         return row
@@ -62,10 +57,8 @@ def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLi
     return row
 
 
-def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine | None:
+def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine:
     """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
-    if not line or line.isspace():
-        return None
     try:
         row = loads(line)
     except orjson.JSONDecodeError as error:
@@ -73,29 +66,6 @@ def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | 
     if not isinstance(row, dict):
         return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
     return row
-
-
-def line_parser(
-    parse: Callable[..., Row | BadLine | None], place: Place, reading: Reading
-) -> Parse:
-    """One of the two above for the lines of `place`; a bad line raises InputError if the task wants
-    that."""
-    lenient = parse if reading.encoding == "utf-8" else partial(parse, encoding=reading.encoding)
-    if reading.on_bad_line == "keep":
-        return lenient
-
-    def strict(line: bytes, number: int) -> Row | None:
-        item = lenient(line, number)
-        if isinstance(item, BadLine):
-            refuse(place, item)
-        return item
-
-    return strict
-
-
-def refuse(place: Place, item: BadLine) -> NoReturn:
-    """For a task that says `on_bad_line: fail`."""
-    raise InputError(f"{place}: {item.detail}; correct it, or write `on_bad_line: keep`")
 
 
 def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
