@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import orjson
@@ -34,7 +34,7 @@ from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import STREAM_BYTES, read_batches
+from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
 from modelcall_assets.transforms.values import encode
 
 SHOWN_INVALID = 20
@@ -99,6 +99,7 @@ class Merged(Stage):
                     reading=upstream.reading,
                     source_column=group.source_column,
                     dedup=group.dedup,
+                    are_ours=all(each.output is not None for each in made.values()),
                 )
             )
             report.detail[MEMBERS] = versions
@@ -242,11 +243,13 @@ def merge_group(
     source_column: str | None = None,
     dedup: bool = False,
     reading: Reading = OURS,
+    are_ours: bool = False,
 ) -> MergeReport:
     """Write the members, name → place, as one file; `rejects` makes the one of the invalid lines,
-    if there are any. InputError when a member cannot be read, or has a bad line and `reading`
-    refuses those."""
-    merge = _Merge(members, rejects, source_column, _Contents() if dedup else None, reading)
+    if there are any. Members that `are_ours` were found to be as a stage left them. InputError when
+    a member cannot be read, or has a bad line and `reading` refuses those."""
+    copies = are_ours and source_column is None and not dedup
+    merge = _Merge(members, rejects, source_column, _Contents() if dedup else None, reading, copies)
     write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
     report = merge.report
     report.total()
@@ -263,6 +266,8 @@ class _Merge:
     column: str | None
     seen: _Contents | None
     reading: Reading
+    copies: bool
+    """Whether nothing has to be known of the lines."""
     report: MergeReport = field(default_factory=MergeReport)
 
     @cached_property
@@ -307,7 +312,10 @@ class _Merge:
     ) -> Iterator[tuple[Row | BadLine, bytes | None]]:
         for batch in read_batches(place, self.reading, size=STREAM_BYTES):
             count.blank += batch.blank
-            yield from batch.with_lines()
+            if self.copies and isinstance(batch, LineBatch):
+                yield from zip(repeat({}), batch.lines)
+            else:
+                yield from batch.with_lines()
 
     def _with_source(self, column: str, name: str, row: Row, line: bytes) -> bytes:
         if column in row:

@@ -29,12 +29,12 @@ from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import ADOPTED, API_FIELDS, AnswerTotals, Rate
-from modelcall_assets.stages.source import Source
+from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import record_id
+from modelcall_assets.storage.rows import LineBatch, record_id
 from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.values import encode
 
@@ -166,7 +166,6 @@ class Responses(AskingStage):
         return OldAnswer(response, kept, reasoning=row["reasoning"] or None if is_ours else None)
 
     def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> Report:
-        source.verify()
         totals, digest, inference = AnswerTotals(), hashlib.sha256(), SchemaInference()
         report, name = totals.report, source.name
         is_result = source.maker is not None and source.maker.answers
@@ -180,7 +179,12 @@ class Responses(AskingStage):
             return {report.moved.get(name, name): value for name, value in row.items()}
 
         def lines() -> Iterator[bytes]:
-            for index, item in enumerate(source.items()):
+            numbered = (
+                (batch.start + at, item, isinstance(batch, LineBatch) and type(item) is dict)
+                for batch in source.of_one_file(ROWS_ASKED_AT_ONCE)
+                for at, item in enumerate(batch.items)
+            )
+            for index, item, is_plain in numbered:
                 for sample in range(self.samples):
                     api, usage = rate(index * self.samples + sample, item)
                     api["api_record_id"] = record_id(item, index, name, is_result=is_result)
@@ -190,7 +194,7 @@ class Responses(AskingStage):
                     digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
                     report.show(row)
                     line = encode(row)
-                    inference.take(loads(line), len(line))
+                    inference.take(row if is_plain else loads(line), len(line))
                     yield line
 
         write_lines(out, lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -13,7 +14,7 @@ from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import file_digest
-from modelcall_assets.storage.formats import OURS, Reading
+from modelcall_assets.storage.formats import OURS, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.manifest import InputFingerprint
 from modelcall_assets.storage.places import Place
@@ -77,16 +78,28 @@ class Source:
     def of_one_file(
         self, rows: int = ROWS_WRITTEN_AT_ONCE, *, whole: bool = True
     ) -> Iterator[Batch]:
-        """All of the one file, at most so many rows at a time."""
-        return read_batches(
-            self.parts[0].place,
+        """All of the one file, at most so many rows at a time. InputChanged when there are more
+        rows than were recorded, or, at the latest behind the last one, another content."""
+        part, content, read = self.parts[0], hashlib.sha256(), 0
+        has_columns = format_of(part.place).has_columns
+        if has_columns and whole:
+            self.verify()
+        for batch in read_batches(
+            part.place,
             self.reading,
             limit=self.limit,
             rows=rows,
             names=self.names,
             whole=whole,
             schema=self.schema,
-        )
+            content=content,
+        ):
+            read += batch.rows
+            if read > self.rows_read:
+                raise changed(part.place)
+            yield batch
+        if not has_columns and f"sha256:{content.hexdigest()}" != part.digest:
+            raise changed(part.place)
 
     def items(self) -> Iterator[Row | BadLine]:
         """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
