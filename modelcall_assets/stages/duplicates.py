@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.storage.claims import BUSY_S, write_ahead
-from modelcall_assets.transforms.near_duplicates import algorithm, bands, similarity
+from modelcall_assets.transforms.finishing import algorithm, bands, similarity
 
 EXACT = "dedup: exact"
 NEAR = "dedup: near"
