@@ -68,7 +68,7 @@ def to_chatml(
     try:
         messages = _STYLES[options.format_style](row, options)
         if "system" in row and options.format_style in _WITH_SYSTEM:
-            _begin_with_system(messages, row, options)
+            messages = [*_system(row, options), *messages]
         if options.other_roles == "drop":
             messages = [turn for turn in messages if turn["role"] in ("user", "assistant")]
         if not messages:
@@ -110,11 +110,6 @@ class _Malformed(Exception):
     """What is wrong, and where."""
 
 
-def _prompt_response(row: Row, options: ChatmlOptions) -> list[Message]:
-    prompt = _text(row, options, "prompt")
-    return [_turn("user", prompt), _turn("assistant", _text(row, options, "response"))]
-
-
 def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
     """Of instruction and input one is enough; turns of a `history` stand before them."""
     instruction, more = (row.get(options.column_mapping[key]) for key in ("prompt", "input"))
@@ -138,13 +133,12 @@ def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
                 raise _Malformed(f"history[{at}]: {wrong}")
 
 
-def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions) -> None:
+def _system(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     text = row["system"]
-    if not text or "system" in options.column_mapping.values():
-        return
-    if not isinstance(text, str):
-        raise _Malformed(f"system: expected text, have {_kind(text)}")
-    messages.insert(0, _turn("system", text))
+    if text and "system" not in options.column_mapping.values():
+        if not isinstance(text, str):
+            raise _Malformed(f"system: expected text, have {_kind(text)}")
+        yield _turn("system", text)
 
 
 def _tools(row: Row) -> Any:
@@ -215,17 +209,18 @@ def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
     return SPEAKERS.get(name, speaker)
 
 
-def _input_output_messages(row: Row, options: ChatmlOptions) -> list[Message]:
-    messages = _checked(row, options, "input")
-    return [*messages, _turn("assistant", _text(row, options, "output"))]
-
-
 _STYLES: Mapping[str, Callable[[Row, ChatmlOptions], list[Message]]] = {
-    "prompt_response": _prompt_response,
+    "prompt_response": lambda row, options: [
+        _turn("user", _text(row, options, "prompt")),
+        _turn("assistant", _text(row, options, "response")),
+    ],
     "instruction_input": _instruction_input,
     "sharegpt": _sharegpt,
     "messages": lambda row, options: _checked(row, options, "messages"),
-    "input_output_messages": _input_output_messages,
+    "input_output_messages": lambda row, options: [
+        *_checked(row, options, "input"),
+        _turn("assistant", _text(row, options, "output")),
+    ],
     "prompt_text_only": lambda row, options: [_turn("user", _text(row, options, "prompt_text"))],
 }
 
@@ -245,9 +240,9 @@ def _text(row: Row, options: ChatmlOptions, key: str) -> str:
 
 def _list(row: Row, options: ChatmlOptions, key: str) -> list[Any]:
     column = options.column_mapping[key]
-    if not (value := row.get(column)):
-        raise _Missing(key)
-    return _items(value, column)
+    if value := row.get(column):
+        return _items(value, column)
+    raise _Missing(key)
 
 
 def _items(value: Any, column: str) -> list[Any]:
@@ -257,51 +252,44 @@ def _items(value: Any, column: str) -> list[Any]:
 
 
 def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
-    column = options.column_mapping[key]
-    return [
-        _checked_message(message, column, at, options)
-        for at, message in enumerate(_list(row, options, key))
-    ]
-
-
-def _checked_message(message: Any, column: str, at: int, options: ChatmlOptions) -> Message:
-    """The message as it is, without the null fields that a columnar file gives it."""
-    if not isinstance(message, dict):
-        raise _Malformed(f"{column}[{at}]: expected an object, have {_kind(message)}")
-    message = cast("Message", message)
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        have = _kind(role) if "role" in message else "nothing"
-        raise _Malformed(f"{column}[{at}].role: expected text, have {have}")
-    if role not in _MAY_FOLLOW:
-        message = {**message, "role": _role(role, f"{column}[{at}].role", options)}
-    message = _with_said_fields(message)
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and any(map(message.get, _CALLS))):
-        return message
-    return {**message, "content": _parts(content, f"{column}[{at}].content")}
+    """The messages as they are, without the null fields that a columnar file gives them."""
+    column, messages = options.column_mapping[key], list[Message]()
+    for at, message in enumerate(_list(row, options, key)):
+        where = f"{column}[{at}]"
+        if not isinstance(message, dict):
+            raise _Malformed(f"{where}: expected an object, have {_kind(message)}")
+        message = cast("Message", message)
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            have = _kind(role) if "role" in message else "nothing"
+            raise _Malformed(f"{where}.role: expected text, have {have}")
+        if role not in _MAY_FOLLOW:
+            message = {**message, "role": _role(role, f"{where}.role", options)}
+        message = _without_nulls(message, but="content")
+        content = message.get("content")
+        only_calls = content is None and any(map(message.get, _CALLS))
+        if not isinstance(content, str) and not only_calls:
+            message = {**message, "content": _parts(content, f"{where}.content")}
+        messages.append(message)
+    return messages
 
 
 def without_nulls(message: Message) -> Message:
     """A turn without the null fields that a columnar file gives it and the parts of its content."""
-    message = _with_said_fields(message)
+    message = _without_nulls(message, but="content")
     content = message.get("content")
     if not isinstance(content, list):
         return message
     return {**message, "content": [_without_nulls(part) for part in cast("list[Any]", content)]}
 
 
-def _with_said_fields(message: Message) -> Message:
-    """The turn without its own null fields, but for its content."""
-    if None not in message.values():
-        return message
-    return {name: each for name, each in message.items() if each is not None or name == "content"}
-
-
-def _without_nulls(part: Any) -> Any:
-    if not isinstance(part, dict):
-        return part
-    return {name: value for name, value in cast("Message", part).items() if value is not None}
+def _without_nulls(value: Any, but: str | None = None) -> Any:
+    if not isinstance(value, dict):
+        return value
+    fields = cast("Message", value)
+    if None not in fields.values():
+        return fields
+    return {name: each for name, each in fields.items() if each is not None or name == but}
 
 
 def _parts(content: Any, where: str) -> list[Message]:
