@@ -39,7 +39,7 @@ from modelcall_assets.transforms.preprocessor import Copied, Kind
 ERROR_COLUMN = "preprocess_error"
 PROBLEM_COLUMN = "pack_problem"
 
-TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 _READABLE_BYTES = 40_000
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
@@ -145,6 +145,18 @@ class PieceRows:
         return replace(self, columns=[batch.column(index) for index in order], file=None)
 
 
+def schema_of(read: pa.Schema, origins: Mapping[str, Copied | Kind]) -> pa.Schema:
+    """Of rows that are made of items with the columns that were `read`."""
+    return pa.schema(
+        [
+            read.field(origin.source).with_name(name)
+            if isinstance(origin, Copied)
+            else pa.field(name, _TYPES[origin])
+            for name, origin in origins.items()
+        ]
+    )
+
+
 def arrays(
     chunk: Chunk, rows: Mapping[int, Row], origins: Mapping[str, Copied | Kind], *, share: bool
 ) -> list[pa.Array]:
@@ -165,18 +177,15 @@ def arrays(
             ]
         else:
             values = [row.get(name) for row in rows.values()]
-            shared = texts.get(tuple(map(id, values))) if origin == "string" else None
-            column = _array(values, TYPES[origin]) if shared is None else shared
+            column = texts.get(tuple(map(id, values))) if origin == "string" else None
+            if column is None and len(values) == 1 and isinstance(values[0], bytes):
+                column = text_array(values[0])
+            elif column is None:
+                column = pa.array(values, _TYPES[origin])
         if share and column.type == pa.string():
             texts.setdefault(tuple(map(id, values)), column)
         columns.append(column)
     return columns
-
-
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if len(values) == 1 and isinstance(values[0], bytes):
-        return text_array(values[0])
-    return pa.array(values, kind)
 
 
 def readable(row: Row) -> Row:
@@ -238,12 +247,12 @@ class RowSpool:
         self._file.seek(0)
         start = 0
         while lines := list(islice(self._file, _BATCH_ROWS)):
-            yield Chunk(start, [*map(self._row, lines)], schema).to_arrow()
-            start += len(lines)
-
-    def _row(self, line: bytes) -> Row:
-        row, clashing = loads(line)
-        return {**row, **{self.moved[name]: value for name, value in clashing.items()}}
+            rows = [
+                {**row, **{self.moved[name]: value for name, value in clashing.items()}}
+                for row, clashing in map(loads, lines)
+            ]
+            yield Chunk(start, rows, schema).to_arrow()
+            start += len(rows)
 
 
 NamedPiece = tuple[str, Piece]

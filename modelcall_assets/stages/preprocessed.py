@@ -194,10 +194,10 @@ def preprocess(
     when one of the processes was killed, RunStopped when `tally` was told to stop.
     """
     make = partial(Worker, recipe, source.schema, source.reading)
-    worker, total = make(), _Total(seen)
+    worker, total = make(), _Total(seen, tally or Tally())
     report = total.report
     with closing(in_order(worker, make, source.pieces(), processes)) as pieces:
-        kept = (total.kept(rows) for rows in _counted(pieces, tally or Tally()))
+        kept = map(total.kept, pieces)
         if worker.schema is None:
             report.schema, report.moved = _write_spooled(kept, worker.added, out)
         else:
@@ -211,26 +211,21 @@ def preprocess(
     return report
 
 
-def _counted(pieces: Iterator[PieceRows], tally: Tally) -> Iterator[PieceRows]:
-    for rows in pieces:
-        if tally.is_stopped:
-            raise RunStopped("interrupted; nothing is published, the file begins anew")
-        tally.failed += len(rows.failures)
-        tally.ok += rows.rows_in - len(rows.failures)
-        yield rows
-
-
 class _Total:
     """What became of the pieces together."""
 
-    def __init__(self, seen: Duplicates | None) -> None:
+    def __init__(self, seen: Duplicates | None, tally: Tally) -> None:
         self.report = Report()
-        self._seen, self._content = seen, hashlib.sha256()
+        self._seen, self._tally, self._content = seen, tally, hashlib.sha256()
         self._removed, self._problems = Counter[str](), list[str]()
         self._problem_rows = 0
 
     def kept(self, rows: PieceRows) -> PieceRows:
-        """Without the rows that were seen before."""
+        """Without the rows that were seen before. RunStopped."""
+        if self._tally.is_stopped:
+            raise RunStopped("interrupted; nothing is published, the file begins anew")
+        self._tally.failed += len(rows.failures)
+        self._tally.ok += rows.rows_in - len(rows.failures)
         report = self.report
         report.rows_in += rows.rows_in
         report.dropped += rows.dropped

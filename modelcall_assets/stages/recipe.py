@@ -18,15 +18,8 @@ from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.dotted import RAISED, DottedError, create, load_object, source_digest
 from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
-from modelcall_assets.stages.pieces import (
-    ERROR_COLUMN,
-    TYPES,
-    NamedPiece,
-    NewRow,
-    PieceRows,
-    arrays,
-    readable,
-)
+from modelcall_assets.stages import pieces
+from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
 from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.rows import record_id
@@ -174,13 +167,12 @@ class Recipe:
     def _universal(self) -> Universal:
         config = self.config
         computed = config.transformations.computed_fields
-        filters = config.filters.model_dump(exclude={"apply_to"})
         return Universal(
             field_mapping={
                 name: spec if isinstance(spec, str) else spec.model_dump()
                 for name, spec in config.field_mapping.items()
             },
-            **filters,
+            **config.filters.model_dump(exclude={"apply_to"}),
             filter_cleaned=config.filters.apply_to == "cleaned",
             **config.transformations.text_cleaning.model_dump(),
             computed_fields={name: spec.model_dump() for name, spec in computed.items()},
@@ -203,11 +195,13 @@ class Worker:
         self._raised = RAISED if self._runs_users else _EXPECTED
         self._reads_bytes = getattr(self._preprocessor, "reads_bytes", False)
         self._added: Mapping[str, Kind] = {**self._finishing.columns(), ERROR_COLUMN: "string"}
-        self.added = self._schema(self._added)
+        self.added = pieces.schema_of(input_schema, self._added)
         self._ours = self._added.keys() - {"id"}
         self.moved: dict[str, str] = {}
         self._origins = self._columns()
-        self.schema = None if self._origins is None else self._schema(self._origins)
+        self.schema = (
+            None if self._origins is None else pieces.schema_of(input_schema, self._origins)
+        )
 
     def __call__(self, piece: NamedPiece) -> PieceRows:
         name, read = piece
@@ -225,7 +219,7 @@ class Worker:
             result.lines = [new.line() for new in kept.values()]
         else:
             rows = {index: new.finished.row for index, new in kept.items()}
-            result.columns = arrays(chunk, rows, self._origins, share=not result.failures)
+            result.columns = pieces.arrays(chunk, rows, self._origins, share=not result.failures)
         return result
 
     def row(self, item: Row | BadLine, identity: str) -> NewRow | Dropped:
@@ -302,16 +296,6 @@ class Worker:
             for old, new in self.moved.items()
         }
         return {**declared, **moved, **self._added}
-
-    def _schema(self, origins: Mapping[str, Copied | Kind]) -> pa.Schema:
-        return pa.schema(
-            [
-                self._input.field(origin.source).with_name(name)
-                if isinstance(origin, Copied)
-                else pa.field(name, TYPES[origin])
-                for name, origin in origins.items()
-            ]
-        )
 
 
 def _as_given(item: Row, name: str, origin: Copied | Kind) -> Any:

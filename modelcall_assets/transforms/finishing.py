@@ -80,7 +80,12 @@ class Finishing:
             if self.languages and language not in self.languages:
                 return Dropped(f"language_id: {language or 'none'}")
             row[LANGUAGE_COLUMN] = language
-        row[truncated_column(self.max_tokens)] = self._truncated(text) if text else None
+        truncated = None
+        if text:
+            tokens, most = tokenizer(self.encoding), self.max_tokens
+            is_encoded = isinstance(text, bytes)
+            truncated = (tokens.truncate_utf8 if is_encoded else tokens.truncate)(text, most)
+        row[truncated_column(self.max_tokens)] = truncated
         if not text or not (self.exact or self.near):
             return Finished(row, removed, None)
         content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
@@ -99,12 +104,6 @@ class Finishing:
             for kind, count in counts.items():
                 removed[kind] = removed.get(kind, 0) + count
         return text, removed
-
-    def _truncated(self, text: str | bytes) -> str:
-        tokens = tokenizer(self.encoding)
-        if isinstance(text, bytes):
-            return tokens.truncate_utf8(text, self.max_tokens)
-        return tokens.truncate(text, self.max_tokens)
 
 
 def truncated_column(max_tokens: int) -> str:
@@ -207,17 +206,19 @@ def _minhash() -> Any:
 @lru_cache(maxsize=16)
 def _bands_and_rows(threshold: float) -> tuple[int, int]:
     """With the least weighted error over all similarities."""
-    counts = range(1, PERMUTATIONS + 1)
-    shapes = ((count, rows) for count in counts for rows in range(1, PERMUTATIONS // count + 1))
-    return min(shapes, key=lambda shape: _error(threshold, *shape))
 
+    def error(shape: tuple[int, int]) -> float:
+        missed = (1 - threshold) - met(shape, threshold, 1)
+        return (1 - _MISSED_WEIGHT) * met(shape, 0, threshold) + _MISSED_WEIGHT * missed
 
-def _error(threshold: float, count: int, rows: int) -> float:
-    def met(low: float, high: float) -> float:
-        step = (high - low) / _STEPS
+    def met(shape: tuple[int, int], low: float, high: float) -> float:
+        (count, rows), step = shape, (high - low) / _STEPS
         return step * sum(
             1 - (1 - (low + (at + 0.5) * step) ** rows) ** count for at in range(_STEPS)
         )
 
-    missed = (1 - threshold) - met(threshold, 1)
-    return (1 - _MISSED_WEIGHT) * met(0, threshold) + _MISSED_WEIGHT * missed
+    counts = range(1, PERMUTATIONS + 1)
+    return min(
+        ((count, rows) for count in counts for rows in range(1, PERMUTATIONS // count + 1)),
+        key=error,
+    )
