@@ -165,18 +165,15 @@ class Recipe:
             raise SetupError([problem]) from error
 
     def _universal(self) -> Universal:
-        config = self.config
-        computed = config.transformations.computed_fields
+        config = self.config.model_dump(include={"field_mapping", "filters", "transformations"})
+        is_cleaned = config["filters"].pop("apply_to") == "cleaned"
         return Universal(
-            field_mapping={
-                name: spec if isinstance(spec, str) else spec.model_dump()
-                for name, spec in config.field_mapping.items()
-            },
-            **config.filters.model_dump(exclude={"apply_to"}),
-            filter_cleaned=config.filters.apply_to == "cleaned",
-            **config.transformations.text_cleaning.model_dump(),
-            computed_fields={name: spec.model_dump() for name, spec in computed.items()},
-            source_name=config.source_name or "unknown",
+            field_mapping=config["field_mapping"],
+            **config["filters"],
+            filter_cleaned=is_cleaned,
+            **config["transformations"]["text_cleaning"],
+            computed_fields=config["transformations"]["computed_fields"],
+            source_name=self.config.source_name or "unknown",
             tokenizer=self._tokenizer,
         )
 

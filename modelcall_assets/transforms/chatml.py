@@ -113,21 +113,22 @@ class _Malformed(Exception):
 def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
     """Of instruction and input one is enough; turns of a `history` stand before them."""
     instruction, more = (row.get(options.column_mapping[key]) for key in ("prompt", "input"))
-    prompt = _text(row, options, "prompt" if instruction or not more else "input")
+    prompt = _value(row, options, "prompt" if instruction or not more else "input", str)
     if instruction and more:
-        prompt = f"{prompt}\n\n{_text(row, options, 'input')}".strip()
-    response = _text(row, options, "response")
+        prompt = f"{prompt}\n\n{_value(row, options, 'input', str)}".strip()
+    response = _value(row, options, "response", str)
     return [*_history(row, options), _turn("user", prompt), _turn("assistant", response)]
 
 
 def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     """Alpaca's: a list of question and answer."""
     pairs = None if "history" in options.column_mapping.values() else row.get("history")
-    for at, pair in enumerate(_items(pairs, "history") if pairs else ()):
+    turns: list[Any] = _of_kind(pairs, list, "history") if pairs else []
+    for at, pair in enumerate(turns):
         match pair:
             case [str(question), str(answer)]:
-                turns = _turn("user", question), _turn("assistant", answer)
-                yield from (turn for turn in turns if turn["content"])
+                exchange = _turn("user", question), _turn("assistant", answer)
+                yield from (turn for turn in exchange if turn["content"])
             case _:
                 wrong = f"expected a list of question and answer, have {_kind(pair)}"
                 raise _Malformed(f"history[{at}]: {wrong}")
@@ -136,9 +137,7 @@ def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
 def _system(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     text = row["system"]
     if text and "system" not in options.column_mapping.values():
-        if not isinstance(text, str):
-            raise _Malformed(f"system: expected text, have {_kind(text)}")
-        yield _turn("system", text)
+        yield _turn("system", _of_kind(text, str, "system"))
 
 
 def _tools(row: Row) -> Any:
@@ -163,7 +162,7 @@ def _exact(text: str) -> float | Number:
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     """Turns without a value are left out, unless they call tools."""
     messages: list[Message] = []
-    for at, turn in enumerate(_list(row, options, "conversations")):
+    for at, turn in enumerate(_value(row, options, "conversations", list)):
         try:
             value, role = turn["value"], SPEAKERS[turn["from"]]  # as nearly all are, in lower case
         except (TypeError, KeyError):
@@ -192,9 +191,7 @@ def _unusual_turn(
             have = short(", ".join(map(repr, names))) or "no keys"
         raise _Malformed(f"{where}: expected an object with `from` and `value`, have {have}")
     speaker, value = cast("tuple[Any, Any]", (turn["from"], turn["value"]))
-    if not isinstance(speaker, str):
-        raise _Malformed(f"{where}.from: expected text, have {_kind(speaker)}")
-    role = _role(speaker, f"{where}.from", options)
+    role = _role(_of_kind(speaker, str, f"{where}.from"), f"{where}.from", options)
     is_text = value is None or isinstance(value, str)
     return role, value if is_text else _parts(value, f"{where}.value")
 
@@ -211,17 +208,19 @@ def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
 
 _STYLES: Mapping[str, Callable[[Row, ChatmlOptions], list[Message]]] = {
     "prompt_response": lambda row, options: [
-        _turn("user", _text(row, options, "prompt")),
-        _turn("assistant", _text(row, options, "response")),
+        _turn("user", _value(row, options, "prompt", str)),
+        _turn("assistant", _value(row, options, "response", str)),
     ],
     "instruction_input": _instruction_input,
     "sharegpt": _sharegpt,
     "messages": lambda row, options: _checked(row, options, "messages"),
     "input_output_messages": lambda row, options: [
         *_checked(row, options, "input"),
-        _turn("assistant", _text(row, options, "output")),
+        _turn("assistant", _value(row, options, "output", str)),
     ],
-    "prompt_text_only": lambda row, options: [_turn("user", _text(row, options, "prompt_text"))],
+    "prompt_text_only": lambda row, options: [
+        _turn("user", _value(row, options, "prompt_text", str))
+    ],
 }
 
 
@@ -229,36 +228,25 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _text(row: Row, options: ChatmlOptions, key: str) -> str:
-    column = options.column_mapping[key]
-    if not (value := row.get(column)):
-        raise _Missing(key)
-    if not isinstance(value, str):
-        raise _Malformed(f"{column}: expected text, have {_kind(value)}")
-    return value
-
-
-def _list(row: Row, options: ChatmlOptions, key: str) -> list[Any]:
+def _value(row: Row, options: ChatmlOptions, key: str, kind: type) -> Any:
     column = options.column_mapping[key]
     if value := row.get(column):
-        return _items(value, column)
+        return _of_kind(value, kind, column)
     raise _Missing(key)
 
 
-def _items(value: Any, column: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Malformed(f"{column}: expected a list, have {_kind(value)}")
-    return cast("list[Any]", value)
+def _of_kind(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _Malformed(f"{where}: expected {_kind_name(kind)}, have {_kind(value)}")
+    return value
 
 
 def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
     """The messages as they are, without the null fields that a columnar file gives them."""
     column, messages = options.column_mapping[key], list[Message]()
-    for at, message in enumerate(_list(row, options, key)):
+    for at, message in enumerate(_value(row, options, key, list)):
         where = f"{column}[{at}]"
-        if not isinstance(message, dict):
-            raise _Malformed(f"{where}: expected an object, have {_kind(message)}")
-        message = cast("Message", message)
+        message = cast("Message", _of_kind(message, dict, where))
         role = message.get("role")
         if not isinstance(role, str) or not role:
             have = _kind(role) if "role" in message else "nothing"
@@ -320,7 +308,10 @@ def _check_order(messages: list[Message], ends_with_user: bool) -> None:
 
 
 def _kind(value: Any) -> str:
-    kind = cast("type[Any]", type(value))
+    return _kind_name(cast("type[Any]", type(value)))
+
+
+def _kind_name(kind: type[Any]) -> str:
     return _KINDS.get(kind, kind.__name__)
 
 

@@ -72,7 +72,12 @@ class Finishing:
 
     def finish(self, row: Row, identity: str) -> Finished | Dropped:
         """`identity` becomes the row's `id` unless it has one."""
-        text, removed = self._scrubbed(row.get("text"))
+        text: Any = row.get("text")
+        removed: dict[str, int] = {}
+        for scrubber in self.scrubbers if text else ():
+            text, counts = scrubber.scrub(_as_str(text))
+            for kind, count in counts.items():
+                removed[kind] = removed.get(kind, 0) + count
         row = {**row, "text": text} if removed else row
         row["id"] = as_text(row.get("id")) or identity
         if self.languages is not None:
@@ -83,8 +88,10 @@ class Finishing:
         truncated = None
         if text:
             tokens, most = tokenizer(self.encoding), self.max_tokens
-            is_encoded = isinstance(text, bytes)
-            truncated = (tokens.truncate_utf8 if is_encoded else tokens.truncate)(text, most)
+            if isinstance(text, bytes):
+                truncated = tokens.truncate_utf8(text, most)
+            else:
+                truncated = tokens.truncate(text, most)
         row[truncated_column(self.max_tokens)] = truncated
         if not text or not (self.exact or self.near):
             return Finished(row, removed, None)
@@ -96,14 +103,6 @@ class Finishing:
         """What it adds, in order."""
         language: dict[str, Kind] = {} if self.languages is None else {LANGUAGE_COLUMN: "string"}
         return {"id": "string", **language, truncated_column(self.max_tokens): "string"}
-
-    def _scrubbed(self, text: Any) -> tuple[Any, dict[str, int]]:
-        removed: dict[str, int] = {}
-        for scrubber in self.scrubbers if text else ():
-            text, counts = scrubber.scrub(_as_str(text))
-            for kind, count in counts.items():
-                removed[kind] = removed.get(kind, 0) + count
-        return text, removed
 
 
 def truncated_column(max_tokens: int) -> str:
