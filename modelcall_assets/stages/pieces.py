@@ -19,7 +19,7 @@ from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir, mkstemp
+from tempfile import NamedTemporaryFile, TemporaryDirectory, gettempdir
 from typing import IO, Any, NamedTuple
 
 import orjson
@@ -127,12 +127,14 @@ class PieceRows:
         indexes = {identity: index for index, identity in enumerate(distinct)}
         names = [str(index) for index in indexes.values()]
         batch = pa.RecordBatch.from_arrays([*distinct.values()], names=names)
-        with explained(folder, StoreError):
-            handle, name = mkstemp(".arrow", dir=folder)
-            with os.fdopen(handle, "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
-                stream.write_batch(batch)
+        with (
+            explained(folder, StoreError),
+            NamedTemporaryFile(suffix=".arrow", dir=folder, delete=False) as file,
+            pa.ipc.new_stream(file, batch.schema) as stream,
+        ):
+            stream.write_batch(batch)
         order = tuple(indexes[id(column)] for column in self.columns)
-        return replace(self, columns=(), file=(Path(name), order))
+        return replace(self, columns=(), file=(Path(file.name), order))
 
     def received(self) -> PieceRows:
         """What was sent, here; once: the file goes."""

@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -199,7 +198,15 @@ def preprocess(
     with closing(in_order(worker, make, source.pieces(), processes)) as pieces:
         kept = map(total.kept, pieces)
         if worker.schema is None:
-            report.schema, report.moved = _write_spooled(kept, worker.added, out)
+            with TemporaryFile() as file:
+                spool = RowSpool(file, worker.added)
+                for rows in kept:
+                    spool.add(rows.lines)
+                report.schema = spool.schema()
+                report.moved = spool.moved
+                with ParquetSink(out, Preprocessed.name, report.schema) as sink:
+                    for batch in spool.batches(report.schema):
+                        sink.write(batch)
         else:
             report.schema, report.moved = worker.schema, worker.moved
             with ParquetSink(out, Preprocessed.name, worker.schema) as sink:
@@ -259,18 +266,3 @@ class _Total:
         if self._problem_rows:
             report.numbers["rows_with_problems"] = self._problem_rows
             report.tables["problems"] = [{"problem": problem} for problem in self._problems]
-
-
-def _write_spooled(
-    pieces: Iterator[PieceRows], added: pa.Schema, out: NewFile
-) -> tuple[pa.Schema, dict[str, str]]:
-    """Where the columns are known only when all rows are."""
-    with TemporaryFile() as file:
-        spool = RowSpool(file, added)
-        for rows in pieces:
-            spool.add(rows.lines)
-        schema = spool.schema()
-        with ParquetSink(out, Preprocessed.name, schema) as sink:
-            for batch in spool.batches(schema):
-                sink.write(batch)
-    return schema, spool.moved

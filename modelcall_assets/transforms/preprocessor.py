@@ -36,7 +36,6 @@ _USUAL_LANGUAGES = {
 """Where Pygments does not know the suffix, or takes it for a rare language's."""
 _NAME_CHARS, _CODE_CHARS = 255, 64_000
 """Of a path, whose column can hold anything, and of a text: more does not tell more."""
-_PREFIX = "pt_data_"
 FACTS = {
     "repo_full_name": "Code Repository",
     "language": "Unknown",
@@ -45,7 +44,7 @@ FACTS = {
     **dict.fromkeys(("has_readme", "has_license", "has_gitignore"), "Unknown"),
 }
 """What the packaging prompt asks for and these rows do not know."""
-_PART = re.compile(r"(?P<language>.+)_part(?P<number>\d*)")
+_FILE = re.compile(r"pt_data_(?P<language>.+?)(?:_part(?P<part>\d*))?", re.DOTALL)
 
 Kind = Literal["string", "int", "float", "bool"]
 """What a column holds."""
@@ -304,14 +303,17 @@ class TripletFilter:
     own_columns: ClassVar = tuple(FACTS)
 
     def get_file_list(self, paths: Sequence[str]) -> dict[str, list[str]]:
-        """InputError when there is no such file, or none of a language that was asked for."""
+        """Partitions are named by the folder and the language. InputError when there is no such
+        file, or none of a language that was asked for."""
         found: dict[str, list[tuple[int, str]]] = {}
         for path in paths:
-            if (named := _language_and_part(path)) is not None:
-                language, part = named
-                found.setdefault(language, []).append((part, path))
+            file = PurePosixPath(path)
+            named = _FILE.fullmatch(stem_of(file.name))
+            if named is not None and file.name.lower().endswith(DATA_SUFFIXES):
+                partition, number = str(file.parent / named["language"]), int(named["part"] or -1)
+                found.setdefault(partition, []).append((number, path))
         if not found:
-            raise InputError(f"no file is called {_PREFIX}<Language>_part<NN>.jsonl")
+            raise InputError("no file is called pt_data_<Language>_part<NN>.jsonl")
         there = {PurePosixPath(name).name for name in found}
         wanted = there if self.languages is None else self.languages
         if absent := [name for name in wanted if name not in there]:
@@ -335,16 +337,3 @@ class TripletFilter:
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
         return {**_copied(names), **dict.fromkeys(("text", *FACTS), "string")}
-
-
-def _language_and_part(path: str) -> tuple[str, int] | None:
-    """The partition, which begins with the folder, and the number of a part; -1 for a file that is
-    not in parts."""
-    file = PurePosixPath(path)
-    if not file.name.startswith(_PREFIX) or not file.name.lower().endswith(DATA_SUFFIXES):
-        return None
-    name = stem_of(file.name).removeprefix(_PREFIX)
-    part = _PART.fullmatch(name)
-    language = part["language"] if part else name
-    number = int(part["number"] or -1) if part else -1
-    return (str(file.parent / language), number) if language else None

@@ -53,9 +53,7 @@ class Tokenizer(ABC):
     def truncate(self, text: str, max_tokens: int) -> str:
         """The longest run of whole tokens from the start of `text` that ends between two characters
         and, counted anew, is at most `max_tokens` tokens."""
-        cut = self._cut(text, max_tokens, whole=True) if max_tokens > 0 else ""
-        assert cut is not None
-        return cut
+        return (self._cut(text, max_tokens, whole=True) or "") if max_tokens > 0 else ""
 
     def truncate_utf8(self, data: bytes, max_tokens: int) -> str:
         """`truncate(data.decode(), max_tokens)`. No more is decoded than it takes."""

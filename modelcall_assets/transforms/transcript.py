@@ -184,7 +184,10 @@ def _turn(message: Any) -> Turn:
     if reasoning and not any(part.kind == "reasoning" for part in parts):
         parts.insert(0, Part("reasoning", reasoning))
     calls = [*_messages(fields.get("tool_calls")), fields.get("function_call")]
-    parts += (_call(cast("Row", call)) for call in calls if isinstance(call, dict))
+    for call in (cast("Row", call) for call in calls if isinstance(call, dict)):
+        function = cast("Row", call.get("function") or call)
+        text, name = _readable_json(function.get("arguments")), str(function.get("name", "?"))
+        parts.append(Part("call", text, name))
     return Turn(role if isinstance(role, str) and role else "?", tuple(parts))
 
 
@@ -221,11 +224,6 @@ def _item_part(item: Any) -> Part:
         url = cast("Row", image).get("url") if isinstance(image, dict) else image
         return Part("other", _clipped(str(url), 200), "image")
     return Part("other", text if isinstance(text, str) else _readable_json(fields), kind)
-
-
-def _call(call: Row) -> Part:
-    function = cast("Row", call.get("function") or call)
-    return Part("call", _readable_json(function.get("arguments")), str(function.get("name", "?")))
 
 
 def _first_text(fields: Row, names: Iterable[str]) -> str:
@@ -275,22 +273,19 @@ def _article(where: str, row: Row, most_chars: int | None) -> str:
 
 
 def _badges(row: Row) -> Iterator[str]:
+    badge = '<span class="badge {}">{}</span>'
     status, reason = row.get("api_status"), row.get("api_fail_reason")
     if status:
-        yield _badge(str(status), "success" if status == "success" else "error")
+        yield badge.format("success" if status == "success" else "error", escape(str(status)))
     if reason:
-        yield _badge(str(reason), "error")
+        yield badge.format("error", escape(str(reason)))
     names = (
         name
         for name, value in row.items()
         if isinstance(value, int | float) and not name.startswith("api_") and name not in _IDS
     )
     for name in islice(names, MOST_BADGES):
-        yield _badge(f"{name} {_readable_json(row[name])}")
-
-
-def _badge(text: str, kind: str = "") -> str:
-    return f'<span class="badge {kind}">{escape(text)}</span>'
+        yield badge.format("", escape(f"{name} {_readable_json(row[name])}"))
 
 
 def _part_html(part: Part, most_chars: int | None) -> str:
