@@ -22,7 +22,7 @@ from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import moved_names
 from modelcall_assets.stages.export import Form, Selection, export_file
-from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.published import published_files
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.responses import OWN_COLUMNS

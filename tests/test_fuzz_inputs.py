@@ -23,8 +23,8 @@ from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import BadLine, Number
 from modelcall_assets.stages.chatml import convert_split
-from modelcall_assets.stages.made import ERROR_COLUMN
 from modelcall_assets.stages.merged import INVALID, invalid_file_of, merge_group
+from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe

@@ -16,12 +16,11 @@ from project import write_rows
 
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.outcome import Dropped
-from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import publish
-from modelcall_assets.transforms.preprocessor import Copied
-from modelcall_assets.transforms.universal import Universal
+from modelcall_assets.transforms.preprocessor import Copied, Universal
 
 
 def run(row: dict[str, Any], **options: Any) -> Any:

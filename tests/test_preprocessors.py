@@ -31,7 +31,7 @@ from s3_server import S3Server
 from modelcall_assets.config.preprocess import ENCODINGS
 from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
-from modelcall_assets.stages.made import ERROR_COLUMN
+from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted
 from modelcall_assets.transforms import tokens
 from modelcall_assets.transforms.preprocessor import FACTS, GithubRawCode, TripletFilter

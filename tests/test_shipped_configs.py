@@ -22,10 +22,9 @@ from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.defs.project import project_definitions
 from modelcall_assets.rehearsal import RehearsalServer
-from modelcall_assets.stages.piece_work import PieceWork
 from modelcall_assets.stages.preprocessed import Preprocessed
+from modelcall_assets.stages.recipe import Worker
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.formats import OURS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -231,7 +230,7 @@ class TestTasks:
         columns = set(INPUT_COLUMNS[name])
         if (stage := Task(spec).find(Preprocessed)) and (recipe := stage.recipe):
             schema = pa.schema([(column, pa.string()) for column in columns])
-            columns = set(PieceWork(recipe, schema, OURS).schema.names)
+            columns = set(Worker(recipe, schema).schema.names)
         assert spec.task.data.input_key in columns
         assert spec.prompt.placeholders <= columns | {spec.task.data.prompt_format_key}
         assert spec.task.data.prompt_format_key in spec.prompt.placeholders

@@ -70,5 +70,5 @@ def _shown(error: BaseException) -> str:
     not_users = ("<frozen", __file__, importlib.__file__)
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith(not_users)]
-    place = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
-    return f"{type(error).__name__}: {error}{place}"
+    where = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -142,7 +142,6 @@ class Remover:
 
     @property
     def has_any(self) -> bool:
-        """Whether there is anything to take out."""
         return bool(self._forms)
 
     def __call__(self, data: bytes) -> bytes:

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from modelcall_assets.config.block import did_you_mean
-from modelcall_assets.config.datasets import DatasetConfig
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem
@@ -100,15 +99,15 @@ class Chatml(Stage):
     def make(self, key: str, tally: Tally) -> Report:
         """InputChanged when the split is not what raw recorded."""
         assert self.upstream is not None
-        made, inputs = self.upstream.need(key), self.task.inputs
+        raw, inputs = self.upstream.need(key), self.task.inputs
         assert isinstance(inputs, SplitInputs)
         place, limit = inputs.place(key), self.task.row_limit
         convert = partial(convert_split, inputs.members(key), self.options(place.dataset))
         with Draft(self, key) as draft:
             report = draft.written(partial(convert, limit=limit, reading=self.upstream.reading))
-            if version_of(inputs.members(key)) != made.input.version:
+            if version_of(inputs.members(key)) != raw.input.version:
                 raise changed(place.path)
-            draft.publish(report, made.input)
+            draft.publish(report, raw.input)
         return report
 
     def lacks(self) -> Iterator[Problem]:
@@ -136,6 +135,7 @@ class Chatml(Stage):
         items = islice(read_rows(file.place, self.upstream.reading), ROWS_LOOKED_AT)
         rows = [item for item in items if not isinstance(item, BadLine)]
         columns = dict.fromkeys(name for row in rows for name in row)
+        file_name = self.spec.files["datasets"]
         shown = f"the first {len(rows)} rows of {shown_place(file.uri, self.spec.root)}"
         shown += f" ({len(splits)} splits)" if len(splits) > 1 else ""
         mapping = dataset.column_mapping.items()
@@ -143,22 +143,14 @@ class Chatml(Stage):
         for key, column in absent if rows else ():
             wrong, have = f"no column {column} in {shown}", f"the columns {', '.join(columns)}"
             place, fix = f"{name}.column_mapping.{key}", did_you_mean(column, columns)
-            file_name = self.spec.files["datasets"]
             yield Problem(file_name, place, wrong, have=have, fix=fix, severity="warning")
-        if rows and not absent and (why := _inconvertible(rows, dataset)):
+        options = ChatmlOptions(dataset.format_style, dataset.column_mapping)
+        results = [] if absent else [to_chatml(row, options) for row in rows]
+        if results and not any(isinstance(result, dict) for result in results):
+            first = results[0]
+            why = first.detail if isinstance(first, Failure) else "what it needs is empty"
             wrong = f"none of {shown} is a conversation of this style: {why}"
-            place = f"{name}.format_style"
-            yield Problem(self.spec.files["datasets"], place, wrong, severity="warning")
-
-
-def _inconvertible(rows: Sequence[Row], dataset: DatasetConfig) -> str:
-    """Why the first row cannot be converted, when none can."""
-    options = ChatmlOptions(dataset.format_style, dataset.column_mapping)
-    made = [to_chatml(row, options) for row in rows]
-    if any(isinstance(each, dict) for each in made):
-        return ""
-    first = made[0]
-    return first.detail if isinstance(first, Failure) else "what it needs is empty"
+            yield Problem(file_name, f"{name}.format_style", wrong, severity="warning")
 
 
 def convert_split(
@@ -171,13 +163,13 @@ def convert_split(
 ) -> Report:
     """Write the first `limit` rows of `files`, one after another. InputError when a file cannot be
     read, or has a bad line and `reading` refuses those."""
-    work = _Work(options)
-    write_lines(out, work.lines(files, reading, limit))
-    report = work.report
+    conversion = _Conversion(options)
+    write_lines(out, conversion.lines(files, reading, limit))
+    report = conversion.report
     report.rows = report.rows_in - report.dropped.total()
     report.data_version = out.digest
     report.detail = dict(AS_LINES)
-    report.histograms["messages"] = work.turns
+    report.histograms["messages"] = conversion.turns
     if report.rows_in and not report.rows:
         fix = "compare column_mapping with the columns of the file"
         report.emptied = report.all_dropped(fix)
@@ -185,7 +177,7 @@ def convert_split(
 
 
 @dataclass
-class _Work:
+class _Conversion:
     """Converts rows and counts what became of them."""
 
     options: ChatmlOptions
@@ -206,29 +198,29 @@ class _Work:
                 if report.rows_in == limit:
                     return
                 report.rows_in += 1
-                made = self._made(item, text)
-                if isinstance(made, bytes):
-                    yield made
-                elif isinstance(made, Dropped):
-                    report.dropped[made.rule] += 1
-                else:
+                line = self._line(item, text)
+                if isinstance(line, Failure):
                     where = f"{file.key_path}, row {report.rows_in - first}"
-                    report.fail(where, made.reason, made.detail)
-                    yield self._failed(made, item, text)
+                    report.fail(where, line.reason, line.detail)
+                    line = self._failed(line, item, text)
+                if isinstance(line, Dropped):
+                    report.dropped[line.rule] += 1
+                else:
+                    yield line
 
-    def _made(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
+    def _line(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
         if isinstance(item, BadLine):
             return bad_line(item)
-        made = to_chatml(item, self.options, text)
-        if text is not None and isinstance(made, dict) and _may_hold_numbers(made):
-            made = to_chatml(loads(text), self.options, text)
-        if not isinstance(made, dict):
-            return made
+        row = to_chatml(item, self.options, text)
+        if text is not None and isinstance(row, dict) and _may_hold_numbers(row):
+            row = to_chatml(loads(text), self.options, text)
+        if not isinstance(row, dict):
+            return row
         try:
-            line = encode(made)
+            line = encode(row)
         except UNWRITABLE as error:
             return Failure(Reason.CHATML_ERROR, f"cannot be written as JSON: {error}")
-        self.turns[len(made["messages"])] += 1
+        self.turns[len(row["messages"])] += 1
         if self.report.shows_more:
             self.report.show(loads(line))
         return line
@@ -242,9 +234,8 @@ class _Work:
         return encode(failed_row(failure))
 
 
-def _may_hold_numbers(made: Row) -> bool:
-    """Whether it took more of its row than texts."""
-    for turn in made["messages"]:
-        if len(turn) > 2 or type(turn.get("content")) is not str:
-            return True
-    return "tools" in made
+def _may_hold_numbers(row: Row) -> bool:
+    """Whether it took more of its input than texts."""
+    turns = row["messages"]
+    is_text = all(len(turn) <= 2 and type(turn.get("content")) is str for turn in turns)
+    return not is_text or "tools" in row

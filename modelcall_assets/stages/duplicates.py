@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.storage.claims import BUSY_S, write_ahead
-from modelcall_assets.transforms.near_duplicates import algorithm, bands, similarity
+from modelcall_assets.transforms.finishing import algorithm, bands, similarity
 
 EXACT = "dedup: exact"
 NEAR = "dedup: near"
@@ -59,10 +59,9 @@ class Duplicates:
     """
 
     def __init__(self, path: Path, partition: str, run_id: str, near: float | None) -> None:
-        self._path = path
-        self._partition = partition
-        self._run_id = run_id
-        self._sketches = None if near is None else _Sketches(near)
+        self._path, self._partition, self._run_id = path, partition, run_id
+        self._near = near
+        self._algorithm = "" if near is None else algorithm()
 
     def __enter__(self) -> Self:
         with _explained(self._path), ExitStack() as stack:
@@ -86,33 +85,54 @@ class Duplicates:
             _free(self._index, self._run)
 
     def _rule(self, digest: bytes, signature: bytes | None) -> str | None:
-        held = self._held(digest)
         sketch = None
-        if held is not None:
-            if held.owner != self._run.owner or held.generation == self._run.generation:
+        query = "SELECT owner, generation, sketch FROM texts WHERE digest = ?"
+        if (held := self._index.execute(query, (digest,)).fetchone()) is not None:
+            owner, generation, sketch = held
+            if owner != self._run.owner or generation == self._run.generation:
                 return EXACT
-            if held.generation > self._run.generation:
+            if generation > self._run.generation:
                 return None  # a later run of this partition took it over
-            sketch = held.sketch
-        if self._sketches is not None and signature is not None:
-            if self._sketches.has_similar(self._index, signature, self._run):
+        if self._near is not None and signature is not None:
+            keys = bands(signature, self._near)
+            if self._has_similar(keys, signature, self._near):
                 return NEAR
-            sketch = self._sketches.kept(self._index, digest, signature, sketch)
-        self._keep(digest, sketch)
-        return None
-
-    def _held(self, digest: bytes) -> _Held | None:
-        row = self._index.execute(
-            "SELECT owner, generation, sketch FROM texts WHERE digest = ?", (digest,)
-        ).fetchone()
-        return None if row is None else _Held(*row)
-
-    def _keep(self, digest: bytes, sketch: int | None) -> None:
+            sketch = self._sketch(digest, keys, signature, sketch)
         self._index.execute(
             "INSERT INTO texts VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE "
             "SET generation = excluded.generation, sketch = excluded.sketch",
             (digest, *self._run, sketch),
         )
+        return None
+
+    def _has_similar(self, keys: list[bytes], signature: bytes, near: float) -> bool:
+        """Among the texts of other partitions, and those that this run has kept."""
+        found = self._index.execute(
+            "SELECT signature FROM sketches CROSS JOIN texts USING (digest) "
+            f"WHERE id IN ({' UNION '.join([_OF_A_BAND] * len(keys))}) "
+            "AND algorithm = ? AND (owner != ? OR generation = ?)",
+            (*keys, self._algorithm, *self._run),
+        )
+        return any(similarity(signature, other) >= near for (other,) in found)
+
+    def _sketch(
+        self, digest: bytes, keys: list[bytes], signature: bytes, known: int | None
+    ) -> int | None:
+        """The number of the text's signature, by whose bands it is found: the `known` one if that
+        is of this algorithm and threshold."""
+        if known is not None:
+            query = "SELECT algorithm, near FROM sketches WHERE id = ?"
+            made_by = self._index.execute(query, (known,)).fetchone()
+            if made_by == (self._algorithm, self._near):
+                return known
+            _drop_sketch(self._index, known)
+        number = self._index.execute(
+            "INSERT INTO sketches (digest, algorithm, near, signature) VALUES (?, ?, ?, ?)",
+            (digest, self._algorithm, self._near, signature),
+        ).lastrowid
+        values = ((key, number) for key in keys)
+        self._index.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", values)
+        return number
 
 
 def forget(path: Path, partitions: Iterable[str]) -> None:
@@ -129,56 +149,6 @@ class _Run(NamedTuple):
 
     owner: int
     generation: int
-
-
-class _Held(NamedTuple):
-    owner: int
-    generation: int
-    sketch: int | None
-
-
-class _Sketches:
-    """The signatures of texts that stay, found by their bands."""
-
-    def __init__(self, near: float) -> None:
-        self._near = near
-        self._algorithm = algorithm()
-
-    def has_similar(self, index: sqlite3.Connection, signature: bytes, run: _Run) -> bool:
-        """Among the texts of other partitions, and those that `run` has kept."""
-        keys = bands(signature, self._near)
-        found = index.execute(
-            "SELECT signature FROM sketches CROSS JOIN texts USING (digest) "
-            f"WHERE id IN ({' UNION '.join([_OF_A_BAND] * len(keys))}) "
-            "AND algorithm = ? AND (owner != ? OR generation = ?)",
-            (*keys, self._algorithm, *run),
-        )
-        return any(similarity(signature, other) >= self._near for (other,) in found)
-
-    def kept(
-        self, index: sqlite3.Connection, digest: bytes, signature: bytes, known: int | None
-    ) -> int:
-        """The number of this sketch: `known` if it is of this algorithm and threshold."""
-        if known is not None:
-            if self._is_current(index, known):
-                return known
-            _drop_sketch(index, known)
-        number = index.execute(
-            "INSERT INTO sketches (digest, algorithm, near, signature) VALUES (?, ?, ?, ?)",
-            (digest, self._algorithm, self._near, signature),
-        ).lastrowid
-        assert number is not None
-        index.executemany(
-            "INSERT OR IGNORE INTO bands VALUES (?, ?)",
-            ((key, number) for key in bands(signature, self._near)),
-        )
-        return number
-
-    def _is_current(self, index: sqlite3.Connection, number: int) -> bool:
-        made = index.execute(
-            "SELECT algorithm, near FROM sketches WHERE id = ?", (number,)
-        ).fetchone()
-        return made == (self._algorithm, self._near)
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -208,15 +178,12 @@ def _new_run(index: sqlite3.Connection, partition: str, run_id: str) -> _Run:
             "DO UPDATE SET generation = generation + 1, run_id = excluded.run_id",
             (partition, run_id),
         )
-        return _Run(
-            *index.execute(
-                "SELECT id, generation FROM partitions WHERE name = ?", (partition,)
-            ).fetchone()
-        )
+        query = "SELECT id, generation FROM partitions WHERE name = ?"
+        return _Run(*index.execute(query, (partition,)).fetchone())
 
 
 def _free(index: sqlite3.Connection, run: _Run) -> None:
-    """All that earlier runs of the partition left, a part at a time: others wait for none long."""
+    """All that earlier runs of the partition left, some at a time: others wait for none long."""
     freed = _FREED_AT_ONCE
     while freed == _FREED_AT_ONCE:
         with _transaction(index):
@@ -225,24 +192,17 @@ def _free(index: sqlite3.Connection, run: _Run) -> None:
                 (*run, _FREED_AT_ONCE),
             ).fetchall()
             for digest, sketch in left:
-                _drop(index, digest, sketch)
+                index.execute("DELETE FROM texts WHERE digest = ?", (digest,))
+                if sketch is not None:
+                    _drop_sketch(index, sketch)
         freed = len(left)
 
 
-def _drop(index: sqlite3.Connection, digest: bytes, sketch: int | None) -> None:
-    index.execute("DELETE FROM texts WHERE digest = ?", (digest,))
-    if sketch is not None:
-        _drop_sketch(index, sketch)
-
-
 def _drop_sketch(index: sqlite3.Connection, number: int) -> None:
-    signature, near = index.execute(
-        "SELECT signature, near FROM sketches WHERE id = ?", (number,)
-    ).fetchone()
-    index.executemany(
-        "DELETE FROM bands WHERE key = ? AND sketch = ?",
-        ((key, number) for key in bands(signature, near)),
-    )
+    query = "SELECT signature, near FROM sketches WHERE id = ?"
+    signature, near = index.execute(query, (number,)).fetchone()
+    values = ((key, number) for key in bands(signature, near))
+    index.executemany("DELETE FROM bands WHERE key = ? AND sketch = ?", values)
     index.execute("DELETE FROM sketches WHERE id = ?", (number,))
 
 

@@ -11,12 +11,11 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from contextlib import closing, nullcontext
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from tempfile import TemporaryFile
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -29,22 +28,18 @@ from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.duplicates import Duplicates
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs
-from modelcall_assets.stages.made import ERROR_COLUMN, Made, RowSpool
-from modelcall_assets.stages.old_stat import is_group, write_old_stat
-from modelcall_assets.stages.piece_work import PieceWork, ShippingWork
+from modelcall_assets.stages.pieces import ERROR_COLUMN, PieceRows, RowSpool, in_order
 from modelcall_assets.stages.publication import Draft
-from modelcall_assets.stages.recipe import Recipe
+from modelcall_assets.stages.recipe import Recipe, Worker
 from modelcall_assets.stages.report import LISTED, Report, Tally, counted
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.stages.workers import map_in_order
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.parquet import ParquetSink, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.preprocessor import Grouping
-from modelcall_assets.transforms.universal import REQUIRED
+from modelcall_assets.transforms.preprocessor import REQUIRED, Grouping
 
 
 class Preprocessed(Stage):
@@ -95,16 +90,20 @@ class Preprocessed(Stage):
         return Failure(Reason(carried["reason"]), carried["detail"])
 
     def preview(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
-        made = self._row_work.made(row, identity)
-        return made if isinstance(made, Dropped) else (self.failure_of(made) or made)
+        new = self._worker.row(row, identity)
+        if isinstance(new, Dropped):
+            return new
+        return self.failure_of(new.finished.row) or new.finished.row
 
     @cached_property
-    def _row_work(self) -> PieceWork:
+    def _worker(self) -> Worker:
         assert self.upstream is not None
-        return PieceWork(self.recipe, pa.schema([]), self.upstream.reading)
+        return Worker(self.recipe, pa.schema([]))
 
     def stat_path(self, key: str, *, is_group: bool) -> Place | None:
-        """Of what the old system left of a file, where the task asks for it."""
+        """Of what the old system left of a file, where the task asks for it:
+        `<stat_folder>/preprocess/<relative path>.json`, or `…/<partition>_combined.json` where that
+        has several files."""
         folder = self.options.stat_folder
         if folder is None:
             return None
@@ -121,46 +120,62 @@ class Preprocessed(Stage):
         longer the same, RunStopped when `tally` was told to stop."""
         assert self.upstream is not None
         source, raw = self.source(key), self.upstream.need(key)
+        is_group = len(source.parts) > 1 or any(part.is_document for part in source.parts)
         self.recipe.check()
         processes, began = min(self.options.num_proc, os.cpu_count() or 1), time.time()
+        wanted, path = self.options.dedup, self.layout.duplicates_path
 
         def write(out: NewFile) -> Report:
-            with self._seen_before(key) as seen:
+            looks = wanted.exact or wanted.near is not None
+            duplicates = Duplicates(path, key, uuid4().hex, wanted.near) if looks else nullcontext()
+            with duplicates as seen:
                 return preprocess(
                     source, self.recipe, out, seen=seen, processes=processes, tally=tally
                 )
 
         with Draft(self, key) as draft:
-            stat = self.stat_path(key, is_group=is_group(source))
+            stat = self.stat_path(key, is_group=is_group)
             if stat is not None:
                 draft.check(stat)
             report = draft.written(write)
             source.verify()
-            for place, name in self.recipe.absent(source.schema.names).items():
-                told = f"no row has the column '{name}', which preprocess.{place} names"
-                report.warnings.append(told)
-                tally.warnings.append(f"{decode_key(key)}: {told}")
+            for field, column in self.recipe.absent(source.schema.names).items():
+                warning = f"no row has the column '{column}', which preprocess.{field} names"
+                report.warnings.append(warning)
+                tally.warnings.append(f"{decode_key(key)}: {warning}")
             if stat is not None and not draft.is_rejected:
-                write_old_stat(stat, self, key, source, report, began, draft)
+                content = self._old_stat(key, source, report, draft.out, began)
+                if is_group:
+                    content |= {"language": decode_key(key), "num_xml_files": len(source.parts)}
+                draft.beside(stat).write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
             draft.publish(report, raw.input)
         return report
 
-    @contextmanager
-    def _seen_before(self, key: str) -> Iterator[Duplicates | None]:
-        wanted = self.options.dedup
-        if not wanted.exact and wanted.near is None:
-            yield None
-            return
-        path = self.layout.duplicates_path
-        with Duplicates(path, key, uuid4().hex, wanted.near) as seen:
-            yield seen
-
-
-class SeenBefore(Protocol):
-    """Which texts the task's files have already."""
-
-    def rules(self, texts: list[tuple[bytes, bytes | None]]) -> list[str | None]: ...
-    def finish(self) -> None: ...
+    def _old_stat(
+        self, key: str, source: Source, report: Report, out: NewFile, began: float
+    ) -> dict[str, Any]:
+        """For programs that read what the old system left of a file. Names are spelt as they
+        were."""
+        ended = time.time()
+        return {
+            "prompt_conf": {},
+            "model_conf": {},
+            "rating_times": 0,
+            "voting_status": False,
+            "raw_file_path": str(self.layout.input_folder / decode_key(key)),
+            "formatted_file_path": str(out.place),
+            "taged_file_paths": [],
+            "voting_file_path": "",
+            "n_sample": report.rows,
+            "processing_complete": True,
+            "start_time": datetime.fromtimestamp(began, UTC).isoformat(),
+            "end_time": datetime.fromtimestamp(ended, UTC).isoformat(),
+            "processing_time_seconds": round(ended - began, 3),
+            "max_tokens": self.options.max_tokens,
+            "output_file_exists": True,
+            "output_file_size_bytes": out.tell(),
+            "input_file_size_bytes": sum(stat_file(part.place).size for part in source.parts),
+        }
 
 
 def preprocess(
@@ -168,86 +183,75 @@ def preprocess(
     recipe: Recipe,
     out: NewFile,
     *,
-    seen: SeenBefore | None = None,
+    seen: Duplicates | None = None,
     processes: int = 1,
     tally: Tally | None = None,
 ) -> Report:
-    """Write the rows of `source` to `out`.
+    """Write the rows of `source` to `out`, but for those whose texts were `seen`.
 
     InputError when it cannot be read, InputChanged when it no longer fits its schema, WorkerDied
     when one of the processes was killed, RunStopped when `tally` was told to stop.
     """
-    work = PieceWork(recipe, source.schema, source.reading)
-    total = _Total(seen)
+    make = partial(Worker, recipe, source.schema)
+    worker, total = make(), _Total(seen, tally or Tally())
     report = total.report
-    with _made(source, recipe, work, processes) as made:
-        kept = (total.kept(each.received()) for each in _counted(made, tally or Tally()))
-        if work.schema is None:
-            report.schema, report.moved = _write_spooled(kept, work.added, out)
+    with closing(in_order(worker, make, source.batches(), processes)) as pieces:
+        kept = map(total.kept, pieces)
+        if worker.schema is None:
+            with TemporaryFile() as file:
+                spool = RowSpool(file, worker.added)
+                for rows in kept:
+                    spool.add(rows.lines)
+                report.schema = spool.schema()
+                report.moved = spool.moved
+                with ParquetSink(out, Preprocessed.name, report.schema) as sink:
+                    for batch in spool.batches(report.schema):
+                        sink.write(batch)
         else:
-            report.schema, report.moved = work.schema, work.moved
-            with ParquetSink(out, Preprocessed.name, work.schema) as sink:
-                for each in kept:
-                    sink.write(pa.RecordBatch.from_arrays(each.columns, schema=work.schema))
+            report.schema, report.moved = worker.schema, worker.moved
+            with ParquetSink(out, Preprocessed.name, worker.schema) as sink:
+                for rows in kept:
+                    sink.write(pa.RecordBatch.from_arrays(rows.columns, schema=worker.schema))
     if seen is not None:
         seen.finish()
     total.finish()
     return report
 
 
-@contextmanager
-def _made(
-    source: Source, recipe: Recipe, work: PieceWork, processes: int
-) -> Iterator[Iterator[Made]]:
-    if processes == 1:
-        yield map(work, source.batches())
-        return
-    with TemporaryDirectory(prefix="modelcall-") as folder:
-        arguments = (recipe, source.schema, source.reading, Path(folder))
-        pieces = source.batches()
-        with closing(map_in_order(work, ShippingWork, arguments, pieces, processes)) as made:
-            yield made
-
-
-def _counted(made: Iterator[Made], tally: Tally) -> Iterator[Made]:
-    for each in made:
-        if tally.is_stopped:
-            raise RunStopped("interrupted; nothing is published, the file begins anew")
-        tally.failed += each.failed
-        tally.ok += each.rows_in - each.failed
-        yield each
-
-
 class _Total:
     """What became of the pieces together."""
 
-    def __init__(self, seen: SeenBefore | None) -> None:
+    def __init__(self, seen: Duplicates | None, tally: Tally) -> None:
         self.report = Report()
-        self._seen, self._content = seen, hashlib.sha256()
+        self._seen, self._tally, self._content = seen, tally, hashlib.sha256()
         self._removed, self._problems = Counter[str](), list[str]()
         self._problem_rows = 0
 
-    def kept(self, each: Made) -> Made:
-        """A piece without the rows that were seen before."""
+    def kept(self, rows: PieceRows) -> PieceRows:
+        """Without the rows that were seen before. RunStopped."""
+        if self._tally.is_stopped:
+            raise RunStopped("interrupted; nothing is published, the file begins anew")
+        self._tally.failed += len(rows.failures)
+        self._tally.ok += rows.rows_in - len(rows.failures)
         report = self.report
-        report.rows_in += each.rows_in
-        report.dropped += each.dropped
+        report.rows_in += rows.rows_in
+        report.dropped += rows.dropped
         if self._seen is not None:
-            rules = iter(self._seen.rules([text for text in each.texts if text is not None]))
-            by_row = [None if text is None else next(rules) for text in each.texts]
+            rules = iter(self._seen.rules([text for text in rows.texts if text is not None]))
+            by_row = [None if text is None else next(rules) for text in rows.texts]
             report.dropped.update(rule for rule in by_row if rule is not None)
-            each = each.only([at for at, rule in enumerate(by_row) if rule is None])
-        for at, error in each.failures.items():
+            rows = rows.only([index for index, rule in enumerate(by_row) if rule is None])
+        for index, error in rows.failures.items():
             reason, detail = (orjson.loads(error)[name] for name in ("reason", "detail"))
-            report.fail(f"row {report.rows + at + 1}", reason, detail)
-        report.rows += len(each)
-        for _, row in each.sample:
+            report.fail(f"row {report.rows + index + 1}", reason, detail)
+        report.rows += len(rows)
+        for row in rows.sample.values():
             report.show(row)
-        self._removed += each.removed
-        self._problem_rows += len(each.problems)
-        self._problems += each.problems[: LISTED - len(self._problems)]
-        self._content.update(b"".join(each.digests))
-        return each
+        self._removed += rows.removed
+        self._problem_rows += len(rows.problems)
+        self._problems += rows.problems[: LISTED - len(self._problems)]
+        self._content.update(b"".join(rows.digests))
+        return rows
 
     def finish(self) -> None:
         report = self.report
@@ -262,17 +266,3 @@ class _Total:
         if self._problem_rows:
             report.numbers["rows_with_problems"] = self._problem_rows
             report.tables["problems"] = [{"problem": problem} for problem in self._problems]
-
-
-def _write_spooled(
-    pieces: Iterator[Made], added: pa.Schema, out: NewFile
-) -> tuple[pa.Schema, dict[str, str]]:
-    """Where the columns are known only when all rows are."""
-    with RowSpool(added) as spool:
-        for each in pieces:
-            spool.add(each.lines)
-        schema = spool.schema()
-        with ParquetSink(out, Preprocessed.name, schema) as sink:
-            for batch in spool.batches(schema):
-                sink.write(batch)
-    return schema, spool.moved

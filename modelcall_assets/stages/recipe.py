@@ -1,29 +1,50 @@
-"""How a task's rows are preprocessed: what a process needs to know, and what it makes of it."""
+"""How a task's rows are preprocessed, and what a process makes of a piece by it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import orjson
+import pyarrow as pa
+
 from modelcall_assets.config.places import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.dotted import DottedError, create, load_object, source_digest
-from modelcall_assets.transforms.finishing import Finishing
-from modelcall_assets.transforms.preprocessor import GithubRawCode, Preprocessor, TripletFilter
+from modelcall_assets.records.dotted import RAISED, DottedError, create, load_object, source_digest
+from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
+from modelcall_assets.stages import pieces
+from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
+from modelcall_assets.storage.jsonl import clip
+from modelcall_assets.storage.rows import record_id
+from modelcall_assets.transforms.finishing import Finished, Finishing
+from modelcall_assets.transforms.preprocessor import (
+    Copied,
+    Declared,
+    GithubRawCode,
+    Kind,
+    Preprocessor,
+    TripletFilter,
+    Universal,
+)
 from modelcall_assets.transforms.repo_xml import RepoXml
 from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
-from modelcall_assets.transforms.universal import Universal
 
 _WHERE_NOT_WHAT = {
     "enabled", "input_folder", "output_folder", "num_proc", "num_files", "languages",
     "file_pattern", "stat_folder",
 }  # fmt: skip
 """Fields that do not shape the rows of a file."""
+_EXPECTED = (TypeError, ValueError, KeyError)
+"""What a preprocessor of ours raises for an item that it cannot work on."""
+_FITS = {"string": {str}, "int": {int}, "float": {float, int}, "bool": {bool}}
+"""What may be in a column that the user has declared."""
+_INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +60,7 @@ class Recipe:
         config = self.config
         match config.script_type:
             case "universal":
-                return _universal(config, self._tokenizer)
+                return self._universal()
             case "github_raw_code":
                 by_content = config.detect_language == "content"
                 return GithubRawCode(by_content, config.source_name or "github_raw_code")
@@ -86,85 +107,204 @@ class Recipe:
             elif isinstance(spec, Combine):
                 fields = enumerate(spec.fields)
                 sources |= {f"field_mapping.{target}.fields[{at}]": name for at, name in fields}
-        made = {*names, *self.config.field_mapping, "text"}
+        new = {*self.config.field_mapping, "text"}
         for name, computed in self.config.transformations.computed_fields.items():
-            if computed.source_field not in made:
-                place = f"transformations.computed_fields.{name}.source_field"
-                sources[place] = computed.source_field
-        return {place: name for place, name in sources.items() if name not in names}
+            if computed.source_field not in new:
+                field = f"transformations.computed_fields.{name}.source_field"
+                sources[field] = computed.source_field
+        return {field: name for field, name in sources.items() if name not in names}
 
     def check(self) -> None:
         """SetupError when it cannot run here."""
-        if problems := [*self._problems()]:
-            raise SetupError(problems)
-
-    def _problems(self) -> Iterator[Problem]:
-        for name, package, extra in self._packages():
-            if find_spec(package) is None:
-                wrong = f"the package {package} is not installed"
-                fix = f"pip install 'modelcall-assets[{extra}]'"
-                yield Problem(self.file, f"preprocess.{name}", wrong, fix=fix, unready=True)
-        yield from self._tokenizer_problems()
+        problems = [*self._lacking()]
+        name = self.config.tokenizer
+        if name.endswith(".json") and find_spec("tokenizers") is not None:
+            try:
+                if is_file(self._tokenizer):
+                    tokenizer(self._tokenizer)
+                else:
+                    wrong = "no such file"
+                    problems.append(Problem(self.file, "preprocess.tokenizer", wrong, have=name))
+            except TokenizerError as error:
+                problems.append(Problem(self.file, "preprocess.tokenizer", str(error)))
         try:
             self.preprocessor()
             self.finishing()
         except SetupError as error:
-            yield from error.problems
+            problems += error.problems
+        if problems:
+            raise SetupError(problems)
 
-    def _tokenizer_problems(self) -> Iterator[Problem]:
-        name = self.config.tokenizer
-        if not name.endswith(".json") or find_spec("tokenizers") is None:
-            return
-        if not is_file(self._tokenizer):
-            yield Problem(self.file, "preprocess.tokenizer", "no such file", have=name)
-            return
-        try:
-            tokenizer(self._tokenizer)
-        except TokenizerError as error:
-            yield Problem(self.file, "preprocess.tokenizer", str(error))
-
-    def _packages(self) -> Iterator[tuple[str, str, str]]:
-        """Field, package and extra of what the task wants beyond the ordinary."""
+    def _lacking(self) -> Iterator[Problem]:
+        """Packages that the task wants beyond the ordinary."""
         config = self.config
-        if config.tokenizer.endswith(".json"):
-            yield "tokenizer", "tokenizers", "tokenizers"
-        if config.language_id.enabled:
-            yield "language_id", "py3langid", "text-language"
-        if config.script_type == "github_raw_code" and config.detect_language == "content":
-            yield "detect_language", "magika", "code-language"
-        if config.dedup.near is not None:
-            yield "dedup.near", "rensa", "near-dedup"
+        by_content = config.detect_language == "content"
+        for field, package, extra, is_wanted in (
+            ("tokenizer", "tokenizers", "tokenizers", config.tokenizer.endswith(".json")),
+            ("language_id", "py3langid", "text-language", config.language_id.enabled),
+            ("detect_language", "magika", "code-language",
+             by_content and config.script_type == "github_raw_code"),
+            ("dedup.near", "rensa", "near-dedup", config.dedup.near is not None),
+        ):  # fmt: skip
+            if is_wanted and find_spec(package) is None:
+                wrong = f"the package {package} is not installed"
+                fix = f"pip install 'modelcall-assets[{extra}]'"
+                yield Problem(self.file, f"preprocess.{field}", wrong, fix=fix, unready=True)
 
     @property
     def _tokenizer(self) -> str:
         name = self.config.tokenizer
         return str(self.root / name) if name.endswith(".json") else name
 
-    def _users(self, name: str, path: str, method: str, **options: Any) -> Any:
+    def _users(self, field: str, path: str, method: str, **options: Any) -> Any:
         try:
             return create(load_object(path, self.root, method), path, **options)
         except DottedError as error:
-            problem = Problem(self.file, f"preprocess.{name}", error.wrong, error.expected)
+            problem = Problem(self.file, f"preprocess.{field}", error.wrong, error.expected)
             raise SetupError([problem]) from error
 
+    def _universal(self) -> Universal:
+        config = self.config.model_dump(include={"field_mapping", "filters", "transformations"})
+        is_cleaned = config["filters"].pop("apply_to") == "cleaned"
+        return Universal(
+            field_mapping=config["field_mapping"],
+            **config["filters"],
+            filter_cleaned=is_cleaned,
+            **config["transformations"]["text_cleaning"],
+            computed_fields=config["transformations"]["computed_fields"],
+            source_name=self.config.source_name or "unknown",
+            tokenizer=self._tokenizer,
+        )
 
-def _universal(config: Preprocess, tokenizer: str) -> Universal:
-    filters, cleaning = config.filters, config.transformations.text_cleaning
-    computed = config.transformations.computed_fields
-    return Universal(
-        field_mapping={
-            name: spec if isinstance(spec, str) else spec.model_dump()
-            for name, spec in config.field_mapping.items()
-        },
-        min_text_length=filters.min_text_length,
-        max_text_length=filters.max_text_length,
-        required_fields=tuple(filters.required_fields),
-        blacklist_patterns=tuple(filters.blacklist_patterns),
-        blacklist_regex=tuple(filters.blacklist_regex),
-        filter_cleaned=filters.apply_to == "cleaned",
-        remove_extra_whitespace=cleaning.remove_extra_whitespace,
-        remove_characters=tuple(cleaning.remove_characters),
-        computed_fields={name: spec.model_dump() for name, spec in computed.items()},
-        source_name=config.source_name or "unknown",
-        tokenizer=tokenizer,
-    )
+
+class Worker:
+    """Parses a piece of a file, preprocesses its items and finishes its rows.
+
+    `schema` is that of the rows, None where only the rows tell; `added` are the columns that all
+    have. `moved`: columns that are called like ours → their names in the rows.
+    """
+
+    def __init__(self, recipe: Recipe, input_schema: pa.Schema) -> None:
+        self._input = input_schema
+        self._preprocessor, self._finishing = recipe.preprocessor(), recipe.finishing()
+        self._runs_users = recipe.config.is_own or bool(recipe.config.scrub)
+        self._raised = RAISED if self._runs_users else _EXPECTED
+        self._reads_bytes = getattr(self._preprocessor, "reads_bytes", False)
+        self._added: Mapping[str, Kind] = {**self._finishing.columns(), ERROR_COLUMN: "string"}
+        self.added = pieces.schema_of(input_schema, self._added)
+        self._ours = self._added.keys() - {"id"}
+        self.moved: dict[str, str] = {}
+        self._origins = self._columns()
+        self.schema = (
+            None if self._origins is None else pieces.schema_of(input_schema, self._origins)
+        )
+
+    def __call__(self, piece: NamedPiece) -> PieceRows:
+        name, batch = piece
+        result = PieceRows(batch.rows)
+        kept: dict[int, NewRow] = {}
+        for index, item in enumerate(batch.items):
+            new = self.row(item, record_id(item, batch.start + index, name))
+            if isinstance(new, Dropped):
+                result.dropped[new.rule] += 1
+            else:
+                kept[index] = new
+                result.add(new)
+        if self._origins is None:
+            result.lines = [new.line() for new in kept.values()]
+        else:
+            rows = {index: new.finished.row for index, new in kept.items()}
+            source, share = self._input, not result.failures
+            result.columns = pieces.arrays(batch, source, rows, self._origins, share=share)
+        return result
+
+    def row(self, item: Row | BadLine, identity: str) -> NewRow | Dropped:
+        """What becomes of an item; with an error in it when no row can be made."""
+        if isinstance(item, BadLine):
+            return self._failed({}, identity, Reason.BAD_LINE, item.detail, item.raw)
+        try:
+            text = item.get("text")
+            if isinstance(text, bytes) and not self._reads_bytes:
+                text = text.decode()
+            given = {**item, "text": text} if "text" in item else {**item}
+            row = self._preprocessor.process_item(given)
+            if row is None:
+                return Dropped("process_item")
+            if isinstance(row, Dropped):
+                return row
+            self._check(row)
+            finished = self._finishing.finish({**row, ERROR_COLUMN: None}, identity)
+            return finished if isinstance(finished, Dropped) else self._kept(finished, row, item)
+        except self._raised as error:
+            is_plain = not self._runs_users or isinstance(error, _NotARow)
+            summary = f"{type(error).__name__}: {error}"
+            detail = summary if is_plain else traceback.format_exc(limit=-5).strip()
+            raw = clip(orjson.dumps(readable(item), default=str).decode())
+            return self._failed(item, identity, Reason.PREPROCESS_ERROR, detail, raw)
+
+    def _kept(self, finished: Finished, row: Row, item: Row) -> NewRow:
+        """With what `row`, or the `item` that it was made of, has under names of ours."""
+        if self._origins is None:
+            return NewRow.of(finished, {name: row[name] for name in self._ours if name in row})
+        for old, new in self.moved.items():
+            given = row if old in self._ours else item
+            if old in given:
+                finished.row[new] = given[old]
+        return NewRow.of(finished, {})
+
+    def _failed(self, item: Row, identity: str, reason: Reason, detail: str, raw: str) -> NewRow:
+        """A row with all that the input has of it."""
+        text: dict[str, Copied | Kind] = {"text": "string"} if "text" in item else {}
+        origins = (text if self._origins is None else self._origins).items()
+        row = {name: _as_given(item, name, origin) for name, origin in origins}
+        if self._origins is None:
+            row = {**item, **row}
+        error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
+        ours = {**dict.fromkeys(self._ours & row.keys()), "id": identity, ERROR_COLUMN: error}
+        return self._kept(Finished({**row, **ours}, {}, None), item, item)
+
+    def _check(self, row: Any) -> None:
+        """_NotARow when it is none, or not of the types that were declared."""
+        if not isinstance(row, dict) or not all(isinstance(name, str) for name in row):
+            raise _NotARow(f"process_item returned {type(row).__name__}; expected a dict, or None")
+        for name, origin in (self._origins or {}).items() if self._runs_users else ():
+            value = row.get(name)
+            if value is None or isinstance(origin, Copied):
+                continue
+            if type(value) not in _FITS[origin]:
+                raise _NotARow(f"{name}: declared as {origin}, but it is {type(value).__name__}")
+            if origin == "int" and value not in _INT64:
+                raise _NotARow(f"{name}: {value} does not fit into 64 bits; declare it as string")
+
+    def _columns(self) -> dict[str, Copied | Kind] | None:
+        if not isinstance(self._preprocessor, Declared):
+            return None
+        names = self._input.names
+        declared: Mapping[str, Copied | Kind] = self._preprocessor.columns(names)
+        theirs: Sequence[str] = getattr(self._preprocessor, "own_columns", ())
+        self.moved = {
+            old: new
+            for old, new in moved_names([*declared, *names], [*self._ours, *theirs]).items()
+            if (old in declared if old in self._ours else old in names)
+        }
+        moved: dict[str, Copied | Kind] = {
+            new: declared[old] if old in self._ours else Copied(old)
+            for old, new in self.moved.items()
+        }
+        return {**declared, **moved, **self._added}
+
+
+def _as_given(item: Row, name: str, origin: Copied | Kind) -> Any:
+    """What a row that failed has for a column: the input's own value, as far as it fits."""
+    if isinstance(origin, Copied):
+        return item.get(origin.source)
+    value = item.get(name)
+    if value is None or type(value) in _FITS[origin]:
+        return value if origin != "int" or value is None or value in _INT64 else None
+    if origin != "string" or isinstance(value, bytes):
+        return None
+    return orjson.dumps(value, default=str).decode()
+
+
+class _NotARow(TypeError):
+    """What the user's process_item returned."""

@@ -68,7 +68,7 @@ def to_chatml(
     try:
         messages = _STYLES[options.format_style](row, options)
         if "system" in row and options.format_style in _WITH_SYSTEM:
-            _begin_with_system(messages, row, options)
+            messages = [*_system(row, options), *messages]
         if options.other_roles == "drop":
             messages = [turn for turn in messages if turn["role"] in ("user", "assistant")]
         if not messages:
@@ -110,41 +110,34 @@ class _Malformed(Exception):
     """What is wrong, and where."""
 
 
-def _prompt_response(row: Row, options: ChatmlOptions) -> list[Message]:
-    prompt = _text(row, options, "prompt")
-    return [_turn("user", prompt), _turn("assistant", _text(row, options, "response"))]
-
-
 def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
     """Of instruction and input one is enough; turns of a `history` stand before them."""
     instruction, more = (row.get(options.column_mapping[key]) for key in ("prompt", "input"))
-    prompt = _text(row, options, "prompt" if instruction or not more else "input")
+    prompt = _value(row, options, "prompt" if instruction or not more else "input", str)
     if instruction and more:
-        prompt = f"{prompt}\n\n{_text(row, options, 'input')}".strip()
-    response = _text(row, options, "response")
+        prompt = f"{prompt}\n\n{_value(row, options, 'input', str)}".strip()
+    response = _value(row, options, "response", str)
     return [*_history(row, options), _turn("user", prompt), _turn("assistant", response)]
 
 
 def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     """Alpaca's: a list of question and answer."""
     pairs = None if "history" in options.column_mapping.values() else row.get("history")
-    for at, pair in enumerate(_items(pairs, "history") if pairs else ()):
+    turns: list[Any] = _of_kind(pairs, list, "history") if pairs else []
+    for at, pair in enumerate(turns):
         match pair:
             case [str(question), str(answer)]:
-                turns = _turn("user", question), _turn("assistant", answer)
-                yield from (turn for turn in turns if turn["content"])
+                exchange = _turn("user", question), _turn("assistant", answer)
+                yield from (turn for turn in exchange if turn["content"])
             case _:
                 wrong = f"expected a list of question and answer, have {_kind(pair)}"
                 raise _Malformed(f"history[{at}]: {wrong}")
 
 
-def _begin_with_system(messages: list[Message], row: Row, options: ChatmlOptions) -> None:
+def _system(row: Row, options: ChatmlOptions) -> Iterator[Message]:
     text = row["system"]
-    if not text or "system" in options.column_mapping.values():
-        return
-    if not isinstance(text, str):
-        raise _Malformed(f"system: expected text, have {_kind(text)}")
-    messages.insert(0, _turn("system", text))
+    if text and "system" not in options.column_mapping.values():
+        yield _turn("system", _of_kind(text, str, "system"))
 
 
 def _tools(row: Row) -> Any:
@@ -169,7 +162,7 @@ def _exact(text: str) -> float | Number:
 def _sharegpt(row: Row, options: ChatmlOptions) -> list[Message]:
     """Turns without a value are left out, unless they call tools."""
     messages: list[Message] = []
-    for at, turn in enumerate(_list(row, options, "conversations")):
+    for at, turn in enumerate(_value(row, options, "conversations", list)):
         try:
             value, role = turn["value"], SPEAKERS[turn["from"]]  # as nearly all are, in lower case
         except (TypeError, KeyError):
@@ -198,9 +191,7 @@ def _unusual_turn(
             have = short(", ".join(map(repr, names))) or "no keys"
         raise _Malformed(f"{where}: expected an object with `from` and `value`, have {have}")
     speaker, value = cast("tuple[Any, Any]", (turn["from"], turn["value"]))
-    if not isinstance(speaker, str):
-        raise _Malformed(f"{where}.from: expected text, have {_kind(speaker)}")
-    role = _role(speaker, f"{where}.from", options)
+    role = _role(_of_kind(speaker, str, f"{where}.from"), f"{where}.from", options)
     is_text = value is None or isinstance(value, str)
     return role, value if is_text else _parts(value, f"{where}.value")
 
@@ -215,18 +206,21 @@ def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
     return SPEAKERS.get(name, speaker)
 
 
-def _input_output_messages(row: Row, options: ChatmlOptions) -> list[Message]:
-    messages = _checked(row, options, "input")
-    return [*messages, _turn("assistant", _text(row, options, "output"))]
-
-
 _STYLES: Mapping[str, Callable[[Row, ChatmlOptions], list[Message]]] = {
-    "prompt_response": _prompt_response,
+    "prompt_response": lambda row, options: [
+        _turn("user", _value(row, options, "prompt", str)),
+        _turn("assistant", _value(row, options, "response", str)),
+    ],
     "instruction_input": _instruction_input,
     "sharegpt": _sharegpt,
     "messages": lambda row, options: _checked(row, options, "messages"),
-    "input_output_messages": _input_output_messages,
-    "prompt_text_only": lambda row, options: [_turn("user", _text(row, options, "prompt_text"))],
+    "input_output_messages": lambda row, options: [
+        *_checked(row, options, "input"),
+        _turn("assistant", _value(row, options, "output", str)),
+    ],
+    "prompt_text_only": lambda row, options: [
+        _turn("user", _value(row, options, "prompt_text", str))
+    ],
 }
 
 
@@ -234,74 +228,56 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _text(row: Row, options: ChatmlOptions, key: str) -> str:
+def _value(row: Row, options: ChatmlOptions, key: str, kind: type) -> Any:
     column = options.column_mapping[key]
-    if not (value := row.get(column)):
-        raise _Missing(key)
-    if not isinstance(value, str):
-        raise _Malformed(f"{column}: expected text, have {_kind(value)}")
+    if value := row.get(column):
+        return _of_kind(value, kind, column)
+    raise _Missing(key)
+
+
+def _of_kind(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _Malformed(f"{where}: expected {_kind_name(kind)}, have {_kind(value)}")
     return value
 
 
-def _list(row: Row, options: ChatmlOptions, key: str) -> list[Any]:
-    column = options.column_mapping[key]
-    if not (value := row.get(column)):
-        raise _Missing(key)
-    return _items(value, column)
-
-
-def _items(value: Any, column: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Malformed(f"{column}: expected a list, have {_kind(value)}")
-    return cast("list[Any]", value)
-
-
 def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
-    column = options.column_mapping[key]
-    return [
-        _checked_message(message, column, at, options)
-        for at, message in enumerate(_list(row, options, key))
-    ]
-
-
-def _checked_message(message: Any, column: str, at: int, options: ChatmlOptions) -> Message:
-    """The message as it is, without the null fields that a columnar file gives it."""
-    if not isinstance(message, dict):
-        raise _Malformed(f"{column}[{at}]: expected an object, have {_kind(message)}")
-    message = cast("Message", message)
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        have = _kind(role) if "role" in message else "nothing"
-        raise _Malformed(f"{column}[{at}].role: expected text, have {have}")
-    if role not in _MAY_FOLLOW:
-        message = {**message, "role": _role(role, f"{column}[{at}].role", options)}
-    message = _with_said_fields(message)
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and any(map(message.get, _CALLS))):
-        return message
-    return {**message, "content": _parts(content, f"{column}[{at}].content")}
+    """The messages as they are, without the null fields that a columnar file gives them."""
+    column, messages = options.column_mapping[key], list[Message]()
+    for at, message in enumerate(_value(row, options, key, list)):
+        where = f"{column}[{at}]"
+        message = cast("Message", _of_kind(message, dict, where))
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            have = _kind(role) if "role" in message else "nothing"
+            raise _Malformed(f"{where}.role: expected text, have {have}")
+        if role not in _MAY_FOLLOW:
+            message = {**message, "role": _role(role, f"{where}.role", options)}
+        message = _without_nulls(message, but="content")
+        content = message.get("content")
+        only_calls = content is None and any(map(message.get, _CALLS))
+        if not isinstance(content, str) and not only_calls:
+            message = {**message, "content": _parts(content, f"{where}.content")}
+        messages.append(message)
+    return messages
 
 
 def without_nulls(message: Message) -> Message:
     """A turn without the null fields that a columnar file gives it and the parts of its content."""
-    message = _with_said_fields(message)
+    message = _without_nulls(message, but="content")
     content = message.get("content")
     if not isinstance(content, list):
         return message
     return {**message, "content": [_without_nulls(part) for part in cast("list[Any]", content)]}
 
 
-def _with_said_fields(message: Message) -> Message:
-    """The turn without its own null fields, but for its content."""
-    if None not in message.values():
-        return message
-    return {name: each for name, each in message.items() if each is not None or name == "content"}
-
-
-def _without_nulls(part: Any) -> Any:
-    if not isinstance(part, dict):
-        return part
-    return {name: value for name, value in cast("Message", part).items() if value is not None}
+def _without_nulls(value: Any, but: str | None = None) -> Any:
+    if not isinstance(value, dict):
+        return value
+    fields = cast("Message", value)
+    if None not in fields.values():
+        return fields
+    return {name: each for name, each in fields.items() if each is not None or name == but}
 
 
 def _parts(content: Any, where: str) -> list[Message]:
@@ -332,7 +308,10 @@ def _check_order(messages: list[Message], ends_with_user: bool) -> None:
 
 
 def _kind(value: Any) -> str:
-    kind = cast("type[Any]", type(value))
+    return _kind_name(cast("type[Any]", type(value)))
+
+
+def _kind_name(kind: type[Any]) -> str:
     return _KINDS.get(kind, kind.__name__)
 
 

@@ -10,9 +10,9 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Row
@@ -22,7 +22,7 @@ _TOOLS = {".xml": "repomix", ".cxml": "rendergit"}
 _NAME = re.compile(r"([^_]+)_(.+)_([0-9a-fA-F]+)")
 """No user on GitHub has an underscore, repositories may."""
 _CONTINUATION = bytes(range(0x80, 0xC0))
-_CHUNK = 1 << 14
+_AT_ONCE = 1 << 14
 _COLUMNS: dict[str, Kind] = {
     **dict.fromkeys(("text", "source", "repo_user", "repo_name", "repo_full_name"), "string"),
     **dict.fromkeys(("commit_hash", "language", "packaging_tool"), "string"),
@@ -77,6 +77,8 @@ class RepoXml:
         with_content = sum(not file.is_blank for file in pack.files)
         total_lines = sum(file.lines for file in pack.files)
         names = [file.path.lower() for file in pack.files]
+        suffixes = Counter(PurePosixPath(name).suffix[1:] for name in names)
+        by_count = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
         length, lines = _characters(text), text.count(b"\n") + 1
         return {
             "text": text,
@@ -96,7 +98,7 @@ class RepoXml:
             "content_length": length,
             "content_lines": lines,
             "avg_line_length": round(length / lines, 2),
-            "file_types": _file_types(pack.files),
+            "file_types": json.dumps(dict(by_count), ensure_ascii=False),
             "xml_file_path": item["uri"],
             "file_extension": path.suffix.lower(),
             "pack_problem": pack.problem,
@@ -104,19 +106,12 @@ class RepoXml:
 
 
 def _characters(text: bytes) -> int:
-    """In small chunks: of those above 64 KB the allocator keeps up to half the size of `text`."""
-    chunks = (text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK))
-    return sum(len(chunk.translate(None, _CONTINUATION)) for chunk in chunks)
+    """A little at a time: above 64 KB the allocator would keep up to half the size of `text`."""
+    parts = (text[at : at + _AT_ONCE] for at in range(0, len(text), _AT_ONCE))
+    return sum(len(part.translate(None, _CONTINUATION)) for part in parts)
 
 
-def _file_types(files: Iterable[PackedFile]) -> str:
-    counts = Counter(PurePosixPath(file.path).suffix[1:].lower() for file in files)
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return json.dumps(dict(ordered), ensure_ascii=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedFile:
+class PackedFile(NamedTuple):
     """One file; `lines` are newlines + 1, or 0 when it is empty."""
 
     path: str
@@ -124,8 +119,7 @@ class PackedFile:
     is_blank: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
+class Pack(NamedTuple):
     """The files, and the first place that may have been misread."""
 
     files: list[PackedFile]
@@ -144,8 +138,7 @@ def read_pack(data: bytes) -> Pack:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Tags:
+class _Tags(NamedTuple):
     """How a format marks its files. `any` has one group of path, close and end."""
 
     any: re.Pattern[bytes]
@@ -210,8 +203,7 @@ class _Reader:
     """What looks like a tag inside a file is content unless it can be the file's end."""
 
     def __init__(self, data: bytes, tags: _Tags) -> None:
-        self._data = data
-        self._tags = tags
+        self._data, self._tags = data, tags
         self._files: list[PackedFile] = []
         self._problem: str | None = None
         self._open: str | None = None

@@ -53,9 +53,7 @@ class Tokenizer(ABC):
     def truncate(self, text: str, max_tokens: int) -> str:
         """The longest run of whole tokens from the start of `text` that ends between two characters
         and, counted anew, is at most `max_tokens` tokens."""
-        cut = self._cut(text, max_tokens, whole=True) if max_tokens > 0 else ""
-        assert cut is not None
-        return cut
+        return (self._cut(text, max_tokens, whole=True) or "") if max_tokens > 0 else ""
 
     def truncate_utf8(self, data: bytes, max_tokens: int) -> str:
         """`truncate(data.decode(), max_tokens)`. No more is decoded than it takes."""
@@ -94,7 +92,8 @@ def count_tokens(text: str, encoding: str = DEFAULT_ENCODING) -> int:
 
 class BpeTokenizer(Tokenizer):
     """One of ENCODINGS. A text is counted in chunks of about `chunk` characters that end at a
-    boundary, and only the chunk that exceeds the budget is encoded."""
+    boundary, and only the chunk that exceeds the budget is encoded. Where there is none it must do
+    so by a margin: then the tokens within the budget are those of the whole text."""
 
     def __init__(self, encoding: str, chunk: int = _CHUNK) -> None:
         self._bpe: PyTokenizer = _bindings().tokenizer_for_encoding(encoding)
@@ -108,7 +107,10 @@ class BpeTokenizer(Tokenizer):
             return text  # a token is at least one byte
         start, left, size = 0, max_tokens, self._chunk
         while whole or start + size + _REACH < len(text):
-            end, margin = _chunk_end(text, start + size)
+            end, margin = len(text), 0
+            if start + size + _REACH < end:
+                boundary = _BOUNDARY.search(text, start + size, start + size + _REACH)
+                end, margin = (boundary.end(), 0) if boundary else (start + size, _MARGIN)
             chunk = text[start:end]
             count = self._bpe.count_till_limit(chunk, left + margin)
             if count is None:
@@ -134,15 +136,6 @@ class BpeTokenizer(Tokenizer):
         return 0
 
 
-def _chunk_end(text: str, after: int) -> tuple[int, int]:
-    """Where a chunk of at least `after` characters ends, and by how many tokens it must exceed a
-    budget for the tokens within the budget to be those of the whole text."""
-    if after + _REACH >= len(text):
-        return len(text), 0
-    boundary = _BOUNDARY.search(text, after, after + _REACH)
-    return (boundary.end(), 0) if boundary else (after, _MARGIN)
-
-
 @cache
 def _bindings() -> Any:
     """The part of bpe_openai that is needed: to import the package is to load three vocabularies
@@ -160,7 +153,24 @@ class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json` of the `tokenizers` package."""
 
     def __init__(self, path: str) -> None:
-        self._tokenizer = _read_json(path)
+        try:
+            tokenizers = import_module("tokenizers")
+        except ImportError as error:
+            raise TokenizerError(
+                f"{path}: needs the package tokenizers: pip install 'modelcall-assets[tokenizers]'"
+            ) from error
+        try:
+            read: Any = tokenizers.Tokenizer.from_file(path)
+        except Exception as error:  # the package raises no narrower type
+            raise TokenizerError(
+                f"{path}: cannot be read ({error}); expected a Hugging Face tokenizer.json"
+            ) from error
+        read.encode_special_tokens = True
+        read.no_padding()
+        read.no_truncation()
+        if getattr(read.model, "dropout", None):
+            read.model.dropout = None
+        self._tokenizer = read
 
     def count(self, text: str) -> int:
         return len(self._offsets(text))
@@ -190,24 +200,3 @@ class HuggingFaceTokenizer(Tokenizer):
     def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
         """The start and end of each token in `text`."""
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
-
-
-def _read_json(path: str) -> Any:
-    try:
-        tokenizers = import_module("tokenizers")
-    except ImportError as error:
-        raise TokenizerError(
-            f"{path}: needs the package tokenizers: pip install 'modelcall-assets[tokenizers]'"
-        ) from error
-    try:
-        read: Any = tokenizers.Tokenizer.from_file(path)
-    except Exception as error:  # the package raises no narrower type
-        raise TokenizerError(
-            f"{path}: cannot be read ({error}); expected a Hugging Face tokenizer.json"
-        ) from error
-    read.encode_special_tokens = True
-    read.no_padding()
-    read.no_truncation()
-    if getattr(read.model, "dropout", None):
-        read.model.dropout = None
-    return read

@@ -6,10 +6,12 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from html import escape
+from itertools import islice
 from typing import Any, Literal, cast
 
 import orjson
@@ -21,6 +23,7 @@ REASONING_COLUMNS = ("reasoning", "reasoning_content", "api_reasoning")
 _THINKING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 MOST_BADGES = 12
+_IDS = ("id", "uid")
 _SHOWN_ABOVE = {"api_record_id", "api_status", "api_fail_reason"}
 _STYLE = """
 :root{color-scheme:light dark;--line:#d5d8de;--soft:#f3f4f6;--dim:#667;--ok:#12743b;--bad:#b3261e}
@@ -50,18 +53,14 @@ shown.textContent=count};
 """
 
 
-def _allowed(text: str) -> str:
-    """The one inline text of its kind that may run."""
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-
-_POLICY = f"default-src 'none'; style-src {_allowed(_STYLE)}; script-src {_allowed(_SCRIPT)}"
+_HASHES = [b64encode(sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT)]
+_POLICY = "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*_HASHES)
+"""Nothing inline but those two may run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a message. `title` is the function that is called, or the type of what is no
-    text."""
+    """Of a message. `title` is the function that is called, or the type of what is no text."""
 
     kind: Literal["text", "reasoning", "call", "other"]
     text: str
@@ -146,11 +145,10 @@ def _clipped(text: str, most_chars: int | None) -> str:
 
 def _readable_json(value: Any) -> str:
     """Indented JSON; a text that is JSON counts as what it says."""
-    if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
+    try:
+        value = orjson.loads(value) if isinstance(value, str) else value
+    except orjson.JSONDecodeError:
+        return value
     return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
@@ -171,10 +169,8 @@ def _exchanges(turns: Iterable[Turn]) -> Iterator[tuple[str, str]]:
 def _messages(value: Any) -> list[Any]:
     """A list of messages, also as the JSON text that a Parquet column may hold."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
+        with suppress(orjson.JSONDecodeError):
             value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return []
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
@@ -188,7 +184,10 @@ def _turn(message: Any) -> Turn:
     if reasoning and not any(part.kind == "reasoning" for part in parts):
         parts.insert(0, Part("reasoning", reasoning))
     calls = [*_messages(fields.get("tool_calls")), fields.get("function_call")]
-    parts += (_call(cast("Row", call)) for call in calls if isinstance(call, dict))
+    for call in (cast("Row", call) for call in calls if isinstance(call, dict)):
+        function = cast("Row", call.get("function") or call)
+        text, name = _readable_json(function.get("arguments")), str(function.get("name", "?"))
+        parts.append(Part("call", text, name))
     return Turn(role if isinstance(role, str) and role else "?", tuple(parts))
 
 
@@ -196,9 +195,7 @@ def _content_parts(content: Any) -> Iterator[Part]:
     if isinstance(content, str):
         yield from _text_parts(content)
     elif isinstance(content, list):
-        for part in cast("list[Any]", content):
-            is_typed = isinstance(part, dict)
-            yield _typed_part(cast("Row", part)) if is_typed else Part("text", str(part))
+        yield from map(_item_part, cast("list[Any]", content))
     elif content is not None:
         yield Part("other", _readable_json(content), "content")
 
@@ -212,23 +209,21 @@ def _text_parts(text: str) -> Iterator[Part]:
         yield Part("text", text)
 
 
-def _typed_part(part: Row) -> Part:
+def _item_part(item: Any) -> Part:
     """One item of a content that is a list."""
-    kind, text = str(part.get("type", "part")), part.get("text")
+    if not isinstance(item, dict):
+        return Part("text", str(item))
+    fields = cast("Row", item)
+    kind, text = str(fields.get("type", "part")), fields.get("text")
     if kind == "text" and isinstance(text, str):
         return Part("text", text)
     if kind in ("reasoning", "thinking"):
-        return Part("reasoning", str(text or part.get(kind, "")))
-    image = part.get("image_url")
+        return Part("reasoning", str(text or fields.get(kind, "")))
+    image = fields.get("image_url")
     if image is not None:
         url = cast("Row", image).get("url") if isinstance(image, dict) else image
         return Part("other", _clipped(str(url), 200), "image")
-    return Part("other", text if isinstance(text, str) else _readable_json(part), kind)
-
-
-def _call(call: Row) -> Part:
-    function = cast("Row", call.get("function") or call)
-    return Part("call", _readable_json(function.get("arguments")), str(function.get("name", "?")))
+    return Part("other", text if isinstance(text, str) else _readable_json(fields), kind)
 
 
 def _first_text(fields: Row, names: Iterable[str]) -> str:
@@ -262,35 +257,35 @@ def _one_line(text: str) -> str:
 
 
 def _article(where: str, row: Row, most_chars: int | None) -> str:
-    identity = next((row[name] for name in ("api_record_id", "id", "uid") if row.get(name)), where)
+    identity = next((row[name] for name in ("api_record_id", *_IDS) if row.get(name)), where)
     turns = turns_of(row)
-    conversation = "".join(_turn_html(turn, most_chars) for turn in turns)
+    sections = (
+        f'<section class="{"assistant" if turn.role == "assistant" else "other"}">'
+        f"<h3>{escape(turn.role)}</h3>"
+        f"{''.join(_part_html(part, most_chars) for part in turn.parts)}</section>"
+        for turn in turns
+    )
     return (
         f"<article><h2>{escape(str(identity))}</h2>{''.join(_badges(row))} "
-        f"<small>{escape(where)}</small>{conversation}{_columns(row, turns, most_chars)}</article>"
+        f"<small>{escape(where)}</small>{''.join(sections)}{_columns(row, turns, most_chars)}"
+        "</article>"
     )
 
 
 def _badges(row: Row) -> Iterator[str]:
+    badge = '<span class="badge {}">{}</span>'
     status, reason = row.get("api_status"), row.get("api_fail_reason")
     if status:
-        yield _badge(str(status), "success" if status == "success" else "error")
+        yield badge.format("success" if status == "success" else "error", escape(str(status)))
     if reason:
-        yield _badge(str(reason), "error")
-    numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-    named = (name for name in numbers if not name.startswith("api_") and name not in ("id", "uid"))
-    for name, _ in zip(named, range(MOST_BADGES), strict=False):
-        yield _badge(f"{name} {_readable_json(row[name])}")
-
-
-def _badge(text: str, kind: str = "") -> str:
-    return f'<span class="badge {kind}">{escape(text)}</span>'
-
-
-def _turn_html(turn: Turn, most_chars: int | None) -> str:
-    kind = "assistant" if turn.role == "assistant" else "other"
-    parts = "".join(_part_html(part, most_chars) for part in turn.parts)
-    return f'<section class="{kind}"><h3>{escape(turn.role)}</h3>{parts}</section>'
+        yield badge.format("error", escape(str(reason)))
+    names = (
+        name
+        for name, value in row.items()
+        if isinstance(value, int | float) and not name.startswith("api_") and name not in _IDS
+    )
+    for name in islice(names, MOST_BADGES):
+        yield badge.format("", escape(f"{name} {_readable_json(row[name])}"))
 
 
 def _part_html(part: Part, most_chars: int | None) -> str:
@@ -306,18 +301,16 @@ def _part_html(part: Part, most_chars: int | None) -> str:
 def _columns(row: Row, turns: list[Turn], most_chars: int | None) -> str:
     """Open when there is no conversation to read instead."""
     above = {*CONVERSATION_COLUMNS, *REASONING_COLUMNS} if turns else set[str]()
-    cells = "".join(
-        f"<tr><th>{escape(name)}</th><td>{_cell(name, value, most_chars)}</td></tr>"
-        for name, value in row.items()
-        if value is not None and name not in above | _SHOWN_ABOVE
-    )
-    return _folded("columns", f"<table>{cells}</table>", is_open=not turns) if cells else ""
-
-
-def _cell(name: str, value: Any, most_chars: int | None) -> str:
-    text = value if isinstance(value, str) else _readable_json(value)
-    shown = escape(_clipped(text, most_chars))
-    return _folded("reasoning", shown) if name in REASONING_COLUMNS else shown
+    cells: list[str] = []
+    for name, value in row.items():
+        if value is None or name in above | _SHOWN_ABOVE:
+            continue
+        text = value if isinstance(value, str) else _readable_json(value)
+        cell = escape(_clipped(text, most_chars))
+        cell = _folded("reasoning", cell) if name in REASONING_COLUMNS else cell
+        cells.append(f"<tr><th>{escape(name)}</th><td>{cell}</td></tr>")
+    table = f"<table>{''.join(cells)}</table>"
+    return _folded("columns", table, is_open=not turns) if cells else ""
 
 
 def _folded(summary: str, inner: str, is_open: bool = False) -> str:

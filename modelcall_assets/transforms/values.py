@@ -48,6 +48,16 @@ class _Comparison:
     value: Any
     """What the text means: a number, true, false, null, or itself."""
 
+    @classmethod
+    def of(cls, column: str, operator: str, value: str) -> _Comparison:
+        """As they are written. ValueError when null is compared with another sign."""
+        is_quoted = value[0] in "\"'"
+        text = value[1:-1] if is_quoted else value
+        meaning = text if is_quoted else _meaning(text)
+        if meaning is None and operator not in ("=", "==", "!="):
+            raise ValueError(f"null can only be compared with = and !=, not with {operator}")
+        return cls(column.strip('"'), operator, text, meaning)
+
     def holds(self, row: Row) -> bool:
         have, compare = value_at(row, self.column), _OPERATORS[self.operator]
         if have is None:
@@ -74,7 +84,7 @@ class Where:
         comparisons: list[_Comparison] = []
         at = 0
         while found := _COMPARISON.match(text, at):
-            comparisons.append(_comparison(found))
+            comparisons.append(_Comparison.of(**found.groupdict()))
             at = found.end()
             if at == len(text):
                 return cls(tuple(comparisons))
@@ -138,7 +148,8 @@ class Template:
                 value = value_at(values, name) if value is None else value
                 if value is None or isinstance(value, bytes):
                     raise MissingColumn(name, value)
-                pieces.append(value if isinstance(value, str) else _shown(value))
+                is_json = isinstance(value, bool | dict | list)
+                pieces.append(orjson.dumps(json_safe(value)).decode() if is_json else str(value))
         return "".join(pieces)
 
 
@@ -189,16 +200,6 @@ def json_safe(value: Any) -> Any:
     return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
-def _comparison(found: re.Match[str]) -> _Comparison:
-    written, sign = found["value"], found["operator"]
-    is_quoted = written[0] in "\"'"
-    text = written[1:-1] if is_quoted else written
-    value = text if is_quoted else _meaning(text)
-    if value is None and sign not in ("=", "==", "!="):
-        raise ValueError(f"null can only be compared with = and !=, not with {sign}")
-    return _Comparison(found["column"].strip('"'), sign, text, value)
-
-
 def _meaning(word: str) -> Any:
     if word.lower() in _WORDS:
         return _WORDS[word.lower()]
@@ -215,9 +216,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     return type(cast("object", value)).__name__
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool | dict | list):
-        return orjson.dumps(json_safe(value)).decode()
-    return str(value)
