@@ -29,7 +29,8 @@ from project import TASK, Project, merged, some_rows
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.llm.classify import Reply, classify
-from modelcall_assets.llm.completion import Texts, first_choice, parsed
+from modelcall_assets.llm.completion import Texts, first_choice
+from modelcall_assets.llm.json_text import parsed
 from modelcall_assets.llm.transport import DirectTransport
 from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.records.secrets import Remover, is_secret_header, looks_secret, names_secret

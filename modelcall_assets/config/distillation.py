@@ -24,13 +24,7 @@ from modelcall_assets.config.block import (
 )
 from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
 from modelcall_assets.config.places import Folder
-from modelcall_assets.config.task import (
-    ConfigPath,
-    Encoding,
-    OnBadLine,
-    OnEmptyFile,
-    TaskFile,
-)
+from modelcall_assets.config.task import ConfigPath, Encoding, OnBadLine, OnEmptyFile, TaskFile
 from modelcall_assets.errors import Problem
 
 GENERATE = "generate_response"

@@ -40,12 +40,7 @@ from modelcall_assets.config.places import was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptFile, is_number, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import (
-    DISTILLATION_TYPES,
-    TASK_TYPE,
-    ScoringTask,
-    in_file_order,
-)
+from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, in_file_order
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 

@@ -28,19 +28,12 @@ from modelcall_assets.config.places import (
 )
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.stores import FLUSH_SECONDS, STORAGE_FILE, Storage, store_options
-from modelcall_assets.config.task import (
-    DISTILLATION_TYPES,
-    TASK_TYPE,
-    ScoringTask,
-    parse_scoring,
-)
+from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, parse_scoring
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.data_files import StoreOptions, is_data_file
 
-RAW, PREPROCESSED, CHATML, MERGED, RESPONSES, SCORES = STAGES = (
-    "raw", "preprocessed", "chatml", "merged", "responses", "scores",
-)  # fmt: skip
-"""Every stage there is, upstream first."""
+RAW, PREPROCESSED, CHATML, RESPONSES = "raw", "preprocessed", "chatml", "responses"
+SCORES = "scores"
 _COMMANDS = {
     "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
     "merge_distillation_results": "`modelcall join`",

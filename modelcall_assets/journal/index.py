@@ -8,10 +8,11 @@ import os
 import sqlite3
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelcall_assets.errors import InputError, StoreError
@@ -223,6 +224,7 @@ class SharedReplies:
     def __init__(self, path: Path, opened: Callable[[str], Journal]) -> None:
         self._path, self._opened = path, opened
         self._journals: dict[str, Journal] = {}
+        self._one_looks = Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with closing(self._connect()) as connection, connection:
@@ -237,21 +239,23 @@ class SharedReplies:
         while self._journals:
             self._journals.popitem()[1].close()
 
-    def find(self, key: str) -> Iterator[Sequence[Entry]]:
-        """Finished dialogues of other journals about this request. InputError when the table is
-        damaged."""
+    def find(self, key: str) -> list[Sequence[Entry]]:
+        """Finished dialogues of other journals about this request; in any thread. InputError when
+        the table is damaged."""
         of_key = "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?"
-        try:
-            row = self._reader.execute(of_key, (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self._unusable(error) from error
-        if row is not None:
+        with self._one_looks:
+            try:
+                row = self._reader.execute(of_key, (key,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                raise self._unusable(error) from error
+            if row is None:
+                return []
             folder, address = row[0], Address(key, row[1])
             found = self._journal(folder).dialogues(address)
             if not found:  # it may have grown since it was opened
                 self._journals.pop(folder).close()
                 found = self._journal(folder).dialogues(address)
-            yield from (dialogue.entries for dialogue in found)
+            return [dialogue.entries for dialogue in found]
 
     def add(self, folder: str, answered: Iterable[tuple[str, int]]) -> None:
         """Key and occurrence of requests that the journal in `folder` answers. StoreError when the
@@ -276,7 +280,7 @@ class SharedReplies:
         )
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=BUSY_S)
+        return sqlite3.connect(self._path, timeout=BUSY_S, check_same_thread=False)
 
     def _journal(self, folder: str) -> Journal:
         """Open for reading; the ones used last stay open."""

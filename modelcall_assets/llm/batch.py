@@ -24,7 +24,7 @@ from modelcall_assets.llm.classify import (
     Verdict,
     classify,
 )
-from modelcall_assets.llm.completion import as_object, parsed
+from modelcall_assets.llm.json_text import as_object, parsed
 from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport
 from modelcall_assets.records.outcome import Failure, Reason
 

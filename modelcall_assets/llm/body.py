@@ -12,18 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelcall_assets.llm.classify import FILTER_RESULTS, Reply, error_in
-from modelcall_assets.llm.completion import (
-    BOM,
-    NO_WHOLE_ANSWER,
-    UNFINISHED,
-    Json,
-    JsonValue,
-    Texts,
-    as_object,
-    encoded,
-    ending_of,
-    parsed,
-)
+from modelcall_assets.llm.completion import NO_WHOLE_ANSWER, UNFINISHED, Texts, ending_of
+from modelcall_assets.llm.json_text import BOM, Json, JsonValue, as_object, encoded, parsed
 from modelcall_assets.records.outcome import Reason
 
 ACCEPTED_ENCODINGS = "gzip, deflate"
@@ -38,7 +28,6 @@ _COMMON = ("id", "created", "model", "system_fingerprint", "service_tier")
 _TEXTS = ("reasoning_content", "reasoning", "refusal")
 _NOTHING = re.compile(rb"[\s\[\]{}\"]*(?:null|ping|keep[-_ ]?alive|heartbeat)?[\s\[\]{}\"]*", re.I)
 """Data of events that only keep the connection alive."""
-_BEGINNING = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
 
 
 class Unreadable(Exception):
@@ -139,11 +128,6 @@ class _Inflater:
         is_zlib = data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2]) % 31 == 0
         window = _GZIP if is_gzip else _ZLIB if is_zlib else self._other
         self._inner = None if self._is_padding else zlib.decompressobj(window)
-
-
-def begins_as_events(body: bytes) -> bool:
-    """Whether a body is one, whatever its content type says."""
-    return body[:1] != b"{" and _BEGINNING.match(body) is not None
 
 
 def is_event_stream(content_type: str) -> bool:

@@ -1,17 +1,14 @@
-"""One endpoint as an engine sees it: how fast it may be asked, which part of that is this engine's,
-and whether it answers at all.
-
-Nothing here waits or reads a clock: `now` is always given, in seconds.
-"""
+"""One endpoint as an engine sees it: how fast it may be asked, how much of that is its own,
+and whether it answers. Nothing here waits or reads a clock: `now` is always given, in seconds."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -31,11 +28,8 @@ SHORTEST_ROUND_S, LONGEST_ROUND_S = 0.1, 1.0
 STRAY_SHARE = 0.1
 """Of a round's replies. More that are "too busy" say that the window is too large."""
 GROW_EVERY_S = 1.0
-SLOWEST_GROWTH = 1 / 32
-FASTEST_GROWTH = 1 / 2
+SLOWEST_GROWTH, FASTEST_GROWTH = 1 / 32, 1 / 2
 """Of the window, at a time; doubles from one time to the next."""
-
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ class Bucket:
         if self._size <= 0:
             return float("inf")
         lacking = min(amount, self._size) - self._level
-        return lacking / self._size if lacking > _ROUNDING else 0.0
+        return lacking / self._size if lacking > 1e-9 else 0.0
 
     def take(self, amount: float, now: float) -> None:
         self._fill(now)
@@ -123,10 +117,8 @@ class Window:
     def _count(self, now: float, in_flight: int) -> None:
         self._replies += 1
         round_s = min(LONGEST_ROUND_S, max(SHORTEST_ROUND_S, self._latency_s))
-        if now - self._round_from >= round_s:
-            self._adjust(now, in_flight)
-
-    def _adjust(self, now: float, in_flight: int) -> None:
+        if now - self._round_from < round_s:
+            return
         share = self._busy / self._replies
         if share > STRAY_SHARE:
             self._size = min(self._size, max(1.0, self._size * (1 - share / 2), in_flight))
@@ -147,6 +139,7 @@ class Share(NamedTuple):
     target: int
 
 
+@dataclass(eq=False)
 class Lease:
     """One engine's claim on an endpoint that allows `limit` requests in flight.
 
@@ -156,13 +149,13 @@ class Lease:
     lease.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder = folder
-        self._limit = limit
-        self._claim = 0
-        self._fd = -1
+    folder: Path
+    limit: int
+
+    def __post_init__(self) -> None:
+        self._claim, self._fd = 0, -1
         name = f"{time.time_ns():020d}-{os.getpid()}-{os.urandom(3).hex()}.lease"
-        self._path = folder / name
+        self._path = self.folder / name
 
     def __enter__(self) -> Self:
         with self._folder_lock():
@@ -180,27 +173,27 @@ class Lease:
         with self._folder_lock():
             others = dict(self._others())
             rank = sum(name < self._path.name for name in others)
-            whole, rest = divmod(self._limit, len(others) + 1)
+            whole, rest = divmod(self.limit, len(others) + 1)
             target = whole + (rank < rest)
-            free = int((1 - sum(others.values())) * self._limit)
+            free = int((1 - sum(others.values())) * self.limit)
             self._claim = max(min(target, free), min(in_flight, self._claim))
             self._write()
         return Share(self._claim, target)
 
     def _others(self) -> Iterator[tuple[str, Fraction]]:
         """The claims of living engines as parts of the whole; leases of dead ones are removed."""
-        for path in self._folder.glob("*.lease"):
+        for path in self.folder.glob("*.lease"):
             if path != self._path and (text := _read_living(path)):
                 claim, limit = text.split()
                 yield path.name, Fraction(int(claim), int(limit))
 
     def _write(self) -> None:
-        os.pwrite(self._fd, f"{self._claim:10d} {self._limit:10d}\n".encode(), 0)
+        os.pwrite(self._fd, f"{self._claim:10d} {self.limit:10d}\n".encode(), 0)
 
     @contextmanager
     def _folder_lock(self) -> Generator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -216,15 +209,15 @@ def _read_living(path: Path) -> str | None:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(fd, 64, 0).decode()
-    else:
         path.unlink(missing_ok=True)
         return None
+    except BlockingIOError:
+        return os.pread(fd, 64, 0).decode()
     finally:
         os.close(fd)
 
 
+@dataclass(eq=False, repr=False)
 class Channel:
     """A transport with its limits, its lease among engines, and its health.
 
@@ -232,24 +225,22 @@ class Channel:
     one that refuses the key or the model is left out for good (`refusal`).
     """
 
-    def __init__(
-        self, transport: HttpTransport, limits: Limits, lease: Lease | None = None
-    ) -> None:
-        self.transport = transport
-        self.name = transport.name
-        self.limits = limits
-        self.lease = lease
-        self.in_flight = 0
-        self.share = limits.max_in_flight
+    transport: HttpTransport
+    limits: Limits
+    lease: Lease | None = None
+    in_flight: int = field(default=0, init=False)
+    refusal: str | None = field(default=None, init=False)
+    has_answered: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.transport.name
+        self.share = self.limits.max_in_flight
         """Requests in flight that this engine may have."""
-        self.refusal: str | None = None
-        self.has_answered = False
-        self._window = Window(limits.max_in_flight)
-        per_minute = (limits.requests_per_minute, limits.tokens_per_minute)
+        self._window = Window(self.limits.max_in_flight)
+        per_minute = (self.limits.requests_per_minute, self.limits.tokens_per_minute)
         buckets = (None if each is None else Bucket(each) for each in per_minute)
         self._requests, self._tokens = buckets
-        self._forbidden = 0
-        self._failures = 0
+        self._forbidden = self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
         self._ejected_until: float | None = None
         self._is_probed = False
@@ -286,8 +277,7 @@ class Channel:
         return max(wait, self._tokens.wait(tokens, now)) if self._tokens else wait
 
     def start(self, tokens: int, now: float) -> None:
-        """A request takes a slot and reserves its tokens; at an ejected endpoint it is the
-        probe."""
+        """A request takes a slot and reserves its tokens; it probes an ejected endpoint."""
         self._is_probed = self._ejected_until is not None
         self.in_flight += 1
         if self._requests is not None:
@@ -338,3 +328,23 @@ class Channel:
     def interrupted(self) -> None:
         """A request ended without a reply; if it was the probe, the next one is."""
         self._is_probed = False
+
+
+Held = Mapping[Channel, float]
+"""Channels that one request is not to be sent to before a time."""
+
+
+def least_busy(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> Channel | None:
+    """Of those that can be asked now."""
+    found = None
+    for each in channels:
+        is_free = held.get(each, now) <= now and each.wait(tokens, now) == 0
+        if is_free and (found is None or each.load < found.load):
+            found = each
+    return found
+
+
+def shortest_wait(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> float:
+    """Seconds until time alone lets one of them be asked; infinity where none does."""
+    waits = ((each.wait(tokens, now), held.get(each, now) - now) for each in channels)
+    return min((max(wait, left) for wait, left in waits if wait is not None), default=float("inf"))

@@ -10,18 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
-from modelcall_assets.llm.completion import (
-    BOM,
-    NO_WHOLE_ANSWER,
-    Answer,
-    Ending,
-    Json,
-    JsonValue,
-    as_object,
-    ending_of,
-    first_choice,
-    parsed,
-)
+from modelcall_assets.llm.completion import NO_WHOLE_ANSWER, Answer, Ending, ending_of, first_choice
+from modelcall_assets.llm.json_text import BOM, Json, JsonValue, as_object, parsed
 from modelcall_assets.records.outcome import Failure, Reason
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
@@ -139,8 +129,7 @@ def classify(reply: Reply) -> Verdict:
 
 def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
     """Of an HTTP status, or of an error that means it."""
-    is_model = any("model_not_found" in code for code in error.codes)
-    if status in REFUSED_STATUS or not error.codes.isdisjoint(QUOTA_CODES) or is_model:
+    if status in REFUSED_STATUS or error.is_refusal:
         return Refused(detail)
     if status in RETRIED_STATUS or status >= 500:
         after_s = retry_after(headers)
@@ -242,38 +231,27 @@ class Patience:
 PATIENCE = Patience()
 
 
-@dataclass(frozen=True, slots=True)
 class ErrorSaid:
-    """An error as a server says it. `codes` are in lower case with `_` between words."""
+    """An error as a server says it, by `codes` in lower case with `_` between words.
 
-    codes: frozenset[str]
-    message: str
+    `status` is the HTTP status meant; where none can be told 400 of what is wrong with the request,
+    else 500. `says_what`: a code is one that is known here.
+    """
 
-    @property
-    def is_context(self) -> bool:
-        return any(map(_CONTEXT.search, self.codes))
+    def __init__(self, codes: frozenset[str], message: str) -> None:
+        self.codes, self.message = codes, message
+        self.is_context, self.is_filter = self._has(_CONTEXT), self._has(_FILTER)
+        is_model = any("model_not_found" in code for code in codes)
+        self.is_refusal = is_model or not codes.isdisjoint(QUOTA_CODES)
+        numbers = [int(code) for code in codes if code.isdecimal() and len(code) == 3]
+        named = (number for number, pattern in _STATUS if self._has(pattern))
+        known = next((n for n in numbers if 400 <= n <= 599), None) or next(named, None)
+        is_wrong = self.is_context or self.is_filter
+        self.status = known or (400 if is_wrong else 500)
+        self.says_what = is_wrong or self.is_refusal or known is not None
 
-    @property
-    def is_filter(self) -> bool:
-        return any(map(_FILTER.search, self.codes))
-
-    @property
-    def status(self) -> int:
-        """The HTTP status meant; where none can be told 400 of what is wrong with the request,
-        else 500."""
-        return self._known_status or (400 if self.is_context or self.is_filter else 500)
-
-    @property
-    def says_what(self) -> bool:
-        """Whether a code is one that is known here."""
-        is_known = self.is_context or self.is_filter or bool(self._known_status)
-        return is_known or not self.codes.isdisjoint(QUOTA_CODES)
-
-    @property
-    def _known_status(self) -> int | None:
-        numbers = [int(code) for code in self.codes if code.isdecimal() and len(code) == 3]
-        named = (number for number, fits in _STATUS if any(map(fits.search, self.codes)))
-        return next((n for n in numbers if 400 <= n <= 599), None) or next(named, None)
+    def _has(self, pattern: re.Pattern[str]) -> bool:
+        return any(map(pattern.search, self.codes))
 
 
 def error_in(body: JsonValue, choice: Json | None = None) -> ErrorSaid | None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 import orjson
 
-Json = dict[str, Any]
-JsonValue = Json | list[Any] | str | float | None
+from modelcall_assets.llm.json_text import Json, JsonValue, as_object, encoded, parsed
 
 MOST_TOKENS = 2**53
 """A sum beyond this is none."""
 MOST_TOKENS_OF_A_REPLY = 10_000_000
 """A count beyond this, or below 0, is none: no model reads or writes so much at once."""
-BOM = b"\xef\xbb\xbf"
 
 
 class Ending(Enum):
@@ -61,52 +56,9 @@ NO_WHOLE_ANSWER = (Ending.CUT_OFF, Ending.FILTERED, Ending.REFUSED)
 UNFINISHED = "unfinished"
 """Marks a choice whose stream ended without a finish_reason."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BETWEEN = re.compile(r"[\W_]+")
 _CONTENT = b'"content"'
 _IN_PARTS = re.compile(rb"\"content\"\s*:\s*[\[{]")
-
-
-def parsed(body: bytes | str, *, in_pieces: bool = False) -> Any:
-    """A body of JSON; None for what is none. A lone surrogate is U+FFFD, and a number that no
-    double holds is null: what else is in a reply was paid for. `in_pieces`: a lone surrogate
-    stays, as its other half may be in the next piece."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        value = json.loads(
-            body, parse_float=_double, parse_int=_double, parse_constant=lambda _: None
-        )
-        if in_pieces:
-            return value
-        text = json.dumps(value, ensure_ascii=False)
-        return orjson.loads(_SURROGATE.sub("\ufffd", text))
-    except (ValueError, RecursionError):
-        return None
-
-
-def encoded(completion: object) -> bytes:
-    """The body of a completion that we have put together, perhaps from halves of surrogates."""
-    with suppress(orjson.JSONEncodeError):
-        return orjson.dumps(completion)
-    with suppress(orjson.JSONEncodeError, RecursionError):
-        if (joined := parsed(json.dumps(completion))) is not None:
-            return orjson.dumps(joined)
-    return b"a reply that is nested too deeply"
-
-
-def _double(text: str) -> float | int | None:
-    value = float(text)
-    if not math.isfinite(value):
-        return None
-    return int(text) if text.lstrip("-").isdigit() else value
-
-
-def as_object(value: JsonValue) -> Json:
-    """Empty for what is no JSON object."""
-    return value if isinstance(value, dict) else {}
 
 
 def first_choice(body: Any) -> Json | None:

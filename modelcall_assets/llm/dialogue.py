@@ -16,8 +16,8 @@ import jsonschema_rs
 import orjson
 
 from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, classify
-from modelcall_assets.llm.completion import Answer, Ending, Json, Usage, as_object
-from modelcall_assets.llm.json_text import read
+from modelcall_assets.llm.completion import Answer, Ending, Usage
+from modelcall_assets.llm.json_text import Json, as_object, read
 from modelcall_assets.records.outcome import (
     FORMAT_MISTAKES,
     Failure,
@@ -35,7 +35,6 @@ PARSER_VERSION = 4
 """Raise when the same reply and the same declaration would give another outcome."""
 REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
 
-_SCALARS = frozenset(("string", "integer", "number", "boolean", "null"))
 _HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
@@ -115,23 +114,22 @@ class AnswerParser:
         return jsonschema_rs.Draft202012Validator(_bounded(self.schema))
 
     @cached_property
-    def _scalars(self) -> dict[str, str]:
-        """Keys that are to be, or to hold, scalars of one type → which."""
-        kinds = {
-            key: _type_in(declared.get("items")) if kind == "array" else kind
+    def _kinds(self) -> dict[str, str | None]:
+        """Keys that are declared → the one type of the value, or of the items of an array."""
+        return {
+            key: _type_in(declared.get("items") if _type_in(declared) == "array" else declared)
             for key, declared in self._fields.items()
-            if (kind := _type_in(declared)) is not None
         }
-        return {key: kind for key, kind in kinds.items() if kind in _SCALARS}
 
     @cached_property
     def _numbers(self) -> dict[str, str]:
-        return {k: kind for k, kind in self._scalars.items() if kind in ("integer", "number")}
+        return {k: kind for k, kind in self._kinds.items() if kind in ("integer", "number")}
 
     @cached_property
     def _integers(self) -> list[str]:
         """Keys that may have integers in them."""
-        return [key for key in self.keys if self._scalars.get(key, "integer") == "integer"]
+        none = ("string", "number", "boolean", "null")
+        return [key for key in self.keys if self._kinds.get(key) not in none]
 
     def parse(self, answer: Answer) -> Outcome:
         if answer.ending is not Ending.WHOLE or answer.refusal:

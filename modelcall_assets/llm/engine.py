@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel
+from modelcall_assets.llm.channel import Channel, Held, least_busy, shortest_wait
 from modelcall_assets.llm.classify import (
     PATIENCE,
     Answered,
@@ -35,8 +35,6 @@ UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
 LEASE_EVERY_S, LEASE_EVERY_S_UNSETTLED = 1.0, 0.1
 
-Sent = Callable[[int], object]
-"""Told how many requests went out."""
 Parked = Callable[[bool], object]
 """Told True when a record begins to wait for its retry, without a slot, and False at the end."""
 
@@ -76,14 +74,14 @@ class GaveUp:
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """A request that waits for its turn; `held` are channels not to be asked again yet."""
+    """A request that waits for its turn."""
 
     tokens: int
-    held: Mapping[Channel, float]
+    held: Held
     turn: asyncio.Future[Channel]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Engine:
     """Shared by the files of a run. Use as an async context manager.
 
@@ -103,11 +101,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.in_flight = self.requests = self.retries = 0
+        self._counts_tokens = any(each.limits.tokens_per_minute for each in self.channels)
         self._estimate = UsageEstimate()
         self._waiting: deque[_Waiter] = deque()
         self._alarm = self._lease_timer = self._first_call = None
-        self._most = 1
-        """In flight at a time: until the first call has ended there is only that one."""
+        self._most = 1  # in flight at a time, until the first call has ended
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
@@ -124,10 +122,9 @@ class Engine:
                     opened.enter_context(channel.lease)
             if self.batches is not None:
                 await self._open_client(self.batches, opened)
-            limits = [channel.limits for channel in self.channels]
-            self._counts_tokens = any(each.tokens_per_minute is not None for each in limits)
             self._opened = opened.pop_all()
-        self._share()
+        if any(channel.lease is not None for channel in self.channels):
+            self._share()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -167,9 +164,9 @@ class Engine:
             raise self._stop_reason
 
     async def ask(
-        self, payload: bytes, parked: Parked = _ignore, sent: Sent = _ignore
+        self, payload: bytes, parked: Parked = _ignore, sent: Callable[[int], object] = _ignore
     ) -> Exchange | GaveUp:
-        """Send until answered, refused for good, or out of retries."""
+        """Send until answered, refused for good, or out of retries. `sent` hears how often."""
         attempts, failed_attempts, overloads = 0, 0, 0
         held: dict[Channel, float] = {}
         busy_until = self._now() + self.patience.busy_s
@@ -178,12 +175,9 @@ class Engine:
             channel, reply, verdict, latency_s = await self._send(payload, held)
             self.requests += reply.sent
             sent(reply.sent)
-            match verdict:
-                case Refused(detail, Failure() as record):
-                    if await self._answers_others(channel, detail, parked):
-                        verdict = BadRecord(record)
-                case _:
-                    pass
+            record = verdict.record if isinstance(verdict, Refused) else None
+            if record is not None and await self._answers_others(channel, record.detail, parked):
+                verdict = BadRecord(record)
             match verdict:
                 case Answered() | BadRecord():
                     if isinstance(verdict, Answered):
@@ -208,9 +202,7 @@ class Engine:
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
                     await self._pause(held, parked)
 
-    async def _send(
-        self, payload: bytes, held: Mapping[Channel, float]
-    ) -> tuple[Channel, Reply, Verdict, float]:
+    async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
         channel = await self._turn(tokens, held)
         started = self._now()
@@ -221,8 +213,8 @@ class Engine:
             self._free(channel)
             raise
         now = self._now()
-        may_eject = len(self.channels) > 1
-        verdict = channel.replied(classify(reply), started, now, may_eject=may_eject)
+        several = len(self.channels) > 1
+        verdict = channel.replied(classify(reply), started, now, may_eject=several)
         if self._counts_tokens:
             used = 0
             if isinstance(verdict, Answered):
@@ -232,7 +224,7 @@ class Engine:
         self._free(channel)
         return channel, reply, verdict, now - started
 
-    async def _turn(self, tokens: int, held: Mapping[Channel, float]) -> Channel:
+    async def _turn(self, tokens: int, held: Held) -> Channel:
         """A slot at the least loaded endpoint, in the order of asking."""
         if self._stop_reason is not None:
             raise self._stop_reason
@@ -248,17 +240,12 @@ class Engine:
                 self._free(waiter.turn.result())
             raise
 
-    def _take(self, tokens: int, held: Mapping[Channel, float]) -> Channel | None:
+    def _take(self, tokens: int, held: Held) -> Channel | None:
         """A slot, if there is one now."""
         if self.in_flight >= self._most:
             return None
-        now, channel = self._now(), None
-        for each in self.channels:
-            if held.get(each, now) > now or each.wait(tokens, now) != 0:
-                continue
-            if channel is None or each.load < channel.load:
-                channel = each
-        if channel is None:
+        now = self._now()
+        if (channel := least_busy(self.channels, held, tokens, now)) is None:
             return None
         channel.start(tokens, now)
         self.in_flight += 1
@@ -285,13 +272,12 @@ class Engine:
             waiter = self._waiting.popleft()
             if waiter.turn.done():
                 continue
-            channel = self._take(waiter.tokens, waiter.held)
-            if channel is not None:
+            if (channel := self._take(waiter.tokens, waiter.held)) is not None:
                 waiter.turn.set_result(channel)
-                continue
-            passed_over.append(waiter)
-            if not waiter.held:
-                break
+            else:
+                passed_over.append(waiter)
+                if not waiter.held:
+                    break
         self._waiting.extendleft(reversed(passed_over))
         self._set_alarm()
 
@@ -304,9 +290,8 @@ class Engine:
             return
         now, shortest = self._now(), float("inf")
         for waiter in self._waiting:
-            for channel in self.channels:
-                if (wait := channel.wait(waiter.tokens, now)) is not None:
-                    shortest = min(shortest, max(wait, waiter.held.get(channel, now) - now))
+            wait = shortest_wait(self.channels, waiter.held, waiter.tokens, now)
+            shortest = min(shortest, wait)
             if not waiter.held and not waiter.turn.done():
                 break
         if shortest < float("inf"):
@@ -314,8 +299,6 @@ class Engine:
 
     def _share(self) -> None:
         """Look how many engines share the endpoints, now and again."""
-        if all(channel.lease is None for channel in self.channels):
-            return
         settled = [channel.look_at_others(self._now()) for channel in self.channels]
         pause = LEASE_EVERY_S if all(settled) else LEASE_EVERY_S_UNSETTLED
         self._lease_timer = self._loop.call_later(pause, self._share)
@@ -331,7 +314,7 @@ class Engine:
                     await self.wait(self.patience.until_one_answers_s)
         return channel.has_answered
 
-    async def _pause(self, held: Mapping[Channel, float], parked: Parked) -> None:
+    async def _pause(self, held: Held, parked: Parked) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.retries += 1
         now = self._now()

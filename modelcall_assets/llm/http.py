@@ -190,7 +190,7 @@ class Tunnel:
             self.status.set_exception(OSError(text))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Connection(asyncio.BufferedProtocol):
     """Carries bytes for one listener at a time. Anything without a listener ends it, and is told
     to `unasked`.
@@ -250,14 +250,14 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._asked.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
 
-    async def open_tunnel(self, request: bytes) -> str:
-        """The status that a proxy answers with. Raises OSError."""
+    async def open_tunnel(self, request: bytes, tls: ssl.SSLContext, host: str) -> None:
+        """Through a proxy, then TLS with what is behind it. Raises OSError, also when the proxy has
+        said more than that the tunnel is open."""
         tunnel = self._listener = Tunnel()
         self._transport.write(request)
-        return await tunnel.status
-
-    async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        """Raises OSError, also when the proxy has said more than that the tunnel is open."""
+        status = await tunnel.status
+        if not status.startswith("2"):
+            raise OSError(f"answered {status}")
         if not self._is_sound:
             raise OSError("it sent something before the tunnel was used")
         transport = await asyncio.get_running_loop().start_tls(

@@ -1,14 +1,21 @@
-"""The JSON object that a model's text holds, and what of it is thinking. In time linear in it."""
+"""JSON as servers write it, and the object that a model's text holds, in time linear in it."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, cast
 
 import orjson
+
+Json = dict[str, Any]
+JsonValue = Json | list[Any] | str | float | None
+
+BOM = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _TAG = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|analysis|reflection)"
 _FINAL = r"<\|channel\|>\s*final\b[^{}\[\]]{0,80}?<\|message\|>"
@@ -37,6 +44,48 @@ _SAFE_LEVELS = 200
 _QUOTE_OR_BRACKET = re.compile(r"""["{}\[\]]|(?<!\w)'|'(?!\w)""")
 _DOUBLED = re.compile(r"\{\s*(\{.*\})\s*\}", re.DOTALL)
 _decode = json.JSONDecoder(strict=False).decode
+
+
+def parsed(body: bytes | str, *, in_pieces: bool = False) -> Any:
+    """A body of JSON; None for what is none. A lone surrogate is U+FFFD, and a number that no
+    double holds is null: what else is in a reply was paid for. `in_pieces`: a lone surrogate
+    stays, as its other half may be in the next piece."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        value = json.loads(
+            body, parse_float=_double, parse_int=_double, parse_constant=lambda _: None
+        )
+        if in_pieces:
+            return value
+        text = json.dumps(value, ensure_ascii=False)
+        return orjson.loads(_SURROGATE.sub("\ufffd", text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def encoded(completion: object) -> bytes:
+    """The body of a completion that we have put together, perhaps from halves of surrogates."""
+    with suppress(orjson.JSONEncodeError):
+        return orjson.dumps(completion)
+    with suppress(orjson.JSONEncodeError, RecursionError):
+        if (joined := parsed(json.dumps(completion))) is not None:
+            return orjson.dumps(joined)
+    return b"a reply that is nested too deeply"
+
+
+def _double(text: str) -> float | int | None:
+    value = float(text)
+    if not math.isfinite(value):
+        return None
+    return int(text) if text.lstrip("-").isdigit() else value
+
+
+def as_object(value: JsonValue) -> Json:
+    """Empty for what is no JSON object."""
+    return value if isinstance(value, dict) else {}
 
 
 def read(text: str) -> tuple[str, dict[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from base64 import b64encode
 from collections import deque
@@ -15,10 +16,11 @@ from urllib.request import getproxies, proxy_bypass
 
 from modelcall_assets.config.endpoint import MAX_REPLY_MIB
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer, begins_as_events
+from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer
 from modelcall_assets.llm.classify import Reply, error_in
-from modelcall_assets.llm.completion import BOM, first_choice, parsed, with_changed_parts
+from modelcall_assets.llm.completion import first_choice, with_changed_parts
 from modelcall_assets.llm.http import Connection
+from modelcall_assets.llm.json_text import BOM, parsed
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.records.secrets import (
     Remover,
@@ -41,6 +43,8 @@ SPARE = 8
 READ_BYTES = 256 << 10
 """At most, at once."""
 _PORTS = {"http": 80, "https": 443}
+_EVENTS = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
+"""How a stream begins, whatever its content type says."""
 _IN_PATH = "/%:@!$&'()*+,;=~"
 """What a path may hold as it is, beside letters, digits and `-._`."""
 
@@ -155,7 +159,7 @@ class HttpTransport:
         if 300 <= reply.status < 400 and (to := reply.headers.get("location")):
             text = f"it redirects to {self._base_of(to)}; set base_url to that address"
             reply.body = text.encode()
-        elif 200 <= reply.status < 300 and begins_as_events(reply.body):  # under another type
+        elif 200 <= reply.status < 300 and reply.body[:1] != b"{" and _EVENTS.match(reply.body):
             answer = StreamedAnswer()
             answer.feed(reply.body)
             return answer.reply(reply.headers)
@@ -279,17 +283,13 @@ class DirectTransport(HttpTransport):
         return connection
 
     async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
-        """Through the proxy to the target, then TLS with that."""
         host = _host(self._target)
         to = f"{f'[{host}]' if ':' in host else host}:{self._target.port or 443}"
         own = [f"{k}: {v}" for k, v in _basic(proxy, "Proxy-Authorization").items()]
         lines = [f"CONNECT {to} HTTP/1.1", f"Host: {to}", *own, "", ""]
         try:
-            status = await connection.open_tunnel("\r\n".join(lines).encode())
-            if not status.startswith("2"):
-                raise OSError(f"answered {status}")
             assert self._tls is not None
-            await connection.start_tls(self._tls, host)
+            await connection.open_tunnel("\r\n".join(lines).encode(), self._tls, host)
         except BaseException:
             connection.abort()
             raise

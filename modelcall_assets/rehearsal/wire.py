@@ -41,7 +41,9 @@ class RequestParser:
         self._begin()
 
     def _begin(self) -> None:
-        self._url, self._headers, self._body = b"", dict[bytes, bytes](), list[bytes]()
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
         self._heard, self._most = 0, MAX_HEAD
         """Bytes of the head or the body, so far and at most."""
 

@@ -7,7 +7,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
@@ -22,26 +22,20 @@ from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.classify import PATIENCE, Patience
-from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import BadLine, Row
-from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt, kept_of
+from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt
 from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.budget import Budget
 from modelcall_assets.stages.calls import Caller
 from modelcall_assets.stages.engine import engine_of
 from modelcall_assets.stages.publication import Draft, old_files
-from modelcall_assets.stages.replay import Asked, Ledger, Reuse, Standing, said_in, standing_in
-from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.replay import Asked, Reuse, Standing, standing_in
+from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import (
-    ADOPTED,
-    UNKNOWN_OF_ADOPTED,
-    ApiRow,
     Rate,
-    answered_row,
-    unanswered_row,
 )
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Run, Stage, Work
@@ -147,12 +141,13 @@ class AskingStage(Stage):
     async def answer(self, key: str, engine: Engine, run: Run) -> Report:
         """Every row of a partition. What `max_failure_rate` rejects lies aside. InHand when another
         run asks for it now."""
-        source, fresh, tally = self.source(key), run.fresh, run.tally
+        fresh, tally = run.fresh, run.tally
+        source = await asyncio.to_thread(self.source, key)
         with (
             await asyncio.to_thread(self._in_hand, key),
             await asyncio.to_thread(Draft, self, key) as draft,
             await asyncio.to_thread(self._journal, key, run) as journal,
-            closing(self._reuse(key, run)) as reuse,
+            closing(await self._reuse(key, run)) as reuse,
         ):
             stands = None
             if not (fresh or run.again):
@@ -161,8 +156,19 @@ class AskingStage(Stage):
             adoption = None
             if draft.adopts and not fresh:
                 adoption = await asyncio.to_thread(self._adopt, draft, key, source, journal)
-            asking = _Asking(self, source, journal, reuse, stands)
-            report = await asking.run(draft, engine, tally)
+            given = (self, engine, journal, tally, reuse, stands)
+            caller = batches = BatchCaller(*given)
+            if engine.batches is None:
+                await batches.take_up_left_behind()
+                caller = Caller(*given, requests=batches.requests, warnings=batches.warnings)
+            await caller.run(self.asks_of(source))
+            report = await asyncio.to_thread(
+                draft.written,
+                lambda out: self.write(source, caller.rate, out, caller.types.fields()),
+            )
+            report.warnings = caller.warnings
+            told = {"requests_sent": caller.requests, "answered_from_journal": caller.replayed}
+            report.numbers = told | report.numbers
             if damaged := journal.damaged:
                 report.numbers["damaged_journal_lines"] = damaged
                 tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
@@ -170,7 +176,7 @@ class AskingStage(Stage):
             report.detail["made_by"] = self.version()
             if adoption is not None:
                 report.detail["adopted"] = asdict(adoption)
-            await asyncio.to_thread(draft.publish, report, source.fingerprint())
+            await asyncio.to_thread(lambda: draft.publish(report, source.fingerprint()))
             await asyncio.to_thread(journal.seal, report.data_version)
         return report
 
@@ -221,7 +227,7 @@ class AskingStage(Stage):
         path, file = self.layout.spent_path, self.spec.file_name
         return Budget(file, path, prices, task.budget_usd, task.budget_tokens)
 
-    def _reuse(self, key: str, run: Run) -> Reuse:
+    async def _reuse(self, key: str, run: Run) -> Reuse:
         """The project has a table of answers, or else the run, whose files run side by side.
         Several samples of one request are to differ: they are never waited for."""
         policy, table = self.spec.task.reuse, None
@@ -233,7 +239,7 @@ class AskingStage(Stage):
             return Reuse(policy.scope != "off")
         if table not in self._asked_now:
             self._asked_now[table] = Asking(table.with_suffix(".asking"))
-        shared = SharedReplies(table, self.layout.read_journal)
+        shared = await asyncio.to_thread(SharedReplies, table, self.layout.read_journal)
         asking = self._asked_now[table] if self.samples == 1 else None
         return Reuse(policy.scope != "off", shared, asking, str(self.journal_folder(key)))
 
@@ -250,71 +256,6 @@ class AskingStage(Stage):
             folder = self._tables_of_runs[run_id] = Path(mkdtemp(prefix="modelcall-"))
             finalize(self, rmtree, folder, ignore_errors=True)
         return self._tables_of_runs[run_id] / "answers.sqlite"
-
-
-@dataclass
-class _Asking:
-    """One partition: its call phase, then its rows."""
-
-    stage: AskingStage
-    source: Source
-    journal: Journal
-    reuse: Reuse
-    stands: Standing | None
-    """Failures that are accepted as they are."""
-    ledger: Ledger = field(default_factory=Ledger)
-
-    def __post_init__(self) -> None:
-        self.prices = self.stage.model.prices.pair
-
-    async def run(self, draft: Draft, engine: Engine, tally: Tally) -> Report:
-        """Call what the journal does not answer, then write all rows in input order.
-
-        Raises RunStopped when the run is over, InputError when the source cannot be read to its
-        end and InputChanged when it is no longer what its upstream asset recorded; the journal
-        keeps every reply.
-        """
-        stage = self.stage
-        kind = Caller if engine.batches is None else BatchCaller
-        given = (
-            stage.rules,
-            engine,
-            self.journal,
-            tally,
-            self.reuse,
-            stage.budget,
-            stage.samples,
-            self.stands,
-        )
-        left = BatchCaller(*given)
-        if engine.batches is None:
-            await left.take_up_left_behind()
-        caller = kind(*given, requests=left.requests, warnings=left.warnings)
-        self.ledger = await caller.run(stage.asks_of(self.source))
-        numbers = {"requests_sent": caller.requests, "answered_from_journal": caller.replayed}
-        warnings, shared = caller.warnings, caller.types.fields()
-        del caller  # and the memory of its keys
-        report = await asyncio.to_thread(
-            draft.written, lambda out: stage.write(self.source, self._rate, out, shared)
-        )
-        report.numbers, report.warnings = numbers | report.numbers, [*warnings]
-        return report
-
-    def _rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
-        """Reads every reply back from the journal and parses it again. The usage is what was paid
-        for this record."""
-        stage = self.stage
-        if (unanswered := self.ledger.unanswered.get(index)) is not None:
-            return {**unanswered_row(unanswered), **stage.provenance}, Usage()
-        entries = self.journal.chain(self.ledger.positions[index])
-        finished = stage.rules.judge(said_in(entries))
-        assert finished is not None, "the call phase settled every record"
-        row = answered_row(finished, entries, self.prices)
-        if row["api_endpoint"] == ADOPTED:
-            kept = kept_of(entries[-1].body)
-            return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()
-        paid = finished.usage if row["api_attempts"] else Usage()
-        return {**row, **stage.provenance}, paid
 
 
 def _told(damaged: Mapping[str, int]) -> str:

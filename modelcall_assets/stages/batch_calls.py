@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,9 +36,8 @@ from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
 from modelcall_assets.stages.replay import (
     NO_REPLY,
-    ROWS_PER_BREATH,
+    ROWS_AT_ONCE,
     Asked,
-    Ledger,
     Pending,
     Replay,
     Unanswered,
@@ -73,7 +72,7 @@ class BatchCaller(Replay):
     _ended: int = 0
     """Batches."""
 
-    async def run(self, asked: Iterator[Asked]) -> Ledger:
+    async def run(self, asked: Iterator[Asked]) -> None:
         """Raises RunStopped when the run is over and InputError when the file cannot be read on.
         The batches that run then go on; the next run takes them up."""
         stopped: BaseException | None = None
@@ -90,7 +89,6 @@ class BatchCaller(Replay):
             stopped = errors.exceptions[0]
         if stopped is not None:
             raise self._explained(stopped)
-        return self.ledger
 
     def _explained(self, stopped: BaseException) -> BaseException:
         """The same, with what becomes of the batches; files that share the engine end too."""
@@ -124,14 +122,12 @@ class BatchCaller(Replay):
             self._outstanding += note.requests
             await self._collect(replace(note, id=batch_id), batch_id, since)
 
-    async def _work_off(self, items: Iterator[Pending | None]) -> Spool:
+    async def _work_off(self, items: AsyncIterator[Pending]) -> Spool:
         """Give each item its outcome, but for those that wait for an identical one."""
         spool, held = self._new_spool(), self._new_spool()
         async with asyncio.TaskGroup() as batches:
-            for number, item in enumerate(items):
-                if item is None or number % ROWS_PER_BREATH == 0:
-                    await asyncio.sleep(0)
-                if item is None:
+            async for item in items:
+                if await self.adopted(item):
                     continue
                 if self._waits_for_another(item):
                     held.add(item)
@@ -143,11 +139,12 @@ class BatchCaller(Replay):
             batches.create_task(self._finish(spool))
         return held
 
-    def _again(self, held: Spool) -> Iterator[Pending | None]:
-        """Those that found no answer to take over."""
+    async def _again(self, held: Spool) -> AsyncIterator[Pending]:
+        """Those that have no answer of their own yet."""
         self._in_spools.clear()
-        for _, item in held.unsettled():
-            yield None if item is None else self.look_up(item, is_new=True)
+        async for _, item in held.unsettled():
+            if (item := self.look_up(item, is_new=True)) is not None:
+                yield item
 
     def _waits_for_another(self, item: Pending) -> bool:
         if self.reuse.asking is None:
@@ -182,11 +179,10 @@ class BatchCaller(Replay):
     async def _write(self, spool: Spool, file: IO[bytes]) -> set[str]:
         """Settle what is answered, write what is to be asked; gives the ids of those requests."""
         asked, size = set[str](), 0
-        for number, spooled in spool.unsettled():
-            if spooled is None:
-                await asyncio.sleep(0)
-                continue
+        async for number, spooled in spool.unsettled():
             item = self.look_up(spooled, is_new=True)
+            if item is not None and await self.adopted(item):
+                item = None
             if item is None or self._gives_up(spool, number, item):
                 spool.settled[number] = True
                 continue
@@ -290,7 +286,7 @@ class BatchCaller(Replay):
 
     async def _read(self, file: IO[bytes], told: Told, since: Position) -> None:
         for number, result in enumerate(self._client.results(file)):
-            if number % ROWS_PER_BREATH == 0:
+            if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             told.lines += 1
             if told.is_strange(result.custom_id):

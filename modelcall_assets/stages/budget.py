@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -44,14 +45,14 @@ class Budget:
         self._usd = usd
         self._tokens = tokens
         self.is_limited = usd is not None or tokens is not None
-        self._before = Spent()
-        self._now = Spent()
-        self.sync()
+        self._before = read_spent(path) if self.is_limited else Spent()
+        self._now, self._telling = Spent(), Spent()
+        self._one_tells = asyncio.Lock()
 
     @property
     def total(self) -> Spent:
         """By all runs, as far as they have told."""
-        return self._before + self._now
+        return self._before + self._telling + self._now
 
     def pay(self, usage: Usage, exchanged_bytes: int) -> float | None:
         """Count one reply; gives its cost in US dollars, None when that is unknown."""
@@ -74,13 +75,19 @@ class Budget:
             return self._stop("budget_tokens", f"{self._tokens:,}", f"{total.tokens:,} tokens")
         return None
 
-    def sync(self) -> None:
+    async def sync(self) -> None:
         """Add what this run spent to the file, and see what others did."""
         if not self.is_limited:
             return
+        async with self._one_tells:
+            self._telling, self._now = self._telling + self._now, Spent()
+            self._before, self._telling = await asyncio.to_thread(self._tell), Spent()
+
+    def _tell(self) -> Spent:
         with claimed(self._path.with_name(".spent")):
-            self._before, self._now = read_spent(self._path) + self._now, Spent()
-            write_bytes(self._path, orjson.dumps(self._before))
+            spent = read_spent(self._path) + self._telling
+            write_bytes(self._path, orjson.dumps(spent))
+        return spent
 
     def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
         return BudgetSpent(

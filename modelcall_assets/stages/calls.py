@@ -11,15 +11,7 @@ from modelcall_assets.errors import ModelcallError
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import GaveUp
-from modelcall_assets.stages.replay import (
-    NO_REPLY,
-    Asked,
-    Ledger,
-    Pending,
-    Replay,
-    Unanswered,
-    said_in,
-)
+from modelcall_assets.stages.replay import NO_REPLY, Asked, Pending, Replay, Unanswered, said_in
 
 MOST_WORKERS = 8192
 """Records in hand at most: those in flight, and those that wait for a retry without a slot."""
@@ -33,16 +25,15 @@ class Caller(Replay):
     _working: int = 0
     _stopped: ModelcallError | None = None
 
-    async def run(self, asked: Iterator[Asked]) -> Ledger:
+    async def run(self, asked: Iterator[Asked]) -> None:
         """Raises RunStopped when the run is over and InputError when the file cannot be read on;
         replies in flight are journalled first."""
-        self._records = self.pending(asked)
+        self._records, self._reading = self.pending(asked), asyncio.Lock()
         async with self.synced(), asyncio.TaskGroup() as self._workers:
             for _ in range(self.engine.max_in_flight):
                 self._start_worker()
         if self._stopped is not None:
             raise self._stopped
-        return self.ledger
 
     def _start_worker(self) -> None:
         self._working += 1
@@ -51,14 +42,14 @@ class Caller(Replay):
 
     async def _work(self) -> None:
         """As many work as requests may be in flight; one too many, after a wait, ends."""
+        is_shared = self.reuse.shared is not None
         try:
-            for item in self._records:
+            while self._working <= self.engine.max_in_flight:
+                async with self._reading:
+                    item = await anext(self._records, None)
                 if item is None:
-                    await asyncio.sleep(0)
-                    continue
-                await self._answer(item)
-                if self._working > self.engine.max_in_flight:
                     break
+                await (self._answer_once(item) if is_shared else self._answer(item))
         except ModelcallError as error:
             self._stopped = self._stopped or error
         finally:
@@ -71,11 +62,8 @@ class Caller(Replay):
         if begins and self._stopped is None and self._in_hand < MOST_WORKERS:
             self._start_worker()
 
-    async def _answer(self, item: Pending) -> None:
-        """Ask, unless the task shares and another asks the same now: its answer is waited for."""
-        if self.reuse.asking is None:
-            await self._converse(item)
-            return
+    async def _answer_once(self, item: Pending) -> None:
+        """Where others ask the same now, their answer is waited for."""
         key = item.address.key
         while (other := self.reuse.take(key)) is not None:
             self._parked(True)
@@ -83,21 +71,23 @@ class Caller(Replay):
                 await other
             finally:
                 self._parked(False)
-            self._stop_when_over()
+            if self._stopped is not None:  # who waits need not see that the run has ended
+                raise self._stopped
         try:
-            if not self.adopted(item):
-                await self._converse(item)
+            if not await self.adopted(item):
+                await self._answer(item)
         finally:
             self.reuse.leave(key)
 
-    async def _converse(self, item: Pending) -> None:
+    async def _answer(self, item: Pending) -> None:
         entries = list(item.known.entries) if item.known else []
         position = item.known.positions[-1] if item.known else NO_REPLY
         turns = said_in(entries) if entries else []
         while (finished := self.rules.judge(turns)) is None:
             request = self.rules.next_request(item.request, turns)
-            if self.budget.is_limited:
-                self._stop_when_spent()
+            if (reason := self.budget.spent(self.engine.in_flight)) is not None:
+                self.engine.stop(reason)
+                raise reason
             result = await self.engine.ask(request.payload, self._parked, self._sent)
             if isinstance(result, GaveUp):
                 why = Unanswered(result.failure, item.address.key, result.attempts, result.endpoint)
@@ -125,13 +115,3 @@ class Caller(Replay):
     def _sent(self, requests: int) -> None:
         self.requests += requests
         self.tally.requests += requests
-
-    def _stop_when_over(self) -> None:
-        """Whoever waits for another's answer need not see that the run has ended."""
-        if self._stopped is not None:
-            raise self._stopped
-
-    def _stop_when_spent(self) -> None:
-        if (reason := self.budget.spent(self.engine.in_flight)) is not None:
-            self.engine.stop(reason)
-            raise reason

@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.grading.scorer import SharedTypes
 from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
 from modelcall_assets.journal.journal import Dialogue, Journal, Position
 from modelcall_assets.journal.lines import Entry
-from modelcall_assets.llm.dialogue import ChatRequest, Finished, Rules, Said, replayed
+from modelcall_assets.llm.completion import Usage
+from modelcall_assets.llm.dialogue import ChatRequest, Finished, Said, replayed
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.records.outcome import Failure, Reason, Success
-from modelcall_assets.stages.budget import Budget
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, Success
+from modelcall_assets.stages.adopt import kept_of
 from modelcall_assets.stages.report import Tally
+from modelcall_assets.stages.score_table import (
+    ADOPTED,
+    UNKNOWN_OF_ADOPTED,
+    ApiRow,
+    answered_row,
+    outcome_row,
+)
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
+
+if TYPE_CHECKING:
+    from modelcall_assets.stages.asking import AskingStage
 
 
 @dataclass
@@ -45,17 +58,11 @@ class Reuse:
     _answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     _taken: set[str] = field(default_factory=set[str])
 
-    def of_file(self, journal: Journal, address: Address) -> list[Dialogue]:
-        """What the file's own journal has of this record."""
-        known = journal.dialogues(address)
-        return known if self.published else [one for one in known if one.open_round]
-
-    def of_others(self, journal: Journal, key: str) -> Iterator[Sequence[Entry]]:
+    async def find(self, journal: Journal, key: str) -> Sequence[Sequence[Entry]]:
         """Answers to the same request that are not this record's own, to be judged anew."""
         if key in self._kept:
-            yield journal.chain(self._kept[key])
-        elif self.shared is not None:
-            yield from self.shared.find(key)
+            return [journal.chain(self._kept[key])]
+        return [] if self.shared is None else await asyncio.to_thread(self.shared.find, key)
 
     def keep(self, address: Address, position: Position) -> None:
         """This request has its answer, a success; where it is shared."""
@@ -76,12 +83,12 @@ class Reuse:
         if key not in self._kept:
             self._let_go(key)
 
-    def tell(self) -> None:
+    async def tell(self) -> None:
         """Let others find what was answered. StoreError when the table does not take it."""
         if self.shared is None or not self._answered:
             return
         answered, self._answered = self._answered, []
-        self.shared.add(self.folder, answered)
+        await asyncio.to_thread(self.shared.add, self.folder, answered)
         for key, _ in answered:
             self._let_go(key)
 
@@ -99,7 +106,8 @@ class Reuse:
 
 
 NO_REPLY: Position = -1
-ROWS_PER_BREATH = 500
+ROWS_AT_ONCE = 100
+"""Read, and made requests of, by another thread than the one that sends."""
 SYNC_EVERY_S = 1.0
 TOLD_PER_SYNC = 4
 
@@ -115,14 +123,6 @@ class Unanswered:
     key: str | None = None
     attempts: int = 0
     endpoint: str | None = None
-
-
-@dataclass
-class Ledger:
-    """Per record, in input order: where its last reply lies, else why there is none."""
-
-    positions: array[Position] = field(default_factory=lambda: array("q"))
-    unanswered: dict[int, Unanswered] = field(default_factory=dict[int, Unanswered])
 
 
 Standing = Mapping[int, Unanswered]
@@ -155,47 +155,54 @@ class Pending:
 
 @dataclass
 class Replay:
-    """The call phase of one file, as far as it is the same however the model is called."""
+    """The call phase of one file, as far as it is the same however the model is called, and what
+    became of each record."""
 
-    rules: Rules
+    stage: AskingStage
     engine: Engine
     journal: Journal
     tally: Tally
     reuse: Reuse
-    budget: Budget
-    samples: int = 1
     stands: Standing | None = None
     """Failures that are not to be asked about again."""
-    ledger: Ledger = field(default_factory=Ledger)
     requests: int = 0
     replayed: int = 0
     warnings: list[str] = field(default_factory=list[str])
     types: SharedTypes = field(default_factory=SharedTypes)
     """Of the values that the prompt declares no type for."""
+    positions: array[Position] = field(default_factory=lambda: array("q"))
+    """By record, in input order, where its last reply lies."""
+    unanswered: dict[int, Unanswered] = field(default_factory=dict[int, Unanswered])
+    """Why a record has none."""
 
-    def pending(self, asked: Iterator[Asked]) -> Iterator[Pending | None]:
-        """Records still to call; None now and then, so that a long replay lets others run."""
-        addresses = Addresses(self.samples)
-        for index, request in enumerate(asked):
-            self.ledger.positions.append(NO_REPLY)
-            item = None
-            if isinstance(request, Failure):
-                self.leave(index, Unanswered(request))
-            else:
-                item = self.look_up(Pending(index, addresses.next(request.key()), request))
-                if item is not None and self.stands and index in self.stands:
-                    self.leave(index, self.stands[index])
-                    item = None
-            if item is not None or index % ROWS_PER_BREATH == 0:
-                yield item
+    def __post_init__(self) -> None:
+        self.rules, self.budget = self.stage.rules, self.stage.budget
+        self._prices, self._provenance = self.stage.model.prices.pair, self.stage.provenance
+
+    async def pending(self, asked: Iterator[Asked]) -> AsyncIterator[Pending]:
+        """Records still to call."""
+        addresses, index = Addresses(self.stage.samples), -1
+        while requests := await asyncio.to_thread(list, islice(asked, ROWS_AT_ONCE)):
+            for request in requests:
+                index += 1
+                self.positions.append(NO_REPLY)
+                if isinstance(request, Failure):
+                    self.leave(index, Unanswered(request))
+                    continue
+                item = Pending(index, addresses.next(request.key()), request)
+                if (item := self.look_up(item)) is not None:
+                    if self.stands and index in self.stands:
+                        self.leave(index, self.stands[index])
+                    else:
+                        yield item
 
     def look_up(self, item: Pending, *, is_new: bool = False) -> Pending | None:
         """None when a reply settles the record: a success, or a failure of this round; `is_new`
         when this run paid for it."""
         last, finished = None, None
-        for known in self.reuse.of_file(self.journal, item.address):
+        for known in self.journal.dialogues(item.address):
             turns = said_in(known.entries)
-            if not (count := len(turns)):
+            if not (count := len(turns)) or not (known.open_round or self.reuse.published):
                 continue
             entries, positions = known.entries[:count], known.positions[:count]
             last = replace(known, entries=entries, positions=positions)
@@ -203,8 +210,6 @@ class Replay:
             if finished is not None and isinstance(finished.outcome, Success):
                 break
         if last is None or finished is None:
-            if last is None and self.reuse.shared is not None and self.adopted(item):
-                return None
             return item if last is None else replace(item, known=last)
         stands = last.open_round or self.stands is not None
         if isinstance(finished.outcome, Failure) and not stands:
@@ -214,18 +219,28 @@ class Replay:
         self.settle(item, last.positions[-1], finished)
         return None
 
-    def adopted(self, item: Pending) -> bool:
-        """Whether an answer from elsewhere stands for this record's own."""
-        for entries in self.reuse.of_others(self.journal, item.address.key):
+    async def adopted(self, item: Pending) -> bool:
+        """Whether an answer from elsewhere stands for this record's own, of which there is none. It
+        is journalled as that; no attempts say that it was not paid for here."""
+        if item.known is not None:
+            return False
+        for entries in await self.reuse.find(self.journal, item.address.key):
             finished = self.rules.judge(said_in(entries))
-            if finished is not None and isinstance(finished.outcome, Success):
-                self._adopt(item, entries, finished)
-                return True
+            if finished is None or isinstance(finished.outcome, Failure):
+                continue
+            position, address = NO_REPLY, item.address
+            for entry in entries:
+                before = self.journal.reference(position) if entry.turn else None
+                own = entry._replace(address=address, attempts=0, latency_ms=0, previous=before)
+                position = self.journal.append(own)
+            self._note_replayed()
+            self.settle(item, position, finished)
+            return True
         return False
 
     def settle(self, item: Pending, position: Position, finished: Finished) -> None:
         """The record has its outcome."""
-        self.ledger.positions[item.index] = position
+        self.positions[item.index] = position
         self.tally.count(finished.outcome)
         if isinstance(outcome := finished.outcome, Success):
             if self.reuse.shared is not None:
@@ -235,8 +250,8 @@ class Replay:
 
     def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
         """The record has none; `position` is that of its last turn."""
-        self.ledger.unanswered[index] = why
-        self.ledger.positions[index] = position
+        self.unanswered[index] = why
+        self.positions[index] = position
         self.tally.count(why.failure)
 
     def pay(self, turn: Said, exchanged_bytes: int) -> None:
@@ -249,6 +264,27 @@ class Replay:
         else:
             self.tally.cost_usd += cost
 
+    def rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
+        """Reads every reply back from the journal and parses it again. The usage is what was paid
+        for this record."""
+        if (why := self.unanswered.get(index)) is not None:
+            row = {
+                **outcome_row(why.failure),
+                "api_request_key": why.key,
+                "api_turns": 0,
+                "api_attempts": why.attempts,
+                "api_endpoint": why.endpoint,
+            }
+            return row | self._provenance, Usage()
+        entries = self.journal.chain(self.positions[index])
+        finished = self.rules.judge(said_in(entries))
+        assert finished is not None, "the call phase settled every record"
+        row = answered_row(finished, entries, self._prices)
+        if row["api_endpoint"] == ADOPTED:
+            kept = kept_of(entries[-1].body)
+            return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()
+        return row | self._provenance, finished.usage if row["api_attempts"] else Usage()
+
     @asynccontextmanager
     async def synced(self) -> AsyncGenerator[None]:
         """Force the journal to disk about once a second, off the event loop; whoever shares with
@@ -259,8 +295,8 @@ class Replay:
                 try:
                     for _ in range(TOLD_PER_SYNC):
                         await asyncio.sleep(SYNC_EVERY_S / TOLD_PER_SYNC)
-                        self.reuse.tell()
-                    self.budget.sync()
+                        await self.reuse.tell()
+                    await self.budget.sync()
                     await asyncio.to_thread(self.journal.sync)
                 except StoreError as error:
                     self.engine.stop(error)
@@ -272,18 +308,8 @@ class Replay:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            self.budget.sync()
-            self.reuse.tell()
-
-    def _adopt(self, item: Pending, entries: Sequence[Entry], finished: Finished) -> None:
-        """Journal the answer as this record's; no attempts say that it was not paid for here."""
-        position = NO_REPLY
-        for entry in entries:
-            previous = self.journal.reference(position) if entry.turn else None
-            own = entry._replace(address=item.address, attempts=0, latency_ms=0, previous=previous)
-            position = self.journal.append(own)
-        self._note_replayed()
-        self.settle(item, position, finished)
+            await self.budget.sync()
+            await self.reuse.tell()
 
     def _note_replayed(self) -> None:
         self.replayed += 1

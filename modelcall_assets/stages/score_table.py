@@ -17,7 +17,6 @@ from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
-from modelcall_assets.stages.replay import Unanswered
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.columns import as_stored
@@ -88,17 +87,6 @@ def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any
         "api_latency_ms": sum(entry.latency_ms for entry in entries),
         "api_request_id": answer.request_id if answer else None,
         "api_answered_at": last.answered_at,
-    }
-
-
-def unanswered_row(unanswered: Unanswered) -> ApiRow:
-    """Status and reason of a record without a reply that counts."""
-    return {
-        **outcome_row(unanswered.failure),
-        "api_request_key": unanswered.key,
-        "api_turns": 0,
-        "api_attempts": unanswered.attempts,
-        "api_endpoint": unanswered.endpoint,
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import orjson
 from modelcall_assets.journal.index import Address
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.stages.replay import ROWS_PER_BREATH, Pending
+from modelcall_assets.stages.replay import ROWS_AT_ONCE, Pending
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import Ended
@@ -45,12 +46,12 @@ class Spool:
         self.asked.append(0)
         self.tries.append(0)
 
-    def unsettled(self) -> Iterator[tuple[int, Pending | None]]:
-        """Number and request; None now and then, so that others can run."""
+    async def unsettled(self) -> AsyncIterator[tuple[int, Pending]]:
+        """Number and request; others can run meanwhile."""
         self._file.seek(0)
         for number, line in enumerate(self._file):
-            if number % ROWS_PER_BREATH == 0:
-                yield number, None
+            if number % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             if not self.settled[number]:
                 yield number, _pending(line)
 
