@@ -70,16 +70,12 @@ def provenance_tags(
     instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str
 ) -> dict[str, str]:
     """Tags of a materialisation that is logged instead of yielded."""
-    tags = {
-        _CODE: code_version(stage),
-        _DATA: data_version,
-        f"{_DATA}_is_user_provided": "true",
-    }
+    tags = {_CODE: code_version(stage), _DATA: data_version}
+    tags[f"{_DATA}_is_user_provided"] = "true"
     if stage.upstream is None:
         return tags
     asset = asset_key(stage.upstream)
-    record = instance.get_latest_data_version_record(asset, partition_key=key)
-    if record is not None:
+    if (record := instance.get_latest_data_version_record(asset, partition_key=key)) is not None:
         name = asset.to_user_string()
         tags[f"dagster/input_data_version/{name}"] = _as_input(record.event_log_entry.tags)
         tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id)
@@ -129,12 +125,22 @@ def metadata_of(report: Report, output: Place | None) -> dict[str, Any]:
     shown |= report.numbers
     shown |= {name: _table(rows) for name, rows in report.tables.items()}
     for key, counts in report.histograms.items():
-        shown[f"histogram_{key}"] = _histogram(key, counts)
+        most = max(counts.values(), default=0)
+        bars = [
+            {key: value, "rows": count, "": "█" * max(1, round(_BAR * count / most))}
+            for value, count in sorted(counts.items())
+        ]
+        shown[f"histogram_{key}"] = _table(bars)
     if report.warnings:
         shown["warnings"] = report.warnings
     if output is not None:
         shown["output"] = dg.MetadataValue.path(str(output))
-    shown["sample"] = _sample(report.sample)
+    sample = report.sample
+    if sample and turns_of(dict(sample[0])):  # conversations are read, other rows compared
+        texts = [markdown(dict(row), most_chars=_TURN) for row in sample[:_CONVERSATIONS]]
+        shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(texts))
+    else:
+        shown["sample"] = _table(sample)
     return shown
 
 
@@ -156,23 +162,6 @@ def check_of(report: Report, rejected: str | None) -> dg.AssetCheckResult:
         severity=severity,
         metadata={"findings": _table(table)},
     )
-
-
-def _sample(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """Conversations are read, other rows compared."""
-    if not rows or not turns_of(dict(rows[0])):
-        return _table(rows)
-    texts = [markdown(dict(row), most_chars=_TURN) for row in rows[:_CONVERSATIONS]]
-    return dg.MetadataValue.md("\n\n---\n\n".join(texts))
-
-
-def _histogram(key: str, counts: Mapping[Any, int]) -> dg.MarkdownMetadataValue:
-    most = max(counts.values(), default=0)
-    rows = [
-        {key: value, "rows": count, "": "█" * max(1, round(_BAR * count / most))}
-        for value, count in sorted(counts.items())
-    ]
-    return _table(rows)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:

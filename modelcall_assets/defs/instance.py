@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,15 +47,21 @@ _OF_THE_SCHEMA = {"alembic_version", "secondary_indexes", "instance_info"}
 def whole_home(home: Path) -> Iterator[None]:
     """For the block this process alone opens the home, and its databases are whole: what is missing
     of them was added, in one transaction each. Other storages than SQLite's are left alone."""
-    base = _sqlite_folder(home)
-    if base is None:
+    storage = InstanceRef.from_dir(str(home)).storage_data
+    if storage is None or storage.class_name != DagsterSqliteStorage.__name__:
         yield
         return
+    base = Path(storage.config_dict["base_dir"])
     with claimed(home / _LOCK):
         paths = [base / name for name in _DATABASES]
         is_there = (path.exists() and path.stat().st_size > 0 for path in paths)
         is_whole = (home / _WHOLE).exists() and all(is_there)
-        had_data = not is_whole and _complete(base)
+        had_data = False
+        if not is_whole:
+            with TemporaryDirectory() as fresh:
+                DagsterSqliteStorage(fresh).dispose()
+                completed = [_complete(base / name, Path(fresh, name)) for name in _DATABASES]
+            had_data = any(completed)
         yield
         if had_data:
             with dg.DagsterInstance.from_config(str(home)) as instance:
@@ -65,23 +71,8 @@ def whole_home(home: Path) -> Iterator[None]:
             (home / _WHOLE).write_text(dg.__version__)
 
 
-def _sqlite_folder(home: Path) -> Path | None:
-    """Below which Dagster keeps its databases, if they are SQLite's."""
-    storage = InstanceRef.from_dir(str(home)).storage_data
-    if storage is None or storage.class_name != DagsterSqliteStorage.__name__:
-        return None
-    return Path(storage.config_dict["base_dir"])
-
-
-def _complete(base: Path) -> bool:
-    """Whether one that lacked something had runs, events or ticks in it."""
-    with TemporaryDirectory() as folder:
-        DagsterSqliteStorage(folder).dispose()
-        had_data = [_completed_with_data(base / name, Path(folder, name)) for name in _DATABASES]
-    return any(had_data)
-
-
-def _completed_with_data(path: Path, fresh: Path) -> bool:
+def _complete(path: Path, fresh: Path) -> bool:
+    """Whether it lacked something and had runs, events or ticks in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)) as db:
         write_ahead(db)
@@ -236,7 +227,10 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     that may have been killed in between, so that a run which has ended may have slots too."""
     ended: list[str] = []
     runs = [*instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))]
-    holders = _runs_with_slots(instance).difference(run.run_id for run in runs)
+    storage = instance.event_log_storage
+    pools = storage.get_concurrency_infos([*storage.get_concurrency_keys()]).values()
+    holders = {each.run_id for pool in pools for each in (*pool.claimed_slots, *pool.pending_steps)}
+    holders.difference_update(run.run_id for run in runs)
     if holders:
         runs += instance.get_runs(filters=dg.RunsFilter(run_ids=[*holders]))
     for run in (run for run in runs if _is_dead(instance, run)):
@@ -244,15 +238,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if now is not None and not now.is_finished:
             instance.report_run_failed(now, "The process of this run was killed.")
             ended.append(run.run_id)
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        storage.free_concurrency_slots_for_run(run.run_id)
     return ended
-
-
-def _runs_with_slots(instance: dg.DagsterInstance) -> set[str]:
-    """Those that hold one of a pool, or wait for one."""
-    storage = instance.event_log_storage
-    pools = storage.get_concurrency_infos([*storage.get_concurrency_keys()]).values()
-    return {each.run_id for pool in pools for each in (*pool.claimed_slots, *pool.pending_steps)}
 
 
 def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
@@ -294,17 +281,14 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         done = [f"ended dead run {run_id}" for run_id in end_dead_runs(context.instance)]
-        done += [f"pool {name}: {n} slots" for name, n in set_slots(context.instance, wanted)]
+        storage = context.instance.event_log_storage
+        limits = {
+            pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default
+        }
+        for name, slots in wanted.items():
+            if limits.get(name) != slots:
+                storage.set_concurrency_slots(name, slots)
+                done.append(f"pool {name}: {slots} slots")
         return dg.SkipReason("; ".join(done) or "nothing to do")
 
     return sensor
-
-
-def set_slots(instance: dg.DagsterInstance, wanted: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Change the pools that have another number of slots; gives which."""
-    storage = instance.event_log_storage
-    now = {pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default}
-    changed = [(name, slots) for name, slots in wanted.items() if now.get(name) != slots]
-    for name, slots in changed:
-        storage.set_concurrency_slots(name, slots)
-    return changed

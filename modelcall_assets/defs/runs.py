@@ -12,6 +12,10 @@ import dagster as dg
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
 
 from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
 from modelcall_assets.defs.graph import asset_key, is_stale, partitions_of
@@ -21,7 +25,6 @@ from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 
 _GREEN = AssetPartitionStatus.MATERIALIZED
-_RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
 @dataclass
@@ -62,9 +65,8 @@ class TaskRunner:
                 summary.ran[stage.name] = len(due)
                 summary.busy += busy
                 is_over = False
-                for start, end in self._ranges(stage, due):
-                    tags = {PROCESS_TAG: process}
-                    failures = self._execute(job, stage, start, end, tags, options)
+                for keys_of_run in self._ranges(stage, due):
+                    failures = self._execute(job, stage, keys_of_run, process, options)
                     summary.failed += [message for message, _ in failures]
                     if is_over := any(is_systemic for _, is_systemic in failures):
                         break
@@ -115,17 +117,17 @@ class TaskRunner:
         self,
         job: dg.JobDefinition,
         stage: Stage,
-        start: str,
-        end: str,
-        tags: dict[str, str],
+        keys: tuple[str, str],
+        process: str,
         options: Mapping[str, bool],
     ) -> list[tuple[str, bool]]:
-        """Run one stage over a range. Gives what failed: the message of each step, and whether
-        other files would end in the same way. KeyboardInterrupt after Ctrl-C, which Dagster keeps
-        to itself."""
-        asset = asset_key(stage)
+        """Run one stage from the first to the second key. Gives what failed: the message of each
+        step, and whether other files would end in the same way. KeyboardInterrupt after Ctrl-C,
+        which Dagster keeps to itself."""
+        asset, (start, end), tags = asset_key(stage), keys, {PROCESS_TAG: process}
         if start != end:
-            tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
+            tags[ASSET_PARTITION_RANGE_START_TAG] = start
+            tags[ASSET_PARTITION_RANGE_END_TAG] = end
         result = job.execute_in_process(
             instance=self.instance,
             asset_selection=[asset],

@@ -57,8 +57,7 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
         if cursor.is_settled(page):
             context.update_cursor(cursor.next(page, is_settled=True).text())
             return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
-        seen = Comparison(context.instance, first, page)
-        most = settings.max_runs_per_tick
+        seen, most = Comparison(context.instance, first, page), settings.max_runs_per_tick
         due = list(islice(seen.not_tried(), most + 1))
         settled = len(due) <= most and not seen.in_progress
         seen.remember()
@@ -223,10 +222,6 @@ class Comparison:
             known = orjson.dumps(self.settled | self.unchanged)
             write_bytes(self.stage.layout.settled_path, known)
 
-    @property
-    def asset(self) -> dg.AssetKey:
-        return asset_key(self.stage)
-
     @cached_property
     def known(self) -> Sequence[str]:
         return self.instance.get_dynamic_partitions(self.stage.keys.name)
@@ -234,7 +229,8 @@ class Comparison:
     @cached_property
     def statuses(self) -> dict[str, AssetPartitionStatus | None]:
         files = partitions_of(self.stage.keys)
-        return dict(self.instance.get_status_by_partition(self.asset, self.known, files) or {})
+        asset = asset_key(self.stage)
+        return dict(self.instance.get_status_by_partition(asset, self.known, files) or {})
 
     @cached_property
     def made(self) -> Mapping[str, int]:
@@ -267,7 +263,8 @@ class Comparison:
         for key in self._deleted():
             if self.made.get(key, 0) > flagged.get(key, 0):
                 what = "the input file is gone; its results are kept"
-                yield dg.AssetObservation(self.asset, description=what, partition=key)
+                asset = asset_key(self.stage)
+                yield dg.AssetObservation(asset, description=what, partition=key)
 
     def _deleted(self) -> Iterable[str]:
         """Unknown under a cap on files, which leaves out some that are there."""
@@ -277,7 +274,8 @@ class Comparison:
         return (key for key in absent if self.page.covers(key))
 
     def _latest(self, kind: dg.DagsterEventType) -> Mapping[str, int]:
-        return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.asset, kind)
+        events = self.instance.event_log_storage
+        return events.get_latest_storage_id_by_partition(asset_key(self.stage), kind)
 
     def _is(self, key: str, status: AssetPartitionStatus) -> bool:
         return self.statuses.get(key) == status
