@@ -13,7 +13,15 @@ from typing import Any
 import click
 import yaml
 
-from modelcall_assets.cli.terminal import echo, echo_data, force_option, misuse, refuse_existing
+from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
+    NEW_FILE,
+    echo,
+    echo_data,
+    force_option,
+    misuse,
+    refuse_existing,
+)
 from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
@@ -26,7 +34,7 @@ MOST_CHUNKS = 9999
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING_FILE)
 @click.option("--chunks", type=click.IntRange(1, MOST_CHUNKS), required=True)
 @click.option(
     "--output",
@@ -67,7 +75,7 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     metavar="FILE",
     help="Default: FOLDER_merged.jsonl, beside FOLDER.",
 )
@@ -150,11 +158,9 @@ _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 
 
 @click.command()
-@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("old", type=EXISTING_FILE)
 @click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the new file; default: standard output.",
+    "--output", type=NEW_FILE, help="Where to write the new file; default: standard output."
 )
 @force_option
 def migrate(old: Path, output: Path | None, force: bool) -> None:

@@ -14,6 +14,8 @@ import click
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
+    NEW_FILE,
     chosen_files,
     echo,
     file_option,
@@ -157,8 +159,7 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
             wrong = "the folder is one of the task's own"
             raise misuse("--output", wrong, have=taken, fix="choose another")
     counts = Counter(path for file in files for _, _, path in form.targets(file.stem))
-    twice = [str(path) for path, count in counts.items() if count > 1]
-    if twice:
+    if twice := [path for path, count in counts.items() if count > 1]:
         wrong = f"several files would be written to {twice[0]}"
         fix = "export them one by one with --file and --output"
         raise misuse("modelcall export", wrong, fix=fix)
@@ -181,11 +182,7 @@ def _show(exports: Sequence[FileExport]) -> None:
 
 
 @click.command()
-@click.argument(
-    "source",
-    metavar="TASK.yaml|FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-)
+@click.argument("source", metavar="TASK.yaml|FILE", type=EXISTING_FILE)
 @stage_option
 @file_option
 @click.option("--rows", type=click.IntRange(1, 10_000), default=50, show_default=True)
@@ -196,9 +193,7 @@ def _show(exports: Sequence[FileExport]) -> None:
 @where_option
 @rejected_option
 @click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Default: view.html, where an earlier page is replaced.",
+    "--output", type=NEW_FILE, help="Default: view.html, where an earlier page is replaced."
 )
 @force_option
 def view(

@@ -17,7 +17,7 @@ import click
 import orjson
 
 from modelcall_assets.cli.plan import first_rows
-from modelcall_assets.cli.terminal import echo, load, misuse, task_argument
+from modelcall_assets.cli.terminal import EXISTING_FILE, echo, load, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.completion import Answer
@@ -156,9 +156,7 @@ def summary(stats: dict[str, Any]) -> str:
 @click.option("--rows", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option("--file", "pattern", metavar="GLOB", default="*", help="Rows of a matching file.")
 @click.option(
-    "--model",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Ask this model file's model instead of the task's.",
+    "--model", type=EXISTING_FILE, help="Ask this model file's model instead of the task's."
 )
 def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.

@@ -133,6 +133,9 @@ def misuse(
     return click.UsageError(str(Problem(option, "", wrong, expected, have, fix)))
 
 
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
@@ -140,8 +143,7 @@ def refuse_existing(places: Iterable[Place]) -> None:
     """UsageError when one of them is there: it may be anybody's."""
     if (taken := next(filter(exists, places), None)) is not None:
         fix = "choose another place, or add --force to replace what is there"
-        wrong = f"{taken} is there already"
-        raise misuse("--output", wrong, fix=fix)
+        raise misuse("--output", f"{taken} is there already", fix=fix)
 
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
@@ -177,9 +179,8 @@ def stage_of(task: Task, name: str | None) -> Stage:
     """The stage of that name, else the last one."""
     names = [stage.name for stage in task.stages]
     if name is not None and name not in names:
-        fix, expected = did_you_mean(name, names), ", ".join(names)
-        wrong = f"{task.spec.name} has no such asset"
-        raise misuse("--stage", wrong, expected, name, fix)
+        wrong, expected = f"{task.spec.name} has no such asset", ", ".join(names)
+        raise misuse("--stage", wrong, expected, name, did_you_mean(name, names))
     return task.stages[-1] if name is None else task.stage(name)
 
 
@@ -197,9 +198,7 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
     return where
 
 
-task_argument = click.argument(
-    "task", metavar="TASK.yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+task_argument = click.argument("task", metavar="TASK.yaml", type=EXISTING_FILE)
 
 
 def load(task: Path) -> Task:

@@ -198,15 +198,15 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
     loaded = load(task)
     chosen = loaded.stages if stage is None else [stage_of(loaded, stage)]
     count, unreadable = 0, list[str]()
-    for each in (stage for stage in chosen if stage.suffix):
-        for key in each.keys.now():
-            if pattern is None or matches(decode_key(key), pattern):
-                try:
-                    for line in _adopted(each, key, dry_run=dry_run):
-                        echo(line)
-                        count += 1
-                except InputError as error:
-                    unreadable.append(str(error))
+    wanted = ((each, key) for each in chosen if each.suffix for key in each.keys.now())
+    for each, key in wanted:
+        if pattern is None or matches(decode_key(key), pattern):
+            try:
+                for line in _adopted(each, key, dry_run=dry_run):
+                    echo(line)
+                    count += 1
+            except InputError as error:
+                unreadable.append(str(error))
     if not count and not unreadable:
         echo(f"{loaded.spec.name}: nothing to adopt, every file is the task's own")
     elif dry_run or not count:
