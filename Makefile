@@ -19,8 +19,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 demo: setup  ## score and distil what is found on this machine, against the rehearsal endpoint
-	$(BIN)/python demo/build_corpus.py data/demo/corpus
-	$(BIN)/python demo/build_chats.py data/demo/chats
+	$(BIN)/python demo/build_inputs.py data/demo
 	$(RUN_DEMO) configs/tasks/demo_code_quality.yaml
 	$(RUN_DEMO) configs/tasks/demo_distillation.yaml
 	@echo "look at it: make ui, then http://localhost:3000"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from modelcall_assets.config.catalog import find_root, load_catalog
+from modelcall_assets.defs.assets import project_definitions
 from modelcall_assets.defs.instance import mend_own_home
-from modelcall_assets.defs.project import project_definitions
 
 mend_own_home()
 defs = project_definitions(load_catalog(find_root(Path.cwd())))

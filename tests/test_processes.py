@@ -21,8 +21,7 @@ from jobs import IN_FLIGHT, Jobs
 from project import DAGSTER_YAML, TASK, A, B, Project, some_rows, until
 
 from modelcall_assets.defs.graph import add_new_keys, add_partitions, partitions_of
-from modelcall_assets.defs.housekeeping import end_dead_runs
-from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.instance import end_dead_runs, open_instance
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
 RAW = dg.AssetKey(["rate", "raw"])

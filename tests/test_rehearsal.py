@@ -27,7 +27,7 @@ from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.rehearsal.replies import score_of, signals
-from modelcall_assets.rehearsal.wire import BadHttp, Request, RequestParser
+from modelcall_assets.rehearsal.server import BadHttp, Request, RequestParser
 
 GOOD = '''
 import math

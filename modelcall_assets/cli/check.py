@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from modelcall_assets.cli.plan import first_rows
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.config.block import did_you_mean, load_yaml
 from modelcall_assets.config.catalog import (
@@ -34,7 +35,6 @@ from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preprocessed import Preprocessed
-from modelcall_assets.stages.preview import first_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_rows
@@ -66,7 +66,9 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
     files, problems = _files(named)
     catalog_of = cache(load_catalog)
     for path in files:
-        problems += map(_told, _problems_of(path, catalog_of))
+        for problem in _problems_of(path, catalog_of):
+            # A file can be right where its task cannot run: without the keys, for example.
+            problems.append(replace(problem, severity="warning") if problem.unready else problem)
         for place, where in _moved(path, catalog_of):
             echo(f"{shown_path(path, _root_of(path))}:{place}: is {where}")
     unique = sorted(dict.fromkeys(problems), key=lambda problem: problem.file)
@@ -96,11 +98,6 @@ def _files(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
 def _is_config(path: Path) -> bool:
     is_json_model = path.suffix == ".json" and "models" in path.parts
     return path.is_file() and (path.suffix in SUFFIXES or is_json_model)
-
-
-def _told(problem: Problem) -> Problem:
-    """A file can be right where its task cannot run: without the keys, for example."""
-    return replace(problem, severity="warning") if problem.unready else problem
 
 
 def _root_of(path: Path) -> Path:

@@ -13,7 +13,15 @@ from typing import Any
 import click
 import yaml
 
-from modelcall_assets.cli.terminal import echo, echo_data, force_option, misuse, refuse_existing
+from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
+    NEW_FILE,
+    echo,
+    echo_data,
+    force_option,
+    misuse,
+    refuse_existing,
+)
 from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
@@ -26,7 +34,7 @@ MOST_CHUNKS = 9999
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING_FILE)
 @click.option("--chunks", type=click.IntRange(1, MOST_CHUNKS), required=True)
 @click.option(
     "--output",
@@ -45,10 +53,10 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
       modelcall split big.jsonl --chunks 100 --output pieces
     """
     if file.suffix != ".jsonl":
-        wrong = "only JSONL can be cut by lines"
-        raise misuse(file.name, wrong)
+        raise misuse(file.name, "only JSONL can be cut by lines")
     folder = output or file.with_suffix("")
-    lines = _count(file)
+    with open_input(file) as source:
+        lines = sum(1 for _ in source)
     if not lines:
         raise InputError(f"{file}: there is no line in this file")
     size = ceil(lines / chunks)
@@ -67,7 +75,7 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     metavar="FILE",
     help="Default: FOLDER_merged.jsonl, beside FOLDER.",
 )
@@ -90,8 +98,7 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
         raise InputError(f"{folder}: there are no results to join")
     inputs = {path.resolve() for path in (*good, *errors)}
     if inputs & {good_path.resolve(), error_path.resolve()}:
-        wrong = "the output is one of the files to join"
-        raise misuse("--output", wrong, fix="choose another")
+        raise misuse("--output", "the output is one of the files to join", fix="choose another")
     if not force:
         refuse_existing((good_path, error_path))
     succeeded = _write(good_path, _lines(good))
@@ -103,11 +110,6 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
     echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
     if errors:
         echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
-
-
-def _count(file: Path) -> int:
-    with open_input(file) as source:
-        return sum(1 for _ in source)
 
 
 def _refuse_leftovers(folder: Path, stem: str, names: Sequence[str]) -> None:
@@ -156,11 +158,9 @@ _OTHER_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 
 
 @click.command()
-@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("old", type=EXISTING_FILE)
 @click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the new file; default: standard output.",
+    "--output", type=NEW_FILE, help="Where to write the new file; default: standard output."
 )
 @force_option
 def migrate(old: Path, output: Path | None, force: bool) -> None:
@@ -219,12 +219,10 @@ def _text_of(new: Migration, old: Path) -> str:
     spaced = re.sub(r"\n(?=\w+:\n)", "\n\n", body)
     if yaml.safe_load(spaced) == new.data:  # an empty line can belong to the text before it
         body = spaced
-    comments = dict(new.hints)
-    for line in new.of("refused"):
-        comments[line.field] = f"TODO {line.field}: {line.reason}"
+    todo = {each.field: f"TODO {each.field}: {each.reason}" for each in new.of("refused")}
     name = " ".join(old.name.split())
     head = f"# Migrated from {name}: `modelcall migrate` of that file tells what changed.\n"
-    return head + _with_comments(body, comments)
+    return head + _with_comments(body, new.hints | todo)
 
 
 def _with_comments(text: str, comments: dict[str, str]) -> str:
@@ -257,19 +255,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def analyze_scalar(self, scalar: str) -> Any:
+        """A text can stand as it is also with tabs, and with spaces at the end of lines."""
         analysis = super().analyze_scalar(scalar)
-        analysis.allow_block = analysis.allow_block or _is_block(scalar)
+        lines = scalar.replace("\t", "").split("\n")
+        analysis.allow_block = analysis.allow_block or all(map(str.isprintable, lines))
         return analysis
 
 
-def _is_block(text: str) -> bool:
-    """Whether the text can stand as it is, tabs and spaces at the end of lines included."""
-    return all(line.replace("\t", "").isprintable() for line in text.split("\n"))
-
-
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    style = '"' if _OTHER_BREAKS.search(text) else style
+    style = '"' if _OTHER_BREAKS.search(text) else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

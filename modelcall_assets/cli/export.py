@@ -12,12 +12,11 @@ from typing import Literal
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from modelcall_assets.cli.terminal import (
-    cell,
+    EXISTING_FILE,
+    NEW_FILE,
     chosen_files,
-    condition_of,
     echo,
     file_option,
     force_option,
@@ -28,6 +27,7 @@ from modelcall_assets.cli.terminal import (
     rejected_option,
     stage_of,
     stage_option,
+    table_of,
     task_argument,
     where_option,
 )
@@ -49,6 +49,7 @@ from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.transcript import html_page
+from modelcall_assets.transforms.values import Where
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
@@ -158,41 +159,30 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
             wrong = "the folder is one of the task's own"
             raise misuse("--output", wrong, have=taken, fix="choose another")
     counts = Counter(path for file in files for _, _, path in form.targets(file.stem))
-    twice = [str(path) for path, count in counts.items() if count > 1]
-    if twice:
+    if twice := [path for path, count in counts.items() if count > 1]:
         wrong = f"several files would be written to {twice[0]}"
         fix = "export them one by one with --file and --output"
         raise misuse("modelcall export", wrong, fix=fix)
 
 
 def _show(exports: Sequence[FileExport]) -> None:
-    table = Table()
-    table.add_column("file", overflow="fold")
-    table.add_column("rows", justify="right")
-    table.add_column("exported", justify="right")
-    table.add_column("to", overflow="fold")
-    for each in exports[:SHOWN_FILES]:
-        # Text, because a file name may hold what looks like markup.
-        told = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
-        table.add_row(cell(each.name), f"{each.rows_in:,}", f"{each.rows:,}", cell(told))
-    if len(exports) > SHOWN_FILES:
-        table.add_row(f"… {len(exports) - SHOWN_FILES:,} more")
-    table.add_section()
-    rows_in, rows = sum(each.rows_in for each in exports), sum(each.rows for each in exports)
-    table.add_row(f"{len(exports)} files", f"{rows_in:,}", f"{rows:,}")
-    Console().print(table)
-
-
-Placed = tuple[str, Row]
-"""A row, and where it is."""
+    rows = [
+        (
+            each.name,
+            f"{each.rows_in:,}",
+            f"{each.rows:,}",
+            "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items()),
+        )
+        for each in exports
+    ]
+    rows_in, written = sum(each.rows_in for each in exports), sum(each.rows for each in exports)
+    total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
+    columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
+    Console().print(table_of(columns, rows, SHOWN_FILES, total))
 
 
 @click.command()
-@click.argument(
-    "source",
-    metavar="TASK.yaml|FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-)
+@click.argument("source", metavar="TASK.yaml|FILE", type=EXISTING_FILE)
 @stage_option
 @file_option
 @click.option("--rows", type=click.IntRange(1, 10_000), default=50, show_default=True)
@@ -203,9 +193,7 @@ Placed = tuple[str, Row]
 @where_option
 @rejected_option
 @click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Default: view.html, where an earlier page is replaced.",
+    "--output", type=NEW_FILE, help="Default: view.html, where an earlier page is replaced."
 )
 @force_option
 def view(
@@ -232,11 +220,14 @@ def view(
     """
     if output is not None and not force:
         refuse_existing([output])
-    placed = (
-        _of_task(source, stage, pattern, condition, rejected=rejected)
-        if _is_task(source)
-        else _of_file(source, condition)
-    )
+    if _is_task(source):
+        files = chosen_files(load(source), stage, pattern, rejected=rejected)
+        where, items = parsed_where(condition, files), _items(files)
+    else:
+        where = parsed_where(condition)
+        lines = enumerate(read_rows(source), 1)
+        items = ((f"{source.name}, row {number:,}", item) for number, item in lines)
+    placed = ((place, _row(item)) for place, item in items if _is_wanted(item, where))
     shown = _sample(placed, rows, Random(seed)) if sample else list(islice(placed, rows))
     if not shown:
         raise InputError(f"{source}: there is no such row")
@@ -252,23 +243,16 @@ def _is_task(source: Path) -> bool:
     return source.suffix in TASK_SUFFIXES
 
 
-def _of_task(
-    task: Path, stage: str | None, pattern: str | None, condition: str | None, *, rejected: bool
-) -> Iterator[Placed]:
-    files = chosen_files(load(task), stage, pattern, rejected=rejected)
-    where = parsed_where(condition, files)
+def _items(files: Sequence[Published]) -> Iterator[tuple[str, Row | BadLine]]:
+    """Each with where it is."""
     for file in files:
         file.check()
         for index, item in file.items():
-            if where is None or (not isinstance(item, BadLine) and where(item)):
-                yield f"{file.name}, row {index + 1:,}", _row(item)
+            yield f"{file.name}, row {index + 1:,}", item
 
 
-def _of_file(path: Path, condition: str | None) -> Iterator[Placed]:
-    where = condition_of(condition)
-    for number, item in enumerate(read_rows(path), 1):
-        if where is None or (not isinstance(item, BadLine) and where(item)):
-            yield f"{path.name}, row {number:,}", _row(item)
+def _is_wanted(item: Row | BadLine, where: Where | None) -> bool:
+    return where is None or (not isinstance(item, BadLine) and where(item))
 
 
 def _row(item: Row | BadLine) -> Row:
@@ -277,9 +261,9 @@ def _row(item: Row | BadLine) -> Row:
     return item
 
 
-def _sample(rows: Iterable[Placed], size: int, random: Random) -> list[Placed]:
+def _sample(rows: Iterable[tuple[str, Row]], size: int, random: Random) -> list[tuple[str, Row]]:
     """So many rows, each as likely as any other, in their order."""
-    kept: list[tuple[int, Placed]] = []
+    kept: list[tuple[int, tuple[str, Row]]] = []
     for number, row in enumerate(rows):
         if len(kept) < size:
             kept.append((number, row))

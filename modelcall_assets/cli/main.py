@@ -10,21 +10,20 @@ import click
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.convert import join, migrate, split
 from modelcall_assets.cli.export import export, view
-from modelcall_assets.cli.preview import plan, trial
-from modelcall_assets.cli.rehearse import rehearse
+from modelcall_assets.cli.plan import plan
+from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.run import failures, retry, run_task
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, verify
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
-def _dashes(name: str) -> str:
-    """Every command and option can be written with underscores too."""
-    return name.replace("_", "-")
-
-
 @click.group(
-    context_settings={"token_normalize_func": _dashes, "help_option_names": ["-h", "--help"]}
+    context_settings={
+        # Every command and option can be written with underscores too.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    }
 )
 @click.version_option(package_name="modelcall-assets")
 def modelcall() -> None:

@@ -1,21 +1,40 @@
-"""`modelcall rehearse`: the rehearsal server, alone or around a command."""
+"""`modelcall try` and `modelcall rehearse`: a few rows, and a free endpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import fields
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 
-from modelcall_assets.cli.terminal import echo, misuse
+from modelcall_assets.cli.plan import first_rows
+from modelcall_assets.cli.terminal import EXISTING_FILE, echo, load, misuse, task_argument
+from modelcall_assets.config.catalog import load_model
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.llm.completion import Answer
+from modelcall_assets.llm.dialogue import Rules, Said, said
+from modelcall_assets.llm.engine import Engine, GaveUp
+from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.replay import Asked
+from modelcall_assets.stages.scorer_scores import ScorerScores, rate
+from modelcall_assets.stages.task import Task
 
 DEFAULT_PORT = 8377
+SCANNED_PER_ROW = 20
+WELCOME = """The rehearsal model answers at {0} until Ctrl-C. Try:
+curl {0}/chat/completions -H 'Content-Type: application/json' -d \\
+  '{{"model": "rehearsal-rater-1", "messages": [{{"role": "user", "content": "Rate me."}}]}}'"""
 
 
 def _fault_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +98,7 @@ async def _serve(server: RehearsalServer, host: str, port: int, command: tuple[s
             return await _run(command, server.base_url)
         stop = asyncio.Event()
         _on_signals(lambda _: stop.set())
-        echo(_welcome(server.base_url))
+        echo(WELCOME.format(server.base_url))
         await stop.wait()
         return 0
     finally:
@@ -87,14 +106,12 @@ async def _serve(server: RehearsalServer, host: str, port: int, command: tuple[s
 
 
 async def _run(command: tuple[str, ...], base_url: str) -> int:
+    environment = {**os.environ, "REHEARSAL_BASE_URL": base_url}
     try:
-        child = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, "REHEARSAL_BASE_URL": base_url}
-        )
+        child = await asyncio.create_subprocess_exec(*command, env=environment)
     except OSError as error:
         wrong = f"cannot run {command[0]!r} ({error.strerror})"
-        fix = "give a program on PATH, after --"
-        raise misuse("COMMAND", wrong, fix=fix) from error
+        raise misuse("COMMAND", wrong, fix="give a program on PATH, after --") from error
 
     def forward(number: int) -> None:
         if child.returncode is None and not (number == signal.SIGINT and _from_terminal()):
@@ -119,12 +136,6 @@ def _from_terminal() -> bool:
         return False
 
 
-def _welcome(base_url: str) -> str:
-    return f"""The rehearsal model answers at {base_url} until Ctrl-C. Try:
-curl {base_url}/chat/completions -H 'Content-Type: application/json' -d \\
-  '{{"model": "rehearsal-rater-1", "messages": [{{"role": "user", "content": "Rate me."}}]}}'"""
-
-
 def summary(stats: dict[str, Any]) -> str:
     """One line of what the server saw."""
     errors = {f"HTTP {s}": n for s, n in sorted(stats["statuses"].items()) if s != "200"}
@@ -138,3 +149,107 @@ def summary(stats: dict[str, Any]) -> str:
         f"at most {stats['max_in_flight']} in flight",
     ]
     return "rehearsal: " + ", ".join(parts)
+
+
+@click.command("try")
+@task_argument
+@click.option("--rows", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option("--file", "pattern", metavar="GLOB", default="*", help="Rows of a matching file.")
+@click.option(
+    "--model", type=EXISTING_FILE, help="Ask this model file's model instead of the task's."
+)
+def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
+    """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
+
+    Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
+    and its result. Exits with 1 when no row succeeded. For free, let the rehearsal endpoint answer:
+
+    \b
+      modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
+    """
+    loaded = load(task)
+    if (stage := loaded.find(ScorerScores)) is not None:
+        if model is not None:
+            raise misuse("--model", "the task has a scorer")
+        scorer, outcomes = stage.scorer(), list[Outcome]()
+        for number, row in enumerate(_first(loaded, pattern, rows), start=1):
+            _show_row(number, [] if isinstance(row, Failure) else [("row", _json(row))])
+            outcomes.append(row if isinstance(row, Failure) else rate(scorer, row))
+            _show_outcome(outcomes[-1])
+    else:
+        outcomes = _try_model(loaded, model, pattern, rows)
+    ok = sum(not isinstance(outcome, Failure) for outcome in outcomes)
+    echo(f"{ok} of {len(outcomes)} rows succeeded")
+    sys.exit(0 if ok else 1)
+
+
+def _try_model(task: Task, model: Path | None, pattern: str, rows: int) -> list[Outcome]:
+    asking = task.first_answering
+    if not isinstance(asking, AskingStage):
+        wrong = "no step of this task asks a model"
+        raise SetupError([Problem(task.spec.file_name, "", wrong, fix="use `modelcall plan`")])
+    if model is not None:
+        changed = {asking.model_in: load_model(model, task.spec.root)}
+        task = Task(replace(task.spec, **changed))
+        asking = task.first_answering
+        assert isinstance(asking, AskingStage)
+    first = _first(task, pattern, rows)
+    asks = [row if isinstance(row, Failure) else asking.ask(row) for row in first]
+    results = asyncio.run(_ask_all(asking, asks))
+    for number, (asked, (replies, outcome)) in enumerate(zip(asks, results, strict=True), start=1):
+        messages = () if isinstance(asked, Failure) else asked.messages
+        sent = [(each["role"], each["content"]) for each in messages]
+        _show_row(number, [*sent, *(("reply", reply) for reply in replies)])
+        _show_outcome(outcome)
+    return [outcome for _, outcome in results]
+
+
+def _first(task: Task, pattern: str, rows: int) -> list[Row | Failure]:
+    """Of the first matching file with rows that preprocessing keeps."""
+    for file in task.inputs.files():
+        if fnmatchcase(file.key_path, pattern):
+            found = first_rows(task, file, rows * SCANNED_PER_ROW)
+            kept = (row for row in found if not isinstance(row, Dropped))
+            if first := list(islice(kept, rows)):
+                return first
+    wrong = f"no rows under {task.spec.input_folder} in a file that matches '{pattern}'"
+    raise SetupError([Problem(task.spec.file_name, "data.input_folder", wrong)])
+
+
+async def _ask_all(asking: AskingStage, asks: Sequence[Asked]) -> list[tuple[list[str], Outcome]]:
+    async with asking.engine() as engine:
+        return await asyncio.gather(*(_converse(asking.rules, engine, each) for each in asks))
+
+
+async def _converse(rules: Rules, engine: Engine, asked: Asked) -> tuple[list[str], Outcome]:
+    """The raw replies, in turn, and what came of them."""
+    if isinstance(asked, Failure):
+        return [], asked
+    turns, texts = list[Said](), list[str]()
+    while (finished := rules.judge(turns)) is None:
+        result = await engine.ask(rules.next_request(asked, turns).payload)
+        if isinstance(result, GaveUp):
+            return texts, result.failure
+        turns.append(turn := said(result.verdict))
+        raw = result.reply.body.decode(errors="replace")
+        texts.append(turn.text if isinstance(turn, Answer) else raw)
+    return texts, finished.outcome
+
+
+def _show_row(number: int, told: Sequence[tuple[str, str]]) -> None:
+    echo(f"── row {number} ──", bold=True)
+    for who, text in told:
+        echo(f"{who}:", fg="cyan")
+        echo(text)
+
+
+def _show_outcome(outcome: Outcome) -> None:
+    if isinstance(outcome, Failure):
+        echo(f"error: {outcome.reason}: {outcome.detail}", fg="red")
+    else:
+        echo("parsed:", fg="green")
+        echo(_json(outcome.values))
+
+
+def _json(values: Row) -> str:
+    return orjson.dumps(values, default=str, option=orjson.OPT_INDENT_2).decode()

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 import click
 import orjson
 from rich.console import Console
-from rich.table import Table
 
 from modelcall_assets.cli.terminal import (
     RunDisplay,
@@ -25,12 +25,13 @@ from modelcall_assets.cli.terminal import (
     load,
     misuse,
     stage_option,
+    table_of,
     task_argument,
 )
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import Reason, short
-from modelcall_assets.stages.published import FailedRow, Published, failed_rows
+from modelcall_assets.stages.published import FailedRow, failed_rows
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
@@ -61,11 +62,7 @@ def run_task(
     """
     loaded = load(task)
     job, size = _job(loaded, job_index, world_size)
-
-    def choose(keys: Sequence[str]) -> list[str]:
-        return _selected(loaded, keys, pattern, job, size)
-
-    sys.exit(run_files(loaded, choose, fresh=fresh))
+    sys.exit(run_files(loaded, lambda keys: _selected(loaded, keys, pattern, job, size), fresh))
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -94,7 +91,6 @@ def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
 def run_files(
     task: Task,
     choose: Callable[[Sequence[str]], Sequence[str]],
-    *,
     fresh: bool = False,
     again: bool = False,
 ) -> int:
@@ -112,7 +108,7 @@ def run_files(
             echo(f"{task.spec.name}: no input files to work on")
             return 0
         started = time.monotonic()
-        with RunDisplay() as display:
+        with closing(RunDisplay()) as display:
             runner = TaskRunner(task, instance, display.watcher)
             summary = runner.run(keys, fresh=fresh, again=again)
         seconds = time.monotonic() - started
@@ -138,8 +134,7 @@ def _selected(
         return own
     matching = [key for key in keys if matches(decode_key(key), pattern)]
     if not matching:
-        folder = task.spec.input_folder
-        wrong = f"no input file under {folder} matches '{pattern}'"
+        wrong = f"no input file under {task.spec.input_folder} matches '{pattern}'"
         raise misuse("--file", wrong)
     return [key for key in matching if key in own]
 
@@ -166,7 +161,8 @@ def _summary(
         if (made := last.latest(key)) and made.accepted
     ]
     lines += _warnings(task.stages[0], keys)
-    lines += (f"  warning: {warning}" for warning in display.warnings)
+    warned = (each for tally in display.tallies.values() for each in tally.warnings)
+    lines += (f"  warning: {warning}" for warning in warned)
     if not nothing:
         lines += [line for stage in task.stages for line in _adopted(stage, keys)]
     if nothing:
@@ -174,10 +170,12 @@ def _summary(
     elif not last.asks:
         lines.append(f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}")
     else:
-        rate = f" ({display.requests / seconds:,.0f}/s)" if display.requests else ""
+        requests = sum(tally.requests for tally in display.tallies.values())
+        replayed = sum(tally.replayed for tally in display.tallies.values())
+        rate = f" ({requests / seconds:,.0f}/s)" if requests else ""
         lines.append(
-            f"{display.requests:,} requests sent in {seconds:.1f} s{rate}, "
-            f"{display.replayed:,} rows answered from the journal"
+            f"{requests:,} requests sent in {seconds:.1f} s{rate}, "
+            f"{replayed:,} rows answered from the journal"
         )
     lines.append(f"{last.name}: {last.folder}")
     return "\n".join(lines)
@@ -214,12 +212,11 @@ def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
 
 def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
     """What the first stage found in the files."""
-    manifests = ((key, read_manifest(first.manifest_path(key))) for key in keys)
     found = [
         f"  warning: {decode_key(key)}: {warning}"
-        for key, manifest in manifests
-        if manifest
-        for warning in manifest.detail.get(WARNINGS, ())
+        for key in keys
+        if (made := read_manifest(first.manifest_path(key)))
+        for warning in made.detail.get(WARNINGS, ())
     ]
     more = len(found) - SHOWN_WARNINGS
     return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
@@ -276,7 +273,8 @@ def failures(
     files = chosen_files(load(task), stage, pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
-    for row in _failed(files, reason):
+    rows = (row for file in files for row in failed_rows(file))
+    for row in (row for row in rows if reason is None or row.reason == reason):
         counts[row.reason] += 1
         if limit is not None and counts.total() > limit and as_json:
             return
@@ -305,7 +303,11 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
     """
     loaded = load(task)
     files = chosen_files(loaded, None, pattern, rejected=True)
-    keys = [file.key for file in files if _has_failed(file, reason)]
+    keys = [
+        file.key
+        for file in files
+        if (file.manifest.failures.get(reason) if reason else file.manifest.failed)
+    ]
     if not keys:
         why = f" for {reason}" if reason else ""
         echo(f"{loaded.spec.name}: no row failed{why}, nothing to do")
@@ -323,28 +325,18 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
     sys.exit(run_files(loaded, choose, again=True))
 
 
-def _failed(files: Sequence[Published], reason: str | None) -> Iterator[FailedRow]:
-    rows = (row for file in files for row in failed_rows(file))
-    return (row for row in rows if reason is None or row.reason == reason)
-
-
-def _has_failed(file: Published, reason: str | None) -> bool:
-    return bool(file.manifest.failed if reason is None else file.manifest.failures.get(reason))
-
-
 def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
     console = Console()
     if rows:
-        table = Table()
-        for name in ("file", "record", "reason", "detail", "attempts", "endpoint"):
-            table.add_column(name, overflow="fold")
+        names = ("file", "record", "reason", "detail", "attempts", "endpoint")
+        cells = list[tuple[str, ...]]()
         for row in rows:
             detail = " ".join(row.detail.split())
             cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
-            cells = (row.file, short(row.record_id), row.reason, cut)
             attempts = "" if row.attempts is None else str(row.attempts)
-            table.add_row(*map(cell, cells), attempts, cell(row.endpoint or ""))
-        console.print(table)
+            told = (row.file, short(row.record_id), row.reason, cut, attempts)
+            cells.append((*told, row.endpoint or ""))
+        console.print(table_of(dict.fromkeys(names, "fold"), cells))
     total = counts.total()
     if total > len(rows):
         console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from modelcall_assets.config.block import did_you_mean
@@ -55,60 +55,68 @@ def cell(text: str) -> Text:
     return Text(shown(text))
 
 
+def echo_first(most: int, lines: Sequence[str]) -> None:
+    """So many of the lines, and how many more there are."""
+    for line in lines[:most]:
+        echo(line)
+    if len(lines) > most:
+        echo(f"… {len(lines) - most:,} more")
+
+
+def table_of(
+    columns: Mapping[str, str],
+    rows: Sequence[Sequence[str]],
+    most: int | None = None,
+    total: Sequence[str] = (),
+) -> Table:
+    """At most so many of the rows. A column is `left` or `right`, or `fold` where long text goes
+    on in another line; the first of those says how many more rows there are."""
+    table = Table()
+    for name, kind in columns.items():
+        justify = "right" if kind == "right" else "left"
+        table.add_column(name, justify=justify, overflow="fold" if kind == "fold" else "ellipsis")
+    for row in rows[:most]:
+        table.add_row(*map(cell, row))
+    if (more := len(rows) - len(rows[:most])) > 0:
+        before = [*columns.values()].index("fold")
+        table.add_row(*[""] * before, f"… {more:,} more")
+    if total:
+        table.add_section()
+        table.add_row(*total)
+    return table
+
+
 class RunDisplay:
-    """Shows the tallies of a process's runs, added up."""
+    """Shows the tallies of a process's runs, added up, until it is closed."""
 
     def __init__(self) -> None:
         # Dagster may redirect the standard streams while an asset runs.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
         self._console = Console(file=self._stream)
-        self._tallies: dict[int, Tally] = {}
-        self._progress: Progress | None = None
-        is_terminal = self._console.is_terminal
-        self.watcher = Watcher(self._show, TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S)
-        if is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
-                console=self._console,
-            )
+        self.tallies: dict[int, Tally] = {}
+        self._is_terminal = self._console.is_terminal
+        self.watcher = Watcher(self._show, TERMINAL_EVERY_S if self._is_terminal else LOG_EVERY_S)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            disable=not self._is_terminal,
+        )
+        self._progress.start()
+        self._bar = self._progress.add_task("rows", total=None, detail="")
 
-    def __enter__(self) -> Self:
-        if self._progress is not None:
-            self._progress.start()
-            self._bar = self._progress.add_task("rows", total=None, detail="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    def close(self) -> None:
+        self._progress.stop()
         self._stream.close()
 
-    @property
-    def requests(self) -> int:
-        return sum(tally.requests for tally in self._tallies.values())
-
-    @property
-    def replayed(self) -> int:
-        return sum(tally.replayed for tally in self._tallies.values())
-
-    @property
-    def warnings(self) -> list[str]:
-        return [warning for tally in self._tallies.values() for warning in tally.warnings]
-
     def _show(self, tally: Tally) -> None:
-        self._tallies[id(tally)] = tally
-        if self._progress is None:
+        self.tallies[id(tally)] = tally
+        if not self._is_terminal:
             self._console.print(tally.line(), highlight=False)
             return
-        tallies = [each for each in self._tallies.values() if each.stage == tally.stage]
+        tallies = [each for each in self.tallies.values() if each.stage == tally.stage]
         self._progress.update(
             self._bar,
             description=tally.stage,
@@ -125,6 +133,9 @@ def misuse(
     return click.UsageError(str(Problem(option, "", wrong, expected, have, fix)))
 
 
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
@@ -132,8 +143,7 @@ def refuse_existing(places: Iterable[Place]) -> None:
     """UsageError when one of them is there: it may be anybody's."""
     if (taken := next(filter(exists, places), None)) is not None:
         fix = "choose another place, or add --force to replace what is there"
-        wrong = f"{taken} is there already"
-        raise misuse("--output", wrong, fix=fix)
+        raise misuse("--output", f"{taken} is there already", fix=fix)
 
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
@@ -169,34 +179,26 @@ def stage_of(task: Task, name: str | None) -> Stage:
     """The stage of that name, else the last one."""
     names = [stage.name for stage in task.stages]
     if name is not None and name not in names:
-        fix, expected = did_you_mean(name, names), ", ".join(names)
-        wrong = f"{task.spec.name} has no such asset"
-        raise misuse("--stage", wrong, expected, name, fix)
+        wrong, expected = f"{task.spec.name} has no such asset", ", ".join(names)
+        raise misuse("--stage", wrong, expected, name, did_you_mean(name, names))
     return task.stages[-1] if name is None else task.stage(name)
 
 
-def parsed_where(condition: str | None, files: Sequence[Published]) -> Where | None:
-    """SetupError when the condition cannot be read, or names a column that no row has."""
-    where = condition_of(condition)
-    if where is not None:
-        check_columns(where, files)
-    return where
-
-
-def condition_of(condition: str | None) -> Where | None:
-    """UsageError when it cannot be read."""
+def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Where | None:
+    """UsageError when the condition cannot be read, SetupError when it names a column that no row
+    of the files has."""
     if condition is None:
         return None
     try:
-        return Where.parse(condition)
+        where = Where.parse(condition)
     except ValueError as error:
         expected = "'column op value', joined by 'and'"
         raise misuse("--where", str(error), expected, condition) from None
+    check_columns(where, files)
+    return where
 
 
-task_argument = click.argument(
-    "task", metavar="TASK.yaml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+task_argument = click.argument("task", metavar="TASK.yaml", type=EXISTING_FILE)
 
 
 def load(task: Path) -> Task:

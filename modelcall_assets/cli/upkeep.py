@@ -9,15 +9,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from modelcall_assets.cli.terminal import (
-    cell,
     echo,
+    echo_first,
     file_option,
     load,
     misuse,
     stage_of,
+    table_of,
     task_argument,
 )
 from modelcall_assets.errors import InputError
@@ -33,7 +33,6 @@ from modelcall_assets.stages.upkeep import (
     Garbage,
     Verification,
     deleted_inputs,
-    give_up_batches,
     left_over,
     old_journals,
     open_batches,
@@ -58,22 +57,17 @@ def verify(task: Path) -> None:
     loaded = load(task)
     verification = Verification(loaded)
     findings = list(verification.findings())
-    table = Table()
-    table.add_column("asset")
-    for name in ("outputs", "rows", "journal lines", "findings"):
-        table.add_column(name, justify="right")
+    counted, rows = ("outputs", "rows", "journal lines", "findings"), list[list[str]]()
     for stage in loaded.stages:
         name = stage.name
         found = sum(finding.stage == name for finding in findings)
         lines = f"{verification.journal_lines[name]:,}" if stage.answers else ""
-        counts = (verification.outputs[name], verification.rows[name])
-        table.add_row(name, *(f"{count:,}" for count in counts), lines, f"{found:,}")
-    Console().print(table)
-    for finding in findings[:SHOWN]:
-        stage = f"{finding.stage}: " if finding.stage else ""
-        echo(f"{stage}{finding.name}: {finding.wrong}; {finding.fix}")
-    if len(findings) > SHOWN:
-        echo(f"… {len(findings) - SHOWN:,} more")
+        outputs, of_rows = verification.outputs[name], verification.rows[name]
+        rows.append([name, f"{outputs:,}", f"{of_rows:,}", lines, f"{found:,}"])
+    Console().print(table_of({"asset": "left", **dict.fromkeys(counted, "right")}, rows))
+    places = (f"{each.stage}: {each.name}" if each.stage else each.name for each in findings)
+    wrong = (f"{each.wrong}; {each.fix}" for each in findings)
+    echo_first(SHOWN, [f"{where}: {what}" for where, what in zip(places, wrong, strict=True)])
     count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
     echo(f"{loaded.spec.name}: {count}" if findings else "all is sound")
     sys.exit(1 if findings else 0)
@@ -115,7 +109,9 @@ def clean(
         return
     found = list(left_over(loaded))
     if gone:
-        found += deleted_inputs(loaded, _partition_keys(loaded))
+        with _instance(loaded) as instance:
+            known = instance.get_dynamic_partitions(loaded.stages[0].keys.name)
+        found += deleted_inputs(loaded, known)
     if days is not None:
         named = {journal for garbage in found for journal in garbage.journals}
         found += (old for old in old_journals(loaded, days) if not named.intersection(old.journals))
@@ -132,17 +128,10 @@ def clean(
 
 
 def _show(found: Sequence[Garbage]) -> None:
-    table = Table()
-    table.add_column("why")
-    table.add_column("file", overflow="fold")
-    table.add_column("size", justify="right")
-    for garbage in found[:SHOWN]:
-        table.add_row(garbage.why, cell(garbage.name), decimal(garbage.size))
-    if len(found) > SHOWN:
-        table.add_row("", f"… {len(found) - SHOWN:,} more")
-    table.add_section()
-    table.add_row("", "together", decimal(sum(garbage.size for garbage in found)))
-    Console().print(table)
+    rows = [(garbage.why, garbage.name, decimal(garbage.size)) for garbage in found]
+    total = ("", "together", decimal(sum(garbage.size for garbage in found)))
+    columns = {"why": "left", "file": "fold", "size": "right"}
+    Console().print(table_of(columns, rows, SHOWN, total))
     for place in (place for garbage in found for place in garbage.kept):
         echo(f"{place}: stays: it is not as this task wrote it")
     if any(garbage.why == OLD_JOURNAL for garbage in found):
@@ -154,7 +143,7 @@ def _give_up(task: Task, *, dry_run: bool, yes: bool) -> None:
         name = note.id or "a batch without an id"
         echo(f"{decode_key(key)}: {name}, {note.requests:,} requests at {note.endpoint}")
     if found and not dry_run and (yes or _confirmed()):
-        give_up_batches(task)
+        open_batches(task, give_up=True)
         echo(f"given up: {len(found)}")
     else:
         echo("no batch given up")
@@ -162,14 +151,19 @@ def _give_up(task: Task, *, dry_run: bool, yes: bool) -> None:
 
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
-        wrong = "there is no terminal to ask on"
-        raise misuse("--yes", wrong, fix="add --yes")
+        raise misuse("--yes", "there is no terminal to ask on", fix="add --yes")
     return click.confirm("delete this?")
 
 
 def _delete(task: Task, found: Sequence[Garbage]) -> None:
     deleted = [garbage for garbage in found if garbage.delete()]
-    _forget(task, [garbage for garbage in deleted if garbage.key is not None])
+    gone = [garbage for garbage in deleted if garbage.key is not None]
+    if gone:
+        forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
+        with _instance(task) as instance:
+            for garbage in gone:
+                if garbage.keys is not None and garbage.keys.task is task:
+                    instance.delete_dynamic_partition(garbage.keys.name, garbage.key or "")
     for garbage in found:
         if garbage not in deleted:
             echo(f"{garbage.name}: a run is working on it; not deleted", err=True)
@@ -177,23 +171,10 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
     sys.exit(0 if len(deleted) == len(found) else 1)
 
 
-def _partition_keys(task: Task) -> Sequence[str]:
-    from modelcall_assets.defs.instance import open_instance
+def _instance(task: Task):
+    from modelcall_assets.defs.instance import open_instance  # takes most of a second
 
-    with open_instance(task.spec.root) as instance:
-        return instance.get_dynamic_partitions(task.stages[0].keys.name)
-
-
-def _forget(task: Task, gone: Sequence[Garbage]) -> None:
-    from modelcall_assets.defs.instance import open_instance
-
-    if not gone:
-        return
-    forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
-    with open_instance(task.spec.root) as instance:
-        for garbage in gone:
-            if garbage.keys is not None and garbage.keys.task is task:
-                instance.delete_dynamic_partition(garbage.keys.name, garbage.key or "")
+    return open_instance(task.spec.root)
 
 
 @click.command()
@@ -217,15 +198,15 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
     loaded = load(task)
     chosen = loaded.stages if stage is None else [stage_of(loaded, stage)]
     count, unreadable = 0, list[str]()
-    for each in (stage for stage in chosen if stage.suffix):
-        for key in each.keys.now():
-            if pattern is None or matches(decode_key(key), pattern):
-                try:
-                    for line in _adopted(each, key, dry_run=dry_run):
-                        echo(line)
-                        count += 1
-                except InputError as error:
-                    unreadable.append(str(error))
+    wanted = ((each, key) for each in chosen if each.suffix for key in each.keys.now())
+    for each, key in wanted:
+        if pattern is None or matches(decode_key(key), pattern):
+            try:
+                for line in _adopted(each, key, dry_run=dry_run):
+                    echo(line)
+                    count += 1
+            except InputError as error:
+                unreadable.append(str(error))
     if not count and not unreadable:
         echo(f"{loaded.spec.name}: nothing to adopt, every file is the task's own")
     elif dry_run or not count:

@@ -1,5 +1,6 @@
-"""A task's stages as assets, upstream first: one body for all of them, for one file a run or more
-with exact status per file. What a stage does is in its own file of `stages/`."""
+"""All tasks of a project as one Definitions object, and a task's stages as its assets: one body for
+all of them, for one file a run or more with exact status per file. What a stage does is in its own
+file of `stages/`."""
 
 import asyncio
 import signal
@@ -12,16 +13,72 @@ from typing import Any
 
 import dagster as dg
 
-from modelcall_assets.defs.graph import asset_key, code_version, partitions_of, provenance_tags
-from modelcall_assets.defs.housekeeping import task_pool
-from modelcall_assets.defs.metadata import COMPLETE, check_of, metadata_of
-from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
+from modelcall_assets.config.catalog import BrokenTask, Catalog
+from modelcall_assets.defs.graph import (
+    COMPLETE,
+    asset_key,
+    check_of,
+    code_version,
+    metadata_of,
+    partitions_of,
+    provenance_tags,
+)
+from modelcall_assets.defs.instance import housekeeping_sensor, locked_executor
+from modelcall_assets.defs.sensors import task_sensors
+from modelcall_assets.errors import (
+    BudgetSpent,
+    EndpointDown,
+    EndpointRefused,
+    ModelcallError,
+    SetupError,
+)
 from modelcall_assets.stages.report import Report, Tally, Watcher
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
 
 GRACE_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
+SYSTEMIC_KEY = "systemic"
+
+
+def project_definitions(catalog: Catalog) -> dg.Definitions:
+    """Loads whatever the state of single task files; an LLM asset runs in the process of its run,
+    because its concurrency is asyncio's."""
+    # The sensors launch one file a run: that neighbours have different backfill policies does not
+    # concern them.
+    warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [*map(_broken_asset, catalog.broken)]
+    sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
+    for spec in catalog.tasks:
+        try:
+            task = Task(spec)
+            assets += task_assets(task)
+        except SetupError as error:  # a scorer that cannot be imported
+            broken = BrokenTask(spec.path, spec.file_name, spec.key, error.problems)
+            assets.append(_broken_asset(broken))
+        else:
+            sensors += task_sensors(task)
+    return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
+
+
+def _broken_asset(task: BrokenTask) -> dg.AssetSpec:
+    """A stub in the graph that says what is wrong with a task file."""
+    listed = "\n".join(f"- `{problem}`" for problem in task.problems)
+    only_waits = all(problem.unready for problem in task.problems)
+    group = "configs_that_wait" if only_waits else "broken_configs"
+    verdict = "cannot run here yet" if only_waits else "cannot be loaded"
+    return dg.AssetSpec(
+        dg.AssetKey([group, task.key]),
+        description=(
+            f"**{task.file_name} {verdict}.** Mend it, then reload definitions; "
+            f"`modelcall check {task.file_name}` prints the same:\n\n{listed}"
+        ),
+        group_name=group,
+        kinds={"yaml"},
+        metadata={"task_file": task.file_name, "problems": dg.MetadataValue.md(listed)},
+        tags={"modelcall/broken": "true"},
+    )
 
 
 @asynccontextmanager
@@ -79,10 +136,6 @@ async def watched(
         shown_to.show(tally)
 
 
-SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
-SYSTEMIC_KEY = "systemic"
-
-
 class RunOptions(dg.Config):
     """Launchpad options of an asset."""
 
@@ -104,12 +157,14 @@ def task_assets(task: Task, watcher: Watcher | None = None) -> list[dg.AssetsDef
 def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
     """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
     result: one would re-emit every key with a single shared data version."""
-    spec, partitions = stage.spec, partitions_of(stage.keys)
-    key = asset_key(stage)
+    spec, key, partitions = stage.spec, asset_key(stage), partitions_of(stage.keys)
+    # What gathers may read any partition; it says itself which of its members are missing.
+    mapping = dg.AllPartitionMapping() if stage.gathers else None
+    read = [] if stage.upstream is None else [asset_key(stage.upstream)]
 
     @dg.asset(
         key=key,
-        deps=_dependencies(stage),
+        deps=[dg.AssetDep(each, partition_mapping=mapping) for each in read],
         partitions_def=partitions,
         group_name=spec.key,
         description=f"**{spec.name}**: {stage.about}\n\n{spec.task.description}",
@@ -118,7 +173,7 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
         metadata={"task": spec.name, "task_file": spec.file_name},
         code_version=code_version(stage),
         backfill_policy=dg.BackfillPolicy.multi_run(_files_per_run(stage)),
-        pool=task_pool(spec) if stage.asks else None,
+        pool=spec.key if stage.asks else None,
         output_required=False,
         check_specs=[dg.AssetCheckSpec(COMPLETE, asset=key, partitions_def=partitions)],
     )
@@ -154,16 +209,6 @@ async def _opened(
             yield work
 
 
-def _dependencies(stage: Stage) -> list[dg.AssetDep]:
-    """A stage that gathers may read any partition; it says which of its own members are missing."""
-    if stage.upstream is None:
-        return []
-    asset = asset_key(stage.upstream)
-    if not stage.gathers:
-        return [dg.AssetDep(asset)]
-    return [dg.AssetDep(asset, partition_mapping=dg.AllPartitionMapping())]
-
-
 def _files_per_run(stage: Stage) -> int:
     """Neighbours must not share a several-file run, so that their numbers differ. What gathers is
     one partition's run, because Dagster itself notes what it has read."""
@@ -195,7 +240,7 @@ async def _single(
 ) -> dg.MaterializeResult[Any]:
     done = _Done.of(stage, key, await work(key))
     if done.rejected is not None:
-        _log_rejection(context, stage, key, done)
+        _log(context, stage, key, done)
         raise _failure(f"{key}: {done.rejected}")
     return dg.MaterializeResult(
         metadata=done.metadata,
@@ -222,19 +267,14 @@ async def _several(
                 return
             except Exception as error:  # its neighbours go on
                 context.log.error(f"{key} failed", exc_info=True)
-                cause = _first(error)
+                cause: BaseException = error
+                while isinstance(cause, BaseExceptionGroup):  # only says that it had some
+                    cause = cause.exceptions[0]
                 failed[key] = f"{type(cause).__name__}: {cause}"
                 return
         if done.rejected is not None:
             failed[key] = done.rejected
-            _log_rejection(context, stage, key, done)
-            return
-        tags = provenance_tags(context.instance, stage, key, done.report.data_version)
-        asset = asset_key(stage)
-        context.log_event(
-            dg.AssetMaterialization(asset, partition=key, metadata=done.metadata, tags=tags)
-        )
-        context.log_event(_evaluation(asset, key, done))
+        _log(context, stage, key, done)
 
     async with asyncio.TaskGroup() as files:
         for key in keys:
@@ -244,30 +284,24 @@ async def _several(
         raise _failure(f"{len(failed)} of {len(keys)} files failed:\n{lines}", errors)
 
 
-def _first(error: BaseException) -> BaseException:
-    """What a task group only says that it had."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     """Tells `defs.runs` by its metadata whether other files would end in the same way."""
     is_systemic = any(isinstance(error, SYSTEMIC) for error in errors)
     return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
 
 
-def _log_rejection(context: dg.AssetExecutionContext, stage: Stage, key: str, done: _Done) -> None:
-    """An observation keeps the numbers in the UI; a materialisation would show green."""
-    asset = asset_key(stage)
-    context.log_event(dg.AssetObservation(asset, partition=key, metadata=done.metadata))
-    context.log_event(_evaluation(asset, key, done))
-
-
-def _evaluation(asset: dg.AssetKey, key: str, done: _Done) -> Any:
-    """`log_event` takes it, though its type does not say so."""
-    check = done.check
-    return dg.AssetCheckEvaluation(
+def _log(context: dg.AssetExecutionContext, stage: Stage, key: str, done: _Done) -> None:
+    """What came of one file, and its check. Of a rejected result an observation keeps the numbers
+    in the UI; a materialisation would show green."""
+    asset, check = asset_key(stage), done.check
+    if done.rejected is not None:
+        context.log_event(dg.AssetObservation(asset, partition=key, metadata=done.metadata))
+    else:
+        tags = provenance_tags(context.instance, stage, key, done.report.data_version)
+        context.log_event(
+            dg.AssetMaterialization(asset, partition=key, metadata=done.metadata, tags=tags)
+        )
+    evaluation: Any = dg.AssetCheckEvaluation(
         asset_key=asset,
         check_name=COMPLETE,
         passed=check.passed,
@@ -276,3 +310,4 @@ def _evaluation(asset: dg.AssetKey, key: str, done: _Done) -> Any:
         metadata=check.metadata,
         partition=key,
     )
+    context.log_event(evaluation)  # which takes it, though its type does not say so

@@ -6,20 +6,25 @@ per range, stage after stage.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import dagster as dg
 from dagster._core.events import RunFailureReason
+from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
 
 from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
 from modelcall_assets.defs.graph import asset_key, is_stale, partitions_of
-from modelcall_assets.defs.housekeeping import PROCESS_TAG, dead_runs_ended, process_lock
+from modelcall_assets.defs.instance import PROCESS_TAG, dead_runs_ended, process_lock
 from modelcall_assets.stages.report import Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 
 _GREEN = AssetPartitionStatus.MATERIALIZED
-_RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
 @dataclass
@@ -60,11 +65,10 @@ class TaskRunner:
                 summary.ran[stage.name] = len(due)
                 summary.busy += busy
                 is_over = False
-                for start, end in self._ranges(stage, due):
-                    tags = {PROCESS_TAG: process}
-                    failures = self._execute(job, stage, start, end, tags, options)
-                    summary.failed += [failure.message for failure in failures]
-                    if is_over := any(failure.is_systemic for failure in failures):
+                for keys_of_run in self._ranges(stage, due):
+                    failures = self._execute(job, stage, keys_of_run, process, options)
+                    summary.failed += [message for message, _ in failures]
+                    if is_over := any(is_systemic for _, is_systemic in failures):
                         break
                 statuses = self._statuses(stage, wanted)
                 if any(status != _GREEN for status in statuses.values()):
@@ -103,30 +107,27 @@ class TaskRunner:
         if stage.gathers:  # a run each: see defs/assets.py
             yield from ((key, key) for key in keys)
             return
-        wanted = set(keys)
-        start = last = None
-        for key in self.instance.get_dynamic_partitions(stage.keys.name):
-            if key in wanted:
-                start, last = start or key, key
-            elif start is not None and last is not None:
-                yield start, last
-                start = last = None
-        if start is not None and last is not None:
-            yield start, last
+        known = self.instance.get_dynamic_partitions(stage.keys.name)
+        for is_wanted, neighbours in groupby(known, {*keys}.__contains__):
+            if is_wanted:
+                first, *others = neighbours
+                yield first, others[-1] if others else first
 
     def _execute(
         self,
         job: dg.JobDefinition,
         stage: Stage,
-        start: str,
-        end: str,
-        tags: dict[str, str],
+        keys: tuple[str, str],
+        process: str,
         options: Mapping[str, bool],
-    ) -> list["_StepFailure"]:
-        """Run one stage over a range; gives what failed."""
-        asset = asset_key(stage)
+    ) -> list[tuple[str, bool]]:
+        """Run one stage from the first to the second key. Gives what failed: the message of each
+        step, and whether other files would end in the same way. KeyboardInterrupt after Ctrl-C,
+        which Dagster keeps to itself."""
+        asset, (start, end), tags = asset_key(stage), keys, {PROCESS_TAG: process}
         if start != end:
-            tags = {**tags, **dict(zip(_RANGE_TAGS, (start, end), strict=True))}
+            tags[ASSET_PARTITION_RANGE_START_TAG] = start
+            tags[ASSET_PARTITION_RANGE_END_TAG] = end
         result = job.execute_in_process(
             instance=self.instance,
             asset_selection=[asset],
@@ -138,35 +139,21 @@ class TaskRunner:
             },
             raise_on_error=False,
         )
-        if any(_is_interruption(event) for event in result.all_events):
-            raise KeyboardInterrupt
-        return [
-            _StepFailure.of(event)
-            for event in result.all_events
-            if event.event_type == dg.DagsterEventType.STEP_FAILURE
-        ]
+        failures: list[tuple[str, bool]] = []
+        for event in result.all_events:
+            if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+                reason = event.job_failure_data.failure_reason
+                if reason == RunFailureReason.UNEXPECTED_TERMINATION:
+                    raise KeyboardInterrupt
+            elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
+                failures.append(_message_of(event.step_failure_data))
+        return failures
 
 
-def _is_interruption(event: dg.DagsterEvent) -> bool:
-    """Dagster keeps Ctrl-C to itself and ends the run as failed."""
-    if event.event_type != dg.DagsterEventType.RUN_FAILURE:
-        return False
-    return event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
-
-
-@dataclass(frozen=True)
-class _StepFailure:
-    """`is_systemic`: other files would end in the same way."""
-
-    message: str
-    is_systemic: bool
-
-    @classmethod
-    def of(cls, event: dg.DagsterEvent) -> "_StepFailure":
-        """The Failure's own words where there are any, else the exception."""
-        data = event.step_failure_data
-        own = data.user_failure_data
-        if own is not None and own.description:
-            systemic = own.metadata.get(SYSTEMIC_KEY)
-            return cls(own.description, systemic is not None and bool(systemic.value))
-        return cls(data.error.to_string() if data.error else "the step failed", False)
+def _message_of(data: StepFailureData) -> tuple[str, bool]:
+    """The Failure's own words where there are any, else the exception; whether it is systemic."""
+    own = data.user_failure_data
+    if own is None or not own.description:
+        return data.error.to_string() if data.error else "the step failed", False
+    systemic = own.metadata.get(SYSTEMIC_KEY)
+    return own.description, systemic is not None and bool(systemic.value)

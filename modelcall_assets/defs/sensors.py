@@ -8,12 +8,11 @@ costs one full comparison.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -30,8 +29,6 @@ from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.manifest import read_manifest
 
 TASK_TAG = "modelcall/task"
-Settled = tuple[str, int]
-"""The version of an input, and the event that materialised it."""
 LOOKED_UP_AT_ONCE = 200
 PAGE_FILES = 20_000
 """Listed in one tick; a store takes a second or so for them."""
@@ -48,15 +45,9 @@ def task_sensors(task: Task) -> Iterator[dg.SensorDefinition]:
 def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinition:
     """Watches the task's input folder; a new or changed file runs through all its stages."""
     spec, settings, first = task.spec, task.spec.task.sensor, task.stages[0]
-    assets = [asset_key(stage) for stage in task.stages if stage.keys == first.keys]
+    stages = [stage for stage in task.stages if stage.keys == first.keys]
 
-    @dg.sensor(
-        name=f"{spec.key}_files",
-        description=f"**{spec.name}**: runs new and changed files of {spec.input_folder}",
-        target=dg.AssetSelection.assets(*assets),
-        minimum_interval_seconds=settings.interval_seconds,
-        default_status=_on_or_off(task),
-    )
+    @_sensor(task, "files", f"runs new and changed files of {spec.input_folder}", stages)
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = Cursor.parse(context.cursor)
         try:
@@ -66,23 +57,18 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
         if cursor.is_settled(page):
             context.update_cursor(cursor.next(page, is_settled=True).text())
             return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
-        seen = Comparison(context.instance, first, page)
-        most = settings.max_runs_per_tick
+        seen, most = Comparison(context.instance, first, page), settings.max_runs_per_tick
         due = list(islice(seen.not_tried(), most + 1))
         settled = len(due) <= most and not seen.in_progress
         seen.remember()
+        nothing = f"nothing to launch for {len(page.versions)} files for now"
         add_partitions(context.instance, first.keys.name, list(page.versions))
         return dg.SensorResult(
-            run_requests=[
-                dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
-                for key, run_key in due[:most]
-            ],
+            run_requests=_requests(task, due[:most]),
             dynamic_partitions_requests=seen.gone_partitions(),
             asset_events=list(seen.flags()),
             cursor=cursor.next(page, is_settled=settled).text(),
-            skip_reason=None
-            if due
-            else f"nothing to launch for {len(page.versions)} files for now",
+            skip_reason=None if due else nothing,
         )
 
     return look
@@ -95,13 +81,7 @@ def followers_sensor(task: Task) -> dg.SensorDefinition:
     stages = [stage for stage in task.stages if stage.keys.of_groups] or list(task.stages)
     first = stages[0]
 
-    @dg.sensor(
-        name=f"{spec.key}_followers",
-        description=f"**{spec.name}**: runs {first.name} when what it reads is complete",
-        target=dg.AssetSelection.assets(*(asset_key(stage) for stage in stages)),
-        minimum_interval_seconds=settings.interval_seconds,
-        default_status=_on_or_off(task),
-    )
+    @_sensor(task, "followers", f"runs {first.name} when what it reads is complete", stages)
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
             states = {key: first.to_follow(key) for key in first.keys.now()}
@@ -113,10 +93,7 @@ def followers_sensor(task: Task) -> dg.SensorDefinition:
         )
         due = list(islice(not_tried(context.instance, changed), settings.max_runs_per_tick))
         return dg.SensorResult(
-            run_requests=[
-                dg.RunRequest(run_key=run_key, partition_key=key, tags={TASK_TAG: spec.key})
-                for key, run_key in due
-            ],
+            run_requests=_requests(task, due),
             skip_reason=None if due else f"nothing complete and new among {len(states)}",
         )
 
@@ -133,9 +110,24 @@ def not_tried(
         yield from ((key, run_key) for key, run_key in batch.items() if run_key not in tried)
 
 
-def _on_or_off(task: Task) -> dg.DefaultSensorStatus:
-    enabled = task.spec.task.sensor.enabled
-    return dg.DefaultSensorStatus.RUNNING if enabled else dg.DefaultSensorStatus.STOPPED
+def _sensor(
+    task: Task, name: str, does: str, stages: Iterable[Stage]
+) -> Callable[..., dg.SensorDefinition]:
+    """Decorates what is looked at every now and then, to launch runs of these stages."""
+    settings, status = task.spec.task.sensor, dg.DefaultSensorStatus
+    return dg.sensor(
+        name=f"{task.spec.key}_{name}",
+        description=f"**{task.spec.name}**: {does}",
+        target=dg.AssetSelection.assets(*map(asset_key, stages)),
+        minimum_interval_seconds=settings.interval_seconds,
+        default_status=status.RUNNING if settings.enabled else status.STOPPED,
+    )
+
+
+def _requests(task: Task, due: Iterable[tuple[str, str]]) -> list[dg.RunRequest]:
+    """Of pairs of key and run key."""
+    tags = {TASK_TAG: task.spec.key}
+    return [dg.RunRequest(run_key, partition_key=key, tags=tags) for key, run_key in due]
 
 
 @dataclass(frozen=True)
@@ -211,24 +203,24 @@ class Comparison:
     stage: Stage
     """The first, which reads the files."""
     page: Page
-    unchanged: dict[str, Settled] = field(default_factory=dict)
-    """Of the keys that were looked at."""
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        return self.page.versions
+    unchanged: dict[str, list[str | int]] = field(default_factory=dict)
+    """Of the keys that were looked at, as in `settled`."""
 
     @cached_property
-    def settled(self) -> "SettledInputs":
-        return SettledInputs(self.stage.layout.settled_path)
+    def settled(self) -> dict[str, Any]:
+        """Inputs that are known to be what `raw` was made of: by key the version, and the event
+        that materialised it. A file on this machine that can be lost: then the manifests are read
+        again, one by one."""
+        with suppress(FileNotFoundError, orjson.JSONDecodeError):
+            known = orjson.loads(self.stage.layout.settled_path.read_bytes())
+            return known if isinstance(known, dict) else {}
+        return {}
 
     def remember(self) -> None:
         """What was found unchanged, so that its manifest need not be read again."""
-        self.settled.add(self.unchanged)
-
-    @property
-    def asset(self) -> dg.AssetKey:
-        return asset_key(self.stage)
+        if self.unchanged:
+            known = orjson.dumps(self.settled | self.unchanged)
+            write_bytes(self.stage.layout.settled_path, known)
 
     @cached_property
     def known(self) -> Sequence[str]:
@@ -237,7 +229,8 @@ class Comparison:
     @cached_property
     def statuses(self) -> dict[str, AssetPartitionStatus | None]:
         files = partitions_of(self.stage.keys)
-        return dict(self.instance.get_status_by_partition(self.asset, self.known, files) or {})
+        asset = asset_key(self.stage)
+        return dict(self.instance.get_status_by_partition(asset, self.known, files) or {})
 
     @cached_property
     def made(self) -> Mapping[str, int]:
@@ -246,11 +239,17 @@ class Comparison:
 
     @property
     def in_progress(self) -> bool:
-        return any(self._is(key, AssetPartitionStatus.IN_PROGRESS) for key in self.versions)
+        return any(self._is(key, AssetPartitionStatus.IN_PROGRESS) for key in self.page.versions)
 
     def not_tried(self) -> Iterator[tuple[str, str]]:
         """Keys whose version has had no run yet, with the run key that says so from then on."""
-        changed = ((key, self._run_key(key)) for key in self.versions if self._has_changed(key))
+        made = self.made  # before the statuses: a run may end in between
+        # The version and what it follows, so that a file may return to an old version.
+        changed = (
+            (key, f"{self.stage.spec.key}/{key}@{version}/after/{made.get(key, 0)}")
+            for key, version in self.page.versions.items()
+            if self._has_changed(key)
+        )
         return not_tried(self.instance, changed)
 
     def gone_partitions(self) -> list[dg.DeleteDynamicPartitionsRequest]:
@@ -265,17 +264,19 @@ class Comparison:
         for key in self._deleted():
             if self.made.get(key, 0) > flagged.get(key, 0):
                 what = "the input file is gone; its results are kept"
-                yield dg.AssetObservation(self.asset, description=what, partition=key)
+                asset = asset_key(self.stage)
+                yield dg.AssetObservation(asset, description=what, partition=key)
 
     def _deleted(self) -> Iterable[str]:
         """Unknown under a cap on files, which leaves out some that are there."""
         if self.stage.spec.task.max_files is not None:
             return ()
-        absent = (key for key in self.known if key not in self.versions)
+        absent = (key for key in self.known if key not in self.page.versions)
         return (key for key in absent if self.page.covers(key))
 
     def _latest(self, kind: dg.DagsterEventType) -> Mapping[str, int]:
-        return self.instance.event_log_storage.get_latest_storage_id_by_partition(self.asset, kind)
+        events = self.instance.event_log_storage
+        return events.get_latest_storage_id_by_partition(asset_key(self.stage), kind)
 
     def _is(self, key: str, status: AssetPartitionStatus) -> bool:
         return self.statuses.get(key) == status
@@ -285,36 +286,11 @@ class Comparison:
             return False
         if not self._is(key, AssetPartitionStatus.MATERIALIZED):
             return True
-        settled = self.versions[key], self.made.get(key, 0)
-        if self.settled.holds(key, settled):
+        settled = [self.page.versions[key], self.made.get(key, 0)]
+        if self.settled.get(key) == settled:
             return False
         manifest = read_manifest(self.stage.manifest_path(key))
-        if manifest is None or manifest.input.version != self.versions[key]:
+        if manifest is None or manifest.input.version != self.page.versions[key]:
             return True
         self.unchanged[key] = settled
         return False
-
-    def _run_key(self, key: str) -> str:
-        """Names the version and what it follows, so that a file may return to an old version."""
-        after = self.made.get(key, 0)
-        return f"{self.stage.spec.key}/{key}@{self.versions[key]}/after/{after}"
-
-
-class SettledInputs:
-    """Which versions of a task's inputs are known to be what `raw` was made of, by partition key. A
-    file on this machine that can be lost: then the manifests are read again, one by one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list[str | int]] = {}
-        with suppress(FileNotFoundError, orjson.JSONDecodeError):
-            known: Any = orjson.loads(path.read_bytes())
-            self._known = known if isinstance(known, dict) else {}
-
-    def holds(self, key: str, settled: Settled) -> bool:
-        return self._known.get(key) == [*settled]
-
-    def add(self, found: Mapping[str, Settled]) -> None:
-        if found:
-            self._known |= {key: [*settled] for key, settled in found.items()}
-            write_bytes(self._path, orjson.dumps(self._known))

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from modelcall_assets.rehearsal import replies
 from modelcall_assets.rehearsal.faults import Faults
-from modelcall_assets.rehearsal.replies import MODEL, Refusal, fault_error, parse
-from modelcall_assets.rehearsal.wire import Request, json_response, response
+from modelcall_assets.rehearsal.replies import Refusal, json_response, parse
 
 if TYPE_CHECKING:
-    from modelcall_assets.rehearsal.server import RehearsalServer
+    from modelcall_assets.rehearsal.server import RehearsalServer, Request
 
 CHAT_URL = "/v1/chat/completions"
 MOST_LINES = 50_000
@@ -54,8 +54,8 @@ class _Batch:
     def turn(self, status: str) -> None:
         self.shown |= {"status": status, f"{status}_at": int(time.time())}
 
-    def fail(self, *mistakes: Line) -> None:
-        self.shown["errors"] = {"object": "list", "data": [*mistakes]}
+    def fail(self, mistakes: list[Line]) -> None:
+        self.shown["errors"] = {"object": "list", "data": mistakes}
 
     def add(self, line: Line, reply: Line | None, error: str = "") -> None:
         """What became of a line: a reply, or the code of an error that says why there is none."""
@@ -92,7 +92,7 @@ class Batches:
         end = self._server.faults.batch_call(self._calls)
         self._calls += 1
         if end == "server_error":
-            return fault_error(end, 0.0).http()
+            return replies.fault_error(end, 0.0).http()
         answer = self._handled(request)
         return b"" if end == "lost" else answer
 
@@ -103,7 +103,7 @@ class Batches:
             case ("GET", "files", name) if name in self._files:
                 return self._show(name)
             case ("GET", "files", name, "content") if name in self._files:
-                return response(200, self._files[name], b"application/octet-stream")
+                return replies.response(200, self._files[name], b"application/octet-stream")
             case ("DELETE", "files", name) if self._files.pop(name, None) is not None:
                 return json_response({"id": name, "object": "file", "deleted": True})
             case ("POST", "batches"):
@@ -118,7 +118,7 @@ class Batches:
                     return Refusal(409, f"the batch is {batch.shown['status']} already").http()
                 batch.turn("cancelling")
                 return json_response(batch.shown)
-        return Refusal(404, f"nothing at {request.method} {request.path}").http()
+        return replies.nothing_at(request.method, request.path)
 
     def _upload(self, request: Request) -> bytes:
         fields = dict(_form(request.headers.get(b"content-type", b""), request.body))
@@ -128,7 +128,7 @@ class Batches:
 
     def _keep(self, content: bytes) -> str:
         self._files_made += 1
-        self._server.count("files")
+        self._server.tally.counts["files"] += 1
         name = f"file-rehearsal-{self._files_made}"
         self._files[name] = content
         return name
@@ -147,6 +147,11 @@ class Batches:
             return Refusal(400, f"the endpoint must be {CHAT_URL}", param="endpoint").http()
         found = [_parsed(line) for line in content.splitlines() if line.strip()]
         lines, number = [line for line in found if line is not None], len(self._batches)
+        mistakes, faults = list(_mistakes(found)), self._server.faults
+        waiting = sum(len(each.lines) for each in self._batches.values() if not each.is_over)
+        if 0 < faults.max_batch_lines < waiting + len(lines):
+            wrong = f"more than {faults.max_batch_lines} lines wait in batches"
+            mistakes = [_mistake("token_limit_exceeded", wrong)]
         shown = {
             "id": f"batch_rehearsal_{number}",
             "object": "batch",
@@ -162,14 +167,9 @@ class Batches:
             "metadata": asked.get("metadata"),
         }
         batch = self._batches[shown["id"]] = _Batch(lines, shown)
-        if mistakes := list(_mistakes(found)):
-            batch.fail(*mistakes)
-        self._server.count("batches")
-        faults = self._server.faults
-        most = faults.max_batch_lines
-        waiting = (each for each in self._batches.values() if not each.is_over)
-        if 0 < most < sum(len(each.lines) for each in waiting):
-            batch.fail(_mistake("token_limit_exceeded", f"more than {most} lines wait in batches"))
+        if mistakes:
+            batch.fail(mistakes)
+        self._server.tally.counts["batches"] += 1
         task = asyncio.get_running_loop().create_task(self._work(batch, number, faults))
         self._working.add(task)
         task.add_done_callback(self._working.discard)
@@ -198,7 +198,7 @@ class Batches:
         batch.turn("finalizing")
         await asyncio.sleep(faults.batch_s * _BEFORE_AND_AFTER)
         if end == "failed":
-            batch.fail(_mistake("rehearsal_failure", "rehearsal fault: the batch failed"))
+            batch.fail([_mistake("rehearsal_failure", "rehearsal fault: the batch failed")])
         else:
             for line in lines[answered:]:
                 batch.add(line, None, f"batch_{end}")
@@ -258,5 +258,5 @@ def _mistakes(lines: list[Line | None]) -> Iterator[Line]:
             yield _mistake("duplicate_custom_id", wrong, number)
         seen.add(line["custom_id"])
         if not str(line["body"].get("model")).startswith("rehearsal"):
-            wrong = f"the rehearsal server has only the model {MODEL}"
+            wrong = f"the rehearsal server has only the model {replies.MODEL}"
             yield _mistake("model_not_found", wrong, number)

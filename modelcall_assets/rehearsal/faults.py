@@ -150,7 +150,10 @@ def _wrong(field_name: str, wrong: str, expected: str, have: object = "") -> Pro
 NO_FAULTS = Faults()
 
 
-class Seen(NamedTuple):
+@dataclass(slots=True)
+class Seen:
+    """What became of equal requests."""
+
     attempts: int = 0
     ok: int = 0
     not_before: float = 0.0  # end of the last Retry-After
@@ -165,9 +168,6 @@ class Ending(NamedTuple):
     data: bytes = b""
     identity: bytes | None = None
     retry_after_s: float = 0.0
-
-
-_NEW = Seen()
 
 
 def identify(raw: bytes, body: Any) -> bytes:
@@ -198,12 +198,18 @@ class Tally:
 
     def met(self, identity: bytes) -> int:
         """Returns how often this request was met before."""
-        known = self.seen.get(identity, _NEW)
-        self.counts["repeated_ok"] += known.ok > 0
-        self.counts["early_retries"] += time.monotonic() < known.not_before - _CLOCK_SLACK
-        self.counts["retried_bad_request"] += known.bad
-        self.seen[identity] = Seen(known.attempts + 1, known.ok, 0.0, known.bad)
-        return known.attempts
+        seen = self._seen(identity)
+        self.counts["repeated_ok"] += seen.ok > 0
+        self.counts["early_retries"] += time.monotonic() < seen.not_before - _CLOCK_SLACK
+        self.counts["retried_bad_request"] += seen.bad
+        seen.attempts, seen.not_before = seen.attempts + 1, 0.0
+        return seen.attempts - 1
+
+    def _seen(self, identity: bytes) -> Seen:
+        seen = self.seen.get(identity)
+        if seen is None:
+            seen = self.seen[identity] = Seen()
+        return seen
 
     def ended(self, end: Ending) -> None:
         now = time.monotonic()
@@ -216,10 +222,11 @@ class Tally:
             self.last_answer_at = now
             self.statuses[str(end.status)] = self.statuses.get(str(end.status), 0) + 1
         if end.identity is not None:
-            known = self.seen.get(end.identity, _NEW)
-            until = now + end.retry_after_s if end.retry_after_s else known.not_before
-            bad = known.bad or end.status == 400
-            self.seen[end.identity] = Seen(known.attempts, known.ok + ok, until, bad)
+            seen = self._seen(end.identity)
+            seen.ok += ok
+            seen.bad |= end.status == 400
+            if end.retry_after_s:
+                seen.not_before = now + end.retry_after_s
 
     def stats(self) -> dict[str, Any]:
         return {

@@ -11,17 +11,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import orjson
 
 from modelcall_assets.rehearsal.faults import Ending
-from modelcall_assets.rehearsal.wire import event_stream, json_response, response
 
 MODEL = "rehearsal-rater-1"
 MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "rehearsal"}]}
 JUNK = b"<html><body><h1>Gateway</h1><p>A rehearsal fault: not JSON.</p></body></html>"
 INVALID = "invalid_request_error"
+NO_OBJECT = "the body must be one JSON object"
 FAULT_ERRORS = {
     "bad_request": (400, INVALID, "rehearsal_bad_request"),
     "rate_limited": (429, "rate_limit_error", "rate_limit_exceeded"),
@@ -90,8 +91,11 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
     users = [text_of(message) for message in messages if message.get("role") == "user"] or [""]
     text = users[0] if is_repair(messages) else users[-1]
     tags = signals(text)
-    if (properties := _schema_properties(body.get("response_format"))) is not None:
-        return {name: _fill(schema, tags) for name, schema in properties.items()}
+    schema = body.get("response_format")
+    for key in ("json_schema", "schema", "properties"):
+        schema = schema.get(key) if isinstance(schema, dict) else None
+    if isinstance(schema, dict):
+        return {name: _fill(each, tags) for name, each in schema.items()}
     score = score_of(tags)
     text = text[:LOOK_AT]
     languages = dict.fromkeys(name for word, name in _LANGUAGES.items() if word in text)
@@ -121,13 +125,6 @@ class FirstAnswer:
         return self._found[instructions]
 
 
-def _schema_properties(response_format: object) -> dict[str, Any] | None:
-    found = response_format
-    for key in ("json_schema", "schema", "properties"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else None
-
-
 def _fill(schema: object, tags: list[str]) -> Any:
     """A value the schema allows, for the everyday schemas of ratings."""
     if not isinstance(schema, dict):
@@ -152,6 +149,20 @@ def _fill(schema: object, tags: list[str]) -> Any:
     return HONEST
 
 
+def response(
+    status: int, body: bytes, kind: bytes = b"application/json", more: bytes = b""
+) -> bytes:
+    """`more`: further header lines, each ending in CRLF."""
+    return (
+        b"HTTP/1.1 %d %b\r\nServer: modelcall-rehearsal\r\nContent-Type: %b\r\n"
+        b"Content-Length: %d\r\n%b\r\n%b"
+    ) % (status, HTTPStatus(status).phrase.encode(), kind, len(body), more, body)
+
+
+def json_response(value: object) -> bytes:
+    return response(200, orjson.dumps(value))
+
+
 class Refusal(NamedTuple):
     status: int
     message: str
@@ -166,6 +177,10 @@ class Refusal(NamedTuple):
     def ending(self, identity: bytes | None = None, retry_after_s: float = 0.0) -> Ending:
         wait = b"Retry-After: %b\r\n" % f"{retry_after_s:g}".encode() if retry_after_s else b""
         return Ending("error", self.status, self.http(wait), identity, retry_after_s)
+
+
+def nothing_at(method: str, path: str) -> bytes:
+    return Refusal(404, f"nothing at {method} {path}").http()
 
 
 def fault_error(what: str, retry_after_s: float) -> Refusal:
@@ -186,7 +201,7 @@ def parse(body: bytes) -> Any:
 def refuse(body: Any) -> Refusal | None:
     """The refusal a real endpoint would give this body, if any."""
     if not isinstance(body, dict):
-        return Refusal(400, "the body must be one JSON object")
+        return Refusal(400, NO_OBJECT)
     messages, model = body.get("messages"), body.get("model")
     if not isinstance(messages, list) or not messages:
         return Refusal(400, "missing required parameter: messages", param="messages")
@@ -233,7 +248,7 @@ def reply(
     }
     if body.get("stream"):
         common["object"] = "chat.completion.chunk"
-        data = event_stream(_events(body, text, reason, common, usage))
+        data = _streamed(body, text, reason, common, usage)
     else:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": reason}
@@ -241,9 +256,10 @@ def reply(
     return Ending(what, 200, data, identity)
 
 
-def _events(
+def _streamed(
     body: dict[str, Any], text: str, reason: str, common: dict[str, Any], usage: dict[str, int]
-) -> list[bytes]:
+) -> bytes:
+    """Server-sent events, each in a chunk of its own, so the connection stays usable."""
     step = -(-len(text) // 4) or 1
     parts = ({"content": text[at : at + step]} for at in range(0, len(text), step))
     deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}, *parts]
@@ -253,7 +269,13 @@ def _events(
     options = body.get("stream_options")
     if isinstance(options, dict) and options.get("include_usage"):
         events.append(orjson.dumps({**common, "choices": [], "usage": usage}))
-    return [*events, b"[DONE]"]
+    framed = [b"data: %b\n\n" % event for event in (*events, b"[DONE]")]
+    return (
+        b"HTTP/1.1 200 OK\r\nServer: modelcall-rehearsal\r\nContent-Type: text/event-stream\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+        + b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in framed)
+        + b"0\r\n\r\n"
+    )
 
 
 def _limit(body: dict[str, Any]) -> Any:

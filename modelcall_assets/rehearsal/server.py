@@ -1,4 +1,5 @@
-"""The rehearsal server: sockets, routes, and the meeting of a request with its fault."""
+"""The rehearsal server: the part of HTTP/1.1 that a chat endpoint needs, sockets, routes, and the
+meeting of a request with its fault."""
 
 from __future__ import annotations
 
@@ -6,37 +7,110 @@ import asyncio
 import errno
 import importlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
+
+import httptools
 
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.rehearsal import replies
 from modelcall_assets.rehearsal.batches import Batches
 from modelcall_assets.rehearsal.faults import NO_FAULTS, Ending, Faults, Tally, identify
-from modelcall_assets.rehearsal.replies import FirstAnswer, Refusal, answer, parse
-from modelcall_assets.rehearsal.wire import (
-    CONTINUE,
-    BadHttp,
-    Request,
-    RequestParser,
-    json_response,
-    response,
-)
+from modelcall_assets.rehearsal.replies import Refusal, json_response, parse, response
+
+MAX_HEAD = 64 * 1024
+MAX_BODY = 256 * 1024 * 1024
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 T = TypeVar("T")
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep_alive: bool
+
+
+class BadHttp(Exception):
+    """The byte stream is not HTTP we speak; the connection cannot go on after the answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class RequestParser:
+    """Puts into `found` each Request, CONTINUE before a body that waits for that, and what ends
+    it all. httptools calls the `on_` methods."""
+
+    def __init__(self) -> None:
+        self.found: deque[Request | bytes | BadHttp] = deque()
+        self._parser = httptools.HttpRequestParser(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._url, self._body = b"", list[bytes]()
+        self._headers: dict[bytes, bytes] = {}
+        self._heard, self._most = 0, MAX_HEAD
+        """Bytes of the head or the body, so far and at most."""
+
+    def feed(self, data: bytes) -> None:
+        self._heard += len(data)
+        try:
+            self._parser.feed_data(data)
+            if self._heard > self._most:
+                raise _too_large(self._most)
+        except BadHttp as bad:
+            self.found.append(bad)
+        except httptools.HttpParserUpgrade as upgrade:  # to what we do not speak
+            self._parser = httptools.HttpRequestParser(self)
+            self.feed(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            bad = error.__context__
+            self.found.append(bad if isinstance(bad, BadHttp) else BadHttp(400, str(error)))
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._heard, self._most = 0, MAX_BODY
+        if int(self._headers.get(b"content-length", 0)) > MAX_BODY:
+            raise _too_large(MAX_BODY)
+        if self._headers.get(b"expect", b"").lower() == b"100-continue":
+            self.found.append(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        path = self._url.partition(b"?")[0].decode("latin-1")
+        method, keep_alive = self._parser.get_method().decode(), self._parser.should_keep_alive()
+        body = b"".join(self._body)
+        self.found.append(Request(method, path, self._headers, body, keep_alive))
+        self._begin()
+
+
+def _too_large(most: int) -> BadHttp:
+    if most == MAX_HEAD:
+        return BadHttp(431, f"more than {most} bytes of headers")
+    return BadHttp(413, f"a body of more than {most} bytes")
 
 
 class _Connection(asyncio.Protocol):
     """One client. While an answer is due what else it asks has to wait."""
 
     def __init__(self, server: RehearsalServer) -> None:
-        self._server = server
-        self._parser = RequestParser()
-        self._busy = False
-        self._keep_alive = True
+        self._server, self._parser = server, RequestParser()
+        self._busy, self._keep_alive = False, True
         self._due: Ending | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -72,12 +146,10 @@ class _Connection(asyncio.Protocol):
 
     def promise(self, ending: Ending, latency_s: float) -> None:
         self._due = ending
-        if ending.what == "hung":
-            return
-        if latency_s > 0:
+        if latency_s > 0 and ending.what != "hung":
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(latency_s, self._keep_promise, True)
-        else:
+        elif ending.what != "hung":
             self._keep_promise()
 
     def _keep_promise(self, late: bool = False) -> None:
@@ -106,7 +178,7 @@ class RehearsalServer:
         self.host, self.port = "127.0.0.1", 0
         self._use(faults)
         self.tally = Tally()
-        self._answer = FirstAnswer() if same_answer else answer
+        self._answer = replies.FirstAnswer() if same_answer else replies.answer
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._batches = Batches(self)
         self.connections: set[_Connection] = set()
@@ -174,8 +246,7 @@ class RehearsalServer:
             refusal = Refusal(401, "incorrect API key provided", code="invalid_api_key")
         if (request.method, request.path) == ("POST", "/v1/chat/completions"):
             self.tally.arrived()
-            ending = (refusal.ending(), 0.0) if refusal else self._chat(request.body)
-            connection.promise(*ending)
+            connection.promise(*((refusal.ending(), 0.0) if refusal else self._chat(request.body)))
         else:
             connection.send(refusal.http() if refusal else self._other(request))
 
@@ -192,10 +263,16 @@ class RehearsalServer:
             case ("POST", "/stats/reset"):
                 return json_response(self._reset())
             case ("POST", "/faults"):
-                return self._change_faults(request)
+                if (changes := parse(request.body)) is None:
+                    return Refusal(400, replies.NO_OBJECT).http()
+                try:
+                    self._use(self.faults.changed(changes))
+                except SetupError as error:
+                    return Refusal(400, str(error)).http()
+                return json_response(asdict(self.faults))
             case (_, path) if path.startswith(("/v1/files", "/v1/batches")):
                 return self._batches.handle(request)
-        return Refusal(404, f"nothing at {request.method} {request.path}").http()
+        return replies.nothing_at(request.method, request.path)
 
     def _chat(self, raw: bytes) -> tuple[Ending, float]:
         """How the exchange of this body will end, and after how many seconds."""
@@ -225,23 +302,10 @@ class RehearsalServer:
     def batch_line(self, body: bytes) -> Ending:
         """How a line of a batch ends: as a chat request would, but for the waiting."""
         self.tally.arrived()
-        self.count("batch_lines")
+        self.tally.counts["batch_lines"] += 1
         ending = self._chat(body)[0]._replace(retry_after_s=0.0)
         self.tally.ended(Ending("abandoned") if ending.what == "hung" else ending)
         return ending
-
-    def count(self, what: str) -> None:
-        self.tally.counts[what] += 1
-
-    def _change_faults(self, request: Request) -> bytes:
-        changes = parse(request.body)
-        if changes is None:
-            return Refusal(400, "the body must be one JSON object").http()
-        try:
-            self._use(self.faults.changed(changes))
-        except SetupError as error:
-            return Refusal(400, str(error)).http()
-        return json_response(asdict(self.faults))
 
     def _reset(self) -> dict[str, Any]:
         self.tally = Tally(self.tally.in_flight)
@@ -265,8 +329,7 @@ def serve_in_thread(
     same_answer: bool = False,
 ) -> Iterator[RehearsalServer]:
     """Serves from a thread of its own while the block runs."""
-    server = RehearsalServer(faults, api_key, same_answer=same_answer)
-    loop = new_event_loop()
+    server, loop = RehearsalServer(faults, api_key, same_answer=same_answer), new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="rehearsal", daemon=True)
     thread.start()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -87,22 +87,23 @@ def export_file(file: Published, folder: Place, selection: Selection, form: Form
     file.check()
     schema = _schema(file, selection) if form.format == "parquet" else None
     report = FileExport(file.name, file.manifest.rows)
-    targets = {(part, error): path for part, error, path in form.targets(file.stem)}
     with ExitStack() as stack:
-        sinks: Mapping[tuple[str, bool], _Sink] = {
-            key: _opened(stack, folder / path, file.stage.name, schema)
-            for key, path in targets.items()
-        }
+        sinks: dict[tuple[str, bool], _Sink] = {}
+        for part, is_error, path in form.targets(file.stem):
+            new = stack.enter_context(NewFile(folder / path))
+            parquet = None
+            if schema is not None:
+                parquet = stack.enter_context(ParquetSink(new, file.stage.name, schema))
+            sinks[part, is_error] = _Sink(path, new, parquet)
         for batch in file.batches(schema):
             for key, offsets in _routed(file, batch, selection, form).items():
                 sinks[key].write(file, batch, offsets, as_old_failure=key[1])
-        for (part, is_error), path in targets.items():
-            sink = sinks[part, is_error]
+        for (_, is_error), sink in sinks.items():
             if sink.rows or not is_error:
                 sink.commit()
-                report.written[path.as_posix()] = sink.rows
+                report.written[sink.path.as_posix()] = sink.rows
             else:
-                delete(folder / path)
+                delete(folder / sink.path)
     return report
 
 
@@ -175,21 +176,12 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
     return inference.schema()
 
 
-def _opened(stack: ExitStack, path: Place, stage: str, schema: pa.Schema | None) -> _Sink:
-    file = stack.enter_context(NewFile(path))
-    return _Sink(
-        file,
-        schema,
-        None if schema is None else stack.enter_context(ParquetSink(file, stage, schema)),
-    )
-
-
 @dataclass(slots=True)
 class _Sink:
-    """One open output."""
+    """One open output, at its path below the folder."""
 
+    path: PurePosixPath
     file: NewFile
-    schema: pa.Schema | None
     parquet: ParquetSink | None
     rows: int = 0
 
@@ -202,10 +194,12 @@ class _Sink:
         self, source: Published, batch: Batch, offsets: Sequence[int], *, as_old_failure: bool
     ) -> None:
         self.rows += len(offsets)
-        if self.parquet is not None and self.schema is not None:
+        if self.parquet is not None:
             if any(isinstance(batch.items[offset], BadLine) for offset in offsets):
                 raise InputError(f"{source.name}: bad lines have no columns; export them as JSONL")
-            self.parquet.write(batch.to_arrow(self.schema).take(pa.array(offsets, pa.int64())))
+            self.parquet.write(
+                batch.to_arrow(self.parquet.schema).take(pa.array(offsets, pa.int64()))
+            )
             return
         write_lines(self.file, self._lines(source, batch, offsets, as_old_failure))
 
@@ -214,14 +208,10 @@ class _Sink:
     ) -> Iterator[bytes]:
         for offset in offsets:
             index, item = batch.start + offset, batch.items[offset]
-            row = _bad_row(source, index, item) if isinstance(item, BadLine) else item
-            yield encode(_old_failure(source, index, row) if as_old_failure else row)
-
-
-def _bad_row(file: Published, index: int, item: BadLine) -> Row:
-    failure = bad_line(item)
-    error = {"reason": failure.reason, "detail": item.detail, "raw": item.raw}
-    return {"id": identity(file, index, item), "error": error}
+            if isinstance(item, BadLine):
+                error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
+                item = {"id": identity(source, index, item), "error": error}
+            yield encode(_old_failure(source, index, item) if as_old_failure else item)
 
 
 def _old_failure(file: Published, index: int, row: Row) -> Row:

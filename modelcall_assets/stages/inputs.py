@@ -24,7 +24,7 @@ from modelcall_assets.storage.listing import (
     stat_file,
 )
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.preprocessor import FileList, Grouping
+from modelcall_assets.transforms.preprocessor import Grouping
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage
@@ -78,6 +78,19 @@ class Inputs(ABC):
         fix = "rename or move one of them"
         return Problem(self.task.spec.file_name, self.field, wrong, fix=fix)
 
+    def refuse_shared(self, files: Sequence[FileInfo], suffix: str) -> None:
+        """SetupError when two of them would have one output."""
+        by_output: dict[str, str] = {}
+        problems: list[Problem] = []
+        for file in files:
+            path = Path(file.key_path)
+            output = str(path.with_name(f"{stem_of(path.name)}{suffix}"))
+            first = by_output.setdefault(output, file.key_path)
+            if first != file.key_path:
+                problems.append(self.shared(first, file.key_path, output))
+        if problems:
+            raise SetupError(problems)
+
 
 @dataclass(frozen=True)
 class FolderInputs(Inputs):
@@ -107,7 +120,7 @@ class FolderInputs(Inputs):
         folder, own = self.task.layout.input_folder, self.task.own_folders
         files, last = list_page(folder, self.pattern, own, after, most)
         if self.suffix is not None:
-            refuse_shared(self, files, self.suffix)
+            self.refuse_shared(files, self.suffix)
         return files, last
 
 
@@ -117,11 +130,8 @@ class OneInput(FolderInputs):
     def files(self) -> list[FileInfo]:
         return [stat_file(self.task.layout.input_folder)]
 
-    def page(self, after: str, most: int) -> Page:
-        return self.files(), ""
-
-    def all_keys(self) -> set[str]:
-        return {encode_key(file.key_path) for file in self.files()}
+    page = Inputs.page
+    all_keys = Inputs.all_keys
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class GroupedInputs(Inputs):
 
     def files(self) -> list[FileInfo]:
         files = [as_one(name, members) for name, members in self._groups(self.most).items()]
-        refuse_shared(self, files, ".parquet")
+        self.refuse_shared(files, ".parquet")
         return files
 
     def members(self, key: str) -> Sequence[FileInfo]:
@@ -228,20 +238,6 @@ class SplitInputs(Inputs):
         return dict(list(found.items())[: self.most])
 
 
-def refuse_shared(inputs: Inputs, files: Sequence[FileInfo], suffix: str) -> None:
-    """SetupError when two of them would have one output."""
-    by_output: dict[str, str] = {}
-    problems: list[Problem] = []
-    for file in files:
-        path = Path(file.key_path)
-        output = str(path.with_name(f"{stem_of(path.name)}{suffix}"))
-        first = by_output.setdefault(output, file.key_path)
-        if first != file.key_path:
-            problems.append(inputs.shared(first, file.key_path, output))
-    if problems:
-        raise SetupError(problems)
-
-
 def as_one(name: str, files: Sequence[FileInfo]) -> FileInfo:
     """A partition of these files, listed as if it were one, with the place of the first."""
     size = sum(file.size for file in files)
@@ -263,7 +259,8 @@ def grouped(
     """The files of each partition. `most` files are shared among the partitions, one at least of
     each. InputError when the grouping names a file that is not there, or no partition at all."""
     by_path = {file.key_path: file for file in files}
-    groups = _as_groups(grouping.get_file_list([*by_path]))
+    found = grouping.get_file_list([*by_path])
+    groups = dict(found) if isinstance(found, Mapping) else {path: [path] for path in found}
     for name, paths in groups.items():
         if not name.strip("/ ") or not paths:
             raise InputError(f"get_file_list: partition {name!r} has no name or no files")
@@ -271,12 +268,6 @@ def grouped(
             raise InputError(f"get_file_list: {name!r} has {absent[0]!r}, which is not there")
     share = None if most is None else max(1, most // max(1, len(groups)))
     return {name: [by_path[path] for path in paths[:share]] for name, paths in groups.items()}
-
-
-def _as_groups(found: FileList) -> dict[str, Sequence[str]]:
-    if isinstance(found, Mapping):
-        return dict(found)
-    return {path: [path] for path in found}
 
 
 _ABSENT = "absent"

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.journal.home import journal_files
-from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.lines import BatchNote
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
@@ -105,24 +104,18 @@ def old_journals(task: Task, days: int) -> Iterator[Garbage]:
             yield Garbage(OLD_JOURNAL, decode_key(key), files, (folder,), layout.scratch)
 
 
-def open_batches(task: Task) -> list[tuple[str, BatchNote]]:
-    """Batches that are not collected, with the partition keys of the rows they ask for."""
-    return [(key, note) for key, _, note in _open_batches(task)]
-
-
-def give_up_batches(task: Task) -> None:
-    """Nobody will look for them any more."""
-    for _, journal, note in _open_batches(task):
-        journal.note(replace(note, ended="given up"))
-
-
-def _open_batches(task: Task) -> Iterator[tuple[str, Journal, BatchNote]]:
-    run_id = uuid4().hex
+def open_batches(task: Task, *, give_up: bool = False) -> list[tuple[str, BatchNote]]:
+    """Batches that are not collected, with the partition keys of the rows they ask for. For one
+    that is given up nobody will look any more."""
+    run_id, found = uuid4().hex, list[tuple[str, BatchNote]]()
     for stage in (each for each in task.stages if each.answers):
         for key in stage.keys.now():
             with task.layout.open_journal(stage.journal_folder(key), run_id) as journal:
                 for _, note in journal.open_batches():
-                    yield key, journal, note
+                    found.append((key, note))
+                    if give_up:
+                        journal.note(replace(note, ended="given up"))
+    return found
 
 
 def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
@@ -149,7 +142,7 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
                 manifests += (stage.note_path(key), stage.output(key, rejected=True))
                 manifests += stage.beside(key, rejected=True)
             outputs = {
-                place: _is_ours(stage, key, place)
+                place: stranger(stage, key, place, read_manifest(stage.manifest_path(key))) is None
                 for stage, place in _outputs(stages, key)
                 if place not in in_use
             }
@@ -186,11 +179,6 @@ def _outputs(stages: Iterable[Stage], key: str) -> Iterator[tuple[Stage, Place]]
     for stage in (each for each in stages if each.suffix):
         for place in (stage.output(key), *stage.beside(key)):
             yield stage, place
-
-
-def _is_ours(stage: Stage, key: str, place: Place) -> bool:
-    """Or nothing is there."""
-    return stranger(stage, key, place, read_manifest(stage.manifest_path(key))) is None
 
 
 def _is_gone(task: Task, key: str) -> bool:
@@ -238,7 +226,7 @@ class Verification:
                 yield from self._outputs(stage, present)
                 if stage.answers:
                     for key in sorted(recorded_keys([stage])):
-                        yield from _with_errors(stage, key, self._journal(stage, key))
+                        yield from _found(stage, key, self._journal(stage, key))
             for key in sorted(recorded_keys(stages) - present):
                 what = "its input is gone or was renamed; what was made of it is kept"
                 fix = f"`{clean} --deleted-inputs` deletes it, if it is gone for good"
@@ -266,52 +254,48 @@ class Verification:
                     self.outputs[stage.name] += 1
                     self.rows[stage.name] += manifest.rows
                 if stage.suffix:
-                    yield from _with_errors(stage, key, self._output(stage, key, manifest))
+                    yield from _found(stage, key, self._output(stage, key, manifest))
         for key in sorted(present) if stage.suffix else ():
             note = read_note(stage, key)
             for place in [*([] if key in made else [stage.output(key)]), *stage.beside(key)]:
-                yield from _with_errors(stage, key, self._stranger(stage, key, place, note))
+                yield from _found(stage, key, self._stranger(stage, key, place, note))
         yield from self._aside(stage)
 
-    def _output(self, stage: Stage, key: str, manifest: Manifest) -> Iterator[Finding]:
-        name, written = decode_key(key), read_note(stage, key).written
+    def _output(self, stage: Stage, key: str, manifest: Manifest) -> Iterator[tuple[str, str]]:
+        written = read_note(stage, key).written
         places = {manifest.output or "": manifest.output_digest, **manifest.beside}
         for uri, recorded in places.items():
             place = stage.layout.place(uri)
             if not exists(place):
-                fix = self._again(stage, key)
-                yield Finding(stage.name, name, f"{place} is gone", fix)
+                yield f"{place} is gone", self._again(stage, key)
             elif (digest := file_digest(place)) == recorded:
                 rows = count_rows(place, OURS) if uri == manifest.output else manifest.rows
                 if rows != manifest.rows:
                     what = f"it says {manifest.rows:,} rows, and {place} has {rows:,}"
-                    wrong = f"its manifest is damaged: {what}"
-                    yield Finding(stage.name, name, wrong, MAKE_ANEW)
+                    yield f"its manifest is damaged: {what}", MAKE_ANEW
             elif digest in written and recorded in written:
-                fix = self._again(stage, key)
-                yield Finding(stage.name, name, f"{place}: {KILLED}", fix)
+                yield f"{place}: {KILLED}", self._again(stage, key)
             elif digest in written:
-                wrong = f"its manifest is damaged: {place} is as it was published"
-                yield Finding(stage.name, name, wrong, MAKE_ANEW)
+                yield f"its manifest is damaged: {place} is as it was published", MAKE_ANEW
             else:
-                wrong = f"{place}: not what {stage.name} published"
                 fix = f"delete it and {self._again(stage, key)}"
-                yield Finding(stage.name, name, wrong, fix)
+                yield f"{place}: not what {stage.name} published", fix
 
-    def _stranger(self, stage: Stage, key: str, place: Place, note: Note) -> Iterator[Finding]:
+    def _stranger(
+        self, stage: Stage, key: str, place: Place, note: Note
+    ) -> Iterator[tuple[str, str]]:
         """What stands at a place of ours that no readable manifest describes."""
         made = read_manifest(stage.manifest_path(key))
         if not exists(place) or (made is not None and str(place) in made.beside):
             return
-        name, again = decode_key(key), self._again(stage, key)
+        again = self._again(stage, key)
         if file_digest(place) in note.written:
-            yield Finding(stage.name, name, f"{place}: {KILLED}", again)
+            yield f"{place}: {KILLED}", again
         elif note.adopt:
-            yield Finding(stage.name, name, f"{place} is to be adopted", "run the task again")
+            yield f"{place} is to be adopted", "run the task again"
         else:
             fix = f"`modelcall adopt {stage.spec.file_name}` keeps it, or move it elsewhere; then "
-            wrong = f"no manifest describes {place}: it is not this task's"
-            yield Finding(stage.name, name, wrong, f"{fix}{again}")
+            yield f"no manifest describes {place}: it is not this task's", f"{fix}{again}"
 
     def _again(self, stage: Stage, key: str) -> str:
         is_paid = stage.asks and not journal_files(stage.journal_folder(key))
@@ -334,24 +318,25 @@ class Verification:
                 wrong = f"{file.uri}: {KILLED}, or that is damaged"
                 yield Finding(stage.name, file.key_path, wrong, "delete it, or run the task again")
 
-    def _journal(self, stage: Stage, key: str) -> Iterator[Finding]:
+    def _journal(self, stage: Stage, key: str) -> Iterator[tuple[str, str]]:
         folder = stage.journal_folder(key)
         with stage.layout.read_journal(str(folder)) as journal:
             lines, damaged = journal.verify()
         self.journal_lines[stage.name] += lines
         for segment, count in damaged.items():
-            wrong = f"{count:,} damaged lines in its journal: {folder}/{segment}"
             fix = (
                 "bring the segment back from a copy; else they count as if they had never come: "
                 "delete the file's output and run the task again, which asks for those that are "
                 "needed and leaves the damaged ones out; what no row needs may stay"
             )
-            yield Finding(stage.name, decode_key(key), wrong, fix)
+            yield f"{count:,} damaged lines in its journal: {folder}/{segment}", fix
 
 
-def _with_errors(stage: Stage, key: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """What cannot be read is one too."""
+def _found(stage: Stage, key: str, findings: Iterator[tuple[str, str]]) -> Iterator[Finding]:
+    """Of pairs of what is wrong and what to do; what cannot be read is wrong too."""
+    name = decode_key(key)
     try:
-        yield from findings
+        for wrong, fix in findings:
+            yield Finding(stage.name, name, wrong, fix)
     except InputError as error:
-        yield Finding(stage.name, decode_key(key), str(error), "see there")
+        yield Finding(stage.name, name, str(error), "see there")

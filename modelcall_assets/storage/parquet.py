@@ -201,7 +201,7 @@ class ParquetSink:
     ) -> None:
         own = {"modelcall.schema_version": SCHEMA_VERSION, "modelcall.stage": stage}
         self._file = file
-        self._schema = schema.with_metadata({**own, **(metadata or {})})
+        self.schema = schema.with_metadata({**own, **(metadata or {})})
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.RecordBatch] = []
 
@@ -244,12 +244,12 @@ class ParquetSink:
         most = LONG_VALUE_BYTES * sum(batch.num_rows for batch in self._waiting)
         short = [
             name
-            for at, name in enumerate(self._schema.names)
+            for at, name in enumerate(self.schema.names)
             if sum(batch.column(at).nbytes for batch in self._waiting) <= most
         ]
         return pq.ParquetWriter(
             self._file,
-            self._schema,
+            self.schema,
             compression="zstd",
             write_page_checksum=True,
             use_dictionary=short,  # pyright: ignore[reportArgumentType]
