@@ -1,4 +1,4 @@
-"""Prints docs/config.md: `python -m modelcall_assets.config.reference > docs/config.md`."""
+"""Prints docs/config.md from the models of the config files: `make docs`."""
 
 from __future__ import annotations
 
