@@ -22,7 +22,13 @@ from modelcall_assets.config.block import (
     errors_in,
     validate,
 )
-from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
+from modelcall_assets.config.legacy import (
+    STEP_ALIASES,
+    STEP_FIELDS,
+    TASK_FIELDS,
+    take_out,
+    without_effect,
+)
 from modelcall_assets.config.places import Folder
 from modelcall_assets.config.task import ConfigPath, Encoding, OnBadLine, OnEmptyFile, TaskFile
 from modelcall_assets.errors import Problem
@@ -218,9 +224,9 @@ class DistillationTask(TaskFile):
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     known, problems = _with_steps(data, file)
-    known, old, _ = take_out(known, (*TASK_FIELDS, *STEP_FIELDS), file)
+    known, old = take_out(known, (*TASK_FIELDS, *STEP_FIELDS))
     task, mistakes = validate(DistillationTask, known, file)
-    problems += [*old, *mistakes]
+    problems += [*without_effect(old, file), *mistakes]
     if task is not None and not errors_in(problems):
         problems += _gaps(task, file)
     problems = [as_written(problem, data) for problem in problems]

@@ -23,7 +23,7 @@ from modelcall_assets.config.block import (
     must,
     validate,
 )
-from modelcall_assets.config.legacy import TASK_FIELDS, take_out
+from modelcall_assets.config.legacy import TASK_FIELDS, is_old, take_out, without_effect
 from modelcall_assets.config.places import Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.config.stores import STORAGE_FILE
@@ -300,10 +300,10 @@ class ScoringTask(TaskFile):
 
 
 def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[ScoringTask]:
-    known, problems, is_old = take_out(data, TASK_FIELDS, file)
+    known, old = take_out(data, TASK_FIELDS)
     task, mistakes = validate(ScoringTask, known, file)
-    problems += [*mistakes, *_rater_problems(known, file)]
-    if is_old and not has_data_root and known.get("data_root") is None:
+    problems = [*without_effect(old, file), *mistakes, *_rater_problems(known, file)]
+    if is_old(old) and not has_data_root and known.get("data_root") is None:
         refused = {problem.field for problem in problems}
         problems += (p for p in _moved_paths(known, file) if p.field not in refused)
     if task is not None:
