@@ -23,7 +23,7 @@ from modelcall_assets.config.legacy import (
     OldField,
 )
 from modelcall_assets.config.model import FirstGeneration, ModelConfig
-from modelcall_assets.config.prompt import PromptFile
+from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.stores import StorageFile, StoreProfile
 from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile, in_file_order
 
@@ -75,7 +75,7 @@ def reference() -> str:
                 "Still read, with the same meaning.",
                 _rows(FirstGeneration),
             ),
-            _section("Prompt", "`configs/prompts/*.yaml`", _rows(PromptFile)),
+            _section("Prompt", "`configs/prompts/*.yaml`", _rows(PromptConfig)),
             _section("Storage", cleandoc(StorageFile.__doc__ or ""), chain(*stores)),
             f"## Old fields\n\n{_OLD}\n",
             _table(("field", "treatment", "why, or what to write"), _old_rows()),

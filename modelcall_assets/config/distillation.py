@@ -194,6 +194,11 @@ class DistillationTask(TaskFile):
         return f"{next(iter(self.steps))}.{self.reads.input_field}"
 
     @property
+    def input_folder(self) -> str:
+        """What the task reads first, as written."""
+        return self.inputs[self.input_field]
+
+    @property
     def stage_folders(self) -> dict[str, str]:
         """Where each stage of the task leaves its files, as written."""
         return {step.stage: step.output for step in self.steps.values()}

@@ -38,7 +38,7 @@ from modelcall_assets.config.legacy import (
 )
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.places import was_in_object_store
-from modelcall_assets.config.prompt import OutputConfig, PromptFile, is_number, parse_prompt
+from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, in_file_order
@@ -92,7 +92,7 @@ def migrate_file(old: Content, file: str) -> Migration:
     new = Migration(old, data, {name: Line("honoured", name) for name in _leaves(old)})
     if keys & _MODEL_KEYS:
         parse, data = parse_model, _without_secrets(_model(data, new), (), _stem(file), new)
-    elif keys & PromptFile.model_fields.keys():
+    elif keys & PromptConfig.model_fields.keys():
         parse, data = parse_prompt, _prompt(data, new)
     elif keys & MergeGroupsFile.model_fields.keys():
         parse = parse_merge_groups

@@ -32,8 +32,7 @@ from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringT
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.data_files import StoreOptions, is_data_file
 
-RAW, PREPROCESSED, CHATML, RESPONSES = "raw", "preprocessed", "chatml", "responses"
-SCORES = "scores"
+PREPROCESSED, CHATML, RESPONSES = "preprocessed", "chatml", "responses"
 _COMMANDS = {
     "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
     "merge_distillation_results": "`modelcall join`",
@@ -86,19 +85,12 @@ class TaskSpec:
     @cached_property
     def stages(self) -> tuple[str, ...]:
         """The task's stages, upstream first."""
-        if isinstance(self.task, ScoringTask):
-            return (RAW, PREPROCESSED, SCORES) if self.task.preprocess.enabled else (RAW, SCORES)
-        own = tuple(self.task.stage_folders)
-        return own if self.link is not None else (RAW, *own)
+        return (*(() if self.link else ("raw",)), *self.task.stage_folders)
 
     @property
     def input_folder(self) -> str:
         """The raw input, or the one file that it is."""
-        task = self.task
-        if isinstance(task, ScoringTask):
-            own = task.preprocess.input_folder if task.preprocess.enabled else None
-            return self.resolved(own or task.data.input_folder)
-        return self.resolved(task.inputs[task.input_field])
+        return self.resolved(self.task.input_folder)
 
     @property
     def has_one_input(self) -> bool:
@@ -108,21 +100,14 @@ class TaskSpec:
 
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""
-        task = self.task
-        if isinstance(task, DistillationTask):
-            return self.resolved(task.stage_folders[stage])
-        if stage == SCORES:
-            return self.resolved(task.data.output_folder)
-        folder = task.preprocess.output_folder
+        folder = self.task.stage_folders[stage]
         return self.resolved(folder) if folder else f"{self.input_folder}_preprocessed"
 
     @property
     def journal_folder(self) -> str:
         """Raw replies and the state of the stages."""
-        task = self.task
-        owner = task.data if isinstance(task, ScoringTask) else task
-        if owner.journal_folder:
-            return self.resolved(owner.journal_folder)
+        if self.task.journal_folder:
+            return self.resolved(self.task.journal_folder)
         last = RESPONSES if RESPONSES in self.stages else self.stages[-1]  # a judge may come later
         return f"{self.folder(last)}/.modelcall"
 

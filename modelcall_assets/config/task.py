@@ -271,6 +271,23 @@ class ScoringTask(TaskFile):
         return "data.input_folder"
 
     @property
+    def stage_folders(self) -> dict[str, str | None]:
+        """Where each stage of the task leaves its files, as written, if it is."""
+        preprocess = self.preprocess
+        first = {"preprocessed": preprocess.output_folder} if preprocess.enabled else {}
+        return {**first, "scores": self.data.output_folder}
+
+    @property
+    def input_folder(self) -> str:
+        """What the task reads first, as written."""
+        own = self.preprocess.input_folder if self.preprocess.enabled else None
+        return own or self.data.input_folder
+
+    @property
+    def journal_folder(self) -> str | None:
+        return self.data.journal_folder
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Folders as written, by field."""
         folders = {"data.input_folder": self.data.input_folder}
