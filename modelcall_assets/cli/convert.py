@@ -179,8 +179,8 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
 def _told(new: Migration) -> Iterable[str]:
     """The list, the refused fields last."""
     for treatment in TREATMENTS:
-        for line in new.of(treatment):
-            yield f"{treatment}: {line.field}" + (f": {line.reason}" if line.reason else "")
+        for name, reason in new.of(treatment).items():
+            yield f"{treatment}: {name}" + (f": {reason}" if reason else "")
     counts = [f"{len(new.of(treatment))} {treatment}" for treatment in TREATMENTS]
     yield ", ".join(counts)
     if new.data is None:
@@ -200,7 +200,7 @@ def _text_of(new: Migration, old: Path) -> str:
     spaced = re.sub(r"\n(?=\w+:\n)", "\n\n", body)
     if yaml.safe_load(spaced) == new.data:  # an empty line can belong to the text before it
         body = spaced
-    todo = {line.field: f"TODO {line.field}: {line.reason}" for line in new.of("refused")}
+    todo = {name: f"TODO {name}: {reason}" for name, reason in new.of("refused").items()}
     name = " ".join(old.name.split())
     head = f"# Migrated from {name}: `modelcall migrate` of that file tells what changed.\n"
     return head + _with_comments(body, new.hints | todo)

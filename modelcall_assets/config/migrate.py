@@ -55,41 +55,32 @@ _REPLACED = [("client_config", name) for name in ("api_key", "base_url", "header
 """Where `${NAME}` is replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What became of one field."""
-
-    treatment: Treatment
-    field: str
-    reason: str = ""
-
-
 @dataclass
 class Migration:
     """The new file: its data, none if it cannot be written; hints become comments at a field."""
 
     old: Content
     data: Content | None
-    lines: dict[str, Line]
+    lines: dict[str, tuple[Treatment, str]]
+    """What became of each field, and why."""
     hints: dict[str, str] = field(default_factory=dict[str, str])
 
     def say(self, treatment: Treatment, name: str, reason: str) -> None:
         """Adds to the one line of a field; the gravest treatment stands."""
-        line = self.lines.get(name, Line(treatment, name))
-        gravest = max(map(TREATMENTS.index, (treatment, line.treatment)))
-        reasons = "; ".join(filter(None, (line.reason, reason)))
-        self.lines[name] = Line(TREATMENTS[gravest], name, reasons)
+        before, why = self.lines.get(name, (treatment, ""))
+        gravest = max(map(TREATMENTS.index, (treatment, before)))
+        self.lines[name] = TREATMENTS[gravest], "; ".join(filter(None, (why, reason)))
 
-    def of(self, treatment: Treatment) -> list[Line]:
-        """The lines of one treatment, in the order of the fields."""
-        return [line for line in self.lines.values() if line.treatment == treatment]
+    def of(self, treatment: Treatment) -> dict[str, str]:
+        """The fields of one treatment, in their order, and why."""
+        return {name: why for name, (each, why) in self.lines.items() if each == treatment}
 
 
 def migrate_file(old: Content, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     data, keys = deepcopy(old), old.keys()
     parse: Callable[[Content, str], Parsed[Any]] = parse_task
-    new = Migration(old, data, {name: Line("honoured", name) for name in _leaves(old)})
+    new = Migration(old, data, dict.fromkeys(_leaves(old), ("honoured", "")))
     if keys & _MODEL_KEYS:
         parse, data = parse_model, _without_secrets(_model(data, new), (), _stem(file), new)
     elif keys & PromptConfig.model_fields.keys():
