@@ -22,10 +22,11 @@ from modelcall_assets.config.legacy import (
     TASK_FIELDS,
     OldField,
 )
+from modelcall_assets.config.migrate import in_file_order
 from modelcall_assets.config.model import FirstGeneration, ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.stores import StorageFile, StoreProfile
-from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile, in_file_order
+from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile
 
 _INTRO = """\
 # Config files

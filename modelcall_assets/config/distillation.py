@@ -221,11 +221,6 @@ class DistillationTask(TaskFile):
         assert self.scores is not None
         return self.scores
 
-    @property
-    def max_files(self) -> int | None:
-        """The file cap in force."""
-        return self.debug.max_files if self.debug.enabled else None
-
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     known, problems = _with_steps(data, file)

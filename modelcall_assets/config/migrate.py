@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
+from pydantic.fields import FieldInfo
+
 from modelcall_assets.config.block import Block, Content, Parsed, shown_value, validate
 from modelcall_assets.config.datasets import (
     MergeGroupsFile,
@@ -41,7 +43,7 @@ from modelcall_assets.config.places import was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, in_file_order
+from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, TaskFile
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
@@ -49,6 +51,7 @@ Treatment = Literal["honoured", "changed", "refused"]
 TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
 _MODEL_KEYS = {"client_config", "chat_config", "provider", "model_name", "completions_params"}
+_FIRST = ("task_name", "task_type", "description", "owners")
 _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 _OWNER = re.compile(r"\b(openai|deepseek|anthropic)\.com(?=[:/]|$)", re.I)
 _REPLACED = [("client_config", name) for name in ("api_key", "base_url", "headers", "proxy")]
@@ -175,6 +178,15 @@ def _move(block: Content, name: str, place: str, of_old: bool, new: Migration) -
     if of_old and was_in_object_store(text):
         reason = f"kept: was tos://agi-data/{text}, is now {moved} below the project root, or below"
         new.say("changed", place, f"{reason} the data_root of {STORAGE_FILE}")
+
+
+def in_file_order(block: type[Block]) -> dict[str, FieldInfo]:
+    """The fields as files and pages have them: of a task what it is, what it does, and then how."""
+    fields = block.model_fields
+    shared = TaskFile.model_fields if issubclass(block, TaskFile) else {}
+    own = [name for name in fields if name not in shared and name not in _FIRST]
+    first = [name for name in _FIRST if name in fields] if shared else []
+    return {name: fields[name] for name in dict.fromkeys((*first, *own, *fields))}
 
 
 def _ordered(data: Content, block: type[Block]) -> Content:
