@@ -140,8 +140,8 @@ def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     problems = [each for place, text in named.items() for each in _unresolved(spec, place, text)]
     if problems := problems or list(_misplaced_outputs(spec)):
         return spec, problems
-    places = {place: spec.resolved(text) for place, text in named.items()}
-    places |= {"": spec.journal_folder} | _preprocessed(spec)
+    places = {place: spec.resolved(text) for place, text in spec.task.inputs.items()}
+    places |= _output_folders(spec) | {"": spec.journal_folder}
     if storage.problems and any(map(is_uri, places.values())):
         return spec, list(storage.problems)
     options, problems = store_options(storage, spec.env, places, spec.file_name)
@@ -199,16 +199,12 @@ def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
         yield problem_of(error, spec.file_name, place, text)
 
 
-def _preprocessed(spec: TaskSpec) -> dict[str, str]:
-    """The folder of the preprocessed rows, which has a default."""
-    has_some = PREPROCESSED in spec.stages
-    return {"preprocess.output_folder": spec.folder(PREPROCESSED)} if has_some else {}
-
-
 def _output_folders(spec: TaskSpec) -> dict[str, str]:
-    """Resolved, with those that are named nowhere."""
-    outputs = spec.task.outputs.items()
-    return {place: spec.resolved(text) for place, text in outputs} | _preprocessed(spec)
+    """Resolved, with that of the preprocessed rows, which may be named nowhere."""
+    folders = {place: spec.resolved(text) for place, text in spec.task.outputs.items()}
+    if PREPROCESSED in spec.stages:
+        folders["preprocess.output_folder"] = spec.folder(PREPROCESSED)
+    return folders
 
 
 def unwritable(spec: TaskSpec) -> Iterator[Problem]:
