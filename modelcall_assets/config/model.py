@@ -164,11 +164,6 @@ class ModelConfig(ModelFile):
             given |= {"stream": True, **({"stream_options": options} if options else {})}
         return given
 
-    @property
-    def base_url(self) -> str:
-        """Of the first endpoint, as the file writes it."""
-        return self.client_config.each("")[0].config.base_url or ""
-
     def endpoints(
         self,
         env: Environment,
