@@ -56,7 +56,7 @@ picture: setup  ## docs/graph.png, from the UI that `make ui` started
 	$(BIN)/python demo/picture.py docs/graph.png
 
 docs: setup  ## write the generated pages again
-	$(BIN)/python -m modelcall_assets.config.reference > docs/config.md
+	$(BIN)/python docs/config_reference.py > docs/config.md
 
 lock:  ## needs uv; the result names no host and holds every hash
 	uv pip compile --universal --quiet --generate-hashes --no-strip-extras --no-annotate --no-header \

@@ -21,6 +21,7 @@ from config_files import (
     with_fields,
     write,
 )
+from config_reference import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +45,6 @@ from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.places import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.reference import reference
 from modelcall_assets.config.spec import PREPROCESSED, TaskSpec, parse_task
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.asking import AskingStage
@@ -625,7 +625,7 @@ def test_endpoints_inherit_what_they_leave_out() -> None:
         "m",
     )
     assert model and not problems
-    assert model.base_url == "http://a:1/v1"
+    assert model.client_config.each("")[0].config.base_url == "http://a:1/v1"
     found = model.endpoints(Environment({"K": "1", "L": "2"}), "m")
     assert [(each.name, each.api_key, each.max_in_flight, each.headers) for each in found] == [
         ("a:1/v1", "1", 8, {"X-A": "shared"}),

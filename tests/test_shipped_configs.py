@@ -436,7 +436,9 @@ class TestRehearsal:
         ended = shipped.run("try", TASK, "--rows", "1")
         assert ended.code == 0, ended
         parsed = ended.out.split("parsed:")[1]
-        assert [key for key in prompt_of(name).fields if f'"{key}"' not in parsed] == []
+        assert [
+            key for key in prompt_of(name).output_config.fields if f'"{key}"' not in parsed
+        ] == []
 
     def test_the_chain_from_end_to_end(self, shipped: Project, server: RehearsalServer) -> None:
         """Its summary is about the merge groups, and tells what failed on the way."""

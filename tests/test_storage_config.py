@@ -16,7 +16,7 @@ from pages import ROOT, blocks
 from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog, load_task
-from modelcall_assets.config.spec import PREPROCESSED, RAW, SCORES
+from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.config.stores import parse_storage
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records.data_files import StoreOptions
@@ -62,7 +62,7 @@ def test_a_task_may_lie_in_stores_altogether(project: Storage) -> None:
     )
     assert spec.input_folder == "s3://bucket/in"
     assert spec.folder(PREPROCESSED) == "s3://bucket/in_preprocessed"
-    assert spec.folder(SCORES) == "gs://other/out/demo"
+    assert spec.folder("scores") == "gs://other/out/demo"
     assert spec.journal_folder == "gs://other/out/demo/.modelcall"
     assert [(each.prefix, each.filesystem) for each in spec.store_options] == [
         ("s3://", "s3"),
@@ -515,9 +515,9 @@ def test_where_relative_folders_lie(project: Storage, root: str, written: str, m
     assert spec.folder("scores") == expected
     assert spec.journal_folder == f"{expected}/journal"
     assert spec.files["model"] == "configs/models/m.yaml"
-    for name, stage in (("input_folder", RAW), ("output_folder", PREPROCESSED)):
+    for name, stage in (("input_folder", "raw"), ("output_folder", PREPROCESSED)):
         spec = project.load("./raw", "./out", preprocess={"enabled": True, name: written})
-        assert (spec.input_folder if stage == RAW else spec.folder(stage)) == expected
+        assert (spec.input_folder if stage == "raw" else spec.folder(stage)) == expected
 
 
 def test_a_data_root_is_of_distilling_tasks_too(project: Storage) -> None:

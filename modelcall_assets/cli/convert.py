@@ -61,7 +61,11 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
         raise InputError(f"{file}: there is no line in this file")
     size = ceil(lines / chunks)
     names = [f"{file.stem}_split_{number:04}.jsonl" for number in range(1, ceil(lines / size) + 1)]
-    _refuse_leftovers(folder, file.stem, names)
+    older = {path.name for path in folder.glob("*.jsonl")} - {*names}
+    if older := sorted(name for name in older if name.startswith(f"{file.stem}_split_")):
+        wrong = f"there are pieces of an earlier split, such as {older[0]}"
+        fix = "delete them or choose another folder"
+        raise misuse("--output", wrong, have=str(folder), fix=fix)
     if not force:
         refuse_existing(folder / name for name in names)
     with open_input(file) as source:
@@ -93,11 +97,14 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
     """
     good_path = output or folder.absolute().with_name(f"{folder.absolute().name}_merged.jsonl")
     error_path = good_path.with_name(f"{good_path.stem}_error{good_path.suffix}")
-    good, errors = _results(folder)
-    if not good and not errors:
+    below = [path for path in folder.iterdir() if path.is_dir() and "split" in path.name]
+    results = (path for place in below or [folder] for path in place.glob("*.jsonl"))
+    paths = sorted(path for path in results if "_retry" not in path.name)
+    errors = [path for path in paths if "_error" in path.name]
+    good = [path for path in paths if path not in errors]
+    if not paths:
         raise InputError(f"{folder}: there are no results to join")
-    inputs = {path.resolve() for path in (*good, *errors)}
-    if inputs & {good_path.resolve(), error_path.resolve()}:
+    if {path.resolve() for path in paths} & {good_path.resolve(), error_path.resolve()}:
         raise misuse("--output", "the output is one of the files to join", fix="choose another")
     if not force:
         refuse_existing((good_path, error_path))
@@ -110,24 +117,6 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
     echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
     if errors:
         echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
-
-
-def _refuse_leftovers(folder: Path, stem: str, names: Sequence[str]) -> None:
-    """Pieces of an earlier split that had more of them would look like pieces of this one."""
-    there = {path.name for path in folder.glob("*.jsonl")} - {*names}
-    if older := sorted(name for name in there if name.startswith(f"{stem}_split_")):
-        wrong = f"there are pieces of an earlier split, such as {older[0]}"
-        fix = "delete them or choose another folder"
-        raise misuse("--output", wrong, have=str(folder), fix=fix)
-
-
-def _results(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Files of results and files of errors, each in path order."""
-    below = [path for path in folder.iterdir() if path.is_dir() and "split" in path.name]
-    found = (path for place in below or [folder] for path in place.glob("*.jsonl"))
-    kept = sorted(path for path in found if "_retry" not in path.name)
-    errors = [path for path in kept if "_error" in path.name]
-    return [path for path in kept if "_error" not in path.name], errors
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[bytes]:
@@ -196,8 +185,8 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
 def _told(new: Migration) -> Iterable[str]:
     """The list, the refused fields last."""
     for treatment in TREATMENTS:
-        for line in new.of(treatment):
-            yield f"{treatment}: {line.field}" + (f": {line.reason}" if line.reason else "")
+        for name, reason in new.of(treatment).items():
+            yield f"{treatment}: {name}" + (f": {reason}" if reason else "")
     counts = [f"{len(new.of(treatment))} {treatment}" for treatment in TREATMENTS]
     yield ", ".join(counts)
     if new.data is None:
@@ -213,43 +202,36 @@ def _text_of(new: Migration, old: Path) -> str:
     same = new.data == new.old and not new.of("refused") and old.suffix in SUFFIXES
     if same and not looks_secret(text := old.read_text("utf-8")):
         return text
-    body = yaml.dump(
-        new.data, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=sys.maxsize
-    )
+    body = yaml.dump(new.data, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**9)
     spaced = re.sub(r"\n(?=\w+:\n)", "\n\n", body)
     if yaml.safe_load(spaced) == new.data:  # an empty line can belong to the text before it
         body = spaced
-    todo = {each.field: f"TODO {each.field}: {each.reason}" for each in new.of("refused")}
+    todo = {name: f"TODO {name}: {reason}" for name, reason in new.of("refused").items()}
     name = " ".join(old.name.split())
     head = f"# Migrated from {name}: `modelcall migrate` of that file tells what changed.\n"
     return head + _with_comments(body, new.hints | todo)
 
 
 def _with_comments(text: str, comments: dict[str, str]) -> str:
-    """Each comment above its field, or above the nearest block that is there."""
-    root = yaml.compose(text, yaml.SafeLoader)
-    lines = text.splitlines(keepends=True)
-    places = [(*_place(root, name, len(lines)), comment) for name, comment in comments.items()]
+    """Each comment above its field, or above the nearest block that is there; else at the end."""
+    root, lines = yaml.compose(text, yaml.SafeLoader), text.splitlines(keepends=True)
+    places: list[tuple[int, int, str]] = []
+    for name, comment in comments.items():
+        node, row, column = root, len(lines), 0
+        for part in re.split(r"[.\[]", name):
+            items = node.value if isinstance(node, yaml.MappingNode) else []
+            key, node = next((item for item in items if item[0].value == part), (None, None))
+            if key is not None:
+                row, column = key.start_mark.line, key.start_mark.column
+        places.append((row, column, comment))
     for row, column, comment in sorted(places, reverse=True):
         lines.insert(row, f"{' ' * column}# {' '.join(comment.split())}\n")
     return "".join(lines)
 
 
-def _place(node: yaml.Node | None, name: str, end: int) -> tuple[int, int]:
-    """Line and column of the field's key; the end of the file if not even its block is there."""
-    row, column = end, 0
-    for part in re.split(r"[.\[]", name):
-        items = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next((item for item in items if item[0].value == part), None)
-        if found is None:
-            break
-        key, node = found
-        row, column = key.start_mark.line, key.start_mark.column
-    return row, column
-
-
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks; a value that stands twice is written twice."""
+    """Texts of several lines as blocks, tabs and spaces at the end of lines included; a value that
+    stands twice is written twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -261,10 +243,9 @@ class _Dumper(yaml.SafeDumper):
         analysis.allow_block = analysis.allow_block or all(map(str.isprintable, lines))
         return analysis
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if _OTHER_BREAKS.search(text) else "|" if "\n" in text else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if _OTHER_BREAKS.search(text) else "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
-
-_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(str, _Dumper.represent_text)

@@ -22,7 +22,13 @@ from modelcall_assets.config.block import (
     errors_in,
     validate,
 )
-from modelcall_assets.config.legacy import STEP_ALIASES, STEP_FIELDS, TASK_FIELDS, take_out
+from modelcall_assets.config.legacy import (
+    STEP_ALIASES,
+    STEP_FIELDS,
+    TASK_FIELDS,
+    take_out,
+    without_effect,
+)
 from modelcall_assets.config.places import Folder
 from modelcall_assets.config.task import ConfigPath, Encoding, OnBadLine, OnEmptyFile, TaskFile
 from modelcall_assets.errors import Problem
@@ -188,6 +194,11 @@ class DistillationTask(TaskFile):
         return f"{next(iter(self.steps))}.{self.reads.input_field}"
 
     @property
+    def input_folder(self) -> str:
+        """What the task reads first, as written."""
+        return self.inputs[self.input_field]
+
+    @property
     def stage_folders(self) -> dict[str, str]:
         """Where each stage of the task leaves its files, as written."""
         return {step.stage: step.output for step in self.steps.values()}
@@ -210,17 +221,12 @@ class DistillationTask(TaskFile):
         assert self.scores is not None
         return self.scores
 
-    @property
-    def max_files(self) -> int | None:
-        """The file cap in force."""
-        return self.debug.max_files if self.debug.enabled else None
-
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     known, problems = _with_steps(data, file)
-    known, old, _ = take_out(known, (*TASK_FIELDS, *STEP_FIELDS), file)
+    known, old = take_out(known, (*TASK_FIELDS, *STEP_FIELDS))
     task, mistakes = validate(DistillationTask, known, file)
-    problems += [*old, *mistakes]
+    problems += [*without_effect(old, file), *mistakes]
     if task is not None and not errors_in(problems):
         problems += _gaps(task, file)
     problems = [as_written(problem, data) for problem in problems]

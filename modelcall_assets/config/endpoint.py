@@ -29,8 +29,8 @@ from modelcall_assets.records.secrets import (
 
 TransportName = Literal["direct", "sdk"]
 
-MAX_REPLY_MIB = 64
-"""The largest reply, unless the model file says otherwise."""
+MAX_REPLY_MIB, TIMEOUT_S = 64, 600.0
+"""Of a reply and a request, unless the model file says otherwise."""
 _NOT_IN_URLS = re.compile(r"[^!-~]")
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -207,30 +207,38 @@ def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Pro
             yield Problem(file, place, wrong, fix=fix)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A resolved base URL with its key and limits; the repr hides what is secret."""
+@dataclass
+class Address:
+    """How requests reach an endpoint; the repr hides what is secret."""
 
-    base_url: str = field(repr=False)
-    api_key: str | None = field(repr=False)
     name: str
     """host:port/path, safe to show; no other endpoint of the model has it."""
-    timeout_s: float
-    max_retries: int
-    transport: TransportName = "direct"
+    base_url: str = field(repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    timeout_s: float = TIMEOUT_S
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """A header here wins over one of our own, whatever the case of its name."""
     proxy: str | None = field(default=None, repr=False)
     """None: the one of the process environment, if any."""
     ca_file: str | None = None
     """Absolute path."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Of the headers that come from the environment."""
     max_reply_mib: int = MAX_REPLY_MIB
+    private: tuple[str, ...] = field(default=(), repr=False)
+    """Of these headers, what has neither the name nor the shape of a secret: an answer may hold it,
+    but nothing else."""
+
+
+@dataclass
+class Endpoint(Address):
+    """A resolved endpoint, with what is to be minded there."""
+
+    max_retries: int = 5
+    transport: TransportName = "direct"
     max_in_flight: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    """Of the headers that come from the environment."""
-    private: tuple[str, ...] = field(default=(), repr=False)
-    """Of these headers, what has neither the name nor the shape of a secret."""
 
 
 @dataclass
@@ -273,21 +281,21 @@ class Resolver(Expander):
             wrong = "the URL names a user, and there is an api_key too: a request takes one of them"
             self.problems.append(Problem(self.file, place("base_url"), wrong))
         return Endpoint(
+            f"{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
             base_url,
             api_key,
-            f"{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
-            client.timeout or self.timeout_s or 600.0,
-            client.max_retries if self.max_retries is None else self.max_retries,
-            client.transport,
+            client.timeout or self.timeout_s or TIMEOUT_S,
             headers,
             self.text(place("proxy"), config.proxy, _checked_proxy),
             self._ca_file(place("ca_file"), config.ca_file),
+            tuple(secrets),
             client.max_reply_mib,
+            tuple(private),
+            client.max_retries if self.max_retries is None else self.max_retries,
+            client.transport,
             config.max_in_flight,
             config.requests_per_minute,
             config.tokens_per_minute,
-            tuple(secrets),
-            tuple(private),
         )
 
     def _ca_file(self, place: str, written: str | None) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast, get_args
 
-from modelcall_assets.config.block import Block, Content, shown_value, validate
+from pydantic.fields import FieldInfo
+
+from modelcall_assets.config.block import Block, Content, Parsed, shown_value, validate
 from modelcall_assets.config.datasets import (
     MergeGroupsFile,
     are_datasets,
@@ -33,14 +35,15 @@ from modelcall_assets.config.legacy import (
     STEP_FIELDS,
     TASK_FIELDS,
     OldField,
-    old_fields_in,
+    is_old,
+    take_out,
 )
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.places import was_in_object_store
-from modelcall_assets.config.prompt import OutputConfig, PromptFile, is_number, parse_prompt
+from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, in_file_order
+from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, TaskFile
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
@@ -48,19 +51,11 @@ Treatment = Literal["honoured", "changed", "refused"]
 TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
 _MODEL_KEYS = {"client_config", "chat_config", "provider", "model_name", "completions_params"}
+_FIRST = ("task_name", "task_type", "description", "owners")
 _PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 _OWNER = re.compile(r"\b(openai|deepseek|anthropic)\.com(?=[:/]|$)", re.I)
 _REPLACED = [("client_config", name) for name in ("api_key", "base_url", "headers", "proxy")]
 """Where `${NAME}` is replaced."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What became of one field."""
-
-    treatment: Treatment
-    field: str
-    reason: str = ""
 
 
 @dataclass
@@ -69,46 +64,47 @@ class Migration:
 
     old: Content
     data: Content | None
-    lines: dict[str, Line] = field(default_factory=dict[str, Line])
+    lines: dict[str, tuple[Treatment, str]]
+    """What became of each field, and why."""
     hints: dict[str, str] = field(default_factory=dict[str, str])
 
     def say(self, treatment: Treatment, name: str, reason: str) -> None:
         """Adds to the one line of a field; the gravest treatment stands."""
-        line = self.lines.get(name, Line(treatment, name))
-        gravest = max(map(TREATMENTS.index, (treatment, line.treatment)))
-        reasons = "; ".join(filter(None, (line.reason, reason)))
-        self.lines[name] = Line(TREATMENTS[gravest], name, reasons)
+        before, why = self.lines.get(name, (treatment, ""))
+        gravest = max(map(TREATMENTS.index, (treatment, before)))
+        self.lines[name] = TREATMENTS[gravest], "; ".join(filter(None, (why, reason)))
 
-    def of(self, treatment: Treatment) -> list[Line]:
-        """The lines of one treatment, in the order of the fields."""
-        return [line for line in self.lines.values() if line.treatment == treatment]
+    def of(self, treatment: Treatment) -> dict[str, str]:
+        """The fields of one treatment, in their order, and why."""
+        return {name: why for name, (each, why) in self.lines.items() if each == treatment}
 
 
 def migrate_file(old: Content, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
-    new = Migration(old, deepcopy(old), {name: Line("honoured", name) for name in _leaves(old)})
-    data, keys, of_file = deepcopy(old), old.keys(), _stem(file)
+    data, keys = deepcopy(old), old.keys()
+    parse: Callable[[Content, str], Parsed[Any]] = parse_task
+    new = Migration(old, data, dict.fromkeys(_leaves(old), ("honoured", "")))
     if keys & _MODEL_KEYS:
-        new.data = data = _without_secrets(_model(data, new), (), of_file, new)
-        found = parse_model(data, file)[1]
-    elif keys & PromptFile.model_fields.keys():
-        new.data = data = _prompt(data, new)
-        found = parse_prompt(data, file)[1]
+        parse, data = parse_model, _without_secrets(_model(data, new), (), _stem(file), new)
+    elif keys & PromptConfig.model_fields.keys():
+        parse, data = parse_prompt, _prompt(data, new)
     elif keys & MergeGroupsFile.model_fields.keys():
-        found = parse_merge_groups(data, file)[1]
+        parse = parse_merge_groups
     elif are_datasets(data):
-        found = parse_datasets(data, file)[1]
+        parse = parse_datasets
     elif not keys & {OLD_BLOCK, *ScoringTask.model_fields, *DistillationTask.model_fields}:
         wrong = "not a task, model, prompt, data set or merge group file of the old system"
         raise SetupError([Problem(file, "", wrong)])
-    elif old.get("task_type", TASK_TYPE) in (TASK_TYPE, *DISTILLATION_TYPES):
-        data = _without_secrets(data, (), of_file, new)
-        is_scoring = data.get("task_type", TASK_TYPE) == TASK_TYPE
-        new.data = data = _task(data, new) if is_scoring else _distillation(data, new)
-        found = parse_task(data, file)[1]
+    elif (kind := old.get("task_type", TASK_TYPE)) in (TASK_TYPE, *DISTILLATION_TYPES):
+        data = _without_secrets(data, (), _stem(file), new)
+        data = _task(data, new) if kind == TASK_TYPE else _distillation(data, new)
     else:
-        new = Migration(old, None)
-        found = [each for each in parse_task(old, file)[1] if each.field == "task_type"]
+        new.data, new.lines = None, {}
+    found = parse(data, file)[1]
+    if new.data is None:
+        found = [problem for problem in found if problem.field == "task_type"]
+    else:
+        new.data = data
     for problem in found:
         error = problem.severity == "error" and not problem.unready
         reason = str(replace(problem, file="", field="")).removeprefix(": ")
@@ -127,81 +123,77 @@ def _block(data: Content, name: str) -> Content:
     return cast("Content", value) if isinstance(value, dict) else {}
 
 
-def _leave_out(data: Content, old_fields: Iterable[OldField], new: Migration) -> bool:
-    """Removes the fields without effect here. Whether there were any: ours have none."""
-    found = False
-    for old, block, name in old_fields_in(data, old_fields):
-        if (treatment := old.treatment) in ("honoured", "changed"):
-            new.say(treatment, old.path, old.instead)
-            continue
-        value, harmless = block[name], block[name] in old.harmless
-        if old.stays(value):
-            new.say("honoured", old.path, "")
-            found |= value is not None
-            continue
-        found, refused = True, old.treatment == "refused" and not harmless
-        shown = shown_value(value, name)
-        why = f"{shown} is what happens anyway" if harmless else old.instead
-        what = f"{shown} is left out" if refused else "left out"
-        new.say("refused" if refused else "changed", old.path, f"{what}: {why}")
-        del block[name]
-        if not block:
-            del data[old.path.rpartition(".")[0]]
-    return found
+def _leave_out(
+    data: Content, old_fields: Iterable[OldField], new: Migration
+) -> tuple[Content, bool]:
+    """The data without the fields that do nothing here, and whether it is of the old system."""
+    kept, found = take_out(data, old_fields)
+    for old, value in found:
+        shown = shown_value(value, old.path)
+        if old.treatment in ("honoured", "changed"):
+            new.say(old.treatment, old.path, old.instead)
+        elif value in old.harmless and not old.stays(value):
+            new.say("changed", old.path, f"left out: {shown} is what happens anyway")
+        elif old.treatment == "refused":
+            new.say("refused", old.path, f"{shown} is left out: {old.instead}")
+        elif not old.stays(value):
+            new.say("changed", old.path, f"left out: {old.instead}")
+    emptied = [name for name, value in kept.items() if value == {} and data[name]]
+    return {name: kept[name] for name in kept if name not in emptied}, is_old(found)
 
 
 # Tasks
 
 
 def _task(data: Content, new: Migration) -> Content:
-    is_old = _leave_out(data, TASK_FIELDS, new)
-    preprocess = _block(data, "preprocess")
+    data, of_old = _leave_out(data, TASK_FIELDS, new)
+    preprocess, debug = _block(data, "preprocess"), _block(data, "debug")
     for name in ("max_files", "max_items_per_file"):
-        if is_old and _block(data, "debug").get(name) == -1:
+        if of_old and debug.get(name) == -1:
             new.say("changed", f"debug.{name}", "it left out the last one")
     for parent in ("data", "preprocess"):
         for name in ("input_folder", "output_folder"):
-            _move(_block(data, parent), name, f"{parent}.{name}", is_old, new)
+            _move(_block(data, parent), name, f"{parent}.{name}", of_old, new)
     if type(files := preprocess.get("num_files")) is int and files <= 0 and files != -1:
         preprocess["num_files"] = -1
         new.say("changed", "preprocess.num_files", "now -1: no limit")
     universal = preprocess.get("script_type", "universal") == "universal"
-    if is_old and universal and preprocess.get("enabled") and "file_pattern" not in preprocess:
+    if of_old and universal and preprocess.get("enabled") and "file_pattern" not in preprocess:
         preprocess["file_pattern"] = "*.parquet"
         new.say("changed", "preprocess.file_pattern", "added: *.parquet was the default, * is now")
     return _ordered(data, ScoringTask)
 
 
-def _move(block: Content, name: str, place: str, is_old: bool, new: Migration) -> None:
+def _move(block: Content, name: str, place: str, of_old: bool, new: Migration) -> None:
     """A folder without placeholders; what a relative one means now."""
     text = block.get(name)
     if not isinstance(text, str):
         return
-    parts = [_without_placeholders(part) for part in text.split("/")]
+    bare = ((part, _PLACEHOLDER.sub("", part)) for part in text.split("/"))
+    parts = (part if part == rest else rest.strip("_-. ") or None for part, rest in bare)
     block[name] = moved = "/".join(part for part in parts if part is not None)
     for placeholder in dict.fromkeys(_PLACEHOLDER.findall(text)):
         reason = f"{{{placeholder}}} removed, now {moved or 'empty'}: a partition has one place"
         new.say("changed", place, f"{reason}; {PLACEHOLDERS[placeholder]}")
-    if is_old and was_in_object_store(text):
-        reason = (
-            f"kept: was tos://agi-data/{text}, is now {moved} below the project root, or below "
-        )
-        reason += f"the data_root of {STORAGE_FILE}"
-        new.say("changed", place, reason)
+    if of_old and was_in_object_store(text):
+        reason = f"kept: was tos://agi-data/{text}, is now {moved} below the project root, or below"
+        new.say("changed", place, f"{reason} the data_root of {STORAGE_FILE}")
 
 
-def _without_placeholders(part: str) -> str | None:
-    """A part of a path; None if nothing is left of it."""
-    bare, count = _PLACEHOLDER.subn("", part)
-    return (bare.strip("_-. ") or None) if count else part
+def in_file_order(block: type[Block]) -> dict[str, FieldInfo]:
+    """The fields as files and pages have them: of a task what it is, what it does, and then how."""
+    fields = block.model_fields
+    shared = TaskFile.model_fields if issubclass(block, TaskFile) else {}
+    own = [name for name in fields if name not in shared and name not in _FIRST]
+    first = [name for name in _FIRST if name in fields] if shared else []
+    return {name: fields[name] for name in dict.fromkeys((*first, *own, *fields))}
 
 
 def _ordered(data: Content, block: type[Block]) -> Content:
     """The mapping in the order of the documentation; unknown keys come last."""
     fields = in_file_order(block)
-    names = [name for name in fields if name in data]
-    result = {name: data[name] for name in names} | data
-    for name in names:
+    result = {name: data[name] for name in fields if name in data} | data
+    for name in fields.keys() & data.keys():
         inner = fields[name].annotation
         if isinstance(inner, type) and issubclass(inner, Block) and isinstance(data[name], dict):
             result[name] = _ordered(cast("Content", data[name]), inner)
@@ -211,14 +203,13 @@ def _ordered(data: Content, block: type[Block]) -> Content:
 def _distillation(data: Content, new: Migration) -> Content:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
-    of_step = (
+    steps = ((old, *old.in_old_block()) for old in STEP_FIELDS)
+    of_step = [
         replace(old, path=f"{OLD_BLOCK}.{name}")
-        for old in STEP_FIELDS
-        for of, names in [old.in_old_block()]
-        if of == step
-        for name in names
-    )
-    is_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
+        for old, of, names in steps
+        for name in (names if of == step else ())
+    ]
+    data, of_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
     block = _block(data, OLD_BLOCK)
     for kind in (ChatmlStep, MergeStep, ResponsesStep):
         for name in (kind.input_field, kind.output_field):
@@ -227,7 +218,7 @@ def _distillation(data: Content, new: Migration) -> Content:
         reason = "conversations are sent whole; the old system sent their first message alone, as "
         reason += "`prompt_mode: first_message` does"
         new.say("changed", f"{OLD_BLOCK}.input_path", reason)
-    if is_old and data["task_type"] == GENERATE and block and "concurrency" not in block:
+    if of_old and data["task_type"] == GENERATE and block and "concurrency" not in block:
         block["concurrency"] = 30
         new.say("changed", f"{OLD_BLOCK}.concurrency", "added: 30 was the default, 20 is now")
     if step not in STEPS or step in data:
@@ -241,7 +232,7 @@ def _distillation(data: Content, new: Migration) -> Content:
 
 
 def _model(data: Content, new: Migration) -> Content:
-    _leave_out(data, MODEL_FIELDS, new)
+    data, _ = _leave_out(data, MODEL_FIELDS, new)
     if "client_config" not in data and "chat_config" not in data:
         data = _second_generation(data, new)
     retries = _block(data, "client_config").get("max_retries")
@@ -253,21 +244,21 @@ def _model(data: Content, new: Migration) -> Content:
 
 def _second_generation(data: Content, new: Migration) -> Content:
     """`provider`, `model_name` and `completions_params` as `client_config` and `chat_config`."""
-    provider = str(data.get("provider") or "")
+    provider = str(data.pop("provider", None) or "")
     known, _ = parse_model({"provider": provider, "model_name": "any"}, "")
-    client: Content = (
-        known.client_config.model_dump(include={"base_url", "api_key"}) if known else {}
-    )
+    assert known is not None
+    client: Content = known.client_config.model_dump(include={"base_url", "api_key"})
     new.say("changed", "provider", "now client_config: {base_url} with {api_key}".format(**client))
     params = _block(data, "completions_params")
-    chat: Content = {"model": data.get("model_name"), **params}
-    rest: Content = {}
-    for name, value in data.items():
-        if name in ClientConfig.model_fields:
-            client[name] = client.get(name) if value is None else value
-            new.say("changed", name, f"now client_config.{name}")
-        elif name not in ("provider", "model_name") and value not in (None, params):
-            rest[name] = value
+    chat: Content = {"model": data.pop("model_name", None), **params}
+    for name in (name for name in data if name in ClientConfig.model_fields):
+        client[name] = client.get(name) if data[name] is None else data[name]
+        new.say("changed", name, f"now client_config.{name}")
+    rest = {
+        name: value
+        for name, value in data.items()
+        if name not in client and value not in (None, params)
+    }
     new.say("changed", "model_name", "now chat_config.model")
     for name in _leaves(params):
         new.say("changed", f"completions_params.{name}", f"now chat_config.{name}")
@@ -279,8 +270,12 @@ def _second_generation(data: Content, new: Migration) -> Content:
 
 def _stem(file: str) -> str:
     """The file's name as the start of a variable's name."""
-    stem = re.sub(r"[^A-Z0-9]+", "_", PurePath(file).stem.upper()).strip("_")
+    stem = _name(PurePath(file).stem).strip("_")
     return stem if stem[:1].isalpha() else f"MODEL_{stem}".rstrip("_")
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^A-Z0-9]+", "_", text.upper())
 
 
 def _without_secrets(value: Any, path: tuple[str, ...], stem: str, new: Migration) -> Any:
@@ -294,7 +289,7 @@ def _without_secrets(value: Any, path: tuple[str, ...], stem: str, new: Migratio
         return [_without_secrets(item, path, stem, new) for item in cast("list[Any]", value)]
     if not _is_secret(value, path):
         return value
-    name = f"{stem}_{re.sub(r'[^A-Z0-9]+', '_', path[-1].upper())}"
+    name = f"{stem}_{_name(path[-1])}"
     if path[:2] in _REPLACED:
         new.say("changed", ".".join(path), f"now ${{{name}}}: put {name}=<the old value> in .env")
     else:
@@ -325,17 +320,16 @@ def _prompt(data: Content, new: Migration) -> Content:
     properties: Content = {}
     kept: Content = {}
     for key, value in block.pop("json_default_values").items():
-        if key not in output.keys:
-            why = f"{key} is not in json_keys"
-        else:
-            why = "a default never becomes a score" if is_number(value) else f"{key} is required"
-            if value is not None:
-                properties[key] = {"type": "integer"} if type(value) is int else output.fields[key]
-            if is_number(value):
-                new.hints[f"{place}.properties.{key}"] = "add the scale: minimum and maximum"
-            elif key in output.optional_defaults:
-                kept[key] = value
-                continue
+        is_key, is_rating = key in output.keys, is_number(value)
+        if is_key and value is not None:
+            properties[key] = {"type": "integer"} if type(value) is int else output.fields[key]
+        if is_key and is_rating:
+            new.hints[f"{place}.properties.{key}"] = "add the scale: minimum and maximum"
+        if is_key and key in output.optional_defaults:
+            kept[key] = value
+            continue
+        why = "a default never becomes a score" if is_rating else f"{key} is required"
+        why = why if is_key else f"{key} is not in json_keys"
         new.say("changed", f"output_config.json_default_values.{key}", f"left out: {why}")
     if properties:
         block["json_schema"] = {"properties": properties}

@@ -28,7 +28,7 @@ from modelcall_assets.config.endpoint import (
     Resolver,
     client_problems,
 )
-from modelcall_assets.config.legacy import MODEL_FIELDS, take_out
+from modelcall_assets.config.legacy import MODEL_FIELDS, take_out, without_effect
 from modelcall_assets.config.places import Environment
 from modelcall_assets.errors import Problem
 
@@ -164,11 +164,6 @@ class ModelConfig(ModelFile):
             given |= {"stream": True, **({"stream_options": options} if options else {})}
         return given
 
-    @property
-    def base_url(self) -> str:
-        """Of the first endpoint, as the file writes it."""
-        return self.client_config.each("")[0].config.base_url or ""
-
     def endpoints(
         self,
         env: Environment,
@@ -218,7 +213,8 @@ class _OfFirstGeneration(ModelConfig):
 
 def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
     """The model of a file of either generation."""
-    known, problems, _ = take_out(data, MODEL_FIELDS, file)
+    known, old = take_out(data, MODEL_FIELDS)
+    problems = list(without_effect(old, file))
     if "client_config" in data or "chat_config" in data:
         parsed, mistakes = validate(ModelConfig, known, file)
         block, model = "chat_config", parsed

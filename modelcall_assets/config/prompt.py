@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import PurePath
 from string import Formatter
 from typing import Annotated, Any, cast
@@ -159,28 +158,24 @@ def _schema_of(value: Any) -> dict[str, Any]:
             return {}
 
 
-class PromptFile(Block):
-    """The shape of a prompt file."""
+class PromptConfig(Block):
+    """A prompt file."""
 
     prompt_template: PromptTemplate
     """The messages of a request."""
     output_config: OutputConfig = OutputConfig()
+    _name: str = ""
+    """Of the file, without its suffix."""
 
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """A prompt under the name of its file."""
-
-    name: str
-    prompt_template: PromptTemplate
-    output_config: OutputConfig
+    def call(self, name: str) -> None:
+        self._name = name
 
     @property
     def version(self) -> str:
         """`<name>@<digest>`: changes when the content does, not when its layout does."""
         content = [self.prompt_template.model_dump(), self.output_config.model_dump()]
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
-        return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"{self._name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def placeholders(self) -> frozenset[str]:
@@ -189,12 +184,12 @@ class PromptConfig:
 
 
 def parse_prompt(data: Content, file: str) -> Parsed[PromptConfig]:
-    parsed, problems = validate(PromptFile, data, file)
-    if parsed is None:
+    prompt, problems = validate(PromptConfig, data, file)
+    if prompt is None:
         return None, problems
-    output = parsed.output_config
+    output = prompt.output_config
     problems += list(_schema_problems(output.json_schema, file)) or _output_problems(output, file)
-    prompt = PromptConfig(PurePath(file).stem, parsed.prompt_template, output)
+    prompt.call(PurePath(file).stem)
     return None if errors_in(problems) else prompt, problems
 
 

@@ -32,8 +32,7 @@ from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringT
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.data_files import StoreOptions, is_data_file
 
-RAW, PREPROCESSED, CHATML, RESPONSES = "raw", "preprocessed", "chatml", "responses"
-SCORES = "scores"
+PREPROCESSED, CHATML, RESPONSES = "preprocessed", "chatml", "responses"
 _COMMANDS = {
     "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
     "merge_distillation_results": "`modelcall join`",
@@ -86,19 +85,12 @@ class TaskSpec:
     @cached_property
     def stages(self) -> tuple[str, ...]:
         """The task's stages, upstream first."""
-        if isinstance(self.task, ScoringTask):
-            return (RAW, PREPROCESSED, SCORES) if self.task.preprocess.enabled else (RAW, SCORES)
-        own = tuple(self.task.stage_folders)
-        return own if self.link is not None else (RAW, *own)
+        return (*(() if self.link else ("raw",)), *self.task.stage_folders)
 
     @property
     def input_folder(self) -> str:
         """The raw input, or the one file that it is."""
-        task = self.task
-        if isinstance(task, ScoringTask):
-            own = task.preprocess.input_folder if task.preprocess.enabled else None
-            return self.resolved(own or task.data.input_folder)
-        return self.resolved(task.inputs[task.input_field])
+        return self.resolved(self.task.input_folder)
 
     @property
     def has_one_input(self) -> bool:
@@ -108,21 +100,14 @@ class TaskSpec:
 
     def folder(self, stage: str) -> str:
         """Where a stage other than raw leaves its files."""
-        task = self.task
-        if isinstance(task, DistillationTask):
-            return self.resolved(task.stage_folders[stage])
-        if stage == SCORES:
-            return self.resolved(task.data.output_folder)
-        folder = task.preprocess.output_folder
+        folder = self.task.stage_folders[stage]
         return self.resolved(folder) if folder else f"{self.input_folder}_preprocessed"
 
     @property
     def journal_folder(self) -> str:
         """Raw replies and the state of the stages."""
-        task = self.task
-        owner = task.data if isinstance(task, ScoringTask) else task
-        if owner.journal_folder:
-            return self.resolved(owner.journal_folder)
+        if self.task.journal_folder:
+            return self.resolved(self.task.journal_folder)
         last = RESPONSES if RESPONSES in self.stages else self.stages[-1]  # a judge may come later
         return f"{self.folder(last)}/.modelcall"
 
@@ -155,8 +140,8 @@ def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     problems = [each for place, text in named.items() for each in _unresolved(spec, place, text)]
     if problems := problems or list(_misplaced_outputs(spec)):
         return spec, problems
-    places = {place: spec.resolved(text) for place, text in named.items()}
-    places |= {"": spec.journal_folder} | _preprocessed(spec)
+    places = {place: spec.resolved(text) for place, text in spec.task.inputs.items()}
+    places |= _output_folders(spec) | {"": spec.journal_folder}
     if storage.problems and any(map(is_uri, places.values())):
         return spec, list(storage.problems)
     options, problems = store_options(storage, spec.env, places, spec.file_name)
@@ -214,16 +199,12 @@ def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
         yield problem_of(error, spec.file_name, place, text)
 
 
-def _preprocessed(spec: TaskSpec) -> dict[str, str]:
-    """The folder of the preprocessed rows, which has a default."""
-    has_some = PREPROCESSED in spec.stages
-    return {"preprocess.output_folder": spec.folder(PREPROCESSED)} if has_some else {}
-
-
 def _output_folders(spec: TaskSpec) -> dict[str, str]:
-    """Resolved, with those that are named nowhere."""
-    outputs = spec.task.outputs.items()
-    return {place: spec.resolved(text) for place, text in outputs} | _preprocessed(spec)
+    """Resolved, with that of the preprocessed rows, which may be named nowhere."""
+    folders = {place: spec.resolved(text) for place, text in spec.task.outputs.items()}
+    if PREPROCESSED in spec.stages:
+        folders["preprocess.output_folder"] = spec.folder(PREPROCESSED)
+    return folders
 
 
 def unwritable(spec: TaskSpec) -> Iterator[Problem]:

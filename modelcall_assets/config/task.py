@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Field, field_validator
-from pydantic.fields import FieldInfo
 
 from modelcall_assets.config.block import (
     Block,
@@ -23,7 +22,7 @@ from modelcall_assets.config.block import (
     must,
     validate,
 )
-from modelcall_assets.config.legacy import TASK_FIELDS, take_out
+from modelcall_assets.config.legacy import TASK_FIELDS, is_old, take_out, without_effect
 from modelcall_assets.config.places import Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.config.stores import STORAGE_FILE
@@ -193,21 +192,14 @@ class TaskFile(Block):
     """Share of failed rows above which a file's output is rejected."""
 
     @property
+    def max_files(self) -> int | None:
+        """The file cap in force."""
+        return self.debug.max_files if self.debug.enabled else None
+
+    @property
     def max_items_per_file(self) -> int | None:
         """The row cap in force."""
         return self.debug.max_items_per_file if self.debug.enabled else None
-
-
-_FIRST = ("task_name", "task_type", "description", "owners")
-
-
-def in_file_order(block: type[Block]) -> dict[str, FieldInfo]:
-    """The fields as files and pages have them: of a task what it is, what it does, and then how."""
-    fields = block.model_fields
-    shared = TaskFile.model_fields if issubclass(block, TaskFile) else {}
-    own = [name for name in fields if name not in shared and name not in _FIRST]
-    first = [name for name in _FIRST if name in fields] if shared else []
-    return {name: fields[name] for name in dict.fromkeys((*first, *own, *fields))}
 
 
 # The task that scores
@@ -271,39 +263,54 @@ class ScoringTask(TaskFile):
         return "data.input_folder"
 
     @property
+    def _preprocess(self) -> Preprocess:
+        """What is in force of it."""
+        return self.preprocess if self.preprocess.enabled else Preprocess()
+
+    @property
+    def stage_folders(self) -> dict[str, str | None]:
+        """Where each stage of the task leaves its files, as written, if it is."""
+        first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
+        return {**first, "scores": self.data.output_folder}
+
+    @property
+    def input_folder(self) -> str:
+        """What the task reads first, as written."""
+        return self._preprocess.input_folder or self.data.input_folder
+
+    @property
+    def journal_folder(self) -> str | None:
+        return self.data.journal_folder
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Folders as written, by field."""
+        own = self._preprocess.input_folder
         folders = {"data.input_folder": self.data.input_folder}
-        if self.preprocess.enabled and self.preprocess.input_folder:
-            folders["preprocess.input_folder"] = self.preprocess.input_folder
-        return folders
+        return {**folders, "preprocess.input_folder": own} if own else folders
 
     @property
     def outputs(self) -> dict[str, str]:
         """The same of what it writes."""
-        data, preprocess = self.data, self.preprocess
-        used = preprocess.enabled
         folders = {
-            "data.output_folder": data.output_folder,
-            "data.journal_folder": data.journal_folder,
-            "preprocess.output_folder": preprocess.output_folder if used else None,
-            "preprocess.stat_folder": preprocess.stat_folder if used else None,
+            "data.output_folder": self.data.output_folder,
+            "data.journal_folder": self.data.journal_folder,
+            "preprocess.output_folder": self._preprocess.output_folder,
+            "preprocess.stat_folder": self._preprocess.stat_folder,
         }
         return {field: folder for field, folder in folders.items() if folder}
 
     @property
     def max_files(self) -> int | None:
         """The file cap in force: debug's, else preprocess's, else none."""
-        if self.debug.enabled and self.debug.max_files is not None:
-            return self.debug.max_files
-        return self.preprocess.num_files if self.preprocess.enabled else None
+        return super().max_files or self._preprocess.num_files
 
 
 def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[ScoringTask]:
-    known, problems, is_old = take_out(data, TASK_FIELDS, file)
+    known, old = take_out(data, TASK_FIELDS)
     task, mistakes = validate(ScoringTask, known, file)
-    problems += [*mistakes, *_rater_problems(known, file)]
-    if is_old and not has_data_root and known.get("data_root") is None:
+    problems = [*without_effect(old, file), *mistakes, *_rater_problems(known, file)]
+    if is_old(old) and not has_data_root and known.get("data_root") is None:
         refused = {problem.field for problem in problems}
         problems += (p for p in _moved_paths(known, file) if p.field not in refused)
     if task is not None:

@@ -7,14 +7,13 @@ import re
 import ssl
 from base64 import b64encode
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from modelcall_assets.config.endpoint import MAX_REPLY_MIB
+from modelcall_assets.config.endpoint import Address
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer
 from modelcall_assets.llm.classify import Reply, error_in
@@ -50,23 +49,9 @@ _IN_PATH = "/%:@!$&'()*+,;=~"
 
 
 @dataclass
-class HttpTransport:
-    """What every transport over HTTP is made from, and what it makes of it."""
+class HttpTransport(Address):
+    """What every transport over HTTP makes of the address that it is made from."""
 
-    name: str
-    base_url: str = field(repr=False)
-    api_key: str | None = field(default=None, repr=False)
-    timeout_s: float = 600.0
-    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
-    """A header here wins over one of our own, whatever the case of its name."""
-    proxy: str | None = field(default=None, repr=False)
-    """None: the one of the process environment, if any."""
-    ca_file: str | None = None
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    """Besides those that the fields above show by their names: headers of the environment."""
-    max_reply_mib: int = MAX_REPLY_MIB
-    private: tuple[str, ...] = field(default=(), repr=False)
-    """What an answer may hold all the same, but nothing else."""
     least_rest_s: float = field(default=LEAST_REST_S, repr=False)
 
     async def __aenter__(self) -> Self:

@@ -6,10 +6,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelcall_assets.config.endpoint import Endpoint
+from modelcall_assets.config.endpoint import Address, Endpoint
 from modelcall_assets.config.model import BatchConfig, ModelConfig
 from modelcall_assets.llm.channel import Channel, Lease, Limits
 from modelcall_assets.llm.classify import Patience
@@ -54,14 +55,14 @@ def _transport(endpoint: Endpoint) -> HttpTransport:
         from modelcall_assets.llm.sdk_transport import SdkTransport
 
         kind = SdkTransport
-    return kind(*_where(endpoint))
+    return kind(**_where(endpoint))
 
 
 def _batches(endpoint: Endpoint, config: BatchConfig) -> BatchClient:
     from modelcall_assets.llm.batch import BatchClient
 
     return BatchClient(
-        *_where(endpoint),
+        **_where(endpoint),
         completion_window=config.completion_window,
         most_requests=config.max_requests_per_file,
         poll_s=config.poll_seconds,
@@ -69,20 +70,9 @@ def _batches(endpoint: Endpoint, config: BatchConfig) -> BatchClient:
     )
 
 
-def _where(endpoint: Endpoint) -> tuple[Any, ...]:
+def _where(endpoint: Endpoint) -> dict[str, Any]:
     """What a transport is made from."""
-    return (
-        endpoint.name,
-        endpoint.base_url,
-        endpoint.api_key,
-        endpoint.timeout_s,
-        endpoint.headers,
-        endpoint.proxy,
-        endpoint.ca_file,
-        endpoint.secrets,
-        endpoint.max_reply_mib,
-        endpoint.private,
-    )
+    return {each.name: getattr(endpoint, each.name) for each in fields(Address)}
 
 
 def _lease_folder(endpoint: Endpoint) -> Path:

@@ -1,4 +1,4 @@
-"""Prints docs/config.md: `python -m modelcall_assets.config.reference > docs/config.md`."""
+"""Prints docs/config.md from the models of the config files: `make docs`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from modelcall_assets.config.legacy import (
     TASK_FIELDS,
     OldField,
 )
+from modelcall_assets.config.migrate import in_file_order
 from modelcall_assets.config.model import FirstGeneration, ModelConfig
-from modelcall_assets.config.prompt import PromptFile
+from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.stores import StorageFile, StoreProfile
-from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile, in_file_order
+from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile
 
 _INTRO = """\
 # Config files
@@ -75,7 +76,7 @@ def reference() -> str:
                 "Still read, with the same meaning.",
                 _rows(FirstGeneration),
             ),
-            _section("Prompt", "`configs/prompts/*.yaml`", _rows(PromptFile)),
+            _section("Prompt", "`configs/prompts/*.yaml`", _rows(PromptConfig)),
             _section("Storage", cleandoc(StorageFile.__doc__ or ""), chain(*stores)),
             f"## Old fields\n\n{_OLD}\n",
             _table(("field", "treatment", "why, or what to write"), _old_rows()),
