@@ -17,6 +17,8 @@ from modelcall_assets.llm.json_text import BOM, Json, JsonValue, as_object, enco
 from modelcall_assets.records.outcome import Reason
 
 ACCEPTED_ENCODINGS = "gzip, deflate"
+EVENT_STREAM = "text/event-stream"
+"""How the content type of a stream begins."""
 _MOST_ENCODINGS = 3
 """Each takes a window of its own in memory."""
 _MOST_MEMBERS = 4096
@@ -128,11 +130,6 @@ class _Inflater:
         is_zlib = data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2]) % 31 == 0
         window = _GZIP if is_gzip else _ZLIB if is_zlib else self._other
         self._inner = None if self._is_padding else zlib.decompressobj(window)
-
-
-def is_event_stream(content_type: str) -> bool:
-    """Whether a reply's body is a stream of events."""
-    return content_type[:17].lower() == "text/event-stream"
 
 
 @dataclass

@@ -88,17 +88,13 @@ class Window:
     """
 
     def __init__(self, largest: int) -> None:
+        self.cap = self._largest = largest
         self._size = float(largest)
-        self._largest = largest
         self._growth = SLOWEST_GROWTH
         self._replies = self._busy = 0
         self._is_ill = False
         self._latency_s = LONGEST_ROUND_S
         self._round_from = self._grown_at = self._calm_from = float("-inf")
-
-    @property
-    def cap(self) -> int:
-        return max(1, int(self._size) - self._busy)
 
     def answered(self, now: float, in_flight: int, latency_s: float) -> None:
         self._latency_s += (latency_s - self._latency_s) / 16
@@ -110,6 +106,7 @@ class Window:
         if busy and not self._busy:
             self._replies, self._round_from = 0, now
         self._busy += busy
+        self.cap = max(1, self.cap - busy)
         self._is_ill = True
         self._calm_from = max(self._calm_from, now + after_s)
         self._count(now, in_flight)
@@ -128,6 +125,7 @@ class Window:
             self._size = min(self._largest, self._size * (1 + self._growth) + 0.5)
             self._growth, self._grown_at = min(FASTEST_GROWTH, self._growth * 2), now
         self._replies = self._busy = 0
+        self.cap = int(self._size)
         self._is_ill = False
         self._round_from = now
 
@@ -245,12 +243,6 @@ class Channel:
         self._ejected_until: float | None = None
         self._is_probed = False
 
-    @property
-    def load(self) -> float:
-        """0 is idle, 1 is full."""
-        cap = min(self.share, self._window.cap)
-        return self.in_flight / cap if cap else 1.0
-
     def look_at_others(self, now: float) -> bool:
         """Take this engine's share; False while others still have to make room."""
         if self.lease is None:
@@ -261,6 +253,11 @@ class Channel:
             if bucket is not None:
                 bucket.share(self.share / self.limits.max_in_flight, now)
         return claim == target
+
+    def load(self) -> float:
+        """0 is idle, 1 is full."""
+        cap = min(self.share, self._window.cap)
+        return self.in_flight / cap if cap else 1.0
 
     def wait(self, tokens: int, now: float) -> float | None:
         """Seconds until a request may start: 0 is now, None is "when another one ends"."""
@@ -332,16 +329,6 @@ class Channel:
 
 Held = Mapping[Channel, float]
 """Channels that one request is not to be sent to before a time."""
-
-
-def least_busy(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> Channel | None:
-    """Of those that can be asked now."""
-    found = None
-    for each in channels:
-        is_free = held.get(each, now) <= now and each.wait(tokens, now) == 0
-        if is_free and (found is None or each.load < found.load):
-            found = each
-    return found
 
 
 def shortest_wait(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> float:

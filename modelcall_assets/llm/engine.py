@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel, Held, least_busy, shortest_wait
+from modelcall_assets.llm.channel import Channel, Held, shortest_wait
 from modelcall_assets.llm.classify import (
     PATIENCE,
     Answered,
@@ -204,7 +204,11 @@ class Engine:
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
-        channel = await self._turn(tokens, held)
+        if self._stop_reason is not None:
+            raise self._stop_reason
+        channel = None if self._waiting else self._take(tokens, held)
+        if channel is None:
+            channel = await self._turn(tokens, held)
         started = self._now()
         try:
             reply = await channel.transport.send(payload)
@@ -225,11 +229,7 @@ class Engine:
         return channel, reply, verdict, now - started
 
     async def _turn(self, tokens: int, held: Held) -> Channel:
-        """A slot at the least loaded endpoint, in the order of asking."""
-        if self._stop_reason is not None:
-            raise self._stop_reason
-        if not self._waiting and (channel := self._take(tokens, held)) is not None:
-            return channel
+        """A slot, in the order of asking."""
         waiter = _Waiter(tokens, held, self._loop.create_future())
         self._waiting.append(waiter)
         self._set_alarm()
@@ -241,11 +241,14 @@ class Engine:
             raise
 
     def _take(self, tokens: int, held: Held) -> Channel | None:
-        """A slot, if there is one now."""
+        """A slot at the least loaded endpoint, if there is one now."""
         if self.in_flight >= self._most:
             return None
-        now = self._now()
-        if (channel := least_busy(self.channels, held, tokens, now)) is None:
+        now, channel = self._now(), None
+        for each in self.channels:
+            if held.get(each, now) <= now and each.wait(tokens, now) == 0:
+                channel = each if channel is None or each.load() < channel.load() else channel
+        if channel is None:
             return None
         channel.start(tokens, now)
         self.in_flight += 1

@@ -16,10 +16,10 @@ from aiohttp.connector import Connection
 
 from modelcall_assets.llm.body import (
     ACCEPTED_ENCODINGS,
+    EVENT_STREAM,
     Body,
     StreamedAnswer,
     Unreadable,
-    is_event_stream,
     too_large,
 )
 from modelcall_assets.llm.classify import Reply
@@ -88,7 +88,7 @@ class SdkTransport(HttpTransport):
         )
         response = cast("httpx2.Response", raw)
         try:
-            if not is_event_stream(response.headers.get("Content-Type", "")):
+            if not response.headers.get("Content-Type", "").lower().startswith(EVENT_STREAM):
                 body = await response.aread()
                 return self.in_one_piece(Reply(response.status_code, response.headers, body))
             try:

@@ -159,7 +159,7 @@ class HttpTransport:
         if 300 <= reply.status < 400 and (to := reply.headers.get("location")):
             text = f"it redirects to {self._base_of(to)}; set base_url to that address"
             reply.body = text.encode()
-        elif 200 <= reply.status < 300 and reply.body[:1] != b"{" and _EVENTS.match(reply.body):
+        elif 200 <= reply.status < 300 and _EVENTS.match(reply.body):
             answer = StreamedAnswer()
             answer.feed(reply.body)
             return answer.reply(reply.headers)
@@ -228,7 +228,7 @@ class DirectTransport(HttpTransport):
             if not was_closed or loop.time() - now > CLOSED_BEFORE_S:
                 break
             kept = None
-        if asked.stream is None:
+        if asked.stream is None and (reply.status >= 300 or reply.body[:1] != b"{"):
             reply = self.in_one_piece(reply)
         reply.sent = sent
         return reply
