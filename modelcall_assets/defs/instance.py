@@ -14,8 +14,8 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.errors import Problem, SetupError, StoreError
-from modelcall_assets.storage.claims import BUSY_S, claimed, write_ahead
-from modelcall_assets.storage.files import write_bytes
+from modelcall_assets.storage.files import BUSY_S, write_ahead, write_bytes
+from modelcall_assets.storage.publishing import claimed
 
 _LOCK, _WHOLE = ".home.lock", ".home.whole"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.storage.claims import BUSY_S, write_ahead
+from modelcall_assets.storage.files import BUSY_S, write_ahead
 
 if TYPE_CHECKING:
     from modelcall_assets.journal.journal import Journal

@@ -38,10 +38,9 @@ from modelcall_assets.stages.score_table import (
 )
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Run, Stage, Work
-from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.files import NewFile, file_digest
-from modelcall_assets.storage.manifest import read_manifest
 from modelcall_assets.storage.places import explained, is_absent
+from modelcall_assets.storage.publishing import Hold, read_manifest
 from modelcall_assets.transforms.scorer import Fields
 
 

@@ -19,9 +19,9 @@ from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.listing import matches, stat_file
-from modelcall_assets.storage.manifest import Manifest
 from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import Manifest
 from modelcall_assets.storage.rows import Chunk, document_pieces, read_chunks, read_rows, record_id
 
 CHUNK_ROWS = 1000

@@ -32,14 +32,14 @@ from modelcall_assets.storage.formats import (
 )
 from modelcall_assets.storage.jsonl import line_parser, parse_line
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.manifest import (
+from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
-from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
 
 WARNINGS = "warnings"
