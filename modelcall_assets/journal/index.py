@@ -175,7 +175,7 @@ class Asking:
         if (ended := self._own.get(key)) is not None:
             return ended.wait()
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
         except (BlockingIOError, PermissionError):
             return asyncio.sleep(POLL_S)
         except OSError:
@@ -187,7 +187,7 @@ class Asking:
         """Nothing happens when it is not ours."""
         if (ended := self._own.pop(key, None)) is not None:
             with suppress(OSError):
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _offset(key))
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, int(key[:15], 16))
             ended.set()
 
 
@@ -196,10 +196,6 @@ def _descriptor(path: Path) -> int:
     """Never closed: closing any of a file frees all the locks that the process has on it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-
-
-def _offset(key: str) -> int:
-    return int(key[:15], 16)
 
 
 class SharedReplies:

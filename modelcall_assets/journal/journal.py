@@ -231,7 +231,8 @@ class Journal:
         return self._segments[number], position - self._starts[number]
 
     def _load(self, segment: Segment) -> None:
-        self._begin(segment)
+        self._segments.append(segment)
+        self._starts.append(self._end)
         start, add = self._end, self._index.add
         for offset, kind in segment.scan():
             if kind >= 0:
@@ -252,10 +253,6 @@ class Journal:
         first, _ = self._batches.get(note.token, (position, note))
         self._batches[note.token] = (first, note)
 
-    def _begin(self, segment: Segment) -> None:
-        self._segments.append(segment)
-        self._starts.append(self._end)
-
     def _write(self, line: bytes) -> Position:
         try:
             self._writer = self._writer or self._new_segment()
@@ -268,7 +265,8 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
         writer = SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
-        self._begin(PlainSegment(writer.path))
+        self._segments.append(PlainSegment(writer.path))
+        self._starts.append(self._end)
         self._fresh = False
         return writer
 

@@ -78,13 +78,9 @@ class BatchNote:
 
 
 _NOTE = {
-    "batch": "token",
-    "e": "endpoint",
-    "n": "requests",
-    "at": "noted_at",
-    "id": "id",
+    "batch": "token", "e": "endpoint", "n": "requests", "at": "noted_at", "id": "id",
     "ended": "ended",
-}
+}  # fmt: skip
 """Name in the line → field."""
 
 

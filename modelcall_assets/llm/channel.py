@@ -179,11 +179,24 @@ class Lease:
         return Share(self._claim, target)
 
     def _others(self) -> Iterator[tuple[str, Fraction]]:
-        """The claims of living engines as parts of the whole; leases of dead ones are removed."""
+        """The claims of living engines as parts of the whole; leases that nobody holds any more are
+        removed."""
         for path in self.folder.glob("*.lease"):
-            if path != self._path and (text := _read_living(path)):
-                claim, limit = text.split()
-                yield path.name, Fraction(int(claim), int(limit))
+            if path == self._path:
+                continue
+            try:
+                fd = os.open(path, os.O_RDWR)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            except BlockingIOError:
+                if text := os.pread(fd, 64, 0).decode():
+                    claim, limit = text.split()
+                    yield path.name, Fraction(int(claim), int(limit))
+            finally:
+                os.close(fd)
 
     def _write(self) -> None:
         os.pwrite(self._fd, f"{self._claim:10d} {self.limit:10d}\n".encode(), 0)
@@ -197,22 +210,6 @@ class Lease:
             yield
         finally:
             os.close(fd)
-
-
-def _read_living(path: Path) -> str | None:
-    """None when nobody holds the lease any more."""
-    try:
-        fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-        return None
-    except BlockingIOError:
-        return os.pread(fd, 64, 0).decode()
-    finally:
-        os.close(fd)
 
 
 @dataclass(eq=False, repr=False)
@@ -241,7 +238,7 @@ class Channel:
         self._forbidden = self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
         self._ejected_until: float | None = None
-        self._is_probed = False
+        self.is_probed = False
 
     def look_at_others(self, now: float) -> bool:
         """Take this engine's share; False while others still have to make room."""
@@ -264,7 +261,7 @@ class Channel:
         if self.refusal is not None:
             return None
         if self._ejected_until is not None:
-            if self._is_probed:
+            if self.is_probed:
                 return None
             if now < self._ejected_until:
                 return self._ejected_until - now
@@ -275,7 +272,7 @@ class Channel:
 
     def start(self, tokens: int, now: float) -> None:
         """A request takes a slot and reserves its tokens; it probes an ejected endpoint."""
-        self._is_probed = self._ejected_until is not None
+        self.is_probed = self._ejected_until is not None
         self.in_flight += 1
         if self._requests is not None:
             self._requests.take(1, now)
@@ -297,18 +294,18 @@ class Channel:
                 if isinstance(verdict, Answered):
                     self.has_answered, self._forbidden = True, 0
                 self._failures, self._ejected_until = 0, None
-                self._is_probed, self._ejection_s = False, FIRST_EJECTION_S
+                self.is_probed, self._ejection_s = False, FIRST_EJECTION_S
                 self._window.answered(now, self.in_flight, now - started)
             case Refused(detail, record):
-                self._is_probed = False
+                self.is_probed = False
                 self.refusal = detail if record is None else None
             case TryAgain(failure, after_s, busy):
                 self._window.failed(now, self.in_flight - 1, busy=busy, after_s=after_s or 0.0)
                 self._failures += failure.reason is not Reason.RATE_LIMITED
-                if may_eject and (self._is_probed or self._failures >= EJECT_AFTER):
-                    if self._is_probed:
+                if may_eject and (self.is_probed or self._failures >= EJECT_AFTER):
+                    if self.is_probed:
                         self._ejection_s = min(LONGEST_EJECTION_S, self._ejection_s * 2)
-                    self._is_probed = False
+                    self.is_probed = False
                     self._ejected_until = now + self._ejection_s
         return verdict
 
@@ -321,10 +318,6 @@ class Channel:
         if self.has_answered:
             return BadRecord(record)
         return refused if self.in_flight > 1 else Refused(refused.detail)
-
-    def interrupted(self) -> None:
-        """A request ended without a reply; if it was the probe, the next one is."""
-        self._is_probed = False
 
 
 Held = Mapping[Channel, float]

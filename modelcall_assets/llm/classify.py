@@ -276,19 +276,15 @@ def error_in(body: JsonValue, choice: Json | None = None) -> ErrorSaid | None:
     inner = as_object(error)
     said = error if isinstance(error, str) else next(_texts(inner, body), "")
     found = ErrorSaid(frozenset(_codes(inner, body)), said)
-    if not is_error and found.codes <= _NO_ERROR and choice is not None and _is_whole(choice):
-        return None
+    if not is_error and found.codes <= _NO_ERROR and choice is not None:
+        is_said = choice.get("finish_reason") and isinstance(choice.get("message"), dict)
+        if is_said and ending_of(choice) is Ending.WHOLE:  # the endpoint itself says so
+            return None
     if isinstance(error, dict):
         is_error = is_error or any(_texts(inner)) or any(_codes(inner))
     elif error:
         is_error = True
     return found if is_error or (not body.get("choices") and found.says_what) else None
-
-
-def _is_whole(choice: Json) -> bool:
-    """Whether the endpoint itself says so."""
-    said = choice.get("finish_reason") and isinstance(choice.get("message"), dict)
-    return bool(said) and ending_of(choice) is Ending.WHOLE
 
 
 def _codes(*places: Json) -> Iterator[str]:

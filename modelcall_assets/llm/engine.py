@@ -213,7 +213,7 @@ class Engine:
         try:
             reply = await channel.transport.send(payload)
         except BaseException:
-            channel.interrupted()
+            channel.is_probed = False  # if it was the probe, the next one is
             self._free(channel)
             raise
         now = self._now()
@@ -254,12 +254,8 @@ class Engine:
         self.in_flight += 1
         if self._first_call is None:
             alone_s = self.patience.first_call_alone_s
-            self._first_call = self._loop.call_later(alone_s, self._open)
+            self._first_call = self._loop.call_later(alone_s, self._dispatch, self.max_in_flight)
         return channel
-
-    def _open(self) -> None:
-        self._most = self.max_in_flight
-        self._dispatch()
 
     def _free(self, channel: Channel) -> None:
         channel.in_flight -= 1
@@ -267,9 +263,10 @@ class Engine:
         if self._waiting:
             self._dispatch()
 
-    def _dispatch(self) -> None:
-        """Give free slots to those who wait, the oldest first; who may not use one lets the next
-        one have it."""
+    def _dispatch(self, most: int = 0) -> None:
+        """Give free slots, of which there are `most` from now on, to those who wait, the oldest
+        first; who may not use one lets the next one have it."""
+        self._most = most or self._most
         passed_over: list[_Waiter] = []
         while self._waiting:
             waiter = self._waiting.popleft()
