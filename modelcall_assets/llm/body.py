@@ -166,23 +166,19 @@ class StreamedAnswer:
             self._line(line)
 
     def reply(self, headers: Mapping[str, str]) -> Reply:
-        """Once the stream has ended."""
-        if (finished := self.finish()) is None:
-            return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
-        return Reply(finished[0], headers, finished[1])
-
-    def finish(self) -> tuple[int, bytes] | None:
-        """Status and body as if nothing had been streamed; None if the stream ended too soon."""
+        """Once the stream has ended: as if nothing had been streamed."""
         junk, self._ends_in_cr = self._junk, False
         self.feed(b"\n\n")  # the last event may lack its empty line, or its other half
-        if self._error is not None:
-            return self._error
-        if junk is not None:
-            return 200, junk
         plain = b"\n".join(self._no_event)
+        if self._error is not None:
+            return Reply(self._error[0], headers, self._error[1])
+        if junk is not None:
+            return Reply(200, headers, junk)
         if not self._all_finished and parsed(plain) is not None:
-            return 200, plain
-        return (200, self._completion()) if self._done or self._all_finished else None
+            return Reply(200, headers, plain)
+        if self._done or self._all_finished:
+            return Reply(200, headers, self._completion())
+        return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
 
     @property
     def is_settled(self) -> bool:

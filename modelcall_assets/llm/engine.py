@@ -212,21 +212,24 @@ class Engine:
         started = self._now()
         try:
             reply = await channel.transport.send(payload)
+            now = self._now()
+            several = len(self.channels) > 1
+            verdict = channel.replied(classify(reply), started, now, may_eject=several)
+            if self._counts_tokens:
+                used = 0
+                if isinstance(verdict, Answered):
+                    used = self._estimate.learn(payload, verdict.answer.usage)
+                channel.settle(tokens, used)
+            self._most = self.max_in_flight
+            return channel, reply, verdict, now - started
         except BaseException:
             channel.is_probed = False  # if it was the probe, the next one is
-            self._free(channel)
             raise
-        now = self._now()
-        several = len(self.channels) > 1
-        verdict = channel.replied(classify(reply), started, now, may_eject=several)
-        if self._counts_tokens:
-            used = 0
-            if isinstance(verdict, Answered):
-                used = self._estimate.learn(payload, verdict.answer.usage)
-            channel.settle(tokens, used)
-        self._most = self.max_in_flight
-        self._free(channel)
-        return channel, reply, verdict, now - started
+        finally:
+            channel.in_flight -= 1
+            self.in_flight -= 1
+            if self._waiting:
+                self._dispatch()
 
     async def _turn(self, tokens: int, held: Held) -> Channel:
         """A slot, in the order of asking."""
@@ -237,7 +240,9 @@ class Engine:
             return await waiter.turn
         except asyncio.CancelledError:
             if waiter.turn.done() and not waiter.turn.cancelled():
-                self._free(waiter.turn.result())
+                waiter.turn.result().in_flight -= 1
+                self.in_flight -= 1
+                self._dispatch()
             raise
 
     def _take(self, tokens: int, held: Held) -> Channel | None:
@@ -256,12 +261,6 @@ class Engine:
             alone_s = self.patience.first_call_alone_s
             self._first_call = self._loop.call_later(alone_s, self._dispatch, self.max_in_flight)
         return channel
-
-    def _free(self, channel: Channel) -> None:
-        channel.in_flight -= 1
-        self.in_flight -= 1
-        if self._waiting:
-            self._dispatch()
 
     def _dispatch(self, most: int = 0) -> None:
         """Give free slots, of which there are `most` from now on, to those who wait, the oldest
