@@ -147,8 +147,11 @@ class Addresses:
             bucket = self._words.bucket(hash_)
             at = bisect_left(bucket, first)
             if at == len(bucket) or bucket[at] > first + _MOST:
-                self._words.add(hash_, first)
                 self._occurrence = 0
+                bucket.insert(at, first)
+                self._words.room -= 1
+                if self._words.room < 0:
+                    self._words.grow()
             elif bucket[at] < first + _MOST:
                 bucket[at] += 1
                 self._occurrence = bucket[at] - first
