@@ -34,11 +34,10 @@ from modelcall_assets.journal.mirror import open_journal
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.claims import claimed, claims
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.listing import exists, list_files
-from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import RemotePath
+from modelcall_assets.storage.publishing import Manifest, claimed, claims, read_manifest
 
 ROWS, IN_FLIGHT = 60, 4
 LONG_S = 120

@@ -43,7 +43,7 @@ from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.publishing import read_manifest
 
 Row = dict[str, Any]
 

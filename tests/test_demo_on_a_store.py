@@ -20,7 +20,7 @@ from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes
-from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.publishing import read_manifest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TASKS = ("demo_code_quality", "demo_distillation")

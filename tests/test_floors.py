@@ -16,7 +16,6 @@ FLOOR = {
     "storage": 1,
     "journal": 1,
     "transforms": 1,
-    "grading": 1,
     "llm": 2,
     "stages": 3,
     "rehearsal": 4,

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.index import Address, Index, Occurrences
+from modelcall_assets.journal.index import Address, Addresses, Index
 from modelcall_assets.journal.journal import Journal, remove_folder
 from modelcall_assets.journal.lines import BatchNote, Entry, Reference, with_sum, without_sum
 from modelcall_assets.journal.packed import CACHED_BYTES
@@ -88,11 +88,11 @@ def test_a_reply_comes_back_whole(folder: Path) -> None:
     entry = refused._replace(attempts=4, latency_ms=0, endpoint="ü")
     with Journal(folder, "a") as journal:
         position = journal.append(entry)
-        assert journal.read(position) == entry
+        assert journal.chain(position)[-1] == entry
     with Journal(folder, "b") as journal:
         (dialogue,) = journal.dialogues(entry.address)
         assert dialogue.entries == (entry,)
-        assert journal.read(dialogue.positions[0]) == entry
+        assert journal.chain(dialogue.positions[0])[-1] == entry
         assert len(journal) == 1
 
 
@@ -143,7 +143,7 @@ def test_any_body_comes_back_byte_for_byte(name: str, status: int, folder: Path)
     with Journal(folder, "a") as journal:
         position = journal.append(reply(body, status=status))
         journal.append(reply(next_one))
-        assert journal.read(position).body == body
+        assert journal.chain(position)[-1].body == body
     for _ in range(2):
         with Journal(folder, "b") as journal:
             found = [dialogue.entries[0].body for dialogue in journal.dialogues(Address(KEY))]
@@ -301,7 +301,7 @@ def test_two_writers_do_not_damage_each_other(folder: Path) -> None:
             for n in range(50)
             for journal, name in ((left, "l"), (right, "r"))
         ]
-        texts = [journal.read(position).body.decode() for journal, position in written]
+        texts = [journal.chain(position)[-1].body.decode() for journal, position in written]
         assert texts == [f'"{name}{n}"' for n in range(50) for name in "lr"]
     with Journal(folder, "z") as journal:
         said = [dialogue[0] for dialogue in bodies(journal)]
@@ -446,7 +446,7 @@ def test_reading_a_packed_segment_in_any_order_is_the_same(folder: Path) -> None
     with Journal(folder, "b") as journal:
         positions = [dialogue.positions[0] for dialogue in journal.dialogues(Address(KEY))]
         for n in [0, 149, 1, 148, *range(150), 3]:
-            assert journal.read(positions[n]).body.decode() == f'"{texts[n]}"'
+            assert journal.chain(positions[n])[-1].body.decode() == f'"{texts[n]}"'
 
 
 def test_what_a_fresh_start_hides_is_not_packed(folder: Path) -> None:
@@ -561,7 +561,7 @@ def test_counting_and_finding_a_row_cost_22_bytes_at_any_moment() -> None:
     """From 10,000 to 100,000 rows, growth included; each is half of it."""
     keys = [hashlib.sha256(b"%d" % row).hexdigest()[:32] for row in range(100_000)]
     hashes = [Address(key).hash() for key in keys]
-    counted, index = Occurrences(), Index()
+    counted, index = Addresses(1), Index()
 
     def count(rows: range) -> None:
         for row in rows:
@@ -581,17 +581,18 @@ def test_counting_and_finding_a_row_cost_22_bytes_at_any_moment() -> None:
 def test_occurrences_are_counted_in_order(numbers: list[int]) -> None:
     """Low numbers come so often that their count does not fit its byte."""
     keys = [f"{number * number // 40:016x}{0:016x}" for number in numbers * 2]
-    counted, seen = Occurrences(), Counter[str]()
+    counted, seen = Addresses(1), Counter[str]()
     for key in keys:
-        assert counted.next(key) == seen[key]
+        assert counted.next(key).occurrence == seen[key]
         seen[key] += 1
 
 
 def test_a_key_can_come_very_often() -> None:
-    counted = Occurrences()
-    assert [counted.next(KEY) for _ in range(1000)] == list(range(1000))
-    assert counted.next("0" * 31 + "1") == 1000, "only the first 16 digits are looked at"
-    assert counted.next("0" * 15 + "1" * 17) == 0
+    counted = Addresses(1)
+    assert [counted.next(KEY).occurrence for _ in range(1000)] == list(range(1000))
+    other = counted.next("0" * 31 + "1")
+    assert other.occurrence == 1000, "only the first 16 digits are looked at"
+    assert counted.next("0" * 15 + "1" * 17).occurrence == 0
 
 
 def test_a_disk_that_takes_nothing_is_an_error(folder: Path) -> None:

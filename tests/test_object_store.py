@@ -21,8 +21,7 @@ from s3_server import S3Server
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
 from modelcall_assets.records.data_files import StoreOptions
-from modelcall_assets.storage import claims, files
-from modelcall_assets.storage.claims import Check, claimed
+from modelcall_assets.storage import files, publishing
 from modelcall_assets.storage.files import (
     delete,
     file_digest,
@@ -33,6 +32,7 @@ from modelcall_assets.storage.files import (
 )
 from modelcall_assets.storage.listing import exists, left_overs, list_files, list_inputs, stat_file
 from modelcall_assets.storage.places import RemotePath, Stores
+from modelcall_assets.storage.publishing import Check, claimed
 
 PART = 5 << 20
 """The least that S3 takes for a part that is not the last."""
@@ -229,7 +229,7 @@ QUICK = {"poll_s": 0.02, "stale_s": 1.0}
 HOLDER = """
 import sys
 from modelcall_assets.records.data_files import StoreOptions
-from modelcall_assets.storage.claims import claimed
+from modelcall_assets.storage.publishing import claimed
 from modelcall_assets.storage.places import Stores
 options = eval(sys.stdin.readline())
 with claimed(Stores([StoreOptions("lab", "s3://", "s3", options)]).place(sys.argv[1])):
@@ -262,7 +262,7 @@ class TestClaims:
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(work, range(16)))
         assert most == [1]
-        assert claims.claims(claim) == []
+        assert publishing.claims(claim) == []
 
     def test_who_holds_it_for_long_keeps_it(self, claim: RemotePath) -> None:
         """The other one looks for three times as long as a dead one's claim stands."""
@@ -295,11 +295,11 @@ class TestClaims:
         with holder:
             print(s3_server.storage_options, file=holder.stdin, flush=True)
             assert holder.stdout.readline() == "held\n"
-            assert len(claims.claims(claim)) == 1
+            assert len(publishing.claims(claim)) == 1
             holder.send_signal(signal.SIGKILL)
         with claimed(claim, **QUICK) as check:
             check()
-        assert claims.claims(claim) == []
+        assert publishing.claims(claim) == []
 
     def test_who_was_cut_off_from_the_store_holds_it_no_more(
         self, proxy: S3Proxy, behind: RemotePath, claim: RemotePath

@@ -20,9 +20,8 @@ from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.upkeep import LEFT_OVER, Verification, left_over
-from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import NewFile, delete, publish, read_bytes, write_bytes
-from modelcall_assets.storage.manifest import InputFingerprint, read_manifest
+from modelcall_assets.storage.publishing import InputFingerprint, claimed, read_manifest
 
 
 def test_on_a_disk_one_holds_a_claim_at_a_time(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read
 
 from modelcall_assets.defs.graph import add_new_keys
 from modelcall_assets.errors import RunStopped, SetupError
-from modelcall_assets.grading.scorer import SharedTypes, fitted, grade, load_scorer, plain
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.report import Tally
+from modelcall_assets.transforms.scorer import SharedTypes, fitted, grade, load_scorer, plain
 
 ROWS: list[dict[str, Any]] = [
     {"id": "one", "text": "short"},

@@ -21,12 +21,6 @@ from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest, publish, write_bytes
 from modelcall_assets.storage.listing import list_inputs, stat_file
-from modelcall_assets.storage.manifest import (
-    InputFingerprint,
-    Manifest,
-    read_manifest,
-    write_manifest,
-)
 from modelcall_assets.storage.parquet import (
     ParquetSink,
     SchemaInference,
@@ -36,6 +30,12 @@ from modelcall_assets.storage.parquet import (
     schema_to_json,
 )
 from modelcall_assets.storage.places import Stores
+from modelcall_assets.storage.publishing import (
+    InputFingerprint,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from modelcall_assets.storage.rows import own_id, read_batches, record_id, sample_row
 
 ODD_NAMES = [

@@ -434,9 +434,9 @@ def assembled(*pieces: bytes) -> Any:
     answer = StreamedAnswer()
     for piece in pieces:
         answer.feed(piece)
-    finished = answer.finish()
-    assert finished is not None
-    return orjson.loads(finished[1])
+    finished = answer.reply({})
+    assert finished.status
+    return orjson.loads(finished.body)
 
 
 def lines(*chunks: Any, end: bytes = b"\n") -> bytes:
@@ -492,7 +492,7 @@ def test_a_stream_has_to_say_that_it_is_whole() -> None:
     empty = {"id": "c", "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": ""}]}
     cut = StreamedAnswer()
     cut.feed(lines(empty, empty))
-    assert cut.finish() is None
+    assert not cut.reply({}).status
     answer = Answer.of(assembled(lines(empty, b"[DONE]")))
     assert (answer.text, answer.finish_reason, answer.ending) == ("x", None, Ending.UNKNOWN)
 
@@ -503,7 +503,7 @@ def test_what_comes_behind_a_finish_reason_is_more_of_the_answer() -> None:
     assert (choice["message"]["content"], choice["finish_reason"]) == ("aab", None)
     cut = StreamedAnswer()
     cut.feed(reopened)
-    assert cut.finish() is None
+    assert not cut.reply({}).status
 
 
 def test_a_letter_may_be_cut_between_two_chunks() -> None:
@@ -530,10 +530,10 @@ def test_a_stream_may_be_cut_into_pieces_anywhere(cuts: Sequence[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
     for start, end in pairwise(edges):
         answer.feed(STREAM[start:end])
-    finished = answer.finish()
-    assert finished is not None
+    finished = answer.reply({})
+    assert finished.status
     message = {"role": "assistant", "content": "你\nz"}
-    assert orjson.loads(finished[1]) == {
+    assert orjson.loads(finished.body) == {
         "id": "c",
         "object": "chat.completion",
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
@@ -560,8 +560,7 @@ def test_any_stream_has_an_outcome(chunks: Sequence[bytes]) -> None:
     answer = StreamedAnswer()
     for chunk in chunks:
         answer.feed(b"data: " + chunk + b"\n\n")
-    status, body = answer.finish() or (0, b"")
-    assert classify(Reply(status, {}, body))
+    assert classify(answer.reply({}))
 
 
 # What is sent

@@ -27,7 +27,7 @@ from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.publishing import read_manifest
 from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.tokens import count_tokens
 

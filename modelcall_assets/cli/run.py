@@ -36,7 +36,7 @@ from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches
-from modelcall_assets.storage.manifest import Manifest, read_manifest
+from modelcall_assets.storage.publishing import Manifest, read_manifest
 
 SHOWN_WARNINGS = 20
 

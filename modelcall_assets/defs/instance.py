@@ -32,8 +32,8 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import Problem, SetupError, StoreError
-from modelcall_assets.storage.claims import BUSY_S, claimed, write_ahead
-from modelcall_assets.storage.files import write_bytes
+from modelcall_assets.storage.files import BUSY_S, write_ahead, write_bytes
+from modelcall_assets.storage.publishing import claimed
 
 HOME = "dagster_home"
 SETTINGS = Path(__file__).with_name("dagster.yaml")

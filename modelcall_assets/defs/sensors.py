@@ -26,7 +26,7 @@ from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes
-from modelcall_assets.storage.manifest import read_manifest
+from modelcall_assets.storage.publishing import read_manifest
 
 TASK_TAG = "modelcall/task"
 LOOKED_UP_AT_ONCE = 200

@@ -109,8 +109,10 @@ class Home:
         start, end = parts[-1].end if parts else 0, _whole_lines(path)
         if end > start:
             self._put_part(path, parts, Part(start, end))
-        while (last := parts[-MERGED_PARTS:]) and self._may_merge(last):
+        while len(last := parts[-MERGED_PARTS:]) == MERGED_PARTS:
             merged = Part(last[0].start, last[-1].end, last[-1].level + 1)
+            if last[0].level != last[-1].level or merged.end - merged.start > MERGED_BYTES:
+                break
             self._put_part(path, parts, merged)
             for part in last:
                 delete(self._location(path.name, part))
@@ -127,13 +129,6 @@ class Home:
             delete(self.place / name)
             del self.whole[name]
         self.drop_parts(name)
-
-    def _may_merge(self, last: list[Part]) -> bool:
-        return (
-            len(last) == MERGED_PARTS
-            and last[0].level == last[-1].level
-            and last[-1].end - last[0].start <= MERGED_BYTES
-        )
 
     def _put_part(self, path: Path, parts: list[Part], part: Part) -> None:
         _upload(path, part.start, part.end, self._location(path.name, part))

@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import cache
@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.storage.claims import BUSY_S, write_ahead
+from modelcall_assets.storage.files import BUSY_S, write_ahead
 
 if TYPE_CHECKING:
     from modelcall_assets.journal.journal import Journal
@@ -53,12 +53,13 @@ class Words:
     def __init__(self, payload_bits: int) -> None:
         self._level = PLACE_BITS
         self._split = 0
-        self._room = _PER_BUCKET << PLACE_BITS
+        self.room = _PER_BUCKET << PLACE_BITS
         self._payload_bits = payload_bits
         self._buckets = [array("Q") for _ in range(1 << PLACE_BITS)]
 
     def bucket(self, hash_: int) -> array[int]:
-        """Where words of this hash are. Call `grow` after an insertion."""
+        """Where words of this hash are. Who inserts one takes it off `room`, and calls `grow` when
+        that is negative."""
         at = hash_ & (1 << self._level) - 1
         if at < self._split:
             at = hash_ & (2 << self._level) - 1
@@ -71,15 +72,14 @@ class Words:
         if at < len(bucket) and bucket[at] == word:
             return False
         bucket.insert(at, word)
-        self.grow()
+        self.room -= 1
+        if self.room < 0:
+            self.grow()
         return True
 
     def grow(self) -> None:
-        """Make room for one word more."""
-        self._room -= 1
-        if self._room >= 0:
-            return
-        self._room += _PER_BUCKET
+        """Split one bucket."""
+        self.room += _PER_BUCKET
         shift = self._payload_bits + self._level - PLACE_BITS
         old, buckets = self._buckets[self._split], self._buckets
         buckets[self._split] = array("Q", [word for word in old if not word >> shift & 1])
@@ -109,15 +109,11 @@ class Index:
 
     def __init__(self) -> None:
         self._words = Words(_POSITION_BITS)
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        self.count = 0
 
     def add(self, hash_: int, position: int) -> None:
-        insort(self._words.bucket(hash_), hash_ >> PLACE_BITS << _POSITION_BITS | position)
-        self._words.grow()
-        self._count += 1
+        self._words.add(hash_, hash_ >> PLACE_BITS << _POSITION_BITS | position)
+        self.count += 1
 
     def find(self, hash_: int) -> list[int]:
         """Positions in ascending order."""
@@ -128,47 +124,40 @@ class Index:
         return [word & _POSITION_MASK for word in bucket[start:end]]
 
 
-class Occurrences:
-    """How often each request key was met: about 9 bytes per distinct one.
+class Addresses:
+    """The addresses of the requests of a file, in input order, `samples` to a row: about 9 bytes
+    per distinct key.
 
     Keys are told apart by 62 bits, which among 10 million differ but for one chance in 90,000. The
-    count would then still be the same in every run over the same rows.
+    occurrence would then still be the same in every run over the same rows.
     """
-
-    def __init__(self) -> None:
-        self._words = Words(_COUNT_BITS)
-        self._often: dict[int, int] = {}
-        """Times met beyond what fits a word."""
-
-    def next(self, key: str) -> int:
-        """How often the key (hex digits) was met before; this time counts from now on."""
-        hash_ = int(key[:16], 16) & _KEY_MASK
-        bucket = self._words.bucket(hash_)
-        first = hash_ >> PLACE_BITS << _COUNT_BITS
-        at = bisect_left(bucket, first)
-        if at == len(bucket) or bucket[at] > first + _MOST:
-            bucket.insert(at, first)
-            self._words.grow()
-            return 0
-        if bucket[at] < first + _MOST:
-            bucket[at] += 1
-            return bucket[at] - first
-        self._often[hash_] = self._often.get(hash_, 0) + 1
-        return _MOST + self._often[hash_]
-
-
-class Addresses:
-    """The addresses of the requests of a file, in input order, `samples` to a row."""
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
-        self._occurrences = Occurrences()
+        self._words = Words(_COUNT_BITS)
+        self._often: dict[int, int] = {}
+        """Times a key was met beyond what fits a word."""
         self._occurrence = self._sample = 0
 
     def next(self, key: str) -> Address:
-        """That of the next request, which has this key."""
+        """That of the next request, which has this key (hex digits)."""
         if not self._sample:
-            self._occurrence = self._occurrences.next(key)
+            hash_ = int(key[:16], 16) & _KEY_MASK
+            first = hash_ >> PLACE_BITS << _COUNT_BITS
+            bucket = self._words.bucket(hash_)
+            at = bisect_left(bucket, first)
+            if at == len(bucket) or bucket[at] > first + _MOST:
+                self._occurrence = 0
+                bucket.insert(at, first)
+                self._words.room -= 1
+                if self._words.room < 0:
+                    self._words.grow()
+            elif bucket[at] < first + _MOST:
+                bucket[at] += 1
+                self._occurrence = bucket[at] - first
+            else:
+                self._often[hash_] = self._often.get(hash_, 0) + 1
+                self._occurrence = _MOST + self._often[hash_]
         address = Address(key, self._occurrence, self._sample)
         self._sample = (self._sample + 1) % self._samples
         return address
@@ -189,7 +178,7 @@ class Asking:
         if (ended := self._own.get(key)) is not None:
             return ended.wait()
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
         except (BlockingIOError, PermissionError):
             return asyncio.sleep(POLL_S)
         except OSError:
@@ -201,7 +190,7 @@ class Asking:
         """Nothing happens when it is not ours."""
         if (ended := self._own.pop(key, None)) is not None:
             with suppress(OSError):
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _offset(key))
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, int(key[:15], 16))
             ended.set()
 
 
@@ -210,10 +199,6 @@ def _descriptor(path: Path) -> int:
     """Never closed: closing any of a file frees all the locks that the process has on it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-
-
-def _offset(key: str) -> int:
-    return int(key[:15], 16)
 
 
 class SharedReplies:

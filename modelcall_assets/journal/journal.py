@@ -99,7 +99,7 @@ class Journal:
 
     def __len__(self) -> int:
         """Replies that `dialogues` finds."""
-        return len(self._index)
+        return self._index.count
 
     def __contains__(self, address: Address) -> bool:
         """Whether `dialogues` has a reply to this record."""
@@ -128,7 +128,7 @@ class Journal:
         """What earlier runs have of this record, and this one made findable, by age of the last
         turn. A turn whose previous one is lost does not count; two runs that mended the same answer
         make two dialogues."""
-        if not self._index:
+        if not self._index.count:
             return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
@@ -187,18 +187,22 @@ class Journal:
             with explained(self._folder, StoreError):
                 self._writer.sync()
 
-    def read(self, position: Position) -> Entry:
-        """StoreError when the line was damaged since it was found."""
-        return self._read(*self._at(position))
-
     def chain(self, position: Position) -> list[Entry]:
-        """The dialogue that ends at `position`, first turn first. StoreError as of `read`."""
-        entries = [self.read(position)]
-        while (previous := entries[-1].previous) is not None:
-            name, offset = previous
+        """The dialogue that ends at `position`, first turn first. StoreError when a line was
+        damaged since it was found."""
+        segment, offset = self._at(position)
+        entries: list[Entry] = []
+        while (entry := entry_of(segment.line(offset), segment.path.name)) is not None:
+            entries.append(entry)
+            if entry.previous is None:
+                return entries[::-1]
+            name, offset = entry.previous
             segment = next(each for each in self._segments if each.path.name == name)
-            entries.append(self._read(segment, offset))
-        return entries[::-1]
+        self._lost.add((segment.path.name, offset))
+        raise StoreError(
+            f"{segment.path}: the line at {offset} was damaged while it was in use; check the "
+            "disk and run it again: what is lost is asked again, all else is kept"
+        )
 
     def reference(self, position: Position) -> Reference:
         """What the next turn's `previous` must hold."""
@@ -213,34 +217,22 @@ class Journal:
         if counted != address.occurrence:
             positions = sorted({*positions, *self._index.find(known[1].hash())})
         for position in positions:
-            entry = self._entry(*self._at(position))
-            if entry is not None and entry.address in known:
+            segment, offset = self._at(position)
+            if (entry := entry_of(segment.line(offset), segment.path.name)) is None:
+                self._lost.add((segment.path.name, offset))
+            elif entry.address in known:
                 yield position, entry
 
     def _may_pack(self) -> bool:
         return True
-
-    def _entry(self, segment: Segment, offset: int) -> Entry | None:
-        """None when the line is damaged."""
-        entry = entry_of(segment.line(offset), segment.path.name)
-        if entry is None:
-            self._lost.add((segment.path.name, offset))
-        return entry
-
-    def _read(self, segment: Segment, offset: int) -> Entry:
-        if (entry := self._entry(segment, offset)) is None:
-            raise StoreError(
-                f"{segment.path}: the line at {offset} was damaged while it was in use; check the "
-                "disk and run it again: what is lost is asked again, all else is kept"
-            )
-        return entry
 
     def _at(self, position: Position) -> tuple[Segment, int]:
         number = bisect_right(self._starts, position) - 1
         return self._segments[number], position - self._starts[number]
 
     def _load(self, segment: Segment) -> None:
-        self._begin(segment)
+        self._segments.append(segment)
+        self._starts.append(self._end)
         start, add = self._end, self._index.add
         for offset, kind in segment.scan():
             if kind >= 0:
@@ -261,10 +253,6 @@ class Journal:
         first, _ = self._batches.get(note.token, (position, note))
         self._batches[note.token] = (first, note)
 
-    def _begin(self, segment: Segment) -> None:
-        self._segments.append(segment)
-        self._starts.append(self._end)
-
     def _write(self, line: bytes) -> Position:
         try:
             self._writer = self._writer or self._new_segment()
@@ -277,7 +265,8 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
         writer = SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
-        self._begin(PlainSegment(writer.path))
+        self._segments.append(PlainSegment(writer.path))
+        self._starts.append(self._end)
         self._fresh = False
         return writer
 

@@ -97,7 +97,9 @@ class _MirroredJournal(Journal):
                 return
             super().sync()
             if time.monotonic() - self._pushed >= self._flush_s:
-                self._mirror.push(self._run_id)
+                for path in self._mirror.own():
+                    if is_of_run(path, self._run_id) and not self._mirror.home.has(path):
+                        self._mirror.home.put_rest(path)
                 self._pushed = time.monotonic()
 
     def seal(self, data_version: str) -> None:
@@ -145,17 +147,11 @@ class _Mirror:
                 if not self.home.has_gaps:
                     return
 
-    def push(self, run_id: str) -> None:
-        """Bring what the run has appended."""
-        for path in self._own():
-            if is_of_run(path, run_id) and not self.home.has(path):
-                self.home.put_rest(path)
-
     def bring(self, run_id: str) -> None:
         """Bring what has ended: segments of the run, and one that packs others."""
         if self.read_only:
             return
-        for path in self._own():
+        for path in self.own():
             if is_of_run(path, run_id) or path.name.endswith(PACKED_SUFFIX):
                 self.home.put_whole(path)
         self._tidy()
@@ -165,7 +161,7 @@ class _Mirror:
         left. Needs the folder's lock for itself."""
         if self.read_only:
             return
-        for path in self._own():
+        for path in self.own():
             self.home.put_whole(path)
         for name in self.home.unended:
             if self.home.is_dead(name) and (path := self.folder / name).exists():
@@ -178,7 +174,7 @@ class _Mirror:
         with closing(FolderLock(self.folder)) as lock:
             if lock.exclusive():
                 self.bring_all()
-                if all(map(self.home.has, self._own())):
+                if all(map(self.home.has, self.own())):
                     for path in all_paths(self.folder):
                         path.unlink()
                     empty(self.folder)  # what says which ones are copies goes last
@@ -194,7 +190,7 @@ class _Mirror:
 
     def _fetch(self) -> None:
         """Newest first, because a packed segment says which ones it replaces."""
-        replaced = replaced_in(self._own())
+        replaced = replaced_in(self.own())
         for name in sorted({*self.home.whole, *self.home.parts}, reverse=True):
             path = self.folder / name
             if name in replaced:
@@ -219,7 +215,7 @@ class _Mirror:
         file = self.folder / _COPIES
         return set(file.read_text(errors="replace").split()) if file.exists() else set()
 
-    def _own(self) -> list[Path]:
+    def own(self) -> list[Path]:
         """Segments that were written here."""
         copies = self._copies()
         return [path for path in segment_paths(self.folder) if path.name not in copies]

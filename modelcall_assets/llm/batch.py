@@ -202,8 +202,11 @@ class BatchClient(SdkTransport):
                 told = orjson.loads(line)
                 custom_id, response = str(told["custom_id"]), told.get("response")
                 if response is None:
-                    reply = _not_executed(told.get("error") or {})
-                    yield Result(custom_id, self.cleaned(reply))
+                    error: dict[str, str] = told.get("error") or {}
+                    code = error.get("code") or "no response"
+                    text = f"{code}: {error.get('message') or 'no reason given'}"
+                    fault = _NOT_EXECUTED.get(code, Reason.DROPPED)
+                    yield Result(custom_id, self.cleaned(Reply(0, {}, text.encode(), fault)))
                     continue
                 status, body = int(response["status_code"]), orjson.dumps(response["body"])
             except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):
@@ -286,12 +289,6 @@ class BatchClient(SdkTransport):
             f"{self.name} refuses batches: {why}. Check api_key, model and base_url in the model "
             "file, the account's quota, and whether the endpoint has OpenAI's batches at all"
         )
-
-
-def _not_executed(error: dict[str, str]) -> Reply:
-    code = error.get("code") or "no response"
-    text = f"{code}: {error.get('message') or 'no reason given'}"
-    return Reply(0, {}, text.encode(), _NOT_EXECUTED.get(code, Reason.DROPPED))
 
 
 def _ended(batch: Batch) -> Ended:

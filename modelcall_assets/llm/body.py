@@ -17,6 +17,8 @@ from modelcall_assets.llm.json_text import BOM, Json, JsonValue, as_object, enco
 from modelcall_assets.records.outcome import Reason
 
 ACCEPTED_ENCODINGS = "gzip, deflate"
+EVENT_STREAM = "text/event-stream"
+"""How the content type of a stream begins."""
 _MOST_ENCODINGS = 3
 """Each takes a window of its own in memory."""
 _MOST_MEMBERS = 4096
@@ -130,11 +132,6 @@ class _Inflater:
         self._inner = None if self._is_padding else zlib.decompressobj(window)
 
 
-def is_event_stream(content_type: str) -> bool:
-    """Whether a reply's body is a stream of events."""
-    return content_type[:17].lower() == "text/event-stream"
-
-
 @dataclass
 class StreamedAnswer:
     """Takes the bytes of a stream as they come and keeps only what the answer is made of."""
@@ -169,23 +166,19 @@ class StreamedAnswer:
             self._line(line)
 
     def reply(self, headers: Mapping[str, str]) -> Reply:
-        """Once the stream has ended."""
-        if (finished := self.finish()) is None:
-            return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
-        return Reply(finished[0], headers, finished[1])
-
-    def finish(self) -> tuple[int, bytes] | None:
-        """Status and body as if nothing had been streamed; None if the stream ended too soon."""
+        """Once the stream has ended: as if nothing had been streamed."""
         junk, self._ends_in_cr = self._junk, False
         self.feed(b"\n\n")  # the last event may lack its empty line, or its other half
-        if self._error is not None:
-            return self._error
-        if junk is not None:
-            return 200, junk
         plain = b"\n".join(self._no_event)
+        if self._error is not None:
+            return Reply(self._error[0], headers, self._error[1])
+        if junk is not None:
+            return Reply(200, headers, junk)
         if not self._all_finished and parsed(plain) is not None:
-            return 200, plain
-        return (200, self._completion()) if self._done or self._all_finished else None
+            return Reply(200, headers, plain)
+        if self._done or self._all_finished:
+            return Reply(200, headers, self._completion())
+        return Reply(0, {}, b"the stream ended before the answer", Reason.DROPPED)
 
     @property
     def is_settled(self) -> bool:

@@ -88,17 +88,13 @@ class Window:
     """
 
     def __init__(self, largest: int) -> None:
+        self.cap = self._largest = largest
         self._size = float(largest)
-        self._largest = largest
         self._growth = SLOWEST_GROWTH
         self._replies = self._busy = 0
         self._is_ill = False
         self._latency_s = LONGEST_ROUND_S
         self._round_from = self._grown_at = self._calm_from = float("-inf")
-
-    @property
-    def cap(self) -> int:
-        return max(1, int(self._size) - self._busy)
 
     def answered(self, now: float, in_flight: int, latency_s: float) -> None:
         self._latency_s += (latency_s - self._latency_s) / 16
@@ -110,6 +106,7 @@ class Window:
         if busy and not self._busy:
             self._replies, self._round_from = 0, now
         self._busy += busy
+        self.cap = max(1, self.cap - busy)
         self._is_ill = True
         self._calm_from = max(self._calm_from, now + after_s)
         self._count(now, in_flight)
@@ -128,6 +125,7 @@ class Window:
             self._size = min(self._largest, self._size * (1 + self._growth) + 0.5)
             self._growth, self._grown_at = min(FASTEST_GROWTH, self._growth * 2), now
         self._replies = self._busy = 0
+        self.cap = int(self._size)
         self._is_ill = False
         self._round_from = now
 
@@ -181,11 +179,24 @@ class Lease:
         return Share(self._claim, target)
 
     def _others(self) -> Iterator[tuple[str, Fraction]]:
-        """The claims of living engines as parts of the whole; leases of dead ones are removed."""
+        """The claims of living engines as parts of the whole; leases that nobody holds any more are
+        removed."""
         for path in self.folder.glob("*.lease"):
-            if path != self._path and (text := _read_living(path)):
-                claim, limit = text.split()
-                yield path.name, Fraction(int(claim), int(limit))
+            if path == self._path:
+                continue
+            try:
+                fd = os.open(path, os.O_RDWR)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            except BlockingIOError:
+                if text := os.pread(fd, 64, 0).decode():
+                    claim, limit = text.split()
+                    yield path.name, Fraction(int(claim), int(limit))
+            finally:
+                os.close(fd)
 
     def _write(self) -> None:
         os.pwrite(self._fd, f"{self._claim:10d} {self.limit:10d}\n".encode(), 0)
@@ -199,22 +210,6 @@ class Lease:
             yield
         finally:
             os.close(fd)
-
-
-def _read_living(path: Path) -> str | None:
-    """None when nobody holds the lease any more."""
-    try:
-        fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-        return None
-    except BlockingIOError:
-        return os.pread(fd, 64, 0).decode()
-    finally:
-        os.close(fd)
 
 
 @dataclass(eq=False, repr=False)
@@ -243,13 +238,7 @@ class Channel:
         self._forbidden = self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
         self._ejected_until: float | None = None
-        self._is_probed = False
-
-    @property
-    def load(self) -> float:
-        """0 is idle, 1 is full."""
-        cap = min(self.share, self._window.cap)
-        return self.in_flight / cap if cap else 1.0
+        self.is_probed = False
 
     def look_at_others(self, now: float) -> bool:
         """Take this engine's share; False while others still have to make room."""
@@ -262,12 +251,17 @@ class Channel:
                 bucket.share(self.share / self.limits.max_in_flight, now)
         return claim == target
 
+    def load(self) -> float:
+        """0 is idle, 1 is full."""
+        cap = min(self.share, self._window.cap)
+        return self.in_flight / cap if cap else 1.0
+
     def wait(self, tokens: int, now: float) -> float | None:
         """Seconds until a request may start: 0 is now, None is "when another one ends"."""
         if self.refusal is not None:
             return None
         if self._ejected_until is not None:
-            if self._is_probed:
+            if self.is_probed:
                 return None
             if now < self._ejected_until:
                 return self._ejected_until - now
@@ -278,7 +272,7 @@ class Channel:
 
     def start(self, tokens: int, now: float) -> None:
         """A request takes a slot and reserves its tokens; it probes an ejected endpoint."""
-        self._is_probed = self._ejected_until is not None
+        self.is_probed = self._ejected_until is not None
         self.in_flight += 1
         if self._requests is not None:
             self._requests.take(1, now)
@@ -300,18 +294,18 @@ class Channel:
                 if isinstance(verdict, Answered):
                     self.has_answered, self._forbidden = True, 0
                 self._failures, self._ejected_until = 0, None
-                self._is_probed, self._ejection_s = False, FIRST_EJECTION_S
+                self.is_probed, self._ejection_s = False, FIRST_EJECTION_S
                 self._window.answered(now, self.in_flight, now - started)
             case Refused(detail, record):
-                self._is_probed = False
+                self.is_probed = False
                 self.refusal = detail if record is None else None
             case TryAgain(failure, after_s, busy):
                 self._window.failed(now, self.in_flight - 1, busy=busy, after_s=after_s or 0.0)
                 self._failures += failure.reason is not Reason.RATE_LIMITED
-                if may_eject and (self._is_probed or self._failures >= EJECT_AFTER):
-                    if self._is_probed:
+                if may_eject and (self.is_probed or self._failures >= EJECT_AFTER):
+                    if self.is_probed:
                         self._ejection_s = min(LONGEST_EJECTION_S, self._ejection_s * 2)
-                    self._is_probed = False
+                    self.is_probed = False
                     self._ejected_until = now + self._ejection_s
         return verdict
 
@@ -325,23 +319,9 @@ class Channel:
             return BadRecord(record)
         return refused if self.in_flight > 1 else Refused(refused.detail)
 
-    def interrupted(self) -> None:
-        """A request ended without a reply; if it was the probe, the next one is."""
-        self._is_probed = False
-
 
 Held = Mapping[Channel, float]
 """Channels that one request is not to be sent to before a time."""
-
-
-def least_busy(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> Channel | None:
-    """Of those that can be asked now."""
-    found = None
-    for each in channels:
-        is_free = held.get(each, now) <= now and each.wait(tokens, now) == 0
-        if is_free and (found is None or each.load < found.load):
-            found = each
-    return found
 
 
 def shortest_wait(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> float:

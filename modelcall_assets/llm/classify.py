@@ -116,36 +116,8 @@ Verdict = Answered | TryAgain | Refused | BadRecord
 
 def classify(reply: Reply) -> Verdict:
     """Total over every status and body."""
-    if reply.fault is not None:
-        return TryAgain(Failure(reply.fault, reply.body[:1000].decode(errors="replace")))
-    if 200 <= reply.status < 300:
-        return _completion(reply)
-    error = error_in(parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
-    said = error.message or reply.body[:1000].decode(errors="replace")
-    is_busy = error.status in BUSY_STATUS and reply.status not in REFUSED_STATUS
-    status = error.status if is_busy and 400 <= reply.status < 500 else reply.status
-    return _failed(status, error, f"HTTP {reply.status}: {said[:1000]}", reply.headers)
-
-
-def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
-    """Of an HTTP status, or of an error that means it."""
-    if status in REFUSED_STATUS or error.is_refusal:
-        return Refused(detail)
-    if status in RETRIED_STATUS or status >= 500:
-        after_s = retry_after(headers)
-        if status == 429 and after_s is None:
-            after_s = limit_reset(headers)
-        reason = Reason.RATE_LIMITED if status == 429 else Reason.SERVER_ERROR
-        return TryAgain(Failure(reason, detail), after_s, status in BUSY_STATUS)
-    if error.is_context:
-        return BadRecord(Failure(Reason.CONTEXT_LENGTH, detail))
-    if error.is_filter:
-        return BadRecord(Failure(Reason.CONTENT_FILTER, detail))
-    failure = Failure(Reason.BAD_REQUEST, detail)
-    return Refused(detail, failure) if status in FORBIDDEN_STATUS else BadRecord(failure)
-
-
-def _completion(reply: Reply) -> Verdict:
+    if not 200 <= reply.status < 300:
+        return _without_answer(reply)
     body = parsed(reply.body.removeprefix(BOM))
     first = first_choice(body)
     if (error := error_in(body, first)) is not None:
@@ -166,6 +138,35 @@ def _completion(reply: Reply) -> Verdict:
     what = "is not JSON" if body is None else "has no choices[0].message"
     start = reply.body[:200].decode(errors="replace")
     return TryAgain(Failure(Reason.BAD_REPLY, f"the reply {what}; it starts with {start!r}"))
+
+
+def _without_answer(reply: Reply) -> Verdict:
+    start = reply.body[:1000].decode(errors="replace")
+    if reply.fault is not None:
+        return TryAgain(Failure(reply.fault, start))
+    error = error_in(parsed(reply.body.decode(errors="replace"))) or ErrorSaid(frozenset(), "")
+    is_busy = error.status in BUSY_STATUS and reply.status not in REFUSED_STATUS
+    status = error.status if is_busy and 400 <= reply.status < 500 else reply.status
+    detail = f"HTTP {reply.status}: {(error.message or start)[:1000]}"
+    return _failed(status, error, detail, reply.headers)
+
+
+def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
+    """Of an HTTP status, or of an error that means it."""
+    if status in REFUSED_STATUS or error.is_refusal:
+        return Refused(detail)
+    if status in RETRIED_STATUS or status >= 500:
+        after_s = retry_after(headers)
+        if status == 429 and after_s is None:
+            after_s = limit_reset(headers)
+        reason = Reason.RATE_LIMITED if status == 429 else Reason.SERVER_ERROR
+        return TryAgain(Failure(reason, detail), after_s, status in BUSY_STATUS)
+    if error.is_context:
+        return BadRecord(Failure(Reason.CONTEXT_LENGTH, detail))
+    if error.is_filter:
+        return BadRecord(Failure(Reason.CONTENT_FILTER, detail))
+    failure = Failure(Reason.BAD_REQUEST, detail)
+    return Refused(detail, failure) if status in FORBIDDEN_STATUS else BadRecord(failure)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -275,19 +276,15 @@ def error_in(body: JsonValue, choice: Json | None = None) -> ErrorSaid | None:
     inner = as_object(error)
     said = error if isinstance(error, str) else next(_texts(inner, body), "")
     found = ErrorSaid(frozenset(_codes(inner, body)), said)
-    if not is_error and found.codes <= _NO_ERROR and choice is not None and _is_whole(choice):
-        return None
+    if not is_error and found.codes <= _NO_ERROR and choice is not None:
+        is_said = choice.get("finish_reason") and isinstance(choice.get("message"), dict)
+        if is_said and ending_of(choice) is Ending.WHOLE:  # the endpoint itself says so
+            return None
     if isinstance(error, dict):
         is_error = is_error or any(_texts(inner)) or any(_codes(inner))
     elif error:
         is_error = True
     return found if is_error or (not body.get("choices") and found.says_what) else None
-
-
-def _is_whole(choice: Json) -> bool:
-    """Whether the endpoint itself says so."""
-    said = choice.get("finish_reason") and isinstance(choice.get("message"), dict)
-    return bool(said) and ending_of(choice) is Ending.WHOLE
 
 
 def _codes(*places: Json) -> Iterator[str]:

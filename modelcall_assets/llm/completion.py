@@ -96,8 +96,6 @@ class Texts:
     @classmethod
     def of(cls, content: Any) -> Texts:
         """A text, or a list of parts: texts, thoughts and refusals, each joined."""
-        if isinstance(content, str):
-            return cls(content)
         found = cls()
         for part in _listed(content):
             given = {"text": part} if isinstance(part, str) else as_object(part)
@@ -231,7 +229,10 @@ class Answer:
         to have it among the parts of `content`. `choice` is the first one, where that is known."""
         choice = choice or first_choice(completion) or {}
         reason, message = choice.get("finish_reason"), as_object(choice.get("message"))
-        said = Texts.of(message.get("content"))
+        content, calls = message.get("content"), message.get("tool_calls")
+        said = Texts(content) if isinstance(content, str) else Texts.of(content)
+        if not calls and (function := message.get("function_call")):  # as it was called before
+            calls = [{"type": "function", "function": function}]
         reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
         refusal = _text(message.get("refusal")) or said.refusal
         return cls(
@@ -243,7 +244,7 @@ class Answer:
             model=_text(completion.get("model")),
             ending=ending_of(choice),
             refusal=refusal,
-            tool_calls=_tool_calls(message),
+            tool_calls=_json_text(calls) if calls and isinstance(calls, list) else None,
         )
 
 
@@ -251,12 +252,9 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _tool_calls(message: Json) -> str | None:
-    """As JSON text, the older `function_call` as one of them."""
-    calls = message.get("tool_calls")
-    if not calls and (function := message.get("function_call")):
-        calls = [{"type": "function", "function": function}]
+def _json_text(value: Any) -> str | None:
+    """None for what is nested too deeply."""
     try:
-        return orjson.dumps(calls).decode() if calls and isinstance(calls, list) else None
-    except orjson.JSONEncodeError:  # nested too deeply
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
         return None

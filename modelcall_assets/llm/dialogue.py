@@ -35,6 +35,7 @@ PARSER_VERSION = 4
 """Raise when the same reply and the same declaration would give another outcome."""
 REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
 
+_CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
 _HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d+)?")
@@ -51,7 +52,8 @@ class ChatRequest:
     """The canonical JSON body, as sent."""
 
     def __post_init__(self) -> None:
-        self.payload = _canonical({**self.params, "messages": self.messages})
+        body = {**self.params, "messages": self.messages}
+        self.payload = orjson.dumps(body, default=_as_written, option=_CANONICAL)
 
     def key(self) -> str:
         """Names it for resume, reuse and provenance: 32 hex digits of the canonical body and the
@@ -59,7 +61,7 @@ class ChatRequest:
         body = self.payload
         if not NOT_IN_KEY.isdisjoint(self.params):
             params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
-            body = _canonical({**params, "messages": self.messages})
+            body = ChatRequest(params, self.messages).payload
         digest = hashlib.sha256(body)
         if self.revision is not None:
             digest.update(b"\0" + self.revision.encode())
@@ -72,11 +74,6 @@ class ChatRequest:
             {"role": "user", "content": correction},
         )
         return ChatRequest(self.params, self.messages + turn, self.revision)
-
-
-def _canonical(body: Mapping[str, Any]) -> bytes:
-    option = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
-    return orjson.dumps(body, default=_as_written, option=option)
 
 
 def _as_written(value: Any) -> orjson.Fragment:
@@ -122,8 +119,9 @@ class AnswerParser:
         }
 
     @cached_property
-    def _numbers(self) -> dict[str, str]:
-        return {k: kind for k, kind in self._kinds.items() if kind in ("integer", "number")}
+    def _numbers(self) -> dict[str, type[int | float]]:
+        kinds = {"integer": int, "number": float}
+        return {key: kinds[kind] for key, kind in self._kinds.items() if kind in kinds}
 
     @cached_property
     def _integers(self) -> list[str]:
@@ -163,22 +161,22 @@ class AnswerParser:
         if missing := self.required - found.keys():
             return Failure(Reason.MISSING_KEYS, ", ".join(filter(missing.__contains__, self.keys)))
         values = {key: found[key] for key in self.keys if key in found}
-        huge = next((key for key in self._integers if _has_huge(values.get(key))), None)
         for key, kind in self._numbers.items():
-            if key in values:
+            if key in values and type(values[key]) is not kind:
                 values[key] = _as_number(kind, values[key])
-        wrong = self._wrong_values(values)
-        if not wrong and huge is not None and _HUGE.search(text):
-            wrong = f"{huge}: an integer beyond 64 bits; write it as a string"
-        if wrong:
+        is_sound = None not in values.values() and self._validator.is_valid(values)
+        if not is_sound and (wrong := self._wrong_values(values)):
             return Failure(Reason.WRONG_VALUE, wrong)
+        for key in self._integers:
+            may_be = isinstance(found.get(key), float | dict | list)
+            if may_be and _has_huge(found[key]) and _HUGE.search(text):
+                wrong = f"{key}: an integer beyond 64 bits; write it as a string"
+                return Failure(Reason.WRONG_VALUE, wrong)
         if len(values) < len(self.keys):
             values = {key: values.get(key, self.defaults.get(key)) for key in self.keys}
         return Success(values)
 
     def _wrong_values(self, values: Mapping[str, Any]) -> str:
-        if None not in values.values() and self._validator.is_valid(values):
-            return ""
         needed = [key for key in self.keys if key in self.required]
         wrong = [f"{key}: null" for key in needed if values.get(key) is None]
         present = {
@@ -197,25 +195,20 @@ def _type_in(schema: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _as_number(kind: str, value: Any) -> Any:
+def _as_number(kind: type[int | float], value: Any) -> Any:
     """A number in quotes is a number where one is declared (`"3"` → 3), 3 is 3.0 and 3.0 is 3."""
     if isinstance(value, list):
         return [_as_number(kind, item) for item in cast("list[Any]", value)]
     if isinstance(value, str):
-        pattern = _INTEGER if kind == "integer" else _NUMBER
         text = value.strip()  # of more than int() takes away
-        if not pattern.fullmatch(text):
-            return value
-        return int(text) if kind == "integer" else float(text)
-    if kind == "integer":
+        return kind(text) if (_INTEGER if kind is int else _NUMBER).fullmatch(text) else value
+    if kind is int:
         return int(value) if isinstance(value, float) and value.is_integer() else value
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value
 
 
 def _has_huge(value: Any) -> bool:
-    if isinstance(value, str):
-        return False
     if isinstance(value, dict | list):
         held: Any = cast("Any", value)
         return any(map(_has_huge, held.values() if isinstance(value, dict) else held))

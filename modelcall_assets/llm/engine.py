@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel, Held, least_busy, shortest_wait
+from modelcall_assets.llm.channel import Channel, Held, shortest_wait
 from modelcall_assets.llm.classify import (
     PATIENCE,
     Answered,
@@ -204,32 +204,35 @@ class Engine:
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
-        channel = await self._turn(tokens, held)
+        if self._stop_reason is not None:
+            raise self._stop_reason
+        channel = None if self._waiting else self._take(tokens, held)
+        if channel is None:
+            channel = await self._turn(tokens, held)
         started = self._now()
         try:
             reply = await channel.transport.send(payload)
+            now = self._now()
+            several = len(self.channels) > 1
+            verdict = channel.replied(classify(reply), started, now, may_eject=several)
+            if self._counts_tokens:
+                used = 0
+                if isinstance(verdict, Answered):
+                    used = self._estimate.learn(payload, verdict.answer.usage)
+                channel.settle(tokens, used)
+            self._most = self.max_in_flight
+            return channel, reply, verdict, now - started
         except BaseException:
-            channel.interrupted()
-            self._free(channel)
+            channel.is_probed = False  # if it was the probe, the next one is
             raise
-        now = self._now()
-        several = len(self.channels) > 1
-        verdict = channel.replied(classify(reply), started, now, may_eject=several)
-        if self._counts_tokens:
-            used = 0
-            if isinstance(verdict, Answered):
-                used = self._estimate.learn(payload, verdict.answer.usage)
-            channel.settle(tokens, used)
-        self._most = self.max_in_flight
-        self._free(channel)
-        return channel, reply, verdict, now - started
+        finally:
+            channel.in_flight -= 1
+            self.in_flight -= 1
+            if self._waiting:
+                self._dispatch()
 
     async def _turn(self, tokens: int, held: Held) -> Channel:
-        """A slot at the least loaded endpoint, in the order of asking."""
-        if self._stop_reason is not None:
-            raise self._stop_reason
-        if not self._waiting and (channel := self._take(tokens, held)) is not None:
-            return channel
+        """A slot, in the order of asking."""
         waiter = _Waiter(tokens, held, self._loop.create_future())
         self._waiting.append(waiter)
         self._set_alarm()
@@ -237,36 +240,32 @@ class Engine:
             return await waiter.turn
         except asyncio.CancelledError:
             if waiter.turn.done() and not waiter.turn.cancelled():
-                self._free(waiter.turn.result())
+                waiter.turn.result().in_flight -= 1
+                self.in_flight -= 1
+                self._dispatch()
             raise
 
     def _take(self, tokens: int, held: Held) -> Channel | None:
-        """A slot, if there is one now."""
+        """A slot at the least loaded endpoint, if there is one now."""
         if self.in_flight >= self._most:
             return None
-        now = self._now()
-        if (channel := least_busy(self.channels, held, tokens, now)) is None:
+        now, channel = self._now(), None
+        for each in self.channels:
+            if held.get(each, now) <= now and each.wait(tokens, now) == 0:
+                channel = each if channel is None or each.load() < channel.load() else channel
+        if channel is None:
             return None
         channel.start(tokens, now)
         self.in_flight += 1
         if self._first_call is None:
             alone_s = self.patience.first_call_alone_s
-            self._first_call = self._loop.call_later(alone_s, self._open)
+            self._first_call = self._loop.call_later(alone_s, self._dispatch, self.max_in_flight)
         return channel
 
-    def _open(self) -> None:
-        self._most = self.max_in_flight
-        self._dispatch()
-
-    def _free(self, channel: Channel) -> None:
-        channel.in_flight -= 1
-        self.in_flight -= 1
-        if self._waiting:
-            self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Give free slots to those who wait, the oldest first; who may not use one lets the next
-        one have it."""
+    def _dispatch(self, most: int = 0) -> None:
+        """Give free slots, of which there are `most` from now on, to those who wait, the oldest
+        first; who may not use one lets the next one have it."""
+        self._most = most or self._most
         passed_over: list[_Waiter] = []
         while self._waiting:
             waiter = self._waiting.popleft()

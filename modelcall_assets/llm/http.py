@@ -21,7 +21,7 @@ from typing import cast
 
 import httptools
 
-from modelcall_assets.llm.body import Body, StreamedAnswer, Unreadable, is_event_stream, too_large
+from modelcall_assets.llm.body import EVENT_STREAM, Body, StreamedAnswer, Unreadable, too_large
 from modelcall_assets.llm.classify import Reply
 from modelcall_assets.records.outcome import Reason
 
@@ -115,7 +115,7 @@ class HttpExchange:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
         self._reply = Reply(status, headers, b"")
-        if status == 200 and is_event_stream(headers.get("content-type", "")):
+        if status == 200 and headers.get("content-type", "").lower().startswith(EVENT_STREAM):
             self.stream = StreamedAnswer()
         if "content-encoding" in headers:
             encodings = [value for name, value in raw if name.lower() == b"content-encoding"]

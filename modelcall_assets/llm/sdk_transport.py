@@ -16,10 +16,10 @@ from aiohttp.connector import Connection
 
 from modelcall_assets.llm.body import (
     ACCEPTED_ENCODINGS,
+    EVENT_STREAM,
     Body,
     StreamedAnswer,
     Unreadable,
-    is_event_stream,
     too_large,
 )
 from modelcall_assets.llm.classify import Reply
@@ -88,7 +88,7 @@ class SdkTransport(HttpTransport):
         )
         response = cast("httpx2.Response", raw)
         try:
-            if not is_event_stream(response.headers.get("Content-Type", "")):
+            if not response.headers.get("Content-Type", "").lower().startswith(EVENT_STREAM):
                 body = await response.aread()
                 return self.in_one_piece(Reply(response.status_code, response.headers, body))
             try:
@@ -132,13 +132,12 @@ class _Backend(httpx2.AsyncBaseTransport):
 
     def __init__(self, options: HttpTransport) -> None:
         self._proxy = options.used_proxy
-        self._most_body = options.most_body
-        connector = _Connector(ssl=options.tls, limit=0, keepalive_timeout=IDLE_S)
+        self._most_body = options.max_reply_mib << 20
+        tls = ssl.create_default_context(cafile=options.ca_file)
+        connector = _Connector(ssl=tls, limit=0, keepalive_timeout=IDLE_S)
         connector.least_rest_s = options.least_rest_s
         self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

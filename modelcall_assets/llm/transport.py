@@ -95,16 +95,18 @@ class HttpTransport(Address):
 
     @property
     def used_proxy(self) -> str | None:
-        return self.proxy or _proxy_of_environment(self.chat_url)
-
-    @property
-    def tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.ca_file)
-
-    @property
-    def most_body(self) -> int:
-        """Bytes of a reply, on the wire and again decompressed."""
-        return self.max_reply_mib << 20
+        """Else that of HTTP_PROXY and its like, unless NO_PROXY names the host."""
+        if self.proxy:
+            return self.proxy
+        url = urlsplit(self.chat_url)
+        proxy = getproxies().get(url.scheme)
+        if not proxy or proxy_bypass(url.hostname or "") or proxy_bypass(url.netloc):
+            return None
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        if urlsplit(proxy).scheme not in ("http", "https"):
+            wrong, fix = "not an HTTP proxy", "set another, or add the endpoint's host to NO_PROXY"
+            raise SetupError([Problem("environment", f"{url.scheme}_proxy", wrong, fix=fix)])
+        return proxy
 
     @property
     def connect_timeout_s(self) -> float:
@@ -142,23 +144,19 @@ class HttpTransport(Address):
     def in_one_piece(self, reply: Reply) -> Reply:
         """What a reply stands for that did not come as a stream."""
         if 300 <= reply.status < 400 and (to := reply.headers.get("location")):
-            text = f"it redirects to {self._base_of(to)}; set base_url to that address"
-            reply.body = text.encode()
-        elif 200 <= reply.status < 300 and reply.body[:1] != b"{" and _EVENTS.match(reply.body):
+            try:
+                url = urlsplit(urljoin(self.chat_url, to))
+                path = url.path.removesuffix("/chat/completions")
+                base = f"{url.scheme}://{_without_user(url)}{path}"  # without what may be secret
+            except ValueError:
+                base = "what is no URL"
+            base = "".join(filter(str.isprintable, base))
+            reply.body = f"it redirects to {base}; set base_url to that address".encode()
+        elif 200 <= reply.status < 300 and _EVENTS.match(reply.body):
             answer = StreamedAnswer()
             answer.feed(reply.body)
             return answer.reply(reply.headers)
         return reply
-
-    def _base_of(self, location: str) -> str:
-        """The base URL that a redirect leads to, without what may be secret in it."""
-        try:
-            parts = urlsplit(urljoin(self.chat_url, location))
-        except ValueError:
-            return "what is no URL"
-        path = parts.path.removesuffix("/chat/completions")
-        base = f"{parts.scheme}://{_without_user(parts)}{path}"
-        return "".join(filter(str.isprintable, base))
 
     def timed_out(self) -> Reply:
         return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)
@@ -171,9 +169,8 @@ class DirectTransport(HttpTransport):
         self._target = urlsplit(self.chat_url)
         self._proxy = urlsplit(proxy) if (proxy := self.used_proxy) else None
         is_tls = "https" in (self._target.scheme, self._proxy.scheme if self._proxy else "")
-        self._tls = self.tls if is_tls else None
+        self._tls = ssl.create_default_context(cafile=self.ca_file) if is_tls else None
         self._head = self._request_head()
-        self._most_body = self.most_body
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._may_keep = True
@@ -197,7 +194,7 @@ class DirectTransport(HttpTransport):
             if isinstance(connection, Reply):
                 connection.sent = sent
                 return connection
-            asked = connection.ask(request, self._most_body, now, until)
+            asked = connection.ask(request, self.max_reply_mib << 20, now, until)
             try:
                 reply = await asked.answer
             finally:
@@ -213,7 +210,7 @@ class DirectTransport(HttpTransport):
             if not was_closed or loop.time() - now > CLOSED_BEFORE_S:
                 break
             kept = None
-        if asked.stream is None:
+        if asked.stream is None and (reply.status >= 300 or reply.body[:1] != b"{"):
             reply = self.in_one_piece(reply)
         reply.sent = sent
         return reply
@@ -243,7 +240,18 @@ class DirectTransport(HttpTransport):
         by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
         try:
             async with asyncio.timeout_at(latest):
-                connection = await self._dial(self._proxy or self._target)
+                to = self._proxy or self._target
+                host, is_tls = _host(to), to.scheme == "https"
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(
+                        self._open, self._distrust, self._buffer, self.timeout_s, self.least_rest_s
+                    ),
+                    host,
+                    to.port or _PORTS[to.scheme],
+                    ssl=self._tls if is_tls else None,
+                    server_hostname=host if is_tls else None,
+                    happy_eyeballs_delay=0.25,
+                )
                 if self._proxy is not None and self._target.scheme == "https":
                     await self._tunnel(connection, self._proxy)
                 return connection
@@ -252,20 +260,6 @@ class DirectTransport(HttpTransport):
         except (OSError, ValueError) as error:  # of TLS; of a name that is none
             reason, text = Reason.CONNECT, str(error) or type(error).__name__
         return Reply(0, {}, f"{by}{text}".encode(), reason)
-
-    async def _dial(self, to: SplitResult) -> Connection:
-        host, is_tls = _host(to), to.scheme == "https"
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(
-                self._open, self._distrust, self._buffer, self.timeout_s, self.least_rest_s
-            ),
-            host,
-            to.port or _PORTS[to.scheme],
-            ssl=self._tls if is_tls else None,
-            server_hostname=host if is_tls else None,
-            happy_eyeballs_delay=0.25,
-        )
-        return connection
 
     async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
         host = _host(self._target)
@@ -316,16 +310,3 @@ def _host(url: SplitResult) -> str:
 
 def _without_user(url: SplitResult) -> str:
     return url.netloc.rpartition("@")[2]
-
-
-def _proxy_of_environment(url: str) -> str | None:
-    """Of HTTP_PROXY and its like, unless NO_PROXY names the host."""
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    if not proxy or proxy_bypass(parts.hostname or "") or proxy_bypass(parts.netloc):
-        return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https"):
-        wrong, fix = "not an HTTP proxy", "set another, or add the endpoint's host to NO_PROXY"
-        raise SetupError([Problem("environment", f"{parts.scheme}_proxy", wrong, fix=fix)])
-    return proxy

@@ -131,6 +131,7 @@ class Remover:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         found = {each for each in secrets if len(each) >= SHORTEST and each not in NO_KEY}
+        self.has_any = bool(found)
         longest_first = sorted(found, key=lambda each: (-len(each), each))
         usual = [form for each in longest_first for form in _usual_escapes(each)]
         self._forms = [form for each in longest_first for form in (each, *_in_base64(each))]
@@ -139,10 +140,6 @@ class Remover:
         self._bare = [form.replace(b"\\", b"") for form in encoded]
         signs = _SIGNS if "".join(found).isascii() else (*_SIGNS, rb"\\u")
         self._signs = [re.compile(sign).search for sign in signs] if found else []
-
-    @property
-    def has_any(self) -> bool:
-        return bool(self._forms)
 
     def __call__(self, data: bytes) -> bytes:
         for form in self._sought:

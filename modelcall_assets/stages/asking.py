@@ -18,7 +18,6 @@ from weakref import finalize
 from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
-from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.classify import PATIENCE, Patience
@@ -39,10 +38,10 @@ from modelcall_assets.stages.score_table import (
 )
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Run, Stage, Work
-from modelcall_assets.storage.claims import Hold
 from modelcall_assets.storage.files import NewFile, file_digest
-from modelcall_assets.storage.manifest import read_manifest
 from modelcall_assets.storage.places import explained, is_absent
+from modelcall_assets.storage.publishing import Hold, read_manifest
+from modelcall_assets.transforms.scorer import Fields
 
 
 class AskingStage(Stage):

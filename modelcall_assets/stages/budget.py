@@ -10,8 +10,8 @@ import orjson
 
 from modelcall_assets.errors import BudgetSpent, StoreError
 from modelcall_assets.llm.completion import MOST_TOKENS, Usage
-from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import read_bytes, write_bytes
+from modelcall_assets.storage.publishing import claimed
 
 Prices = tuple[float | None, float | None]
 """US dollars per million input and output tokens."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.storage.claims import BUSY_S, write_ahead
+from modelcall_assets.storage.files import BUSY_S, write_ahead
 from modelcall_assets.transforms.finishing import algorithm, bands, similarity
 
 EXACT = "dedup: exact"

@@ -32,8 +32,8 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import matches
-from modelcall_assets.storage.manifest import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
 from modelcall_assets.transforms.values import encode
 

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from modelcall_assets.errors import InputError, PlaceTaken, PublishedMeanwhile
 from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import Report
-from modelcall_assets.storage.claims import claimed
 from modelcall_assets.storage.files import (
     NewFile,
     copy,
@@ -32,13 +31,14 @@ from modelcall_assets.storage.files import (
     write_bytes,
 )
 from modelcall_assets.storage.listing import FileInfo, beside, exists, stat_file
-from modelcall_assets.storage.manifest import (
+from modelcall_assets.storage.places import Place, is_absent
+from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
+    claimed,
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.places import Place, is_absent
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage

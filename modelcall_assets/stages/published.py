@@ -20,9 +20,9 @@ from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import read_document
 from modelcall_assets.storage.listing import matches, stat_file
-from modelcall_assets.storage.manifest import Manifest
 from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import Manifest
 from modelcall_assets.storage.rows import (
     BATCH_ROWS,
     Batch,

@@ -28,14 +28,14 @@ from modelcall_assets.storage.formats import (
     format_of,
 )
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.manifest import (
+from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
-from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import (
     ID_COLUMNS,
     STREAM_BYTES,

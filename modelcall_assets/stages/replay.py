@@ -15,7 +15,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.grading.scorer import SharedTypes
 from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
 from modelcall_assets.journal.journal import Dialogue, Journal, Position
 from modelcall_assets.journal.lines import Entry
@@ -34,6 +33,7 @@ from modelcall_assets.stages.score_table import (
 )
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
+from modelcall_assets.transforms.scorer import SharedTypes
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
-from modelcall_assets.storage.manifest import InputFingerprint, Manifest
 from modelcall_assets.storage.parquet import readable_schema
+from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
 
 

@@ -13,7 +13,6 @@ import orjson
 
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
 from modelcall_assets.config.model import ModelConfig
-from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.llm.dialogue import (
     NOT_IN_KEY,
     PARSER_VERSION,
@@ -36,6 +35,7 @@ from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import LineBatch, record_id
 from modelcall_assets.transforms.chatml import without_nulls
+from modelcall_assets.transforms.scorer import Fields
 from modelcall_assets.transforms.values import encode
 
 _OWN_NAMES = {

@@ -9,14 +9,6 @@ import orjson
 
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
-from modelcall_assets.grading.scorer import (
-    Scorer,
-    SharedTypes,
-    declared_fields,
-    grade,
-    load_scorer,
-    scorer_digest,
-)
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, Success, bad_line
 from modelcall_assets.stages.publication import Draft
@@ -24,6 +16,14 @@ from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.score_table import ApiRow, outcome_row, write_scores
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.places import Place
+from modelcall_assets.transforms.scorer import (
+    Scorer,
+    SharedTypes,
+    declared_fields,
+    grade,
+    load_scorer,
+    scorer_digest,
+)
 
 
 class ScorerScores(Stage):

@@ -14,7 +14,6 @@ from modelcall_assets.config.distillation import JudgeStep
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import Data
-from modelcall_assets.grading.scorer import Fields
 from modelcall_assets.llm.dialogue import (
     NOT_IN_KEY,
     PARSER_VERSION,
@@ -32,6 +31,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
+from modelcall_assets.transforms.scorer import Fields
 from modelcall_assets.transforms.values import MissingColumn, Template, value_at
 
 

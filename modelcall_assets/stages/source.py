@@ -16,8 +16,8 @@ from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.manifest import InputFingerprint
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import InputFingerprint
 from modelcall_assets.storage.rows import Batch, document_batches, read_batches
 
 if TYPE_CHECKING:

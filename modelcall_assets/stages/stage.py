@@ -19,9 +19,9 @@ from modelcall_assets.stages.source import Part, Source, changed
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
-from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,6 @@ from modelcall_assets.stages.publication import Note, read_note, stranger
 from modelcall_assets.stages.published import MAKE_ANEW
 from modelcall_assets.stages.stage import MEMBERS, Keys, Stage
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.claims import claims
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.formats import OURS
 from modelcall_assets.storage.listing import (
@@ -31,8 +30,8 @@ from modelcall_assets.storage.listing import (
     list_files,
     stat_file,
 )
-from modelcall_assets.storage.manifest import Manifest, read_manifest
 from modelcall_assets.storage.places import Place, RemotePath, is_absent
+from modelcall_assets.storage.publishing import Manifest, claims, read_manifest
 from modelcall_assets.storage.rows import count_rows
 
 LEFT_OVER, OLD_JOURNAL, DELETED_INPUT = "left by a crash", "old journal", "input is gone"

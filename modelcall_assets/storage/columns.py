@@ -79,7 +79,11 @@ def as_stored(schema: pa.Schema) -> pa.Schema:
 def read_as(schema: pa.Schema) -> pa.Schema:
     """Columns and types as they are read: nullable, views as plain strings, dictionaries of strings
     only, and of the metadata only the JSON text mark."""
-    return pa.schema([_field_read(field) for field in schema])
+    fields: list[pa.Field] = []
+    for field in schema:
+        mark = JSON_TEXT if is_json_text(field) else None
+        fields.append(pa.field(field.name, map_leaves(field.type, _type_read), metadata=mark))
+    return pa.schema(fields)
 
 
 def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
@@ -106,8 +110,11 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
     metadata = pq.read_metadata(file)
     groups = range(metadata.num_row_groups)
     is_remote = isinstance(place, RemotePath)
-    sizes = (_stored_bytes(metadata.row_group(group)) for group in groups)
-    by_group = is_remote and max(sizes, default=0) <= GROUP_BYTES
+    by_group = is_remote and all(
+        sum(group.column(at).total_compressed_size for at in range(group.num_columns))
+        <= GROUP_BYTES
+        for group in map(metadata.row_group, groups)
+    )
     parts = [[group] for group in groups] if by_group else [[*groups]]
     with pq.ParquetFile(
         file,
@@ -131,10 +138,6 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
                 raise pa.ArrowInvalid(f"{missing} of {metadata.num_rows} rows are missing")
 
         yield Columns(schema, batches)
-
-
-def _stored_bytes(group: pq.RowGroupMetaData) -> int:
-    return sum(group.column(at).total_compressed_size for at in range(group.num_columns))
 
 
 @contextmanager
@@ -287,11 +290,6 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     is_run = pa.types.is_run_end_encoded(kind) and pa.types.is_temporal(kind.value_type)
     return _plain_type(kind.value_type) if is_run or pa.types.is_dictionary(kind) else kind
-
-
-def _field_read(field: pa.Field) -> pa.Field:
-    mark = JSON_TEXT if is_json_text(field) else None
-    return pa.field(field.name, map_leaves(field.type, _type_read), metadata=mark)
 
 
 def _type_read(kind: pa.DataType) -> pa.DataType:

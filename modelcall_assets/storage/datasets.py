@@ -260,15 +260,13 @@ def _patterns(data_files: Any, where: str) -> dict[str, list[str]]:
     else:
         named = [("train", data_files)]
     found = {str(split): [path] if isinstance(path, str) else path for split, path in named}
-    if len(found) < len(named) or not all(
-        _SPLIT_NAME.fullmatch(split) and _is_names(paths) for split, paths in found.items()
-    ):
+    are_names = all(
+        isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+        for paths in found.values()
+    )
+    if len(found) < len(named) or not (are_names and all(map(_SPLIT_NAME.fullmatch, found))):
         raise InputError(f"{where}: `data_files` is neither paths nor {{split, path}}, each once")
     return found
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
 def _declared_files(folder: _Folder, patterns: Iterable[str], where: str) -> list[FileInfo]:

@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import shutil
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ READ_BYTES = 8 << 20
 """Requested at once from a store."""
 WRITE_BYTES = 16 << 20
 """A part of a multipart upload; S3 takes 10,000."""
+BUSY_S, _RETRY_S = 60.0, 0.02
+"""How long SQLite waits for another process, and between two looks of ours."""
 
 
 def file_digest(place: Place) -> str:
@@ -269,3 +273,17 @@ class _DriverTarget:
             with suppress(AttributeError):  # some have no such switch, and need none
                 self._file.closed = True
             self._file.discard()
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn SQLite's write-ahead log on. It does not wait when two processes do so to a new file at
+    once, whatever its timeout."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_RETRY_S)

@@ -172,17 +172,17 @@ def in_pages(root: Place) -> bool:
 def _walk_local(top: Path, exclude: Sequence[Place]) -> Iterator[FileInfo]:
     """Linked files count, linked folders are not entered, dangling links are passed over."""
     excluded = {folder.resolve() for folder in exclude if isinstance(folder, Path)}
-    for folder, folders, names in os.walk(top, onerror=_raise):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(top, onerror=refuse):
         here = Path(folder)
         entered = (name for name in folders if not name.startswith("."))
         folders[:] = [name for name in entered if (here / name).resolve() not in excluded]
         for path in (here / name for name in names):
             if path.is_file():
                 yield FileInfo.of_local(path.relative_to(top).as_posix(), path)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _walk_remote(

@@ -78,18 +78,12 @@ class Store:
 
     def take_secrets_out(self, error: BaseException | None) -> None:
         """Out of what a driver raised and of what led to it: some tell the keys that they have."""
+        clean = Remover((*self._options.secrets, *in_options(self._options.options))).text
         while error is not None:
-            error.args = tuple(map(self._cleaned, error.args))
+            error.args = tuple(clean(arg) if isinstance(arg, str) else arg for arg in error.args)
             if isinstance(error, OSError) and error.strerror:
-                error.strerror = self._cleaned(error.strerror)
+                error.strerror = clean(error.strerror)
             error = error.__cause__ or error.__context__
-
-    def _cleaned(self, value: Any) -> Any:
-        return self._remover.text(value) if isinstance(value, str) else value
-
-    @cached_property
-    def _remover(self) -> Remover:
-        return Remover((*self._options.secrets, *in_options(self._options.options)))
 
     @property
     def is_s3(self) -> bool:
@@ -240,13 +234,9 @@ def _what_failed(place: Place, doing: str, error: Exception) -> str:
     text = without_users(" ".join(str(error).split())).rstrip(".") or type(error).__name__
     why = text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}…"
     why = f"{code}: {why}" if code else why
-    return f"{place}: cannot be {doing} ({where}): {why}; check {_to_check(code, error)}"
-
-
-def _to_check(code: str, error: Exception) -> str:
-    what = f"{type(error).__name__} {error}"
-    if not code and "Credential" in what:
-        return "the keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-    if not code and "Invalid bucket name" in what:
-        return _CHECK["InvalidBucketName"]
-    return _CHECK.get(code, f"the network, and {_ENDPOINT}")
+    check = _CHECK.get(code, f"the network, and {_ENDPOINT}")
+    if not code and "Credential" in f"{type(error).__name__} {error}":
+        check = "the keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+    elif not code and "Invalid bucket name" in str(error):
+        check = _CHECK["InvalidBucketName"]
+    return f"{place}: cannot be {doing} ({where}): {why}; check {check}"

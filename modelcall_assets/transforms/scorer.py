@@ -4,7 +4,7 @@ as a file can hold it: plain JSON values, and a type per key."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -39,12 +39,15 @@ def load_scorer(path: str, root: Path, file: str) -> Scorer:
     """
     with _as_setup_error(file):
         found: Any = create(load_object(path, root, _METHOD), path)
-    fields = declared_fields(found)
-    is_valid = isinstance(fields, Mapping) and all(isinstance(f, Mapping) for f in fields.values())
-    if fields is not None and not is_valid:
+    declared = cast("object", declared_fields(found))
+    fields = cast("Mapping[str, object]", declared or {})
+    is_valid = isinstance(declared, Mapping) and all(
+        isinstance(each, Mapping) for each in fields.values()
+    )
+    if declared is not None and not is_valid:
         expected = "a mapping such as {'score': {'type': 'integer'}}"
         raise _wrong(file, f"{path}.fields declares no types", expected)
-    if taken := _reserved(fields or {}):
+    if taken := _reserved(fields):
         raise _wrong(file, f"{path}.fields: {taken}")
     return found
 
@@ -64,7 +67,7 @@ def scorer_digest(path: str, root: Path, file: str) -> str:
 def grade(scorer: Scorer, row: Row) -> Outcome:
     """The scorer's values; an exception becomes a Failure with its traceback."""
     try:
-        values: object = scorer.score(dict(row))
+        values = cast("object", scorer.score(dict(row)))
         if not isinstance(values, dict):
             return _failure(f"{type(values).__name__}; expected a dict")
         rated: dict[str, Any] = plain(cast("dict[Any, Any]", values))
@@ -92,7 +95,7 @@ def _reserved(keys: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _as_setup_error(file: str) -> Iterator[None]:
+def _as_setup_error(file: str) -> Generator[None]:
     try:
         yield
     except DottedError as error:
