@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
@@ -255,6 +255,7 @@ class TestNumbers:
     NESTED = b'{"id":"2","text":"t","n":1,"deep":{"a":[-9223372036854775809,{"b":1e-400}]},"f":0.5}'
 
     @given(objects)
+    @example('{"beyond 64 bits": -10000000000000000001}')
     def test_keep_their_digits_from_line_to_line(self, line: str) -> None:
         row = parse_line(line.encode(), 1)
         assert isinstance(row, dict), row

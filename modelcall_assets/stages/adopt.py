@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
@@ -91,10 +92,7 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
                 answers.add(asked.key(), own_id(row), reply)
         for by_id in (True, False):
             addresses = Addresses(stage.samples)
-            asks = stage.asks_of(source)
-            for item, asked in (
-                (item, next(asks)) for item in source.items() for _ in range(stage.samples)
-            ):
+            for item, asked in chain.from_iterable(stage.asks_of(source)):
                 if isinstance(item, BadLine) or isinstance(asked, Failure):
                     continue
                 address = addresses.next(asked.key())

@@ -95,15 +95,18 @@ class AskingStage(Stage):
         """Every row of the source in its order, `samples` times, with what `rate` says of it.
         `shared` are the types of values whose type nobody declares."""
 
-    def asks_of(self, source: Source) -> Iterator[Asked]:
-        """`samples` for each row of the source, in order."""
+    def asks_of(self, source: Source) -> Iterator[list[tuple[Row | BadLine, Asked]]]:
+        """The rows of the source, each `samples` times, with what they ask; as many at a time as
+        are read at once."""
         maker = source.maker
         assert maker is not None
         may_have_failed = maker.answers or maker.error_column is not None
-        for item in source.items():
-            asked = (maker.failure_of(item) if may_have_failed else None) or self.ask(item)
-            for _ in range(self.samples):
-                yield asked
+        for batch in source.to_ask():
+            asks: list[tuple[Row | BadLine, Asked]] = []
+            for item in batch.items:
+                asked = (maker.failure_of(item) if may_have_failed else None) or self.ask(item)
+                asks += [(item, asked)] * self.samples
+            yield asks
 
     def rows_to_work(self, keys: Iterable[str]) -> int:
         return super().rows_to_work(keys) * self.samples

@@ -36,14 +36,13 @@ from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
 from modelcall_assets.stages.replay import (
     NO_REPLY,
-    ROWS_AT_ONCE,
-    Asked,
+    Asks,
     Pending,
     Replay,
     Unanswered,
     said_in,
 )
-from modelcall_assets.stages.spool import Spool, Told
+from modelcall_assets.stages.spool import ROWS_AT_ONCE, Spool, Told
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
@@ -72,7 +71,7 @@ class BatchCaller(Replay):
     _ended: int = 0
     """Batches."""
 
-    async def run(self, asked: Iterator[Asked]) -> None:
+    async def run(self, asks: Iterator[Asks]) -> None:
         """Raises RunStopped when the run is over and InputError when the file cannot be read on.
         The batches that run then go on; the next run takes them up."""
         stopped: BaseException | None = None
@@ -82,7 +81,7 @@ class BatchCaller(Replay):
                     await self.take_up_left_behind()
                     assert self.engine.batches is not None
                     self._client = self.engine.batches
-                    held = await self._work_off(self.pending(asked))
+                    held = await self._work_off(self.pending(asks))
                     while len(held):
                         held = await self._work_off(self._again(held))
         except* ModelcallError as errors:

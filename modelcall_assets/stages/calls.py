@@ -11,7 +11,7 @@ from modelcall_assets.errors import ModelcallError
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import GaveUp
-from modelcall_assets.stages.replay import NO_REPLY, Asked, Pending, Replay, Unanswered, said_in
+from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unanswered, said_in
 
 MOST_WORKERS = 8192
 """Records in hand at most: those in flight, and those that wait for a retry without a slot."""
@@ -25,10 +25,10 @@ class Caller(Replay):
     _working: int = 0
     _stopped: ModelcallError | None = None
 
-    async def run(self, asked: Iterator[Asked]) -> None:
+    async def run(self, asks: Iterator[Asks]) -> None:
         """Raises RunStopped when the run is over and InputError when the file cannot be read on;
         replies in flight are journalled first."""
-        self._records, self._reading = self.pending(asked), asyncio.Lock()
+        self._records, self._reading = self.pending(asks), asyncio.Lock()
         async with self.synced(), asyncio.TaskGroup() as self._workers:
             for _ in range(self.engine.max_in_flight):
                 self._start_worker()

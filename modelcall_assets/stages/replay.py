@@ -11,7 +11,6 @@ from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from modelcall_assets.errors import StoreError
@@ -106,13 +105,12 @@ class Reuse:
 
 
 NO_REPLY: Position = -1
-ROWS_AT_ONCE = 100
-"""Read, and made requests of, by another thread than the one that sends."""
 SYNC_EVERY_S = 1.0
 TOLD_PER_SYNC = 4
 
 Asked = ChatRequest | Failure
 """What a record asks of the model, or why it cannot ask."""
+Asks = Sequence[tuple[Row | BadLine, Asked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +177,11 @@ class Replay:
         self.rules, self.budget = self.stage.rules, self.stage.budget
         self._prices, self._provenance = self.stage.model.prices.pair, self.stage.provenance
 
-    async def pending(self, asked: Iterator[Asked]) -> AsyncIterator[Pending]:
+    async def pending(self, asks: Iterator[Asks]) -> AsyncIterator[Pending]:
         """Records still to call."""
         addresses, index = Addresses(self.stage.samples), -1
-        while requests := await asyncio.to_thread(list, islice(asked, ROWS_AT_ONCE)):
-            for request in requests:
+        while (some := await asyncio.to_thread(next, asks, None)) is not None:
+            for _, request in some:
                 index += 1
                 self.positions.append(NO_REPLY)
                 if isinstance(request, Failure):

@@ -33,7 +33,7 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import LineBatch, record_id
+from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, record_id
 from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.scorer import Fields
 from modelcall_assets.transforms.values import encode
@@ -181,7 +181,7 @@ class Responses(AskingStage):
         def lines() -> Iterator[bytes]:
             numbered = (
                 (batch.start + at, item, isinstance(batch, LineBatch) and type(item) is dict)
-                for batch in source.of_one_file(ROWS_ASKED_AT_ONCE)
+                for batch in source.of_one_file(ROWS_ASKED_AT_ONCE, STREAM_BYTES)
                 for at, item in enumerate(batch.items)
             )
             for index, item, is_plain in numbered:

@@ -12,13 +12,12 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
 from modelcall_assets.records.data_files import is_data_file
-from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo, stat_file
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint
-from modelcall_assets.storage.rows import Batch, document_batches, read_batches
+from modelcall_assets.storage.rows import STREAM_BYTES, Batch, document_batches, read_batches
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage
@@ -76,10 +75,14 @@ class Source:
                 left = None if left is None else left - batch.rows
 
     def of_one_file(
-        self, rows: int = ROWS_WRITTEN_AT_ONCE, *, whole: bool = True
+        self,
+        rows: int = ROWS_WRITTEN_AT_ONCE,
+        size: int = BATCH_BYTES,
+        *,
+        whole: bool = True,
     ) -> Iterator[Batch]:
-        """All of the one file, at most so many rows at a time. InputChanged when there are more
-        rows than were recorded, or, at the latest behind the last one, another content."""
+        """All of the one file, at most so many rows and bytes at a time. InputChanged when there
+        are more rows than were recorded, or, at the latest behind the last, another content."""
         part, content, read = self.parts[0], hashlib.sha256(), 0
         has_columns = format_of(part.place).has_columns
         if has_columns and whole:
@@ -89,6 +92,7 @@ class Source:
             self.reading,
             limit=self.limit,
             rows=rows,
+            size=size,
             names=self.names,
             whole=whole,
             schema=self.schema,
@@ -101,14 +105,14 @@ class Source:
         if not has_columns and f"sha256:{content.hexdigest()}" != part.digest:
             raise changed(part.place)
 
-    def items(self) -> Iterator[Row | BadLine]:
-        """Rows to ask about, a few at a time: reading more would keep answers in flight waiting."""
-        batches = self.of_one_file(ROWS_ASKED_AT_ONCE, whole=False)
-        return chain.from_iterable(batch.items for batch in batches)
+    def to_ask(self) -> Iterator[Batch]:
+        """The rows, a few at a time: reading more would keep answers in flight waiting."""
+        return self.of_one_file(ROWS_ASKED_AT_ONCE, STREAM_BYTES, whole=False)
 
     def column_names(self) -> set[str]:
         """Those of all its rows."""
-        return set[str]().union(*(item for item in self.items() if isinstance(item, dict)))
+        rows = chain.from_iterable(batch.items for batch in self.to_ask())
+        return set[str]().union(*(item for item in rows if isinstance(item, dict)))
 
     @property
     def rows_read(self) -> int:

@@ -15,10 +15,14 @@ import orjson
 from modelcall_assets.journal.index import Address
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.stages.replay import ROWS_AT_ONCE, Pending
+from modelcall_assets.stages.replay import Pending
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import Ended
+
+
+ROWS_AT_ONCE = 100
+"""Read before others can run."""
 
 
 class Spool:

@@ -171,7 +171,9 @@ def _differs(text: bytes, floats: list[float]) -> bool:
         before = text[max(0, start - _STEP) : start]
         found = _NUMBER.match(text, start - len(before) + len(before.rstrip(_DIGITS)))
         if found is not None:
-            if len(found[0]) > _SAFE_CHARS and isinstance(_number(found[0].decode()), Number):
+            sign = "-" if text[:start].endswith(b"-", found.start() - 1, found.start()) else ""
+            number = sign + found[0].decode()
+            if len(found[0]) > _SAFE_CHARS and isinstance(_number(number), Number):
                 return True
             at = max(at, -(-found.end() // _STEP) - 1)
         at = sampled.find(b"00", at + 1)
