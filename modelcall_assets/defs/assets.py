@@ -151,13 +151,14 @@ def task_assets(task: Task, watcher: Watcher | None = None) -> list[dg.AssetsDef
         # Partitioned checks and backfill policies: used on purpose, tested against this release.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return [_asset(stage, watcher) for stage in task.stages]
+        return [_asset(stage, watcher) for stage in (*task.stages, *task.overviews)]
 
 
 def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
     """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
     result: one would re-emit every key with a single shared data version."""
-    spec, key, partitions = stage.spec, asset_key(stage), partitions_of(stage.keys)
+    spec, key, has_one = stage.spec, asset_key(stage), stage.keys.is_one
+    partitions = None if has_one else partitions_of(stage.keys)
     # What gathers may read any partition; it says itself which of its members are missing.
     mapping = dg.AllPartitionMapping() if stage.gathers else None
     read = [] if stage.upstream is None else [asset_key(stage.upstream)]
@@ -172,13 +173,13 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
         owners=spec.task.owners,
         metadata={"task": spec.name, "task_file": spec.file_name},
         code_version=code_version(stage),
-        backfill_policy=dg.BackfillPolicy.multi_run(_files_per_run(stage)),
+        backfill_policy=None if has_one else dg.BackfillPolicy.multi_run(_files_per_run(stage)),
         pool=spec.key if stage.asks else None,
         output_required=False,
         check_specs=[dg.AssetCheckSpec(COMPLETE, asset=key, partitions_def=partitions)],
     )
     async def body(context: dg.AssetExecutionContext, config: RunOptions):
-        keys, result = list(context.partition_keys), None
+        keys, result = _keys(stage, context), None
         try:
             async with _opened(stage, context, config, watcher) as work:
                 if len(keys) == 1:
@@ -193,6 +194,11 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
     return body
 
 
+def _keys(stage: Stage, context: dg.AssetExecutionContext) -> Sequence[str]:
+    """Of the run."""
+    return stage.keys.now() if stage.keys.is_one else list(context.partition_keys)
+
+
 @asynccontextmanager
 async def _opened(
     stage: Stage, context: dg.AssetExecutionContext, config: RunOptions, watcher: Watcher | None
@@ -205,7 +211,7 @@ async def _opened(
             yield work
             return
         async with interruptible(lambda: run.stop()), watched(context, watcher, tally):
-            tally.rows = stage.rows_to_work(context.partition_keys)
+            tally.rows = stage.rows_to_work(_keys(stage, context))
             yield work
 
 

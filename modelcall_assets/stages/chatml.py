@@ -12,8 +12,6 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-import pyarrow as pa
-
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.places import shown_place
@@ -30,7 +28,6 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import schema_to_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
@@ -39,8 +36,6 @@ from modelcall_assets.transforms.values import encode
 ROWS_LOOKED_AT = 20
 UNWRITABLE = (TypeError, RecursionError)
 """What `encode` raises for a row that JSON cannot hold."""
-AS_LINES = {"schema": schema_to_json(pa.schema([]))}
-"""In the detail of a JSONL output that is read as lines."""
 
 
 class Chatml(Stage):
@@ -168,7 +163,6 @@ def convert_split(
     report = conversion.report
     report.rows = report.rows_in - report.dropped.total()
     report.data_version = out.digest
-    report.detail = dict(AS_LINES)
     report.histograms["messages"] = conversion.turns
     if report.rows_in and not report.rows:
         fix = "compare column_mapping with the columns of the file"

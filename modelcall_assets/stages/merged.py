@@ -23,7 +23,7 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.data_files import decode_key, encode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Numbered, Row, moved_names
-from modelcall_assets.stages.chatml import AS_LINES, UNWRITABLE
+from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
@@ -253,7 +253,7 @@ def merge_group(
     write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
     report = merge.report
     report.total()
-    report.data_version, report.detail = out.digest, dict(AS_LINES)
+    report.data_version = out.digest
     return report
 
 

@@ -37,7 +37,7 @@ from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.parquet import ParquetSink, schema_to_json
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.preprocessor import REQUIRED, Grouping
 
@@ -256,7 +256,7 @@ class _Total:
     def finish(self) -> None:
         report = self.report
         report.data_version = f"sha256:{self._content.hexdigest()}"
-        report.detail = {"schema": schema_to_json(as_stored(report.schema))}
+        report.schema = as_stored(report.schema)
         if not report.rows and any(rule.startswith(REQUIRED) for rule in report.dropped):
             # A filter may well leave nothing; columns that no row has are a mistake.
             fix = "compare required_fields with the columns of the file"

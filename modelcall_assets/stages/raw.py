@@ -28,7 +28,7 @@ from modelcall_assets.storage.formats import (
     format_of,
 )
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.parquet import SchemaInference, check_writable, schema_to_json
+from modelcall_assets.storage.parquet import SchemaInference, check_writable
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
@@ -220,7 +220,6 @@ def read_raw(
     report.schema = look.schema()
     shown = ", ".join(report.formats)
     report.detail = {
-        "schema": schema_to_json(report.schema),
         "format": shown,
         WARNINGS: report.told(),
         **({MEMBERS: [*report.members]} if is_group else {}),
@@ -245,7 +244,7 @@ def read_split(files: Sequence[FileInfo], reading: Reading) -> RawReport:
     digest = hashlib.sha256(content).hexdigest()[:32]
     rows = sum(member["rows"] for member in members)
     report = RawReport(rows_in=rows, rows=rows, digest=digest, data_version=digest, members=members)
-    report.detail = {MEMBERS: members, "schema": schema_to_json(report.schema)}
+    report.detail = {MEMBERS: members}
     report.numbers = {"bytes": sum(file.size for file in files)}
     _show_members(report)
     return report

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
-from modelcall_assets.storage.parquet import readable_schema
+from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
 
@@ -241,7 +241,7 @@ class Report:
             input=made_of,
             schema=readable_schema(self.schema),
             moved=self.moved,
-            detail=self.detail,
+            detail={"schema": schema_to_json(self.schema), **self.detail},
         )
 
 

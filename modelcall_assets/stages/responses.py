@@ -31,7 +31,7 @@ from modelcall_assets.stages.score_table import ADOPTED, API_FIELDS, AnswerTotal
 from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
-from modelcall_assets.storage.parquet import SchemaInference, schema_to_json
+from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, record_id
 from modelcall_assets.transforms.chatml import without_nulls
@@ -200,7 +200,6 @@ class Responses(AskingStage):
         write_lines(out, lines())
         totals.finish(source.rows_read * self.samples)
         report.schema, report.numbers = inference.schema(), totals.numbers()
-        report.detail = {"schema": schema_to_json(report.schema)}
         report.data_version = digest.hexdigest()[:32]
         return report
 

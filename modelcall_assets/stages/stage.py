@@ -16,6 +16,7 @@ from modelcall_assets.records.data_files import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import Part, Source, changed
+from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
@@ -59,6 +60,8 @@ class Keys:
     """Also those that the task's caps leave out."""
     of_groups: bool = False
     """Of merge groups; else of input files, or of what preprocessing puts together."""
+    is_one: bool = False
+    """One for all of the task: for a stage without partitions."""
 
     @property
     def what(self) -> str:
@@ -186,10 +189,12 @@ class Stage(ABC):
         upstream = self.upstream
         assert upstream is not None
         manifest = upstream.need(key)
-        is_ours = upstream.suffix == ".parquet"
+        is_ours, recorded = upstream.suffix == ".parquet", manifest.detail.get("schema")
         return Source(
             parts=upstream.parts(key, manifest),
-            schema=schema_from_json(manifest.detail["schema"]),
+            schema=schema_from_json(recorded)
+            if recorded
+            else read_schema(upstream.result(manifest)),
             rows=manifest.rows,
             limit=self._limit,
             reading=upstream.reading,

@@ -23,6 +23,7 @@ from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scorer_scores import ScorerScores
 from modelcall_assets.stages.scores import Scores
 from modelcall_assets.stages.stage import Keys, Stage
+from modelcall_assets.stages.summary import Summary
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, Stores
 from modelcall_assets.storage.rows import count_rows
@@ -123,6 +124,9 @@ class Layout:
         return state if isinstance(state, Path) else self.scratch / self.spec.key
 
 
+OVERVIEWS: tuple[type[Stage], ...] = (Summary,)
+ALL = "all"
+"""The key of what has no partitions."""
 S = TypeVar("S", bound=Stage)
 
 
@@ -155,6 +159,12 @@ class Task:
             keys = self._group_keys if kind.gathers else keys
             stages.append(kind(self, stages[-1] if stages else self.linked, keys))
         return tuple(stages)
+
+    @cached_property
+    def overviews(self) -> tuple[Stage, ...]:
+        """What is made of all partitions of the last stage together; it has none itself."""
+        keys = Keys(f"{self.spec.key}/all", self, lambda: [ALL], lambda: {ALL}, is_one=True)
+        return tuple(kind(self, self.stages[-1], keys) for kind in OVERVIEWS)
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
