@@ -189,16 +189,15 @@ class Stage(ABC):
         upstream = self.upstream
         assert upstream is not None
         manifest = upstream.need(key)
-        is_ours, recorded = upstream.suffix == ".parquet", manifest.detail.get("schema")
+        is_table, recorded = upstream.suffix == ".parquet", manifest.detail.get("schema")
+        own = schema_from_json(recorded) if recorded else read_schema(upstream.result(manifest))
         return Source(
             parts=upstream.parts(key, manifest),
-            schema=schema_from_json(recorded)
-            if recorded
-            else read_schema(upstream.result(manifest)),
+            schema=own,
             rows=manifest.rows,
             limit=self._limit,
             reading=upstream.reading,
-            names=self.columns_read if is_ours else None,
+            names=self.columns_read if is_table else None,
             maker=upstream.maker,
         )
 
