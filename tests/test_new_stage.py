@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from project import TASK, A, B, C, Project, chat, instruction, read_rows, some_rows
+from project import ALL, ONLY_INS, TASK, A, B, C, Project, chat, instruction, read_rows, some_rows
 
 ROOT = Path(__file__).parents[1]
 RUN = "from modelcall_assets.cli.main import main; main()"
@@ -92,5 +92,5 @@ class TestSummary:
         distilling.write_dataset("Chats", [chat(number) for number in range(3)])
         distilling.write_dataset("Ins", [instruction(number) for number in range(4)])
         distilling.materialize()
-        rows = sum(len(distilling.scores(f"{name}.jsonl")) for name in ("all", "one"))
+        rows = sum(len(distilling.scores(name)) for name in (ALL, ONLY_INS))
         assert self.materialised(distilling)["total_rows"] == rows > 0
