@@ -27,7 +27,7 @@ from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.replay import Asked
-from modelcall_assets.stages.scorer_scores import ScorerScores, rate
+from modelcall_assets.stages.scores import ScorerScores, rate
 from modelcall_assets.stages.task import Task
 
 DEFAULT_PORT = 8377

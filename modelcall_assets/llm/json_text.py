@@ -38,6 +38,7 @@ _TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*+[}}\]])", re.DOTALL)
 _NAMED = re.compile(r"""["'”’]\s*:""")
 _NAMED_OBJECT = re.compile(r"""\{\s*["'“‘][^"'”’{}]*["'”’]\s*:""")
 _FENCED = re.compile(r"\s*(?:json)?\s*+([{\[].*)", re.DOTALL | re.IGNORECASE)
+_OPENS = re.compile(r"\s*\{")
 _MOST_STRAYS = 16
 _SAFE_LEVELS = 200
 """Any writer takes so many."""
@@ -96,7 +97,7 @@ def read(text: str) -> tuple[str, dict[str, Any] | None]:
     prose leaves it uncertain, the last of those that fill a code fence. None when it is not certain
     which object is meant: several in one array, or one that may lie inside a broken one.
     """
-    whole = _object(text)
+    whole = _object(text) if _OPENS.match(text) else None
     if whole is not None:
         return text.strip(), whole
     rest, found = _Reader(text).read()

@@ -4,32 +4,35 @@ to a publication."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
+import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import finalize
 
-from modelcall_assets.config.endpoint import Endpoint
-from modelcall_assets.config.model import ModelConfig
+from modelcall_assets.config.endpoint import Address, Endpoint
+from modelcall_assets.config.model import BatchConfig, ModelConfig
 from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
 from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
+from modelcall_assets.llm.channel import Channel, Lease, Limits
 from modelcall_assets.llm.classify import PATIENCE, Patience
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm.transport import DirectTransport, HttpTransport
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt
 from modelcall_assets.stages.batch_calls import BatchCaller
-from modelcall_assets.stages.budget import Budget
-from modelcall_assets.stages.calls import Caller
-from modelcall_assets.stages.engine import engine_of
+from modelcall_assets.stages.calls import Budget, Caller
 from modelcall_assets.stages.publication import Draft, old_files
 from modelcall_assets.stages.replay import Asked, Reuse, Standing, standing_in
 from modelcall_assets.stages.report import Report
@@ -42,6 +45,9 @@ from modelcall_assets.storage.files import NewFile, file_digest
 from modelcall_assets.storage.places import explained, is_absent
 from modelcall_assets.storage.publishing import Hold, read_manifest
 from modelcall_assets.transforms.scorer import Fields
+
+if TYPE_CHECKING:
+    from modelcall_assets.llm.batch import BatchClient
 
 
 class AskingStage(Stage):
@@ -266,3 +272,63 @@ def _told(damaged: Mapping[str, int]) -> str:
         f"damaged lines in its journal: {lines}; the replies in them were asked for again where "
         "rows need them, all others are kept"
     )
+
+
+def engine_of(
+    endpoints: Sequence[Endpoint], model: ModelConfig, most: int, patience: Patience
+) -> Engine:
+    """To be entered; `most` requests are in flight."""
+    by_batches = model.mode == "batch"
+
+    def collector(name: str) -> BatchClient | None:
+        named = (endpoint for endpoint in endpoints if endpoint.name == name)
+        return next((_batches(endpoint, model.batch) for endpoint in named), None)
+
+    return Engine(
+        [_channel(endpoint, most, leased=not by_batches) for endpoint in endpoints],
+        max_in_flight=most,
+        max_retries=endpoints[0].max_retries,
+        patience=patience,
+        batches=_batches(endpoints[0], model.batch) if by_batches else None,
+        collector=collector,
+    )
+
+
+def _channel(endpoint: Endpoint, most: int, *, leased: bool) -> Channel:
+    limits = Limits(
+        endpoint.max_in_flight or most, endpoint.requests_per_minute, endpoint.tokens_per_minute
+    )
+    lease = Lease(_lease_folder(endpoint), limits.max_in_flight) if leased else None
+    return Channel(_transport(endpoint), limits, lease)
+
+
+def _transport(endpoint: Endpoint) -> HttpTransport:
+    kind = DirectTransport
+    if endpoint.transport == "sdk":
+        from modelcall_assets.llm.sdk_transport import SdkTransport
+
+        kind = SdkTransport
+    return kind(**_where(endpoint))
+
+
+def _batches(endpoint: Endpoint, config: BatchConfig) -> BatchClient:
+    from modelcall_assets.llm.batch import BatchClient
+
+    return BatchClient(
+        **_where(endpoint),
+        completion_window=config.completion_window,
+        most_requests=config.max_requests_per_file,
+        poll_s=config.poll_seconds,
+        max_retries=endpoint.max_retries,
+    )
+
+
+def _where(endpoint: Endpoint) -> dict[str, Any]:
+    """What a transport is made from."""
+    return {each.name: getattr(endpoint, each.name) for each in fields(Address)}
+
+
+def _lease_folder(endpoint: Endpoint) -> Path:
+    """One per user and endpoint of this machine; the name holds nothing secret."""
+    digest = hashlib.sha256(f"{endpoint.name} {endpoint.base_url}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"modelcall-{os.getuid()}" / digest

@@ -86,21 +86,17 @@ class BatchCaller(Replay):
                         held = await self._work_off(self._again(held))
         except* ModelcallError as errors:
             stopped = errors.exceptions[0]
-        if stopped is not None:
-            raise self._explained(stopped)
-
-    def _explained(self, stopped: BaseException) -> BaseException:
-        """The same, with what becomes of the batches; files that share the engine end too."""
-        if not isinstance(stopped, RunStopped):
-            return stopped
-        self.engine.stop(stopped)
-        if not self._running:
-            return stopped
-        ids = ", ".join(self._running)
-        return type(stopped)(
-            f"{stopped}. What was submitted goes on at {self._client.name} ({ids}): the next run "
-            "of this file takes it up instead of paying again"
-        )
+        if stopped is None:
+            return
+        if isinstance(stopped, RunStopped):
+            self.engine.stop(stopped)  # files that share it end too
+            if self._running:
+                ids = ", ".join(self._running)
+                raise type(stopped)(
+                    f"{stopped}. What was submitted goes on at {self._client.name} ({ids}): the "
+                    "next run of this file takes it up instead of paying again"
+                )
+        raise stopped
 
     async def take_up_left_behind(self) -> None:
         """Journal what the batches of earlier runs bring. Raises BatchOutstanding when one lies at
@@ -128,9 +124,11 @@ class BatchCaller(Replay):
             async for item in items:
                 if await self.adopted(item):
                     continue
-                if self._waits_for_another(item):
+                key = item.address.key
+                if self.reuse.asking is not None and key in self._in_spools:
                     held.add(item)
                 else:
+                    self._in_spools.add(key)
                     spool.add(item)
                     if len(spool) >= self._client.most_requests or spool.size >= MOST_BYTES:
                         batches.create_task(self._finish(spool))
@@ -144,15 +142,6 @@ class BatchCaller(Replay):
         async for _, item in held.unsettled():
             if (item := self.look_up(item, is_new=True)) is not None:
                 yield item
-
-    def _waits_for_another(self, item: Pending) -> bool:
-        if self.reuse.asking is None:
-            return False
-        key = item.address.key
-        if key in self._in_spools:
-            return True
-        self._in_spools.add(key)
-        return False
 
     def _new_spool(self) -> Spool:
         spool = Spool()
@@ -173,7 +162,10 @@ class BatchCaller(Replay):
                 spool.close()
                 return
             else:
-                await self._wait_for_budget()
+                reason = self.budget.spent(self._outstanding)
+                if reason is not None and not self._outstanding:
+                    raise reason
+                await self.engine.wait(self._client.poll_s)  # it may turn out cheaper than it looks
 
     async def _write(self, spool: Spool, file: IO[bytes]) -> set[str]:
         """Settle what is answered, write what is to be asked; gives the ids of those requests."""
@@ -210,13 +202,6 @@ class BatchCaller(Replay):
         if tries <= self._client.max_retries:
             return False
         failure = spool.told.failure_of(_custom_id(item.address, turn))
-        self._note_given_up(failure)
-        position = item.known.positions[-1] if item.known else NO_REPLY
-        why = Unanswered(failure, item.address.key, tries, self._client.name)
-        self.leave(item.index, why, position)
-        return True
-
-    def _note_given_up(self, failure: Failure) -> None:
         self._given_up += 1
         if not self._has_answers and self._given_up >= UNANSWERED_LIMIT:
             raise EndpointDown(
@@ -224,6 +209,10 @@ class BatchCaller(Replay):
                 f"none was answered; the last: {failure.reason}: {failure.detail}. "
                 "Mend that and materialise again: what was answered is kept"
             )
+        position = item.known.positions[-1] if item.known else NO_REPLY
+        why = Unanswered(failure, item.address.key, tries, self._client.name)
+        self.leave(item.index, why, position)
+        return True
 
     def _has_room(self) -> bool:
         """Whether the budget, at the mean cost so far, allows one request more."""
@@ -232,13 +221,6 @@ class BatchCaller(Replay):
         if not self.budget.total.replies:
             return self._outstanding < FIRST_WITH_BUDGET
         return self.budget.spent(self._outstanding) is None
-
-    async def _wait_for_budget(self) -> None:
-        """What is outstanding may turn out cheaper than it looks."""
-        reason = self.budget.spent(self._outstanding)
-        if reason is not None and not self._outstanding:
-            raise reason
-        await self.engine.wait(self._client.poll_s)
 
     async def _submit(self, file: IO[bytes], count: int) -> tuple[BatchNote, str, Position]:
         """Noted before and after, so that a kill at any moment leaves a trace of the batch."""

@@ -1,17 +1,127 @@
-"""Call the model for every record of a file that the journal does not answer yet."""
+"""Call the model for every record of a file that the journal does not answer yet, within what the
+task may spend over all its runs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from pathlib import Path
 
-from modelcall_assets.errors import ModelcallError
+import orjson
+
+from modelcall_assets.errors import BudgetSpent, ModelcallError, StoreError
 from modelcall_assets.journal.lines import Entry
+from modelcall_assets.llm.completion import MOST_TOKENS, Usage
 from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import GaveUp
 from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unanswered, said_in
+from modelcall_assets.storage.files import read_bytes, write_bytes
+from modelcall_assets.storage.publishing import claimed
+
+Prices = tuple[float | None, float | None]
+"""US dollars per million input and output tokens."""
+BYTES_PER_TOKEN = 4
+"""Where a server does not report its usage."""
+
+
+@dataclass
+class Spent:
+    """`usd` is what is known of the cost."""
+
+    usd: float = 0.0
+    tokens: int = 0
+    replies: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        tokens = min(self.tokens + other.tokens, MOST_TOKENS)  # a number that JSON can hold
+        return Spent(self.usd + other.usd, tokens, self.replies + other.replies)
+
+
+class Budget:
+    """Counts what is paid. With a limit the count lives in a file that the task's runs share; a
+    kill loses about a second of it."""
+
+    def __init__(
+        self, file_name: str, path: Path, prices: Prices, usd: float | None, tokens: int | None
+    ) -> None:
+        self._file_name = file_name
+        self._path = path
+        self._prices = prices
+        self._usd = usd
+        self._tokens = tokens
+        self.is_limited = usd is not None or tokens is not None
+        self._before = read_spent(path) if self.is_limited else Spent()
+        self._now, self._telling = Spent(), Spent()
+        self._one_tells = asyncio.Lock()
+
+    @property
+    def total(self) -> Spent:
+        """By all runs, as far as they have told."""
+        return self._before + self._telling + self._now
+
+    def pay(self, usage: Usage, exchanged_bytes: int) -> float | None:
+        """Count one reply; gives its cost in US dollars, None when that is unknown."""
+        cost = usage.cost(*self._prices)
+        used = usage.prompt_tokens + usage.completion_tokens
+        self._now.usd += cost or 0.0
+        self._now.tokens += used if usage.known else exchanged_bytes // BYTES_PER_TOKEN
+        self._now.replies += 1
+        return cost
+
+    def spent(self, in_flight: int) -> BudgetSpent | None:
+        """Why nothing more may be sent: the limit, counting what is in flight at its mean."""
+        if not self.is_limited:
+            return None
+        total = self.total
+        ahead = 1 + in_flight / total.replies if total.replies else 1
+        if self._usd is not None and total.usd * ahead >= self._usd:
+            return self._stop("budget_usd", f"{self._usd:g}", f"{total.usd:.4f} US dollars")
+        if self._tokens is not None and total.tokens * ahead >= self._tokens:
+            return self._stop("budget_tokens", f"{self._tokens:,}", f"{total.tokens:,} tokens")
+        return None
+
+    async def sync(self) -> None:
+        """Add what this run spent to the file, and see what others did."""
+        if not self.is_limited:
+            return
+        async with self._one_tells:
+            self._telling, self._now = self._telling + self._now, Spent()
+            self._before, self._telling = await asyncio.to_thread(self._tell), Spent()
+
+    def _tell(self) -> Spent:
+        with claimed(self._path.with_name(".spent")):
+            spent = read_spent(self._path) + self._telling
+            write_bytes(self._path, orjson.dumps(spent))
+        return spent
+
+    def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
+        return BudgetSpent(
+            f"{self._file_name}:{field}: {limit} is spent ({spent} so far by all runs of the task, "
+            "the rest by what is under way). Everything answered is kept: raise it and materialise "
+            "again to go on"
+        )
+
+
+def read_spent(path: Path) -> Spent:
+    """What all runs have told. StoreError when the file is damaged: to count from nothing again is
+    the user's to decide."""
+    try:
+        numbers = orjson.loads(read_bytes(path))
+        before = Spent(**numbers)
+        if len(numbers) < len(fields(Spent)) or min(numbers.values()) < 0:
+            raise ValueError
+        return before + Spent()
+    except FileNotFoundError:
+        return Spent()
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"{path}: damaged: what the task has spent of its budget is not known any more; write "
+            'it there as {"usd": 0.0, "tokens": 0, "replies": 0} with the numbers of your provider,'
+            " or delete the file to count from nothing"
+        ) from error
+
 
 MOST_WORKERS = 8192
 """Records in hand at most: those in flight, and those that wait for a retry without a slot."""

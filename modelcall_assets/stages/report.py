@@ -184,7 +184,7 @@ class Report:
         return len(self.sample) < SAMPLE_ROWS
 
     def show(self, row: Row) -> None:
-        if self.shows_more:
+        if len(self.sample) < SAMPLE_ROWS:
             self.sample.append(sample_row(row))
 
     def all_dropped(self, fix: str) -> str:

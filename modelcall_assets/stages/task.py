@@ -20,8 +20,7 @@ from modelcall_assets.stages.merged import Merged
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
-from modelcall_assets.stages.scorer_scores import ScorerScores
-from modelcall_assets.stages.scores import Scores
+from modelcall_assets.stages.scores import ScorerScores, Scores
 from modelcall_assets.stages.stage import Keys, Stage
 from modelcall_assets.stages.summary import Summary
 from modelcall_assets.storage.listing import FileInfo
