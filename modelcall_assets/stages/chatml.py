@@ -28,7 +28,6 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
 from modelcall_assets.transforms.values import encode
@@ -48,10 +47,6 @@ class Chatml(Stage):
     @property
     def about(self) -> str:
         return "conversations of a split"
-
-    @property
-    def folder(self) -> Place:
-        return self.layout.place(self.spec.folder(self.name))
 
     @property
     def step(self) -> ChatmlStep:
@@ -93,13 +88,12 @@ class Chatml(Stage):
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputChanged when the split is not what raw recorded."""
-        assert self.upstream is not None
-        raw, inputs = self.upstream.need(key), self.task.inputs
+        raw, inputs = self.before.need(key), self.task.inputs
         assert isinstance(inputs, SplitInputs)
         place, limit = inputs.place(key), self.task.row_limit
         convert = partial(convert_split, inputs.members(key), self.options(place.dataset))
         with Draft(self, key) as draft:
-            report = draft.written(partial(convert, limit=limit, reading=self.upstream.reading))
+            report = draft.written(partial(convert, limit=limit, reading=self.before.reading))
             if version_of(inputs.members(key)) != raw.input.version:
                 raise changed(place.path)
             draft.publish(report, raw.input)
@@ -125,9 +119,8 @@ class Chatml(Stage):
     def _unfit(self, name: str, splits: Sequence[Split]) -> Iterator[Problem]:
         """Of the first split: columns that no row has, else rows of which none can be
         converted."""
-        assert self.upstream is not None
         dataset, file = self.spec.datasets[name], splits[0].files[0]
-        items = islice(read_rows(file.place, self.upstream.reading), ROWS_LOOKED_AT)
+        items = islice(read_rows(file.place, self.before.reading), ROWS_LOOKED_AT)
         rows = [item for item in items if not isinstance(item, BadLine)]
         columns = dict.fromkeys(name for row in rows for name in row)
         file_name = self.spec.files["datasets"]

@@ -56,13 +56,8 @@ class Merged(Stage):
         return "conversations of a merge group"
 
     @property
-    def folder(self) -> Place:
-        return self.layout.place(self.spec.folder(self.name))
-
-    @property
     def maker(self) -> Stage:
-        assert self.upstream is not None
-        return self.upstream.maker
+        return self.before.maker
 
     def own_shape(self) -> dict[str, Any]:
         return {"groups": [group.model_dump() for group in self.spec.groups]}
@@ -77,8 +72,7 @@ class Merged(Stage):
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputError names the members that are not there."""
-        group, upstream = self.groups[key], self.upstream
-        assert upstream is not None
+        group, upstream = self.groups[key], self.before
         manifests = self._members(key)
         missing = [name for name, made in manifests.items() if made is None]
         if missing:
@@ -124,16 +118,14 @@ class Merged(Stage):
 
     def _members(self, key: str) -> dict[str, Manifest | None]:
         """What there is of each member of a group, in order; None where that is not accepted."""
-        upstream = self.upstream
-        assert upstream is not None
+        upstream = self.before
         paths = [decode_key(member) for member in upstream.keys.now()]
         names = members_of(self.groups[key], paths, str(upstream.folder))
         return {name: upstream.accepted(encode_key(name)) for name in names}
 
     def lacks(self) -> Iterator[Problem]:
         """Members of the groups that are not there now."""
-        assert self.upstream is not None
-        keys, spec = self.upstream.keys, self.spec
+        keys, spec = self.before.keys, self.spec
         try:
             now = keys.now()
         except (InputError, SetupError) as error:
@@ -142,7 +134,7 @@ class Merged(Stage):
             return
         if not keys.every() >= {*now}:
             return  # data sets are missing, which has been told
-        folder = shown_place(str(self.upstream.folder), spec.root)
+        folder = shown_place(str(self.before.folder), spec.root)
         for group in spec.groups:
             try:
                 members_of(group, map(decode_key, now), folder)

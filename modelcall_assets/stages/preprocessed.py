@@ -53,10 +53,6 @@ class Preprocessed(Stage):
         return "cleaned, filtered and truncated rows"
 
     @property
-    def folder(self) -> Place:
-        return self.layout.place(self.spec.folder(self.name))
-
-    @property
     def options(self) -> Preprocess:
         assert isinstance(self.spec.task, ScoringTask)
         return self.spec.task.preprocess
@@ -97,7 +93,6 @@ class Preprocessed(Stage):
 
     @cached_property
     def _worker(self) -> Worker:
-        assert self.upstream is not None
         return Worker(self.recipe, pa.schema([]))
 
     def stat_path(self, key: str, *, is_group: bool) -> Place | None:
@@ -118,8 +113,7 @@ class Preprocessed(Stage):
     def make(self, key: str, tally: Tally) -> Report:
         """SetupError when the recipe cannot be followed here, InputChanged when the input is no
         longer the same, RunStopped when `tally` was told to stop."""
-        assert self.upstream is not None
-        source, raw = self.source(key), self.upstream.need(key)
+        source, raw = self.source(key), self.before.need(key)
         is_group = len(source.parts) > 1 or any(part.is_document for part in source.parts)
         self.recipe.check()
         processes, began = min(self.options.num_proc, os.cpu_count() or 1), time.time()

@@ -32,7 +32,6 @@ from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.parquet import SchemaInference
-from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, record_id
 from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.scorer import Fields
@@ -70,10 +69,6 @@ class Responses(AskingStage):
     @property
     def about(self) -> str:
         return f"answers by {self.params['model']}"
-
-    @property
-    def folder(self) -> Place:
-        return self.layout.place(self.spec.folder(self.name))
 
     @property
     def step(self) -> ResponsesStep:

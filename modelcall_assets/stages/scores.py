@@ -1,5 +1,5 @@
-"""`scores`: a rating of every record of a file by a model, or by a scorer of the user's own; failures
-in their place."""
+"""`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
+failures in their place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ from modelcall_assets.stages.score_table import ApiRow, Rate, outcome_row, write
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
 from modelcall_assets.transforms.scorer import (
     Fields,
@@ -65,10 +64,6 @@ class Scores(AskingStage):
     @property
     def about(self) -> str:
         return f"ratings by {self.params['model']} with the prompt {self.prompt.version}"
-
-    @property
-    def folder(self) -> Place:
-        return self.layout.place(self.spec.folder(self.name))
 
     @property
     def model(self) -> ModelConfig:
@@ -141,9 +136,8 @@ class Scores(AskingStage):
     @property
     def columns_read(self) -> Collection[str]:
         """Preprocessed rows may have very long texts that it does not look at."""
-        assert self.upstream is not None
         own = {self.input_key, self.input_key.partition(".")[0], *ID_COLUMNS, GIVEN_ID}
-        own.update(filter(None, [self.upstream.error_column]))
+        own.update(filter(None, [self.before.error_column]))
         return self.template.columns - {self.prompt_key} | own
 
     def version(self) -> str:
@@ -215,10 +209,6 @@ class ScorerScores(Stage):
     @property
     def about(self) -> str:
         return f"ratings by {self.path}"
-
-    @property
-    def folder(self) -> Place:
-        return self.layout.place(self.spec.folder(self.name))
 
     @property
     def path(self) -> str:

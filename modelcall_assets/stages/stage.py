@@ -111,9 +111,15 @@ class Stage(ABC):
         """One line for people."""
 
     @property
-    @abstractmethod
+    def before(self) -> Stage:
+        """The stage whose rows it reads, where it reads those of one."""
+        assert self.upstream is not None
+        return self.upstream
+
+    @property
     def folder(self) -> Place:
         """Where it leaves its files."""
+        return self.layout.place(self.spec.folder(self.name))
 
     @abstractmethod
     def own_shape(self) -> dict[str, Any]:
@@ -179,15 +185,13 @@ class Stage(ABC):
 
     def rows_to_work(self, keys: Iterable[str]) -> int:
         """Rows of those partitions whose upstream is there."""
-        assert self.upstream is not None
         most = self._limit
-        found = (made.rows for key in keys if (made := self.upstream.accepted(key)))
+        found = (made.rows for key in keys if (made := self.before.accepted(key)))
         return sum(rows if most is None else min(rows, most) for rows in found)
 
     def source(self, key: str) -> Source:
         """The rows that it reads. InputError when they are not there yet."""
-        upstream = self.upstream
-        assert upstream is not None
+        upstream = self.before
         manifest = upstream.need(key)
         is_table, recorded = upstream.suffix == ".parquet", manifest.detail.get("schema")
         own = schema_from_json(recorded) if recorded else read_schema(upstream.result(manifest))
@@ -204,8 +208,7 @@ class Stage(ABC):
     @property
     def _limit(self) -> int | None:
         """The rows of a partition that it takes."""
-        assert self.upstream is not None
-        return None if self.upstream.is_capped else self.task.row_limit
+        return None if self.before.is_capped else self.task.row_limit
 
     def parts(self, key: str, manifest: Manifest) -> tuple[Part, ...]:
         """The files of a partition that it has left."""
@@ -269,11 +272,10 @@ class Stage(ABC):
     def to_follow(self, key: str) -> str | None:
         """Digest of what a partition would be made of. None while that is not complete, or when it
         is made of just that."""
-        assert self.upstream is not None
-        made, own = self.upstream.accepted(key), read_manifest(self.manifest_path(key))
+        made, own = self.before.accepted(key), read_manifest(self.manifest_path(key))
         if made is None:
             return None
-        digest = self.upstream.digest_of(made)
+        digest = self.before.digest_of(made)
         return None if own is not None and own.input.digest == digest else digest
 
     def published_keys(self, *, rejected: bool = False) -> Iterator[str]:

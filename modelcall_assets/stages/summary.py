@@ -28,8 +28,7 @@ class Summary(Stage):
 
     @property
     def about(self) -> str:
-        assert self.upstream is not None
-        return f"totals of {self.upstream.name} over all {self.upstream.keys.what}"
+        return f"totals of {self.before.name} over all {self.before.keys.what}"
 
     @property
     def folder(self) -> Place:
@@ -41,7 +40,6 @@ class Summary(Stage):
     def make(self, key: str, tally: Tally) -> Report:
         """A line for each partition that has an accepted result. PublishedMeanwhile when another
         run was faster and found something else."""
-        assert self.upstream is not None
         report, parts = Report(), self._parts()
         rows = [
             {
@@ -62,7 +60,7 @@ class Summary(Stage):
             {name: row[name] for name in ("partition", *COUNTS)} for row in worst[:SHOWN]
         ]
         digest = digest_of_versions({part: made.data_version for part, made in parts.items()})
-        made_of = InputFingerprint(uri=str(self.upstream.folder), digest=digest, size=0, version="")
+        made_of = InputFingerprint(uri=str(self.before.folder), digest=digest, size=0, version="")
         with Draft(self, key) as draft:
             write_lines(draft.out, lines)
             draft.publish(report, made_of)
@@ -70,6 +68,5 @@ class Summary(Stage):
 
     def _parts(self) -> dict[str, Manifest]:
         """By key, what is accepted of the stage before."""
-        assert self.upstream is not None
-        found = {key: self.upstream.accepted(key) for key in sorted(self.upstream.published_keys())}
+        found = {key: self.before.accepted(key) for key in sorted(self.before.published_keys())}
         return {key: made for key, made in found.items() if made is not None}
