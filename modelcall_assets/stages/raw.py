@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInp
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import Part, changed
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import (
     OURS,
@@ -165,18 +165,6 @@ class Split(Raw):
         return report
 
 
-class Member(TypedDict):
-    """A file of a partition, as manifests have it. `name` is its path in the input folder."""
-
-    name: str
-    uri: str
-    digest: str
-    rows: int
-    size: int
-    whole: bool
-    """One record as a whole: what no data file is."""
-
-
 @dataclass
 class RawReport(Report):
     """`rows` counts bad lines and leaves out blank ones."""
@@ -239,7 +227,13 @@ def read_raw(
 def read_split(files: Sequence[FileInfo], reading: Reading) -> RawReport:
     """Rows without blank lines and digests, without parsing what has to be parsed once more anyway.
     InputError when a file cannot be read, or has a bad line and `reading` refuses those."""
-    members = [_split_member(file, reading) for file in files]
+    members: list[dict[str, Any]] = []
+    for file in files:
+        heard = hashlib.sha256()
+        rows = count_rows(file.place, reading, heard)
+        has_columns = format_of(file.place).has_columns
+        digest = file_digest(file.place) if has_columns else f"sha256:{heard.hexdigest()}"
+        members.append({"uri": file.uri, "digest": digest, "rows": rows, "size": file.size})
     content = repr([member["digest"] for member in members]).encode()
     digest = hashlib.sha256(content).hexdigest()[:32]
     rows = sum(member["rows"] for member in members)
@@ -259,14 +253,6 @@ def _show_members(report: RawReport) -> None:
     ]
 
 
-def _split_member(file: FileInfo, reading: Reading) -> dict[str, Any]:
-    place, content = file.place, hashlib.sha256()
-    rows = count_rows(place, reading, content)
-    has_columns = format_of(place).has_columns
-    digest = file_digest(place) if has_columns else f"sha256:{content.hexdigest()}"
-    return {"uri": file.uri, "digest": digest, "rows": rows, "size": file.size}
-
-
 @dataclass
 class _Look:
     """Counts rows while they stream past."""
@@ -279,39 +265,33 @@ class _Look:
     inference: SchemaInference = field(default_factory=SchemaInference)
     columns: list[pa.Schema] = field(default_factory=list)
 
-    def at(self, file: FileInfo) -> Member:
+    def at(self, file: FileInfo) -> dict[str, Any]:
+        """The file as manifests have it. `name` is its path in the input folder, `whole` says that
+        it is one record: what no data file is."""
         before = self.report.rows
         is_whole = not is_data_file(file.place.name)
-        if is_whole:
-            digest = self._document(file)
+        format_ = Format.WHOLE if is_whole else format_of(file.place)
+        self.formats[format_] = None
+        if not is_whole:
+            digest = (self._columns if format_.has_columns else self._lines)(file, format_)
         else:
-            format_ = format_of(file.place)
-            self.formats[format_] = None
-            look = self._columns if format_.has_columns else self._lines
-            digest = look(file, format_)
-        return Member(
-            name=file.key_path,
-            uri=file.uri,
-            digest=digest,
-            rows=self.report.rows - before,
-            size=file.size,
-            whole=is_whole,
-        )
+            digest = file_digest(file.place)
+            if before != self.limit:
+                self.report.rows += 1
+                self.report.show({"path": file.key_path, "bytes": file.size})
+        rows, name = self.report.rows - before, file.key_path
+        found = {"name": name, "uri": file.uri, "digest": digest, "rows": rows}
+        return {**found, "size": file.size, "whole": is_whole}
 
-    def _document(self, file: FileInfo) -> str:
-        self.formats[Format.WHOLE] = None
-        if self.report.rows != self.limit:
-            self.report.rows += 1
-            self.report.show({"path": file.key_path, "bytes": file.size})
-        return file_digest(file.place)
+    @property
+    def _left(self) -> int | None:
+        return None if self.limit is None else self.limit - self.report.rows
 
-    def _lines(self, file: FileInfo, format_: Format) -> str:
+    def _lines(self, file: FileInfo, _: Format) -> str:
         content, report = hashlib.sha256(), self.report
-        left = None if self.limit is None else self.limit - report.rows
-        batches = read_batches(
-            file.place, self.reading, limit=left, size=STREAM_BYTES, content=content
-        )
-        for batch in batches:
+        for batch in read_batches(
+            file.place, self.reading, limit=self._left, size=STREAM_BYTES, content=content
+        ):
             assert isinstance(batch, LineBatch)
             report.blank_lines += batch.blank
             report.rows += batch.rows
@@ -333,15 +313,19 @@ class _Look:
         report, before = self.report, self.report.rows
         with open_columns(file.place, format_) as columns:
             self.columns.append(columns.schema)
-            names = [name for name in ID_COLUMNS if name in columns.schema.names]
-            for batch in columns.batches(MOST_ROWS, names):
-                if report.rows == self.limit:
-                    break
-                batch = batch.slice(0, None if self.limit is None else self.limit - report.rows)
-                for item in rows_of(batch.select(names), report.rows) if names else ():
+        for batch in read_batches(
+            file.place,
+            self.reading,
+            limit=self._left,
+            rows=MOST_ROWS,
+            names=ID_COLUMNS,
+            whole=False,
+        ):
+            if not {*ID_COLUMNS}.isdisjoint(columns.schema.names):
+                for item in batch.items:
                     if isinstance(item, dict):
                         self._id(item)
-                report.rows += batch.num_rows
+            report.rows += batch.rows
         wanted = min(SAMPLE_ROWS - len(report.sample), report.rows - before)
         for item in islice(read_rows(file.place, self.reading, SAMPLE_ROWS), wanted):
             if isinstance(item, dict):
