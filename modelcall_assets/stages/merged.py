@@ -163,10 +163,17 @@ def members_of(group: MergeGroup, listing: Iterable[str], folder: str) -> list[s
     found: dict[str, None] = {}
     wrong: list[str] = []
     for pattern in group.input_files:
-        candidates = _candidates(pattern, paths)
+        is_glob = any(char in pattern for char in "*?[")
+        if pattern in paths:
+            candidates = [pattern]
+        elif is_glob:
+            candidates = [path for path in paths if matches(path, pattern)]
+        else:
+            ending, is_bare = f"/{pattern}", "/" not in pattern
+            candidates = [path for path in paths if is_bare and path.endswith(ending)]
         if not candidates:
             wrong.append(f"{pattern} is not there")
-        elif len(candidates) > 1 and not _is_glob(pattern):
+        elif len(candidates) > 1 and not is_glob:
             wrong.append(f"{pattern} is in several places: {', '.join(candidates)}")
         found.update(dict.fromkeys(candidates))
     if wrong:
@@ -174,18 +181,6 @@ def members_of(group: MergeGroup, listing: Iterable[str], folder: str) -> list[s
             f"merge group '{group.name}': of the members under {folder}, {'; '.join(wrong)}"
         )
     return list(found)
-
-
-def _candidates(pattern: str, paths: list[str]) -> list[str]:
-    if pattern in paths:
-        return [pattern]
-    if _is_glob(pattern):
-        return [path for path in paths if matches(path, pattern)]
-    return [path for path in paths if "/" not in pattern and path.endswith(f"/{pattern}")]
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(char in pattern for char in "*?[")
 
 
 @dataclass(slots=True)
@@ -208,18 +203,15 @@ class MergeReport(Report):
     """Where the invalid lines are, if there are any."""
 
     def total(self) -> None:
-        for name, rule in (("blank", BLANK), ("invalid", INVALID), ("duplicates", DUPLICATE)):
-            if count := sum(getattr(member, name) for member in self.members):
-                self.dropped[rule] = count
+        rules = {"blank": BLANK, "invalid": INVALID, "duplicates": DUPLICATE}
+        counts = {name: sum(getattr(each, name) for each in self.members) for name in rules}
+        self.dropped.update({rules[name]: count for name, count in counts.items() if count})
         self.rows = sum(member.rows for member in self.members)
         self.rows_in = self.rows + self.dropped.total()
-        self.numbers = {
-            "blank_lines": self.dropped[BLANK],
-            "invalid_lines": self.dropped[INVALID],
-            "duplicates": self.dropped[DUPLICATE],
-        }
+        blank, invalid, duplicates = counts.values()
+        self.numbers = {"blank_lines": blank, "invalid_lines": invalid, "duplicates": duplicates}
         self.tables["members"] = [asdict(member) for member in self.members]
-        if invalid := self.dropped[INVALID]:
+        if invalid:
             first = "; ".join(self.first_invalid[:3])
             self.warnings.append(f"{invalid:,} lines are not JSON objects: {first}")
             if not self.rows:
@@ -286,7 +278,10 @@ class _Merge:
                 item, line = _as_line(item)
             if isinstance(item, BadLine):
                 count.invalid += 1
-                self._reject(line, f"{name}, {item.detail}")
+                self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
+                self.report.invalid_file = self.rejects.place
+                if len(self.report.first_invalid) < SHOWN_INVALID:
+                    self.report.first_invalid.append(f"{name}, {item.detail}")
             elif self.seen is not None and not self.seen.is_new(item, line):
                 count.duplicates += 1
             else:
@@ -316,12 +311,6 @@ class _Merge:
             return encode({**own, column: name})
         added = orjson.dumps({column: name})[1:]
         return line.rstrip()[:-1].rstrip() + (b"," if row else b"") + added + b"\n"
-
-    def _reject(self, line: bytes, detail: str) -> None:
-        self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
-        self.report.invalid_file = self.rejects.place
-        if len(self.report.first_invalid) < SHOWN_INVALID:
-            self.report.first_invalid.append(detail)
 
 
 def _as_line(item: Row | BadLine) -> tuple[Row | BadLine, bytes]:
