@@ -342,6 +342,7 @@ class Project:
         return Task(load_linked(self.task_file, self.root))
 
     def definitions(self) -> dg.Definitions:
+        assert self.instance  # an open one: Dagster takes the last that was, else
         return project_definitions(load_catalog(self.root))
 
     def asset_key(self, stage: str) -> dg.AssetKey:

@@ -201,14 +201,14 @@ class TestChain:
         shown = {}
         for key in sorted(graph.materializable_asset_keys):
             node = graph.get(key)
-            assert node.code_version and node.partitions_def is not None
+            assert node.code_version
             shown[key.to_user_string()] = {
                 "deps": [parent.to_user_string() for parent in node.parent_keys],
                 "mappings": [
                     type(graph.get_partition_mapping(key, parent)).__name__
                     for parent in node.parent_keys
                 ],
-                "partitions": node.partitions_def.name,
+                "partitions": node.partitions_def and node.partitions_def.name,
                 "pools": sorted(node.pools or ()),
                 "checks": sorted(check.name for check in node.check_keys),
             }
@@ -247,6 +247,13 @@ class TestChain:
                 "mappings": same,
                 "partitions": "chain/groups",
                 "pools": ["chain"],
+                "checks": ["complete"],
+            },
+            "chain/summary": {
+                "deps": ["chain/scores"],
+                "mappings": ["AllPartitionMapping"],
+                "partitions": None,
+                "pools": [],
                 "checks": ["complete"],
             },
         }
