@@ -97,8 +97,7 @@ def run_files(
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. With `again` files that are up to date have their failed rows asked again."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
-    from modelcall_assets.defs.graph import add_new_keys
-    from modelcall_assets.defs.instance import open_instance
+    from modelcall_assets.defs.instance import add_new_keys, open_instance
     from modelcall_assets.defs.runs import TaskRunner
 
     task.check_ready()
