@@ -244,7 +244,6 @@ def _is_task(source: Path) -> bool:
 
 
 def _items(files: Sequence[Published]) -> Iterator[tuple[str, Row | BadLine]]:
-    """Each with where it is."""
     for file in files:
         file.check()
         for index, item in file.items():

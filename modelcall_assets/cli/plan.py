@@ -224,7 +224,6 @@ def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> i
 
 
 def first_asks(task: Task, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
-    """What the first `rows` rows ask of the model."""
     asking = task.first_answering
     assert isinstance(asking, AskingStage)
     for row in first_rows(task, file, rows):

@@ -137,7 +137,6 @@ def _from_terminal() -> bool:
 
 
 def summary(stats: dict[str, Any]) -> str:
-    """One line of what the server saw."""
     errors = {f"HTTP {s}": n for s, n in sorted(stats["statuses"].items()) if s != "200"}
     oddities = ("malformed", "truncated", "filtered", "junk", "dropped", "abandoned")
     oddities += ("repeated_ok", "early_retries", "retried_bad_request")

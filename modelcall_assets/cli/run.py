@@ -188,7 +188,6 @@ def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
 
 
 def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
-    """What became of files that were not ours."""
     for key, made in _manifests(stage, keys).items():
         detail = made.detail if made is not None else {}
         name = f"{stage.name} of {decode_key(key)}"
@@ -204,7 +203,6 @@ def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
 
 
 def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
-    """What the first stage found in the files."""
     found = [
         f"  warning: {decode_key(key)}: {warning}"
         for key in keys
@@ -216,7 +214,6 @@ def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
 
 
 def _totals(stage: Stage, keys: Sequence[str]) -> str:
-    """How many of the partitions are made, and their rows."""
     found = _manifests(stage, keys).values()
     manifests = [manifest for manifest in found if manifest is not None]
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)

@@ -218,7 +218,6 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
 
 
 def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[str]:
-    """What is told of a partition that has something to take over."""
     found = others(stage, key)
     if found is None:
         return

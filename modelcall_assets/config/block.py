@@ -106,7 +106,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
-    """The block, or every problem of its shape."""
     try:
         return model.model_validate(data), []
     except ValidationError as error:
@@ -116,7 +115,6 @@ def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
 
 
 def problem_of(error: PydanticCustomError, file: str, field: str, value: Any) -> Problem:
-    """A `mistake` raised outside of pydantic."""
     context = cast("dict[str, str]", error.context)
     have = shown_value(value, field)
     return Problem(file, field, context["wrong"], context["expected"], have, context["fix"])
@@ -212,7 +210,6 @@ def _field(loc: Loc, data: Any) -> str:
 
 
 def _block_at(kind: Any, loc: Loc) -> type[Block] | None:
-    """The model that stands at a location below an annotation."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _block_at(args[0], loc)

@@ -51,8 +51,6 @@ _DISTILLATION_FILES: Files = (
 
 @dataclass(frozen=True, slots=True)
 class BrokenTask:
-    """A task file that cannot be run, and why."""
-
     path: Path
     file_name: str
     key: str
@@ -61,14 +59,11 @@ class BrokenTask:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every task file of a project, usable or not."""
-
     tasks: tuple[TaskSpec, ...]
     broken: tuple[BrokenTask, ...]
 
 
 def is_root(folder: Path) -> bool:
-    """Whether the folder looks like a project."""
     return (folder / "workspace.yaml").is_file() or (folder / "configs").is_dir()
 
 
@@ -91,7 +86,6 @@ def legal_key(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Six hex digits that tell two texts apart."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
 
 
@@ -133,7 +127,6 @@ def load_task(path: Path, root: Path) -> TaskSpec:
 def _environment(
     data: dict[str, Any], file: str, root: Path, problems: list[Problem]
 ) -> Environment:
-    """The task's environment; without the env files that cannot be read."""
     named = _at(data, "environment.config_path")
     texts = cast("list[Any]", named) if isinstance(named, list) else [named]
     places = [("environment.config_path", text) for text in texts]
@@ -209,7 +202,6 @@ def _unsent_text(
 def _unkept_budget(
     task: ScoringTask | DistillationTask, models: Sequence[ModelConfig], file: str
 ) -> Iterator[Problem]:
-    """A budget that could not be kept."""
     limits = {"budget_usd": task.budget_usd, "budget_tokens": task.budget_tokens}
     for name, limit in limits.items():
         if limit is not None and not models:
@@ -268,7 +260,6 @@ def load_linked(path: Path, root: Path) -> TaskSpec:
 
 
 def task_files(root: Path) -> list[Path]:
-    """The files of configs/tasks that are tasks, not templates."""
     folder = root / "configs" / "tasks"
     files = (path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
@@ -306,7 +297,6 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
 
 
 def _input_place(spec: TaskSpec) -> str:
-    """The folder that the first step reads, or the one of its file."""
     folder = spec.input_folder
     return (folder.rpartition("/")[0] or "/") if spec.has_one_input else folder
 

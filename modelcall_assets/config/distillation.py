@@ -177,7 +177,6 @@ class DistillationTask(TaskFile):
 
     @property
     def steps(self) -> dict[str, ChatmlStep | MergeStep | ResponsesStep | JudgeStep]:
-        """Those that it has, by their fields."""
         names = (*STEPS, "scores")
         return {name: step for name in names if (step := getattr(self, name)) is not None}
 
@@ -190,7 +189,6 @@ class DistillationTask(TaskFile):
 
     @property
     def input_field(self) -> str:
-        """Where the file says what the task reads."""
         return f"{next(iter(self.steps))}.{self.reads.input_field}"
 
     @property
@@ -200,24 +198,20 @@ class DistillationTask(TaskFile):
 
     @property
     def stage_folders(self) -> dict[str, str]:
-        """Where each stage of the task leaves its files, as written."""
         return {step.stage: step.output for step in self.steps.values()}
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Folders as written, by field."""
         steps = self.steps.items()
         return {f"{name}.{s.input_field}": s.input for name, s in steps if s.input}
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The same of what it writes."""
         found = {f"{name}.{step.output_field}": step.output for name, step in self.steps.items()}
         return found | ({"journal_folder": self.journal_folder} if self.journal_folder else {})
 
     @property
     def rated(self) -> JudgeStep:
-        """Which column is rated, and its placeholder in the prompt."""
         assert self.scores is not None
         return self.scores
 

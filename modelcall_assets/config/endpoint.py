@@ -185,12 +185,10 @@ class WrittenEndpoint:
     shared_block: str
 
     def field(self, name: str) -> str:
-        """Where the value of a field stands."""
         return (self.block if name in self.own else self.shared_block) + name
 
 
 def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Problem]:
-    """Endpoints without an address, and one that is there twice."""
     found: dict[tuple[object, ...], WrittenEndpoint] = {}
     for written in client.each(block):
         config, place = written.config, written.block.rstrip(".")

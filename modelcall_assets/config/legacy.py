@@ -133,7 +133,6 @@ def is_old(found: Found) -> bool:
 
 
 def without_effect(found: Found, file: str) -> Iterator[Problem]:
-    """What to tell the user about them."""
     for old, value in found:
         if old.works or value in old.harmless:
             continue

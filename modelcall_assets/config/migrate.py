@@ -75,7 +75,6 @@ class Migration:
         self.lines[name] = TREATMENTS[gravest], "; ".join(filter(None, (why, reason)))
 
     def of(self, treatment: Treatment) -> dict[str, str]:
-        """The fields of one treatment, in their order, and why."""
         return {name: why for name, (each, why) in self.lines.items() if each == treatment}
 
 

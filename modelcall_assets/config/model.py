@@ -212,7 +212,6 @@ class _OfFirstGeneration(ModelConfig):
 
 
 def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
-    """The model of a file of either generation."""
     known, old = take_out(data, MODEL_FIELDS)
     problems = list(without_effect(old, file))
     if "client_config" in data or "chat_config" in data:
@@ -234,7 +233,6 @@ def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
 def _batch_problems(
     model: ModelConfig, block: str, has_settings: bool, file: str
 ) -> Iterator[Problem]:
-    """What does not go with batches."""
     if model.mode == "live":
         if has_settings:
             fix = "add `mode: batch`, or remove batch"
@@ -250,7 +248,6 @@ def _batch_problems(
 
 
 def _unknown_params(params: Any, block: str, file: str) -> Iterator[Problem]:
-    """Keys of the request body that this program does not know."""
     if not isinstance(params, dict):
         return
     fields = ChatConfig.model_fields

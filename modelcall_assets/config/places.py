@@ -168,7 +168,6 @@ def is_file(path: Path | str) -> bool:
 
 
 def is_within(place: str, folder: str) -> bool:
-    """Whether a resolved place is the folder or lies in it."""
     return place == folder or place.startswith(f"{folder.rstrip('/')}/")
 
 
@@ -178,7 +177,6 @@ def shown_path(path: Path, root: Path) -> str:
 
 
 def shown_place(place: str, root: Path) -> str:
-    """A resolved place as messages show it."""
     return place if is_uri(place) else shown_path(Path(place), root)
 
 

@@ -59,7 +59,6 @@ def _is_plain(name: str | None, spec: str | None, conversion: str | None) -> boo
 
 
 def _source(name: str | None, spec: str | None, conversion: str | None) -> str:
-    """The placeholder as it was written, cut to one short line."""
     text = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
     text = " ".join(text.split())
     return f"{{{text if len(text) <= 40 else text[:37] + '...'}}}"
@@ -97,7 +96,6 @@ class OutputConfig(Block):
 
     @property
     def keys(self) -> list[str]:
-        """Keys of the answer, in column order."""
         return self.json_keys or list(self.properties)
 
     @property
@@ -127,7 +125,6 @@ class OutputConfig(Block):
         }
 
     def answer_schema(self) -> dict[str, Any]:
-        """The schema of the whole object."""
         own = {"type": "object", "properties": self.fields, "required": self.required}
         return self.json_schema | own
 
@@ -141,7 +138,6 @@ def is_number(value: Any) -> bool:
 
 
 def _schema_of(value: Any) -> dict[str, Any]:
-    """The type that a default value shows its key to have."""
     match value:
         case bool():
             return {"type": "boolean"}
@@ -179,7 +175,6 @@ class PromptConfig(Block):
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """Names that the text needs values for."""
         return placeholders_of(self.prompt_template.prompt_text)
 
 

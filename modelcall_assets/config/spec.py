@@ -42,8 +42,6 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Link:
-    """A stage of another task, whose files a task reads."""
-
     spec: TaskSpec
     stage: str
 
@@ -84,17 +82,14 @@ class TaskSpec:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The task's stages, upstream first."""
         return (*(() if self.link else ("raw",)), *self.task.stage_folders)
 
     @property
     def input_folder(self) -> str:
-        """The raw input, or the one file that it is."""
         return self.resolved(self.task.input_folder)
 
     @property
     def has_one_input(self) -> bool:
-        """Whether `input_folder` is a file."""
         folder = self.input_folder
         return is_data_file(folder) and not is_bucket(folder)
 
@@ -112,7 +107,6 @@ class TaskSpec:
         return f"{self.folder(last)}/.modelcall"
 
     def resolved(self, text: str) -> str:
-        """A folder as written, made absolute."""
         return resolve(text, self.root, self.env, self.name, self.data_root)
 
 
@@ -190,7 +184,6 @@ def _data_root(
 
 
 def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
-    """A folder that cannot be resolved."""
     try:
         spec.resolved(text)
     except MissingVariable as error:

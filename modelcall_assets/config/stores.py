@@ -156,8 +156,6 @@ class StorageFile(Block):
 
 @dataclass(frozen=True)
 class Storage:
-    """The file of a project, however broken it is."""
-
     file: StorageFile
     problems: tuple[Problem, ...] = ()
     """Why no store can be reached."""
@@ -177,7 +175,6 @@ def parse_storage(data: Content, file: str) -> Parsed[StorageFile]:
 
 
 def _profile_problems(profile: StoreProfile, place: str, file: str) -> Iterator[Problem]:
-    """Fields that do not go together."""
     if profile.filesystem != "s3":
         for name in StoreProfile.model_fields:
             if name in profile.model_fields_set - {"prefix", "filesystem", "options"}:

@@ -249,17 +249,14 @@ class ScoringTask(TaskFile):
 
     @property
     def rated(self) -> Data:
-        """Which column is rated, and its placeholder in the prompt."""
         return self.data
 
     @property
     def reads(self) -> Data:
-        """What says how the lines of its input are read."""
         return self.data
 
     @property
     def input_field(self) -> str:
-        """Where the file says what the task reads."""
         return "data.input_folder"
 
     @property
@@ -269,13 +266,11 @@ class ScoringTask(TaskFile):
 
     @property
     def stage_folders(self) -> dict[str, str | None]:
-        """Where each stage of the task leaves its files, as written, if it is."""
         first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
         return {**first, "scores": self.data.output_folder}
 
     @property
     def input_folder(self) -> str:
-        """What the task reads first, as written."""
         return self._preprocess.input_folder or self.data.input_folder
 
     @property
@@ -284,14 +279,12 @@ class ScoringTask(TaskFile):
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Folders as written, by field."""
         own = self._preprocess.input_folder
         folders = {"data.input_folder": self.data.input_folder}
         return {**folders, "preprocess.input_folder": own} if own else folders
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The same of what it writes."""
         folders = {
             "data.output_folder": self.data.output_folder,
             "data.journal_folder": self.data.journal_folder,

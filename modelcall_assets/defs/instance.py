@@ -144,7 +144,6 @@ def open_instance(root: Path) -> dg.DagsterInstance:
 
 
 def mend_own_home() -> None:
-    """Of the DAGSTER_HOME that this process was started with, if it may be written to."""
     home = Path(os.environ.get("DAGSTER_HOME") or os.devnull)
     if home.is_dir() and os.access(home, os.W_OK):
         with whole_home(home):
@@ -183,7 +182,6 @@ def asset_key(stage: Stage) -> dg.AssetKey:
 
 
 def code_version(stage: Stage) -> str:
-    """Digest of what of the task's files shapes the rows."""
     shape = json.dumps(stage.shape(), sort_keys=True, default=str)
     return hashlib.sha256(shape.encode()).hexdigest()[:12]
 

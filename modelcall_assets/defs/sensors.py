@@ -114,7 +114,6 @@ def not_tried(
 def _sensor(
     task: Task, name: str, does: str, stages: Iterable[Stage]
 ) -> Callable[..., dg.SensorDefinition]:
-    """Decorates what is looked at every now and then, to launch runs of these stages."""
     settings, status = task.spec.task.sensor, dg.DefaultSensorStatus
     return dg.sensor(
         name=f"{task.spec.key}_{name}",
@@ -126,7 +125,6 @@ def _sensor(
 
 
 def _requests(task: Task, due: Iterable[tuple[str, str]]) -> list[dg.RunRequest]:
-    """Of pairs of key and run key."""
     tags = {TASK_TAG: task.spec.key}
     return [dg.RunRequest(run_key, partition_key=key, tags=tags) for key, run_key in due]
 

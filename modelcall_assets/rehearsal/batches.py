@@ -73,8 +73,6 @@ class _Batch:
 
 
 class Batches:
-    """Those of one server."""
-
     def __init__(self, server: RehearsalServer) -> None:
         self._server = server
         self._files: dict[str, bytes] = {}
@@ -224,7 +222,6 @@ class Batches:
 
 
 def _form(content_type: bytes, body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each field of a multipart form."""
     boundary = content_type.partition(b"boundary=")[2].strip(b'"')
     for part in body.split(b"--" + boundary)[1:-1] if boundary else ():
         head, _, content = part.partition(b"\r\n\r\n")
@@ -245,7 +242,6 @@ def _mistake(code: str, message: str, line: int | None = None) -> Line:
 
 
 def _mistakes(lines: list[Line | None]) -> Iterator[Line]:
-    """Why the batch as a whole is refused."""
     seen = set[str]()
     if not lines or len(lines) > MOST_LINES:
         yield _mistake("invalid_file", f"{len(lines)} lines; a batch has 1 to {MOST_LINES}")

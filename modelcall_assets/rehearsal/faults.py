@@ -106,7 +106,6 @@ class Faults:
         return None if by_chance else ("answered", self.latency_ms / 1000)
 
     def verdict(self, identity: bytes, attempt: int) -> tuple[str, float]:
-        """What becomes of this attempt, and after how many seconds."""
         permanent = self._pick(PERMANENT, self._draw(identity, "always")[0])
         chance, luck = self._draw(identity, str(attempt))
         transient = self._pick(TRANSIENT, chance)
@@ -117,12 +116,10 @@ class Faults:
         return (permanent if answered else transient), self.latency_ms * spread / 1000
 
     def batch_end(self, number: int) -> str:
-        """The status that the server's batch of this number ends with."""
         end = self._pick(BATCH_ENDS, self._draw(b"batch", str(number))[0])
         return "completed" if end == "answered" else end
 
     def batch_call(self, number: int) -> str:
-        """What becomes of the server's call of this number about files and batches."""
         return self._pick(BATCH_CALLS, self._draw(b"call", str(number))[0])
 
     def _draw(self, identity: bytes, which: str) -> tuple[float, float]:
@@ -152,8 +149,6 @@ NO_FAULTS = Faults()
 
 @dataclass(slots=True)
 class Seen:
-    """What became of equal requests."""
-
     attempts: int = 0
     ok: int = 0
     not_before: float = 0.0  # end of the last Retry-After

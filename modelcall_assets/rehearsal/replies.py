@@ -199,7 +199,6 @@ def parse(body: bytes) -> Any:
 
 
 def refuse(body: Any) -> Refusal | None:
-    """The refusal a real endpoint would give this body, if any."""
     if not isinstance(body, dict):
         return Refusal(400, NO_OBJECT)
     messages, model = body.get("messages"), body.get("model")
@@ -288,7 +287,6 @@ def _tokens(characters: int) -> int:
 
 
 def _spoil(found: dict[str, Any], kind: int) -> str:
-    """A reply that fails validation, in one of six ways."""
     first = next(iter(found), "score")
     number = next((key for key, value in found.items() if type(value) in (int, float)), first)
     whole = orjson.dumps(found).decode()

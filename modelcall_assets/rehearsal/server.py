@@ -205,7 +205,6 @@ class RehearsalServer:
         self.host, self.port = host, self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Closes every connection, answered or not."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
