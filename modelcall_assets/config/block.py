@@ -57,6 +57,8 @@ Content = dict[str, Any]
 """Of a file, as YAML has it."""
 Parsed = tuple[T | None, list[Problem]]
 """What a file holds, none if one of its problems is an error; and all of these."""
+Parse = Callable[[Content, str], Parsed[Any]]
+"""Of the content of a file, which messages call by the second argument."""
 Loc = Sequence[int | str]
 
 
@@ -118,6 +120,19 @@ def problem_of(error: PydanticCustomError, file: str, field: str, value: Any) ->
     context = cast("dict[str, str]", error.context)
     have = shown_value(value, field)
     return Problem(file, field, context["wrong"], context["expected"], have, context["fix"])
+
+
+def at(data: Any, place: str) -> Any:
+    """The value at a dotted place of a file, else nothing."""
+    for name in place.split("."):
+        data = cast("Content", data).get(name) if isinstance(data, dict) else None
+    return data
+
+
+def block_at(data: Content, place: str) -> Content:
+    """The mapping at a dotted place of a file; an empty one if there is none."""
+    value = at(data, place)
+    return cast("Content", value) if isinstance(value, dict) else {}
 
 
 def errors_in(problems: Sequence[Problem]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, Content, Parsed, shown_value, validate
+from modelcall_assets.config.block import Block, Content, Parse, block_at, shown_value, validate
 from modelcall_assets.config.datasets import (
     MergeGroupsFile,
     are_datasets,
@@ -81,7 +81,7 @@ class Migration:
 def migrate_file(old: Content, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     data, keys = deepcopy(old), old.keys()
-    parse: Callable[[Content, str], Parsed[Any]] = parse_task
+    parse: Parse = parse_task
     new = Migration(old, data, dict.fromkeys(_leaves(old), ("honoured", "")))
     if keys & _MODEL_KEYS:
         parse, data = parse_model, _without_secrets(_model(data, new), (), _stem(file), new)
@@ -117,11 +117,6 @@ def _leaves(data: Content, prefix: str = "") -> Iterator[str]:
         yield from _leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
 
 
-def _block(data: Content, name: str) -> Content:
-    value = data.get(name)
-    return cast("Content", value) if isinstance(value, dict) else {}
-
-
 def _leave_out(
     data: Content, old_fields: Iterable[OldField], new: Migration
 ) -> tuple[Content, bool]:
@@ -146,13 +141,13 @@ def _leave_out(
 
 def _task(data: Content, new: Migration) -> Content:
     data, of_old = _leave_out(data, TASK_FIELDS, new)
-    preprocess, debug = _block(data, "preprocess"), _block(data, "debug")
+    preprocess, debug = block_at(data, "preprocess"), block_at(data, "debug")
     for name in ("max_files", "max_items_per_file"):
         if of_old and debug.get(name) == -1:
             new.say("changed", f"debug.{name}", "it left out the last one")
     for parent in ("data", "preprocess"):
         for name in ("input_folder", "output_folder"):
-            _move(_block(data, parent), name, f"{parent}.{name}", of_old, new)
+            _move(block_at(data, parent), name, f"{parent}.{name}", of_old, new)
     if type(files := preprocess.get("num_files")) is int and files <= 0 and files != -1:
         preprocess["num_files"] = -1
         new.say("changed", "preprocess.num_files", "now -1: no limit")
@@ -209,7 +204,7 @@ def _distillation(data: Content, new: Migration) -> Content:
         for name in (names if of == step else ())
     ]
     data, of_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
-    block = _block(data, OLD_BLOCK)
+    block = block_at(data, OLD_BLOCK)
     for kind in (ChatmlStep, MergeStep, ResponsesStep):
         for name in (kind.input_field, kind.output_field):
             _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
@@ -234,7 +229,7 @@ def _model(data: Content, new: Migration) -> Content:
     data, _ = _leave_out(data, MODEL_FIELDS, new)
     if "client_config" not in data and "chat_config" not in data:
         data = _second_generation(data, new)
-    retries = _block(data, "client_config").get("max_retries")
+    retries = block_at(data, "client_config").get("max_retries")
     if type(retries) is int:
         reason = f"a request is sent {retries + 1} times at most; it was three rounds of that"
         new.say("changed", "client_config.max_retries", reason)
@@ -248,7 +243,7 @@ def _second_generation(data: Content, new: Migration) -> Content:
     assert known is not None
     client: Content = known.client_config.model_dump(include={"base_url", "api_key"})
     new.say("changed", "provider", "now client_config: {base_url} with {api_key}".format(**client))
-    params = _block(data, "completions_params")
+    params = block_at(data, "completions_params")
     chat: Content = {"model": data.pop("model_name", None), **params}
     for name in (name for name in data if name in ClientConfig.model_fields):
         client[name] = client.get(name) if data[name] is None else data[name]
@@ -311,7 +306,7 @@ def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
 
 def _prompt(data: Content, new: Migration) -> Content:
     """With `json_schema` from the defaults' types; only defaults that can have an effect stay."""
-    block = _block(data, "output_config")
+    block = block_at(data, "output_config")
     output, _ = validate(OutputConfig, block, "")
     if output is None or "json_schema" in block or not output.json_default_values:
         return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -14,6 +14,7 @@ from modelcall_assets.config.block import (
     Limit,
     Parsed,
     Text,
+    block_at,
     errors_in,
     mistake,
     must,
@@ -195,13 +196,11 @@ class FirstGeneration(ModelFile):
     """Default: the provider's variable, such as `${OPENAI_API_KEY}`, else `${API_KEY}`."""
 
     def as_model(self) -> ModelConfig:
-        other = "${BASE_URL}", "${API_KEY}"
-        base_url, api_key = _PROVIDERS.get(self.provider.lower(), other)
+        usual = _PROVIDERS.get(self.provider.lower(), ("${BASE_URL}", "${API_KEY}"))
+        base_url, api_key = self.base_url or usual[0], self.api_key or usual[1]
         params = self.completions_params.model_dump()
         return _OfFirstGeneration(
-            client_config=ClientConfig(
-                base_url=self.base_url or base_url, api_key=self.api_key or api_key
-            ),
+            client_config=ClientConfig(base_url=base_url, api_key=api_key),
             chat_config=ChatConfig.model_validate({**params, "model": self.model_name}),
             **{name: getattr(self, name) for name in ModelFile.model_fields},
         )
@@ -223,7 +222,7 @@ def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
     else:
         expected = "client_config and chat_config, or provider and model_name"
         return None, [*problems, Problem(file, "", "not a model file", expected)]
-    problems += [*mistakes, *_unknown_params(known.get(block), block, file)]
+    problems += [*mistakes, *_unknown_params(block_at(known, block), block, file)]
     if model is not None:
         problems += client_problems(model.client_config, model.client_field, file)
         problems += _batch_problems(model, block, "batch" in known, file)
@@ -247,15 +246,13 @@ def _batch_problems(
         yield Problem(file, f"{block}.stream", wrong, fix=fix)
 
 
-def _unknown_params(params: Any, block: str, file: str) -> Iterator[Problem]:
-    if not isinstance(params, dict):
-        return
+def _unknown_params(params: Content, block: str, file: str) -> Iterator[Problem]:
     fields = ChatConfig.model_fields
-    for name in (name for name in cast("dict[Any, Any]", params) if name not in fields):
+    for name in (name for name in params if name not in fields):
         field, wrong = f"{block}.{name}", "unknown key"
         if name in ClientConfig.model_fields:
             yield Problem(file, field, "not a field of the request", fix="move it to client_config")
-        elif close := nearest(str(name), fields, cutoff=0.8):
+        elif close := nearest(name, fields, cutoff=0.8):
             yield Problem(file, field, wrong, fix=f"did you mean {close}?")
         else:
             fix = "passed to the endpoint as it is"

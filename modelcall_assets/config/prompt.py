@@ -17,6 +17,7 @@ from modelcall_assets.config.block import (
     Content,
     Parsed,
     Text,
+    block_at,
     did_you_mean,
     errors_in,
     mistake,
@@ -183,7 +184,7 @@ def parse_prompt(data: Content, file: str) -> Parsed[PromptConfig]:
     if prompt is None:
         return None, problems
     output = prompt.output_config
-    problems += list(_schema_problems(output.json_schema, file)) or _output_problems(output, file)
+    problems += _schema_problems(output.json_schema, file) or _output_problems(output, file)
     prompt.call(PurePath(file).stem)
     return None if errors_in(problems) else prompt, problems
 
@@ -200,10 +201,9 @@ def _output_problems(output: OutputConfig, file: str) -> Iterator[Problem]:
     for index, key in enumerate(named):
         if key in named[:index]:
             yield Problem(file, f"{place}[{index}]", f"{key} is there twice", fix="remove one")
-    for key in keys:
-        if key.startswith("api_"):
-            wrong = f"{key}: names that start with api_ are columns of this program"
-            yield Problem(file, place, wrong, fix="choose another name")
+    for key in (key for key in keys if key.startswith("api_")):
+        wrong = f"{key}: names that start with api_ are columns of this program"
+        yield Problem(file, place, wrong, fix="choose another name")
     for name, given in (
         ("json_key_must_exists", output.json_key_must_exists),
         ("json_default_values", output.json_default_values),
@@ -222,22 +222,22 @@ def _output_problems(output: OutputConfig, file: str) -> Iterator[Problem]:
             yield Problem(file, field, wrong, fix=fix, severity="warning")
 
 
-def _schema_problems(schema: dict[str, Any], file: str) -> Iterator[Problem]:
+def _schema_problems(schema: dict[str, Any], file: str) -> list[Problem]:
     """Mistakes in the schema of an answer object, also those that the validator itself would pass
     over or explain badly."""
     place = "output_config.json_schema"
     problems = list(_keyword_problems(schema, place, file))
     if schema.get("type", "object") != "object":
         problems.append(Problem(file, f"{place}.type", "an answer is an object", "object"))
-    if problems:
-        yield from problems
-        return
     try:
-        jsonschema_rs.validator_for(schema)
+        if not problems:
+            jsonschema_rs.validator_for(schema)
     except jsonschema_rs.ValidationError as error:
-        yield Problem(file, ".".join([place, *map(str, error.instance_path)]), error.message)
+        where = ".".join([place, *map(str, error.instance_path)])
+        problems.append(Problem(file, where, error.message))
     except ValueError as error:
-        yield Problem(file, place, str(error), fix="write dates in quotes")
+        problems.append(Problem(file, place, str(error), fix="write dates in quotes"))
+    return problems
 
 
 def _keyword_problems(schema: Any, place: str, file: str) -> Iterator[Problem]:
@@ -254,15 +254,12 @@ def _keyword_problems(schema: Any, place: str, file: str) -> Iterator[Problem]:
     types: Any = fields.get("type", [])
     for name in cast("list[Any]", types) if isinstance(types, list) else [types]:
         if name not in _TYPES:
-            fix = did_you_mean(str(name), _TYPES)
-            expected = f"one of {', '.join(_TYPES)}"
+            expected, fix = f"one of {', '.join(_TYPES)}", did_you_mean(str(name), _TYPES)
             yield Problem(file, f"{place}.type", "unknown type", expected, str(name), fix)
-    properties, arms = fields.get("properties"), fields.get("anyOf")
-    if isinstance(properties, dict):
-        for name, inner in cast("dict[str, Any]", properties).items():
-            yield from _keyword_problems(inner, f"{place}.properties.{name}", file)
-    if "items" in fields:
-        yield from _keyword_problems(fields["items"], f"{place}.items", file)
+    arms = fields.get("anyOf")
+    below = {f"properties.{name}": inner for name, inner in block_at(fields, "properties").items()}
+    below |= {"items": fields["items"]} if "items" in fields else {}
     if isinstance(arms, list):
-        for index, inner in enumerate(cast("list[Any]", arms)):
-            yield from _keyword_problems(inner, f"{place}.anyOf[{index}]", file)
+        below |= {f"anyOf[{n}]": arm for n, arm in enumerate(cast("list[Any]", arms))}
+    for name, inner in below.items():
+        yield from _keyword_problems(inner, f"{place}.{name}", file)

@@ -111,7 +111,7 @@ class TaskSpec:
 
 
 def parse_task(
-    data: Content, file: str, *, has_data_root: bool = False
+    data: Content, file: str, has_data_root: bool = False
 ) -> Parsed[ScoringTask | DistillationTask]:
     """The task of a file of either kind. The project has a data root or not; the task may have its
     own."""
@@ -176,8 +176,8 @@ def _data_root(
     try:
         return spec.resolved(shared), []
     except MissingVariable as error:
-        wrong = f"variable {error.name} is not set"
-        expander.unready("data_root", wrong, f"${{{error.name}}}")
+        wrong, needed = f"variable {error.name} is not set", f"${{{error.name}}} has a value"
+        expander.unready("data_root", wrong, needed)
     except PydanticCustomError as error:
         expander.problems.append(problem_of(error, STORAGE_FILE, "data_root", shared))
     return None, expander.problems
@@ -219,8 +219,7 @@ def _misplaced_outputs(spec: TaskSpec) -> Iterator[Problem]:
     """An output below the input would be taken for new input; one beside a bucket is in another;
     and nothing can lie below a file."""
     folders = _output_folders(spec)
-    by_default = folders.keys() - spec.task.outputs.keys()
-    if by_default and is_bucket(spec.input_folder):
+    if folders.keys() - spec.task.outputs.keys() and is_bucket(spec.input_folder):
         wrong, fix = "missing: the input is a whole bucket", "name a folder for it"
         yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)
     for place, folder in folders.items():

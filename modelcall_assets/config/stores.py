@@ -221,8 +221,8 @@ def store_options(
         prefix, filesystem = profile.prefix, profile.filesystem
         if prefix in found:
             continue
-        source = (STORAGE_FILE, f"stores.{name}") if name else (file, place_field)
-        resolver = _Resolver(env, *source)
+        where = (STORAGE_FILE, f"stores.{name}") if name else (file, place_field)
+        resolver = _Resolver(env, *where)
         options = resolver.expanded(profile.options, f"{resolver.block}.options")
         if filesystem == "s3":
             options = _joined(resolver.s3(profile), options)
@@ -304,14 +304,12 @@ class _Resolver(Expander):
         missing = [name for name in names[:2] if not self.env.get(name)]
         if len(missing) == 1 or (missing and is_tos):
             scheme = "tos://" if is_tos else "s3://"
-            are = "variable {} is" if len(missing) == 1 else "variables {} are"
+            are, needed = "variable {} is", "there is a value"
+            if len(missing) > 1:
+                are, needed = "variables {} are", "there is values"
             wrong = f"{are.format(' and '.join(missing))} not set, which {scheme} needs"
-            have = "a value" if len(missing) == 1 else "values"
-            fix = f"the task cannot run until there is {have} "
-            fix += "in .env, in the task's env file or in the process"
-            if self.file != STORAGE_FILE:
-                fix += f", or a profile for {scheme} in {STORAGE_FILE}"
-            self.problems.append(Problem(self.file, self.block, wrong, fix=fix, unready=True))
+            more = f", or a profile for {scheme} in {STORAGE_FILE}"
+            self.unready(self.block, wrong, needed, more if self.file != STORAGE_FILE else "")
         found = zip(("key", "secret", "token"), map(self.env.get, names), strict=True)
         return {} if missing else {option: value for option, value in found if value}
 

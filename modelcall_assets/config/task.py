@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -16,6 +16,7 @@ from modelcall_assets.config.block import (
     Parsed,
     Text,
     Texts,
+    at,
     did_you_mean,
     errors_in,
     mistake,
@@ -279,6 +280,7 @@ class ScoringTask(TaskFile):
 
     @property
     def inputs(self) -> dict[str, str]:
+        """Folders as written, by field."""
         own = self._preprocess.input_folder
         folders = {"data.input_folder": self.data.input_folder}
         return {**folders, "preprocess.input_folder": own} if own else folders
@@ -311,7 +313,7 @@ def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[Scori
     return (None if errors_in(problems) else task), problems
 
 
-def _rater_problems(data: dict[str, Any], file: str) -> Iterator[Problem]:
+def _rater_problems(data: Content, file: str) -> Iterator[Problem]:
     """A task rates with a model and a prompt, or with a scorer."""
     has_scorer = data.get("scorer") is not None
     for name in ("model", "prompt"):
@@ -323,16 +325,19 @@ def _rater_problems(data: dict[str, Any], file: str) -> Iterator[Problem]:
             yield Problem(file, name, "missing", f"{name}.config_path", fix=fix)
 
 
-def _moved_paths(data: dict[str, Any], file: str) -> Iterator[Problem]:
+def _moved_paths(data: Content, file: str) -> Iterator[Problem]:
     """Relative paths that mean another place than they did in the old system."""
-    for block in ("data", "preprocess"):
-        fields: Any = data.get(block)
-        for name in ("input_folder", "output_folder") if isinstance(fields, dict) else ():
-            text = cast("dict[str, Any]", fields).get(name)
-            if isinstance(text, str) and was_in_object_store(text):
-                place = text.replace("{task_name}", str(data.get("task_name")))
-                wrong = f"now means {place} below the project root; the old system read this"
-                wrong += " relative path from its object store"
-                fix = f"write ./{text} if that is meant, else the full tos:// path, or name the"
-                fix += f" place of all such folders as data_root in {STORAGE_FILE}"
-                yield Problem(file, f"{block}.{name}", wrong, fix=fix, severity="warning")
+    folders = ("data.input_folder", "data.output_folder")
+    for field in (*folders, "preprocess.input_folder", "preprocess.output_folder"):
+        text = at(data, field)
+        if isinstance(text, str) and was_in_object_store(text):
+            place = text.replace("{task_name}", str(data.get("task_name")))
+            wrong = (
+                f"now means {place} below the project root; the old system read this relative path "
+                "from its object store"
+            )
+            fix = (
+                f"write ./{text} if that is meant, else the full tos:// path, or name the place of "
+                f"all such folders as data_root in {STORAGE_FILE}"
+            )
+            yield Problem(file, field, wrong, fix=fix, severity="warning")
