@@ -188,8 +188,7 @@ def _try_model(task: Task, model: Path | None, pattern: str, rows: int) -> list[
         wrong = "no step of this task asks a model"
         raise SetupError([Problem(task.spec.file_name, "", wrong, fix="use `modelcall plan`")])
     if model is not None:
-        changed = {asking.model_in: load_model(model, task.spec.root)}
-        task = Task(replace(task.spec, **changed))
+        task = Task(replace(task.spec, **{asking.model_in: load_model(model, task.spec.root)}))
         asking = task.first_answering
         assert isinstance(asking, AskingStage)
     first = _first(task, pattern, rows)

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, Content, Parse, block_at, shown_value, validate
+from modelcall_assets.config.block import Block, Content, Parse, at, block_at, shown_value, validate
 from modelcall_assets.config.datasets import (
     MergeGroupsFile,
     are_datasets,
@@ -43,7 +43,13 @@ from modelcall_assets.config.places import was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, TaskFile
+from modelcall_assets.config.task import (
+    DISTILLATION_TYPES,
+    FOLDERS,
+    TASK_TYPE,
+    ScoringTask,
+    TaskFile,
+)
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
@@ -145,9 +151,8 @@ def _task(data: Content, new: Migration) -> Content:
     for name in ("max_files", "max_items_per_file"):
         if of_old and debug.get(name) == -1:
             new.say("changed", f"debug.{name}", "it left out the last one")
-    for parent in ("data", "preprocess"):
-        for name in ("input_folder", "output_folder"):
-            _move(block_at(data, parent), name, f"{parent}.{name}", of_old, new)
+    for place in FOLDERS:
+        _move(data, place, of_old, new)
     if type(files := preprocess.get("num_files")) is int and files <= 0 and files != -1:
         preprocess["num_files"] = -1
         new.say("changed", "preprocess.num_files", "now -1: no limit")
@@ -158,14 +163,14 @@ def _task(data: Content, new: Migration) -> Content:
     return _ordered(data, ScoringTask)
 
 
-def _move(block: Content, name: str, place: str, of_old: bool, new: Migration) -> None:
+def _move(data: Content, place: str, of_old: bool, new: Migration) -> None:
     """A folder without placeholders; what a relative one means now."""
-    text = block.get(name)
-    if not isinstance(text, str):
+    if not isinstance(text := at(data, place), str):
         return
+    parent, _, name = place.partition(".")
     bare = ((part, _PLACEHOLDER.sub("", part)) for part in text.split("/"))
     parts = (part if part == rest else rest.strip("_-. ") or None for part, rest in bare)
-    block[name] = moved = "/".join(part for part in parts if part is not None)
+    data[parent][name] = moved = "/".join(part for part in parts if part is not None)
     for placeholder in dict.fromkeys(_PLACEHOLDER.findall(text)):
         reason = f"{{{placeholder}}} removed, now {moved or 'empty'}: a partition has one place"
         new.say("changed", place, f"{reason}; {PLACEHOLDERS[placeholder]}")
@@ -197,17 +202,16 @@ def _ordered(data: Content, block: type[Block]) -> Content:
 def _distillation(data: Content, new: Migration) -> Content:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
-    steps = ((old, *old.in_old_block()) for old in STEP_FIELDS)
     of_step = [
         replace(old, path=f"{OLD_BLOCK}.{name}")
-        for old, of, names in steps
-        for name in (names if of == step else ())
+        for old in STEP_FIELDS
+        for name in old.names_in_old_block(step)
     ]
     data, of_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
     block = block_at(data, OLD_BLOCK)
     for kind in (ChatmlStep, MergeStep, ResponsesStep):
         for name in (kind.input_field, kind.output_field):
-            _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
+            _move(data, f"{OLD_BLOCK}.{name}", False, new)
     if step == GENERATE and block:
         reason = "conversations are sent whole; the old system sent their first message alone, as "
         reason += "`prompt_mode: first_message` does"
@@ -248,11 +252,8 @@ def _second_generation(data: Content, new: Migration) -> Content:
     for name in (name for name in data if name in ClientConfig.model_fields):
         client[name] = client.get(name) if data[name] is None else data[name]
         new.say("changed", name, f"now client_config.{name}")
-    rest = {
-        name: value
-        for name, value in data.items()
-        if name not in client and value not in (None, params)
-    }
+    others = ((name, value) for name, value in data.items() if name not in client)
+    rest = {name: value for name, value in others if value not in (None, params)}
     new.say("changed", "model_name", "now chat_config.model")
     for name in _leaves(params):
         new.say("changed", f"completions_params.{name}", f"now chat_config.{name}")

@@ -31,6 +31,10 @@ from modelcall_assets.errors import Problem
 
 TASK_TYPE = "data_scoring"
 DISTILLATION_TYPES = ("data_distillation", "generate_response")
+FOLDERS = (
+    *("data.input_folder", "data.output_folder"),
+    *("preprocess.input_folder", "preprocess.output_folder"),
+)
 _ENCODINGS = (
     *("utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030", "gbk", "big5", "shift_jis", "euc_kr"),
     *("latin-1", "cp1252"),
@@ -327,8 +331,7 @@ def _rater_problems(data: Content, file: str) -> Iterator[Problem]:
 
 def _moved_paths(data: Content, file: str) -> Iterator[Problem]:
     """Relative paths that mean another place than they did in the old system."""
-    folders = ("data.input_folder", "data.output_folder")
-    for field in (*folders, "preprocess.input_folder", "preprocess.output_folder"):
+    for field in FOLDERS:
         text = at(data, field)
         if isinstance(text, str) and was_in_object_store(text):
             place = text.replace("{task_name}", str(data.get("task_name")))
