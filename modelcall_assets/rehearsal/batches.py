@@ -168,7 +168,7 @@ class Batches:
         if mistakes:
             batch.fail(mistakes)
         self._server.tally.counts["batches"] += 1
-        task = asyncio.get_running_loop().create_task(self._work(batch, number, faults))
+        task = asyncio.create_task(self._work(batch, number, faults))
         self._working.add(task)
         task.add_done_callback(self._working.discard)
         return json_response(batch.shown)
@@ -184,8 +184,7 @@ class Batches:
         answered = 0
         while answered < done:
             few = lines[answered : min(done, answered + LINES_AT_ONCE)]
-            share = len(few) / done * (1 - 2 * _BEFORE_AND_AFTER)
-            await asyncio.sleep(faults.batch_s * share)
+            await asyncio.sleep(faults.batch_s * len(few) / done * (1 - 2 * _BEFORE_AND_AFTER))
             if batch.shown["status"] != "in_progress":
                 break
             answered += len(few)

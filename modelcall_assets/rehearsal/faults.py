@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
@@ -94,8 +95,8 @@ class Faults:
             raise SetupError(found)
 
     def changed(self, changes: Mapping[str, Any]) -> Faults:
-        keys = [f.name for f in fields(self)]
-        if unknown := sorted(set(changes) - set(keys)):
+        keys = [each.name for each in fields(self)]
+        if unknown := sorted({*changes} - {*keys}):
             raise SetupError([_wrong(", ".join(unknown), "unknown fault", ", ".join(keys))])
         return replace(self, **changes)
 
@@ -179,8 +180,8 @@ class Tally:
     def __init__(self, in_flight: int = 0) -> None:
         self.in_flight = self.max_in_flight = in_flight
         self.counts: dict[str, int] = dict.fromkeys(COUNTERS, 0)
-        self.statuses: dict[str, int] = {}
-        self.seen: dict[bytes, Seen] = {}
+        self.statuses = Counter[str]()
+        self.seen = defaultdict[bytes, Seen](Seen)
         self.first_request_at: float | None = None
         self.last_answer_at: float | None = None
 
@@ -193,18 +194,12 @@ class Tally:
 
     def met(self, identity: bytes) -> int:
         """Returns how often this request was met before."""
-        seen = self._seen(identity)
+        seen = self.seen[identity]
         self.counts["repeated_ok"] += seen.ok > 0
         self.counts["early_retries"] += time.monotonic() < seen.not_before - _CLOCK_SLACK
         self.counts["retried_bad_request"] += seen.bad
         seen.attempts, seen.not_before = seen.attempts + 1, 0.0
         return seen.attempts - 1
-
-    def _seen(self, identity: bytes) -> Seen:
-        seen = self.seen.get(identity)
-        if seen is None:
-            seen = self.seen[identity] = Seen()
-        return seen
 
     def ended(self, end: Ending) -> None:
         now = time.monotonic()
@@ -215,9 +210,9 @@ class Tally:
         self.counts["answered"] += ok and end.what != "answered"
         if end.status:
             self.last_answer_at = now
-            self.statuses[str(end.status)] = self.statuses.get(str(end.status), 0) + 1
+            self.statuses[str(end.status)] += 1
         if end.identity is not None:
-            seen = self._seen(end.identity)
+            seen = self.seen[end.identity]
             seen.ok += ok
             seen.bad |= end.status == 400
             if end.retry_after_s:
