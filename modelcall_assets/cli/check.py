@@ -1,7 +1,5 @@
 """`modelcall check`: everything wrong with the set-up, before anything runs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`modelcall export` and `modelcall view`: what a task has published, for others."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """`modelcall plan`: what a task would ask and what that would cost, from some rows of its files."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping

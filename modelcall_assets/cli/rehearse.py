@@ -1,7 +1,5 @@
 """`modelcall try` and `modelcall rehearse`: a few rows, and a free endpoint."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """`modelcall run-task`, `failures` and `retry`: make what is missing, and see what failed."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """What commands share: text for the terminal, how a run shows itself, options that choose files."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

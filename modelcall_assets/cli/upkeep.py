@@ -1,7 +1,5 @@
 """`modelcall verify`, `clean` and `adopt`: what lies there of a task, and what becomes of it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path

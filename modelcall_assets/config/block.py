@@ -1,7 +1,5 @@
 """A config file as a strict model: YAML or JSON, and every mistake with its line or field."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -1,7 +1,5 @@
 """The tasks of a project. A broken file breaks its own task only."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

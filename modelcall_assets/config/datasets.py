@@ -1,7 +1,5 @@
 """Files that only distilling tasks name: which data sets become ChatML, and what is merged."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath

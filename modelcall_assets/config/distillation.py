@@ -4,8 +4,6 @@ One file may hold one step or a chain of them. The old files' `distillation: {st
 their `task_type: generate_response` are read as the one step that they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal

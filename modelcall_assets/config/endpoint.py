@@ -1,7 +1,5 @@
 """`client_config`: the endpoints of a model, as written and as resolved in an environment."""
 
-from __future__ import annotations
-
 import re
 import ssl
 from collections import Counter
@@ -145,6 +143,21 @@ class EndpointConfig(Block):
     """Most tokens in a minute, of prompts and answers, at one endpoint."""
 
 
+@dataclass(frozen=True)
+class WrittenEndpoint:
+    """An endpoint in its file, with what it leaves out taken from `client_config`."""
+
+    config: EndpointConfig
+    own: Set[str]
+    """Fields that it does not leave out."""
+    block: str
+    """Where they stand in the file, with a dot behind; the next is where the others do."""
+    shared_block: str
+
+    def field(self, name: str) -> str:
+        return (self.block if name in self.own else self.shared_block) + name
+
+
 class ClientConfig(EndpointConfig):
     """The endpoint, or what several have in common."""
 
@@ -171,21 +184,6 @@ class ClientConfig(EndpointConfig):
             place = f"{block}endpoints[{number}]."
             found.append(WrittenEndpoint(config, own.model_fields_set, place, block))
         return found or [WrittenEndpoint(self, self.model_fields_set, block, block)]
-
-
-@dataclass(frozen=True)
-class WrittenEndpoint:
-    """An endpoint in its file, with what it leaves out taken from `client_config`."""
-
-    config: EndpointConfig
-    own: Set[str]
-    """Fields that it does not leave out."""
-    block: str
-    """Where they stand in the file, with a dot behind; the next is where the others do."""
-    shared_block: str
-
-    def field(self, name: str) -> str:
-        return (self.block if name in self.own else self.shared_block) + name
 
 
 def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Problem]:

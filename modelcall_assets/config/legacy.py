@@ -4,8 +4,6 @@ Those without effect are taken out of a file before it is validated, so the mode
 that work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast

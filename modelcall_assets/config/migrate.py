@@ -1,7 +1,5 @@
 """A file of the old system as one of this project, and what became of each of its fields."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy

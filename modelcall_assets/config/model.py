@@ -1,7 +1,5 @@
 """A model file of either generation, as one ModelConfig."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal

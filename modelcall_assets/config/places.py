@@ -4,14 +4,12 @@ and URIs of stores.
 Nothing is written to `os.environ`, so what one task loads no other task sees.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator
@@ -43,7 +41,7 @@ class Environment(dict[str, str]):
     """Variables, which nobody changes; the repr shows names, never values."""
 
     @classmethod
-    def for_task(cls, root: Path, env_files: Sequence[Path] = ()) -> Environment:
+    def for_task(cls, root: Path, env_files: Sequence[Path] = ()) -> Self:
         """Task env files (the last wins) > process environment > `<root>/.env`."""
         project = root / ".env"
         values = (read_env_file(project) if project.is_file() else {}) | dict(os.environ)

@@ -1,7 +1,5 @@
 """The `preprocess` block of a scoring task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Annotated, Any, Literal, cast

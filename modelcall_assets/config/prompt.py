@@ -1,7 +1,5 @@
 """A prompt file: what the model is asked, and what its answer must be."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One task, resolved: its files, folders, environment and stores."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,7 +40,7 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Link:
-    spec: TaskSpec
+    spec: "TaskSpec"
     stage: str
 
 

@@ -1,7 +1,5 @@
 """`configs/storage.yaml`, and what reaches the stores of a task: profiles, else variables."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping

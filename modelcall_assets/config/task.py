@@ -1,7 +1,5 @@
 """A task file: what every task has, and the task that scores."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterator
 from typing import Annotated, Literal

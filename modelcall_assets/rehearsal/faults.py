@@ -3,8 +3,6 @@
 The faults are a pure function of the request and the attempt: every run meets the same ones.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter, defaultdict
@@ -12,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -94,7 +92,7 @@ class Faults:
         if found:
             raise SetupError(found)
 
-    def changed(self, changes: Mapping[str, Any]) -> Faults:
+    def changed(self, changes: Mapping[str, Any]) -> Self:
         keys = [each.name for each in fields(self)]
         if unknown := sorted({*changes} - {*keys}):
             raise SetupError([_wrong(", ".join(unknown), "unknown fault", ", ".join(keys))])

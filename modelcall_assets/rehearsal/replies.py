@@ -6,8 +6,6 @@ Six signals are looked for in the first 20,000 characters; the score is their nu
 kept within 1-5. The signals that held are the `quality_tags`.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

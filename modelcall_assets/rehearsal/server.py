@@ -1,8 +1,6 @@
 """The rehearsal server: the part of HTTP/1.1 that a chat endpoint needs, sockets, routes, and the
 meeting of a request with its fault."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import importlib
@@ -109,7 +107,7 @@ def _too_large(most: int) -> BadHttp:
 class _Connection(asyncio.Protocol):
     """One client. While an answer is due what else it asks has to wait."""
 
-    def __init__(self, server: RehearsalServer) -> None:
+    def __init__(self, server: "RehearsalServer") -> None:
         self._server, self._parser = server, RequestParser()
         self._busy, self._keep_alive = False, True
         self._due: Ending | None = None
