@@ -25,8 +25,7 @@ from project import PREPROCESS, QUIET, WORKSPACE, A, Project, merged, some_rows,
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
-from modelcall_assets.defs.graph import add_new_keys
-from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs.instance import add_new_keys, open_instance
 from modelcall_assets.defs.runs import TaskRunner
 from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.lines import kind_of

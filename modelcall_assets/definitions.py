@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from modelcall_assets.config.catalog import find_root, load_catalog
-from modelcall_assets.defs.assets import project_definitions
+from modelcall_assets.defs import project_definitions
 from modelcall_assets.defs.instance import mend_own_home
 
 mend_own_home()

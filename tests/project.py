@@ -31,9 +31,8 @@ from s3_server import S3Server
 
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
-from modelcall_assets.defs.assets import project_definitions
-from modelcall_assets.defs.graph import add_new_keys, partitions_of
-from modelcall_assets.defs.instance import open_instance
+from modelcall_assets.defs import project_definitions
+from modelcall_assets.defs.instance import add_new_keys, open_instance, partitions_of
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm.engine import Engine

@@ -36,9 +36,8 @@ from project import (
 )
 
 from modelcall_assets.defs.assets import interruptible
-from modelcall_assets.defs.graph import add_new_keys
-from modelcall_assets.defs.instance import PROCESS_TAG
-from modelcall_assets.defs.runs import TaskRunner
+from modelcall_assets.defs.instance import add_new_keys
+from modelcall_assets.defs.runs import PROCESS_TAG, TaskRunner
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 
 POOL = "rate"

@@ -27,7 +27,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from project import GREEN, NAMES, PREPROCESS, RED, Project, some_rows, until
 
-from modelcall_assets.defs.graph import add_new_keys, partitions_of
+from modelcall_assets.defs.instance import add_new_keys, partitions_of
 from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
 from modelcall_assets.records.data_files import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread

@@ -47,8 +47,8 @@ from project import (
 )
 
 from modelcall_assets.config.catalog import load_catalog
-from modelcall_assets.defs.assets import project_definitions
-from modelcall_assets.defs.graph import add_new_keys
+from modelcall_assets.defs import project_definitions
+from modelcall_assets.defs.instance import add_new_keys
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread

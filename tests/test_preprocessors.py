@@ -29,7 +29,7 @@ from project import TASK, Project, read_rows, some_rows, until, write_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.preprocess import ENCODINGS
-from modelcall_assets.defs.graph import add_new_keys
+from modelcall_assets.defs.instance import add_new_keys
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted

@@ -20,8 +20,13 @@ from dagster._core.storage.partition_status_cache import AssetStatusCacheValue
 from jobs import IN_FLIGHT, Jobs
 from project import DAGSTER_YAML, TASK, A, B, Project, some_rows, until
 
-from modelcall_assets.defs.graph import add_new_keys, add_partitions, partitions_of
-from modelcall_assets.defs.instance import end_dead_runs, open_instance
+from modelcall_assets.defs.instance import (
+    add_new_keys,
+    add_partitions,
+    open_instance,
+    partitions_of,
+)
+from modelcall_assets.defs.runs import end_dead_runs
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
 RAW = dg.AssetKey(["rate", "raw"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pages import ROOT, write_examples
 from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read_rows
 
-from modelcall_assets.defs.graph import add_new_keys
+from modelcall_assets.defs.instance import add_new_keys
 from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer

@@ -20,7 +20,7 @@ from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.task import ScoringTask
-from modelcall_assets.defs.assets import project_definitions
+from modelcall_assets.defs import project_definitions
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.recipe import Worker

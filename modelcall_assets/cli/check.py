@@ -1,20 +1,17 @@
 """`modelcall check`: everything wrong with the set-up, before anything runs."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
 
 from modelcall_assets.cli.plan import first_rows
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.config.block import did_you_mean, load_yaml
+from modelcall_assets.config.block import Content, Parse, did_you_mean, load_yaml
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -39,7 +36,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_rows
 
-_PARSERS: Mapping[str, Callable[[dict[str, Any], str], tuple[Any, list[Problem]]]] = {
+_PARSERS: Mapping[str, Parse] = {
     "model": parse_model,
     "prompt": parse_prompt,
     "datasets": parse_datasets,
@@ -62,8 +59,7 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
       modelcall check
       modelcall check configs/tasks/my_task.yaml
     """
-    named = paths or (find_root(Path.cwd()) / "configs",)
-    files, problems = _files(named)
+    files, problems = _files(paths or (find_root(Path.cwd()) / "configs",))
     catalog_of = cache(load_catalog)
     for path in files:
         for problem in _problems_of(path, catalog_of):
@@ -88,10 +84,9 @@ def _files(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
     for path in paths:
         found = [path] if path.is_file() else sorted(filter(_is_config, path.rglob("*")))
         files += (file.resolve() for file in found)
-        if not path.exists():
-            problems.append(Problem(path.as_posix(), "", "no such file or folder"))
-        elif not found:
-            problems.append(Problem(path.as_posix(), "", "no config file in this folder"))
+        if not found:
+            wrong = "no config file in this folder" if path.exists() else "no such file or folder"
+            problems.append(Problem(path.as_posix(), "", wrong))
     return list(dict.fromkeys(files)), problems
 
 
@@ -121,12 +116,13 @@ def _problems_of(path: Path, catalog_of: Callable[[Path], Catalog]) -> Iterable[
 def _moved(path: Path, catalog_of: Callable[[Path], Catalog]) -> Iterable[tuple[str, str]]:
     """The relative data folders of a task that do not lie below the project root."""
     root = _root_of(path)
-    is_task = path.is_relative_to(root / "configs" / "tasks")
-    specs = (spec for spec in (catalog_of(root).tasks if is_task else ()) if spec.path == path)
-    return (item for spec in specs for item in relative_places(spec).items())
+    if not path.is_relative_to(root / "configs" / "tasks"):
+        return
+    for spec in (spec for spec in catalog_of(root).tasks if spec.path == path):
+        yield from relative_places(spec).items()
 
 
-def _kind(path: Path, root: Path, data: Mapping[str, Any]) -> str:
+def _kind(path: Path, root: Path, data: Content) -> str:
     """`task`, or a key of `_PARSERS`: by the folder, else by what only one kind of file has."""
     if path == root / STORAGE_FILE:
         return "storage"
@@ -148,9 +144,9 @@ def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem
     for broken in catalog.broken:
         if broken.path == path:
             return broken.problems
-    spec = next((spec for spec in catalog.tasks if spec.path == path), None)
     try:
-        spec = spec or load_task(path, root)
+        found = (spec for spec in catalog.tasks if spec.path == path)
+        spec = next(found, None) or load_task(path, root)
     except SetupError as error:
         return error.problems
     return [*spec.warnings, *readiness(spec)]
@@ -222,9 +218,8 @@ def _unanswerable(task: Task, file: str, rows: Sequence[Row | Failure]) -> Itera
     failures = [each.detail for each in asked if isinstance(each, Failure)]
     if len(failures) < len(asked):
         return
-    wrong = (
-        f"none of the first {len(asked)} rows of {file} can be {stage.done}: {failures[0][:200]}"
-    )
+    wrong = f"none of the first {len(asked)} rows of {file} can be {stage.done}: "
+    wrong += failures[0][:200]
     have = _columns([row for row in rows if not isinstance(row, Failure)])
     field, fix = stage.hint
     yield task.warning(wrong, field=field, have=have, fix=fix if have else "")

@@ -1,7 +1,5 @@
 """`modelcall split`, `join` and `migrate`: files of others."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """`modelcall export` and `modelcall view`: what a task has published, for others."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -49,11 +47,9 @@ from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.transcript import html_page
-from modelcall_assets.transforms.values import Where
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
-DIALOGUE_NAME = "codex_%Y%m%d_%H%M%S.md"
 
 
 @click.command()
@@ -124,9 +120,8 @@ def export(
     if dialogue_log:
         now = datetime.now()
         folder = loaded.layout.place(output or str(loaded.spec.root / DIALOGUE_FOLDER))
-        path = folder / now.strftime(DIALOGUE_NAME)
-        count = export_dialogues(files, path, selection, now)
-        echo(f"{count:,} conversations: {path}")
+        path = folder / f"codex_{now:%Y%m%d_%H%M%S}.md"
+        echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
     default = f"{loaded.output_folder}_export/{stage_of(loaded, stage).name}"
@@ -166,15 +161,10 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
 
 
 def _show(exports: Sequence[FileExport]) -> None:
-    rows = [
-        (
-            each.name,
-            f"{each.rows_in:,}",
-            f"{each.rows:,}",
-            "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items()),
-        )
-        for each in exports
-    ]
+    rows: list[tuple[str, ...]] = []
+    for each in exports:
+        to = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
+        rows.append((each.name, f"{each.rows_in:,}", f"{each.rows:,}", to))
     rows_in, written = sum(each.rows_in for each in exports), sum(each.rows for each in exports)
     total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
@@ -220,14 +210,20 @@ def view(
     """
     if output is not None and not force:
         refuse_existing([output])
-    if _is_task(source):
+    is_task = source.suffix in TASK_SUFFIXES
+    if not is_task and not is_data_file(source.name):
+        expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
+        raise misuse(source.name, "unknown kind of file", expected)
+    if is_task:
         files = chosen_files(load(source), stage, pattern, rejected=rejected)
         where, items = parsed_where(condition, files), _items(files)
     else:
         where = parsed_where(condition)
         lines = enumerate(read_rows(source), 1)
         items = ((f"{source.name}, row {number:,}", item) for number, item in lines)
-    placed = ((place, _row(item)) for place, item in items if _is_wanted(item, where))
+    if where is not None:
+        items = (each for each in items if not isinstance(each[1], BadLine) and where(each[1]))
+    placed = ((place, _row(item)) for place, item in items)
     shown = _sample(placed, rows, Random(seed)) if sample else list(islice(placed, rows))
     if not shown:
         raise InputError(f"{source}: there is no such row")
@@ -236,23 +232,11 @@ def view(
     echo(f"{len(shown)} records: {page}")
 
 
-def _is_task(source: Path) -> bool:
-    if source.suffix not in TASK_SUFFIXES and not is_data_file(source.name):
-        expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
-        raise misuse(source.name, "unknown kind of file", expected)
-    return source.suffix in TASK_SUFFIXES
-
-
 def _items(files: Sequence[Published]) -> Iterator[tuple[str, Row | BadLine]]:
-    """Each with where it is."""
     for file in files:
         file.check()
         for index, item in file.items():
             yield f"{file.name}, row {index + 1:,}", item
-
-
-def _is_wanted(item: Row | BadLine, where: Where | None) -> bool:
-    return where is None or (not isinstance(item, BadLine) and where(item))
 
 
 def _row(item: Row | BadLine) -> Row:
@@ -265,8 +249,7 @@ def _sample(rows: Iterable[tuple[str, Row]], size: int, random: Random) -> list[
     """So many rows, each as likely as any other, in their order."""
     kept: list[tuple[int, tuple[str, Row]]] = []
     for number, row in enumerate(rows):
-        if len(kept) < size:
-            kept.append((number, row))
-        elif (place := random.randrange(number + 1)) < size:
-            kept[place] = (number, row)
+        place = number if number < size else random.randrange(number + 1)
+        if place < size:
+            kept[place : place + 1] = [(number, row)]
     return [row for _, row in sorted(kept, key=lambda each: each[0])]

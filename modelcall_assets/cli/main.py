@@ -1,7 +1,5 @@
 """`modelcall`: the entry point."""
 
-from __future__ import annotations
-
 import io
 import sys
 

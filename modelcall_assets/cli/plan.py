@@ -1,7 +1,5 @@
 """`modelcall plan`: what a task would ask and what that would cost, from some rows of its files."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -96,12 +94,12 @@ def _in_the_way(task: Task) -> Iterator[str]:
         for key in stage.keys.now():
             if (found := others(stage, key)) is None:
                 continue
-            does = "adopted" if found.adopts else "refused"
-            does += "" if found.is_new else " when it is made anew"
+            does, ways = "adopted", ""
+            if not found.adopts:
+                does, ways = "refused", f"; see `modelcall adopt {task.spec.file_name}`"
+            when, whose = ("", NOT_OURS) if found.is_new else (" when it is made anew", CHANGED)
             files = ", ".join(map(str, dict.fromkeys((*found.places, *found.answers))))
-            whose = NOT_OURS if found.is_new else CHANGED
-            ways = "" if found.adopts else f"; see `modelcall adopt {task.spec.file_name}`"
-            yield f"{does}: {stage.name} of {decode_key(key)}: {files} {whose}{ways}"
+            yield f"{does}{when}: {stage.name} of {decode_key(key)}: {files} {whose}{ways}"
 
 
 def _show(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> None:
@@ -216,15 +214,11 @@ def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> i
             return 0
         asks = first_asks(task, file, rows)
         keys = Counter(each.key() for each in asks if not isinstance(each, Failure | Dropped))
-        return sum(
-            Address(key, occurrence) in journal
-            for key, count in keys.items()
-            for occurrence in range(count)
-        )
+        addresses = (Address(key, number) for key in keys for number in range(keys[key]))
+        return sum(address in journal for address in addresses)
 
 
 def first_asks(task: Task, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
-    """What the first `rows` rows ask of the model."""
     asking = task.first_answering
     assert isinstance(asking, AskingStage)
     for row in first_rows(task, file, rows):
@@ -241,8 +235,10 @@ def first_rows(
 
 def _prepared(task: Task, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
     for stage in task.stages:
-        made = row if stage.answers else stage.preview(row, file, identity)
-        if stage.answers or not isinstance(made, dict):
+        if stage.answers:
+            break
+        made = stage.preview(row, file, identity)
+        if not isinstance(made, dict):
             return made
         row = made
     return row

@@ -1,7 +1,5 @@
 """`modelcall try` and `modelcall rehearse`: a few rows, and a free endpoint."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal
@@ -137,7 +135,6 @@ def _from_terminal() -> bool:
 
 
 def summary(stats: dict[str, Any]) -> str:
-    """One line of what the server saw."""
     errors = {f"HTTP {s}": n for s, n in sorted(stats["statuses"].items()) if s != "200"}
     oddities = ("malformed", "truncated", "filtered", "junk", "dropped", "abandoned")
     oddities += ("repeated_ok", "early_retries", "retried_bad_request")
@@ -189,8 +186,7 @@ def _try_model(task: Task, model: Path | None, pattern: str, rows: int) -> list[
         wrong = "no step of this task asks a model"
         raise SetupError([Problem(task.spec.file_name, "", wrong, fix="use `modelcall plan`")])
     if model is not None:
-        changed = {asking.model_in: load_model(model, task.spec.root)}
-        task = Task(replace(task.spec, **changed))
+        task = Task(replace(task.spec, **{asking.model_in: load_model(model, task.spec.root)}))
         asking = task.first_answering
         assert isinstance(asking, AskingStage)
     first = _first(task, pattern, rows)

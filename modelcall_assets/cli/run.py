@@ -1,7 +1,5 @@
 """`modelcall run-task`, `failures` and `retry`: make what is missing, and see what failed."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections import Counter
@@ -33,6 +31,7 @@ from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import Reason, short
 from modelcall_assets.stages.published import FailedRow, failed_rows
 from modelcall_assets.stages.raw import WARNINGS
+from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches
@@ -97,8 +96,7 @@ def run_files(
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. With `again` files that are up to date have their failed rows asked again."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
-    from modelcall_assets.defs.graph import add_new_keys
-    from modelcall_assets.defs.instance import open_instance
+    from modelcall_assets.defs.instance import add_new_keys, open_instance
     from modelcall_assets.defs.runs import TaskRunner
 
     task.check_ready()
@@ -116,12 +114,12 @@ def run_files(
         echo(f"error: {message}", err=True)
     for key in summary.busy:
         echo(f"{decode_key(key)}: another run is working on it", err=True)
-    nothing = ""
+    is_wrong, nothing = bool(summary.failed or summary.busy), ""
     if not any(summary.ran.values()):
-        is_fine = not (summary.busy or summary.failed)
-        nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
-    echo(_summary(task, keys, summary.behind, nothing, display, seconds))
-    return 1 if summary.failed or summary.busy or summary.behind else 0
+        nothing = "nothing done" if is_wrong else "nothing to do: every file is up to date"
+    tallies = [*display.tallies.values()]
+    echo("\n".join(_told(task, keys, summary.behind, nothing, tallies, seconds)))
+    return 1 if is_wrong or summary.behind else 0
 
 
 def _selected(
@@ -134,51 +132,50 @@ def _selected(
         return own
     matching = [key for key in keys if matches(decode_key(key), pattern)]
     if not matching:
-        wrong = f"no input file under {task.spec.input_folder} matches '{pattern}'"
-        raise misuse("--file", wrong)
+        raise misuse("--file", f"no input file under {task.spec.input_folder} matches '{pattern}'")
     return [key for key in matching if key in own]
 
 
-def _summary(
+def _told(
     task: Task,
     keys: Sequence[str],
     behind: Sequence[str],
     nothing: str,
-    display: RunDisplay,
+    tallies: Sequence[Tally],
     seconds: float,
-) -> str:
+) -> Iterator[str]:
     """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
     *before, last = (stage for stage in task.stages if stage.done)
-    lines = [_totals(last, keys)]
-    for stage in before:
-        if any(made is None or made.failed for made in _manifests(stage, keys).values()):
-            lines.append(f"  {_totals(stage, keys)}")
-        lines += _rejected(stage, keys, f"{stage.name} of ")
-    lines += _rejected(last, keys)
-    lines += [
-        f"  kept: {decode_key(key)}: the result of an earlier run, since this one did not make it"
-        for key in behind
-        if (made := last.latest(key)) and made.accepted
-    ]
-    lines += _warnings(task.stages[0], keys)
-    warned = (each for tally in display.tallies.values() for each in tally.warnings)
-    lines += (f"  warning: {warning}" for warning in warned)
-    if not nothing:
-        lines += [line for stage in task.stages for line in _adopted(stage, keys)]
+    yield _totals(last, keys)
+    for stage in (*before, last):
+        found, is_last = _manifests(stage, keys), stage is last
+        if not is_last and any(made is None or made.failed for made in found.values()):
+            yield f"  {_totals(stage, keys)}"
+        of = "" if is_last else f"{stage.name} of "
+        for key, made in found.items():
+            if made is not None and not made.accepted:
+                yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
+    for key in behind:
+        if (made := last.latest(key)) and made.accepted:
+            why = "the result of an earlier run, since this one did not make it"
+            yield f"  kept: {decode_key(key)}: {why}"
+    yield from _warnings(task.stages[0], keys)
+    yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
+    requests = sum(tally.requests for tally in tallies)
+    replayed = sum(tally.replayed for tally in tallies)
     if nothing:
-        lines.append(f"{nothing}, no request was sent")
-    elif not last.asks:
-        lines.append(f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}")
+        yield f"{nothing}, no request was sent"
     else:
-        requests = sum(tally.requests for tally in display.tallies.values())
-        replayed = sum(tally.replayed for tally in display.tallies.values())
+        for stage in task.stages:
+            yield from _adopted(stage, keys)
         rate = f" ({requests / seconds:,.0f}/s)" if requests else ""
-        lines.append(
+        yield (
             f"{requests:,} requests sent in {seconds:.1f} s{rate}, "
             f"{replayed:,} rows answered from the journal"
+            if last.asks
+            else f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}"
         )
-    lines.append(f"{last.name}: {last.folder}")
-    return "\n".join(lines)
+    yield f"{last.name}: {last.folder}"
 
 
 def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
@@ -188,30 +185,22 @@ def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
     return {key: stage.latest(key) for key in (stage.keys.now() if has_others else keys)}
 
 
-def _rejected(stage: Stage, keys: Sequence[str], of: str = "") -> list[str]:
-    return [
-        f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
-        for key, made in _manifests(stage, keys).items()
-        if made is not None and not made.accepted
-    ]
-
-
 def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
-    """What became of files that were not ours."""
     for key, made in _manifests(stage, keys).items():
         detail = made.detail if made is not None else {}
         name = f"{stage.name} of {decode_key(key)}"
         if adopted := detail.get("adopted"):
             torn = adopted["torn"]
-            text = f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
-            text += f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
-            yield text + (f", the first: {torn[0]}" if torn else "")
+            yield (
+                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
+                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
+                + (f", the first: {torn[0]}" if torn else "")
+            )
         for aside in detail.get("set_aside", ()):
             yield f"  set aside: {name}: the file that was there is kept as {aside}"
 
 
 def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
-    """What the first stage found in the files."""
     found = [
         f"  warning: {decode_key(key)}: {warning}"
         for key in keys
@@ -223,8 +212,8 @@ def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
 
 
 def _totals(stage: Stage, keys: Sequence[str]) -> str:
-    found = _manifests(stage, keys)
-    manifests = [manifest for manifest in found.values() if manifest is not None]
+    found = _manifests(stage, keys).values()
+    manifests = [manifest for manifest in found if manifest is not None]
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
     reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
     accepted = sum(manifest.accepted for manifest in manifests)
@@ -241,7 +230,7 @@ DETAIL_CHARS = 200
 
 def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
     if reason is not None and reason not in list(Reason):
-        fix = did_you_mean(reason, list(Reason))
+        fix = did_you_mean(reason, Reason)
         raise misuse("--reason", "unknown", ", ".join(Reason), reason, fix)
     return reason
 
@@ -313,14 +302,14 @@ def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) ->
         echo(f"{loaded.spec.name}: no row failed{why}, nothing to do")
         return
     if dry_run:
-        for file in files:
-            if file.key in keys:
-                echo(f"{file.name}: {file.manifest.failed:,} of {file.manifest.rows:,} rows")
+        for file in (file for file in files if file.key in keys):
+            echo(f"{file.name}: {file.manifest.failed:,} of {file.manifest.rows:,} rows")
         return
 
     def choose(present: Sequence[str]) -> Sequence[str]:
-        is_of_groups = loaded.stages[-1].keys.of_groups
-        return present if is_of_groups else [key for key in present if key in keys]
+        if loaded.stages[-1].keys.of_groups:
+            return present
+        return [key for key in present if key in keys]
 
     sys.exit(run_files(loaded, choose, again=True))
 

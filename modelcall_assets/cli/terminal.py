@@ -1,7 +1,5 @@
 """What commands share: text for the terminal, how a run shows itself, options that choose files."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -51,12 +49,10 @@ def echo_data(text: str) -> None:
 
 
 def cell(text: str) -> Text:
-    """Text of others, in which nothing is markup."""
     return Text(shown(text))
 
 
 def echo_first(most: int, lines: Sequence[str]) -> None:
-    """So many of the lines, and how many more there are."""
     for line in lines[:most]:
         echo(line)
     if len(lines) > most:
@@ -87,8 +83,6 @@ def table_of(
 
 
 class RunDisplay:
-    """Shows the tallies of a process's runs, added up, until it is closed."""
-
     def __init__(self) -> None:
         # Dagster may redirect the standard streams while an asset runs.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")

@@ -1,7 +1,5 @@
 """`modelcall verify`, `clean` and `adopt`: what lies there of a task, and what becomes of it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,9 +63,8 @@ def verify(task: Path) -> None:
         outputs, of_rows = verification.outputs[name], verification.rows[name]
         rows.append([name, f"{outputs:,}", f"{of_rows:,}", lines, f"{found:,}"])
     Console().print(table_of({"asset": "left", **dict.fromkeys(counted, "right")}, rows))
-    places = (f"{each.stage}: {each.name}" if each.stage else each.name for each in findings)
-    wrong = (f"{each.wrong}; {each.fix}" for each in findings)
-    echo_first(SHOWN, [f"{where}: {what}" for where, what in zip(places, wrong, strict=True)])
+    of = ((f"{each.stage}: " if each.stage else "", each) for each in findings)
+    echo_first(SHOWN, [f"{stage}{each.name}: {each.wrong}; {each.fix}" for stage, each in of])
     count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
     echo(f"{loaded.spec.name}: {count}" if findings else "all is sound")
     sys.exit(1 if findings else 0)
@@ -198,11 +195,10 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
     loaded = load(task)
     chosen = loaded.stages if stage is None else [stage_of(loaded, stage)]
     count, unreadable = 0, list[str]()
-    wanted = ((each, key) for each in chosen if each.suffix for key in each.keys.now())
-    for each, key in wanted:
+    for asset, key in ((each, key) for each in chosen if each.suffix for key in each.keys.now()):
         if pattern is None or matches(decode_key(key), pattern):
             try:
-                for line in _adopted(each, key, dry_run=dry_run):
+                for line in _adopted(asset, key, dry_run=dry_run):
                     echo(line)
                     count += 1
             except InputError as error:
@@ -218,7 +214,6 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
 
 
 def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[str]:
-    """What is told of a partition that has something to take over."""
     found = others(stage, key)
     if found is None:
         return
@@ -232,8 +227,7 @@ def _adopted(stage: Stage, key: str, *, dry_run: bool) -> Iterator[str]:
             what = "it stays as it is; it is not adopted: mend it, or move it away to begin anew"
             raise InputError(f"{name}: {error}; {what}") from error
     if not dry_run:
-        note = read_note(stage, key)
-        write_note(stage, key, note.model_copy(update={"adopt": True}))
+        write_note(stage, key, read_note(stage, key).model_copy(update={"adopt": True}))
     if not stage.asks:
         yield f"{name}: {there} will be kept, and made anew"
     elif not found.is_new:

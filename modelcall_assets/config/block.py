@@ -1,7 +1,5 @@
 """A config file as a strict model: YAML or JSON, and every mistake with its line or field."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re
@@ -57,6 +55,8 @@ Content = dict[str, Any]
 """Of a file, as YAML has it."""
 Parsed = tuple[T | None, list[Problem]]
 """What a file holds, none if one of its problems is an error; and all of these."""
+Parse = Callable[[Content, str], Parsed[Any]]
+"""Of the content of a file, which messages call by the second argument."""
 Loc = Sequence[int | str]
 
 
@@ -106,7 +106,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
-    """The block, or every problem of its shape."""
     try:
         return model.model_validate(data), []
     except ValidationError as error:
@@ -116,10 +115,22 @@ def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
 
 
 def problem_of(error: PydanticCustomError, file: str, field: str, value: Any) -> Problem:
-    """A `mistake` raised outside of pydantic."""
     context = cast("dict[str, str]", error.context)
     have = shown_value(value, field)
     return Problem(file, field, context["wrong"], context["expected"], have, context["fix"])
+
+
+def at(data: Any, place: str) -> Any:
+    """The value at a dotted place of a file, else nothing."""
+    for name in place.split("."):
+        data = cast("Content", data).get(name) if isinstance(data, dict) else None
+    return data
+
+
+def block_at(data: Content, place: str) -> Content:
+    """The mapping at a dotted place of a file; an empty one if there is none."""
+    value = at(data, place)
+    return cast("Content", value) if isinstance(value, dict) else {}
 
 
 def errors_in(problems: Sequence[Problem]) -> bool:
@@ -212,7 +223,6 @@ def _field(loc: Loc, data: Any) -> str:
 
 
 def _block_at(kind: Any, loc: Loc) -> type[Block] | None:
-    """The model that stands at a location below an annotation."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _block_at(args[0], loc)

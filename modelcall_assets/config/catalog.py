@@ -1,16 +1,14 @@
 """The tasks of a project. A broken file breaks its own task only."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from modelcall_assets.config.block import errors_in, load_yaml, nearest
+from modelcall_assets.config.block import Content, Parse, at, errors_in, load_yaml, nearest
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,
@@ -28,7 +26,6 @@ from modelcall_assets.errors import Problem, SetupError
 
 SUFFIXES = (".yaml", ".yml")
 
-Parse = Callable[[dict[str, Any], str], tuple[Any, list[Problem]]]
 Files = tuple[tuple[str, str, Parse], ...]
 """What a task names: the attribute of its spec, and the field of its file."""
 _SCORING_FILES: Files = (
@@ -51,8 +48,6 @@ _DISTILLATION_FILES: Files = (
 
 @dataclass(frozen=True, slots=True)
 class BrokenTask:
-    """A task file that cannot be run, and why."""
-
     path: Path
     file_name: str
     key: str
@@ -61,14 +56,11 @@ class BrokenTask:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every task file of a project, usable or not."""
-
     tasks: tuple[TaskSpec, ...]
     broken: tuple[BrokenTask, ...]
 
 
 def is_root(folder: Path) -> bool:
-    """Whether the folder looks like a project."""
     return (folder / "workspace.yaml").is_file() or (folder / "configs").is_dir()
 
 
@@ -91,7 +83,6 @@ def legal_key(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Six hex digits that tell two texts apart."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
 
 
@@ -101,7 +92,7 @@ def load_task(path: Path, root: Path) -> TaskSpec:
     file = shown_path(path, root)
     data, storage = load_yaml(path, file), load_storage(root)
     has_data_root = storage.file.data_root is not None
-    task, problems = parse_task(data, file, has_data_root=has_data_root)
+    task, problems = parse_task(data, file, has_data_root)
     env = _environment(data, file, root, problems)
     named, files = _named_files(data, file, root, problems)
     if task is None or errors_in(problems):
@@ -130,14 +121,11 @@ def load_task(path: Path, root: Path) -> TaskSpec:
     return replace(spec, warnings=tuple(problems))
 
 
-def _environment(
-    data: dict[str, Any], file: str, root: Path, problems: list[Problem]
-) -> Environment:
-    """The task's environment; without the env files that cannot be read."""
-    named = _at(data, "environment.config_path")
+def _environment(data: Content, file: str, root: Path, problems: list[Problem]) -> Environment:
+    named = at(data, "environment.config_path")
     texts = cast("list[Any]", named) if isinstance(named, list) else [named]
     places = [("environment.config_path", text) for text in texts]
-    places.append(("environment.tos_config_path", _at(data, "environment.tos_config_path")))
+    places.append(("environment.tos_config_path", at(data, "environment.tos_config_path")))
     paths: list[Path] = []
     for place, text in places:
         if not isinstance(text, str) or not text:
@@ -154,7 +142,7 @@ def _environment(
 
 
 def _named_files(
-    data: dict[str, Any], file: str, root: Path, problems: list[Problem]
+    data: Content, file: str, root: Path, problems: list[Problem]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The files that a task names: parsed, and relative to the root. What is wrong with them is
     added to the problems."""
@@ -162,7 +150,7 @@ def _named_files(
     files: dict[str, str] = {}
     is_distillation = data.get("task_type") in DISTILLATION_TYPES
     for name, field, parse in _DISTILLATION_FILES if is_distillation else _SCORING_FILES:
-        text = _at(data, field)
+        text = at(data, field)
         if not isinstance(text, str) or not text or name in found:
             continue
         is_there = is_file(root / text)
@@ -185,13 +173,6 @@ def _named_files(
     return found, files
 
 
-def _at(data: Any, place: str) -> Any:
-    """The value at a dotted place of a file, else nothing."""
-    for name in place.split("."):
-        data = cast("dict[str, Any]", data).get(name) if isinstance(data, dict) else None
-    return data
-
-
 def _unsent_text(
     task: ScoringTask | DistillationTask, prompt: PromptConfig, file: str
 ) -> Iterator[Problem]:
@@ -209,10 +190,8 @@ def _unsent_text(
 def _unkept_budget(
     task: ScoringTask | DistillationTask, models: Sequence[ModelConfig], file: str
 ) -> Iterator[Problem]:
-    """A budget that could not be kept."""
-    limits = {"budget_usd": task.budget_usd, "budget_tokens": task.budget_tokens}
-    for name, limit in limits.items():
-        if limit is not None and not models:
+    for name in ("budget_usd", "budget_tokens"):
+        if getattr(task, name) is not None and not models:
             yield Problem(file, name, "not used: the task asks no model", fix=f"remove {name}")
     for model in models if task.budget_usd is not None else ():
         if None in model.prices.pair:
@@ -236,7 +215,7 @@ def load_model(path: Path, root: Path) -> ModelConfig:
     """A model file by itself. SetupError tells every problem of it."""
     file = shown_path(path.resolve(), root.resolve())
     model, problems = parse_model(load_yaml(path, file), file)
-    if model is None or errors_in(problems):
+    if model is None:
         raise SetupError(problems)
     return model
 
@@ -268,7 +247,6 @@ def load_linked(path: Path, root: Path) -> TaskSpec:
 
 
 def task_files(root: Path) -> list[Path]:
-    """The files of configs/tasks that are tasks, not templates."""
     folder = root / "configs" / "tasks"
     files = (path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     return sorted(path for path in files if "templates" not in path.relative_to(folder).parts[:-1])
@@ -281,11 +259,8 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     leaves = {
         spec.folder(stage): (spec.key, stage) for spec in distilling for stage in spec.stages[1:]
     }
-    sources = {
-        spec.key: leaves[_input_place(spec)]
-        for spec in distilling
-        if CHATML not in spec.stages and _input_place(spec) in leaves
-    }
+    reading = {spec.key: _input_place(spec) for spec in distilling if CHATML not in spec.stages}
+    sources = {key: leaves[place] for key, place in reading.items() if place in leaves}
 
     def comes_back(key: str) -> bool:
         at, seen = key, set[str]()
@@ -294,10 +269,8 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
             at = sources[at][0]
         return at == key and at in seen
 
-    circular = {key for key in sources if comes_back(key)}
-
     def linked(spec: TaskSpec) -> TaskSpec:
-        if spec.key not in sources or spec.key in circular:
+        if spec.key not in sources or comes_back(spec.key):
             return spec
         source, stage = sources[spec.key]
         return replace(spec, link=Link(linked(by_key[source]), stage))
@@ -306,7 +279,6 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
 
 
 def _input_place(spec: TaskSpec) -> str:
-    """The folder that the first step reads, or the one of its file."""
     folder = spec.input_folder
     return (folder.rpartition("/")[0] or "/") if spec.has_one_input else folder
 
@@ -320,11 +292,11 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
                 wrong = f"{spec.name} and {first.name} ({first.file_name}) are both {spec.key}"
             yield Problem(spec.file_name, "task_name", wrong, fix="choose another name")
         theirs = {first.folder(stage) for stage in first.stages[1:]}
-        for folder in (spec.folder(stage) for stage in spec.stages[1:]):
+        for folder in map(spec.folder, spec.stages[1:]):
             if folder in theirs:
                 wrong = f"{first.file_name} writes to the same folder"
-                have = shown_place(folder, spec.root)
                 place = "data.output_folder" if isinstance(spec.task, ScoringTask) else ""
+                have = shown_place(folder, spec.root)
                 fix = "give each task its own"
                 yield Problem(spec.file_name, place, wrong, have=have, fix=fix)
 

@@ -1,8 +1,6 @@
 """Files that only distilling tasks name: which data sets become ChatML, and what is merged."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, cast
@@ -63,8 +61,8 @@ def parse_datasets(data: Content, file: str) -> Parsed[Mapping[str, DatasetConfi
     problems = [] if data else [Problem(file, "", "names no data set")]
     for key, block in data.items():
         if any(part in ("", ".", "..") for part in key.split("/")):
-            expected = "`org/name` or a file name"
-            problems.append(Problem(file, key, "not a data set's name", expected))
+            wrong, expected = "not a data set's name", "`org/name` or a file name"
+            problems.append(Problem(file, key, wrong, expected))
         elif not isinstance(block, dict):
             have = shown_value(block, key)
             problems.append(Problem(file, key, "wrong type", "a mapping", have))
@@ -88,21 +86,13 @@ def selected_datasets(
 ) -> tuple[Mapping[str, DatasetConfig], list[Problem]]:
     """What `field` of the task `file` names; everything when it names nothing. An unknown name is a
     warning, an error when no name is known."""
-    if not names:
-        return datasets, []
-    kept = {key: dataset for key, dataset in datasets.items() if key in names}
-    problems = [
-        Problem(
-            file,
-            f"{field}[{place}]",
-            "not in the dataset config",
-            have=shown_value(name, "selected_datasets"),
-            fix=did_you_mean(name, datasets),
-            severity="warning" if kept else "error",
-        )
-        for place, name in enumerate(names)
-        if name not in datasets
-    ]
+    kept = {key: dataset for key, dataset in datasets.items() if key in names or not names}
+    severity = "warning" if kept else "error"
+    problems: list[Problem] = []
+    for place, name in _unknown(names, datasets, field):
+        wrong, have = "not in the dataset config", shown_value(name, "selected_datasets")
+        fix = did_you_mean(name, datasets)
+        problems.append(Problem(file, place, wrong, have=have, fix=fix, severity=severity))
     return kept, problems
 
 
@@ -192,15 +182,14 @@ def selected_groups(
     """The groups of those names in the order of their own file, all of them for no names; `field`
     of the task `file` gives the names, and is told about unknown ones."""
     known = {group.name for group in groups}
-    problems = [
-        Problem(
-            file,
-            f"{field}[{position}]",
-            "there is no such merge group",
-            have=repr(name),
-            fix=did_you_mean(name, known) or f"choose among {', '.join(sorted(known))}",
-        )
-        for position, name in enumerate(names)
-        if name not in known
-    ]
+    problems: list[Problem] = []
+    for place, name in _unknown(names, known, field):
+        fix = did_you_mean(name, known) or f"choose among {', '.join(sorted(known))}"
+        wrong = "there is no such merge group"
+        problems.append(Problem(file, place, wrong, have=repr(name), fix=fix))
     return [group for group in groups if not names or group.name in names], problems
+
+
+def _unknown(names: Sequence[str], known: Container[str], field: str) -> Iterator[tuple[str, str]]:
+    """Each with its place in the field."""
+    return ((f"{field}[{n}]", name) for n, name in enumerate(names) if name not in known)

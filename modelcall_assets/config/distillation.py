@@ -4,11 +4,9 @@ One file may hold one step or a chain of them. The old files' `distillation: {st
 their `task_type: generate_response` are read as the one step that they are.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +16,7 @@ from modelcall_assets.config.block import (
     Count,
     Parsed,
     Text,
+    block_at,
     did_you_mean,
     errors_in,
     validate,
@@ -177,7 +176,6 @@ class DistillationTask(TaskFile):
 
     @property
     def steps(self) -> dict[str, ChatmlStep | MergeStep | ResponsesStep | JudgeStep]:
-        """Those that it has, by their fields."""
         names = (*STEPS, "scores")
         return {name: step for name in names if (step := getattr(self, name)) is not None}
 
@@ -190,7 +188,6 @@ class DistillationTask(TaskFile):
 
     @property
     def input_field(self) -> str:
-        """Where the file says what the task reads."""
         return f"{next(iter(self.steps))}.{self.reads.input_field}"
 
     @property
@@ -200,24 +197,20 @@ class DistillationTask(TaskFile):
 
     @property
     def stage_folders(self) -> dict[str, str]:
-        """Where each stage of the task leaves its files, as written."""
         return {step.stage: step.output for step in self.steps.values()}
 
     @property
     def inputs(self) -> dict[str, str]:
         """Folders as written, by field."""
-        steps = self.steps.items()
-        return {f"{name}.{s.input_field}": s.input for name, s in steps if s.input}
+        return {f"{name}.{s.input_field}": s.input for name, s in self.steps.items() if s.input}
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The same of what it writes."""
         found = {f"{name}.{step.output_field}": step.output for name, step in self.steps.items()}
         return found | ({"journal_folder": self.journal_folder} if self.journal_folder else {})
 
     @property
     def rated(self) -> JudgeStep:
-        """Which column is rated, and its placeholder in the prompt."""
         assert self.scores is not None
         return self.scores
 
@@ -233,25 +226,21 @@ def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     return (None if errors_in(problems) else task), problems
 
 
-def as_written(problem: Problem, data: Mapping[str, Any]) -> Problem:
+def as_written(problem: Problem, data: Content) -> Problem:
     """A problem of the one step of an old file, at the place where the file has it."""
-    block, (step, _, name) = _old_block(data), problem.field.partition(".")
+    block, (step, _, name) = block_at(data, OLD_BLOCK), problem.field.partition(".")
     if not name or step != old_step(data):
         return problem
     own = (old for old, new in STEP_ALIASES.items() if new == name and old in block)
     return replace(problem, field=f"{OLD_BLOCK}.{next(own, name)}")
 
 
-def _old_block(data: Mapping[str, Any]) -> Content:
-    block = data.get(OLD_BLOCK)
-    return cast("Content", block) if isinstance(block, dict) else {}
-
-
-def old_step(data: Mapping[str, Any]) -> Any:
+def old_step(data: Content) -> Any:
     """The step that the old block is, if there is one."""
     if OLD_BLOCK not in data:
         return None
-    return _old_block(data).get("step", GENERATE if data.get("task_type") == GENERATE else None)
+    usual = GENERATE if data.get("task_type") == GENERATE else None
+    return block_at(data, OLD_BLOCK).get("step", usual)
 
 
 def _with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
@@ -259,7 +248,7 @@ def _with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
     if OLD_BLOCK not in data:
         return data, []
     rest = {name: value for name, value in data.items() if name != OLD_BLOCK}
-    step, given = old_step(data), _old_block(data)
+    step, given = old_step(data), block_at(data, OLD_BLOCK)
     if step not in STEPS:
         wrong = "missing" if step is None else f"unknown step {step}"
         expected, fix = f"one of {', '.join(STEPS)}", did_you_mean(str(step), STEPS)
@@ -296,11 +285,12 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
             yield Problem(file, place, wrong, have=own, fix="leave it out")
         before = step.output
     if responses is not None and responses.samples > 1:
-        reuse = task.reuse
-        shared = {"identical_once": reuse.identical_once, "scope": reuse.scope == "project"}
-        for name in (name for name, is_on in shared.items() if is_on):
-            wrong = f"with {responses.samples} samples all but one would be copies"
-            yield Problem(file, f"reuse.{name}", wrong, fix="leave it out, or `samples: 1`")
+        wrong = f"with {responses.samples} samples all but one would be copies"
+        fix = "leave it out, or `samples: 1`"
+        if task.reuse.identical_once:
+            yield Problem(file, "reuse.identical_once", wrong, fix=fix)
+        if task.reuse.scope == "project":
+            yield Problem(file, "reuse.scope", wrong, fix=fix)
     for name, step in [*steps.items()][1:]:
         if step.encoding != "utf-8":
             wrong = "not read: what the step before leaves is UTF-8"

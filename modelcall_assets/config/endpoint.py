@@ -1,12 +1,10 @@
 """`client_config`: the endpoints of a model, as written and as resolved in an environment."""
 
-from __future__ import annotations
-
 import re
 import ssl
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -42,18 +40,17 @@ IN_ENV = "set the variable in .env or in the process environment"
 
 def checked_url(url: str) -> str:
     """The URL without its last slash, or a mistake."""
-    _check_http(url, "not a URL", "http(s)://host[:port]/path")
-    if url.rstrip("/").endswith("/chat/completions"):
+    url = _http(url, "not a URL", "http(s)://host[:port]/path").rstrip("/")
+    if url.endswith("/chat/completions"):
         raise mistake("not the base URL", fix="drop /chat/completions")
-    return url.rstrip("/")
-
-
-def _checked_proxy(url: str) -> str:
-    _check_http(url, "not the URL of an HTTP proxy", "http(s)://host:port")
     return url
 
 
-def _check_http(url: str, wrong: str, expected: str) -> None:
+def _checked_proxy(url: str) -> str:
+    return _http(url, "not the URL of an HTTP proxy", "http(s)://host:port")
+
+
+def _http(url: str, wrong: str, expected: str) -> str:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -69,6 +66,7 @@ def _check_http(url: str, wrong: str, expected: str) -> None:
     if ":" not in host and not (len(host) <= 254 and all(map(_LABEL.fullmatch, labels))):
         expected = "up to 63 letters, digits, - and _ between two dots"
         raise mistake(f"{host[:80]!r} cannot be the name of a host", expected=expected)
+    return url
 
 
 def literal(check: Check) -> AfterValidator:
@@ -145,6 +143,21 @@ class EndpointConfig(Block):
     """Most tokens in a minute, of prompts and answers, at one endpoint."""
 
 
+@dataclass(frozen=True)
+class WrittenEndpoint:
+    """An endpoint in its file, with what it leaves out taken from `client_config`."""
+
+    config: EndpointConfig
+    own: Set[str]
+    """Fields that it does not leave out."""
+    block: str
+    """Where they stand in the file, with a dot behind; the next is where the others do."""
+    shared_block: str
+
+    def field(self, name: str) -> str:
+        return (self.block if name in self.own else self.shared_block) + name
+
+
 class ClientConfig(EndpointConfig):
     """The endpoint, or what several have in common."""
 
@@ -173,38 +186,20 @@ class ClientConfig(EndpointConfig):
         return found or [WrittenEndpoint(self, self.model_fields_set, block, block)]
 
 
-@dataclass(frozen=True)
-class WrittenEndpoint:
-    """An endpoint in its file, with what it leaves out taken from `client_config`."""
-
-    config: EndpointConfig
-    own: Set[str]
-    """Fields that it does not leave out."""
-    block: str
-    """Where they stand in the file, with a dot behind; the next is where the others do."""
-    shared_block: str
-
-    def field(self, name: str) -> str:
-        """Where the value of a field stands."""
-        return (self.block if name in self.own else self.shared_block) + name
-
-
 def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Problem]:
-    """Endpoints without an address, and one that is there twice."""
     found: dict[tuple[object, ...], WrittenEndpoint] = {}
     for written in client.each(block):
-        config, place = written.config, written.block.rstrip(".")
+        config = written.config
         if config.base_url is None:
             fix = f"add `base_url:` ({EndpointConfig.model_fields['base_url'].description})"
             yield Problem(file, f"{written.block}base_url", "missing", fix=fix)
             continue
         headers = tuple(sorted(config.headers.items()))
-        account = (config.base_url.rstrip("/"), config.api_key, headers)
-        first = found.setdefault(account, written)
+        first = found.setdefault((config.base_url.rstrip("/"), config.api_key, headers), written)
         if first is not written:
             wrong = f"the endpoint of {first.block.rstrip('.')} again, with the same key"
             fix = "remove one of them, or give it another key"
-            yield Problem(file, place, wrong, fix=fix)
+            yield Problem(file, written.block.rstrip("."), wrong, fix=fix)
 
 
 @dataclass
@@ -254,11 +249,10 @@ class Resolver(Expander):
         found: list[Endpoint] = []
         seen = Counter[str]()
         for written in client.each(block):
-            endpoint = self._endpoint(written, client)
+            found.append(endpoint := self._endpoint(written, client))
             seen[endpoint.name] += 1
-            count = seen[endpoint.name]
-            name = endpoint.name if count == 1 else f"{endpoint.name}#{count}"
-            found.append(replace(endpoint, name=name))
+            if (count := seen[endpoint.name]) > 1:
+                endpoint.name += f"#{count}"
         if self.problems:
             raise SetupError(list(dict.fromkeys(self.problems)))
         return tuple(found)
@@ -305,12 +299,12 @@ class Resolver(Expander):
         path = str(self.root / text)
         try:
             ssl.create_default_context(cafile=path)
+            return path
         except ssl.SSLError:
             wrong = "no certificates in PEM form"
+        except FileNotFoundError:
+            wrong = "no such file"
         except OSError as error:
-            wrong = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-        else:
-            return path
-        have = shown_value(written, place)
-        self.problems.append(Problem(self.file, place, wrong, have=have))
+            wrong = str(error.strerror)
+        self.problems.append(Problem(self.file, place, wrong, have=shown_value(written, place)))
         return None

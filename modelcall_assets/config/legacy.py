@@ -4,8 +4,6 @@ Those without effect are taken out of a file before it is validated, so the mode
 that work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -35,10 +33,11 @@ class OldField:
     def works(self) -> bool:
         return self.treatment in ("honoured", "changed")
 
-    def in_old_block(self) -> tuple[str, list[str]]:
-        """Of a step's field: the step, and the names of the field in the block `distillation`."""
-        step, _, own = self.path.partition(".")
-        return step, [own, *(alias for alias, name in STEP_ALIASES.items() if name == own)]
+    def names_in_old_block(self, step: str) -> list[str]:
+        """What the block `distillation` calls it where it is this step, whose field it may be."""
+        of, _, own = self.path.partition(".")
+        names = [own, *(alias for alias, name in STEP_ALIASES.items() if name == own)]
+        return names if of == step else []
 
 
 _RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
@@ -133,15 +132,13 @@ def is_old(found: Found) -> bool:
 
 
 def without_effect(found: Found, file: str) -> Iterator[Problem]:
-    """What to tell the user about them."""
     for old, value in found:
         if old.works or value in old.harmless:
             continue
-        if old.treatment == "refused":
-            yield Problem(file, old.path, "not supported here", fix=old.instead)
-        else:
-            wrong, fix = "has no effect", old.instead
-            yield Problem(file, old.path, wrong, fix=fix, severity="warning")
+        is_refused = old.treatment == "refused"
+        wrong = "not supported here" if is_refused else "has no effect"
+        severity = "error" if is_refused else "warning"
+        yield Problem(file, old.path, wrong, fix=old.instead, severity=severity)
 
 
 def old_names(block: str) -> set[str]:

@@ -1,9 +1,7 @@
 """A file of the old system as one of this project, and what became of each of its fields."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -11,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, Content, Parsed, shown_value, validate
+from modelcall_assets.config.block import Block, Content, Parse, at, block_at, shown_value, validate
 from modelcall_assets.config.datasets import (
     MergeGroupsFile,
     are_datasets,
@@ -43,7 +41,13 @@ from modelcall_assets.config.places import was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
 from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.stores import STORAGE_FILE
-from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, TaskFile
+from modelcall_assets.config.task import (
+    DISTILLATION_TYPES,
+    FOLDERS,
+    TASK_TYPE,
+    ScoringTask,
+    TaskFile,
+)
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import NO_KEY, is_reference, looks_secret, names_secret
 
@@ -75,14 +79,13 @@ class Migration:
         self.lines[name] = TREATMENTS[gravest], "; ".join(filter(None, (why, reason)))
 
     def of(self, treatment: Treatment) -> dict[str, str]:
-        """The fields of one treatment, in their order, and why."""
         return {name: why for name, (each, why) in self.lines.items() if each == treatment}
 
 
 def migrate_file(old: Content, file: str) -> Migration:
     """The file in this project's form. Secrets are in neither the data nor the lines."""
     data, keys = deepcopy(old), old.keys()
-    parse: Callable[[Content, str], Parsed[Any]] = parse_task
+    parse: Parse = parse_task
     new = Migration(old, data, dict.fromkeys(_leaves(old), ("honoured", "")))
     if keys & _MODEL_KEYS:
         parse, data = parse_model, _without_secrets(_model(data, new), (), _stem(file), new)
@@ -118,11 +121,6 @@ def _leaves(data: Content, prefix: str = "") -> Iterator[str]:
         yield from _leaves(below, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
 
 
-def _block(data: Content, name: str) -> Content:
-    value = data.get(name)
-    return cast("Content", value) if isinstance(value, dict) else {}
-
-
 def _leave_out(
     data: Content, old_fields: Iterable[OldField], new: Migration
 ) -> tuple[Content, bool]:
@@ -147,13 +145,12 @@ def _leave_out(
 
 def _task(data: Content, new: Migration) -> Content:
     data, of_old = _leave_out(data, TASK_FIELDS, new)
-    preprocess, debug = _block(data, "preprocess"), _block(data, "debug")
+    preprocess, debug = block_at(data, "preprocess"), block_at(data, "debug")
     for name in ("max_files", "max_items_per_file"):
         if of_old and debug.get(name) == -1:
             new.say("changed", f"debug.{name}", "it left out the last one")
-    for parent in ("data", "preprocess"):
-        for name in ("input_folder", "output_folder"):
-            _move(_block(data, parent), name, f"{parent}.{name}", of_old, new)
+    for place in FOLDERS:
+        _move(data, place, of_old, new)
     if type(files := preprocess.get("num_files")) is int and files <= 0 and files != -1:
         preprocess["num_files"] = -1
         new.say("changed", "preprocess.num_files", "now -1: no limit")
@@ -164,14 +161,14 @@ def _task(data: Content, new: Migration) -> Content:
     return _ordered(data, ScoringTask)
 
 
-def _move(block: Content, name: str, place: str, of_old: bool, new: Migration) -> None:
+def _move(data: Content, place: str, of_old: bool, new: Migration) -> None:
     """A folder without placeholders; what a relative one means now."""
-    text = block.get(name)
-    if not isinstance(text, str):
+    if not isinstance(text := at(data, place), str):
         return
+    parent, _, name = place.partition(".")
     bare = ((part, _PLACEHOLDER.sub("", part)) for part in text.split("/"))
     parts = (part if part == rest else rest.strip("_-. ") or None for part, rest in bare)
-    block[name] = moved = "/".join(part for part in parts if part is not None)
+    data[parent][name] = moved = "/".join(part for part in parts if part is not None)
     for placeholder in dict.fromkeys(_PLACEHOLDER.findall(text)):
         reason = f"{{{placeholder}}} removed, now {moved or 'empty'}: a partition has one place"
         new.say("changed", place, f"{reason}; {PLACEHOLDERS[placeholder]}")
@@ -203,17 +200,16 @@ def _ordered(data: Content, block: type[Block]) -> Content:
 def _distillation(data: Content, new: Migration) -> Content:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
-    steps = ((old, *old.in_old_block()) for old in STEP_FIELDS)
     of_step = [
         replace(old, path=f"{OLD_BLOCK}.{name}")
-        for old, of, names in steps
-        for name in (names if of == step else ())
+        for old in STEP_FIELDS
+        for name in old.names_in_old_block(step)
     ]
     data, of_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
-    block = _block(data, OLD_BLOCK)
+    block = block_at(data, OLD_BLOCK)
     for kind in (ChatmlStep, MergeStep, ResponsesStep):
         for name in (kind.input_field, kind.output_field):
-            _move(block, name, f"{OLD_BLOCK}.{name}", False, new)
+            _move(data, f"{OLD_BLOCK}.{name}", False, new)
     if step == GENERATE and block:
         reason = "conversations are sent whole; the old system sent their first message alone, as "
         reason += "`prompt_mode: first_message` does"
@@ -235,7 +231,7 @@ def _model(data: Content, new: Migration) -> Content:
     data, _ = _leave_out(data, MODEL_FIELDS, new)
     if "client_config" not in data and "chat_config" not in data:
         data = _second_generation(data, new)
-    retries = _block(data, "client_config").get("max_retries")
+    retries = block_at(data, "client_config").get("max_retries")
     if type(retries) is int:
         reason = f"a request is sent {retries + 1} times at most; it was three rounds of that"
         new.say("changed", "client_config.max_retries", reason)
@@ -249,16 +245,13 @@ def _second_generation(data: Content, new: Migration) -> Content:
     assert known is not None
     client: Content = known.client_config.model_dump(include={"base_url", "api_key"})
     new.say("changed", "provider", "now client_config: {base_url} with {api_key}".format(**client))
-    params = _block(data, "completions_params")
+    params = block_at(data, "completions_params")
     chat: Content = {"model": data.pop("model_name", None), **params}
     for name in (name for name in data if name in ClientConfig.model_fields):
         client[name] = client.get(name) if data[name] is None else data[name]
         new.say("changed", name, f"now client_config.{name}")
-    rest = {
-        name: value
-        for name, value in data.items()
-        if name not in client and value not in (None, params)
-    }
+    others = ((name, value) for name, value in data.items() if name not in client)
+    rest = {name: value for name, value in others if value not in (None, params)}
     new.say("changed", "model_name", "now chat_config.model")
     for name in _leaves(params):
         new.say("changed", f"completions_params.{name}", f"now chat_config.{name}")
@@ -312,7 +305,7 @@ def _is_secret(value: Any, path: tuple[str, ...]) -> bool:
 
 def _prompt(data: Content, new: Migration) -> Content:
     """With `json_schema` from the defaults' types; only defaults that can have an effect stay."""
-    block = _block(data, "output_config")
+    block = block_at(data, "output_config")
     output, _ = validate(OutputConfig, block, "")
     if output is None or "json_schema" in block or not output.json_default_values:
         return data

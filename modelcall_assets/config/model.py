@@ -1,10 +1,8 @@
 """A model file of either generation, as one ModelConfig."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -14,6 +12,7 @@ from modelcall_assets.config.block import (
     Limit,
     Parsed,
     Text,
+    block_at,
     errors_in,
     mistake,
     must,
@@ -195,13 +194,11 @@ class FirstGeneration(ModelFile):
     """Default: the provider's variable, such as `${OPENAI_API_KEY}`, else `${API_KEY}`."""
 
     def as_model(self) -> ModelConfig:
-        other = "${BASE_URL}", "${API_KEY}"
-        base_url, api_key = _PROVIDERS.get(self.provider.lower(), other)
+        usual = _PROVIDERS.get(self.provider.lower(), ("${BASE_URL}", "${API_KEY}"))
+        base_url, api_key = self.base_url or usual[0], self.api_key or usual[1]
         params = self.completions_params.model_dump()
         return _OfFirstGeneration(
-            client_config=ClientConfig(
-                base_url=self.base_url or base_url, api_key=self.api_key or api_key
-            ),
+            client_config=ClientConfig(base_url=base_url, api_key=api_key),
             chat_config=ChatConfig.model_validate({**params, "model": self.model_name}),
             **{name: getattr(self, name) for name in ModelFile.model_fields},
         )
@@ -212,7 +209,6 @@ class _OfFirstGeneration(ModelConfig):
 
 
 def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
-    """The model of a file of either generation."""
     known, old = take_out(data, MODEL_FIELDS)
     problems = list(without_effect(old, file))
     if "client_config" in data or "chat_config" in data:
@@ -224,7 +220,7 @@ def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
     else:
         expected = "client_config and chat_config, or provider and model_name"
         return None, [*problems, Problem(file, "", "not a model file", expected)]
-    problems += [*mistakes, *_unknown_params(known.get(block), block, file)]
+    problems += [*mistakes, *_unknown_params(block_at(known, block), block, file)]
     if model is not None:
         problems += client_problems(model.client_config, model.client_field, file)
         problems += _batch_problems(model, block, "batch" in known, file)
@@ -234,7 +230,6 @@ def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
 def _batch_problems(
     model: ModelConfig, block: str, has_settings: bool, file: str
 ) -> Iterator[Problem]:
-    """What does not go with batches."""
     if model.mode == "live":
         if has_settings:
             fix = "add `mode: batch`, or remove batch"
@@ -249,16 +244,13 @@ def _batch_problems(
         yield Problem(file, f"{block}.stream", wrong, fix=fix)
 
 
-def _unknown_params(params: Any, block: str, file: str) -> Iterator[Problem]:
-    """Keys of the request body that this program does not know."""
-    if not isinstance(params, dict):
-        return
+def _unknown_params(params: Content, block: str, file: str) -> Iterator[Problem]:
     fields = ChatConfig.model_fields
-    for name in (name for name in cast("dict[Any, Any]", params) if name not in fields):
+    for name in (name for name in params if name not in fields):
         field, wrong = f"{block}.{name}", "unknown key"
         if name in ClientConfig.model_fields:
             yield Problem(file, field, "not a field of the request", fix="move it to client_config")
-        elif close := nearest(str(name), fields, cutoff=0.8):
+        elif close := nearest(name, fields, cutoff=0.8):
             yield Problem(file, field, wrong, fix=f"did you mean {close}?")
         else:
             fix = "passed to the endpoint as it is"

@@ -4,14 +4,12 @@ and URIs of stores.
 Nothing is written to `os.environ`, so what one task loads no other task sees.
 """
 
-from __future__ import annotations
-
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator
@@ -39,18 +37,14 @@ class MissingVariable(KeyError):
         super().__init__(name)
 
 
-class Environment(Mapping[str, str]):
-    """Read-only variables; its repr shows names, never values."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = dict(values)
+class Environment(dict[str, str]):
+    """Variables, which nobody changes; the repr shows names, never values."""
 
     @classmethod
-    def for_task(cls, root: Path, env_files: Sequence[Path] = ()) -> Environment:
+    def for_task(cls, root: Path, env_files: Sequence[Path] = ()) -> Self:
         """Task env files (the last wins) > process environment > `<root>/.env`."""
         project = root / ".env"
-        values = read_env_file(project) if project.is_file() else {}
-        values |= os.environ
+        values = (read_env_file(project) if project.is_file() else {}) | dict(os.environ)
         for path in env_files:
             values |= read_env_file(path)
         return cls(values)
@@ -62,37 +56,27 @@ class Environment(Mapping[str, str]):
     def _value(self, match: re.Match[str]) -> str:
         name, has_default, default = match[1].partition(":-")
         if has_default:
-            return self._values.get(name) or default
-        if name not in self._values:
+            return self.get(name) or default
+        if name not in self:
             raise MissingVariable(name)
-        return self._values[name]
-
-    def __getitem__(self, name: str) -> str:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+        return self[name]
 
     def __repr__(self) -> str:
-        return f"Environment({sorted(self._values)})"
+        return f"Environment({sorted(self)})"
 
 
 def read_env_file(path: Path) -> dict[str, str]:
     """`KEY=VALUE` lines, with optional `export`, quotes and comments; values are not expanded."""
-    values: Mapping[str, str | None] = {}
     wrong = "" if path.is_file() else "no such env file"
     try:
         values = dotenv_values(path, interpolate=False, encoding="utf-8")
+        if not wrong:
+            return {name: value for name, value in values.items() if value is not None}
     except UnicodeDecodeError:
         wrong = "not UTF-8"
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}"
-    if wrong:
-        raise SetupError([Problem(path.as_posix(), "", wrong)])
-    return {name: value for name, value in values.items() if value is not None}
+    raise SetupError([Problem(path.as_posix(), "", wrong)])
 
 
 @dataclass
@@ -110,19 +94,17 @@ class Expander:
         try:
             if value := self.env.expand(text):
                 return check(value)
-            self.unready(place, f"{text} is empty", text)
+            self.unready(place, f"{text} is empty", f"{text} has a value")
         except MissingVariable as error:
-            self.unready(place, f"variable {error.name} is not set", text)
+            self.unready(place, f"variable {error.name} is not set", f"{text} has a value")
         except PydanticCustomError as error:
             self.problems.append(problem_of(error, self.file, place, text))
         return None
 
-    def unready(self, place: str, wrong: str, text: str) -> None:
+    def unready(self, place: str, wrong: str, needed: str, more: str = "") -> None:
         """The file is right, but the environment lacks what it refers to."""
-        fix = (
-            f"the task cannot run until {text} has a value "
-            "in .env, in the task's env file or in the process"
-        )
+        where = "in .env, in the task's env file or in the process"
+        fix = f"the task cannot run until {needed} {where}{more}"
         self.problems.append(Problem(self.file, place, wrong, fix=fix, unready=True))
 
 
@@ -168,7 +150,6 @@ def is_file(path: Path | str) -> bool:
 
 
 def is_within(place: str, folder: str) -> bool:
-    """Whether a resolved place is the folder or lies in it."""
     return place == folder or place.startswith(f"{folder.rstrip('/')}/")
 
 
@@ -178,7 +159,6 @@ def shown_path(path: Path, root: Path) -> str:
 
 
 def shown_place(place: str, root: Path) -> str:
-    """A resolved place as messages show it."""
     return place if is_uri(place) else shown_path(Path(place), root)
 
 

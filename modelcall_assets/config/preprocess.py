@@ -1,7 +1,5 @@
 """The `preprocess` block of a scoring task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Annotated, Any, Literal, cast
@@ -216,12 +214,10 @@ class Preprocess(Block):
 
     @property
     def is_own(self) -> bool:
-        """Whether the preprocessor is the user's."""
         return self.script_type not in SCRIPTS
 
 
 def unused_fields(preprocess: Preprocess, file: str) -> Iterator[Problem]:
-    """Fields that were set and that the preprocessor does not have."""
     script = preprocess.script_type
     for name in preprocess.model_dump(exclude_defaults=True):
         scripts = _ONLY_FOR.get(name)

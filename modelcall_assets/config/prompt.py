@@ -1,7 +1,5 @@
 """A prompt file: what the model is asked, and what its answer must be."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from modelcall_assets.config.block import (
     Content,
     Parsed,
     Text,
+    block_at,
     did_you_mean,
     errors_in,
     mistake,
@@ -59,7 +58,6 @@ def _is_plain(name: str | None, spec: str | None, conversion: str | None) -> boo
 
 
 def _source(name: str | None, spec: str | None, conversion: str | None) -> str:
-    """The placeholder as it was written, cut to one short line."""
     text = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
     text = " ".join(text.split())
     return f"{{{text if len(text) <= 40 else text[:37] + '...'}}}"
@@ -97,7 +95,6 @@ class OutputConfig(Block):
 
     @property
     def keys(self) -> list[str]:
-        """Keys of the answer, in column order."""
         return self.json_keys or list(self.properties)
 
     @property
@@ -127,7 +124,6 @@ class OutputConfig(Block):
         }
 
     def answer_schema(self) -> dict[str, Any]:
-        """The schema of the whole object."""
         own = {"type": "object", "properties": self.fields, "required": self.required}
         return self.json_schema | own
 
@@ -141,7 +137,6 @@ def is_number(value: Any) -> bool:
 
 
 def _schema_of(value: Any) -> dict[str, Any]:
-    """The type that a default value shows its key to have."""
     match value:
         case bool():
             return {"type": "boolean"}
@@ -179,7 +174,6 @@ class PromptConfig(Block):
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """Names that the text needs values for."""
         return placeholders_of(self.prompt_template.prompt_text)
 
 
@@ -188,7 +182,7 @@ def parse_prompt(data: Content, file: str) -> Parsed[PromptConfig]:
     if prompt is None:
         return None, problems
     output = prompt.output_config
-    problems += list(_schema_problems(output.json_schema, file)) or _output_problems(output, file)
+    problems += _schema_problems(output.json_schema, file) or _output_problems(output, file)
     prompt.call(PurePath(file).stem)
     return None if errors_in(problems) else prompt, problems
 
@@ -205,10 +199,9 @@ def _output_problems(output: OutputConfig, file: str) -> Iterator[Problem]:
     for index, key in enumerate(named):
         if key in named[:index]:
             yield Problem(file, f"{place}[{index}]", f"{key} is there twice", fix="remove one")
-    for key in keys:
-        if key.startswith("api_"):
-            wrong = f"{key}: names that start with api_ are columns of this program"
-            yield Problem(file, place, wrong, fix="choose another name")
+    for key in (key for key in keys if key.startswith("api_")):
+        wrong = f"{key}: names that start with api_ are columns of this program"
+        yield Problem(file, place, wrong, fix="choose another name")
     for name, given in (
         ("json_key_must_exists", output.json_key_must_exists),
         ("json_default_values", output.json_default_values),
@@ -227,22 +220,22 @@ def _output_problems(output: OutputConfig, file: str) -> Iterator[Problem]:
             yield Problem(file, field, wrong, fix=fix, severity="warning")
 
 
-def _schema_problems(schema: dict[str, Any], file: str) -> Iterator[Problem]:
+def _schema_problems(schema: dict[str, Any], file: str) -> list[Problem]:
     """Mistakes in the schema of an answer object, also those that the validator itself would pass
     over or explain badly."""
     place = "output_config.json_schema"
     problems = list(_keyword_problems(schema, place, file))
     if schema.get("type", "object") != "object":
         problems.append(Problem(file, f"{place}.type", "an answer is an object", "object"))
-    if problems:
-        yield from problems
-        return
     try:
-        jsonschema_rs.validator_for(schema)
+        if not problems:
+            jsonschema_rs.validator_for(schema)
     except jsonschema_rs.ValidationError as error:
-        yield Problem(file, ".".join([place, *map(str, error.instance_path)]), error.message)
+        where = ".".join([place, *map(str, error.instance_path)])
+        problems.append(Problem(file, where, error.message))
     except ValueError as error:
-        yield Problem(file, place, str(error), fix="write dates in quotes")
+        problems.append(Problem(file, place, str(error), fix="write dates in quotes"))
+    return problems
 
 
 def _keyword_problems(schema: Any, place: str, file: str) -> Iterator[Problem]:
@@ -259,15 +252,12 @@ def _keyword_problems(schema: Any, place: str, file: str) -> Iterator[Problem]:
     types: Any = fields.get("type", [])
     for name in cast("list[Any]", types) if isinstance(types, list) else [types]:
         if name not in _TYPES:
-            fix = did_you_mean(str(name), _TYPES)
-            expected = f"one of {', '.join(_TYPES)}"
+            expected, fix = f"one of {', '.join(_TYPES)}", did_you_mean(str(name), _TYPES)
             yield Problem(file, f"{place}.type", "unknown type", expected, str(name), fix)
-    properties, arms = fields.get("properties"), fields.get("anyOf")
-    if isinstance(properties, dict):
-        for name, inner in cast("dict[str, Any]", properties).items():
-            yield from _keyword_problems(inner, f"{place}.properties.{name}", file)
-    if "items" in fields:
-        yield from _keyword_problems(fields["items"], f"{place}.items", file)
+    arms = fields.get("anyOf")
+    below = {f"properties.{name}": inner for name, inner in block_at(fields, "properties").items()}
+    below |= {"items": fields["items"]} if "items" in fields else {}
     if isinstance(arms, list):
-        for index, inner in enumerate(cast("list[Any]", arms)):
-            yield from _keyword_problems(inner, f"{place}.anyOf[{index}]", file)
+        below |= {f"anyOf[{n}]": arm for n, arm in enumerate(cast("list[Any]", arms))}
+    for name, inner in below.items():
+        yield from _keyword_problems(inner, f"{place}.{name}", file)

@@ -1,7 +1,5 @@
 """One task, resolved: its files, folders, environment and stores."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,9 +40,7 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Link:
-    """A stage of another task, whose files a task reads."""
-
-    spec: TaskSpec
+    spec: "TaskSpec"
     stage: str
 
 
@@ -84,17 +80,14 @@ class TaskSpec:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The task's stages, upstream first."""
         return (*(() if self.link else ("raw",)), *self.task.stage_folders)
 
     @property
     def input_folder(self) -> str:
-        """The raw input, or the one file that it is."""
         return self.resolved(self.task.input_folder)
 
     @property
     def has_one_input(self) -> bool:
-        """Whether `input_folder` is a file."""
         folder = self.input_folder
         return is_data_file(folder) and not is_bucket(folder)
 
@@ -112,12 +105,11 @@ class TaskSpec:
         return f"{self.folder(last)}/.modelcall"
 
     def resolved(self, text: str) -> str:
-        """A folder as written, made absolute."""
         return resolve(text, self.root, self.env, self.name, self.data_root)
 
 
 def parse_task(
-    data: Content, file: str, *, has_data_root: bool = False
+    data: Content, file: str, has_data_root: bool = False
 ) -> Parsed[ScoringTask | DistillationTask]:
     """The task of a file of either kind. The project has a data root or not; the task may have its
     own."""
@@ -182,15 +174,14 @@ def _data_root(
     try:
         return spec.resolved(shared), []
     except MissingVariable as error:
-        wrong = f"variable {error.name} is not set"
-        expander.unready("data_root", wrong, f"${{{error.name}}}")
+        wrong, needed = f"variable {error.name} is not set", f"${{{error.name}}} has a value"
+        expander.unready("data_root", wrong, needed)
     except PydanticCustomError as error:
         expander.problems.append(problem_of(error, STORAGE_FILE, "data_root", shared))
     return None, expander.problems
 
 
 def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
-    """A folder that cannot be resolved."""
     try:
         spec.resolved(text)
     except MissingVariable as error:
@@ -226,8 +217,7 @@ def _misplaced_outputs(spec: TaskSpec) -> Iterator[Problem]:
     """An output below the input would be taken for new input; one beside a bucket is in another;
     and nothing can lie below a file."""
     folders = _output_folders(spec)
-    by_default = folders.keys() - spec.task.outputs.keys()
-    if by_default and is_bucket(spec.input_folder):
+    if folders.keys() - spec.task.outputs.keys() and is_bucket(spec.input_folder):
         wrong, fix = "missing: the input is a whole bucket", "name a folder for it"
         yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)
     for place, folder in folders.items():

@@ -1,7 +1,5 @@
 """`configs/storage.yaml`, and what reaches the stores of a task: profiles, else variables."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
@@ -156,8 +154,6 @@ class StorageFile(Block):
 
 @dataclass(frozen=True)
 class Storage:
-    """The file of a project, however broken it is."""
-
     file: StorageFile
     problems: tuple[Problem, ...] = ()
     """Why no store can be reached."""
@@ -177,7 +173,6 @@ def parse_storage(data: Content, file: str) -> Parsed[StorageFile]:
 
 
 def _profile_problems(profile: StoreProfile, place: str, file: str) -> Iterator[Problem]:
-    """Fields that do not go together."""
     if profile.filesystem != "s3":
         for name in StoreProfile.model_fields:
             if name in profile.model_fields_set - {"prefix", "filesystem", "options"}:
@@ -224,8 +219,8 @@ def store_options(
         prefix, filesystem = profile.prefix, profile.filesystem
         if prefix in found:
             continue
-        source = (STORAGE_FILE, f"stores.{name}") if name else (file, place_field)
-        resolver = _Resolver(env, *source)
+        where = (STORAGE_FILE, f"stores.{name}") if name else (file, place_field)
+        resolver = _Resolver(env, *where)
         options = resolver.expanded(profile.options, f"{resolver.block}.options")
         if filesystem == "s3":
             options = _joined(resolver.s3(profile), options)
@@ -307,14 +302,12 @@ class _Resolver(Expander):
         missing = [name for name in names[:2] if not self.env.get(name)]
         if len(missing) == 1 or (missing and is_tos):
             scheme = "tos://" if is_tos else "s3://"
-            are = "variable {} is" if len(missing) == 1 else "variables {} are"
+            are, needed = "variable {} is", "there is a value"
+            if len(missing) > 1:
+                are, needed = "variables {} are", "there is values"
             wrong = f"{are.format(' and '.join(missing))} not set, which {scheme} needs"
-            have = "a value" if len(missing) == 1 else "values"
-            fix = f"the task cannot run until there is {have} "
-            fix += "in .env, in the task's env file or in the process"
-            if self.file != STORAGE_FILE:
-                fix += f", or a profile for {scheme} in {STORAGE_FILE}"
-            self.problems.append(Problem(self.file, self.block, wrong, fix=fix, unready=True))
+            more = f", or a profile for {scheme} in {STORAGE_FILE}"
+            self.unready(self.block, wrong, needed, more if self.file != STORAGE_FILE else "")
         found = zip(("key", "secret", "token"), map(self.env.get, names), strict=True)
         return {} if missing else {option: value for option, value in found if value}
 

@@ -1,10 +1,8 @@
 """A task file: what every task has, and the task that scores."""
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -16,6 +14,7 @@ from modelcall_assets.config.block import (
     Parsed,
     Text,
     Texts,
+    at,
     did_you_mean,
     errors_in,
     mistake,
@@ -30,6 +29,10 @@ from modelcall_assets.errors import Problem
 
 TASK_TYPE = "data_scoring"
 DISTILLATION_TYPES = ("data_distillation", "generate_response")
+FOLDERS = (
+    *("data.input_folder", "data.output_folder"),
+    *("preprocess.input_folder", "preprocess.output_folder"),
+)
 _ENCODINGS = (
     *("utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030", "gbk", "big5", "shift_jis", "euc_kr"),
     *("latin-1", "cp1252"),
@@ -249,17 +252,14 @@ class ScoringTask(TaskFile):
 
     @property
     def rated(self) -> Data:
-        """Which column is rated, and its placeholder in the prompt."""
         return self.data
 
     @property
     def reads(self) -> Data:
-        """What says how the lines of its input are read."""
         return self.data
 
     @property
     def input_field(self) -> str:
-        """Where the file says what the task reads."""
         return "data.input_folder"
 
     @property
@@ -269,13 +269,11 @@ class ScoringTask(TaskFile):
 
     @property
     def stage_folders(self) -> dict[str, str | None]:
-        """Where each stage of the task leaves its files, as written, if it is."""
         first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
         return {**first, "scores": self.data.output_folder}
 
     @property
     def input_folder(self) -> str:
-        """What the task reads first, as written."""
         return self._preprocess.input_folder or self.data.input_folder
 
     @property
@@ -291,7 +289,6 @@ class ScoringTask(TaskFile):
 
     @property
     def outputs(self) -> dict[str, str]:
-        """The same of what it writes."""
         folders = {
             "data.output_folder": self.data.output_folder,
             "data.journal_folder": self.data.journal_folder,
@@ -318,7 +315,7 @@ def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[Scori
     return (None if errors_in(problems) else task), problems
 
 
-def _rater_problems(data: dict[str, Any], file: str) -> Iterator[Problem]:
+def _rater_problems(data: Content, file: str) -> Iterator[Problem]:
     """A task rates with a model and a prompt, or with a scorer."""
     has_scorer = data.get("scorer") is not None
     for name in ("model", "prompt"):
@@ -330,16 +327,18 @@ def _rater_problems(data: dict[str, Any], file: str) -> Iterator[Problem]:
             yield Problem(file, name, "missing", f"{name}.config_path", fix=fix)
 
 
-def _moved_paths(data: dict[str, Any], file: str) -> Iterator[Problem]:
+def _moved_paths(data: Content, file: str) -> Iterator[Problem]:
     """Relative paths that mean another place than they did in the old system."""
-    for block in ("data", "preprocess"):
-        fields: Any = data.get(block)
-        for name in ("input_folder", "output_folder") if isinstance(fields, dict) else ():
-            text = cast("dict[str, Any]", fields).get(name)
-            if isinstance(text, str) and was_in_object_store(text):
-                place = text.replace("{task_name}", str(data.get("task_name")))
-                wrong = f"now means {place} below the project root; the old system read this"
-                wrong += " relative path from its object store"
-                fix = f"write ./{text} if that is meant, else the full tos:// path, or name the"
-                fix += f" place of all such folders as data_root in {STORAGE_FILE}"
-                yield Problem(file, f"{block}.{name}", wrong, fix=fix, severity="warning")
+    for field in FOLDERS:
+        text = at(data, field)
+        if isinstance(text, str) and was_in_object_store(text):
+            place = text.replace("{task_name}", str(data.get("task_name")))
+            wrong = (
+                f"now means {place} below the project root; the old system read this relative path "
+                "from its object store"
+            )
+            fix = (
+                f"write ./{text} if that is meant, else the full tos:// path, or name the place of "
+                f"all such folders as data_root in {STORAGE_FILE}"
+            )
+            yield Problem(file, field, wrong, fix=fix, severity="warning")

@@ -1,1 +1,52 @@
-"""The asset graph: the only folder that knows Dagster."""
+"""The asset graph: the only folder that knows Dagster. Here all tasks of a project become one
+Definitions object."""
+
+import warnings
+
+import dagster as dg
+
+from modelcall_assets.config.catalog import BrokenTask, Catalog
+from modelcall_assets.defs.assets import task_assets
+from modelcall_assets.defs.runs import housekeeping_sensor, locked_executor
+from modelcall_assets.defs.sensors import task_sensors
+from modelcall_assets.errors import SetupError
+from modelcall_assets.stages.task import Task
+
+
+def project_definitions(catalog: Catalog) -> dg.Definitions:
+    """Loads whatever the state of single task files; an LLM asset runs in the process of its run,
+    because its concurrency is asyncio's."""
+    # The sensors launch one file a run: that neighbours have different backfill policies does not
+    # concern them.
+    warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [*map(_broken_asset, catalog.broken)]
+    sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
+    for spec in catalog.tasks:
+        try:
+            task = Task(spec)
+            assets += task_assets(task)
+        except SetupError as error:  # a scorer that cannot be imported
+            broken = BrokenTask(spec.path, spec.file_name, spec.key, error.problems)
+            assets.append(_broken_asset(broken))
+        else:
+            sensors += task_sensors(task)
+    return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
+
+
+def _broken_asset(task: BrokenTask) -> dg.AssetSpec:
+    """A stub in the graph that says what is wrong with a task file."""
+    listed = "\n".join(f"- `{problem}`" for problem in task.problems)
+    only_waits = all(problem.unready for problem in task.problems)
+    group = "configs_that_wait" if only_waits else "broken_configs"
+    verdict = "cannot run here yet" if only_waits else "cannot be loaded"
+    return dg.AssetSpec(
+        dg.AssetKey([group, task.key]),
+        description=(
+            f"**{task.file_name} {verdict}.** Mend it, then reload definitions; "
+            f"`modelcall check {task.file_name}` prints the same:\n\n{listed}"
+        ),
+        group_name=group,
+        kinds={"yaml"},
+        metadata={"task_file": task.file_name, "problems": dg.MetadataValue.md(listed)},
+        tags={"modelcall/broken": "true"},
+    )

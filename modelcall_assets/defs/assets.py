@@ -1,84 +1,33 @@
-"""All tasks of a project as one Definitions object, and a task's stages as its assets: one body for
-all of them, for one file a run or more with exact status per file. What a stage does is in its own
-file of `stages/`."""
+"""A task's stages as its assets: one body for all of them, for one file a run or more with exact
+status per file; and a stage's report as Dagster shows it. What a stage does is in its own file of
+`stages/`."""
 
 import asyncio
 import signal
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+import orjson
 
-from modelcall_assets.config.catalog import BrokenTask, Catalog
-from modelcall_assets.defs.graph import (
-    COMPLETE,
-    asset_key,
-    check_of,
-    code_version,
-    metadata_of,
-    partitions_of,
-    provenance_tags,
-)
-from modelcall_assets.defs.instance import housekeeping_sensor, locked_executor
-from modelcall_assets.defs.sensors import task_sensors
-from modelcall_assets.errors import (
-    BudgetSpent,
-    EndpointDown,
-    EndpointRefused,
-    ModelcallError,
-    SetupError,
-)
-from modelcall_assets.stages.report import Report, Tally, Watcher
+from modelcall_assets.defs.instance import asset_key, code_version, partitions_of, provenance_tags
+from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
+from modelcall_assets.stages.report import Report, Tally, Watcher, counted
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
+from modelcall_assets.transforms.transcript import markdown, turns_of
 
+COMPLETE = "complete"
+"""The check that every stage has."""
 GRACE_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SYSTEMIC = (EndpointRefused, EndpointDown, BudgetSpent)
 SYSTEMIC_KEY = "systemic"
-
-
-def project_definitions(catalog: Catalog) -> dg.Definitions:
-    """Loads whatever the state of single task files; an LLM asset runs in the process of its run,
-    because its concurrency is asyncio's."""
-    # The sensors launch one file a run: that neighbours have different backfill policies does not
-    # concern them.
-    warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
-    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [*map(_broken_asset, catalog.broken)]
-    sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
-    for spec in catalog.tasks:
-        try:
-            task = Task(spec)
-            assets += task_assets(task)
-        except SetupError as error:  # a scorer that cannot be imported
-            broken = BrokenTask(spec.path, spec.file_name, spec.key, error.problems)
-            assets.append(_broken_asset(broken))
-        else:
-            sensors += task_sensors(task)
-    return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
-
-
-def _broken_asset(task: BrokenTask) -> dg.AssetSpec:
-    """A stub in the graph that says what is wrong with a task file."""
-    listed = "\n".join(f"- `{problem}`" for problem in task.problems)
-    only_waits = all(problem.unready for problem in task.problems)
-    group = "configs_that_wait" if only_waits else "broken_configs"
-    verdict = "cannot run here yet" if only_waits else "cannot be loaded"
-    return dg.AssetSpec(
-        dg.AssetKey([group, task.key]),
-        description=(
-            f"**{task.file_name} {verdict}.** Mend it, then reload definitions; "
-            f"`modelcall check {task.file_name}` prints the same:\n\n{listed}"
-        ),
-        group_name=group,
-        kinds={"yaml"},
-        metadata={"task_file": task.file_name, "problems": dg.MetadataValue.md(listed)},
-        tags={"modelcall/broken": "true"},
-    )
+_MOST_CELL, _MOST_TURN = 160, 600
+"""Characters that are shown."""
+_BAR = 24
 
 
 @asynccontextmanager
@@ -221,37 +170,20 @@ def _files_per_run(stage: Stage) -> int:
     if stage.gathers:
         return 1
     wanted, stages = stage.spec.task.concurrency.files_per_run, stage.task.stages
-    distance = len(stages) - 1 - stages.index(stage)
-    return wanted + distance if wanted > 1 else 1
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A report with what Dagster shows of it."""
-
-    report: Report
-    metadata: dict[str, Any]
-    check: dg.AssetCheckResult
-    rejected: str | None
-
-    @classmethod
-    def of(cls, stage: Stage, key: str, report: Report) -> "_Done":
-        rejected = stage.why_rejected(report)
-        output = stage.output(key, rejected=rejected is not None) if stage.suffix else None
-        return cls(report, metadata_of(report, output), check_of(report, rejected), rejected)
+    return wanted + len(stages) - 1 - stages.index(stage) if wanted > 1 else 1
 
 
 async def _single(
     context: dg.AssetExecutionContext, stage: Stage, key: str, work: Work
 ) -> dg.MaterializeResult[Any]:
-    done = _Done.of(stage, key, await work(key))
-    if done.rejected is not None:
-        _log(context, stage, key, done)
-        raise _failure(f"{key}: {done.rejected}")
+    report = await work(key)
+    if (rejected := stage.why_rejected(report)) is not None:
+        _log(context, stage, key, report)
+        raise _failure(f"{key}: {rejected}")
     return dg.MaterializeResult(
-        metadata=done.metadata,
-        data_version=dg.DataVersion(done.report.data_version),
-        check_results=[done.check],
+        metadata=_metadata_of(stage, key, report),
+        data_version=dg.DataVersion(report.data_version),
+        check_results=[_check_of(report)],
     )
 
 
@@ -266,7 +198,7 @@ async def _several(
     async def file(key: str) -> None:
         async with slots:
             try:
-                done = _Done.of(stage, key, await work(key))
+                report = await work(key)
             except ModelcallError as error:
                 failed[key] = str(error)
                 errors.append(error)
@@ -278,9 +210,9 @@ async def _several(
                     cause = cause.exceptions[0]
                 failed[key] = f"{type(cause).__name__}: {cause}"
                 return
-        if done.rejected is not None:
-            failed[key] = done.rejected
-        _log(context, stage, key, done)
+        if (rejected := stage.why_rejected(report)) is not None:
+            failed[key] = rejected
+        _log(context, stage, key, report)
 
     async with asyncio.TaskGroup() as files:
         for key in keys:
@@ -292,20 +224,22 @@ async def _several(
 
 def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     """Tells `defs.runs` by its metadata whether other files would end in the same way."""
-    is_systemic = any(isinstance(error, SYSTEMIC) for error in errors)
+    systemic = EndpointRefused, EndpointDown, BudgetSpent
+    is_systemic = any(isinstance(error, systemic) for error in errors)
     return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
 
 
-def _log(context: dg.AssetExecutionContext, stage: Stage, key: str, done: _Done) -> None:
+def _log(context: dg.AssetExecutionContext, stage: Stage, key: str, report: Report) -> None:
     """What came of one file, and its check. Of a rejected result an observation keeps the numbers
     in the UI; a materialisation would show green."""
-    asset, check = asset_key(stage), done.check
-    if done.rejected is not None:
-        context.log_event(dg.AssetObservation(asset, partition=key, metadata=done.metadata))
+    asset, rejected = asset_key(stage), stage.why_rejected(report)
+    metadata, check = _metadata_of(stage, key, report), _check_of(report, rejected)
+    if rejected is not None:
+        context.log_event(dg.AssetObservation(asset, partition=key, metadata=metadata))
     else:
-        tags = provenance_tags(context.instance, stage, key, done.report.data_version)
+        tags = provenance_tags(context.instance, stage, key, report.data_version)
         context.log_event(
-            dg.AssetMaterialization(asset, partition=key, metadata=done.metadata, tags=tags)
+            dg.AssetMaterialization(asset, partition=key, metadata=metadata, tags=tags)
         )
     evaluation: Any = dg.AssetCheckEvaluation(
         asset_key=asset,
@@ -317,3 +251,80 @@ def _log(context: dg.AssetExecutionContext, stage: Stage, key: str, done: _Done)
         partition=key,
     )
     context.log_event(evaluation)  # which takes it, though its type does not say so
+
+
+def _metadata_of(stage: Stage, key: str, report: Report) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "dagster/row_count": report.rows,
+        "rows_in": report.rows_in,
+        "ok": report.ok,
+        "failed": report.failed,
+        "failure_rate": round(report.failure_rate, 6),
+    }
+    if len(report.schema):
+        columns = [dg.TableColumn(field.name, str(field.type)) for field in report.schema]
+        shown["dagster/column_schema"] = dg.TableSchema(columns)
+    if report.failures:
+        shown["failures_by_reason"] = _table(counted("reason", dict(report.failures.most_common())))
+        shown["first_failures"] = _table([each._asdict() for each in report.failed_rows])
+    if report.dropped:
+        shown["dropped"] = report.dropped.total()
+        shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
+    shown |= report.numbers
+    shown |= {name: _table(rows) for name, rows in report.tables.items()}
+    for name, counts in report.histograms.items():
+        most = max(counts.values(), default=0)
+        bars = [
+            {name: value, "rows": count, "": "█" * max(1, round(_BAR * count / most))}
+            for value, count in sorted(counts.items())
+        ]
+        shown[f"histogram_{name}"] = _table(bars)
+    if report.warnings:
+        shown["warnings"] = report.warnings
+    if stage.suffix:  # else the rows are in the user's own file
+        output = stage.output(key, rejected=stage.why_rejected(report) is not None)
+        shown["output"] = dg.MetadataValue.path(str(output))
+    sample = report.sample
+    if sample and turns_of(dict(sample[0])):  # conversations are read, other rows compared
+        texts = [markdown(dict(row), most_chars=_MOST_TURN) for row in sample[:3]]
+        shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(texts))
+    else:
+        shown["sample"] = _table(sample)
+    return shown
+
+
+def _check_of(report: Report, rejected: str | None = None) -> dg.AssetCheckResult:
+    """Whether the partition is complete: a table with a row for each thing that is looked at, the
+    worst of which gives the severity. `rejected` says why the result is not accepted."""
+    findings = report.findings(rejected)
+    wrong = [finding for finding in findings if not finding.passed]
+    is_error = any(finding.severity == "error" for finding in wrong)
+    table = [
+        {"": "✓" if each.passed else "✗", "looked at": each.name, "found": each.told}
+        for each in findings
+    ]
+    return dg.AssetCheckResult(
+        check_name=COMPLETE,
+        passed=not wrong,
+        description="; ".join(finding.told for finding in wrong) or findings[0].told,
+        severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
+        metadata={"findings": _table(table)},
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """A Markdown table; long cells are cut, line breaks and bars made harmless."""
+    if not rows:
+        return dg.MetadataValue.md("no rows")
+    names = list(rows[0])
+    cells = ([_cell(row.get(name)) for name in names] for row in rows)
+    lines = [names, ["---"] * len(names), *cells]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…"

@@ -1,37 +1,29 @@
-"""The Dagster instance of a project: DAGSTER_HOME, else `<root>/dagster_home`, made whole; and what
-has to happen in it now and then: each task's pool gets its slots, and runs whose process was killed
-are ended. Dagster's own launcher does not look after those: they would stay "started" for ever,
-keep their pool slots, and hold up every later run of the task.
+"""The Dagster instance of a project: its home, DAGSTER_HOME or else `<root>/dagster_home`, made
+whole; and what it keeps of a stage: key, partitions, versions.
 
-Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
-ends, so a run whose lock can be taken is dead.
+Versions and provenance make the UI say "unsynced", and only that. Dagster sets provenance on
+results that a body yields, not on logged materialisations; these tags are the ones it would set.
+`tests/test_assets.py` checks both ways against the installed release.
 """
 
-import atexit
-import fcntl
+import hashlib
+import json
 import os
-import socket
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
-from uuid import uuid4
 
 import dagster as dg
-from dagster._core.events import DagsterEvent
-from dagster._core.execution.context.system import PlanOrchestrationContext
-from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import Problem, SetupError, StoreError
+from modelcall_assets.stages.stage import Keys, Stage
+from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import BUSY_S, write_ahead, write_bytes
 from modelcall_assets.storage.publishing import claimed
 
@@ -41,6 +33,7 @@ _LOCK, _WHOLE = ".home.lock", ".home.whole"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 _OF_THE_SCHEMA = {"alembic_version", "secondary_indexes", "instance_info"}
 """Tables that tell of the database, not of runs."""
+_CODE, _DATA = "dagster/code_version", "dagster/data_version"
 
 
 @contextmanager
@@ -151,144 +144,81 @@ def open_instance(root: Path) -> dg.DagsterInstance:
 
 
 def mend_own_home() -> None:
-    """Of the DAGSTER_HOME that this process was started with, if it may be written to."""
     home = Path(os.environ.get("DAGSTER_HOME") or os.devnull)
     if home.is_dir() and os.access(home, os.W_OK):
         with whole_home(home):
             pass
 
 
-PROCESS_TAG = "modelcall/process"
-LOOK_EVERY_S = 5.0
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+def partitions_of(keys: Keys) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=keys.name)
 
 
-@contextmanager
-def process_lock(instance: dg.DagsterInstance, name: str = "") -> Iterator[str]:
-    """Yields the value of PROCESS_TAG for the runs of this process."""
-    name = name or uuid4().hex
-    path = _lock_path(instance, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def add_new_keys(instance: dg.DagsterInstance, task: Task) -> list[str]:
+    """Make every input file, and every merge group, a partition; gives the keys that the first
+    stage has, in order."""
+    now = {keys.name: keys.now() for keys, _ in task.stages_by_keys()}
+    for name, keys in now.items():
+        add_partitions(instance, name, keys)
+    return now[task.stages[0].keys.name]
+
+
+def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:
+    """Those that are not there yet. Dagster looks and then adds, so that another process may have
+    added some in between."""
+    while True:
+        known = set(instance.get_dynamic_partitions(name))
+        new = [key for key in keys if key not in known]
         try:
-            yield f"{socket.gethostname()}/{name}"
-        finally:
-            path.unlink(missing_ok=True)
+            if new:
+                instance.add_dynamic_partitions(name, new)
+        except IntegrityError:
+            continue
+        return
 
 
-class _LockedExecutor(InProcessExecutor):
-    def execute(
-        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
-    ) -> Iterator[DagsterEvent]:
-        instance, run_id = plan_context.instance, plan_context.run_id
-        # Not only while steps run: the run is not finished before its process says so.
-        lifetime = ExitStack()
-        atexit.register(lifetime.close)
-        process = lifetime.enter_context(process_lock(instance, run_id))
-        instance.add_run_tags(run_id, {PROCESS_TAG: process})
-        yield from super().execute(plan_context, execution_plan)
+def asset_key(stage: Stage) -> dg.AssetKey:
+    return dg.AssetKey([stage.spec.key, stage.name])
 
 
-@dg.executor(name="in_process")
-def locked_executor(_: dg.InitExecutorContext) -> dg.Executor:
-    """All steps of a run in the process of the run, which can be told to be alive or dead."""
-    return _LockedExecutor(retries=RetryMode.DISABLED)
+def code_version(stage: Stage) -> str:
+    shape = json.dumps(stage.shape(), sort_keys=True, default=str)
+    return hashlib.sha256(shape.encode()).hexdigest()[:12]
 
 
-@contextmanager
-def dead_runs_ended(instance: dg.DagsterInstance) -> Iterator[None]:
-    """`end_dead_runs` now, and again and again meanwhile: a run may be killed while others wait
-    for its slot."""
-    end_dead_runs(instance)
-    is_over = Event()
-
-    def watch() -> None:
-        while not is_over.wait(LOOK_EVERY_S):
-            with suppress(DatabaseError):  # busy: the next look will do; damaged: the run tells it
-                end_dead_runs(instance)
-
-    thread = Thread(target=watch, name="dead runs", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+def provenance_tags(
+    instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str
+) -> dict[str, str]:
+    """Tags of a materialisation that is logged instead of yielded."""
+    tags = {_CODE: code_version(stage), _DATA: data_version}
+    tags[f"{_DATA}_is_user_provided"] = "true"
+    if stage.upstream is None:
+        return tags
+    asset = asset_key(stage.upstream)
+    if (record := instance.get_latest_data_version_record(asset, partition_key=key)) is not None:
+        name = asset.to_user_string()
+        tags[f"dagster/input_data_version/{name}"] = _as_input(record.event_log_entry.tags)
+        tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id)
+    return tags
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs of killed processes as failed and free their slots; gives their ids. Whoever did
-    that may have been killed in between, so that a run which has ended may have slots too."""
-    ended: list[str] = []
-    runs = [*instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))]
-    storage = instance.event_log_storage
-    pools = storage.get_concurrency_infos([*storage.get_concurrency_keys()]).values()
-    holders = {each.run_id for pool in pools for each in (*pool.claimed_slots, *pool.pending_steps)}
-    holders.difference_update(run.run_id for run in runs)
-    if holders:
-        runs += instance.get_runs(filters=dg.RunsFilter(run_ids=[*holders]))
-    for run in (run for run in runs if _is_dead(instance, run)):
-        now = instance.get_run_by_id(run.run_id)  # it may have ended well since it was listed
-        if now is not None and not now.is_finished:
-            instance.report_run_failed(now, "The process of this run was killed.")
-            ended.append(run.run_id)
-        storage.free_concurrency_slots_for_run(run.run_id)
-    return ended
-
-
-def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Only of runs on this machine that have told their process."""
-    host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
-    if not name or host not in ("", socket.gethostname()):
-        return False
-    # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
-    if run.parent_run_id is not None and name != run.run_id:
-        return False
-    path = _lock_path(instance, name)
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+def is_stale(instance: dg.DagsterInstance, stage: Stage, key: str) -> bool:
+    """Whether a materialised partition was made by other code or from other upstream content."""
+    made = _latest_tags(instance, stage, key)
+    if made.get(_CODE) != code_version(stage):
         return True
-    except BlockingIOError:
-        return False
-    path.unlink(missing_ok=True)
-    return True
+    if stage.upstream is None or stage.gathers:
+        return stage.members_changed(key)
+    used = made.get(f"dagster/input_data_version/{asset_key(stage.upstream).to_user_string()}")
+    return used != _as_input(_latest_tags(instance, stage.upstream, key))
 
 
-def _lock_path(instance: dg.DagsterInstance, name: str) -> Path:
-    return Path(instance.root_directory) / "processes" / name
+def _as_input(tags: Mapping[str, str] | None) -> str:
+    """The upstream version as Dagster notes it: a digest over those of the partitions read, here
+    one, or none when somebody only reported the materialisation."""
+    return hashlib.sha256((tags or {}).get(_DATA, "").encode()).hexdigest()
 
 
-def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
-    """Ends dead runs, and gives each task's pool its slots. The pool, called by the task's key,
-    limits how many runs of a task score at a time; an endpoint's own limits are kept by the engines
-    that share it."""
-    wanted = {spec.key: spec.task.concurrency.max_concurrent_files for spec in specs}
-
-    @dg.sensor(
-        name="housekeeping",
-        description="Ends runs whose process was killed, so that they hold nothing up, and lets "
-        "as many runs of a task go on at a time as its max_concurrent_files says.",
-        minimum_interval_seconds=30,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-    )
-    def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        done = [f"ended dead run {run_id}" for run_id in end_dead_runs(context.instance)]
-        storage = context.instance.event_log_storage
-        limits = {
-            pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default
-        }
-        for name, slots in wanted.items():
-            if limits.get(name) != slots:
-                storage.set_concurrency_slots(name, slots)
-                done.append(f"pool {name}: {slots} slots")
-        return dg.SkipReason("; ".join(done) or "nothing to do")
-
-    return sensor
+def _latest_tags(instance: dg.DagsterInstance, stage: Stage, key: str) -> Mapping[str, str]:
+    record = instance.get_latest_data_version_record(asset_key(stage), partition_key=key)
+    return (record.event_log_entry.tags or {}) if record is not None else {}

@@ -1,30 +1,183 @@
-"""Run a task's graph in this process, through the same assets and instance as the UI.
+"""Runs: a task's graph run in this process, through the same assets and instance as the UI; and the
+end of runs whose process was killed. Dagster's own launcher does not look after those: they would
+stay "started" for ever, keep their pool slots, and hold up every later run of the task.
+
+Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
+ends, so a run whose lock can be taken is dead.
 
 A Dagster run takes one key or one contiguous range of keys, so that scattered keys become one run
 per range, stage after stage.
 """
 
+import atexit
+import fcntl
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
+from threading import Event, Thread
+from uuid import uuid4
 
 import dagster as dg
-from dagster._core.events import RunFailureReason
+from dagster._core.events import DagsterEvent, RunFailureReason
+from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
 )
+from sqlalchemy.exc import DatabaseError
 
+from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
-from modelcall_assets.defs.graph import asset_key, is_stale, partitions_of
-from modelcall_assets.defs.instance import PROCESS_TAG, dead_runs_ended, process_lock
+from modelcall_assets.defs.instance import asset_key, is_stale, partitions_of
 from modelcall_assets.stages.report import Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 
-_GREEN = AssetPartitionStatus.MATERIALIZED
+PROCESS_TAG = "modelcall/process"
+LOOK_EVERY_S = 5.0
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+@contextmanager
+def process_lock(instance: dg.DagsterInstance, name: str = "") -> Iterator[str]:
+    """Yields the value of PROCESS_TAG for the runs of this process."""
+    name = name or uuid4().hex
+    path = _lock_path(instance, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield f"{socket.gethostname()}/{name}"
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class _LockedExecutor(InProcessExecutor):
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        instance, run_id = plan_context.instance, plan_context.run_id
+        # Not only while steps run: the run is not finished before its process says so.
+        lifetime = ExitStack()
+        atexit.register(lifetime.close)
+        process = lifetime.enter_context(process_lock(instance, run_id))
+        instance.add_run_tags(run_id, {PROCESS_TAG: process})
+        yield from super().execute(plan_context, execution_plan)
+
+
+@dg.executor(name="in_process")
+def locked_executor(_: dg.InitExecutorContext) -> dg.Executor:
+    """All steps of a run in the process of the run, which can be told to be alive or dead."""
+    return _LockedExecutor(retries=RetryMode.DISABLED)
+
+
+@contextmanager
+def dead_runs_ended(instance: dg.DagsterInstance) -> Iterator[None]:
+    """`end_dead_runs` now, and again and again meanwhile: a run may be killed while others wait
+    for its slot."""
+    end_dead_runs(instance)
+    is_over = Event()
+
+    def watch() -> None:
+        while not is_over.wait(LOOK_EVERY_S):
+            with suppress(DatabaseError):  # busy: the next look will do; damaged: the run tells it
+                end_dead_runs(instance)
+
+    thread = Thread(target=watch, name="dead runs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs of killed processes as failed and free their slots; gives their ids. Whoever did
+    that may have been killed in between, so that a run which has ended may have slots too."""
+    ended: list[str] = []
+    runs = [*instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))]
+    storage = instance.event_log_storage
+    pools = storage.get_concurrency_infos([*storage.get_concurrency_keys()]).values()
+    holders = {each.run_id for pool in pools for each in (*pool.claimed_slots, *pool.pending_steps)}
+    holders.difference_update(run.run_id for run in runs)
+    if holders:
+        runs += instance.get_runs(filters=dg.RunsFilter(run_ids=[*holders]))
+    for run in (run for run in runs if _is_dead(instance, run)):
+        now = instance.get_run_by_id(run.run_id)  # it may have ended well since it was listed
+        if now is not None and not now.is_finished:
+            instance.report_run_failed(now, "The process of this run was killed.")
+            ended.append(run.run_id)
+        storage.free_concurrency_slots_for_run(run.run_id)
+    return ended
+
+
+def _is_dead(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Only of runs on this machine that have told their process."""
+    host, _, name = run.tags.get(PROCESS_TAG, "").rpartition("/")
+    if not name or host not in ("", socket.gethostname()):
+        return False
+    # Dagster copies tags to a run that is launched again from the UI: they tell of another process.
+    if run.parent_run_id is not None and name != run.run_id:
+        return False
+    path = _lock_path(instance, name)
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _lock_path(instance: dg.DagsterInstance, name: str) -> Path:
+    return Path(instance.root_directory) / "processes" / name
+
+
+def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
+    """Ends dead runs, and gives each task's pool its slots. The pool, called by the task's key,
+    limits how many runs of a task score at a time; an endpoint's own limits are kept by the engines
+    that share it."""
+    wanted = {spec.key: spec.task.concurrency.max_concurrent_files for spec in specs}
+
+    @dg.sensor(
+        name="housekeeping",
+        description="Ends runs whose process was killed, so that they hold nothing up, and lets "
+        "as many runs of a task go on at a time as its max_concurrent_files says.",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        done = [f"ended dead run {run_id}" for run_id in end_dead_runs(context.instance)]
+        storage = context.instance.event_log_storage
+        limits = {
+            pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default
+        }
+        for name, slots in wanted.items():
+            if limits.get(name) != slots:
+                storage.set_concurrency_slots(name, slots)
+                done.append(f"pool {name}: {slots} slots")
+        return dg.SkipReason("; ".join(done) or "nothing to do")
+
+    return sensor
+
+
+_GREEN, _IN_PROGRESS = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS
 
 
 @dataclass
@@ -86,14 +239,12 @@ class TaskRunner:
     ) -> tuple[list[str], list[str]]:
         """The keys that have to be materialised, and those that another run has in hand."""
         statuses = self._statuses(stage, keys)
-        in_progress = AssetPartitionStatus.IN_PROGRESS
-        busy = [key for key in keys if statuses[key] == in_progress]
+        busy = [key for key in keys if statuses[key] == _IN_PROGRESS]
         green = [] if everything else [key for key in keys if statuses[key] == _GREEN]
         outdated = stage.outdated(green)
         outdated |= {key for key in green if is_stale(self.instance, stage, key)}
         fine = {*green} - outdated
-        due = [key for key in keys if statuses[key] != in_progress and key not in fine]
-        return due, busy
+        return [key for key in keys if statuses[key] != _IN_PROGRESS and key not in fine], busy
 
     def _statuses(
         self, stage: Stage, keys: Sequence[str]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ import orjson
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import RUN_KEY_TAG
 
-from modelcall_assets.defs.graph import add_partitions, asset_key, partitions_of
+from modelcall_assets.defs.instance import add_partitions, asset_key, partitions_of
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.stages.stage import Stage
@@ -44,22 +44,22 @@ def task_sensors(task: Task) -> Iterator[dg.SensorDefinition]:
 
 def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinition:
     """Watches the task's input folder; a new or changed file runs through all its stages."""
-    spec, settings, first = task.spec, task.spec.task.sensor, task.stages[0]
+    first, most = task.stages[0], task.spec.task.sensor.max_runs_per_tick
     stages = [stage for stage in task.stages if stage.keys == first.keys]
 
-    @_sensor(task, "files", f"runs new and changed files of {spec.input_folder}", stages)
+    @_sensor(task, "files", f"runs new and changed files of {task.spec.input_folder}", stages)
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = Cursor.parse(context.cursor)
         try:
             page = _page(task, cursor.after, page_files)
         except ModelcallError as error:
             return dg.SkipReason(str(error))
-        if cursor.is_settled(page):
+        if cursor.settled.get(page.after) == page.digest:
             context.update_cursor(cursor.next(page, is_settled=True).text())
             return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
-        seen, most = Comparison(context.instance, first, page), settings.max_runs_per_tick
+        seen = Comparison(context.instance, first, page)
         due = list(islice(seen.not_tried(), most + 1))
-        settled = len(due) <= most and not seen.in_progress
+        busy = any(seen.is_in_progress(key) for key in page.versions)
         seen.remember()
         nothing = f"nothing to launch for {len(page.versions)} files for now"
         add_partitions(context.instance, first.keys.name, list(page.versions))
@@ -67,7 +67,7 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
             run_requests=_requests(task, due[:most]),
             dynamic_partitions_requests=seen.gone_partitions(),
             asset_events=list(seen.flags()),
-            cursor=cursor.next(page, is_settled=settled).text(),
+            cursor=cursor.next(page, is_settled=len(due) <= most and not busy).text(),
             skip_reason=None if due else nothing,
         )
 
@@ -77,7 +77,7 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
 def followers_sensor(task: Task) -> dg.SensorDefinition:
     """Watches what the task's groups, or its first stage, read of other assets: what is complete
     and has changed runs through the stages after it."""
-    spec, settings = task.spec, task.spec.task.sensor
+    spec = task.spec
     stages = [stage for stage in task.stages if stage.keys.of_groups] or list(task.stages)
     first = stages[0]
 
@@ -89,9 +89,10 @@ def followers_sensor(task: Task) -> dg.SensorDefinition:
             return dg.SkipReason(str(error))
         add_partitions(context.instance, first.keys.name, list(states))
         changed = (
-            (key, f"{spec.key}/{key}@{state}") for key, state in states.items() if state is not None
+            (key, f"{spec.key}/{key}@{states[key]}") for key in states if states[key] is not None
         )
-        due = list(islice(not_tried(context.instance, changed), settings.max_runs_per_tick))
+        most = spec.task.sensor.max_runs_per_tick
+        due = list(islice(not_tried(context.instance, changed), most))
         return dg.SensorResult(
             run_requests=_requests(task, due),
             skip_reason=None if due else f"nothing complete and new among {len(states)}",
@@ -113,7 +114,6 @@ def not_tried(
 def _sensor(
     task: Task, name: str, does: str, stages: Iterable[Stage]
 ) -> Callable[..., dg.SensorDefinition]:
-    """Decorates what is looked at every now and then, to launch runs of these stages."""
     settings, status = task.spec.task.sensor, dg.DefaultSensorStatus
     return dg.sensor(
         name=f"{task.spec.key}_{name}",
@@ -125,7 +125,6 @@ def _sensor(
 
 
 def _requests(task: Task, due: Iterable[tuple[str, str]]) -> list[dg.RunRequest]:
-    """Of pairs of key and run key."""
     tags = {TASK_TAG: task.spec.key}
     return [dg.RunRequest(run_key, partition_key=key, tags=tags) for key, run_key in due]
 
@@ -182,11 +181,7 @@ class Cursor:
         return cursor if is_sound else cls()
 
     def text(self) -> str:
-        what = {"after": self.after, "settled": self.settled}
-        return json.dumps(what) if self.after or self.settled else ""
-
-    def is_settled(self, page: Page) -> bool:
-        return self.settled.get(page.after) == page.digest
+        return json.dumps(asdict(self)) if self.after or self.settled else ""
 
     def next(self, page: Page, *, is_settled: bool) -> "Cursor":
         settled = {start: self.settled[start] for start in self.settled if not page.has(start)}
@@ -228,18 +223,13 @@ class Comparison:
 
     @cached_property
     def statuses(self) -> dict[str, AssetPartitionStatus | None]:
-        files = partitions_of(self.stage.keys)
-        asset = asset_key(self.stage)
+        files, asset = partitions_of(self.stage.keys), asset_key(self.stage)
         return dict(self.instance.get_status_by_partition(asset, self.known, files) or {})
 
     @cached_property
     def made(self) -> Mapping[str, int]:
         """The event of each key's latest result, also when a later run failed."""
         return self._latest(dg.DagsterEventType.ASSET_MATERIALIZATION)
-
-    @property
-    def in_progress(self) -> bool:
-        return any(self._is(key, AssetPartitionStatus.IN_PROGRESS) for key in self.page.versions)
 
     def not_tried(self) -> Iterator[tuple[str, str]]:
         """Keys whose version has had no run yet, with the run key that says so from then on."""
@@ -254,8 +244,8 @@ class Comparison:
 
     def gone_partitions(self) -> list[dg.DeleteDynamicPartitionsRequest]:
         """Deleted files that never had a result."""
-        busy = AssetPartitionStatus.IN_PROGRESS
-        gone = [k for k in self._deleted() if k not in self.made and not self._is(k, busy)]
+        results = self.made
+        gone = [k for k in self._deleted() if k not in results and not self.is_in_progress(k)]
         return [partitions_of(self.stage.keys).build_delete_request(gone)] if gone else []
 
     def flags(self) -> Iterator[dg.AssetObservation]:
@@ -263,9 +253,11 @@ class Comparison:
         flagged = self._latest(dg.DagsterEventType.ASSET_OBSERVATION)
         for key in self._deleted():
             if self.made.get(key, 0) > flagged.get(key, 0):
-                what = "the input file is gone; its results are kept"
-                asset = asset_key(self.stage)
-                yield dg.AssetObservation(asset, description=what, partition=key)
+                yield dg.AssetObservation(
+                    asset_key(self.stage),
+                    description="the input file is gone; its results are kept",
+                    partition=key,
+                )
 
     def _deleted(self) -> Iterable[str]:
         """Unknown under a cap on files, which leaves out some that are there."""
@@ -278,13 +270,13 @@ class Comparison:
         events = self.instance.event_log_storage
         return events.get_latest_storage_id_by_partition(asset_key(self.stage), kind)
 
-    def _is(self, key: str, status: AssetPartitionStatus) -> bool:
-        return self.statuses.get(key) == status
+    def is_in_progress(self, key: str) -> bool:
+        return self.statuses.get(key) == AssetPartitionStatus.IN_PROGRESS
 
     def _has_changed(self, key: str) -> bool:
-        if self._is(key, AssetPartitionStatus.IN_PROGRESS):
+        if self.is_in_progress(key):
             return False
-        if not self._is(key, AssetPartitionStatus.MATERIALIZED):
+        if self.statuses.get(key) != AssetPartitionStatus.MATERIALIZED:
             return True
         settled = [self.page.versions[key], self.made.get(key, 0)]
         if self.settled.get(key) == settled:

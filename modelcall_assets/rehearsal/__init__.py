@@ -1,7 +1,5 @@
 """A free, honest stand-in for a model endpoint: to rehearse a task, to demo, to test faults."""
 
-from __future__ import annotations
-
 from modelcall_assets.rehearsal.faults import NO_FAULTS, Faults
 from modelcall_assets.rehearsal.server import RehearsalServer, new_event_loop, serve_in_thread
 

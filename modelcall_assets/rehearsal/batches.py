@@ -73,8 +73,6 @@ class _Batch:
 
 
 class Batches:
-    """Those of one server."""
-
     def __init__(self, server: RehearsalServer) -> None:
         self._server = server
         self._files: dict[str, bytes] = {}
@@ -170,7 +168,7 @@ class Batches:
         if mistakes:
             batch.fail(mistakes)
         self._server.tally.counts["batches"] += 1
-        task = asyncio.get_running_loop().create_task(self._work(batch, number, faults))
+        task = asyncio.create_task(self._work(batch, number, faults))
         self._working.add(task)
         task.add_done_callback(self._working.discard)
         return json_response(batch.shown)
@@ -186,8 +184,7 @@ class Batches:
         answered = 0
         while answered < done:
             few = lines[answered : min(done, answered + LINES_AT_ONCE)]
-            share = len(few) / done * (1 - 2 * _BEFORE_AND_AFTER)
-            await asyncio.sleep(faults.batch_s * share)
+            await asyncio.sleep(faults.batch_s * len(few) / done * (1 - 2 * _BEFORE_AND_AFTER))
             if batch.shown["status"] != "in_progress":
                 break
             answered += len(few)
@@ -224,7 +221,6 @@ class Batches:
 
 
 def _form(content_type: bytes, body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each field of a multipart form."""
     boundary = content_type.partition(b"boundary=")[2].strip(b'"')
     for part in body.split(b"--" + boundary)[1:-1] if boundary else ():
         head, _, content = part.partition(b"\r\n\r\n")
@@ -245,7 +241,6 @@ def _mistake(code: str, message: str, line: int | None = None) -> Line:
 
 
 def _mistakes(lines: list[Line | None]) -> Iterator[Line]:
-    """Why the batch as a whole is refused."""
     seen = set[str]()
     if not lines or len(lines) > MOST_LINES:
         yield _mistake("invalid_file", f"{len(lines)} lines; a batch has 1 to {MOST_LINES}")

@@ -3,15 +3,14 @@
 The faults are a pure function of the request and the attempt: every run meets the same ones.
 """
 
-from __future__ import annotations
-
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -93,9 +92,9 @@ class Faults:
         if found:
             raise SetupError(found)
 
-    def changed(self, changes: Mapping[str, Any]) -> Faults:
-        keys = [f.name for f in fields(self)]
-        if unknown := sorted(set(changes) - set(keys)):
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        keys = [each.name for each in fields(self)]
+        if unknown := sorted({*changes} - {*keys}):
             raise SetupError([_wrong(", ".join(unknown), "unknown fault", ", ".join(keys))])
         return replace(self, **changes)
 
@@ -106,7 +105,6 @@ class Faults:
         return None if by_chance else ("answered", self.latency_ms / 1000)
 
     def verdict(self, identity: bytes, attempt: int) -> tuple[str, float]:
-        """What becomes of this attempt, and after how many seconds."""
         permanent = self._pick(PERMANENT, self._draw(identity, "always")[0])
         chance, luck = self._draw(identity, str(attempt))
         transient = self._pick(TRANSIENT, chance)
@@ -117,12 +115,10 @@ class Faults:
         return (permanent if answered else transient), self.latency_ms * spread / 1000
 
     def batch_end(self, number: int) -> str:
-        """The status that the server's batch of this number ends with."""
         end = self._pick(BATCH_ENDS, self._draw(b"batch", str(number))[0])
         return "completed" if end == "answered" else end
 
     def batch_call(self, number: int) -> str:
-        """What becomes of the server's call of this number about files and batches."""
         return self._pick(BATCH_CALLS, self._draw(b"call", str(number))[0])
 
     def _draw(self, identity: bytes, which: str) -> tuple[float, float]:
@@ -152,8 +148,6 @@ NO_FAULTS = Faults()
 
 @dataclass(slots=True)
 class Seen:
-    """What became of equal requests."""
-
     attempts: int = 0
     ok: int = 0
     not_before: float = 0.0  # end of the last Retry-After
@@ -184,8 +178,8 @@ class Tally:
     def __init__(self, in_flight: int = 0) -> None:
         self.in_flight = self.max_in_flight = in_flight
         self.counts: dict[str, int] = dict.fromkeys(COUNTERS, 0)
-        self.statuses: dict[str, int] = {}
-        self.seen: dict[bytes, Seen] = {}
+        self.statuses = Counter[str]()
+        self.seen = defaultdict[bytes, Seen](Seen)
         self.first_request_at: float | None = None
         self.last_answer_at: float | None = None
 
@@ -198,18 +192,12 @@ class Tally:
 
     def met(self, identity: bytes) -> int:
         """Returns how often this request was met before."""
-        seen = self._seen(identity)
+        seen = self.seen[identity]
         self.counts["repeated_ok"] += seen.ok > 0
         self.counts["early_retries"] += time.monotonic() < seen.not_before - _CLOCK_SLACK
         self.counts["retried_bad_request"] += seen.bad
         seen.attempts, seen.not_before = seen.attempts + 1, 0.0
         return seen.attempts - 1
-
-    def _seen(self, identity: bytes) -> Seen:
-        seen = self.seen.get(identity)
-        if seen is None:
-            seen = self.seen[identity] = Seen()
-        return seen
 
     def ended(self, end: Ending) -> None:
         now = time.monotonic()
@@ -220,9 +208,9 @@ class Tally:
         self.counts["answered"] += ok and end.what != "answered"
         if end.status:
             self.last_answer_at = now
-            self.statuses[str(end.status)] = self.statuses.get(str(end.status), 0) + 1
+            self.statuses[str(end.status)] += 1
         if end.identity is not None:
-            seen = self._seen(end.identity)
+            seen = self.seen[end.identity]
             seen.ok += ok
             seen.bad |= end.status == 400
             if end.retry_after_s:

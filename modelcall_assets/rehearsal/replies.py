@@ -6,8 +6,6 @@ Six signals are looked for in the first 20,000 characters; the score is their nu
 kept within 1-5. The signals that held are the `quality_tags`.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable
@@ -199,7 +197,6 @@ def parse(body: bytes) -> Any:
 
 
 def refuse(body: Any) -> Refusal | None:
-    """The refusal a real endpoint would give this body, if any."""
     if not isinstance(body, dict):
         return Refusal(400, NO_OBJECT)
     messages, model = body.get("messages"), body.get("model")
@@ -288,7 +285,6 @@ def _tokens(characters: int) -> int:
 
 
 def _spoil(found: dict[str, Any], kind: int) -> str:
-    """A reply that fails validation, in one of six ways."""
     first = next(iter(found), "score")
     number = next((key for key, value in found.items() if type(value) in (int, float)), first)
     whole = orjson.dumps(found).decode()

@@ -1,8 +1,6 @@
 """The rehearsal server: the part of HTTP/1.1 that a chat endpoint needs, sockets, routes, and the
 meeting of a request with its fault."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import importlib
@@ -12,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import httptools
@@ -108,7 +107,7 @@ def _too_large(most: int) -> BadHttp:
 class _Connection(asyncio.Protocol):
     """One client. While an answer is due what else it asks has to wait."""
 
-    def __init__(self, server: RehearsalServer) -> None:
+    def __init__(self, server: "RehearsalServer") -> None:
         self._server, self._parser = server, RequestParser()
         self._busy, self._keep_alive = False, True
         self._due: Ending | None = None
@@ -192,20 +191,18 @@ class RehearsalServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        connect = partial(_Connection, self)
         try:
-            self._listener = await self._loop.create_server(
-                lambda: _Connection(self), host, port, backlog=4096
-            )
+            self._listener = await self._loop.create_server(connect, host, port, backlog=4096)
         except OSError as error:
-            port_is_wrong = error.errno in (errno.EADDRINUSE, errno.EACCES)
-            place = "--port" if port_is_wrong else "--host"
-            fix = "choose another, or --port 0 for any free one" if port_is_wrong else ""
+            place, fix = "--host", ""
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                place, fix = "--port", "choose another, or --port 0 for any free one"
             wrong = f"cannot listen on {host}:{port} ({error.strerror or error})"
             raise SetupError([Problem("modelcall rehearse", place, wrong, fix=fix)]) from error
         self.host, self.port = host, self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Closes every connection, answered or not."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
