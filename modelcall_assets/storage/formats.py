@@ -8,11 +8,10 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -32,7 +31,7 @@ MOST_LINE_BYTES = 256 << 20
 """A longer line is a bad one, and is cut."""
 MOST_DOCUMENT_BYTES = 1 << 30
 _UTF8 = ("utf-8", "utf-8-sig")
-_FIRST_OF_MARK, _SPACE = codecs.BOM_UTF8[0], ord(" ")
+_OPENING = {ord("{")}
 _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
 """What may stand before the first object, in any encoding."""
 
@@ -140,30 +139,33 @@ def open_lines(
             pass
 
 
-def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number, from 1, without a mark at its beginning. In place of what is over
-    `MOST_LINE_BYTES` of one stands 0xff, which is in no UTF-8. Blank lines that follow one another
-    may come as one, with the number of the last: there can be very many."""
-    joined = 0
-    for number, line in enumerate(iter(partial(lines.readline, MOST_LINE_BYTES + 1), b""), 1):
-        if len(line) > MOST_LINE_BYTES and not line.endswith(b"\n"):
-            line += b"\xff"
-            while (rest := lines.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
-                pass
-        first = line[0]
-        if first == _FIRST_OF_MARK:
-            line = line.removeprefix(codecs.BOM_UTF8) or b"\n"
-        elif first <= _SPACE and line.isspace():
-            ahead = lines.peek()
-            blank = ahead.rfind(b"\n", 0, len(ahead) - len(ahead.lstrip())) + 1
-            line += lines.read(blank)
-            joined += ahead.count(b"\n", 0, blank)
-        yield number + joined, line
-
-
-def blank_lines(line: bytes) -> int:
-    """How many lines `numbered` gave as this one."""
-    return line.count(b"\n") or 1
+def line_blocks(
+    lines: io.BufferedReader, size: int
+) -> Iterator[tuple[Sequence[bytes], Sequence[int], int]]:
+    """About `size` bytes of lines at a time: those that are not blank, without a mark at their
+    beginning; the number of each, from 1; and how many blank ones were among them. In place of what
+    is over `MOST_LINE_BYTES` of one stands 0xff, which is in no UTF-8."""
+    before = 0
+    while block := lines.read(size):
+        if not block.endswith(b"\n"):
+            block += (rest := lines.readline(MOST_LINE_BYTES + 1))
+            if len(rest) > MOST_LINE_BYTES and not rest.endswith(b"\n"):
+                block += b"\xff"
+                while (rest := lines.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+        if block.isspace():
+            count = block.count(b"\n") + (not block.endswith(b"\n"))
+            yield (), (), count
+        else:
+            found = io.BytesIO(block).readlines()
+            count, numbers = len(found), range(before + 1, before + len(found) + 1)
+            if {line[0] for line in found} == _OPENING:
+                yield found, numbers, 0
+            else:
+                cleaned = (line.removeprefix(codecs.BOM_UTF8) for line in found)
+                kept = [each for each in zip(cleaned, numbers, strict=True) if each[0].strip()]
+                yield [line for line, _ in kept], [at for _, at in kept], count - len(kept)
+        before += count
 
 
 def read_document(file: FileInfo) -> Row | BadLine:

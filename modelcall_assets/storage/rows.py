@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, repeat
@@ -22,9 +23,8 @@ from modelcall_assets.storage.formats import (
     Digest,
     Format,
     Reading,
-    blank_lines,
     format_of,
-    numbered,
+    line_blocks,
     open_lines,
     read_document,
 )
@@ -37,7 +37,7 @@ GIVEN_ID = "api_record_id"
 ID_COLUMNS = ("id", "uid")
 BATCH_ROWS = 1000
 BATCH_BYTES = 8 << 20
-STREAM_BYTES = 256 << 10
+STREAM_BYTES = 64 << 10
 """Of a batch whose rows are worked on one by one."""
 _CHANGED = "does not fit the schema that its raw asset recorded; materialise raw again"
 
@@ -90,15 +90,13 @@ class LineBatch(Batch):
         )
 
     def with_lines(self) -> Iterable[tuple[Row | BadLine, bytes]]:
-        items: list[Row | BadLine] = []
-        for line, number in zip(self.lines, self.numbers, strict=True):
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                row = None
-            if not isinstance(row, dict):
-                row = parse_deep_line(line, number, self.reading.encoding)
-            items.append(row)
+        try:
+            items = [*map(orjson.loads, self.lines)]
+        except orjson.JSONDecodeError:
+            items = []
+        if not items or not all(type(item) is dict for item in items):
+            encodings = repeat(self.reading.encoding)
+            items = [*map(_copied, self.lines, self.numbers, encodings)]
         return zip(_accepted(self.place, self.reading, items), self.lines, strict=True)
 
 
@@ -262,6 +260,14 @@ def sample_row(row: Row) -> Row:
     return {name: _shown(value, 20) for name, value in row.items()}
 
 
+def _copied(line: bytes, number: int, encoding: str) -> Row | BadLine:
+    """Of a line that is copied."""
+    with suppress(orjson.JSONDecodeError):
+        if isinstance(row := orjson.loads(line), dict):
+            return row
+    return parse_deep_line(line, number, encoding)
+
+
 def _accepted(
     place: Place, reading: Reading, items: Sequence[Row | BadLine]
 ) -> Sequence[Row | BadLine]:
@@ -277,28 +283,22 @@ def _line_batches(
     format_: Format,
     reading: Reading,
     limit: int | None,
-    most_rows: int,
-    most: int,
+    rows: int,
+    size: int,
     content: Digest | None,
 ) -> Iterator[LineBatch]:
-    start, size, blank = 0, 0, 0
-    lines: list[bytes] = []
-    numbers: list[int] = []
+    start = 0
     with open_lines(place, format_, reading, content) as file:
-        for number, line in numbered(file):
-            if start + len(lines) == limit:
-                break
-            if line.isspace():
-                blank += blank_lines(line)
-                continue
-            lines.append(line)
-            numbers.append(number)
-            size += len(line)
-            if len(lines) >= most_rows or size >= most:
-                yield LineBatch(start, place, reading, lines, numbers, blank=blank)
-                start, size, blank, lines, numbers = start + len(lines), 0, 0, [], []
-        if lines or blank:
-            yield LineBatch(start, place, reading, lines, numbers, blank=blank)
+        for lines, numbers, blank in line_blocks(file, size):
+            lines = lines if limit is None else lines[: limit - start]
+            for at in range(0, max(1, len(lines)), rows):
+                some = lines[at : at + rows]
+                of_some = numbers[at : at + len(some)]
+                yield LineBatch(start + at, place, reading, some, of_some, blank=blank)
+                blank = 0
+            start += len(lines)
+            if start == limit:
+                return
 
 
 def _fields(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
