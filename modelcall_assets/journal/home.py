@@ -61,6 +61,10 @@ class Home:
             self._newest[name] = max(self._newest.get(name, 0.0), info.modified or time.time())
 
     @property
+    def names(self) -> set[str]:
+        return {*self.whole, *self.parts}
+
+    @property
     def unended(self) -> list[str]:
         """Segments that are in parts only."""
         return [name for name in self.parts if name not in self.whole]

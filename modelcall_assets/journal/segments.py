@@ -26,11 +26,11 @@ from modelcall_assets.journal.lines import (
     HERE,
     SEAL,
     Lines,
+    content_end,
     kind_of,
     line_of,
     summed,
     with_sum,
-    without_sum,
 )
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter, replaced_by
 from modelcall_assets.storage.files import publish
@@ -292,7 +292,7 @@ class _Packing:
         if name != self._kept_in_place:
             offset = self._moved[name].find(offset) if name in self._moved else _LOST
         head["p"] = (HERE, offset)
-        return with_sum(orjson.dumps(head)[:-1] + without_sum(line)[end:])
+        return with_sum(orjson.dumps(head)[:-1] + line[end : content_end(line)])
 
 
 class _Moved:

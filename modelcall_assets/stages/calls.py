@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.journal.lines import Entry
-from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import GaveUp
 from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unanswered, said_in
 
@@ -108,7 +107,7 @@ class Caller(Replay):
                 )
             )
             position = self.journal.append(entries[-1])
-            turns.append(said(result.verdict))
+            turns.append(result.said)
             self.pay(turns[-1], len(request.payload) + len(result.reply.body))
         self.settle(item, position, finished)
 
