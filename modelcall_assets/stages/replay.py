@@ -33,7 +33,7 @@ from modelcall_assets.stages.score_table import (
 )
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
-from modelcall_assets.transforms.scorer import SharedTypes
+from modelcall_assets.transforms.user_code import SharedTypes
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage

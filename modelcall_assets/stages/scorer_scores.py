@@ -16,7 +16,7 @@ from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.score_table import ApiRow, outcome_row, write_scores
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.scorer import (
+from modelcall_assets.transforms.user_code import (
     Scorer,
     SharedTypes,
     declared_fields,

@@ -31,7 +31,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
-from modelcall_assets.transforms.scorer import Fields
+from modelcall_assets.transforms.user_code import Fields
 from modelcall_assets.transforms.values import MissingColumn, Template, value_at
 
 
