@@ -123,12 +123,10 @@ class Home:
                 parts.remove(part)
 
     def drop_parts(self, name: str) -> None:
-        """Delete the parts of a segment that is there as a whole."""
         for part in self.parts.pop(name, ()):
             delete(self._location(name, part))
 
     def forget(self, name: str) -> None:
-        """Delete a segment, as a whole and in parts."""
         if name in self.whole:
             delete(self.place / name)
             del self.whole[name]

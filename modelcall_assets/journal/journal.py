@@ -102,7 +102,6 @@ class Journal:
         return self._index.count
 
     def __contains__(self, address: Address) -> bool:
-        """Whether `dialogues` has a reply to this record."""
         return next(self._of(address), None) is not None
 
     @property
@@ -116,7 +115,6 @@ class Journal:
 
     @property
     def has_unpublished(self) -> bool:
-        """Whether replies came in since the last seal."""
         return self._last_reply > self._last_seal
 
     def verify(self) -> tuple[int, dict[str, int]]:
@@ -205,7 +203,6 @@ class Journal:
         )
 
     def reference(self, position: Position) -> Reference:
-        """What the next turn's `previous` must hold."""
         segment, offset = self._at(position)
         return segment.path.name, offset
 

@@ -91,7 +91,6 @@ def batch_line(note: BatchNote) -> bytes:
 
 
 def batch_note_of(line: bytes) -> BatchNote:
-    """Inverse of `batch_line`."""
     content = orjson.loads(line)
     return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
 

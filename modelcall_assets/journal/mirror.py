@@ -68,7 +68,6 @@ def remove(place: Place, scratch: Path) -> bool:
 
 
 def scratch_folder(home: RemotePath, scratch: Path) -> Path:
-    """Where the copy of a remote journal lies."""
     return scratch / "journals" / hashlib.sha256(str(home).encode()).hexdigest()[:32]
 
 
@@ -208,12 +207,10 @@ class _Mirror(Journal):
             home.forget(name)
 
     def _copies(self) -> set[str]:
-        """The names of segments that were brought here from the store."""
         file = self._folder / _COPIES
         return set(file.read_text(errors="replace").split()) if file.exists() else set()
 
     def _own(self) -> list[Path]:
-        """Segments that were written here."""
         copies = self._copies()
         return [path for path in segment_paths(self._folder) if path.name not in copies]
 

@@ -38,7 +38,6 @@ from modelcall_assets.storage.files import publish
 SMALL_BYTES = 1 << 20
 FEW_SEGMENTS = 8
 _LOST = -1
-"""An offset that no line has."""
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
 _LOCK = ".lock"
@@ -87,8 +86,6 @@ class SegmentWriter:
 
 
 class PlainSegment:
-    """A segment as its run left it, or is still writing it."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
@@ -188,7 +185,6 @@ def segment_paths(folder: Path) -> list[Path]:
 
 
 def replaced_in(paths: Iterable[Path]) -> set[str]:
-    """The names of the segments that are in the packed ones among them."""
     packed = (path for path in paths if path.name.endswith(PACKED_SUFFIX))
     return {name for path in packed for name in replaced_by(path)}
 

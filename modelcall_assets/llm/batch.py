@@ -48,8 +48,6 @@ _NOT_EXECUTED = {"request_timeout": Reason.TIMEOUT, "batch_expired": Reason.TIME
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A batch that will not change any more."""
-
     status: str
     files: tuple[str, ...]
     """What it answered and what failed; those there are."""
@@ -182,7 +180,6 @@ class BatchClient(SdkTransport):
 
     @staticmethod
     def line(custom_id: str, payload: bytes) -> bytes:
-        """One request in the file of a batch."""
         head = {"custom_id": custom_id, "method": "POST", "url": CHAT_URL}
         return b"".join((orjson.dumps(head)[:-1], b',"body":', payload, b"}\n"))
 

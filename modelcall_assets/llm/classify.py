@@ -140,7 +140,6 @@ def _without_answer(reply: Reply) -> Verdict:
 
 
 def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
-    """Of an HTTP status, or of an error that means it."""
     if status in REFUSED_STATUS or error.is_refusal:
         return Refused(detail)
     if status in RETRIED_STATUS or status >= 500:

@@ -68,7 +68,6 @@ class ChatRequest:
         return digest.hexdigest()[:32]
 
     def followed_by(self, answer: str, correction: str) -> ChatRequest:
-        """The next turn: the model's own answer, then what to mend."""
         turn: tuple[Message, ...] = (
             {"role": "assistant", "content": answer},
             {"role": "user", "content": correction},
@@ -190,7 +189,6 @@ class AnswerParser:
 
 
 def _type_in(schema: Any) -> str | None:
-    """The one type of a schema, if it has one."""
     kind = as_object(schema).get("type")
     return kind if isinstance(kind, str) else None
 
@@ -246,7 +244,6 @@ _CORRECTIONS = {
 
 
 def correction(mistake: Failure, keys: Sequence[str]) -> str:
-    """The user turn that asks the model to mend its answer, by kind of mistake."""
     text = _CORRECTIONS.get(mistake.reason, _NO_OBJECT)
     return text.format(detail=mistake.detail, keys=", ".join(f'"{key}"' for key in keys))
 
@@ -272,8 +269,6 @@ class Finished:
 
 @dataclass(frozen=True)
 class Rules:
-    """How answers are judged and how often a model may mend one."""
-
     parser: AnswerParser
     max_repair_turns: int
 

@@ -40,8 +40,7 @@ Parked = Callable[[bool], object]
 """Told True when a record begins to wait for its retry, without a slot, and False at the end."""
 
 
-def _ignore(_: object) -> None:
-    """Told what nobody wants to know."""
+def _ignore(_: object) -> None: ...
 
 
 @contextmanager
@@ -75,8 +74,6 @@ class GaveUp:
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """A request that waits for its turn."""
-
     tokens: int
     held: Held
     turn: asyncio.Future[Channel]
@@ -214,8 +211,9 @@ class Engine:
         try:
             reply = await channel.transport.send(payload)
             now = self._now()
-            several = len(self.channels) > 1
-            verdict = channel.replied(classify(reply), started, now, may_eject=several)
+            verdict = channel.replied(
+                classify(reply), started, now, may_eject=len(self.channels) > 1
+            )
             if self._counts_tokens:
                 used = 0
                 if isinstance(verdict, Answer):

@@ -141,7 +141,6 @@ class _Backend(httpx2.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises what aiohttp raises."""
         try:
             data: bytes | AsyncIterator[bytes] = request.content
         except httpx2.RequestNotRead:

@@ -43,7 +43,6 @@ READ_BYTES = 256 << 10
 """At most, at once."""
 _PORTS = {"http": 80, "https": 443}
 _EVENTS = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
-"""How a stream begins, whatever its content type says."""
 _IN_PATH = "/%:@!$&'()*+,;=~"
 """What a path may hold as it is, beside letters, digits and `-._`."""
 
@@ -126,7 +125,6 @@ class HttpTransport(Address):
         return reply
 
     def without_secrets(self, text: str) -> str:
-        """What a server said that is no answer."""
         return self._removers[0].text(text)
 
     @cached_property
@@ -235,7 +233,6 @@ class DirectTransport(HttpTransport):
             self._idle.pop().abort()
 
     async def _connect(self, until: float) -> Connection | Reply:
-        """A new connection, or the failure."""
         latest = min(until, asyncio.get_running_loop().time() + self.connect_timeout_s)
         by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
         try:
@@ -274,7 +271,6 @@ class DirectTransport(HttpTransport):
             raise
 
     def _request_head(self) -> bytes:
-        """A request's start, up to the length of its body."""
         target, host = self._target, _without_user(self._target)
         path = quote(target.path or "/", _IN_PATH)
         path += f"?{quote(target.query, _IN_PATH + '?')}" if target.query else ""

@@ -38,8 +38,6 @@ _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
 
 
 class Format(StrEnum):
-    """What a file holds, as messages name it."""
-
     LINES = "JSON lines"
     GZIP = "JSON lines in gzip"
     ZSTD = "JSON lines in zstd"
@@ -86,8 +84,6 @@ OURS = Reading()
 
 
 class Digest(Protocol):
-    """One of hashlib's."""
-
     def update(self, data: Any, /) -> None: ...
 
 
@@ -162,7 +158,6 @@ def numbered(lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 
 def blank_lines(line: bytes) -> int:
-    """How many lines `numbered` gave as this one."""
     return line.count(b"\n") or 1
 
 
@@ -185,7 +180,6 @@ def read_document(file: FileInfo) -> Row | BadLine:
 
 
 def text_array(text: bytes) -> pa.StringArray:
-    """One text as an array, without a copy of it."""
     offsets = pa.array([0, len(text)], pa.int32()).buffers()[1]
     return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))
 
@@ -255,8 +249,6 @@ class _Unpacked(_Source):
 
 
 class _CarriageReturns(_Source):
-    """Lines that only carriage returns end."""
-
     def __init__(self, source: io.BufferedReader) -> None:
         self._source = source
 
@@ -267,8 +259,6 @@ class _CarriageReturns(_Source):
 
 
 class _Transcoded(_Source):
-    """Text in some encoding, as UTF-8."""
-
     def __init__(self, place: Place, source: io.BufferedReader, encoding: str) -> None:
         self._place, self._source, self._encoding = place, source, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)

@@ -21,7 +21,6 @@ MOST_LEVELS = 100
 _METHOD = "score(item) -> dict"
 _INT64 = range(-(2**63), 2**63)
 _EXACT = range(-(2**53), 2**53 + 1)
-"""Integers that a double holds without loss."""
 _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
 
 Fields = Mapping[str, Mapping[str, Any]]
@@ -132,7 +131,6 @@ def _failure(returned: str) -> Failure:
 
 
 def _reserved(keys: Mapping[str, Any]) -> str:
-    """What is wrong with keys that would hide columns of ours."""
     taken = [key for key in keys if key.startswith("api_")]
     what = "names that start with api_ are columns of this program; choose others"
     return f"{', '.join(taken)}: {what}" if taken else ""
