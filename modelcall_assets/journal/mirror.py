@@ -16,17 +16,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from modelcall_assets.errors import InputError, ModelcallError
+from modelcall_assets.journal import segments
 from modelcall_assets.journal.home import Home, journal_files
 from modelcall_assets.journal.journal import Journal, remove_folder
 from modelcall_assets.journal.packed import PACKED_SUFFIX, replaced_by
-from modelcall_assets.journal.segments import (
-    FolderLock,
-    all_paths,
-    empty,
-    is_of_run,
-    replaced_in,
-    segment_paths,
-)
+from modelcall_assets.journal.segments import FolderLock
 from modelcall_assets.storage.files import delete, publish
 from modelcall_assets.storage.places import Place, RemotePath, is_absent
 
@@ -104,7 +98,7 @@ class _Mirror(Journal):
             super().sync()
             if time.monotonic() - self._pushed >= self._flush_s:
                 for path in self._own():
-                    if is_of_run(path, self._run_id) and not self._home.has(path):
+                    if segments.is_of_run(path, self._run_id) and not self._home.has(path):
                         self._home.put_rest(path)
                 self._pushed = time.monotonic()
 
@@ -123,9 +117,9 @@ class _Mirror(Journal):
                 if lock.exclusive():
                     self._bring_all()
                     if all(map(self._home.has, self._own())):
-                        for path in all_paths(self._folder):
+                        for path in segments.all_paths(self._folder):
                             path.unlink()
-                        empty(self._folder)  # what says which ones are copies goes last
+                        segments.empty(self._folder)  # what says which ones are copies goes last
 
     def __exit__(self, *raised: object) -> None:
         """Where something has gone wrong already, that is raised and no error of closing."""
@@ -142,7 +136,7 @@ class _Mirror(Journal):
         copies = self._copies()
         if any(name in copies and not home.is_dead(name) for name in home.unended):
             return False
-        counting = home.names - replaced_in(all_paths(self._folder))
+        counting = home.names - segments.replaced_in(segments.all_paths(self._folder))
         return all(_size(self._folder / name) >= home.size_of(name) for name in counting)
 
     def _pull(self) -> None:
@@ -161,7 +155,7 @@ class _Mirror(Journal):
 
     def _fetch(self) -> None:
         """Newest first, because a packed segment says which ones it replaces."""
-        replaced = replaced_in(self._own())
+        replaced = segments.replaced_in(self._own())
         for name in sorted(self._home.names, reverse=True):
             path = self._folder / name
             if name in replaced:
@@ -182,7 +176,7 @@ class _Mirror(Journal):
         """Bring what has ended: segments of the run, and one that packs others."""
         if not self._read_only:
             for path in self._own():
-                if is_of_run(path, self._run_id) or path.name.endswith(PACKED_SUFFIX):
+                if segments.is_of_run(path, self._run_id) or path.name.endswith(PACKED_SUFFIX):
                     self._home.put_whole(path)
             self._tidy()
 
@@ -202,8 +196,8 @@ class _Mirror(Journal):
         home = self._home
         for name in [name for name in home.parts if name in home.whole]:
             home.drop_parts(name)
-        packed = [path for path in all_paths(self._folder) if path.name in home.whole]
-        for name in replaced_in(packed) & home.names:
+        packed = [path for path in segments.all_paths(self._folder) if path.name in home.whole]
+        for name in segments.replaced_in(packed) & home.names:
             home.forget(name)
 
     def _copies(self) -> set[str]:
@@ -212,7 +206,7 @@ class _Mirror(Journal):
 
     def _own(self) -> list[Path]:
         copies = self._copies()
-        return [path for path in segment_paths(self._folder) if path.name not in copies]
+        return [path for path in segments.segment_paths(self._folder) if path.name not in copies]
 
 
 def _size(path: Path) -> int:
