@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.llm.classify import Answered, Reply, TryAgain, classify
+from modelcall_assets.llm.classify import Reply, Said, TryAgain, classify
 from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import (
     AnswerParser,
     ChatRequest,
     Finished,
     Rules,
-    Said,
     correction,
     replayed,
 )
@@ -239,7 +238,7 @@ def test_each_finish_reason_has_its_meaning(finish_reason: Any, reason: Reason |
     for rules, text in ((FREE, "some text"), (parser(), '{"score": 2}')):
         reply = json.dumps(completion(text, finish_reason)).encode()
         match classify(Reply(200, {}, reply)):
-            case Answered(answer):
+            case Answer() as answer:
                 outcome = rules.parse(answer)
             case TryAgain(failed):
                 outcome = failed
@@ -316,9 +315,9 @@ def test_the_choice_of_index_0_is_the_answer_wherever_it_is_listed() -> None:
     other = {"index": 1, "message": {"content": "y"}, "finish_reason": "length"}
     for choices in ([other, first], [first, other]):
         verdict = classify(Reply(200, {}, json.dumps({**told, "choices": choices}).encode()))
-        assert isinstance(verdict, Answered)
-        assert verdict.answer.text == "x"
-        assert verdict.answer.finish_reason == "stop"
+        assert isinstance(verdict, Answer)
+        assert verdict.text == "x"
+        assert verdict.finish_reason == "stop"
 
 
 BROKEN = [

@@ -14,8 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.llm.classify import (
-    Answered,
-    BadRecord,
     Refused,
     Reply,
     TryAgain,
@@ -26,7 +24,7 @@ from modelcall_assets.llm.classify import (
 )
 from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.transport import HttpTransport
-from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.outcome import Failure, Reason
 
 
 def error(status: int, code: Any = None, kind: Any = None, message: str = "no") -> Reply:
@@ -35,8 +33,8 @@ def error(status: int, code: Any = None, kind: Any = None, message: str = "no") 
 
 
 def reason(verdict: Verdict) -> Reason:
-    assert isinstance(verdict, TryAgain | BadRecord), verdict
-    return verdict.failure.reason
+    assert isinstance(verdict, TryAgain | Failure), verdict
+    return (verdict.failure if isinstance(verdict, TryAgain) else verdict).reason
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 500, 501, 502, 503, 504, 520, 529, 599])
@@ -90,7 +88,7 @@ def test_no_quota_is_a_refusal_at_any_status(status: int, code: str) -> None:
 )
 def test_a_bad_record_is_final(status: int, code: Any, want: Reason) -> None:
     verdict = classify(error(status, code))
-    assert isinstance(verdict, BadRecord)
+    assert isinstance(verdict, Failure)
     assert reason(verdict) is want
 
 
@@ -115,8 +113,8 @@ def test_message_text_decides_nothing() -> None:
 )
 def test_the_message_is_found_in_every_shape(body: bytes, said: str) -> None:
     verdict = classify(Reply(400, {}, body))
-    assert isinstance(verdict, BadRecord)
-    assert said in verdict.failure.detail
+    assert isinstance(verdict, Failure)
+    assert said in verdict.detail
 
 
 def test_a_code_counts_at_the_top_and_beside_bad_utf8() -> None:
@@ -128,13 +126,13 @@ def test_a_code_counts_at_the_top_and_beside_bad_utf8() -> None:
 def test_a_long_error_page_makes_a_short_detail() -> None:
     for body in (b"x" * 100_000, orjson.dumps({"error": {"message": "x" * 100_000}})):
         verdict = classify(Reply(400, {}, body))
-        assert isinstance(verdict, BadRecord)
-        assert len(verdict.failure.detail) < 1100
+        assert isinstance(verdict, Failure)
+        assert len(verdict.detail) < 1100
 
 
 def test_a_completion_is_an_answer() -> None:
     completion = {"choices": [{"message": {"content": "x"}}, {"odd": 1}], "more": 1}
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answer.of(completion)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +169,8 @@ def test_oddities_around_an_answer_cost_nothing(odd: bytes) -> None:
     event = b'data: {"choices": [%b], %b}\n\ndata: [DONE]\n\n' % (choice % b"delta", odd)
     for body in (whole, event):
         verdict = classify(replied(body))
-        assert isinstance(verdict, Answered)
-        assert verdict.answer.text == "a\ufffd \U0001f600"
+        assert isinstance(verdict, Answer)
+        assert verdict.text == "a\ufffd \U0001f600"
 
 
 def test_a_stream_sent_twice_is_one_answer() -> None:
@@ -184,9 +182,9 @@ def test_a_stream_sent_twice_is_one_answer() -> None:
     ]
     body = b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks * 2)
     verdict = classify(replied(body))
-    assert isinstance(verdict, Answered)
-    assert verdict.answer.text == "x"
-    assert verdict.answer.usage.prompt_tokens == 1
+    assert isinstance(verdict, Answer)
+    assert verdict.text == "x"
+    assert verdict.usage.prompt_tokens == 1
 
 
 def in_body(error: Any) -> Any:
@@ -249,7 +247,7 @@ def test_an_error_means_the_same_wherever_it_stands(
             assert reason is None
         case TryAgain(failure, after_s, is_busy):
             assert (failure.reason, after_s, is_busy) == (reason, 7, busy)
-        case BadRecord(failure):
+        case Failure() as failure:
             assert (failure.reason, busy) == (reason, None)
         case _:
             raise AssertionError(verdict)
@@ -280,8 +278,9 @@ def test_numbers_of_providers_who_answer_with_200(
         if reason is None:
             assert isinstance(verdict, Refused), each
         else:
-            assert isinstance(verdict, TryAgain | BadRecord), each
-            assert verdict.failure.reason is reason, each
+            assert isinstance(verdict, TryAgain | Failure), each
+            failure = verdict.failure if isinstance(verdict, TryAgain) else verdict
+            assert failure.reason is reason, each
 
 
 @pytest.mark.parametrize(
@@ -297,13 +296,13 @@ def test_numbers_of_providers_who_answer_with_200(
 )
 def test_a_number_that_is_no_error_beside_an_answer(beside: Any) -> None:
     completion = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], **beside}
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answer.of(completion)
 
 
 @pytest.mark.parametrize("error", [None, "", {}, [], False, 0, {"code": 0, "message": ""}])
 def test_an_error_that_says_nothing_is_none(error: Any) -> None:
     completion = {"choices": [{"message": {"content": "x"}, "error": error}], "error": error}
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answer.of(completion)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +314,7 @@ def test_an_error_without_a_code_beside_a_whole_answer_is_none(error: Any) -> No
         "choices": [{"message": {"content": "x"}, "finish_reason": "stop"}],
         "error": error,
     }
-    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answered(Answer.of(completion))
+    assert classify(Reply(200, {}, orjson.dumps(completion))) == Answer.of(completion)
     coded = {**completion, "error": {"code": "strange", "message": "m"}}
     assert isinstance(classify(Reply(200, {}, orjson.dumps(coded))), TryAgain)
     cut = {**completion, "choices": [{"message": {"content": "hal"}, "finish_reason": None}]}
@@ -351,7 +350,7 @@ def test_trouble_is_tried_again_whatever_its_name(status: int, code: str, want: 
 def test_no_choice_but_filter_results_is_filtered(body: Any) -> None:
     for sent in (orjson.dumps(body), b"data: %b\n\ndata: [DONE]\n\n" % orjson.dumps(body)):
         verdict = classify(replied(sent))
-        assert isinstance(verdict, BadRecord)
+        assert isinstance(verdict, Failure)
         assert reason(verdict) is Reason.CONTENT_FILTER
 
 
@@ -360,8 +359,8 @@ def test_events_under_another_content_type_are_read() -> None:
     for start in (b"", b"\xef\xbb\xbf", b"\n: hi\r\n", b"id: 1\nretry: 5\n"):
         body = start + b"data: " + orjson.dumps(delta) + b"\r\n\r\ndata: [DONE]\r\n\r\n"
         verdict = classify(replied(body))
-        assert isinstance(verdict, Answered)
-        assert verdict.answer.text == "x"
+        assert isinstance(verdict, Answer)
+        assert verdict.text == "x"
     cut = orjson.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": ""}]})
     assert reason(classify(replied(b"data: " + cut + b"\n\n"))) is Reason.DROPPED
     assert isinstance(classify(replied(b"data:" * 100_000)), TryAgain)
@@ -413,7 +412,7 @@ shapes = st.recursive(
 
 @given(st.integers(100, 999), st.binary() | shapes.map(lambda shape: json.dumps(shape).encode()))
 def test_every_status_and_body_has_a_verdict(status: int, body: bytes) -> None:
-    assert isinstance(classify(Reply(status, {}, body)), Answered | TryAgain | Refused | BadRecord)
+    assert isinstance(classify(Reply(status, {}, body)), Answer | TryAgain | Refused | Failure)
 
 
 @pytest.mark.parametrize(

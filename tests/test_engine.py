@@ -15,10 +15,10 @@ from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payloa
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm.channel import Channel, Limits
-from modelcall_assets.llm.classify import BadRecord, Patience, Reply
+from modelcall_assets.llm.classify import Patience, Reply
 from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine, Exchange, GaveUp
 from modelcall_assets.llm.transport import SPARE, DirectTransport
-from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
 
 KEY = "sk-very-secret-0123456789"
@@ -421,8 +421,8 @@ def ask_moderated(
 
 def outcomes(results: Sequence[Any]) -> Counter[str]:
     return Counter(
-        str(result.verdict.failure.reason)
-        if isinstance(result, Exchange) and isinstance(result.verdict, BadRecord)
+        str(result.said.reason)
+        if isinstance(result, Exchange) and isinstance(result.said, Failure)
         else type(result).__name__
         for result in results
     )
@@ -442,7 +442,7 @@ def test_a_403_of_some_records_fails_only_them(in_flight: int) -> None:
     results = ask_moderated(transport, 300, in_flight, alone_s=0.01)
     assert outcomes(results) == {"Exchange": 257, "bad_request": 43}
     for number, result in enumerate(results):
-        assert isinstance(result.verdict, BadRecord) == (number % 7 == 3)
+        assert isinstance(result.said, Failure) == (number % 7 == 3)
 
 
 def test_many_403s_in_a_row_are_the_endpoints() -> None:

@@ -27,10 +27,12 @@ from hostile_server import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, TryAgain, classify
+from modelcall_assets.llm.classify import Refused, Reply, TryAgain, classify
+from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.http import HttpExchange
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.transport import DirectTransport
+from modelcall_assets.records.outcome import Failure
 
 ROWS, WORKERS = 12, 3
 LIMIT_MIB = 1
@@ -40,10 +42,10 @@ BUFFERS = 16 << 20
 
 def outcome(row: str, reply: Reply) -> str:
     match classify(reply):
-        case Answered(answer):
-            return OWN if answer.text == row else f"the answer of {answer.text}"
-        case TryAgain(failure) | BadRecord(failure):
-            return failure.reason.value
+        case Answer(text):
+            return OWN if text == row else f"the answer of {text}"
+        case TryAgain(Failure(reason)) | Failure(reason):
+            return reason.value
         case Refused():
             return "refused"
 

@@ -23,7 +23,7 @@ from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.stages.report import Tally
-from modelcall_assets.transforms.scorer import SharedTypes, fitted, grade, load_scorer, plain
+from modelcall_assets.transforms.user_code import SharedTypes, fitted, grade, load_scorer, plain
 
 ROWS: list[dict[str, Any]] = [
     {"id": "one", "text": "short"},

@@ -39,8 +39,6 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import SetupError
 from modelcall_assets.llm.body import StreamedAnswer
 from modelcall_assets.llm.classify import (
-    Answered,
-    BadRecord,
     Refused,
     Reply,
     TryAgain,
@@ -51,7 +49,7 @@ from modelcall_assets.llm.classify import (
 from modelcall_assets.llm.completion import Answer, Ending
 from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.transport import SPARE, DirectTransport
-from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.rehearsal import Faults, serve_in_thread
 
 KEY = "sk-very-secret-0123456789"
@@ -110,14 +108,14 @@ def reply_to(answer: Script | bytes, **options: Any) -> Reply:
 
 
 def message_of(reply: Reply) -> dict[str, Any]:
-    assert isinstance(classify(reply), Answered), reply
+    assert isinstance(classify(reply), Answer), reply
     return json.loads(reply.body)["choices"][0]["message"]
 
 
 def reason_of(reply: Reply) -> Reason:
     verdict = classify(reply)
-    assert isinstance(verdict, TryAgain | BadRecord), reply
-    return verdict.failure.reason
+    assert isinstance(verdict, TryAgain | Failure), reply
+    return (verdict.failure if isinstance(verdict, TryAgain) else verdict).reason
 
 
 # Replies in one piece
@@ -156,11 +154,11 @@ def test_a_session_has_no_limit_of_its_own_and_keeps_its_connections(
 
 
 FINAL = [
-    (400, "bad", BadRecord),
+    (400, "bad", Failure),
     (401, "invalid_api_key", Refused),
     (403, "forbidden", Refused),
     (404, "model_not_found", Refused),
-    (413, "string_above_max_length", BadRecord),
+    (413, "string_above_max_length", Failure),
     (429, "insufficient_quota", Refused),
     (429, "busy", TryAgain),
     (500, "server_error", TryAgain),
@@ -387,7 +385,7 @@ def test_a_whole_answer_survives_what_follows_it() -> None:
         ({"error": {"message": "no", "code": "server_error"}}, 500, TryAgain),
         ({"error": {"message": "no", "code": 200}}, 500, TryAgain),
         ({"error": {"code": "insufficient_quota"}}, 500, Refused),
-        ({"object": "error", "message": "too long", "code": 400}, 400, BadRecord),
+        ({"object": "error", "message": "too long", "code": 400}, 400, Failure),
         ({"error": "no"}, 500, TryAgain),
     ],
 )

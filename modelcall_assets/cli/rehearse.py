@@ -18,8 +18,9 @@ from modelcall_assets.cli.plan import first_rows
 from modelcall_assets.cli.terminal import EXISTING_FILE, echo, load, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.llm.classify import Said
 from modelcall_assets.llm.completion import Answer
-from modelcall_assets.llm.dialogue import Rules, Said, said
+from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine, GaveUp
 from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
@@ -226,7 +227,7 @@ async def _converse(rules: Rules, engine: Engine, asked: Asked) -> tuple[list[st
         result = await engine.ask(rules.next_request(asked, turns).payload)
         if isinstance(result, GaveUp):
             return texts, result.failure
-        turns.append(turn := said(result.verdict))
+        turns.append(turn := result.said)
         raw = result.reply.body.decode(errors="replace")
         texts.append(turn.text if isinstance(turn, Answer) else raw)
     return texts, finished.outcome

@@ -61,6 +61,10 @@ class Home:
             self._newest[name] = max(self._newest.get(name, 0.0), info.modified or time.time())
 
     @property
+    def names(self) -> set[str]:
+        return {*self.whole, *self.parts}
+
+    @property
     def unended(self) -> list[str]:
         """Segments that are in parts only."""
         return [name for name in self.parts if name not in self.whole]
@@ -119,12 +123,10 @@ class Home:
                 parts.remove(part)
 
     def drop_parts(self, name: str) -> None:
-        """Delete the parts of a segment that is there as a whole."""
         for part in self.parts.pop(name, ()):
             delete(self._location(name, part))
 
     def forget(self, name: str) -> None:
-        """Delete a segment, as a whole and in parts."""
         if name in self.whole:
             delete(self.place / name)
             del self.whole[name]

@@ -78,7 +78,6 @@ class Words:
         return True
 
     def grow(self) -> None:
-        """Split one bucket."""
         self.room += _PER_BUCKET
         shift = self._payload_bits + self._level - PLACE_BITS
         old, buckets = self._buckets[self._split], self._buckets

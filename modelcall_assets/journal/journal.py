@@ -16,31 +16,10 @@ from pathlib import Path
 from typing import Self
 
 from modelcall_assets.errors import ModelcallError, StoreError
+from modelcall_assets.journal import lines, segments
 from modelcall_assets.journal.index import COUNTED, Address, Index
-from modelcall_assets.journal.lines import (
-    BATCH,
-    FRESH,
-    SEAL,
-    BatchNote,
-    Entry,
-    Reference,
-    batch_line,
-    batch_note_of,
-    entry_of,
-    line_of,
-    reply_line,
-)
-from modelcall_assets.journal.segments import (
-    FolderLock,
-    PlainSegment,
-    Segment,
-    SegmentWriter,
-    empty,
-    is_untidy,
-    open_segment,
-    pack,
-    segment_paths,
-)
+from modelcall_assets.journal.lines import BatchNote, Entry, Reference
+from modelcall_assets.journal.segments import FolderLock, Segment
 from modelcall_assets.storage.places import explained
 
 Position = int
@@ -75,11 +54,11 @@ class Journal:
         self._lost: set[Reference] = set()
         """Lines that were found damaged when they were read."""
         self._batches: dict[str, tuple[Position, BatchNote]] = {}
-        self._writer: SegmentWriter | None = None
+        self._writer: segments.SegmentWriter | None = None
         self._lock = FolderLock(folder) if folder.is_dir() else None
         try:
-            for path in () if fresh else segment_paths(folder):
-                self._load(open_segment(path))
+            for path in () if fresh else segments.segment_paths(folder):
+                self._load(segments.open_segment(path))
         except BaseException:
             self.close()
             raise
@@ -102,7 +81,6 @@ class Journal:
         return self._index.count
 
     def __contains__(self, address: Address) -> bool:
-        """Whether `dialogues` has a reply to this record."""
         return next(self._of(address), None) is not None
 
     @property
@@ -116,7 +94,6 @@ class Journal:
 
     @property
     def has_unpublished(self) -> bool:
-        """Whether replies came in since the last seal."""
         return self._last_reply > self._last_seal
 
     def verify(self) -> tuple[int, dict[str, int]]:
@@ -146,13 +123,13 @@ class Journal:
     def append(self, entry: Entry, *, findable: bool = False) -> Position:
         """Raises StoreError when the disk does not take it; a paid reply must not be dropped.
         `findable` by `dialogues` costs about 9 bytes."""
-        self._last_reply = self._write(reply_line(entry))
+        self._last_reply = self._write(lines.reply_line(entry))
         if findable:
             self._index.add(entry.address.hash(), self._last_reply)
         return self._last_reply
 
     def note(self, batch: BatchNote) -> Position:
-        position = self._write(batch_line(batch))
+        position = self._write(lines.batch_line(batch))
         self._remember(position, batch)
         return position
 
@@ -169,15 +146,15 @@ class Journal:
         if not self.has_unpublished and not is_damaged:
             return
         if self.has_unpublished:
-            self._last_seal = self._write(line_of({"sealed": data_version}))
+            self._last_seal = self._write(lines.line_of({"sealed": data_version}))
         self._batches.clear()
         self._end_segment()
         assert self._lock is not None
         with suppress(OSError, ModelcallError):
-            is_due = is_damaged or is_untidy(self._folder)
+            is_due = is_damaged or segments.is_untidy(self._folder)
             if is_due and self._may_pack() and self._lock.exclusive():
                 try:
-                    pack(self._folder, anew=is_damaged)
+                    segments.pack(self._folder, anew=is_damaged)
                 finally:
                     self._lock.share()
 
@@ -192,7 +169,7 @@ class Journal:
         damaged since it was found."""
         segment, offset = self._at(position)
         entries: list[Entry] = []
-        while (entry := entry_of(segment.line(offset), segment.path.name)) is not None:
+        while (entry := lines.entry_of(segment.line(offset), segment.path.name)) is not None:
             entries.append(entry)
             if entry.previous is None:
                 return entries[::-1]
@@ -205,7 +182,6 @@ class Journal:
         )
 
     def reference(self, position: Position) -> Reference:
-        """What the next turn's `previous` must hold."""
         segment, offset = self._at(position)
         return segment.path.name, offset
 
@@ -218,7 +194,7 @@ class Journal:
             positions = sorted({*positions, *self._index.find(known[1].hash())})
         for position in positions:
             segment, offset = self._at(position)
-            if (entry := entry_of(segment.line(offset), segment.path.name)) is None:
+            if (entry := lines.entry_of(segment.line(offset), segment.path.name)) is None:
                 self._lost.add((segment.path.name, offset))
             elif entry.address in known:
                 yield position, entry
@@ -238,12 +214,12 @@ class Journal:
             if kind >= 0:
                 self._last_reply = start + offset
                 add(kind, self._last_reply)
-            elif kind == SEAL:
+            elif kind == lines.SEAL:
                 self._last_seal = start + offset
                 self._batches.clear()
-            elif kind == BATCH:
-                self._remember(start + offset, batch_note_of(segment.line(offset)))
-            elif kind == FRESH:
+            elif kind == lines.BATCH:
+                self._remember(start + offset, lines.batch_note_of(segment.line(offset)))
+            elif kind == lines.FRESH:
                 self._index, self._last_reply = Index(), -1
                 add = self._index.add
                 self._batches.clear()
@@ -261,11 +237,11 @@ class Journal:
             with explained(self._folder, StoreError):
                 raise error
 
-    def _new_segment(self) -> SegmentWriter:
+    def _new_segment(self) -> segments.SegmentWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
-        writer = SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
-        self._segments.append(PlainSegment(writer.path))
+        writer = segments.SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
+        self._segments.append(segments.PlainSegment(writer.path))
         self._starts.append(self._end)
         self._fresh = False
         return writer
@@ -285,5 +261,5 @@ def remove_folder(folder: Path) -> bool:
     with closing(FolderLock(folder)) as lock:
         if not lock.exclusive():
             return False
-        empty(folder)
+        segments.empty(folder)
         return True

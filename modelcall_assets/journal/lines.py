@@ -91,7 +91,6 @@ def batch_line(note: BatchNote) -> bytes:
 
 
 def batch_note_of(line: bytes) -> BatchNote:
-    """Inverse of `batch_line`."""
     content = orjson.loads(line)
     return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
 
@@ -130,14 +129,9 @@ def with_sum(line: bytes) -> bytes:
     return line + _SUM % crc32(line)
 
 
-def without_sum(line: bytes) -> bytes:
-    """Of a sound line, without its closing brace too; what `with_sum` takes."""
-    return line[: content_end(line)]
-
-
 def summed(line: bytes) -> bytes:
     """A sound line; one of an older format gets its checksum."""
-    return line if line[_CRC_AT:].startswith(_CRC) else with_sum(without_sum(line))
+    return line if line[_CRC_AT:].startswith(_CRC) else with_sum(line[: content_end(line)])
 
 
 def content_end(line: bytes) -> int:

@@ -53,8 +53,6 @@ _COMPRESSED = b"\x28\xb5\x2f\xfd"
 
 
 class _Table(NamedTuple):
-    """The table of a block, which begins at `begin` in the file."""
-
     begin: int
     packed: int
     raw: int
@@ -91,7 +89,6 @@ class PackWriter:
         self._start = segment.size
 
     def add(self, line: bytes, kind: int) -> int:
-        """Returns the offset of the line."""
         if self._size >= BLOCK_BYTES:
             self._end_block()
         offset = self._size
@@ -273,7 +270,6 @@ class PackedSegment:
 
 
 def replaced_by(path: Path) -> list[str]:
-    """The names of the segments that are in this one."""
     header, _ = _header(path)
     return header["replaces"] if header else []
 

@@ -26,11 +26,11 @@ from modelcall_assets.journal.lines import (
     HERE,
     SEAL,
     Lines,
+    content_end,
     kind_of,
     line_of,
     summed,
     with_sum,
-    without_sum,
 )
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter, replaced_by
 from modelcall_assets.storage.files import publish
@@ -38,7 +38,6 @@ from modelcall_assets.storage.files import publish
 SMALL_BYTES = 1 << 20
 FEW_SEGMENTS = 8
 _LOST = -1
-"""An offset that no line has."""
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
 _LOCK = ".lock"
@@ -87,8 +86,6 @@ class SegmentWriter:
 
 
 class PlainSegment:
-    """A segment as its run left it, or is still writing it."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
@@ -188,7 +185,6 @@ def segment_paths(folder: Path) -> list[Path]:
 
 
 def replaced_in(paths: Iterable[Path]) -> set[str]:
-    """The names of the segments that are in the packed ones among them."""
     packed = (path for path in paths if path.name.endswith(PACKED_SUFFIX))
     return {name for path in packed for name in replaced_by(path)}
 
@@ -292,7 +288,7 @@ class _Packing:
         if name != self._kept_in_place:
             offset = self._moved[name].find(offset) if name in self._moved else _LOST
         head["p"] = (HERE, offset)
-        return with_sum(orjson.dumps(head)[:-1] + without_sum(line)[end:])
+        return with_sum(orjson.dumps(head)[:-1] + line[end : content_end(line)])
 
 
 class _Moved:

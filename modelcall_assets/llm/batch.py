@@ -16,7 +16,6 @@ from modelcall_assets.errors import EndpointDown, EndpointRefused
 from modelcall_assets.llm.classify import (
     PATIENCE,
     QUOTA_CODES,
-    BadRecord,
     Patience,
     Refused,
     Reply,
@@ -49,8 +48,6 @@ _NOT_EXECUTED = {"request_timeout": Reason.TIMEOUT, "batch_expired": Reason.TIME
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A batch that will not change any more."""
-
     status: str
     files: tuple[str, ...]
     """What it answered and what failed; those there are."""
@@ -61,14 +58,6 @@ class Ended:
     """Whether no batch with this key, model and account can do better."""
     queue_full: bool
     """Whether it has to wait for other batches of the account."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one line. A fault in the reply says that there was none."""
-
-    custom_id: str
-    reply: Reply
 
 
 class _Unreadable(Exception):
@@ -191,12 +180,12 @@ class BatchClient(SdkTransport):
 
     @staticmethod
     def line(custom_id: str, payload: bytes) -> bytes:
-        """One request in the file of a batch."""
         head = {"custom_id": custom_id, "method": "POST", "url": CHAT_URL}
         return b"".join((orjson.dumps(head)[:-1], b',"body":', payload, b"}\n"))
 
-    def results(self, file: Iterable[bytes]) -> Iterator[Result]:
-        """The lines of an output or error file; what is no result is passed over."""
+    def results(self, file: Iterable[bytes]) -> Iterator[tuple[str, Reply]]:
+        """`custom_id` and reply by the lines of an output or error file; what is no result is
+        passed over. A fault in the reply says that there was none."""
         for line in file:
             try:
                 told = orjson.loads(line)
@@ -206,12 +195,12 @@ class BatchClient(SdkTransport):
                     code = error.get("code") or "no response"
                     text = f"{code}: {error.get('message') or 'no reason given'}"
                     fault = _NOT_EXECUTED.get(code, Reason.DROPPED)
-                    yield Result(custom_id, self.cleaned(Reply(0, {}, text.encode(), fault)))
+                    yield custom_id, self.cleaned(Reply(0, {}, text.encode(), fault))
                     continue
                 status, body = int(response["status_code"]), orjson.dumps(response["body"])
             except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError):
                 continue
-            yield Result(custom_id, self.cleaned(Reply(status, {}, body)))
+            yield custom_id, self.cleaned(Reply(status, {}, body))
 
     @property
     def _headers(self) -> dict[str, str | openai.Omit]:
@@ -281,7 +270,7 @@ class BatchClient(SdkTransport):
 
     def _refused(self, status: int, verdict: Verdict) -> EndpointRefused:
         match verdict:
-            case Refused(detail) | BadRecord(Failure(detail=detail)):
+            case Refused(detail) | Failure(detail=detail):
                 why = detail
             case _:
                 why = f"HTTP {status}"

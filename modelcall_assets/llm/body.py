@@ -18,7 +18,6 @@ from modelcall_assets.records.outcome import Reason
 
 ACCEPTED_ENCODINGS = "gzip, deflate"
 EVENT_STREAM = "text/event-stream"
-"""How the content type of a stream begins."""
 _MOST_ENCODINGS = 3
 """Each takes a window of its own in memory."""
 _MOST_MEMBERS = 4096
@@ -72,9 +71,8 @@ class Body:
 
 
 def too_large(most: float) -> Unreadable:
-    """The failure that names the limit."""
-    size = f"{most / (1 << 20):g} MiB"
-    return Unreadable(Reason.BAD_REPLY, f"the reply is larger than {size} (max_reply_mib)")
+    text = f"the reply is larger than {most / (1 << 20):g} MiB (max_reply_mib)"
+    return Unreadable(Reason.BAD_REPLY, text)
 
 
 class _Inflater:
@@ -254,8 +252,6 @@ class StreamedAnswer:
 
 @dataclass
 class _Choice:
-    """One of the answers, as far as it has come."""
-
     finish_reason: str | None = None
     role: str | None = None
     has_delta: bool = False

@@ -6,14 +6,15 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, TryAgain, Verdict
+from modelcall_assets.llm.classify import Refused, TryAgain, Verdict
+from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.transport import HttpTransport
 from modelcall_assets.records.outcome import Failure, Reason
 
@@ -290,8 +291,8 @@ class Channel:
         if isinstance(verdict, Refused) and verdict.record is not None:
             verdict = self._forbids(verdict, verdict.record)
         match verdict:
-            case Answered() | BadRecord():
-                if isinstance(verdict, Answered):
+            case Answer() | Failure():
+                if isinstance(verdict, Answer):
                     self.has_answered, self._forbidden = True, 0
                 self._failures, self._ejected_until = 0, None
                 self.is_probed, self._ejection_s = False, FIRST_EJECTION_S
@@ -316,15 +317,5 @@ class Channel:
         if self._forbidden >= max(FORBIDDEN_IN_A_ROW, 2 * self.in_flight):
             return Refused(refused.detail)
         if self.has_answered:
-            return BadRecord(record)
+            return record
         return refused if self.in_flight > 1 else Refused(refused.detail)
-
-
-Held = Mapping[Channel, float]
-"""Channels that one request is not to be sent to before a time."""
-
-
-def shortest_wait(channels: Sequence[Channel], held: Held, tokens: int, now: float) -> float:
-    """Seconds until time alone lets one of them be asked; infinity where none does."""
-    waits = ((each.wait(tokens, now), held.get(each, now) - now) for each in channels)
-    return min((max(wait, left) for wait, left in waits if wait is not None), default=float("inf"))

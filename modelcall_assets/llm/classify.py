@@ -78,13 +78,6 @@ class Reply:
     """How often the request went out: twice when a kept connection turned out to be closed."""
 
 
-@dataclass(slots=True)
-class Answered:
-    """By a chat completion."""
-
-    answer: Answer
-
-
 @dataclass(frozen=True, slots=True)
 class TryAgain:
     """Nothing was answered; asking again may help, but not before `after_s` seconds. `busy`: the
@@ -104,14 +97,9 @@ class Refused:
     record: Failure | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """This request can never be answered; others can."""
-
-    failure: Failure
-
-
-Verdict = Answered | TryAgain | Refused | BadRecord
+Said = Answer | Failure
+"""What counts for the record: an answer, or that this request can never be answered."""
+Verdict = Said | TryAgain | Refused
 
 
 def classify(reply: Reply) -> Verdict:
@@ -131,10 +119,10 @@ def classify(reply: Reply) -> Verdict:
             what = f"the endpoint ended the answer with finish_reason {reason!r:.100}"
             return TryAgain(Failure(Reason.INTERRUPTED, what), retry_after(reply.headers))
         if isinstance(first.get("message"), dict) or answer.ending in NO_WHOLE_ANSWER:
-            return Answered(answer)
+            return answer
     elif any(as_object(body).get(name) for name in FILTER_RESULTS):  # Azure and Gemini
         what = "the endpoint filtered the request: filter results and no choice"
-        return BadRecord(Failure(Reason.CONTENT_FILTER, what))
+        return Failure(Reason.CONTENT_FILTER, what)
     what = "is not JSON" if body is None else "has no choices[0].message"
     start = reply.body[:200].decode(errors="replace")
     return TryAgain(Failure(Reason.BAD_REPLY, f"the reply {what}; it starts with {start!r}"))
@@ -152,7 +140,6 @@ def _without_answer(reply: Reply) -> Verdict:
 
 
 def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, str]) -> Verdict:
-    """Of an HTTP status, or of an error that means it."""
     if status in REFUSED_STATUS or error.is_refusal:
         return Refused(detail)
     if status in RETRIED_STATUS or status >= 500:
@@ -162,11 +149,11 @@ def _failed(status: int, error: ErrorSaid, detail: str, headers: Mapping[str, st
         reason = Reason.RATE_LIMITED if status == 429 else Reason.SERVER_ERROR
         return TryAgain(Failure(reason, detail), after_s, status in BUSY_STATUS)
     if error.is_context:
-        return BadRecord(Failure(Reason.CONTEXT_LENGTH, detail))
+        return Failure(Reason.CONTEXT_LENGTH, detail)
     if error.is_filter:
-        return BadRecord(Failure(Reason.CONTENT_FILTER, detail))
+        return Failure(Reason.CONTENT_FILTER, detail)
     failure = Failure(Reason.BAD_REQUEST, detail)
-    return Refused(detail, failure) if status in FORBIDDEN_STATUS else BadRecord(failure)
+    return Refused(detail, failure) if status in FORBIDDEN_STATUS else failure
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -19,8 +19,6 @@ MOST_TOKENS_OF_A_REPLY = 10_000_000
 
 
 class Ending(Enum):
-    """How an answer came to its end."""
-
     WHOLE = auto()
     CUT_OFF = auto()
     """At a limit of tokens: asking again gives the same."""
@@ -176,11 +174,8 @@ class Usage:
             return 0.0
         if usd_per_million_input is None or usd_per_million_output is None or not self.known:
             return None
-        million = 1_000_000
-        return (
-            self.prompt_tokens * usd_per_million_input / million
-            + self.completion_tokens * usd_per_million_output / million
-        )
+        read = self.prompt_tokens * usd_per_million_input / 1_000_000
+        return read + self.completion_tokens * usd_per_million_output / 1_000_000
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, cast
 import jsonschema_rs
 import orjson
 
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, classify
+from modelcall_assets.llm.classify import Refused, Reply, Said, classify
 from modelcall_assets.llm.completion import Answer, Ending, Usage
 from modelcall_assets.llm.json_text import Json, as_object, read
 from modelcall_assets.records.outcome import (
@@ -68,7 +68,6 @@ class ChatRequest:
         return digest.hexdigest()[:32]
 
     def followed_by(self, answer: str, correction: str) -> ChatRequest:
-        """The next turn: the model's own answer, then what to mend."""
         turn: tuple[Message, ...] = (
             {"role": "assistant", "content": answer},
             {"role": "user", "content": correction},
@@ -190,7 +189,6 @@ class AnswerParser:
 
 
 def _type_in(schema: Any) -> str | None:
-    """The one type of a schema, if it has one."""
     kind = as_object(schema).get("type")
     return kind if isinstance(kind, str) else None
 
@@ -246,28 +244,16 @@ _CORRECTIONS = {
 
 
 def correction(mistake: Failure, keys: Sequence[str]) -> str:
-    """The user turn that asks the model to mend its answer, by kind of mistake."""
     text = _CORRECTIONS.get(mistake.reason, _NO_OBJECT)
     return text.format(detail=mistake.detail, keys=", ".join(f'"{key}"' for key in keys))
 
 
-Said = Answer | Failure
-"""A reply that counts: an answer, or the final refusal of the request."""
-
-
-def said(verdict: Answered | BadRecord) -> Said:
-    """What a reply's verdict says to its record."""
-    return verdict.answer if isinstance(verdict, Answered) else verdict.failure
-
-
 def replayed(status: int, body: bytes) -> Said | None:
-    """The same from a journalled reply. None for one that does not count: it is judged otherwise
-    than it was, and would be asked again today."""
+    """What a journalled reply says to its record. None for one that does not count: it is judged
+    otherwise than it was, and would be asked again today."""
     match classify(Reply(status, {}, body)):
-        case Answered(answer):
-            return answer
-        case BadRecord(failure) | Refused(record=Failure() as failure):
-            return failure
+        case (Answer() as said) | (Failure() as said) | Refused(record=Failure() as said):
+            return said
         case _:
             return None
 
@@ -283,8 +269,6 @@ class Finished:
 
 @dataclass(frozen=True)
 class Rules:
-    """How answers are judged and how often a model may mend one."""
-
     parser: AnswerParser
     max_repair_turns: int
 

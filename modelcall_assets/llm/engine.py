@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel, Held, shortest_wait
+from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import (
     PATIENCE,
-    Answered,
-    BadRecord,
     Patience,
     Refused,
     Reply,
+    Said,
     TryAgain,
     Verdict,
     classify,
 )
-from modelcall_assets.llm.completion import UsageEstimate
+from modelcall_assets.llm.completion import Answer, UsageEstimate
 from modelcall_assets.records.outcome import Failure, Reason
 
 if TYPE_CHECKING:
@@ -35,12 +34,13 @@ UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
 LEASE_EVERY_S, LEASE_EVERY_S_UNSETTLED = 1.0, 0.1
 
+Held = Mapping[Channel, float]
+"""Channels that one request is not to be sent to before a time."""
 Parked = Callable[[bool], object]
 """Told True when a record begins to wait for its retry, without a slot, and False at the end."""
 
 
-def _ignore(_: object) -> None:
-    """Told what nobody wants to know."""
+def _ignore(_: object) -> None: ...
 
 
 @contextmanager
@@ -54,10 +54,10 @@ def _parking(parked: Parked) -> Generator[None]:
 
 @dataclass(slots=True)
 class Exchange:
-    """A reply that counts (a completion or a final refusal of this request) and what it took."""
+    """A reply that counts, and what it took."""
 
     reply: Reply
-    verdict: Answered | BadRecord
+    said: Said
     attempts: int
     latency_ms: int
     endpoint: str
@@ -74,8 +74,6 @@ class GaveUp:
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """A request that waits for its turn."""
-
     tokens: int
     held: Held
     turn: asyncio.Future[Channel]
@@ -177,13 +175,13 @@ class Engine:
             sent(reply.sent)
             record = verdict.record if isinstance(verdict, Refused) else None
             if record is not None and await self._answers_others(channel, record.detail, parked):
-                verdict = BadRecord(record)
+                verdict = record
             match verdict:
-                case Answered() | BadRecord():
-                    if isinstance(verdict, Answered):
+                case Answer() | Failure():
+                    if isinstance(verdict, Answer):
                         self._unanswered_in_a_row, self._answered = 0, True
-                    elif verdict.failure.reason is Reason.BAD_REQUEST and not self._answered:
-                        self._note_failure(verdict.failure, channel)
+                    elif verdict.reason is Reason.BAD_REQUEST and not self._answered:
+                        self._note_failure(verdict, channel)
                     latency_ms = round(latency_s * 1000)
                     return Exchange(reply, verdict, attempts, latency_ms, channel.name)
                 case Refused():
@@ -213,12 +211,13 @@ class Engine:
         try:
             reply = await channel.transport.send(payload)
             now = self._now()
-            several = len(self.channels) > 1
-            verdict = channel.replied(classify(reply), started, now, may_eject=several)
+            verdict = channel.replied(
+                classify(reply), started, now, may_eject=len(self.channels) > 1
+            )
             if self._counts_tokens:
                 used = 0
-                if isinstance(verdict, Answered):
-                    used = self._estimate.learn(payload, verdict.answer.usage)
+                if isinstance(verdict, Answer):
+                    used = self._estimate.learn(payload, verdict.usage)
                 channel.settle(tokens, used)
             self._most = self.max_in_flight
             return channel, reply, verdict, now - started
@@ -289,8 +288,9 @@ class Engine:
             return
         now, shortest = self._now(), float("inf")
         for waiter in self._waiting:
-            wait = shortest_wait(self.channels, waiter.held, waiter.tokens, now)
-            shortest = min(shortest, wait)
+            for each in self.channels:
+                if (wait := each.wait(waiter.tokens, now)) is not None:
+                    shortest = min(shortest, max(wait, waiter.held.get(each, now) - now))
             if not waiter.held and not waiter.turn.done():
                 break
         if shortest < float("inf"):

@@ -212,7 +212,6 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def is_usable(self) -> bool:
-        """For another request."""
         return self._is_sound and self._listener is None
 
     def ask(self, request: bytes, most_body: int, now: float, until: float) -> HttpExchange:

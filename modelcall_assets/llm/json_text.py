@@ -105,8 +105,6 @@ def read(text: str) -> tuple[str, dict[str, Any] | None]:
 
 
 class _Reader:
-    """One pass over a text that is not just an object."""
-
     def __init__(self, text: str) -> None:
         self._text = text
         self._found: dict[str, Any] | None = None

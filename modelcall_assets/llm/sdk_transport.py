@@ -6,7 +6,7 @@ import asyncio
 import select
 import ssl
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -39,7 +39,7 @@ class SdkTransport(HttpTransport):
     the environment holds; only OPENAI_CUSTOM_HEADERS adds to it.
     """
 
-    def open(self) -> None:
+    async def __aenter__(self) -> Self:
         self._url = self.chat_url
         sent = self.sent_headers
         unset = {name: openai.omit for name in _FROM_ENVIRONMENT if name not in sent}
@@ -55,8 +55,9 @@ class SdkTransport(HttpTransport):
                 trust_env=False,
             ),
         )
+        return self
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
     async def exchange(self, payload: bytes) -> Reply:
@@ -141,7 +142,6 @@ class _Backend(httpx2.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises what aiohttp raises."""
         try:
             data: bytes | AsyncIterator[bytes] = request.content
         except httpx2.RequestNotRead:

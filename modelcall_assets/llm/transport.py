@@ -20,15 +20,9 @@ from modelcall_assets.llm.classify import Reply, error_in
 from modelcall_assets.llm.completion import first_choice, with_changed_parts
 from modelcall_assets.llm.http import Connection
 from modelcall_assets.llm.json_text import BOM, parsed
+from modelcall_assets.records import secrets
 from modelcall_assets.records.outcome import Reason
-from modelcall_assets.records.secrets import (
-    Remover,
-    in_header,
-    in_url,
-    is_unusual,
-    looks_secret,
-    names_secret,
-)
+from modelcall_assets.records.secrets import Remover
 
 CONNECT_TIMEOUT_S = 30.0
 CLOSED_BEFORE_S = 0.5
@@ -43,7 +37,6 @@ READ_BYTES = 256 << 10
 """At most, at once."""
 _PORTS = {"http": 80, "https": 443}
 _EVENTS = re.compile(rb"(?:%b)?\s*(?:data|event|id|retry)?:" % BOM)
-"""How a stream begins, whatever its content type says."""
 _IN_PATH = "/%:@!$&'()*+,;=~"
 """What a path may hold as it is, beside letters, digits and `-._`."""
 
@@ -55,17 +48,9 @@ class HttpTransport(Address):
     least_rest_s: float = field(default=LEAST_REST_S, repr=False)
 
     async def __aenter__(self) -> Self:
-        self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def open(self) -> None:
-        """In a running loop, before the first request."""
         raise NotImplementedError
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         raise NotImplementedError
 
     async def send(self, payload: bytes) -> Reply:
@@ -126,20 +111,19 @@ class HttpTransport(Address):
         return reply
 
     def without_secrets(self, text: str) -> str:
-        """What a server said that is no answer."""
         return self._removers[0].text(text)
 
     @cached_property
     def _removers(self) -> tuple[Remover, Remover]:
         """Of all secrets, and of those that no answer holds by chance. Nobody shows the headers of
         an answer."""
-        secrets = [self.api_key or "", *self.secrets]
+        found = [self.api_key or "", *self.secrets]
         for url in (self.base_url, self.used_proxy or ""):
-            secrets += in_url(url)
+            found += secrets.in_url(url)
         for name, value in self.headers.items():
-            if names_secret(name, of_anyone=True) or looks_secret(value):
-                secrets += in_header(value)
-        return Remover((*secrets, *self.private)), Remover(filter(is_unusual, secrets))
+            if secrets.names_secret(name, of_anyone=True) or secrets.looks_secret(value):
+                found += secrets.in_header(value)
+        return Remover((*found, *self.private)), Remover(filter(secrets.is_unusual, found))
 
     def in_one_piece(self, reply: Reply) -> Reply:
         """What a reply stands for that did not come as a stream."""
@@ -165,7 +149,7 @@ class HttpTransport(Address):
 class DirectTransport(HttpTransport):
     """Kept connections to one endpoint, and no more than a call needs."""
 
-    def open(self) -> None:
+    async def __aenter__(self) -> Self:
         self._target = urlsplit(self.chat_url)
         self._proxy = urlsplit(proxy) if (proxy := self.used_proxy) else None
         is_tls = "https" in (self._target.scheme, self._proxy.scheme if self._proxy else "")
@@ -175,8 +159,9 @@ class DirectTransport(HttpTransport):
         self._open: set[Connection] = set()
         self._may_keep = True
         self._buffer = memoryview(bytearray(READ_BYTES))
+        return self
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for connection in tuple(self._open):
             connection.abort()
         while self._open:  # noqa: ASYNC110  their ends are a turn of the loop away
@@ -235,7 +220,6 @@ class DirectTransport(HttpTransport):
             self._idle.pop().abort()
 
     async def _connect(self, until: float) -> Connection | Reply:
-        """A new connection, or the failure."""
         latest = min(until, asyncio.get_running_loop().time() + self.connect_timeout_s)
         by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
         try:
@@ -265,16 +249,15 @@ class DirectTransport(HttpTransport):
         host = _host(self._target)
         to = f"{f'[{host}]' if ':' in host else host}:{self._target.port or 443}"
         own = [f"{k}: {v}" for k, v in _basic(proxy, "Proxy-Authorization").items()]
-        lines = [f"CONNECT {to} HTTP/1.1", f"Host: {to}", *own, "", ""]
+        head = "\r\n".join([f"CONNECT {to} HTTP/1.1", f"Host: {to}", *own, "", ""])
         try:
             assert self._tls is not None
-            await connection.open_tunnel("\r\n".join(lines).encode(), self._tls, host)
+            await connection.open_tunnel(head.encode(), self._tls, host)
         except BaseException:
             connection.abort()
             raise
 
     def _request_head(self) -> bytes:
-        """A request's start, up to the length of its body."""
         target, host = self._target, _without_user(self._target)
         path = quote(target.path or "/", _IN_PATH)
         path += f"?{quote(target.query, _IN_PATH + '?')}" if target.query else ""

@@ -87,13 +87,10 @@ class Reason(StrEnum):
 FORMAT_MISTAKES = frozenset(
     {Reason.EMPTY, Reason.NOT_AN_OBJECT, Reason.MISSING_KEYS, Reason.WRONG_VALUE}
 )
-"""Reasons that a repair turn can mend."""
 
 
 @dataclass(slots=True)
 class Success:
-    """The parsed values, one per declared key."""
-
     values: dict[str, Any]
 
 

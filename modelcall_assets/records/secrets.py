@@ -157,7 +157,6 @@ class Remover:
         return bare
 
     def text(self, text: str) -> str:
-        """The same of a text."""
         data = text.encode("utf-8", "surrogatepass")
         cleaned = self(data)
         return text if cleaned is data else cleaned.decode("utf-8", "replace")

@@ -44,7 +44,7 @@ from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.storage.files import NewFile, file_digest
 from modelcall_assets.storage.places import explained, is_absent
 from modelcall_assets.storage.publishing import Hold, read_manifest
-from modelcall_assets.transforms.scorer import Fields
+from modelcall_assets.transforms.user_code import Fields
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient

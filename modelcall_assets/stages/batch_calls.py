@@ -30,8 +30,7 @@ from modelcall_assets.errors import (
 from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Position
 from modelcall_assets.journal.lines import BatchNote, Entry
-from modelcall_assets.llm.classify import Answered, BadRecord, Refused, Reply, TryAgain, classify
-from modelcall_assets.llm.dialogue import said
+from modelcall_assets.llm.classify import Refused, Reply, Said, TryAgain, classify
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
 from modelcall_assets.stages.replay import (
@@ -266,29 +265,27 @@ class BatchCaller(Replay):
         return told
 
     async def _read(self, file: IO[bytes], told: Told, since: Position) -> None:
-        for number, result in enumerate(self._client.results(file)):
+        for number, (custom_id, reply) in enumerate(self._client.results(file)):
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             told.lines += 1
-            if told.is_strange(result.custom_id):
+            if told.is_strange(custom_id):
                 continue
-            if result.reply.fault is None:
+            if reply.fault is None:
                 self.requests += 1
                 self.tally.requests += 1
-            match classify(result.reply):
+            match classify(reply):
                 case Refused(record=Failure() as failure):  # the endpoint took the batch itself
-                    self._journal(result.custom_id, result.reply, BadRecord(failure), since)
+                    self._journal(custom_id, reply, failure, since)
                 case Refused(detail):
                     told.refusal = detail
                 case TryAgain(failure):
-                    told.fail(result.custom_id, failure)
-                case verdict:
-                    told.answered.add(result.custom_id)
-                    self._journal(result.custom_id, result.reply, verdict, since)
+                    told.fail(custom_id, failure)
+                case said:
+                    told.answered.add(custom_id)
+                    self._journal(custom_id, reply, said, since)
 
-    def _journal(
-        self, custom_id: str, reply: Reply, verdict: Answered | BadRecord, since: Position
-    ) -> None:
+    def _journal(self, custom_id: str, reply: Reply, said: Said, since: Position) -> None:
         """Unless a run that was killed had done so, or the turn before is lost, or came after the
         batch was submitted."""
         found = _CUSTOM_ID.fullmatch(custom_id)
@@ -316,8 +313,8 @@ class BatchCaller(Replay):
             previous=None if previous is None else self.journal.reference(previous),
         )
         self.journal.append(entry, findable=True)
-        self._has_answers = self._has_answers or isinstance(verdict, Answered)
-        self.pay(said(verdict), len(reply.body))
+        self._has_answers = self._has_answers or not isinstance(said, Failure)
+        self.pay(said, len(reply.body))
 
     async def _consider(self, told: Told, others_ended: int) -> None:
         """Stop when no batch can do better; when this one did nothing, pause, and if others left no

@@ -14,7 +14,6 @@ import orjson
 from modelcall_assets.errors import BudgetSpent, ModelcallError, StoreError
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import MOST_TOKENS, Usage
-from modelcall_assets.llm.dialogue import said
 from modelcall_assets.llm.engine import GaveUp
 from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unanswered, said_in
 from modelcall_assets.storage.files import read_bytes, write_bytes
@@ -218,7 +217,7 @@ class Caller(Replay):
                 )
             )
             position = self.journal.append(entries[-1])
-            turns.append(said(result.verdict))
+            turns.append(result.said)
             self.pay(turns[-1], len(request.payload) + len(result.reply.body))
         self.settle(item, position, finished)
 

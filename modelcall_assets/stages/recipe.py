@@ -16,7 +16,6 @@ import pyarrow as pa
 from modelcall_assets.config.places import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.dotted import RAISED, DottedError, create, load_object, source_digest
 from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
 from modelcall_assets.stages import pieces
 from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
@@ -34,6 +33,7 @@ from modelcall_assets.transforms.preprocessor import (
 )
 from modelcall_assets.transforms.repo_xml import RepoXml
 from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
+from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _WHERE_NOT_WHAT = {
     "enabled", "input_folder", "output_folder", "num_proc", "num_files", "languages",
@@ -157,11 +157,7 @@ class Recipe:
         return str(self.root / name) if name.endswith(".json") else name
 
     def _users(self, field: str, path: str, method: str, **options: Any) -> Any:
-        try:
-            return create(load_object(path, self.root, method), path, **options)
-        except DottedError as error:
-            problem = Problem(self.file, f"preprocess.{field}", error.wrong, error.expected)
-            raise SetupError([problem]) from error
+        return create(path, self.root, method, self.file, f"preprocess.{field}", **options)
 
     def _universal(self) -> Universal:
         config = self.config.model_dump(include={"field_mapping", "filters", "transformations"})

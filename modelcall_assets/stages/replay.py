@@ -17,8 +17,9 @@ from modelcall_assets.errors import StoreError
 from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
 from modelcall_assets.journal.journal import Dialogue, Journal, Position
 from modelcall_assets.journal.lines import Entry
+from modelcall_assets.llm.classify import Said
 from modelcall_assets.llm.completion import Usage
-from modelcall_assets.llm.dialogue import ChatRequest, Finished, Said, replayed
+from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, Success
 from modelcall_assets.stages.adopt import kept_of
@@ -32,7 +33,7 @@ from modelcall_assets.stages.score_table import (
 )
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
-from modelcall_assets.transforms.scorer import SharedTypes
+from modelcall_assets.transforms.user_code import SharedTypes
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage

@@ -43,7 +43,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
-from modelcall_assets.transforms.scorer import (
+from modelcall_assets.transforms.user_code import (
     Fields,
     Scorer,
     SharedTypes,

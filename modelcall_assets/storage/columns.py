@@ -59,7 +59,6 @@ def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
 
 
 def read_columns(place: Place, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of all rows, a part of the rows at a time."""
     with open_columns(place, Format.PARQUET) as columns:
         yield from columns.batches(MOST_ROWS, names)
 
@@ -90,17 +89,16 @@ def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
     """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
     bytes that are UTF-8 as text, JSON text parsed. Durations are as ISO 8601 has them, in seconds.
     A row that has none is a BadLine in its place; `start` is the index of the first."""
-    names = batch.schema.names
+    names, count = batch.schema.names, batch.num_rows
     if not names:
-        return [{} for _ in range(batch.num_rows)]
+        return [{} for _ in range(count)]
     try:
         columns = [*map(plain_values, batch.schema, batch.columns)]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     except _Unreadable as error:
-        if batch.num_rows == 1:
+        if count == 1:
             return [BadLine(f"row {start + 1}: {' '.join(str(error).split())}", "")]
-    single = range(batch.num_rows)
-    return [item for at in single for item in rows_of(batch.slice(at, 1), start + at)]
+    return [item for at in range(count) for item in rows_of(batch.slice(at, 1), start + at)]
 
 
 @contextmanager
@@ -142,7 +140,6 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
 
 @contextmanager
 def _arrow(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
-    """IPC streams and IPC files alike."""
     head = file.peek(len(_IPC_FILE))
     if head.startswith(_FEATHER_1):
         raise InputError(f"{place}: Feather version 1; write it as version 2, or as Parquet")
@@ -181,8 +178,9 @@ def _schema_of(place: Place, schema: pa.Schema) -> pa.Schema:
             _check_fields(field.type)
             map_leaves(field.type, _readable)
         except (pa.ArrowException, ValueError) as error:
-            wrong = f"{place}: {_unreadable(field, error)}"
-            raise InputError(f"{wrong}; make it a string or leave it out") from error
+            raise InputError(
+                f"{place}: {_unreadable(field, error)}; make it a string or leave it out"
+            ) from error
     return schema
 
 

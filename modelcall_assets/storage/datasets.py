@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -26,7 +26,6 @@ from modelcall_assets.storage.listing import FileInfo, list_files, stat_file
 from modelcall_assets.storage.places import Place
 
 Files = dict[str, list[FileInfo]]
-"""By split."""
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -95,15 +94,15 @@ def find_split(path: Place, config: str | None, split: str) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder's files by their path in it."""
-
     place: Place
     files: Mapping[str, FileInfo]
+    """By their path in it."""
 
     def below(self, name: str) -> _Folder:
         start = f"{name.strip('/')}/"
-        inside = [each for each in self.files.items() if each[0].startswith(start)]
-        return _Folder(self.place / name, {path.removeprefix(start): info for path, info in inside})
+        inside = [path for path in self.files if path.startswith(start)]
+        files = {path.removeprefix(start): self.files[path] for path in inside}
+        return _Folder(self.place / name, files)
 
     def data(self) -> dict[str, FileInfo]:
         return {path: info for path, info in self.files.items() if _is_data(path)}
@@ -124,8 +123,8 @@ def _splits(folder: _Folder, config: str | None) -> Files:
         return _laid_out(below)
     if config == "default":
         return _laid_out(folder)
-    names = sorted({path.split("/")[0] for path in folder.data() if "/" in path})
-    raise _no_config(folder, config, names)
+    names = {path.split("/")[0] for path in folder.data() if "/" in path}
+    raise _no_config(folder, config, sorted(names))
 
 
 def _laid_out(folder: _Folder) -> Files:
@@ -142,15 +141,15 @@ def _laid_out(folder: _Folder) -> Files:
 
 
 def _saved_files(folder: _Folder) -> list[FileInfo]:
+    where = f"{folder.place}/state.json"
     if "state.json" not in folder.files:
-        what = "not found; the split was not saved completely"
-        raise InputError(f"{folder.place}/state.json: {what}")
+        raise InputError(f"{where}: not found; the split was not saved completely")
     listed = _state(folder, "state.json").get("_data_files")
     names = [str(item.get("filename")) for item in listed or [] if isinstance(item, dict)]
     absent = [name for name in names if name not in folder.files]
     if absent or not names:
         what = f"names {absent[0]}, which is not there" if absent else "names no files"
-        raise InputError(f"{folder.place}/state.json: {what}; save the data set again")
+        raise InputError(f"{where}: {what}; save the data set again")
     return [folder.files[name] for name in names]
 
 
@@ -176,21 +175,17 @@ def _by_name(folder: _Folder) -> Files:
     for path, info in files.items():
         if shard := _SHARD.fullmatch(path):
             found.setdefault(shard[1], []).append(info)
-    in_order = [*(name for name in _NAMED if name in found), *sorted(found.keys() - _NAMED)]
-    return (
-        {name: found[name] for name in in_order}
-        or _matching(files, lambda path: path.split("/")[:-1])
-        or _matching(files, lambda path: path.split("/")[-1:])
-        or {"train": list(files.values())}
-    )
-
-
-def _matching(files: Mapping[str, FileInfo], parts_of: Callable[[str], list[str]]) -> Files:
-    found = {
-        split: [info for path, info in files.items() if any(map(named.search, parts_of(path)))]
-        for split, named in _NAMED.items()
-    }
-    return {split: members for split, members in found.items() if members}
+    if found:
+        in_order = [*(name for name in _NAMED if name in found), *sorted(found.keys() - _NAMED)]
+        return {name: found[name] for name in in_order}
+    for parts in (slice(-1), slice(-1, None)):  # the folders, then the names
+        for split, named in _NAMED.items():
+            for path, info in files.items():
+                if any(map(named.search, path.split("/")[parts])):
+                    found.setdefault(split, []).append(info)
+        if found:
+            return found
+    return {"train": list(files.values())}
 
 
 class _FrontMatter(yaml.SafeLoader):
@@ -201,7 +196,6 @@ class _FrontMatter(yaml.SafeLoader):
 
 
 def _declared(folder: _Folder) -> list[dict[str, Any]]:
-    """The `configs` of the front matter of README.md."""
     if "README.md" not in folder.files:
         return []
     where = f"{folder.place}/README.md"
@@ -231,12 +225,12 @@ def _chosen(
         if config not in by_name:
             raise _no_config(folder, config, list(by_name))
         return by_name[config]
-    default = next((block for block in declared if block.get("default")), None)
-    default = default or by_name.get("default") or (declared[0] if len(declared) == 1 else None)
-    if default is None:
-        names = ", ".join(by_name)
-        raise InputError(f"{folder.place}: has no default configuration; name one of: {names}")
-    return default
+    if default := next((block for block in declared if block.get("default")), None):
+        return default
+    if "default" in by_name or len(declared) == 1:
+        return by_name.get("default", declared[0])
+    names = ", ".join(by_name)
+    raise InputError(f"{folder.place}: has no default configuration; name one of: {names}")
 
 
 def _declared_splits(folder: _Folder, config: Mapping[str, Any]) -> Files:
@@ -293,8 +287,8 @@ def _fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _is_data(path: str) -> bool:
-    special = any(folder.startswith("__") for folder in path.split("/")[:-1])
-    return is_data_file(path) and not special
+    in_special = any(folder.startswith("__") for folder in path.split("/")[:-1])
+    return is_data_file(path) and not in_special
 
 
 def _format(path: str) -> str:

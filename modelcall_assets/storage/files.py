@@ -57,7 +57,6 @@ def read_bytes(place: Place) -> bytes:
 
 
 def write_bytes(place: Place, data: bytes) -> None:
-    """Publish `data` as the whole content of `place`."""
     if isinstance(place, Path):
         with publish(place) as out:
             out.write(data)
@@ -106,7 +105,6 @@ class NewFile(io.RawIOBase):
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` of what was written so far."""
         return f"sha256:{self._content.hexdigest()}"
 
     def writable(self) -> bool:
@@ -116,7 +114,6 @@ class NewFile(io.RawIOBase):
         return self._size
 
     def write(self, data: Any, /) -> int:
-        """Takes all of it."""
         self._content.update(data)
         with explained(self.place, StoreError):
             self._target.write(data)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -37,8 +38,6 @@ _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
 
 
 class Format(StrEnum):
-    """What a file holds, as messages name it."""
-
     LINES = "JSON lines"
     GZIP = "JSON lines in gzip"
     ZSTD = "JSON lines in zstd"
@@ -85,8 +84,6 @@ OURS = Reading()
 
 
 class Digest(Protocol):
-    """One of hashlib's."""
-
     def update(self, data: Any, /) -> None: ...
 
 
@@ -117,19 +114,25 @@ def open_lines(
     InputError when the file cannot be read to its end, or holds what lines cannot be read from.
     """
     with open_input(place) as stored:
-        source = stored if content is None else _buffered(_Heard(stored, content))
+        source = stored if content is None else _buffered(_heard(stored, content))
         head = source.peek(HEAD_BYTES)
         if named := next((name for magic, name in _NOT_READ.items() if head.startswith(magic)), ""):
             raise InputError(f"{place}: compressed with {named}; use gzip or zstd instead")
         lines = source
         if format_ in _CODECS:
-            lines = _buffered(_Unpacked(place, source, _CODECS[format_]))
+            unpacker: Any = (  # held here, because its end closes the file
+                gzip.GzipFile(fileobj=source)
+                if format_ is Format.GZIP
+                else pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
+            )
+            lines = _buffered(_unpacked(place, unpacker, _CODECS[format_]))
             _refuse_packed(place, format_, lines)
         if reading.encoding not in _UTF8:
-            lines = _buffered(_Transcoded(place, lines, reading.encoding))
+            lines = _buffered(_transcoded(place, lines, reading.encoding))
         head = lines.peek(HEAD_BYTES)
         if b"\n" not in head and b"}\r{" in head:
-            lines = _buffered(_CarriageReturns(lines))
+            blocks = _blocks_of(lines)
+            lines = _buffered(block.replace(b"\r", b"\n") for block in blocks)
         if lines.peek(3).startswith(codecs.BOM_UTF8):
             lines.read(3)
         if unpacked_name(place.name).endswith(".json") and lines.peek(64).lstrip()[:1] == b"[":
@@ -187,7 +190,6 @@ def read_document(file: FileInfo) -> Row | BadLine:
 
 
 def text_array(text: bytes) -> pa.StringArray:
-    """One text as an array, without a copy of it."""
     offsets = pa.array([0, len(text)], pa.int32()).buffers()[1]
     return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))
 
@@ -207,92 +209,65 @@ def _refuse_packed(place: Place, packing: Format, lines: io.BufferedReader) -> N
     raise InputError(f"{place}: compressed twice; decompress it once")
 
 
-def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
-    return io.BufferedReader(raw, BLOCK_BYTES)
+class _Blocks(io.RawIOBase):
+    """What an iterator gives, as a file."""
 
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._ready = blocks, memoryview(b"")
 
-class _Source(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-
-class _Heard(_Source):
-    """A file whose bytes go into a digest as they are read."""
-
-    def __init__(self, stored: io.BufferedReader, content: Digest) -> None:
-        self._stored, self._content = stored, content
-
     def readinto(self, buffer: Any, /) -> int:
-        size = self._stored.readinto(buffer)
-        self._content.update(memoryview(buffer)[:size])
-        return size
-
-
-class _Unpacked(_Source):
-    """What a compressed file holds: all members of gzip, with zeros behind them, which tapes and
-    blocks of a fixed size have; all frames of zstd."""
-
-    def __init__(self, place: Place, packed: io.BufferedReader, codec: str) -> None:
-        self._place, self._codec = place, codec
-        self._read = (
-            gzip.GzipFile(fileobj=packed).read1
-            if codec == "gzip"
-            else pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), codec).read
-        )
-        self._lines = 0
-
-    def readinto(self, buffer: Any, /) -> int:
-        try:
-            data: bytes = self._read(min(len(buffer), STEP_BYTES))
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            if getattr(error, "errno", None) is not None:  # the store's, not the codec's
-                raise
-            raise InputError(
-                f"{self._place}: damaged or cut off after line {self._lines:,}, as {self._codec} "
-                f"says: {error}; write it again or leave it out"
-            ) from error
-        self._lines += data.count(b"\n")
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _CarriageReturns(_Source):
-    """Lines that only carriage returns end."""
-
-    def __init__(self, source: io.BufferedReader) -> None:
-        self._source = source
-
-    def readinto(self, buffer: Any, /) -> int:
-        block = self._source.read1(len(buffer)).replace(b"\r", b"\n")
-        buffer[: len(block)] = block
-        return len(block)
-
-
-class _Transcoded(_Source):
-    """Text in some encoding, as UTF-8."""
-
-    def __init__(self, place: Place, source: io.BufferedReader, encoding: str) -> None:
-        self._place, self._source, self._encoding = place, source, encoding
-        self._decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
-        self._ready = memoryview(b"")
-
-    def readinto(self, buffer: Any, /) -> int:
-        while not self._ready and (block := self._source.read1(BLOCK_BYTES)):
-            self._ready = self._as_utf8(block)
-        if not self._ready:
-            self._ready = self._as_utf8(b"", final=True)
+        while not self._ready and (block := next(self._blocks, None)) is not None:
+            self._ready = memoryview(block)
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]
         self._ready = self._ready[size:]
         return size
 
-    def _as_utf8(self, block: bytes, *, final: bool = False) -> memoryview:
-        try:
-            text = self._decoder.decode(block, final)
-        except UnicodeError as error:  # a codec that knows no marks
-            what = f"cannot be read as {self._encoding}: {error}; name its encoding"
-            raise InputError(f"{self._place}: {what}") from error
-        return memoryview(text.encode("utf-8", _MARKED))
+
+def _buffered(blocks: Iterator[bytes]) -> io.BufferedReader:
+    return io.BufferedReader(_Blocks(blocks), BLOCK_BYTES)
+
+
+def _blocks_of(source: io.BufferedReader) -> Iterator[bytes]:
+    return iter(partial(source.read1, BLOCK_BYTES), b"")
+
+
+def _heard(stored: io.BufferedReader, content: Digest) -> Iterator[bytes]:
+    for block in _blocks_of(stored):
+        content.update(block)
+        yield block
+
+
+def _unpacked(place: Place, unpacker: Any, codec: str) -> Iterator[bytes]:
+    """What a compressed file holds: all members of gzip, with zeros behind them, which tapes and
+    blocks of a fixed size have; all frames of zstd."""
+    lines = 0
+    try:
+        while data := unpacker.read1(STEP_BYTES):
+            lines += data.count(b"\n")
+            yield data
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        if getattr(error, "errno", None) is not None:  # the store's, not the codec's
+            raise
+        raise InputError(
+            f"{place}: damaged or cut off after line {lines:,}, as {codec} says: {error}; "
+            "write it again or leave it out"
+        ) from error
+
+
+def _transcoded(place: Place, source: io.BufferedReader, encoding: str) -> Iterator[bytes]:
+    """In UTF-8."""
+    decoder = codecs.getincrementaldecoder(encoding)(_MARKED)
+    try:
+        for block in _blocks_of(source):
+            yield decoder.decode(block).encode("utf-8", _MARKED)
+        yield decoder.decode(b"", final=True).encode("utf-8", _MARKED)
+    except UnicodeError as error:  # a codec that knows no marks
+        what = f"cannot be read as {encoding}: {error}; name its encoding"
+        raise InputError(f"{place}: {what}") from error
 
 
 _MARKED = "modelcall.marked"

@@ -69,7 +69,6 @@ def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | 
 
 
 def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
-    """In large blocks."""
     block: list[bytes] = []
     size = 0
     for line in lines:
@@ -111,7 +110,6 @@ def dumps(value: Any, option: int = 0) -> bytes:
 
 
 def holds_number(value: Any) -> bool:
-    """Whether a `Number` is in it."""
     if isinstance(value, dict | list):
         return any(map(holds_number, value.values() if isinstance(value, dict) else value))
     return isinstance(value, Number)

@@ -119,15 +119,13 @@ def exists(place: Place) -> bool:
 
 
 def beside(place: Place, beginning: str) -> list[Place]:
-    """The files in the folder of `place` whose names begin like this."""
     folder = place.parent
     if isinstance(folder, Path):
         return [*folder.glob(f"{glob.escape(beginning)}*")]
+    fitting = takewhile if in_pages(folder) else filter
     with explained(folder):
         found = walk(folder, after=beginning)
-        begins = (takewhile if in_pages(folder) else filter)(
-            lambda info: info.key_path.startswith(beginning), found
-        )
+        begins = fitting(lambda info: info.key_path.startswith(beginning), found)
         return [info.place for info in begins if "/" not in info.key_path]
 
 
@@ -144,10 +142,11 @@ class LeftOver:
 def left_overs(folder: Place, before: float) -> Iterator[LeftOver]:
     """What a kill has left at any depth, and nobody has written to since `before`. StoreError when
     a store does not answer."""
+    found: Iterator[LeftOver] = iter(())
     if isinstance(folder, Path):
         found = _temporary_files(folder)
-    else:
-        found = _uploads(folder, before) if folder.store.is_s3 else iter(())
+    elif folder.store.is_s3:
+        found = _uploads(folder, before)
     return (each for each in found if each.modified < before)
 
 

@@ -57,7 +57,6 @@ class SchemaInference:
                 self._types.update((name, None) for name in row if holds_number(row[name]))
 
     def __len__(self) -> int:
-        """Columns found so far."""
         return len(self._types)
 
     def take(self, row: Row, size: int) -> None:
@@ -68,7 +67,6 @@ class SchemaInference:
             self._look()
 
     def add_types(self, schema: pa.Schema) -> None:
-        """The columns of a file that has types already."""
         self._look()
         for field in schema:
             known = self._types.setdefault(field.name, pa.null())
@@ -124,7 +122,6 @@ def schema_from_json(text: str) -> pa.Schema:
 
 
 def map_leaves(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """`kind` with `change` applied to every type that has no children."""
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(map_leaves(field.type, change)) for field in kind])
     if pa.types.is_map(kind):

@@ -120,7 +120,6 @@ class RemotePath:
         return self.parent / name
 
     def at(self, key: str) -> RemotePath:
-        """Another key of the store, as fsspec gives it."""
         return RemotePath(f"{self.uri.partition('://')[0]}://{key}", self.store)
 
 
@@ -134,7 +133,6 @@ class Stores:
         self._known = [(each, Store(each)) for each in options]
 
     def place(self, text: str) -> Place:
-        """Where an absolute path or a URI leads."""
         scheme, separator, _ = text.partition("://")
         if not separator or scheme == "file":
             return Path(text.removeprefix("file://")).absolute()

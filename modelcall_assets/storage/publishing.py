@@ -193,8 +193,6 @@ class _Claim:
 
 
 class InputFingerprint(BaseModel):
-    """The input that an output was made from."""
-
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     uri: str

@@ -50,14 +50,14 @@ class Batch(ABC):
     start: int
     blank: int = field(default=0, kw_only=True)
 
-    @property
-    @abstractmethod
-    def rows(self) -> int: ...
-
     @cached_property
     @abstractmethod
     def items(self) -> Sequence[Row | BadLine]:
         """InputError when one is bad and the task refuses those."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.items)
 
     def with_lines(self) -> Iterable[tuple[Row | BadLine, bytes | None]]:
         """The items, each with its line where the file has lines, for a caller that copies those.
@@ -145,13 +145,7 @@ class DocumentBatch(Batch):
 
 @dataclass(frozen=True)
 class RowBatch(Batch):
-    """Rows at hand."""
-
     items: Sequence[Row | BadLine] = ()  # type: ignore[assignment]
-
-    @property
-    def rows(self) -> int:
-        return len(self.items)
 
 
 def read_batches(
@@ -271,10 +265,9 @@ def _copied(line: bytes, number: int, encoding: str) -> Row | BadLine:
 def _accepted(
     place: Place, reading: Reading, items: Sequence[Row | BadLine]
 ) -> Sequence[Row | BadLine]:
-    bad = (item for item in items if isinstance(item, BadLine))
+    bad = (item.detail for item in items if isinstance(item, BadLine))
     if reading.on_bad_line == "fail" and (first := next(bad, None)) is not None:
-        fix = "correct it, or write `on_bad_line: keep`"
-        raise InputError(f"{place}: {first.detail}; {fix}")
+        raise InputError(f"{place}: {first}; correct it, or write `on_bad_line: keep`")
     return items
 
 

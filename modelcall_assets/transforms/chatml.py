@@ -92,7 +92,6 @@ def to_chatml(
 
 
 def failed_row(failure: Failure, raw_data: Row | None = None, text: bytes | None = None) -> Row:
-    """The row that stands for one that could not be converted."""
     error = {"reason": failure.reason, "detail": failure.detail}
     result: Row = {"messages": [], "format": "chatml", "error": error}
     return result if raw_data is None else {**result, "raw_data": _raw(raw_data, text)}
@@ -121,7 +120,6 @@ def _instruction_input(row: Row, options: ChatmlOptions) -> list[Message]:
 
 
 def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
-    """Alpaca's: a list of question and answer."""
     pairs = None if "history" in options.column_mapping.values() else row.get("history")
     turns: list[Any] = _of_kind(pairs, list, "history") if pairs else []
     for at, pair in enumerate(turns):

@@ -49,8 +49,6 @@ class Scrubber(Protocol):
 
 
 class Finished(NamedTuple):
-    """A row as it is published."""
-
     row: Row
     removed: Mapping[str, int]
     """By kind."""
@@ -100,7 +98,6 @@ class Finishing:
         return Finished(row, removed, (digest, signature(_as_str(text)) if self.near else None))
 
     def columns(self) -> dict[str, Kind]:
-        """What it adds, in order."""
         language: dict[str, Kind] = {} if self.languages is None else {LANGUAGE_COLUMN: "string"}
         return {"id": "string", **language, truncated_column(self.max_tokens): "string"}
 
@@ -152,7 +149,6 @@ def signature(text: str) -> bytes | None:
 
 
 def similarity(one: bytes, other: bytes) -> float:
-    """The estimated share of shingles that two texts have in common, from their signatures."""
     return sum(map(eq, memoryview(one).cast("I"), memoryview(other).cast("I"))) / PERMUTATIONS
 
 

@@ -47,7 +47,6 @@ FACTS = {
 _FILE = re.compile(r"pt_data_(?P<language>.+?)(?:_part(?P<part>\d*))?", re.DOTALL)
 
 Kind = Literal["string", "int", "float", "bool"]
-"""What a column holds."""
 
 FileList = Sequence[str] | Mapping[str, Sequence[str]]
 Spec = Mapping[str, Any]
@@ -174,7 +173,6 @@ class Universal:
         return () if is_named else ("source",)
 
     def columns(self, names: Sequence[str]) -> dict[str, Copied | Kind]:
-        """Where each output column comes from, for input columns `names`."""
         result = _copied(names)
         for target, spec in self.field_mapping.items():
             if isinstance(spec, str):

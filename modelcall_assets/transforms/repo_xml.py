@@ -120,8 +120,6 @@ class PackedFile(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """The files, and the first place that may have been misread."""
-
     files: list[PackedFile]
     problem: str | None
 
@@ -190,7 +188,6 @@ _REFERENCE = re.compile(r"&(?:amp|lt|gt|quot|apos|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1
 
 
 def _blocks(data: bytes) -> Iterator[tuple[int, _Tags]]:
-    """Where the first block of each format begins."""
     if (prolog := _PROLOG.match(data)) and (at := data.find(b"<files>", prolog.end())) >= 0:
         yield at + len(b"<files>"), _PARSABLE
     formats = dict(_FORMATS)

@@ -150,8 +150,6 @@ def _bindings() -> Any:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json` of the `tokenizers` package."""
-
     def __init__(self, path: str) -> None:
         try:
             tokenizers = import_module("tokenizers")
@@ -189,7 +187,6 @@ class HuggingFaceTokenizer(Tokenizer):
         return None
 
     def _within(self, text: str, offsets: Sequence[tuple[int, int]], max_tokens: int) -> str:
-        """The prefix of `text`, which exceeds the budget, that is within it."""
         for size in range(max_tokens, 0, -1):
             end = offsets[size - 1][1]
             inside_a_character = offsets[size][0] < end
@@ -198,5 +195,4 @@ class HuggingFaceTokenizer(Tokenizer):
         return ""
 
     def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
-        """The start and end of each token in `text`."""
         return self._tokenizer.encode(text, add_special_tokens=False).offsets

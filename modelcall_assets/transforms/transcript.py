@@ -69,8 +69,6 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message."""
-
     role: str
     parts: tuple[Part, ...]
 
@@ -210,7 +208,6 @@ def _text_parts(text: str) -> Iterator[Part]:
 
 
 def _item_part(item: Any) -> Part:
-    """One item of a content that is a list."""
     if not isinstance(item, dict):
         return Part("text", str(item))
     fields = cast("Row", item)

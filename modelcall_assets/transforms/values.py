@@ -98,12 +98,10 @@ class Where:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns that it looks at."""
         return frozenset(comparison.column for comparison in self.comparisons)
 
 
 def has_column(names: frozenset[str], column: str) -> bool:
-    """Whether rows with these columns can have a value for it."""
     return column in names or column.partition(".")[0] in names
 
 

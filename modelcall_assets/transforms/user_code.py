@@ -1,26 +1,75 @@
-"""Scorers of the user's own, `scorer: my_pkg.rules:MyScorer` in a task file, and what they return
-as a file can hold it: plain JSON values, and a type per key."""
+"""Python objects of the user's own, named in config files as `module:name`; scorers among them,
+and what they return as a file can hold it: plain JSON values, and a type per key."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import sys
 import traceback
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.dotted import RAISED, DottedError, create, load_object, source_digest
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Row, Success
 
+RAISED = (Exception, SystemExit)
+"""What user code may do to itself and to nobody else."""
 MOST_LEVELS = 100
 _METHOD = "score(item) -> dict"
 _INT64 = range(-(2**63), 2**63)
 _EXACT = range(-(2**53), 2**53 + 1)
-"""Integers that a double holds without loss."""
 _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
 
 Fields = Mapping[str, Mapping[str, Any]]
+_digests: dict[ModuleType, str] = {}
+"""Of each module's source as it was imported, whatever was written to the file since."""
+
+
+def load_object(path: str, root: Path, method: str, file: str, field: str) -> Any:
+    """The object at `module:name`, which must have a method such as `score(item) -> dict`. Modules
+    are looked up in the project root too. SetupError names the `file` and its `field`."""
+    name, colon, attribute = path.partition(":")
+    if not (name and colon and attribute):
+        expected = "module:name, such as my_pkg.rules:Mine"
+        raise _wrong(file, field, f"'{path}' names no object", expected)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        module = importlib.import_module(name)
+        if module not in _digests:
+            source = module.__file__
+            content = Path(source).read_bytes() if source else b""
+            _digests[module] = hashlib.sha256(content).hexdigest()[:16]
+    except RAISED as error:
+        raise _wrong(file, field, f"import {name} raised {_shown(error)}") from error
+    found: Any = getattr(module, attribute, None)
+    if found is None:
+        raise _wrong(file, field, f"{name} has nothing called {attribute}")
+    if not callable(getattr(found, method.partition("(")[0], None)):
+        raise _wrong(file, field, f"{path} has no method {method}")
+    return found
+
+
+def create(path: str, root: Path, method: str, file: str, field: str, /, **options: Any) -> Any:
+    """What `load_object` finds, or one of the class that it is."""
+    found = load_object(path, root, method, file, field)
+    if not isinstance(found, type):
+        if options:
+            expected = "a class, which is called with them"
+            raise _wrong(file, field, f"{path} takes no options", expected)
+        return found
+    try:
+        return found(**options)
+    except RAISED as error:
+        raise _wrong(file, field, f"{path}() raised {_shown(error)}") from error
+
+
+def source_digest(path: str) -> str:
+    """Digest of the module's source, once it is loaded: other code makes other rows."""
+    return _digests[sys.modules[path.partition(":")[0]]]
 
 
 class Scorer(Protocol):
@@ -33,12 +82,8 @@ class Scorer(Protocol):
 
 
 def load_scorer(path: str, root: Path, file: str) -> Scorer:
-    """The object at `module:name`, made without arguments when it is a class.
-
-    Modules are looked up in the project root too. SetupError names the task `file`.
-    """
-    with _as_setup_error(file):
-        found: Any = create(load_object(path, root, _METHOD), path)
+    """Made without arguments when it is a class. SetupError names the task `file`."""
+    found = create(path, root, _METHOD, file, "scorer")
     declared = cast("object", declared_fields(found))
     fields = cast("Mapping[str, object]", declared or {})
     is_valid = isinstance(declared, Mapping) and all(
@@ -46,21 +91,19 @@ def load_scorer(path: str, root: Path, file: str) -> Scorer:
     )
     if declared is not None and not is_valid:
         expected = "a mapping such as {'score': {'type': 'integer'}}"
-        raise _wrong(file, f"{path}.fields declares no types", expected)
+        raise _wrong(file, "scorer", f"{path}.fields declares no types", expected)
     if taken := _reserved(fields):
-        raise _wrong(file, f"{path}.fields: {taken}")
+        raise _wrong(file, "scorer", f"{path}.fields: {taken}")
     return found
 
 
 def declared_fields(scorer: Scorer) -> Fields | None:
-    """The types that the scorer declares for its keys."""
     return getattr(scorer, "fields", None)
 
 
 def scorer_digest(path: str, root: Path, file: str) -> str:
     """Digest of the module's source, so that an edited scorer makes its scores out of date."""
-    with _as_setup_error(file):
-        load_object(path, root, _METHOD)
+    load_object(path, root, _METHOD, file, "scorer")
     return source_digest(path)
 
 
@@ -88,22 +131,13 @@ def _failure(returned: str) -> Failure:
 
 
 def _reserved(keys: Mapping[str, Any]) -> str:
-    """What is wrong with keys that would hide columns of ours."""
     taken = [key for key in keys if key.startswith("api_")]
     what = "names that start with api_ are columns of this program; choose others"
     return f"{', '.join(taken)}: {what}" if taken else ""
 
 
-@contextmanager
-def _as_setup_error(file: str) -> Generator[None]:
-    try:
-        yield
-    except DottedError as error:
-        raise _wrong(file, error.wrong, error.expected) from error
-
-
-def _wrong(file: str, wrong: str, expected: str = "") -> SetupError:
-    return SetupError([Problem(file, "scorer", wrong, expected)])
+def _wrong(file: str, field: str, wrong: str, expected: str = "") -> SetupError:
+    return SetupError([Problem(file, field, wrong, expected)])
 
 
 def plain(value: Any, level: int = 0) -> Any:
@@ -199,3 +233,12 @@ def _type_of(value: Any) -> str:
 
 def _text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _shown(error: BaseException) -> str:
+    """`NameError: name 'x' is not defined (my_pkg/rules.py, line 3)`."""
+    not_users = ("<frozen", __file__, importlib.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(not_users)]
+    where = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
+    return f"{type(error).__name__}: {error}{where}"
