@@ -73,15 +73,22 @@ def _run(task: Path) -> dict[str, Any]:
 
 def _profiled(task: str) -> None:
     """In a process of its own: what `modelcall run-task` enters and calls."""
-    from modelcall_assets.cli.main import modelcall
-
     entered, calls = Counter[CodeType](), Counter[str]()
 
-    def look(frame: FrameType, event: str, argument: Any) -> None:
+    def counted(name: str, call: Any) -> Any:
+        def called(*given: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return call(*given, **options)
+
+        return called
+
+    for name in (*PARSERS, *WRITERS):
+        setattr(orjson, name, counted(name, getattr(orjson, name)))
+    from modelcall_assets.cli.main import modelcall
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             entered[frame.f_code] += 1
-        elif event == "c_call" and getattr(argument, "__module__", "") == orjson.__name__:
-            calls[argument.__name__] += 1
 
     threading.setprofile(look)
     sys.setprofile(look)

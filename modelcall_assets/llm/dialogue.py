@@ -147,7 +147,8 @@ class AnswerParser:
         if answer.ending is Ending.UNKNOWN:
             what = f"finish_reason {answer.finish_reason!r:.100} does not say that it is whole"
             return Failure(Reason.INTERRUPTED, f"the answer may be cut off: {what}")
-        if read(answer.text)[0] or (self.may_call and answer.tool_calls):
+        spoken = read(answer.text)[0] if "<" in answer.text else answer.text.strip()
+        if spoken or (self.may_call and answer.tool_calls):
             return Success({})
         return Failure(Reason.EMPTY, "the answer is empty")
 

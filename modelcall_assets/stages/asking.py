@@ -60,7 +60,7 @@ class AskingStage(Stage):
     model_in: ClassVar[str] = "model"
     """Which of the task's model files it asks."""
 
-    @property
+    @cached_property
     @abstractmethod
     def model(self) -> ModelConfig: ...
 

@@ -76,7 +76,7 @@ class Responses(AskingStage):
         assert self.spec.task.generate_response is not None
         return self.spec.task.generate_response
 
-    @property
+    @cached_property
     def model(self) -> ModelConfig:
         assert self.spec.generator is not None
         return self.spec.generator

@@ -65,7 +65,7 @@ class Scores(AskingStage):
     def about(self) -> str:
         return f"ratings by {self.params['model']} with the prompt {self.prompt.version}"
 
-    @property
+    @cached_property
     def model(self) -> ModelConfig:
         assert self.spec.model is not None
         return self.spec.model
