@@ -107,7 +107,6 @@ PLACEHOLDERS = {
 """Placeholders of the old paths that would give a partition a new place on every run."""
 
 Found = list[tuple[OldField, Any]]
-"""Old fields of a file, with their values."""
 
 
 def take_out(data: dict[str, Any], old_fields: Iterable[OldField]) -> tuple[dict[str, Any], Found]:

@@ -69,7 +69,6 @@ class Migration:
     old: Content
     data: Content | None
     lines: dict[str, tuple[Treatment, str]]
-    """What became of each field, and why."""
     hints: dict[str, str] = field(default_factory=dict[str, str])
 
     def say(self, treatment: Treatment, name: str, reason: str) -> None:
