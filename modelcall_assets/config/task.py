@@ -2,7 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -247,17 +247,13 @@ class ScoringTask(TaskFile):
     scorer: Text | None = None
     """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
 
-    @property
-    def rated(self) -> Data:
-        return self.data
+    input_field: ClassVar[str] = "data.input_folder"
 
     @property
     def reads(self) -> Data:
         return self.data
 
-    @property
-    def input_field(self) -> str:
-        return "data.input_folder"
+    rated = reads
 
     @property
     def _preprocess(self) -> Preprocess:
