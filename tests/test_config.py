@@ -625,7 +625,7 @@ def test_endpoints_inherit_what_they_leave_out() -> None:
         "m",
     )
     assert model and not problems
-    assert model.client_config.each("")[0].config.base_url == "http://a:1/v1"
+    assert next(model.client_config.each(""))[0].base_url == "http://a:1/v1"
     found = model.endpoints(Environment({"K": "1", "L": "2"}), "m")
     assert [(each.name, each.api_key, each.max_in_flight, each.headers) for each in found] == [
         ("a:1/v1", "1", 8, {"X-A": "shared"}),

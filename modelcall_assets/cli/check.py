@@ -43,7 +43,6 @@ _PARSERS: Mapping[str, Parse] = {
     "groups": parse_merge_groups,
     "storage": parse_storage,
 }
-"""Of every kind of file but tasks."""
 
 
 @click.command()

@@ -64,8 +64,7 @@ def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
         wrong = f"there are pieces of an earlier split, such as {older[0]}"
         fix = "delete them or choose another folder"
         raise misuse("--output", wrong, have=str(folder), fix=fix)
-    if not force:
-        refuse_existing(folder / name for name in names)
+    refuse_existing((folder / name for name in names), force)
     with open_input(file) as source:
         for name in names:
             _write(folder / name, islice(source, size))
@@ -104,8 +103,7 @@ def join(folder: Path, output: Path | None, force: bool) -> None:
         raise InputError(f"{folder}: there are no results to join")
     if {path.resolve() for path in paths} & {good_path.resolve(), error_path.resolve()}:
         raise misuse("--output", "the output is one of the files to join", fix="choose another")
-    if not force:
-        refuse_existing((good_path, error_path))
+    refuse_existing((good_path, error_path), force)
     succeeded = _write(good_path, _lines(good))
     failed = _write(error_path, _lines(errors)) if errors else 0
     if not errors:
@@ -164,8 +162,7 @@ def migrate(old: Path, output: Path | None, force: bool) -> None:
     """
     if output and output.suffix not in SUFFIXES:
         raise click.BadParameter("the new file is YAML: name it .yaml", param_hint="--output")
-    if output and not force:
-        refuse_existing([output])
+    refuse_existing([output] if output else [], force)
     new = migrate_file(load_yaml(old), old.name)
     if new.data is not None:
         text = _text_of(new, old)
@@ -185,8 +182,7 @@ def _told(new: Migration) -> Iterable[str]:
     for treatment in TREATMENTS:
         for name, reason in new.of(treatment).items():
             yield f"{treatment}: {name}" + (f": {reason}" if reason else "")
-    counts = [f"{len(new.of(treatment))} {treatment}" for treatment in TREATMENTS]
-    yield ", ".join(counts)
+    yield ", ".join(f"{len(new.of(treatment))} {treatment}" for treatment in TREATMENTS)
     if new.data is None:
         yield "nothing is written"
     elif new.of("refused"):

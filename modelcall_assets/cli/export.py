@@ -127,9 +127,9 @@ def export(
     default = f"{loaded.output_folder}_export/{stage_of(loaded, stage).name}"
     folder = loaded.layout.place(output or default)
     _check_targets(loaded, files, folder, form)
-    if output is not None and not force:
+    if output is not None:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
-        refuse_existing(folder / path for path in targets)
+        refuse_existing((folder / path for path in targets), force)
     _show([export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 
@@ -208,8 +208,7 @@ def view(
       modelcall view my_task.yaml --stage raw --first --rows 5
       modelcall view data/chats.jsonl --output chats.html
     """
-    if output is not None and not force:
-        refuse_existing([output])
+    refuse_existing([output] if output else [], force)
     is_task = source.suffix in TASK_SUFFIXES
     if not is_task and not is_data_file(source.name):
         expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))

@@ -229,7 +229,15 @@ def first_rows(
     task: Task, file: FileInfo, rows: int, every: int = 1
 ) -> Iterator[Row | Failure | Dropped]:
     """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
-    for identity, item in islice(_first_items(task, file, rows), 0, None, every):
+    is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
+    parts = map(Part.of, task.inputs.members(key) if is_group else [file])
+    source = Source(tuple(parts), pa.schema([]), rows, rows, task.stages[0].reading)
+    items = (
+        (record_id(item, index, name), item)
+        for name, batch in source.batches(rows)
+        for index, item in enumerate(batch.items, batch.start)
+    )
+    for identity, item in islice(items, 0, None, every):
         yield bad_line(item) if isinstance(item, BadLine) else _prepared(task, item, file, identity)
 
 
@@ -242,13 +250,3 @@ def _prepared(task: Task, row: Row, file: FileInfo, identity: str) -> Row | Fail
             return made
         row = made
     return row
-
-
-def _first_items(task: Task, file: FileInfo, rows: int) -> Iterator[tuple[str, Row | BadLine]]:
-    """Each with the id that it gets unless it has one of its own."""
-    is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
-    parts = map(Part.of, task.inputs.members(key) if is_group else [file])
-    source = Source(tuple(parts), pa.schema([]), rows, rows, task.stages[0].reading)
-    for name, batch in source.batches(rows):
-        for index, item in enumerate(batch.items, batch.start):
-            yield record_id(item, index, name), item

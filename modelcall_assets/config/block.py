@@ -57,14 +57,10 @@ Parsed = tuple[T | None, list[Problem]]
 """What a file holds, none if one of its problems is an error; and all of these."""
 Parse = Callable[[Content, str], Parsed[Any]]
 """Of the content of a file, which messages call by the second argument."""
-Loc = Sequence[int | str]
 
 
-def _no_limit(value: Any) -> Any:
-    return None if type(value) is int and value == -1 else value
-
-
-Limit = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_no_limit)]
+_MINUS_ONE = BeforeValidator(lambda v: None if type(v) is int and v == -1 else v)
+Limit = Annotated[Annotated[int, Field(gt=0)] | None, _MINUS_ONE]
 """A count; -1 and null mean no limit."""
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -207,7 +203,7 @@ def _retype(kind: str, value: Any) -> str:
     return ""
 
 
-def _field(loc: Loc, data: Any) -> str:
+def _field(loc: Sequence[int | str], data: Any) -> str:
     """The location with dots, without the tags that pydantic adds for the arms of a union."""
     parts = ""
     for position, part in enumerate(loc):
@@ -222,7 +218,7 @@ def _field(loc: Loc, data: Any) -> str:
     return parts.removeprefix(".")
 
 
-def _block_at(kind: Any, loc: Loc) -> type[Block] | None:
+def _block_at(kind: Any, loc: Sequence[int | str]) -> type[Block] | None:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _block_at(args[0], loc)
@@ -262,8 +258,7 @@ def load_yaml(path: Path, shown: str | None = None) -> Content:
         if is_json and text.strip():
             data = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except UnicodeDecodeError as error:
-        wrong = f"not UTF-8 at byte {error.start}"
-        raise refused(wrong, fix="save it as UTF-8") from None
+        raise refused(f"not UTF-8 at byte {error.start}", fix="save it as UTF-8") from None
     except OSError as error:
         raise refused(f"cannot be read: {error.strerror or error}") from None
     except RecursionError:

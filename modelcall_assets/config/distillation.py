@@ -35,7 +35,6 @@ from modelcall_assets.errors import Problem
 GENERATE = "generate_response"
 STEPS = ("chatml_conversion", "jsonl_merge", GENERATE)
 OLD_BLOCK = "distillation"
-"""Where the old files have their one step."""
 
 
 class Step(Block):

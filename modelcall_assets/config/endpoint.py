@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -143,21 +143,6 @@ class EndpointConfig(Block):
     """Most tokens in a minute, of prompts and answers, at one endpoint."""
 
 
-@dataclass(frozen=True)
-class WrittenEndpoint:
-    """An endpoint in its file, with what it leaves out taken from `client_config`."""
-
-    config: EndpointConfig
-    own: Set[str]
-    """Fields that it does not leave out."""
-    block: str
-    """Where they stand in the file, with a dot behind; the next is where the others do."""
-    shared_block: str
-
-    def field(self, name: str) -> str:
-        return (self.block if name in self.own else self.shared_block) + name
-
-
 class ClientConfig(EndpointConfig):
     """The endpoint, or what several have in common."""
 
@@ -174,32 +159,32 @@ class ClientConfig(EndpointConfig):
     ) = None
     """Several endpoints of one model; each takes what it leaves out from the fields above."""
 
-    def each(self, block: str) -> list[WrittenEndpoint]:
-        """In the order of the file, which has this config in `block`, a name with a dot behind."""
+    def each(self, block: str) -> Iterator[tuple[EndpointConfig, str, Mapping[str, str]]]:
+        """Each endpoint with what it leaves out taken from here; where it stands in the file, which
+        has this config in `block`, a name with a dot behind; and where each of its fields does."""
         shared = {name: getattr(self, name) for name in EndpointConfig.model_fields}
-        found: list[WrittenEndpoint] = []
+        if self.endpoints is None:
+            yield self, block, {name: block + name for name in shared}
         for number, own in enumerate(self.endpoints or ()):
             given = {name: getattr(own, name) for name in own.model_fields_set}
-            config = EndpointConfig.model_construct(**shared | given)
             place = f"{block}endpoints[{number}]."
-            found.append(WrittenEndpoint(config, own.model_fields_set, place, block))
-        return found or [WrittenEndpoint(self, self.model_fields_set, block, block)]
+            places = {name: (place if name in given else block) + name for name in shared}
+            yield EndpointConfig.model_construct(**shared | given), place, places
 
 
 def client_problems(client: ClientConfig, block: str, file: str) -> Iterator[Problem]:
-    found: dict[tuple[object, ...], WrittenEndpoint] = {}
-    for written in client.each(block):
-        config = written.config
+    found: dict[tuple[object, ...], str] = {}
+    for config, place, _ in client.each(block):
         if config.base_url is None:
             fix = f"add `base_url:` ({EndpointConfig.model_fields['base_url'].description})"
-            yield Problem(file, f"{written.block}base_url", "missing", fix=fix)
+            yield Problem(file, f"{place}base_url", "missing", fix=fix)
             continue
         headers = tuple(sorted(config.headers.items()))
-        first = found.setdefault((config.base_url.rstrip("/"), config.api_key, headers), written)
-        if first is not written:
-            wrong = f"the endpoint of {first.block.rstrip('.')} again, with the same key"
+        first = found.setdefault((config.base_url.rstrip("/"), config.api_key, headers), place)
+        if first != place:
+            wrong = f"the endpoint of {first.rstrip('.')} again, with the same key"
             fix = "remove one of them, or give it another key"
-            yield Problem(file, written.block.rstrip("."), wrong, fix=fix)
+            yield Problem(file, place.rstrip("."), wrong, fix=fix)
 
 
 @dataclass
@@ -248,8 +233,8 @@ class Resolver(Expander):
         """With #2, #3 behind a name that is there already; SetupError with the problems of all."""
         found: list[Endpoint] = []
         seen = Counter[str]()
-        for written in client.each(block):
-            found.append(endpoint := self._endpoint(written, client))
+        for config, _, places in client.each(block):
+            found.append(endpoint := self._endpoint(client, config, places))
             seen[endpoint.name] += 1
             if (count := seen[endpoint.name]) > 1:
                 endpoint.name += f"#{count}"
@@ -257,12 +242,13 @@ class Resolver(Expander):
             raise SetupError(list(dict.fromkeys(self.problems)))
         return tuple(found)
 
-    def _endpoint(self, written: WrittenEndpoint, client: ClientConfig) -> Endpoint:
-        config, place = written.config, written.field
-        base_url = self.text(place("base_url"), config.base_url, checked_url) or ""
-        api_key = self.text(place("api_key"), config.api_key, _checked_header)
+    def _endpoint(
+        self, client: ClientConfig, config: EndpointConfig, places: Mapping[str, str]
+    ) -> Endpoint:
+        base_url = self.text(places["base_url"], config.base_url, checked_url) or ""
+        api_key = self.text(places["api_key"], config.api_key, _checked_header)
         headers = {
-            name: self.text(f"{place('headers')}.{name}", value, _checked_header) or ""
+            name: self.text(f"{places['headers']}.{name}", value, _checked_header) or ""
             for name, value in config.headers.items()
         }
         secrets, private = list[str](), list[str]()
@@ -273,15 +259,15 @@ class Resolver(Expander):
         url = urlsplit(base_url)
         if url.username and api_key not in (None, *NO_KEY):
             wrong = "the URL names a user, and there is an api_key too: a request takes one of them"
-            self.problems.append(Problem(self.file, place("base_url"), wrong))
+            self.problems.append(Problem(self.file, places["base_url"], wrong))
         return Endpoint(
             f"{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
             base_url,
             api_key,
             client.timeout or self.timeout_s or TIMEOUT_S,
             headers,
-            self.text(place("proxy"), config.proxy, _checked_proxy),
-            self._ca_file(place("ca_file"), config.ca_file),
+            self.text(places["proxy"], config.proxy, _checked_proxy),
+            self._ca_file(places["ca_file"], config.ca_file),
             tuple(secrets),
             client.max_reply_mib,
             tuple(private),

@@ -33,11 +33,10 @@ class OldField:
     def works(self) -> bool:
         return self.treatment in ("honoured", "changed")
 
-    def names_in_old_block(self, step: str) -> list[str]:
-        """What the block `distillation` calls it where it is this step, whose field it may be."""
-        of, _, own = self.path.partition(".")
-        names = [own, *(alias for alias, name in STEP_ALIASES.items() if name == own)]
-        return names if of == step else []
+    def in_old_block(self) -> tuple[str, list[str]]:
+        """Of a step's field: the step, and the names of the field in the block `distillation`."""
+        step, _, own = self.path.partition(".")
+        return step, [own, *(alias for alias, name in STEP_ALIASES.items() if name == own)]
 
 
 _RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
@@ -108,7 +107,6 @@ PLACEHOLDERS = {
 """Placeholders of the old paths that would give a partition a new place on every run."""
 
 Found = list[tuple[OldField, Any]]
-"""Old fields of a file, with their values."""
 
 
 def take_out(data: dict[str, Any], old_fields: Iterable[OldField]) -> tuple[dict[str, Any], Found]:

@@ -69,7 +69,6 @@ class Migration:
     old: Content
     data: Content | None
     lines: dict[str, tuple[Treatment, str]]
-    """What became of each field, and why."""
     hints: dict[str, str] = field(default_factory=dict[str, str])
 
     def say(self, treatment: Treatment, name: str, reason: str) -> None:
@@ -200,10 +199,11 @@ def _ordered(data: Content, block: type[Block]) -> Content:
 def _distillation(data: Content, new: Migration) -> Content:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
+    steps = ((old, *old.in_old_block()) for old in STEP_FIELDS)
     of_step = [
         replace(old, path=f"{OLD_BLOCK}.{name}")
-        for old in STEP_FIELDS
-        for name in old.names_in_old_block(step)
+        for old, of, names in steps
+        for name in (names if of == step else ())
     ]
     data, of_old = _leave_out(data, (*TASK_FIELDS, *of_step), new)
     block = block_at(data, OLD_BLOCK)

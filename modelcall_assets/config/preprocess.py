@@ -20,7 +20,6 @@ _ONLY_FOR = {
     "detect_language": ("github_raw_code",),
     "languages": ("repo_xml", "triplet_filter"),
 }
-"""Fields that not all preprocessors have."""
 
 
 class Combine(Block):

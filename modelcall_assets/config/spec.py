@@ -51,7 +51,6 @@ class TaskSpec:
     path: Path
     root: Path
     name: str
-    """As written."""
     key: str
     """As Dagster takes it."""
     task: ScoringTask | DistillationTask
@@ -63,11 +62,9 @@ class TaskSpec:
     """The one that rates; with its prompt, or there is a scorer."""
     prompt: PromptConfig | None = None
     generator: ModelConfig | None = None
-    """The one that gives responses."""
     datasets: Mapping[str, DatasetConfig] = field(default_factory=dict[str, DatasetConfig])
     """Of a chatml stage, by key."""
     groups: Sequence[MergeGroup] = ()
-    """Of a merged stage."""
     link: Link | None = None
     """Where the input of the first step comes from, if that is another task of the project."""
     files: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -2,9 +2,9 @@
 
 import codecs
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from modelcall_assets.config.block import (
     Block,
@@ -137,21 +137,19 @@ class Sensor(Block):
     """Runs launched at one look; what is left waits for the next."""
 
 
+_BARE_OFF = BeforeValidator(lambda scope: "off" if scope is False else scope)
+"""YAML takes a bare `off` for false."""
+
+
 class Reuse(Block):
     """Which earlier answers may stand for a request."""
 
-    scope: Literal["file", "project", "off"] = "file"
+    scope: Annotated[Literal["file", "project", "off"], _BARE_OFF] = "file"
     """`file`: those of the same file; `project`: also of other files and tasks that say `project`,
     of what they ask at this time too; `off`: a published file is asked anew when it is materialised
     again."""
     identical_once: bool = False
     """Ask identical requests of a run's files once; the others get the same answer."""
-
-    @field_validator("scope", mode="before")
-    @classmethod
-    def _as_yaml_reads_it(cls, scope: object) -> object:
-        """YAML takes a bare `off` for false."""
-        return "off" if scope is False else scope
 
 
 class NoFields(Block):
@@ -226,10 +224,18 @@ class Data(Block):
     encoding: Encoding = "utf-8"
 
 
+def _scoring(task_type: str) -> str:
+    if task_type == TASK_TYPE:
+        return task_type
+    known = TASK_TYPE, *DISTILLATION_TYPES
+    expected, fix = f"one of {', '.join(known)}", did_you_mean(task_type, known)
+    raise mistake("unknown task type", expected=expected, fix=fix)
+
+
 class ScoringTask(TaskFile):
     """Scores every row of a folder with a model and a prompt."""
 
-    task_type: str = TASK_TYPE
+    task_type: Annotated[str, AfterValidator(_scoring)] = TASK_TYPE
     """Kind of task; this one is `data_scoring`."""
     data: Data
     """Where rows come from and where scores go."""
@@ -241,26 +247,13 @@ class ScoringTask(TaskFile):
     scorer: Text | None = None
     """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
 
-    @field_validator("task_type")
-    @classmethod
-    def _known_type(cls, name: str) -> str:
-        if name == TASK_TYPE:
-            return name
-        fix = did_you_mean(name, (TASK_TYPE, *DISTILLATION_TYPES))
-        expected = f"one of {', '.join((TASK_TYPE, *DISTILLATION_TYPES))}"
-        raise mistake("unknown task type", expected=expected, fix=fix)
-
-    @property
-    def rated(self) -> Data:
-        return self.data
+    input_field: ClassVar[str] = "data.input_folder"
 
     @property
     def reads(self) -> Data:
         return self.data
 
-    @property
-    def input_field(self) -> str:
-        return "data.input_folder"
+    rated = reads
 
     @property
     def _preprocess(self) -> Preprocess:

@@ -21,7 +21,6 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.transforms.transcript import markdown, turns_of
 
 COMPLETE = "complete"
-"""The check that every stage has."""
 GRACE_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SYSTEMIC_KEY = "systemic"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 import orjson
@@ -51,7 +51,7 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         cursor = Cursor.parse(context.cursor)
         try:
-            page = _page(task, cursor.after, page_files)
+            page = Page.of(task, cursor.after, page_files)
         except ModelcallError as error:
             return dg.SkipReason(str(error))
         if cursor.settled.get(page.after) == page.digest:
@@ -59,9 +59,9 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
             return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
         seen = Comparison(context.instance, first, page)
         due = list(islice(seen.not_tried(), most + 1))
-        busy = any(seen.is_in_progress(key) for key in page.versions)
-        seen.remember()
+        busy = any(map(seen.is_in_progress, page.versions))
         nothing = f"nothing to launch for {len(page.versions)} files for now"
+        seen.remember()
         add_partitions(context.instance, first.keys.name, list(page.versions))
         return dg.SensorResult(
             run_requests=_requests(task, due[:most]),
@@ -138,6 +138,12 @@ class Page:
     last: str
     versions: dict[str, str]
 
+    @classmethod
+    def of(cls, task: Task, after: str, most: int) -> Self:
+        is_capped = task.spec.task.max_files is not None
+        files, last = (task.inputs.files(), "") if is_capped else task.inputs.page(after, most)
+        return cls(after, last, {encode_key(file.key_path): file.version for file in files})
+
     @property
     def digest(self) -> str:
         return hashlib.sha256(repr(self.versions).encode()).hexdigest()
@@ -155,14 +161,6 @@ class Page:
         return first <= path and (not last or path < last)
 
 
-def _page(task: Task, after: str, most: int) -> Page:
-    if task.spec.task.max_files is not None:
-        files, last = task.inputs.files(), ""
-    else:
-        files, last = task.inputs.page(after, most)
-    return Page(after, last, {encode_key(file.key_path): file.version for file in files})
-
-
 @dataclass(frozen=True)
 class Cursor:
     """Where the next page begins, and the digests of the settled ones, by where they begin."""
@@ -171,14 +169,13 @@ class Cursor:
     settled: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str | None) -> "Cursor":
+    def parse(cls, text: str | None) -> Self:
         """A new one when there is none, or one of an older version or damaged."""
-        try:
+        with suppress(ValueError, TypeError):
             cursor = cls(**json.loads(text or "{}"))
-        except (ValueError, TypeError):
-            return cls()
-        is_sound = isinstance(cursor.after, str) and isinstance(cursor.settled, dict)
-        return cursor if is_sound else cls()
+            if isinstance(cursor.after, str) and isinstance(cursor.settled, dict):
+                return cursor
+        return cls()
 
     def text(self) -> str:
         return json.dumps(asdict(self)) if self.after or self.settled else ""

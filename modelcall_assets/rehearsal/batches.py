@@ -43,7 +43,6 @@ Line = dict[str, Any]
 class _Batch:
     lines: list[Line]
     shown: Line
-    """The batch as the API has it."""
     output: list[Line] = field(default_factory=list)
     failed: list[Line] = field(default_factory=list)
 
