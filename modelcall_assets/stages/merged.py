@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain, repeat
@@ -233,7 +234,7 @@ def merge_group(
     if there are any. Members that `are_ours` were found to be as a stage left them. InputError when
     a member cannot be read, or has a bad line and `reading` refuses those."""
     copies = are_ours and source_column is None and not dedup
-    merge = _Merge(members, rejects, source_column, _Contents() if dedup else None, reading, copies)
+    merge = _Merge(members, rejects, source_column, Words(0) if dedup else None, reading, copies)
     write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
     report = merge.report
     report.total()
@@ -248,7 +249,8 @@ class _Merge:
     members: Mapping[str, Place]
     new_rejects: Callable[[], NewFile]
     column: str | None
-    seen: _Contents | None
+    seen: Words | None
+    """Which contents were met, about 9 bytes each; None when they may repeat."""
     reading: Reading
     copies: bool
     """Whether nothing has to be known of the lines."""
@@ -282,7 +284,7 @@ class _Merge:
                 self.report.invalid_file = self.rejects.place
                 if len(self.report.first_invalid) < SHOWN_INVALID:
                     self.report.first_invalid.append(f"{name}, {item.detail}")
-            elif self.seen is not None and not self.seen.is_new(item, line):
+            elif self.seen is not None and not _is_new(self.seen, item, line):
                 count.duplicates += 1
             else:
                 count.rows += 1
@@ -325,25 +327,15 @@ def _as_line(item: Row | BadLine) -> tuple[Row | BadLine, bytes]:
     return loads(line), line
 
 
-class _Contents:
-    """Which contents were met: about 9 bytes each.
-
-    They are told apart by 70 bits, which among 100 million differ but for one chance in 200,000.
-    """
-
-    def __init__(self) -> None:
-        self._words = Words(0)
-
-    def is_new(self, row: Row, line: bytes) -> bool:
-        """Numbers of more digits than a double has are compared as they are written."""
-        try:
+def _is_new(seen: Words, row: Row, line: bytes) -> bool:
+    """Contents are told apart by 70 bits, which among 100 million differ but for one chance in
+    200,000. Numbers of more digits than a double has are compared as they are written."""
+    content = line.strip()
+    if not isinstance(row, Numbered) and _LONG_NUMBER not in line.translate(_DIGITS_AS_0):
+        with suppress(orjson.JSONEncodeError):  # nested too deeply
             content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
-        except orjson.JSONEncodeError:  # nested too deeply
-            content = line.strip()
-        if isinstance(row, Numbered) or _LONG_NUMBER in line.translate(_DIGITS_AS_0):
-            content = line.strip()
-        hash_ = int.from_bytes(hashlib.sha256(content).digest()[:9]) & _HASH_MASK
-        return self._words.add(hash_, hash_ >> PLACE_BITS)
+    hash_ = int.from_bytes(hashlib.sha256(content).digest()[:9]) & _HASH_MASK
+    return seen.add(hash_, hash_ >> PLACE_BITS)
 
 
 _DIGITS_AS_0 = bytes.maketrans(b"123456789.", b"0" * 10)
