@@ -52,11 +52,10 @@ class Block(BaseModel):
 B = TypeVar("B", bound=Block)
 T = TypeVar("T")
 Content = dict[str, Any]
-"""Of a file, as YAML has it."""
 Parsed = tuple[T | None, list[Problem]]
 """What a file holds, none if one of its problems is an error; and all of these."""
 Parse = Callable[[Content, str], Parsed[Any]]
-"""Of the content of a file, which messages call by the second argument."""
+"""Of a file's content, and what messages call the file."""
 
 
 _MINUS_ONE = BeforeValidator(lambda v: None if type(v) is int and v == -1 else v)
@@ -245,8 +244,8 @@ def load_yaml(path: Path, shown: str | None = None) -> Content:
     invalid = f"not valid {'JSON' if is_json else 'YAML'}"
 
     def refused(wrong: str, place: str = "", expected: str = "", fix: str = "") -> SetupError:
-        file = shown or path.as_posix()
-        return SetupError([Problem(file, place, wrong[:300], expected, fix=fix)])
+        problem = Problem(shown or path.as_posix(), place, wrong[:300], expected, fix=fix)
+        return SetupError([problem])
 
     try:
         with path.open("rb") as opened:
