@@ -269,11 +269,7 @@ class BatchClient(SdkTransport):
         return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))
 
     def _refused(self, status: int, verdict: Verdict) -> EndpointRefused:
-        match verdict:
-            case Refused(detail) | Failure(detail=detail):
-                why = detail
-            case _:
-                why = f"HTTP {status}"
+        why = verdict.detail if isinstance(verdict, Refused | Failure) else f"HTTP {status}"
         return EndpointRefused(
             f"{self.name} refuses batches: {why}. Check api_key, model and base_url in the model "
             "file, the account's quota, and whether the endpoint has OpenAI's batches at all"

@@ -84,11 +84,6 @@ class Reason(StrEnum):
     BAD_REPLY = "bad_reply"
 
 
-FORMAT_MISTAKES = frozenset(
-    {Reason.EMPTY, Reason.NOT_AN_OBJECT, Reason.MISSING_KEYS, Reason.WRONG_VALUE}
-)
-
-
 @dataclass(slots=True)
 class Success:
     values: dict[str, Any]

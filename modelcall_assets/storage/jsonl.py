@@ -32,13 +32,8 @@ _TINY = 1e-300
 _STEP = 8
 _EXACT = range(-(2**63), 2**64)
 _KINDS: dict[type[Any], str] = {
-    list: "a list",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    Number: "a number",
-    bool: "a boolean",
-    type(None): "null",
+    **dict.fromkeys((int, float, Number), "a number"),
+    **{list: "a list", str: "a string", bool: "a boolean", type(None): "null"},
 }
 
 
@@ -69,15 +64,13 @@ def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | 
 
 
 def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
-    block: list[bytes] = []
-    size = 0
+    block, size = list[bytes](), 0
     for line in lines:
         block.append(line)
         size += len(line)
         if size >= BLOCK_BYTES:
             out.write(b"".join(block))
-            block.clear()
-            size = 0
+            block, size = [], 0
     out.write(b"".join(block))
 
 

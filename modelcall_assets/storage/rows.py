@@ -16,18 +16,9 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.storage import formats
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, plain_values, rows_of
-from modelcall_assets.storage.formats import (
-    OURS,
-    Digest,
-    Format,
-    Reading,
-    blank_lines,
-    format_of,
-    numbered,
-    open_lines,
-    read_document,
-)
+from modelcall_assets.storage.formats import OURS, Digest, Format, Reading
 from modelcall_assets.storage.jsonl import dumps, parse_deep_line, parse_line
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import is_json_text
@@ -142,7 +133,7 @@ class DocumentBatch(Batch):
 
     @cached_property
     def items(self) -> Sequence[Row | BadLine]:
-        return [*map(read_document, self.files)]
+        return [*map(formats.read_document, self.files)]
 
 
 @dataclass(frozen=True)
@@ -169,7 +160,7 @@ def read_batches(
 
     InputError when the file cannot be read, InputChanged when a file of columns has not `schema`.
     """
-    format_ = format_of(place)
+    format_ = formats.format_of(place)
     if not format_.has_columns:
         yield from _line_batches(place, format_, reading, limit, rows, size, content)
         return
@@ -277,12 +268,12 @@ def _line_batches(
     start, size, blank = 0, 0, 0
     lines: list[bytes] = []
     numbers: list[int] = []
-    with open_lines(place, format_, reading, content) as file:
-        for number, line in numbered(file):
+    with formats.open_lines(place, format_, reading, content) as file:
+        for number, line in formats.numbered(file):
             if start + len(lines) == limit:
                 break
             if line.isspace():
-                blank += blank_lines(line)
+                blank += formats.blank_lines(line)
                 continue
             lines.append(line)
             numbers.append(number)
