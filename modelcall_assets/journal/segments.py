@@ -120,8 +120,7 @@ Segment = PlainSegment | PackedSegment
 
 
 class FolderLock:
-    """Shared by all who have the journal open. Where the file system has no locks nothing is ever
-    packed or removed."""
+    """Shared by all who have the journal open. Where there are no locks nothing is ever packed."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _LOCK

@@ -80,8 +80,7 @@ class BatchClient(SdkTransport):
     _was_reached: bool = field(default=False, init=False)
 
     async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
-        """The id of the new batch. A creation whose answer got lost is not repeated: the batch is
-        looked for by its token."""
+        """The id of the new batch. When its creation was not confirmed, it is found by its token."""
         tried = False
 
         async def upload() -> str:
@@ -225,8 +224,7 @@ class BatchClient(SdkTransport):
         least_s: float = 0.0,
         absent: Collection[int] = (404, 405),
     ) -> T | None:
-        """What the call gives, which may take `least_s` seconds or more; None when what it is about
-        is not there."""
+        """What the call gives, in `least_s` seconds or more; None when its object is absent."""
         loop = asyncio.get_running_loop()
         attempts, patient_until = 0, loop.time() + PATIENCE_S
         while True:

@@ -1,5 +1,4 @@
-"""One row of a data set as ChatML, `{messages, format[, tools][, raw_data]}`; or a drop, or a
-failure."""
+"""A row as ChatML, `{messages, format[, tools][, raw_data]}`; or a drop, or a failure."""
 
 from __future__ import annotations
 
@@ -197,8 +196,7 @@ def _unusual_turn(
 
 
 def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
-    """Whatever its case, and with spaces or hyphens. A name that nobody knows goes with the other
-    roles where those are dropped."""
+    """Whatever its case, and with spaces or hyphens. Where other roles are dropped any will do."""
     name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
     if name not in SPEAKERS and options.other_roles == "keep":
         wrong = f"{short(speaker)!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"

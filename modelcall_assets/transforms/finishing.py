@@ -53,8 +53,7 @@ class Finished(NamedTuple):
     removed: Mapping[str, int]
     """By kind."""
     text: tuple[bytes, bytes | None] | None
-    """The digest of its text, and the signature where near duplicates are looked for; None where
-    no duplicates are."""
+    """The digest of its text, and the signature for near duplicates; None where none are sought."""
 
 
 @dataclass(frozen=True, slots=True)
