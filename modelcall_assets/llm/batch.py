@@ -80,7 +80,7 @@ class BatchClient(SdkTransport):
     _was_reached: bool = field(default=False, init=False)
 
     async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
-        """The id of the new batch. When its creation was not confirmed, it is found by its token."""
+        """The id of the new batch. When the answer to its creation got lost, its token finds it."""
         tried = False
 
         async def upload() -> str:

@@ -285,7 +285,7 @@ class Channel:
             self._tokens.give_back(reserved - used)
 
     def replied(self, verdict: Verdict, started: float, now: float, *, may_eject: bool) -> Verdict:
-        """Learn from a reply and tell what it means here. `may_eject`: there are other endpoints."""
+        """Learn from a reply; tell what it means here. `may_eject`: there is another endpoint."""
         if isinstance(verdict, Refused) and verdict.record is not None:
             verdict = self._forbids(verdict, verdict.record)
         match verdict:

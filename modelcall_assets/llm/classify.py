@@ -169,7 +169,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def limit_reset(headers: Mapping[str, str]) -> float | None:
-    """Seconds to the latest of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). Servers send these with
+    """Seconds to the latest of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). Servers send them with
     every reply: they ask to wait only beside a 429. More than a day is some other number."""
     names = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
     resets = (_duration(headers.get(name, "")) for name in names)
