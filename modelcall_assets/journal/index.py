@@ -58,7 +58,7 @@ class Words:
         self._buckets = [array("Q") for _ in range(1 << PLACE_BITS)]
 
     def bucket(self, hash_: int) -> array[int]:
-        """Where words of this hash are. An insertion takes 1 off `room`; below 0 it is to `grow`."""
+        """Where words of this hash are. An insertion takes 1 off `room`; below 0 `grow` it."""
         at = hash_ & (1 << self._level) - 1
         if at < self._split:
             at = hash_ & (2 << self._level) - 1

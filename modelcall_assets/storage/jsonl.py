@@ -37,29 +37,24 @@ _KINDS: dict[type[Any], str] = {
 }
 
 
-def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine:
+def parse_line(
+    line: bytes, number: int, encoding: str = "utf-8", *, may_be_deep: bool = False
+) -> Row | BadLine:
     """The object on line `number` (from 1), which is not blank. Never raises, and gives no row that
-    orjson cannot write back. `encoding` is what the line was in."""
-    row = parse_deep_line(line, number, encoding)
-    if not isinstance(row, dict) or {dict, list}.isdisjoint(map(type, row.values())):
-        return row
-    if line.count(b"[") + line.count(b"{") <= MOST_LEVELS:
-        return row
-    try:
-        orjson.dumps(row)
-    except orjson.JSONEncodeError:
-        return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
-    return row
-
-
-def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine:
-    """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
+    orjson cannot write back, unless it `may_be_deep`. `encoding` is what the line was in."""
     try:
         row = loads(line)
     except orjson.JSONDecodeError as error:
         return _bad(line, _why(line, number, encoding, error))
     if not isinstance(row, dict):
         return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
+    is_safe = may_be_deep or {dict, list}.isdisjoint(map(type, row.values()))
+    if is_safe or line.count(b"[") + line.count(b"{") <= MOST_LEVELS:
+        return row
+    try:
+        orjson.dumps(row)
+    except orjson.JSONEncodeError:
+        return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
     return row
 
 

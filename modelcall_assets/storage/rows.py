@@ -19,7 +19,7 @@ from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage import formats
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, plain_values, rows_of
 from modelcall_assets.storage.formats import OURS, Digest, Format, Reading
-from modelcall_assets.storage.jsonl import dumps, parse_deep_line, parse_line
+from modelcall_assets.storage.jsonl import dumps, parse_line
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import is_json_text
 from modelcall_assets.storage.places import Place
@@ -88,7 +88,7 @@ class LineBatch(Batch):
             except orjson.JSONDecodeError:
                 row = None
             if not isinstance(row, dict):
-                row = parse_deep_line(line, number, self.reading.encoding)
+                row = parse_line(line, number, self.reading.encoding, may_be_deep=True)
             items.append(row)
         return zip(_accepted(self.place, self.reading, items), self.lines, strict=True)
 
