@@ -1,8 +1,7 @@
 """The objects of a journal in a store.
 
 A segment that has ended is an object under its own name. Before, it is parts: objects named
-`<segment>@<first byte>-<end>`, whole lines each. Eight parts of one size become one, so that a run
-of any length has a few dozen.
+`<segment>@<first byte>-<end>`, whole lines each. Eight of one size become one: a few dozen a run.
 """
 
 from __future__ import annotations

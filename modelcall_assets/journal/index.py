@@ -58,8 +58,7 @@ class Words:
         self._buckets = [array("Q") for _ in range(1 << PLACE_BITS)]
 
     def bucket(self, hash_: int) -> array[int]:
-        """Where words of this hash are. Who inserts one takes it off `room`, and calls `grow` when
-        that is negative."""
+        """Where words of this hash are. An insertion takes 1 off `room`; below 0 `grow` it."""
         at = hash_ & (1 << self._level) - 1
         if at < self._split:
             at = hash_ & (2 << self._level) - 1
@@ -172,8 +171,7 @@ class Asking:
         self._own: dict[str, asyncio.Event] = {}
 
     def take(self, key: str) -> Awaitable[object] | None:
-        """None when the key is ours now, until `release`; else what to wait for before trying
-        again."""
+        """None when the key is ours until `release`; else what to wait for before trying again."""
         if (ended := self._own.get(key)) is not None:
             return ended.wait()
         try:
@@ -224,8 +222,7 @@ class SharedReplies:
             self._journals.popitem()[1].close()
 
     def find(self, key: str) -> list[Sequence[Entry]]:
-        """Finished dialogues of other journals about this request; in any thread. InputError when
-        the table is damaged."""
+        """Finished dialogues of other journals about this request; in any thread. InputError."""
         of_key = "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?"
         with self._one_looks:
             try:
@@ -242,8 +239,7 @@ class SharedReplies:
             return [dialogue.entries for dialogue in found]
 
     def add(self, folder: str, answered: Iterable[tuple[str, int]]) -> None:
-        """Key and occurrence of requests that the journal in `folder` answers. StoreError when the
-        table does not take it."""
+        """Key and occurrence of requests that the journal in `folder` answers. StoreError."""
         try:
             with closing(self._connect()) as connection, connection:
                 connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))

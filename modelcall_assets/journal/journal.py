@@ -102,9 +102,8 @@ class Journal:
         return sound, self.damaged
 
     def dialogues(self, address: Address) -> list[Dialogue]:
-        """What earlier runs have of this record, and this one made findable, by age of the last
-        turn. A turn whose previous one is lost does not count; two runs that mended the same answer
-        make two dialogues."""
+        """What is findable of this record, by age of the last turn. A turn whose previous one is
+        lost does not count; two runs that mended the same answer make two dialogues."""
         if not self._index.count:
             return []
         dialogues: dict[Reference, Dialogue] = {}
@@ -139,9 +138,8 @@ class Journal:
         return [(first, note) for first, note in self._batches.values() if note.ended is None]
 
     def seal(self, data_version: str) -> None:
-        """Call when the partition's output has been published, last of all. Packs what has become
-        large without what is damaged; that can take seconds, and where it goes wrong the journal
-        stays as it is."""
+        """Call last of all when the output has been published. Packs what has become large without
+        what is damaged; that can take seconds, and a failure leaves the journal as it is."""
         is_damaged = bool(self.damaged)
         if not self.has_unpublished and not is_damaged:
             return
@@ -165,8 +163,7 @@ class Journal:
                 self._writer.sync()
 
     def chain(self, position: Position) -> list[Entry]:
-        """The dialogue that ends at `position`, first turn first. StoreError when a line was
-        damaged since it was found."""
+        """The dialogue that ends at `position`. StoreError when a line was damaged meanwhile."""
         segment, offset = self._at(position)
         entries: list[Entry] = []
         while (entry := lines.entry_of(segment.line(offset), segment.path.name)) is not None:

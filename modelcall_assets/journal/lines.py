@@ -135,11 +135,8 @@ def summed(line: bytes) -> bytes:
 
 
 def content_end(line: bytes) -> int:
-    """Of a line that is as it was written, the negative index of its checksum, or of its closing
-    brace where it has none; 0 when it is damaged.
-
-    One of an older format has none: that it is JSON, and which names it has, is all that can be
-    known of it."""
+    """The negative index of the checksum, or of the closing brace in an older format, whose lines
+    are sound when they are JSON with the right names; 0 when the line is damaged."""
     end = line[_CRC_AT:]
     if end == _SUM % crc32(memoryview(line)[:_CRC_AT]):
         return _CRC_AT

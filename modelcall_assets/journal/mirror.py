@@ -50,8 +50,7 @@ def open_journal(
 
 
 def remove(place: Place, scratch: Path) -> bool:
-    """Delete a whole journal; False, and nothing done, when a process of this machine has it
-    open."""
+    """Delete a journal; False, and nothing done, when a process of this machine has it open."""
     if isinstance(place, Path):
         return remove_folder(place)
     if not remove_folder(scratch_folder(place, scratch)):
@@ -66,8 +65,7 @@ def scratch_folder(home: RemotePath, scratch: Path) -> Path:
 
 
 class _Mirror(Journal):
-    """Its methods may be called in several threads, as when one that waits for the store was given
-    up."""
+    """May be called in several threads, as when one that waits for the store was given up."""
 
     def __init__(
         self,

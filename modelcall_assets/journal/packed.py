@@ -63,8 +63,7 @@ class _Table(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Where in the file its compressed bytes are, and how many that makes; `table` is where
-    a sound one begins."""
+    """Where in the file it is, compressed; its size; where its table begins if that is sound."""
 
     begin: int
     end: int
@@ -275,8 +274,7 @@ def replaced_by(path: Path) -> list[str]:
 
 
 def _header(path: Path) -> tuple[dict[str, Any] | None, int]:
-    """The first frame's content, None when it is damaged, and its end in the file. InputError when
-    a newer version wrote it."""
+    """The first frame's content, None when it is damaged, and its end. InputError when newer."""
     with path.open("rb") as file:
         magic, size = _FRAME.unpack(file.read(_FRAME.size).ljust(_FRAME.size, b"\0"))
         content = file.read(size) if magic == _SKIPPED else b""

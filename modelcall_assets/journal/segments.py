@@ -19,19 +19,8 @@ from pathlib import Path
 import orjson
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.lines import (
-    FORMAT,
-    FRESH,
-    HEADER,
-    HERE,
-    SEAL,
-    Lines,
-    content_end,
-    kind_of,
-    line_of,
-    summed,
-    with_sum,
-)
+from modelcall_assets.journal import lines
+from modelcall_assets.journal.lines import FRESH, HEADER, SEAL
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter, replaced_by
 from modelcall_assets.storage.files import publish
 
@@ -55,7 +44,7 @@ class SegmentWriter:
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         self.size = self._synced = 0
         try:
-            self.append(line_of({"format": FORMAT, "run": run_id, "fresh": fresh}))
+            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, "fresh": fresh}))
         except OSError:
             os.close(self._fd)
             self.path.unlink()
@@ -97,13 +86,13 @@ class PlainSegment:
     def lines(self) -> Iterator[tuple[int, int, bytes]]:
         """Offset, kind and text of each sound line. InputError when a newer version wrote them."""
         with self.path.open("rb") as file:
-            lines = Lines(file)
-            for offset, kind, line in lines:
-                if kind in (HEADER, FRESH) and orjson.loads(line)["format"] > FORMAT:
+            found = lines.Lines(file)
+            for offset, kind, line in found:
+                if kind in (HEADER, FRESH) and orjson.loads(line)["format"] > lines.FORMAT:
                     what = "written by a newer version of modelcall; use that one"
                     raise InputError(f"{self.path}: {what}")
                 yield offset, kind, line
-        self.size, self.damaged = lines.size, lines.damaged
+        self.size, self.damaged = found.size, found.damaged
 
     def scan(self) -> Iterator[tuple[int, int]]:
         """Offset and kind of each sound line."""
@@ -131,8 +120,7 @@ Segment = PlainSegment | PackedSegment
 
 
 class FolderLock:
-    """Shared by all who have the journal open. Where the file system has no locks nothing is ever
-    packed or removed."""
+    """Shared by all who have the journal open. Where there are no locks nothing is ever packed."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _LOCK
@@ -275,20 +263,20 @@ class _Packing:
                     line = self._referring(line, segment.path.name)
                     moved.note(offset, self._writer.add(line, kind))
                 elif kind == SEAL:
-                    self._writer.add(summed(line), kind)
+                    self._writer.add(lines.summed(line), kind)
 
     def _referring(self, line: bytes, segment: str) -> bytes:
         """The line, with its reference to the turn before as it is in the new segment. One to a
         reply that is lost leads nowhere."""
         end = line.index(b',"st":')
         if line.find(b',"p":', 0, end) < 0:
-            return summed(line)
+            return lines.summed(line)
         head = orjson.loads(line[:end] + b"}")
         name, offset = head["p"][0] or segment, head["p"][1]
         if name != self._kept_in_place:
             offset = self._moved[name].find(offset) if name in self._moved else _LOST
-        head["p"] = (HERE, offset)
-        return with_sum(orjson.dumps(head)[:-1] + line[end : content_end(line)])
+        head["p"] = (lines.HERE, offset)
+        return lines.with_sum(orjson.dumps(head)[:-1] + line[end : lines.content_end(line)])
 
 
 class _Moved:
@@ -306,5 +294,5 @@ class _Moved:
     def find(self, offset: int) -> int:
         """The new offset of a reply; _LOST when it is lost."""
         at = bisect_right(self._offsets, offset) - 1
-        is_there = at >= 0 and kind_of(self._segment.line(offset)) >= 0
+        is_there = at >= 0 and lines.kind_of(self._segment.line(offset)) >= 0
         return offset + self._shifts[at] if is_there else _LOST

@@ -80,8 +80,7 @@ class BatchClient(SdkTransport):
     _was_reached: bool = field(default=False, init=False)
 
     async def submit(self, lines: IO[bytes], token: str, since: float) -> str:
-        """The id of the new batch. A creation whose answer got lost is not repeated: the batch is
-        looked for by its token."""
+        """The id of the new batch. When the answer to its creation got lost, its token finds it."""
         tried = False
 
         async def upload() -> str:
@@ -225,8 +224,7 @@ class BatchClient(SdkTransport):
         least_s: float = 0.0,
         absent: Collection[int] = (404, 405),
     ) -> T | None:
-        """What the call gives, which may take `least_s` seconds or more; None when what it is about
-        is not there."""
+        """What the call gives, in `least_s` seconds or more; None when its object is absent."""
         loop = asyncio.get_running_loop()
         attempts, patient_until = 0, loop.time() + PATIENCE_S
         while True:
@@ -269,11 +267,7 @@ class BatchClient(SdkTransport):
         return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))
 
     def _refused(self, status: int, verdict: Verdict) -> EndpointRefused:
-        match verdict:
-            case Refused(detail) | Failure(detail=detail):
-                why = detail
-            case _:
-                why = f"HTTP {status}"
+        why = verdict.detail if isinstance(verdict, Refused | Failure) else f"HTTP {status}"
         return EndpointRefused(
             f"{self.name} refuses batches: {why}. Check api_key, model and base_url in the model "
             "file, the account's quota, and whether the endpoint has OpenAI's batches at all"

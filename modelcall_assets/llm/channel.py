@@ -180,8 +180,7 @@ class Lease:
         return Share(self._claim, target)
 
     def _others(self) -> Iterator[tuple[str, Fraction]]:
-        """The claims of living engines as parts of the whole; leases that nobody holds any more are
-        removed."""
+        """The claims of living engines as parts of the whole; the leases of dead ones go."""
         for path in self.folder.glob("*.lease"):
             if path == self._path:
                 continue
@@ -286,8 +285,7 @@ class Channel:
             self._tokens.give_back(reserved - used)
 
     def replied(self, verdict: Verdict, started: float, now: float, *, may_eject: bool) -> Verdict:
-        """Learn from a reply and tell what it means here. `may_eject`: there is another endpoint to
-        turn to."""
+        """Learn from a reply; tell what it means here. `may_eject`: there is another endpoint."""
         if isinstance(verdict, Refused) and verdict.record is not None:
             verdict = self._forbids(verdict, verdict.record)
         match verdict:

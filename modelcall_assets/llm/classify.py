@@ -1,5 +1,4 @@
-"""What a reply means for the request, by status and `error.code`, never by message text; and how
-long to wait."""
+"""What a reply means for the request, by status and `error.code`, never by message text."""
 
 from __future__ import annotations
 
@@ -170,9 +169,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def limit_reset(headers: Mapping[str, str]) -> float | None:
-    """Seconds to the latest of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). Servers send these
-    with every reply, so they ask for a wait only beside a 429. More than a day is
-    some other number."""
+    """Seconds to the latest of `x-ratelimit-reset-*` (`1s`, `6m0s`, `20ms`). Servers send them with
+    every reply: they ask to wait only beside a 429. More than a day is some other number."""
     names = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
     resets = (_duration(headers.get(name, "")) for name in names)
     return max((s for s in resets if s is not None and s <= _UNIT_SECONDS["d"]), default=None)
@@ -208,8 +206,7 @@ class Patience:
     cap_s: float = 60.0
 
     def backoff(self, attempt: int, after_s: float | None) -> float:
-        """Until the next attempt: exponential with full jitter; never shorter than what the
-        server asked for."""
+        """Exponential with full jitter; never shorter than what the server asked for."""
         spread = random.uniform(0, min(self.cap_s, self.base_s * 2 ** min(attempt - 1, 30)))
         if after_s is None:
             return spread

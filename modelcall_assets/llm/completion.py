@@ -119,8 +119,7 @@ def _listed(value: JsonValue) -> list[JsonValue]:
 
 
 def with_changed_parts(body: bytes, change: Callable[[str], str]) -> bytes:
-    """The body, but where `change` changes a text that its content has in parts, with the changed
-    text in one part."""
+    """The body; each text that its content has in parts, and `change` changes, is one part then."""
     at = body.find(_CONTENT)  # a pattern alone takes three times as long
     while at >= 0 and not _IN_PARTS.match(body, at):
         at = body.find(_CONTENT, at + 1)

@@ -18,14 +18,7 @@ import orjson
 from modelcall_assets.llm.classify import Refused, Reply, Said, classify
 from modelcall_assets.llm.completion import Answer, Ending, Usage
 from modelcall_assets.llm.json_text import Json, as_object, read
-from modelcall_assets.records.outcome import (
-    FORMAT_MISTAKES,
-    Failure,
-    Number,
-    Outcome,
-    Reason,
-    Success,
-)
+from modelcall_assets.records.outcome import Failure, Number, Outcome, Reason, Success
 
 Message = dict[str, Any]
 
@@ -33,7 +26,9 @@ NOT_IN_KEY = frozenset({"stream", "stream_options", "user"})
 """Body fields that cannot change the answer."""
 PARSER_VERSION = 4
 """Raise when the same reply and the same declaration would give another outcome."""
-REPAIRABLE = FORMAT_MISTAKES | {Reason.TRUNCATED}
+REPAIRABLE = frozenset({
+    Reason.EMPTY, Reason.NOT_AN_OBJECT, Reason.MISSING_KEYS, Reason.WRONG_VALUE, Reason.TRUNCATED,
+})  # fmt: skip
 
 _CANONICAL = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_SUBCLASS
 _HUGE = re.compile(r"(?<![\d.])\d{19,}+(?![.eE])")
@@ -280,7 +275,7 @@ class Rules:
         for number, answer in enumerate(turns):
             if isinstance(answer, Failure):
                 return Finished(answer, None, usage)
-            usage = answer.usage if number == 0 else usage + answer.usage
+            usage = usage + answer.usage if number else answer.usage
             outcome = self.parser.parse(answer)
             is_mendable = isinstance(outcome, Failure) and outcome.reason in REPAIRABLE
             if not is_mendable or number >= turns_left:

@@ -45,8 +45,7 @@ class HttpExchange:
         self.stream: StreamedAnswer | None = None
         """What comes as server-sent events; the body is then the completion that they make."""
         self.may_keep = self.is_followed = False
-        """Whether the connection is as good as before; whether there was more behind the reply, in
-        the same bytes."""
+        """Whether the connection is as good as before; whether more came right behind the reply."""
         self.is_sent = False
         self.heard = 0
         """Bytes that have come back for the request."""

@@ -6,6 +6,7 @@ import asyncio
 import select
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 from weakref import WeakKeyDictionary
 
@@ -174,16 +175,16 @@ class _Backend(httpx2.AsyncBaseTransport):
         await self._session.close()
 
 
+@dataclass
 class _Stream(httpx2.AsyncByteStream):
     """A body, decoded and within the limit. Raises Unreadable for that of a success."""
 
-    def __init__(self, response: aiohttp.ClientResponse, encodings: str, most: float) -> None:
-        self._response = response
-        self._encodings = encodings
-        self._most = most
+    response: aiohttp.ClientResponse
+    encodings: str
+    most: float
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._response.status < 300:
+        if self.response.status < 300:
             async for piece in self._decoded():
                 yield piece
             return
@@ -193,18 +194,18 @@ class _Stream(httpx2.AsyncByteStream):
             yield str(error).encode()
 
     async def _decoded(self) -> AsyncIterator[bytes]:
-        body, left = Body(self._encodings, self._most), self._most
-        async for chunk in self._response.content.iter_any():
+        body, left = Body(self.encodings, self.most), self.most
+        async for chunk in self.response.content.iter_any():
             left -= len(chunk)
             if left < 0:
-                raise too_large(self._most)
+                raise too_large(self.most)
             for piece in body.feed(chunk):
                 yield piece
         if not body.is_whole:
             raise Unreadable(Reason.DROPPED, "the compressed body is cut off")
 
     async def aclose(self) -> None:
-        self._response.release()
+        self.response.release()
 
 
 class _Connector(aiohttp.TCPConnector):

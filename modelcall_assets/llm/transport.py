@@ -115,8 +115,7 @@ class HttpTransport(Address):
 
     @cached_property
     def _removers(self) -> tuple[Remover, Remover]:
-        """Of all secrets, and of those that no answer holds by chance. Nobody shows the headers of
-        an answer."""
+        """Of all secrets, and of those that no answer holds by chance."""
         found = [self.api_key or "", *self.secrets]
         for url in (self.base_url, self.used_proxy or ""):
             found += secrets.in_url(url)

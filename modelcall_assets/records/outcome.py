@@ -43,9 +43,8 @@ def text_of_bytes(value: bytes) -> str:
 
 
 def moved_names(theirs: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
-    """New names for those columns of a file that are called like ours: `input_<name>`, with one
-    more `input_` in front for as long as that is taken. The order of the columns makes no
-    difference."""
+    """New names for columns of a file that are called like ours: `input_<name>`, with one more
+    `input_` for as long as that is taken. The order of the columns makes no difference."""
     theirs, ours = {*theirs}, {*ours}
     taken, moved = theirs | ours, dict[str, str]()
     for name in sorted(theirs & ours):
@@ -82,11 +81,6 @@ class Reason(StrEnum):
     DROPPED = "dropped"
     INTERRUPTED = "interrupted"
     BAD_REPLY = "bad_reply"
-
-
-FORMAT_MISTAKES = frozenset(
-    {Reason.EMPTY, Reason.NOT_AN_OBJECT, Reason.MISSING_KEYS, Reason.WRONG_VALUE}
-)
 
 
 @dataclass(slots=True)

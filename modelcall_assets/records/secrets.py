@@ -48,8 +48,7 @@ def is_reference(text: str, defaults: Collection[str] = ("",)) -> bool:
 
 
 def names_secret(name: str, *, of_anyone: bool = False) -> bool:
-    """Whether a field of this name holds a secret. Names `of_anyone`, such as those of headers,
-    do so with any word for a key."""
+    """Whether a field so called holds a secret; `of_anyone`, as a header, by any word for a key."""
     return (_ANY_NAME if of_anyone else _NAME).search(name) is not None
 
 

@@ -1,1 +1,1 @@
-"""Files in and out: the only importer of fsspec. Inputs may be remote, outputs are local."""
+"""Files in and out, on disks and in stores: the only importer of fsspec."""

@@ -40,8 +40,7 @@ class Columns:
 
 @contextmanager
 def open_columns(place: Place, format_: Format) -> Iterator[Columns]:
-    """InputError when `place` is no such file, is damaged, names a column twice, or has a column of
-    a type that cannot be read."""
+    """InputError: no such file, a damaged one, a column named twice or of a type not read."""
     is_parquet = format_ is Format.PARQUET
     with open_input(place, at_random=is_parquet) as file:
         try:

@@ -273,8 +273,7 @@ class _DriverTarget:
 
 
 def write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn SQLite's write-ahead log on. It does not wait when two processes do so to a new file at
-    once, whatever its timeout."""
+    """Turn SQLite's write-ahead log on: two processes that do so at once get no timeout from it."""
     deadline = time.monotonic() + BUSY_S
     while True:
         try:

@@ -1,5 +1,4 @@
-"""What kind of data a file holds, by its first bytes, and its content as UTF-8: decompressed
-lines, or one document."""
+"""What a file holds, by its first bytes, and its content as UTF-8: lines, or one document."""
 
 from __future__ import annotations
 
@@ -88,8 +87,7 @@ class Digest(Protocol):
 
 
 def format_of(place: Place) -> Format:
-    """What the content says, else what the name does. Reads the first bytes only. InputError when
-    the file cannot be read."""
+    """What the first bytes say, else the name. InputError when the file cannot be read."""
     with open_input(place, at_random=True) as file:
         head = file.read(HEAD_BYTES)
     known = _format_by_magic(head)
@@ -172,9 +170,8 @@ def line_blocks(
 
 
 def read_document(file: FileInfo) -> Row | BadLine:
-    """A file that is one record. `text` is bytes, in UTF-8 without a mark; what is not UTF-8 has
-    replacement characters. `path` is relative to the input folder. InputError when it cannot be
-    read."""
+    """A file that is one record; `path` is below the input folder. `text` is UTF-8 bytes without a
+    mark, with replacement characters for what is none. InputError when it cannot be read."""
     if file.size > MOST_DOCUMENT_BYTES:
         return BadLine(f"{file.uri}: larger than {MOST_DOCUMENT_BYTES >> 30} GiB", file.key_path)
     with open_input(file.place) as opened:

@@ -32,23 +32,24 @@ _TINY = 1e-300
 _STEP = 8
 _EXACT = range(-(2**63), 2**64)
 _KINDS: dict[type[Any], str] = {
-    list: "a list",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    Number: "a number",
-    bool: "a boolean",
-    type(None): "null",
+    **dict.fromkeys((int, float, Number), "a number"),
+    **{list: "a list", str: "a string", bool: "a boolean", type(None): "null"},
 }
 
 
-def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine:
+def parse_line(
+    line: bytes, number: int, encoding: str = "utf-8", *, may_be_deep: bool = False
+) -> Row | BadLine:
     """The object on line `number` (from 1), which is not blank. Never raises, and gives no row that
-    orjson cannot write back. `encoding` is what the line was in."""
-    row = parse_deep_line(line, number, encoding)
-    if not isinstance(row, dict) or {dict, list}.isdisjoint(map(type, row.values())):
-        return row
-    if line.count(b"[") + line.count(b"{") <= MOST_LEVELS:
+    orjson cannot write back, unless it `may_be_deep`. `encoding` is what the line was in."""
+    try:
+        row = loads(line)
+    except orjson.JSONDecodeError as error:
+        return _bad(line, _why(line, number, encoding, error))
+    if not isinstance(row, dict):
+        return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
+    is_safe = may_be_deep or {dict, list}.isdisjoint(map(type, row.values()))
+    if is_safe or line.count(b"[") + line.count(b"{") <= MOST_LEVELS:
         return row
     try:
         orjson.dumps(row)
@@ -57,27 +58,14 @@ def parse_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLi
     return row
 
 
-def parse_deep_line(line: bytes, number: int, encoding: str = "utf-8") -> Row | BadLine:
-    """`parse_line` for a caller that copies lines, or finds out what cannot be written back."""
-    try:
-        row = loads(line)
-    except orjson.JSONDecodeError as error:
-        return _bad(line, _why(line, number, encoding, error))
-    if not isinstance(row, dict):
-        return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
-    return row
-
-
 def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
-    block: list[bytes] = []
-    size = 0
+    block, size = list[bytes](), 0
     for line in lines:
         block.append(line)
         size += len(line)
         if size >= BLOCK_BYTES:
             out.write(b"".join(block))
-            block.clear()
-            size = 0
+            block, size = [], 0
     out.write(b"".join(block))
 
 

@@ -140,8 +140,7 @@ class LeftOver:
 
 
 def left_overs(folder: Place, before: float) -> Iterator[LeftOver]:
-    """What a kill has left at any depth, and nobody has written to since `before`. StoreError when
-    a store does not answer."""
+    """What a kill has left at any depth, last written to before `before`. StoreError."""
     found: Iterator[LeftOver] = iter(())
     if isinstance(folder, Path):
         found = _temporary_files(folder)

@@ -178,8 +178,7 @@ def explained(
 
 
 def patiently(read: Callable[[], T]) -> T:
-    """What `read` gives, at the second try when an answer broke off: the driver repeats only
-    requests that got none."""
+    """What `read` gives; again when an answer broke off: drivers repeat only what got none."""
     from aiohttp import ClientPayloadError
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 

@@ -239,8 +239,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(place: Place) -> Manifest | None:
-    """None when absent or damaged: either way the output is not known to be complete. InputError
-    when it cannot be looked at."""
+    """None when absent or damaged: the output may be incomplete. InputError when unreadable."""
     try:
         return Manifest.model_validate_json(read_bytes(place))
     except (FileNotFoundError, ValidationError):

@@ -28,7 +28,7 @@ from modelcall_assets.storage.formats import (
     open_lines,
     read_document,
 )
-from modelcall_assets.storage.jsonl import dumps, parse_deep_line, parse_line
+from modelcall_assets.storage.jsonl import dumps, parse_line
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import is_json_text
 from modelcall_assets.storage.places import Place
@@ -259,7 +259,7 @@ def _copied(line: bytes, number: int, encoding: str) -> Row | BadLine:
     with suppress(orjson.JSONDecodeError):
         if isinstance(row := orjson.loads(line), dict):
             return row
-    return parse_deep_line(line, number, encoding)
+    return parse_line(line, number, encoding, may_be_deep=True)
 
 
 def _accepted(

@@ -1,5 +1,4 @@
-"""One row of a data set as ChatML, `{messages, format[, tools][, raw_data]}`; or a drop, or a
-failure."""
+"""A row as ChatML, `{messages, format[, tools][, raw_data]}`; or a drop, or a failure."""
 
 from __future__ import annotations
 
@@ -128,8 +127,10 @@ def _history(row: Row, options: ChatmlOptions) -> Iterator[Message]:
                 exchange = _turn("user", question), _turn("assistant", answer)
                 yield from (turn for turn in exchange if turn["content"])
             case _:
-                wrong = f"expected a list of question and answer, have {_kind(pair)}"
-                raise _Malformed(f"history[{at}]: {wrong}")
+                have = _kind(pair)
+                raise _Malformed(
+                    f"history[{at}]: expected a list of question and answer, have {have}"
+                )
 
 
 def _system(row: Row, options: ChatmlOptions) -> Iterator[Message]:
@@ -195,8 +196,7 @@ def _unusual_turn(
 
 
 def _role(speaker: str, where: str, options: ChatmlOptions) -> str:
-    """Whatever its case, and with spaces or hyphens. A name that nobody knows goes with the other
-    roles where those are dropped."""
+    """Whatever its case, and with spaces or hyphens. Where other roles are dropped any will do."""
     name = speaker.strip().lower().replace("-", "_").replace(" ", "_")
     if name not in SPEAKERS and options.other_roles == "keep":
         wrong = f"{short(speaker)!r} is not a known role; expected {', '.join(_MAY_FOLLOW)}"
@@ -263,10 +263,9 @@ def _checked(row: Row, options: ChatmlOptions, key: str) -> list[Message]:
 def without_nulls(message: Message) -> Message:
     """A turn without the null fields that a columnar file gives it and the parts of its content."""
     message = _without_nulls(message, but="content")
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [_without_nulls(part) for part in cast("list[Any]", content)]}
+    if isinstance(content := message.get("content"), list):
+        message = {**message, "content": [*map(_without_nulls, cast("list[Any]", content))]}
+    return message
 
 
 def _without_nulls(value: Any, but: str | None = None) -> Any:
@@ -314,11 +313,6 @@ def _kind_name(kind: type[Any]) -> str:
 
 
 _KINDS: dict[type[Any], str] = {
-    str: "text",
-    int: "a number",
-    float: "a number",
-    bool: "a boolean",
-    dict: "an object",
-    list: "a list",
-    type(None): "null",
+    **{str: "text", int: "a number", float: "a number", bool: "a boolean"},
+    **{dict: "an object", list: "a list", type(None): "null"},
 }

@@ -53,8 +53,7 @@ class Finished(NamedTuple):
     removed: Mapping[str, int]
     """By kind."""
     text: tuple[bytes, bytes | None] | None
-    """The digest of its text, and the signature where near duplicates are looked for; None where
-    no duplicates are."""
+    """The digest of its text, and the signature for near duplicates; None where none are sought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +84,9 @@ class Finishing:
             row[LANGUAGE_COLUMN] = language
         truncated = None
         if text:
-            tokens, most = tokenizer(self.encoding), self.max_tokens
-            if isinstance(text, bytes):
-                truncated = tokens.truncate_utf8(text, most)
-            else:
-                truncated = tokens.truncate(text, most)
+            tokens = tokenizer(self.encoding)
+            cut: Any = tokens.truncate_utf8 if isinstance(text, bytes) else tokens.truncate
+            truncated = cut(text, self.max_tokens)
         row[truncated_column(self.max_tokens)] = truncated
         if not text or not (self.exact or self.near):
             return Finished(row, removed, None)
@@ -156,14 +153,11 @@ def bands(signature: bytes, threshold: float) -> list[bytes]:
     """Keys of which texts at least as similar as `threshold` most likely share one."""
     count, rows = _bands_and_rows(threshold)
     width = rows * (_PACKED.size // PERMUTATIONS)
-    return [
-        hashlib.blake2b(
-            signature[band * width : (band + 1) * width],
-            digest_size=8,
-            salt=band.to_bytes(2, "little"),
-        ).digest()
-        for band in range(count)
-    ]
+    keys: list[bytes] = []
+    for band in range(count):
+        part, salt = signature[band * width : (band + 1) * width], band.to_bytes(2, "little")
+        keys.append(hashlib.blake2b(part, digest_size=8, salt=salt).digest())
+    return keys
 
 
 class _Spaced(dict[int, str]):

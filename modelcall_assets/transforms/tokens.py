@@ -28,8 +28,7 @@ _CHUNK = 2048
 _REACH = 1000
 """Characters after a chunk in which a boundary is looked for."""
 _MARGIN = 64
-"""Tokens beyond the budget that a head needs when it ends anywhere: its end can change how the
-little before it is split."""
+"""Tokens beyond the budget that a head needs: its end changes how the little before is split."""
 _BOUNDARY = re.compile(
     r"\S(?= )"
     r"|\n(?=[^\s/])"
@@ -68,14 +67,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _cut(self, text: str, max_tokens: int, *, whole: bool) -> str | None:
-        """Unless `whole`, `text` is the start of a longer one: None when it is too little to tell
-        how that is truncated."""
+        """Unless `whole`, `text` is the start of a longer one: None when it is too little."""
 
 
 @cache
 def tokenizer(name: str = DEFAULT_ENCODING) -> Tokenizer:
-    """`name` is one of ENCODINGS or the path of a `tokenizer.json`, which is read once per process.
-    TokenizerError."""
+    """`name` is one of ENCODINGS or a `tokenizer.json`, read once per process. TokenizerError."""
     if name in ENCODINGS:
         return BpeTokenizer(name)
     if name.endswith(".json"):

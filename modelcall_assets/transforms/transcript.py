@@ -93,8 +93,7 @@ def turns_of(record: Row) -> list[Turn]:
 
 
 def markdown(record: Row, most_chars: int | None = 2000) -> str:
-    """A heading for each role, reasoning as a quotation; each text is cut at `most_chars`. Empty
-    for a record without messages."""
+    """A heading for each role, reasoning as a quotation, each text cut; empty without messages."""
     blocks: list[str] = []
     for turn in turns_of(record):
         blocks.append(f"### {_one_line(turn.role)}")

@@ -85,11 +85,9 @@ def load_scorer(path: str, root: Path, file: str) -> Scorer:
     """Made without arguments when it is a class. SetupError names the task `file`."""
     found = create(path, root, _METHOD, file, "scorer")
     declared = cast("object", declared_fields(found))
-    fields = cast("Mapping[str, object]", declared or {})
-    is_valid = isinstance(declared, Mapping) and all(
-        isinstance(each, Mapping) for each in fields.values()
-    )
-    if declared is not None and not is_valid:
+    fields = cast("Mapping[str, object]", {} if declared is None else declared)
+    are_types = isinstance(declared, Mapping | None)
+    if not are_types or not all(isinstance(each, Mapping) for each in fields.values()):
         expected = "a mapping such as {'score': {'type': 'integer'}}"
         raise _wrong(file, "scorer", f"{path}.fields declares no types", expected)
     if taken := _reserved(fields):

@@ -130,8 +130,7 @@ class Template:
 
     @property
     def columns(self) -> set[str]:
-        """What it looks up; of a path both what it begins with and, should a column be called
-        that, the whole."""
+        """What it looks up; of a path its beginning and the whole, which may be a column."""
         names = {name for _, name in self.parts if name is not None}
         return names | {name.partition(".")[0] for name in names}
 
