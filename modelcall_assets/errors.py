@@ -16,8 +16,6 @@ ModelcallError
     └── PublishedMeanwhile  another run has published the partition
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@ A segment that has ended is an object under its own name. Before, it is parts: o
 `<segment>@<first byte>-<end>`, whole lines each. Eight of one size become one: a few dozen a run.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterable, Iterator

@@ -6,8 +6,6 @@ that failed may be tried anew, while before it (after a kill) every finished dia
 is. `note` keeps where batches stand, so that a batch which outlives its run is not paid again.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing, suppress

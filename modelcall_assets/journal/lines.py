@@ -9,8 +9,6 @@ Behind all that stands the line's checksum, `crc`. A line that does not fit its 
 as if it had never come.
 """
 
-from __future__ import annotations
-
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator

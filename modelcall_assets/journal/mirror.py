@@ -6,8 +6,6 @@ here and was not copied from the store was written here; after a kill the next r
 segment of another machine that may be written to is left as it is, and nothing is packed then.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading

@@ -5,8 +5,6 @@ A segment may be read while its run writes it. Whoever has the journal open shar
 folder, so that segments are packed only when nobody else reads or writes them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,7 +1,5 @@
 """Requests by the file: OpenAI's files and batches, through its own client."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field

@@ -1,8 +1,6 @@
 """One endpoint as an engine sees it: how fast it may be asked, how much of that is its own,
 and whether it answers. Nothing here waits or reads a clock: `now` is always given, in seconds."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time

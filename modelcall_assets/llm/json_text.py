@@ -1,7 +1,5 @@
 """JSON as servers write it, and the object that a model's text holds, in time linear in it."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """The `openai` client as a transport, for what only it can do; slow to import, so import late."""
 
-from __future__ import annotations
-
 import asyncio
 import select
 import ssl

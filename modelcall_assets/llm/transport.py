@@ -1,7 +1,5 @@
 """How a request reaches an endpoint and its reply comes back; the transport that needs no SDK."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import ssl

@@ -5,8 +5,6 @@ cannot backfill one that holds a comma, a control character, `...`, `|` or leadi
 space. Those, and `%` itself, are percent-encoded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """One record: its row, or why a line is none, and what became of it: never an exception."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a secret is, how a file refers to one, and what others send without those of a run."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

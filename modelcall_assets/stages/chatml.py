@@ -3,8 +3,6 @@
 A row that cannot be converted stays in its place, with an `error` and no messages.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field

@@ -8,8 +8,6 @@ Signatures of one algorithm and one threshold find each other. After a change of
 of a partition take part again once it is run.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager

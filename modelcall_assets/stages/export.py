@@ -1,7 +1,5 @@
 """Copies of what a stage has published, in the form that others want."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack

@@ -6,8 +6,6 @@ name that `moved_names` gives it. What is no JSON object goes as it is to `<outp
 byte is lost. Rows of columns are written as lines first.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress

@@ -5,8 +5,6 @@ input, `id` and `preprocess_error`; all else is null. `preprocess_error` is JSON
 "detail", "raw"}, and null in good rows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

@@ -1,7 +1,5 @@
 """What a task has published, for people and for other programs: its files, and why rows failed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """How a task's rows are preprocessed, and what a process makes of a piece by it."""
 
-from __future__ import annotations
-
 import hashlib
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence

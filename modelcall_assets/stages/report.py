@@ -1,8 +1,6 @@
 """What became of the rows of a partition, while it is made and afterwards: its manifest, its
 metadata and its check are functions of one object."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

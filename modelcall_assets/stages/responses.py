@@ -1,7 +1,5 @@
 """`responses`: a model's answers to the conversations of a file, failures in their place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,8 +1,6 @@
 """`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
 failures in their place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection

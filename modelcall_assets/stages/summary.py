@@ -1,7 +1,5 @@
 """`summary`: the totals of a task over the partitions of its last stage, and a line for each."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from typing import Any

@@ -1,7 +1,5 @@
 """A task as the list of its stages, and where all of it lies that is not of one stage."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What of a task can be deleted, and whether what it has published is as it was written."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator

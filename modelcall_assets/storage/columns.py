@@ -1,7 +1,5 @@
 """Parquet and Arrow files as batches of columns, and batches as plain rows."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """What a file holds, by its first bytes, and its content as UTF-8: lines, or one document."""
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import hashlib

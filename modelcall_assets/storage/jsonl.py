@@ -1,8 +1,6 @@
 """JSON lines: one object per line, and a BadLine in place of a line that is not one. Numbers keep
 their digits, also those that 64 bits do not hold."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import math

@@ -5,8 +5,6 @@ A column that no Parquet type holds without loss (conflicting types, `{}`, numbe
 many keys) becomes JSON text: a string field marked with `JSON_TEXT`.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence

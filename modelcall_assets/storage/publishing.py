@@ -1,8 +1,6 @@
 """What stands beside an output: a claim, so that one process at a time may change it, and the
 manifest, written last, so that its presence means complete."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

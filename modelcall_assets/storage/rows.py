@@ -1,8 +1,6 @@
 """The rows of input files, by batches that are read in one process and parsed in this or another;
 their ids, and how they are shown."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A row as ChatML, `{messages, format[, tools][, raw_data]}`; or a drop, or a failure."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping

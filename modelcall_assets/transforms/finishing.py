@@ -4,8 +4,6 @@ its language, and what tells it from duplicates.
 How alike two texts are is estimated from a few bytes of each: MinHash over shingles of words.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import unicodedata

@@ -4,8 +4,6 @@ A pack is Repomix XML, its parsable style, or cxml as RenderGit writes it. Tags 
 is not parsed: most packs are not XML, and no entity is ever expanded.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -4,8 +4,6 @@ any Hugging Face `tokenizer.json`.
 The text of a special token (`<|endoftext|>`) is plain text.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode

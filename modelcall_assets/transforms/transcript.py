@@ -1,8 +1,6 @@
 """Records with `messages` as something to read: Markdown, the dialogue log, or one static HTML page
 that needs nothing from elsewhere."""
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator

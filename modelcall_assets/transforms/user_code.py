@@ -1,8 +1,6 @@
 """Python objects of the user's own, named in config files as `module:name`; scorers among them,
 and what they return as a file can hold it: plain JSON values, and a type per key."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import sys
