@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -133,7 +133,26 @@ class AskingStage(Stage):
 
     def engine(self, patience: Patience = PATIENCE) -> Engine:
         """To be entered; SetupError when a key or host is not set."""
-        return engine_of(self.endpoints(), self.model, self.most_in_flight, patience)
+        endpoints, model, most = self.endpoints(), self.model, self.most_in_flight
+        by_batches, channels = model.mode == "batch", list[Channel]()
+        for each in endpoints:
+            most_there = each.max_in_flight or most
+            limits = Limits(most_there, each.requests_per_minute, each.tokens_per_minute)
+            lease = None if by_batches else Lease(_lease_folder(each), most_there)
+            channels.append(Channel(_transport(each), limits, lease))
+
+        def collector(name: str) -> BatchClient | None:
+            named = (each for each in endpoints if each.name == name)
+            return next((_batches(each, model.batch) for each in named), None)
+
+        return Engine(
+            channels,
+            max_in_flight=most,
+            max_retries=endpoints[0].max_retries,
+            patience=patience,
+            batches=_batches(endpoints[0], model.batch) if by_batches else None,
+            collector=collector,
+        )
 
     @asynccontextmanager
     async def open(self, run: Run) -> AsyncIterator[Work]:
@@ -272,34 +291,6 @@ def _told(damaged: Mapping[str, int]) -> str:
         f"damaged lines in its journal: {lines}; the replies in them were asked for again where "
         "rows need them, all others are kept"
     )
-
-
-def engine_of(
-    endpoints: Sequence[Endpoint], model: ModelConfig, most: int, patience: Patience
-) -> Engine:
-    """To be entered; `most` requests are in flight."""
-    by_batches = model.mode == "batch"
-
-    def collector(name: str) -> BatchClient | None:
-        named = (endpoint for endpoint in endpoints if endpoint.name == name)
-        return next((_batches(endpoint, model.batch) for endpoint in named), None)
-
-    return Engine(
-        [_channel(endpoint, most, leased=not by_batches) for endpoint in endpoints],
-        max_in_flight=most,
-        max_retries=endpoints[0].max_retries,
-        patience=patience,
-        batches=_batches(endpoints[0], model.batch) if by_batches else None,
-        collector=collector,
-    )
-
-
-def _channel(endpoint: Endpoint, most: int, *, leased: bool) -> Channel:
-    limits = Limits(
-        endpoint.max_in_flight or most, endpoint.requests_per_minute, endpoint.tokens_per_minute
-    )
-    lease = Lease(_lease_folder(endpoint), limits.max_in_flight) if leased else None
-    return Channel(_transport(endpoint), limits, lease)
 
 
 def _transport(endpoint: Endpoint) -> HttpTransport:
