@@ -19,7 +19,7 @@ from modelcall_assets.config.distillation import DistillationTask, as_written
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.places import Environment, is_file, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
-from modelcall_assets.config.spec import CHATML, Link, TaskSpec, parse_task, placed
+from modelcall_assets.config.spec import Link, TaskSpec, parse_task, placed
 from modelcall_assets.config.stores import load_storage
 from modelcall_assets.config.task import DISTILLATION_TYPES, ScoringTask
 from modelcall_assets.errors import Problem, SetupError
@@ -255,11 +255,13 @@ def task_files(root: Path) -> list[Path]:
 def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     """Tasks whose first step reads what another one leaves; those of a circle stay unlinked."""
     by_key = {spec.key: spec for spec in tasks}
-    distilling = [spec for spec in tasks if isinstance(spec.task, DistillationTask)]
+    distilling = [(spec, spec.task) for spec in tasks if isinstance(spec.task, DistillationTask)]
     leaves = {
-        spec.folder(stage): (spec.key, stage) for spec in distilling for stage in spec.stages[1:]
+        spec.folder(stage): (spec.key, stage) for spec, _ in distilling for stage in spec.stages[1:]
     }
-    reading = {spec.key: _input_place(spec) for spec in distilling if CHATML not in spec.stages}
+    reading = {
+        spec.key: _input_place(spec) for spec, task in distilling if task.chatml_conversion is None
+    }
     sources = {key: leaves[place] for key, place in reading.items() if place in leaves}
 
     def comes_back(key: str) -> bool:

@@ -199,6 +199,12 @@ class DistillationTask(TaskFile):
         return {step.stage: step.output for step in self.steps.values()}
 
     @property
+    def state_stage(self) -> str:
+        """The last one, but for a judge, which may come later: the state lies in its folder."""
+        steps = [*self.steps.values()]
+        return (self.generate_response or steps[-1]).stage
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Folders as written, by field."""
         return {f"{name}.{s.input_field}": s.input for name, s in self.steps.items() if s.input}

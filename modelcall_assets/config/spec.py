@@ -30,7 +30,6 @@ from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringT
 from modelcall_assets.errors import Problem
 from modelcall_assets.records.data_files import StoreOptions, is_data_file
 
-PREPROCESSED, CHATML, RESPONSES = "preprocessed", "chatml", "responses"
 _COMMANDS = {
     "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
     "merge_distillation_results": "`modelcall join`",
@@ -98,8 +97,7 @@ class TaskSpec:
         """Raw replies and the state of the stages."""
         if self.task.journal_folder:
             return self.resolved(self.task.journal_folder)
-        last = RESPONSES if RESPONSES in self.stages else self.stages[-1]  # a judge may come later
-        return f"{self.folder(last)}/.modelcall"
+        return f"{self.folder(self.task.state_stage)}/.modelcall"
 
     def resolved(self, text: str) -> str:
         return resolve(text, self.root, self.env, self.name, self.data_root)
@@ -190,8 +188,9 @@ def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
 def _output_folders(spec: TaskSpec) -> dict[str, str]:
     """Resolved, with that of the preprocessed rows, which may be named nowhere."""
     folders = {place: spec.resolved(text) for place, text in spec.task.outputs.items()}
-    if PREPROCESSED in spec.stages:
-        folders["preprocess.output_folder"] = spec.folder(PREPROCESSED)
+    for stage, folder in spec.task.stage_folders.items():
+        if folder is None:
+            folders["preprocess.output_folder"] = spec.folder(stage)
     return folders
 
 

@@ -266,6 +266,11 @@ class ScoringTask(TaskFile):
         return {**first, "scores": self.data.output_folder}
 
     @property
+    def state_stage(self) -> str:
+        """The state lies in its folder."""
+        return [*self.stage_folders][-1]
+
+    @property
     def input_folder(self) -> str:
         return self._preprocess.input_folder or self.data.input_folder
 
