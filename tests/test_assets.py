@@ -138,14 +138,13 @@ class TestGraph:
         for key in sorted(graph.materializable_asset_keys):
             node = graph.get(key)
             assert node.code_version, key
-            assert node.partitions_def is not None
             shown[key.to_user_string()] = {
                 "deps": sorted(parent.to_user_string() for parent in node.parent_keys),
                 "group": node.group_name,
                 "kinds": sorted(node.kinds),
                 "owners": list(node.owners),
                 "checks": sorted(check.name for check in node.check_keys),
-                "partitions": node.partitions_def.name,
+                "partitions": node.partitions_def and node.partitions_def.name,
                 "pools": sorted(node.pools or ()),
             }
         rate = {"group": "rate", "owners": ["team:tests"], "partitions": "rate/files"}
@@ -156,6 +155,7 @@ class TestGraph:
             "checks": ["complete"],
             "pools": ["other"],
         }
+        whole = {"kinds": ["python"], "checks": ["complete"], "partitions": None, "pools": []}
         assert shown == {
             "other/raw": other | raw | {"pools": []},
             "other/preprocessed": other
@@ -166,8 +166,10 @@ class TestGraph:
                 "pools": [],
             },
             "other/scores": other | scored | {"deps": ["other/preprocessed"]},
+            "other/summary": other | whole | {"deps": ["other/scores"]},
             "rate/raw": rate | raw | {"pools": []},
             "rate/scores": rate | scored | {"deps": ["rate/raw"], "pools": [POOL]},
+            "rate/summary": rate | whole | {"deps": ["rate/scores"]},
         }
 
     def test_a_tasks_runs_at_a_time_are_what_it_says(self, project: Project) -> None:
@@ -189,7 +191,7 @@ class TestGraph:
         dg.Definitions.validate_loadable(defs)
         specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
         broken = [key for key in specs if key.startswith("broken_configs/")]
-        assert {"rate/raw", "rate/scores"} == set(specs) - set(broken)
+        assert {"rate/raw", "rate/scores", "rate/summary"} == set(specs) - set(broken)
         assert len(broken) == 3
         oops = specs["broken_configs/oops"].description or ""
         assert "configs/tasks/oops.yaml" in oops
@@ -208,7 +210,7 @@ class TestGraph:
         defs = project.definitions()
         dg.Definitions.validate_loadable(defs)
         specs = list(defs.resolve_all_asset_specs())
-        assert {spec.key.path[1] for spec in specs} == {"raw", "scores"}
+        assert {spec.key.path[1] for spec in specs} == {"raw", "scores", "summary"}
         for spec in specs:
             assert re.fullmatch("[A-Za-z0-9_]+", spec.key.path[0])
             assert name in (spec.description or "")
@@ -227,7 +229,7 @@ class TestGraph:
             text=True,
             check=True,
         )
-        assert done.stdout.split() == ["rate/raw", "rate/scores"]
+        assert done.stdout.split() == ["rate/raw", "rate/scores", "rate/summary"]
 
 
 class TestRunsAndVersions:

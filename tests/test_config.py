@@ -45,7 +45,7 @@ from modelcall_assets.config.endpoint import Endpoint
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.places import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import PREPROCESSED, TaskSpec, parse_task
+from modelcall_assets.config.spec import TaskSpec, parse_task
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.task import Task
@@ -430,7 +430,7 @@ def test_preprocess_folders_count_when_enabled(project: Configs) -> None:
     assert project.load(**own).input_folder == f"{project.root}/in"
     spec = project.load(**own, preprocess__enabled=True)
     assert spec.input_folder == f"{project.root}/raw"
-    assert spec.folder(PREPROCESSED) == f"{project.root}/raw_preprocessed"
+    assert spec.folder("preprocessed") == f"{project.root}/raw_preprocessed"
 
 
 def test_a_folder_of_the_environment_is_a_uri(

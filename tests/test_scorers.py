@@ -465,7 +465,7 @@ class TestBrokenReferences:
         defs = rules.definitions()
         dg.Definitions.validate_loadable(defs)
         specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
-        assert set(specs) == {"rate/raw", "rate/scores", "broken_configs/other"}
+        assert set(specs) == {"rate/raw", "rate/scores", "rate/summary", "broken_configs/other"}
         description = specs["broken_configs/other"].description or ""
         assert "configs/tasks/other.yaml:scorer: " in description and wrong in description
 

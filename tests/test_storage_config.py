@@ -16,7 +16,6 @@ from pages import ROOT, blocks
 from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog, load_task
-from modelcall_assets.config.spec import PREPROCESSED
 from modelcall_assets.config.stores import parse_storage
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records.data_files import StoreOptions
@@ -61,7 +60,7 @@ def test_a_task_may_lie_in_stores_altogether(project: Storage) -> None:
         "s3://bucket/in", "gs://other/out/{task_name}", preprocess={"enabled": True}
     )
     assert spec.input_folder == "s3://bucket/in"
-    assert spec.folder(PREPROCESSED) == "s3://bucket/in_preprocessed"
+    assert spec.folder("preprocessed") == "s3://bucket/in_preprocessed"
     assert spec.folder("scores") == "gs://other/out/demo"
     assert spec.journal_folder == "gs://other/out/demo/.modelcall"
     assert [(each.prefix, each.filesystem) for each in spec.store_options] == [
@@ -126,7 +125,7 @@ def test_a_whole_bucket_has_no_folder_beside_it(project: Storage) -> None:
     found = project.problems("s3://b", "s3://c/out", preprocess={"enabled": True})
     assert found["configs/tasks/demo.yaml:preprocess.output_folder"].fix == "name a folder for it"
     own = {"enabled": True, "output_folder": "s3://c/clean"}
-    assert project.load("s3://b", "s3://c/out", preprocess=own).folder(PREPROCESSED) == (
+    assert project.load("s3://b", "s3://c/out", preprocess=own).folder("preprocessed") == (
         "s3://c/clean"
     )
 
@@ -515,7 +514,7 @@ def test_where_relative_folders_lie(project: Storage, root: str, written: str, m
     assert spec.folder("scores") == expected
     assert spec.journal_folder == f"{expected}/journal"
     assert spec.files["model"] == "configs/models/m.yaml"
-    for name, stage in (("input_folder", "raw"), ("output_folder", PREPROCESSED)):
+    for name, stage in (("input_folder", "raw"), ("output_folder", "preprocessed")):
         spec = project.load("./raw", "./out", preprocess={"enabled": True, name: written})
         assert (spec.input_folder if stage == "raw" else spec.folder(stage)) == expected
 
