@@ -181,15 +181,20 @@ class Dev:
 
     def staleness(self, task: str, key: str) -> dict[str, tuple[str, list[str]]]:
         """Status and causes per stage, as the asset page asks for them."""
-        query = "query ($key: String!) {assetNodes {assetKey {path} staleStatus(partition: $key)"
-        query += " staleCauses(partition: $key) {reason}}}"
+        paths = [
+            node["assetKey"]["path"]
+            for node in self.ask("{assetNodes {assetKey {path} isPartitioned}}")["assetNodes"]
+            if node["isPartitioned"] and node["assetKey"]["path"][0] == task
+        ]
+        query = "query ($key: String!, $of: [AssetKeyInput!]) {assetNodes(assetKeys: $of) {assetKey"
+        query += " {path} staleStatus(partition: $key) staleCauses(partition: $key) {reason}}}"
+        nodes = self.ask(query, key=key, of=[{"path": path} for path in paths])["assetNodes"]
         return {
             node["assetKey"]["path"][1]: (
                 node["staleStatus"],
                 [cause["reason"] for cause in node["staleCauses"]],
             )
-            for node in self.ask(query, key=key)["assetNodes"]
-            if node["assetKey"]["path"][0] == task
+            for node in nodes
         }
 
 
