@@ -29,7 +29,7 @@ from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
 from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.parquet import ParquetSink, check_writable
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import read_batches, read_rows
+from modelcall_assets.storage.rows import count_rows, read_batches, read_rows
 
 ROWS = [{"id": f"row {n}", "text": f"text {n} 中文", "n": n} for n in range(300)]
 CONTENT = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
@@ -591,3 +591,24 @@ def test_too_many_keys_are_refused_early(tmp_path: Path) -> None:
     path.write_bytes(b"".join(b'{"k%d": 1}\n' % n for n in range(12_000)))
     with pytest.raises(InputError, match=r"more than 10,000 different keys up to line 1[01],"):
         read_raw(stat_file(path))
+
+
+class TestLimit:
+    @pytest.mark.parametrize("size", [1 << 10, 1 << 20])
+    def test_what_lies_behind_it_may_be_damaged(self, tmp_path: Path, size: int) -> None:
+        rows = [{"n": n, "text": f"{n * 7919 % 1009}" * 40} for n in range(4000)]
+        whole = gzip.compress(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        path = tmp_path / "cut.jsonl.gz"
+        path.write_bytes(whole[:-20])
+        batches = [*read_batches(path, limit=5, rows=2, size=size)]
+        assert [batch.rows for batch in batches][:2] == [2, 2][: len(batches)]
+        assert [item for batch in batches for item in batch.items] == rows[:5]
+        assert read_raw(stat_file(path), limit=5).rows == 5
+
+    def test_a_deep_row_is_counted_where_bad_lines_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep.jsonl"
+        path.write_bytes(b'{"x":' + b"[" * 300 + b"]" * 300 + b"}\n")
+        strict = Reading(on_bad_line="fail")
+        assert count_rows(path, strict) == len([*read_rows(path, strict)]) == 1
+        with pytest.raises(InputError, match="nested deeper"):
+            read_raw(stat_file(path), reading=strict)

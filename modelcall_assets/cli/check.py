@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import click
@@ -196,7 +195,7 @@ def _absent_columns(task: Task, file: FileInfo) -> Iterator[Problem]:
     stage = task.find(Preprocessed)
     if stage is None or not is_data_file(file.place.name):
         return
-    items = islice(read_rows(file.place, task.stages[0].reading), ROWS_LOOKED_AT)
+    items = read_rows(file.place, task.stages[0].reading, ROWS_LOOKED_AT)
     rows = [item for item in items if not isinstance(item, BadLine)]
     names = dict.fromkeys(name for row in rows for name in row)
     for place, column in stage.recipe.absent(names).items() if rows else ():

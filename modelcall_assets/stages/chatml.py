@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from modelcall_assets.config.block import did_you_mean
@@ -118,7 +118,7 @@ class Chatml(Stage):
         """Of the first split: columns that no row has, else rows of which none can be
         converted."""
         dataset, file = self.spec.datasets[name], splits[0].files[0]
-        items = islice(read_rows(file.place, self.before.reading), ROWS_LOOKED_AT)
+        items = read_rows(file.place, self.before.reading, ROWS_LOOKED_AT)
         rows = [item for item in items if not isinstance(item, BadLine)]
         columns = dict.fromkeys(name for row in rows for name in row)
         file_name = self.spec.files["datasets"]
@@ -178,10 +178,9 @@ class _Conversion:
         report = self.report
         for file in files:
             first = report.rows_in
-            batches = read_batches(file.place, reading, size=STREAM_BYTES)
+            left = None if limit is None else limit - report.rows_in
+            batches = read_batches(file.place, reading, limit=left, size=STREAM_BYTES)
             for item, text in chain.from_iterable(batch.with_lines() for batch in batches):
-                if report.rows_in == limit:
-                    return
                 report.rows_in += 1
                 line = self._line(item, text)
                 if isinstance(line, Failure):

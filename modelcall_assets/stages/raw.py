@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -327,7 +326,7 @@ class _Look:
                         self._id(item)
             report.rows += batch.rows
         wanted = min(SAMPLE_ROWS - len(report.sample), report.rows - before)
-        for item in islice(read_rows(file.place, self.reading, SAMPLE_ROWS), wanted):
+        for item in read_rows(file.place, self.reading, wanted, SAMPLE_ROWS):
             if isinstance(item, dict):
                 report.show(item)
         return file_digest(file.place)

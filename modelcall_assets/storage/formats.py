@@ -145,10 +145,11 @@ def line_blocks(
     beginning; the number of each, from 1; and how many blank ones were among them. In place of what
     is over `MOST_LINE_BYTES` of one stands 0xff, which is in no UTF-8."""
     before = 0
-    while block := lines.read(size):
+    while block := lines.read(min(size, MOST_LINE_BYTES)):
         if not block.endswith(b"\n"):
-            block += (rest := lines.readline(MOST_LINE_BYTES + 1))
-            if len(rest) > MOST_LINE_BYTES and not rest.endswith(b"\n"):
+            begun = len(block) - block.rfind(b"\n") - 1
+            block += (rest := lines.readline(MOST_LINE_BYTES + 1 - begun))
+            if begun + len(rest) > MOST_LINE_BYTES and not rest.endswith(b"\n"):
                 block += b"\xff"
                 while (rest := lines.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
                     pass

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 import orjson
@@ -57,6 +57,10 @@ class Batch(ABC):
     def rows(self) -> int:
         return len(self.items)
 
+    def deep_items(self) -> Sequence[Row | BadLine]:
+        """The items; a row may be nested deeper than orjson writes."""
+        return self.items
+
     def with_lines(self) -> Iterable[tuple[Row | BadLine, bytes | None]]:
         """The items, each with its line where the file has lines, for a caller that copies those.
         Numbers are doubles then, and a row may be nested deeper than orjson writes."""
@@ -86,6 +90,12 @@ class LineBatch(Batch):
         return _accepted(
             self.place, self.reading, [*map(parse_line, self.lines, self.numbers, encodings)]
         )
+
+    def deep_items(self) -> Sequence[Row | BadLine]:
+        encoding = self.reading.encoding
+        numbered = zip(self.lines, self.numbers, strict=True)
+        items = [parse_line(line, at, encoding, may_be_deep=True) for line, at in numbered]
+        return _accepted(self.place, self.reading, items)
 
     def with_lines(self) -> Iterable[tuple[Row | BadLine, bytes]]:
         try:
@@ -185,18 +195,19 @@ def read_batches(
 
 
 def read_rows(
-    place: Place, reading: Reading = OURS, rows: int = BATCH_ROWS
+    place: Place, reading: Reading = OURS, limit: int | None = None, rows: int = BATCH_ROWS
 ) -> Iterator[Row | BadLine]:
-    """The records of a file, `rows` at a time. Raises what `read_batches` does."""
-    batches = read_batches(place, reading, rows=rows, size=STREAM_BYTES)
-    return chain.from_iterable(batch.items for batch in batches)
+    """The first `limit` records of a file, `rows` at a time; one may be nested deeper than orjson
+    writes. Raises what `read_batches` does."""
+    batches = read_batches(place, reading, limit=limit, rows=rows, size=STREAM_BYTES)
+    return chain.from_iterable(batch.deep_items() for batch in batches)
 
 
 def count_rows(place: Place, reading: Reading, content: Digest | None = None) -> int:
     """Bad lines count. Nothing is parsed that need not be. Raises what `read_batches` does."""
     batches = read_batches(place, reading, rows=MOST_ROWS, names=(), whole=False, content=content)
     if reading.on_bad_line == "fail":
-        return sum(len(batch.items) for batch in batches)
+        return sum(len(batch.deep_items()) for batch in batches)
     return sum(batch.rows for batch in batches)
 
 
@@ -280,16 +291,26 @@ def _line_batches(
 ) -> Iterator[LineBatch]:
     start = 0
     with open_lines(place, format_, reading, content) as file:
+        if limit is not None:  # nothing behind it is looked at: it may be damaged
+            blocks = islice((each for each in line_blocks(file, 1) if each[0]), limit)
+            lines, numbers, held = list[bytes](), list[int](), 0
+            for found, at, _ in blocks:
+                lines += found
+                numbers += at
+                held += len(found[0])
+                if len(lines) >= rows or held >= size:
+                    yield LineBatch(start, place, reading, lines, numbers)
+                    start, lines, numbers, held = start + len(lines), [], [], 0
+            if lines:
+                yield LineBatch(start, place, reading, lines, numbers)
+            return
         for lines, numbers, blank in line_blocks(file, size):
-            lines = lines if limit is None else lines[: limit - start]
             for at in range(0, max(1, len(lines)), rows):
                 some = lines[at : at + rows]
                 of_some = numbers[at : at + len(some)]
                 yield LineBatch(start + at, place, reading, some, of_some, blank=blank)
                 blank = 0
             start += len(lines)
-            if start == limit:
-                return
 
 
 def _fields(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
