@@ -17,14 +17,18 @@ import dagster as dg
 import pytest
 import yaml
 from conftest import DAGSTER_YAML, Project, some_rows, until
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.storage.partition_status_cache import AssetStatusCacheValue
 from jobs import IN_FLIGHT, Jobs
 from test_cli import run
 from test_publications import put_in_store
 
+from modelcall_assets.defs.dead_runs import end_dead_runs
 from modelcall_assets.defs.instance import open_instance
-from modelcall_assets.defs.partitions import add_partitions
+from modelcall_assets.defs.partitions import add_new_files, add_partitions, partitions_of
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
+RAW = dg.AssetKey(["rate", "raw"])
 RUNS, INDEX, TICKS = "history/runs.db", "history/runs/index.db", "schedules/schedules.db"
 ROWS = 40
 OPEN = """
@@ -358,3 +362,30 @@ class TestSlot:
                 first.kill()
                 out, err = second.communicate(timeout=60)
         assert (second.returncode, "1 of 1 files scored" in out) == (0, True), out + err
+
+
+class TestSeveralAtATime:
+    def test_what_dagsters_cache_of_statuses_has_missed_is_there(self, project: Project) -> None:
+        """As when another process wrote the cache between our event and the note that it is the
+        latest: then it never looks at that event again."""
+        with open_instance(project.root) as instance:
+            partitions = partitions_of(project.steps(), "raw")
+            add_new_files(instance, project.steps())
+            instance.report_runless_asset_event(dg.AssetObservation(RAW))
+            with partition_loading_context(dynamic_partitions_store=instance):
+                which = partitions.get_serializable_unique_identifier()
+            later = AssetStatusCacheValue(latest_storage_id=1_000_000, partitions_def_id=which)
+            instance.event_log_storage.update_asset_cached_status_data(RAW, later)
+        ended = run(project, "run-task", str(project.task_file))
+        assert (ended.code, "3 of 3 files scored" in ended.out) == (0, True), ended
+
+    def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(
+        self, project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its process has ended too, and so looks like one that was killed."""
+        assert run(project, "run-task", str(project.task_file), "--file", "a.jsonl").code == 0
+        (ended, *_) = instance.get_runs()
+        listed = ended.with_status(dg.DagsterRunStatus.STARTED)
+        monkeypatch.setattr(instance, "get_runs", lambda *_, **__: [listed])
+        assert end_dead_runs(instance) == []
+        assert instance.get_run_by_id(ended.run_id).status == dg.DagsterRunStatus.SUCCESS

@@ -111,7 +111,7 @@ def run_files(
         is_fine = not (summary.busy or summary.failed)
         nothing = "nothing to do: every file is up to date" if is_fine else "nothing done"
     echo(_summary(steps, keys, summary.behind, nothing, display, seconds))
-    return 1 if summary.failed or summary.busy else 0
+    return 1 if summary.failed or summary.busy or summary.behind else 0
 
 
 def _selected(

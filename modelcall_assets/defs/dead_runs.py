@@ -10,6 +10,7 @@ import fcntl
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
@@ -94,12 +95,12 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     holders = _runs_with_slots(instance).difference(run.run_id for run in runs)
     if holders:
         runs = [*runs, *instance.get_runs(filters=dg.RunsFilter(run_ids=[*holders]))]
-    for run in runs:
-        if _is_dead(instance, run):
-            if not run.is_finished:
-                instance.report_run_failed(run, "The process of this run was killed.")
-                ended.append(run.run_id)
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    for run in filter(partial(_is_dead, instance), runs):
+        now = instance.get_run_by_id(run.run_id)  # it may have ended well since it was listed
+        if now is not None and not now.is_finished:
+            instance.report_run_failed(now, "The process of this run was killed.")
+            ended.append(run.run_id)
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return ended
 
 

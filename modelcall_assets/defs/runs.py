@@ -73,6 +73,10 @@ class TaskRunner:
                     if is_over := any(failure.is_systemic for failure in failures):
                         break
                 statuses = self._statuses(stage, wanted)
+                if any(status != _GREEN for status in statuses.values()):
+                    # Dagster's cache of them can miss what several processes note at a time.
+                    self.instance.wipe_asset_cached_status([asset_key(self.steps.spec, stage)])
+                    statuses = self._statuses(stage, wanted)
                 summary.behind += [key for key in wanted if statuses[key] != _GREEN]
                 wanted = [key for key in wanted if statuses[key] == _GREEN]
                 if is_over:
