@@ -8,7 +8,6 @@ byte is lost. Rows of columns are written as lines first.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain, repeat
@@ -328,10 +327,13 @@ def _as_line(item: Row | BadLine) -> tuple[Row | BadLine, bytes]:
 def _is_new(seen: Words, row: Row, line: bytes) -> bool:
     """Contents are told apart by 70 bits, which among 100 million differ but for one chance in
     200,000. Numbers of more digits than a double has are compared as they are written."""
-    content = line.strip()
-    if not isinstance(row, Numbered) and _LONG_NUMBER not in line.translate(_DIGITS_AS_0):
-        with suppress(orjson.JSONEncodeError):  # nested too deeply
+    if isinstance(row, Numbered) or _LONG_NUMBER in line.translate(_DIGITS_AS_0):
+        content = line.strip()
+    else:
+        try:
             content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError:  # nested too deeply
+            content = line.strip()
     hash_ = int.from_bytes(hashlib.sha256(content).digest()[:9]) & _HASH_MASK
     return seen.add(hash_, hash_ >> PLACE_BITS)
 
