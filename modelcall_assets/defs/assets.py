@@ -177,12 +177,12 @@ async def _single(
 ) -> dg.MaterializeResult[Any]:
     report = await work(key)
     if (rejected := stage.why_rejected(report)) is not None:
-        _log(context, stage, key, report)
+        _log(context, stage, key, report, rejected)
         raise _failure(f"{key}: {rejected}")
     return dg.MaterializeResult(
-        metadata=_metadata_of(stage, key, report),
+        metadata=_metadata_of(stage, key, report, None),
         data_version=dg.DataVersion(report.data_version),
-        check_results=[_check_of(report)],
+        check_results=[_check_of(report, None)],
     )
 
 
@@ -211,7 +211,7 @@ async def _several(
                 return
         if (rejected := stage.why_rejected(report)) is not None:
             failed[key] = rejected
-        _log(context, stage, key, report)
+        _log(context, stage, key, report, rejected)
 
     async with asyncio.TaskGroup() as files:
         for key in keys:
@@ -228,11 +228,17 @@ def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
 
 
-def _log(context: dg.AssetExecutionContext, stage: Stage, key: str, report: Report) -> None:
+def _log(
+    context: dg.AssetExecutionContext,
+    stage: Stage,
+    key: str,
+    report: Report,
+    rejected: str | None,
+) -> None:
     """What came of one file, and its check. Of a rejected result an observation keeps the numbers
     in the UI; a materialisation would show green."""
-    asset, rejected = asset_key(stage), stage.why_rejected(report)
-    metadata, check = _metadata_of(stage, key, report), _check_of(report, rejected)
+    asset = asset_key(stage)
+    metadata, check = _metadata_of(stage, key, report, rejected), _check_of(report, rejected)
     if rejected is not None:
         context.log_event(dg.AssetObservation(asset, partition=key, metadata=metadata))
     else:
@@ -252,7 +258,7 @@ def _log(context: dg.AssetExecutionContext, stage: Stage, key: str, report: Repo
     context.log_event(evaluation)  # which takes it, though its type does not say so
 
 
-def _metadata_of(stage: Stage, key: str, report: Report) -> dict[str, Any]:
+def _metadata_of(stage: Stage, key: str, report: Report, rejected: str | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "dagster/row_count": report.rows,
         "rows_in": report.rows_in,
@@ -281,7 +287,7 @@ def _metadata_of(stage: Stage, key: str, report: Report) -> dict[str, Any]:
     if report.warnings:
         shown["warnings"] = report.warnings
     if stage.suffix:  # else the rows are in the user's own file
-        output = stage.output(key, rejected=stage.why_rejected(report) is not None)
+        output = stage.output(key, rejected=rejected is not None)
         shown["output"] = dg.MetadataValue.path(str(output))
     sample = report.sample
     if sample and turns_of(dict(sample[0])):  # conversations are read, other rows compared
@@ -292,7 +298,7 @@ def _metadata_of(stage: Stage, key: str, report: Report) -> dict[str, Any]:
     return shown
 
 
-def _check_of(report: Report, rejected: str | None = None) -> dg.AssetCheckResult:
+def _check_of(report: Report, rejected: str | None) -> dg.AssetCheckResult:
     """Whether the partition is complete: a table with a row for each thing that is looked at, the
     worst of which gives the severity. `rejected` says why the result is not accepted."""
     findings = report.findings(rejected)

@@ -36,9 +36,7 @@ from modelcall_assets.stages.calls import Budget, Caller
 from modelcall_assets.stages.publication import Draft, old_files
 from modelcall_assets.stages.replay import Asked, Reuse, Standing, standing_in
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.score_table import (
-    Rate,
-)
+from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.storage.files import NewFile, file_digest

@@ -18,10 +18,11 @@ from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInp
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import Part, changed
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.columns import MOST_ROWS, open_columns
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import (
     OURS,
+    Digest,
     Format,
     Reading,
     format_of,
@@ -230,8 +231,7 @@ def read_split(files: Sequence[FileInfo], reading: Reading) -> RawReport:
     for file in files:
         heard = hashlib.sha256()
         rows = count_rows(file.place, reading, heard)
-        has_columns = format_of(file.place).has_columns
-        digest = file_digest(file.place) if has_columns else f"sha256:{heard.hexdigest()}"
+        digest = _digest(file.place, format_of(file.place), heard)
         members.append({"uri": file.uri, "digest": digest, "rows": rows, "size": file.size})
     content = repr([member["digest"] for member in members]).encode()
     digest = hashlib.sha256(content).hexdigest()[:32]
@@ -241,6 +241,12 @@ def read_split(files: Sequence[FileInfo], reading: Reading) -> RawReport:
     report.numbers = {"bytes": sum(file.size for file in files)}
     _show_members(report)
     return report
+
+
+def _digest(place: Place, format_: Format, heard: Digest) -> str:
+    """Of a file that was read; what is no file of lines was not read from end to end."""
+    is_heard = not format_.has_columns and format_ is not Format.WHOLE
+    return f"sha256:{heard.hexdigest()}" if is_heard else file_digest(place)
 
 
 def _show_members(report: RawReport) -> None:
@@ -267,29 +273,26 @@ class _Look:
     def at(self, file: FileInfo) -> dict[str, Any]:
         """The file as manifests have it. `name` is its path in the input folder, `whole` says that
         it is one record: what no data file is."""
-        before = self.report.rows
+        before, content = self.report.rows, hashlib.sha256()
         is_whole = not is_data_file(file.place.name)
         format_ = Format.WHOLE if is_whole else format_of(file.place)
         self.formats[format_] = None
-        if not is_whole:
-            digest = (self._columns if format_.has_columns else self._lines)(file, format_)
-        else:
-            digest = file_digest(file.place)
-            if before != self.limit:
-                self.report.rows += 1
-                self.report.show({"path": file.key_path, "bytes": file.size})
-        rows, name = self.report.rows - before, file.key_path
-        found = {"name": name, "uri": file.uri, "digest": digest, "rows": rows}
+        if format_.has_columns:
+            self._columns(file.place, format_)
+        elif not is_whole:
+            self._lines(file, content)
+        elif before != self.limit:
+            self.report.rows += 1
+            self.report.show({"path": file.key_path, "bytes": file.size})
+        rows, digest = self.report.rows - before, _digest(file.place, format_, content)
+        found = {"name": file.key_path, "uri": file.uri, "digest": digest, "rows": rows}
         return {**found, "size": file.size, "whole": is_whole}
 
-    @property
-    def _left(self) -> int | None:
-        return None if self.limit is None else self.limit - self.report.rows
-
-    def _lines(self, file: FileInfo, _: Format) -> str:
-        content, report = hashlib.sha256(), self.report
+    def _lines(self, file: FileInfo, content: Digest) -> None:
+        report = self.report
+        left = None if self.limit is None else self.limit - report.rows
         for batch in read_batches(
-            file.place, self.reading, limit=self._left, size=STREAM_BYTES, content=content
+            file.place, self.reading, limit=left, size=STREAM_BYTES, content=content
         ):
             assert isinstance(batch, LineBatch)
             report.blank_lines += batch.blank
@@ -306,30 +309,25 @@ class _Look:
                     raise InputError(
                         f"{file.place}: {what}; put them into one column, as an object"
                     )
-        return f"sha256:{content.hexdigest()}"
 
-    def _columns(self, file: FileInfo, format_: Format) -> str:
+    def _columns(self, place: Place, format_: Format) -> None:
+        """The schema is known also where there is no batch."""
         report, before = self.report, self.report.rows
-        with open_columns(file.place, format_) as columns:
+        with open_columns(place, format_) as columns:
             self.columns.append(columns.schema)
-        for batch in read_batches(
-            file.place,
-            self.reading,
-            limit=self._left,
-            rows=MOST_ROWS,
-            names=ID_COLUMNS,
-            whole=False,
-        ):
-            if not {*ID_COLUMNS}.isdisjoint(columns.schema.names):
-                for item in batch.items:
+            names = [name for name in ID_COLUMNS if name in columns.schema.names]
+            for batch in columns.batches(MOST_ROWS, names):
+                if report.rows == self.limit:
+                    break
+                batch = batch.slice(0, None if self.limit is None else self.limit - report.rows)
+                for item in rows_of(batch.select(names), report.rows) if names else ():
                     if isinstance(item, dict):
                         self._id(item)
-            report.rows += batch.rows
+                report.rows += batch.num_rows
         wanted = min(SAMPLE_ROWS - len(report.sample), report.rows - before)
-        for item in read_rows(file.place, self.reading, wanted, SAMPLE_ROWS):
+        for item in read_rows(place, self.reading, wanted, SAMPLE_ROWS):
             if isinstance(item, dict):
                 report.show(item)
-        return file_digest(file.place)
 
     def _id(self, row: Row) -> None:
         if (own := own_id(row)) is not None and not self.seen.is_new(own):

@@ -5,7 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -25,8 +33,6 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from modelcall_assets.stages.task import Task
 
 MEMBERS = "members"

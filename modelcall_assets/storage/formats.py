@@ -82,6 +82,7 @@ OURS = Reading()
 
 class Digest(Protocol):
     def update(self, data: Any, /) -> None: ...
+    def hexdigest(self) -> str: ...
 
 
 def format_of(place: Place) -> Format:

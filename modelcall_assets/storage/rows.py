@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -86,16 +86,14 @@ class LineBatch(Batch):
 
     @cached_property
     def items(self) -> Sequence[Row | BadLine]:
-        encodings = repeat(self.reading.encoding)
-        return _accepted(
-            self.place, self.reading, [*map(parse_line, self.lines, self.numbers, encodings)]
-        )
+        return self._parsed(may_be_deep=False)
 
     def deep_items(self) -> Sequence[Row | BadLine]:
-        encoding = self.reading.encoding
-        numbered = zip(self.lines, self.numbers, strict=True)
-        items = [parse_line(line, at, encoding, may_be_deep=True) for line, at in numbered]
-        return _accepted(self.place, self.reading, items)
+        return self._parsed(may_be_deep=True)
+
+    def _parsed(self, *, may_be_deep: bool) -> Sequence[Row | BadLine]:
+        parse = partial(parse_line, encoding=self.reading.encoding, may_be_deep=may_be_deep)
+        return _accepted(self.place, self.reading, [*map(parse, self.lines, self.numbers)])
 
     def with_lines(self) -> Iterable[tuple[Row | BadLine, bytes]]:
         try:
