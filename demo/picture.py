@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 
 GROUP = "locations/__repository__@modelcall/asset-groups/demo_code_quality/lineage"
 URL = f"http://localhost:3000/{GROUP}"
-CROP = {"x": 310, "y": 412, "width": 1020, "height": 196}
+CROP = {"x": 294, "y": 412, "width": 1052, "height": 196}
 
 
 def main(target: Path) -> None:
