@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +14,15 @@ import yaml
 from project import NAMES, TASK, A, Project, some_rows, until
 
 from modelcall_assets.errors import InputError, SetupError
+from modelcall_assets.journal.index import Address, Asking, SharedReplies
+from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.lines import Entry
+from modelcall_assets.llm.completion import Usage
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.calls import Budget, read_spent
+from modelcall_assets.stages.replay import Reuse
+from modelcall_assets.storage.publishing import claimed
 
 B = "b.jsonl"
 PRICES = {"prices": {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 10}}
@@ -170,6 +181,42 @@ class TestWhatIsAskedNow:
         assert scores[0] == scores[1] == scores[2]
         assert sum(sum(paid(project, name)) for name in NAMES) == 100
 
+    def test_is_asked_by_nobody_until_all_can_find_its_answer(self, tmp_path: Path) -> None:
+        async def is_told() -> None:
+            table, key = tmp_path / "answers.sqlite", "a" * 32
+
+            def reuse() -> Reuse:
+                shared = SharedReplies(table, lambda folder: Journal(Path(folder), "reader"))
+                return Reuse(shared=shared, asking=asking, folder=str(tmp_path / "journal"))
+
+            asking = Asking(tmp_path / "answers.asking")
+            with (
+                Journal(tmp_path / "journal", "one") as journal,
+                closing(reuse()) as answers,
+                closing(reuse()) as waits,
+                closing(sqlite3.connect(table, isolation_level=None)) as busy,
+            ):
+                assert answers.take(key) is None
+                entry = Entry(
+                    Address(key), 0, 200, b"{}", "one", 1, 5, "2026-01-01T00:00:00.000+00:00"
+                )
+                answers.keep(Address(key), journal.append(entry))
+                busy.execute("BEGIN IMMEDIATE")
+                telling = asyncio.create_task(answers.tell())
+                await asyncio.sleep(0)
+                telling.cancel()  # the file is through
+                assert not (await asyncio.wait([telling], timeout=0.2))[0]
+                assert (free := waits.take(key)) is not None
+                busy.execute("COMMIT")
+                with pytest.raises(asyncio.CancelledError):
+                    await telling
+                answers.close()
+                await free
+                assert waits.take(key) is None
+                assert len(await waits.find(journal, key)) == 1
+
+        asyncio.run(is_told())
+
     @pytest.mark.parametrize("killed", [False, True])
     def test_is_waited_for_by_another_process(
         self, project: Project, server: RehearsalServer, killed: bool
@@ -239,6 +286,23 @@ class TestBudget:
         spent = scores.budget
         assert spent.spent(0) is not None or spent.spent(1) is not None
         assert spent.total.usd == pytest.approx(0.05, rel=0.05), "at most a reply more or less"
+
+    def test_what_a_file_that_ends_tells_is_counted_once(self, tmp_path: Path) -> None:
+        async def told() -> None:
+            path = tmp_path / "spent.json"
+            budget = Budget("task.yaml", path, (1.0, 1.0), None, 1000)
+            budget.pay(Usage(60, 40), 0)
+            with claimed(path.with_name(".spent")):  # another run tells
+                telling = asyncio.create_task(budget.sync())
+                await asyncio.sleep(0)
+                telling.cancel()
+                assert not (await asyncio.wait([telling], timeout=0.2))[0]
+            with pytest.raises(asyncio.CancelledError):
+                await telling
+            await budget.sync()
+            assert (read_spent(path).tokens, budget.total.tokens) == (100, 100)
+
+        asyncio.run(told())
 
     def test_a_budget_in_money_needs_prices(self, project: Project) -> None:
         project.write_task({"budget_usd": 1})

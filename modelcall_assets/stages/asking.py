@@ -3,7 +3,6 @@ to a publication."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import tempfile
@@ -39,7 +38,7 @@ from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Run, Stage, Work
-from modelcall_assets.storage.files import NewFile, file_digest
+from modelcall_assets.storage.files import NewFile, file_digest, in_thread
 from modelcall_assets.storage.places import explained, is_absent
 from modelcall_assets.storage.publishing import Hold, read_manifest
 from modelcall_assets.transforms.user_code import Fields
@@ -167,27 +166,27 @@ class AskingStage(Stage):
         """Every row of a partition. What `max_failure_rate` rejects lies aside. InHand when another
         run asks for it now."""
         fresh, tally = run.fresh, run.tally
-        source = await asyncio.to_thread(self.source, key)
+        source = await in_thread(self.source, key)
         with (
-            await asyncio.to_thread(self._in_hand, key),
-            await asyncio.to_thread(Draft, self, key) as draft,
-            await asyncio.to_thread(self._journal, key, run) as journal,
+            await in_thread(self._in_hand, key),
+            await in_thread(Draft, self, key) as draft,
+            await in_thread(self._journal, key, run) as journal,
             closing(await self._reuse(key, run)) as reuse,
         ):
             stands = None
             if not (fresh or run.again):
-                stands = await asyncio.to_thread(self._acceptable, key, source)
+                stands = await in_thread(self._acceptable, key, source)
             reuse.published |= stands is not None
             adoption = None
             if draft.adopts and not fresh:
-                adoption = await asyncio.to_thread(self._adopt, draft, key, source, journal)
+                adoption = await in_thread(self._adopt, draft, key, source, journal)
             given = (self, engine, journal, tally, reuse, stands)
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()
                 caller = Caller(*given, requests=batches.requests, warnings=batches.warnings)
             await caller.run(self.asks_of(source))
-            report = await asyncio.to_thread(
+            report = await in_thread(
                 draft.written,
                 lambda out: self.write(source, caller.rate, out, caller.types.fields()),
             )
@@ -201,8 +200,8 @@ class AskingStage(Stage):
             report.detail["made_by"] = self.version()
             if adoption is not None:
                 report.detail["adopted"] = asdict(adoption)
-            await asyncio.to_thread(lambda: draft.publish(report, source.fingerprint()))
-            await asyncio.to_thread(journal.seal, report.data_version)
+            await in_thread(lambda: draft.publish(report, source.fingerprint()))
+            await in_thread(journal.seal, report.data_version)
         return report
 
     def _in_hand(self, key: str) -> Hold:
@@ -264,7 +263,7 @@ class AskingStage(Stage):
             return Reuse(policy.scope != "off")
         if table not in self._asked_now:
             self._asked_now[table] = Asking(table.with_suffix(".asking"))
-        shared = await asyncio.to_thread(SharedReplies, table, self.layout.read_journal)
+        shared = await in_thread(SharedReplies, table, self.layout.read_journal)
         asking = self._asked_now[table] if self.samples == 1 else None
         return Reuse(policy.scope != "off", shared, asking, str(self.journal_folder(key)))
 

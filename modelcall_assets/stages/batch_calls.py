@@ -42,6 +42,7 @@ from modelcall_assets.stages.replay import (
     said_in,
 )
 from modelcall_assets.stages.spool import ROWS_AT_ONCE, Spool, Told
+from modelcall_assets.storage.files import in_thread
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
@@ -225,12 +226,12 @@ class BatchCaller(Replay):
         """Noted before and after, so that a kill at any moment leaves a trace of the batch."""
         note = BatchNote(uuid4().hex, self._client.name, count, time.time())
         since = self.journal.note(note)
-        await asyncio.to_thread(self.journal.sync)
+        await in_thread(self.journal.sync)
         batch_id = await self._client.submit(file, note.token, note.noted_at)
         note = replace(note, id=batch_id)
         self.journal.note(note)
         self._running[batch_id] = None
-        await asyncio.to_thread(self.journal.sync)
+        await in_thread(self.journal.sync)
         return note, batch_id, since
 
     async def _collect(
@@ -247,7 +248,7 @@ class BatchCaller(Replay):
             with TemporaryFile() as file:
                 await self._client.download(file_id, file)
                 await self._read(file, told, since)
-        await asyncio.to_thread(self.journal.sync)
+        await in_thread(self.journal.sync)
         self.journal.note(replace(note, ended=told.ended.status if told.ended else "gone"))
         del self._running[batch_id]
         self._outstanding -= note.requests

@@ -16,7 +16,7 @@ from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import MOST_TOKENS, Usage
 from modelcall_assets.llm.engine import GaveUp
 from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unanswered, said_in
-from modelcall_assets.storage.files import read_bytes, write_bytes
+from modelcall_assets.storage.files import in_thread, read_bytes, write_bytes
 from modelcall_assets.storage.publishing import claimed
 
 Prices = tuple[float | None, float | None]
@@ -87,13 +87,13 @@ class Budget:
             return
         async with self._one_tells:
             self._telling, self._now = self._telling + self._now, Spent()
-            self._before, self._telling = await asyncio.to_thread(self._tell), Spent()
+            await in_thread(self._tell)
 
-    def _tell(self) -> Spent:
+    def _tell(self) -> None:
         with claimed(self._path.with_name(".spent")):
             spent = read_spent(self._path) + self._telling
             write_bytes(self._path, orjson.dumps(spent))
-        return spent
+        self._before, self._telling = spent, Spent()
 
     def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
         return BudgetSpent(

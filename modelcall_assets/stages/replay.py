@@ -31,6 +31,7 @@ from modelcall_assets.stages.score_table import (
     answered_row,
     outcome_row,
 )
+from modelcall_assets.storage.files import in_thread
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.user_code import SharedTypes
@@ -62,7 +63,7 @@ class Reuse:
         """Answers to the same request that are not this record's own, to be judged anew."""
         if key in self._kept:
             return [journal.chain(self._kept[key])]
-        return [] if self.shared is None else await asyncio.to_thread(self.shared.find, key)
+        return [] if self.shared is None else await in_thread(self.shared.find, key)
 
     def keep(self, address: Address, position: Position) -> None:
         """This request has its answer, a success; where it is shared."""
@@ -88,7 +89,7 @@ class Reuse:
         if self.shared is None or not self._answered:
             return
         answered, self._answered = self._answered, []
-        await asyncio.to_thread(self.shared.add, self.folder, answered)
+        await in_thread(self.shared.add, self.folder, answered)
         for key, _ in answered:
             self._let_go(key)
 
@@ -181,7 +182,7 @@ class Replay:
     async def pending(self, asks: Iterator[Asks]) -> AsyncIterator[Pending]:
         """Records still to call."""
         addresses, index = Addresses(self.stage.samples), -1
-        while (some := await asyncio.to_thread(next, asks, None)) is not None:
+        while (some := await in_thread(next, asks, None)) is not None:
             for _, request in some:
                 index += 1
                 self.positions.append(NO_REPLY)
@@ -296,7 +297,7 @@ class Replay:
                         await asyncio.sleep(SYNC_EVERY_S / TOLD_PER_SYNC)
                         await self.reuse.tell()
                     await self.budget.sync()
-                    await asyncio.to_thread(self.journal.sync)
+                    await in_thread(self.journal.sync)
                 except StoreError as error:
                     self.engine.stop(error)
                     return

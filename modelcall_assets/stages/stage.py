@@ -3,7 +3,6 @@ which one differs from the others is in its own file."""
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterator,
@@ -25,7 +24,7 @@ from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, 
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import Part, Source, changed
 from modelcall_assets.storage.columns import read_schema
-from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.files import file_digest, in_thread
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
 from modelcall_assets.storage.parquet import schema_from_json
@@ -141,7 +140,7 @@ class Stage(ABC):
         run.stop = run.tally.stop
 
         async def work(key: str) -> Report:
-            return await asyncio.to_thread(self.make, key, run.tally)
+            return await in_thread(self.make, key, run.tally)
 
         yield work
 
