@@ -32,7 +32,7 @@ _INTRO = """\
 # Config files
 
 Generated from the models in `modelcall_assets/config/`. `modelcall check` validates every file
-below `configs/` and names each mistake by file and field.
+below `configs/` and names each mistake by file, field and line.
 
 - An unknown key is an error. `-1` or `null` means no limit where a field is a limit.
 - Relative paths start at the project root: the nearest folder that holds `workspace.yaml` or

@@ -35,6 +35,8 @@ class Problem:
     unready: bool = False
     """The files are right, but the task cannot run here: it stops a run, and `modelcall check` only
     warns of it."""
+    line: int | None = None
+    """Of the file, from 1."""
 
     def __str__(self) -> str:
         parts = [self.wrong]
@@ -45,7 +47,8 @@ class Problem:
         if self.fix:
             parts.append(self.fix)
         place = f"{self.file}:{self.field}" if self.field else self.file
-        return f"{place}: {'; '.join(parts)}"
+        line = "" if self.line is None else f" (line {self.line})"
+        return f"{place}: {'; '.join(parts)}{line}"
 
 
 class ModelcallError(Exception):

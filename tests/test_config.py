@@ -24,6 +24,7 @@ from config_files import (
 from config_reference import reference
 from hypothesis import given
 from hypothesis import strategies as st
+from project import Project
 
 from modelcall_assets.config import datasets
 from modelcall_assets.config.block import load_yaml
@@ -1357,6 +1358,40 @@ def test_check_without_arguments_takes_the_project(project: Configs) -> None:
     assert ended.out.splitlines()[-1] == "3 files checked: 1 errors, 0 warnings"
 
 
+WITH_MISTAKES = """\
+task_name: demo
+data: {output_folder: ./out,
+  input_foldr: ./in}
+"retry":
+  max_retries: no
+
+# a comment
+concurrency: &many
+  files_per_run: 0
+stores: [{prefix: s3://a}, {prefix: 4}]
+environment: *many
+"""
+
+
+def test_problems_name_the_line_of_their_field_or_of_what_is_there(project: Configs) -> None:
+    path = project.write("configs/tasks/demo.yaml", f"\ufeff{WITH_MISTAKES}")
+    told = project.check(path).out.splitlines()
+    field_and_line = dict(
+        re.findall(r"demo\.yaml:(.*?): .*?(?: \(line (\d+)\))?$", line)[0] for line in told[:-1]
+    )
+    assert field_and_line == {
+        "data.input_foldr": "3",
+        "data.input_folder": "2",
+        "retry.max_retries": "5",
+        "concurrency.files_per_run": "9",
+        "stores": "10",
+        "environment.files_per_run": "9",
+        "model": "",
+        "prompt": "",
+    }
+    assert "(line 3)" in Project(project.root).run("run-task", path).err
+
+
 def test_check_tells_each_problem_once(project: Configs) -> None:
     project.model(**{"chat_config.n": 2})
     project.task("./in", "./a", name="a")
@@ -1465,7 +1500,9 @@ def test_check_looks_for_the_columns_of_a_data_set(distilling: DistillationProje
     first, second = sorted(distilling.told())
     assert first.startswith(f"{place}.input: no column input in the first 2 rows of sets/ins.jsonl")
     assert second.startswith(f"{place}.prompt: no column instruction in ")
-    assert second.endswith("have the columns instructions, output; did you mean instructions?")
+    assert second.endswith(
+        "have the columns instructions, output; did you mean instructions? (line 4)"
+    )
 
 
 def test_check_tries_to_convert_the_first_rows(distilling: DistillationProject) -> None:

@@ -206,7 +206,8 @@ class TestWhatIsAskedNow:
                 await asyncio.sleep(0)
                 telling.cancel()  # the file is through
                 assert not (await asyncio.wait([telling], timeout=0.2))[0]
-                assert (free := waits.take(key)) is not None
+                free = waits.take(key)
+                assert free is not None
                 busy.execute("COMMIT")
                 with pytest.raises(asyncio.CancelledError):
                     await telling

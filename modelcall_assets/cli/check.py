@@ -18,6 +18,7 @@ from modelcall_assets.config.catalog import (
     is_root,
     load_catalog,
     load_task,
+    with_lines,
 )
 from modelcall_assets.config.datasets import are_datasets, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import as_written
@@ -50,8 +51,8 @@ _PARSERS: Mapping[str, Parse] = {
 def check(paths: tuple[Path, ...], strict: bool) -> None:
     """Check task files and those that they name: PATHS, or all of the project's configs/.
 
-    Prints every problem as file:field, and exits with 1 when there is an error. What is right but
-    cannot run here yet, such as a task whose key is not set, is a warning.
+    Prints every problem as file:field, with its line, and exits with 1 when there is an error. What
+    is right but cannot run here yet, such as a task whose key is not set, is a warning.
 
     \b
       modelcall check
@@ -60,7 +61,7 @@ def check(paths: tuple[Path, ...], strict: bool) -> None:
     files, problems = _files(paths or (find_root(Path.cwd()) / "configs",))
     catalog_of = cache(load_catalog)
     for path in files:
-        for problem in _problems_of(path, catalog_of):
+        for problem in with_lines(_problems_of(path, catalog_of), _root_of(path)):
             # A file can be right where its task cannot run: without the keys, for example.
             problems.append(replace(problem, severity="warning") if problem.unready else problem)
         for place, where in _moved(path, catalog_of):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import click
 
@@ -13,6 +14,7 @@ from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.run import failures, retry, run_task
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, verify
+from modelcall_assets.config.catalog import find_root, with_lines
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
@@ -29,7 +31,7 @@ def modelcall() -> None:
 
     \b
     A first task, step by step:
-      modelcall check                 every mistake in configs/, by file and field
+      modelcall check                 every mistake in configs/, by file, field and line
       modelcall plan TASK.yaml        files, rows, tokens and cost, before paying
       modelcall try TASK.yaml         five rows: prompt, raw reply, parsed result
       modelcall rehearse -- COMMAND   run COMMAND against a free local endpoint
@@ -63,7 +65,7 @@ def main() -> None:
         echo(told.getvalue().rstrip(), err=True)
         sys.exit(error.exit_code)
     except SetupError as error:
-        for problem in error.problems:
+        for problem in with_lines(error.problems, find_root(Path.cwd())):
             echo(f"{problem.severity}: {problem}", err=True)
         sys.exit(2)
     except ModelcallError as error:

@@ -3,10 +3,13 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+
+import yaml
 
 from modelcall_assets.config.block import Content, Parse, at, errors_in, load_yaml, nearest
 from modelcall_assets.config.datasets import (
@@ -314,4 +317,30 @@ def _broken(path: Path, root: Path, problems: Sequence[Problem], taken: set[str]
     if key in taken:
         key = f"{key[:90]}_{_digest(file)}"
     taken.add(key)
-    return BrokenTask(path, file, key, tuple(problems))
+    return BrokenTask(path, file, key, tuple(with_lines(problems, root)))
+
+
+def with_lines(problems: Iterable[Problem], root: Path) -> Iterator[Problem]:
+    """Each with the line of its field, or of what of that is there. The files are below `root` or
+    absolute."""
+    contents: dict[str, yaml.Node | None] = {}
+    for problem in problems:
+        if problem.field and problem.file not in contents:
+            contents[problem.file] = None
+            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+                loader = yaml.SafeLoader((root / problem.file).read_text("utf-8-sig"))
+                contents[problem.file] = loader.get_single_node()
+        yield replace(problem, line=_line(contents.get(problem.file), problem.field))
+
+
+def _line(node: yaml.Node | None, field: str) -> int | None:
+    inner: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = [(f"[{at}]", each, each) for at, each in enumerate(node.value)]
+    for name, begins, value in inner:
+        rest = field.removeprefix(name)
+        if rest != field and rest[:1] in ("", ".", "["):
+            return _line(value, rest.removeprefix(".")) or begins.start_mark.line + 1
+    return None

@@ -183,14 +183,14 @@ class _Conversion:
             for item, text in chain.from_iterable(batch.with_lines() for batch in batches):
                 report.rows_in += 1
                 line = self._line(item, text)
-                if isinstance(line, Failure):
-                    where = f"{file.key_path}, row {report.rows_in - first}"
-                    report.fail(where, line.reason, line.detail)
-                    line = self._failed(line, item, text)
-                if isinstance(line, Dropped):
+                if isinstance(line, bytes):
+                    yield line
+                elif isinstance(line, Dropped):
                     report.dropped[line.rule] += 1
                 else:
-                    yield line
+                    where = f"{file.key_path}, row {report.rows_in - first}"
+                    report.fail(where, line.reason, line.detail)
+                    yield self._failed(line, item, text)
 
     def _line(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:
         if isinstance(item, BadLine):
@@ -220,6 +220,7 @@ class _Conversion:
 
 def _may_hold_numbers(row: Row) -> bool:
     """Whether it took more of its input than texts."""
-    turns = row["messages"]
-    is_text = all(len(turn) <= 2 and type(turn.get("content")) is str for turn in turns)
-    return not is_text or "tools" in row
+    for turn in row["messages"]:
+        if len(turn) > 2 or type(turn.get("content")) is not str:
+            return True
+    return "tools" in row

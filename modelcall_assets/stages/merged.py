@@ -272,7 +272,7 @@ class _Merge:
         """The output's lines of one member."""
         count = MemberCount(name)
         self.report.members.append(count)
-        for item, line in self._items(place, count):
+        for item, line in chain.from_iterable(self._items(place, count)):
             if line is None:
                 item, line = _as_line(item)
             if isinstance(item, BadLine):
@@ -295,13 +295,13 @@ class _Merge:
 
     def _items(
         self, place: Place, count: MemberCount
-    ) -> Iterator[tuple[Row | BadLine, bytes | None]]:
+    ) -> Iterator[Iterable[tuple[Row | BadLine, bytes | None]]]:
         for batch in read_batches(place, self.reading, size=STREAM_BYTES):
             count.blank += batch.blank
             if self.copies and isinstance(batch, LineBatch):
-                yield from zip(repeat({}), batch.lines)
+                yield zip(repeat({}), batch.lines)
             else:
-                yield from batch.with_lines()
+                yield batch.with_lines()
 
     def _with_source(self, column: str, name: str, row: Row, line: bytes) -> bytes:
         if column in row:

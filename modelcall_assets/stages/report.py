@@ -143,6 +143,8 @@ class Report:
     moved: dict[str, str] = field(default_factory=dict[str, str])
     """Input columns that are called like ours → their names in the output."""
     sample: list[Row] = field(default_factory=list[Row])
+    shows_more: bool = True
+    """Whether the sample is not full yet."""
     numbers: dict[str, Any] = field(default_factory=dict[str, Any])
     """What else people want to know, by name."""
     tables: dict[str, Sequence[Mapping[str, Any]]] = field(
@@ -177,13 +179,10 @@ class Report:
         if len(self.first_duplicates) < SHOWN_DUPLICATES:
             self.first_duplicates.append(short(identity))
 
-    @property
-    def shows_more(self) -> bool:
-        return len(self.sample) < SAMPLE_ROWS
-
     def show(self, row: Row) -> None:
-        if len(self.sample) < SAMPLE_ROWS:
+        if self.shows_more:
             self.sample.append(sample_row(row))
+            self.shows_more = len(self.sample) < SAMPLE_ROWS
 
     def all_dropped(self, fix: str) -> str:
         """What to say when no row is left and that must be a mistake."""

@@ -4,7 +4,6 @@ their ids, and how they are shown."""
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain, islice, repeat
@@ -96,14 +95,10 @@ class LineBatch(Batch):
         return _accepted(self.place, self.reading, [*map(parse, self.lines, self.numbers)])
 
     def with_lines(self) -> Iterable[tuple[Row | BadLine, bytes]]:
-        try:
-            items = [*map(orjson.loads, self.lines)]
-        except orjson.JSONDecodeError:
-            items = []
-        if not items or not all(type(item) is dict for item in items):
-            encodings = repeat(self.reading.encoding)
-            items = [*map(_copied, self.lines, self.numbers, encodings)]
-        return zip(_accepted(self.place, self.reading, items), self.lines, strict=True)
+        items = map(_copied, self.lines, self.numbers, repeat(self.reading.encoding))
+        if self.reading.on_bad_line == "fail":
+            return zip(_accepted(self.place, self.reading, [*items]), self.lines, strict=True)
+        return zip(items, self.lines, strict=True)
 
 
 @dataclass(frozen=True)
@@ -263,10 +258,11 @@ def sample_row(row: Row) -> Row:
 
 def _copied(line: bytes, number: int, encoding: str) -> Row | BadLine:
     """Of a line that is copied."""
-    with suppress(orjson.JSONDecodeError):
-        if isinstance(row := orjson.loads(line), dict):
-            return row
-    return parse_line(line, number, encoding, may_be_deep=True)
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        row = None
+    return row if type(row) is dict else parse_line(line, number, encoding, may_be_deep=True)
 
 
 def _accepted(
