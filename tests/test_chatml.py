@@ -472,9 +472,9 @@ class TestSplit:
         assert report.dropped == {"missing_conversations": 1}
         assert report.failures == {"bad_line": 1, "chatml_error": 1}
         assert report.histograms["messages"] == {2: 2}
-        assert [item.where for item in report.failed_rows] == [
-            "a.jsonl, row 2",
-            "a.jsonl, row 3",
+        assert [(item.where, item.row) for item in report.failed_rows] == [
+            ("a.jsonl", 2),
+            ("a.jsonl", 3),
         ]
         assert report.sample == [rows[0], rows[3]]
         assert "the line reads: {bad" in rows[1]["error"]["detail"]
@@ -632,7 +632,7 @@ class TestSplit:
     def test_only_so_many_failures_are_listed(self, tmp_path: Path) -> None:
         path = write_rows(tmp_path / "a.jsonl", [{"t": [1]}] * 50)
         report, _ = convert_files([path], "prompt_text_only")
-        assert (report.failed, len(report.failed_rows)) == (50, 20)
+        assert (report.failed, len(report.failed_rows)) == (50, 10)
 
     def test_a_damaged_file_publishes_nothing(self, tmp_path: Path) -> None:
         good = write_rows(tmp_path / "a.jsonl", [{"t": "hi"}])

@@ -152,6 +152,18 @@ class Dev:
         query += " ... on PartitionBackfill {status}}}"
         return self.ask(query, id=backfill)["partitionBackfillOrError"]["status"]
 
+    def checked(self, task: str, stage: str = "scores") -> dict[str, list[str]]:
+        """Status of the stage's check, as its page shows it → partitions."""
+        names = ("succeeded", "failed", "inProgress", "skipped", "executionFailed")
+        query = "query ($it: AssetKeyInput!) {assetNodeOrError(assetKey: $it) {... on AssetNode {"
+        query += " assetChecksOrError {... on AssetChecks {checks {partitionStatuses {"
+        query += " ... on AssetCheckDefaultPartitionStatuses {"
+        query += " ".join(f"{name}Partitions" for name in names) + "}" * 8
+        node = self.ask(query, it={"path": [task, stage]})["assetNodeOrError"]
+        ((check,),) = (node["assetChecksOrError"]["checks"],)
+        keys = {name: sorted(check["partitionStatuses"][f"{name}Partitions"]) for name in names}
+        return {name: keys[name] for name in names if keys[name]}
+
     def ticks(self, task: str, limit: int = 50, sensor: str = "files") -> list[dict[str, Any]]:
         """Of the task's sensor, the latest first."""
         query = "query ($of: SensorSelector!, $limit: Int!) {sensorOrError(sensorSelector: $of) {"
@@ -467,8 +479,8 @@ class Backfills:
     several: str
     few: str
     sampler: Sampler
-    several_ended: tuple[Statuses, Statuses, dict[str, Any]] | None = None
-    """Status of raw and scores, and what the endpoint saw."""
+    several_ended: tuple[Statuses, Statuses, dict[str, Any], dict[str, list[str]]] | None = None
+    """Status of raw and scores, what the endpoint saw, and the check of raw."""
 
 
 @pytest.fixture(scope="module")
@@ -497,7 +509,9 @@ def launched(living: Living, backfills: Backfills) -> dict[str, str]:
     several, victim = living.tasks["several"], living.tasks["victim"]
     several.wait(lambda: living.dev.backfill_status(backfills.several).startswith("COMPLETED"))
     backfills.sampler.stop()
-    backfills.several_ended = (several.state("raw"), several.state(), several.server.stats())
+    checked = living.dev.checked("several", "raw")
+    ended = several.state("raw"), several.state(), several.server.stats(), checked
+    backfills.several_ended = ended
     for name in BROKEN:
         several.write_input(name, some_rows(6, name))
     several.server.reset()
@@ -527,6 +541,8 @@ class TestSensor:
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.parquet")}
         assert found == {name.removesuffix(".jsonl") + ".parquet" for name in names.values()}
         assert watched.server.stats()["repeated_ok"] == 0
+        for stage in STAGES:
+            assert set(living.dev.checked("watched", stage)["succeeded"]) >= set(names)
 
     def test_no_more_than_max_runs_per_tick_and_all_in_the_end(self, living: Living) -> None:
         capped = living.tasks["capped"]
@@ -571,11 +587,13 @@ class TestSensor:
         watched.wait(lambda: set(watched.state("raw", keys).values()) == {RED})
         self._look_again(living)
         assert [len(watched.runs_of(key)) for key in keys] == [1, 2]
+        assert living.dev.checked("watched", "raw")["failed"] == keys
 
         for key in keys:
             watched.write_input(key, some_rows(2, f"mended {key}"))
         watched.wait(lambda: watched.is_green(*keys) and watched.is_green(*keys, stage="raw"))
         assert [len(watched.runs_of(key)) for key in keys] == [2, 3]
+        assert {*living.dev.checked("watched", "raw")} == {"succeeded"}
         assert watched.scores("broken.parquet")[0]["id"] == "mended broken.parquet-0"
 
     def test_a_lost_cursor_launches_nothing_twice(self, living: Living) -> None:
@@ -780,7 +798,7 @@ class TestBackfill:
     ) -> None:
         several = living.tasks["several"]
         assert backfills.several_ended is not None
-        raw, scores, stats = backfills.several_ended
+        raw, scores, stats, checked = backfills.several_ended
         good = [key for key in SEVERAL if key not in BROKEN]
         assert raw == dict.fromkeys(good, GREEN) | dict.fromkeys(BROKEN, RED)
         assert scores == dict.fromkeys(good, GREEN) | dict.fromkeys(BROKEN)
@@ -793,6 +811,7 @@ class TestBackfill:
         for key in BROKEN:
             assert f"{key}: not a readable Parquet file" in reasons
         assert (stats["requests"], stats["distinct"]) == (18 * 6, 18 * 6)
+        assert checked == {"succeeded": good, "failed": BROKEN}
         sampler = backfills.sampler
         assert sampler.half_done, f"no run was seen half done in {sampler.looks} looks"
         assert sampler.early == []
@@ -801,6 +820,7 @@ class TestBackfill:
         few = living.tasks["few"]
         few.wait(lambda: living.dev.backfill_status(backfills.few) == "COMPLETED_SUCCESS")
         assert few.state() == dict.fromkeys(FEW, GREEN)
+        assert living.dev.checked("few") == {"succeeded": FEW}, "also those that run-task has made"
         tags = {"dagster/backfill": backfills.few}
         runs = few.instance.get_runs(dg.RunsFilter(tags=tags))
         assert sorted(_keys(run, FEW) for run in runs) == [[key] for key in FEW[2:]]
@@ -820,6 +840,8 @@ class TestRepairAndDeath:
         tags = {"dagster/backfill": launched["several"]}
         for run in several.instance.get_runs(dg.RunsFilter(tags=tags)):
             assert set(_keys(run, SEVERAL)) <= set(BROKEN)
+        for stage in STAGES:
+            assert living.dev.checked("several", stage) == {"succeeded": SEVERAL}
 
     def test_killed_in_the_middle_and_started_again_it_ends_once(
         self, living: Living, launched: dict[str, str]

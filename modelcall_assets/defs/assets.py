@@ -13,8 +13,20 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from modelcall_assets.defs.instance import asset_key, code_version, partitions_of, provenance_tags
-from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused, ModelcallError
+from modelcall_assets.defs.instance import (
+    asset_key,
+    code_version,
+    latest_result,
+    partitions_of,
+    provenance_tags,
+)
+from modelcall_assets.errors import (
+    BudgetSpent,
+    EndpointDown,
+    EndpointRefused,
+    InHand,
+    ModelcallError,
+)
 from modelcall_assets.stages.report import Report, Tally, Watcher, counted
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
@@ -127,17 +139,21 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
         check_specs=[dg.AssetCheckSpec(COMPLETE, asset=key, partitions_def=partitions)],
     )
     async def body(context: dg.AssetExecutionContext, config: RunOptions):
-        keys, result = _keys(stage, context), None
+        keys = _keys(stage, context)
         try:
             async with _opened(stage, context, config, watcher) as work:
-                if len(keys) == 1:
-                    result = await _single(context, stage, keys[0], work)
-                else:
-                    await _several(context, stage, keys, work)
+                report = await _work_on(context, stage, keys, work)
         except ModelcallError as error:
+            for each in keys:
+                _log_check(context, stage, each, _failed_check(str(error)))
             raise _failure(str(error), [error]) from None
-        check_output = f"{key.to_python_identifier()}_{COMPLETE}"
-        yield result or dg.Output(None, output_name=check_output)
+        if report is not None:
+            yield dg.MaterializeResult(
+                metadata=_metadata_of(stage, keys[0], report, None),
+                data_version=dg.DataVersion(report.data_version),
+            )
+            _log_check(context, stage, keys[0], _check_of(report, None))
+        yield dg.Output(None, output_name=f"{key.to_python_identifier()}_{COMPLETE}")
 
     return body
 
@@ -172,53 +188,55 @@ def _files_per_run(stage: Stage) -> int:
     return wanted + len(stages) - 1 - stages.index(stage) if wanted > 1 else 1
 
 
-async def _single(
-    context: dg.AssetExecutionContext, stage: Stage, key: str, work: Work
-) -> dg.MaterializeResult[Any]:
-    report = await work(key)
-    if (rejected := stage.why_rejected(report)) is not None:
-        _log(context, stage, key, report, rejected)
-        raise _failure(f"{key}: {rejected}")
-    return dg.MaterializeResult(
-        metadata=_metadata_of(stage, key, report, None),
-        data_version=dg.DataVersion(report.data_version),
-        check_results=[_check_of(report, None)],
-    )
-
-
-async def _several(
+async def _work_on(
     context: dg.AssetExecutionContext, stage: Stage, keys: Sequence[str], work: Work
-) -> None:
-    """Raises one Failure at the end that lists every file that failed."""
+) -> Report | None:
+    """Logs what came of each file. Of a run of one the report, if it is accepted: its result is
+    for the caller to yield. Raises one Failure at the end that says why each file failed."""
     failed: dict[str, str] = {}
     errors: list[Exception] = []
+    accepted: list[Report] = []
     slots = asyncio.Semaphore(stage.spec.task.concurrency.max_concurrent_files)
 
     async def file(key: str) -> None:
+        report = None
         async with slots:
             try:
                 report = await work(key)
-            except ModelcallError as error:
+            except InHand as error:  # what comes of it is the other run's to say
                 failed[key] = str(error)
-                errors.append(error)
                 return
+            except ModelcallError as error:
+                errors.append(error)
+                failed[key] = str(error)
             except Exception as error:  # its neighbours go on
                 context.log.error(f"{key} failed", exc_info=True)
-                cause: BaseException = error
-                while isinstance(cause, BaseExceptionGroup):  # only says that it had some
-                    cause = cause.exceptions[0]
-                failed[key] = f"{type(cause).__name__}: {cause}"
-                return
+                failed[key] = _in_short(error)
+        if report is None:
+            _log_check(context, stage, key, _failed_check(failed[key]))
+            return
         if (rejected := stage.why_rejected(report)) is not None:
-            failed[key] = rejected
-        _log(context, stage, key, report, rejected)
+            failed[key] = rejected if len(keys) > 1 else f"{key}: {rejected}"
+            _log_rejected(context, stage, key, report, rejected)
+        elif len(keys) > 1:
+            _log_accepted(context, stage, key, report)
+        else:
+            accepted.append(report)
 
     async with asyncio.TaskGroup() as files:
         for key in keys:
             files.create_task(file(key))
     if failed:
-        lines = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
-        raise _failure(f"{len(failed)} of {len(keys)} files failed:\n{lines}", errors)
+        told = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
+        head = f"{len(failed)} of {len(keys)} files failed:\n"
+        raise _failure(head + told if len(keys) > 1 else failed[keys[0]], errors)
+    return accepted[0] if accepted else None
+
+
+def _in_short(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):  # only says that it had some
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
@@ -228,24 +246,32 @@ def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
 
 
-def _log(
-    context: dg.AssetExecutionContext,
-    stage: Stage,
-    key: str,
-    report: Report,
-    rejected: str | None,
+def _log_accepted(
+    context: dg.AssetExecutionContext, stage: Stage, key: str, report: Report
 ) -> None:
-    """What came of one file, and its check. Of a rejected result an observation keeps the numbers
-    in the UI; a materialisation would show green."""
-    asset = asset_key(stage)
-    metadata, check = _metadata_of(stage, key, report, rejected), _check_of(report, rejected)
-    if rejected is not None:
-        context.log_event(dg.AssetObservation(asset, partition=key, metadata=metadata))
-    else:
-        tags = provenance_tags(context.instance, stage, key, report.data_version)
-        context.log_event(
-            dg.AssetMaterialization(asset, partition=key, metadata=metadata, tags=tags)
-        )
+    metadata = _metadata_of(stage, key, report, None)
+    tags = provenance_tags(context.instance, stage, key, report.data_version)
+    context.log_event(
+        dg.AssetMaterialization(asset_key(stage), partition=key, metadata=metadata, tags=tags)
+    )
+    _log_check(context, stage, key, _check_of(report, None))
+
+
+def _log_rejected(
+    context: dg.AssetExecutionContext, stage: Stage, key: str, report: Report, rejected: str
+) -> None:
+    """An observation keeps the numbers in the UI; a materialisation would show green."""
+    metadata, partition = _metadata_of(stage, key, report, rejected), _partition(stage, key)
+    context.log_event(dg.AssetObservation(asset_key(stage), partition=partition, metadata=metadata))
+    _log_check(context, stage, key, _check_of(report, rejected))
+
+
+def _log_check(
+    context: dg.AssetExecutionContext, stage: Stage, key: str, check: dg.AssetCheckResult
+) -> None:
+    """Of a partition. The UI takes it for current only beside the partition's latest result, and
+    results that a body yields lose their partition in a backfill."""
+    asset, partition = asset_key(stage), _partition(stage, key)
     evaluation: Any = dg.AssetCheckEvaluation(
         asset_key=asset,
         check_name=COMPLETE,
@@ -253,9 +279,14 @@ def _log(
         severity=check.severity,
         description=check.description,
         metadata=check.metadata,
-        partition=key,
+        partition=partition,
+        target_materialization_data=latest_result(context.instance, stage, partition),
     )
     context.log_event(evaluation)  # which takes it, though its type does not say so
+
+
+def _partition(stage: Stage, key: str) -> str | None:
+    return None if stage.keys.is_one else key
 
 
 def _metadata_of(stage: Stage, key: str, report: Report, rejected: str | None) -> dict[str, Any]:
@@ -269,9 +300,7 @@ def _metadata_of(stage: Stage, key: str, report: Report, rejected: str | None) -
     if len(report.schema):
         columns = [dg.TableColumn(field.name, str(field.type)) for field in report.schema]
         shown["dagster/column_schema"] = dg.TableSchema(columns)
-    if report.failures:
-        shown["failures_by_reason"] = _table(counted("reason", dict(report.failures.most_common())))
-        shown["first_failures"] = _table([each._asdict() for each in report.failed_rows])
+    shown |= _failures_of(report)
     if report.dropped:
         shown["dropped"] = report.dropped.total()
         shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
@@ -298,6 +327,14 @@ def _metadata_of(stage: Stage, key: str, report: Report, rejected: str | None) -
     return shown
 
 
+def _failures_of(report: Report) -> dict[str, Any]:
+    if not report.failures:
+        return {}
+    by_reason = counted("reason", dict(report.failures.most_common()))
+    rows = [each._asdict() for each in report.failed_rows]
+    return {"failures_by_reason": _table(by_reason), "first_failures": _table(rows)}
+
+
 def _check_of(report: Report, rejected: str | None) -> dg.AssetCheckResult:
     """Whether the partition is complete: a table with a row for each thing that is looked at, the
     worst of which gives the severity. `rejected` says why the result is not accepted."""
@@ -308,13 +345,19 @@ def _check_of(report: Report, rejected: str | None) -> dg.AssetCheckResult:
         {"": "✓" if each.passed else "✗", "looked at": each.name, "found": each.told}
         for each in findings
     ]
+    metadata = {"findings": _table(table), **_failures_of(report)}
     return dg.AssetCheckResult(
         check_name=COMPLETE,
         passed=not wrong,
         description="; ".join(finding.told for finding in wrong) or findings[0].told,
         severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-        metadata={"findings": _table(table)},
+        metadata=metadata,
     )
+
+
+def _failed_check(why: str) -> dg.AssetCheckResult:
+    """Of a partition of which nothing came."""
+    return dg.AssetCheckResult(check_name=COMPLETE, passed=False, description=why)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:

@@ -16,6 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
@@ -200,6 +203,21 @@ def provenance_tags(
         tags[f"dagster/input_data_version/{name}"] = _as_input(record.event_log_entry.tags)
         tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id)
     return tags
+
+
+def latest_result(
+    instance: dg.DagsterInstance, stage: Stage, partition: str | None
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    """What a check that is logged now is of."""
+    partitions = None if partition is None else [partition]
+    wanted = dg.AssetRecordsFilter(asset_key(stage), partitions)
+    found = instance.fetch_materializations(wanted, limit=1).records
+    if not found:
+        return None
+    record = found[0]
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+    )
 
 
 def is_stale(instance: dg.DagsterInstance, stage: Stage, key: str) -> bool:

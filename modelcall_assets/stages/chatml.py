@@ -188,8 +188,7 @@ class _Conversion:
                 elif isinstance(line, Dropped):
                     report.dropped[line.rule] += 1
                 else:
-                    where = f"{file.key_path}, row {report.rows_in - first}"
-                    report.fail(where, line.reason, line.detail)
+                    report.fail(report.rows_in - first, file.key_path, line.reason, line.detail)
                     yield self._failed(line, item, text)
 
     def _line(self, item: Row | BadLine, text: bytes | None) -> bytes | Dropped | Failure:

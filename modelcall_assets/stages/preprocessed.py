@@ -235,7 +235,7 @@ class _Total:
             rows = rows.only([index for index, rule in enumerate(by_row) if rule is None])
         for index, error in rows.failures.items():
             reason, detail = (orjson.loads(error)[name] for name in ("reason", "detail"))
-            report.fail(f"row {report.rows + index + 1}", reason, detail)
+            report.fail(report.rows + index + 1, "", reason, detail)
         report.rows += len(rows)
         for row in rows.sample.values():
             report.show(row)

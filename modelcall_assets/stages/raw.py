@@ -296,10 +296,10 @@ class _Look:
         ):
             assert isinstance(batch, LineBatch)
             report.blank_lines += batch.blank
-            report.rows += batch.rows
-            for item, line, number in zip(batch.items, batch.lines, batch.numbers, strict=True):
+            lines = zip(batch.items, batch.lines, batch.numbers, strict=True)
+            for row, (item, line, number) in enumerate(lines, report.rows + 1):
                 if isinstance(item, BadLine):
-                    report.fail(file.key_path, Reason.BAD_LINE, item.detail)
+                    report.fail(row, file.key_path, Reason.BAD_LINE, item.detail)
                     continue
                 report.show(item)
                 self._id(item)
@@ -309,6 +309,7 @@ class _Look:
                     raise InputError(
                         f"{file.place}: {what}; put them into one column, as an object"
                     )
+            report.rows += batch.rows
 
     def _columns(self, place: Place, format_: Format) -> None:
         """The schema is known also where there is no batch."""

@@ -96,21 +96,22 @@ class Seen:
         return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
-LISTED = 20
+LISTED = 10
 SAMPLE_ROWS = 5
 SHOWN_CHARS = 200
 SHOWN_DUPLICATES = 5
 
 
 class FailedRow(NamedTuple):
-    """`where` names the row for people: its record, or its file and number."""
+    """`row` counts those of the partition, from 1; `where` is its record or file."""
 
+    row: int
     where: str
     reason: str
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.detail} ({self.where})"
+        return f"{self.detail} ({self.where}{', ' * bool(self.where)}row {self.row:,})"
 
 
 class Finding(NamedTuple):
@@ -167,11 +168,11 @@ class Report:
     def failure_rate(self) -> float:
         return self.failed / self.rows if self.rows else float(bool(self.emptied))
 
-    def fail(self, where: str, reason: str, detail: str) -> None:
+    def fail(self, row: int, where: str, reason: str, detail: str) -> None:
         """Count a row that holds an error."""
         self.failures[reason] += 1
         if len(self.failed_rows) < LISTED:
-            self.failed_rows.append(FailedRow(where, reason, one_line(detail)))
+            self.failed_rows.append(FailedRow(row, where, reason, one_line(detail)))
 
     def repeats(self, identity: str) -> None:
         """Count a row that has the id of another."""

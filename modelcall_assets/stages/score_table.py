@@ -130,7 +130,7 @@ class AnswerTotals:
             report.repeats(identity)
         if row["api_status"] != "success":
             record = f"record {short(identity)}"
-            report.fail(record, row["api_fail_reason"], row["api_fail_detail"])
+            report.fail(report.rows, record, row["api_fail_reason"], row["api_fail_detail"])
             return
         if (latency := row.get("api_latency_ms")) is not None:
             self.latencies_ms.append(latency)
