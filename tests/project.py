@@ -32,7 +32,7 @@ from s3_server import S3Server
 from modelcall_assets.cli.main import main
 from modelcall_assets.config.catalog import load_catalog, load_linked
 from modelcall_assets.defs import project_definitions
-from modelcall_assets.defs.instance import add_new_keys, open_instance, partitions_of
+from modelcall_assets.defs.instance import open_instance, partitions_of, register
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm.engine import Engine
@@ -395,7 +395,7 @@ class Project:
     def materialize(self, keys: Sequence[str] | None = None, **options: bool) -> RunSummary:
         """All stages of the partitions, of all that there are unless `keys` are given."""
         steps = self.steps()
-        present = add_new_keys(self.instance, steps)
+        present = register(self.instance, steps).keys
         return TaskRunner(steps, self.instance).run(present if keys is None else keys, **options)
 
     def look(self, cursor: str = "", **options: Any) -> tuple[dg.SensorResult | dg.SkipReason, str]:

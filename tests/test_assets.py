@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from project import (
 )
 
 from modelcall_assets.defs.assets import interruptible
-from modelcall_assets.defs.instance import add_new_keys
+from modelcall_assets.defs.instance import register
 from modelcall_assets.defs.runs import PROCESS_TAG, TaskRunner
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 
@@ -54,7 +55,7 @@ def materialize(
     """What the UI would run for neighbouring keys: one run of all stages for one key, else one run
     per stage. Gives the last run."""
     instance = instance or project.instance
-    add_new_keys(instance, project.steps())
+    register(instance, project.steps())
     job = project.definitions().resolve_implicit_global_asset_job_def()
     ops = {"rate__scores": {"config": {"fresh": True}}} if fresh else {}
     if len(keys) == 1:
@@ -182,6 +183,50 @@ class TestGraph:
             assert "nothing to do" in str(sensor(context))
             (pool,) = project.instance.event_log_storage.get_pool_limits()
             assert (pool.name, pool.limit) == (POOL, slots)
+
+    def test_housekeeping_makes_every_input_file_a_partition_that_is_missing(
+        self, project: Project
+    ) -> None:
+        other = Project(project.root, task="other", inputs="data/other")
+        away = {"data": {"input_folder": "data/away", "output_folder": "data/scores_of_away"}}
+        project.write_task({"task_name": "away", **away}, file="away")
+        of_other = {"input_folder": "data/other", "output_folder": "data/scores_of_other"}
+        own: dict[str, Any] = {"task_name": "other", "data": of_other}
+        capped = {"debug": {"enabled": True, "max_files": 2}}
+        project.write_task({**own, **capped}, file="other")
+        for name in NAMES:
+            other.write_input(name, some_rows(1))
+
+        def told() -> str:
+            sensor = project.definitions().resolve_sensor_def("housekeeping")
+            return str(sensor(dg.build_sensor_context(instance=project.instance)))
+
+        first = told()
+        assert "rate: 3 new files, 0 gone" in first and "other: 2 new files" in first
+        assert "data/away: not found" in first
+        assert project.statuses("raw") == project.statuses() == dict.fromkeys(NAMES)
+        assert project.instance.get_runs_count() == 0
+        project.write_task(own, file="other")
+        assert "other: 1 new files, 0 gone" in told()
+        project.materialize([A])
+        for name in (A, B):
+            (project.input_folder / name).unlink()
+        project.write_input("new.jsonl", some_rows(1))
+        assert "rate: 1 new files, 1 gone" in told()
+        known = project.instance.get_dynamic_partitions("rate/files")
+        assert sorted(known) == sorted([A, C, "new.jsonl"]), "what has a result stays"
+        assert "new files" not in told()
+        shutil.rmtree(project.input_folder)
+        assert "gone" not in told(), "a folder that is away takes nothing along"
+
+    def test_register_shows_the_files_where_no_daemon_runs(self, project: Project) -> None:
+        ended = project.run("register")
+        assert (ended.code, ended.out) == (0, "rate: 3 files, 3 new, 0 gone\n")
+        assert project.statuses() == dict.fromkeys(NAMES)
+        assert project.run("register", TASK).out == "rate: 3 files, 0 new, 0 gone\n"
+        shutil.rmtree(project.input_folder)
+        ended = project.run("register", TASK)
+        assert ended.code == 1 and "not found" in ended.err
 
     def test_a_broken_task_file_is_a_stub_and_all_others_load(self, project: Project) -> None:
         project.write_task({"data": {"input_foldr": "x"}, "task_name": "oops"}, file="oops")
@@ -752,7 +797,7 @@ class TestDeadRuns:
         assert server.stats()["repeated_ok"] <= 4
 
     def test_a_run_killed_before_it_started_keeps_no_file_busy(self, project: Project) -> None:
-        add_new_keys(project.instance, project.steps())
+        register(project.instance, project.steps())
         job = project.definitions().resolve_implicit_global_asset_job_def()
         run = project.instance.create_run_for_job(
             job.get_subset(asset_selection={project.asset_key("raw")}),

@@ -27,7 +27,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from project import GREEN, NAMES, PREPROCESS, RED, Project, some_rows, until
 
-from modelcall_assets.defs.instance import add_new_keys, partitions_of
+from modelcall_assets.defs.instance import partitions_of, register
 from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
 from modelcall_assets.records.data_files import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
@@ -493,7 +493,7 @@ def backfills(living: Living) -> Iterator[Backfills]:
     assert missing == FEW[2:]
     sampler = Sampler(several, living.dev.home)
     made = Backfills(
-        living.dev.backfill("several", STAGES, add_new_keys(several.instance, several.steps())),
+        living.dev.backfill("several", STAGES, register(several.instance, several.steps()).keys),
         living.dev.backfill("few", STAGES, missing),
         sampler,
     )
@@ -517,7 +517,7 @@ def launched(living: Living, backfills: Backfills) -> dict[str, str]:
     several.server.reset()
     victim.server.set_faults(Faults(latency_ms=2500))
     failed = [key for key, status in several.state("raw").items() if status == RED]
-    keys = add_new_keys(victim.instance, victim.steps())
+    keys = register(victim.instance, victim.steps()).keys
     return {
         "several": living.dev.backfill("several", STAGES, failed),
         "victim": living.dev.backfill("victim", STAGES, keys),
@@ -914,15 +914,6 @@ class TestOneLook:
         project.write_task({"sensor": {"max_runs_per_tick": 3}})
         result = project.look()[0]
         assert len(result.run_requests or ()) == 3 and result.cursor
-
-    def test_an_input_that_went_before_it_was_run_takes_its_partition_along(
-        self, project: Project
-    ) -> None:
-        add_new_keys(project.instance, project.steps())
-        (project.input_folder / "a.jsonl").unlink()
-        (gone,) = project.look()[0].dynamic_partitions_requests or ()
-        assert isinstance(gone, dg.DeleteDynamicPartitionsRequest)
-        assert list(gone.partition_keys) == ["a.jsonl"]
 
     def test_files_beyond_a_cap_are_not_taken_for_deleted(self, project: Project) -> None:
         project.materialize(NAMES[:2])

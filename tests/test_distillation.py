@@ -48,7 +48,7 @@ from project import (
 
 from modelcall_assets.config.catalog import load_catalog
 from modelcall_assets.defs import project_definitions
-from modelcall_assets.defs.instance import add_new_keys
+from modelcall_assets.defs.instance import register
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
@@ -1034,7 +1034,7 @@ class TestSamples:
         project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
         project.write_generation({"samples": 3})
         steps = project.steps()
-        TaskRunner(steps, project.instance, watcher).run(add_new_keys(project.instance, steps))
+        TaskRunner(steps, project.instance, watcher).run(register(project.instance, steps).keys)
         assert shown[-1] == (6, 6)
 
     def test_of_a_failed_one_only_it_is_asked_again(

@@ -29,7 +29,7 @@ from project import TASK, Project, read_rows, some_rows, until, write_rows
 from s3_server import S3Server
 
 from modelcall_assets.config.preprocess import ENCODINGS
-from modelcall_assets.defs.instance import add_new_keys
+from modelcall_assets.defs.instance import register
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted
@@ -946,7 +946,7 @@ def test_a_run_whose_dagster_process_is_not_ours(project: Project) -> None:
     """Processes are started from whatever program runs the asset."""
     project.write_input("big.jsonl", [{"text": CODE * 600, "n": n} for n in range(900)])
     task(project, "universal", num_proc=2, max_tokens=1024)
-    add_new_keys(project.instance, project.steps())
+    register(project.instance, project.steps())
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "asset", "materialize", "-m",
          "modelcall_assets.definitions", "--select", "key:rate/raw,key:rate/preprocessed",

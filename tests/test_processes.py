@@ -21,10 +21,10 @@ from jobs import IN_FLIGHT, Jobs
 from project import DAGSTER_YAML, TASK, A, B, Project, some_rows, until
 
 from modelcall_assets.defs.instance import (
-    add_new_keys,
     add_partitions,
     open_instance,
     partitions_of,
+    register,
 )
 from modelcall_assets.defs.runs import end_dead_runs
 from modelcall_assets.rehearsal import Faults, RehearsalServer
@@ -363,7 +363,7 @@ class TestSeveralAtATime:
         latest: then it never looks at that event again."""
         with open_instance(project.root) as instance:
             partitions = partitions_of(project.steps().stage("raw").keys)
-            add_new_keys(instance, project.steps())
+            register(instance, project.steps())
             instance.report_runless_asset_event(dg.AssetObservation(RAW))
             with partition_loading_context(dynamic_partitions_store=instance):
                 which = partitions.get_serializable_unique_identifier()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pages import ROOT, write_examples
 from project import FRESH, PREPROCESS, QUIET, STALE, TASK, A, Project, Row, read_rows
 
-from modelcall_assets.defs.instance import add_new_keys
+from modelcall_assets.defs.instance import register
 from modelcall_assets.errors import RunStopped, SetupError
 from modelcall_assets.records.outcome import Failure, Reason, Success
 from modelcall_assets.rehearsal import RehearsalServer
@@ -135,7 +135,7 @@ class TestThroughTheGraph:
     @pytest.mark.parametrize("fresh", [True, False])
     def test_the_ui_may_ask_for_fresh(self, rules: Rules, fresh: bool) -> None:
         rules.write(LENGTHS)
-        add_new_keys(rules.instance, rules.steps())
+        register(rules.instance, rules.steps())
         result = (
             rules.definitions()
             .resolve_implicit_global_asset_job_def()

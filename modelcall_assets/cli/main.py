@@ -13,7 +13,7 @@ from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.run import failures, retry, run_task
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.cli.upkeep import adopt, clean, verify
+from modelcall_assets.cli.upkeep import adopt, clean, register, verify
 from modelcall_assets.config.catalog import find_root, with_lines
 from modelcall_assets.errors import ModelcallError, SetupError
 
@@ -43,13 +43,14 @@ def modelcall() -> None:
       modelcall retry TASK.yaml       ask again for those
       modelcall view TASK.yaml        a page of sampled records
       modelcall export TASK.yaml      JSONL or Parquet for others
+      modelcall register              input files appear in the Dagster UI, to be picked
       modelcall verify TASK.yaml      whether all of it is as it was written
     """
 
 
 for command in (
     *(check, plan, trial, rehearse, run_task),
-    *(failures, retry, view, export, verify, clean),
+    *(failures, retry, view, export, register, verify, clean),
     *(split, join, migrate, adopt),
 ):
     modelcall.add_command(command)

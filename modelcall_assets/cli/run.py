@@ -96,12 +96,12 @@ def run_files(
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. With `again` files that are up to date have their failed rows asked again."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
-    from modelcall_assets.defs.instance import add_new_keys, open_instance
+    from modelcall_assets.defs.instance import open_instance, register
     from modelcall_assets.defs.runs import TaskRunner
 
     task.check_ready()
     with open_instance(task.spec.root) as instance:
-        keys = choose(add_new_keys(instance, task))
+        keys = choose(register(instance, task).keys)
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
             return 0

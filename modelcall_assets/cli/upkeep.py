@@ -1,4 +1,5 @@
-"""`modelcall verify`, `clean` and `adopt`: what lies there of a task, and what becomes of it."""
+"""`modelcall register`, `verify`, `clean` and `adopt`: what lies there of a task, and what becomes
+of it."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from modelcall_assets.cli.terminal import (
     table_of,
     task_argument,
 )
+from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
@@ -38,6 +40,38 @@ from modelcall_assets.stages.upkeep import (
 from modelcall_assets.storage.listing import matches
 
 SHOWN = 100
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, metavar="[TASK.yaml]...", type=click.Path(path_type=Path))
+def register(tasks: tuple[Path, ...]) -> None:
+    """Show the input files of each TASK.yaml, or of all tasks, in the Dagster UI as missing.
+
+    Each file becomes a partition that a backfill can be asked for; one that is gone and has no
+    result is one no more. Nothing is run or paid. Where a Dagster daemon runs, its sensor
+    `housekeeping` does the same twice a minute.
+
+    \b
+      modelcall register
+      modelcall register configs/tasks/my_task.yaml
+    """
+    from modelcall_assets.defs import instance as dagster  # it takes most of a second to import
+
+    root = find_root(Path.cwd())
+    is_wrong = False
+    with dagster.open_instance(root) as instance:
+        for task in [load(path) for path in tasks] or map(Task, load_catalog(root).tasks):
+            try:
+                found = dagster.register(instance, task)
+            except InputError as error:
+                echo(f"{task.spec.name}: {error}", err=True)
+                is_wrong = True
+                continue
+            echo(
+                f"{task.spec.name}: {len(found.keys):,} {task.stages[0].keys.what}, "
+                f"{found.new:,} new, {found.gone:,} gone"
+            )
+    sys.exit(1 if is_wrong and tasks else 0)
 
 
 @click.command()

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from sqlalchemy.exc import DatabaseError, IntegrityError
@@ -36,6 +38,7 @@ _LOCK, _WHOLE = ".home.lock", ".home.whole"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 _OF_THE_SCHEMA = {"alembic_version", "secondary_indexes", "instance_info"}
 """Tables that tell of the database, not of runs."""
+GREEN, IN_PROGRESS = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS
 _CODE, _DATA = "dagster/code_version", "dagster/data_version"
 
 
@@ -157,18 +160,43 @@ def partitions_of(keys: Keys) -> dg.DynamicPartitionsDefinition:
     return dg.DynamicPartitionsDefinition(name=keys.name)
 
 
-def add_new_keys(instance: dg.DagsterInstance, task: Task) -> list[str]:
-    """Make every input file, and every merge group, a partition; gives the keys that the first
-    stage has, in order."""
-    now = {keys.name: keys.now() for keys, _ in task.stages_by_keys()}
-    for name, keys in now.items():
-        add_partitions(instance, name, keys)
-    return now[task.stages[0].keys.name]
+class Registered(NamedTuple):
+    """`keys` are those of the first stage, in order; `new` and `gone` count partitions."""
+
+    keys: list[str]
+    new: int
+    gone: int
 
 
-def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> None:
-    """Those that are not there yet. Dagster looks and then adds, so that another process may have
-    added some in between."""
+def register(instance: dg.DagsterInstance, task: Task) -> Registered:
+    """Make every input file, and every merge group, a partition, and take those back that are gone
+    and have no result. InputError when the input cannot be listed."""
+    found: dict[str, list[str]] = {}
+    new = gone = 0
+    for keys, stages in task.stages_by_keys():
+        found[keys.name] = now = keys.now()
+        before = add_partitions(instance, keys.name, now)
+        new += len(set(now) - before)
+        if absent := before.difference(now):
+            absent -= keys.every()
+            absent -= _held(instance, stages[0], absent)
+            gone += len(absent)
+            for key in absent:
+                instance.delete_dynamic_partition(keys.name, key)
+    return Registered(found[task.stages[0].keys.name], new, gone)
+
+
+def _held(instance: dg.DagsterInstance, stage: Stage, keys: set[str]) -> set[str]:
+    """Of the keys those with a result, or a run that may leave one."""
+    asset, kind = asset_key(stage), dg.DagsterEventType.ASSET_MATERIALIZATION
+    made = instance.event_log_storage.get_latest_storage_id_by_partition(asset, kind)
+    statuses = instance.get_status_by_partition(asset, [*keys], partitions_of(stage.keys)) or {}
+    return {key for key in keys if key in made or statuses.get(key) == IN_PROGRESS}
+
+
+def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> set[str]:
+    """Those that are not there yet; gives those that were. Dagster looks and then adds, so that
+    another process may have added some in between."""
     while True:
         known = set(instance.get_dynamic_partitions(name))
         new = [key for key in keys if key not in known]
@@ -177,7 +205,7 @@ def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str])
                 instance.add_dynamic_partitions(name, new)
         except IntegrityError:
             continue
-        return
+        return known
 
 
 def asset_key(stage: Stage) -> dg.AssetKey:

@@ -36,7 +36,15 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
-from modelcall_assets.defs.instance import asset_key, is_stale, partitions_of
+from modelcall_assets.defs.instance import (
+    GREEN,
+    IN_PROGRESS,
+    asset_key,
+    is_stale,
+    partitions_of,
+    register,
+)
+from modelcall_assets.errors import ModelcallError
 from modelcall_assets.stages.report import Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
@@ -150,15 +158,15 @@ def _lock_path(instance: dg.DagsterInstance, name: str) -> Path:
 
 
 def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
-    """Ends dead runs, and gives each task's pool its slots. The pool, called by the task's key,
-    limits how many runs of a task score at a time; an endpoint's own limits are kept by the engines
-    that share it."""
-    wanted = {spec.key: spec.task.concurrency.max_concurrent_files for spec in specs}
+    """Ends dead runs, gives each task's pool its slots, and registers input files. The pool, called
+    by the task's key, limits how many runs of a task score at a time; an endpoint's own limits are
+    kept by the engines that share it."""
 
     @dg.sensor(
         name="housekeeping",
-        description="Ends runs whose process was killed, so that they hold nothing up, and lets "
-        "as many runs of a task go on at a time as its max_concurrent_files says.",
+        description="Ends runs whose process was killed, so that they hold nothing up; lets as "
+        "many runs of a task go on at a time as its max_concurrent_files says; and makes each "
+        "input file a partition, missing until it is materialised. Launches nothing.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -168,16 +176,22 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
         limits = {
             pool.name: pool.limit for pool in storage.get_pool_limits() if not pool.from_default
         }
-        for name, slots in wanted.items():
-            if limits.get(name) != slots:
-                storage.set_concurrency_slots(name, slots)
-                done.append(f"pool {name}: {slots} slots")
+        for spec in specs:
+            slots = spec.task.concurrency.max_concurrent_files
+            if limits.get(spec.key) != slots:
+                storage.set_concurrency_slots(spec.key, slots)
+                done.append(f"pool {spec.key}: {slots} slots")
+        for spec in specs:
+            try:
+                found = register(context.instance, Task(spec))
+            except ModelcallError as error:
+                done.append(f"{spec.name}: {error}")
+                continue
+            if found.new or found.gone:
+                done.append(f"{spec.name}: {found.new:,} new files, {found.gone:,} gone")
         return dg.SkipReason("; ".join(done) or "nothing to do")
 
     return sensor
-
-
-_GREEN, _IN_PROGRESS = AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS
 
 
 @dataclass
@@ -224,12 +238,12 @@ class TaskRunner:
                     if is_over := any(is_systemic for _, is_systemic in failures):
                         break
                 statuses = self._statuses(stage, wanted)
-                if any(status != _GREEN for status in statuses.values()):
+                if any(status != GREEN for status in statuses.values()):
                     # Dagster's cache of them can miss what several processes note at a time.
                     self.instance.wipe_asset_cached_status([asset_key(stage)])
                     statuses = self._statuses(stage, wanted)
-                summary.behind += [key for key in wanted if statuses[key] != _GREEN]
-                wanted = [key for key in wanted if statuses[key] == _GREEN]
+                summary.behind += [key for key in wanted if statuses[key] != GREEN]
+                wanted = [key for key in wanted if statuses[key] == GREEN]
                 if is_over:
                     break
         return summary
@@ -239,12 +253,12 @@ class TaskRunner:
     ) -> tuple[list[str], list[str]]:
         """The keys that have to be materialised, and those that another run has in hand."""
         statuses = self._statuses(stage, keys)
-        busy = [key for key in keys if statuses[key] == _IN_PROGRESS]
-        green = [] if everything else [key for key in keys if statuses[key] == _GREEN]
+        busy = [key for key in keys if statuses[key] == IN_PROGRESS]
+        green = [] if everything else [key for key in keys if statuses[key] == GREEN]
         outdated = stage.outdated(green)
         outdated |= {key for key in green if is_stale(self.instance, stage, key)}
         fine = {*green} - outdated
-        return [key for key in keys if statuses[key] != _IN_PROGRESS and key not in fine], busy
+        return [key for key in keys if statuses[key] != IN_PROGRESS and key not in fine], busy
 
     def _statuses(
         self, stage: Stage, keys: Sequence[str]

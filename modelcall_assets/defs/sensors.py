@@ -20,7 +20,13 @@ import orjson
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import RUN_KEY_TAG
 
-from modelcall_assets.defs.instance import add_partitions, asset_key, partitions_of
+from modelcall_assets.defs.instance import (
+    GREEN,
+    IN_PROGRESS,
+    add_partitions,
+    asset_key,
+    partitions_of,
+)
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.stages.stage import Stage
@@ -65,7 +71,6 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
         add_partitions(context.instance, first.keys.name, list(page.versions))
         return dg.SensorResult(
             run_requests=_requests(task, due[:most]),
-            dynamic_partitions_requests=seen.gone_partitions(),
             asset_events=list(seen.flags()),
             cursor=cursor.next(page, is_settled=len(due) <= most and not busy).text(),
             skip_reason=None if due else nothing,
@@ -239,12 +244,6 @@ class Comparison:
         )
         return not_tried(self.instance, changed)
 
-    def gone_partitions(self) -> list[dg.DeleteDynamicPartitionsRequest]:
-        """Deleted files that never had a result."""
-        results = self.made
-        gone = [k for k in self._deleted() if k not in results and not self.is_in_progress(k)]
-        return [partitions_of(self.stage.keys).build_delete_request(gone)] if gone else []
-
     def flags(self) -> Iterator[dg.AssetObservation]:
         """A deleted input keeps its partition when it has results, and says once what happened."""
         flagged = self._latest(dg.DagsterEventType.ASSET_OBSERVATION)
@@ -268,12 +267,12 @@ class Comparison:
         return events.get_latest_storage_id_by_partition(asset_key(self.stage), kind)
 
     def is_in_progress(self, key: str) -> bool:
-        return self.statuses.get(key) == AssetPartitionStatus.IN_PROGRESS
+        return self.statuses.get(key) == IN_PROGRESS
 
     def _has_changed(self, key: str) -> bool:
         if self.is_in_progress(key):
             return False
-        if self.statuses.get(key) != AssetPartitionStatus.MATERIALIZED:
+        if self.statuses.get(key) != GREEN:
             return True
         settled = [self.page.versions[key], self.made.get(key, 0)]
         if self.settled.get(key) == settled:

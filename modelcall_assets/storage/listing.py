@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from errno import ELOOP, ENOENT, ENOTDIR
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from modelcall_assets.errors import StoreError
@@ -41,10 +43,9 @@ class FileInfo:
         return str(self.place)
 
     @classmethod
-    def of_local(cls, key_path: str, path: Path) -> FileInfo:
-        stat = path.stat()
+    def of_local(cls, key_path: str, path: Path, stat: os.stat_result) -> FileInfo:
         version = f"{stat.st_size}-{stat.st_mtime_ns}"
-        return cls(key_path, path.absolute(), stat.st_size, version, stat.st_mtime)
+        return cls(key_path, path, stat.st_size, version, stat.st_mtime)
 
     @classmethod
     def of_remote(cls, key_path: str, place: Place, details: Mapping[str, Any]) -> FileInfo:
@@ -103,7 +104,7 @@ def stat_file(place: Place) -> FileInfo:
     """Size and version of one file; `key_path` is its name. InputError when it is missing."""
     with explained(place):
         if isinstance(place, Path):
-            return FileInfo.of_local(place.name, place)
+            return FileInfo.of_local(place.name, place.absolute(), place.stat())
         details = place.store.fs.info(place.key)
         if details.get("type") == "directory":
             raise FileNotFoundError(str(place))
@@ -174,13 +175,22 @@ def _walk_local(top: Path, exclude: Sequence[Place]) -> Iterator[FileInfo]:
     def refuse(error: OSError) -> None:
         raise error
 
+    top = top.absolute()
     for folder, folders, names in os.walk(top, onerror=refuse):
         here = Path(folder)
         entered = (name for name in folders if not name.startswith("."))
         folders[:] = [name for name in entered if (here / name).resolve() not in excluded]
-        for path in (here / name for name in names):
-            if path.is_file():
-                yield FileInfo.of_local(path.relative_to(top).as_posix(), path)
+        parents = "" if here == top else f"{here.relative_to(top).as_posix()}/"
+        for name in names:
+            path = here / name
+            try:
+                stat = path.stat()
+            except OSError as error:
+                if error.errno not in (ENOENT, ENOTDIR, ELOOP):
+                    raise
+                continue
+            if S_ISREG(stat.st_mode):
+                yield FileInfo.of_local(f"{parents}{name}", path, stat)
 
 
 def _walk_remote(
