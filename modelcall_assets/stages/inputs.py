@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelcall_assets.config.datasets import DatasetConfig, output_name
@@ -83,8 +82,8 @@ class Inputs(ABC):
         by_output: dict[str, str] = {}
         problems: list[Problem] = []
         for file in files:
-            path = Path(file.key_path)
-            output = str(path.with_name(f"{stem_of(path.name)}{suffix}"))
+            folder, slash, name = file.key_path.rpartition("/")
+            output = f"{folder}{slash}{stem_of(name)}{suffix}"
             first = by_output.setdefault(output, file.key_path)
             if first != file.key_path:
                 problems.append(self.shared(first, file.key_path, output))
