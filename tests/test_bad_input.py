@@ -143,7 +143,7 @@ FILES = {
         lines(FINE, {"id": "without", "txt": "x"}, {"id": "null", "text": None}),
         [
             "bad.jsonl: 2 of 3 rows failed",
-            "missing_input 2. The first: input column 'text' is absent (record without)",
+            "missing_input 2. The first: input column 'text' is absent (record without, row",
         ],
         [OK, NO_TEXT, NO_TEXT],
     ),
@@ -152,7 +152,7 @@ FILES = {
         lines({"id": 1, "txt": "x"}, {"id": 2, "txt": "x"}),
         [
             "bad.jsonl: 2 of 2 rows failed (100.00%)",
-            "missing_input 2. The first: input column 'text' is absent (record 1)",
+            "missing_input 2. The first: input column 'text' is absent (record 1, row",
         ],
         [NO_TEXT] * 2,
     ),

@@ -456,7 +456,7 @@ class TestSplit:
             (row["error"]["reason"], row["error"]["detail"]) for row in failed
         ]
         assert all(row["messages"] == [] for row in failed)
-        assert report.histograms["messages"].total() == report.rows - report.failed
+        assert report.histograms["messages"].rows == report.rows - report.failed
         order = [row["raw_data"]["n"] for row in rows if "raw_data" in row]
         assert order == sorted(order)
         bad_lines = sum(isinstance(line, bytes) and line != b"  " for line in samples)
@@ -471,7 +471,7 @@ class TestSplit:
         assert (report.rows_in, report.rows, report.failed) == (5, 4, 2)
         assert report.dropped == {"missing_conversations": 1}
         assert report.failures == {"bad_line": 1, "chatml_error": 1}
-        assert report.histograms["messages"] == {2: 2}
+        assert report.histograms["messages"].counts == {2: 2}
         assert [(item.where, item.row) for item in report.failed_rows] == [
             ("a.jsonl", 2),
             ("a.jsonl", 3),

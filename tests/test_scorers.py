@@ -232,7 +232,10 @@ class Lengths:
         (message,) = rules.materialize().failed
         assert "3 of 3 rows failed (100.00%), more than max_failure_rate 5.00%" in message
         assert "scorer_error 3. The first: ZeroDivisionError: " in message
-        assert "(record one)" in message and "materialise again to rate them all again" in message
+        assert (
+            "(record one, row 1)" in message
+            and "materialise again to rate them all again" in message
+        )
         aside = read_rows(rules.rejected(A))
         assert statuses(aside) == [("error", "scorer_error")] * 3
         assert rules.manifest(A) is None
@@ -526,7 +529,7 @@ class TestThePage:
         rules.task, rules.inputs = "comments", "data/my_corpus"
         rules.write_input(A, [{"id": 1, "text": "x = 1  # one\n\ny = 2\n"}, {"id": 2}])
         (message,) = rules.materialize().failed
-        assert "scorer_error 1. The first: KeyError: 'text' (record 2)" in message
+        assert "scorer_error 1. The first: KeyError: 'text' (record 2, row 2)" in message
         path = rules.rejected(A)
         first = read_rows(path)[0]
         assert (first["comment_share"], first["verdict"]) == (0.5, "fine")

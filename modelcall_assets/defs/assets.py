@@ -1,24 +1,24 @@
 """A task's stages as its assets: one body for all of them, for one file a run or more with exact
-status per file; and a stage's report as Dagster shows it. What a stage does is in its own file of
-`stages/`."""
+status per file. What a stage does is in its own file of `stages/`; how its report is shown, in
+`shown.py`."""
 
 import asyncio
 import signal
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import dagster as dg
-import orjson
 
-from modelcall_assets.defs.instance import (
-    asset_key,
-    code_version,
-    latest_result,
-    partitions_of,
-    provenance_tags,
+from modelcall_assets.defs.instance import asset_key, partitions_of
+from modelcall_assets.defs.shown import (
+    COMPLETE,
+    check_event,
+    check_of,
+    events_of,
+    failed_check,
+    metadata_of,
 )
 from modelcall_assets.errors import (
     BudgetSpent,
@@ -27,18 +27,13 @@ from modelcall_assets.errors import (
     InHand,
     ModelcallError,
 )
-from modelcall_assets.stages.report import Report, Tally, Watcher, counted
+from modelcall_assets.stages.report import Report, Tally, Watcher
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
-from modelcall_assets.transforms.transcript import markdown, turns_of
 
-COMPLETE = "complete"
 GRACE_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SYSTEMIC_KEY = "systemic"
-_MOST_CELL, _MOST_TURN = 160, 600
-"""Characters that are shown."""
-_BAR = 24
 
 
 @asynccontextmanager
@@ -132,7 +127,7 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
         kinds={*stage.kinds},
         owners=spec.task.owners,
         metadata={"task": spec.name, "task_file": spec.file_name},
-        code_version=code_version(stage),
+        code_version=stage.code_version,
         backfill_policy=None if has_one else dg.BackfillPolicy.multi_run(_files_per_run(stage)),
         pool=spec.key if stage.asks else None,
         output_required=False,
@@ -145,14 +140,15 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
                 report = await _work_on(context, stage, keys, work)
         except ModelcallError as error:
             for each in keys:
-                _log_check(context, stage, each, _failed_check(str(error)))
+                failed = check_event(context.instance, stage, each, failed_check(str(error)))
+                context.log_event(failed)
             raise _failure(str(error), [error]) from None
         if report is not None:
             yield dg.MaterializeResult(
-                metadata=_metadata_of(stage, keys[0], report, None),
+                metadata=metadata_of(stage, keys[0], report),
                 data_version=dg.DataVersion(report.data_version),
             )
-            _log_check(context, stage, keys[0], _check_of(report, None))
+            context.log_event(check_event(context.instance, stage, keys[0], check_of(report)))
         yield dg.Output(None, output_name=f"{key.to_python_identifier()}_{COMPLETE}")
 
     return body
@@ -213,15 +209,16 @@ async def _work_on(
                 context.log.error(f"{key} failed", exc_info=True)
                 failed[key] = _in_short(error)
         if report is None:
-            _log_check(context, stage, key, _failed_check(failed[key]))
+            check = failed_check(failed[key])
+            context.log_event(check_event(context.instance, stage, key, check))
             return
         if (rejected := stage.why_rejected(report)) is not None:
             failed[key] = rejected if len(keys) > 1 else f"{key}: {rejected}"
-            _log_rejected(context, stage, key, report, rejected)
-        elif len(keys) > 1:
-            _log_accepted(context, stage, key, report)
-        else:
+        elif len(keys) == 1:
             accepted.append(report)
+            return
+        for event in events_of(context.instance, stage, key, report, rejected):
+            context.log_event(event)
 
     async with asyncio.TaskGroup() as files:
         for key in keys:
@@ -244,135 +241,3 @@ def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     systemic = EndpointRefused, EndpointDown, BudgetSpent
     is_systemic = any(isinstance(error, systemic) for error in errors)
     return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
-
-
-def _log_accepted(
-    context: dg.AssetExecutionContext, stage: Stage, key: str, report: Report
-) -> None:
-    metadata = _metadata_of(stage, key, report, None)
-    tags = provenance_tags(context.instance, stage, key, report.data_version)
-    context.log_event(
-        dg.AssetMaterialization(asset_key(stage), partition=key, metadata=metadata, tags=tags)
-    )
-    _log_check(context, stage, key, _check_of(report, None))
-
-
-def _log_rejected(
-    context: dg.AssetExecutionContext, stage: Stage, key: str, report: Report, rejected: str
-) -> None:
-    """An observation keeps the numbers in the UI; a materialisation would show green."""
-    metadata, partition = _metadata_of(stage, key, report, rejected), _partition(stage, key)
-    context.log_event(dg.AssetObservation(asset_key(stage), partition=partition, metadata=metadata))
-    _log_check(context, stage, key, _check_of(report, rejected))
-
-
-def _log_check(
-    context: dg.AssetExecutionContext, stage: Stage, key: str, check: dg.AssetCheckResult
-) -> None:
-    """Of a partition. The UI takes it for current only beside the partition's latest result, and
-    results that a body yields lose their partition in a backfill."""
-    asset, partition = asset_key(stage), _partition(stage, key)
-    evaluation: Any = dg.AssetCheckEvaluation(
-        asset_key=asset,
-        check_name=COMPLETE,
-        passed=check.passed,
-        severity=check.severity,
-        description=check.description,
-        metadata=check.metadata,
-        partition=partition,
-        target_materialization_data=latest_result(context.instance, stage, partition),
-    )
-    context.log_event(evaluation)  # which takes it, though its type does not say so
-
-
-def _partition(stage: Stage, key: str) -> str | None:
-    return None if stage.keys.is_one else key
-
-
-def _metadata_of(stage: Stage, key: str, report: Report, rejected: str | None) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "dagster/row_count": report.rows,
-        "rows_in": report.rows_in,
-        "ok": report.ok,
-        "failed": report.failed,
-        "failure_rate": round(report.failure_rate, 6),
-    }
-    if len(report.schema):
-        columns = [dg.TableColumn(field.name, str(field.type)) for field in report.schema]
-        shown["dagster/column_schema"] = dg.TableSchema(columns)
-    shown |= _failures_of(report)
-    if report.dropped:
-        shown["dropped"] = report.dropped.total()
-        shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
-    shown |= report.numbers
-    shown |= {name: _table(rows) for name, rows in report.tables.items()}
-    for name, counts in report.histograms.items():
-        most = max(counts.values(), default=0)
-        bars = [
-            {name: value, "rows": count, "": "█" * max(1, round(_BAR * count / most))}
-            for value, count in sorted(counts.items())
-        ]
-        shown[f"histogram_{name}"] = _table(bars)
-    if report.warnings:
-        shown["warnings"] = report.warnings
-    if stage.suffix:  # else the rows are in the user's own file
-        output = stage.output(key, rejected=rejected is not None)
-        shown["output"] = dg.MetadataValue.path(str(output))
-    sample = report.sample
-    if sample and turns_of(dict(sample[0])):  # conversations are read, other rows compared
-        texts = [markdown(dict(row), most_chars=_MOST_TURN) for row in sample[:3]]
-        shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(texts))
-    else:
-        shown["sample"] = _table(sample)
-    return shown
-
-
-def _failures_of(report: Report) -> dict[str, Any]:
-    if not report.failures:
-        return {}
-    by_reason = counted("reason", dict(report.failures.most_common()))
-    rows = [each._asdict() for each in report.failed_rows]
-    return {"failures_by_reason": _table(by_reason), "first_failures": _table(rows)}
-
-
-def _check_of(report: Report, rejected: str | None) -> dg.AssetCheckResult:
-    """Whether the partition is complete: a table with a row for each thing that is looked at, the
-    worst of which gives the severity. `rejected` says why the result is not accepted."""
-    findings = report.findings(rejected)
-    wrong = [finding for finding in findings if not finding.passed]
-    is_error = any(finding.severity == "error" for finding in wrong)
-    table = [
-        {"": "✓" if each.passed else "✗", "looked at": each.name, "found": each.told}
-        for each in findings
-    ]
-    metadata = {"findings": _table(table), **_failures_of(report)}
-    return dg.AssetCheckResult(
-        check_name=COMPLETE,
-        passed=not wrong,
-        description="; ".join(finding.told for finding in wrong) or findings[0].told,
-        severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
-        metadata=metadata,
-    )
-
-
-def _failed_check(why: str) -> dg.AssetCheckResult:
-    """Of a partition of which nothing came."""
-    return dg.AssetCheckResult(check_name=COMPLETE, passed=False, description=why)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """A Markdown table; long cells are cut, line breaks and bars made harmless."""
-    if not rows:
-        return dg.MetadataValue.md("no rows")
-    names = list(rows[0])
-    cells = ([_cell(row.get(name)) for name in names] for row in rows)
-    lines = [names, ["---"] * len(names), *cells]
-    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
-    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…"

@@ -7,7 +7,6 @@ results that a body yields, not on logged materialisations; these tags are the o
 """
 
 import hashlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,16 +211,11 @@ def asset_key(stage: Stage) -> dg.AssetKey:
     return dg.AssetKey([stage.spec.key, stage.name])
 
 
-def code_version(stage: Stage) -> str:
-    shape = json.dumps(stage.shape(), sort_keys=True, default=str)
-    return hashlib.sha256(shape.encode()).hexdigest()[:12]
-
-
 def provenance_tags(
     instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str
 ) -> dict[str, str]:
     """Tags of a materialisation that is logged instead of yielded."""
-    tags = {_CODE: code_version(stage), _DATA: data_version}
+    tags = {_CODE: stage.code_version, _DATA: data_version}
     tags[f"{_DATA}_is_user_provided"] = "true"
     if stage.upstream is None:
         return tags
@@ -251,7 +245,7 @@ def latest_result(
 def is_stale(instance: dg.DagsterInstance, stage: Stage, key: str) -> bool:
     """Whether a materialised partition was made by other code or from other upstream content."""
     made = _latest_tags(instance, stage, key)
-    if made.get(_CODE) != code_version(stage):
+    if made.get(_CODE) != stage.code_version:
         return True
     if stage.upstream is None or stage.gathers:
         return stage.members_changed(key)

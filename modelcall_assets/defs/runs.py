@@ -12,6 +12,7 @@ per range, stage after stage.
 import atexit
 import fcntl
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,13 +45,15 @@ from modelcall_assets.defs.instance import (
     partitions_of,
     register,
 )
-from modelcall_assets.errors import ModelcallError
+from modelcall_assets.defs.shown import note_overviews
+from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 
 PROCESS_TAG = "modelcall/process"
 LOOK_EVERY_S = 5.0
+OVERVIEWS_EVERY_S = 60.0
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -158,15 +161,16 @@ def _lock_path(instance: dg.DagsterInstance, name: str) -> Path:
 
 
 def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
-    """Ends dead runs, gives each task's pool its slots, and registers input files. The pool, called
-    by the task's key, limits how many runs of a task score at a time; an endpoint's own limits are
-    kept by the engines that share it."""
+    """Ends dead runs, gives each task's pool its slots, registers input files, and keeps summaries
+    current. The pool, called by the task's key, limits how many runs of a task score at a time; an
+    endpoint's own limits are kept by the engines that share it."""
 
     @dg.sensor(
         name="housekeeping",
         description="Ends runs whose process was killed, so that they hold nothing up; lets as "
         "many runs of a task go on at a time as its max_concurrent_files says; and makes each "
-        "input file a partition, missing until it is materialised. Launches nothing.",
+        "input file a partition, missing until it is materialised; and keeps each task's summary "
+        "current. Launches nothing.",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -189,6 +193,14 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
                 continue
             if found.new or found.gone:
                 done.append(f"{spec.name}: {found.new:,} new files, {found.gone:,} gone")
+        if time.time() - float(context.cursor or 0) >= OVERVIEWS_EVERY_S:
+            for spec in specs:
+                try:
+                    noted = note_overviews(context.instance, Task(spec))
+                except ModelcallError as error:
+                    noted = [str(error)]
+                done += (f"{spec.name}: {each}" for each in noted)
+            context.update_cursor(str(time.time()))
         return dg.SkipReason("; ".join(done) or "nothing to do")
 
     return sensor
@@ -246,6 +258,8 @@ class TaskRunner:
                 wanted = [key for key in wanted if statuses[key] == GREEN]
                 if is_over:
                     break
+            with suppress(PublishedMeanwhile):  # by another run, which has seen more
+                note_overviews(self.instance, task)
         return summary
 
     def due(

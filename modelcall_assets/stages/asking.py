@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
@@ -75,11 +76,6 @@ class AskingStage(Stage):
     @abstractmethod
     def rules(self) -> Rules:
         """When an answer is one."""
-
-    @cached_property
-    @abstractmethod
-    def provenance(self) -> dict[str, str]:
-        """Columns that say what a row was made by."""
 
     @abstractmethod
     def version(self) -> str:
@@ -185,13 +181,18 @@ class AskingStage(Stage):
             if engine.batches is None:
                 await batches.take_up_left_behind()
                 caller = Caller(*given, requests=batches.requests, warnings=batches.warnings)
+            began = time.monotonic()
             await caller.run(self.asks_of(source))
+            seconds = time.monotonic() - began
             report = await in_thread(
                 draft.written,
                 lambda out: self.write(source, caller.rate, out, caller.types.fields()),
             )
             report.warnings = caller.warnings
-            told = {"requests_sent": caller.requests, "answered_from_journal": caller.replayed}
+            told: dict[str, Any] = {"requests_sent": caller.requests}
+            told["answered_from_journal"] = caller.replayed
+            if asked := report.rows - caller.replayed:
+                told["rows_per_second"] = round(asked / seconds, 1)
             report.numbers = told | report.numbers
             if damaged := journal.damaged:
                 report.numbers["damaged_journal_lines"] = damaged
@@ -205,7 +206,8 @@ class AskingStage(Stage):
         return report
 
     def _in_hand(self, key: str) -> Hold:
-        path = self.in_hand_path(key)
+        """Held by the run that asks a model for a partition."""
+        path = self.layout.local_state / "in_hand" / self.name / f"{key}.lock"
         with explained(path, StoreError):
             try:
                 return Hold(path)

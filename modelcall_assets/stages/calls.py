@@ -69,6 +69,15 @@ class Budget:
         self._now.replies += 1
         return cost
 
+    def left(self) -> dict[str, float]:
+        """Of what is limited."""
+        left: dict[str, float] = {}
+        if self._usd is not None:
+            left["budget_left_usd"] = max(0.0, self._usd - self.total.usd)
+        if self._tokens is not None:
+            left["budget_left_tokens"] = max(0, self._tokens - self.total.tokens)
+        return left
+
     def spent(self, in_flight: int) -> BudgetSpent | None:
         """Why nothing more may be sent: the limit, counting what is in flight at its mean."""
         if not self.is_limited:

@@ -265,7 +265,7 @@ class Draft:
         for file in self._files:
             if (found := self._stranger(file.place, now)) is not None:
                 name, digest = file.place.name, file_digest(file.place)
-                aside = stage.set_aside_path(name, digest)
+                aside = stage.set_aside_folder / digest[-12:] / name
                 copy(found.place, aside)
                 self._set_aside.append(str(aside))
         written = (*self.note.written, *(file.digest for file in self._files))
@@ -274,6 +274,8 @@ class Draft:
     def _describe(self, manifest: Manifest) -> None:
         place = self.out.place
         aside = {"set_aside": self._set_aside} if self._set_aside else {}
+        stage = self._stage
+        made_by = {"code_version": stage.code_version, "made_with": stage.provenance}
         own = {
             "accepted": not self.is_rejected,
             "output": str(place),
@@ -281,7 +283,7 @@ class Draft:
             "output_version": stat_file(place).version,
             "beside": self._beside,
             "published": uuid4().hex,
-            "detail": {**manifest.detail, **aside},
+            "detail": {**made_by, **manifest.detail, **aside},
         }
         described = self._stage.manifest_path(self._key, rejected=self.is_rejected)
         write_manifest(described, manifest.model_copy(update=own))

@@ -96,6 +96,72 @@ class Seen:
         return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
+class Distribution:
+    """Of numbers: how many rows have each, rounded to three digits and, from 500 different ones on,
+    to two; and their sum, which is exact. Those of several files are added."""
+
+    def __init__(self, counts: Mapping[Any, int] | None = None, total: float | None = None):
+        self.counts = Counter[float](counts or {})
+        exact = sum(value * rows for value, rows in self.counts.items())
+        self.sum = exact if total is None else total
+        self._digits = 3
+
+    @property
+    def rows(self) -> int:
+        return self.counts.total()
+
+    def add(self, value: float) -> None:
+        self.sum += value
+        self.counts[_rounded(value, self._digits)] += 1
+        self._coarsen()
+
+    def join(self, other: "Distribution") -> None:
+        self.sum += other.sum
+        self.counts.update(other.counts)
+        self._coarsen()
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.rows
+
+    def quantile(self, share: float) -> float:
+        """The value that so large a share of the rows does not exceed; half of the way to the next
+        one where the share ends between them."""
+        left, ordered = share * self.rows, sorted(self.counts)
+        for at, value in enumerate(ordered[:-1]):
+            left -= self.counts[value]
+            if left <= 0:
+                return value if left else (value + ordered[at + 1]) / 2
+        return ordered[-1]
+
+    def bins(self, most: int = 20) -> list[tuple[str, int]]:
+        """Of values or of ranges of one width, in ascending order."""
+        ordered = sorted(self.counts.items())
+        if len(ordered) <= most:
+            return [(f"{value:g}", rows) for value, rows in ordered]
+        low, width = ordered[0][0], (ordered[-1][0] - ordered[0][0]) / most
+        found = [0] * most
+        for value, rows in ordered:
+            found[min(most - 1, int((value - low) / width))] += rows
+        ends = [low + width * at for at in range(most + 1)]
+        return [(f"{ends[at]:.3g} – {ends[at + 1]:.3g}", rows) for at, rows in enumerate(found)]
+
+    def _coarsen(self) -> None:
+        if len(self.counts) > MOST_VALUES:
+            self._digits, values = 2, self.counts
+            self.counts = Counter[float]()
+            for value, rows in values.items():
+                self.counts[_rounded(value, 2)] += rows
+
+
+MOST_VALUES = 500
+
+
+def _rounded(value: float, digits: int) -> float:
+    is_short = isinstance(value, int) and abs(value) < 10**digits
+    return value if is_short else float(f"{value:.{digits}g}")
+
+
 LISTED = 10
 SAMPLE_ROWS = 5
 SHOWN_CHARS = 200
@@ -134,6 +200,8 @@ class Report:
     dropped: Counter[str] = field(default_factory=Counter[str])
     failed_rows: list[FailedRow] = field(default_factory=list[FailedRow])
     """The first ones."""
+    examples: dict[str, FailedRow] = field(default_factory=dict[str, FailedRow])
+    """The first of each reason."""
     duplicate_ids: int = 0
     first_duplicates: list[str] = field(default_factory=list[str])
     emptied: str = ""
@@ -151,8 +219,7 @@ class Report:
     tables: dict[str, Sequence[Mapping[str, Any]]] = field(
         default_factory=dict[str, Sequence[Mapping[str, Any]]]
     )
-    histograms: dict[str, Counter[Any]] = field(default_factory=dict[str, Counter[Any]])
-    """Value → rows."""
+    histograms: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the manifest says to the next stage, and to the next run."""
 
@@ -171,8 +238,10 @@ class Report:
     def fail(self, row: int, where: str, reason: str, detail: str) -> None:
         """Count a row that holds an error."""
         self.failures[reason] += 1
-        if len(self.failed_rows) < LISTED:
-            self.failed_rows.append(FailedRow(row, where, reason, one_line(detail)))
+        if reason not in self.examples or len(self.failed_rows) < LISTED:
+            failed = FailedRow(row, where, reason, one_line(detail))
+            self.examples.setdefault(reason, failed)
+            self.failed_rows += [failed] if len(self.failed_rows) < LISTED else []
 
     def repeats(self, identity: str) -> None:
         """Count a row that has the id of another."""
@@ -239,7 +308,19 @@ class Report:
             input=made_of,
             schema=readable_schema(self.schema),
             moved=self.moved,
-            detail={"schema": schema_to_json(self.schema), **self.detail},
+            detail={
+                "schema": schema_to_json(self.schema),
+                "numbers": {n: v for n, v in self.numbers.items() if type(v) in (int, float)},
+                "examples": {
+                    reason: (row.row, row.where, row.detail)
+                    for reason, row in self.examples.items()
+                },
+                "histograms": {
+                    name: {"sum": each.sum, "values": [*each.counts.items()]}
+                    for name, each in self.histograms.items()
+                },
+                **self.detail,
+            },
         )
 
 

@@ -95,7 +95,7 @@ class Responses(AskingStage):
     def rules(self) -> Rules:
         return Rules(AnswerParser([], frozenset(), None, may_call=True), 0)
 
-    @cached_property
+    @property
     def provenance(self) -> dict[str, str]:
         return {"api_model": str(self.params["model"])}
 

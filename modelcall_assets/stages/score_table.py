@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
-from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen
+from modelcall_assets.stages.report import SAMPLE_ROWS, Distribution, Report, Seen
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
@@ -101,10 +100,6 @@ def outcome_row(outcome: Outcome) -> ApiRow:
     return {"api_status": "success", **outcome.values}
 
 
-HISTOGRAM_VALUES = 50
-"""A field with more distinct numbers than this has no histogram."""
-
-
 @dataclass
 class AnswerTotals:
     """Counts a report's rows as they are written."""
@@ -116,8 +111,8 @@ class AnswerTotals:
     ids: Seen = field(default_factory=Seen)
 
     def count(self, row: ApiRow, usage: Usage, sample: int | None, keys: Iterable[str]) -> None:
-        """`sample` tells several answers to one record apart; numbers under `keys` are shown as
-        histograms."""
+        """`sample` tells several answers to one record apart; of the numbers under `keys` it is
+        shown how they are distributed."""
         report, identity = self.report, row["api_record_id"]
         report.rows += 1
         self.usage += usage
@@ -139,33 +134,29 @@ class AnswerTotals:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if math.isfinite(value):
-                report.histograms.setdefault(key, Counter())[value] += 1
+                report.histograms.setdefault(key, Distribution()).add(value)
 
     def finish(self, rows_in: int) -> Report:
         """`rows_in` are those that there should be."""
-        report = self.report
-        report.rows_in = rows_in
-        shown = report.histograms.items()
-        report.histograms = {
-            key: counts for key, counts in shown if len(counts) <= HISTOGRAM_VALUES
-        }
-        return report
+        self.report.rows_in = rows_in
+        for key, values in self.report.histograms.items():
+            self.report.numbers[f"{key}_mean"] = values.mean
+            self.report.numbers[f"{key}_median"] = values.quantile(0.5)
+        return self.report
 
     def numbers(self) -> dict[str, Any]:
-        """Of a stage that asks a model."""
-        ordered = sorted(self.latencies_ms)
-
-        def latency(share: float) -> int | str:
-            at = min(len(ordered) - 1, int(len(ordered) * share))
-            return ordered[at] if ordered else "unknown"
-
-        return {
-            "prompt_tokens": self.usage.prompt_tokens,
-            "completion_tokens": self.usage.completion_tokens,
-            "cost_usd": "unknown" if self.cost_usd is None else self.cost_usd,
-            "latency_ms_median": latency(0.5),
-            "latency_ms_p95": latency(0.95),
-        }
+        """Of a stage that asks a model; what is not known is not there."""
+        found: dict[str, Any] = {}
+        if self.usage.known:
+            found["prompt_tokens"] = self.usage.prompt_tokens
+            found["completion_tokens"] = self.usage.completion_tokens
+        if self.cost_usd is not None:
+            found["cost_usd"] = self.cost_usd
+        if ordered := sorted(self.latencies_ms):
+            for name, share in (("median", 0.5), ("p95", 0.95)):
+                at = min(len(ordered) - 1, int(len(ordered) * share))
+                found[f"latency_ms_{name}"] = ordered[at]
+        return found
 
 
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]

@@ -115,7 +115,7 @@ class Scores(AskingStage):
         )
         return Rules(parser, self.spec.task.retry.repair_turns)
 
-    @cached_property
+    @property
     def provenance(self) -> dict[str, str]:
         return {"api_model": str(self.params["model"]), "api_prompt": self.prompt.version}
 
@@ -218,6 +218,10 @@ class ScorerScores(Stage):
     def _version(self) -> str:
         digest = scorer_digest(self.path, self.spec.root, self.spec.file_name)
         return f"{self.path}@{digest}"
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"scorer": self._version}
 
     def own_shape(self) -> dict[str, Any]:
         """Changes with the scorer's name and with its module's source."""

@@ -3,6 +3,8 @@ which one differs from the others is in its own file."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterator,
@@ -15,6 +17,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -152,16 +155,25 @@ class Stage(ABC):
         return iter(())
 
     def shape(self) -> dict[str, Any]:
-        """Its code version is a hash of it."""
+        """What `code_version` is a hash of."""
         reading = self.reading if self.upstream is None else self.upstream.reading
         own = self.own_shape()
         return own if reading == OURS else {**own, "reading": asdict(reading)}
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Columns that say what its rows are made by."""
+        return {}
+
+    @cached_property
+    def code_version(self) -> str:
+        """Of what shapes its rows."""
+        shape = json.dumps(self.shape(), sort_keys=True, default=str)
+        return hashlib.sha256(shape.encode()).hexdigest()[:12]
+
     def why_rejected(self, report: Report) -> str | None:
         """When more rows failed than the task accepts."""
         return report.why_rejected(self.spec.task.max_failure_rate, self.again)
-
-    # The rows that it leaves, and those that it reads
 
     @property
     def maker(self) -> Stage:
@@ -319,11 +331,8 @@ class Stage(ABC):
 
     @property
     def set_aside_folder(self) -> Place:
+        """Files that were at places of ours: `<end of the digest>/<name>`."""
         return self.layout.state_folder / "set_aside" / self.name
-
-    def set_aside_path(self, name: str, digest: str) -> Place:
-        """Where a file that was at a place of ours is kept, by its name and digest."""
-        return self.set_aside_folder / digest[-12:] / name
 
     def claim_path(self, key: str) -> Place:
         """Held while the partition is published; on a disk one lock serves the whole task."""
@@ -333,10 +342,6 @@ class Stage(ABC):
 
     def journal_folder(self, key: str) -> Place:
         return self.layout.state_folder / "journal" / self.name / key
-
-    def in_hand_path(self, key: str) -> Path:
-        """Held by the run that asks a model for a partition."""
-        return self.layout.local_state / "in_hand" / self.name / f"{key}.lock"
 
     @property
     def adopts(self) -> bool:

@@ -1,0 +1,164 @@
+"""A stage's report as Dagster shows it: the metadata of a result, its check, and the events that
+carry both."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import dagster as dg
+import orjson
+
+from modelcall_assets.defs.instance import asset_key, latest_result, provenance_tags
+from modelcall_assets.stages.report import Report, Tally, counted
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Task
+from modelcall_assets.transforms.transcript import markdown, turns_of
+
+COMPLETE = "complete"
+_MOST_CELL, _MOST_TURN = 160, 600
+"""Characters that are shown."""
+_BAR = 24
+
+
+def note_overviews(instance: dg.DagsterInstance, task: Task) -> list[str]:
+    """Make again, without a run, what shows the task as a whole, where something has changed; gives
+    the names of these stages."""
+    noted: list[str] = []
+    for stage in task.overviews:
+        (key,) = stage.keys.now()
+        if stage.members_changed(key):
+            report = stage.make(key, Tally())
+            for event in events_of(instance, stage, key, report, None):
+                instance.report_runless_asset_event(event)
+            noted.append(stage.name)
+    return noted
+
+
+def events_of(
+    instance: dg.DagsterInstance, stage: Stage, key: str, report: Report, rejected: str | None
+) -> Iterator[Any]:
+    """What came of one file, each to be logged before the next. Of a rejected result an observation
+    keeps the numbers in the UI; a materialisation would show green."""
+    asset, partition = asset_key(stage), _partition(stage, key)
+    metadata = metadata_of(stage, key, report, rejected)
+    if rejected is not None:
+        yield dg.AssetObservation(asset, partition=partition, metadata=metadata)
+    else:
+        tags = provenance_tags(instance, stage, key, report.data_version)
+        yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=tags)
+    yield check_event(instance, stage, key, check_of(report, rejected))
+
+
+def check_event(
+    instance: dg.DagsterInstance, stage: Stage, key: str, check: dg.AssetCheckResult
+) -> Any:
+    """The UI takes it for current only beside the partition's latest result; one that a body yields
+    loses its partition in a backfill."""
+    partition = _partition(stage, key)
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key(stage),
+        check_name=COMPLETE,
+        passed=check.passed,
+        severity=check.severity,
+        description=check.description,
+        metadata=check.metadata,
+        partition=partition,
+        target_materialization_data=latest_result(instance, stage, partition),
+    )
+
+
+def _partition(stage: Stage, key: str) -> str | None:
+    return None if stage.keys.is_one else key
+
+
+def metadata_of(
+    stage: Stage, key: str, report: Report, rejected: str | None = None
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "dagster/row_count": report.rows,
+        "rows_in": report.rows_in,
+        "ok": report.ok,
+        "failed": report.failed,
+        "failure_rate": round(report.failure_rate, 6),
+    }
+    if len(report.schema):
+        columns = [dg.TableColumn(field.name, str(field.type)) for field in report.schema]
+        shown["dagster/column_schema"] = dg.TableSchema(columns)
+    shown |= _failures_of(report)
+    if report.dropped:
+        shown["dropped"] = report.dropped.total()
+        shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
+    shown |= report.numbers
+    shown |= {name: _table(rows) for name, rows in report.tables.items()}
+    for name, values in report.histograms.items():
+        bins = values.bins()
+        most = max((rows for _, rows in bins), default=0)
+        bars = [
+            {name: value, "rows": rows, "": "█" * ceil(_BAR * rows / most)} for value, rows in bins
+        ]
+        shown[f"histogram_{name}"] = _table(bars)
+    if report.warnings:
+        shown["warnings"] = report.warnings
+    if stage.suffix:  # else the rows are in the user's own file
+        output = stage.output(key, rejected=rejected is not None)
+        shown["output"] = dg.MetadataValue.path(str(output))
+    sample = report.sample
+    if sample and turns_of(dict(sample[0])):  # conversations are read, other rows compared
+        texts = [markdown(dict(row), most_chars=_MOST_TURN) for row in sample[:3]]
+        shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(texts))
+    elif sample:
+        shown["sample"] = _table(sample)
+    return shown
+
+
+def _failures_of(report: Report) -> dict[str, Any]:
+    if not report.failures:
+        return {}
+    by_reason = counted("reason", dict(report.failures.most_common()))
+    rows = [each._asdict() for each in report.failed_rows]
+    return {"failures_by_reason": _table(by_reason), "first_failures": _table(rows)}
+
+
+def check_of(report: Report, rejected: str | None = None) -> dg.AssetCheckResult:
+    """Whether the partition is complete: a table with a row for each thing that is looked at, the
+    worst of which gives the severity. `rejected` says why the result is not accepted."""
+    findings = report.findings(rejected)
+    wrong = [finding for finding in findings if not finding.passed]
+    is_error = any(finding.severity == "error" for finding in wrong)
+    table = [
+        {"": "✓" if each.passed else "✗", "looked at": each.name, "found": each.told}
+        for each in findings
+    ]
+    metadata = {"findings": _table(table), **_failures_of(report)}
+    return dg.AssetCheckResult(
+        check_name=COMPLETE,
+        passed=not wrong,
+        description="; ".join(finding.told for finding in wrong) or findings[0].told,
+        severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
+        metadata=metadata,
+    )
+
+
+def failed_check(why: str) -> dg.AssetCheckResult:
+    """Of a partition of which nothing came."""
+    return dg.AssetCheckResult(check_name=COMPLETE, passed=False, description=why)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """A Markdown table; long cells are cut, line breaks and bars made harmless."""
+    if not rows:
+        return dg.MetadataValue.md("no rows")
+    names = list(rows[0])
+    cells = ([_cell(row.get(name)) for name in names] for row in rows)
+    lines = [names, ["---"] * len(names), *cells]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…"
