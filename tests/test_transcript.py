@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from html.parser import HTMLParser
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from modelcall_assets.transforms.transcript import (
+    MOST_VALUES,
     Turn,
     dialogue_pieces,
     html_page,
@@ -68,48 +73,62 @@ class TestTurns:
     @pytest.mark.parametrize("record", [{}, {"messages": None}, {"messages": "no"}, {"text": "x"}])
     def test_a_record_without_messages_has_none(self, record: dict[str, Any]) -> None:
         assert turns_of(record) == []
-        assert markdown(record) == ""
 
     @pytest.mark.parametrize("message", [None, "text", 3, {}, {"role": None, "content": {"a": 1}}])
     def test_odd_messages_are_shown_all_the_same(self, message: object) -> None:
-        assert "?" in markdown({"messages": [message]})
         assert "<article>" in html_page("t", [("row 1", {"messages": [message]})])
 
 
+def read_back(text: str) -> list[tuple[str, Any]]:
+    """Path and value of all that a parser of Markdown finds in code spans and fences."""
+    found: list[tuple[str, Any]] = []
+    for token in MarkdownIt("commonmark").parse(text):
+        spans = [each.content for each in token.children or () if each.type == "code_inline"]
+        if len(spans) == 2:
+            found.append((spans[0], json.loads(spans[1])))
+        elif spans:
+            found.append((spans[0], None))
+        elif token.type == "fence":
+            assert token.info == "text"
+            found[-1] = (found[-1][0], token.content.removesuffix("\n"))
+    return found
+
+
+def put_together(value: Any, found: list[tuple[str, Any]]) -> Any:
+    """What was found, in its order and in the shape of the value."""
+    if found and found[0][1] == value and type(found[0][1]) is type(value):
+        return found.pop(0)[1]
+    if isinstance(value, dict):
+        return {name: put_together(each, found) for name, each in value.items()}
+    return [put_together(each, found) for each in value] if isinstance(value, list) else found
+
+
+MARKED = st.text(alphabet="ab_*`~<>|&\\#-[]()! \n\r\t\0\u2028é") | st.text()
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | MARKED,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(MARKED, inner, max_size=4),
+    max_leaves=10,
+)
+
+
 class TestMarkdown:
-    def test_shows_a_chat_by_roles(self) -> None:
-        assert markdown(CHAT) == (
-            "### system\n\nBe brief.\n\n### user\n\n1+1?\n\n### assistant\n\n"
-            "> *reasoning*\n>\n> easy\n\n2"
-        )
+    @given(st.dictionaries(MARKED, VALUES, min_size=1, max_size=4))
+    def test_what_is_read_back_is_the_value(self, record: dict[str, Any]) -> None:
+        found = read_back(markdown(record))
+        assert put_together(record, found) == record
+        assert not found
 
-    def test_shows_tools_and_their_calls(self) -> None:
-        text = markdown(TOOLS)
-        assert '**calls `look_up`**\n\n```\n{\n  "city": "北京"\n}\n```' in text
-        assert "### tool" in text and "> the tool says so" in text
+    def test_texts_stay_as_they_are(self) -> None:
+        code = "def __init__(self):\n    *args = `x`\n```py\n<b>\n```\n"
+        messages = [{"role": "user", "content": code * 3}]
+        text = markdown({"text": code, "score": 4, "tags": ["a", "b"], "messages": messages})
+        assert f"````text\n{code}\n````" in text
+        assert "`score`: `4`" in text and '`tags`: `["a", "b"]`' in text
+        assert "`messages[0].content`" in text
+        assert read_back(text)[0] == ("text", code)
 
-    def test_parts_that_are_no_text(self) -> None:
-        content = [
-            {"type": "text", "text": "It is "},
-            {"type": "python", "text": "2*3"},
-            {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}},
-            {"type": "input_audio", "input_audio": {"data": "…"}},
-        ]
-        text = markdown({"messages": [{"role": "user", "content": content}]})
-        assert "**python**\n\n```\n2*3\n```" in text
-        assert "**image**\n\n```\nhttps://x.test/a.png\n```" in text
-        assert "input_audio" in text
-
-    def test_long_texts_are_cut_and_open_code_is_closed(self) -> None:
-        code = "```python\n" + "x = 1\n" * 100 + "```"
-        text = markdown({"messages": [{"role": "user", "content": code}] * 2}, most_chars=40)
-        assert text.count("more characters]\n```\n\n### user") == 1
-        assert text.endswith("more characters]\n```")
-
-    def test_no_tag_but_in_code(self) -> None:
-        content = "a <b> `<c>`\n```\n<d>\n```"
-        text = markdown({"messages": [{"role": "user<x>", "content": content}]})
-        assert text == "### user&lt;x>\n\na &lt;b> `<c>`\n```\n<d>\n```"
+    def test_of_many_values_the_first_are_shown(self) -> None:
+        assert len(read_back(markdown({f"c{n}": n for n in range(1000)}))) == MOST_VALUES
 
 
 class TestDialogueLog:

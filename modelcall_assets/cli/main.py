@@ -2,7 +2,6 @@
 
 import io
 import sys
-from pathlib import Path
 
 import click
 
@@ -14,7 +13,6 @@ from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.run import failures, retry, run_task
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
-from modelcall_assets.config.catalog import find_root, with_lines
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
@@ -66,7 +64,7 @@ def main() -> None:
         echo(told.getvalue().rstrip(), err=True)
         sys.exit(error.exit_code)
     except SetupError as error:
-        for problem in with_lines(error.problems, find_root(Path.cwd())):
+        for problem in error.problems:
             echo(f"{problem.severity}: {problem}", err=True)
         sys.exit(2)
     except ModelcallError as error:

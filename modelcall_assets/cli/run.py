@@ -149,7 +149,8 @@ def _told(
     yield _totals(last, keys)
     for stage in (*before, last):
         found, is_last = _manifests(stage, keys), stage is last
-        if not is_last and any(made is None or made.failed for made in found.values()):
+        manifests = found.values()
+        if not is_last and any(made is None or made.failed or made.dropped for made in manifests):
             yield f"  {_totals(stage, keys)}"
         of = "" if is_last else f"{stage.name} of "
         for key, made in found.items():

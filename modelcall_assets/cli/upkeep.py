@@ -20,7 +20,7 @@ from modelcall_assets.cli.terminal import (
     task_argument,
 )
 from modelcall_assets.config.catalog import find_root, load_catalog
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
@@ -55,23 +55,25 @@ def register(tasks: tuple[Path, ...]) -> None:
       modelcall register
       modelcall register configs/tasks/my_task.yaml
     """
-    from modelcall_assets.defs import instance as dagster  # it takes most of a second to import
+    from modelcall_assets.defs.instance import open_instance  # half a second to import
+    from modelcall_assets.defs.instance import register as registered
 
-    root = find_root(Path.cwd())
-    is_wrong = False
-    with dagster.open_instance(root) as instance:
-        for task in [load(path) for path in tasks] or map(Task, load_catalog(root).tasks):
+    catalog = load_catalog(find_root(Path.cwd()))
+    found = [load(path) for path in tasks] if tasks else [*map(Task, catalog.tasks)]
+    is_wrong = bool(tasks)
+    for broken in () if tasks else catalog.broken:
+        echo(f"{broken.file_name}: left out; `modelcall check` says what is wrong", err=True)
+    for task in found:
+        with open_instance(task.spec.root) as instance:
             try:
-                found = dagster.register(instance, task)
-            except InputError as error:
+                of_task = registered(instance, task)
+            except (InputError, SetupError) as error:
                 echo(f"{task.spec.name}: {error}", err=True)
-                is_wrong = True
                 continue
-            echo(
-                f"{task.spec.name}: {len(found.keys):,} {task.stages[0].keys.what}, "
-                f"{found.new:,} new, {found.gone:,} gone"
-            )
-    sys.exit(1 if is_wrong and tasks else 0)
+        is_wrong = False
+        counts = f"{of_task.new:,} new, {of_task.gone:,} gone"
+        echo(f"{task.spec.name}: {len(of_task.keys):,} {task.stages[0].keys.what}, {counts}")
+    sys.exit(1 if is_wrong else 0)
 
 
 @click.command()

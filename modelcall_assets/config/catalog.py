@@ -99,7 +99,7 @@ def load_task(path: Path, root: Path) -> TaskSpec:
     env = _environment(data, file, root, problems)
     named, files = _named_files(data, file, root, problems)
     if task is None or errors_in(problems):
-        raise SetupError(problems)
+        raise SetupError([*with_lines(problems, root)])
     if "prompt" in named:
         problems += _unsent_text(task, named["prompt"], file)
     models = [named[name] for name in ("model", "generator") if name in named]
@@ -118,7 +118,8 @@ def load_task(path: Path, root: Path) -> TaskSpec:
         **named,
     )
     spec, misplaced = placed(spec, storage)
-    problems = [as_written(problem, data) for problem in (*problems, *misplaced)]
+    written = (as_written(problem, data) for problem in (*problems, *misplaced))
+    problems = [*with_lines(written, root)]
     if any(problem.severity == "error" for problem in problems):
         raise SetupError(problems)
     return replace(spec, warnings=tuple(problems))
@@ -219,7 +220,7 @@ def load_model(path: Path, root: Path) -> ModelConfig:
     file = shown_path(path.resolve(), root.resolve())
     model, problems = parse_model(load_yaml(path, file), file)
     if model is None:
-        raise SetupError(problems)
+        raise SetupError([*with_lines(problems, root)])
     return model
 
 
@@ -328,8 +329,10 @@ def with_lines(problems: Iterable[Problem], root: Path) -> Iterator[Problem]:
         if problem.field and problem.file not in contents:
             contents[problem.file] = None
             with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-                loader = yaml.SafeLoader((root / problem.file).read_text("utf-8-sig"))
-                contents[problem.file] = loader.get_single_node()
+                text = (root / problem.file).read_text("utf-8-sig")
+                if problem.file.endswith(".json"):
+                    text = text.replace("\t", " ")
+                contents[problem.file] = yaml.SafeLoader(text).get_single_node()
         yield replace(problem, line=_line(contents.get(problem.file), problem.field))
 
 
@@ -339,7 +342,7 @@ def _line(node: yaml.Node | None, field: str) -> int | None:
         inner = [(str(key.value), key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         inner = [(f"[{at}]", each, each) for at, each in enumerate(node.value)]
-    for name, begins, value in inner:
+    for name, begins, value in sorted(inner, key=lambda each: -len(each[0])):
         rest = field.removeprefix(name)
         if rest != field and rest[:1] in ("", ".", "["):
             return _line(value, rest.removeprefix(".")) or begins.start_mark.line + 1

@@ -27,7 +27,7 @@ from modelcall_assets.errors import (
     InHand,
     ModelcallError,
 )
-from modelcall_assets.stages.report import Report, Tally, Watcher
+from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
 from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
 
@@ -207,13 +207,13 @@ async def _work_on(
                 failed[key] = str(error)
             except Exception as error:  # its neighbours go on
                 context.log.error(f"{key} failed", exc_info=True)
-                failed[key] = _in_short(error)
+                failed[key] = last_line(error)
         if report is None:
             check = failed_check(failed[key])
             context.log_event(check_event(context.instance, stage, key, check))
             return
         if (rejected := stage.why_rejected(report)) is not None:
-            failed[key] = rejected if len(keys) > 1 else f"{key}: {rejected}"
+            failed[key] = rejected
         elif len(keys) == 1:
             accepted.append(report)
             return
@@ -225,15 +225,9 @@ async def _work_on(
             files.create_task(file(key))
     if failed:
         told = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
-        head = f"{len(failed)} of {len(keys)} files failed:\n"
-        raise _failure(head + told if len(keys) > 1 else failed[keys[0]], errors)
+        head = f"{len(failed)} of {len(keys)} files failed:\n" if len(keys) > 1 else ""
+        raise _failure(head + told, errors)
     return accepted[0] if accepted else None
-
-
-def _in_short(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):  # only says that it had some
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
 
 
 def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:

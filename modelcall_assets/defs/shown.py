@@ -1,6 +1,7 @@
 """A stage's report as Dagster shows it: the metadata of a result, its check, and the events that
 carry both."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -12,11 +13,12 @@ from modelcall_assets.defs.instance import asset_key, latest_result, provenance_
 from modelcall_assets.stages.report import Report, Tally, counted
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
-from modelcall_assets.transforms.transcript import markdown, turns_of
+from modelcall_assets.transforms.transcript import markdown
 
 COMPLETE = "complete"
-_MOST_CELL, _MOST_TURN = 160, 600
+_MOST_CELL = 160
 """Characters that are shown."""
+_MARKS = re.compile(r"([\\`*_\[\]<>|~&])")
 _BAR = 24
 
 
@@ -102,12 +104,8 @@ def metadata_of(
     if stage.suffix:  # else the rows are in the user's own file
         output = stage.output(key, rejected=rejected is not None)
         shown["output"] = dg.MetadataValue.path(str(output))
-    sample = report.sample
-    if sample and turns_of(dict(sample[0])):  # conversations are read, other rows compared
-        texts = [markdown(dict(row), most_chars=_MOST_TURN) for row in sample[:3]]
-        shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(texts))
-    elif sample:
-        shown["sample"] = _table(sample)
+    if report.sample:
+        shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(map(markdown, report.sample)))
     return shown
 
 
@@ -145,12 +143,12 @@ def failed_check(why: str) -> dg.AssetCheckResult:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """A Markdown table; long cells are cut, line breaks and bars made harmless."""
+    """A Markdown table, in which no character means anything; long cells are cut."""
     if not rows:
         return dg.MetadataValue.md("no rows")
     names = list(rows[0])
     cells = ([_cell(row.get(name)) for name in names] for row in rows)
-    lines = [names, ["---"] * len(names), *cells]
+    lines = [map(_cell, names), ["---"] * len(names), *cells]
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
 
 
@@ -160,5 +158,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
-    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…"
+    text = " ".join(text.split())
+    return _MARKS.sub(r"\\\1", text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…")

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
 
 OVERLOADS_BORNE = 8
-"""So often one record is told that a server which answers others has too much to do (503 and the
-like) before that uses up its retries. With the pauses between them about a minute."""
+"""So often a server that answers others is overloaded before that uses up a record's retries."""
 UNANSWERED_LIMIT = 25
 """So many records in a row failing, with no answer between, stop the run."""
 LEASE_EVERY_S, LEASE_EVERY_S_UNSETTLED = 1.0, 0.1
@@ -83,10 +82,10 @@ class _Waiter:
 class Engine:
     """Shared by the files of a run. Use as an async context manager.
 
-    `ask` never raises for a record. It raises RunStopped when the run as a whole is over:
-    calls in flight at that time still finish and return. With `batches` the model is to be called
-    by those, though `ask` works too. `collector` makes a client for the batches that an endpoint
-    was given before; None where there is no such endpoint.
+    `ask` never raises for a record. It raises RunStopped when the run as a whole is over: calls in
+    flight still finish and return. With `batches` the model is to be called by those, though `ask`
+    works too; `collector` makes a client for those that an endpoint was given before, None where it
+    is unknown. `spent` says, with so many others in flight, why nothing more may be sent.
     """
 
     channels: Sequence[Channel]
@@ -96,6 +95,7 @@ class Engine:
     patience: Patience = PATIENCE
     batches: BatchClient | None = None
     collector: Callable[[str], BatchClient | None] = lambda _: None
+    spent: Callable[[int], RunStopped | None] | None = None
 
     def __post_init__(self) -> None:
         self.in_flight = self.requests = self.retries = 0
@@ -209,6 +209,9 @@ class Engine:
             channel = await self._turn(tokens, held)
         started = self._now()
         try:
+            if self.spent is not None and (reason := self.spent(self.in_flight - 1)):
+                self.stop(reason)
+                raise reason
             reply = await channel.transport.send(payload)
             now = self._now()
             verdict = channel.replied(
@@ -316,9 +319,8 @@ class Engine:
     async def _pause(self, held: Held, parked: Parked) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.retries += 1
-        now = self._now()
         usable = [channel for channel in self.channels if channel.refusal is None]
-        seconds = min((held.get(channel, now) - now for channel in usable), default=0.0)
+        seconds = min((held.get(each, 0.0) for each in usable), default=0.0) - self._now()
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -328,13 +330,12 @@ class Engine:
     def _note_failure(self, failure: Failure, channel: Channel) -> None:
         self._unanswered_in_a_row += 1
         if self._unanswered_in_a_row >= UNANSWERED_LIMIT:
-            self.stop(
-                EndpointDown(
-                    f"{channel.name}: {UNANSWERED_LIMIT} records in a row failed and none "
-                    f"was answered; the last: {failure.reason}: {failure.detail}. "
-                    "Mend that and materialise again: what was answered is kept"
-                )
+            why = (
+                f"{channel.name}: {UNANSWERED_LIMIT} records in a row failed and none "
+                f"was answered; the last: {failure.reason}: {failure.detail}. "
+                "Mend that and materialise again: what was answered is kept"
             )
+            self.stop(EndpointDown(why))
 
     def _stop_if_all_refuse(self) -> None:
         """Raises EndpointRefused when no endpoint is left."""

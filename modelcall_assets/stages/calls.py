@@ -203,9 +203,6 @@ class Caller(Replay):
         turns = said_in(entries) if entries else []
         while (finished := self.rules.judge(turns)) is None:
             request = self.rules.next_request(item.request, turns)
-            if (reason := self.budget.spent(self.engine.in_flight)) is not None:
-                self.engine.stop(reason)
-                raise reason
             result = await self.engine.ask(request.payload, self._parked, self._sent)
             if isinstance(result, GaveUp):
                 why = Unanswered(result.failure, item.address.key, result.attempts, result.endpoint)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from modelcall_assets.config.datasets import DatasetConfig, output_name
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
+from modelcall_assets.stages.report import last_line
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
 from modelcall_assets.storage.listing import (
     FileInfo,
@@ -258,7 +259,11 @@ def grouped(
     """The files of each partition. `most` files are shared among the partitions, one at least of
     each. InputError when the grouping names a file that is not there, or no partition at all."""
     by_path = {file.key_path: file for file in files}
-    found = grouping.get_file_list([*by_path])
+    try:
+        found = grouping.get_file_list([*by_path])
+    except Exception as error:
+        told = last_line(error)
+        raise InputError(f"get_file_list of the preprocessor failed: {told}") from error
     groups = dict(found) if isinstance(found, Mapping) else {path: [path] for path in found}
     for name, paths in groups.items():
         if not name.strip("/ ") or not paths:

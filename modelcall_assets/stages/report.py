@@ -2,9 +2,11 @@
 metadata and its check are functions of one object."""
 
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -163,7 +165,7 @@ def _rounded(value: float, digits: int) -> float:
 
 
 LISTED = 10
-SAMPLE_ROWS = 5
+SAMPLE_ROWS = 6
 SHOWN_CHARS = 200
 SHOWN_DUPLICATES = 5
 
@@ -327,6 +329,16 @@ class Report:
 def counted(what: str, counts: Mapping[str, int]) -> list[Row]:
     """As a table."""
     return [{what: name, "rows": count} for name, count in counts.items()]
+
+
+def last_line(error: BaseException) -> str:
+    """`KeyError: 'text' (my_rules.py, line 12)`: what went wrong, and where."""
+    while isinstance(error, BaseExceptionGroup):  # only says that it had some
+        error = error.exceptions[0]
+    told = one_line(f"{type(error).__name__}: {error}")
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return told + at
 
 
 def one_line(detail: str) -> str:

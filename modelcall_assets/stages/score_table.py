@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappush, heapreplace
 from typing import Any
 
 import orjson
@@ -14,9 +15,9 @@ import pyarrow as pa
 
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
-from modelcall_assets.llm.dialogue import Finished
+from modelcall_assets.llm.dialogue import ChatRequest, Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
-from modelcall_assets.stages.report import SAMPLE_ROWS, Distribution, Report, Seen
+from modelcall_assets.stages.report import Distribution, Report, Seen
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
@@ -159,6 +160,47 @@ class AnswerTotals:
         return found
 
 
+PICKED = 2
+Pick = tuple[float, int, ApiRow, Row | BadLine]
+"""What it is picked by, its number, from the last, the row and what it was made from."""
+
+
+@dataclass
+class Picks:
+    """Rows to show: two of the best, two of the worst, by the first of the keys that has a number,
+    and two that failed."""
+
+    keys: Sequence[str]
+    best: list[Pick] = field(default_factory=list[Pick])
+    worst: list[Pick] = field(default_factory=list[Pick])
+    failed: list[Pick] = field(default_factory=list[Pick])
+    _rows: int = 0
+
+    def look(self, row: ApiRow, item: Row | BadLine) -> None:
+        self._rows += 1
+        if row["api_status"] != "success":
+            if len(self.failed) < PICKED:
+                self.failed.append((0, -self._rows, row, item))
+            return
+        numbers = (value for key in self.keys if isinstance(value := row.get(key), int | float))
+        value = next(numbers, 0)
+        for picked, sign in ((self.best, 1), (self.worst, -1)):
+            pick = sign * value, -self._rows, row, item
+            if len(picked) < PICKED:
+                heappush(picked, pick)
+            elif pick[0] > picked[0][0]:
+                heapreplace(picked, pick)
+
+    def found(self) -> Iterator[tuple[str, ApiRow, Row | BadLine]]:
+        """Each row once, with what it is."""
+        seen = set[int]()
+        for label, picked in (("best", self.best), ("worst", self.worst), ("failed", self.failed)):
+            for _, number, row, item in sorted(picked, key=lambda pick: pick[:2], reverse=True):
+                if number not in seen:
+                    seen.add(number)
+                    yield label, row, item
+
+
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]
 """Status, values and provenance of the row at an index, and what was used for it."""
 _ARROW_TYPES = {
@@ -225,13 +267,14 @@ def write_scores(
     input_key: str,
     rate: Rate,
     out: NewFile,
+    sent: Callable[[Row | BadLine], object] | None = None,
 ) -> AnswerTotals:
-    """`input_key` is the column that people want to see in a sample. InputChanged when the source
-    is no longer what its upstream asset recorded."""
+    """`input_key` is the column that people want to see in a sample, `sent` gives what was asked
+    about a row. InputChanged when the source is no longer what its upstream asset recorded."""
     maker, name = source.maker, source.name
     is_result = maker is not None and maker.answers
     table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
-    totals, digest = AnswerTotals(), hashlib.sha256()
+    totals, digest, picks = AnswerTotals(), hashlib.sha256(), Picks([*fields])
     report = totals.report
 
     def rated(index: int, item: Row | BadLine) -> ApiRow:
@@ -240,11 +283,7 @@ def write_scores(
         is_row = isinstance(item, dict)
         sample = item.get("sample") if is_row and is_result else None
         totals.count(row, usage, sample, fields)
-        if len(report.sample) < SAMPLE_ROWS:
-            names = [*fields, "api_status", "api_fail_reason", "api_return"]
-            scored = value_at(item, input_key) if is_row else None
-            shown = {name: row.get(name) for name in names}
-            report.show({"id": row["api_record_id"], input_key: scored, **shown})
+        picks.look(row, item)
         content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
         values = [row.get(key) for key in fields] or [row.get("api_return")]
         digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
@@ -256,6 +295,14 @@ def write_scores(
             rows = [rated(batch.start + at, item) for at, item in enumerate(batch.items)]
             sink.write(table.batch(batch.to_arrow(source.schema), rows))
     totals.finish(source.rows_read)
+    for number, (label, row, item) in enumerate(picks.found()):
+        scored = value_at(item, input_key) if isinstance(item, dict) else item.raw
+        answer = {name: row.get(name) for name in (*fields, "api_fail_reason", "api_fail_detail")}
+        known = {name: value for name, value in answer.items() if value is not None}
+        record = {"sample": label, "id": row["api_record_id"], input_key: scored, **known}
+        if sent is not None and not number and isinstance(asked := sent(item), ChatRequest):
+            record["sent"] = [*asked.messages]
+        report.show({**record, "reply": row.get("api_return")})
     report.moved, report.schema = table.moved, as_stored(table.schema)
     report.data_version = digest.hexdigest()[:32]
     return totals

@@ -190,7 +190,8 @@ class Scores(AskingStage):
     def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> Report:
         """Keys without a declared type have the one that their values share, lists none."""
         scalars = {key: of for key, of in shared.items() if of.get("type") != "array"}
-        totals = write_scores(source, {**self.fields, **scalars}, self.input_key, rate, out)
+        fields = {**self.fields, **scalars}
+        totals = write_scores(source, fields, self.input_key, rate, out, self.ask)
         totals.report.numbers |= totals.numbers()
         return totals.report
 

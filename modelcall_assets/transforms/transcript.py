@@ -1,6 +1,7 @@
 """Records with `messages` as something to read: Markdown, the dialogue log, or one static HTML page
 that needs nothing from elsewhere."""
 
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,13 @@ from modelcall_assets.records.outcome import Row
 CONVERSATION_COLUMNS = ("messages", "final_messages", "response")
 REASONING_COLUMNS = ("reasoning", "reasoning_content", "api_reasoning")
 _THINKING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
-_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+_PLAIN = re.compile(r"[\w-]+")
+MOST_VALUES = 60
+"""Of a record that are shown."""
+_SHORT, _ONE_LINE = 60, 160
+"""Characters of a text, and of a list or object, that are shown in one line."""
+_UNFENCED = frozenset("\r\0")
+"""What no fence leaves as it is."""
 MOST_BADGES = 12
 _IDS = ("id", "uid")
 _SHOWN_ABOVE = {"api_record_id", "api_status", "api_fail_reason"}
@@ -90,13 +97,47 @@ def turns_of(record: Row) -> list[Turn]:
     return turns
 
 
-def markdown(record: Row, most_chars: int | None = 2000) -> str:
-    """A heading for each role, reasoning as a quotation, each text cut; empty without messages."""
+def markdown(record: Row) -> str:
+    """Each value as it is: texts of several lines, and long ones, in a fence, all else as JSON in
+    code. What a parser of Markdown finds in them is the value, or one of the values in it."""
     blocks: list[str] = []
-    for turn in turns_of(record):
-        blocks.append(f"### {_one_line(turn.role)}")
-        blocks += (_part_markdown(part, most_chars) for part in turn.parts)
+    for path, value in islice(_leaves("", record), MOST_VALUES):
+        is_text = isinstance(value, str) and ("\n" in value or len(value) > _SHORT)
+        if is_text and _UNFENCED.isdisjoint(value):
+            fence = "`" * max(3, _ticks_in(value) + 1)
+            blocks.append(f"{_code(path)}\n\n{fence}text\n{value}\n{fence}")
+        else:
+            blocks.append(f"{_code(path)}: {_code(_json(value))}")
     return "\n\n".join(blocks)
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in a value, down to what is short; with their paths."""
+    if not value or not isinstance(value, dict | list) or (path and len(_json(value)) <= _ONE_LINE):
+        yield path, value
+    elif isinstance(value, list):
+        for at, each in enumerate(cast("list[Any]", value)):
+            yield from _leaves(f"{path}[{at}]", each)
+    else:
+        for name, each in cast("dict[str, Any]", value).items():
+            step = name if _PLAIN.fullmatch(name) else f"[{_json(name)}]"
+            yield from _leaves(f"{path}.{step}" if path and step == name else f"{path}{step}", each)
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode()
+
+
+def _code(text: str) -> str:
+    """A code span, of one line."""
+    ticks = "`" * (_ticks_in(text) + 1)
+    pad = " " if text[:1] in ("`", " ") or text[-1:] in ("`", " ") else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def _ticks_in(text: str) -> int:
+    return max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
 
 
 def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[str]:
@@ -223,31 +264,6 @@ def _item_part(item: Any) -> Part:
 def _first_text(fields: Row, names: Iterable[str]) -> str:
     texts = (fields.get(name) for name in names)
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
-
-
-def _part_markdown(part: Part, most_chars: int | None) -> str:
-    text = _clipped(part.text, most_chars)
-    if part.kind == "text":
-        return _shown_as_written(text)
-    if part.kind == "reasoning":
-        lines = ("*reasoning*", "", *_shown_as_written(text.strip()).splitlines())
-        return "\n".join(f"> {line}".rstrip() for line in lines)
-    title = f"calls `{_one_line(part.title)}`" if part.kind == "call" else _one_line(part.title)
-    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"**{title}**\n\n{fence}\n{text}\n{fence}"
-
-
-def _shown_as_written(text: str) -> str:
-    """Markdown of the author's own, in which no `<` starts a tag and no code block stays open."""
-    pieces = _CODE.split(text)
-    pieces[::2] = (piece.replace("<", "&lt;") for piece in pieces[::2])
-    is_open = sum(line.lstrip().startswith("```") for line in text.splitlines()) % 2
-    return "".join(pieces) + ("\n```" if is_open else "")
-
-
-def _one_line(text: str) -> str:
-    return _clipped(" ".join(text.split()).replace("<", "&lt;"), 80)
 
 
 def _article(where: str, row: Row, most_chars: int | None) -> str:
