@@ -37,7 +37,7 @@ from project import (
 )
 
 from modelcall_assets.defs.assets import interruptible
-from modelcall_assets.defs.instance import register
+from modelcall_assets.defs.instance import FORGOTTEN_AT_ONCE, register
 from modelcall_assets.defs.runs import PROCESS_TAG, TaskRunner
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 
@@ -218,6 +218,28 @@ class TestGraph:
         assert "new files" not in told()
         shutil.rmtree(project.input_folder)
         assert "gone" not in told(), "a folder that is away takes nothing along"
+
+    def test_files_that_went_are_forgotten_some_at_a_time(self, project: Project) -> None:
+        folder = project.input_folder / "many"
+        folder.mkdir()
+        for number in range(FORGOTTEN_AT_ONCE + 20):
+            (folder / f"{number}.jsonl").write_bytes(b"{}")
+        register(project.instance, project.steps())
+        shutil.rmtree(folder)
+        gone = [register(project.instance, project.steps()).gone for _ in range(3)]
+        assert gone == [FORGOTTEN_AT_ONCE, 20, 0]
+
+    def test_register_leaves_out_what_is_broken_and_goes_on(self, project: Project) -> None:
+        (project.root / "configs/tasks/a.yaml").write_text("task_name: [")
+        twice = {"input_folder": "data/twice", "output_folder": "data/scores_of_twice"}
+        project.write_task({"task_name": "both", "data": twice}, file="both")
+        twins = Project(project.root, task="both", inputs="data/twice")
+        for name in ("x.jsonl", "x.parquet"):
+            twins.write_input(name, some_rows(1))
+        ended = project.run("register")
+        assert (ended.code, ended.out) == (0, "rate: 3 files, 3 new, 0 gone\n")
+        assert "configs/tasks/a.yaml: left out" in ended.err
+        assert "both: " in ended.err and "would both be written" in ended.err
 
     def test_register_shows_the_files_where_no_daemon_runs(self, project: Project) -> None:
         ended = project.run("register")

@@ -1392,6 +1392,22 @@ def test_problems_name_the_line_of_their_field_or_of_what_is_there(project: Conf
     assert "(line 3)" in Project(project.root).run("run-task", path).err
 
 
+def test_of_names_with_dots_the_longest_is_meant(project: Configs) -> None:
+    sets = "alpaca: {format_style: sharegpt}\n\nalpaca.v2:\n  format_style: nonsense\n"
+    path = project.write("configs/distillation/sets.yaml", sets)
+    told = project.check(path).out
+    assert "sets.yaml:alpaca.v2.format_style: unknown value" in told
+    assert re.search(r"alpaca\.v2\.format_style: .*\(line 4\)", told), told
+
+
+def test_lines_are_those_of_the_tasks_own_project(project: Configs, tmp_path: Path) -> None:
+    path = project.write("configs/tasks/demo.yaml", WITH_MISTAKES)
+    other = Configs(tmp_path / "other")
+    other.write("configs/tasks/demo.yaml", "\n" * 30 + WITH_MISTAKES)
+    ended = Project(other.root).run("run-task", path)
+    assert "data.input_foldr: unknown key; did you mean input_folder? (line 3)" in ended.err
+
+
 def test_check_tells_each_problem_once(project: Configs) -> None:
     project.model(**{"chat_config.n": 2})
     project.task("./in", "./a", name="a")

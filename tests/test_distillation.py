@@ -463,9 +463,10 @@ class TestMembers:
         )
         summary = project.materialize()
         assert project.rows("qa.jsonl", "merged") == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
-        (check,) = evaluations(project, "merged")
-        assert (check.partition, check.passed) == ("qa.jsonl", False)
-        assert "zh.jsonl, line 3" in (check.description or "")
+        checks = {check.partition: check for check in evaluations(project, "merged")}
+        assert [check.passed for check in checks.values()] == [False, False]
+        assert "zh.jsonl, line 3" in (checks["qa.jsonl"].description or "")
+        assert "fr.jsonl is not there" in (checks["gone.jsonl"].description or "")
         (message,) = summary.failed
         assert "'gone'" in message and "fr.jsonl is not there" in message
         assert not (project.root / "data/merged/gone.jsonl").exists()
@@ -1175,7 +1176,8 @@ class TestJobs:
             ended = project.run("run-task", project.task_file, *options)
             assert ended.code == 0, ended
             folder = project.root / "data/responses"
-            files = [path for path in folder.rglob("*.json*") if path.is_file()]
+            found = (path for path in folder.rglob("*.json*") if path.is_file())
+            files = [path for path in found if "summary" not in path.parts]
             seen.append({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
         first, both = seen
         assert sorted({*names} & {*first}) == names[:2]
@@ -1254,9 +1256,8 @@ def test_what_a_step_lacks_is_named_and_ends_with_an_exit_code(
     ended = project.run("run-task", project.task_file)
     assert ended.code == code, ended
     assert told in ended.err
-    assert sorted((project.root / "data").rglob("*.jsonl")) == [
-        path for path in before if path.suffix == ".jsonl"
-    ]
+    left = [path for path in (project.root / "data").rglob("*.jsonl") if path.name != "all.jsonl"]
+    assert sorted(left) == [path for path in before if path.suffix == ".jsonl"]
     assert server.stats()["requests"] == 0
 
 
@@ -1677,6 +1678,29 @@ def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
         "third": "one",
     }
     dg.Definitions.validate_loadable(project_definitions(catalog))
+
+
+@pytest.mark.parametrize("reads", [{"input_path": "data/one/a.jsonl"}, {}, {"max_files": 1}])
+def test_a_task_takes_back_no_partition_of_the_one_that_it_reads(
+    project: Project, reads: dict[str, Any]
+) -> None:
+    names = ["a.jsonl", "b.jsonl", "c.jsonl"]
+    for name in names:
+        project.write_input(name, [asked(name)])
+    one = {**GENERATE, "input_path": "data/in", "output_path": "data/one"}
+    two = {**GENERATE, "input_path": reads.get("input_path", "data/one"), "output_path": "data/two"}
+    cap = {"debug": {"enabled": True, "max_files": 1}} if "max_files" in reads else {}
+    kind = {"task_type": "data_distillation"}
+    project.write_yaml("tasks/chain", {"task_name": "chain", **kind, "generate_response": one})
+    project.write_yaml("tasks/two", {"task_name": "two", **kind, "generate_response": two, **cap})
+    project.materialize()
+    (project.input_folder / "b.jsonl").unlink()
+    reading = Project(project.root, task="two").steps()
+    assert reading.linked is not None
+    for _ in range(2):
+        assert register(project.instance, reading).gone == 0
+    known = project.instance.get_dynamic_partitions(reading.stages[0].keys.name)
+    assert sorted(known) == names
 
 
 def test_a_merge_whose_folder_is_empty_fails_and_names_what_it_lacks(project: Project) -> None:

@@ -564,6 +564,47 @@ class TestOwn:
         assert texts == [("b.txt", "grün \ufffd"), ("deep/a.txt", "one")]
         assert [row["text"] for row in project.rows("rows", "preprocessed")] == ["row"]
 
+    def test_a_mistake_in_how_it_chooses_files_is_told_with_its_line(
+        self, project: Project
+    ) -> None:
+        module = own(
+            project.root,
+            """
+            class Wrong:
+                def get_file_list(self, paths):
+                    return {}["nope"]
+                def process_item(self, item):
+                    return item
+            """,
+            "own_wrong",
+        )
+        project.write_input("r.jsonl", [{"text": "row"}])
+        task(project, f"{module}:Wrong")
+        told = "get_file_list of the preprocessor failed: KeyError: 'nope' (own_wrong.py, line "
+        for command in ("run-task", "check", "register"):
+            ended = project.run(command, TASK)
+            assert told in ended.told, ended
+            assert "Traceback" not in ended.told
+
+    def test_an_exception_names_the_file_and_the_line(self, project: Project) -> None:
+        module = own(
+            project.root,
+            """
+            class Wrong:
+                def columns(self, given):
+                    return {}["nope"]
+                def process_item(self, item):
+                    return item
+            """,
+            "own_columns",
+        )
+        for name in ("r.jsonl", "s.jsonl"):
+            project.write_input(name, [{"text": "row"}])
+        task(project, f"{module}:Wrong")
+        ended = project.run("run-task", TASK, "--file", "r.jsonl")
+        assert "r.jsonl: KeyError: 'nope' (own_columns.py, line " in ended.told, ended
+        assert "Traceback" not in ended.told
+
     def test_files_may_be_partitions_by_themselves(self, project: Project) -> None:
         module = own(
             project.root,

@@ -274,6 +274,24 @@ class TestBudget:
         assert "120 rows" in third.out
         assert server.stats()["requests"] == 120, "nothing was paid twice"
 
+    def test_it_holds_with_many_files_side_by_side(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(latency_ms=20))
+        concurrency = {
+            "max_concurrent_requests": 8,
+            "max_concurrent_files": 20,
+            "files_per_run": 20,
+        }
+        project.write_task({"budget_tokens": 6000, "concurrency": concurrency})
+        for number in range(20):
+            project.write_input(f"f{number}.jsonl", some_rows(10, f"f{number}"))
+        ended = project.run("run-task", TASK)
+        assert ended.code == 1 and "budget_tokens: 6,000 is spent" in ended.told
+        (spent,) = project.root.rglob("spent.json")
+        each = read_spent(spent).tokens / read_spent(spent).replies
+        assert 6000 - 10 * each <= read_spent(spent).tokens <= 6000 + 10 * each
+
     def test_money_stops_it_before_it_is_overspent(
         self, project: Project, server: RehearsalServer
     ) -> None:

@@ -439,7 +439,7 @@ class TestRaw:
             ("n", "int64"),
         ]
         assert report.sample[0]["text"] == "x" * 300 + "…"
-        assert len(report.sample) == 5
+        assert len(report.sample) == 6
 
     def test_a_limit_is_part_of_the_version_not_of_the_digest(self, tmp_path: Path) -> None:
         info = stat_file(write_lines(tmp_path / "a.jsonl", *self.lines))

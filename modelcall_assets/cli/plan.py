@@ -17,7 +17,7 @@ from modelcall_assets.cli.terminal import cell, echo, echo_first, load, table_of
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.index import Address
 from modelcall_assets.records.data_files import decode_key, encode_key
-from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row, bad_line
+from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
@@ -32,6 +32,7 @@ from modelcall_assets.transforms.tokens import count_tokens
 SHOWN_FILES = 40
 MILLION = 1_000_000
 SAMPLE_ROWS = 50
+NEVER_ASKED = (Reason.MISSING_INPUT, Reason.BAD_LINE)
 SAMPLE_BYTES = 64 << 20
 """Of a file: how far the rows of a sample lie apart."""
 MESSAGE_TOKENS = 4
@@ -207,15 +208,20 @@ def _row_count(task: Task, file: FileInfo) -> int:
 
 
 def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> int:
-    """Rows whose request has a reply, or the final refusal of one, in the journal."""
-    folder = asking.journal_folder(encode_key(file.key_path))
+    """Rows whose request has a reply, or the final refusal of one, in the journal. Those that
+    failed in a rejected result are asked again."""
+    key, again = encode_key(file.key_path), 0
+    made, accepted = asking.latest(key), asking.spec.task.max_failure_rate
+    if made is not None and not made.accepted and made.failed > made.rows * accepted:
+        again = sum(n for reason, n in made.failures.items() if reason not in NEVER_ASKED)
+    folder = asking.journal_folder(key)
     with task.layout.read_journal(str(folder)) as journal:
         if not len(journal):
             return 0
         asks = first_asks(task, file, rows)
         keys = Counter(each.key() for each in asks if not isinstance(each, Failure | Dropped))
         addresses = (Address(key, number) for key in keys for number in range(keys[key]))
-        return sum(address in journal for address in addresses)
+        return max(0, sum(address in journal for address in addresses) - again)
 
 
 def first_asks(task: Task, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:

@@ -72,7 +72,7 @@ def rehearse(
     Serve until Ctrl-C, then point a model's endpoint at the printed URL:
       modelcall rehearse
     Serve only while a command runs; it finds the URL in REHEARSAL_BASE_URL:
-      modelcall rehearse -- modelcall run-task my_task
+      modelcall rehearse -- modelcall run-task configs/tasks/my_task.yaml
     See how a task copes with a bad day (the same seed gives the same faults):
       modelcall rehearse --latency-ms 200 --rate-429 0.1 --rate-malformed 0.05 -- COMMAND...
     Look at what the server saw, change its faults while it runs:

@@ -146,7 +146,7 @@ def _told(
 ) -> Iterator[str]:
     """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
     *before, last = (stage for stage in task.stages if stage.done)
-    yield _totals(last, keys)
+    yield _totals(last, keys, behind)
     for stage in (*before, last):
         found, is_last = _manifests(stage, keys), stage is last
         manifests = found.values()
@@ -212,12 +212,13 @@ def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
     return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
 
 
-def _totals(stage: Stage, keys: Sequence[str]) -> str:
-    found = _manifests(stage, keys).values()
-    manifests = [manifest for manifest in found if manifest is not None]
+def _totals(stage: Stage, keys: Sequence[str], behind: Sequence[str] = ()) -> str:
+    found = _manifests(stage, keys)
+    manifests = [made for made in found.values() if made is not None]
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
     reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
-    accepted = sum(manifest.accepted for manifest in manifests)
+    current = (made for key, made in found.items() if key not in behind)
+    accepted = sum(made is not None and made.accepted for made in current)
     text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
     text += f"{ok:,} succeeded, {rows - ok:,} failed"
     by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())

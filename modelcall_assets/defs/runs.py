@@ -243,19 +243,20 @@ class TaskRunner:
                 due, busy = self.due(stage, wanted, everything=any(options.values()))
                 summary.ran[stage.name] = len(due)
                 summary.busy += busy
-                is_over = False
-                for keys_of_run in self._ranges(stage, due):
-                    failures = self._execute(job, stage, keys_of_run, process, options)
+                is_over, runs = False, [*self._ranges(stage, due)]
+                while runs and not is_over:
+                    failures = self._execute(job, stage, runs.pop(0), process, options)
                     summary.failed += [message for message, _ in failures]
-                    if is_over := any(is_systemic for _, is_systemic in failures):
-                        break
+                    is_over = any(is_systemic for _, is_systemic in failures)
+                unrun = {key for keys_of_run in runs for key in keys_of_run}
                 statuses = self._statuses(stage, wanted)
                 if any(status != GREEN for status in statuses.values()):
                     # Dagster's cache of them can miss what several processes note at a time.
                     self.instance.wipe_asset_cached_status([asset_key(stage)])
                     statuses = self._statuses(stage, wanted)
-                summary.behind += [key for key in wanted if statuses[key] != GREEN]
-                wanted = [key for key in wanted if statuses[key] == GREEN]
+                fine = {key for key in wanted if statuses[key] == GREEN and key not in unrun}
+                summary.behind += [key for key in wanted if key not in fine]
+                wanted = [key for key in wanted if key in fine]
                 if is_over:
                     break
             with suppress(PublishedMeanwhile):  # by another run, which has seen more
@@ -281,29 +282,28 @@ class TaskRunner:
         statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
         return {key: statuses.get(key) for key in keys}
 
-    def _ranges(self, stage: Stage, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """First and last key of each run of neighbours, in the order Dagster keeps the keys."""
+    def _ranges(self, stage: Stage, keys: Sequence[str]) -> Iterator[list[str]]:
+        """The keys of each run: neighbours, in the order Dagster keeps the keys."""
         if stage.gathers:  # a run each: see defs/assets.py
-            yield from ((key, key) for key in keys)
+            yield from ([key] for key in keys)
             return
         known = self.instance.get_dynamic_partitions(stage.keys.name)
         for is_wanted, neighbours in groupby(known, {*keys}.__contains__):
             if is_wanted:
-                first, *others = neighbours
-                yield first, others[-1] if others else first
+                yield [*neighbours]
 
     def _execute(
         self,
         job: dg.JobDefinition,
         stage: Stage,
-        keys: tuple[str, str],
+        keys: Sequence[str],
         process: str,
         options: Mapping[str, bool],
     ) -> list[tuple[str, bool]]:
-        """Run one stage from the first to the second key. Gives what failed: the message of each
+        """Run one stage for keys that are neighbours. Gives what failed: the message of each
         step, and whether other files would end in the same way. KeyboardInterrupt after Ctrl-C,
         which Dagster keeps to itself."""
-        asset, (start, end), tags = asset_key(stage), keys, {PROCESS_TAG: process}
+        asset, start, end, tags = asset_key(stage), keys[0], keys[-1], {PROCESS_TAG: process}
         if start != end:
             tags[ASSET_PARTITION_RANGE_START_TAG] = start
             tags[ASSET_PARTITION_RANGE_END_TAG] = end
