@@ -208,9 +208,22 @@ class TestProgress:
     def test_elsewhere_than_on_a_terminal_it_is_a_line(self, project: Project) -> None:
         project.write_model({"prices": {"usd_per_million_input_tokens": 1}})
         ended = project.run("run-task", TASK)
-        line = r"^scores: 12 of 12 rows, 0 failed, [\d,]+ rows/s, cost unknown$"
+        line = r"^scores: 12 of 12 rows, 0 failed, 0 in flight, [\d,]+ rows/s, cost unknown$"
         assert re.search(line, ended.err, re.MULTILINE), ended.err
         assert "━" not in ended.err and "\x1b" not in ended.told
+
+    def test_what_is_waited_for_is_told_within_seconds(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        server.set_faults(Faults(rate_429=1))
+        process = project.start("run-task", TASK)
+        assert process.stderr is not None
+        try:
+            told = next(line for line in process.stderr if "wait to be sent again" in str(line))
+        finally:
+            process.kill()
+            process.communicate()
+        assert "0 of 12 rows" in str(told) and "(rate_limited)" in str(told)
 
     def test_on_a_terminal_it_is_a_bar(self, project: Project, server: RehearsalServer) -> None:
         server.set_faults(Faults(latency_ms=200))

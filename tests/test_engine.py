@@ -15,8 +15,8 @@ from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payloa
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm.channel import Channel, Limits
-from modelcall_assets.llm.classify import Patience, Reply
-from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine, Exchange, GaveUp
+from modelcall_assets.llm.classify import Exchange, GaveUp, Patience, Reply
+from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine
 from modelcall_assets.llm.transport import SPARE, DirectTransport
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread

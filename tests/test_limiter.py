@@ -22,8 +22,8 @@ from project import until
 
 from modelcall_assets.errors import EndpointRefused
 from modelcall_assets.llm.channel import EJECT_AFTER, Channel, Lease, Limits, Window
-from modelcall_assets.llm.classify import Reply
-from modelcall_assets.llm.engine import Engine, Exchange, GaveUp
+from modelcall_assets.llm.classify import Exchange, GaveUp, Reply
+from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import Reason
 
 

@@ -17,7 +17,7 @@ from project import ALL, ONLY_INS, A, B, Project, chat, instruction, some_rows
 from modelcall_assets.defs.runs import OVERVIEWS_EVERY_S, housekeeping_sensor
 from modelcall_assets.defs.shown import note_overviews
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.stages.report import Distribution
+from modelcall_assets.stages.distribution import Distribution
 
 PRICES = {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 20}
 

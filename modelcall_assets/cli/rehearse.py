@@ -18,10 +18,10 @@ from modelcall_assets.cli.plan import first_rows
 from modelcall_assets.cli.terminal import EXISTING_FILE, echo, load, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.llm.classify import Said
+from modelcall_assets.llm.classify import GaveUp, Said
 from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.dialogue import Rules
-from modelcall_assets.llm.engine import Engine, GaveUp
+from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 from modelcall_assets.stages.asking import AskingStage

@@ -26,7 +26,6 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.values import Where
 
 TERMINAL_EVERY_S = 0.25
-LOG_EVERY_S = 30.0
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -89,7 +88,8 @@ class RunDisplay:
         self._console = Console(file=self._stream)
         self.tallies: dict[int, Tally] = {}
         self._is_terminal = self._console.is_terminal
-        self.watcher = Watcher(self._show, TERMINAL_EVERY_S if self._is_terminal else LOG_EVERY_S)
+        of_terminal = {"pauses": (TERMINAL_EVERY_S,)} if self._is_terminal else {}
+        self.watcher = Watcher(self._show, **of_terminal)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

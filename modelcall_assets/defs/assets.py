@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain, repeat
 
 import dagster as dg
 
@@ -74,12 +75,12 @@ async def interruptible(stop: Callable[[], None]) -> AsyncGenerator[None]:
 async def watched(
     context: dg.AssetExecutionContext, watcher: Watcher | None, tally: Tally
 ) -> AsyncGenerator[None]:
-    """Without a watcher of its own it is logged every 30 s."""
+    """Without a watcher of its own it is logged."""
     shown_to = watcher or Watcher(lambda tally: context.log.info(tally.line()))
 
     async def show() -> None:
-        while True:
-            await asyncio.sleep(shown_to.every_s)
+        for pause in chain(shown_to.pauses, repeat(shown_to.pauses[-1])):
+            await asyncio.sleep(pause)
             shown_to.show(tally)
 
     task = asyncio.create_task(show())

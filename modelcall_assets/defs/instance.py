@@ -220,9 +220,12 @@ def asset_key(stage: Stage) -> dg.AssetKey:
 def provenance_tags(
     instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str
 ) -> dict[str, str]:
-    """Tags of a materialisation that is logged instead of yielded."""
-    tags = {_CODE: stage.code_version, _DATA: data_version}
-    tags[f"{_DATA}_is_user_provided"] = "true"
+    """Tags of a materialisation that is logged instead of yielded. Where there is no code version,
+    as of a summary, Dagster compares times."""
+    tags = {_DATA: data_version, f"{_DATA}_is_user_provided": "true"}
+    if stage.keys.is_one:
+        return tags
+    tags[_CODE] = stage.code_version
     if stage.upstream is None:
         return tags
     asset = asset_key(stage.upstream)

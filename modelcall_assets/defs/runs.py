@@ -185,11 +185,12 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
             if limits.get(spec.key) != slots:
                 storage.set_concurrency_slots(spec.key, slots)
                 done.append(f"pool {spec.key}: {slots} slots")
+        waiting: list[str] = []
         for spec in specs:
             try:
                 found = register(context.instance, Task(spec))
             except ModelcallError as error:
-                done.append(f"{spec.name}: {error}")
+                waiting.append(f"{spec.name} ({error})")
                 continue
             if found.new or found.gone:
                 done.append(f"{spec.name}: {found.new:,} new files, {found.gone:,} gone")
@@ -201,6 +202,8 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
                     noted = [str(error)]
                 done += (f"{spec.name}: {each}" for each in noted)
             context.update_cursor(str(time.time()))
+        if waiting:
+            done.append(f"tasks whose input cannot be listed: {', '.join(waiting)}")
         return dg.SkipReason("; ".join(done) or "nothing to do")
 
     return sensor

@@ -91,7 +91,7 @@ def metadata_of(
         shown["dropped"] = report.dropped.total()
         shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
     shown |= report.numbers
-    shown |= {name: _table(rows) for name, rows in report.tables.items()}
+    shown |= {name: _table(rows) for name, rows in report.tables.items() if rows}
     for name, values in report.histograms.items():
         bins = values.bins()
         most = max((rows for _, rows in bins), default=0)
@@ -114,7 +114,8 @@ def _failures_of(report: Report) -> dict[str, Any]:
         return {}
     by_reason = counted("reason", dict(report.failures.most_common()))
     rows = [each._asdict() for each in report.failed_rows]
-    return {"failures_by_reason": _table(by_reason), "first_failures": _table(rows)}
+    tables = {"failures_by_reason": by_reason, "first_failures": rows}
+    return {name: _table(rows) for name, rows in tables.items() if rows}
 
 
 def check_of(report: Report, rejected: str | None = None) -> dg.AssetCheckResult:
@@ -144,8 +145,6 @@ def failed_check(why: str) -> dg.AssetCheckResult:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     """A Markdown table, in which no character means anything; long cells are cut."""
-    if not rows:
-        return dg.MetadataValue.md("no rows")
     names = list(rows[0])
     cells = ([_cell(row.get(name)) for name in names] for row in rows)
     lines = [map(_cell, names), ["---"] * len(names), *cells]

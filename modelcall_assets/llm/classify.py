@@ -101,6 +101,26 @@ Said = Answer | Failure
 Verdict = Said | TryAgain | Refused
 
 
+@dataclass(slots=True)
+class Exchange:
+    """A reply that counts, and what it took."""
+
+    reply: Reply
+    said: Said
+    attempts: int
+    latency_ms: int
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """No reply that counts, and no retries left."""
+
+    failure: Failure
+    attempts: int
+    endpoint: str
+
+
 def classify(reply: Reply) -> Verdict:
     """Total over every status and body."""
     if not 200 <= reply.status < 300:

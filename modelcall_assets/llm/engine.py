@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
@@ -13,10 +13,11 @@ from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import (
     PATIENCE,
+    Exchange,
+    GaveUp,
     Patience,
     Refused,
     Reply,
-    Said,
     TryAgain,
     Verdict,
     classify,
@@ -49,26 +50,6 @@ def _parking(parked: Parked) -> Generator[None]:
         yield
     finally:
         parked(False)
-
-
-@dataclass(slots=True)
-class Exchange:
-    """A reply that counts, and what it took."""
-
-    reply: Reply
-    said: Said
-    attempts: int
-    latency_ms: int
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class GaveUp:
-    """No reply that counts, and no retries left."""
-
-    failure: Failure
-    attempts: int
-    endpoint: str
 
 
 @dataclass(eq=False, slots=True)
@@ -108,6 +89,8 @@ class Engine:
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
         self._answered = False
+        self._waits = Counter[Reason]()
+        """Why records wait to be sent again."""
         self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -141,6 +124,14 @@ class Engine:
     async def _open_client(self, client: BatchClient, opened: AsyncExitStack) -> BatchClient:
         client.pause, client.patience = self.wait, self.patience
         return await opened.enter_async_context(client)
+
+    def state(self) -> str:
+        """`64 in flight, 12 wait to be sent again (rate_limited)`."""
+        found = f"{self.in_flight:,} in flight"
+        if waiting := self._waits.total():
+            reasons = ", ".join(reason for reason, count in self._waits.most_common() if count)
+            found += f", {waiting:,} wait to be sent again ({reasons})"
+        return found
 
     def stop(self, reason: RunStopped) -> None:
         """Send nothing more. Idempotent: the first reason is kept."""
@@ -198,7 +189,11 @@ class Engine:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
-                    await self._pause(held, parked)
+                    self._waits[failure.reason] += 1
+                    try:
+                        await self._pause(held, parked)
+                    finally:
+                        self._waits[failure.reason] -= 1
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0

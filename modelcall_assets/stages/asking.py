@@ -152,6 +152,7 @@ class AskingStage(Stage):
         """One engine for the partitions of a run."""
         async with self.engine() as engine:
             run.stop = lambda: engine.stop(RunStopped("interrupted; every reply is kept"))
+            run.tally.state = engine.state
 
             async def work(key: str) -> Report:
                 return await self.answer(key, engine, run)

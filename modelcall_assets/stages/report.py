@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
+from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
@@ -35,6 +36,8 @@ class Tally:
     started_at: float = field(default_factory=time.monotonic)
     warnings: list[str] = field(default_factory=list[str])
     """What the user has to know of the files."""
+    state: Callable[[], str] = str
+    """What a stage that asks a model is about now."""
     is_stopped: bool = False
     """Whether the run is to end; a task with a model stops its engine instead."""
 
@@ -64,24 +67,30 @@ class Tally:
         return (self.rows - self.done) / rate if rate > 0 else None
 
     def line(self) -> str:
-        """`scores: 1,200 of 5,000 rows, 3 failed, 81 rows/s, 0.4200 USD, 47 s left`."""
+        """`scores: 1,200 of 5,000 rows, 3 failed (timeout 3), 64 in flight, 81 rows/s, 0.4200 USD,
+        47 s left`."""
         return f"{self.stage}: {self.done:,} of {self.rows:,} rows, {self.detail()}"
 
     def detail(self) -> str:
-        parts = [f"{self.failed:,} failed", f"{self.rows_per_second:,.0f} rows/s"]
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common(3))
+        parts = [f"{self.failed:,} failed" + f" ({reasons})" * bool(reasons), self.state()]
+        if self.replayed:
+            parts.append(f"{self.replayed / self.done:.0%} from the journal")
+        parts.append(f"{self.rows_per_second:,.0f} rows/s")
         if self.asks_model:
             parts.append("cost unknown" if self.cost_usd is None else f"{self.cost_usd:.4f} USD")
         if self.eta_s is not None and self.done < self.rows:
             parts.append(f"{self.eta_s:.0f} s left")
-        return ", ".join(parts)
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Whoever wants to see the tally every `every_s` seconds, and once at the end."""
+    """Whoever wants to see the tally after each of the `pauses`, in seconds, the last of them again
+    and again, and once at the end."""
 
     show: Callable[[Tally], None]
-    every_s: float = 30.0
+    pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
 
 
 _MASK = (1 << 64) - 1
@@ -96,72 +105,6 @@ class Seen:
     def is_new(self, text: str) -> bool:
         hash_ = hash(text) & _MASK
         return self._words.add(hash_, hash_ >> PLACE_BITS)
-
-
-class Distribution:
-    """Of numbers: how many rows have each, rounded to three digits and, from 500 different ones on,
-    to two; and their sum, which is exact. Those of several files are added."""
-
-    def __init__(self, counts: Mapping[Any, int] | None = None, total: float | None = None):
-        self.counts = Counter[float](counts or {})
-        exact = sum(value * rows for value, rows in self.counts.items())
-        self.sum = exact if total is None else total
-        self._digits = 3
-
-    @property
-    def rows(self) -> int:
-        return self.counts.total()
-
-    def add(self, value: float) -> None:
-        self.sum += value
-        self.counts[_rounded(value, self._digits)] += 1
-        self._coarsen()
-
-    def join(self, other: "Distribution") -> None:
-        self.sum += other.sum
-        self.counts.update(other.counts)
-        self._coarsen()
-
-    @property
-    def mean(self) -> float:
-        return self.sum / self.rows
-
-    def quantile(self, share: float) -> float:
-        """The value that so large a share of the rows does not exceed; half of the way to the next
-        one where the share ends between them."""
-        left, ordered = share * self.rows, sorted(self.counts)
-        for at, value in enumerate(ordered[:-1]):
-            left -= self.counts[value]
-            if left <= 0:
-                return value if left else (value + ordered[at + 1]) / 2
-        return ordered[-1]
-
-    def bins(self, most: int = 20) -> list[tuple[str, int]]:
-        """Of values or of ranges of one width, in ascending order."""
-        ordered = sorted(self.counts.items())
-        if len(ordered) <= most:
-            return [(f"{value:g}", rows) for value, rows in ordered]
-        low, width = ordered[0][0], (ordered[-1][0] - ordered[0][0]) / most
-        found = [0] * most
-        for value, rows in ordered:
-            found[min(most - 1, int((value - low) / width))] += rows
-        ends = [low + width * at for at in range(most + 1)]
-        return [(f"{ends[at]:.3g} – {ends[at + 1]:.3g}", rows) for at, rows in enumerate(found)]
-
-    def _coarsen(self) -> None:
-        if len(self.counts) > MOST_VALUES:
-            self._digits, values = 2, self.counts
-            self.counts = Counter[float]()
-            for value, rows in values.items():
-                self.counts[_rounded(value, 2)] += rows
-
-
-MOST_VALUES = 500
-
-
-def _rounded(value: float, digits: int) -> float:
-    is_short = isinstance(value, int) and abs(value) < 10**digits
-    return value if is_short else float(f"{value:.{digits}g}")
 
 
 LISTED = 10

@@ -12,9 +12,10 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
-from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
+from modelcall_assets.stages.report import FailedRow, Report, Tally
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.jsonl import dumps, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
