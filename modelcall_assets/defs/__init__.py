@@ -7,6 +7,7 @@ import dagster as dg
 
 from modelcall_assets.config.catalog import BrokenTask, Catalog
 from modelcall_assets.defs.assets import task_assets
+from modelcall_assets.defs.models import model_resources
 from modelcall_assets.defs.runs import housekeeping_sensor, locked_executor
 from modelcall_assets.defs.sensors import task_sensors
 from modelcall_assets.errors import SetupError
@@ -21,6 +22,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [*map(_broken_asset, catalog.broken)]
     sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
+    tasks: list[Task] = []
     for spec in catalog.tasks:
         try:
             task = Task(spec)
@@ -30,7 +32,13 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
             assets.append(_broken_asset(broken))
         else:
             sensors += task_sensors(task)
-    return dg.Definitions(assets=assets, sensors=sensors, executor=locked_executor)
+            tasks.append(task)
+    return dg.Definitions(
+        assets=assets,
+        sensors=sensors,
+        resources=model_resources(tasks),
+        executor=locked_executor,
+    )
 
 
 def _broken_asset(task: BrokenTask) -> dg.AssetSpec:

@@ -11,12 +11,16 @@ from contextlib import asynccontextmanager
 from itertools import chain, repeat
 
 import dagster as dg
+from pydantic import Field
 
 from modelcall_assets.defs.instance import asset_key, partitions_of
+from modelcall_assets.defs.models import model_keys
 from modelcall_assets.defs.shown import (
+    CHECKED,
     COMPLETE,
     check_event,
     check_of,
+    definition_metadata,
     events_of,
     failed_check,
     metadata_of,
@@ -95,10 +99,10 @@ async def watched(
 class RunOptions(dg.Config):
     """Launchpad options of an asset."""
 
-    fresh: bool = False
-    """Ask the model again, also for rows that the journal answers."""
-    again: bool = False
-    """Ask again for the failed rows of a rejected result too that the task accepts now."""
+    fresh: bool = Field(False, description="Ask again also for rows that the journal answers.")
+    again: bool = Field(
+        False, description="Ask again for failed rows also of what the task accepts now."
+    )
 
 
 def task_assets(task: Task, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
@@ -127,12 +131,15 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
         description=f"**{spec.name}**: {stage.about}\n\n{spec.task.description}",
         kinds={*stage.kinds},
         owners=spec.task.owners,
-        metadata={"task": spec.name, "task_file": spec.file_name},
+        metadata=definition_metadata(stage),
+        required_resource_keys=model_keys(stage),
         code_version=stage.code_version,
         backfill_policy=None if has_one else dg.BackfillPolicy.multi_run(_files_per_run(stage)),
         pool=spec.key if stage.asks else None,
         output_required=False,
-        check_specs=[dg.AssetCheckSpec(COMPLETE, asset=key, partitions_def=partitions)],
+        check_specs=[
+            dg.AssetCheckSpec(COMPLETE, asset=key, description=CHECKED, partitions_def=partitions)
+        ],
     )
     async def body(context: dg.AssetExecutionContext, config: RunOptions):
         keys = _keys(stage, context)

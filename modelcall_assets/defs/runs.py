@@ -45,6 +45,7 @@ from modelcall_assets.defs.instance import (
     partitions_of,
     register,
 )
+from modelcall_assets.defs.models import model_resources
 from modelcall_assets.defs.shown import note_overviews
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Watcher
@@ -236,7 +237,9 @@ class TaskRunner:
         summary, wanted = RunSummary(), list(keys)
         task, in_set = self.task, self.task.stages[0].keys
         assets = task_assets(task, self.watcher)
-        definitions = dg.Definitions(assets=assets, executor=dg.in_process_executor)
+        definitions = dg.Definitions(
+            assets=assets, resources=model_resources([task]), executor=dg.in_process_executor
+        )
         job = definitions.resolve_implicit_global_asset_job_def()
         with process_lock(self.instance) as process, dead_runs_ended(self.instance):
             for stage in task.stages:

@@ -10,12 +10,18 @@ import dagster as dg
 import orjson
 
 from modelcall_assets.defs.instance import asset_key, latest_result, provenance_tags
+from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally, counted
+from modelcall_assets.stages.score_table import API_ABOUT
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.transforms.transcript import markdown
 
 COMPLETE = "complete"
+CHECKED = (
+    "Whether a file is complete: rows in = succeeded + failed + dropped, no more failed rows than "
+    "max_failure_rate allows (any is a warning), ids unique. A table says what was found."
+)
 _MOST_CELL = 160
 """Characters that are shown."""
 _MARKS = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -73,6 +79,25 @@ def _partition(stage: Stage, key: str) -> str | None:
     return None if stage.keys.is_one else key
 
 
+def definition_metadata(stage: Stage) -> dict[str, Any]:
+    """Of the asset itself: its files, and what it asks within which limits."""
+    spec = stage.spec
+    files = {spec.file_name: "task", **{file: name for name, file in spec.files.items()}}
+    references: list[Any] = [
+        dg.LocalFileCodeReference(file_path=str(spec.root / file), label=f"{name}: {file}")
+        for file, name in files.items()
+    ]
+    shown: dict[str, Any] = {
+        "task": spec.name,
+        "task_file": spec.file_name,
+        "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references),
+    }
+    if isinstance(stage, AskingStage):
+        told = stage.definition.items()
+        shown |= {name: dg.MetadataValue.md(markdown(each)) for name, each in told}
+    return shown
+
+
 def metadata_of(
     stage: Stage, key: str, report: Report, rejected: str | None = None
 ) -> dict[str, Any]:
@@ -84,12 +109,16 @@ def metadata_of(
         "failure_rate": round(report.failure_rate, 6),
     }
     if len(report.schema):
-        columns = [dg.TableColumn(field.name, str(field.type)) for field in report.schema]
+        columns = [
+            dg.TableColumn(field.name, str(field.type), API_ABOUT.get(field.name))
+            for field in report.schema
+        ]
         shown["dagster/column_schema"] = dg.TableSchema(columns)
     shown |= _failures_of(report)
     if report.dropped:
         shown["dropped"] = report.dropped.total()
         shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
+    shown |= {name.removeprefix("api_"): made for name, made in stage.provenance.items()}
     shown |= report.numbers
     shown |= {name: _table(rows) for name, rows in report.tables.items() if rows}
     for name, values in report.histograms.items():

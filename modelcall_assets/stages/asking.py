@@ -110,6 +110,15 @@ class AskingStage(Stage):
     def rows_to_work(self, keys: Iterable[str]) -> int:
         return super().rows_to_work(keys) * self.samples
 
+    @property
+    def definition(self) -> dict[str, dict[str, Any]]:
+        """What it asks, and within which limits, for people."""
+        task, model = self.spec.task, self.spec.files[self.model_in]
+        limits = task.concurrency.model_dump() | {"max_concurrent_requests": self.most_in_flight}
+        names = ("max_failure_rate", "budget_usd", "budget_tokens")
+        limits |= {name: value for name in names if (value := getattr(task, name)) is not None}
+        return {"model": {"file": model, **self.params}, "limits": limits}
+
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where requests go, one or more; SetupError names the variables that are missing."""
         spec = self.spec

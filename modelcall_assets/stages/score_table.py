@@ -56,6 +56,27 @@ API_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("api_request_id", pa.string()),
     ("api_answered_at", pa.string()),
 )
+API_ABOUT = {
+    "api_record_id": "the row's own id, else a hash of its content",
+    "api_status": "success or error",
+    "api_fail_reason": "why the row holds no result",
+    "api_fail_detail": "what exactly was wrong",
+    "api_return": "the answer's text",
+    "api_reasoning": "what a reasoning model thought",
+    "api_finish_reason": "why the model stopped",
+    "api_request_key": "hash of what was asked: rows with the same one were asked the same",
+    "api_model": "the model's name",
+    "api_prompt": "the prompt file's name and version",
+    "api_turns": "replies it took, with those that mended an answer",
+    "api_prompt_tokens": "as the endpoint counted",
+    "api_completion_tokens": "as the endpoint counted",
+    "api_cost_usd": "by the model file's prices; null where it is unknown",
+    "api_attempts": "requests it took; 0 where the answer was there",
+    "api_endpoint": "who answered",
+    "api_latency_ms": "milliseconds until the answer, in all",
+    "api_request_id": "the endpoint's own",
+    "api_answered_at": "UTC",
+}
 ApiRow = dict[str, Any]
 
 ADOPTED = "adopted"

@@ -78,6 +78,11 @@ class Scores(AskingStage):
         return self.spec.task.concurrency.max_concurrent_requests
 
     @property
+    def definition(self) -> dict[str, dict[str, Any]]:
+        prompt = {"version": self.prompt.version, **self.prompt.prompt_template.model_dump()}
+        return {"prompt": prompt, **super().definition}
+
+    @property
     def rated(self) -> Data | JudgeStep:
         """The column that is rated, and its placeholder in the prompt."""
         return self.spec.task.rated
