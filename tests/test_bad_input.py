@@ -75,29 +75,29 @@ FILES = {
     "binary": File(
         "bad.jsonl",
         bytes(range(256)) * 2,
-        ["bad.jsonl: 3 of 3 rows failed (100.00%)", "bad_line 3. The first: line 1, column 1: "],
-        [BAD] * 3,
+        ["/bad.jsonl: none of 3 lines can be read; the first: line 1, column 1: "],
+        None,
     ),
     "binary in one line": File(
         "bad.jsonl",
         b"\x89PNG\r\x1a\x00" + b"\xff\x00\xfe" * 10_000,
-        ["bad.jsonl: 1 of 1 rows failed (100.00%)", "line 1, column 1"],
-        [BAD],
+        ["/bad.jsonl: none of 1 lines can be read", "line 1, column 1"],
+        None,
     ),
     "no valid line": File(
         "bad.jsonl",
         b'[1]\n"text"\nid,text\n',
-        ["bad.jsonl: 3 of 3 rows failed", "The first: line 1: not an object but a list"],
-        [BAD] * 3,
+        ["/bad.jsonl: none of 3 lines can be read", "the first: line 1: not an object but a list"],
+        None,
     ),
     "UTF-16": File(
         "bad.jsonl",
         '{"id": 1, "text": "x"}\n'.encode("utf-16"),
         [
-            "bad.jsonl: 2 of 2 rows failed",
-            "The first: line 1, column 1: UTF-16 by its first bytes, set `encoding`",
+            "/bad.jsonl: none of 2 lines can be read",
+            "the first: line 1, column 1: UTF-16 by its first bytes, set `encoding`",
         ],
-        [BAD] * 2,
+        None,
     ),
     "empty JSONL": File(
         "bad.jsonl", b"", ["/bad.jsonl: there is no line in this file; fill it or"], None
@@ -703,12 +703,12 @@ class TestFileNames:
 
     def test_messages_name_them_and_patterns_find_them(self, project: Project) -> None:
         for name in NAMES:
-            project.write_input(name, [b"{torn"])
+            project.write_input(name, [b"{torn", FINE])
         ended = project.run("run-task", TASK)
         assert ended.code == 1
         assert ended.out.count("  rejected: ") == len(NAMES)
         for name in NAMES:
-            assert f"{encode_key(name)}: 1 of 1 rows failed" in ended.err
+            assert f"{encode_key(name)}: 1 of 2 rows failed" in ended.err
         assert "0 of 1 files scored" in project.run("run-task", TASK, "--file", "a,comma.jsonl").out
 
     @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ class TestContent:
         write(path)
         report = read_raw(stat_file(path))
         assert (report.formats, report.rows, report.digest) == ((kind,), 300, file_digest(path))
-        assert report.sample == ROWS[:5]
+        assert report.sample == ROWS[:6]
         assert items_of(path) == ROWS == list(read_rows(path))
         assert items_of(path, limit=99, rows=50) == ROWS[:99]
         assert read_raw(stat_file(path), limit=99).rows == 99

@@ -80,9 +80,9 @@ class Raw(Stage):
         return None
 
     def make(self, key: str, tally: Tally) -> Report:
-        """InputError when a file cannot be read or is text without a line, as a failed upload
-        leaves it, unless the task accepts those; a file of columns without rows is taken at its
-        word."""
+        """InputError when a file cannot be read, has no readable line, or is text without a line,
+        as a failed upload leaves it, unless the task accepts those; a file of columns without rows
+        is taken at its word."""
         self.layout.check_name(key)
         inputs = self.task.inputs
         files, is_group = inputs.members(key), isinstance(inputs, GroupedInputs)
@@ -94,6 +94,9 @@ class Raw(Stage):
         if is_empty and self.reading.on_empty_file == "fail":
             wrong = "there is no line in this file; fill it or take it away"
             raise InputError(f"{place}: {wrong}, or write `on_empty_file: accept`")
+        if report.rows and report.failed == report.rows and self.spec.task.max_failure_rate < 1:
+            wrong = f"none of {report.rows:,} lines can be read; the first: {report.first_bad}"
+            raise InputError(f"{place}: {wrong}; correct the file or take it away")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
         is_one = isinstance(inputs, FolderInputs)
