@@ -637,7 +637,26 @@ def test_unknown_cost_is_null_and_known_cost_is_a_sum() -> None:
     assert usage.cost(None, 0.6) is usage.cost(0.15, None) is None
     assert (usage + Usage(known=False)).cost(0.15, 0.6) is None
     assert Usage(5, 5).cost(0, 0) == 0
+    cached = Usage(1_000_000, 0, cached_tokens=400_000)
+    assert (cached + cached).cost(1, 1, 0.25) == pytest.approx(2 * (0.6 + 0.1))
+    assert cached.cost(1, 1) == pytest.approx(1)
     assert (Usage(2**53, 1) + Usage(1, 1)).known is False, "a sum too is a number that can be kept"
+
+
+@pytest.mark.parametrize(
+    ("reported", "cached"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 7}}, 7),
+        ({"prompt_cache_hit_tokens": 4}, 4),
+        ({"prompt_tokens_details": {"cached_tokens": 11}}, 0),
+        ({"prompt_tokens_details": {"cached_tokens": "7"}}, 0),
+        ({"prompt_tokens_details": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_cached_tokens_are_those_that_can_be(reported: dict[str, Any], cached: int) -> None:
+    usage = Usage.of({"prompt_tokens": 10, "completion_tokens": 2, **reported})
+    assert (usage.prompt_tokens, usage.cached_tokens) == (10, cached)
 
 
 def test_corrections_differ_by_mistake_and_name_the_keys() -> None:

@@ -809,6 +809,22 @@ def test_prices_and_revision() -> None:
     assert (model.revision, model.supports_json_schema) == ("r2", False)
 
 
+@pytest.mark.parametrize(
+    ("fields", "prices"),
+    [
+        ({}, (2, 8, 2)),
+        ({"prices.usd_per_million_cached_input_tokens": 0.5}, (2, 8, 0.5)),
+        ({"prices.batch_discount": 0.5}, (2, 8, 2)),
+        ({"prices.batch_discount": 0.5, "mode": "batch"}, (1, 4, 1)),
+    ],
+)
+def test_prices_are_those_of_the_mode(fields: dict[str, Any], prices: tuple[float, ...]) -> None:
+    known = {"prices.usd_per_million_input_tokens": 2, "prices.usd_per_million_output_tokens": 8}
+    model, problems = parse_model(with_fields(MODEL, {**known, **fields}), "m")
+    assert model is not None, problems
+    assert model.token_prices == pytest.approx(prices)
+
+
 # Prompts
 
 OUTPUT_MISTAKES = {

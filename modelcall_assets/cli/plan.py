@@ -151,10 +151,10 @@ def _estimate(
     askable = sum(each.rows - each.failed for each in plans)
     share = to_send / askable if askable > 0 else 0.0
     prompt = round(sum(each.prompt_tokens for each in plans) * share)
-    params, prices = asking.params, asking.model.prices.pair
+    params, prices = asking.params, asking.model.token_prices
     answer = answer_tokens or params.get("max_tokens") or params.get("max_completion_tokens")
     yield f"to send: about {to_send:,} requests, {prompt:,} prompt tokens"
-    if None in prices:
+    if None in prices[:2]:
         yield "cost: unknown; give `prices` in the model file"
     elif answer is None:
         yield "cost: unknown; give --answer-tokens, or max_tokens in the model file"

@@ -198,7 +198,7 @@ def _unkept_budget(
         if getattr(task, name) is not None and not models:
             yield Problem(file, name, "not used: the task asks no model", fix=f"remove {name}")
     for model in models if task.budget_usd is not None else ():
-        if None in model.prices.pair:
+        if None in model.token_prices[:2]:
             wrong = "the model file has no prices to count with"
             yield Problem(file, "budget_usd", wrong, fix="set prices there, or use budget_tokens")
 

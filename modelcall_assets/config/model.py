@@ -102,6 +102,10 @@ class ChatConfig(Sampling):
     """Name of the model at the endpoint."""
 
 
+TokenPrices = tuple[float | None, float | None, float | None]
+"""US dollars per million input, output and cached input tokens."""
+
+
 class Prices(Block):
     """What tokens cost; unknown means that the cost is unknown, never 0."""
 
@@ -110,10 +114,11 @@ class Prices(Block):
     usd_per_million_output_tokens: Annotated[float, Field(ge=0)] | None = None
     """US dollars for a million completion tokens."""
 
-    @property
-    def pair(self) -> tuple[float | None, float | None]:
-        """Of input and output."""
-        return self.usd_per_million_input_tokens, self.usd_per_million_output_tokens
+    usd_per_million_cached_input_tokens: Annotated[float, Field(ge=0)] | None = None
+    """US dollars for a million prompt tokens that the endpoint had in its cache; default: as all
+    others."""
+    batch_discount: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share that is taken off in `mode: batch`: 0.5 is half the price."""
 
 
 class BatchConfig(Block):
@@ -150,6 +155,15 @@ class ModelConfig(ModelFile):
 
     client_field: ClassVar[str] = "client_config."
     """Prefix of the endpoint's fields in the file, for messages."""
+
+    @property
+    def token_prices(self) -> TokenPrices:
+        """As the mode has them; the cached ones cost as all others where nobody says otherwise."""
+        prices, share = self.prices, 1 - self.prices.batch_discount * (self.mode == "batch")
+        each = prices.usd_per_million_input_tokens, prices.usd_per_million_output_tokens
+        cached = prices.usd_per_million_cached_input_tokens
+        read, written = (None if price is None else price * share for price in each)
+        return read, written, read if cached is None else cached * share
 
     def request_params(self) -> dict[str, Any]:
         """The fields of every request body, all but the messages."""

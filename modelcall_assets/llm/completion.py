@@ -141,11 +141,13 @@ def with_changed_parts(body: bytes, change: Callable[[str], str]) -> bytes:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one or more replies; `known` is False when a server left them out."""
+    """Tokens of one or more replies; `known` is False when a server left them out. Of the prompt's
+    the endpoint had `cached_tokens` already."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     known: bool = True
+    cached_tokens: int = 0
 
     @classmethod
     def of(cls, reported: Any) -> Usage:
@@ -155,7 +157,10 @@ class Usage:
         if type(prompt) is int and type(completion) is int:
             most = MOST_TOKENS_OF_A_REPLY
             if 0 <= prompt <= most and 0 <= completion <= most:
-                return cls(prompt, completion)
+                details = as_object(counts.get("prompt_tokens_details"))
+                cached = details.get("cached_tokens", counts.get("prompt_cache_hit_tokens"))
+                count = cached if type(cached) is int and 0 <= cached <= prompt else 0
+                return cls(prompt, completion, cached_tokens=count)
         return cls(known=False)
 
     def __add__(self, other: Usage) -> Usage:
@@ -163,17 +168,25 @@ class Usage:
         completion = self.completion_tokens + other.completion_tokens
         if prompt > MOST_TOKENS or completion > MOST_TOKENS:
             return Usage(known=False)
-        return Usage(prompt, completion, self.known and other.known)
+        cached = self.cached_tokens + other.cached_tokens
+        return Usage(prompt, completion, self.known and other.known, cached)
 
     def cost(
-        self, usd_per_million_input: float | None, usd_per_million_output: float | None
+        self,
+        usd_per_million_input: float | None,
+        usd_per_million_output: float | None,
+        usd_per_million_cached: float | None = None,
     ) -> float | None:
         """US dollars; None when a price or the usage is unknown, never 0 for it."""
         if self.known and not (self.prompt_tokens or self.completion_tokens):
             return 0.0
         if usd_per_million_input is None or usd_per_million_output is None or not self.known:
             return None
-        read = self.prompt_tokens * usd_per_million_input / 1_000_000
+        cached = usd_per_million_cached
+        if cached is None:
+            cached = usd_per_million_input
+        fresh = self.prompt_tokens - self.cached_tokens
+        read = (fresh * usd_per_million_input + self.cached_tokens * cached) / 1_000_000
         return read + self.completion_tokens * usd_per_million_output / 1_000_000
 
 

@@ -259,7 +259,7 @@ class AskingStage(Stage):
     @cached_property
     def budget(self) -> Budget:
         """The task's, of all its runs and stages, at this model's prices."""
-        task, prices = self.spec.task, self.model.prices.pair
+        task, prices = self.spec.task, self.model.token_prices
         path, file = self.layout.spent_path, self.spec.file_name
         return Budget(file, path, prices, task.budget_usd, task.budget_tokens)
 

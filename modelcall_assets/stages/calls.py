@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orjson
 
+from modelcall_assets.config.model import TokenPrices
 from modelcall_assets.errors import BudgetSpent, ModelcallError, StoreError
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import GaveUp
@@ -19,8 +20,6 @@ from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unan
 from modelcall_assets.storage.files import in_thread, read_bytes, write_bytes
 from modelcall_assets.storage.publishing import claimed
 
-Prices = tuple[float | None, float | None]
-"""US dollars per million input and output tokens."""
 BYTES_PER_TOKEN = 4
 """Where a server does not report its usage."""
 
@@ -43,7 +42,7 @@ class Budget:
     kill loses about a second of it."""
 
     def __init__(
-        self, file_name: str, path: Path, prices: Prices, usd: float | None, tokens: int | None
+        self, file_name: str, path: Path, prices: TokenPrices, usd: float | None, tokens: int | None
     ) -> None:
         self._file_name = file_name
         self._path = path

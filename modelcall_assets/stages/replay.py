@@ -178,7 +178,7 @@ class Replay:
     def __post_init__(self) -> None:
         self.rules, self.budget = self.stage.rules, self.stage.budget
         self.engine.spent = self.budget.spent if self.budget.is_limited else None
-        self._prices, self._provenance = self.stage.model.prices.pair, self.stage.provenance
+        self._prices, self._provenance = self.stage.model.token_prices, self.stage.provenance
 
     async def pending(self, asks: Iterator[Asks]) -> AsyncIterator[Pending]:
         """Records still to call."""

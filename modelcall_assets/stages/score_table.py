@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from modelcall_assets.config.model import TokenPrices
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished
@@ -86,7 +87,7 @@ UNKNOWN_OF_ADOPTED = dict.fromkeys(
 )
 
 
-def answered_row(finished: Finished, entries: Sequence[Entry], prices: tuple[Any, Any]) -> ApiRow:
+def answered_row(finished: Finished, entries: Sequence[Entry], prices: TokenPrices) -> ApiRow:
     """Status, values and provenance of a record that has a reply. One that was taken over from
     another request has no attempts and cost nothing."""
     answer, last = finished.answer, entries[-1]
@@ -173,6 +174,8 @@ class AnswerTotals:
         if self.usage.known:
             found["prompt_tokens"] = self.usage.prompt_tokens
             found["completion_tokens"] = self.usage.completion_tokens
+            if self.usage.cached_tokens:
+                found["cached_prompt_tokens"] = self.usage.cached_tokens
         if self.cost_usd is not None:
             found["cost_usd"] = self.cost_usd
         if ordered := sorted(self.latencies_ms):

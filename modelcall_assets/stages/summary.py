@@ -25,7 +25,9 @@ from modelcall_assets.storage.rows import read_rows
 
 SHOWN = 50
 COUNTS = ("rows", "ok", "failed", "dropped")
-TOTALS = ("requests_sent", "prompt_tokens", "completion_tokens", "cost_usd")
+TOTALS = (
+    "requests_sent", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd"
+)  # fmt: skip
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _LINE = tuple[str, str, bool]
 """Stage, partition, and whether it is accepted."""
@@ -164,8 +166,9 @@ class Summary(Stage):
             found |= {name: sum(row[name] for row in own) for name in COUNTS}
             for name in TOTALS if stage.asks else ():
                 values = [row["numbers"].get(name) for row in own]
-                if values and None not in values:
-                    found[name] = sum(values)
+                known = [value for value in values if value is not None]
+                if known and (len(known) == len(own) or name == "cached_prompt_tokens"):
+                    found[name] = sum(known)
                     report.numbers[f"total_{name}"] = (
                         report.numbers.get(f"total_{name}", 0) + found[name]
                     )
