@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PORT ?= 3000
 FAULTS := --latency-ms 20 --rate-429 0.02 --retry-after-s 1 --rate-500 0.02 --rate-malformed 0.03 --rate-400 0.004
 RUN_DEMO := $(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task
 
@@ -22,11 +23,12 @@ demo: setup  ## score and distil what is found on this machine, against the rehe
 	$(BIN)/python demo/build_inputs.py data/demo
 	$(RUN_DEMO) configs/tasks/demo_code_quality.yaml
 	$(RUN_DEMO) configs/tasks/demo_distillation.yaml
-	@echo "look at it: make ui, then http://localhost:3000"
+	@echo "look at it: make ui, then http://localhost:$(PORT)"
 
-ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them
+ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them; PORT=3001 elsewhere
 	$(BIN)/python -m modelcall_assets.definitions  # a home that is new or half made becomes whole
-	$(BIN)/modelcall rehearse -- $(BIN)/dagster dev -w workspace.yaml
+	@echo "look at http://localhost:$(PORT): Catalog, then a task's group"
+	$(BIN)/modelcall rehearse -- $(BIN)/dagster dev -w workspace.yaml -p $(PORT)
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -53,7 +55,7 @@ types: setup
 	$(BIN)/pyright
 
 picture: setup  ## docs/graph.png, from the UI that `make ui` started
-	$(BIN)/python demo/picture.py docs/graph.png
+	$(BIN)/python demo/picture.py docs/graph.png $(PORT)
 
 docs: setup  ## write the generated pages again
 	$(BIN)/python docs/config_reference.py > docs/config.md

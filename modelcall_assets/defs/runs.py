@@ -265,8 +265,12 @@ class TaskRunner:
                 wanted = [key for key in wanted if key in fine]
                 if is_over:
                     break
-            with suppress(PublishedMeanwhile):  # by another run, which has seen more
+            try:
                 note_overviews(self.instance, task)
+            except PublishedMeanwhile:
+                pass  # by another run, which has seen more
+            except ModelcallError as error:
+                summary.failed.append(f"the summary of the task: {error}")
         return summary
 
     def due(

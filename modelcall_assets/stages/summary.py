@@ -17,6 +17,7 @@ from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import FailedRow, Report, Tally
 from modelcall_assets.stages.stage import Stage
+from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.jsonl import dumps, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.places import Place
@@ -103,11 +104,12 @@ class Summary(Stage):
 
     def _rows(self, key: str, manifests: Mapping[_LINE, FileInfo]) -> Iterator[Row]:
         known: dict[_LINE, Row] = {}
-        if (made := self.accepted(key)) is not None and made.detail["code_version"] == (
-            self.code_version
-        ):
-            lines = read_rows(self.result(made))
-            known = {_key_of(row): row for row in lines if isinstance(row, dict)}
+        made = self.accepted(key)
+        if made is not None and not self.outdated([key]):
+            is_ours = made.detail["code_version"] == self.code_version
+            if is_ours and file_digest(self.result(made)) == made.output_digest:
+                lines = read_rows(self.result(made))
+                known = {_key_of(row): row for row in lines if isinstance(row, dict)}
         for each, file in manifests.items():
             row = known.get(each)
             if row is not None and row["version"] == file.version:
