@@ -184,7 +184,7 @@ class TestBeside:
             distilling.write_input(name, [b"not", b"JSON"])
         ended = distilling.run("run-task", task)
         assert ended.code == 1
-        assert "none of 4 lines is a JSON object; the first: a.jsonl, line 1" in ended.err
+        assert ended.err.count("none of 2 lines can be read; the first: line 1") == 2
         assert (output.read_bytes(), merging.read_bytes()) == before
         distilling.write_input(A, [b'{"n": 1}', b"{torn"])
         distilling.write_input("b.jsonl", [b'{"n": 2}'])

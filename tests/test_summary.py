@@ -115,6 +115,13 @@ class TestSummary:
         assert shown(project)["rows_in"] == len(project.scores(A))
         assert "rate: summary" not in look(str(float(cursor) - OVERVIEWS_EVERY_S))[0]
 
+    def test_shows_nothing_of_what_there_is_none(self, distilling: Project) -> None:
+        distilling.write_chain(max_failure_rate=1)
+        distilling.write_dataset("Chats", [{"conversations": []}])
+        distilling.materialize()
+        found = shown(distilling)
+        assert "scores" not in found and "histogram_messages" not in found
+
     def test_is_an_asset_like_others(self, project: Project) -> None:
         project.materialize([A])
         key = project.asset_key("summary")

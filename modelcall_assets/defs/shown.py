@@ -127,7 +127,7 @@ def metadata_of(
         bars = [
             {name: value, "rows": rows, "": "█" * ceil(_BAR * rows / most)} for value, rows in bins
         ]
-        shown[f"histogram_{name}"] = _table(bars)
+        shown |= {f"histogram_{name}": _table(bars)} if bars else {}
     if report.warnings:
         shown["warnings"] = report.warnings
     if stage.suffix:  # else the rows are in the user's own file
