@@ -31,6 +31,7 @@ from modelcall_assets.errors import (
     EndpointRefused,
     InHand,
     ModelcallError,
+    RunStopped,
 )
 from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
 from modelcall_assets.stages.stage import Run, Stage, Work
@@ -213,6 +214,8 @@ async def _work_on(
             except ModelcallError as error:
                 errors.append(error)
                 failed[key] = str(error)
+                if type(error) is RunStopped:  # interrupted: the next run goes on with it
+                    return
             except Exception as error:  # its neighbours go on
                 context.log.error(f"{key} failed", exc_info=True)
                 failed[key] = last_line(error)
