@@ -212,6 +212,13 @@ class TestProgress:
         assert re.search(line, ended.err, re.MULTILINE), ended.err
         assert "━" not in ended.err and "\x1b" not in ended.told
 
+    def test_it_is_one_line_however_long(self, project: Project, server: RehearsalServer) -> None:
+        server.set_faults(Faults(rate_400=0.5, rate_filtered=0.4))
+        project.write_task({"max_failure_rate": 1})
+        ended = project.run("run-task", TASK)
+        (line,) = (line for line in ended.err.splitlines() if line.startswith("scores: 12 of 12"))
+        assert len(line) > 80 and line.endswith("cost unknown")
+
     def test_what_is_waited_for_is_told_within_seconds(
         self, project: Project, server: RehearsalServer
     ) -> None:

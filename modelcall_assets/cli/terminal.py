@@ -108,7 +108,7 @@ class RunDisplay:
     def _show(self, tally: Tally) -> None:
         self.tallies[id(tally)] = tally
         if not self._is_terminal:
-            self._console.print(tally.line(), highlight=False)
+            self._console.print(tally.line(), highlight=False, soft_wrap=True)
             return
         tallies = [each for each in self.tallies.values() if each.stage == tally.stage]
         self._progress.update(
