@@ -186,22 +186,22 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
             if limits.get(spec.key) != slots:
                 storage.set_concurrency_slots(spec.key, slots)
                 done.append(f"pool {spec.key}: {slots} slots")
-        waiting: list[str] = []
-        for spec in specs:
+        waiting, tasks = list[str](), [*map(Task, specs)]
+        for task in tasks:
             try:
-                found = register(context.instance, Task(spec))
+                found = register(context.instance, task)
             except ModelcallError as error:
-                waiting.append(f"{spec.name} ({error})")
+                waiting.append(f"{task.spec.name} ({error})")
                 continue
             if found.new or found.gone:
-                done.append(f"{spec.name}: {found.new:,} new files, {found.gone:,} gone")
+                done.append(f"{task.spec.name}: {found.new:,} new files, {found.gone:,} gone")
         if time.time() - float(context.cursor or 0) >= OVERVIEWS_EVERY_S:
-            for spec in specs:
+            for task in tasks:
                 try:
-                    noted = note_overviews(context.instance, Task(spec))
+                    noted = note_overviews(context.instance, task)
                 except ModelcallError as error:
                     noted = [str(error)]
-                done += (f"{spec.name}: {each}" for each in noted)
+                done += (f"{task.spec.name}: {each}" for each in noted)
             context.update_cursor(str(time.time()))
         if waiting:
             done.append(f"tasks whose input cannot be listed: {', '.join(waiting)}")

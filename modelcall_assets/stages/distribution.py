@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 MOST_VALUES = 500
 
@@ -16,6 +16,16 @@ class Distribution:
         exact = sum(value * rows for value, rows in self.counts.items())
         self.sum = exact if total is None else total
         self._digits = 3
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """From its `plain` form."""
+        return cls(dict(plain["values"]), plain["sum"])
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        return {"sum": self.sum, "values": [*self.counts.items()]}
 
     @property
     def rows(self) -> int:
@@ -44,6 +54,10 @@ class Distribution:
             if left <= 0:
                 return value if left else (value + ordered[at + 1]) / 2
         return ordered[-1]
+
+    def numbers(self, name: str) -> dict[str, float]:
+        """What is shown of a field of that name."""
+        return {f"{name}_mean": self.mean, f"{name}_median": self.quantile(0.5)}
 
     def bins(self, most: int = 20) -> list[tuple[str, int]]:
         """Of values or of ranges of one width, in ascending order."""

@@ -260,10 +260,7 @@ class Report:
                     reason: (row.row, row.where, row.detail)
                     for reason, row in self.examples.items()
                 },
-                "histograms": {
-                    name: {"sum": each.sum, "values": [*each.counts.items()]}
-                    for name, each in self.histograms.items()
-                },
+                "histograms": {name: each.plain for name, each in self.histograms.items()},
                 **self.detail,
             },
         )

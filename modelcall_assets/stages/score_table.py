@@ -164,8 +164,7 @@ class AnswerTotals:
         """`rows_in` are those that there should be."""
         self.report.rows_in = rows_in
         for key, values in self.report.histograms.items():
-            self.report.numbers[f"{key}_mean"] = values.mean
-            self.report.numbers[f"{key}_median"] = values.quantile(0.5)
+            self.report.numbers |= values.numbers(key)
         return self.report
 
     def numbers(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Summary(Stage):
         made, manifests = self.accepted(key), self._manifests()
         if made is None:
             return bool(manifests)
-        return made.input.digest != self._made_of(manifests).digest
+        return made.input.digest != self._made_of(manifests, self._inputs()).digest
 
     def why_rejected(self, report: Report) -> str | None:
         """Its rows are those of the stages before."""
@@ -63,12 +63,12 @@ class Summary(Stage):
 
     def make(self, key: str, tally: Tally) -> Report:
         """PublishedMeanwhile when another run was faster and found something else."""
-        manifests = self._manifests()
+        manifests, inputs = self._manifests(), self._inputs()
         rows = {_key_of(row): row for row in self._rows(key, manifests)}
-        report, made_of = Report(), self._made_of(manifests)
+        report, made_of = Report(), self._made_of(manifests, inputs)
         report.data_version = made_of.digest
         last = [row for row in rows.values() if row["stage"] == self.before.name]
-        report.numbers |= self._files(rows, report)
+        report.numbers |= self._files(rows, inputs, report)
         _add_rows(report, [row for row in last if row["accepted"]])
         self._add_cost(report, [*rows.values()])
         report.tables["commands"] = self._commands()
@@ -86,14 +86,15 @@ class Summary(Stage):
             if file.key_path.endswith(".json")
         }
 
-    def _made_of(self, manifests: Mapping[_LINE, FileInfo]) -> InputFingerprint:
+    def _made_of(
+        self, manifests: Mapping[_LINE, FileInfo], inputs: Mapping[str, str]
+    ) -> InputFingerprint:
         """Changes with the manifests, the input files, and what shapes rows."""
         versions = {repr(each): file.version for each, file in manifests.items()}
         versions |= {stage.name: stage.code_version for stage in self.task.stages}
-        digest = digest_of_versions(versions | self._inputs)
+        digest = digest_of_versions({**versions, **inputs})
         return InputFingerprint(uri=str(self.before.folder), digest=digest, size=0, version="")
 
-    @property
     def _inputs(self) -> dict[str, str]:
         """Versions by key; none where they cannot be listed."""
         try:
@@ -119,9 +120,11 @@ class Summary(Stage):
 
     # What is shown
 
-    def _files(self, rows: Mapping[_LINE, Row], report: Report) -> dict[str, Any]:
+    def _files(
+        self, rows: Mapping[_LINE, Row], inputs: Mapping[str, str], report: Report
+    ) -> dict[str, Any]:
         """How many files are done, rejected, missing and out of date."""
-        last, inputs = self.before.name, self._inputs
+        last = self.before.name
         wanted = self.before.keys.now() if inputs or self.before.keys.of_groups else []
         keys = dict.fromkeys([*wanted, *(key for name, key, _ in rows if name == last)])
         done = [key for key in keys if (last, key, True) in rows]
@@ -233,8 +236,7 @@ def _add_rows(report: Report, rows: Sequence[Row]) -> None:
                 report.failed_rows.append(example)
         for name, found in row["histograms"].items():
             if found["values"]:
-                own = Distribution(dict(found["values"]), found["sum"])
-                report.histograms.setdefault(name, Distribution()).join(own)
+                report.histograms.setdefault(name, Distribution()).join(Distribution.of(found))
     report.tables["scores"] = [
         {
             "score": name,
@@ -245,7 +247,7 @@ def _add_rows(report: Report, rows: Sequence[Row]) -> None:
         for name, each in report.histograms.items()
     ]
     for name, each in report.histograms.items():
-        report.numbers |= {f"{name}_mean": each.mean, f"{name}_median": each.quantile(0.5)}
+        report.numbers |= each.numbers(name)
     worst = sorted(rows, key=lambda row: -row["failed"] / (row["rows"] or 1))
     means = [f"{name}_mean" for name in report.histograms]
     report.tables["partitions"] = [
