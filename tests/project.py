@@ -392,11 +392,12 @@ class Project:
     def responses(self, name: str = CONVERSATIONS) -> list[Row]:
         return self.rows(name, "responses")
 
-    def materialize(self, keys: Sequence[str] | None = None, **options: bool) -> RunSummary:
+    def materialize(self, keys: Sequence[str] | None = None, **options: Any) -> RunSummary:
         """All stages of the partitions, of all that there are unless `keys` are given."""
         steps = self.steps()
         present = register(self.instance, steps).keys
-        return TaskRunner(steps, self.instance).run(present if keys is None else keys, **options)
+        asked = {stage.name: options for stage in steps.stages if stage.answers}
+        return TaskRunner(steps, self.instance).run(present if keys is None else keys, asked)
 
     def look(self, cursor: str = "", **options: Any) -> tuple[dg.SensorResult | dg.SkipReason, str]:
         """What one look of the task's sensor for files gives, and its new cursor."""

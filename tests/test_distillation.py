@@ -865,6 +865,21 @@ class TestFailures:
         assert endpoint.questions() == ["long one"]
         assert {row["api_status"] for row in project.responses()} == {"success"}
 
+    def test_of_one_reason_are_asked_again_by_themselves(
+        self, project: Project, answered_by: Answered
+    ) -> None:
+        questions = ["good", "long one", "filtered one", "long two"]
+        project.write_input(CONVERSATIONS, [asked(text) for text in questions])
+        project.write_generation(max_failure_rate=1)
+        endpoint = answered_by(faulty)
+        assert project.materialize().failed == []
+        endpoint.questions()
+        endpoint.script = echo
+        retried = project.run("retry", project.task_file, "--reason", "truncated")
+        assert retried.code == 0, retried
+        assert endpoint.questions() == ["long one", "long two"]
+        assert project.manifest(CONVERSATIONS, "responses").failures == {"content_filter": 1}
+
     def test_of_all_rows_are_mended_by_a_retry_and_none_is_asked_twice(
         self, project: Project, answered_by: Answered
     ) -> None:
@@ -943,6 +958,109 @@ def counted(line: bytes) -> bytes:
     if counted := content.pop("o", 0) * 2 + content.pop("s", 0):
         content = {"k": content.pop("k"), "o": counted, **content}
     return orjson.dumps(content) + b"\n"
+
+
+class TestAskedAnew:
+    """Rows that have an answer, chosen by `retry --ids` or `--where`."""
+
+    @pytest.fixture
+    def answered(self, project: Project, answered_by: Answered) -> Endpoint:
+        rows = [asked(f"question {number}", id=f"r{number}") for number in range(4)]
+        project.write_input(CONVERSATIONS, rows)
+        project.write_generation()
+        endpoint = answered_by(echo)
+        assert project.materialize().failed == []
+        endpoint.questions()
+        return endpoint
+
+    def again(self, request: Request) -> bytes:
+        return said(content=f"again: {request.question}")
+
+    def answers(self, project: Project) -> list[str]:
+        return [row["response"].partition(":")[0] for row in project.responses()]
+
+    def test_they_alone_are_asked_and_keep_the_new_answer(
+        self, project: Project, answered: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = project.responses()
+        answered.script = self.again
+        dry = project.run("retry", project.task_file, "--ids", "r1,r3", "--dry-run")
+        assert "2 of 4 rows" in dry.out and answered.questions() == []
+        ended = project.run("retry", project.task_file, "--ids", "r1,r3")
+        assert ended.code == 0, ended
+        assert answered.questions() == ["question 1", "question 3"]
+        assert self.answers(project) == ["re", "again", "re", "again"]
+        after = project.responses()
+        assert [after[0], after[2]] == [before[0], before[2]]
+        # A home that knows of nothing makes the file again, of what was answered.
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "other"))
+        (tmp_path / "other").mkdir()
+        project.close()
+        assert project.run("run-task", project.task_file).code == 0
+        assert answered.questions() == [] and project.responses() == after
+
+    def test_an_answer_stays_where_no_new_one_comes(
+        self, project: Project, answered: Endpoint
+    ) -> None:
+        before = project.responses()
+        answered.script = said("length", content="as far as it c")
+        ended = project.run("retry", project.task_file, "--where", "id = r2")
+        assert ended.code == 0, ended
+        assert "1 rows keep their answer" in ended.out
+        assert answered.questions() == ["question 2"] and project.responses() == before
+
+    def test_a_condition_chooses_among_the_scores_of_a_judge(
+        self, project: Project, answered: Endpoint
+    ) -> None:
+        project.write_generation(scores=JUDGE)
+        assert project.materialize().failed == []
+        answered.questions()
+        answered.script = said(content='{"score": 5}')
+        ended = project.run("retry", project.task_file, "--where", "score < 4 and id = r1")
+        assert ended.code == 0, ended
+        assert answered.questions() == judged(["re: question 1"])
+        assert [row["score"] for row in project.scores(CONVERSATIONS)] == [3, 5, 3, 3]
+        answered.script = self.again
+        ended = project.run("retry", project.task_file, "--ids", "r2", "--stage", "responses")
+        assert answered.questions()[0] == "question 2"
+        assert self.answers(project) == ["re", "re", "again", "re"]
+
+    def test_what_is_out_of_date_is_refused_before_a_request(
+        self, project: Project, answered: Endpoint
+    ) -> None:
+        before = project.responses()
+        project.write_model({"chat_config": {"temperature": 0.7}})
+        ended = project.run("retry", project.task_file, "--ids", "r1")
+        assert ended.code == 1
+        assert "its responses are out of date; run the task, which makes it anew" in ended.err
+        assert answered.questions() == [] and project.responses() == before
+
+    def test_a_kill_in_the_middle_pays_for_the_rest_only(
+        self, project: Project, answered: Endpoint
+    ) -> None:
+        def until_the_third(request: Request) -> bytes:
+            return b"" if len(answered.asked) > 2 else self.again(request)
+
+        answered.script = until_the_third
+        project.signalled(
+            lambda: len(answered.asked) > 2, "retry", project.task_file, "--ids", "r0,r1,r2"
+        )
+        assert self.answers(project) == ["re"] * 4
+        answered.questions()
+        answered.script = self.again
+        ended = project.run("retry", project.task_file, "--ids", "r0,r1,r2")
+        assert ended.code == 0, ended
+        assert answered.questions() == ["question 2"]
+        assert self.answers(project) == ["again", "again", "again", "re"]
+
+    def test_a_wrong_choice_is_told(self, project: Project, answered: Endpoint) -> None:
+        none = project.run("retry", project.task_file, "--ids", "r9")
+        assert none.code == 0 and "no row is chosen, nothing to do" in none.out
+        raw = project.run("retry", project.task_file, "--stage", "raw")
+        assert raw.code == 2 and "raw asks nothing" in raw.err
+        wrong = project.run("retry", project.task_file, "--where", "idd = r1")
+        assert wrong.code == 2 and "did you mean id?" in wrong.err
+        assert answered.questions() == []
 
 
 class TestSamples:

@@ -1,35 +1,24 @@
-"""`modelcall run-task`, `failures` and `retry`: make what is missing, and see what failed."""
+"""`modelcall run-task`: make what is missing."""
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
-from dataclasses import asdict
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import click
-import orjson
-from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
     RunDisplay,
-    cell,
-    chosen_files,
     echo,
-    echo_data,
-    file_option,
     load,
     misuse,
-    stage_option,
-    table_of,
     task_argument,
 )
-from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.records.data_files import decode_key
-from modelcall_assets.records.outcome import Reason, short
-from modelcall_assets.stages.published import FailedRow, failed_rows
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.stage import Stage
@@ -61,7 +50,8 @@ def run_task(
     """
     loaded = load(task)
     job, size = _job(loaded, job_index, world_size)
-    sys.exit(run_files(loaded, lambda keys: _selected(loaded, keys, pattern, job, size), fresh))
+    options = {stage.name: {"fresh": True} for stage in loaded.stages if stage.answers and fresh}
+    sys.exit(run_files(loaded, lambda keys: _selected(loaded, keys, pattern, job, size), options))
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -90,11 +80,12 @@ def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
 def run_files(
     task: Task,
     choose: Callable[[Sequence[str]], Sequence[str]],
-    fresh: bool = False,
-    again: bool = False,
+    options: Mapping[str, Mapping[str, Any]],
+    files: Set[str] | None = None,
 ) -> int:
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
-    the exit code. With `again` files that are up to date have their failed rows asked again."""
+    the exit code. `options` and `files` are for
+    `TaskRunner.run`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     from modelcall_assets.defs.instance import open_instance, register
     from modelcall_assets.defs.runs import TaskRunner
@@ -108,7 +99,7 @@ def run_files(
         started = time.monotonic()
         with closing(RunDisplay()) as display:
             runner = TaskRunner(task, instance, display.watcher)
-            summary = runner.run(keys, fresh=fresh, again=again)
+            summary = runner.run(keys, options, files)
         seconds = time.monotonic() - started
     for message in summary.failed:
         echo(f"error: {message}", err=True)
@@ -225,112 +216,3 @@ def _totals(stage: Stage, keys: Sequence[str], behind: Sequence[str] = ()) -> st
     text += f" ({by_reason})" if by_reason else ""
     dropped = sum(manifest.dropped for manifest in manifests)
     return f"{text}, {dropped:,} dropped" if dropped else text
-
-
-DETAIL_CHARS = 200
-
-
-def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
-    if reason is not None and reason not in list(Reason):
-        fix = did_you_mean(reason, Reason)
-        raise misuse("--reason", "unknown", ", ".join(Reason), reason, fix)
-    return reason
-
-
-@click.command()
-@task_argument
-@stage_option
-@file_option
-@click.option("--reason", callback=_known, help="Only rows that failed for this reason.")
-@click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
-def failures(
-    task: Path,
-    stage: str | None,
-    pattern: str | None,
-    reason: str | None,
-    limit: int | None,
-    as_json: bool,
-) -> None:
-    """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
-
-    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows.
-
-    \b
-      modelcall failures my_task.yaml
-      modelcall failures my_task.yaml --reason content_filter --limit 5
-      modelcall failures my_task.yaml --json | jq .record_id
-    """
-    files = chosen_files(load(task), stage, pattern, rejected=True)
-    counts: Counter[str] = Counter()
-    shown: list[FailedRow] = []
-    rows = (row for file in files for row in failed_rows(file))
-    for row in (row for row in rows if reason is None or row.reason == reason):
-        counts[row.reason] += 1
-        if limit is not None and counts.total() > limit and as_json:
-            return
-        if as_json:
-            echo_data(orjson.dumps(asdict(row)).decode() + "\n")
-        elif len(shown) < (limit or 50):
-            shown.append(row)
-    if not as_json:
-        _show(shown, counts, sum(file.manifest.rows for file in files))
-
-
-@click.command()
-@task_argument
-@file_option
-@click.option("--reason", callback=_known, help="Only files with rows that failed for this.")
-@click.option("--dry-run", is_flag=True, help="Only name the files.")
-def retry(task: Path, pattern: str | None, reason: str | None, dry_run: bool) -> None:
-    """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
-
-    Materialises the files that have failed rows once more; rows that succeeded are read from the
-    journal, and nothing is paid for them. A file that was never finished is for run-task.
-
-    \b
-      modelcall retry my_task.yaml
-      modelcall retry my_task.yaml --reason timeout --file 'python/*'
-    """
-    loaded = load(task)
-    files = chosen_files(loaded, None, pattern, rejected=True)
-    keys = [
-        file.key
-        for file in files
-        if (file.manifest.failures.get(reason) if reason else file.manifest.failed)
-    ]
-    if not keys:
-        why = f" for {reason}" if reason else ""
-        echo(f"{loaded.spec.name}: no row failed{why}, nothing to do")
-        return
-    if dry_run:
-        for file in (file for file in files if file.key in keys):
-            echo(f"{file.name}: {file.manifest.failed:,} of {file.manifest.rows:,} rows")
-        return
-
-    def choose(present: Sequence[str]) -> Sequence[str]:
-        if loaded.stages[-1].keys.of_groups:
-            return present
-        return [key for key in present if key in keys]
-
-    sys.exit(run_files(loaded, choose, again=True))
-
-
-def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
-    console = Console()
-    if rows:
-        names = ("file", "record", "reason", "detail", "attempts", "endpoint")
-        cells = list[tuple[str, ...]]()
-        for row in rows:
-            detail = " ".join(row.detail.split())
-            cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
-            attempts = "" if row.attempts is None else str(row.attempts)
-            told = (row.file, short(row.record_id), row.reason, cut, attempts)
-            cells.append((*told, row.endpoint or ""))
-        console.print(table_of(dict.fromkeys(names, "fold"), cells))
-    total = counts.total()
-    if total > len(rows):
-        console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
-    text = f"{total:,} of {of_rows:,} rows failed"
-    console.print(cell(f"{text}: {reasons}" if total else text))

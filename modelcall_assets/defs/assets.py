@@ -33,8 +33,8 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
-from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
-from modelcall_assets.stages.stage import Run, Stage, Work
+from modelcall_assets.stages.report import Report, Run, Tally, Watcher, last_line
+from modelcall_assets.stages.stage import Stage, Work
 from modelcall_assets.stages.task import Task
 
 GRACE_S = 20.0
@@ -98,12 +98,15 @@ async def watched(
 
 
 class RunOptions(dg.Config):
-    """Launchpad options of an asset."""
+    """Launchpad options of an asset that answers or rates rows."""
 
     fresh: bool = Field(False, description="Ask again also for rows that the journal answers.")
     again: bool = Field(
         False, description="Ask again for failed rows also of what the task accepts now."
     )
+    ids: list[str] = Field([], description="Ask again just for the records with these ids.")
+    where: str = Field("", description="Ask again just for such rows, as in `score < 2`.")
+    reason: str = Field("", description="Ask again just for rows that failed for this reason.")
 
 
 def task_assets(task: Task, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
@@ -133,6 +136,7 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
         kinds={*stage.kinds},
         owners=spec.task.owners,
         metadata=definition_metadata(stage),
+        config_schema=RunOptions.to_fields_dict() if stage.answers else None,
         required_resource_keys=model_keys(stage),
         code_version=stage.code_version,
         backfill_policy=None if has_one else dg.BackfillPolicy.multi_run(_files_per_run(stage)),
@@ -142,10 +146,10 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
             dg.AssetCheckSpec(COMPLETE, asset=key, description=CHECKED, partitions_def=partitions)
         ],
     )
-    async def body(context: dg.AssetExecutionContext, config: RunOptions):
+    async def body(context: dg.AssetExecutionContext):
         keys = _keys(stage, context)
         try:
-            async with _opened(stage, context, config, watcher) as work:
+            async with _opened(stage, context, watcher) as work:
                 report = await _work_on(context, stage, keys, work)
         except ModelcallError as error:
             for each in keys:
@@ -170,11 +174,11 @@ def _keys(stage: Stage, context: dg.AssetExecutionContext) -> Sequence[str]:
 
 @asynccontextmanager
 async def _opened(
-    stage: Stage, context: dg.AssetExecutionContext, config: RunOptions, watcher: Watcher | None
+    stage: Stage, context: dg.AssetExecutionContext, watcher: Watcher | None
 ) -> AsyncGenerator[Work]:
     """Its work. What takes long shows its progress, and ends soon after a signal."""
     tally = Tally(stage.name, stage.asks)
-    run = Run(context.run.run_id, tally, **config.model_dump())
+    run = Run(context.run.run_id, tally, **(context.op_execution_context.op_config or {}))
     async with stage.open(run) as work:
         if not stage.shows_progress:
             yield work

@@ -13,12 +13,13 @@ import atexit
 import fcntl
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
@@ -210,6 +211,10 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
     return sensor
 
 
+StageOptions = Mapping[str, Mapping[str, Any]]
+"""Run options by stage: see `RunOptions`."""
+
+
 @dataclass
 class RunSummary:
     """`ran` counts partitions per stage; `failed` has the message of each run that went wrong;
@@ -230,10 +235,12 @@ class TaskRunner:
     instance: dg.DagsterInstance
     watcher: Watcher | None = None
 
-    def run(self, keys: Sequence[str], *, fresh: bool = False, again: bool = False) -> RunSummary:
-        """Stage after stage; a file that fails in one stage is left out of the next, and a group
+    def run(
+        self, keys: Sequence[str], options: StageOptions, files: Set[str] | None = None
+    ) -> RunSummary:
+        """Stage after stage; a file that fails in one stage is left out of the next, a group that
         that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
-        `again` asks also for failed rows of what is up to date or accepted now."""
+        A stage with `options` makes all of its partitions anew, or just these `files`."""
         summary, wanted = RunSummary(), list(keys)
         task, in_set = self.task, self.task.stages[0].keys
         assets = task_assets(task, self.watcher)
@@ -245,13 +252,13 @@ class TaskRunner:
             for stage in task.stages:
                 if stage.keys != in_set:
                     in_set, wanted = stage.keys, stage.keys.now()
-                options = {"fresh": stage.answers and fresh, "again": stage.answers and again}
-                due, busy = self.due(stage, wanted, everything=any(options.values()))
+                own, anew = options.get(stage.name, {}), {*wanted} if files is None else files
+                due, busy = self.due(stage, wanted, anew if own else set())
                 summary.ran[stage.name] = len(due)
                 summary.busy += busy
                 is_over, runs = False, [*self._ranges(stage, due)]
                 while runs and not is_over:
-                    failures = self._execute(job, stage, runs.pop(0), process, options)
+                    failures = self._execute(job, stage, runs.pop(0), process, own)
                     summary.failed += [message for message, _ in failures]
                     is_over = any(is_systemic for _, is_systemic in failures)
                 unrun = {key for keys_of_run in runs for key in keys_of_run}
@@ -274,12 +281,13 @@ class TaskRunner:
         return summary
 
     def due(
-        self, stage: Stage, keys: Sequence[str], *, everything: bool = False
+        self, stage: Stage, keys: Sequence[str], anew: Set[str] = frozenset()
     ) -> tuple[list[str], list[str]]:
-        """The keys that have to be materialised, and those that another run has in hand."""
+        """The keys that have to be materialised, `anew` or not, and those that another run has in
+        hand."""
         statuses = self._statuses(stage, keys)
         busy = [key for key in keys if statuses[key] == IN_PROGRESS]
-        green = [] if everything else [key for key in keys if statuses[key] == GREEN]
+        green = [key for key in keys if statuses[key] == GREEN and key not in anew]
         outdated = stage.outdated(green)
         outdated |= {key for key in green if is_stale(self.instance, stage, key)}
         fine = {*green} - outdated
@@ -308,7 +316,7 @@ class TaskRunner:
         stage: Stage,
         keys: Sequence[str],
         process: str,
-        options: Mapping[str, bool],
+        options: Mapping[str, Any],
     ) -> list[tuple[str, bool]]:
         """Run one stage for keys that are neighbours. Gives what failed: the message of each
         step, and whether other files would end in the same way. KeyboardInterrupt after Ctrl-C,
@@ -323,7 +331,7 @@ class TaskRunner:
             partition_key=start if start == end else None,
             tags=tags,
             run_config={
-                "ops": {asset.to_python_identifier(): {"config": dict(options)}},
+                "ops": {asset.to_python_identifier(): {"config": dict(options)}} if options else {},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             raise_on_error=False,

@@ -20,7 +20,7 @@ from weakref import finalize
 
 from modelcall_assets.config.endpoint import Address, Endpoint
 from modelcall_assets.config.model import BatchConfig, ModelConfig
-from modelcall_assets.errors import InHand, InputError, RunStopped, StoreError
+from modelcall_assets.errors import InHand, RunStopped, StoreError
 from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.channel import Channel, Lease, Limits
@@ -34,14 +34,15 @@ from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt
 from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.calls import Budget, Caller
 from modelcall_assets.stages.publication import Draft, old_files
-from modelcall_assets.stages.replay import Asked, Reuse, Standing, standing_in
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.replay import Asked, Reuse
+from modelcall_assets.stages.report import Report, Run
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
-from modelcall_assets.stages.stage import Run, Stage, Work
-from modelcall_assets.storage.files import NewFile, file_digest, in_thread
-from modelcall_assets.storage.places import explained, is_absent
-from modelcall_assets.storage.publishing import Hold, read_manifest
+from modelcall_assets.stages.stage import Stage, Work
+from modelcall_assets.stages.standing import standing
+from modelcall_assets.storage.files import NewFile, in_thread
+from modelcall_assets.storage.places import explained
+from modelcall_assets.storage.publishing import Hold
 from modelcall_assets.transforms.user_code import Fields
 
 if TYPE_CHECKING:
@@ -179,9 +180,7 @@ class AskingStage(Stage):
             await in_thread(self._journal, key, run) as journal,
             closing(await self._reuse(key, run)) as reuse,
         ):
-            stands = None
-            if not (fresh or run.again):
-                stands = await in_thread(self._acceptable, key, source)
+            stands = await in_thread(standing, self, key, source, run)
             reuse.published |= stands is not None
             adoption = None
             if draft.adopts and not fresh:
@@ -194,6 +193,8 @@ class AskingStage(Stage):
             began = time.monotonic()
             await caller.run(self.asks_of(source))
             seconds = time.monotonic() - began
+            if kept := caller.stayed:
+                caller.warnings.append(f"{kept} rows keep their answer: asked again, they failed")
             report = await in_thread(
                 draft.written,
                 lambda out: self.write(source, caller.rate, out, caller.types.fields()),
@@ -233,28 +234,6 @@ class AskingStage(Stage):
         at_place = [] if draft.stranger is None else [draft.stranger.place]
         files = [*at_place, *old_files(self, key)]
         return adopt(self, source, journal, files) if files else None
-
-    def _acceptable(self, key: str, source: Source) -> Standing | None:
-        """The failures of a rejected result that the task accepts now, if it is still what would be
-        made: nothing is asked again for it. One that is damaged or gone counts as not there."""
-        made = read_manifest(self.manifest_path(key, rejected=True))
-        if (
-            made is None
-            or made.failed > made.rows * self.spec.task.max_failure_rate
-            or made.detail.get("made_by") != self.version()
-            or made.input.digest != source.parts[0].digest
-            or made.rows != source.rows_read * self.samples
-            or made.output is None
-        ):
-            return None
-        place = self.layout.place(made.output)
-        try:
-            is_sound = file_digest(place) == made.output_digest
-        except InputError as error:
-            if is_absent(error):
-                return None
-            raise
-        return standing_in(place) if is_sound else None
 
     @cached_property
     def budget(self) -> Budget:

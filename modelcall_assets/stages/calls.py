@@ -16,7 +16,8 @@ from modelcall_assets.errors import BudgetSpent, ModelcallError, StoreError
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import GaveUp
 from modelcall_assets.llm.completion import MOST_TOKENS, Usage
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, Unanswered, said_in
+from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, said_in
+from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread, read_bytes, write_bytes
 from modelcall_assets.storage.publishing import claimed
 

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -21,7 +27,7 @@ from modelcall_assets.llm.classify import Said
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, Success
+from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.adopt import kept_of
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.score_table import (
@@ -31,9 +37,8 @@ from modelcall_assets.stages.score_table import (
     answered_row,
     outcome_row,
 )
+from modelcall_assets.stages.standing import Standing, Unanswered
 from modelcall_assets.storage.files import in_thread
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms.user_code import SharedTypes
 
 if TYPE_CHECKING:
@@ -115,34 +120,6 @@ Asked = ChatRequest | Failure
 Asks = Sequence[tuple[Row | BadLine, Asked]]
 
 
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A failure that left no reply: nothing asked, or no retries left."""
-
-    failure: Failure
-    key: str | None = None
-    attempts: int = 0
-    endpoint: str | None = None
-
-
-Standing = Mapping[int, Unanswered]
-"""Of a result, the records that failed, by index."""
-
-
-def standing_in(output: Place) -> Standing:
-    """Of a file of scores or responses."""
-    return {
-        index: Unanswered(
-            Failure(Reason(row["api_fail_reason"]), row["api_fail_detail"]),
-            row["api_request_key"],
-            row["api_attempts"],
-            row["api_endpoint"],
-        )
-        for index, row in enumerate(read_rows(output))
-        if isinstance(row, dict) and row["api_status"] == "error"
-    }
-
-
 @dataclass(slots=True)
 class Pending:
     """A record whose dialogue goes on: its address, first request and the turns so far."""
@@ -164,9 +141,12 @@ class Replay:
     tally: Tally
     reuse: Reuse
     stands: Standing | None = None
-    """Failures that are not to be asked about again."""
+    kept: dict[int, tuple[Pending, Position, Finished]] = field(default_factory=dict)
+    """Of those in hand the answers that stand if no new one comes."""
     requests: int = 0
     replayed: int = 0
+    stayed: int = 0
+    """Records that were asked again, in vain, and keep their answer."""
     warnings: list[str] = field(default_factory=list[str])
     types: SharedTypes = field(default_factory=SharedTypes)
     """Of the values that the prompt declares no type for."""
@@ -192,24 +172,30 @@ class Replay:
                     continue
                 item = Pending(index, addresses.next(request.key()), request)
                 if (item := self.look_up(item)) is not None:
-                    if self.stands and index in self.stands:
-                        self.leave(index, self.stands[index])
+                    if self.stands and index in self.stands.failed:
+                        self.leave(index, self.stands.failed[index])
                     else:
                         yield item
 
     def look_up(self, item: Pending, *, is_new: bool = False) -> Pending | None:
         """None when a reply settles the record: a success, or a failure of this round; `is_new`
         when this run paid for it."""
-        last, finished = None, None
-        for known in self.journal.dialogues(item.address):
+        last, finished, is_anew = None, None, self._is_anew(item)
+        for known in reversed(self.journal.dialogues(item.address)):
             turns = said_in(known.entries)
             if not (count := len(turns)) or not (known.open_round or self.reuse.published):
                 continue
-            entries, positions = known.entries[:count], known.positions[:count]
-            last = replace(known, entries=entries, positions=positions)
-            finished = self.rules.judge(turns)
-            if finished is not None and isinstance(finished.outcome, Success):
-                break
+            judged = self.rules.judge(turns)
+            is_good = judged is not None and isinstance(judged.outcome, Success)
+            if is_anew and not known.open_round:
+                if judged is not None and is_good:
+                    self.kept.setdefault(item.index, (item, known.positions[count - 1], judged))
+            elif last is None or is_good:
+                entries, positions = known.entries[:count], known.positions[:count]
+                last = replace(known, entries=entries, positions=positions)
+                finished = judged
+                if is_good:
+                    break
         if last is None or finished is None:
             return item if last is None else replace(item, known=last)
         stands = last.open_round or self.stands is not None
@@ -223,7 +209,7 @@ class Replay:
     async def adopted(self, item: Pending) -> bool:
         """Whether an answer from elsewhere stands for this record's own, of which there is none. It
         is journalled as that; no attempts say that it was not paid for here."""
-        if item.known is not None:
+        if item.known is not None or self._is_anew(item):
             return False
         for entries in await self.reuse.find(self.journal, item.address.key):
             finished = self.rules.judge(said_in(entries))
@@ -241,6 +227,9 @@ class Replay:
 
     def settle(self, item: Pending, position: Position, finished: Finished) -> None:
         """The record has its outcome."""
+        if isinstance(finished.outcome, Failure) and self._keeps(item.index):
+            return
+        self.kept.pop(item.index, None)
         self.positions[item.index] = position
         self.tally.count(finished.outcome)
         if isinstance(outcome := finished.outcome, Success):
@@ -251,9 +240,22 @@ class Replay:
 
     def leave(self, index: int, why: Unanswered, position: Position = NO_REPLY) -> None:
         """The record has none; `position` is that of its last turn."""
+        if self._keeps(index):
+            return
         self.unanswered[index] = why
         self.positions[index] = position
         self.tally.count(why.failure)
+
+    def _is_anew(self, item: Pending) -> bool:
+        return self.stands is not None and item.index in self.stands.anew
+
+    def _keeps(self, index: int) -> bool:
+        """Whether an answer that it had stands, as no new one came."""
+        if (kept := self.kept.pop(index, None)) is None:
+            return False
+        self.stayed += 1
+        self.settle(*kept)
+        return True
 
     def pay(self, turn: Said, exchanged_bytes: int) -> None:
         """Count what an answer cost."""

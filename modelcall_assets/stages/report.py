@@ -84,6 +84,23 @@ class Tally:
         return ", ".join(filter(None, parts))
 
 
+@dataclass
+class Run:
+    """What a run of a stage is given. `fresh` asks also where the journal has an answer, `again`
+    also for failures that the task accepts now; of `ids`, `where` and `reason` those that are given
+    choose rows of the latest result, which alone are asked again."""
+
+    id: str
+    tally: Tally
+    fresh: bool = False
+    again: bool = False
+    ids: Sequence[str] = ()
+    where: str = ""
+    reason: str = ""
+    stop: Callable[[], None] = lambda: None
+    """Ends it soon, with everything kept; what an open stage sets."""
+
+
 @dataclass(frozen=True)
 class Watcher:
     """Whoever wants to see the tally after each of the `pauses`, in seconds, the last of them again

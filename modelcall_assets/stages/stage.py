@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records.data_files import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
-from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.report import Report, Run, Tally
 from modelcall_assets.stages.source import Part, Source, changed
 from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import file_digest, in_thread
@@ -39,19 +39,6 @@ if TYPE_CHECKING:
 
 MEMBERS = "members"
 """In the detail of a manifest: the files, or partitions, that make one."""
-
-
-@dataclass
-class Run:
-    """What a run of a stage is given. `fresh` asks also where the journal has an answer, `again`
-    also for the failures of a rejected result that the task accepts now."""
-
-    id: str
-    tally: Tally
-    fresh: bool = False
-    again: bool = False
-    stop: Callable[[], None] = lambda: None
-    """Ends it soon, with everything kept; what an open stage sets."""
 
 
 @dataclass(frozen=True, eq=False)
