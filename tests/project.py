@@ -445,7 +445,7 @@ class Project:
             return
         sys.path[:] = [place for place in sys.path if place != root]
         for name, module in list(sys.modules.items()):
-            if (module.__dict__.get("__file__") or "").startswith(root):
+            if module and (module.__dict__.get("__file__") or "").startswith(root):
                 while name:  # packages without a file too
                     sys.modules.pop(name, None)
                     name = name.rpartition(".")[0]

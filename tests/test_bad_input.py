@@ -311,8 +311,8 @@ class TestFiles:
             arguments = ("--stage", stage, "--successes", "--output", stage)
             assert project.run("export", TASK, *arguments).code == 0
             assert len((project.root / stage / "bad.jsonl").read_bytes().splitlines()) == good
-        assert project.run("view", TASK, "--stage", "raw").code == 0
-        assert project.run("view", "data/in/bad.parquet").code == 0
+        assert project.run("report", TASK, "--stage", "raw").code == 0
+        assert project.run("report", "data/in/bad.parquet").code == 0
 
     @pytest.mark.parametrize("name", ["empty JSONL", "empty Parquet", "binary"])
     def test_plan_shows_the_other_files(self, project: Project, name: str) -> None:

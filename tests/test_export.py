@@ -1,4 +1,4 @@
-"""What a task has published, for people and other programs: export, failures, retry, view; and the
+"""What a task has published, for people and other programs: export, failures, retry; and the
 pieces of a file, cut and joined."""
 
 from __future__ import annotations
@@ -267,33 +267,6 @@ class TestRowsOfLaterStages:
         assert [*exported(tmp_path / "out").values()] == [(rows * 2)[:5]] * 2
 
 
-class TestView:
-    def test_shows_the_same_sample_of_a_task_each_time(
-        self, scored: Project, tmp_path: Path
-    ) -> None:
-        one, two, raw = (tmp_path / f"{name}.html" for name in ("one", "two", "raw"))
-        options = ("--where", "api_status = success", "--rows", "5", "--output")
-        ended = scored.run("view", TASK, *options, str(one))
-        assert ended.code == 0 and f"5 records: {one}" in ended.out
-        assert one.read_text("utf-8").count("<article>") == 5
-        assert scored.run("view", TASK, *options, str(two)).code == 0
-        assert one.read_bytes() == two.read_bytes(), "the same sample"
-        first = scored.run("view", TASK, "--stage", "raw", "--first", "--output", str(raw))
-        assert first.code == 0 and "{torn" in raw.read_text("utf-8")
-
-    def test_shows_the_rows_of_a_file(self, project: Project) -> None:
-        chat = {"messages": [{"role": "user", "content": "<b>你好"}], "score": 3}
-        project.write_input("chats.jsonl", [{**chat, "id": n} for n in range(1, 100)])
-        ended = project.run("view", "data/in/chats.jsonl", "--first", "--rows", "2")
-        assert ended.code == 0, ended
-        page = (project.root / "view.html").read_text("utf-8")
-        assert page.count("&lt;b&gt;你好") == 2 and "chats.jsonl, row 2" in page
-        none = project.run("view", "data/in/chats.jsonl", "--where", "score > 3")
-        assert none.code == 1 and "there is no such row" in none.err
-        other = project.run("view", "workspace.yaml")
-        assert other.code == 2
-
-
 class TestSplitAndJoin:
     @pytest.mark.parametrize(
         ("lines", "chunks", "sizes"), [(5, 4, [2, 2, 1]), (6, 3, [2, 2, 2]), (2, 9, [1, 1])]
@@ -352,7 +325,7 @@ class TestSplitAndJoin:
     [
         (("export", TASK, "--output", "{}"), "deep/b.jsonl"),
         (("export", TASK, "--old-names", "--output", "{}"), "deep/b_error.jsonl"),
-        (("view", TASK, "--output", "{}/page.html"), "page.html"),
+        (("report", TASK, "--output", "{}/page.html"), "page.html"),
         (
             ("split", "data/in/deep/er/c.jsonl", "--chunks", "2", "--output", "{}"),
             "c_split_0002.jsonl",
@@ -411,7 +384,7 @@ def test_what_is_no_condition(condition: str) -> None:
         Where.parse(condition)
 
 
-@pytest.mark.parametrize("command", ["export", "failures", "retry", "view", "split", "join"])
+@pytest.mark.parametrize("command", ["export", "failures", "retry", "report", "split", "join"])
 def test_help_has_an_example(command: str) -> None:
     ended = CliRunner().invoke(modelcall, [command, "--help"])
     assert re.search(rf"^ .*modelcall {command}\b", ended.output, re.MULTILINE), ended.output

@@ -52,7 +52,7 @@ def test_what_is_damaged_is_found_and_the_advice_mends_it(project: Project) -> N
         "rate: 4 findings",
     ):
         assert what in told(found), found
-    for name in ("export", "view"):
+    for name in ("export", "report"):
         ended = project.run(name, TASK, "--file", A)
         assert (ended.code, "not what scores published" in ended.err) == (1, True), ended
 
@@ -162,7 +162,7 @@ def test_a_manifest_with_another_digest_is_damaged_and_the_advice_mends_it(
     assert server.stats()["requests"] == paid
 
 
-@pytest.mark.parametrize("command", ["export", "view", "failures"])
+@pytest.mark.parametrize("command", ["export", "report", "failures"])
 def test_no_file_is_left_out_because_its_manifest_is_damaged(
     command: str, project: Project
 ) -> None:
@@ -246,7 +246,7 @@ class TestPacks:
 
     def test_raw_packs_are_read_as_what_they_are(self, packs: Project) -> None:
         packs.steps().stage("raw").make("Python", Tally())
-        for command in ("export", "failures", "view"):
+        for command in ("export", "failures", "report"):
             ended = packs.run(command, TASK, "--stage", "raw")
             assert ended.code == 0, ended
         (exported,) = (packs.root / "data").rglob("*_export/raw/*.jsonl")

@@ -1,19 +1,15 @@
-"""`modelcall export` and `modelcall view`: what a task has published, for others."""
+"""`modelcall export`: what a task has published, for others."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Literal
 
 import click
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
-    EXISTING_FILE,
-    NEW_FILE,
     chosen_files,
     echo,
     file_option,
@@ -29,10 +25,6 @@ from modelcall_assets.cli.terminal import (
     task_argument,
     where_option,
 )
-from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
-from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
-from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.export import (
     FileExport,
     Form,
@@ -43,10 +35,7 @@ from modelcall_assets.stages.export import (
 )
 from modelcall_assets.stages.published import Published
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import read_rows
-from modelcall_assets.transforms.transcript import html_page
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
@@ -169,86 +158,3 @@ def _show(exports: Sequence[FileExport]) -> None:
     total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
     Console().print(table_of(columns, rows, SHOWN_FILES, total))
-
-
-@click.command()
-@click.argument("source", metavar="TASK.yaml|FILE", type=EXISTING_FILE)
-@stage_option
-@file_option
-@click.option("--rows", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@click.option(
-    "--sample/--first", default=True, help="Rows from everywhere (the default), or the first."
-)
-@click.option("--seed", default=42, show_default=True, help="Another seed is another sample.")
-@where_option
-@rejected_option
-@click.option(
-    "--output", type=NEW_FILE, help="Default: view.html, where an earlier page is replaced."
-)
-@force_option
-def view(
-    source: Path,
-    stage: str | None,
-    pattern: str | None,
-    rows: int,
-    sample: bool,
-    seed: int,
-    condition: str | None,
-    rejected: bool,
-    output: Path | None,
-    force: bool,
-) -> None:
-    """Write an HTML page of records: what TASK.yaml has published, or a data FILE.
-
-    Messages show as a conversation with its reasoning folded, all else as columns. The page needs
-    nothing from elsewhere and can be sent to others.
-
-    \b
-      modelcall view my_task.yaml --where 'score <= 2'
-      modelcall view my_task.yaml --stage raw --first --rows 5
-      modelcall view data/chats.jsonl --output chats.html
-    """
-    refuse_existing([output] if output else [], force)
-    is_task = source.suffix in TASK_SUFFIXES
-    if not is_task and not is_data_file(source.name):
-        expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
-        raise misuse(source.name, "unknown kind of file", expected)
-    if is_task:
-        files = chosen_files(load(source), stage, pattern, rejected=rejected)
-        where, items = parsed_where(condition, files), _items(files)
-    else:
-        where = parsed_where(condition)
-        lines = enumerate(read_rows(source), 1)
-        items = ((f"{source.name}, row {number:,}", item) for number, item in lines)
-    if where is not None:
-        items = (each for each in items if not isinstance(each[1], BadLine) and where(each[1]))
-    placed = ((place, _row(item)) for place, item in items)
-    shown = _sample(placed, rows, Random(seed)) if sample else list(islice(placed, rows))
-    if not shown:
-        raise InputError(f"{source}: there is no such row")
-    page = output or Path("view.html")
-    write_bytes(page, html_page(source.stem, shown).encode("utf-8", "replace"))
-    echo(f"{len(shown)} records: {page}")
-
-
-def _items(files: Sequence[Published]) -> Iterator[tuple[str, Row | BadLine]]:
-    for file in files:
-        file.check()
-        for index, item in file.items():
-            yield f"{file.name}, row {index + 1:,}", item
-
-
-def _row(item: Row | BadLine) -> Row:
-    if isinstance(item, BadLine):
-        return {"api_status": "error", "api_fail_reason": item.detail, "line": item.raw}
-    return item
-
-
-def _sample(rows: Iterable[tuple[str, Row]], size: int, random: Random) -> list[tuple[str, Row]]:
-    """So many rows, each as likely as any other, in their order."""
-    kept: list[tuple[int, tuple[str, Row]]] = []
-    for number, row in enumerate(rows):
-        place = number if number < size else random.randrange(number + 1)
-        if place < size:
-            kept[place : place + 1] = [(number, row)]
-    return [row for _, row in sorted(kept, key=lambda each: each[0])]

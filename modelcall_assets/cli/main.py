@@ -7,10 +7,11 @@ import click
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.convert import join, migrate, split
-from modelcall_assets.cli.export import export, view
+from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures, retry
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse, trial
+from modelcall_assets.cli.report import report
 from modelcall_assets.cli.run import run_task
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
@@ -40,7 +41,7 @@ def modelcall() -> None:
     Then:
       modelcall failures TASK.yaml    which rows failed, and why
       modelcall retry TASK.yaml       ask again for those
-      modelcall view TASK.yaml        a page of sampled records
+      modelcall report TASK.yaml      a page of totals, plots and records
       modelcall export TASK.yaml      JSONL or Parquet for others
       modelcall register              input files appear in the Dagster UI, to be picked
       modelcall verify TASK.yaml      whether all of it is as it was written
@@ -49,7 +50,7 @@ def modelcall() -> None:
 
 for command in (
     *(check, plan, trial, rehearse, run_task),
-    *(failures, retry, view, export, register, verify, clean),
+    *(failures, retry, report, export, register, verify, clean),
     *(split, join, migrate, adopt),
 ):
     modelcall.add_command(command)

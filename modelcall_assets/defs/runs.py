@@ -236,9 +236,12 @@ class TaskRunner:
     watcher: Watcher | None = None
 
     def run(
-        self, keys: Sequence[str], options: StageOptions, files: Set[str] | None = None
+        self,
+        keys: Sequence[str],
+        options: StageOptions | None = None,
+        files: Set[str] | None = None,
     ) -> RunSummary:
-        """Stage after stage; a file that fails in one stage is left out of the next, a group that
+        """Stage after stage; a file that fails in one stage is left out of the next, a group
         that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
         A stage with `options` makes all of its partitions anew, or just these `files`."""
         summary, wanted = RunSummary(), list(keys)
@@ -252,7 +255,10 @@ class TaskRunner:
             for stage in task.stages:
                 if stage.keys != in_set:
                     in_set, wanted = stage.keys, stage.keys.now()
-                own, anew = options.get(stage.name, {}), {*wanted} if files is None else files
+                own, anew = (
+                    (options or {}).get(stage.name, {}),
+                    {*wanted} if files is None else files,
+                )
                 due, busy = self.due(stage, wanted, anew if own else set())
                 summary.ran[stage.name] = len(due)
                 summary.busy += busy

@@ -63,7 +63,16 @@ class Summary(Stage):
 
     def make(self, key: str, tally: Tally) -> Report:
         """PublishedMeanwhile when another run was faster and found something else."""
+        report, made_of, rows = self.summed()
+        with Draft(self, key) as draft:
+            write_lines(draft.out, (dumps(row) + b"\n" for row in rows))
+            draft.publish(report, made_of)
+        return report
+
+    def summed(self) -> tuple[Report, InputFingerprint, Sequence[Row]]:
+        """The totals, what they are made of, and a row for each result of each stage."""
         manifests, inputs = self._manifests(), self._inputs()
+        (key,) = self.keys.now()
         rows = {_key_of(row): row for row in self._rows(key, manifests)}
         report, made_of = Report(), self._made_of(manifests, inputs)
         report.data_version = made_of.digest
@@ -72,10 +81,7 @@ class Summary(Stage):
         _add_rows(report, [row for row in last if row["accepted"]])
         self._add_cost(report, [*rows.values()])
         report.tables["commands"] = self._commands()
-        with Draft(self, key) as draft:
-            write_lines(draft.out, (dumps(row) + b"\n" for row in rows.values()))
-            draft.publish(report, made_of)
-        return report
+        return report, made_of, [*rows.values()]
 
     def _manifests(self) -> dict[_LINE, FileInfo]:
         return {
@@ -190,7 +196,7 @@ class Summary(Stage):
             f"modelcall run-task {file}": "make what is missing or out of date",
             f"modelcall failures {file}": "which rows failed, and why",
             f"modelcall retry {file}": "ask again for those",
-            f"modelcall view {file}": "a page of sampled records",
+            f"modelcall report {file}": f"plots and records as one page: {self.task.report_place}",
             f"modelcall export {file}": "JSON lines or Parquet for others",
         }
         return [{"command": command, "to": does} for command, does in wanted.items()]

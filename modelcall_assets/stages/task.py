@@ -228,6 +228,11 @@ class Task:
         """Of the last stage."""
         return self.stages[-1].folder
 
+    @property
+    def report_place(self) -> Place:
+        """Of the page for people, unless they choose another."""
+        return self.layout.place(f"{self.output_folder}_report.html")
+
     def check_ready(self) -> None:
         """SetupError when a folder cannot be written to, or a stage cannot run here."""
         if problems := [*unwritable(self.spec)]:

@@ -1,17 +1,13 @@
-"""Records with `messages` as something to read: Markdown, the dialogue log, or one static HTML page
-that needs nothing from elsewhere."""
+"""Records with `messages` as something to read: their turns, Markdown, and the dialogue log."""
 
 import json
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
-from html import escape
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 
@@ -27,44 +23,9 @@ _SHORT, _ONE_LINE = 60, 160
 """Characters of a text, and of a list or object, that are shown in one line."""
 _UNFENCED = frozenset("\r\0")
 """What no fence leaves as it is."""
-MOST_BADGES = 12
-_IDS = ("id", "uid")
-_SHOWN_ABOVE = {"api_record_id", "api_status", "api_fail_reason"}
-_STYLE = """
-:root{color-scheme:light dark;--line:#d5d8de;--soft:#f3f4f6;--dim:#667;--ok:#12743b;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--line:#3a3d45;--soft:#23252b;--dim:#9aa;--ok:#6fd39a;
---bad:#ff8f87}}
-body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:1.5rem auto;padding:0 1rem}
-input{font:inherit;width:20rem;max-width:100%;padding:.3rem .5rem}
-article{border:1px solid var(--line);border-radius:.5rem;margin:1rem 0;padding:.5rem 1rem 1rem}
-h2{font-size:1rem;display:inline;margin-right:.5rem;overflow-wrap:anywhere}
-h3{font-size:.8rem;color:var(--dim);margin:.9rem 0 .2rem}
-small,summary{color:var(--dim)}
-.badge{border:1px solid var(--line);border-radius:1rem;padding:.05rem .55rem;font-size:.8rem;
-margin-right:.25rem;display:inline-block}
-.success{color:var(--ok)}.error{color:var(--bad)}
-.text,pre,td{white-space:pre-wrap;overflow-wrap:anywhere}
-pre,details>.text{background:var(--soft);border-radius:.4rem;padding:.5rem .75rem;margin:.3rem 0}
-.assistant>.text{border-left:3px solid var(--line);padding-left:.75rem}
-table{border-collapse:collapse;font-size:.85rem}
-td,th{border-top:1px solid var(--line);padding:.2rem .6rem;text-align:left;vertical-align:top}
-"""
-_SCRIPT = """
-const box=document.querySelector('input'),shown=document.querySelector('output');
-box.oninput=()=>{const word=box.value.toLowerCase();let count=0;
-for(const record of document.querySelectorAll('article')){
-record.hidden=!record.textContent.toLowerCase().includes(word);count+=!record.hidden}
-shown.textContent=count};
-"""
 
 
-_HASHES = [b64encode(sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT)]
-_POLICY = "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*_HASHES)
-"""Nothing inline but those two may run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Of a message. `title` is the function that is called, or the type of what is no text."""
 
     kind: Literal["text", "reasoning", "call", "other"]
@@ -151,25 +112,6 @@ def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[st
             lines = [f"用户：{question}  \n"] if question else []
             lines += [f"助手：{answer}\n"] if answer else []
             yield f"{rule}\n### 问题 {number}\n\n{''.join(lines)}"
-
-
-def html_page(
-    title: str, records: Iterable[tuple[str, Row]], most_chars: int | None = 20_000
-) -> str:
-    """A page of records, each with where it comes from: identity, status and numbers as
-    badges, messages as a conversation, reasoning folded, all other columns below."""
-    articles = [_article(where, row, most_chars) for where, row in records]
-    return (
-        '<!doctype html><html><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1>"
-        '<p><input type="search" placeholder="show only records with this text"> '
-        f"<small><output>{len(articles)}</output> of {len(articles)} records</small></p>\n"
-        + "\n".join(articles)
-        + f"\n<script>{_SCRIPT}</script></body></html>\n"
-    )
 
 
 def _clipped(text: str, most_chars: int | None) -> str:
@@ -264,64 +206,3 @@ def _item_part(item: Any) -> Part:
 def _first_text(fields: Row, names: Iterable[str]) -> str:
     texts = (fields.get(name) for name in names)
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
-
-
-def _article(where: str, row: Row, most_chars: int | None) -> str:
-    identity = next((row[name] for name in ("api_record_id", *_IDS) if row.get(name)), where)
-    turns = turns_of(row)
-    sections = (
-        f'<section class="{"assistant" if turn.role == "assistant" else "other"}">'
-        f"<h3>{escape(turn.role)}</h3>"
-        f"{''.join(_part_html(part, most_chars) for part in turn.parts)}</section>"
-        for turn in turns
-    )
-    return (
-        f"<article><h2>{escape(str(identity))}</h2>{''.join(_badges(row))} "
-        f"<small>{escape(where)}</small>{''.join(sections)}{_columns(row, turns, most_chars)}"
-        "</article>"
-    )
-
-
-def _badges(row: Row) -> Iterator[str]:
-    badge = '<span class="badge {}">{}</span>'
-    status, reason = row.get("api_status"), row.get("api_fail_reason")
-    if status:
-        yield badge.format("success" if status == "success" else "error", escape(str(status)))
-    if reason:
-        yield badge.format("error", escape(str(reason)))
-    names = (
-        name
-        for name, value in row.items()
-        if isinstance(value, int | float) and not name.startswith("api_") and name not in _IDS
-    )
-    for name in islice(names, MOST_BADGES):
-        yield badge.format("", escape(f"{name} {_readable_json(row[name])}"))
-
-
-def _part_html(part: Part, most_chars: int | None) -> str:
-    text = escape(_clipped(part.text, most_chars))
-    if part.kind == "text":
-        return f'<div class="text">{text}</div>'
-    if part.kind == "reasoning":
-        return _folded("reasoning", f'<div class="text">{text}</div>')
-    title = f"calls {part.title}" if part.kind == "call" else part.title
-    return f"<small>{escape(title)}</small><pre>{text}</pre>"
-
-
-def _columns(row: Row, turns: list[Turn], most_chars: int | None) -> str:
-    """Open when there is no conversation to read instead."""
-    above = {*CONVERSATION_COLUMNS, *REASONING_COLUMNS} if turns else set[str]()
-    cells: list[str] = []
-    for name, value in row.items():
-        if value is None or name in above | _SHOWN_ABOVE:
-            continue
-        text = value if isinstance(value, str) else _readable_json(value)
-        cell = escape(_clipped(text, most_chars))
-        cell = _folded("reasoning", cell) if name in REASONING_COLUMNS else cell
-        cells.append(f"<tr><th>{escape(name)}</th><td>{cell}</td></tr>")
-    table = f"<table>{''.join(cells)}</table>"
-    return _folded("columns", table, is_open=not turns) if cells else ""
-
-
-def _folded(summary: str, inner: str, is_open: bool = False) -> str:
-    return f"<details{' open' if is_open else ''}><summary>{summary}</summary>{inner}</details>"

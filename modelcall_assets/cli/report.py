@@ -1,0 +1,305 @@
+"""`modelcall report`: a task's results, or a data file, as one page for people."""
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+
+from modelcall_assets.cli.page import Record, cards, page, plots, records_json, table
+from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
+    chosen_files,
+    echo,
+    file_option,
+    force_option,
+    load,
+    misuse,
+    parsed_where,
+    refuse_existing,
+    rejected_option,
+    stage_of,
+    stage_option,
+    where_option,
+)
+from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
+from modelcall_assets.errors import InputError
+from modelcall_assets.llm.dialogue import ChatRequest
+from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
+from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.distribution import Distribution
+from modelcall_assets.stages.published import Published, failure_of, identity
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.summary import Summary
+from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.files import write_bytes
+from modelcall_assets.storage.rows import read_rows, record_id
+from modelcall_assets.transforms.transcript import turns_of
+
+MOST_POINTS = 200
+"""Of a plot."""
+BAR, LINE = {"type": "bar"}, {"type": "line", "point": True}
+
+
+@click.command()
+@click.argument("source", metavar="TASK.yaml|FILE", type=EXISTING_FILE)
+@stage_option
+@file_option
+@click.option(
+    "--rows",
+    type=click.IntRange(1, 20_000),
+    default=1000,
+    show_default=True,
+    help="Records in the page's table.",
+)
+@click.option(
+    "--sample/--first", default=True, help="Records from everywhere (the default), or the first."
+)
+@click.option("--seed", default=42, show_default=True, help="Another seed is another sample.")
+@where_option
+@rejected_option
+@click.option(
+    "--output",
+    metavar="FILE",
+    help="A path or a URI. Default: <output folder of the task>_report.html or <name>.html here, "
+    "where an earlier page is replaced.",
+)
+@force_option
+def report(
+    source: Path,
+    stage: str | None,
+    pattern: str | None,
+    rows: int,
+    sample: bool,
+    seed: int,
+    condition: str | None,
+    rejected: bool,
+    output: str | None,
+    force: bool,
+) -> None:
+    """Write an HTML page of what TASK.yaml has made, or of the records of a data FILE.
+
+    Totals, the spread of the scores, failures with examples, cost and latency by file and over
+    time; and a table of sampled records to be filtered, sorted and opened, with the command that
+    asks just the rows seen again. The page needs nothing from elsewhere and can be sent to others.
+
+    \b
+      modelcall report my_task.yaml
+      modelcall report my_task.yaml --where 'score <= 2' --rows 20000
+      modelcall report data/chats.jsonl --output chats.html
+    """
+    is_task = source.suffix in TASK_SUFFIXES
+    if not is_task and not is_data_file(source.name):
+        expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
+        raise misuse(source.name, "unknown kind of file", expected)
+    records = Sample(rows, Random(seed) if sample else None)
+    if is_task:
+        task = load(source)
+        shown = stage_of(task, stage)
+        place = task.layout.place(output) if output else task.report_place
+        files = chosen_files(task, stage, pattern, rejected=rejected)
+        where, spread = parsed_where(condition, files), OverTime()
+        for file in files:
+            file.check()
+            for index, item in file.items():
+                spread.add(item)
+                records.offer(where, item, lambda: _record(file, index, item))  # noqa: B023
+        sections = [*_sections(task, shown, spread)]
+        retry = ["modelcall", "retry", task.spec.file_name] if shown.answers else []
+        retry += ["--stage", shown.name] if retry and shown is not task.stages[-1] else []
+        title, command = task.spec.name, shlex.join(retry)
+    else:
+        place, where = Path(output or f"{source.stem}.html"), parsed_where(condition)
+        for index, item in enumerate(read_rows(source)):
+            records.offer(where, item, lambda: _line(source, index, item))  # noqa: B023
+            if not sample and records.seen == rows:
+                break
+        sections, title, command = [], source.name, ""
+    if not records.seen:
+        raise InputError(f"{source}: there is no such row")
+    refuse_existing([place] if output else [], force)
+    chosen = records.chosen()
+    text = page(title, sections, records_json(chosen, command))
+    write_bytes(place, text.encode("utf-8", "replace"))
+    echo(f"{len(chosen):,} of {records.seen:,} records: {place}")
+
+
+@dataclass
+class Sample:
+    """So many rows in their order, each as likely as any other, or the first ones."""
+
+    size: int
+    random: Random | None
+    seen: int = 0
+    _kept: list[tuple[int, Record]] = field(default_factory=list[tuple[int, Record]])
+
+    def offer(
+        self, where: Callable[[Row], bool] | None, item: Row | BadLine, record: Callable[[], Record]
+    ) -> None:
+        if where is not None and (isinstance(item, BadLine) or not where(item)):
+            return
+        at = self.seen
+        if at >= self.size and self.random is not None:
+            at = self.random.randrange(self.seen + 1)
+        if at < self.size:
+            self._kept[at : at + 1] = [(self.seen, record())]
+        self.seen += 1
+
+    def chosen(self) -> list[Record]:
+        return [record for _, record in sorted(self._kept, key=lambda each: each[0])]
+
+
+def _record(file: Published, index: int, item: Row | BadLine) -> Record:
+    failure, name = failure_of(file, item), identity(file, index, item)
+    reason = None if failure is None else str(failure.reason)
+    values = _values(item)
+    return Record(file.name, index + 1, name, reason, values, _sent(file, values))
+
+
+def _line(source: Path, index: int, item: Row | BadLine) -> Record:
+    reason = "bad_line" if isinstance(item, BadLine) else None
+    return Record(source.name, index + 1, record_id(item, index, ""), reason, _values(item))
+
+
+def _values(item: Row | BadLine) -> Row:
+    if isinstance(item, BadLine):
+        return {"api_status": "error", "api_fail_detail": item.detail, "line": item.raw}
+    return item
+
+
+def _sent(file: Published, row: Row) -> list[Any]:
+    """What was asked about a row; nothing where it would be asked otherwise now."""
+    if not isinstance(file.stage, AskingStage) or not row.get("api_request_key"):
+        return []
+    names = {new: old for old, new in file.manifest.moved.items()}
+    asked = file.stage.ask({names.get(name, name): value for name, value in row.items()})
+    if not isinstance(asked, ChatRequest) or asked.key() != row["api_request_key"]:
+        return []
+    return turns_of({"messages": [*asked.messages]})
+
+
+_UNITS = {"second": (19, "Z"), "minute": (16, "Z"), "hour": (13, ":00Z"), "day": (10, "")}
+"""So much of a time's text, and what it lacks."""
+
+
+@dataclass
+class OverTime:
+    """When rows were answered, how long it took, and what it cost: by a unit of time in which these
+    are not too many points."""
+
+    rows: Counter[str] = field(default_factory=Counter[str])
+    cost: dict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
+    latency: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
+    _units: list[str] = field(default_factory=lambda: [*_UNITS])
+
+    def add(self, item: Row | BadLine) -> None:
+        if isinstance(item, BadLine) or not isinstance(when := item.get("api_answered_at"), str):
+            return
+        took = Distribution({ms: 1} if (ms := item.get("api_latency_ms")) is not None else {})
+        self._count(when, 1, item.get("api_cost_usd") or 0, took)
+        if len(self.rows) > MOST_POINTS and len(self._units) > 1:
+            self._units.pop(0)
+            before = self.rows, self.cost, self.latency
+            self.rows, self.cost, self.latency = Counter(), defaultdict(float), {}
+            for when, rows in before[0].items():
+                self._count(when, rows, before[1][when], before[2][when])
+
+    def _count(self, when: str, rows: int, cost: float, latency: Distribution) -> None:
+        length, rest = _UNITS[self._units[0]]
+        when = when[:length] + rest
+        self.rows[when] += rows
+        self.cost[when] += cost
+        self.latency.setdefault(when, Distribution()).join(latency)
+
+    def figures(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        by = f"by {self._units[0]} (UTC)"
+        took = [
+            {"time": when, "ms": each.quantile(share), "of": name}
+            for when, each in sorted(self.latency.items())
+            if each.rows
+            for name, share in (("median", 0.5), ("p95", 0.95))
+        ]
+        for title, name, values in ("answers", "rows", self.rows), ("cost, USD,", "USD", self.cost):
+            points = [{"time": when, name: value} for when, value in sorted(values.items())]
+            if any(values.values()):
+                yield f"{title} {by}", _plot(BAR, points, "time", name)
+        if took:
+            yield f"latency, ms, {by}", _plot(LINE, took, "time", "ms")
+
+
+def _plot(mark: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[str, Any]:
+    """Points with `of` are several lines. Texts stand side by side in their order."""
+    kind = {"time": "temporal", "file": "quantitative"}.get(x, "ordinal")
+    sides = {
+        "x": {"field": x, "type": kind, "sort": None, "title": None},
+        "y": {"field": y, "type": "quantitative", "title": None},
+    }
+    if x == "time":
+        sides["x"] |= {"scale": {"type": "utc"}, "axis": {"labelOverlap": True, "tickCount": 5}}
+    elif x == "file":
+        sides["x"]["axis"] = {"tickMinStep": 1, "format": "d"}
+    else:
+        sides["x"]["axis"] = {"labelAngle": -40 if any(len(p[x]) > 4 for p in points) else 0}
+    if "of" in points[0]:
+        sides["color"] = {"field": "of", "type": "nominal", "title": None}
+    return {"data": {"values": [*points]}, "mark": mark, "encoding": sides}
+
+
+def _sections(task: Task, shown: Stage, spread: OverTime) -> Iterator[str]:
+    """All that the task's summary knows."""
+    overview = next(each for each in task.overviews if isinstance(each, Summary))
+    summed, _, rows = overview.summed()
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {overview.before.folder}"
+    yield f'<p class="note">{shown.name}: {shown.about}<br>{made}</p>'
+    counts = {"rows": summed.rows, "ok": summed.ok, "failed": summed.failed}
+    numbers = {name.replace("_", " "): value for name, value in summed.numbers.items()}
+    yield cards(counts | numbers)
+    yield plots(dict(_figures(summed.histograms, rows, shown)) | dict(spread.figures()))
+    yield table("Out of date", summed.tables["out_of_date"])
+    retry = f"modelcall retry {shlex.quote(task.spec.file_name)} --reason "
+    failed = [
+        {
+            "reason": reason,
+            "rows": count,
+            "for example": each.where,
+            "row": each.row,
+            "what was wrong": each.detail,
+            "ask again": retry + reason,
+        }
+        for reason, count in summed.failures.most_common()
+        if (each := summed.examples.get(reason)) is not None
+    ]
+    yield table("Failures", failed, ["ask again"])
+    yield table("Scores", summed.tables["scores"])
+    yield table("Stages", summed.tables["stages"])
+    yield table("Files, the worst first", summed.tables["partitions"])
+
+
+def _figures(
+    histograms: Mapping[str, Distribution], rows: Sequence[Row], shown: Stage
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, each in histograms.items():
+        points = [{name: value, "rows": count} for value, count in each.bins()]
+        yield f"rows by {name}", _plot(BAR, points, name, "rows")
+    files = [row for row in rows if row["stage"] == shown.name and row["accepted"]]
+    numbers = [row["numbers"] for row in sorted(files, key=lambda row: row["partition"])]
+    for title, names in {
+        "cost by file, USD": {"cost_usd": "cost"},
+        "latency by file, ms": {"latency_ms_median": "median", "latency_ms_p95": "p95"},
+    }.items():
+        step = -(-len(numbers) // MOST_POINTS)
+        points = [
+            {"file": at + 1, "value": max(values), "of": of}
+            for name, of in names.items()
+            for at in range(0, len(numbers), step or 1)
+            if (values := [n[name] for n in numbers[at : at + step] if n.get(name) is not None])
+        ]
+        if len(numbers) > 1 and any(point["value"] for point in points):
+            most = f", the highest of {step} neighbours" if step > 1 else ""
+            yield title + most, _plot(LINE, points, "file", "value")
