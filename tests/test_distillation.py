@@ -1060,6 +1060,9 @@ class TestAskedAnew:
         assert raw.code == 2 and "raw asks nothing" in raw.err
         wrong = project.run("retry", project.task_file, "--where", "idd = r1")
         assert wrong.code == 2 and "did you mean id?" in wrong.err
+        for option in ({"where": "id is r1"}, {"reason": "bad luck"}):
+            (failed,) = project.materialize(**option).failed
+            assert f"options:{next(iter(option))}: " in failed
         assert answered.questions() == []
 
 

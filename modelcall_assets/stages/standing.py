@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.stages.published import Published, failure_of, identity
@@ -52,8 +52,16 @@ class Wanted:
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """ValueError when its condition cannot be read."""
-        return cls({*run.ids}, Where.parse(run.where) if run.where else None, run.reason)
+        """SetupError when its options say nothing."""
+        if run.reason and run.reason not in [*Reason]:
+            expected = ", ".join(Reason)
+            raise SetupError([Problem("options", "reason", "unknown", expected, run.reason)])
+        try:
+            where = Where.parse(run.where) if run.where else None
+        except ValueError as error:
+            expected = "'column op value', joined by 'and'"
+            raise SetupError([Problem("options", "where", str(error), expected)]) from None
+        return cls({*run.ids}, where, run.reason)
 
     def __bool__(self) -> bool:
         return bool(self.ids or self.where or self.reason)
