@@ -69,6 +69,7 @@ class Summary(Stage):
         report.data_version = made_of.digest
         last = [row for row in rows.values() if row["stage"] == self.before.name]
         report.numbers |= self._files(rows, inputs, report)
+        report.tables["rejected"] = _rejected([row for row in last if not row["accepted"]])
         _add_rows(report, [row for row in last if row["accepted"]])
         self._add_cost(report, [*rows.values()])
         report.tables["commands"] = self._commands()
@@ -222,6 +223,18 @@ def _row(each: _LINE, made: Manifest, version: str) -> Row:
 
 def _made_with(named: Mapping[str, str]) -> str:
     return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in named.items())
+
+
+def _rejected(rows: Sequence[Row]) -> list[Row]:
+    """Whose rows count nowhere else."""
+    return [
+        {
+            "partition": row["partition"],
+            "rows": row["rows"],
+            "failed": ", ".join(f"{reason} {count}" for reason, count in row["failures"].items()),
+        }
+        for row in rows[:SHOWN]
+    ]
 
 
 def _add_rows(report: Report, rows: Sequence[Row]) -> None:
