@@ -5,7 +5,7 @@ The file has a line for each manifest; those of manifests that have not changed 
 file before, so that it costs little to keep it current.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelcall_assets.errors import InputError
@@ -136,7 +136,7 @@ class Summary(Stage):
                 old.setdefault(why, []).append(decode_key(key))
         what = self.before.keys.what.replace(" ", "_")
         report.tables["out_of_date"] = [
-            {"why": why, what: len(names), "first": names[0]} for why, names in old.items()
+            {what: len(names), "why": why, "first": names[0]} for why, names in old.items()
         ]
         counts = {"done": len(done), "rejected": len(rejected), "out_of_date": 0, "missing": 0}
         counts["out_of_date"] = sum(map(len, old.values()))
@@ -150,11 +150,12 @@ class Summary(Stage):
             if (row := rows.get((stage.name, key, True))) is None:
                 continue
             if row["code_version"] not in (None, stage.code_version):
-                now = _made_with(stage.provenance)
-                made = _made_with(row["made_with"])
+                now, made = stage.provenance, row["made_with"]
                 if made == now:
-                    return f"{stage.name} made with other settings of {made or 'the task'}"
-                return f"{stage.name} made with {made or 'others'}, now {now}"
+                    same = _made_with(now) or "the task"
+                    return f"{stage.name} made with other settings of {same}"
+                old, new = _made_with(made, now.items()), _made_with(now, made.items())
+                return f"{stage.name} made with {old or 'others'}, now {new}"
             if stage.upstream in stages:
                 before = rows.get((stage.before.name, key, True), {})
                 if before.get("content") != row["made_of"]:
@@ -221,8 +222,9 @@ def _row(each: _LINE, made: Manifest, version: str) -> Row:
     }
 
 
-def _made_with(named: Mapping[str, str]) -> str:
-    return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in named.items())
+def _made_with(named: Mapping[str, str], but: Collection[tuple[str, str]] = ()) -> str:
+    told = (each for each in named.items() if each not in but)
+    return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in told)
 
 
 def _rejected(rows: Sequence[Row]) -> list[Row]:
