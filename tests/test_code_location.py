@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import runpy
+import tomllib
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from pages import ROOT, write_examples
 from project import QUIET, B, Project
 
@@ -47,3 +49,12 @@ def test_one_task_or_all_of_a_folder(project: Project, monkeypatch: pytest.Monke
         definitions_of(broken)
     with pytest.raises(SetupError, match="no project"):
         definitions_of(project.root.parent)
+
+
+def test_dg_and_dagster_dev_load_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    (entry,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    assert entry["python_module"] == {
+        "module_name": project["code_location_target_module"],
+        "location_name": project["code_location_name"],
+    }
