@@ -7,7 +7,6 @@ from pathlib import Path
 import dagster as dg
 
 from modelcall_assets.config.catalog import (
-    SUFFIXES,
     BrokenTask,
     Catalog,
     find_root,
@@ -32,9 +31,9 @@ def definitions_of(path: Path | str) -> dg.Definitions:
         fix = "start Dagster in the project's folder"
         needs = "workspace.yaml or configs/, here or above"
         raise SetupError([Problem(str(root), "", "no project", needs, fix=fix)])
-    is_one = path.suffix in SUFFIXES
-    catalog = Catalog((load_linked(path, root),), ()) if is_one else load_catalog(root)
-    return project_definitions(catalog)
+    if path.is_dir():
+        return project_definitions(load_catalog(root))
+    return project_definitions(Catalog((load_linked(path, root),), ()))
 
 
 def project_definitions(catalog: Catalog) -> dg.Definitions:

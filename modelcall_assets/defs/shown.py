@@ -119,7 +119,8 @@ def metadata_of(
         shown["dropped"] = report.dropped.total()
         shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
     shown |= {name.removeprefix("api_"): made for name, made in stage.provenance.items()}
-    shown |= {name: _rounded(value) for name, value in report.numbers.items()}
+    for name, value in report.numbers.items():  # a sum of fractions has noise at its end
+        shown[name] = float(f"{value:.10g}") if isinstance(value, float) else value
     shown |= {name: _table(rows) for name, rows in report.tables.items() if rows}
     for name, values in report.histograms.items():
         bins = values.bins()
@@ -136,11 +137,6 @@ def metadata_of(
     if report.sample:
         shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(map(markdown, report.sample)))
     return shown
-
-
-def _rounded(value: Any) -> Any:
-    """Without the noise of a sum of fractions."""
-    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def _failures_of(report: Report) -> dict[str, Any]:

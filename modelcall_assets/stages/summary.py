@@ -69,7 +69,11 @@ class Summary(Stage):
         report.data_version = made_of.digest
         last = [row for row in rows.values() if row["stage"] == self.before.name]
         report.numbers |= self._files(rows, inputs, report)
-        report.tables["rejected"] = _rejected([row for row in last if not row["accepted"]])
+        report.tables["rejected"] = [
+            {"partition": row["partition"], "rows": row["rows"], "failed": _told(row["failures"])}
+            for row in last
+            if not row["accepted"]
+        ][:SHOWN]
         _add_rows(report, [row for row in last if row["accepted"]])
         self._add_cost(report, [*rows.values()])
         report.tables["commands"] = self._commands()
@@ -152,9 +156,9 @@ class Summary(Stage):
             if row["code_version"] not in (None, stage.code_version):
                 now, made = stage.provenance, row["made_with"]
                 if made == now:
-                    same = _made_with(now) or "the task"
+                    same = _told(now) or "the task"
                     return f"{stage.name} made with other settings of {same}"
-                old, new = _made_with(made, now.items()), _made_with(now, made.items())
+                old, new = _told(made, now.items()), _told(now, made.items())
                 return f"{stage.name} made with {old or 'others'}, now {new}"
             if stage.upstream in stages:
                 before = rows.get((stage.before.name, key, True), {})
@@ -222,21 +226,9 @@ def _row(each: _LINE, made: Manifest, version: str) -> Row:
     }
 
 
-def _made_with(named: Mapping[str, str], but: Collection[tuple[str, str]] = ()) -> str:
+def _told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> str:
     told = (each for each in named.items() if each not in but)
     return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in told)
-
-
-def _rejected(rows: Sequence[Row]) -> list[Row]:
-    """Whose rows count nowhere else."""
-    return [
-        {
-            "partition": row["partition"],
-            "rows": row["rows"],
-            "failed": ", ".join(f"{reason} {count}" for reason, count in row["failures"].items()),
-        }
-        for row in rows[:SHOWN]
-    ]
 
 
 def _add_rows(report: Report, rows: Sequence[Row]) -> None:
