@@ -8,7 +8,7 @@ RUN_DEMO := $(BIN)/modelcall rehearse $(FAULTS) -- $(BIN)/modelcall run-task
 
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: setup demo ui test test-fast acceptance bench lint fmt types lock docs picture clean
+.PHONY: setup demo ui test test-fast acceptance bench lint fmt types lock docs pictures clean
 
 setup: $(READY)
 
@@ -36,8 +36,8 @@ test: setup
 test-fast: setup  ## what takes a minute in all: no daemon, no kills, no stores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-acceptance: setup  ## the S3 tests on Ceph, from Debian's packages: acceptance/README.md
-	$(BIN)/python -m pytest acceptance --timeout 600
+acceptance: setup  ## the UI in a browser, S3 on Ceph and more: acceptance/README.md; PART=test_browser.py
+	$(BIN)/python -m pytest acceptance/$(PART) --timeout 600
 
 bench: setup  ## docs/performance.md again; keep the machine quiet for the half hour it takes
 	$(BIN)/python -m benchmarks --write
@@ -54,8 +54,8 @@ fmt: setup
 types: setup
 	$(BIN)/pyright
 
-picture: setup  ## docs/graph.png, from the UI that `make ui` started
-	$(BIN)/python demo/picture.py docs/graph.png $(PORT)
+pictures: setup  ## docs/ui/, from the tests of the UI; needs a Chromium on the PATH
+	PICTURES=docs/ui $(BIN)/python -m pytest acceptance/test_browser.py
 
 docs: setup  ## write the generated pages again
 	$(BIN)/python docs/config_reference.py > docs/config.md

@@ -31,8 +31,8 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    local = [target for target in targets if "://" not in target]
+    found = re.findall(r"\]\(([^)#]+)\)|src(?:set)?=\"(.+?)\"", page.read_text())
+    local = [target for each in found for target in each if target and "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 from hypothesis import given
 from hypothesis import strategies as st
-from project import ALL, ONLY_INS, A, B, Project, chat, instruction, some_rows
+from project import ALL, FRESH, ONLY_INS, A, B, Project, chat, instruction, some_rows
 
 from modelcall_assets.defs.runs import OVERVIEWS_EVERY_S, housekeeping_sensor
 from modelcall_assets.defs.shown import note_overviews
-from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.stages.distribution import Distribution
 
 PRICES = {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 20}
@@ -96,6 +98,26 @@ class TestSummary:
         project.materialize([A])
         found = shown(project)
         assert (found["files_done"], found["files_rejected"], found["files_missing"]) == (0, 1, 2)
+        (rejected,) = table(found["rejected"])
+        assert rejected == {"partition": A, "rows": "4", "failed": "content_filter 4"}
+
+    def test_is_current_though_files_are_missing(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        """For Dagster, which compares it with all partitions of what it sums up."""
+
+        def status() -> StaleStatus:
+            graph = project.definitions().resolve_asset_graph()
+            context = LoadingContextForTest(project.instance)
+            resolver = CachingStaleStatusResolver(project.instance, graph, context)
+            return resolver.get_status(project.asset_key("summary"))
+
+        server.set_faults(Faults(rate_filtered=1))
+        project.materialize([A])
+        assert status() == FRESH, "though nothing was accepted"
+        server.set_faults(NO_FAULTS)
+        project.materialize([B])
+        assert status() == FRESH
 
     def test_housekeeping_keeps_it_current_once_a_minute(
         self, project: Project, monkeypatch: pytest.MonkeyPatch

@@ -2,16 +2,38 @@
 Definitions object."""
 
 import warnings
+from pathlib import Path
 
 import dagster as dg
 
-from modelcall_assets.config.catalog import BrokenTask, Catalog
+from modelcall_assets.config.catalog import (
+    BrokenTask,
+    Catalog,
+    find_root,
+    is_root,
+    load_catalog,
+    load_linked,
+)
 from modelcall_assets.defs.assets import task_assets
 from modelcall_assets.defs.models import model_resources
 from modelcall_assets.defs.runs import housekeeping_sensor, locked_executor
 from modelcall_assets.defs.sensors import task_sensors
-from modelcall_assets.errors import SetupError
+from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.task import Task
+
+
+def definitions_of(path: Path | str) -> dg.Definitions:
+    """Of a project's folder, or of one of its task files: assets, sensors, model resources and the
+    executor, for a code location of your own. A broken file of a folder becomes an asset that says
+    what is wrong; one that was asked for is a SetupError, and so is a path in no project."""
+    path, root = Path(path).resolve(), find_root(Path(path))
+    if not is_root(root):
+        fix = "start Dagster in the project's folder"
+        needs = "workspace.yaml or configs/, here or above"
+        raise SetupError([Problem(str(root), "", "no project", needs, fix=fix)])
+    if path.is_dir():
+        return project_definitions(load_catalog(root))
+    return project_definitions(Catalog((load_linked(path, root),), ()))
 
 
 def project_definitions(catalog: Catalog) -> dg.Definitions:

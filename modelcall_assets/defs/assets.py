@@ -249,4 +249,5 @@ def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     """Tells `defs.runs` by its metadata whether other files would end in the same way."""
     systemic = EndpointRefused, EndpointDown, BudgetSpent
     is_systemic = any(isinstance(error, systemic) for error in errors)
-    return dg.Failure(message, metadata={SYSTEMIC_KEY: is_systemic}, allow_retries=False)
+    metadata = {SYSTEMIC_KEY: True} if is_systemic else None
+    return dg.Failure(message, metadata=metadata, allow_retries=False)

@@ -220,19 +220,16 @@ def asset_key(stage: Stage) -> dg.AssetKey:
 def provenance_tags(
     instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str
 ) -> dict[str, str]:
-    """Tags of a materialisation that is logged instead of yielded. Where there is no code version,
-    as of a summary, Dagster compares times."""
-    tags = {_DATA: data_version, f"{_DATA}_is_user_provided": "true"}
-    if stage.keys.is_one:
-        return tags
-    tags[_CODE] = stage.code_version
+    """Tags of a materialisation that is logged instead of yielded. What has no partitions was made
+    of all that there were at its input's latest event."""
+    tags = {_DATA: data_version, f"{_DATA}_is_user_provided": "true", _CODE: stage.code_version}
     if stage.upstream is None:
         return tags
-    asset = asset_key(stage.upstream)
-    if (record := instance.get_latest_data_version_record(asset, partition_key=key)) is not None:
-        name = asset.to_user_string()
-        tags[f"dagster/input_data_version/{name}"] = _as_input(record.event_log_entry.tags)
-        tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id)
+    asset, partition = asset_key(stage.upstream), None if stage.keys.is_one else key
+    record = instance.get_latest_data_version_record(asset, partition_key=partition)
+    name, made = asset.to_user_string(), record and record.event_log_entry.tags
+    tags[f"dagster/input_data_version/{name}"] = _as_input(made)
+    tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id) if record else "NULL"
     return tags
 
 

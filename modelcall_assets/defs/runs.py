@@ -88,7 +88,12 @@ class _LockedExecutor(InProcessExecutor):
         atexit.register(lifetime.close)
         process = lifetime.enter_context(process_lock(instance, run_id))
         instance.add_run_tags(run_id, {PROCESS_TAG: process})
-        yield from super().execute(plan_context, execution_plan)
+        for event in super().execute(plan_context, execution_plan):
+            # The run's own failure repeats the words of a step's, and would repeat its frames.
+            data = event.event_specific_data
+            if isinstance(data, StepFailureData) and data.error:
+                data = data._replace(error=data.error.to_exception_message_only())
+            yield event._replace(event_specific_data=data)
 
 
 @dg.executor(name="in_process")

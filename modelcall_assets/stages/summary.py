@@ -5,7 +5,7 @@ The file has a line for each manifest; those of manifests that have not changed 
 file before, so that it costs little to keep it current.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelcall_assets.errors import InputError
@@ -78,6 +78,11 @@ class Summary(Stage):
         report.data_version = made_of.digest
         last = [row for row in rows.values() if row["stage"] == self.before.name]
         report.numbers |= self._files(rows, inputs, report)
+        report.tables["rejected"] = [
+            {"partition": row["partition"], "rows": row["rows"], "failed": _told(row["failures"])}
+            for row in last
+            if not row["accepted"]
+        ][:SHOWN]
         _add_rows(report, [row for row in last if row["accepted"]])
         self._add_cost(report, [*rows.values()])
         report.tables["commands"] = self._commands()
@@ -141,7 +146,7 @@ class Summary(Stage):
                 old.setdefault(why, []).append(decode_key(key))
         what = self.before.keys.what.replace(" ", "_")
         report.tables["out_of_date"] = [
-            {"why": why, what: len(names), "first": names[0]} for why, names in old.items()
+            {what: len(names), "why": why, "first": names[0]} for why, names in old.items()
         ]
         counts = {"done": len(done), "rejected": len(rejected), "out_of_date": 0, "missing": 0}
         counts["out_of_date"] = sum(map(len, old.values()))
@@ -155,11 +160,12 @@ class Summary(Stage):
             if (row := rows.get((stage.name, key, True))) is None:
                 continue
             if row["code_version"] not in (None, stage.code_version):
-                now = _made_with(stage.provenance)
-                made = _made_with(row["made_with"])
+                now, made = stage.provenance, row["made_with"]
                 if made == now:
-                    return f"{stage.name} made with other settings of {made or 'the task'}"
-                return f"{stage.name} made with {made or 'others'}, now {now}"
+                    same = _told(now) or "the task"
+                    return f"{stage.name} made with other settings of {same}"
+                old, new = _told(made, now.items()), _told(now, made.items())
+                return f"{stage.name} made with {old or 'others'}, now {new}"
             if stage.upstream in stages:
                 before = rows.get((stage.before.name, key, True), {})
                 if before.get("content") != row["made_of"]:
@@ -226,8 +232,9 @@ def _row(each: _LINE, made: Manifest, version: str) -> Row:
     }
 
 
-def _made_with(named: Mapping[str, str]) -> str:
-    return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in named.items())
+def _told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> str:
+    told = (each for each in named.items() if each not in but)
+    return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in told)
 
 
 def _add_rows(report: Report, rows: Sequence[Row]) -> None:

@@ -1,0 +1,248 @@
+"""A task's life as its user sees it: Dagster's UI in a browser, on `dagster dev` with its daemon.
+
+The tests are one story, in this order. Where `PICTURES` says, they leave those of docs/ui.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from dev import Dev
+from endpoint import Request, in_thread, refusal, said, serving
+from pages import ROOT
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+from project import PREPROCESS, Project
+
+from modelcall_assets.defs.instance import open_instance
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+ROWS, SCORES = 40, (1, 2, 3, 3, 4, 4, 4, 5)
+RED, GREEN, DROPPED = "forum.jsonl", "news.jsonl", "letters.jsonl"
+FILES = ("encyclopedia.jsonl", RED, GREEN, "recipes.jsonl", "reviews.jsonl", "travel.jsonl")
+SCREEN = {"width": 1400, "height": 900}
+HIGH = {"width": 1400, "height": 2400}
+PATIENCE_MS = 90_000
+"""Dagster looks after backfills every 30 s, and a summary is made once a minute."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+
+
+@dataclass
+class Model:
+    """Rates texts by their checksums, if it does not filter them."""
+
+    filters: str = "forum"
+
+    def __call__(self, request: Request) -> bytes:
+        if self.filters and self.filters in request.question:
+            return refusal(400, "content_filter")
+        score = SCORES[zlib.crc32(request.question.encode()) % len(SCORES)]
+        answer = {"score": score, "quality_tags": ["clear"], "recommended_use_case": "training"}
+        return said(content=json.dumps(answer))
+
+
+def write_articles(task: Project, name: str) -> None:
+    kind, more = name.removesuffix(".jsonl"), " It says what it has to say, and then it ends."
+    texts = (f"Article {number} of the {kind}.{more * (number % 7)}" for number in range(ROWS))
+    task.write_input(name, [{"id": f"{kind}-{n}", "text": text} for n, text in enumerate(texts)])
+
+
+@dataclass
+class Story:
+    task: Project
+    model: Model
+    dev: Dev
+    page: Page
+    pictures: Path
+
+    def open(self, path: str) -> None:
+        self.page.goto(f"http://127.0.0.1:{self.dev.port}/{path}")
+
+    def open_group(self) -> None:
+        self.open(f"locations/modelcall/asset-groups/{self.task.task}/lineage")
+
+    def open_asset(self, stage: str, view: str = "overview", partition: str = "") -> None:
+        self.open(f"assets/{self.task.task}/{stage}?view={view}&partition={partition}")
+
+    def sees(self, *texts: str | re.Pattern[str]) -> None:
+        """Somewhere on the page, now or later."""
+        for text in texts:
+            shown = self.page.get_by_text(text).filter(visible=True).first
+            expect(shown).to_be_visible(timeout=PATIENCE_MS)
+
+    def press(self, name: str | re.Pattern[str]) -> None:
+        self.page.get_by_role("button", name=name).first.click()
+
+    def told(self, name: str) -> Locator:
+        """The row of metadata of that name."""
+        return self.page.locator("tr").filter(has=self.page.get_by_text(name, exact=True)).first
+
+    def reads(self, name: str, value: object) -> None:
+        shown = self.told(name).get_by_text(str(value), exact=True).first
+        expect(shown).to_be_visible(timeout=PATIENCE_MS)
+
+    def unfolded(self, name: str) -> str:
+        """What stands behind the link that long metadata are."""
+        self.told(name).get_by_text("Show Markdown").click()
+        shown = self.page.get_by_role("dialog").filter(has_text=name)
+        text = shown.inner_text()
+        shown.get_by_role("button", name="Close").click()
+        expect(shown).to_be_hidden()
+        return text
+
+    def top_of(self, name: str) -> float:
+        box = self.told(name).bounding_box()
+        assert box is not None
+        return box["y"]
+
+    def picture(
+        self, name: str, x: float, y: float, width: float, end: float, *, is_sharp: bool = False
+    ) -> None:
+        """In both themes, down to `end`."""
+        clip = {"x": x, "y": y, "width": width, "height": end - y}
+        scale = "device" if is_sharp else "css"
+        for theme, suffix in (("dark", "-dark"), ("light", "")):
+            self.page.emulate_media(color_scheme=theme)
+            path = self.pictures / f"{name}{suffix}.png"
+            self.page.screenshot(path=path, clip=clip, scale=scale, animations="disabled")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("browser")
+    root, model = folder / "project", Model()
+    task = Project(root, "articles", "data/articles")
+    task.write_task(
+        {
+            "description": "Rates articles from 1 to 5.",
+            "owners": ["team:data"],
+            "data": {"output_folder": "data/articles_scores"},
+            "preprocess": {**PREPROCESS, "output_folder": "data/articles_cleaned"},
+            "concurrency": {"files_per_run": 1},
+            "sensor": {"interval_seconds": 1},
+        }
+    )
+    task.write_prompt()
+    shutil.copy(ROOT / "workspace.yaml", root)
+    for name in FILES:
+        write_articles(task, name)
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        in_thread(serving(model)) as endpoint,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split()) as browser,
+    ):
+        prices = {"usd_per_million_input_tokens": 2, "usd_per_million_output_tokens": 8}
+        task.write_model({"client_config": {"base_url": endpoint.url}, "prices": prices})
+        environment.setenv("DAGSTER_HOME", str(root / "dagster_home"))
+        open_instance(root).dispose()
+        dev = Dev(root, endpoint.url)
+        dev.start()
+        page = browser.new_page(viewport=SCREEN, device_scale_factor=2)
+        yield Story(task, model, dev, page, Path(os.environ.get("PICTURES", folder)))
+        dev.stop()
+
+
+def test_new_files_are_missing_and_nothing_runs(story: Story) -> None:
+    story.open_asset("scores", "partitions")
+    story.sees(f"Missing ({len(FILES)})", *FILES)
+    story.open("runs")
+    story.sees("No runs")
+
+
+def test_what_is_missing_is_picked_and_launched(story: Story) -> None:
+    story.open_group()
+    story.press(re.compile("Materialize all"))
+    story.press("Missing")
+    story.sees(f"{len(FILES)} partitions selected")
+    story.picture("materialize", 340, 105, 720, 685)
+    story.press("Launch backfill")
+    story.sees("83% filled (1 failed)")
+
+
+def test_a_red_file_says_why(story: Story) -> None:
+    story.open_asset("scores", "checks")
+    story.page.get_by_text("Partitions", exact=True).nth(1).click()
+    story.page.get_by_text(RED).filter(visible=True).first.click()
+    why = f"{ROWS} of {ROWS} rows failed (100.00%), more than max_failure_rate 5.00%"
+    story.sees(why)
+    story.picture("why", 240, 0, 1160, 900)
+    assert f"content_filter\t{ROWS}" in story.unfolded("failures_by_reason")
+    first = story.unfolded("first_failures")
+    assert "forum-0" in first and "server says content_filter" in first
+
+
+def test_so_does_the_end_of_its_run(story: Story) -> None:
+    story.open_asset("scores", "partitions", RED)
+    story.press("View logs")
+    story.sees("RUN_FAILURE")
+    _, end = story.page.inner_text("body").split("RUN_FAILURE")
+    assert f"{ROWS} of {ROWS} rows failed" in end and "File" not in end
+
+
+def test_only_what_failed_is_run_again(story: Story) -> None:
+    story.model.filters = ""
+    story.open_asset("scores", "partitions")
+    story.press(re.compile("Materialize"))
+    story.press("Failed")
+    story.press("Launch 1 run")
+    story.open_asset("scores", "partitions", RED)
+    story.sees(f"Materialized ({len(FILES)})")
+
+
+def test_a_file_shows_its_numbers_and_samples(story: Story) -> None:
+    story.open_asset("scores", "partitions", GREEN)
+    rows = story.task.scores(GREEN)
+    story.reads("ok", ROWS)
+    bars = Counter(row["score"] for row in rows)
+    for score, count in bars.items():
+        expect(story.told("histogram_score")).to_contain_text(f"{score}{count}█")
+    assert "news-" in story.unfolded("sample")
+    story.page.set_viewport_size(HIGH)
+    story.picture("file", 530, 154, 870, story.top_of("output"))
+
+
+def test_the_summary_shows_the_task(story: Story) -> None:
+    story.page.set_viewport_size(SCREEN)
+    story.open_asset("summary")
+    story.press("Materialize")
+    story.reads("files_done", len(FILES))
+    story.reads("ok", ROWS * len(FILES))
+    story.open_group()
+    story.sees("100% filled", "Materialized")
+    story.picture("graph", 285, 425, 1065, 585, is_sharp=True)
+
+
+def test_a_changed_prompt_makes_files_out_of_date(story: Story) -> None:
+    story.task.write_prompt({"prompt_template": {"prompt_text": "Judge it again:\n{text}\n"}})
+    story.open_group()
+    story.press("Reload definitions")
+    story.sees("Definitions reloaded")
+    story.open_asset("scores", "partitions", GREEN)
+    story.sees("Unsynced")
+    story.open_asset("summary")
+    story.press("Materialize")
+    story.reads("files_out_of_date", len(FILES))
+    expect(story.told("out_of_date")).to_contain_text(", now ")
+    story.page.set_viewport_size({**HIGH, "width": 1700})
+    story.picture("summary", 255, story.top_of("rows_in"), 975, story.top_of("commands"))
+
+
+def test_a_dropped_file_is_scored_by_the_sensor(story: Story) -> None:
+    story.open("locations/modelcall/sensors/articles_files")
+    story.page.locator("label").filter(has=story.page.get_by_role("checkbox")).first.click()
+    write_articles(story.task, DROPPED)
+    story.open_asset("scores", "partitions", DROPPED)
+    story.sees(f"Materialized ({len(FILES) + 1})")
