@@ -222,7 +222,7 @@ def neighbours(
 ) -> Iterator[list[str]]:
     """The keys in lists of at most `most` that a run can take as a range, in the order in which
     Dagster keeps them."""
-    known = instance.get_dynamic_partitions(stage.keys.name)
+    known = instance.get_dynamic_partitions(stage.keys.name) if keys else ()
     for is_wanted, found in groupby(known, {*keys}.__contains__):
         while is_wanted and (together := [*islice(found, most)]):
             yield together

@@ -5,13 +5,13 @@ that was tried once, well or not, is known by the run key of its run. The cursor
 next page of a long listing begins, and has a digest of each page that left nothing to do: losing it
 costs one full comparison.
 
-A run of several files is one of a single stage, because what comes of its files differs. The stage
-after it is launched for those that were made, at a later look.
+A run of several files is of one stage, because what comes of them differs; the next stage is
+launched at a later look, for those that were made.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from typing import Any, Self
 import dagster as dg
 import orjson
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from dagster._core.storage.tags import RUN_KEY_TAG
+from dagster._core.storage.tags import PRIORITY_TAG, RUN_KEY_TAG
 
 from modelcall_assets.defs.instance import (
     GREEN,
@@ -41,6 +41,8 @@ from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.publishing import read_manifest
 
 TASK_TAG = "modelcall/task"
+PLANNED_AT_ONCE = 500
+"""Files of the ranges of one look; Dagster takes 6 ms to note that a run will make one."""
 PAGE_FILES = 20_000
 """Listed in one tick; a store takes a second or so for them."""
 
@@ -149,11 +151,15 @@ class Launches:
             for key, after in due:
                 yield self._request(self.stages, [key], self._run_key(key, after))
             return
+        left = PLANNED_AT_ONCE
         for before, stage in reversed([*pairwise(self.stages)]):
-            for keys in self._ranges(stage, self._made(before, stage)):
+            made = [*islice(self._made(before, stage), left)]
+            left -= len(made)
+            for keys in neighbours(self.instance, stage, made, self.most_files):
                 yield self._request([stage], keys)
-        first, marks = self.stages[0], {key: self._mark(key, after) for key, after in due}
-        for keys in self._ranges(first, marks):
+        marks = {key: self._mark(key, after) for key, after in islice(due, left)}
+        first = self.stages[0]
+        for keys in neighbours(self.instance, first, marks, self.most_files):
             run_key = f"{first.spec.key}/{','.join(marks[key] for key in keys)}"
             yield self._request([first], keys, run_key)
 
@@ -166,29 +172,23 @@ class Launches:
     def _request(
         self, stages: Iterable[Stage], keys: Sequence[str], run_key: str | None = None
     ) -> dg.RunRequest:
+        tags = {TASK_TAG: self.stages[0].spec.key, PRIORITY_TAG: "-1"}  # people's runs go first
+        assets, only = [*map(asset_key, stages)], keys[0] if len(keys) == 1 else None
         return dg.RunRequest(
-            run_key,
-            asset_selection=[*map(asset_key, stages)],
-            partition_key=keys[0] if len(keys) == 1 else None,
-            tags={TASK_TAG: self.stages[0].spec.key, **range_tags(keys)},
+            run_key, asset_selection=assets, partition_key=only, tags=tags | range_tags(keys)
         )
 
-    def _ranges(self, stage: Stage, keys: Collection[str]) -> Iterator[list[str]]:
-        return neighbours(self.instance, stage, keys, self.most_files) if keys else iter(())
-
-    def _made(self, before: Stage, stage: Stage) -> set[str]:
+    def _made(self, before: Stage, stage: Stage) -> Iterator[str]:
         """Keys whose version we have launched, and whose latest run of the stage before was well
         and came after the latest of this one."""
         events, planned = dg.DagsterEventType, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
         made = latest_events(self.instance, before, events.ASSET_MATERIALIZATION)
         begun = [latest_events(self.instance, each, planned) for each in (before, stage)]
         ours = {mark.partition("-")[0] for mark in self._tried}
-        return {
-            key
-            for key in self.versions
-            if made.get(key, 0) > max(each.get(key, 0) for each in begun)
-            and self._mark(key).partition("-")[0] in ours
-        }
+        for key in self.versions:
+            is_new = made.get(key, 0) > max(each.get(key, 0) for each in begun)
+            if is_new and self._mark(key).partition("-")[0] in ours:
+                yield key
 
     def _is_tried(self, key: str, after: str) -> bool:
         return not {self._run_key(key, after), self._mark(key, after)}.isdisjoint(self._tried)

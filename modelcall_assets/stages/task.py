@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.spec import TaskSpec, unwritable
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
@@ -211,6 +212,20 @@ class Task:
     def input_field(self) -> str:
         """Where the task file says what its first stage reads."""
         return self.spec.task.input_field
+
+    @property
+    def absent_input(self) -> Problem | None:
+        """That the task's own input on this machine, where it has one, is not there. An empty
+        folder that is watched is."""
+        spec, place, wrong = self.spec, self.layout.input_folder, ""
+        if self.linked is not None or not isinstance(place, Path):
+            return None
+        if not (place.is_file() if spec.has_one_input else place.is_dir()):
+            wrong = f"no such {'file' if spec.has_one_input else 'folder'} yet"
+        elif place.is_dir() and not spec.task.sensor.enabled and not any(place.iterdir()):
+            wrong = "an empty folder"
+        have = shown_place(str(place), spec.root)
+        return self.warning(f"{wrong}: nothing to do", have=have) if wrong else None
 
     @property
     def row_limit(self) -> int | None:
