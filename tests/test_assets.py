@@ -741,6 +741,28 @@ class TestRows:
             assert row["api_prompt"].startswith("quality@")
             assert row["api_cost_usd"] is None, "an unknown price is no price of 0"
 
+    def test_columns_that_are_kept_say_whose_they_are(self, project: Project) -> None:
+        project.write_input(A, [{**row, "score": 0.25} for row in some_rows(4)])
+        project.write_task({"preprocess": {**PREPROCESS, "filters": {"min_text_length": 1}}})
+        assert project.materialize([A, B]).failed == []
+
+        def came(stage: str, name: str) -> dict[str, list[tuple[str, str]]]:
+            filters = dg.AssetRecordsFilter(project.asset_key(stage), asset_partitions=[name])
+            (record,) = project.instance.fetch_materializations(filters, limit=1).records
+            assert record.asset_materialization is not None
+            lineage = record.asset_materialization.metadata["dagster/column_lineage"].value
+            assert isinstance(lineage, dg.TableColumnLineage)
+            return {
+                name: [(dep.asset_key.path[-1], dep.column_name) for dep in deps]
+                for name, deps in lineage.deps_by_column.items()
+            }
+
+        for name in (A, B):
+            assert came("preprocessed", name)["text"] == [("raw", "text")]
+            assert came("scores", name)["text"] == [("preprocessed", "text")]
+        assert came("scores", A)["input_score"] == [("preprocessed", "score")]
+        assert "score" not in came("scores", A)
+
 
 class TestReuse:
     def test_a_change_of_ranges_asks_only_what_no_longer_passes(
