@@ -26,7 +26,7 @@ import orjson
 import pytest
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from project import FRESH, GREEN, NAMES, PREPROCESS, RED, Project, some_rows, until
+from project import FRESH, GREEN, NAMES, PREPROCESS, RED, A, B, C, Project, some_rows, until
 
 from modelcall_assets.defs.instance import partitions_of, register
 from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
@@ -958,6 +958,45 @@ class TestOneLook:
         project.write_task({"sensor": {"max_runs_per_tick": 3}, **one})
         result = project.look()[0]
         assert len(result.run_requests or ()) == 3 and result.cursor
+
+    def test_a_range_is_of_neighbours_that_are_due(self, project: Project) -> None:
+        assert project.launched()[0] == [({"raw"}, [A, B, C])]
+        project.write_task({"concurrency": {"files_per_run": 2}})
+        assert project.launched()[0] == [({"raw"}, [A, B]), ({"raw"}, [C])]
+        project.materialize([B])
+        assert project.launched()[0] == [({"raw"}, [A]), ({"raw"}, [C])]
+        project.write_task({"sensor": {"max_runs_per_tick": 1}})
+        launched, cursor = project.launched()
+        assert (launched, cursor) == ([({"raw"}, [A])], ""), "the rest waits for the next look"
+
+    def test_what_a_range_has_tried_is_known_whatever_files_per_run_is(
+        self, project: Project
+    ) -> None:
+        (project.input_folder / B).write_bytes(UNREADABLE)
+        result, _ = project.look()
+        assert isinstance(result, dg.SensorResult) and result.run_requests
+        (request,) = result.run_requests
+        job = project.definitions().resolve_implicit_global_asset_job_def()
+        job.execute_in_process(
+            instance=project.instance,
+            asset_selection=[*(request.asset_selection or ())],
+            tags={**request.tags, "dagster/run_key": request.run_key or ""},
+            raise_on_error=False,
+        )
+        assert project.launched()[0] == [({"scores"}, [A]), ({"scores"}, [C])]
+        one = {"concurrency": {"files_per_run": 1}}
+        project.write_task(one)
+        assert project.launched()[0] == [], "the broken one neither"
+        project.write_input(B, some_rows(1))
+        assert project.launched()[0] == [({"raw", "scores"}, [B])]
+
+    def test_what_people_have_made_is_not_followed(self, project: Project) -> None:
+        project.look()
+        job = project.definitions().resolve_implicit_global_asset_job_def()
+        job.execute_in_process(
+            instance=project.instance, asset_selection=[project.asset_key("raw")], partition_key=A
+        )
+        assert project.launched()[0] == [({"raw"}, [B, C])]
 
     def test_files_beyond_a_cap_are_not_taken_for_deleted(self, project: Project) -> None:
         project.materialize(NAMES[:2])

@@ -1,6 +1,7 @@
 """The asset graph: the only folder that knows Dagster. Here all tasks of a project become one
 Definitions object."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
 def _waits_for(task: Task) -> Problem | None:
     """An input that was never there; what reads another task's output waits with that one."""
     state = task.layout.state_folder
-    if isinstance(state, Path) and state.is_dir():
+    if isinstance(state, Path) and os.access(state, os.F_OK):
         return None
     absent = task.absent_input if task.linked is None else _waits_for(task.linked.task)
     return absent and replace(absent, unready=True)

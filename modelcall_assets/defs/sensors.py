@@ -73,6 +73,10 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
         add_partitions(context.instance, first.keys.name, list(page.versions))
         seen = Comparison(context.instance, first, page)
         launches = Launches(context.instance, stages, page.versions)
+        # Looked at first: what ends in between may leave something to launch.
+        keys = [*page.versions]
+        between = (statuses_of(context.instance, stage, keys) for stage in stages[1:-1])
+        is_busy = any(IN_PROGRESS in each.values() for each in (seen.statuses, *between))
         due = list(islice(launches.requests(seen.changed()), most + 1))
         has_more = len(due) > (most if launches.most_files == 1 else 0)
         nothing = f"nothing to launch for {len(page.versions)} files for now"
@@ -80,7 +84,7 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
         return dg.SensorResult(
             run_requests=due[:most],
             asset_events=list(seen.flags()),
-            cursor=cursor.next(page, is_settled=not (has_more or launches.are_busy())).text(),
+            cursor=cursor.next(page, is_settled=not (has_more or is_busy)).text(),
             skip_reason=None if due else nothing,
         )
 
@@ -162,12 +166,6 @@ class Launches:
         for keys in neighbours(self.instance, first, marks, self.most_files):
             run_key = f"{first.spec.key}/{','.join(marks[key] for key in keys)}"
             yield self._request([first], keys, run_key)
-
-    def are_busy(self) -> bool:
-        """Whether something may be left to launch of these versions when a run has ended."""
-        awaited = self.stages[:-1] or self.stages
-        found = (statuses_of(self.instance, stage, [*self.versions]) for stage in awaited)
-        return any(IN_PROGRESS in statuses.values() for statuses in found)
 
     def _request(
         self, stages: Iterable[Stage], keys: Sequence[str], run_key: str | None = None
@@ -302,6 +300,7 @@ class Comparison:
 
     @cached_property
     def statuses(self) -> dict[str, AssetPartitionStatus | None]:
+        assert self.made is not None  # read before: a run may end in between
         return statuses_of(self.instance, self.stage, [*self.page.versions])
 
     @cached_property
@@ -312,9 +311,8 @@ class Comparison:
 
     def changed(self) -> Iterator[tuple[str, str]]:
         """Keys whose file is not what was made, with the result that it follows."""
-        made = self.made  # before the statuses: a run may end in between
         changed = filter(self._has_changed, self.page.versions)
-        return ((key, str(made.get(key, 0))) for key in changed)
+        return ((key, str(self.made.get(key, 0))) for key in changed)
 
     def flags(self) -> Iterator[dg.AssetObservation]:
         """A deleted input keeps its partition when it has results, and says once what happened."""

@@ -1,5 +1,6 @@
 """A task as the list of its stages, and where all of it lies that is not of one stage."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -220,10 +221,11 @@ class Task:
         spec, place, wrong = self.spec, self.layout.input_folder, ""
         if self.linked is not None or not isinstance(place, Path):
             return None
-        if not (place.is_file() if spec.has_one_input else place.is_dir()):
-            wrong = f"no such {'file' if spec.has_one_input else 'folder'} yet"
-        elif place.is_dir() and not spec.task.sensor.enabled and not any(place.iterdir()):
-            wrong = "an empty folder"
+        with suppress(PermissionError):  # then there is something
+            if not (place.is_file() if spec.has_one_input else place.is_dir()):
+                wrong = f"no such {'file' if spec.has_one_input else 'folder'} yet"
+            elif place.is_dir() and not spec.task.sensor.enabled and not any(place.iterdir()):
+                wrong = "an empty folder"
         have = shown_place(str(place), spec.root)
         return self.warning(f"{wrong}: nothing to do", have=have) if wrong else None
 
