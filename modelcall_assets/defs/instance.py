@@ -21,13 +21,10 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage import tags as its_tags
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from modelcall_assets.errors import Problem, SetupError, StoreError
@@ -230,8 +227,8 @@ def neighbours(
 
 def range_tags(keys: Sequence[str]) -> dict[str, str]:
     """Of a run over neighbouring keys; one of a single key is told it as its partition."""
-    ends = {ASSET_PARTITION_RANGE_START_TAG: keys[0], ASSET_PARTITION_RANGE_END_TAG: keys[-1]}
-    return ends if len(keys) > 1 else {}
+    names = its_tags.ASSET_PARTITION_RANGE_START_TAG, its_tags.ASSET_PARTITION_RANGE_END_TAG
+    return dict(zip(names, (keys[0], keys[-1]), strict=True)) if len(keys) > 1 else {}
 
 
 def statuses_of(

@@ -190,12 +190,8 @@ class AskingStage(Stage):
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()
-                caller = Caller(
-                    *given,
-                    requests=batches.requests,
-                    cost_usd=batches.cost_usd,
-                    warnings=batches.warnings,
-                )
+                caller = Caller(*given, requests=batches.requests, warnings=batches.warnings)
+                caller.cost_usd = batches.cost_usd
             began = time.monotonic()
             await caller.run(self.asks_of(source))
             seconds = time.monotonic() - began
