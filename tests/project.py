@@ -406,6 +406,21 @@ class Project:
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
         return result, getattr(result, "cursor", None) or context.cursor or ""
 
+    def launched(
+        self, cursor: str = "", **options: Any
+    ) -> tuple[list[tuple[set[str], list[str]]], str]:
+        """The stages and keys of each run that one look asks for, and the new cursor."""
+        result, cursor = self.look(cursor, **options)
+        known = list(self.instance.get_dynamic_partitions(self.steps().stages[0].keys.name))
+        requests = (result.run_requests or ()) if isinstance(result, dg.SensorResult) else ()
+        found: list[tuple[set[str], list[str]]] = []
+        for each in requests:
+            start = each.tags.get("dagster/asset_partition_range_start", each.partition_key)
+            end = each.tags.get("dagster/asset_partition_range_end", each.partition_key)
+            keys = known[known.index(start or "") : known.index(end or "") + 1]
+            found.append(({asset.path[-1] for asset in each.asset_selection or ()}, keys))
+        return found, cursor
+
     def score(self, name: str = A, engine: Engine | None = None, *, fresh: bool = False) -> Report:
         """Raw and scores of one file, without Dagster."""
         steps, key = self.steps(), encode_key(name)

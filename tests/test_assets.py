@@ -20,6 +20,7 @@ import pytest
 from project import (
     DAGSTER_YAML,
     FRESH,
+    GENERATE,
     GREEN,
     NAMES,
     PREPROCESS,
@@ -34,6 +35,7 @@ from project import (
     looked_at_by,
     read_rows,
     some_rows,
+    write_rows,
 )
 
 from modelcall_assets.defs.assets import interruptible
@@ -198,7 +200,9 @@ class TestGraph:
             other.write_input(name, some_rows(1))
 
         def told() -> str:
+            gone = write_rows(project.root / "data/away/x.jsonl", some_rows(1))
             sensor = project.definitions().resolve_sensor_def("housekeeping")
+            shutil.rmtree(gone.parent)
             return str(sensor(dg.build_sensor_context(instance=project.instance)))
 
         first = told()
@@ -268,6 +272,46 @@ class TestGraph:
         description = specs[twin].description or ""
         assert twin.startswith("broken_configs/rate")
         assert "task_name" in description and "configs/tasks/rate.yaml" in description
+
+    def test_a_task_waits_for_an_input_that_was_never_there(self, project: Project) -> None:
+        generate = {**GENERATE, "input_path": "data/away", "output_path": "data/answers"}
+        project.write_yaml(
+            "tasks/first",
+            {"task_name": "first", "task_type": "data_distillation", "generate_response": generate},
+        )
+        again = {**generate, "input_path": "data/answers", "output_path": "data/more"}
+        project.write_yaml(
+            "tasks/reads_it",
+            {"task_name": "reads_it", "task_type": "data_distillation", "generate_response": again},
+        )
+
+        def loaded() -> tuple[set[str], dict[str, str]]:
+            """The tasks that are in the graph, and what others wait for."""
+            defs = project.definitions()
+            dg.Definitions.validate_loadable(defs)
+            specs = list(defs.resolve_all_asset_specs())
+            waits = [spec for spec in specs if spec.group_name == "configs_that_wait"]
+            told = {spec.key.path[-1]: spec.description or "" for spec in waits}
+            return {spec.key.path[0] for spec in specs} - {"configs_that_wait"}, told
+
+        tasks, waits = loaded()
+        assert tasks == {"rate"} and set(waits) == {"first", "reads_it"}
+        absent = "first.yaml:generate_response.input_path: no such folder yet"
+        assert all(absent in told and "reload definitions" in told for told in waits.values())
+        (project.root / "data/away").mkdir()
+        assert "an empty folder" in loaded()[1]["first"]
+        write_rows(project.root / "data/away/x.jsonl", some_rows(1))
+        assert loaded() == ({"rate", "first", "reads_it"}, {})
+        project.materialize()
+        shutil.rmtree(project.input_folder)
+        assert loaded() == ({"rate", "first", "reads_it"}, {}), "it has results"
+
+    def test_an_empty_folder_that_is_watched_is_in_the_graph(self, project: Project) -> None:
+        shutil.rmtree(project.input_folder)
+        project.input_folder.mkdir()
+        project.write_task({"sensor": {"enabled": True}})
+        keys = {spec.key.path[0] for spec in project.definitions().resolve_all_asset_specs()}
+        assert keys == {"rate"}
 
     @pytest.mark.parametrize("name", ["code-quality", "代码质量"])
     def test_a_name_that_dagster_refuses_is_mapped_and_shown_as_written(
@@ -696,6 +740,28 @@ class TestRows:
             assert row["api_model"] == "rehearsal-rater-1"
             assert row["api_prompt"].startswith("quality@")
             assert row["api_cost_usd"] is None, "an unknown price is no price of 0"
+
+    def test_columns_that_are_kept_say_whose_they_are(self, project: Project) -> None:
+        project.write_input(A, [{**row, "score": 0.25} for row in some_rows(4)])
+        project.write_task({"preprocess": {**PREPROCESS, "filters": {"min_text_length": 1}}})
+        assert project.materialize([A, B]).failed == []
+
+        def came(stage: str, name: str) -> dict[str, list[tuple[str, str]]]:
+            filters = dg.AssetRecordsFilter(project.asset_key(stage), asset_partitions=[name])
+            (record,) = project.instance.fetch_materializations(filters, limit=1).records
+            assert record.asset_materialization is not None
+            lineage = record.asset_materialization.metadata["dagster/column_lineage"].value
+            assert isinstance(lineage, dg.TableColumnLineage)
+            return {
+                name: [(dep.asset_key.path[-1], dep.column_name) for dep in deps]
+                for name, deps in lineage.deps_by_column.items()
+            }
+
+        for name in (A, B):
+            assert came("preprocessed", name)["text"] == [("raw", "text")]
+            assert came("scores", name)["text"] == [("preprocessed", "text")]
+        assert came("scores", A)["input_score"] == [("preprocessed", "score")]
+        assert "score" not in came("scores", A)
 
 
 class TestReuse:

@@ -1361,6 +1361,7 @@ def test_problems_of_named_files_are_told_with_their_own_names(
 
 def test_check_counts_the_files_that_are_right(project: Configs) -> None:
     project.task()
+    (project.root / "in" / "a.jsonl").touch()
     ended = project.check()
     assert ended.code == 0
     assert ended.out == "3 files checked: 0 errors, 0 warnings\n"

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dev import POLL_S, Dev
-from project import GREEN, NAMES, PREPROCESS, RED, Project, some_rows, until
+from project import FRESH, GREEN, NAMES, PREPROCESS, RED, A, B, C, Project, some_rows, until
 
 from modelcall_assets.defs.instance import partitions_of, register
 from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
@@ -123,6 +124,7 @@ ODD = (
     "%2C looks encoded.jsonl",
 )
 WATCHING = {"sensor": {"enabled": True, "interval_seconds": 1}, "concurrency": {"files_per_run": 1}}
+RANGED = [f"r{number}.parquet" for number in range(7)]
 SEVERAL = [f"{number:02}.parquet" for number in range(20)]
 BROKEN = [SEVERAL[5], SEVERAL[14]]
 FEW = ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"]
@@ -150,7 +152,7 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
                 instance=instance,
             )
             for kind, names in (
-                (Task, ("watched", "capped", "aged", "several", "few", "victim")),
+                (Task, ("watched", "ranged", "capped", "aged", "several", "few", "victim")),
                 (Step, CHAIN),
             )
             for name in names
@@ -180,6 +182,7 @@ def own_files(task: Task, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _write_tasks(tasks: Mapping[str, Task]) -> None:
     changes: dict[str, dict[str, Any]] = {
         "watched": WATCHING,
+        "ranged": {**WATCHING, "preprocess": PREPROCESS, "concurrency": {"files_per_run": 3}},
         "capped": {**WATCHING, "sensor": {**WATCHING["sensor"], "max_runs_per_tick": 2}},
         "aged": {**WATCHING, "preprocess": PREPROCESS},
         "several": {"concurrency": {"files_per_run": 10}},
@@ -192,6 +195,9 @@ def _write_tasks(tasks: Mapping[str, Task]) -> None:
     for name in ("plain.jsonl", *ODD):
         watched.write_input(name, some_rows(3, name))
     (watched.input_folder / "broken.parquet").write_bytes(UNREADABLE)
+    for name in RANGED:
+        tasks["ranged"].write_input(name, some_rows(3, name))
+    (tasks["ranged"].input_folder / RANGED[1]).write_bytes(UNREADABLE)
     for number in range(5):
         tasks["capped"].write_input(f"{number}.jsonl", some_rows(2, str(number)))
     tasks["aged"].write_input("a.jsonl", some_rows(3))
@@ -379,6 +385,36 @@ class TestSensor:
         assert [len(capped.runs_of(key)) for key in keys] == [1] * 5
         capped.wait(lambda: "no new or changed file" in living.dev.reason("capped"))
 
+    def test_runs_of_several_files_are_of_one_stage_and_of_what_is_due(
+        self, living: Living
+    ) -> None:
+        ranged, broken = living.tasks["ranged"], RANGED[1]
+        good = [key for key in RANGED if key != broken]
+        ranged.wait(lambda: ranged.is_green(*good))
+        ranged.wait(lambda: "no new or changed file" in living.dev.reason("ranged"))
+        assert ranged.state("raw") == dict.fromkeys(good, GREEN) | {broken: RED}
+        for stage in ("preprocessed", "scores"):
+            assert ranged.state(stage) == dict.fromkeys(good, GREEN) | {broken: None}
+            assert living.dev.checked("ranged", stage) == {"succeeded": good}
+        assert self._launched(ranged, "raw") == [RANGED[:3], RANGED[3:6], RANGED[6:]]
+        for stage in ("preprocessed", "scores"):
+            assert sorted(chain(*self._launched(ranged, stage))) == good, "each once"
+        stats = ranged.server.stats()
+        assert (stats["requests"], stats["distinct"]) == (18, 18)
+
+        ranged.write_input(broken, some_rows(3, broken))
+        ranged.write_input("late.parquet", some_rows(3, "late"))
+        changed = some_rows(5, RANGED[2])
+        ranged.write_input(RANGED[2], changed)
+        every = [*RANGED, "late.parquet"]
+        ranged.wait(lambda: ranged.is_green(*every) and len(ranged.scores(RANGED[2])) == 5)
+        ranged.wait(lambda: "no new or changed file" in living.dev.reason("ranged"))
+        assert ranged.staleness() == dict.fromkeys(every, FRESH)
+        for stage, before in (("raw", RANGED), ("preprocessed", good), ("scores", good)):
+            launched = sorted(chain(*self._launched(ranged, stage)))
+            assert launched == sorted([*before, broken, "late.parquet", RANGED[2]]), stage
+        assert ranged.server.stats()["requests"] == 18 + 3 + 3 + 2
+
     def test_a_dropped_file_is_scored_and_a_changed_one_pays_its_new_rows(
         self, living: Living
     ) -> None:
@@ -480,6 +516,13 @@ class TestSensor:
             return any("no new or changed file" not in reason for reason in reasons)
 
         watched.wait(compared)
+
+    @classmethod
+    def _launched(cls, task: Task, stage: str) -> list[list[str]]:
+        """The keys of each of its runs, which are of no other stage."""
+        asset = {task.asset_key(stage)}
+        runs = [run for run in cls._runs(task) if run.asset_selection == asset]
+        return sorted(_keys(run, task.partitions()) for run in runs)
 
     @staticmethod
     def _runs(task: Task) -> Sequence[dg.DagsterRun]:
@@ -728,7 +771,8 @@ class TestOneLook:
     """The sensor's function by itself."""
 
     def test_what_is_left_over_by_the_cap_waits_for_the_next_look(self, project: Project) -> None:
-        project.write_task({"sensor": {"max_runs_per_tick": 2}})
+        one = {"concurrency": {"files_per_run": 1}}
+        project.write_task({"sensor": {"max_runs_per_tick": 2}, **one})
         result = project.look()[0]
         assert [request.partition_key for request in result.run_requests or ()] == [
             "a.jsonl",
@@ -737,9 +781,48 @@ class TestOneLook:
         assert (
             len(project.instance.get_dynamic_partitions("rate/files")) == 3 and result.cursor == ""
         )
-        project.write_task({"sensor": {"max_runs_per_tick": 3}})
+        project.write_task({"sensor": {"max_runs_per_tick": 3}, **one})
         result = project.look()[0]
         assert len(result.run_requests or ()) == 3 and result.cursor
+
+    def test_a_range_is_of_neighbours_that_are_due(self, project: Project) -> None:
+        assert project.launched()[0] == [({"raw"}, [A, B, C])]
+        project.write_task({"concurrency": {"files_per_run": 2}})
+        assert project.launched()[0] == [({"raw"}, [A, B]), ({"raw"}, [C])]
+        project.materialize([B])
+        assert project.launched()[0] == [({"raw"}, [A]), ({"raw"}, [C])]
+        project.write_task({"sensor": {"max_runs_per_tick": 1}})
+        launched, cursor = project.launched()
+        assert (launched, cursor) == ([({"raw"}, [A])], ""), "the rest waits for the next look"
+
+    def test_what_a_range_has_tried_is_known_whatever_files_per_run_is(
+        self, project: Project
+    ) -> None:
+        (project.input_folder / B).write_bytes(UNREADABLE)
+        result, _ = project.look()
+        assert isinstance(result, dg.SensorResult) and result.run_requests
+        (request,) = result.run_requests
+        job = project.definitions().resolve_implicit_global_asset_job_def()
+        job.execute_in_process(
+            instance=project.instance,
+            asset_selection=[*(request.asset_selection or ())],
+            tags={**request.tags, "dagster/run_key": request.run_key or ""},
+            raise_on_error=False,
+        )
+        assert project.launched()[0] == [({"scores"}, [A]), ({"scores"}, [C])]
+        one = {"concurrency": {"files_per_run": 1}}
+        project.write_task(one)
+        assert project.launched()[0] == [], "the broken one neither"
+        project.write_input(B, some_rows(1))
+        assert project.launched()[0] == [({"raw", "scores"}, [B])]
+
+    def test_what_people_have_made_is_not_followed(self, project: Project) -> None:
+        project.look()
+        job = project.definitions().resolve_implicit_global_asset_job_def()
+        job.execute_in_process(
+            instance=project.instance, asset_selection=[project.asset_key("raw")], partition_key=A
+        )
+        assert project.launched()[0] == [({"raw"}, [B, C])]
 
     def test_files_beyond_a_cap_are_not_taken_for_deleted(self, project: Project) -> None:
         project.materialize(NAMES[:2])

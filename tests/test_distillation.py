@@ -47,7 +47,6 @@ from project import (
 )
 
 from modelcall_assets.config.catalog import load_catalog
-from modelcall_assets.defs import project_definitions
 from modelcall_assets.defs.instance import register
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
@@ -1798,7 +1797,7 @@ def test_tasks_that_read_each_other_load_unlinked_and_others_keep_their_links(
         "two": None,
         "third": "one",
     }
-    dg.Definitions.validate_loadable(project_definitions(catalog))
+    dg.Definitions.validate_loadable(project.definitions())
 
 
 @pytest.mark.parametrize("reads", [{"input_path": "data/one/a.jsonl"}, {}, {"max_files": 1}])

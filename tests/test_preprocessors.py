@@ -266,16 +266,13 @@ class TestGroups:
         return folder
 
     def test_a_new_pack_makes_its_language_due(self, project: Project, packs: Path) -> None:
-        result, cursor = project.look()
-        assert isinstance(result, dg.SensorResult)
-        keys = [request.partition_key for request in result.run_requests or ()]
-        assert keys == ["Go", "Rust"]
+        launched, cursor = project.launched()
+        assert launched == [({"raw"}, ["Go", "Rust"])]
         assert project.materialize().failed == []
         _, cursor = project.look(cursor)
         (packs / "Rust" / "eve_y_77.cxml").write_bytes(rendergit_cxml({"b.rs": "fn main() {}"}))
-        result, _ = project.look(cursor)
-        assert isinstance(result, dg.SensorResult)
-        assert [request.partition_key for request in result.run_requests or ()] == ["Rust"]
+        launched, _ = project.launched(cursor)
+        assert launched == [({"raw"}, ["Rust"])]
         assert project.materialize().failed == []
         assert [row["repo_user"] for row in project.rows("Rust", "preprocessed")] == ["ann", "eve"]
 

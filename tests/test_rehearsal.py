@@ -40,14 +40,14 @@ def circle_area(radius: float) -> float:
     return math.pi * radius**2
 
 
-# Shapes of several sides are sums of triangles.
+# Shapes of several sides are sums of triangles. To be rated in JSON.
 def polygon_area(points: list[tuple[float, float]]) -> float:
     total = 0.0
     for (x1, y1), (x2, y2) in zip(points, points[1:] + points[:1]):
         total += x1 * y2 - x2 * y1
     return abs(total) / 2
 '''
-JUNK = "@@##$$%%^^\n" * 60
+JUNK = "@@##$$%%^^\n" * 60 + "JSON"
 
 
 def chat(text: Any = GOOD, **more: Any) -> dict[str, Any]:
@@ -125,6 +125,20 @@ def test_good_code_is_rated_above_junk(server: RehearsalServer) -> None:
     assert content(server, chat(JUNK))["score"] == 1
     parts = [{"type": "text", "text": GOOD}, {"type": "image_url", "image_url": {}}]
     assert content(server, chat(parts))["score"] == 5
+
+
+def test_a_question_that_names_no_json_gets_a_sentence() -> None:
+    turns = [("user", "What is a tree?"), ("assistant", "A plant."), ("user", "And a\n bush?")]
+    asked = chat(messages=[{"role": role, "content": text} for role, text in turns])
+    with serve_in_thread() as server:
+        told = ask(server, asked)[1]["choices"][0]["message"]["content"]
+        assert told.startswith("This is a rehearsal: no model") and told.endswith(" And a bush?")
+        assert told == ask(server, asked)[1]["choices"][0]["message"]["content"]
+        assert "score" in content(server, chat("What is a tree? Answer in JSON."))
+        server.set_faults(Faults(rate_malformed=1))
+        assert fate(server, chat("What is a tree?")) == "stop: "
+        server.set_faults(Faults(rate_truncated=1))
+        assert fate(server, chat("What is a tree?")).startswith("length: This is")
 
 
 @given(st.text())

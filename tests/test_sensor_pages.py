@@ -21,7 +21,9 @@ def client(project: Project, s3_server: S3Server, bucket: str) -> Iterator[BaseC
         f"AWS_ACCESS_KEY_ID={s3_server.key}\nAWS_SECRET_ACCESS_KEY={s3_server.secret}\n"
         f"AWS_ENDPOINT_URL={s3_server.endpoint}\nAWS_REGION={s3_server.region}\n"
     )
-    project.write_task({"data": {"input_folder": f"s3://{bucket}/in"}})
+    project.write_task(
+        {"data": {"input_folder": f"s3://{bucket}/in"}, "concurrency": {"files_per_run": 1}}
+    )
     with closing(s3_server.client()) as client:
         put(client, bucket, NAMES)
         yield client

@@ -71,6 +71,26 @@ class TestSummary:
         project.materialize([A])
         assert "total_cost_usd" not in shown(project), "there are no prices"
 
+    def test_a_files_own_numbers_tell_what_this_run_paid(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        project.write_model({"prices": PRICES})
+        server.set_faults(Faults(rate_malformed=1))
+        first = project.score(A)
+        assert first.numbers["repair_turns"] == first.rows
+        assert first.numbers["run_cost_usd"] == pytest.approx(first.numbers["cost_usd"])
+        assert (first.numbers["run_cost_usd"] > 0, first.numbers["waits"]) == (True, 0)
+        again = project.score(A)
+        assert again.numbers["run_cost_usd"] == again.numbers["waits"] == 0
+        assert again.numbers["cost_usd"] == first.numbers["cost_usd"]
+        assert again.numbers["repair_turns"] == first.rows
+
+        project.write_model({"chat_config": {"temperature": 1}})
+        server.set_faults(Faults(rate_429=0.5))
+        unpriced = project.score(A).numbers
+        assert not {"run_cost_usd", "cost_usd"} & unpriced.keys(), "there are no prices"
+        assert unpriced["waits"] == unpriced["requests_sent"] - first.rows > 0
+
     def test_says_how_many_files_are_out_of_date_and_why(self, project: Project) -> None:
         project.materialize()
         assert shown(project)["files_out_of_date"] == 0

@@ -23,7 +23,7 @@ from modelcall_assets.config.catalog import (
 from modelcall_assets.config.datasets import are_datasets, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import as_written
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.places import shown_path, shown_place
+from modelcall_assets.config.places import shown_path
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
 from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
@@ -161,18 +161,14 @@ def readiness(spec: TaskSpec) -> Iterator[Problem]:
         task.check_ready()
     except SetupError as error:
         yield from error.problems
-    place = task.layout.input_folder
-    if not isinstance(place, Path):
+    if not isinstance(task.layout.input_folder, Path):
         return  # a store that is not there would hold everything up: `plan` asks it
-    reads_files = task.linked is None
-    if reads_files and not (place.is_file() if spec.has_one_input else place.is_dir()):
-        what = "file" if spec.has_one_input else "folder"
-        wrong, have = f"no such {what} yet: nothing to do", shown_place(str(place), spec.root)
-        yield task.warning(wrong, have=have)
+    if (absent := task.absent_input) is not None:
+        yield absent
     elif any(stage.knows_input for stage in task.stages):
         for stage in task.stages:
             yield from stage.lacks()
-    elif reads_files:
+    elif task.linked is None:
         yield from _row_problems(task)
 
 

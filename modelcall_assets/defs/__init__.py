@@ -1,7 +1,9 @@
 """The asset graph: the only folder that knows Dagster. Here all tasks of a project become one
 Definitions object."""
 
+import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -39,22 +41,25 @@ def definitions_of(path: Path | str) -> dg.Definitions:
 def project_definitions(catalog: Catalog) -> dg.Definitions:
     """Loads whatever the state of single task files; an LLM asset runs in the process of its run,
     because its concurrency is asyncio's."""
-    # The sensors launch one file a run: that neighbours have different backfill policies does not
-    # concern them.
+    # The sensors launch one file a run, or one stage: that neighbours have different backfill
+    # policies does not concern them.
     warnings.filterwarnings("ignore", message=r"Asset job __anonymous_asset_job_\w+ materializes")
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [*map(_broken_asset, catalog.broken)]
-    sensors: list[dg.SensorDefinition] = [housekeeping_sensor(catalog.tasks)]
+    sensors: list[dg.SensorDefinition] = []
     tasks: list[Task] = []
     for spec in catalog.tasks:
         try:
             task = Task(spec)
+            if (absent := _waits_for(task)) is not None:
+                raise SetupError([absent])
             assets += task_assets(task)
-        except SetupError as error:  # a scorer that cannot be imported
+        except SetupError as error:  # as a scorer that cannot be imported
             broken = BrokenTask(spec.path, spec.file_name, spec.key, error.problems)
-            assets.append(_broken_asset(broken))
+            assets.append(_broken_asset(broken, spec.task.description))
         else:
             sensors += task_sensors(task)
             tasks.append(task)
+    sensors.append(housekeeping_sensor([task.spec for task in tasks]))
     return dg.Definitions(
         assets=assets,
         sensors=sensors,
@@ -63,17 +68,27 @@ def project_definitions(catalog: Catalog) -> dg.Definitions:
     )
 
 
-def _broken_asset(task: BrokenTask) -> dg.AssetSpec:
-    """A stub in the graph that says what is wrong with a task file."""
+def _waits_for(task: Task) -> Problem | None:
+    """An input that was never there; what reads another task's output waits with that one."""
+    state = task.layout.state_folder
+    if isinstance(state, Path) and os.access(state, os.F_OK):
+        return None
+    absent = task.absent_input if task.linked is None else _waits_for(task.linked.task)
+    return absent and replace(absent, unready=True)
+
+
+def _broken_asset(task: BrokenTask, about: str = "") -> dg.AssetSpec:
+    """A stub in the graph that says what is wrong with a task file, or what it waits for."""
     listed = "\n".join(f"- `{problem}`" for problem in task.problems)
     only_waits = all(problem.unready for problem in task.problems)
     group = "configs_that_wait" if only_waits else "broken_configs"
     verdict = "cannot run here yet" if only_waits else "cannot be loaded"
+    remedy = "Bring what it waits for" if only_waits else "Mend it"
     return dg.AssetSpec(
         dg.AssetKey([group, task.key]),
         description=(
-            f"**{task.file_name} {verdict}.** Mend it, then reload definitions; "
-            f"`modelcall check {task.file_name}` prints the same:\n\n{listed}"
+            f"**{task.file_name} {verdict}.** {remedy}, then reload definitions; "
+            f"`modelcall check` prints the same:\n\n{listed}\n\n{about}"
         ),
         group_name=group,
         kinds={"yaml"},

@@ -9,8 +9,9 @@ results that a body yields, not on logged materialisations; these tags are the o
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage import tags as its_tags
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVISION
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
@@ -193,10 +195,9 @@ def register(instance: dg.DagsterInstance, task: Task) -> Registered:
 
 def _held(instance: dg.DagsterInstance, stage: Stage, keys: set[str]) -> set[str]:
     """Of the keys those with a result, or a run that may leave one."""
-    asset, kind = asset_key(stage), dg.DagsterEventType.ASSET_MATERIALIZATION
-    made = instance.event_log_storage.get_latest_storage_id_by_partition(asset, kind)
-    statuses = instance.get_status_by_partition(asset, [*keys], partitions_of(stage.keys)) or {}
-    return {key for key in keys if key in made or statuses.get(key) == IN_PROGRESS}
+    made = latest_events(instance, stage, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    statuses = statuses_of(instance, stage, [*keys])
+    return {key for key in keys if key in made or statuses[key] == IN_PROGRESS}
 
 
 def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str]) -> set[str]:
@@ -211,6 +212,38 @@ def add_partitions(instance: dg.DagsterInstance, name: str, keys: Sequence[str])
         except IntegrityError:
             continue
         return known
+
+
+def neighbours(
+    instance: dg.DagsterInstance, stage: Stage, keys: Collection[str], most: int | None = None
+) -> Iterator[list[str]]:
+    """The keys in lists of at most `most` that a run can take as a range, in the order in which
+    Dagster keeps them."""
+    known = instance.get_dynamic_partitions(stage.keys.name) if keys else ()
+    for is_wanted, found in groupby(known, {*keys}.__contains__):
+        while is_wanted and (together := [*islice(found, most)]):
+            yield together
+
+
+def range_tags(keys: Sequence[str]) -> dict[str, str]:
+    """Of a run over neighbouring keys; one of a single key is told it as its partition."""
+    names = its_tags.ASSET_PARTITION_RANGE_START_TAG, its_tags.ASSET_PARTITION_RANGE_END_TAG
+    return dict(zip(names, (keys[0], keys[-1]), strict=True)) if len(keys) > 1 else {}
+
+
+def statuses_of(
+    instance: dg.DagsterInstance, stage: Stage, keys: Sequence[str]
+) -> dict[str, AssetPartitionStatus | None]:
+    files = partitions_of(stage.keys)
+    found = instance.get_status_by_partition(asset_key(stage), keys, files) or {}
+    return {key: found.get(key) for key in keys}
+
+
+def latest_events(
+    instance: dg.DagsterInstance, stage: Stage, kind: dg.DagsterEventType
+) -> Mapping[str, int]:
+    """By key."""
+    return instance.event_log_storage.get_latest_storage_id_by_partition(asset_key(stage), kind)
 
 
 def asset_key(stage: Stage) -> dg.AssetKey:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -29,11 +28,6 @@ from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-)
 from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
@@ -43,8 +37,10 @@ from modelcall_assets.defs.instance import (
     IN_PROGRESS,
     asset_key,
     is_stale,
-    partitions_of,
+    neighbours,
+    range_tags,
     register,
+    statuses_of,
 )
 from modelcall_assets.defs.models import model_resources
 from modelcall_assets.defs.shown import note_overviews
@@ -273,11 +269,11 @@ class TaskRunner:
                     summary.failed += [message for message, _ in failures]
                     is_over = any(is_systemic for _, is_systemic in failures)
                 unrun = {key for keys_of_run in runs for key in keys_of_run}
-                statuses = self._statuses(stage, wanted)
+                statuses = statuses_of(self.instance, stage, wanted)
                 if any(status != GREEN for status in statuses.values()):
                     # Dagster's cache of them can miss what several processes note at a time.
                     self.instance.wipe_asset_cached_status([asset_key(stage)])
-                    statuses = self._statuses(stage, wanted)
+                    statuses = statuses_of(self.instance, stage, wanted)
                 fine = {key for key in wanted if statuses[key] == GREEN and key not in unrun}
                 summary.behind += [key for key in wanted if key not in fine]
                 wanted = [key for key in wanted if key in fine]
@@ -296,7 +292,7 @@ class TaskRunner:
     ) -> tuple[list[str], list[str]]:
         """The keys that have to be materialised, `anew` or not, and those that another run has in
         hand."""
-        statuses = self._statuses(stage, keys)
+        statuses = statuses_of(self.instance, stage, keys)
         busy = [key for key in keys if statuses[key] == IN_PROGRESS]
         green = [key for key in keys if statuses[key] == GREEN and key not in anew]
         outdated = stage.outdated(green)
@@ -304,22 +300,11 @@ class TaskRunner:
         fine = {*green} - outdated
         return [key for key in keys if statuses[key] != IN_PROGRESS and key not in fine], busy
 
-    def _statuses(
-        self, stage: Stage, keys: Sequence[str]
-    ) -> dict[str, AssetPartitionStatus | None]:
-        asset, files = asset_key(stage), partitions_of(stage.keys)
-        statuses = self.instance.get_status_by_partition(asset, keys, files) or {}
-        return {key: statuses.get(key) for key in keys}
-
     def _ranges(self, stage: Stage, keys: Sequence[str]) -> Iterator[list[str]]:
         """The keys of each run: neighbours, in the order Dagster keeps the keys."""
         if stage.gathers:  # a run each: see defs/assets.py
-            yield from ([key] for key in keys)
-            return
-        known = self.instance.get_dynamic_partitions(stage.keys.name)
-        for is_wanted, neighbours in groupby(known, {*keys}.__contains__):
-            if is_wanted:
-                yield [*neighbours]
+            return ([key] for key in keys)
+        return neighbours(self.instance, stage, keys)
 
     def _execute(
         self,
@@ -332,15 +317,12 @@ class TaskRunner:
         """Run one stage for keys that are neighbours. Gives what failed: the message of each
         step, and whether other files would end in the same way. KeyboardInterrupt after Ctrl-C,
         which Dagster keeps to itself."""
-        asset, start, end, tags = asset_key(stage), keys[0], keys[-1], {PROCESS_TAG: process}
-        if start != end:
-            tags[ASSET_PARTITION_RANGE_START_TAG] = start
-            tags[ASSET_PARTITION_RANGE_END_TAG] = end
+        asset = asset_key(stage)
         result = job.execute_in_process(
             instance=self.instance,
             asset_selection=[asset],
-            partition_key=start if start == end else None,
-            tags=tags,
+            partition_key=keys[0] if len(keys) == 1 else None,
+            tags={PROCESS_TAG: process, **range_tags(keys)},
             run_config={
                 "ops": {asset.to_python_identifier(): {"config": dict(options)}} if options else {},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},

@@ -4,6 +4,9 @@ It needs no memory of its own. What is there is compared with what the instance 
 that was tried once, well or not, is known by the run key of its run. The cursor only says where the
 next page of a long listing begins, and has a digest of each page that left nothing to do: losing it
 costs one full comparison.
+
+A run of several files is of one stage, because what comes of them differs; the next stage is
+launched at a later look, for those that were made.
 """
 
 import hashlib
@@ -12,20 +15,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Self
 
 import dagster as dg
 import orjson
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
-from dagster._core.storage.tags import RUN_KEY_TAG
+from dagster._core.storage.tags import PRIORITY_TAG, RUN_KEY_TAG
 
 from modelcall_assets.defs.instance import (
     GREEN,
     IN_PROGRESS,
     add_partitions,
     asset_key,
-    partitions_of,
+    latest_events,
+    neighbours,
+    range_tags,
+    statuses_of,
 )
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records.data_files import decode_key, encode_key
@@ -35,7 +41,8 @@ from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.publishing import read_manifest
 
 TASK_TAG = "modelcall/task"
-LOOKED_UP_AT_ONCE = 200
+PLANNED_AT_ONCE = 500
+"""Files of the ranges of one look; Dagster takes 6 ms to note that a run will make one."""
 PAGE_FILES = 20_000
 """Listed in one tick; a store takes a second or so for them."""
 
@@ -63,16 +70,21 @@ def files_sensor(task: Task, page_files: int = PAGE_FILES) -> dg.SensorDefinitio
         if cursor.settled.get(page.after) == page.digest:
             context.update_cursor(cursor.next(page, is_settled=True).text())
             return dg.SkipReason(f"no new or changed file among {len(page.versions)}")
+        add_partitions(context.instance, first.keys.name, list(page.versions))
         seen = Comparison(context.instance, first, page)
-        due = list(islice(seen.not_tried(), most + 1))
-        busy = any(map(seen.is_in_progress, page.versions))
+        launches = Launches(context.instance, stages, page.versions)
+        # Looked at first: what ends in between may leave something to launch.
+        keys = [*page.versions]
+        between = (statuses_of(context.instance, stage, keys) for stage in stages[1:-1])
+        is_busy = any(IN_PROGRESS in each.values() for each in (seen.statuses, *between))
+        due = list(islice(launches.requests(seen.changed()), most + 1))
+        has_more = len(due) > (most if launches.most_files == 1 else 0)
         nothing = f"nothing to launch for {len(page.versions)} files for now"
         seen.remember()
-        add_partitions(context.instance, first.keys.name, list(page.versions))
         return dg.SensorResult(
-            run_requests=_requests(task, due[:most]),
+            run_requests=due[:most],
             asset_events=list(seen.flags()),
-            cursor=cursor.next(page, is_settled=len(due) <= most and not busy).text(),
+            cursor=cursor.next(page, is_settled=not (has_more or is_busy)).text(),
             skip_reason=None if due else nothing,
         )
 
@@ -93,27 +105,15 @@ def followers_sensor(task: Task) -> dg.SensorDefinition:
         except ModelcallError as error:
             return dg.SkipReason(str(error))
         add_partitions(context.instance, first.keys.name, list(states))
-        changed = (
-            (key, f"{spec.key}/{key}@{states[key]}") for key in states if states[key] is not None
-        )
-        most = spec.task.sensor.max_runs_per_tick
-        due = list(islice(not_tried(context.instance, changed), most))
+        versions = {key: state for key, state in states.items() if state is not None}
+        changed = Launches(context.instance, stages, versions).requests((k, "") for k in versions)
+        due = list(islice(changed, spec.task.sensor.max_runs_per_tick))
         return dg.SensorResult(
-            run_requests=_requests(task, due),
+            run_requests=due,
             skip_reason=None if due else f"nothing complete and new among {len(states)}",
         )
 
     return look
-
-
-def not_tried(
-    instance: dg.DagsterInstance, changed: Iterator[tuple[str, str]]
-) -> Iterator[tuple[str, str]]:
-    """Of pairs of key and run key those that no run has had yet."""
-    while batch := dict(islice(changed, LOOKED_UP_AT_ONCE)):
-        filters = dg.RunsFilter(tags={RUN_KEY_TAG: list(batch.values())})
-        tried = {run.tags[RUN_KEY_TAG] for run in instance.get_runs(filters)}
-        yield from ((key, run_key) for key, run_key in batch.items() if run_key not in tried)
 
 
 def _sensor(
@@ -129,9 +129,84 @@ def _sensor(
     )
 
 
-def _requests(task: Task, due: Iterable[tuple[str, str]]) -> list[dg.RunRequest]:
-    tags = {TASK_TAG: task.spec.key}
-    return [dg.RunRequest(run_key, partition_key=key, tags=tags) for key, run_key in due]
+@dataclass(frozen=True)
+class Launches:
+    """The runs that a sensor asks for: each of one file and all the stages, or of neighbouring
+    files and one stage."""
+
+    instance: dg.DagsterInstance
+    stages: Sequence[Stage]
+    """Those that share the keys of the first."""
+    versions: Mapping[str, str]
+    """By key, as the inputs are now."""
+
+    @cached_property
+    def most_files(self) -> int:
+        """Of a run; one of what is made of another asset and goes through several stages."""
+        first = self.stages[0]
+        is_one = first.gathers or (first.upstream is not None and len(self.stages) > 1)
+        return 1 if is_one else first.spec.task.concurrency.files_per_run
+
+    def requests(self, changed: Iterable[tuple[str, str]]) -> Iterator[dg.RunRequest]:
+        """For keys, each with what its version follows, so that a file may return to an old one.
+        What has begun is ended first."""
+        due = ((key, after) for key, after in changed if not self._is_tried(key, after))
+        if self.most_files == 1:
+            for key, after in due:
+                yield self._request(self.stages, [key], self._run_key(key, after))
+            return
+        left = PLANNED_AT_ONCE
+        for before, stage in reversed([*pairwise(self.stages)]):
+            made = [*islice(self._made(before, stage), left)]
+            left -= len(made)
+            for keys in neighbours(self.instance, stage, made, self.most_files):
+                yield self._request([stage], keys)
+        marks = {key: self._mark(key, after) for key, after in islice(due, left)}
+        first = self.stages[0]
+        for keys in neighbours(self.instance, first, marks, self.most_files):
+            run_key = f"{first.spec.key}/{','.join(marks[key] for key in keys)}"
+            yield self._request([first], keys, run_key)
+
+    def _request(
+        self, stages: Iterable[Stage], keys: Sequence[str], run_key: str | None = None
+    ) -> dg.RunRequest:
+        tags = {TASK_TAG: self.stages[0].spec.key, PRIORITY_TAG: "-1"}  # people's runs go first
+        assets, only = [*map(asset_key, stages)], keys[0] if len(keys) == 1 else None
+        return dg.RunRequest(
+            run_key, asset_selection=assets, partition_key=only, tags=tags | range_tags(keys)
+        )
+
+    def _made(self, before: Stage, stage: Stage) -> Iterator[str]:
+        """Keys whose version we have launched, and whose latest run of the stage before was well
+        and came after the latest of this one."""
+        events, planned = dg.DagsterEventType, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+        made = latest_events(self.instance, before, events.ASSET_MATERIALIZATION)
+        begun = [latest_events(self.instance, each, planned) for each in (before, stage)]
+        ours = {mark.partition("-")[0] for mark in self._tried}
+        for key in self.versions:
+            is_new = made.get(key, 0) > max(each.get(key, 0) for each in begun)
+            if is_new and self._mark(key).partition("-")[0] in ours:
+                yield key
+
+    def _is_tried(self, key: str, after: str) -> bool:
+        return not {self._run_key(key, after), self._mark(key, after)}.isdisjoint(self._tried)
+
+    @cached_property
+    def _tried(self) -> set[str]:
+        """The task's run keys, and the marks of files in them."""
+        start = f"{self.stages[0].spec.key}/"
+        found = dict(self.instance.get_run_tags([RUN_KEY_TAG], value_prefix=start))
+        run_keys = found.get(RUN_KEY_TAG, set())
+        return run_keys.union(*(run_key.removeprefix(start).split(",") for run_key in run_keys))
+
+    def _run_key(self, key: str, after: str) -> str:
+        version = f"{self.stages[0].spec.key}/{key}@{self.versions[key]}"
+        return f"{version}/after/{after}" if after else version
+
+    def _mark(self, key: str, after: str = "") -> str:
+        """In the run key of several files: short, because databases index it."""
+        version = hashlib.sha256(self._run_key(key, "").encode()).hexdigest()[:16]
+        return f"{version}-{after}"
 
 
 @dataclass(frozen=True)
@@ -225,28 +300,24 @@ class Comparison:
 
     @cached_property
     def statuses(self) -> dict[str, AssetPartitionStatus | None]:
-        files, asset = partitions_of(self.stage.keys), asset_key(self.stage)
-        return dict(self.instance.get_status_by_partition(asset, self.known, files) or {})
+        assert self.made is not None  # read before: a run may end in between
+        return statuses_of(self.instance, self.stage, [*self.page.versions])
 
     @cached_property
     def made(self) -> Mapping[str, int]:
         """The event of each key's latest result, also when a later run failed."""
-        return self._latest(dg.DagsterEventType.ASSET_MATERIALIZATION)
+        kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+        return latest_events(self.instance, self.stage, kind)
 
-    def not_tried(self) -> Iterator[tuple[str, str]]:
-        """Keys whose version has had no run yet, with the run key that says so from then on."""
-        made = self.made  # before the statuses: a run may end in between
-        # The version and what it follows, so that a file may return to an old version.
-        changed = (
-            (key, f"{self.stage.spec.key}/{key}@{version}/after/{made.get(key, 0)}")
-            for key, version in self.page.versions.items()
-            if self._has_changed(key)
-        )
-        return not_tried(self.instance, changed)
+    def changed(self) -> Iterator[tuple[str, str]]:
+        """Keys whose file is not what was made, with the result that it follows."""
+        changed = filter(self._has_changed, self.page.versions)
+        return ((key, str(self.made.get(key, 0))) for key in changed)
 
     def flags(self) -> Iterator[dg.AssetObservation]:
         """A deleted input keeps its partition when it has results, and says once what happened."""
-        flagged = self._latest(dg.DagsterEventType.ASSET_OBSERVATION)
+        kind = dg.DagsterEventType.ASSET_OBSERVATION
+        flagged = latest_events(self.instance, self.stage, kind)
         for key in self._deleted():
             if self.made.get(key, 0) > flagged.get(key, 0):
                 yield dg.AssetObservation(
@@ -262,18 +333,9 @@ class Comparison:
         absent = (key for key in self.known if key not in self.page.versions)
         return (key for key in absent if self.page.covers(key))
 
-    def _latest(self, kind: dg.DagsterEventType) -> Mapping[str, int]:
-        events = self.instance.event_log_storage
-        return events.get_latest_storage_id_by_partition(asset_key(self.stage), kind)
-
-    def is_in_progress(self, key: str) -> bool:
-        return self.statuses.get(key) == IN_PROGRESS
-
     def _has_changed(self, key: str) -> bool:
-        if self.is_in_progress(key):
-            return False
-        if self.statuses.get(key) != GREEN:
-            return True
+        if (status := self.statuses[key]) != GREEN:
+            return status != IN_PROGRESS
         settled = [self.page.versions[key], self.made.get(key, 0)]
         if self.settled.get(key) == settled:
             return False

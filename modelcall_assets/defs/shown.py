@@ -114,6 +114,7 @@ def metadata_of(
             for field in report.schema
         ]
         shown["dagster/column_schema"] = dg.TableSchema(columns)
+        shown |= _lineage(stage, key, report)
     shown |= _failures_of(report)
     if report.dropped:
         shown["dropped"] = report.dropped.total()
@@ -137,6 +138,16 @@ def metadata_of(
     if report.sample:
         shown["sample"] = dg.MetadataValue.md("\n\n---\n\n".join(map(markdown, report.sample)))
     return shown
+
+
+def _lineage(stage: Stage, key: str, report: Report) -> dict[str, Any]:
+    """Of columns that are those of the stage before, under their own name or as they were moved."""
+    if stage.upstream is None or stage.gathers or (made := stage.before.accepted(key)) is None:
+        return {}
+    asset, came = asset_key(stage.upstream), {report.moved.get(n, n): n for n, _ in made.schema_}
+    kept = (name for name in report.schema.names if name in came)
+    deps = {name: [dg.TableColumnDep(asset, came[name])] for name in kept}
+    return {"dagster/column_lineage": dg.TableColumnLineage(deps)} if deps else {}
 
 
 def _failures_of(report: Report) -> dict[str, Any]:

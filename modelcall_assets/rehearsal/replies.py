@@ -1,6 +1,7 @@
 """The rehearsal model, and what goes back over the wire: chat completions, streams and errors.
 
-It rates by heuristics: plausible and repeatable, and no judgement of anything.
+It rates by heuristics: plausible and repeatable, and no judgement of anything. A request that names
+no JSON is a conversation, and gets a sentence.
 
 Six signals are looked for in the first 20,000 characters; the score is their number less one,
 kept within 1-5. The signals that held are the `quality_tags`.
@@ -29,6 +30,7 @@ FAULT_ERRORS = {
 
 LOOK_AT = 20_000
 HONEST = "rehearsal rating, made by heuristics, not by a model"
+PROSE = "This is a rehearsal: no model has read the question, which is repeated here. {}"
 RATED_BY = "rehearsal model (heuristics, no LLM)"
 USE_CASES = ("filter out", "filter out", "pre-training, with care", "pre-training", "fine-tuning")
 
@@ -38,6 +40,7 @@ _SENTENCE = re.compile(r"[.!?](?<=[a-z]{2}.)(?:\s|$)")  # led by the rarest, whi
 _DEFINED_BY = ("def", "class", "function", "func", "fn", "interface", "struct", "enum")
 _DEFINITION = re.compile(rf"\b(?:{'|'.join(_DEFINED_BY)})\s+\w+")
 _ASKED_KEY = re.compile(r'"([A-Za-z]\w*_(?:score|summary))"')
+_NAMES_JSON = ("json", 'score"', 'summary"')
 _LANGUAGES = {
     "def ": "Python", "import ": "Python", "function ": "JavaScript", "const ": "JavaScript",
     "#include": "C/C++", "public class": "Java", "package main": "Go", "fn ": "Rust",
@@ -82,10 +85,13 @@ def is_repair(messages: list[dict[str, Any]]) -> bool:
     return len(messages) > 1 and messages[-2].get("role") == "assistant"
 
 
-def answer(body: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object that answers a chat request: its JSON schema filled in, else our own keys
-    and every `"…_score"` and `"…_summary"` that the instructions name in double quotes."""
+def answer(body: dict[str, Any]) -> dict[str, Any] | str:
+    """What answers a chat request: a sentence or a JSON object, its schema filled in, else our own
+    keys and every `"…_score"` and `"…_summary"` that the instructions name in double quotes."""
     messages = body["messages"]
+    told = "\n".join(map(text_of, messages)).lower()
+    if "response_format" not in body and not any(each in told for each in _NAMES_JSON):
+        return PROSE.format(" ".join(text_of(messages[-1]).split())[:200])
     users = [text_of(message) for message in messages if message.get("role") == "user"] or [""]
     text = users[0] if is_repair(messages) else users[-1]
     tags = signals(text)
@@ -113,9 +119,9 @@ class FirstAnswer:
     """Answers as the first request with the same instructions was answered: to measure speed."""
 
     def __init__(self) -> None:
-        self._found: dict[bytes, dict[str, Any]] = {}
+        self._found: dict[bytes, dict[str, Any] | str] = {}
 
-    def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, body: dict[str, Any]) -> dict[str, Any] | str:
         systems = [m.get("content") for m in body["messages"] if m["role"] == "system"]
         instructions = orjson.dumps([systems, body.get("response_format")])
         if instructions not in self._found:
@@ -219,7 +225,7 @@ def reply(
     body: dict[str, Any],
     what: str,
     identity: bytes,
-    answer: Callable[[dict[str, Any]], dict[str, Any]],
+    answer: Callable[[dict[str, Any]], dict[str, Any] | str],
 ) -> Ending:
     """A completion, streamed if the request asks for it. A repair turn is never malformed, so that
     one repair succeeds."""
@@ -228,7 +234,9 @@ def reply(
         if what == "malformed" and is_repair(body["messages"]):
             what = "answered"
         found = answer(body)
-        text = _spoil(found, identity[0]) if what == "malformed" else orjson.dumps(found).decode()
+        text = found if isinstance(found, str) else orjson.dumps(found).decode()
+        if what == "malformed":  # prose is when it is empty
+            text = "" if isinstance(found, str) else _spoil(found, identity[0])
         if what == "truncated":
             text = text[: len(text) // 2]
         if (limit := _limit(body)) and _tokens(len(text)) > limit:

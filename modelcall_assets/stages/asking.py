@@ -190,6 +190,7 @@ class AskingStage(Stage):
             if engine.batches is None:
                 await batches.take_up_left_behind()
                 caller = Caller(*given, requests=batches.requests, warnings=batches.warnings)
+                caller.cost_usd = batches.cost_usd
             began = time.monotonic()
             await caller.run(self.asks_of(source))
             seconds = time.monotonic() - began
@@ -202,6 +203,10 @@ class AskingStage(Stage):
             report.warnings = caller.warnings
             told: dict[str, Any] = {"requests_sent": caller.requests}
             told["answered_from_journal"] = caller.replayed
+            if engine.batches is None:
+                told["waits"] = caller.waits
+            if caller.cost_usd is not None:
+                told["run_cost_usd"] = caller.cost_usd
             if asked := report.rows - caller.replayed:
                 told["rows_per_second"] = round(asked / seconds, 1)
             report.numbers = told | report.numbers

@@ -204,6 +204,7 @@ class Caller(Replay):
         while (finished := self.rules.judge(turns)) is None:
             request = self.rules.next_request(item.request, turns)
             result = await self.engine.ask(request.payload, self._parked, self._sent)
+            self.waits += result.attempts - 1
             if isinstance(result, GaveUp):
                 why = Unanswered(result.failure, item.address.key, result.attempts, result.endpoint)
                 self.leave(item.index, why, position)

@@ -144,6 +144,10 @@ class Replay:
     kept: dict[int, tuple[Pending, Position, Finished]] = field(default_factory=dict)
     """Of those in hand the answers that stand if no new one comes."""
     requests: int = 0
+    waits: int = 0
+    """Before a request was sent again."""
+    cost_usd: float | None = 0.0
+    """Of what was answered now; None when that is unknown."""
     replayed: int = 0
     stayed: int = 0
     """Records that were asked again, in vain, and keep their answer."""
@@ -262,10 +266,9 @@ class Replay:
         if isinstance(turn, Failure):
             return
         cost = self.budget.pay(turn.usage, exchanged_bytes)
-        if cost is None or self.tally.cost_usd is None:
-            self.tally.cost_usd = None
-        else:
-            self.tally.cost_usd += cost
+        for each in (self, self.tally):
+            before = each.cost_usd
+            each.cost_usd = None if cost is None or before is None else before + cost
 
     def rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
         """Reads every reply back from the journal and parses it again. The usage is what was paid

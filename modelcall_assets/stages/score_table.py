@@ -131,6 +131,7 @@ class AnswerTotals:
     report: Report = field(default_factory=Report)
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
+    repair_turns: int = 0
     latencies_ms: array[int] = field(default_factory=lambda: array("I"))
     ids: Seen = field(default_factory=Seen)
 
@@ -140,6 +141,7 @@ class AnswerTotals:
         report, identity = self.report, row["api_record_id"]
         report.rows += 1
         self.usage += usage
+        self.repair_turns += (row.get("api_turns") or 1) - 1
         cost: float | None = row.get("api_cost_usd", 0.0)
         if cost is None or self.cost_usd is None:
             self.cost_usd = None
@@ -169,7 +171,7 @@ class AnswerTotals:
 
     def numbers(self) -> dict[str, Any]:
         """Of a stage that asks a model; what is not known is not there."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"repair_turns": self.repair_turns}
         if self.usage.known:
             found["prompt_tokens"] = self.usage.prompt_tokens
             found["completion_tokens"] = self.usage.completion_tokens

@@ -1,11 +1,13 @@
 """A task as the list of its stages, and where all of it lies that is not of one stage."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.spec import TaskSpec, unwritable
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
@@ -211,6 +213,21 @@ class Task:
     def input_field(self) -> str:
         """Where the task file says what its first stage reads."""
         return self.spec.task.input_field
+
+    @property
+    def absent_input(self) -> Problem | None:
+        """That the task's own input on this machine, where it has one, is not there. An empty
+        folder that is watched is."""
+        spec, place, wrong = self.spec, self.layout.input_folder, ""
+        if self.linked is not None or not isinstance(place, Path):
+            return None
+        with suppress(PermissionError):  # then there is something
+            if not (place.is_file() if spec.has_one_input else place.is_dir()):
+                wrong = f"no such {'file' if spec.has_one_input else 'folder'} yet"
+            elif place.is_dir() and not spec.task.sensor.enabled and not any(place.iterdir()):
+                wrong = "an empty folder"
+        have = shown_place(str(place), spec.root)
+        return self.warning(f"{wrong}: nothing to do", have=have) if wrong else None
 
     @property
     def row_limit(self) -> int | None:

@@ -222,7 +222,7 @@ def _found(root: RemotePath, _after: str) -> Iterator[tuple[str, Mapping[str, An
 
 
 def _is_hidden(key_path: str) -> bool:
-    return any(part.startswith(".") for part in key_path.split("/"))
+    return key_path.startswith(".") or "/." in key_path
 
 
 def _temporary_files(folder: Path) -> Iterator[LeftOver]:
