@@ -260,6 +260,7 @@ def test_the_report_is_one_page_to_filter_sort_and_open(story: Story) -> None:
     expect(page.locator("#retry")).to_contain_text(" --ids news-7")
     page.get_by_label("text").fill("")
     page.set_viewport_size({"width": 1100, "height": 1000})
+    page.evaluate("scrollTo(0, 0)")
     story.picture("report", 0, 0, 1100, 1000)
     assert wrong == []
 
