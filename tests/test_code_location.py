@@ -18,6 +18,12 @@ from modelcall_assets.errors import SetupError
 from modelcall_assets.records.data_files import encode_key
 
 
+@pytest.fixture(autouse=True)
+def instance(project: Project) -> dg.DagsterInstance:
+    """Open meanwhile: while definitions are resolved, Dagster asks the process's latest one."""
+    return project.instance
+
+
 @pytest.mark.filterwarnings("ignore::dagster.PreviewWarning", "ignore::dagster.BetaWarning")
 def test_the_example_follows_what_it_reads(project: Project) -> None:
     project.task = "my_corpus"
