@@ -19,16 +19,11 @@ import pytest
 from dev import Dev
 from endpoint import Request, in_thread, refusal, said, serving
 from pages import ROOT
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from project import PREPROCESS, Project
 
 from modelcall_assets.defs.instance import open_instance
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 ROWS, SCORES = 40, (1, 2, 3, 3, 4, 4, 4, 5)
 RED, GREEN, DROPPED = "forum.jsonl", "news.jsonl", "letters.jsonl"
 FILES = ("encyclopedia.jsonl", RED, GREEN, "recipes.jsonl", "reviews.jsonl", "travel.jsonl")
@@ -36,8 +31,6 @@ SCREEN = {"width": 1400, "height": 900}
 HIGH = {"width": 1400, "height": 2400}
 PATIENCE_MS, LOOK_MS = 90_000, 10_000
 """Dagster looks after backfills every 30 s, and a summary is made once a minute."""
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 
 
 @dataclass
@@ -126,7 +119,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("browser")
     root, model = folder / "project", Model()
     task = Project(root, "articles", "data/articles")
@@ -144,12 +137,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     shutil.copy(ROOT / "workspace.yaml", root)
     for name in FILES:
         write_articles(task, name)
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        in_thread(serving(model)) as endpoint,
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split()) as browser,
-    ):
+    with pytest.MonkeyPatch.context() as environment, in_thread(serving(model)) as endpoint:
         prices = {"usd_per_million_input_tokens": 2, "usd_per_million_output_tokens": 8}
         task.write_model({"client_config": {"base_url": endpoint.url}, "prices": prices})
         environment.setenv("DAGSTER_HOME", str(root / "dagster_home"))

@@ -1031,7 +1031,10 @@ class TestAskedAnew:
         project.write_model({"chat_config": {"temperature": 0.7}})
         ended = project.run("retry", project.task_file, "--ids", "r1")
         assert ended.code == 1
-        assert "its responses are out of date; run the task, which makes it anew" in ended.err
+        assert "responses out of date or gone; run-task, or a run without options" in ended.err
+        assert answered.questions() == [] and project.responses() == before
+        (failed,) = project.materialize(ids=["r1"]).failed
+        assert "its responses are out of date; run-task, or a run" in failed
         assert answered.questions() == [] and project.responses() == before
 
     def test_a_kill_in_the_middle_pays_for_the_rest_only(
@@ -1051,6 +1054,43 @@ class TestAskedAnew:
         assert ended.code == 0, ended
         assert answered.questions() == ["question 2"]
         assert self.answers(project) == ["again", "again", "again", "re"]
+
+    @pytest.mark.parametrize("scope", ["file", "off"])
+    @pytest.mark.parametrize("choice", [["--ids", "r0,r1,r2"], []])
+    def test_the_next_run_goes_on_with_what_was_killed(
+        self, project: Project, answered: Endpoint, scope: str, choice: list[str]
+    ) -> None:
+        project.write_generation(reuse={"scope": scope}, max_failure_rate=1)
+        if not choice:  # the rows that failed, of which there are three
+            answered.script = lambda request: (
+                echo(request) if request.question == "question 3" else said(content="")
+            )
+            assert project.materialize(fresh=True).failed == []
+        answered.questions()
+        asked_now: list[str] = []
+
+        def until_the_third(request: Request) -> bytes:
+            asked_now.append(request.question)
+            return b"" if len(asked_now) > 2 else self.again(request)
+
+        answered.script = until_the_third
+        project.signalled(lambda: len(asked_now) > 2, "retry", project.task_file, *choice)
+        answered.questions()
+        answered.script = self.again
+        ended = project.run("run-task", project.task_file)
+        assert ended.code == 0, ended
+        assert answered.questions() == ["question 2"]
+        assert self.answers(project) == ["again", "again", "again", "re"]
+        assert project.run("run-task", project.task_file).code == 0
+        assert answered.questions() == []
+
+    def test_ids_are_taken_as_they_are_given(self, project: Project, answered: Endpoint) -> None:
+        for given in ("", ",", " "):
+            none = project.run("retry", project.task_file, "--ids", given)
+            assert none.code == 0 and "no row is chosen, nothing to do" in none.out
+        some = project.run("retry", project.task_file, "--ids", "r1, r9,r8", "--dry-run")
+        assert "1 of 4 rows" in some.out and "no such row: r8, r9 (2 ids)" in some.err
+        assert answered.questions() == []
 
     def test_a_wrong_choice_is_told(self, project: Project, answered: Endpoint) -> None:
         none = project.run("retry", project.task_file, "--ids", "r9")

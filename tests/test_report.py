@@ -98,8 +98,8 @@ class TestTask:
         for record, row in zip(records, rows, strict=True):
             assert row["text"] in page.said(record["prompt"])[-1]
             assert record["values"]["api_return"] == row["api_return"]
-        assert page.data["columns"] == ["file", "row", "id", "status", "score"]
-        assert page.data["retry"] == f"modelcall retry {TASK}"
+        assert page.data["columns"] == ["score"]
+        assert page.data["retry"] == {"command": f"modelcall retry {TASK}", "file": "", "where": ""}
 
     def test_a_prompt_that_has_changed_since_is_not_shown_as_sent(
         self, scored: Project, tmp_path: Path
@@ -123,7 +123,7 @@ class TestTask:
         assert len(good) == 5 and all(record["values"]["score"] >= 4 for record in good)
         first = report(scored, TASK, "--stage", "raw", "--first", "--rows", "2")
         assert [record["row"] for record in first.data["records"]] == [1, 2]
-        assert first.data["retry"] == ""
+        assert first.data["retry"] is None
 
     def test_without_the_extra_it_says_how_to_get_the_plots(
         self, scored: Project, monkeypatch: pytest.MonkeyPatch

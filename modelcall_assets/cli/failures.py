@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,11 +27,14 @@ from modelcall_assets.cli.terminal import (
     where_option,
 )
 from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Reason, short
+from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.published import FailedRow, failed_rows
-from modelcall_assets.stages.standing import Wanted
+from modelcall_assets.stages.standing import MAKE_ANEW, Wanted, out_of_date
 
 DETAIL_CHARS = 200
+SHOWN_IDS = 5
 
 
 def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
@@ -114,24 +117,42 @@ def retry(
     """
     loaded = load(task)
     asked, files = stage_of(loaded, stage), chosen_files(loaded, stage, pattern, rejected=True)
-    if not asked.answers:
+    if not isinstance(asked, AskingStage):
         raise misuse(
             "--stage", f"{asked.name} asks nothing", fix="choose one that answers or rates"
         )
-    where = parsed_where(condition, files)
-    lines = sys.stdin.read().splitlines() if ids == "-" else (ids or "").split(",")
-    wanted = Wanted([*filter(None, lines)], where, reason or "")
-    chosen = {file.key: rows for file in files if (rows := wanted.count(file))}
+    wanted = Wanted(_ids(ids), parsed_where(condition, files), reason or "")
+    chosen, found = dict[str, int](), set[str]()
+    for file in files:
+        rows = [name for _, name in wanted.rows(file)] if wanted else []
+        if count := len(rows) if wanted else file.manifest.failed:
+            chosen[file.key] = count
+            found.update(rows if ids else ())
+    if absent := sorted({*(wanted.ids or ())} - found):
+        told = ", ".join(map(short, absent[:SHOWN_IDS])) + ", …" * (len(absent) > SHOWN_IDS)
+        echo(f"warning: no such row: {told} ({len(absent):,} ids)", err=True)
+    if old := out_of_date(asked, [file for file in files if file.key in chosen]):
+        more = f" and {len(old) - 1:,} more files" * (len(old) > 1)
+        raise InputError(f"{old[0]}{more}: {asked.name} out of date or gone; {MAKE_ANEW}")
     if not chosen:
-        what = " is chosen" if ids or condition else " failed" + f" for {reason}" * bool(reason)
+        what = (
+            " is chosen"
+            if ids is not None or condition
+            else " failed" + f" for {reason}" * bool(reason)
+        )
         echo(f"{loaded.spec.name}: no row{what}, nothing to do")
     elif dry_run:
         for file in (file for file in files if file.key in chosen):
             echo(f"{file.name}: {chosen[file.key]:,} of {file.manifest.rows:,} rows")
     else:
-        given = {"ids": wanted.ids, "where": condition, "reason": reason, "again": not wanted}
+        given = {
+            "ids": [*(wanted.ids or ())],
+            "where": condition,
+            "reason": reason,
+            "again": not wanted,
+        }
         own = {name: value for name, value in given.items() if value}
-        is_one = bool(stage or ids or condition)
+        is_one = bool(stage or wanted.ids or condition)
         stages = [asked] if is_one else [each for each in loaded.stages if each.answers]
         options = {each.name: own for each in stages}
 
@@ -139,6 +160,14 @@ def retry(
             return [key for key in present if asked.keys.of_groups or key in chosen]
 
         sys.exit(run_files(loaded, choose, options, chosen.keys()))
+
+
+def _ids(given: str | None) -> Set[str] | None:
+    """Those of the option; None when it is not given."""
+    if given is None:
+        return None
+    names = sys.stdin.read().split("\n") if given == "-" else given.split(",")
+    return {name for each in names if (name := each.strip())}
 
 
 def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:

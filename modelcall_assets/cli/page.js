@@ -1,5 +1,10 @@
 'use strict';
-const data = JSON.parse(document.getElementById('data').textContent);
+// Integers that a double cannot hold are BigInts.
+const integer = (value, text) => /^[+-]?\d+$/.test(text) && !Number.isSafeInteger(value) ? BigInt(text) : value;
+const data = JSON.parse(document.getElementById('data').textContent, (_, value, context) =>
+  typeof value === 'number' && Math.abs(value) > 2 ** 53 && context ? integer(value, context.source) : value);
+BigInt.prototype.toJSON = function () { return Number(this); };
+const isNumber = (value) => typeof value === 'number' || typeof value === 'bigint';
 const PAGE = 100, MOST_IDS = 100;
 const byId = (id) => document.getElementById(id);
 const state = { column: null, descending: false, page: 0 };
@@ -12,43 +17,53 @@ function make(tag, attributes, ...inner) {
 }
 
 const shown = (value) => value === null || value === undefined ? ''
-  : typeof value === 'string' ? value : JSON.stringify(value, null, 1);
+  : typeof value === 'string' || isNumber(value) ? String(value) : JSON.stringify(value, null, 1);
 
-// A value of a record by its path, as in `raw_data.language`.
+// A value of a record by its path, as in `raw_data.language`; null where there is none.
 function valueOf(record, path) {
-  const values = record.values;
-  if (path in values) return values[path];
-  return path.split('.').reduce((at, step) => at === null || at === undefined ? at : at[step], values);
+  const own = (at, name) => Object.hasOwn(at, name) ? at[name] : null;
+  if (Object.hasOwn(record.values, path)) return record.values[path];
+  return path.split('.').reduce((at, step) => Array.isArray(at) ? (/^\d{1,9}$/.test(step) ? at[Number(step)] ?? null : null)
+    : at !== null && typeof at === 'object' ? own(at, step) : null, record.values);
 }
 
-// `score >= 4 and language = python`, with the meaning that it has for `modelcall export --where`.
+// What a word of a condition means: a number, a truth value, null, or itself.
+function meaning(word) {
+  const words = { true: true, false: false, null: null, nan: NaN }, lower = word.toLowerCase();
+  if (Object.hasOwn(words, lower)) return words[lower];
+  if (/^[+-]?inf(inity)?$/.test(lower)) return lower[0] === '-' ? -Infinity : Infinity;
+  const digits = word.replace(/(?<=\d)_(?=\d)/g, '');
+  return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(digits) ? integer(Number(digits), digits) : word;
+}
+
+// `score >= 4 and language = python`, with the meaning that it has for `modelcall export --where`; a text
+// that says why it is none.
 function condition(text) {
   const comparison = /^\s*("[^"]+"|[^\s=!<>"']+)\s*(==|!=|<=|>=|=|<|>)\s*("[^"]*"|'[^']*'|[^\s"'=!<>]+)\s*/;
-  const words = { true: true, false: false, null: null }, tests = [];
+  const none = 'not a condition: expected column op value, as in score < 2', tests = [];
   for (let rest = text; ;) {
     const found = comparison.exec(rest);
-    if (!found) return null;
-    const [all, column, sign, written] = found;
+    if (!found) return none;
+    const [all, named, sign, written] = found, column = named.replace(/"/g, '');
     const quoted = /^["']/.test(written), said = quoted ? written.slice(1, -1) : written;
-    const wanted = quoted ? said : said in words ? words[said]
-      : said.trim() !== '' && !Number.isNaN(Number(said)) ? Number(said) : said;
-    tests.push([column.replace(/"/g, ''), sign, said, wanted]);
+    const wanted = quoted ? said : meaning(said);
+    if (wanted === null && /[<>]/.test(sign)) return 'null can only be compared with = and !=';
+    if (data.messages.includes(column.split('.')[0])) return `${column} holds messages: see modelcall report --where`;
+    tests.push([column, sign, said, wanted]);
     rest = rest.slice(all.length);
     if (rest === '') break;
-    if (!/^and\b/i.test(rest)) return null;
+    if (!/^and\b/i.test(rest)) return none;
     rest = rest.slice(3);
   }
   return (record) => tests.every(([column, sign, said, wanted]) => {
-    let have = valueOf(record, column);
-    if (have === undefined) have = null;
-    const equal = sign === '=' || sign === '==', unequal = sign === '!=';
+    const have = valueOf(record, column), equal = sign === '=' || sign === '==', unequal = sign === '!=';
     if (have === null) return wanted === null && equal;
     if (wanted === null) return unequal;
     if (typeof have === 'string') {
       if (!equal && !unequal && typeof wanted !== 'string') return false;
       wanted = said;
-    } else if (typeof have !== typeof wanted) return unequal;
-    return equal ? have === wanted : unequal ? have !== wanted : sign === '<' ? have < wanted
+    } else if (isNumber(have) ? !isNumber(wanted) : typeof have !== typeof wanted) return unequal;
+    return equal ? have == wanted : unequal ? have != wanted : sign === '<' ? have < wanted
       : sign === '<=' ? have <= wanted : sign === '>' ? have > wanted : have >= wanted;
   });
 }
@@ -63,49 +78,57 @@ function allText(record) {
   return texts.get(record);
 }
 
-const CELLS = { file: (record) => record.file, row: (record) => record.row, id: (record) => record.id,
-  status: (record) => record.reason || (record.status ?? '') };
-const cell = (record, column) => column in CELLS ? CELLS[column](record) : valueOf(record, column);
+const COLUMNS = [['file', (record) => record.file], ['row', (record) => record.row], ['id', (record) => record.id],
+  ['status', (record) => record.reason || record.status], ...data.columns.map((name) => [name, (record) => valueOf(record, name)])]
+  .filter(([name], at) => at !== 3 || data.records.some((record) => record.status || record.reason));
 
 function compare(one, other) {
   const empty = (value) => value === null || value === undefined || value === '';
   if (empty(one) || empty(other)) return empty(one) - empty(other);
-  const both = typeof one === 'number' && typeof other === 'number';
-  const order = both ? one - other : shown(one) < shown(other) ? -1 : shown(one) > shown(other) ? 1 : 0;
+  const both = isNumber(one) && isNumber(other);
+  const order = both ? Number(one) - Number(other) : shown(one) < shown(other) ? -1 : shown(one) > shown(other) ? 1 : 0;
   return state.descending ? -order : order;
 }
 
 function chosen() {
   const word = byId('word').value.toLowerCase(), written = byId('where').value.trim();
-  const holds = written ? condition(written) : () => true;
-  byId('where').setAttribute('aria-invalid', holds === null);
-  byId('wrong').textContent = holds === null ? 'not a condition: expected column op value, as in score < 2' : '';
+  const holds = written ? condition(written) : () => true, wrong = typeof holds === 'string';
+  byId('where').setAttribute('aria-invalid', wrong);
+  byId('wrong').textContent = wrong ? holds : '';
   const file = byId('file').value, reason = byId('reason').value;
   const found = data.records.filter((record) => (!word || allText(record).includes(word))
-    && (holds === null || holds(record)) && (!file || record.file === file)
+    && (wrong || holds(record)) && (!file || record.file === file)
     && (!reason || (reason === ' success' ? !record.reason : record.reason === reason)));
   if (state.column !== null) {
-    found.sort((one, other) => compare(cell(one, state.column), cell(other, state.column)));
+    const [, cell] = COLUMNS[state.column];
+    found.sort((one, other) => compare(cell(one), cell(other)));
   }
   return found;
 }
 
 const quoted = (text) => /^[\w./:=@%+,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 
-// What asks just these rows again.
+// What asks just these rows again, and what to know of it.
 function command(found) {
-  if (!data.retry || !found.length) return '';
-  const reason = byId('reason').value.trim(), file = byId('file').value, where = byId('where').value.trim();
-  const parts = [data.retry];
-  if (file) parts.push('--file', quoted(file.replace(/[*?[]/g, '[$&]')));
-  if (reason && reason !== 'success') parts.push('--reason', reason);
-  if (where && !byId('wrong').textContent) parts.push('--where', quoted(where));
-  if (byId('word').value || reason === 'success' || !(reason || where || file)) {
-    const ids = found.map((record) => record.id);
-    if (ids.length > MOST_IDS || ids.some((id) => id.includes(','))) return '';
-    parts.push('--ids', quoted(ids.join(',')));
+  if (!data.retry || !found.length || byId('wrong').textContent) return ['', ''];
+  const reason = byId('reason').value.trim(), files = new Set(found.map((record) => record.file));
+  const conditions = [data.retry.where, byId('where').value.trim()].filter(Boolean);
+  const byIds = byId('word').value || reason === 'success' || !(reason || conditions.length);
+  const file = byId('file').value || (byIds && files.size === 1 && found[0].file);
+  const parts = [data.retry.command], ids = new Set(found.map((record) => record.id));
+  if (file) parts.push('--file', quoted(`/${file.replace(/[*?[]/g, '[$&]')}`));
+  else if (data.retry.file) parts.push('--file', quoted(data.retry.file));
+  if (!byIds) {
+    if (reason) parts.push('--reason', reason);
+    if (conditions.length) parts.push('--where', quoted(conditions.join(' and ')));
+    return [parts.join(' '), data.seen > data.records.length ? 'and all others like them, which this sample leaves out: ' : ''];
   }
-  return parts.join(' ');
+  if (ids.size > MOST_IDS) return ['', `choose at most ${MOST_IDS} records, or an outcome or a condition`];
+  const others = data.records.filter((record) => ids.has(record.id) && (!file || record.file === file));
+  if (others.length > found.length) return ['', 'other records have the same ids: choose a file, an outcome or a condition'];
+  if ([...ids].some((id) => id.trim() !== id || /,|^-?$/.test(id))) return ['', 'such ids cannot be written in a command'];
+  parts.push('--ids', quoted([...ids].join(',')));
+  return [parts.join(' '), ''];
 }
 
 function folded(title, inner, open) {
@@ -149,10 +172,10 @@ function show() {
   const found = chosen(), pages = Math.max(1, Math.ceil(found.length / PAGE));
   state.page = Math.min(state.page, pages - 1);
   const rows = found.slice(state.page * PAGE, (state.page + 1) * PAGE).map((record) => {
-    const cells = data.columns.map((column) => {
-      const value = cell(record, column), text = shown(value);
-      const kind = typeof value === 'number' ? 'number'
-        : column === 'status' ? (record.reason ? 'error' : 'success') : '';
+    const cells = COLUMNS.map(([, cell], at) => {
+      const value = cell(record), text = shown(value);
+      const kind = at > 3 || at === 1 ? (isNumber(value) ? 'number' : '')
+        : at === 3 ? (record.reason ? 'error' : 'success') : '';
       return make('td', { class: kind }, text.length > 120 ? `${text.slice(0, 120)}…` : text);
     });
     const row = make('tr', { tabindex: 0, 'aria-expanded': false }, ...cells);
@@ -164,22 +187,23 @@ function show() {
   byId('count').textContent = `${found.length.toLocaleString('en')} of ${data.records.length.toLocaleString('en')}`;
   byId('pages').textContent = pages > 1 ? `page ${state.page + 1} of ${pages}` : '';
   byId('before').hidden = byId('after').hidden = pages < 2;
-  const again = command(found);
+  const [again, note] = command(found);
+  byId('note').textContent = note;
   byId('retry').textContent = again;
-  byId('again').hidden = !again;
+  byId('again').hidden = !again && !note;
 }
 
-byId('heads').replaceChildren(...data.columns.map((column) => {
-  const isNumber = data.records.some((record) => typeof cell(record, column) === 'number');
-  const button = make('button', { type: 'button' }, column);
-  const head = make('th', { class: isNumber ? 'number' : '' }, button);
+byId('heads').replaceChildren(...COLUMNS.map(([name, cell], column) => {
+  const hasNumbers = data.records.some((record) => isNumber(cell(record)));
+  const button = make('button', { type: 'button' }, name);
+  const head = make('th', { class: hasNumbers ? 'number' : '' }, button);
   button.onclick = () => {
     state.descending = state.column === column && !state.descending;
     state.column = column;
     for (const each of byId('heads').children) each.removeAttribute('aria-sort');
     head.setAttribute('aria-sort', state.descending ? 'descending' : 'ascending');
     for (const each of byId('heads').querySelectorAll('button')) each.textContent = each.textContent.replace(/ [▲▼]$/, '');
-    button.textContent = `${column} ${state.descending ? '▼' : '▲'}`;
+    button.textContent = `${name} ${state.descending ? '▼' : '▲'}`;
     show();
   };
   return head;

@@ -1,5 +1,6 @@
 """One HTML page that needs nothing from elsewhere: facts, plots, tables and records."""
 
+import math
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from modelcall_assets.transforms.transcript import (
 _CHARS = 4_000_000
 """Of one text of every record together."""
 _MOST_COLUMNS = 12
+_MOST_DEPTH = 50
 _OURS = re.compile(r"(input_)*api_")
 """Columns that say how a row was answered, of earlier stages too."""
 _STYLE, _SCRIPT = (Path(__file__).with_name(f"page.{kind}").read_text() for kind in ("css", "js"))
@@ -58,7 +60,8 @@ def page(title: str, sections: Iterable[str], records: str) -> str:
         '<button id="before" type="button">previous</button><span id="pages"></span>'
         '<button id="after" type="button">next</button></div>'
         '<p><span id="count"></span> records <span id="wrong" class="error" role="alert"></span>'
-        '<br><span id="again">ask all such rows again: <code id="retry"></code></span></p>'
+        '<br><span id="again">ask these again: <span id="note"></span> '
+        '<code id="retry"></code></span></p>'
         '<div class="scroll"><table class="records"><thead><tr id="heads"></tr></thead>'
         '<tbody id="rows"></tbody></table></div>'
         f'<script type="application/json" id="data">{records}</script>'
@@ -66,9 +69,10 @@ def page(title: str, sections: Iterable[str], records: str) -> str:
     )
 
 
-def records_json(records: Sequence[Record], retry: str) -> str:
-    """For a script element. `retry` is the command that asks rows again, if one does. Each text is
-    there once, the start of one that is too long."""
+def records_json(records: Sequence[Record], seen: int, retry: Mapping[str, str] | None) -> str:
+    """For a script element; the records were taken from `seen` ones. `retry` has the `command` that
+    asks rows again, if one does, and which `file` and `where` it is limited to. Each text is there
+    once, the start of one that is too long."""
     texts: dict[str, int] = {}
     most = max(300, min(100_000, _CHARS // max(1, len(records))))
 
@@ -86,9 +90,11 @@ def records_json(records: Sequence[Record], retry: str) -> str:
 
     rows: list[Row] = []
     numbers: dict[str, int] = {}
+    messages = set[str]()
     for each in records:
         turns = turns_of(each.values)
-        hidden = {*CONVERSATION_COLUMNS, *REASONING_COLUMNS} if turns else set[str]()
+        hidden = {*CONVERSATION_COLUMNS, *REASONING_COLUMNS} & {*each.values} if turns else ()
+        messages.update(hidden)
         values = {n: _cut(v, most) for n, v in each.values.items() if n not in hidden}
         for name, value in values.items():
             if type(value) in (int, float) and not _OURS.match(name):
@@ -96,9 +102,8 @@ def records_json(records: Sequence[Record], retry: str) -> str:
         found = {"turns": parts_of(turns), "prompt": parts_of(each.prompt), "values": values}
         rows.append({**each._asdict(), "status": values.get("api_status"), **found})
     common = sorted(numbers, key=lambda name: -numbers[name])[:_MOST_COLUMNS]
-    status = ["status"] if any(row["status"] for row in rows) else []
-    columns = ["file", "row", "id", *status, *common]
-    data = {"texts": [*texts], "columns": columns, "retry": retry, "records": rows}
+    data = {"texts": [*texts], "columns": common, "messages": sorted(messages)}
+    data |= {"seen": seen, "retry": retry, "records": rows}
     as_text = orjson.dumps(_plain(data), default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     return as_text.replace("<", "\\u003c")
 
@@ -169,10 +174,17 @@ def _cut(value: Any, most: int) -> Any:
     return f"{value[:most]}… [{len(value) - most:,} more characters]"
 
 
-def _plain(value: Any) -> Any:
-    """With halves of characters replaced, which no page can hold."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """What a page can hold: halves of characters are replaced, and what is nested too deeply is
+    left out."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return orjson.Fragment("1e999" if value > 0 else "-1e999") if value == value else "nan"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return orjson.Fragment(str(value))
+    if isinstance(value, dict | list | tuple) and depth > _MOST_DEPTH:
+        return f"… [nested more than {_MOST_DEPTH} levels deep]"
     if isinstance(value, dict):
-        return {_plain(name): _plain(each) for name, each in value.items()}
-    return [*map(_plain, value)] if isinstance(value, list | tuple) else value
+        return {_plain(name): _plain(each, depth + 1) for name, each in value.items()}
+    return [_plain(each, depth + 1) for each in value] if isinstance(value, list | tuple) else value

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +23,6 @@ from modelcall_assets.cli.terminal import (
     misuse,
     parsed_where,
     refuse_existing,
-    rejected_option,
     stage_of,
     stage_option,
     where_option,
@@ -35,8 +35,8 @@ from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.published import Published, failure_of, identity
-from modelcall_assets.stages.stage import Stage
-from modelcall_assets.stages.summary import Summary
+from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.summary import Summary, add_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import read_rows, record_id
@@ -63,7 +63,6 @@ BAR, LINE = {"type": "bar"}, {"type": "line", "point": True}
 )
 @click.option("--seed", default=42, show_default=True, help="Another seed is another sample.")
 @where_option
-@rejected_option
 @click.option(
     "--output",
     metavar="FILE",
@@ -79,11 +78,12 @@ def report(
     sample: bool,
     seed: int,
     condition: str | None,
-    rejected: bool,
     output: str | None,
     force: bool,
 ) -> None:
     """Write an HTML page of what TASK.yaml has made, or of the records of a data FILE.
+
+    It shows the latest result of each file, one that was rejected too.
 
     Totals, the spread of the scores, failures with examples, cost and latency by file and over
     time; and a table of sampled records to be filtered, sorted and opened, with the command that
@@ -103,29 +103,30 @@ def report(
         task = load(source)
         shown = stage_of(task, stage)
         place = task.layout.place(output) if output else task.report_place
-        files = chosen_files(task, stage, pattern, rejected=rejected)
+        files = chosen_files(task, stage, pattern, rejected=True)
         where, spread = parsed_where(condition, files), OverTime()
         for file in files:
             file.check()
             for index, item in file.items():
                 spread.add(item)
                 records.offer(where, item, lambda: _record(file, index, item))  # noqa: B023
-        sections = [*_sections(task, shown, spread)]
-        retry = ["modelcall", "retry", task.spec.file_name] if shown.answers else []
-        retry += ["--stage", shown.name] if retry and shown is not task.stages[-1] else []
-        title, command = task.spec.name, shlex.join(retry)
+        command = ["modelcall", "retry", task.spec.file_name]
+        command += ["--stage", shown.name] if shown is not task.stages[-1] else []
+        limits = {"file": pattern or "", "where": condition or ""}
+        retry = {"command": shlex.join(command), **limits} if shown.answers else None
+        title, sections = task.spec.name, [*_sections(task, files, limits, spread, retry)]
     else:
         place, where = Path(output or f"{source.stem}.html"), parsed_where(condition)
         for index, item in enumerate(read_rows(source)):
             records.offer(where, item, lambda: _line(source, index, item))  # noqa: B023
             if not sample and records.seen == rows:
                 break
-        sections, title, command = [], source.name, ""
+        sections, title, retry = [], source.name, None
     if not records.seen:
         raise InputError(f"{source}: there is no such row")
     refuse_existing([place] if output else [], force)
     chosen = records.chosen()
-    text = page(title, sections, records_json(chosen, command))
+    text = page(title, sections, records_json(chosen, records.seen, retry))
     write_bytes(place, text.encode("utf-8", "replace"))
     echo(f"{len(chosen):,} of {records.seen:,} records: {place}")
 
@@ -251,18 +252,35 @@ def _plot(mark: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> dic
     return {"data": {"values": [*points]}, "mark": mark, "encoding": sides}
 
 
-def _sections(task: Task, shown: Stage, spread: OverTime) -> Iterator[str]:
-    """All that the task's summary knows."""
+def _sections(
+    task: Task,
+    files: Sequence[Published],
+    limits: Mapping[str, str],
+    spread: OverTime,
+    retry: Mapping[str, str] | None,
+) -> Iterator[str]:
+    """What the task's summary knows, of the stage and files that are shown."""
     overview = next(each for each in task.overviews if isinstance(each, Summary))
-    summed, _, rows = overview.summed()
-    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {overview.before.folder}"
-    yield f'<p class="note">{shown.name}: {shown.about}<br>{made}</p>'
-    counts = {"rows": summed.rows, "ok": summed.ok, "failed": summed.failed}
-    numbers = {name.replace("_", " "): value for name, value in summed.numbers.items()}
-    yield cards(counts | numbers)
-    yield plots(dict(_figures(summed.histograms, rows, shown)) | dict(spread.figures()))
+    shown, (summed, _, every) = files[0].stage, overview.summed()
+    of = {(shown.name, file.key, file.manifest.accepted) for file in files}
+    rows = [row for row in every if (row["stage"], row["key"], row["accepted"]) in of]
+    own = Report()
+    add_rows(own, rows)
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {shown.folder}"
+    yield f'<p class="note">{escape(f"{shown.name}: {shown.about}")}<br>{escape(made)}</p>'
+    if told := ", ".join(f"{name} {value}" for name, value in limits.items() if value):
+        about = "plots over time and records are of these alone"
+        all_of = "totals are of whole files; files and stages below are all of the task"
+        yield f'<p class="note">only {escape(told)}: {about}; {all_of}.</p>'
+    is_all = shown is overview.before and not limits["file"]
+    of_task = summed.numbers if is_all else {}
+    numbers = {name.replace("_", " "): value for name, value in (of_task | own.numbers).items()}
+    yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
+    yield plots(dict(_figures(own.histograms, rows)) | dict(spread.figures()))
+    yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
-    retry = f"modelcall retry {shlex.quote(task.spec.file_name)} --reason "
+    again = "" if retry is None else f"{retry['command']} "
+    again += f"--file {shlex.quote(limits['file'])} " if limits["file"] else ""
     failed = [
         {
             "reason": reason,
@@ -270,25 +288,24 @@ def _sections(task: Task, shown: Stage, spread: OverTime) -> Iterator[str]:
             "for example": each.where,
             "row": each.row,
             "what was wrong": each.detail,
-            "ask again": retry + reason,
         }
-        for reason, count in summed.failures.most_common()
-        if (each := summed.examples.get(reason)) is not None
+        | ({"ask again": f"{again}--reason {reason}"} if retry else {})
+        for reason, count in own.failures.most_common()
+        if (each := own.examples.get(reason)) is not None
     ]
     yield table("Failures", failed, ["ask again"])
-    yield table("Scores", summed.tables["scores"])
+    yield table("Scores", own.tables["scores"])
     yield table("Stages", summed.tables["stages"])
-    yield table("Files, the worst first", summed.tables["partitions"])
+    yield table("Files, the worst first", own.tables["partitions"])
 
 
 def _figures(
-    histograms: Mapping[str, Distribution], rows: Sequence[Row], shown: Stage
+    histograms: Mapping[str, Distribution], rows: Sequence[Row]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, each in histograms.items():
         points = [{name: value, "rows": count} for value, count in each.bins()]
         yield f"rows by {name}", _plot(BAR, points, name, "rows")
-    files = [row for row in rows if row["stage"] == shown.name and row["accepted"]]
-    numbers = [row["numbers"] for row in sorted(files, key=lambda row: row["partition"])]
+    numbers = [row["numbers"] for row in sorted(rows, key=lambda row: row["partition"])]
     for title, names in {
         "cost by file, USD": {"cost_usd": "cost"},
         "latency by file, ms": {"latency_ms_median": "median", "latency_ms_p95": "p95"},

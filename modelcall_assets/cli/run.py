@@ -14,6 +14,7 @@ import click
 from modelcall_assets.cli.terminal import (
     RunDisplay,
     echo,
+    file_option,
     load,
     misuse,
     task_argument,
@@ -31,7 +32,7 @@ SHOWN_WARNINGS = 20
 
 @click.command("run-task")
 @task_argument
-@click.option("--file", "pattern", metavar="GLOB", help="Only input files whose path matches.")
+@file_option
 @click.option("--fresh", is_flag=True, help="Ask the model again, also for rows with an answer.")
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")

@@ -142,7 +142,10 @@ def refuse_existing(places: Iterable[Place], force: bool) -> None:
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")
 file_option = click.option(
-    "--file", "pattern", metavar="GLOB", help="Only input files whose path matches."
+    "--file",
+    "pattern",
+    metavar="GLOB",
+    help="Only input files whose path or name matches; /x.jsonl is not also sub/x.jsonl.",
 )
 rejected_option = click.option(
     "--rejected",

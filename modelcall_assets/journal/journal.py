@@ -3,15 +3,16 @@
 A reply is found by its address and turn. Turn 0 opens a dialogue; later turns mend its answer and
 point back at the line before. `seal` marks that an output was published: from then on a dialogue
 that failed may be tried anew, while before it (after a kill) every finished dialogue stands as it
-is. `note` keeps where batches stand, so that a batch which outlives its run is not paid again.
+is. `note` keeps where batches stand, so that a batch which outlives its run is not paid again, and
+`choose` what a run asks anew, so that the next one goes on with it.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal import lines, segments
@@ -49,6 +50,8 @@ class Journal:
         self._end: Position = 0
         self._index = Index()
         self._last_reply = self._last_seal = -1
+        self.choice: Mapping[str, Any] | None = None
+        """What was asked anew by a run that has not published."""
         self._lost: set[Reference] = set()
         """Lines that were found damaged when they were read."""
         self._batches: dict[str, tuple[Position, BatchNote]] = {}
@@ -92,7 +95,7 @@ class Journal:
 
     @property
     def has_unpublished(self) -> bool:
-        return self._last_reply > self._last_seal
+        return self._last_reply > self._last_seal or self.choice is not None
 
     def verify(self) -> tuple[int, dict[str, int]]:
         """Reads all of it: sound lines, and `damaged` with every line that is."""
@@ -116,6 +119,11 @@ class Journal:
             is_open = position > self._last_seal
             dialogues[self.reference(position)] = Dialogue(positions, entries, is_open)
         return [known for end, known in dialogues.items() if end not in continued]
+
+    def choose(self, choice: Mapping[str, Any]) -> None:
+        """Call before the first reply of a run."""
+        self.choice = choice
+        self._writer = self._new_segment()
 
     def append(self, entry: Entry, *, findable: bool = False) -> Position:
         """Raises StoreError when the disk does not take it; a paid reply must not be dropped.
@@ -143,6 +151,7 @@ class Journal:
             return
         if self.has_unpublished:
             self._last_seal = self._write(lines.line_of({"sealed": data_version}))
+            self.choice = None
         self._batches.clear()
         self._end_segment()
         assert self._lock is not None
@@ -210,12 +219,14 @@ class Journal:
                 self._last_reply = start + offset
                 add(kind, self._last_reply)
             elif kind == lines.SEAL:
-                self._last_seal = start + offset
+                self._last_seal, self.choice = start + offset, None
                 self._batches.clear()
             elif kind == lines.BATCH:
                 self._remember(start + offset, lines.batch_note_of(segment.line(offset)))
+            elif kind == lines.HEADER:
+                self.choice = lines.choice_of(segment.line(offset)) or self.choice
             elif kind == lines.FRESH:
-                self._index, self._last_reply = Index(), -1
+                self._index, self._last_reply, self.choice = Index(), -1, None
                 add = self._index.add
                 self._batches.clear()
         self._end += segment.size
@@ -235,7 +246,9 @@ class Journal:
     def _new_segment(self) -> segments.SegmentWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
-        writer = segments.SegmentWriter(self._folder, self._run_id, fresh=self._fresh)
+        header: dict[str, Any] = {"fresh": self._fresh}
+        header |= {"choice": self.choice} if self.choice else {}
+        writer = segments.SegmentWriter(self._folder, self._run_id, header)
         self._segments.append(segments.PlainSegment(writer.path))
         self._starts.append(self._end)
         self._fresh = False

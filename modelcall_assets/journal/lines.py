@@ -1,5 +1,5 @@
-"""One line of a journal: a header (`format`, `run`, `fresh`), a reply (`k` …), a seal (`sealed`) or
-a note of where a batch stands (`batch`).
+"""One line of a journal: a header (`format`, `run`, `fresh`, `choice`), a reply (`k` …), a seal
+(`sealed`) or a note of where a batch stands (`batch`).
 
 A reply's line starts with its address and ends with its body, so that either is found without
 parsing the other. The body is embedded as it came where that makes a line of JSON, which is so for
@@ -11,7 +11,7 @@ as if it had never come.
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -39,7 +39,7 @@ _START = re.compile(rb'\{"(?:k":"[0-9a-f]{32}"|sealed"|batch"|format")')
 _NEEDED = frozenset(("k", "st", "e", "n", "ms", "at"))
 _OLD_NAMES = _NEEDED | {
     *("o", "s", "t", "p", "r", "text", "b64"),
-    *("format", "run", "fresh", "sealed", "batch", "id", "ended"),
+    *("format", "run", "fresh", "choice", "sealed", "batch", "id", "ended"),
 }
 
 
@@ -91,6 +91,11 @@ def batch_line(note: BatchNote) -> bytes:
 def batch_note_of(line: bytes) -> BatchNote:
     content = orjson.loads(line)
     return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
+
+
+def choice_of(line: bytes) -> Mapping[str, Any] | None:
+    """Of a header."""
+    return orjson.loads(line).get("choice")
 
 
 def reply_line(entry: Entry) -> bytes:

@@ -10,9 +10,10 @@ import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -34,7 +35,7 @@ _READ_BYTES = 8192
 class SegmentWriter:
     """Appends lines; each is in the operating system's hands when `append` returns."""
 
-    def __init__(self, folder: Path, run_id: str, *, fresh: bool) -> None:
+    def __init__(self, folder: Path, run_id: str, header: Mapping[str, Any]) -> None:
         """Two runs that ask at the same time get the same number but never the same name."""
         last = all_paths(folder)[-1:]
         number = int(last[0].name.partition("-")[0]) + 1 if last else 1
@@ -42,7 +43,7 @@ class SegmentWriter:
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         self.size = self._synced = 0
         try:
-            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, "fresh": fresh}))
+            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, **header}))
         except OSError:
             os.close(self._fd)
             self.path.unlink()

@@ -180,7 +180,7 @@ class AskingStage(Stage):
             await in_thread(self._journal, key, run) as journal,
             closing(await self._reuse(key, run)) as reuse,
         ):
-            stands = await in_thread(standing, self, key, source, run)
+            stands = await in_thread(standing, self, key, source, run, journal)
             reuse.published |= stands is not None
             adoption = None
             if draft.adopts and not fresh:

@@ -202,7 +202,7 @@ class Replay:
                     break
         if last is None or finished is None:
             return item if last is None else replace(item, known=last)
-        stands = last.open_round or self.stands is not None
+        stands = last.open_round or (self.stands is not None and self.stands.settled)
         if isinstance(finished.outcome, Failure) and not stands:
             return item
         if not is_new:

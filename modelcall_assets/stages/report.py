@@ -97,6 +97,13 @@ class Run:
     ids: Sequence[str] = ()
     where: str = ""
     reason: str = ""
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What it asks anew though there is a result."""
+        given = {"again": self.again, "ids": [*self.ids], "where": self.where}
+        return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
+
     stop: Callable[[], None] = lambda: None
     """Ends it soon, with everything kept; what an open stage sets."""
 

@@ -3,12 +3,12 @@ those that are asked anew though they have an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Set
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.journal.journal import Journal
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.report import Run
@@ -21,6 +21,8 @@ from modelcall_assets.transforms.values import Where
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage
+
+MAKE_ANEW = "run-task, or a run without options, makes them anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,68 +38,92 @@ class Unanswered:
 @dataclass(frozen=True)
 class Standing:
     """By index: the records whose failure stands, and those that are asked `anew` though they may
-    have an answer. What else was published stands too."""
+    have an answer. What else was published stands too, but other failures only if `settled`."""
 
-    failed: Mapping[int, Unanswered]
+    failed: Mapping[int, Unanswered] = field(default_factory=dict[int, Unanswered])
     anew: Set[int] = frozenset()
+    settled: bool = True
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Which rows of results are asked again: those for which all holds that is given."""
 
-    ids: Collection[str] = ()
+    ids: Collection[str] | None = None
     where: Where | None = None
     reason: str = ""
 
     @classmethod
-    def of(cls, run: Run) -> Self:
-        """SetupError when its options say nothing."""
-        if run.reason and run.reason not in [*Reason]:
+    def of(cls, choice: Mapping[str, Any]) -> Self:
+        """Of run options; SetupError when they say nothing."""
+        reason, where = choice.get("reason", ""), None
+        if reason and reason not in [*Reason]:
             expected = ", ".join(Reason)
-            raise SetupError([Problem("options", "reason", "unknown", expected, run.reason)])
+            raise SetupError([Problem("options", "reason", "unknown", expected, reason)])
         try:
-            where = Where.parse(run.where) if run.where else None
+            where = Where.parse(choice["where"]) if choice.get("where") else None
         except ValueError as error:
             expected = "'column op value', joined by 'and'"
             raise SetupError([Problem("options", "where", str(error), expected)]) from None
-        return cls({*run.ids}, where, run.reason)
+        return cls({*choice["ids"]} if choice.get("ids") else None, where, reason)
 
     def __bool__(self) -> bool:
-        return bool(self.ids or self.where or self.reason)
+        return bool(self.ids is not None or self.where or self.reason)
 
-    def count(self, file: Published) -> int:
-        """How many rows of a file; of no choice those that failed."""
-        return sum(1 for _ in self.rows(file)) if self else file.manifest.failed
-
-    def rows(self, file: Published) -> Iterator[int]:
-        """Their indexes. InputError when the file is not as it was published."""
+    def rows(self, file: Published) -> Iterator[tuple[int, str]]:
+        """Their indexes and ids. InputError when the file is not as it was published."""
         if self.reason and not file.manifest.failures.get(self.reason):
             return
         file.check()
         for index, item in file.items():
-            failure = failure_of(file, item)
+            failure, name = failure_of(file, item), identity(file, index, item)
             if (
                 (not self.reason or (failure is not None and failure.reason == self.reason))
-                and (not self.ids or identity(file, index, item) in self.ids)
+                and (self.ids is None or name in self.ids)
                 and (not self.where or (isinstance(item, dict) and self.where(item)))
             ):
-                yield index
+                yield index, name
 
 
-def standing(stage: AskingStage, key: str, source: Source, run: Run) -> Standing | None:
-    """None when nothing does: failed rows are asked again. InputError when rows are chosen of a
-    result that is out of date."""
-    if wanted := Wanted.of(run):
-        made = stage.latest(key, rejected=True)
-        if made is None:
-            return None
-        if not _is_current(stage, made, source):
-            fix = "run the task, which makes it anew, or leave out ids, where and reason"
-            raise InputError(f"{decode_key(key)}: its {stage.name} are out of date; {fix}")
-        anew = {*wanted.rows(Published(stage, key, made))}
-        return Standing(_failed(stage.result(made), but=anew), anew)
-    return None if run.fresh or run.again else _acceptable(stage, key, source)
+def standing(
+    stage: AskingStage, key: str, source: Source, run: Run, journal: Journal
+) -> Standing | None:
+    """None when nothing does. What an earlier run was told to ask anew, and did not come to
+    publish, goes on. SetupError when the options contradict each other, InputError when rows are
+    chosen of a result that is out of date."""
+    if run.fresh:
+        if run.choice:
+            fix = "leave out fresh, or else again, ids, where and reason"
+            raise SetupError([Problem("options", "fresh", "asks all rows again", fix=fix)])
+        return None
+    choice = run.choice or journal.choice or {}
+    stands, made = None, stage.latest(key, rejected=True)
+    if wanted := Wanted.of(choice):
+        if made is not None and _is_current(stage, made, source):
+            anew = {index for index, _ in wanted.rows(Published(stage, key, made))}
+            stands = Standing(_failed(stage.result(made), but=anew), anew)
+        elif made is not None and run.choice:
+            raise InputError(f"its {stage.name} are out of date; {MAKE_ANEW}")
+    elif choice.get("again"):
+        stands = Standing(settled=False)
+    if run.choice and made is not None:
+        journal.choose(run.choice)
+    return _acceptable(stage, key, source) if stands is None and not run.choice else stands
+
+
+def out_of_date(stage: AskingStage, files: Sequence[Published]) -> list[str]:
+    """The names of those that would be made otherwise now, or whose input is gone; as far as that
+    is known without reading inputs."""
+    first, version, keys = stage.task.stages[0], stage.version(), [file.key for file in files]
+    has_inputs = first is not stage and first.keys is stage.keys
+    changed = first.outdated(keys) if has_inputs else set[str]()
+
+    def is_old(file: Published) -> bool:
+        made, before = file.manifest, stage.before.accepted(file.key)
+        is_same = before is not None and stage.before.digest_of(before) == made.input.digest
+        return not is_same or made.detail.get("made_by") not in (None, version)
+
+    return [file.name for file in files if file.key in changed or is_old(file)]
 
 
 def _acceptable(stage: AskingStage, key: str, source: Source) -> Standing | None:

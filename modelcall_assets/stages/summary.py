@@ -83,7 +83,7 @@ class Summary(Stage):
             for row in last
             if not row["accepted"]
         ][:SHOWN]
-        _add_rows(report, [row for row in last if row["accepted"]])
+        add_rows(report, [row for row in last if row["accepted"]])
         self._add_cost(report, [*rows.values()])
         report.tables["commands"] = self._commands()
         return report, made_of, [*rows.values()]
@@ -237,8 +237,8 @@ def _told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> st
     return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in told)
 
 
-def _add_rows(report: Report, rows: Sequence[Row]) -> None:
-    """Of the last stage: its counts, reasons with an example each, scores, and the worst files."""
+def add_rows(report: Report, rows: Sequence[Row]) -> None:
+    """Of results of one stage: their counts, reasons with an example each, scores, worst files."""
     report.rows_in = report.rows = sum(row["rows"] for row in rows)
     for row in rows:
         report.failures.update(row["failures"])

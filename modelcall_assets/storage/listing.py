@@ -96,7 +96,9 @@ def list_files(
 
 
 def matches(key_path: str, pattern: str) -> bool:
-    """Whether the glob fits the whole relative path, or the file name alone."""
+    """Whether the glob fits the whole relative path, or, without a slash at its start, the name."""
+    if pattern.startswith("/"):
+        return fnmatchcase(key_path, pattern[1:])
     return fnmatchcase(key_path, pattern) or fnmatchcase(key_path.rsplit("/", 1)[-1], pattern)
 
 
