@@ -27,6 +27,7 @@ from dagster._core.storage.sqlite import LAST_KNOWN_STAMPED_SQLITE_ALEMBIC_REVIS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
+from modelcall_assets.defs.storage import KeptSqliteStorage
 from modelcall_assets.errors import Problem, SetupError, StoreError
 from modelcall_assets.stages.stage import Keys, Stage
 from modelcall_assets.stages.task import Task
@@ -48,7 +49,8 @@ def whole_home(home: Path) -> Iterator[None]:
     """For the block this process alone opens the home, and its databases are whole: what is missing
     of them was added, in one transaction each. Other storages than SQLite's are left alone."""
     storage = InstanceRef.from_dir(str(home)).storage_data
-    if storage is None or storage.class_name != DagsterSqliteStorage.__name__:
+    ours = DagsterSqliteStorage.__name__, KeptSqliteStorage.__name__
+    if storage is None or storage.class_name not in ours:
         yield
         return
     base = Path(storage.config_dict["base_dir"])

@@ -1,0 +1,86 @@
+"""Dagster's SQLite storage with connections that are kept: it makes an engine and a connection for
+each event and each question, four fifths of what these cost. `dagster.yaml` names the instance that
+has it, so that the webserver and the daemon have it too."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dagster import DagsterInstance
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._serdes import ConfigurableClassData
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.pool import QueuePool
+
+from modelcall_assets.storage.files import BUSY_S
+
+KEPT_S = 1.0
+
+
+class KeptEventLog(SqliteEventLogStorage):
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._engine = lru_cache(maxsize=16)(_engine)
+        self._partitions: dict[str, tuple[float, frozenset[str]]] = {}
+        super().__init__(base_dir, inst_data)
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        with self._db_lock:
+            path = Path(self.path_for_shard(shard))
+            file = path.stat().st_ino if path.exists() else 0  # another one may come in its place
+            engine = self._engine(self.conn_string_for_shard(shard), file)
+            if shard not in self._initialized_dbs:
+                self._initdb(engine)
+                self._initialized_dbs.add(shard)
+            with engine.connect() as connection, connection.begin():
+                yield connection
+
+    def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
+        """A page of the UI asks it for each of a check's results."""
+        name, now = partitions_def_name, time.monotonic()
+        asked, keys = self._partitions.get(name, (0.0, frozenset[str]()))
+        if partition_key in keys and now - asked < KEPT_S:
+            return True
+        is_there = super().has_dynamic_partition(name, partition_key)
+        if is_there and now - asked < KEPT_S:
+            keys = frozenset(self.get_dynamic_partitions(name))
+        self._partitions[name] = now, keys
+        return is_there
+
+
+class KeptSqliteStorage(DagsterSqliteStorage):
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir, inst_data)
+        self._event_log_storage = KeptEventLog(str(Path(base_dir, "history", "runs")))
+
+    @classmethod
+    def from_config_value(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, inst_data: ConfigurableClassData | None, config_value: Any
+    ) -> "KeptSqliteStorage":
+        return cls.from_local(inst_data=inst_data, **config_value)
+
+
+class Instance(DagsterInstance):
+    """Of a home that names no other storage."""
+
+    @staticmethod
+    def config_schema() -> dict[str, Any]:
+        return {}
+
+    @staticmethod
+    def config_defaults(base_dir: str) -> Mapping[str, ConfigurableClassData | None]:
+        storage = KeptSqliteStorage
+        own = ConfigurableClassData(
+            storage.__module__, storage.__name__, yaml.safe_dump({"base_dir": base_dir})
+        )
+        return {**InstanceRef.config_defaults(base_dir), "storage": own}
+
+
+def _engine(url: str, _file: int) -> Engine:
+    return create_engine(url, poolclass=QueuePool, connect_args={"timeout": BUSY_S})
