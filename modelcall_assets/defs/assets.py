@@ -6,9 +6,10 @@ import asyncio
 import signal
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, repeat
+from typing import Any, NamedTuple
 
 import dagster as dg
 from pydantic import Field
@@ -77,9 +78,7 @@ async def interruptible(stop: Callable[[], None]) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def watched(
-    context: dg.AssetExecutionContext, watcher: Watcher | None, tally: Tally
-) -> AsyncGenerator[None]:
+async def watched(context: Any, watcher: Watcher | None, tally: Tally) -> AsyncGenerator[None]:
     """Without a watcher of its own it is logged."""
     shown_to = watcher or Watcher(lambda tally: context.log.info(tally.line()))
 
@@ -155,7 +154,7 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
             for each in keys:
                 failed = check_event(context.instance, stage, each, failed_check(str(error)))
                 context.log_event(failed)
-            raise _failure(str(error), [error]) from None
+            raise failure(str(error), [error]) from None
         if report is not None:
             yield dg.MaterializeResult(
                 metadata=metadata_of(stage, keys[0], report),
@@ -197,55 +196,69 @@ def _files_per_run(stage: Stage) -> int:
     return wanted + len(stages) - 1 - stages.index(stage) if wanted > 1 else 1
 
 
+class Ended(NamedTuple):
+    """What came of a file: its report, or none; and why it is red, if it is. `is_told` says whether
+    the partition's page is to say so."""
+
+    report: Report | None
+    why: str = ""
+    error: Exception | None = None
+    is_told: bool = True
+
+    @property
+    def is_systemic(self) -> bool:
+        """Whether other files would end in the same way."""
+        return isinstance(self.error, EndpointRefused | EndpointDown | BudgetSpent)
+
+
+async def made(context: Any, stage: Stage, key: str, work: Work) -> Ended:
+    """Whatever happens to one file, its neighbours go on."""
+    try:
+        report = await work(key)
+    except InHand as error:  # what comes of it is the other run's to say
+        return Ended(None, str(error), is_told=False)
+    except ModelcallError as error:  # one that was interrupted the next run goes on with
+        return Ended(None, str(error), error, is_told=type(error) is not RunStopped)
+    except Exception as error:
+        context.log.error(f"{key} failed", exc_info=True)
+        return Ended(None, last_line(error))
+    return Ended(report, stage.why_rejected(report) or "")
+
+
 async def _work_on(
     context: dg.AssetExecutionContext, stage: Stage, keys: Sequence[str], work: Work
 ) -> Report | None:
     """Logs what came of each file. Of a run of one the report, if it is accepted: its result is
     for the caller to yield. Raises one Failure at the end that says why each file failed."""
-    failed: dict[str, str] = {}
-    errors: list[Exception] = []
-    accepted: list[Report] = []
+    ends: dict[str, Ended] = {}
     slots = asyncio.Semaphore(stage.spec.task.concurrency.max_concurrent_files)
 
     async def file(key: str) -> None:
-        report = None
         async with slots:
-            try:
-                report = await work(key)
-            except InHand as error:  # what comes of it is the other run's to say
-                failed[key] = str(error)
-                return
-            except ModelcallError as error:
-                errors.append(error)
-                failed[key] = str(error)
-                if type(error) is RunStopped:  # interrupted: the next run goes on with it
-                    return
-            except Exception as error:  # its neighbours go on
-                context.log.error(f"{key} failed", exc_info=True)
-                failed[key] = last_line(error)
-        if report is None:
-            check = failed_check(failed[key])
+            ends[key] = ended = await made(context, stage, key, work)
+        if ended.report is None and ended.is_told:
+            check = failed_check(ended.why)
             context.log_event(check_event(context.instance, stage, key, check))
-            return
-        if (rejected := stage.why_rejected(report)) is not None:
-            failed[key] = rejected
-        elif len(keys) == 1:
-            accepted.append(report)
-            return
-        for event in events_of(context.instance, stage, key, report, rejected):
-            context.log_event(event)
+        elif ended.report is not None and (ended.why or len(keys) > 1):
+            report, rejected = ended.report, ended.why or None
+            for event in events_of(context.instance, stage, key, report, rejected):
+                context.log_event(event)
 
     async with asyncio.TaskGroup() as files:
         for key in keys:
             files.create_task(file(key))
-    if failed:
-        told = "\n".join(f"{key}: {failed[key]}" for key in keys if key in failed)
-        head = f"{len(failed)} of {len(keys)} files failed:\n" if len(keys) > 1 else ""
-        raise _failure(head + told, errors)
-    return accepted[0] if accepted else None
+    if failed := {key: ends[key].why for key in keys if ends[key].why}:
+        errors = [ended.error for ended in ends.values() if ended.error is not None]
+        raise failure(failure_text(failed, len(keys)), errors)
+    return ends[keys[0]].report if len(keys) == 1 else None
 
 
-def _failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
+def failure_text(failed: Mapping[str, str], of: int) -> str:
+    head = f"{len(failed)} of {of} files failed:\n" if of > 1 else ""
+    return head + "\n".join(f"{key}: {why}" for key, why in failed.items())
+
+
+def failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
     """Tells `defs.runs` by its metadata whether other files would end in the same way."""
     systemic = EndpointRefused, EndpointDown, BudgetSpent
     is_systemic = any(isinstance(error, systemic) for error in errors)

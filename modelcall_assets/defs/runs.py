@@ -13,12 +13,11 @@ import atexit
 import fcntl
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 from uuid import uuid4
 
 import dagster as dg
@@ -31,22 +30,13 @@ from dagster._core.executor.in_process import InProcessExecutor
 from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
-from modelcall_assets.defs.assets import SYSTEMIC_KEY, task_assets
+from modelcall_assets.defs.chain import Chain, StageOptions
 from modelcall_assets.defs.instance import (
-    GREEN,
-    IN_PROGRESS,
-    asset_key,
-    is_stale,
-    neighbours,
-    range_tags,
     register,
-    statuses_of,
 )
-from modelcall_assets.defs.models import model_resources
 from modelcall_assets.defs.shown import note_overviews
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Watcher
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 
 PROCESS_TAG = "modelcall/process"
@@ -212,10 +202,6 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
     return sensor
 
 
-StageOptions = Mapping[str, Mapping[str, Any]]
-"""Run options by stage: see `RunOptions`."""
-
-
 @dataclass
 class RunSummary:
     """`ran` counts partitions per stage; `failed` has the message of each run that went wrong;
@@ -242,43 +228,23 @@ class TaskRunner:
         options: StageOptions | None = None,
         files: Set[str] | None = None,
     ) -> RunSummary:
-        """Stage after stage; a file that fails in one stage is left out of the next, a group
-        that lacks a member says so. Ends at once when the endpoint refuses everybody or is down.
-        A stage with `options` makes all of its partitions anew, or just these `files`."""
-        summary, wanted = RunSummary(), list(keys)
-        task, in_set = self.task, self.task.stages[0].keys
-        assets = task_assets(task, self.watcher)
-        definitions = dg.Definitions(
-            assets=assets, resources=model_resources([task]), executor=dg.in_process_executor
-        )
-        job = definitions.resolve_implicit_global_asset_job_def()
+        """Ends at once when the endpoint refuses everybody or is down. A group that lacks a member
+        says so. A stage with `options` makes all of its partitions anew, or just these `files`."""
+        task = self.task
+        chain = Chain(task, self.instance, keys, options or {}, files, self.watcher)
+
+        @dg.op(name="all_stages", pool=task.spec.key)
+        async def body(context: dg.OpExecutionContext) -> None:
+            await chain.run(context)
+
+        @dg.job(name=f"run_{task.spec.key}", executor_def=dg.in_process_executor)
+        def job() -> None:
+            body()
+
+        summary = RunSummary(chain.ran, [], chain.busy, chain.behind)
         with process_lock(self.instance) as process, dead_runs_ended(self.instance):
-            for stage in task.stages:
-                if stage.keys != in_set:
-                    in_set, wanted = stage.keys, stage.keys.now()
-                own, anew = (
-                    (options or {}).get(stage.name, {}),
-                    {*wanted} if files is None else files,
-                )
-                due, busy = self.due(stage, wanted, anew if own else set())
-                summary.ran[stage.name] = len(due)
-                summary.busy += busy
-                is_over, runs = False, [*self._ranges(stage, due)]
-                while runs and not is_over:
-                    failures = self._execute(job, stage, runs.pop(0), process, own)
-                    summary.failed += [message for message, _ in failures]
-                    is_over = any(is_systemic for _, is_systemic in failures)
-                unrun = {key for keys_of_run in runs for key in keys_of_run}
-                statuses = statuses_of(self.instance, stage, wanted)
-                if any(status != GREEN for status in statuses.values()):
-                    # Dagster's cache of them can miss what several processes note at a time.
-                    self.instance.wipe_asset_cached_status([asset_key(stage)])
-                    statuses = statuses_of(self.instance, stage, wanted)
-                fine = {key for key in wanted if statuses[key] == GREEN and key not in unrun}
-                summary.behind += [key for key in wanted if key not in fine]
-                wanted = [key for key in wanted if key in fine]
-                if is_over:
-                    break
+            if not chain.is_idle():
+                summary.failed += self._execute(job, process)
             try:
                 note_overviews(self.instance, task)
             except PublishedMeanwhile:
@@ -287,49 +253,15 @@ class TaskRunner:
                 summary.failed.append(f"the summary of the task: {error}")
         return summary
 
-    def due(
-        self, stage: Stage, keys: Sequence[str], anew: Set[str] = frozenset()
-    ) -> tuple[list[str], list[str]]:
-        """The keys that have to be materialised, `anew` or not, and those that another run has in
-        hand."""
-        statuses = statuses_of(self.instance, stage, keys)
-        busy = [key for key in keys if statuses[key] == IN_PROGRESS]
-        green = [key for key in keys if statuses[key] == GREEN and key not in anew]
-        outdated = stage.outdated(green)
-        outdated |= {key for key in green if is_stale(self.instance, stage, key)}
-        fine = {*green} - outdated
-        return [key for key in keys if statuses[key] != IN_PROGRESS and key not in fine], busy
-
-    def _ranges(self, stage: Stage, keys: Sequence[str]) -> Iterator[list[str]]:
-        """The keys of each run: neighbours, in the order Dagster keeps the keys."""
-        if stage.gathers:  # a run each: see defs/assets.py
-            return ([key] for key in keys)
-        return neighbours(self.instance, stage, keys)
-
-    def _execute(
-        self,
-        job: dg.JobDefinition,
-        stage: Stage,
-        keys: Sequence[str],
-        process: str,
-        options: Mapping[str, Any],
-    ) -> list[tuple[str, bool]]:
-        """Run one stage for keys that are neighbours. Gives what failed: the message of each
-        step, and whether other files would end in the same way. KeyboardInterrupt after Ctrl-C,
-        which Dagster keeps to itself."""
-        asset = asset_key(stage)
+    def _execute(self, job: dg.JobDefinition, process: str) -> list[str]:
+        """Gives what failed. KeyboardInterrupt after Ctrl-C, which Dagster keeps to itself."""
         result = job.execute_in_process(
             instance=self.instance,
-            asset_selection=[asset],
-            partition_key=keys[0] if len(keys) == 1 else None,
-            tags={PROCESS_TAG: process, **range_tags(keys)},
-            run_config={
-                "ops": {asset.to_python_identifier(): {"config": dict(options)}} if options else {},
-                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            },
+            tags={PROCESS_TAG: process},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-        failures: list[tuple[str, bool]] = []
+        failures: list[str] = []
         for event in result.all_events:
             if event.event_type == dg.DagsterEventType.RUN_FAILURE:
                 reason = event.job_failure_data.failure_reason
@@ -340,10 +272,9 @@ class TaskRunner:
         return failures
 
 
-def _message_of(data: StepFailureData) -> tuple[str, bool]:
-    """The Failure's own words where there are any, else the exception; whether it is systemic."""
+def _message_of(data: StepFailureData) -> str:
+    """The Failure's own words where there are any, else the exception."""
     own = data.user_failure_data
     if own is None or not own.description:
-        return data.error.to_string() if data.error else "the step failed", False
-    systemic = own.metadata.get(SYSTEMIC_KEY)
-    return own.description, systemic is not None and bool(systemic.value)
+        return data.error.to_string() if data.error else "the step failed"
+    return own.description

@@ -189,7 +189,8 @@ class AskingStage(Stage):
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()
-                caller = Caller(*given, requests=batches.requests, warnings=batches.warnings)
+                counted = {"requests": batches.requests, "warnings": batches.warnings}
+                caller = Caller(*given, **counted, rows=source.rows_read * self.samples)
                 caller.cost_usd = batches.cost_usd
             began = time.monotonic()
             await caller.run(self.asks_of(source))

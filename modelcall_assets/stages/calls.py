@@ -137,8 +137,9 @@ MOST_WORKERS = 8192
 
 @dataclass
 class Caller(Replay):
-    """The call phase of one file, a request at a time."""
+    """The call phase of one file of so many `rows`, a request at a time."""
 
+    rows: int = MOST_WORKERS
     _in_hand: int = 0
     _working: int = 0
     _stopped: ModelcallError | None = None
@@ -148,7 +149,7 @@ class Caller(Replay):
         replies in flight are journalled first."""
         self._records, self._reading = self.pending(asks), asyncio.Lock()
         async with self.synced(), asyncio.TaskGroup() as self._workers:
-            for _ in range(self.engine.max_in_flight):
+            for _ in range(min(self.rows, self.engine.max_in_flight)):
                 self._start_worker()
         if self._stopped is not None:
             raise self._stopped

@@ -5,33 +5,26 @@ The file has a line for each manifest; those of manifests that have not changed 
 file before, so that it costs little to keep it current.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import decode_key, encode_key
+from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution
-from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import FailedRow, Report, Tally
+from modelcall_assets.stages.results import COUNTS, Results, told
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.jsonl import dumps, write_lines
-from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.publishing import InputFingerprint, Manifest, read_manifest
-from modelcall_assets.storage.rows import read_rows
+from modelcall_assets.storage.publishing import InputFingerprint
 
 SHOWN = 50
-COUNTS = ("rows", "ok", "failed", "dropped")
 TOTALS = (
     "requests_sent", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd"
 )  # fmt: skip
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-_LINE = tuple[str, str, bool]
-"""Stage, partition, and whether it is accepted."""
 
 
 class Summary(Stage):
@@ -48,14 +41,14 @@ class Summary(Stage):
         return self.layout.state_folder / self.name
 
     def own_shape(self) -> dict[str, Any]:
-        return {"summary": 2}
+        return {"summary": 3}
 
     def members_changed(self, key: str) -> bool:
         """False too while there is nothing to sum up."""
-        made, manifests = self.accepted(key), self._manifests()
+        made, results = self.accepted(key), Results(self.task)
         if made is None:
-            return bool(manifests)
-        return made.input.digest != self._made_of(manifests, self._inputs()).digest
+            return bool(results.manifests)
+        return made.input.digest != results.digest
 
     def why_rejected(self, report: Report) -> str | None:
         """Its rows are those of the stages before."""
@@ -71,15 +64,16 @@ class Summary(Stage):
 
     def summed(self) -> tuple[Report, InputFingerprint, Sequence[Row]]:
         """The totals, what they are made of, and a row for each result of each stage."""
-        manifests, inputs = self._manifests(), self._inputs()
-        (key,) = self.keys.now()
-        rows = {_key_of(row): row for row in self._rows(key, manifests)}
-        report, made_of = Report(), self._made_of(manifests, inputs)
-        report.data_version = made_of.digest
+        results = Results(self.task)
+        report = Report(data_version=results.digest)
+        rows = results.rows
+        made_of = InputFingerprint(
+            uri=str(self.before.folder), digest=results.digest, size=0, version=""
+        )
         last = [row for row in rows.values() if row["stage"] == self.before.name]
-        report.numbers |= self._files(rows, inputs, report)
+        report.numbers |= self._files(results, report)
         report.tables["rejected"] = [
-            {"partition": row["partition"], "rows": row["rows"], "failed": _told(row["failures"])}
+            {"partition": row["partition"], "rows": row["rows"], "failed": told(row["failures"])}
             for row in last
             if not row["accepted"]
         ][:SHOWN]
@@ -88,61 +82,19 @@ class Summary(Stage):
         report.tables["commands"] = self._commands()
         return report, made_of, [*rows.values()]
 
-    def _manifests(self) -> dict[_LINE, FileInfo]:
-        return {
-            (stage.name, file.key_path.removesuffix(".json"), accepted): file
-            for stage in self.task.stages
-            for accepted in (True, False)
-            for file in list_files(stage.manifest_folder(rejected=not accepted), may_be_absent=True)
-            if file.key_path.endswith(".json")
-        }
-
-    def _made_of(
-        self, manifests: Mapping[_LINE, FileInfo], inputs: Mapping[str, str]
-    ) -> InputFingerprint:
-        """Changes with the manifests, the input files, and what shapes rows."""
-        versions = {repr(each): file.version for each, file in manifests.items()}
-        versions |= {stage.name: stage.code_version for stage in self.task.stages}
-        digest = digest_of_versions({**versions, **inputs})
-        return InputFingerprint(uri=str(self.before.folder), digest=digest, size=0, version="")
-
-    def _inputs(self) -> dict[str, str]:
-        """Versions by key; none where they cannot be listed."""
-        try:
-            files = self.task.inputs.files()
-        except InputError:
-            return {}
-        return {encode_key(file.key_path): file.version for file in files}
-
-    def _rows(self, key: str, manifests: Mapping[_LINE, FileInfo]) -> Iterator[Row]:
-        known: dict[_LINE, Row] = {}
-        made = self.accepted(key)
-        if made is not None and not self.outdated([key]):
-            is_ours = made.detail["code_version"] == self.code_version
-            if is_ours and file_digest(self.result(made)) == made.output_digest:
-                lines = read_rows(self.result(made))
-                known = {_key_of(row): row for row in lines if isinstance(row, dict)}
-        for each, file in manifests.items():
-            row = known.get(each)
-            if row is not None and row["version"] == file.version:
-                yield row
-            elif (manifest := read_manifest(file.place)) is not None:
-                yield _row(each, manifest, file.version)
-
     # What is shown
 
-    def _files(
-        self, rows: Mapping[_LINE, Row], inputs: Mapping[str, str], report: Report
-    ) -> dict[str, Any]:
+    def _files(self, results: Results, report: Report) -> dict[str, Any]:
         """How many files are done, rejected, missing and out of date."""
-        last = self.before.name
-        wanted = self.before.keys.now() if inputs or self.before.keys.of_groups else []
+        last, rows = self.before.name, results.rows
+        wanted = self.before.keys.now() if results.inputs or self.before.keys.of_groups else []
         keys = dict.fromkeys([*wanted, *(key for name, key, _ in rows if name == last)])
         done = [key for key in keys if (last, key, True) in rows]
         rejected = [key for key in keys if (last, key, False) in rows]
         old: dict[str, list[str]] = {}
+        stages = [stage for stage in self.task.stages if stage.keys == self.before.keys]
         for key in done:
-            if why := self._outdated(key, rows, inputs):
+            if why := next(filter(None, (results.changed(stage, key) for stage in stages)), ""):
                 old.setdefault(why, []).append(decode_key(key))
         what = self.before.keys.what.replace(" ", "_")
         report.tables["out_of_date"] = [
@@ -152,27 +104,6 @@ class Summary(Stage):
         counts["out_of_date"] = sum(map(len, old.values()))
         counts["missing"] = len(keys.keys() - {*done, *rejected})
         return {f"{what}_{name}": count for name, count in counts.items()}
-
-    def _outdated(self, key: str, rows: Mapping[_LINE, Row], inputs: Mapping[str, str]) -> str:
-        """Why a partition of the last stage would be made otherwise now; empty if it would not."""
-        stages = [stage for stage in self.task.stages if stage.keys == self.before.keys]
-        for stage in stages:
-            if (row := rows.get((stage.name, key, True))) is None:
-                continue
-            if row["code_version"] not in (None, stage.code_version):
-                now, made = stage.provenance, row["made_with"]
-                if made == now:
-                    same = _told(now) or "the task"
-                    return f"{stage.name} made with other settings of {same}"
-                old, new = _told(made, now.items()), _told(now, made.items())
-                return f"{stage.name} made with {old or 'others'}, now {new}"
-            if stage.upstream in stages:
-                before = rows.get((stage.before.name, key, True), {})
-                if before.get("content") != row["made_of"]:
-                    return f"{stage.before.name} has changed since {stage.name} was made"
-            elif stage.upstream is None and inputs.get(key, row["input"]) != row["input"]:
-                return "the input file has changed"
-        return ""
 
     def _add_cost(self, report: Report, rows: Sequence[Row]) -> None:
         """By stage and in all; what is not known of some files is not summed up."""
@@ -206,35 +137,6 @@ class Summary(Stage):
             f"modelcall export {file}": "JSON lines or Parquet for others",
         }
         return [{"command": command, "to": does} for command, does in wanted.items()]
-
-
-def _key_of(row: Row) -> _LINE:
-    return row["stage"], row["key"], row["accepted"]
-
-
-def _row(each: _LINE, made: Manifest, version: str) -> Row:
-    stage, key, accepted = each
-    detail = made.detail
-    names = "numbers", "examples", "histograms", "made_with"
-    return {
-        "stage": stage,
-        "key": key,
-        "partition": decode_key(key),
-        "accepted": accepted,
-        **{name: getattr(made, name) for name in COUNTS},
-        "failures": made.failures,
-        **{name: detail.get(name, {}) for name in names},
-        "code_version": detail.get("code_version"),
-        "content": made.output_digest or detail.get("digest") or made.input.digest,
-        "made_of": made.input.digest,
-        "input": made.input.version,
-        "version": version,
-    }
-
-
-def _told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> str:
-    told = (each for each in named.items() if each not in but)
-    return ", ".join(f"{name.removeprefix('api_')} {value}" for name, value in told)
 
 
 def add_rows(report: Report, rows: Sequence[Row]) -> None:

@@ -43,7 +43,7 @@ class Layout:
         """Of an absolute path or a URI, in the stores that the task may use."""
         return self._stores.place(text)
 
-    @property
+    @cached_property
     def input_folder(self) -> Place:
         """Or the one input file."""
         return self.place(self.spec.input_folder)

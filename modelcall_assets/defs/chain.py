@@ -1,0 +1,281 @@
+"""The files of a task side by side through its stages, in one Dagster run of this process.
+
+A run of assets takes one key or a range of neighbours, and one stage after the other. This one
+takes any keys, and tells Dagster itself, key by key, what it begins and what came of it: these keys
+alone are in progress meanwhile, and red when it fails or is killed before they are made.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import dagster as dg
+from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
+
+from modelcall_assets.defs.assets import Ended, failure, failure_text, interruptible, made, watched
+from modelcall_assets.defs.instance import GREEN, IN_PROGRESS, asset_key, is_stale, statuses_of
+from modelcall_assets.defs.shown import check_event, events_of, failed_check
+from modelcall_assets.errors import ModelcallError
+from modelcall_assets.stages.report import Report, Run, Tally, Watcher
+from modelcall_assets.stages.results import Results
+from modelcall_assets.stages.stage import Stage, Work
+from modelcall_assets.stages.task import Task
+
+StageOptions = Mapping[str, Mapping[str, Any]]
+"""Run options by stage: see `RunOptions`."""
+LOOK_EVERY_S = 0.01
+
+
+class Ledger:
+    """Tells Dagster what came of files, in their order, by a thread of its own. What has ended
+    before it could be told that it began need not be told."""
+
+    def __init__(self, context: dg.OpExecutionContext) -> None:
+        self._context, self._made = context, set[tuple[str, str]]()
+        self._thread, self._told = ThreadPoolExecutor(1, "ledger"), list[Future[None]]()
+
+    def begun(self, stage: Stage, key: str) -> None:
+        self._told.append(self._thread.submit(self._plan, stage, key))
+
+    def ended(self, stage: Stage, key: str, ended: Ended) -> None:
+        if not ended.why:
+            self._made.add((stage.name, key))
+        self._told.append(self._thread.submit(self._tell, stage, key, ended))
+
+    def close(self) -> None:
+        """Waits until all is told; raises what has kept something from that."""
+        self._thread.shutdown()
+        for told in self._told:
+            told.result()
+
+    def _plan(self, stage: Stage, key: str) -> None:
+        if (stage.name, key) in self._made:
+            return
+        context, planned = self._context, AssetMaterializationPlannedData(asset_key(stage), key)
+        event = DagsterEvent.build_asset_materialization_planned_event(
+            context.job_name, str(context.op_handle), planned
+        )
+        context.instance.report_dagster_event(event, context.run_id, logging.DEBUG)
+
+    def _tell(self, stage: Stage, key: str, ended: Ended) -> None:
+        instance = self._context.instance
+        if ended.report is not None:
+            for event in events_of(instance, stage, key, ended.report, ended.why or None):
+                self._context.log_event(event)
+        elif ended.is_told:
+            check = check_event(instance, stage, key, failed_check(ended.why))
+            self._context.log_event(check)
+
+
+@dataclass
+class Chain:
+    """Of the `keys` of the first stage; a stage with `options` makes all of its partitions anew, or
+    just these `files`."""
+
+    task: Task
+    instance: dg.DagsterInstance
+    keys: Sequence[str]
+    options: StageOptions
+    files: Set[str] | None
+    watcher: Watcher | None
+    ran: dict[str, int] = field(default_factory=dict[str, int])
+    failed: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    """By stage, why files are red."""
+    busy: list[str] = field(default_factory=list[str])
+    behind: list[str] = field(default_factory=list[str])
+    errors: list[Exception] = field(default_factory=list[Exception])
+    is_over: bool = False
+    made: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """What this run has made, by stage and partition."""
+    stops: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+
+    @cached_property
+    def results(self) -> Results:
+        return Results(self.task)
+
+    @cached_property
+    def statuses(self) -> Mapping[str, Mapping[str, Any]]:
+        """By stage and partition, as Dagster had them at first. Read once more where one is not
+        green: its cache can miss what several processes note at a time."""
+        found, instance = dict[str, Mapping[str, Any]](), self.instance
+        for stage in self.task.stages:
+            known = instance.get_dynamic_partitions(stage.keys.name)
+            found[stage.name] = statuses_of(instance, stage, known)
+            if any(status != GREEN for status in found[stage.name].values()):
+                instance.wipe_asset_cached_status([asset_key(stage)])
+                found[stage.name] = statuses_of(instance, stage, known)
+        return found
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        keys, in_set = self.keys, self.task.stages[0].keys
+        for stage in self.task.stages:
+            if stage.keys != in_set:
+                in_set, keys = stage.keys, stage.keys.now()
+            statuses = self.statuses[stage.name]
+            if stage.name in self.options or any(statuses.get(key) != GREEN for key in keys):
+                return False
+            self.results.look(stage)
+            if any(self.is_due(stage, key) for key in keys):
+                return False
+        return True
+
+    def is_due(self, stage: Stage, key: str) -> bool:
+        """Whether a green partition has to be made anew."""
+        content = None
+        if stage.upstream is not None and (stage.upstream.name, key) in self.made:
+            made = stage.upstream.accepted(key)
+            content = made and stage.upstream.digest_of(made)
+        return self.results.is_due(stage, key, content) or (
+            not self.results.says_by_what(stage, key) and is_stale(self.instance, stage, key)
+        )
+
+    def stop(self) -> None:
+        self.is_over = True
+        for stop in self.stops:
+            stop()
+
+    async def run(self, context: dg.OpExecutionContext) -> None:
+        """Raises one Failure at the end that says why each file failed."""
+        ledger = Ledger(context)
+        links = [Link(self, stage, context, ledger) for stage in self.task.stages]
+        for link, after in pairwise(links):
+            link.after = after
+        texts = list[str]()
+        try:
+            async with interruptible(self.stop), asyncio.TaskGroup() as group:
+                for link in links:
+                    group.create_task(link.run())
+                for key in (*self.keys, None):
+                    links[0].keys.put_nowait(key)
+        except* ModelcallError as errors:
+            texts += map(str, errors.exceptions)
+        finally:
+            await asyncio.to_thread(ledger.close)
+        texts += (failure_text(why, self.ran[stage]) for stage, why in self.failed.items() if why)
+        if texts:
+            raise failure("\n".join(texts), self.errors)
+
+
+class Link:
+    """One stage of the chain. Files come from the stage before, and go on to the one `after`."""
+
+    def __init__(
+        self, chain: Chain, stage: Stage, context: dg.OpExecutionContext, ledger: Ledger
+    ) -> None:
+        self.after: Link | None = None
+        self.keys = asyncio.Queue[str | None]()
+        """None ends them."""
+        self._chain, self._stage, self._context, self._ledger = chain, stage, context, ledger
+        self._tally = Tally(stage.name, stage.asks)
+        self._options = chain.options.get(stage.name, {})
+        self._failed = chain.failed.setdefault(stage.name, {})
+        self._in_work = self._rows_begun = chain.ran[stage.name] = 0
+        self._most_files = stage.spec.task.concurrency.max_concurrent_files
+
+    async def run(self) -> None:
+        stage, due, is_open, work = self._stage, deque[tuple[str, int]](), True, None
+        stages = self._chain.task.stages
+        if stage.keys != stages[max(0, stages.index(stage) - 1)].keys:
+            await self._all_before()
+        statuses = self._chain.statuses[stage.name]
+        if any(status == GREEN for status in statuses.values()):
+            await asyncio.to_thread(self._chain.results.look, stage)
+        async with AsyncExitStack() as opened, asyncio.TaskGroup() as files:
+            while is_open or due:
+                if due and self._chain.is_over:
+                    self._chain.behind += (key for key, _ in due)
+                    due.clear()
+                elif due and self._has_room():
+                    if work is None:
+                        work = await self._opened(opened)
+                    key, rows = due.popleft()
+                    self._in_work += 1
+                    self._rows_begun += rows
+                    self._ledger.begun(stage, key)
+                    files.create_task(self._file(key, work))
+                else:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_EVERY_S if due else None):
+                            key = await self.keys.get()
+                        is_open = key is not None
+                        if key is not None and await self._is_due(key, statuses.get(key)):
+                            rows = stage.rows_to_work([key]) if stage.shows_progress else 0
+                            due.append((key, rows))
+                            self._chain.ran[stage.name] += 1
+                            self._tally.rows += rows
+        self._pass_on(None)
+
+    async def _all_before(self) -> None:
+        """Wait for what the stage before passes on; then the stage's own keys come."""
+        while await self.keys.get() is not None:
+            pass
+        for key in (*self._stage.keys.now(), None):
+            self.keys.put_nowait(key)
+
+    async def _is_due(self, key: str, status: Any) -> bool:
+        """What is not goes on, or stays behind."""
+        chain = self._chain
+        if status == IN_PROGRESS:
+            chain.busy.append(key)
+            chain.behind.append(key)
+            return False
+        is_anew = self._options and (chain.files is None or key in chain.files)
+        if status != GREEN or is_anew or await asyncio.to_thread(chain.is_due, self._stage, key):
+            return True
+        self._pass_on(key)
+        return False
+
+    def _has_room(self) -> bool:
+        """Whether the rows of the files in work leave slots of the model empty."""
+        rows = self._rows_begun - self._tally.done
+        return self._in_work < self._most_files or rows < getattr(self._stage, "most_in_flight", 0)
+
+    async def _opened(self, stack: AsyncExitStack) -> Work:
+        """The stage's work; where it cannot be opened, every file fails for that."""
+        try:
+            return await stack.enter_async_context(self._open())
+        except ModelcallError as error:
+            refused = error
+
+        async def work(_: str) -> Report:
+            raise refused
+
+        return work
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncGenerator[Work]:
+        run = Run(self._context.run_id, self._tally, **self._options)
+        async with self._stage.open(run) as work:
+            self._chain.stops.append(lambda: run.stop())
+            if not self._stage.shows_progress:
+                yield work
+                return
+            async with watched(self._context, self._chain.watcher, self._tally):
+                yield work
+
+    async def _file(self, key: str, work: Work) -> None:
+        chain, stage = self._chain, self._stage
+        ended = await made(self._context, stage, key, work)
+        self._in_work -= 1
+        self._ledger.ended(stage, key, ended)
+        chain.is_over |= ended.is_systemic
+        if ended.error is not None:
+            chain.errors.append(ended.error)
+        if ended.why or ended.report is None:
+            self._failed[key] = ended.why
+            chain.behind.append(key)
+        else:
+            chain.made.add((stage.name, key))
+            self._pass_on(key)
+
+    def _pass_on(self, key: str | None) -> None:
+        if self.after is not None:
+            self.after.keys.put_nowait(key)
