@@ -255,12 +255,12 @@ def asset_key(stage: Stage) -> dg.AssetKey:
 def provenance_tags(
     instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str
 ) -> dict[str, str]:
-    """Tags of a materialisation that is logged instead of yielded. What has no partitions was made
-    of all that there were at its input's latest event."""
+    """Tags of a materialisation that is logged instead of yielded. What gathers was made of all
+    that there were at its input's latest event."""
     tags = {_DATA: data_version, f"{_DATA}_is_user_provided": "true", _CODE: stage.code_version}
     if stage.upstream is None:
         return tags
-    asset, partition = asset_key(stage.upstream), None if stage.keys.is_one else key
+    asset, partition = asset_key(stage.upstream), None if stage.gathers else key
     record = instance.get_latest_data_version_record(asset, partition_key=partition)
     name, made = asset.to_user_string(), record and record.event_log_entry.tags
     tags[f"dagster/input_data_version/{name}"] = _as_input(made)
