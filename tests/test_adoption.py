@@ -599,7 +599,7 @@ class TestRejected:
         assert {name: project.output(name).read_bytes() for name in before} == before
         assert "rejected, 3 of 3 rows failed" in project.run("failures", TASK).err
         assert (
-            "3 of 3 records" in project.run("report", TASK, "--rejected", "--file", "a.jsonl").out
+            "3 of 3 records" in project.run("report", TASK, "--file", "a.jsonl").out
         )
         project.run("export", TASK, "--all", "--rejected", "--output", "aside")
         aside = (project.root / "aside/a.jsonl").read_bytes().splitlines()
