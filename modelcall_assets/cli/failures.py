@@ -37,6 +37,8 @@ from modelcall_assets.stages.task import Task
 
 DETAIL_CHARS = 200
 SHOWN_IDS = 5
+WIDE = 10_000
+"""Columns of what is read by programs: no word is cut in two."""
 
 
 def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
@@ -63,7 +65,8 @@ def failures(
 ) -> None:
     """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
 
-    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows.
+    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
+    --json a row is {file, record_id, reason, detail, attempts, endpoint}.
 
     \b
       modelcall failures my_task.yaml
@@ -109,7 +112,9 @@ def retry(
 
     Materialises the files that have such rows once more; all other rows are read from the journal,
     and nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it
-    stays where the new one fails. A file that was never finished is for run-task.
+    stays where the new one fails. A file that was never finished is for run-task, and so is one that
+    is out of date. A retry of chosen rows that was killed is gone on with by the same command, or by
+    run-task.
 
     \b
       modelcall retry my_task.yaml
@@ -199,7 +204,7 @@ def _ids(given: str | None) -> Set[str] | None:
 
 
 def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     if rows:
         names = ("file", "record", "reason", "detail", "attempts", "endpoint")
         cells = list[tuple[str, ...]]()

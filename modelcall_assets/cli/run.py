@@ -38,7 +38,11 @@ SHOWN_WARNINGS = 20
 @click.command("run-task")
 @task_argument
 @file_option
-@click.option("--fresh", is_flag=True, help="Ask the model again, also for rows with an answer.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Ask for all rows again; what comes replaces what was there, failures too.",
+)
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(

@@ -26,9 +26,7 @@ from modelcall_assets.storage.rows import read_rows
 
 SHOWN = 50
 COUNTS = ("rows", "ok", "failed", "dropped")
-TOTALS = (
-    "requests_sent", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd"
-)  # fmt: skip
+TOTALS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd")
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _LINE = tuple[str, str, bool]
 """Stage, partition, and whether it is accepted."""
