@@ -34,12 +34,13 @@ CONDITIONS = (
     "text = ''", "text = TRUE", "flag = TRUE", "flag = false", "flag != 1", "flag = 'true'",
     "text.length = 3", "tags.length = 2", "tags.0 = x", "tags.1 = 2", "tags.00 = x", "tags.-1 = 2",
     "toString != null", "toString = own", "constructor != null", "constructor = 1", "a.b = 1",
-    "valueOf = null", "deep.a.b > 2", "deep.length = 2", "deep.toString != null", "row = 7",
+    "deep.a.b > 2", "deep.length = 2", "deep.toString != null", "row = 7",
     "status = own", "file = f", "__proto__ = 3", "n > 0 and text = abc", "n > 0 AND flag = false",
     '"a.b" = 1', "id = 3", "n = nan", "n != nan",
     f"n > {2**60}", f"n = {2**60}", f"n = {2**60 + 1}",
 )  # fmt: skip
 WRONG = ("n < null", "n", "n =", "n ~ 1", "n = 1 or n = 2", "n = 1 and", "= 1")
+ABSENT = ("valueOf = null", "scor < 2")
 
 
 @pytest.fixture
@@ -79,6 +80,9 @@ def test_a_condition_means_what_it_means_elsewhere(page: Page, project: Project)
         page.get_by_label("condition").fill(condition)
         assert page.locator("#wrong").inner_text() == "", condition
         assert seen(page) == sum(map(Where.parse(condition), ROWS)), condition
+    for condition in ABSENT:
+        page.get_by_label("condition").fill(condition)
+        assert "no record here has" in page.locator("#wrong").inner_text()
     for condition in WRONG:
         with pytest.raises(ValueError):
             Where.parse(condition)

@@ -598,9 +598,7 @@ class TestRejected:
         assert "The result lies aside and replaces nothing" in ended.err
         assert {name: project.output(name).read_bytes() for name in before} == before
         assert "rejected, 3 of 3 rows failed" in project.run("failures", TASK).err
-        assert (
-            "3 of 3 records" in project.run("report", TASK, "--file", "a.jsonl").out
-        )
+        assert "3 of 3 records" in project.run("report", TASK, "--file", "a.jsonl").out
         project.run("export", TASK, "--all", "--rejected", "--output", "aside")
         aside = (project.root / "aside/a.jsonl").read_bytes().splitlines()
         assert {orjson.loads(line)["api_fail_reason"] for line in aside} == {"missing_input"}

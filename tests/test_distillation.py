@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -1084,12 +1086,64 @@ class TestAskedAnew:
         assert project.run("run-task", project.task_file).code == 0
         assert answered.questions() == []
 
+    @pytest.mark.parametrize("next_command", ["run-task", "retry"])
+    def test_files_that_a_killed_retry_had_not_begun_are_gone_on_with(
+        self, project: Project, answered: Endpoint, next_command: str
+    ) -> None:
+        """And those that it has finished are not asked a second time."""
+        names = [f"f{number}.jsonl" for number in range(4)]
+        for name in names:
+            questions = (f"chosen of {name}", f"long one of {name}")
+            rows = [asked(text, id=f"{name} {n}") for n, text in enumerate(questions)]
+            project.write_input(name, rows)
+        project.write_generation(max_failure_rate=1, concurrency={"max_concurrent_files": 1})
+        answered.script = faulty
+        assert project.materialize().failed == []
+        answered.questions()
+        asked_now: list[str] = []
+
+        def until_the_third(request: Request) -> bytes:
+            asked_now.append(request.question)
+            return b"" if len(asked_now) > 2 else self.again(request)
+
+        answered.script = until_the_third
+        retry = ("retry", project.task_file, "--ids", ",".join(f"{name} 0" for name in names))
+        project.signalled(lambda: len(asked_now) > 2, *retry)
+        answered.questions()
+        answered.script = self.again
+        planned = project.run("plan", project.task_file)
+        assert "a retry of 2 files that was interrupted" in planned.out
+        ended = project.run(*(retry if next_command == "retry" else ("run-task", retry[1])))
+        assert ended.code == 0 and "goes on with a retry that was interrupted" in ended.err
+        assert sorted(answered.questions()) == [f"chosen of {name}" for name in names[2:]]
+        assert project.run("run-task", project.task_file).code == 0
+        assert answered.questions() == []
+
+    def test_a_kill_between_an_output_and_its_manifest_asks_nothing_again(
+        self, project: Project, answered: Endpoint
+    ) -> None:
+        answered.script = self.again
+        retry = ("retry", str(project.task_file), "--ids", "r0,r1")
+        killed = (
+            "import os, sys; from modelcall_assets.stages import publication\n"
+            "publication.write_manifest = lambda *_: os._exit(9)\n"
+            "from modelcall_assets.cli.main import main; main()"
+        )
+        command = [sys.executable, "-c", killed, *retry]
+        assert subprocess.run(command, cwd=project.root, check=False).returncode == 9
+        assert answered.questions() == ["question 0", "question 1"]
+        again = project.run(*retry)
+        assert again.code == 1 and "not what responses published" in again.err
+        assert project.run("run-task", project.task_file).code == 0
+        assert answered.questions() == []
+        assert self.answers(project) == ["again", "again", "re", "re"]
+
     def test_ids_are_taken_as_they_are_given(self, project: Project, answered: Endpoint) -> None:
         for given in ("", ",", " "):
             none = project.run("retry", project.task_file, "--ids", given)
             assert none.code == 0 and "no row is chosen, nothing to do" in none.out
         some = project.run("retry", project.task_file, "--ids", "r1, r9,r8", "--dry-run")
-        assert "1 of 4 rows" in some.out and "no such row: r8, r9 (2 ids)" in some.err
+        assert "1 of 4 rows" in some.out and "no such row is chosen: r8, r9 (2 ids)" in some.err
         assert answered.questions() == []
 
     def test_a_wrong_choice_is_told(self, project: Project, answered: Endpoint) -> None:

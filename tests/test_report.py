@@ -99,7 +99,12 @@ class TestTask:
             assert row["text"] in page.said(record["prompt"])[-1]
             assert record["values"]["api_return"] == row["api_return"]
         assert page.data["columns"] == ["score"]
-        assert page.data["retry"] == {"command": f"modelcall retry {TASK}", "file": "", "where": ""}
+        assert page.data["retry"] == {
+            "command": f"modelcall retry {TASK}",
+            "unique": "all",
+            "file": "",
+            "where": "",
+        }
 
     def test_a_prompt_that_has_changed_since_is_not_shown_as_sent(
         self, scored: Project, tmp_path: Path
@@ -124,6 +129,16 @@ class TestTask:
         first = report(scored, TASK, "--stage", "raw", "--first", "--rows", "2")
         assert [record["row"] for record in first.data["records"]] == [1, 2]
         assert first.data["retry"] is None
+
+    def test_replaces_a_page_but_nothing_else(self, scored: Project) -> None:
+        mine = scored.root / "a.html"
+        mine.write_text("<p>mine")
+        refused = scored.run("report", f"data/in/{A}")
+        assert refused.code == 2 and "is there already" in refused.err
+        assert mine.read_text() == "<p>mine"
+        mine.unlink()
+        report(scored, f"data/in/{A}")
+        report(scored, f"data/in/{A}")
 
     def test_without_the_extra_it_says_how_to_get_the_plots(
         self, scored: Project, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.run import run_files
+from modelcall_assets.cli.run import keys_of, run_files, run_retry, told_retry
 from modelcall_assets.cli.terminal import (
     cell,
     chosen_files,
@@ -28,13 +28,17 @@ from modelcall_assets.cli.terminal import (
 )
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.outcome import Reason, short
+from modelcall_assets.records.outcome import NEVER_ASKED, Reason, short
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.published import FailedRow, failed_rows
-from modelcall_assets.stages.standing import MAKE_ANEW, Wanted, out_of_date
+from modelcall_assets.stages.published import FailedRow, Published, failed_rows
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.standing import MAKE_ANEW, Retry, Wanted, out_of_date
+from modelcall_assets.stages.task import Task
 
 DETAIL_CHARS = 200
 SHOWN_IDS = 5
+WIDE = 10_000
+"""Columns of what is read by programs: no word is cut in two."""
 
 
 def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
@@ -61,7 +65,8 @@ def failures(
 ) -> None:
     """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
 
-    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows.
+    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
+    --json a row is {file, record_id, reason, detail, attempts, endpoint}.
 
     \b
       modelcall failures my_task.yaml
@@ -107,7 +112,9 @@ def retry(
 
     Materialises the files that have such rows once more; all other rows are read from the journal,
     and nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it
-    stays where the new one fails. A file that was never finished is for run-task.
+    stays where the new one fails. A file that was never finished is for run-task, and so is one that
+    is out of date. A retry of chosen rows that was killed is gone on with by the same command, or by
+    run-task.
 
     \b
       modelcall retry my_task.yaml
@@ -116,62 +123,88 @@ def retry(
       modelcall retry my_task.yaml --ids a17,b4
     """
     loaded = load(task)
-    asked, files = stage_of(loaded, stage), chosen_files(loaded, stage, pattern, rejected=True)
-    if not isinstance(asked, AskingStage):
+    asked = _stage_with(loaded, reason) if reason and not stage else stage_of(loaded, stage)
+    if not asked.answers:
         raise misuse(
             "--stage", f"{asked.name} asks nothing", fix="choose one that answers or rates"
         )
+    if reason in NEVER_ASKED:
+        fix = "mend the input, then run the task"
+        raise misuse("--reason", f"nothing was asked about rows with {reason}", fix=fix)
+    files = chosen_files(loaded, asked.name, pattern, rejected=True)
     wanted = Wanted(_ids(ids), parsed_where(condition, files), reason or "")
-    chosen, found = dict[str, int](), set[str]()
-    for file in files:
-        rows = [name for _, name in wanted.rows(file)] if wanted else []
-        if count := len(rows) if wanted else file.manifest.failed:
-            chosen[file.key] = count
-            found.update(rows if ids else ())
-    if absent := sorted({*(wanted.ids or ())} - found):
-        told = ", ".join(map(short, absent[:SHOWN_IDS])) + ", …" * (len(absent) > SHOWN_IDS)
-        echo(f"warning: no such row: {told} ({len(absent):,} ids)", err=True)
-    if old := out_of_date(asked, [file for file in files if file.key in chosen]):
-        more = f" and {len(old) - 1:,} more files" * (len(old) > 1)
-        raise InputError(f"{old[0]}{more}: {asked.name} out of date or gone; {MAKE_ANEW}")
+    given = {"ids": sorted(wanted.ids or ()), "where": condition, "reason": reason}
+    choice = {name: value for name, value in given.items() if value}
+    chosen = _chosen(files, wanted)
+    killed = Retry.killed(loaded)
+    if killed and (killed.stage, killed.choice) == (asked.name, choice):
+        chosen = {key: rows for key, rows in chosen.items() if key in killed.files}
+        echo(f"goes on with a retry that was interrupted: {len(chosen):,} files left", err=True)
+    elif killed:
+        echo(f"warning: {told_retry(killed)} is given up", err=True)
+    _refuse_old(asked, [file for file in files if file.key in chosen])
     if not chosen:
-        what = (
-            " is chosen"
-            if ids is not None or condition
-            else " failed" + f" for {reason}" * bool(reason)
-        )
+        is_chosen = ids is not None or condition
+        what = " is chosen" if is_chosen else " failed" + f" for {reason}" * bool(reason)
         echo(f"{loaded.spec.name}: no row{what}, nothing to do")
     elif dry_run:
         for file in (file for file in files if file.key in chosen):
             echo(f"{file.name}: {chosen[file.key]:,} of {file.manifest.rows:,} rows")
+    elif choice:
+        publications = {each.key: each.manifest.published for each in files if each.key in chosen}
+        sys.exit(run_retry(loaded, Retry(asked.name, choice, publications)))
     else:
-        given = {
-            "ids": [*(wanted.ids or ())],
-            "where": condition,
-            "reason": reason,
-            "again": not wanted,
-        }
-        own = {name: value for name, value in given.items() if value}
-        is_one = bool(stage or wanted.ids or condition)
-        stages = [asked] if is_one else [each for each in loaded.stages if each.answers]
-        options = {each.name: own for each in stages}
+        stages = [asked] if stage else [each for each in loaded.stages if each.answers]
+        options = {each.name: {"again": True} for each in stages}
+        sys.exit(run_files(loaded, keys_of(asked, chosen), options, chosen.keys()))
 
-        def choose(present: Sequence[str]) -> Sequence[str]:
-            return [key for key in present if asked.keys.of_groups or key in chosen]
 
-        sys.exit(run_files(loaded, choose, options, chosen.keys()))
+def _stage_with(task: Task, reason: str) -> Stage:
+    """The first that asks and has rows which failed for that reason: the next ones only say it
+    after it."""
+    asking = [stage for stage in task.stages if stage.answers]
+    for stage in asking[:-1]:
+        made = (stage.latest(key) for key in stage.keys.now())
+        if any(each is not None and each.failures.get(reason) for each in made):
+            return stage
+    return task.stages[-1]
+
+
+def _chosen(files: Sequence[Published], wanted: Wanted) -> dict[str, int]:
+    """How many rows of which files, by key; ids that no row has are named on standard error."""
+    chosen, absent = dict[str, int](), {*(wanted.ids or ())}
+    for file in files:
+        rows = [name for _, name in wanted.rows(file)] if wanted else []
+        absent.difference_update(rows)
+        failures = file.manifest.failures.items()
+        failed = sum(count for reason, count in failures if reason not in NEVER_ASKED)
+        if count := len(rows) if wanted else failed:
+            chosen[file.key] = count
+    if absent:
+        told = ", ".join(map(short, sorted(absent)[:SHOWN_IDS])) + ", …" * (len(absent) > SHOWN_IDS)
+        hint = "; with --ids -, ids may hold commas"
+        echo(f"warning: no such row is chosen: {told} ({len(absent):,} ids){hint}", err=True)
+    return chosen
+
+
+def _refuse_old(stage: Stage, files: Sequence[Published]) -> None:
+    if isinstance(stage, AskingStage) and (old := out_of_date(stage, files)):
+        more = f" and {len(old) - 1:,} more files" * (len(old) > 1)
+        raise InputError(f"{old[0]}{more}: {stage.name} out of date or gone; {MAKE_ANEW}")
 
 
 def _ids(given: str | None) -> Set[str] | None:
     """Those of the option; None when it is not given."""
     if given is None:
         return None
-    names = sys.stdin.read().split("\n") if given == "-" else given.split(",")
-    return {name for each in names if (name := each.strip())}
+    if given != "-":
+        return {name for each in given.split(",") if (name := each.strip())}
+    lines = sys.stdin.read().removeprefix("\ufeff").split("\n")
+    return {name for each in lines if (name := each.removesuffix("\r"))}
 
 
 def _show(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     if rows:
         names = ("file", "record", "reason", "detail", "attempts", "endpoint")
         cells = list[tuple[str, ...]]()

@@ -49,6 +49,8 @@ function condition(text) {
     const wanted = quoted ? said : meaning(said);
     if (wanted === null && /[<>]/.test(sign)) return 'null can only be compared with = and !=';
     if (data.messages.includes(column.split('.')[0])) return `${column} holds messages: see modelcall report --where`;
+    if (!data.records.some((record) => Object.hasOwn(record.values, column)
+      || Object.hasOwn(record.values, column.split('.')[0]))) return `no record here has ${column}`;
     tests.push([column, sign, said, wanted]);
     rest = rest.slice(all.length);
     if (rest === '') break;
@@ -118,15 +120,19 @@ function command(found) {
   const parts = [data.retry.command], ids = new Set(found.map((record) => record.id));
   if (file) parts.push('--file', quoted(`/${file.replace(/[*?[]/g, '[$&]')}`));
   else if (data.retry.file) parts.push('--file', quoted(data.retry.file));
-  if (!byIds) {
-    if (reason) parts.push('--reason', reason);
-    if (conditions.length) parts.push('--where', quoted(conditions.join(' and ')));
-    return [parts.join(' '), data.seen > data.records.length ? 'and all others like them, which this sample leaves out: ' : ''];
-  }
+  const isSample = data.seen > data.records.length;
+  if (reason && reason !== 'success') parts.push('--reason', reason);
+  if (conditions.length) parts.push('--where', quoted(conditions.join(' and ')));
+  if (!byIds) return [parts.join(' '), isSample ? 'and all others like them, which this sample leaves out: ' : ''];
   if (ids.size > MOST_IDS) return ['', `choose at most ${MOST_IDS} records, or an outcome or a condition`];
   const others = data.records.filter((record) => ids.has(record.id) && (!file || record.file === file));
-  if (others.length > found.length) return ['', 'other records have the same ids: choose a file, an outcome or a condition'];
-  if ([...ids].some((id) => id.trim() !== id || /,|^-?$/.test(id))) return ['', 'such ids cannot be written in a command'];
+  const isUnique = data.retry.unique === 'all' || (data.retry.unique === 'file' && file);
+  if (others.length > found.length || (isSample && !isUnique)) {
+    return ['', 'other records have the same ids: choose a file, an outcome or a condition'];
+  }
+  if ([...ids].some((id) => id.trim() !== id || /,|^-?$/.test(id))) {
+    return ['', 'such ids are given to modelcall retry --ids -, one a line'];
+  }
   parts.push('--ids', quoted([...ids].join(',')));
   return [parts.join(' '), ''];
 }

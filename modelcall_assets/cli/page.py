@@ -19,6 +19,8 @@ from modelcall_assets.transforms.transcript import (
     turns_of,
 )
 
+GENERATOR = '<meta name="generator" content="modelcall">'
+"""In each page."""
 _CHARS = 4_000_000
 """Of one text of every record together."""
 _MOST_COLUMNS = 12
@@ -50,8 +52,8 @@ def page(title: str, sections: Iterable[str], records: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width"><meta name="generator" '
-        f'content="modelcall"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width">{GENERATOR}'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{escape(title)}</h1>\n{chr(10).join(sections)}\n"
         '<h2>Records</h2><div class="filters"><input id="word" type="search" aria-label="text" '
         'placeholder="records with this text"><input id="where" aria-label="condition" '
@@ -123,7 +125,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], code: Sequence[str] = (
     heads = "".join(f"<th{kinds[name]}>{escape(name)}</th>" for name in names)
 
     def cell(name: str, value: Any) -> str:
-        told = f"<code>{_told(value)}</code>" if name in code else _told(value)
+        told = f"<code>{_told(value)}</code>" if name in code and value else _told(value)
         return f"<td{kinds[name]}>{told}</td>"
 
     lines = ("".join(cell(name, row.get(name)) for name in names) for row in rows)

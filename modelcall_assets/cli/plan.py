@@ -17,12 +17,20 @@ from modelcall_assets.cli.terminal import cell, echo, echo_first, load, table_of
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.index import Address
 from modelcall_assets.records.data_files import decode_key, encode_key
-from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
+from modelcall_assets.records.outcome import (
+    NEVER_ASKED,
+    BadLine,
+    Dropped,
+    Failure,
+    Row,
+    bad_line,
+)
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.source import Part, Source
+from modelcall_assets.stages.standing import Retry
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.publishing import read_manifest
@@ -32,7 +40,6 @@ from modelcall_assets.transforms.tokens import count_tokens
 SHOWN_FILES = 40
 MILLION = 1_000_000
 SAMPLE_ROWS = 50
-NEVER_ASKED = (Reason.MISSING_INPUT, Reason.BAD_LINE)
 SAMPLE_BYTES = 64 << 20
 """Of a file: how far the rows of a sample lie apart."""
 MESSAGE_TOKENS = 4
@@ -137,6 +144,8 @@ def _outlook(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> It
         yield f"to send: nothing; {asking.about}"
     else:
         yield from _estimate(asking, plans, answer_tokens)
+        if (retry := Retry.killed(task)) is not None:
+            yield f"and what a retry of {len(retry.files):,} files that was interrupted has left"
         if not _looks_up(task, asking):
             yield "before merging, and without what the journal answers"
         for stage in (each for each in task.stages if each.asks and each is not asking):
@@ -160,7 +169,7 @@ def _estimate(
         yield "cost: unknown; give --answer-tokens, or max_tokens in the model file"
     else:
         usd = prompt * (prices[0] or 0) / MILLION + to_send * answer * (prices[1] or 0) / MILLION
-        word = "about" if answer_tokens else "at most about"
+        word = "about" if answer_tokens else "about, or less,"
         yield f"cost: {word} {usd:,.4f} USD with {answer:,} tokens per answer"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.page import Record, cards, page, plots, records_json, table
+from modelcall_assets.cli.page import GENERATOR, Record, cards, page, plots, records_json, table
 from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     chosen_files,
@@ -31,14 +31,15 @@ from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.errors import InputError
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
-from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.summary import Summary, add_rows
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import write_bytes
+from modelcall_assets.storage.files import read_bytes, write_bytes
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows, record_id
 from modelcall_assets.transforms.transcript import turns_of
 
@@ -104,16 +105,19 @@ def report(
         shown = stage_of(task, stage)
         place = task.layout.place(output) if output else task.report_place
         files = chosen_files(task, stage, pattern, rejected=True)
-        where, spread = parsed_where(condition, files), OverTime()
+        where, spread, ids = parsed_where(condition, files), OverTime(), Ids()
         for file in files:
             file.check()
             for index, item in file.items():
                 spread.add(item)
+                if shown.answers:
+                    ids.add(file.key, identity(file, index, item))
                 records.offer(where, item, lambda: _record(file, index, item))  # noqa: B023
         command = ["modelcall", "retry", task.spec.file_name]
         command += ["--stage", shown.name] if shown is not task.stages[-1] else []
         limits = {"file": pattern or "", "where": condition or ""}
-        retry = {"command": shlex.join(command), **limits} if shown.answers else None
+        told = {"command": shlex.join(command), "unique": ids.unique, **limits}
+        retry = told if shown.answers else None
         title, sections = task.spec.name, [*_sections(task, files, limits, spread, retry)]
     else:
         place, where = Path(output or f"{source.stem}.html"), parsed_where(condition)
@@ -124,11 +128,34 @@ def report(
         sections, title, retry = [], source.name, None
     if not records.seen:
         raise InputError(f"{source}: there is no such row")
-    refuse_existing([place] if output else [], force)
+    if output or not _is_page(place):
+        refuse_existing([place], force)
     chosen = records.chosen()
     text = page(title, sections, records_json(chosen, records.seen, retry))
     write_bytes(place, text.encode("utf-8", "replace"))
     echo(f"{len(chosen):,} of {records.seen:,} records: {place}")
+
+
+@dataclass
+class Ids:
+    """Whether ids tell records apart: `all` of them, those of a `file`, or none."""
+
+    unique: str = "all"
+    _seen: set[int] = field(default_factory=set[int])
+    _of_file: set[int] = field(default_factory=set[int])
+    _file: str = ""
+
+    def add(self, file: str, name: str) -> None:
+        """File after file."""
+        if file != self._file:
+            self._file, self._of_file = file, set()
+        number = hash(name)
+        if number in self._of_file:
+            self.unique = ""
+        elif number in self._seen and self.unique:
+            self.unique = "file"
+        self._seen.add(number)
+        self._of_file.add(number)
 
 
 @dataclass
@@ -154,6 +181,13 @@ class Sample:
 
     def chosen(self) -> list[Record]:
         return [record for _, record in sorted(self._kept, key=lambda each: each[0])]
+
+
+def _is_page(place: Place) -> bool:
+    try:
+        return GENERATOR.encode() in read_bytes(place)[:4096]
+    except FileNotFoundError:
+        return True
 
 
 def _record(file: Published, index: int, item: Row | BadLine) -> Record:
@@ -236,17 +270,19 @@ class OverTime:
 
 def _plot(mark: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[str, Any]:
     """Points with `of` are several lines. Texts stand side by side in their order."""
-    kind = {"time": "temporal", "file": "quantitative"}.get(x, "ordinal")
+    kind = "temporal" if x == "time" else "ordinal"
     sides = {
         "x": {"field": x, "type": kind, "sort": None, "title": None},
         "y": {"field": y, "type": "quantitative", "title": None},
     }
     if x == "time":
         sides["x"] |= {"scale": {"type": "utc"}, "axis": {"labelOverlap": True, "tickCount": 5}}
-    elif x == "file":
-        sides["x"]["axis"] = {"tickMinStep": 1, "format": "d"}
     else:
-        sides["x"]["axis"] = {"labelAngle": -40 if any(len(p[x]) > 4 for p in points) else 0}
+        sides["x"]["axis"] = {
+            "labelAngle": -40 if any(len(p[x]) > 4 for p in points) else 0,
+            "labelOverlap": True,
+            "labelLimit": 90,
+        }
     if "of" in points[0]:
         sides["color"] = {"field": "of", "type": "nominal", "title": None}
     return {"data": {"values": [*points]}, "mark": mark, "encoding": sides}
@@ -289,7 +325,11 @@ def _sections(
             "row": each.row,
             "what was wrong": each.detail,
         }
-        | ({"ask again": f"{again}--reason {reason}"} if retry else {})
+        | (
+            {"ask again": "" if reason in NEVER_ASKED else f"{again}--reason {reason}"}
+            if retry
+            else {}
+        )
         for reason, count in own.failures.most_common()
         if (each := own.examples.get(reason)) is not None
     ]
@@ -305,14 +345,15 @@ def _figures(
     for name, each in histograms.items():
         points = [{name: value, "rows": count} for value, count in each.bins()]
         yield f"rows by {name}", _plot(BAR, points, name, "rows")
-    numbers = [row["numbers"] for row in sorted(rows, key=lambda row: row["partition"])]
+    rows = sorted(rows, key=lambda row: row["partition"])
+    numbers = [row["numbers"] for row in rows]
     for title, names in {
         "cost by file, USD": {"cost_usd": "cost"},
         "latency by file, ms": {"latency_ms_median": "median", "latency_ms_p95": "p95"},
     }.items():
         step = -(-len(numbers) // MOST_POINTS)
         points = [
-            {"file": at + 1, "value": max(values), "of": of}
+            {"file": rows[at]["partition"], "value": max(values), "of": of}
             for name, of in names.items()
             for at in range(0, len(numbers), step or 1)
             if (values := [n[name] for n in numbers[at : at + step] if n.get(name) is not None])

@@ -3,8 +3,10 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ from modelcall_assets.cli.terminal import (
     task_argument,
 )
 from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.published import Published
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.standing import Retry, out_of_date
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.publishing import Manifest, read_manifest
@@ -33,7 +38,11 @@ SHOWN_WARNINGS = 20
 @click.command("run-task")
 @task_argument
 @file_option
-@click.option("--fresh", is_flag=True, help="Ask the model again, also for rows with an answer.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Ask for all rows again; what comes replaces what was there, failures too.",
+)
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
@@ -52,7 +61,9 @@ def run_task(
     loaded = load(task)
     job, size = _job(loaded, job_index, world_size)
     options = {stage.name: {"fresh": True} for stage in loaded.stages if stage.answers and fresh}
-    sys.exit(run_files(loaded, lambda keys: _selected(loaded, keys, pattern, job, size), options))
+    code = 0 if fresh or pattern or size > 1 else go_on(loaded)
+    choose = partial(_selected, loaded, pattern=pattern, job_index=job, world_size=size)
+    sys.exit(run_files(loaded, choose, options) or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -112,6 +123,46 @@ def run_files(
     tallies = [*display.tallies.values()]
     echo("\n".join(_told(task, keys, summary.behind, nothing, tallies, seconds)))
     return 1 if is_wrong or summary.behind else 0
+
+
+def go_on(task: Task) -> int:
+    """With a retry of chosen rows that was killed, if there is one; gives the exit code. Files that
+    are made anew anyway are left out."""
+    if (killed := Retry.killed(task)) is None:
+        return 0
+    stage = task.stage(killed.stage)
+    files = [Published(stage, key, made) for key in killed.files if (made := stage.latest(key))]
+    old = {*out_of_date(stage, files)} if isinstance(stage, AskingStage) else set[str]()
+    left = {file.key: file.manifest.published for file in files if file.name not in old}
+    if not left:
+        Retry.end(task)
+        return 0
+    echo(f"goes on with {told_retry(killed)}", err=True)
+    return run_retry(task, replace(killed, files=left))
+
+
+def told_retry(retry: Retry) -> str:
+    choice = ", ".join(
+        f"{len(value):,} ids" if name == "ids" else f"{name} {value}"
+        for name, value in retry.choice.items()
+    )
+    return f"a retry that was interrupted ({choice}; {len(retry.files):,} files left)"
+
+
+def run_retry(task: Task, retry: Retry) -> int:
+    """Kept in mind until it ends by itself."""
+    retry.begin(task)
+    choose = keys_of(task.stage(retry.stage), retry.files)
+    code = run_files(task, choose, {retry.stage: retry.choice}, retry.files.keys())
+    if code == 0 or Retry.killed(task) is None:
+        Retry.end(task)
+    return code
+
+
+def keys_of(stage: Stage, chosen: Collection[str]) -> Callable[[Sequence[str]], Sequence[str]]:
+    """Of the first stage."""
+    is_all = stage.keys.of_groups
+    return lambda present: [key for key in present if is_all or key in chosen]
 
 
 def _selected(

@@ -99,7 +99,9 @@ async def watched(context: Any, watcher: Watcher | None, tally: Tally) -> AsyncG
 class RunOptions(dg.Config):
     """Launchpad options of an asset that answers or rates rows."""
 
-    fresh: bool = Field(False, description="Ask again also for rows that the journal answers.")
+    fresh: bool = Field(
+        False, description="Ask for all rows again; what comes replaces what was there."
+    )
     again: bool = Field(
         False, description="Ask again for failed rows also of what the task accepts now."
     )

@@ -5,7 +5,6 @@ has it, so that the webserver and the daemon have it too."""
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from sqlalchemy.pool import QueuePool
 from modelcall_assets.storage.files import BUSY_S
 
 KEPT_S = 1.0
+MOST_ENGINES = 8
 
 
 class KeptEventLog(SqliteEventLogStorage):
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
-        self._engine = lru_cache(maxsize=16)(_engine)
+        self._engines = dict[tuple[str, int], Engine]()
         self._partitions: dict[str, tuple[float, frozenset[str]]] = {}
         super().__init__(base_dir, inst_data)
 
@@ -40,6 +40,20 @@ class KeptEventLog(SqliteEventLogStorage):
                 self._initialized_dbs.add(shard)
             with engine.connect() as connection, connection.begin():
                 yield connection
+
+    def _engine(self, url: str, file: int) -> Engine:
+        """The latest used ones are kept."""
+        engine = self._engines.pop((url, file), None)
+        if engine is None:
+            engine = create_engine(url, poolclass=QueuePool, connect_args={"timeout": BUSY_S})
+        self._engines[url, file] = engine
+        if len(self._engines) > MOST_ENGINES:
+            self._engines.pop(next(iter(self._engines))).dispose()
+        return engine
+
+    def delete_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> None:
+        super().delete_dynamic_partition(partitions_def_name, partition_key)
+        self._partitions.pop(partitions_def_name, None)
 
     def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
         """A page of the UI asks it for each of a check's results."""
@@ -80,7 +94,3 @@ class Instance(DagsterInstance):
             storage.__module__, storage.__name__, yaml.safe_dump({"base_dir": base_dir})
         )
         return {**InstanceRef.config_defaults(base_dir), "storage": own}
-
-
-def _engine(url: str, _file: int) -> Engine:
-    return create_engine(url, poolclass=QueuePool, connect_args={"timeout": BUSY_S})

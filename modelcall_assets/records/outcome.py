@@ -81,6 +81,18 @@ class Reason(StrEnum):
     BAD_REPLY = "bad_reply"
 
 
+NEVER_ASKED = frozenset(
+    (
+        Reason.BAD_LINE,
+        Reason.PREPROCESS_ERROR,
+        Reason.CHATML_ERROR,
+        Reason.SCORER_ERROR,
+        Reason.MISSING_INPUT,
+    )
+)
+"""Of rows that no model is asked about."""
+
+
 @dataclass(slots=True)
 class Success:
     values: dict[str, Any]

@@ -20,7 +20,7 @@ from weakref import finalize
 
 from modelcall_assets.config.endpoint import Address, Endpoint
 from modelcall_assets.config.model import BatchConfig, ModelConfig
-from modelcall_assets.errors import InHand, RunStopped, StoreError
+from modelcall_assets.errors import EndpointDown, EndpointRefused, InHand, RunStopped, StoreError
 from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.channel import Channel, Lease, Limits
@@ -193,7 +193,12 @@ class AskingStage(Stage):
                 caller = Caller(*given, **counted, rows=source.rows_read * self.samples)
                 caller.cost_usd = batches.cost_usd
             began = time.monotonic()
-            await caller.run(self.asks_of(source))
+            try:
+                await caller.run(self.asks_of(source))
+            except (EndpointRefused, EndpointDown):
+                if reuse.published:  # the failures are the endpoint's: they may be tried anew
+                    await in_thread(journal.seal, "")
+                raise
             seconds = time.monotonic() - began
             if kept := caller.stayed:
                 caller.warnings.append(f"{kept} rows keep their answer: asked again, they failed")
@@ -252,17 +257,19 @@ class AskingStage(Stage):
         """The project has a table of answers, or else the run, whose files run side by side.
         Several samples of one request are to differ: they are never waited for."""
         policy, table = self.spec.task.reuse, None
-        if policy.scope == "project" and not run.fresh:
-            table = self.layout.shared_answers_path
-        elif policy.identical_once:
+        is_of_run = policy.identical_once and (policy.scope != "project" or run.fresh)
+        if is_of_run:
             table = self._table_of_run(run.id)
+        elif policy.scope == "project" and not run.fresh:
+            table = self.layout.shared_answers_path
         if table is None:
             return Reuse(policy.scope != "off")
         if table not in self._asked_now:
             self._asked_now[table] = Asking(table.with_suffix(".asking"))
         shared = await in_thread(SharedReplies, table, self.layout.read_journal)
         asking = self._asked_now[table] if self.samples == 1 else None
-        return Reuse(policy.scope != "off", shared, asking, str(self.journal_folder(key)))
+        folder = str(self.journal_folder(key))
+        return Reuse(policy.scope != "off", shared, is_of_run, asking, folder)
 
     @cached_property
     def _asked_now(self) -> dict[Path, Asking]:

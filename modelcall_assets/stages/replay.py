@@ -52,23 +52,29 @@ class Reuse:
 
     `published`: whether answers that were published may be used when the file is materialised
     again; an interrupted run is always gone on with. `shared`: answers of whoever shares with this
-    file. `asking`: what they ask at this time; with it identical requests are asked once (memory:
-    an entry per distinct request).
+    file, all of this run if `is_of_run`. `asking`: what they ask at this time; with it identical
+    requests are asked once (memory: an entry per distinct request).
     """
 
     published: bool = True
     shared: SharedReplies | None = None
+    is_of_run: bool = False
     asking: Asking | None = None
     folder: str = ""
     _kept: dict[str, Position] = field(default_factory=dict[str, Position])
     _answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     _taken: set[str] = field(default_factory=set[str])
 
-    async def find(self, journal: Journal, key: str) -> Sequence[Sequence[Entry]]:
-        """Answers to the same request that are not this record's own, to be judged anew."""
+    async def find(
+        self, journal: Journal, key: str, is_anew: bool = False
+    ) -> Sequence[Sequence[Entry]]:
+        """Answers to the same request that are not this record's own, to be judged anew; for one
+        that `is_anew` those of this run."""
         if key in self._kept:
             return [journal.chain(self._kept[key])]
-        return [] if self.shared is None else await in_thread(self.shared.find, key)
+        if self.shared is None or (is_anew and not self.is_of_run):
+            return []
+        return await in_thread(self.shared.find, key)
 
     def keep(self, address: Address, position: Position) -> None:
         """This request has its answer, a success; where it is shared."""
@@ -213,9 +219,10 @@ class Replay:
     async def adopted(self, item: Pending) -> bool:
         """Whether an answer from elsewhere stands for this record's own, of which there is none. It
         is journalled as that; no attempts say that it was not paid for here."""
-        if item.known is not None or self._is_anew(item):
+        if item.known is not None:
             return False
-        for entries in await self.reuse.find(self.journal, item.address.key):
+        is_anew = self._is_anew(item)
+        for entries in await self.reuse.find(self.journal, item.address.key, is_anew):
             finished = self.rules.judge(said_in(entries))
             if finished is None or isinstance(finished.outcome, Failure):
                 continue

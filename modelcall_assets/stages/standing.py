@@ -4,8 +4,10 @@ those that are asked anew though they have an answer."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
+
+import orjson
 
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.journal import Journal
@@ -13,7 +15,7 @@ from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.report import Run
 from modelcall_assets.stages.source import Source
-from modelcall_assets.storage.files import file_digest
+from modelcall_assets.storage.files import file_digest, write_bytes
 from modelcall_assets.storage.places import Place, is_absent
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.storage.rows import read_rows
@@ -21,6 +23,7 @@ from modelcall_assets.transforms.values import Where
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage
+    from modelcall_assets.stages.task import Task
 
 MAKE_ANEW = "run-task, or a run without options, makes them anew"
 
@@ -85,6 +88,36 @@ class Wanted:
                 yield index, name
 
 
+@dataclass(frozen=True)
+class Retry:
+    """A retry of chosen rows that is under way or was killed: of `stage`, with which run options,
+    and by key the publications that it is to replace."""
+
+    stage: str
+    choice: Mapping[str, Any]
+    files: Mapping[str, str | None]
+
+    @classmethod
+    def killed(cls, task: Task) -> Self | None:
+        """The one that has not ended, of what is left to do; None when there is none."""
+        try:
+            found = cls(**orjson.loads(task.layout.retry_path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        stage = task.stage(found.stage)
+        made = ((key, stage.latest(key), published) for key, published in found.files.items())
+        left = {key: now.published for key, now, then in made if now and now.published == then}
+        return replace(found, files=left) if left else None
+
+    def begin(self, task: Task) -> None:
+        task.layout.retry_path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(task.layout.retry_path, orjson.dumps(asdict(self)))
+
+    @staticmethod
+    def end(task: Task) -> None:
+        task.layout.retry_path.unlink(missing_ok=True)
+
+
 def standing(
     stage: AskingStage, key: str, source: Source, run: Run, journal: Journal
 ) -> Standing | None:
@@ -100,8 +133,7 @@ def standing(
     stands, made = None, stage.latest(key, rejected=True)
     if wanted := Wanted.of(choice):
         if made is not None and _is_current(stage, made, source):
-            anew = {index for index, _ in wanted.rows(Published(stage, key, made))}
-            stands = Standing(_failed(stage.result(made), but=anew), anew)
+            stands = _chosen(stage, Published(stage, key, made), wanted)
         elif made is not None and run.choice:
             raise InputError(f"its {stage.name} are out of date; {MAKE_ANEW}")
     elif choice.get("again"):
@@ -109,6 +141,16 @@ def standing(
     if run.choice and made is not None:
         journal.choose(run.choice)
     return _acceptable(stage, key, source) if stands is None and not run.choice else stands
+
+
+def _chosen(stage: AskingStage, file: Published, wanted: Wanted) -> Standing:
+    """A kill between a new output and its manifest leaves none to choose from: every reply that
+    the output is made of is in the journal, and nothing is asked anew."""
+    try:
+        anew = {index for index, _ in wanted.rows(file)}
+        return Standing(_failed(file.place, but=anew), anew)
+    except InputError:
+        return Standing()
 
 
 def out_of_date(stage: AskingStage, files: Sequence[Published]) -> list[str]:

@@ -21,9 +21,7 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint
 
 SHOWN = 50
-TOTALS = (
-    "requests_sent", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd"
-)  # fmt: skip
+TOTALS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd")
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 

@@ -107,6 +107,11 @@ class Layout:
         return self.scratch / self.spec.key / "settled.json"
 
     @property
+    def retry_path(self) -> Path:
+        """What the retry that is under way was told."""
+        return self.scratch / self.spec.key / "retry.json"
+
+    @property
     def duplicates_path(self) -> Path:
         """Which texts the task's files have, as far as they were preprocessed on this machine."""
         return self.scratch / self.spec.key / "duplicates.sqlite"

@@ -156,7 +156,7 @@ def value_at(row: Row, column: str) -> Any:
         return row[column]
     value: Any = row
     for name in column.split("."):
-        if isinstance(value, list) and name.isdigit():
+        if isinstance(value, list) and name.isdecimal():
             items = cast("list[Any]", value)
             value = items[int(name)] if len(name) < 10 and int(name) < len(items) else None
         else:
