@@ -101,7 +101,7 @@ class TestTask:
         assert page.data["columns"] == ["score"]
         assert page.data["retry"] == {
             "command": f"modelcall retry {TASK}",
-            "unique": "all",
+            "unique": "file",
             "file": "",
             "where": "",
         }

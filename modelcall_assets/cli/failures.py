@@ -112,9 +112,9 @@ def retry(
 
     Materialises the files that have such rows once more; all other rows are read from the journal,
     and nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it
-    stays where the new one fails. A file that was never finished is for run-task, and so is one that
-    is out of date. A retry of chosen rows that was killed is gone on with by the same command, or by
-    run-task.
+    stays where the new one fails. A file that was never finished is for run-task, and so is one
+    that is out of date. A retry of chosen rows that was killed is gone on with by the same command,
+    or by run-task.
 
     \b
       modelcall retry my_task.yaml
