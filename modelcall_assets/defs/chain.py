@@ -20,7 +20,14 @@ import dagster as dg
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 from modelcall_assets.defs.assets import Ended, failure, failure_text, interruptible, made, watched
-from modelcall_assets.defs.instance import GREEN, IN_PROGRESS, asset_key, is_stale, statuses_of
+from modelcall_assets.defs.instance import (
+    GREEN,
+    IN_PROGRESS,
+    asset_key,
+    is_stale,
+    knows_of,
+    statuses_of,
+)
 from modelcall_assets.defs.shown import check_event, events_of, failed_check
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.stages.report import Report, Run, Tally, Watcher
@@ -137,6 +144,12 @@ class Chain:
             not self.results.says_by_what(stage, key) and is_stale(self.instance, stage, key)
         )
 
+    def is_untold(self, stage: Stage, key: str) -> bool:
+        """Whether a run published the partition and was killed before it could say so."""
+        if self.results.is_due(stage, key) or (made := stage.accepted(key)) is None:
+            return False
+        return not knows_of(self.instance, stage, key, made.data_version)
+
     def stop(self) -> None:
         self.is_over = True
         for stop in self.stops:
@@ -175,7 +188,7 @@ class Link:
         """None ends them."""
         self._chain, self._stage, self._context, self._ledger = chain, stage, context, ledger
         self._tally = Tally(stage.name, stage.asks)
-        self._options = chain.options.get(stage.name, {})
+        self._options, self._untold = chain.options.get(stage.name, {}), set[str]()
         self._failed = chain.failed.setdefault(stage.name, {})
         self._in_work = self._rows_begun = chain.ran[stage.name] = 0
         self._most_files = stage.spec.task.concurrency.max_concurrent_files
@@ -186,7 +199,7 @@ class Link:
         if stage.keys != stages[max(0, stages.index(stage) - 1)].keys:
             await self._all_before()
         statuses = self._chain.statuses[stage.name]
-        if any(status == GREEN for status in statuses.values()):
+        if statuses:
             await asyncio.to_thread(self._chain.results.look, stage)
         async with AsyncExitStack() as opened, asyncio.TaskGroup() as files:
             while is_open or due:
@@ -228,6 +241,9 @@ class Link:
             chain.behind.append(key)
             return False
         is_anew = self._options and (chain.files is None or key in chain.files)
+        is_untold = status != GREEN and not self._options and self._stage.answers
+        if is_untold and await asyncio.to_thread(chain.is_untold, self._stage, key):
+            self._untold.add(key)
         if status != GREEN or is_anew or await asyncio.to_thread(chain.is_due, self._stage, key):
             return True
         self._pass_on(key)
@@ -252,7 +268,7 @@ class Link:
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[Work]:
-        run = Run(self._context.run_id, self._tally, **self._options)
+        run = Run(self._context.run_id, self._tally, untold=self._untold, **self._options)
         async with self._stage.open(run) as work:
             self._chain.stops.append(lambda: run.stop())
             if not self._stage.shows_progress:

@@ -283,6 +283,11 @@ def latest_result(
     )
 
 
+def knows_of(instance: dg.DagsterInstance, stage: Stage, key: str, data_version: str) -> bool:
+    """Whether the latest materialisation of a partition is of that result."""
+    return _latest_tags(instance, stage, key).get(_DATA) == data_version
+
+
 def is_stale(instance: dg.DagsterInstance, stage: Stage, key: str) -> bool:
     """Whether a materialised partition was made by other code or from other upstream content."""
     made = _latest_tags(instance, stage, key)

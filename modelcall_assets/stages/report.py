@@ -4,7 +4,7 @@ metadata and its check are functions of one object."""
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -97,6 +97,8 @@ class Run:
     ids: Sequence[str] = ()
     where: str = ""
     reason: str = ""
+    untold: Set[str] = frozenset()
+    """Partitions whose result a run has published that was killed before it could say so."""
 
     @property
     def choice(self) -> dict[str, Any]:

@@ -138,6 +138,8 @@ def standing(
             raise InputError(f"its {stage.name} are out of date; {MAKE_ANEW}")
     elif choice.get("again"):
         stands = Standing(settled=False)
+    elif key in run.untold and (own := stage.accepted(key)) and _is_current(stage, own, source):
+        stands = Standing()
     if run.choice and made is not None:
         journal.choose(run.choice)
     return _acceptable(stage, key, source) if stands is None and not run.choice else stands
