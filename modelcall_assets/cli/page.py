@@ -3,15 +3,17 @@
 import math
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import orjson
 
-from modelcall_assets.records.outcome import Row
+from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.transforms.transcript import (
     CONVERSATION_COLUMNS,
     REASONING_COLUMNS,
@@ -45,6 +47,53 @@ class Record(NamedTuple):
     reason: str | None
     values: Row
     prompt: Sequence[Turn] = ()
+
+
+@dataclass
+class Ids:
+    """Whether ids tell records apart: `all` of them, those of a `file`, or none."""
+
+    unique: str = "all"
+    _seen: set[int] = field(default_factory=set[int])
+    _of_file: set[int] = field(default_factory=set[int])
+    _file: str = ""
+
+    def add(self, file: str, name: str) -> None:
+        """File after file."""
+        if file != self._file:
+            self._file, self._of_file = file, set()
+        number = hash(name)
+        if number in self._of_file:
+            self.unique = ""
+        elif number in self._seen and self.unique:
+            self.unique = "file"
+        self._seen.add(number)
+        self._of_file.add(number)
+
+
+@dataclass
+class Sample:
+    """So many rows in their order, each as likely as any other, or the first ones."""
+
+    size: int
+    random: Random | None
+    seen: int = 0
+    _kept: list[tuple[int, Record]] = field(default_factory=list[tuple[int, Record]])
+
+    def offer(
+        self, where: Callable[[Row], bool] | None, item: Row | BadLine, record: Callable[[], Record]
+    ) -> None:
+        if where is not None and (isinstance(item, BadLine) or not where(item)):
+            return
+        at = self.seen
+        if at >= self.size and self.random is not None:
+            at = self.random.randrange(self.seen + 1)
+        if at < self.size:
+            self._kept[at : at + 1] = [(self.seen, record())]
+        self.seen += 1
+
+    def chosen(self) -> list[Record]:
+        return [record for _, record in sorted(self._kept, key=lambda each: each[0])]
 
 
 def page(title: str, sections: Iterable[str], records: str) -> str:

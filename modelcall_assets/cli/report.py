@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -12,7 +12,17 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.page import GENERATOR, Record, cards, page, plots, records_json, table
+from modelcall_assets.cli.page import (
+    GENERATOR,
+    Ids,
+    Record,
+    Sample,
+    cards,
+    page,
+    plots,
+    records_json,
+    table,
+)
 from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     chosen_files,
@@ -134,53 +144,6 @@ def report(
     text = page(title, sections, records_json(chosen, records.seen, retry))
     write_bytes(place, text.encode("utf-8", "replace"))
     echo(f"{len(chosen):,} of {records.seen:,} records: {place}")
-
-
-@dataclass
-class Ids:
-    """Whether ids tell records apart: `all` of them, those of a `file`, or none."""
-
-    unique: str = "all"
-    _seen: set[int] = field(default_factory=set[int])
-    _of_file: set[int] = field(default_factory=set[int])
-    _file: str = ""
-
-    def add(self, file: str, name: str) -> None:
-        """File after file."""
-        if file != self._file:
-            self._file, self._of_file = file, set()
-        number = hash(name)
-        if number in self._of_file:
-            self.unique = ""
-        elif number in self._seen and self.unique:
-            self.unique = "file"
-        self._seen.add(number)
-        self._of_file.add(number)
-
-
-@dataclass
-class Sample:
-    """So many rows in their order, each as likely as any other, or the first ones."""
-
-    size: int
-    random: Random | None
-    seen: int = 0
-    _kept: list[tuple[int, Record]] = field(default_factory=list[tuple[int, Record]])
-
-    def offer(
-        self, where: Callable[[Row], bool] | None, item: Row | BadLine, record: Callable[[], Record]
-    ) -> None:
-        if where is not None and (isinstance(item, BadLine) or not where(item)):
-            return
-        at = self.seen
-        if at >= self.size and self.random is not None:
-            at = self.random.randrange(self.seen + 1)
-        if at < self.size:
-            self._kept[at : at + 1] = [(self.seen, record())]
-        self.seen += 1
-
-    def chosen(self) -> list[Record]:
-        return [record for _, record in sorted(self._kept, key=lambda each: each[0])]
 
 
 def _is_page(place: Place) -> bool:

@@ -40,7 +40,6 @@ from modelcall_assets.stages.task import Task
 
 GRACE_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SYSTEMIC_KEY = "systemic"
 
 
 @asynccontextmanager
@@ -156,7 +155,7 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
             for each in keys:
                 failed = check_event(context.instance, stage, each, failed_check(str(error)))
                 context.log_event(failed)
-            raise failure(str(error), [error]) from None
+            raise failure(str(error)) from None
         if report is not None:
             yield dg.MaterializeResult(
                 metadata=metadata_of(stage, keys[0], report),
@@ -250,8 +249,7 @@ async def _work_on(
         for key in keys:
             files.create_task(file(key))
     if failed := {key: ends[key].why for key in keys if ends[key].why}:
-        errors = [ended.error for ended in ends.values() if ended.error is not None]
-        raise failure(failure_text(failed, len(keys)), errors)
+        raise failure(failure_text(failed, len(keys)))
     return ends[keys[0]].report if len(keys) == 1 else None
 
 
@@ -260,9 +258,5 @@ def failure_text(failed: Mapping[str, str], of: int) -> str:
     return head + "\n".join(f"{key}: {why}" for key, why in failed.items())
 
 
-def failure(message: str, errors: Sequence[Exception] = ()) -> dg.Failure:
-    """Tells `defs.runs` by its metadata whether other files would end in the same way."""
-    systemic = EndpointRefused, EndpointDown, BudgetSpent
-    is_systemic = any(isinstance(error, systemic) for error in errors)
-    metadata = {SYSTEMIC_KEY: True} if is_systemic else None
-    return dg.Failure(message, metadata=metadata, allow_retries=False)
+def failure(message: str) -> dg.Failure:
+    return dg.Failure(message, allow_retries=False)

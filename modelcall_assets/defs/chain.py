@@ -97,7 +97,6 @@ class Chain:
     """By stage, why files are red."""
     busy: list[str] = field(default_factory=list[str])
     behind: list[str] = field(default_factory=list[str])
-    errors: list[Exception] = field(default_factory=list[Exception])
     is_over: bool = False
     made: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     """What this run has made, by stage and partition."""
@@ -174,7 +173,7 @@ class Chain:
             await asyncio.to_thread(ledger.close)
         texts += (failure_text(why, self.ran[stage]) for stage, why in self.failed.items() if why)
         if texts:
-            raise failure("\n".join(texts), self.errors)
+            raise failure("\n".join(texts))
 
 
 class Link:
@@ -283,8 +282,6 @@ class Link:
         self._in_work -= 1
         self._ledger.ended(stage, key, ended)
         chain.is_over |= ended.is_systemic
-        if ended.error is not None:
-            chain.errors.append(ended.error)
         if ended.why or ended.report is None:
             self._failed[key] = ended.why
             chain.behind.append(key)
