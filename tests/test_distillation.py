@@ -1159,6 +1159,79 @@ class TestAskedAnew:
         assert answered.questions() == []
 
 
+class TestSideBySide:
+    """The files of a task, through its stages, in one run."""
+
+    FILES = tuple(f"f{number}.jsonl" for number in range(6))
+
+    def write(self, project: Project, *names: str, version: str = "") -> None:
+        for name in names or self.FILES:
+            project.write_input(name, [asked(f"{version}{n} of {name}") for n in range(2)])
+
+    def test_a_judge_starts_on_the_first_answers(
+        self, project: Project, answered_by: Answered
+    ) -> None:
+        """The last file has no answers before the judge was asked about another."""
+
+        def after_a_judge(request: Request) -> bytes:
+            is_late = self.FILES[-1] in request.question and "Judge" not in request.question
+            is_first = not any("Judge" in each.question for each in endpoint.asked)
+            if is_late and is_first:
+                return refusal(503, "busy", Retry_After="1")
+            return echo(request)
+
+        self.write(project)
+        limits = {"max_concurrent_files": 1}
+        project.write_generation({"concurrency": 4}, scores=JUDGE, concurrency=limits)
+        endpoint = answered_by(after_a_judge)
+        assert project.materialize().failed == []
+        for name in self.FILES:
+            assert [row["score"] for row in project.scores(name)] == [3, 3]
+
+    def test_a_kill_leaves_the_status_of_what_was_not_begun(
+        self, project: Project, answered_by: Answered
+    ) -> None:
+        self.write(project)
+        project.write_generation({"concurrency": 1}, concurrency={"max_concurrent_files": 1})
+        endpoint = answered_by(echo)
+        assert project.materialize().failed == []
+        endpoint.questions()
+        changed = self.FILES[::2]
+        self.write(project, *changed, version="new ")
+
+        def until_the_third(_: Request) -> bytes:
+            return b"" if len(endpoint.asked) > 2 else said(content="new")
+
+        endpoint.script = until_the_third
+        project.signalled(
+            lambda: project.statuses("responses")[changed[1]] != GREEN and len(endpoint.asked) > 2,
+            "run-task",
+            project.task_file,
+        )
+        assert endpoint.questions()[2] == f"new 0 of {changed[1]}"
+        runs = len(project.instance.get_runs())
+        statuses = project.statuses("responses")
+        assert {statuses[name] for name in self.FILES[1::2]} == {GREEN}
+        assert statuses[changed[2]] == GREEN != statuses[changed[1]]
+        endpoint.script = echo
+        assert project.materialize().failed == []
+        assert endpoint.questions() == [
+            f"new {n} of {name}" for name in changed[1:] for n in range(2)
+        ]
+        assert set(project.statuses("responses").values()) == {GREEN}
+        assert len(project.instance.get_runs()) == runs + 1
+
+    def test_nothing_to_do_is_no_run(self, project: Project, answered_by: Answered) -> None:
+        self.write(project)
+        project.write_generation(scores=JUDGE)
+        answered_by(echo)
+        assert project.materialize().failed == []
+        runs = len(project.instance.get_runs())
+        assert set(project.materialize().ran.values()) == {0}
+        assert "nothing to do" in project.run("run-task", project.task_file).out
+        assert len(project.instance.get_runs()) == runs
+
+
 class TestSamples:
     def test_are_rows_of_their_own_and_more_of_them_pay_the_new_ones(
         self, project: Project, answered_by: Answered

@@ -333,13 +333,22 @@ def test_claims_stay_within_the_limit_in_any_order_of_events(data: st.DataObject
                     del claims[lease]
                 else:
                     in_flight = data.draw(st.integers(0, claims[lease]))
-                    claims[lease] = lease.refresh(in_flight).claim
+                    is_idle = not in_flight and data.draw(st.booleans())
+                    claims[lease] = lease.refresh(in_flight, is_idle=is_idle).claim
             assert sum(claims.values()) <= limit
         for _ in range(3):
             claims = {lease: lease.refresh(0).claim for lease in claims}
         assert sum(claims.values()) == (limit if claims else 0), "nothing is left unused"
         for lease in claims:
             lease.__exit__(None, None, None)
+
+
+def test_an_idle_engine_leaves_its_share_until_it_is_asked(folder: Path) -> None:
+    with Lease(folder, 10) as busy, Lease(folder, 10) as idle:
+        assert idle.refresh(0, is_idle=True).claim == 0
+        assert busy.refresh(0).claim == 10
+        assert idle.refresh(0).claim == 0 and busy.refresh(3).claim == 5
+        assert idle.refresh(0).claim == 5
 
 
 HOLDER = """
@@ -370,7 +379,7 @@ def test_the_share_of_a_killed_engine_goes_to_the_others(folder: Path) -> None:
     finally:
         other.kill()
         other.communicate()
-    assert list(folder.glob("*.lease")) == []
+    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_two_engines_share_one_endpoint_and_the_survivor_gets_all_of_it(folder: Path) -> None:

@@ -2,15 +2,16 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.run import keys_of, run_files, run_retry, told_retry
+from modelcall_assets.cli.run import run_retry, told_retry
 from modelcall_assets.cli.terminal import (
     cell,
     chosen_files,
@@ -134,15 +135,16 @@ def retry(
     files = chosen_files(loaded, asked.name, pattern, rejected=True)
     wanted = Wanted(_ids(ids), parsed_where(condition, files), reason or "")
     given = {"ids": sorted(wanted.ids or ()), "where": condition, "reason": reason}
-    choice = {name: value for name, value in given.items() if value}
+    choice = {name: value for name, value in given.items() if value} or {"again": True}
+    stages = [asked] if wanted or stage else [each for each in loaded.stages if each.answers]
     chosen = _chosen(files, wanted)
     killed = Retry.killed(loaded)
-    if killed and (killed.stage, killed.choice) == (asked.name, choice):
+    if killed and (killed.stages[-1], killed.choice) == (asked.name, choice):
         chosen = {key: rows for key, rows in chosen.items() if key in killed.files}
         echo(f"goes on with a retry that was interrupted: {len(chosen):,} files left", err=True)
     elif killed:
         echo(f"warning: {told_retry(killed)} is given up", err=True)
-    _refuse_old(asked, [file for file in files if file.key in chosen])
+    _refuse_old(asked, [file for file in files if file.key in chosen], choice)
     if not chosen:
         is_chosen = ids is not None or condition
         what = " is chosen" if is_chosen else " failed" + f" for {reason}" * bool(reason)
@@ -150,13 +152,9 @@ def retry(
     elif dry_run:
         for file in (file for file in files if file.key in chosen):
             echo(f"{file.name}: {chosen[file.key]:,} of {file.manifest.rows:,} rows")
-    elif choice:
-        publications = {each.key: each.manifest.published for each in files if each.key in chosen}
-        sys.exit(run_retry(loaded, Retry(asked.name, choice, publications)))
     else:
-        stages = [asked] if stage else [each for each in loaded.stages if each.answers]
-        options = {each.name: {"again": True} for each in stages}
-        sys.exit(run_files(loaded, keys_of(asked, chosen), options, chosen.keys()))
+        publications = {each.key: each.manifest.published for each in files if each.key in chosen}
+        sys.exit(run_retry(loaded, Retry([each.name for each in stages], choice, publications)))
 
 
 def _stage_with(task: Task, reason: str) -> Stage:
@@ -187,8 +185,8 @@ def _chosen(files: Sequence[Published], wanted: Wanted) -> dict[str, int]:
     return chosen
 
 
-def _refuse_old(stage: Stage, files: Sequence[Published]) -> None:
-    if isinstance(stage, AskingStage) and (old := out_of_date(stage, files)):
+def _refuse_old(stage: Stage, files: Sequence[Published], choice: Mapping[str, Any]) -> None:
+    if isinstance(stage, AskingStage) and (old := out_of_date(stage, files, choice)):
         more = f" and {len(old) - 1:,} more files" * (len(old) > 1)
         raise InputError(f"{old[0]}{more}: {stage.name} out of date or gone; {MAKE_ANEW}")
 

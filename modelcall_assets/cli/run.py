@@ -126,13 +126,13 @@ def run_files(
 
 
 def go_on(task: Task) -> int:
-    """With a retry of chosen rows that was killed, if there is one; gives the exit code. Files that
+    """With a retry that was killed, if there is one; gives the exit code. Files that
     are made anew anyway are left out."""
     if (killed := Retry.killed(task)) is None:
         return 0
-    stage = task.stage(killed.stage)
+    stage, choice = task.stage(killed.stages[-1]), killed.choice
     files = [Published(stage, key, made) for key in killed.files if (made := stage.latest(key))]
-    old = {*out_of_date(stage, files)} if isinstance(stage, AskingStage) else set[str]()
+    old = {*out_of_date(stage, files, choice)} if isinstance(stage, AskingStage) else set[str]()
     left = {file.key: file.manifest.published for file in files if file.name not in old}
     if not left:
         Retry.end(task)
@@ -142,8 +142,9 @@ def go_on(task: Task) -> int:
 
 
 def told_retry(retry: Retry) -> str:
+    told = {"ids": "{} ids", "where": "where {}", "reason": "reason {}", "again": "failed rows"}
     choice = ", ".join(
-        f"{len(value):,} ids" if name == "ids" else f"{name} {value}"
+        told[name].format(f"{len(value):,}" if name == "ids" else value)
         for name, value in retry.choice.items()
     )
     return f"a retry that was interrupted ({choice}; {len(retry.files):,} files left)"
@@ -152,8 +153,9 @@ def told_retry(retry: Retry) -> str:
 def run_retry(task: Task, retry: Retry) -> int:
     """Kept in mind until it ends by itself."""
     retry.begin(task)
-    choose = keys_of(task.stage(retry.stage), retry.files)
-    code = run_files(task, choose, {retry.stage: retry.choice}, retry.files.keys())
+    choose = keys_of(task.stage(retry.stages[-1]), retry.files)
+    options = dict.fromkeys(retry.stages, retry.choice)
+    code = run_files(task, choose, options, retry.files.keys())
     if code == 0 or Retry.killed(task) is None:
         Retry.end(task)
     return code

@@ -102,6 +102,9 @@ class Chain:
     """What this run has made, by stage and partition."""
     stops: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
+    def __post_init__(self) -> None:
+        self.ran |= dict.fromkeys((stage.name for stage in self.task.stages), 0)
+
     @cached_property
     def results(self) -> Results:
         return Results(self.task)
@@ -126,7 +129,7 @@ class Chain:
             if stage.keys != in_set:
                 in_set, keys = stage.keys, stage.keys.now()
             statuses = self.statuses[stage.name]
-            if stage.name in self.options or any(statuses.get(key) != GREEN for key in keys):
+            if self.options.get(stage.name) or any(statuses.get(key) != GREEN for key in keys):
                 return False
             self.results.look(stage)
             if any(self.is_due(stage, key) for key in keys):
@@ -189,7 +192,7 @@ class Link:
         self._tally = Tally(stage.name, stage.asks)
         self._options, self._untold = chain.options.get(stage.name, {}), set[str]()
         self._failed = chain.failed.setdefault(stage.name, {})
-        self._in_work = self._rows_begun = chain.ran[stage.name] = 0
+        self._in_work = self._rows_begun = 0
         self._most_files = stage.spec.task.concurrency.max_concurrent_files
 
     async def run(self) -> None:

@@ -129,6 +129,9 @@ class Window:
         self._round_from = now
 
 
+_BUSY, _IDLE = ".lease", ".idle"
+
+
 class Share(NamedTuple):
     """`claim` requests may be in flight now, `target` once the others have made room."""
 
@@ -143,7 +146,7 @@ class Lease:
     A lease is a file that its engine keeps locked; it says how many requests in flight the engine
     claims. Claims change only under the folder's lock and never add up to more than the limit: a
     newcomer gets what the others have given up. The lock of a killed engine falls, and with it the
-    lease.
+    lease. The file of an engine that is idle has another name, and nobody counts it.
     """
 
     folder: Path
@@ -151,7 +154,7 @@ class Lease:
 
     def __post_init__(self) -> None:
         self._claim, self._fd = 0, -1
-        name = f"{time.time_ns():020d}-{os.getpid()}-{os.urandom(3).hex()}.lease"
+        name = f"{time.time_ns():020d}-{os.getpid()}-{os.urandom(3).hex()}{_BUSY}"
         self._path = self.folder / name
 
     def __enter__(self) -> Self:
@@ -165,9 +168,15 @@ class Lease:
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
-    def refresh(self, in_flight: int) -> Share:
+    def refresh(self, in_flight: int, *, is_idle: bool = False) -> Share:
         """Claim this engine's share as far as the others leave it; what is in flight stays."""
         with self._folder_lock():
+            if is_idle != (self._path.suffix == _IDLE):
+                self._path = self._path.rename(self._path.with_suffix(_IDLE if is_idle else _BUSY))
+            if is_idle:
+                self._claim = 0
+                self._write()
+                return Share(0, 0)
             others = dict(self._others())
             rank = sum(name < self._path.name for name in others)
             whole, rest = divmod(self.limit, len(others) + 1)
@@ -179,7 +188,7 @@ class Lease:
 
     def _others(self) -> Iterator[tuple[str, Fraction]]:
         """The claims of living engines as parts of the whole; the leases of dead ones go."""
-        for path in self.folder.glob("*.lease"):
+        for path in (*self.folder.glob(f"*{_BUSY}"), *self.folder.glob(f"*{_IDLE}")):
             if path == self._path:
                 continue
             try:
@@ -190,7 +199,7 @@ class Lease:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
             except BlockingIOError:
-                if text := os.pread(fd, 64, 0).decode():
+                if path.suffix == _BUSY and (text := os.pread(fd, 64, 0).decode()):
                     claim, limit = text.split()
                     yield path.name, Fraction(int(claim), int(limit))
             finally:
@@ -238,11 +247,12 @@ class Channel:
         self._ejected_until: float | None = None
         self.is_probed = False
 
-    def look_at_others(self, now: float) -> bool:
-        """Take this engine's share; False while others still have to make room."""
+    def look_at_others(self, now: float, *, is_idle: bool) -> bool:
+        """Take this engine's share, none for one that `is_idle`; False while others still have to
+        make room."""
         if self.lease is None:
             return True
-        claim, target = self.lease.refresh(self.in_flight)
+        claim, target = self.lease.refresh(self.in_flight, is_idle=is_idle)
         self.share = min(claim, target)
         for bucket in (self._requests, self._tokens):
             if bucket is not None:

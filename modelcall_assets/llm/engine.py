@@ -88,7 +88,7 @@ class Engine:
         self._stopped = asyncio.Event()
         self._stop_reason: RunStopped | None = None
         self._unanswered_in_a_row = 0
-        self._answered = False
+        self._answered = self._is_idle = False
         self._waits = Counter[Reason]()
         """Why records wait to be sent again."""
         self._opened = AsyncExitStack()
@@ -232,6 +232,9 @@ class Engine:
         """A slot, in the order of asking."""
         waiter = _Waiter(tokens, held, self._loop.create_future())
         self._waiting.append(waiter)
+        if self._is_idle and self._lease_timer is not None:
+            self._lease_timer.cancel()
+            self._share()
         self._set_alarm()
         try:
             return await waiter.turn
@@ -296,7 +299,9 @@ class Engine:
 
     def _share(self) -> None:
         """Look how many engines share the endpoints, now and again."""
-        settled = [channel.look_at_others(self._now()) for channel in self.channels]
+        is_idle = self._is_idle = not self._waiting and not self.in_flight
+        now = self._now()
+        settled = [each.look_at_others(now, is_idle=is_idle) for each in self.channels]
         pause = LEASE_EVERY_S if all(settled) else LEASE_EVERY_S_UNSETTLED
         self._lease_timer = self._loop.call_later(pause, self._share)
         self._dispatch()

@@ -90,10 +90,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Retry:
-    """A retry of chosen rows that is under way or was killed: of `stage`, with which run options,
-    and by key the publications that it is to replace."""
+    """A retry that is under way or was killed: of which `stages`, with which run options, and by
+    key the publications of the last one that it is to replace."""
 
-    stage: str
+    stages: Sequence[str]
     choice: Mapping[str, Any]
     files: Mapping[str, str | None]
 
@@ -104,7 +104,7 @@ class Retry:
             found = cls(**orjson.loads(task.layout.retry_path.read_bytes()))
         except FileNotFoundError:
             return None
-        stage = task.stage(found.stage)
+        stage = task.stage(found.stages[-1])
         made = ((key, stage.latest(key), published) for key, published in found.files.items())
         left = {key: now.published for key, now, then in made if now and now.published == then}
         return replace(found, files=left) if left else None
@@ -155,17 +155,18 @@ def _chosen(stage: AskingStage, file: Published, wanted: Wanted) -> Standing:
         return Standing()
 
 
-def out_of_date(stage: AskingStage, files: Sequence[Published]) -> list[str]:
+def out_of_date(stage: AskingStage, files: Sequence[Published], choice: Any) -> list[str]:
     """The names of those that would be made otherwise now, or whose input is gone; as far as that
-    is known without reading inputs."""
+    is known without reading inputs. Where no rows are chosen, input may have changed."""
     first, version, keys = stage.task.stages[0], stage.version(), [file.key for file in files]
-    has_inputs = first is not stage and first.keys is stage.keys
+    is_chosen = "again" not in choice
+    has_inputs = is_chosen and first is not stage and first.keys is stage.keys
     changed = first.outdated(keys) if has_inputs else set[str]()
 
     def is_old(file: Published) -> bool:
         made, before = file.manifest, stage.before.accepted(file.key)
         is_same = before is not None and stage.before.digest_of(before) == made.input.digest
-        return not is_same or made.detail.get("made_by") not in (None, version)
+        return (is_chosen and not is_same) or made.detail.get("made_by") not in (None, version)
 
     return [file.name for file in files if file.key in changed or is_old(file)]
 
