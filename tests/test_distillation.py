@@ -977,6 +977,18 @@ class TestAskedAnew:
     def again(self, request: Request) -> bytes:
         return said(content=f"again: {request.question}")
 
+    def kill_at_the_third(self, project: Project, endpoint: Endpoint, *command: str | Path) -> None:
+        """The command, at its third request; from then on all is answered."""
+
+        def until_the_third(request: Request) -> bytes:
+            return b"" if len(endpoint.asked) > 2 else self.again(request)
+
+        endpoint.questions()
+        endpoint.script = until_the_third
+        project.signalled(lambda: len(endpoint.asked) > 2, *command)
+        endpoint.questions()
+        endpoint.script = self.again
+
     def answers(self, project: Project) -> list[str]:
         return [row["response"].partition(":")[0] for row in project.responses()]
 
@@ -1042,16 +1054,9 @@ class TestAskedAnew:
     def test_a_kill_in_the_middle_pays_for_the_rest_only(
         self, project: Project, answered: Endpoint
     ) -> None:
-        def until_the_third(request: Request) -> bytes:
-            return b"" if len(answered.asked) > 2 else self.again(request)
-
-        answered.script = until_the_third
-        project.signalled(
-            lambda: len(answered.asked) > 2, "retry", project.task_file, "--ids", "r0,r1,r2"
-        )
+        ids = ("--ids", "r0,r1,r2")
+        self.kill_at_the_third(project, answered, "retry", project.task_file, *ids)
         assert self.answers(project) == ["re"] * 4
-        answered.questions()
-        answered.script = self.again
         ended = project.run("retry", project.task_file, "--ids", "r0,r1,r2")
         assert ended.code == 0, ended
         assert answered.questions() == ["question 2"]
@@ -1068,17 +1073,7 @@ class TestAskedAnew:
                 echo(request) if request.question == "question 3" else said(content="")
             )
             assert project.materialize(fresh=True).failed == []
-        answered.questions()
-        asked_now: list[str] = []
-
-        def until_the_third(request: Request) -> bytes:
-            asked_now.append(request.question)
-            return b"" if len(asked_now) > 2 else self.again(request)
-
-        answered.script = until_the_third
-        project.signalled(lambda: len(asked_now) > 2, "retry", project.task_file, *choice)
-        answered.questions()
-        answered.script = self.again
+        self.kill_at_the_third(project, answered, "retry", project.task_file, *choice)
         ended = project.run("run-task", project.task_file)
         assert ended.code == 0, ended
         assert answered.questions() == ["question 2"]
@@ -1099,18 +1094,8 @@ class TestAskedAnew:
         project.write_generation(max_failure_rate=1, concurrency={"max_concurrent_files": 1})
         answered.script = faulty
         assert project.materialize().failed == []
-        answered.questions()
-        asked_now: list[str] = []
-
-        def until_the_third(request: Request) -> bytes:
-            asked_now.append(request.question)
-            return b"" if len(asked_now) > 2 else self.again(request)
-
-        answered.script = until_the_third
         retry = ("retry", project.task_file, "--ids", ",".join(f"{name} 0" for name in names))
-        project.signalled(lambda: len(asked_now) > 2, *retry)
-        answered.questions()
-        answered.script = self.again
+        self.kill_at_the_third(project, answered, *retry)
         planned = project.run("plan", project.task_file)
         assert "a retry of 2 files that was interrupted" in planned.out
         ended = project.run(*(retry if next_command == "retry" else ("run-task", retry[1])))
