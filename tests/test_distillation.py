@@ -49,7 +49,7 @@ from project import (
 )
 
 from modelcall_assets.config.catalog import load_catalog
-from modelcall_assets.defs.instance import register
+from modelcall_assets.defs.instance import range_tags, register
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
@@ -1103,6 +1103,38 @@ class TestAskedAnew:
         assert sorted(answered.questions()) == [f"chosen of {name}" for name in names[2:]]
         assert project.run("run-task", project.task_file).code == 0
         assert answered.questions() == []
+
+    def test_what_the_launchpad_chose_is_gone_on_with_in_files_that_were_not_begun(
+        self, project: Project, answered: Endpoint
+    ) -> None:
+        names = [f"f{number}.jsonl" for number in range(3)]
+        for name in names:
+            questions = (f"chosen of {name}", f"long one of {name}")
+            rows = [asked(text, id=f"{name} {n}") for n, text in enumerate(questions)]
+            project.write_input(name, rows)
+        project.write_generation(max_failure_rate=1, concurrency={"files_per_run": 9})
+        answered.script = faulty
+        assert project.materialize().failed == []
+        answered.questions()
+        answered.script = refusal(401, "no such key")
+        ids = {"ids": [f"{name} 0" for name in names]}
+        refused = (
+            project.definitions()
+            .resolve_implicit_global_asset_job_def()
+            .execute_in_process(
+                instance=project.instance,
+                asset_selection=[project.asset_key("responses")],
+                tags=range_tags(names),
+                run_config={**QUIET, "ops": {"chain__responses": {"config": ids}}},
+                raise_on_error=False,
+            )
+        )
+        assert not refused.success
+        assert {*project.statuses("responses").values()} == {GREEN, RED}
+        answered.questions()
+        answered.script = self.again
+        assert project.run("run-task", project.task_file).code == 0
+        assert sorted(answered.questions()) == [f"chosen of {name}" for name in names]
 
     def test_a_kill_between_an_output_and_its_manifest_asks_nothing_again(
         self, project: Project, answered: Endpoint

@@ -34,9 +34,11 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
+from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Run, Tally, Watcher, last_line
 from modelcall_assets.stages.stage import Stage, Work
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.files import in_thread
 
 GRACE_S = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -180,6 +182,8 @@ async def _opened(
     tally = Tally(stage.name, stage.asks)
     run = Run(context.run.run_id, tally, **(context.op_execution_context.op_config or {}))
     async with stage.open(run) as work:
+        if isinstance(stage, AskingStage) and len(keys := _keys(stage, context)) > 1:
+            await in_thread(stage.choose, keys, run)
         if not stage.shows_progress:
             yield work
             return

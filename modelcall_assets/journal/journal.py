@@ -125,6 +125,13 @@ class Journal:
         self.choice = choice
         self._writer = self._new_segment()
 
+    def give_second_tries(self) -> None:
+        """Failures of this round do not stand any more."""
+        choice = self.choice
+        self.seal("")
+        if choice is not None:
+            self.choose(choice)
+
     def append(self, entry: Entry, *, findable: bool = False) -> Position:
         """Raises StoreError when the disk does not take it; a paid reply must not be dropped.
         `findable` by `dialogues` costs about 9 bytes."""

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -39,7 +39,7 @@ from modelcall_assets.stages.report import Report, Run
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage, Work
-from modelcall_assets.stages.standing import standing
+from modelcall_assets.stages.standing import Wanted, standing
 from modelcall_assets.storage.files import NewFile, in_thread
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.publishing import Hold
@@ -197,7 +197,7 @@ class AskingStage(Stage):
                 await caller.run(self.asks_of(source))
             except (EndpointRefused, EndpointDown):
                 if reuse.published:  # the failures are the endpoint's: they may be tried anew
-                    await in_thread(journal.seal, "")
+                    await in_thread(journal.give_second_tries)
                 raise
             seconds = time.monotonic() - began
             if kept := caller.stayed:
@@ -226,6 +226,15 @@ class AskingStage(Stage):
             await in_thread(lambda: draft.publish(report, source.fingerprint()))
             await in_thread(journal.seal, report.data_version)
         return report
+
+    def choose(self, keys: Sequence[str], run: Run) -> None:
+        """Note what a run is to ask anew in files that it has not begun: killed, it leaves all of
+        them red. SetupError when its options say nothing."""
+        Wanted.of(run.choice)
+        for key in keys if run.choice and not run.fresh else ():
+            if self.latest(key) is not None:
+                with self._journal(key, run) as journal:
+                    journal.choose(run.choice)
 
     def _in_hand(self, key: str) -> Hold:
         """Held by the run that asks a model for a partition."""

@@ -140,7 +140,7 @@ def standing(
         stands = Standing(settled=False)
     elif key in run.untold and (own := stage.accepted(key)) and _is_current(stage, own, source):
         stands = Standing()
-    if run.choice and made is not None:
+    if run.choice and made is not None and journal.choice != run.choice:
         journal.choose(run.choice)
     return _acceptable(stage, key, source) if stands is None and not run.choice else stands
 
