@@ -38,6 +38,7 @@ from modelcall_assets.cli.terminal import (
     where_option,
 )
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
+from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
@@ -265,7 +266,8 @@ def _sections(
     rows = [row for row in every if (row["stage"], row["key"], row["accepted"]) in of]
     own = Report()
     add_rows(own, rows)
-    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {shown.folder}"
+    place = shown_place(str(shown.folder), task.spec.root)
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {place}"
     yield f'<p class="note">{escape(f"{shown.name}: {shown.about}")}<br>{escape(made)}</p>'
     if told := ", ".join(f"{name} {value}" for name, value in limits.items() if value):
         about = "plots over time and records are of these alone"
