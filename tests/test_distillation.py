@@ -989,6 +989,20 @@ class TestAskedAnew:
         endpoint.questions()
         endpoint.script = self.again
 
+    def write_half_failed(
+        self, project: Project, endpoint: Endpoint, files: int, **limits: int
+    ) -> list[str]:
+        """Answered files of two rows, `<name> 0` and `<name> 1`, of which the second has failed."""
+        names = [f"f{number}.jsonl" for number in range(files)]
+        for name in names:
+            questions = (f"chosen of {name}", f"long one of {name}")
+            rows = [asked(text, id=f"{name} {n}") for n, text in enumerate(questions)]
+            project.write_input(name, rows)
+        project.write_generation(max_failure_rate=1, concurrency=limits)
+        endpoint.script = faulty
+        assert project.materialize().failed == []
+        return names
+
     def answers(self, project: Project) -> list[str]:
         return [row["response"].partition(":")[0] for row in project.responses()]
 
@@ -1086,14 +1100,7 @@ class TestAskedAnew:
         self, project: Project, answered: Endpoint, next_command: str
     ) -> None:
         """And those that it has finished are not asked a second time."""
-        names = [f"f{number}.jsonl" for number in range(4)]
-        for name in names:
-            questions = (f"chosen of {name}", f"long one of {name}")
-            rows = [asked(text, id=f"{name} {n}") for n, text in enumerate(questions)]
-            project.write_input(name, rows)
-        project.write_generation(max_failure_rate=1, concurrency={"max_concurrent_files": 1})
-        answered.script = faulty
-        assert project.materialize().failed == []
+        names = self.write_half_failed(project, answered, 4, max_concurrent_files=1)
         retry = ("retry", project.task_file, "--ids", ",".join(f"{name} 0" for name in names))
         self.kill_at_the_third(project, answered, *retry)
         planned = project.run("plan", project.task_file)
@@ -1107,14 +1114,7 @@ class TestAskedAnew:
     def test_what_the_launchpad_chose_is_gone_on_with_in_files_that_were_not_begun(
         self, project: Project, answered: Endpoint
     ) -> None:
-        names = [f"f{number}.jsonl" for number in range(3)]
-        for name in names:
-            questions = (f"chosen of {name}", f"long one of {name}")
-            rows = [asked(text, id=f"{name} {n}") for n, text in enumerate(questions)]
-            project.write_input(name, rows)
-        project.write_generation(max_failure_rate=1, concurrency={"files_per_run": 9})
-        answered.script = faulty
-        assert project.materialize().failed == []
+        names = self.write_half_failed(project, answered, 3, files_per_run=9)
         answered.questions()
         answered.script = refusal(401, "no such key")
         ids = {"ids": [f"{name} 0" for name in names]}

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -111,16 +111,16 @@ class RunOptions(dg.Config):
     reason: str = Field("", description="Ask again just for rows that failed for this reason.")
 
 
-def task_assets(task: Task, watcher: Watcher | None = None) -> list[dg.AssetsDefinition]:
+def task_assets(task: Task) -> list[dg.AssetsDefinition]:
     """`[task, raw] → … → [task, scores]`: the stages that the task has."""
     with warnings.catch_warnings():
         # Partitioned checks and backfill policies: used on purpose, tested against this release.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return [_asset(stage, watcher) for stage in (*task.stages, *task.overviews)]
+        return [_asset(stage) for stage in (*task.stages, *task.overviews)]
 
 
-def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
+def _asset(stage: Stage) -> dg.AssetsDefinition:
     """The asset `[task, stage]`. A several-file run logs each file's end as it comes and yields no
     result: one would re-emit every key with a single shared data version."""
     spec, key, has_one = stage.spec, asset_key(stage), stage.keys.is_one
@@ -151,7 +151,7 @@ def _asset(stage: Stage, watcher: Watcher | None) -> dg.AssetsDefinition:
     async def body(context: dg.AssetExecutionContext):
         keys = _keys(stage, context)
         try:
-            async with _opened(stage, context, watcher) as work:
+            async with _opened(stage, context) as work:
                 report = await _work_on(context, stage, keys, work)
         except ModelcallError as error:
             for each in keys:
@@ -175,9 +175,7 @@ def _keys(stage: Stage, context: dg.AssetExecutionContext) -> Sequence[str]:
 
 
 @asynccontextmanager
-async def _opened(
-    stage: Stage, context: dg.AssetExecutionContext, watcher: Watcher | None
-) -> AsyncGenerator[Work]:
+async def _opened(stage: Stage, context: dg.AssetExecutionContext) -> AsyncGenerator[Work]:
     """Its work. What takes long shows its progress, and ends soon after a signal."""
     tally = Tally(stage.name, stage.asks)
     run = Run(context.run.run_id, tally, **(context.op_execution_context.op_config or {}))
@@ -187,7 +185,7 @@ async def _opened(
         if not stage.shows_progress:
             yield work
             return
-        async with interruptible(lambda: run.stop()), watched(context, watcher, tally):
+        async with interruptible(lambda: run.stop()), watched(context, None, tally):
             tally.rows = stage.rows_to_work(_keys(stage, context))
             yield work
 
@@ -230,6 +228,16 @@ async def made(context: Any, stage: Stage, key: str, work: Work) -> Ended:
     return Ended(report, stage.why_rejected(report) or "")
 
 
+def events_of_end(
+    instance: dg.DagsterInstance, stage: Stage, key: str, ended: Ended
+) -> Iterator[Any]:
+    """What tells Dagster what came of a file."""
+    if ended.report is not None:
+        yield from events_of(instance, stage, key, ended.report, ended.why or None)
+    elif ended.is_told:
+        yield check_event(instance, stage, key, failed_check(ended.why))
+
+
 async def _work_on(
     context: dg.AssetExecutionContext, stage: Stage, keys: Sequence[str], work: Work
 ) -> Report | None:
@@ -241,12 +249,8 @@ async def _work_on(
     async def file(key: str) -> None:
         async with slots:
             ends[key] = ended = await made(context, stage, key, work)
-        if ended.report is None and ended.is_told:
-            check = failed_check(ended.why)
-            context.log_event(check_event(context.instance, stage, key, check))
-        elif ended.report is not None and (ended.why or len(keys) > 1):
-            report, rejected = ended.report, ended.why or None
-            for event in events_of(context.instance, stage, key, report, rejected):
+        if ended.report is None or ended.why or len(keys) > 1:
+            for event in events_of_end(context.instance, stage, key, ended):
                 context.log_event(event)
 
     async with asyncio.TaskGroup() as files:

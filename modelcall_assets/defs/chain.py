@@ -19,7 +19,15 @@ from typing import Any
 import dagster as dg
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
-from modelcall_assets.defs.assets import Ended, failure, failure_text, interruptible, made, watched
+from modelcall_assets.defs.assets import (
+    Ended,
+    events_of_end,
+    failure,
+    failure_text,
+    interruptible,
+    made,
+    watched,
+)
 from modelcall_assets.defs.instance import (
     GREEN,
     IN_PROGRESS,
@@ -28,7 +36,6 @@ from modelcall_assets.defs.instance import (
     knows_of,
     statuses_of,
 )
-from modelcall_assets.defs.shown import check_event, events_of, failed_check
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.stages.report import Report, Run, Tally, Watcher
 from modelcall_assets.stages.results import Results
@@ -72,13 +79,8 @@ class Ledger:
         context.instance.report_dagster_event(event, context.run_id, logging.DEBUG)
 
     def _tell(self, stage: Stage, key: str, ended: Ended) -> None:
-        instance = self._context.instance
-        if ended.report is not None:
-            for event in events_of(instance, stage, key, ended.report, ended.why or None):
-                self._context.log_event(event)
-        elif ended.is_told:
-            check = check_event(instance, stage, key, failed_check(ended.why))
-            self._context.log_event(check)
+        for event in events_of_end(self._context.instance, stage, key, ended):
+            self._context.log_event(event)
 
 
 @dataclass
@@ -222,7 +224,9 @@ class Link:
                             key = await self.keys.get()
                         is_open = key is not None
                         if key is not None and await self._is_due(key, statuses.get(key)):
-                            rows = stage.rows_to_work([key]) if stage.shows_progress else 0
+                            rows = 0
+                            if stage.shows_progress:
+                                rows = await asyncio.to_thread(stage.rows_to_work, [key])
                             due.append((key, rows))
                             self._chain.ran[stage.name] += 1
                             self._tally.rows += rows

@@ -5,8 +5,7 @@ stay "started" for ever, keep their pool slots, and hold up every later run of t
 Every process that runs assets holds a file lock for its lifetime; the lock goes with it, however it
 ends, so a run whose lock can be taken is dead.
 
-A Dagster run takes one key or one contiguous range of keys, so that scattered keys become one run
-per range, stage after stage.
+`TaskRunner` is `run-task` and `retry`: one run for all files that are due (`defs.chain`).
 """
 
 import atexit
@@ -31,9 +30,7 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import (
-    register,
-)
+from modelcall_assets.defs.instance import register
 from modelcall_assets.defs.shown import note_overviews
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Watcher

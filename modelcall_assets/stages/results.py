@@ -33,6 +33,8 @@ class Results:
 
     task: Task
     _looking: Lock = field(default_factory=Lock)
+    _outputs: dict[str, Set[str]] = field(default_factory=dict[str, Set[str]])
+    """By stage, the places of all files in its folder."""
 
     @cached_property
     def manifests(self) -> Mapping[Result, FileInfo]:
@@ -65,14 +67,11 @@ class Results:
         versions |= {stage.name: stage.code_version for stage in self.task.stages}
         return digest_of_versions({**versions, **self.inputs})
 
-    @cached_property
-    def _outputs(self) -> dict[str, Set[str]]:
-        return {}
-
     def look(self, stage: Stage) -> None:
         """What `is_due` needs, but for stages that gather; takes a while."""
         with self._looking:
-            if stage.upstream is not None and not stage.gathers:
+            is_known = stage.name in self._outputs or stage.gathers
+            if stage.upstream is not None and not is_known:
                 files = list_files(stage.folder, may_be_absent=True)
                 self._outputs[stage.name] = {str(file.place) for file in files}
                 self._there(stage.upstream).rows  # noqa: B018
