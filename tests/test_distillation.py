@@ -1136,8 +1136,9 @@ class TestAskedAnew:
         assert project.run("run-task", project.task_file).code == 0
         assert sorted(answered.questions()) == [f"chosen of {name}" for name in names]
 
+    @pytest.mark.parametrize("again", [True, False])
     def test_a_kill_between_an_output_and_its_manifest_asks_nothing_again(
-        self, project: Project, answered: Endpoint
+        self, project: Project, answered: Endpoint, again: bool
     ) -> None:
         answered.script = self.again
         retry = ("retry", str(project.task_file), "--ids", "r0,r1")
@@ -1149,11 +1150,28 @@ class TestAskedAnew:
         command = [sys.executable, "-c", killed, *retry]
         assert subprocess.run(command, cwd=project.root, check=False).returncode == 9
         assert answered.questions() == ["question 0", "question 1"]
-        again = project.run(*retry)
-        assert again.code == 1 and "not what responses published" in again.err
-        assert project.run("run-task", project.task_file).code == 0
+        other = project.run("retry", project.task_file, "--ids", "r2")
+        assert other.code == 1 and "not what responses published" in other.err
+        assert project.run(*(retry if again else ("run-task", project.task_file))).code == 0
         assert answered.questions() == []
         assert self.answers(project) == ["again", "again", "re", "re"]
+
+    @pytest.mark.parametrize(
+        "note", [b"", b"[1]", b"{}", b'{"stages": [], "choice": 1, "files": 2}']
+    )
+    def test_a_damaged_note_of_a_retry_is_named(
+        self, project: Project, answered: Endpoint, note: bytes
+    ) -> None:
+        path = project.steps().layout.retry_path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(note)
+        for command in ("plan", "run-task", "retry"):
+            ended = project.run(command, project.task_file)
+            assert ended.code == 1 and "not what a retry notes; delete it" in ended.err
+            assert "Traceback" not in ended.err
+        assert answered.questions() == []
+        path.write_bytes(b'{"stages": ["gone"], "choice": {"again": true}, "files": {}}')
+        assert project.run("run-task", project.task_file).code == 0
 
     def test_ids_are_taken_as_they_are_given(self, project: Project, answered: Endpoint) -> None:
         for given in ("", ",", " "):

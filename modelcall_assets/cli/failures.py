@@ -11,7 +11,7 @@ import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.run import run_retry, told_retry
+from modelcall_assets.cli.run import go_on, run_retry, told_retry
 from modelcall_assets.cli.terminal import (
     cell,
     chosen_files,
@@ -133,17 +133,18 @@ def retry(
         fix = "mend the input, then run the task"
         raise misuse("--reason", f"nothing was asked about rows with {reason}", fix=fix)
     files = chosen_files(loaded, asked.name, pattern, rejected=True)
-    wanted = Wanted(_ids(ids), parsed_where(condition, files), reason or "")
-    given = {"ids": sorted(wanted.ids or ()), "where": condition, "reason": reason}
-    choice = {name: value for name, value in given.items() if value} or {"again": True}
+    names = _ids(ids)
+    given = {"ids": sorted(names or ()), "where": condition, "reason": reason}
+    choice = {name: value for name, value in given.items() if value}
+    choice |= {"again": True} if names is None and not choice else {}
+    if (killed := Retry.killed(loaded)) and not dry_run:
+        is_same = (killed.stages[-1], killed.choice) == (asked.name, choice)
+        if is_same and killed.files.keys() <= {file.key for file in files}:
+            sys.exit(go_on(loaded))
+        echo(f"warning: {told_retry(killed)} is given up", err=True)
+    wanted = Wanted(names, parsed_where(condition, files), reason or "")
     stages = [asked] if wanted or stage else [each for each in loaded.stages if each.answers]
     chosen = _chosen(files, wanted)
-    killed = Retry.killed(loaded)
-    if killed and (killed.stages[-1], killed.choice) == (asked.name, choice):
-        chosen = {key: rows for key, rows in chosen.items() if key in killed.files}
-        echo(f"goes on with a retry that was interrupted: {len(chosen):,} files left", err=True)
-    elif killed:
-        echo(f"warning: {told_retry(killed)} is given up", err=True)
     _refuse_old(asked, [file for file in files if file.key in chosen], choice)
     if not chosen:
         is_chosen = ids is not None or condition

@@ -135,6 +135,7 @@ def go_on(task: Task) -> int:
     old = {*out_of_date(stage, files, choice)} if isinstance(stage, AskingStage) else set[str]()
     left = {file.key: file.manifest.published for file in files if file.name not in old}
     if not left:
+        echo(f"{told_retry(killed)} is dropped: its files are out of date", err=True)
         Retry.end(task)
         return 0
     echo(f"goes on with {told_retry(killed)}", err=True)

@@ -99,13 +99,20 @@ class Retry:
 
     @classmethod
     def killed(cls, task: Task) -> Self | None:
-        """The one that has not ended, of what is left to do; None when there is none."""
+        """The one that has not ended, of what is left to do; None when there is none, or the task
+        has its stage no more. InputError when its file is damaged."""
+        path = task.layout.retry_path
         try:
-            found = cls(**orjson.loads(task.layout.retry_path.read_bytes()))
+            found = cls(**orjson.loads(path.read_bytes()))
+            stage = next((each for each in task.stages if each.name == found.stages[-1]), None)
+            noted = [*found.files.items()]
         except FileNotFoundError:
             return None
-        stage = task.stage(found.stages[-1])
-        made = ((key, stage.latest(key), published) for key, published in found.files.items())
+        except (ValueError, TypeError, AttributeError, IndexError):
+            raise InputError(f"{path}: not what a retry notes; delete it to go on") from None
+        if stage is None:
+            return None
+        made = ((key, stage.latest(key), published) for key, published in noted)
         left = {key: now.published for key, now, then in made if now and now.published == then}
         return replace(found, files=left) if left else None
 
