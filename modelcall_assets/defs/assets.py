@@ -6,30 +6,26 @@ import asyncio
 import signal
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from modelcall_assets.defs.instance import asset_key, partitions_of
+from modelcall_assets.defs.ledger import Ended, check_event, events_of
 from modelcall_assets.defs.models import model_keys
 from modelcall_assets.defs.shown import (
     CHECKED,
     COMPLETE,
-    check_event,
     check_of,
     definition_metadata,
-    events_of,
     failed_check,
     metadata_of,
 )
 from modelcall_assets.errors import (
-    BudgetSpent,
-    EndpointDown,
-    EndpointRefused,
     InHand,
     ModelcallError,
     RunStopped,
@@ -199,21 +195,6 @@ def _files_per_run(stage: Stage) -> int:
     return wanted + len(stages) - 1 - stages.index(stage) if wanted > 1 else 1
 
 
-class Ended(NamedTuple):
-    """What came of a file: its report, or none; and why it is red, if it is. `is_told` says whether
-    the partition's page is to say so."""
-
-    report: Report | None
-    why: str = ""
-    error: Exception | None = None
-    is_told: bool = True
-
-    @property
-    def is_systemic(self) -> bool:
-        """Whether other files would end in the same way."""
-        return isinstance(self.error, EndpointRefused | EndpointDown | BudgetSpent)
-
-
 async def made(context: Any, stage: Stage, key: str, work: Work) -> Ended:
     """Whatever happens to one file, its neighbours go on."""
     try:
@@ -228,16 +209,6 @@ async def made(context: Any, stage: Stage, key: str, work: Work) -> Ended:
     return Ended(report, stage.why_rejected(report) or "")
 
 
-def events_of_end(
-    instance: dg.DagsterInstance, stage: Stage, key: str, ended: Ended
-) -> Iterator[Any]:
-    """What tells Dagster what came of a file."""
-    if ended.report is not None:
-        yield from events_of(instance, stage, key, ended.report, ended.why or None)
-    elif ended.is_told:
-        yield check_event(instance, stage, key, failed_check(ended.why))
-
-
 async def _work_on(
     context: dg.AssetExecutionContext, stage: Stage, keys: Sequence[str], work: Work
 ) -> Report | None:
@@ -250,7 +221,7 @@ async def _work_on(
         async with slots:
             ends[key] = ended = await made(context, stage, key, work)
         if ended.report is None or ended.why or len(keys) > 1:
-            for event in events_of_end(context.instance, stage, key, ended):
+            for event in events_of(context.instance, stage, key, ended):
                 context.log_event(event)
 
     async with asyncio.TaskGroup() as files:

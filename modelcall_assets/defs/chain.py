@@ -6,10 +6,8 @@ alone are in progress meanwhile, and red when it fails or is killed before they 
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,11 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 import dagster as dg
-from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
 from modelcall_assets.defs.assets import (
-    Ended,
-    events_of_end,
     failure,
     failure_text,
     interruptible,
@@ -36,6 +31,7 @@ from modelcall_assets.defs.instance import (
     knows_of,
     statuses_of,
 )
+from modelcall_assets.defs.ledger import Ledger
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.stages.report import Report, Run, Tally, Watcher
 from modelcall_assets.stages.results import Results
@@ -45,42 +41,6 @@ from modelcall_assets.stages.task import Task
 StageOptions = Mapping[str, Mapping[str, Any]]
 """Run options by stage: see `RunOptions`."""
 LOOK_EVERY_S = 0.01
-
-
-class Ledger:
-    """Tells Dagster what came of files, in their order, by a thread of its own. What has ended
-    before it could be told that it began need not be told."""
-
-    def __init__(self, context: dg.OpExecutionContext) -> None:
-        self._context, self._made = context, set[tuple[str, str]]()
-        self._thread, self._told = ThreadPoolExecutor(1, "ledger"), list[Future[None]]()
-
-    def begun(self, stage: Stage, key: str) -> None:
-        self._told.append(self._thread.submit(self._plan, stage, key))
-
-    def ended(self, stage: Stage, key: str, ended: Ended) -> None:
-        if not ended.why:
-            self._made.add((stage.name, key))
-        self._told.append(self._thread.submit(self._tell, stage, key, ended))
-
-    def close(self) -> None:
-        """Waits until all is told; raises what has kept something from that."""
-        self._thread.shutdown()
-        for told in self._told:
-            told.result()
-
-    def _plan(self, stage: Stage, key: str) -> None:
-        if (stage.name, key) in self._made:
-            return
-        context, planned = self._context, AssetMaterializationPlannedData(asset_key(stage), key)
-        event = DagsterEvent.build_asset_materialization_planned_event(
-            context.job_name, str(context.op_handle), planned
-        )
-        context.instance.report_dagster_event(event, context.run_id, logging.DEBUG)
-
-    def _tell(self, stage: Stage, key: str, ended: Ended) -> None:
-        for event in events_of_end(self._context.instance, stage, key, ended):
-            self._context.log_event(event)
 
 
 @dataclass
@@ -161,7 +121,7 @@ class Chain:
 
     async def run(self, context: dg.OpExecutionContext) -> None:
         """Raises one Failure at the end that says why each file failed."""
-        ledger = Ledger(context)
+        ledger = Ledger(context, self.task)
         links = [Link(self, stage, context, ledger) for stage in self.task.stages]
         for link, after in pairwise(links):
             link.after = after

@@ -31,7 +31,7 @@ from sqlalchemy.exc import DatabaseError
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
 from modelcall_assets.defs.instance import register
-from modelcall_assets.defs.shown import note_overviews
+from modelcall_assets.defs.ledger import note_overviews
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Watcher
 from modelcall_assets.stages.task import Task

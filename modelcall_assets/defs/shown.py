@@ -1,20 +1,18 @@
-"""A stage's report as Dagster shows it: the metadata of a result, its check, and the events that
-carry both."""
+"""A stage's report as Dagster shows it: the metadata of a result, and its check."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
 import dagster as dg
 import orjson
 
-from modelcall_assets.defs.instance import asset_key, latest_result, provenance_tags
+from modelcall_assets.defs.instance import asset_key
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.report import Report, Tally, counted
+from modelcall_assets.stages.report import Report, counted
 from modelcall_assets.stages.score_table import API_ABOUT
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.stages.task import Task
 from modelcall_assets.transforms.transcript import markdown
 
 COMPLETE = "complete"
@@ -26,57 +24,6 @@ _MOST_CELL = 160
 """Characters that are shown."""
 _MARKS = re.compile(r"([\\`*_\[\]<>|~&])")
 _BAR = 24
-
-
-def note_overviews(instance: dg.DagsterInstance, task: Task) -> list[str]:
-    """Make again, without a run, what shows the task as a whole, where something has changed; gives
-    the names of these stages."""
-    noted: list[str] = []
-    for stage in task.overviews:
-        (key,) = stage.keys.now()
-        if stage.members_changed(key):
-            report = stage.make(key, Tally())
-            for event in events_of(instance, stage, key, report, None):
-                instance.report_runless_asset_event(event)
-            noted.append(stage.name)
-    return noted
-
-
-def events_of(
-    instance: dg.DagsterInstance, stage: Stage, key: str, report: Report, rejected: str | None
-) -> Iterator[Any]:
-    """What came of one file, each to be logged before the next. Of a rejected result an observation
-    keeps the numbers in the UI; a materialisation would show green."""
-    asset, partition = asset_key(stage), _partition(stage, key)
-    metadata = metadata_of(stage, key, report, rejected)
-    if rejected is not None:
-        yield dg.AssetObservation(asset, partition=partition, metadata=metadata)
-    else:
-        tags = provenance_tags(instance, stage, key, report.data_version)
-        yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=tags)
-    yield check_event(instance, stage, key, check_of(report, rejected))
-
-
-def check_event(
-    instance: dg.DagsterInstance, stage: Stage, key: str, check: dg.AssetCheckResult
-) -> Any:
-    """The UI takes it for current only beside the partition's latest result; one that a body yields
-    loses its partition in a backfill."""
-    partition = _partition(stage, key)
-    return dg.AssetCheckEvaluation(
-        asset_key=asset_key(stage),
-        check_name=COMPLETE,
-        passed=check.passed,
-        severity=check.severity,
-        description=check.description,
-        metadata=check.metadata,
-        partition=partition,
-        target_materialization_data=latest_result(instance, stage, partition),
-    )
-
-
-def _partition(stage: Stage, key: str) -> str | None:
-    return None if stage.keys.is_one else key
 
 
 def definition_metadata(stage: Stage) -> dict[str, Any]:

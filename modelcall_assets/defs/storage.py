@@ -27,6 +27,7 @@ class KeptEventLog(SqliteEventLogStorage):
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines = dict[tuple[str, int], Engine]()
         self._partitions: dict[str, tuple[float, frozenset[str]]] = {}
+        self._has_checks = False
         super().__init__(base_dir, inst_data)
 
     @contextmanager
@@ -50,6 +51,12 @@ class KeptEventLog(SqliteEventLogStorage):
         if len(self._engines) > MOST_ENGINES:
             self._engines.pop(next(iter(self._engines))).dispose()
         return engine
+
+    @property
+    def supports_asset_checks(self) -> bool:
+        """Dagster asks for each check, and looks for a table each time."""
+        self._has_checks = self._has_checks or super().supports_asset_checks
+        return self._has_checks
 
     def delete_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> None:
         super().delete_dynamic_partition(partitions_def_name, partition_key)

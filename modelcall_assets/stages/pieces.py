@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -277,8 +278,7 @@ def in_order(
     if processes == 1:
         return
     with TemporaryDirectory(prefix="modelcall-") as folder:
-        arguments = (make, Path(folder))
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, arguments)
+        pool = pool_of(processes, partial(_open, make, Path(folder)))
         waiting: deque[Future[PieceRows]] = deque()
         try:
             for piece in pieces:
@@ -300,10 +300,8 @@ _here: tuple[Work, Path] | None = None
 """In a process of the pool: what it does, and the folder for the columns."""
 
 
-def _start(make: Callable[[], Work], folder: Path) -> None:
+def _open(make: Callable[[], Work], folder: Path) -> None:
     global _here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to decide
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _here = make(), folder
 
 
@@ -311,6 +309,18 @@ def _work(piece: NamedPiece) -> PieceRows:
     assert _here is not None
     work, folder = _here
     return work(piece).sent(folder)
+
+
+def pool_of(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor:
+    """Processes that end with this one, and leave it to decide on signals. Each calls `start`,
+    which can be pickled, first."""
+    return ProcessPoolExecutor(processes, get_context("spawn"), _start, (start,))
+
+
+def _start(start: Callable[[], object]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start()
 
 
 def _end_with_parent() -> None:
