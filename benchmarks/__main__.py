@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conversion, preprocess, report, robustness, speed, storage
+from benchmarks import conversion, files, preprocess, report, robustness, speed, storage
 from benchmarks.measure import CORES, ROOT, STUB_CORE
 from benchmarks.stub import Stub
 
@@ -25,9 +25,10 @@ PARTS: dict[str, Callable[..., Any]] = {
     "conversion": conversion.measure_all,
     "storage": storage.measure_all,
     "preprocess": preprocess.measure_all,
+    "files": files.measure_all,
     "memory": speed.memory,
 }
-ORDINARY = ("capacity", "compare", "robustness", "conversion", "storage", "preprocess")
+ORDINARY = ("capacity", "compare", "robustness", "conversion", "storage", "preprocess", "files")
 RESULTS = ROOT / "build" / "benchmarks.json"
 
 
@@ -39,6 +40,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few hundred rows: does it work?")
     parser.add_argument("--write", action="store_true", help="renew docs/performance.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON; parts are added to it")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="another commit, for `files` beside this one",
+    )
     options = parser.parse_args()
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
@@ -48,7 +55,7 @@ def main() -> None:
     path: Path = options.results
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.parts or ORDINARY:
-        results[name] = _measured(name, options.quick)
+        results[name] = _measured(name, options.quick, options.before if name == "files" else None)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1))
     for block in report.blocks(results).values():
@@ -57,14 +64,15 @@ def main() -> None:
         report.write(ROOT / "docs" / "performance.md", results)
 
 
-def _measured(name: str, quick: bool) -> dict[str, Any]:
+def _measured(name: str, quick: bool, before: Path | None) -> dict[str, Any]:
     began = {
         "command": f"python -m benchmarks {name}" + (" --quick" if quick else ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": _machine(),
     }
     with tempfile.TemporaryDirectory(prefix="modelcall-bench-") as folder, Stub() as stub:
-        return {**began, "results": PARTS[name](Path(folder), stub, quick, _say)}
+        beside = {"before": before.resolve()} if before else {}
+        return {**began, "results": PARTS[name](Path(folder), stub, quick, _say, **beside)}
 
 
 def _machine() -> str:

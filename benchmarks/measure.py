@@ -39,18 +39,19 @@ class Measured:
     output: str = field(repr=False)
 
 
-def start(command: Sequence[str], core: int, **options: Any) -> subprocess.Popen[Any]:
-    """Imports come from this checkout, whatever the folder it runs in."""
+def start(command: Sequence[str], core: int | None, **options: Any) -> subprocess.Popen[Any]:
+    """On one core, or all. Imports come from this checkout, whatever the folder it runs in."""
+    cores = CORES if core is None else {core}
     return subprocess.Popen(
         command,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
         **{"cwd": ROOT, "env": environment(), **options},
     )
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(checkout: Path = ROOT, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
+    return {**kept, "PYTHONPATH": str(checkout), **more}
 
 
 def cpu_s(pid: int) -> float:
@@ -62,12 +63,18 @@ def client(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "benchmarks.clients", name, *map(str, arguments)]
 
 
-def measure(command: Sequence[str], stub: Stub, **environ: str) -> Measured:
+def measure(
+    command: Sequence[str],
+    stub: Stub,
+    checkout: Path = ROOT,
+    core: int | None = CLIENT_CORE,
+    **environ: str,
+) -> Measured:
     """RuntimeError when it does not end well or asks the endpoint nothing."""
     stub.reset()
     with tempfile.TemporaryFile("w+") as output:
         began = time.monotonic()
-        process = start_client(command, stub, output, **environ)
+        process = start_client(command, stub, output, checkout, core, **environ)
         watch = _Watch(process.pid)
         usage = _until_ended(process, watch.look)
         ended = time.monotonic()
@@ -93,10 +100,16 @@ def measure(command: Sequence[str], stub: Stub, **environ: str) -> Measured:
 
 
 def start_client(
-    command: Sequence[str], stub: Stub, output: IO[str], **environ: str
+    command: Sequence[str],
+    stub: Stub,
+    output: IO[str],
+    checkout: Path = ROOT,
+    core: int | None = CLIENT_CORE,
+    **environ: str,
 ) -> subprocess.Popen[str]:
-    env = environment(REHEARSAL_BASE_URL=stub.base_url, **environ)
-    return start(command, CLIENT_CORE, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
+    env = environment(checkout, REHEARSAL_BASE_URL=stub.base_url, **environ)
+    options = {"cwd": checkout, "env": env, "stdout": output, "stderr": subprocess.STDOUT}
+    return start(command, core, text=True, **options)
 
 
 def _until_ended(process: subprocess.Popen[str], look: Callable[[], None]) -> Any:

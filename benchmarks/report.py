@@ -233,6 +233,44 @@ def listing_table(results: dict[str, Any]) -> str:
     return table(["objects listed", "wall", "CPU"], rows)
 
 
+def files_table(results: dict[str, Any]) -> str:
+    """A column for each checkout."""
+    first = next(iter(results.values()))
+    many, few, judged = (first[part] for part in ("many", "failures", "judged"))
+    sizes = f"{many['files']:,} files × {many['rows']:,} rows"
+
+    def row(what: str, told: Callable[[dict[str, Any]], str]) -> list[str]:
+        return [what, *map(told, results.values())]
+
+    rows = [
+        row(f"{sizes}: first request", lambda f: f"{f['many']['first_s']:.1f} s"),
+        row("its last reply", lambda f: f"{f['many']['last_s']:.1f} s"),
+        row("all of it in Dagster", lambda f: f"{f['many']['end_s']:.1f} s"),
+        row("CPU", lambda f: f"{f['many']['cpu_s']:.1f} s"),
+        row("most in flight", lambda f: f"{f['many']['max_in_flight']:,}"),
+        row("the same again: nothing to do", lambda f: f"{f['many']['nothing_to_do_s']:.1f} s"),
+        row("kill -9: requests more", lambda f: f"{f['many']['more_per_kill']:.0f} a kill"),
+        row("and then, by stage", lambda f: _statuses(f["many"]["statuses"])),
+        row(
+            f"`retry`, {few['files']:,} files with 2 failed rows",
+            lambda f: f"{f['failures']['wall_s']:.1f} s, {f['failures']['most']:,} in flight",
+        ),
+        row(
+            f"{judged['rows']:,} answers in {judged['files']:,} files, then judged",
+            lambda f: f"{f['judged']['both_s'] / f['judged']['alone_s']:.2f}× the answers alone",
+        ),
+        row("a start, before the first request", lambda f: f"{f['started']['again_s']:.2f} CPU-s"),
+        row("in a new project", lambda f: f"{f['started']['new_s']:.2f} CPU-s"),
+        row("of which `import dagster`", lambda f: f"{f['started']['dagster_s']:.2f} CPU-s"),
+    ]
+    return table(["", *results], rows)
+
+
+def _statuses(stages: list[dict[str, int]]) -> str:
+    each = (", ".join(f"{n:,} {name.lower()}" for name, n in stage.items()) for stage in stages)
+    return "; ".join(each)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "compare": ("compare", compare_table),
     "dagster": ("compare", dagster_table),
@@ -242,6 +280,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "storage": ("storage", storage_table),
     "listing": ("storage", listing_table),
     "preprocess": ("preprocess", preprocess_table),
+    "files": ("files", files_table),
     "memory": ("memory", memory_table),
 }
 """Block of the page: the part it comes from, and how it is drawn."""

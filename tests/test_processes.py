@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from jobs import IN_FLIGHT, Jobs
 from project import DAGSTER_YAML, TASK, A, B, Project, some_rows, until
 
 from modelcall_assets.defs.instance import (
+    GREEN,
     add_partitions,
+    asset_key,
     open_instance,
     partitions_of,
     register,
@@ -323,6 +326,40 @@ def test_a_damaged_database_is_told_and_moving_the_home_away_costs_nothing(
     home.rename(project.root / "away")
     again = project.run("run-task", TASK)
     assert (again.code, "0 requests sent" in again.out) == (0, True), again
+
+
+def test_the_process_that_tells_dagster_of_many_files_may_be_killed(
+    project: Project, server: RehearsalServer
+) -> None:
+    files = [f"{number:03}.jsonl" for number in range(300)]
+    for name in files:
+        project.write_input(name, some_rows(1, name))
+    job = project.start("run-task", TASK)
+    until(lambda: helpers(job.pid) or job.poll() is not None)
+    for helper in helpers(job.pid):
+        os.kill(helper, signal.SIGKILL)
+    out, err = job.communicate(timeout=300)
+    assert job.returncode == 0 and "Traceback" not in err, out + err
+    with open_instance(project.root) as instance:
+        for stage in project.steps().stages:
+            found = instance.get_status_by_partition(
+                asset_key(stage), files, partitions_of(stage.keys)
+            )
+            assert found is not None and {found[name] for name in files} == {GREEN}
+    again = project.run("run-task", TASK)
+    assert (again.code, "nothing to do" in again.out) == (0, True), again
+    assert helpers(os.getpid()) == []
+
+
+def helpers(parent: int) -> list[int]:
+    """Processes that a process started for work of its own."""
+    found = list[int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == parent
+            if is_child and b"spawn_main" in stat.with_name("cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+    return found
 
 
 class TestSlot:

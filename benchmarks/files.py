@@ -1,0 +1,170 @@
+"""Everything around the requests: many small files, few failures in many files, two models one
+after the other, kills, and the start of a task. Each program has both cores, and so have the
+endpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, Measured, environment, measure, start_client
+from benchmarks.project import prepare_answers, prepare_files
+from benchmarks.stub import Stub
+
+IN_FLIGHT = 256
+STATUSES = """
+import json, sys
+from pathlib import Path
+import dagster as dg
+from modelcall_assets.cli.terminal import load
+from modelcall_assets.defs.instance import asset_key, partitions_of
+task = load(Path(sys.argv[1]))
+with dg.DagsterInstance.get() as instance:
+    for stage in task.stages:
+        keys = instance.get_dynamic_partitions(stage.keys.name)
+        found = instance.get_status_by_partition(asset_key(stage), keys, partitions_of(stage.keys))
+        print(json.dumps([str((found or {}).get(key)).split(".")[-1] for key in keys]))
+"""
+
+
+class Bench:
+    """What a checkout does in a project folder and Dagster home of its own."""
+
+    def __init__(self, root: Path, stub: Stub, checkout: Path) -> None:
+        self.root, self.stub, self.checkout = root, stub, checkout
+        self._environ = {"DAGSTER_HOME": str(root / "dagster_home")}
+
+    def run(self, task: Path, command: str = "run-task", **environ: str) -> Measured:
+        asked = _modelcall(command, task)
+        return measure(asked, self.stub, self.checkout, core=None, **self._environ, **environ)
+
+    def seconds(self, task: Path) -> float:
+        """Of a run that may have nothing to ask."""
+        env = environment(self.checkout, REHEARSAL_BASE_URL=self.stub.base_url, **self._environ)
+        began, options = time.monotonic(), {"check": True, "stdout": subprocess.DEVNULL}
+        subprocess.run(_modelcall("run-task", task), cwd=self.checkout, env=env, **options)
+        return time.monotonic() - began
+
+    def kill(self, task: Path, requests: int, **environ: str) -> None:
+        """-9 after so many more requests."""
+        command, asked = _modelcall("run-task", task), self.stub.stats()["requests"]
+        with tempfile.TemporaryFile("w+") as output:
+            options = {**self._environ, **environ}
+            process = start_client(command, self.stub, output, self.checkout, None, **options)
+            while process.poll() is None and self.stub.stats()["requests"] < asked + requests:
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+
+    def statuses(self, task: Path) -> list[Counter[str]]:
+        """How many partitions of each stage have which, as Dagster says it."""
+        env = environment(self.checkout, REHEARSAL_BASE_URL=self.stub.base_url, **self._environ)
+        command = [sys.executable, "-c", STATUSES, str(task)]
+        done = subprocess.run(
+            command, cwd=self.checkout, env=env, check=True, capture_output=True, text=True
+        )
+        return [Counter(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _modelcall(command: str, task: Path) -> list[str]:
+    return [sys.executable, "-m", "modelcall", command, str(task)]
+
+
+def measure_all(
+    root: Path, stub: Stub, quick: bool, say: Callable[[str], None], before: Path | None = None
+) -> dict[str, Any]:
+    """By checkout."""
+    parts = {"many": many, "failures": failures, "judged": judged, "started": started}
+    checkouts = {"this commit": ROOT, **({"before": before} if before else {})}
+    found: dict[str, Any] = {name: {} for name in checkouts}
+    for part, work in parts.items():
+        for name, checkout in checkouts.items():
+            say(f"files: {part}, {name}")
+            found[name][part] = work(Bench(root / name.replace(" ", "_"), stub, checkout), quick)
+    return found
+
+
+def many(bench: Bench, quick: bool) -> dict[str, Any]:
+    """From the command to the first request, the last reply and the end; then nothing to do; then
+    the same killed twice, and gone on with."""
+    files, rows = (20, 5) if quick else (1000, 10)
+    bench.stub.behave(latency_ms=50)
+    task = prepare_files(bench.root, "many", files, rows, IN_FLIGHT)
+    measured = bench.run(task)
+    found = {
+        "files": files,
+        "rows": rows,
+        "first_s": measured.before_s,
+        "last_s": measured.before_s + measured.call_s,
+        "end_s": measured.wall_s,
+        "cpu_s": measured.cpu_s,
+        "max_in_flight": measured.stats["max_in_flight"],
+        "nothing_to_do_s": bench.seconds(task),
+    }
+    task = prepare_files(bench.root, "killed", files, rows, IN_FLIGHT)
+    bench.stub.reset()
+    for _ in range(2):
+        bench.kill(task, files * rows // 4)
+    bench.seconds(task)
+    requests = bench.stub.stats()["requests"]
+    statuses = [dict(each) for each in bench.statuses(task)]
+    return {**found, "more_per_kill": (requests - files * rows) / 2, "statuses": statuses}
+
+
+def failures(bench: Bench, quick: bool) -> dict[str, Any]:
+    """`retry` of files in each of which some rows have failed: two of ten, on average."""
+    files = 10 if quick else 200
+    task = prepare_files(bench.root, "failures", files, 10, IN_FLIGHT, max_failure_rate=1)
+    bench.stub.behave(latency_ms=5, rate_400=0.2)
+    bench.run(task)
+    bench.stub.behave(latency_ms=50 if quick else 500)
+    measured = bench.run(task, "retry")
+    seen = {"requests": measured.stats["requests"], "most": measured.stats["max_in_flight"]}
+    return {"files": files, "wall_s": measured.wall_s, **seen}
+
+
+def judged(bench: Bench, quick: bool) -> dict[str, Any]:
+    """Answers by one endpoint, judged by another, beside the answers alone."""
+    files, rows = (4, 10) if quick else (16, 625)
+    with Stub() as judge:
+        bench.stub.behave(latency_ms=500)
+        judge.behave(latency_ms=500)
+        where = {"JUDGE_BASE_URL": judge.base_url}
+        alone = bench.run(prepare_answers(bench.root, "alone", files, rows, IN_FLIGHT), **where)
+        judge.reset()
+        task = prepare_answers(bench.root, "judged", files, rows, IN_FLIGHT, judged=True)
+        both = bench.run(task, **where)
+        first = both.stats["first_request_at"]
+        both_s = judge.stats()["last_answer_at"] - first
+    return {"files": files, "rows": files * rows, "alone_s": alone.call_s, "both_s": both_s}
+
+
+def started(bench: Bench, quick: bool) -> dict[str, Any]:
+    """CPU before the first request, and that of importing Dagster; the best of some."""
+    bench.stub.behave()
+    times = 1 if quick else 5
+    new = [
+        Bench(bench.root / f"new_{number}", bench.stub, bench.checkout) for number in range(times)
+    ]
+    fresh = [each.run(prepare_files(each.root, "start", 1, 10, 1)).before_cpu_s for each in new]
+    again = [
+        new[0].run(prepare_files(new[0].root, "start", 1, 10, 1)).before_cpu_s for _ in range(times)
+    ]
+    imported = [_cpu_s([sys.executable, "-c", "import dagster"]) for _ in range(times)]
+    return {"new_s": min(fresh), "again_s": min(again), "dagster_s": min(imported)}
+
+
+def _cpu_s(command: list[str]) -> float:
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+    code += "u = resource.getrusage(resource.RUSAGE_CHILDREN); print(u.ru_utime + u.ru_stime)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)
