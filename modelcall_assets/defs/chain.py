@@ -183,10 +183,7 @@ class Link:
                         async with asyncio.timeout(LOOK_EVERY_S if due else None):
                             key = await self.keys.get()
                         is_open = key is not None
-                        if key is not None and await self._is_due(key, statuses.get(key)):
-                            rows = 0
-                            if stage.shows_progress:
-                                rows = await asyncio.to_thread(stage.rows_to_work, [key])
+                        if key is not None and (rows := await self._due(key, statuses)) is not None:
                             due.append((key, rows))
                             self._chain.ran[stage.name] += 1
                             self._tally.rows += rows
@@ -199,21 +196,28 @@ class Link:
         for key in (*self._stage.keys.now(), None):
             self.keys.put_nowait(key)
 
-    async def _is_due(self, key: str, status: Any) -> bool:
-        """What is not goes on, or stays behind."""
-        chain = self._chain
+    async def _due(self, key: str, statuses: Mapping[str, Any]) -> int | None:
+        """The rows of a file that has to be made, as far as people are shown how they go on; what
+        need not be goes on, or stays behind."""
+        status = statuses.get(key)
         if status == IN_PROGRESS:
-            chain.busy.append(key)
-            chain.behind.append(key)
-            return False
+            self._chain.busy.append(key)
+            self._chain.behind.append(key)
+            return None
+        rows = await asyncio.to_thread(self._rows_due, key, status)
+        if rows is None:
+            self._pass_on(key)
+        return rows
+
+    def _rows_due(self, key: str, status: Any) -> int | None:
+        chain, stage = self._chain, self._stage
         is_anew = self._options and (chain.files is None or key in chain.files)
-        is_untold = status != GREEN and not self._options and self._stage.answers
-        if is_untold and await asyncio.to_thread(chain.is_untold, self._stage, key):
+        may_be_untold = status != GREEN and not self._options and stage.answers
+        if may_be_untold and chain.is_untold(stage, key):
             self._untold.add(key)
-        if status != GREEN or is_anew or await asyncio.to_thread(chain.is_due, self._stage, key):
-            return True
-        self._pass_on(key)
-        return False
+        if status == GREEN and not is_anew and not chain.is_due(stage, key):
+            return None
+        return stage.rows_to_work([key]) if stage.shows_progress else 0
 
     def _has_room(self) -> bool:
         """Whether the rows of the files in work leave slots of the model empty."""

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 NOT_OURS = "was not written by this task"
 CHANGED = "was changed since it was published"
+MOST_NOTED = 12
+"""Digests in a note."""
 
 
 class Note(BaseModel):
@@ -54,8 +56,7 @@ class Note(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     written: tuple[str, ...] = ()
-    """Digests of what the last publication left there, and of what those that did not end may
-    have."""
+    """Digests of what the last publications have left there, or may have if they did not end."""
     adopt: bool = False
     """The user has said that old results may be taken over: see `modelcall adopt`."""
 
@@ -268,8 +269,10 @@ class Draft:
                 aside = stage.set_aside_folder / digest[-12:] / name
                 copy(found.place, aside)
                 self._set_aside.append(str(aside))
-        written = (*self.note.written, *(file.digest for file in self._files))
-        write_note(stage, key, self.note.model_copy(update={"written": written}))
+        noted, made = self.note.written, [file.digest for file in self._files]
+        if not {*made} <= {*noted}:
+            written = (*noted, *made)[-MOST_NOTED:]
+            write_note(stage, key, self.note.model_copy(update={"written": written}))
 
     def _describe(self, manifest: Manifest) -> None:
         place = self.out.place
@@ -295,8 +298,8 @@ class Draft:
     def _tidy(self, before: Manifest | None) -> None:
         """What is accepted takes the place of what was rejected, and of what was beside it."""
         stage, key = self._stage, self._key
-        written = (self.out.digest, *self._beside.values())
-        write_note(stage, key, Note(written=written))
+        if self.note.adopt:
+            write_note(stage, key, Note(written=(self.out.digest, *self._beside.values())))
         aside = stage.manifest_path(key, rejected=True), stage.output(key, rejected=True)
         for place in (*aside, *stage.beside(key, rejected=True)):
             delete(place)
