@@ -14,7 +14,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, inspect
 from sqlalchemy.pool import QueuePool
 
 from modelcall_assets.storage.files import BUSY_S
@@ -41,6 +41,15 @@ class KeptEventLog(SqliteEventLogStorage):
                 self._initialized_dbs.add(shard)
             with engine.connect() as connection, connection.begin():
                 yield connection
+
+    def _initdb(self, engine: Engine, for_index_shard: bool = False) -> None:
+        """What has a revision needs nothing, and is not asked which by way of all migrations."""
+        with engine.connect() as connection:
+            if inspect(connection).has_table("alembic_version") and connection.exec_driver_sql(
+                "SELECT version_num FROM alembic_version"
+            ).first():
+                return
+        super()._initdb(engine, for_index_shard)
 
     def _engine(self, url: str, file: int) -> Engine:
         """The latest used ones are kept."""
