@@ -18,7 +18,7 @@ from modelcall_assets.config.datasets import (
     selected_datasets,
     selected_groups,
 )
-from modelcall_assets.config.distillation import DistillationTask, as_written
+from modelcall_assets.config.distillation import DistillationTask, as_written, with_steps
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.places import Environment, is_file, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
@@ -39,13 +39,8 @@ _DISTILLATION_FILES: Files = (
     ("model", "scores.model.config_path", parse_model),
     ("prompt", "scores.prompt.config_path", parse_prompt),
     ("generator", "generate_response.response_config_path", parse_model),
-    ("generator", "distillation.response_config_path", parse_model),
-    ("generator", "generate_response.model_config", parse_model),
-    ("generator", "distillation.model_config", parse_model),
     ("datasets", "chatml_conversion.dataset_config_path", parse_datasets),
-    ("datasets", "distillation.dataset_config_path", parse_datasets),
     ("groups", "jsonl_merge.merge_config_path", parse_merge_groups),
-    ("groups", "distillation.merge_config_path", parse_merge_groups),
 )
 
 
@@ -153,9 +148,10 @@ def _named_files(
     found: dict[str, Any] = {}
     files: dict[str, str] = {}
     is_distillation = data.get("task_type") in DISTILLATION_TYPES
+    known = with_steps(data, file)[0] if is_distillation else data
     for name, field, parse in _DISTILLATION_FILES if is_distillation else _SCORING_FILES:
-        text = at(data, field)
-        if not isinstance(text, str) or not text or name in found:
+        text = at(known, field)
+        if not isinstance(text, str) or not text:
             continue
         is_there = is_file(root / text)
         path = (root / text).resolve() if is_there else Path(os.path.normpath(root / text))
@@ -165,7 +161,8 @@ def _named_files(
             siblings = path.parent.glob("*") if is_in_folder else ()
             close = nearest(path.name, [sibling.name for sibling in siblings])
             fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
-            problems.append(Problem(file, field, "no such file", have=text, fix=fix))
+            wrong = Problem(file, field, "no such file", have=text, fix=fix)
+            problems.append(as_written(wrong, data))
             continue
         try:
             parsed, wrong = parse(load_yaml(path, shown), shown)

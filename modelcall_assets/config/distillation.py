@@ -221,7 +221,7 @@ class DistillationTask(TaskFile):
 
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
-    known, problems = _with_steps(data, file)
+    known, problems = with_steps(data, file)
     known, old = take_out(known, (*TASK_FIELDS, *STEP_FIELDS))
     task, mistakes = validate(DistillationTask, known, file)
     problems += [*without_effect(old, file), *mistakes]
@@ -248,7 +248,7 @@ def old_step(data: Content) -> Any:
     return block_at(data, OLD_BLOCK).get("step", usual)
 
 
-def _with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
+def with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
     """The file with a block per step in place of the old one, and what is wrong with that."""
     if OLD_BLOCK not in data:
         return data, []
