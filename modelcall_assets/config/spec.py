@@ -120,11 +120,12 @@ def parse_task(
 def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     """The task with its `data_root` and `store_options`, and every problem of its places."""
     named = spec.task.inputs | spec.task.outputs
-    data_root, problems = _data_root(spec, storage, bool(_relative(spec)))
+    data_root, problems = _data_root(spec, storage)
     if problems:
         return spec, problems
     spec = replace(spec, data_root=data_root)
-    problems = [each for place, text in named.items() for each in _unresolved(spec, place, text)]
+    file = spec.file_name
+    problems = [each for field in named.items() for each in _unresolved(spec, file, *field)]
     if problems := problems or list(_misplaced_outputs(spec)):
         return spec, problems
     places = {place: spec.resolved(text) for place, text in spec.task.inputs.items()}
@@ -153,36 +154,32 @@ def _relative(spec: TaskSpec) -> dict[str, str]:
     return found
 
 
-def _data_root(
-    spec: TaskSpec, storage: Storage, is_needed: bool
-) -> tuple[str | None, list[Problem]]:
+def _data_root(spec: TaskSpec, storage: Storage) -> tuple[str | None, list[Problem]]:
     """Resolved; None is the project root. What is wrong with it concerns who needs it only."""
-    own, shared = spec.task.data_root, storage.file.data_root
-    if own is not None:
-        problems = list(_unresolved(spec, "data_root", own))
-        return None if problems else spec.resolved(own), problems
-    if not is_needed or (storage.root_is_known and shared is None):
-        return None, []
-    if shared is None:
-        return None, list(storage.problems)
-    expander = Expander(spec.env, STORAGE_FILE)
-    try:
-        return spec.resolved(shared), []
-    except MissingVariable as error:
-        wrong, needed = f"variable {error.name} is not set", f"${{{error.name}}} has a value"
-        expander.unready("data_root", wrong, needed)
-    except PydanticCustomError as error:
-        expander.problems.append(problem_of(error, STORAGE_FILE, "data_root", shared))
-    return None, expander.problems
+    text, file = spec.task.data_root, spec.file_name
+    if text is None:
+        text, file = storage.file.data_root, STORAGE_FILE
+        if not _relative(spec) or (storage.root_is_known and text is None):
+            return None, []
+    problems = _unresolved(spec, file, "data_root", text) if text else list(storage.problems)
+    return spec.resolved(text) if text and not problems else None, problems
 
 
-def _unresolved(spec: TaskSpec, place: str, text: str) -> Iterator[Problem]:
+def _unresolved(spec: TaskSpec, file: str, place: str, text: str) -> list[Problem]:
+    """What keeps a folder from being resolved. What the project's file names may be nothing to a
+    task: there a variable that is not set is no mistake."""
+    expander = Expander(spec.env, file)
     try:
         spec.resolved(text)
     except MissingVariable as error:
-        yield Problem(spec.file_name, place, f"variable {error.name} is not set", have=text)
+        wrong = f"variable {error.name} is not set"
+        if file == STORAGE_FILE:
+            expander.unready(place, wrong, f"${{{error.name}}} has a value")
+        else:
+            expander.problems.append(Problem(file, place, wrong, have=text))
     except PydanticCustomError as error:
-        yield problem_of(error, spec.file_name, place, text)
+        expander.problems.append(problem_of(error, file, place, text))
+    return expander.problems
 
 
 def _output_folders(spec: TaskSpec) -> dict[str, str]:
