@@ -30,6 +30,7 @@ from modelcall_assets.records.secrets import (
     REFERENCE,
     in_url,
     is_reference,
+    leaves,
     looks_secret,
     names_secret,
 )
@@ -88,25 +89,13 @@ def _checked_endpoint(text: str) -> str:
 
 
 def _no_secrets(options: dict[str, Any]) -> dict[str, Any]:
-    for name, value in _leaves(options):
+    for name, value in leaves(options):
         is_open = value is None or isinstance(value, bool) or is_reference(str(value))
         is_named = names_secret(name.rpartition(".")[2], of_anyone=True)
         if (is_named and not is_open) or looks_secret(str(value)):
             expected = "a reference such as ${LAKE_TOKEN}"
             raise mistake(f"a key in a file: {name}", expected=expected, fix=IN_ENV)
     return options
-
-
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """What an option holds, however deep; a list's items have the name of the list."""
-    if isinstance(value, dict):
-        for name, inner in cast("dict[str, Any]", value).items():
-            yield from _leaves(inner, f"{place}.{name}".removeprefix("."))
-    elif isinstance(value, list):
-        for inner in cast("list[Any]", value):
-            yield from _leaves(inner, place)
-    else:
-        yield place, value
 
 
 class StoreProfile(Block):
