@@ -1,7 +1,6 @@
 """A model file of either generation, as one ModelConfig."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -22,13 +21,10 @@ from modelcall_assets.config.block import (
 from modelcall_assets.config.endpoint import (
     BaseUrl,
     ClientConfig,
-    Endpoint,
     KeyReference,
-    Resolver,
     client_problems,
 )
 from modelcall_assets.config.legacy import MODEL_FIELDS, take_out, without_effect
-from modelcall_assets.config.places import Environment
 from modelcall_assets.errors import Problem
 
 _PROVIDERS = {
@@ -176,22 +172,6 @@ class ModelConfig(ModelFile):
             options = {"include_usage": True} if options is None else options
             given |= {"stream": True, **({"stream_options": options} if options else {})}
         return given
-
-    def endpoints(
-        self,
-        env: Environment,
-        file: str,
-        *,
-        root: Path = Path(),
-        timeout_s: float | None = None,
-        max_retries: int | None = None,
-    ) -> tuple[Endpoint, ...]:
-        """The endpoints in this environment; the file's timeout wins, and `max_retries` over it.
-
-        SetupError tells what is wrong with each. A relative `ca_file` starts at `root`.
-        """
-        resolver = Resolver(env, file, root, timeout_s, max_retries)
-        return resolver.endpoints(self.client_config, self.client_field)
 
 
 class FirstGeneration(ModelFile):
