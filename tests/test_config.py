@@ -1299,7 +1299,7 @@ def test_a_problem_is_where_the_file_has_the_field() -> None:
 def test_a_chain_loads_with_all_its_files(distilling: DistillationProject) -> None:
     spec = load_task(distilling.distill(), distilling.root)
     assert spec.warnings == ()
-    assert spec.stages == ("raw", "chatml", "merged", "responses", "scores")
+    assert [*spec.task.stage_folders] == ["chatml", "merged", "responses", "scores"]
     assert spec.files == {
         "model": "configs/models/m.yaml",
         "prompt": "configs/prompts/p.yaml",

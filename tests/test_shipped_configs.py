@@ -242,8 +242,8 @@ class TestDistillation:
         assert {
             name: spec.link.spec.name if spec.link else None for name, spec in specs.items()
         } == LINKS
-        stages = specs["distillation_chain"].stages
-        assert stages == ("raw", "chatml", "merged", "responses", "scores")
+        stages = specs["distillation_chain"].task.stage_folders
+        assert [*stages] == ["chatml", "merged", "responses", "scores"]
 
     @pytest.mark.parametrize("name", LINKS)
     def test_data_that_is_not_there_is_one_warning(self, shipped: Project, name: str) -> None:

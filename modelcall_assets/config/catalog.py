@@ -258,7 +258,9 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     by_key = {spec.key: spec for spec in tasks}
     distilling = [(spec, spec.task) for spec in tasks if isinstance(spec.task, DistillationTask)]
     leaves = {
-        spec.folder(stage): (spec.key, stage) for spec, _ in distilling for stage in spec.stages[1:]
+        spec.folder(stage): (spec.key, stage)
+        for spec, task in distilling
+        for stage in task.stage_folders
     }
     reading = {
         spec.key: _input_place(spec) for spec, task in distilling if task.chatml_conversion is None
@@ -294,9 +296,8 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
             if first.name != spec.name:
                 wrong = f"{spec.name} and {first.name} ({first.file_name}) are both {spec.key}"
             yield Problem(spec.file_name, "task_name", wrong, fix="choose another name")
-        theirs = {first.folder(stage) for stage in first.stages[1:]}
-        for folder in map(spec.folder, spec.stages[1:]):
-            if folder in theirs:
+        for folder in spec.folders:
+            if folder in first.folders:
                 wrong = f"{first.file_name} writes to the same folder"
                 place = "data.output_folder" if isinstance(spec.task, ScoringTask) else ""
                 have = shown_place(folder, spec.root)

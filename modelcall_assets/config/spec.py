@@ -75,8 +75,9 @@ class TaskSpec:
     """How the stores among its places are reached, the longest prefix first."""
 
     @cached_property
-    def stages(self) -> tuple[str, ...]:
-        return (*(() if self.link else ("raw",)), *self.task.stage_folders)
+    def folders(self) -> list[str]:
+        """Where its stages leave their files; raw leaves none."""
+        return [*map(self.folder, self.task.stage_folders)]
 
     @property
     def input_folder(self) -> str:

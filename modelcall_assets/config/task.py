@@ -248,6 +248,8 @@ class ScoringTask(TaskFile):
     """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
 
     input_field: ClassVar[str] = "data.input_folder"
+    state_stage: ClassVar[str] = "scores"
+    """The state lies in its folder."""
 
     @property
     def reads(self) -> Data:
@@ -264,11 +266,6 @@ class ScoringTask(TaskFile):
     def stage_folders(self) -> dict[str, str | None]:
         first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
         return {**first, "scores": self.data.output_folder}
-
-    @property
-    def state_stage(self) -> str:
-        """The state lies in its folder."""
-        return [*self.stage_folders][-1]
 
     @property
     def input_folder(self) -> str:
