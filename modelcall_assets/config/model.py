@@ -85,9 +85,7 @@ class Sampling(Block):
     """Sent with `stream: true` only; default `include_usage: true`, and `{}` sends none."""
     user: str | None = None
     """Passed as it is; never part of a request's identity."""
-    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(
-        default_factory=dict[str, Any]
-    )
+    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(default={})
     """More fields, merged into the request body."""
 
 

@@ -67,11 +67,9 @@ class Environment(dict[str, str]):
 
 def read_env_file(path: Path) -> dict[str, str]:
     """`KEY=VALUE` lines, with optional `export`, quotes and comments; values are not expanded."""
-    wrong = "" if path.is_file() else "no such env file"
     try:
         values = dotenv_values(path, interpolate=False, encoding="utf-8")
-        if not wrong:
-            return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
     except UnicodeDecodeError:
         wrong = "not UTF-8"
     except OSError as error:
