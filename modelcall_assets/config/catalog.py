@@ -331,10 +331,12 @@ def with_lines(problems: Iterable[Problem], root: Path) -> Iterator[Problem]:
                 if problem.file.endswith(".json"):
                     text = text.replace("\t", " ")
                 contents[problem.file] = yaml.SafeLoader(text).get_single_node()
-        yield replace(problem, line=_line(contents.get(problem.file), problem.field))
+        mark = mark_of(contents.get(problem.file), problem.field)
+        yield replace(problem, line=mark and mark.line + 1)
 
 
-def _line(node: yaml.Node | None, field: str) -> int | None:
+def mark_of(node: yaml.Node | None, field: str) -> yaml.Mark | None:
+    """Where in a file's nodes a field begins, or what of it is there."""
     inner: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
         inner = [(str(key.value), key, value) for key, value in node.value]
@@ -343,5 +345,5 @@ def _line(node: yaml.Node | None, field: str) -> int | None:
     for name, begins, value in sorted(inner, key=lambda each: -len(each[0])):
         rest = field.removeprefix(name)
         if rest != field and rest[:1] in ("", ".", "["):
-            return _line(value, rest.removeprefix(".")) or begins.start_mark.line + 1
+            return mark_of(value, rest.removeprefix(".")) or begins.start_mark
     return None
