@@ -672,6 +672,7 @@ def test_tos_names_the_variables_that_it_misses(project: Storage) -> None:
     found = project.problems("./in", "tos://b/x")["configs/tasks/demo.yaml:data.output_folder"]
     wrong = "variables TOS_ACCESS_KEY and TOS_SECRET_KEY are not set, which tos:// needs"
     assert found.wrong == wrong
+    assert found.fix.startswith("the task cannot run until there are values in .env")
     assert "a profile for tos:// in configs/storage.yaml" in found.fix
     assert found.unready
     project.env("TOS_ACCESS_KEY=k\n")

@@ -293,7 +293,7 @@ class _Resolver(Expander):
             scheme = "tos://" if is_tos else "s3://"
             are, needed = "variable {} is", "there is a value"
             if len(missing) > 1:
-                are, needed = "variables {} are", "there is values"
+                are, needed = "variables {} are", "there are values"
             wrong = f"{are.format(' and '.join(missing))} not set, which {scheme} needs"
             more = f", or a profile for {scheme} in {STORAGE_FILE}"
             self.unready(self.block, wrong, needed, more if self.file != STORAGE_FILE else "")
