@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 from project import Project
 
 from modelcall_assets.config import datasets
-from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import (
     find_root,
     legal_key,
     load_catalog,
     load_model,
     load_task,
+    parse_task,
 )
 from modelcall_assets.config.distillation import (
     GENERATE,
@@ -43,10 +43,10 @@ from modelcall_assets.config.distillation import (
     parse_distillation,
 )
 from modelcall_assets.config.endpoint import Endpoint, Resolver
+from modelcall_assets.config.files import Environment, MissingVariable, load_yaml, read_env_file
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.places import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import TaskSpec, parse_task
+from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.task import Task

@@ -20,8 +20,8 @@ from modelcall_assets.cli.terminal import (
     misuse,
     refuse_existing,
 )
-from modelcall_assets.config.block import load_yaml
-from modelcall_assets.config.catalog import SUFFIXES, mark_of
+from modelcall_assets.config.catalog import SUFFIXES
+from modelcall_assets.config.files import load_yaml, mark_of
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.secrets import looks_secret

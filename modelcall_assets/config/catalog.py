@@ -3,32 +3,33 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
-from modelcall_assets.config.block import Content, Parse, at, errors_in, load_yaml, nearest
+from modelcall_assets.config.block import Content, Parse, Parsed, at, errors_in, nearest
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,
     selected_datasets,
     selected_groups,
 )
-from modelcall_assets.config.distillation import DistillationTask, as_written, with_steps
+from modelcall_assets.config.distillation import (
+    DistillationTask,
+    as_written,
+    parse_distillation,
+    with_steps,
+)
+from modelcall_assets.config.files import Environment, load_yaml, with_lines
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.places import Environment, is_file, shown_path, shown_place
+from modelcall_assets.config.places import is_file, load_storage, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
-from modelcall_assets.config.spec import Link, TaskSpec, parse_task, placed
-from modelcall_assets.config.stores import load_storage
-from modelcall_assets.config.task import DISTILLATION_TYPES, ScoringTask
+from modelcall_assets.config.spec import Link, TaskSpec, placed
+from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, parse_scoring
 from modelcall_assets.errors import Problem, SetupError
 
 SUFFIXES = (".yaml", ".yml")
-
 Files = tuple[tuple[str, str, Parse], ...]
 """What a task names: the attribute of its spec, and the field of its file."""
 _SCORING_FILES: Files = (
@@ -42,6 +43,11 @@ _DISTILLATION_FILES: Files = (
     ("datasets", "chatml_conversion.dataset_config_path", parse_datasets),
     ("groups", "jsonl_merge.merge_config_path", parse_merge_groups),
 )
+_COMMANDS = {
+    "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
+    "merge_distillation_results": "`modelcall join`",
+}
+"""Task types of the old system that are no assets, and what to use instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,20 @@ def legal_key(name: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+
+
+def parse_task(
+    data: Content, file: str, has_data_root: bool = False
+) -> Parsed[ScoringTask | DistillationTask]:
+    """The task of a file of either kind. The project has a data root or not; the task may have its
+    own."""
+    kind = data.get("task_type", TASK_TYPE)
+    if kind in DISTILLATION_TYPES:
+        return parse_distillation(data, file)
+    if isinstance(kind, str) and kind in _COMMANDS:
+        fix = f"use {_COMMANDS[kind]}"
+        return None, [Problem(file, "task_type", f"{kind} is no task here", fix=fix)]
+    return parse_scoring(data, file, has_data_root)
 
 
 def load_task(path: Path, root: Path) -> TaskSpec:
@@ -317,33 +337,3 @@ def _broken(path: Path, root: Path, problems: Sequence[Problem], taken: set[str]
         key = f"{key[:90]}_{_digest(file)}"
     taken.add(key)
     return BrokenTask(path, file, key, tuple(with_lines(problems, root)))
-
-
-def with_lines(problems: Iterable[Problem], root: Path) -> Iterator[Problem]:
-    """Each with the line of its field, or of what of that is there. The files are below `root` or
-    absolute."""
-    contents: dict[str, yaml.Node | None] = {}
-    for problem in problems:
-        if problem.field and problem.file not in contents:
-            contents[problem.file] = None
-            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-                text = (root / problem.file).read_text("utf-8-sig")
-                if problem.file.endswith(".json"):
-                    text = text.replace("\t", " ")
-                contents[problem.file] = yaml.SafeLoader(text).get_single_node()
-        mark = mark_of(contents.get(problem.file), problem.field)
-        yield replace(problem, line=mark and mark.line + 1)
-
-
-def mark_of(node: yaml.Node | None, field: str) -> yaml.Mark | None:
-    """Where in a file's nodes a field begins, or what of it is there."""
-    inner: list[tuple[str, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
-        inner = [(str(key.value), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = [(f"[{at}]", each, each) for at, each in enumerate(node.value)]
-    for name, begins, value in sorted(inner, key=lambda each: -len(each[0])):
-        rest = field.removeprefix(name)
-        if rest != field and rest[:1] in ("", ".", "["):
-            return mark_of(value, rest.removeprefix(".")) or begins.start_mark
-    return None
