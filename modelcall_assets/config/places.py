@@ -40,7 +40,6 @@ MOST_NAME = 255
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^}]*)\}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)(.*)", re.S)
-FLUSH_SECONDS = 5.0
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+-]*")
 _BUCKETS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -256,7 +255,7 @@ class StorageFile(Block):
     """Profiles by a name of your own, which messages call them by."""
     data_root: Folder | None = None
     """Folder or URI where the relative data folders of tasks lie; default the project root."""
-    journal_flush_seconds: Annotated[float, Field(gt=0)] = FLUSH_SECONDS
+    journal_flush_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How often new replies are brought to a journal that is in a store: what a machine that is
     lost takes with it at most."""
 

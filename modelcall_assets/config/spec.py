@@ -18,10 +18,10 @@ from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.files import Check, Environment, Expander, MissingVariable
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.places import (
-    FLUSH_SECONDS,
     STORAGE_FILE,
     TOS_HOST,
     Storage,
+    StorageFile,
     StoreProfile,
     checked_endpoint,
     is_bucket,
@@ -71,7 +71,7 @@ class TaskSpec:
     """The files of model, prompt, generator, datasets and groups, relative to the root."""
     data_root: str | None = None
     """Where relative data folders lie; None is the root."""
-    journal_flush_seconds: float = FLUSH_SECONDS
+    storage: StorageFile = field(default_factory=StorageFile)
     store_options: Sequence[StoreOptions] = field(default=(), repr=False)
     """How the stores among its places are reached, the longest prefix first."""
 
@@ -107,13 +107,12 @@ class TaskSpec:
 
 def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     """The task with its `data_root` and `store_options`, and every problem of its places."""
-    named = spec.task.inputs | spec.task.outputs
     data_root, problems = _data_root(spec, storage)
     if problems:
         return spec, problems
     spec = replace(spec, data_root=data_root)
-    file = spec.file_name
-    problems = [each for field in named.items() for each in _unresolved(spec, file, *field)]
+    named, file = (spec.task.inputs | spec.task.outputs).items(), spec.file_name
+    problems = [each for field in named for each in _unresolved(spec, file, *field)]
     if problems := problems or list(_misplaced_outputs(spec)):
         return spec, problems
     places = {place: spec.resolved(text) for place, text in spec.task.inputs.items()}
@@ -121,8 +120,7 @@ def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     if storage.problems and any(map(is_uri, places.values())):
         return spec, list(storage.problems)
     options, problems = store_options(storage, spec.env, places, spec.file_name)
-    flush = storage.file.journal_flush_seconds
-    return replace(spec, store_options=options, journal_flush_seconds=flush), problems
+    return replace(spec, store_options=options, storage=storage.file), problems
 
 
 def relative_places(spec: TaskSpec) -> dict[str, str]:
