@@ -12,21 +12,14 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block
+from modelcall_assets.config.block import Block, OldField
 from modelcall_assets.config.datasets import MAPPING_KEYS, DatasetConfig, MergeGroup
-from modelcall_assets.config.distillation import DistillationTask
-from modelcall_assets.config.legacy import (
-    MODEL_FIELDS,
-    PLACEHOLDERS,
-    STEP_FIELDS,
-    TASK_FIELDS,
-    OldField,
-)
+from modelcall_assets.config.distillation import STEP_FIELDS, DistillationTask, in_old_block
 from modelcall_assets.config.migrate import in_file_order
-from modelcall_assets.config.model import FirstGeneration, ModelConfig
+from modelcall_assets.config.model import MODEL_FIELDS, FirstGeneration, ModelConfig
+from modelcall_assets.config.places import PLACEHOLDERS, StorageFile, StoreProfile
 from modelcall_assets.config.prompt import PromptConfig
-from modelcall_assets.config.stores import StorageFile, StoreProfile
-from modelcall_assets.config.task import ConfigPath, ScoringTask, TaskFile
+from modelcall_assets.config.task import TASK_FIELDS, ConfigPath, ScoringTask, TaskFile
 
 _INTRO = """\
 # Config files
@@ -144,7 +137,7 @@ def _old_rows() -> Iterator[Row]:
     for old in (*TASK_FIELDS, *MODEL_FIELDS):
         yield f"`{old.path}`", _treatment(old), old.instead
     for old in STEP_FIELDS:
-        step, names = old.in_old_block()
+        step, names = in_old_block(old)
         shown = " or ".join(f"`distillation.{name}`" for name in names)
         yield f"{shown} ({step})", _treatment(old), old.instead
     yield "`distillation.model_config`", "honoured", "another name of `response_config_path`"

@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 from project import Project
 
 from modelcall_assets.config import datasets
-from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import (
     find_root,
     legal_key,
     load_catalog,
     load_model,
     load_task,
+    parse_task,
 )
 from modelcall_assets.config.distillation import (
     GENERATE,
@@ -42,11 +42,11 @@ from modelcall_assets.config.distillation import (
     as_written,
     parse_distillation,
 )
-from modelcall_assets.config.endpoint import Endpoint
+from modelcall_assets.config.endpoint import Endpoint, Resolver
+from modelcall_assets.config.files import Environment, MissingVariable, load_yaml, read_env_file
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.places import Environment, MissingVariable, read_env_file
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import TaskSpec, parse_task
+from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.task import Task
@@ -210,6 +210,12 @@ def endpoint_of(spec: TaskSpec) -> Endpoint:
     scores = Task(spec).stage("scores")
     assert isinstance(scores, AskingStage)
     return scores.endpoints()[0]
+
+
+def endpoints_of(
+    model: ModelConfig, env: Environment, file: str, root: Path = Path()
+) -> tuple[Endpoint, ...]:
+    return Resolver(env, file, root).endpoints(model.client_config, model.client_field)
 
 
 def test_env_files_never_leak(project: Configs) -> None:
@@ -478,10 +484,10 @@ def test_first_generation_endpoints(provider: str, variable: str, name: str) -> 
     model, _ = parse_model(with_fields(OLD_MODEL, {"provider": provider}), "m")
     assert model
     env = Environment({variable: "k", "BASE_URL": "http://host:1/v1/"})
-    (endpoint,) = model.endpoints(env, "m")
+    (endpoint,) = endpoints_of(model, env, "m")
     assert (endpoint.api_key, endpoint.name) == ("k", name)
     with pytest.raises(SetupError, match=f"m.yaml:api_key: variable {variable} is not set"):
-        model.endpoints(Environment({"BASE_URL": "http://h"}), "m.yaml")
+        endpoints_of(model, Environment({"BASE_URL": "http://h"}), "m.yaml")
 
 
 def model_with(**changes: Any) -> ModelConfig:
@@ -547,7 +553,7 @@ def test_base_url_must_be_http(url: str) -> None:
     model, _ = parse_model(with_fields(MODEL, {"client_config.base_url": "${U}"}), "m")
     assert model
     with pytest.raises(SetupError, match=r"m:client_config\.base_url"):
-        model.endpoints(Environment({"U": url}), "m")
+        endpoints_of(model, Environment({"U": url}), "m")
 
 
 def test_endpoint_hides_credentials_and_has_limits() -> None:
@@ -555,19 +561,19 @@ def test_endpoint_hides_credentials_and_has_limits() -> None:
     model, _ = parse_model(with_fields(MODEL, changes), "m")
     assert model
     env = Environment({"U": "https://me:pw@host:9/v1/?a=b", "K": "none"})
-    assert "pw" not in repr(model.endpoints(env, "m"))
+    assert "pw" not in repr(endpoints_of(model, env, "m"))
     env = Environment({"U": "https://host:9/v1/?a=b", "K": "topsecret"})
-    (endpoint,) = model.endpoints(env, "m")
+    (endpoint,) = endpoints_of(model, env, "m")
     assert endpoint.name == "host:9/v1"
     assert "topsecret" not in repr(endpoint)
     assert (endpoint.timeout_s, endpoint.max_retries) == (600, 5)
     with pytest.raises(SetupError) as caught:
-        model.endpoints(Environment({}), "m")
+        endpoints_of(model, Environment({}), "m")
     assert [problem.field for problem in caught.value.problems] == list(changes)
 
 
 def test_endpoint_of_the_smallest_model() -> None:
-    (endpoint,) = model_with().endpoints(Environment({}), "m")
+    (endpoint,) = endpoints_of(model_with(), Environment({}), "m")
     assert endpoint == Endpoint(
         base_url="http://localhost:8000/v1",
         api_key="EMPTY",
@@ -596,7 +602,7 @@ def test_endpoint_with_everything(tmp_path: Path) -> None:
         client_config__tokens_per_minute=500,
     )
     env = Environment({"TEAM": "rating", "K": "topsecret", "PROXY": "me:pw@proxy:3128"})
-    (endpoint,) = model.endpoints(env, "m", root=tmp_path)
+    (endpoint,) = endpoints_of(model, env, "m", root=tmp_path)
     assert endpoint.transport == "sdk"
     assert endpoint.headers == {"X-Team": "t-rating", "X-API-Key": "topsecret"}
     assert endpoint.proxy == "http://me:pw@proxy:3128"
@@ -627,7 +633,7 @@ def test_endpoints_inherit_what_they_leave_out() -> None:
     )
     assert model and not problems
     assert next(model.client_config.each(""))[0].base_url == "http://a:1/v1"
-    found = model.endpoints(Environment({"K": "1", "L": "2"}), "m")
+    found = endpoints_of(model, Environment({"K": "1", "L": "2"}), "m")
     assert [(each.name, each.api_key, each.max_in_flight, each.headers) for each in found] == [
         ("a:1/v1", "1", 8, {"X-A": "shared"}),
         ("b:1/v1", "none", None, {"X-A": "shared"}),
@@ -745,7 +751,7 @@ def test_what_is_wrong_in_a_model_once_its_variables_are_known(
     for name, fields in IN_AN_ENVIRONMENT.items():
         model = model_with(**{f"client_config.{field}": value for field, value in fields.items()})
         with pytest.raises(SetupError) as caught:
-            model.endpoints(env, "m.yaml", root=tmp_path)
+            endpoints_of(model, env, "m.yaml", root=tmp_path)
         found[name] = told(caught.value.problems)
     assert "topsecr" not in str(found)
     messages(found)
@@ -761,7 +767,7 @@ def test_the_problems_of_all_endpoints_are_told_once() -> None:
         ],
     )
     with pytest.raises(SetupError) as caught:
-        model.endpoints(Environment({}), "m")
+        endpoints_of(model, Environment({}), "m")
     assert [problem.field for problem in caught.value.problems] == [
         "client_config.endpoints[0].base_url",
         "client_config.api_key",
@@ -1293,7 +1299,7 @@ def test_a_problem_is_where_the_file_has_the_field() -> None:
 def test_a_chain_loads_with_all_its_files(distilling: DistillationProject) -> None:
     spec = load_task(distilling.distill(), distilling.root)
     assert spec.warnings == ()
-    assert spec.stages == ("raw", "chatml", "merged", "responses", "scores")
+    assert [*spec.task.stage_folders] == ["chatml", "merged", "responses", "scores"]
     assert spec.files == {
         "model": "configs/models/m.yaml",
         "prompt": "configs/prompts/p.yaml",

@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from project import Ended, Project
 
-from modelcall_assets.config.block import load_yaml
-from modelcall_assets.config.catalog import load_model, load_task
+from modelcall_assets.config.catalog import load_model, load_task, parse_task
 from modelcall_assets.config.datasets import parse_datasets, parse_merge_groups
+from modelcall_assets.config.files import load_yaml
 from modelcall_assets.config.migrate import migrate_file
 from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.prompt import parse_prompt
-from modelcall_assets.config.spec import parse_task
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))

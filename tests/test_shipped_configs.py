@@ -13,12 +13,18 @@ import pytest
 from project import TASK, Project, Row, read_rows, some_rows, write_rows
 
 from modelcall_assets.cli.main import modelcall
-from modelcall_assets.config.block import Block, load_yaml
-from modelcall_assets.config.catalog import load_catalog, load_model, load_task, task_files
+from modelcall_assets.config.block import Block
+from modelcall_assets.config.catalog import (
+    load_catalog,
+    load_model,
+    load_task,
+    parse_task,
+    task_files,
+)
 from modelcall_assets.config.datasets import MAPPING_KEYS, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.files import load_yaml
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
-from modelcall_assets.config.spec import parse_task
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.defs import project_definitions
 from modelcall_assets.rehearsal import RehearsalServer
@@ -242,8 +248,8 @@ class TestDistillation:
         assert {
             name: spec.link.spec.name if spec.link else None for name, spec in specs.items()
         } == LINKS
-        stages = specs["distillation_chain"].stages
-        assert stages == ("raw", "chatml", "merged", "responses", "scores")
+        stages = specs["distillation_chain"].task.stage_folders
+        assert [*stages] == ["chatml", "merged", "responses", "scores"]
 
     @pytest.mark.parametrize("name", LINKS)
     def test_data_that_is_not_there_is_one_warning(self, shipped: Project, name: str) -> None:

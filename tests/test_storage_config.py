@@ -16,7 +16,7 @@ from pages import ROOT, blocks
 from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog, load_task
-from modelcall_assets.config.stores import parse_storage
+from modelcall_assets.config.places import parse_storage
 from modelcall_assets.errors import SetupError
 from modelcall_assets.records.data_files import StoreOptions
 
@@ -672,6 +672,7 @@ def test_tos_names_the_variables_that_it_misses(project: Storage) -> None:
     found = project.problems("./in", "tos://b/x")["configs/tasks/demo.yaml:data.output_folder"]
     wrong = "variables TOS_ACCESS_KEY and TOS_SECRET_KEY are not set, which tos:// needs"
     assert found.wrong == wrong
+    assert found.fix.startswith("the task cannot run until there are values in .env")
     assert "a profile for tos:// in configs/storage.yaml" in found.fix
     assert found.unready
     project.env("TOS_ACCESS_KEY=k\n")

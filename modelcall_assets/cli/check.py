@@ -10,7 +10,7 @@ import click
 
 from modelcall_assets.cli.plan import first_rows
 from modelcall_assets.cli.terminal import echo
-from modelcall_assets.config.block import Content, Parse, did_you_mean, load_yaml
+from modelcall_assets.config.block import Content, Parse, did_you_mean
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -18,15 +18,14 @@ from modelcall_assets.config.catalog import (
     is_root,
     load_catalog,
     load_task,
-    with_lines,
 )
 from modelcall_assets.config.datasets import are_datasets, parse_datasets, parse_merge_groups
 from modelcall_assets.config.distillation import as_written
+from modelcall_assets.config.files import load_yaml, with_lines
 from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.places import shown_path
+from modelcall_assets.config.places import STORAGE_FILE, parse_storage, shown_path
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
-from modelcall_assets.config.stores import STORAGE_FILE, parse_storage
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.data_files import is_data_file
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row

@@ -20,8 +20,8 @@ from modelcall_assets.cli.terminal import (
     misuse,
     refuse_existing,
 )
-from modelcall_assets.config.block import load_yaml
 from modelcall_assets.config.catalog import SUFFIXES
+from modelcall_assets.config.files import load_yaml, mark_of
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.secrets import looks_secret
@@ -211,13 +211,8 @@ def _with_comments(text: str, comments: dict[str, str]) -> str:
     root, lines = yaml.compose(text, yaml.SafeLoader), text.splitlines(keepends=True)
     places: list[tuple[int, int, str]] = []
     for name, comment in comments.items():
-        node, row, column = root, len(lines), 0
-        for part in re.split(r"[.\[]", name):
-            items = node.value if isinstance(node, yaml.MappingNode) else []
-            key, node = next((item for item in items if item[0].value == part), (None, None))
-            if key is not None:
-                row, column = key.start_mark.line, key.start_mark.column
-        places.append((row, column, comment))
+        mark = mark_of(root, name.partition("[")[0])
+        places.append((mark.line, mark.column, comment) if mark else (len(lines), 0, comment))
     for row, column, comment in sorted(places, reverse=True):
         lines.insert(row, f"{' ' * column}# {' '.join(comment.split())}\n")
     return "".join(lines)

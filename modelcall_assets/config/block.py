@@ -1,15 +1,16 @@
-"""A config file as a strict model: YAML or JSON, and every mistake with its line or field."""
+"""A block of a config file as a strict model: the kinds of its values, the old fields that it may
+have, and every mistake with its field.
+"""
 
+import codecs
 import difflib
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,18 +23,31 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from modelcall_assets.config.legacy import old_names
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem
 from modelcall_assets.records.secrets import looks_secret, names_secret
 
-MOST_BYTES = 4 << 20
-MOST_VALUES = 100_000
-"""In a file, with what its aliases stand for."""
-MOST_LEVELS = 100
-_MOST_DIGITS = 100
-_DEEPER = f"nested deeper than {MOST_LEVELS} levels"
-_TAGS = (None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map")))
-_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+@dataclass(frozen=True, slots=True)
+class OldField:
+    """One field of the old system; `instead` says why, or what to write. Of a step's field, `path`
+    begins with the step, and the old files have it in the block `distillation`."""
+
+    treatment: Literal["honoured", "changed", "warning", "refused"]
+    """`honoured` and `changed` ones work, the latter mean something else; `warning` and `refused`
+    ones do not."""
+    path: str
+    instead: str
+    harmless: Sequence[object] = ()
+    """Values that ask for what happens anyway: accepted in silence."""
+    keeps: bool = False
+    """Whether a harmless value stays, because it has an effect here too."""
+
+    def stays(self, value: object) -> bool:
+        return self.works or (self.keeps and value in self.harmless)
+
+    @property
+    def works(self) -> bool:
+        return self.treatment in ("honoured", "changed")
 
 
 class Block(BaseModel):
@@ -42,6 +56,8 @@ class Block(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
+    old_fields: ClassVar[tuple[OldField, ...]] = ()
+    """What a file that is such a block may have besides."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,8 +72,6 @@ Parsed = tuple[T | None, list[Problem]]
 """What a file holds, none if one of its problems is an error; and all of these."""
 Parse = Callable[[Content, str], Parsed[Any]]
 """Of a file's content, and what messages call the file."""
-
-
 _MINUS_ONE = BeforeValidator(lambda v: None if type(v) is int and v == -1 else v)
 Limit = Annotated[Annotated[int, Field(gt=0)] | None, _MINUS_ONE]
 """A count; -1 and null mean no limit."""
@@ -100,13 +114,44 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close}?" if close else ""
 
 
-def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
+_ENCODINGS = (
+    *("utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030", "gbk", "big5", "shift_jis", "euc_kr"),
+    *("latin-1", "cp1252"),
+)
+
+
+def _codec(name: str) -> str:
+    """The name as Python spells it."""
     try:
-        return model.model_validate(data), []
+        "".encode(name)  # unlike a lookup it refuses codecs that are not of text, such as hex
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        expected = f"one that Python knows, such as {', '.join(_ENCODINGS)}"
+        fix = did_you_mean(name, _ENCODINGS)
+        raise mistake("unknown encoding", expected=expected, fix=fix) from None
+
+
+_ON_BAD_LINE = """A line that is no JSON object: `keep` makes it a failed row in its place, `fail`
+stops the file, naming the line."""
+_ON_EMPTY_FILE = """A file without a line: `fail` takes it for a failed upload, `accept` gives it an
+empty output. A Parquet file without rows is always accepted."""
+_ENCODING = """Of the lines of input files; any that Python knows. What a stage leaves is always
+UTF-8."""
+OnBadLine = Annotated[Literal["keep", "fail"], Field(description=_ON_BAD_LINE)]
+OnEmptyFile = Annotated[Literal["accept", "fail"], Field(description=_ON_EMPTY_FILE)]
+Encoding = Annotated[Text, AfterValidator(_codec), Field(description=_ENCODING)]
+
+
+def validate(model: type[B], data: Content, file: str) -> Parsed[B]:
+    """Old fields that do nothing are left out."""
+    known, old = take_out(data, model.old_fields)
+    problems = [*without_effect(old, file)]
+    try:
+        return model.model_validate(known), problems
     except ValidationError as error:
         details = error.errors(include_url=False)
         kept = (item for item in details if item["type"] != "default_factory_not_called")
-        return None, [_problem(model, item, data, file) for item in kept]
+        return None, [*problems, *(_problem(model, item, known, file) for item in kept)]
 
 
 def problem_of(error: PydanticCustomError, file: str, field: str, value: Any) -> Problem:
@@ -172,7 +217,9 @@ def _problem(model: type[Block], error: ErrorDetails, data: Any, file: str) -> P
             meaning = fields[name].description if name in fields else None
             fix = f"add `{name}:` ({meaning})" if meaning else f"add `{name}:`"
             return Problem(file, field, "missing", fix=fix)
-        fix = did_you_mean(name, {*fields, *old_names(field.rpartition(".")[0])})
+        paths = (old.path.rpartition(".") for old in model.old_fields)
+        old_names = {own for parent, _, own in paths if parent == field.rpartition(".")[0]}
+        fix = did_you_mean(name, {*fields, *old_names})
         expected = f"one of {', '.join(fields)}" if fields and not fix else ""
         return Problem(file, field, "unknown key", expected, fix=fix)
     have = shown_value(error["input"], field)
@@ -237,114 +284,35 @@ def _tag(arm: Any) -> str | None:
     return next((each.tag for each in get_args(arm) if isinstance(each, Tag)), None)
 
 
-def load_yaml(path: Path, shown: str | None = None) -> Content:
-    """The mapping in the file. Messages call the file `shown`. SetupError for what is no such
-    file, and for one beyond the limits above: a few lines of YAML can mean a billion values."""
-    is_json = path.suffix == ".json"
-    invalid = f"not valid {'JSON' if is_json else 'YAML'}"
-
-    def refused(wrong: str, place: str = "", expected: str = "", fix: str = "") -> SetupError:
-        problem = Problem(shown or path.as_posix(), place, wrong[:300], expected, fix=fix)
-        return SetupError([problem])
-
-    try:
-        with path.open("rb") as opened:
-            content = opened.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise refused(f"larger than {MOST_BYTES >> 20} MiB", fix="is it a data file?")
-        text = content.decode("utf-8-sig")
-        data: Any = yaml.load(text, _Loader) if not is_json else None
-        if is_json and text.strip():
-            data = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
-    except UnicodeDecodeError as error:
-        raise refused(f"not UTF-8 at byte {error.start}", fix="save it as UTF-8") from None
-    except OSError as error:
-        raise refused(f"cannot be read: {error.strerror or error}") from None
-    except RecursionError:
-        raise refused(_DEEPER) from None
-    except json.JSONDecodeError as error:
-        raise refused(f"{invalid}: {error.msg}", f"{error.lineno}:{error.colno}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise refused(f"{invalid}: {error.problem}", place) from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise refused(f"{invalid}: {str(error).splitlines()[0]}") from None
-    if _is_deep(data, MOST_LEVELS):
-        raise refused(_DEEPER)
-    if data is None:
-        raise refused("the file is empty")
-    if not isinstance(data, dict):
-        raise refused("not a mapping", expected="`key: value` lines at the top level")
-    return cast("Content", data)
+Found = list[tuple[OldField, Any]]
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, except that keys are text and stand only once in a mapping, that no tag
-    changes what a value is, and that aliases stand for no more than `MOST_VALUES`."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._values: dict[yaml.Node, int] = {}
-        """Of each node that is complete, those in it and itself."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = cast("Any", self.peek_event())  # pyright: ignore[reportUnknownMemberType]
-        is_alias, mark = type(event) is yaml.AliasEvent, event.start_mark
-        if not is_alias and event.tag not in _TAGS:
-            raise _marked(f"the tag {event.tag!r} has no meaning here", mark)
-        node = super().compose_node(parent, index)
-        if is_alias and node not in self._values:
-            raise _marked(f"*{event.anchor} stands in what it stands for", mark)
-        if node is not None and node not in self._values:
-            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
-                raise _marked(f"a number of {len(node.value):,} digits", mark)
-            self._values[node] = count = 1 + sum(map(self._values.__getitem__, _inner(node)))
-            if count > MOST_VALUES:
-                many = f"more than {MOST_VALUES:,} values, with what its aliases stand for"
-                raise _marked(many, mark)
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else "[…]"
-            if key.tag not in _KEY_TAGS:
-                raise _marked(f"write the key {name!r} in quotes", key.start_mark)
-            if name in seen:
-                raise _marked(f"duplicate key {name!r}", key.start_mark)
-            seen.add(name)
-        return node
+def take_out(data: dict[str, Any], old_fields: Iterable[OldField]) -> tuple[dict[str, Any], Found]:
+    """The data without those of the fields that do nothing here; and all that it had of them."""
+    data = {key: {**value} if isinstance(value, dict) else value for key, value in data.items()}
+    found: Found = []
+    for old in old_fields:
+        parent, _, name = old.path.rpartition(".")
+        inner = data.get(parent) if parent else data
+        block = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
+        if name in block:
+            found.append((old, block[name]))
+            if not old.stays(block[name]):
+                del block[name]
+    return data, found
 
 
-def _marked(wrong: str, mark: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(None, None, wrong, mark)
+def is_old(data: Content, old_fields: Iterable[OldField]) -> bool:
+    """Whether a file has what shows it to be of the old system: ours have none without effect."""
+    _, found = take_out(data, old_fields)
+    return any(not old.works and not (old.stays(v) and v is None) for old, v in found)
 
 
-def _inner(node: yaml.Node) -> Iterable[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return (part for pair in node.value for part in pair)
-    return node.value if isinstance(node, yaml.SequenceNode) else ()
-
-
-def _is_deep(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    held = cast("dict[str, Any] | list[Any]", value)
-    inner = held.values() if isinstance(held, dict) else held
-    return not levels or any(_is_deep(each, levels - 1) for each in inner)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return result
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits")
-    return int(digits)
+def without_effect(found: Found, file: str) -> Iterator[Problem]:
+    for old, value in found:
+        if old.works or value in old.harmless:
+            continue
+        is_refused = old.treatment == "refused"
+        wrong = "not supported here" if is_refused else "has no effect"
+        severity = "error" if is_refused else "warning"
+        yield Problem(file, old.path, wrong, fix=old.instead, severity=severity)

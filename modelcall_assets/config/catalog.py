@@ -3,32 +3,33 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
-from modelcall_assets.config.block import Content, Parse, at, errors_in, load_yaml, nearest
+from modelcall_assets.config.block import Content, Parse, Parsed, at, errors_in, nearest
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,
     selected_datasets,
     selected_groups,
 )
-from modelcall_assets.config.distillation import DistillationTask, as_written
+from modelcall_assets.config.distillation import (
+    DistillationTask,
+    as_written,
+    parse_distillation,
+    with_steps,
+)
+from modelcall_assets.config.files import Environment, load_yaml, with_lines
 from modelcall_assets.config.model import ModelConfig, parse_model
-from modelcall_assets.config.places import Environment, is_file, shown_path, shown_place
+from modelcall_assets.config.places import is_file, load_storage, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
-from modelcall_assets.config.spec import Link, TaskSpec, parse_task, placed
-from modelcall_assets.config.stores import load_storage
-from modelcall_assets.config.task import DISTILLATION_TYPES, ScoringTask
+from modelcall_assets.config.spec import Link, TaskSpec, placed
+from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, parse_scoring
 from modelcall_assets.errors import Problem, SetupError
 
 SUFFIXES = (".yaml", ".yml")
-
 Files = tuple[tuple[str, str, Parse], ...]
 """What a task names: the attribute of its spec, and the field of its file."""
 _SCORING_FILES: Files = (
@@ -39,14 +40,14 @@ _DISTILLATION_FILES: Files = (
     ("model", "scores.model.config_path", parse_model),
     ("prompt", "scores.prompt.config_path", parse_prompt),
     ("generator", "generate_response.response_config_path", parse_model),
-    ("generator", "distillation.response_config_path", parse_model),
-    ("generator", "generate_response.model_config", parse_model),
-    ("generator", "distillation.model_config", parse_model),
     ("datasets", "chatml_conversion.dataset_config_path", parse_datasets),
-    ("datasets", "distillation.dataset_config_path", parse_datasets),
     ("groups", "jsonl_merge.merge_config_path", parse_merge_groups),
-    ("groups", "distillation.merge_config_path", parse_merge_groups),
 )
+_COMMANDS = {
+    "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",
+    "merge_distillation_results": "`modelcall join`",
+}
+"""Task types of the old system that are no assets, and what to use instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,20 @@ def legal_key(name: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+
+
+def parse_task(
+    data: Content, file: str, has_data_root: bool = False
+) -> Parsed[ScoringTask | DistillationTask]:
+    """The task of a file of either kind. The project has a data root or not; the task may have its
+    own."""
+    kind = data.get("task_type", TASK_TYPE)
+    if kind in DISTILLATION_TYPES:
+        return parse_distillation(data, file)
+    if isinstance(kind, str) and kind in _COMMANDS:
+        fix = f"use {_COMMANDS[kind]}"
+        return None, [Problem(file, "task_type", f"{kind} is no task here", fix=fix)]
+    return parse_scoring(data, file, has_data_root)
 
 
 def load_task(path: Path, root: Path) -> TaskSpec:
@@ -153,9 +168,10 @@ def _named_files(
     found: dict[str, Any] = {}
     files: dict[str, str] = {}
     is_distillation = data.get("task_type") in DISTILLATION_TYPES
+    known = with_steps(data, file)[0] if is_distillation else data
     for name, field, parse in _DISTILLATION_FILES if is_distillation else _SCORING_FILES:
-        text = at(data, field)
-        if not isinstance(text, str) or not text or name in found:
+        text = at(known, field)
+        if not isinstance(text, str) or not text:
             continue
         is_there = is_file(root / text)
         path = (root / text).resolve() if is_there else Path(os.path.normpath(root / text))
@@ -165,7 +181,8 @@ def _named_files(
             siblings = path.parent.glob("*") if is_in_folder else ()
             close = nearest(path.name, [sibling.name for sibling in siblings])
             fix = f"did you mean {(Path(text).parent / close).as_posix()}?" if close else ""
-            problems.append(Problem(file, field, "no such file", have=text, fix=fix))
+            wrong = Problem(file, field, "no such file", have=text, fix=fix)
+            problems.append(as_written(wrong, data))
             continue
         try:
             parsed, wrong = parse(load_yaml(path, shown), shown)
@@ -261,7 +278,9 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
     by_key = {spec.key: spec for spec in tasks}
     distilling = [(spec, spec.task) for spec in tasks if isinstance(spec.task, DistillationTask)]
     leaves = {
-        spec.folder(stage): (spec.key, stage) for spec, _ in distilling for stage in spec.stages[1:]
+        spec.folder(stage): (spec.key, stage)
+        for spec, task in distilling
+        for stage in task.stage_folders
     }
     reading = {
         spec.key: _input_place(spec) for spec, task in distilling if task.chatml_conversion is None
@@ -297,9 +316,8 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
             if first.name != spec.name:
                 wrong = f"{spec.name} and {first.name} ({first.file_name}) are both {spec.key}"
             yield Problem(spec.file_name, "task_name", wrong, fix="choose another name")
-        theirs = {first.folder(stage) for stage in first.stages[1:]}
-        for folder in map(spec.folder, spec.stages[1:]):
-            if folder in theirs:
+        for folder in spec.folders:
+            if folder in first.folders:
                 wrong = f"{first.file_name} writes to the same folder"
                 place = "data.output_folder" if isinstance(spec.task, ScoringTask) else ""
                 have = shown_place(folder, spec.root)
@@ -319,31 +337,3 @@ def _broken(path: Path, root: Path, problems: Sequence[Problem], taken: set[str]
         key = f"{key[:90]}_{_digest(file)}"
     taken.add(key)
     return BrokenTask(path, file, key, tuple(with_lines(problems, root)))
-
-
-def with_lines(problems: Iterable[Problem], root: Path) -> Iterator[Problem]:
-    """Each with the line of its field, or of what of that is there. The files are below `root` or
-    absolute."""
-    contents: dict[str, yaml.Node | None] = {}
-    for problem in problems:
-        if problem.field and problem.file not in contents:
-            contents[problem.file] = None
-            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-                text = (root / problem.file).read_text("utf-8-sig")
-                if problem.file.endswith(".json"):
-                    text = text.replace("\t", " ")
-                contents[problem.file] = yaml.SafeLoader(text).get_single_node()
-        yield replace(problem, line=_line(contents.get(problem.file), problem.field))
-
-
-def _line(node: yaml.Node | None, field: str) -> int | None:
-    inner: list[tuple[str, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
-        inner = [(str(key.value), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = [(f"[{at}]", each, each) for at, each in enumerate(node.value)]
-    for name, begins, value in sorted(inner, key=lambda each: -len(each[0])):
-        rest = field.removeprefix(name)
-        if rest != field and rest[:1] in ("", ".", "["):
-            return _line(value, rest.removeprefix(".")) or begins.start_mark.line + 1
-    return None

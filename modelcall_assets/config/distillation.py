@@ -14,6 +14,10 @@ from modelcall_assets.config.block import (
     Block,
     Content,
     Count,
+    Encoding,
+    OldField,
+    OnBadLine,
+    OnEmptyFile,
     Parsed,
     Text,
     block_at,
@@ -21,20 +25,33 @@ from modelcall_assets.config.block import (
     errors_in,
     validate,
 )
-from modelcall_assets.config.legacy import (
-    STEP_ALIASES,
-    STEP_FIELDS,
-    TASK_FIELDS,
-    take_out,
-    without_effect,
-)
 from modelcall_assets.config.places import Folder
-from modelcall_assets.config.task import ConfigPath, Encoding, OnBadLine, OnEmptyFile, TaskFile
+from modelcall_assets.config.task import RESUME, TASK_FIELDS, ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
 
 GENERATE = "generate_response"
 STEPS = ("chatml_conversion", "jsonl_merge", GENERATE)
 OLD_BLOCK = "distillation"
+_BUFFERS = "every reply is journalled as it arrives"
+_ADOPTS = "adopts old answers at the output's place; `modelcall retry` asks for what failed"
+_DONE = "partition status decides what is done again"
+STEP_FIELDS = (
+    OldField(
+        "warning", "chatml_conversion.num_processes", "files run side by side as Dagster runs"
+    ),
+    OldField("warning", "chatml_conversion.continue_mode", _DONE, (True,)),
+    OldField("warning", "jsonl_merge.chunk_size", "rows are streamed"),
+    OldField("warning", "generate_response.batch_size", _BUFFERS),
+    OldField("warning", "generate_response.flush_interval_secs", _BUFFERS),
+    OldField("honoured", "generate_response.retry_mode", _ADOPTS),
+    OldField("warning", "generate_response.resume_mode", RESUME, (True, None), keeps=True),
+)
+STEP_ALIASES = {
+    "model_config": "response_config_path",
+    "flush_interval": "flush_interval_secs",
+    "resume": "resume_mode",
+}
+"""Names of `task_type: generate_response`, and what `step: generate_response` calls the same."""
 
 
 class Step(Block):
@@ -165,6 +182,7 @@ class DistillationTask(TaskFile):
 
     task_type: str
     """`data_distillation`."""
+    old_fields = (*TASK_FIELDS, *STEP_FIELDS)
     chatml_conversion: ChatmlStep | None = None
     jsonl_merge: MergeStep | None = None
     generate_response: ResponsesStep | None = None
@@ -221,10 +239,9 @@ class DistillationTask(TaskFile):
 
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
-    known, problems = _with_steps(data, file)
-    known, old = take_out(known, (*TASK_FIELDS, *STEP_FIELDS))
+    known, problems = with_steps(data, file)
     task, mistakes = validate(DistillationTask, known, file)
-    problems += [*without_effect(old, file), *mistakes]
+    problems += mistakes
     if task is not None and not errors_in(problems):
         problems += _gaps(task, file)
     problems = [as_written(problem, data) for problem in problems]
@@ -248,7 +265,13 @@ def old_step(data: Content) -> Any:
     return block_at(data, OLD_BLOCK).get("step", usual)
 
 
-def _with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
+def in_old_block(old: OldField) -> tuple[str, list[str]]:
+    """Of a step's field: the step, and the names of the field in the block `distillation`."""
+    step, _, own = old.path.partition(".")
+    return step, [own, *(alias for alias, name in STEP_ALIASES.items() if name == own)]
+
+
+def with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
     """The file with a block per step in place of the old one, and what is wrong with that."""
     if OLD_BLOCK not in data:
         return data, []

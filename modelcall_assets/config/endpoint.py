@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from modelcall_assets.config.block import OR_EMPTY, Block, Limit, Text, mistake, must, shown_value
-from modelcall_assets.config.places import Check, Expander
+from modelcall_assets.config.files import Check, Expander
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import (
     NO_KEY,
@@ -225,9 +225,10 @@ class Endpoint(Address):
 class Resolver(Expander):
     """Fills in a model's endpoints; the file's timeout wins, and `max_retries` over the file's."""
 
-    root: Path
-    timeout_s: float | None
-    max_retries: int | None
+    root: Path = Path()
+    """Where a relative `ca_file` starts."""
+    timeout_s: float | None = None
+    max_retries: int | None = None
 
     def endpoints(self, client: ClientConfig, block: str) -> tuple[Endpoint, ...]:
         """With #2, #3 behind a name that is there already; SetupError with the problems of all."""

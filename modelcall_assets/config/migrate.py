@@ -1,7 +1,7 @@
 """A file of the old system as one of this project, and what became of each of its fields."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -9,7 +9,19 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, Content, Parse, at, block_at, shown_value, validate
+from modelcall_assets.config.block import (
+    Block,
+    Content,
+    OldField,
+    Parse,
+    at,
+    block_at,
+    is_old,
+    shown_value,
+    take_out,
+    validate,
+)
+from modelcall_assets.config.catalog import parse_task
 from modelcall_assets.config.datasets import (
     MergeGroupsFile,
     are_datasets,
@@ -19,31 +31,23 @@ from modelcall_assets.config.datasets import (
 from modelcall_assets.config.distillation import (
     GENERATE,
     OLD_BLOCK,
+    STEP_FIELDS,
     STEPS,
     ChatmlStep,
     DistillationTask,
     MergeStep,
     ResponsesStep,
+    in_old_block,
     old_step,
 )
 from modelcall_assets.config.endpoint import ClientConfig, holds_literal_secret
-from modelcall_assets.config.legacy import (
-    MODEL_FIELDS,
-    PLACEHOLDERS,
-    STEP_FIELDS,
-    TASK_FIELDS,
-    OldField,
-    is_old,
-    take_out,
-)
-from modelcall_assets.config.model import parse_model
-from modelcall_assets.config.places import was_in_object_store
+from modelcall_assets.config.model import MODEL_FIELDS, parse_model
+from modelcall_assets.config.places import PLACEHOLDERS, STORAGE_FILE, was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
-from modelcall_assets.config.spec import parse_task
-from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.config.task import (
     DISTILLATION_TYPES,
     FOLDERS,
+    TASK_FIELDS,
     TASK_TYPE,
     ScoringTask,
     TaskFile,
@@ -121,7 +125,7 @@ def _leaves(data: Content, prefix: str = "") -> Iterator[str]:
 
 
 def _leave_out(
-    data: Content, old_fields: Iterable[OldField], new: Migration
+    data: Content, old_fields: Sequence[OldField], new: Migration
 ) -> tuple[Content, bool]:
     """The data without the fields that do nothing here, and whether it is of the old system."""
     kept, found = take_out(data, old_fields)
@@ -136,7 +140,7 @@ def _leave_out(
         elif not old.stays(value):
             new.say("changed", old.path, f"left out: {old.instead}")
     emptied = [name for name, value in kept.items() if value == {} and data[name]]
-    return {name: kept[name] for name in kept if name not in emptied}, is_old(found)
+    return {name: kept[name] for name in kept if name not in emptied}, is_old(data, old_fields)
 
 
 # Tasks
@@ -199,7 +203,7 @@ def _ordered(data: Content, block: type[Block]) -> Content:
 def _distillation(data: Content, new: Migration) -> Content:
     """The one step of an old file stays as it is written there."""
     step = old_step(data)
-    steps = ((old, *old.in_old_block()) for old in STEP_FIELDS)
+    steps = ((old, *in_old_block(old)) for old in STEP_FIELDS)
     of_step = [
         replace(old, path=f"{OLD_BLOCK}.{name}")
         for old, of, names in steps

@@ -1,7 +1,6 @@
 """A model file of either generation, as one ModelConfig."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -10,6 +9,7 @@ from modelcall_assets.config.block import (
     Block,
     Content,
     Limit,
+    OldField,
     Parsed,
     Text,
     block_at,
@@ -17,18 +17,15 @@ from modelcall_assets.config.block import (
     mistake,
     must,
     nearest,
+    take_out,
     validate,
 )
 from modelcall_assets.config.endpoint import (
     BaseUrl,
     ClientConfig,
-    Endpoint,
     KeyReference,
-    Resolver,
     client_problems,
 )
-from modelcall_assets.config.legacy import MODEL_FIELDS, take_out, without_effect
-from modelcall_assets.config.places import Environment
 from modelcall_assets.errors import Problem
 
 _PROVIDERS = {
@@ -36,6 +33,12 @@ _PROVIDERS = {
     "deepseek": ("https://api.deepseek.com/v1", "${DEEPSEEK_API_KEY}"),
     "anthropic": ("https://api.anthropic.com/v1", "${ANTHROPIC_API_KEY}"),
 }
+_TIMEOUT = "client_config.timeout is the limit of a request"
+MODEL_FIELDS = (
+    OldField("warning", "chat_config.timeout", _TIMEOUT),
+    OldField("warning", "completions_params.timeout", _TIMEOUT),
+    OldField("changed", "model_name", "was ignored in favour of an environment variable"),
+)
 _ONE = must(lambda n: n == 1, "a record has one answer", "1", "remove n")
 
 
@@ -89,9 +92,7 @@ class Sampling(Block):
     """Sent with `stream: true` only; default `include_usage: true`, and `{}` sends none."""
     user: str | None = None
     """Passed as it is; never part of a request's identity."""
-    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(
-        default_factory=dict[str, Any]
-    )
+    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(default={})
     """More fields, merged into the request body."""
 
 
@@ -135,6 +136,8 @@ class BatchConfig(Block):
 class ModelFile(Block):
     """What both generations of model files may hold."""
 
+    old_fields = MODEL_FIELDS
+
     mode: Literal["live", "batch"] = "live"
     """`batch` sends files of requests to OpenAI's Batch API: cheaper, within a day."""
     batch: BatchConfig = BatchConfig()
@@ -177,22 +180,6 @@ class ModelConfig(ModelFile):
             given |= {"stream": True, **({"stream_options": options} if options else {})}
         return given
 
-    def endpoints(
-        self,
-        env: Environment,
-        file: str,
-        *,
-        root: Path = Path(),
-        timeout_s: float | None = None,
-        max_retries: int | None = None,
-    ) -> tuple[Endpoint, ...]:
-        """The endpoints in this environment; the file's timeout wins, and `max_retries` over it.
-
-        SetupError tells what is wrong with each. A relative `ca_file` starts at `root`.
-        """
-        resolver = Resolver(env, file, root, timeout_s, max_retries)
-        return resolver.endpoints(self.client_config, self.client_field)
-
 
 class FirstGeneration(ModelFile):
     """`provider`, `model_name` and `completions_params`."""
@@ -223,21 +210,20 @@ class _OfFirstGeneration(ModelConfig):
 
 
 def parse_model(data: Content, file: str) -> Parsed[ModelConfig]:
-    known, old = take_out(data, MODEL_FIELDS)
-    problems = list(without_effect(old, file))
     if "client_config" in data or "chat_config" in data:
-        parsed, mistakes = validate(ModelConfig, known, file)
+        parsed, problems = validate(ModelConfig, data, file)
         block, model = "chat_config", parsed
     elif "model_name" in data or "provider" in data:
-        parsed, mistakes = validate(FirstGeneration, known, file)
+        parsed, problems = validate(FirstGeneration, data, file)
         block, model = "completions_params", parsed and parsed.as_model()
     else:
         expected = "client_config and chat_config, or provider and model_name"
-        return None, [*problems, Problem(file, "", "not a model file", expected)]
-    problems += [*mistakes, *_unknown_params(block_at(known, block), block, file)]
+        return None, [Problem(file, "", "not a model file", expected)]
+    known, _ = take_out(data, MODEL_FIELDS)
+    problems += _unknown_params(block_at(known, block), block, file)
     if model is not None:
         problems += client_problems(model.client_config, model.client_field, file)
-        problems += _batch_problems(model, block, "batch" in known, file)
+        problems += _batch_problems(model, block, "batch" in data, file)
     return None if errors_in(problems) else model, problems
 
 

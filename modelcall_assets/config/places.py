@@ -1,111 +1,60 @@
-"""Data places, as written and as resolved in the environment of one task: folders on this machine
-and URIs of stores.
-
-Nothing is written to `os.environ`, so what one task loads no other task sees.
+"""Data places as task files and configs/storage.yaml write them: folders of this machine, URIs, and
+the profiles of the stores that URIs lie in.
 """
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import Text, mistake, problem_of
-from modelcall_assets.config.legacy import PLACEHOLDERS
+from modelcall_assets.config.block import (
+    OR_EMPTY,
+    Block,
+    Content,
+    Parsed,
+    Text,
+    errors_in,
+    mistake,
+    must,
+    validate,
+)
+from modelcall_assets.config.endpoint import IN_ENV, checked_url, literal
+from modelcall_assets.config.files import Environment, MissingVariable, load_yaml
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.secrets import REFERENCE, has_password
+from modelcall_assets.records.secrets import (
+    REFERENCE,
+    has_password,
+    is_reference,
+    leaves,
+    looks_secret,
+    names_secret,
+)
 
-Check = Callable[[str], str]
-"""Passes a text on, perhaps in its simplest spelling; or a mistake."""
+STORAGE_FILE = "configs/storage.yaml"
 MOST_NAME = 255
 """Bytes of a file's or folder's name, in every file system of today."""
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([^}]*)\}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)(.*)", re.S)
-
-
-class MissingVariable(KeyError):
-    """`${NAME}` names a variable that no file and no process sets."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__(name)
-
-
-class Environment(dict[str, str]):
-    """Variables, which nobody changes; the repr shows names, never values."""
-
-    @classmethod
-    def for_task(cls, root: Path, env_files: Sequence[Path] = ()) -> Self:
-        """Task env files (the last wins) > process environment > `<root>/.env`."""
-        project = root / ".env"
-        values = (read_env_file(project) if project.is_file() else {}) | dict(os.environ)
-        for path in env_files:
-            values |= read_env_file(path)
-        return cls(values)
-
-    def expand(self, text: str) -> str:
-        """Replaces `${NAME}` and `${NAME:-default}`; all other text stays as it is."""
-        return REFERENCE.sub(self._value, text)
-
-    def _value(self, match: re.Match[str]) -> str:
-        name, has_default, default = match[1].partition(":-")
-        if has_default:
-            return self.get(name) or default
-        if name not in self:
-            raise MissingVariable(name)
-        return self[name]
-
-    def __repr__(self) -> str:
-        return f"Environment({sorted(self)})"
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    """`KEY=VALUE` lines, with optional `export`, quotes and comments; values are not expanded."""
-    wrong = "" if path.is_file() else "no such env file"
-    try:
-        values = dotenv_values(path, interpolate=False, encoding="utf-8")
-        if not wrong:
-            return {name: value for name, value in values.items() if value is not None}
-    except UnicodeDecodeError:
-        wrong = "not UTF-8"
-    except OSError as error:
-        wrong = f"cannot be read: {error.strerror}"
-    raise SetupError([Problem(path.as_posix(), "", wrong)])
-
-
-@dataclass
-class Expander:
-    """Replaces references in fields of one file; what is wrong goes to `problems`."""
-
-    env: Environment
-    file: str
-    problems: list[Problem] = field(default_factory=list[Problem], kw_only=True)
-
-    def text(self, place: str, text: str | None, check: Check = str) -> str | None:
-        """The text with its references replaced, if it passes."""
-        if text is None:
-            return None
-        try:
-            if value := self.env.expand(text):
-                return check(value)
-            self.unready(place, f"{text} is empty", f"{text} has a value")
-        except MissingVariable as error:
-            self.unready(place, f"variable {error.name} is not set", f"{text} has a value")
-        except PydanticCustomError as error:
-            self.problems.append(problem_of(error, self.file, place, text))
-        return None
-
-    def unready(self, place: str, wrong: str, needed: str, more: str = "") -> None:
-        """The file is right, but the environment lacks what it refers to."""
-        where = "in .env, in the task's env file or in the process"
-        fix = f"the task cannot run until {needed} {where}{more}"
-        self.problems.append(Problem(self.file, place, wrong, fix=fix, unready=True))
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_PROTOCOL = re.compile(r"[a-z][a-z0-9+-]*")
+_BUCKETS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+TOS_HOST = re.compile(
+    r"(?P<scheme>https?://)?(?:[a-z0-9-]+\.)?tos-(?P<s3>s3-)?(?P<region>[a-z0-9-]+)"
+    r"\.(?P<domain>i?(?:volces|bytepluses)\.com)/?",
+    re.I,
+)
+"""TOS, the object store of Volcengine and BytePlus, talks S3 at an endpoint of its own, which takes
+buckets in the host name only."""
+PLACEHOLDERS = {
+    "timestamp": "write a fixed folder without it; Dagster's run history keeps the times",
+    "run_index": "write a fixed folder; for repeats, one task_name and output_folder per run",
+}
+"""Placeholders of the old paths that would give a partition a new place on every run."""
 
 
 def _folder(text: str) -> str:
@@ -217,3 +166,146 @@ def _normal_uri(uri: str) -> str:
         what = "bucket" if scheme == "s3" else "folder"
         raise mistake(f"names no {what}", expected=f"{scheme}://bucket/folder")
     return f"{scheme}://{'/' if starts_at_top else ''}{'/'.join(parts)}"
+
+
+Secret = Annotated[
+    Text, must(is_reference, "a key in a file", "a reference such as ${LAB_KEY}", IN_ENV)
+]
+
+
+def _prefix(text: str) -> str:
+    """With a slash at its end, so that no bucket fits whose name only starts the same."""
+    if not is_uri(text) or REFERENCE.search(text):
+        raise mistake("not the start of URIs", expected="text such as s3://bucket/ or lake://")
+    if _BUCKETS.fullmatch(text):
+        return text.lower()
+    place = normal(text)
+    if not is_uri(place):
+        raise mistake("a folder of this machine", fix="remove the profile: it needs none")
+    return f"{place.rstrip('/')}/"
+
+
+def _filesystem(name: str) -> str:
+    if _CLASS.fullmatch(name) or _PROTOCOL.fullmatch(name):
+        return name
+    module, dot, last = name.rpartition(".")
+    fix = f"write {module}:{last}" if dot and ":" not in name else ""
+    expected = "a protocol of fsspec such as s3 or gs, or package.module:Class"
+    raise mistake("no file system's name", expected=expected, fix=fix)
+
+
+def _usual(block: Mapping[str, Any]) -> str:
+    scheme = block["prefix"].partition("://")[0]
+    return "s3" if scheme == "tos" else scheme
+
+
+def checked_endpoint(text: str) -> str:
+    """The URL of an S3 endpoint; of TOS, with or without scheme and bucket, its S3 side."""
+    if host := TOS_HOST.fullmatch(text):
+        scheme = (host["s3"] and host["scheme"]) or "https://"
+        text = f"{scheme}tos-s3-{host['region']}.{host['domain']}".lower()
+    return checked_url(text)
+
+
+def _no_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in leaves(options):
+        is_open = value is None or isinstance(value, bool) or is_reference(str(value))
+        is_named = names_secret(name.rpartition(".")[2], of_anyone=True)
+        if (is_named and not is_open) or looks_secret(str(value)):
+            expected = "a reference such as ${LAKE_TOKEN}"
+            raise mistake(f"a key in a file: {name}", expected=expected, fix=IN_ENV)
+    return options
+
+
+class StoreProfile(Block):
+    """How the places under a prefix are reached."""
+
+    prefix: Annotated[Text, AfterValidator(_prefix)]
+    """Start of the URIs that it is for, such as `s3://bucket/` or `lake://`; the longest wins."""
+    filesystem: Annotated[Text, AfterValidator(_filesystem)] = Field(default_factory=_usual)
+    """A protocol of fsspec, or `package.module:Class` of your own; default the prefix's scheme,
+    and `s3` for `tos://`."""
+    endpoint: Annotated[Text, literal(checked_endpoint)] | None = None
+    """URL of an S3-compatible store; default `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, else
+    Amazon's."""
+    region: Text | None = None
+    """Default `AWS_REGION` or `AWS_DEFAULT_REGION`."""
+    access_key: Secret | None = None
+    """`${NAME}`; default `AWS_ACCESS_KEY_ID`, else what the machine offers."""
+    secret_key: Secret | None = None
+    """`${NAME}`; goes with `access_key`."""
+    session_token: Secret | None = None
+    """`${NAME}`, or `${NAME:-}` where there may be none; for temporary keys."""
+    addressing: Literal["path", "virtual", "auto"] = "auto"
+    """Whether the bucket stands in the URL's path or in its host name; `auto` is `path` at an
+    endpoint of your own, `virtual` at Amazon's and TOS."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    """Times that a request to the store is sent at most, with growing pauses."""
+    options: Annotated[dict[str, Any], OR_EMPTY, AfterValidator(_no_secrets)] = Field(default={})
+    """Passed to the file system as they are; may hold `${NAME}`, and must where it is a secret."""
+
+
+class StorageFile(Block):
+    """`configs/storage.yaml`, which a project may do without. What a profile for S3 leaves out is
+    taken from variables, for `tos://` from `TOS_…` in place of `AWS_…`. [storage.md](storage.md)
+    has examples.
+    """
+
+    stores: Annotated[dict[Text, StoreProfile], OR_EMPTY] = Field(default={})
+    """Profiles by a name of your own, which messages call them by."""
+    data_root: Folder | None = None
+    """Folder or URI where the relative data folders of tasks lie; default the project root."""
+    journal_flush_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """How often new replies are brought to a journal that is in a store: what a machine that is
+    lost takes with it at most."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    file: StorageFile
+    problems: tuple[Problem, ...] = ()
+    """Why no store can be reached."""
+    root_is_known: bool = True
+    """Whether the file could be understood as far as `data_root`."""
+
+
+def parse_storage(data: Content, file: str) -> Parsed[StorageFile]:
+    parsed, problems = validate(StorageFile, data, file)
+    seen: dict[str, str] = {}
+    for name, profile in parsed.stores.items() if parsed else ():
+        problems += _profile_problems(profile, f"stores.{name}", file)
+        if (first := seen.setdefault(profile.prefix, name)) != name:
+            wrong, fix = f"the prefix of stores.{first} too", "remove one of them"
+            problems.append(Problem(file, f"stores.{name}.prefix", wrong, fix=fix))
+    return None if errors_in(problems) else parsed, problems
+
+
+def _profile_problems(profile: StoreProfile, place: str, file: str) -> Iterator[Problem]:
+    if profile.filesystem != "s3":
+        for name in StoreProfile.model_fields:
+            if name in profile.model_fields_set - {"prefix", "filesystem", "options"}:
+                wrong = f"only for `filesystem: s3`, and this is {profile.filesystem}"
+                fix = "write it below options, as that file system calls it"
+                yield Problem(file, f"{place}.{name}", wrong, fix=fix)
+        return
+    needs = {"access_key": "secret_key", "secret_key": "access_key", "session_token": "access_key"}
+    for name, other in needs.items():
+        if getattr(profile, name) and not getattr(profile, other):
+            wrong, fix = f"missing: there is {name}", f"add `{other}:`"
+            yield Problem(file, f"{place}.{other}", wrong, fix=fix)
+
+
+def load_storage(root: Path) -> Storage:
+    """The project's file; without one there are no profiles, and relative is below the root."""
+    if not (root / STORAGE_FILE).exists():
+        return Storage(StorageFile())
+    try:
+        data = load_yaml(root / STORAGE_FILE, STORAGE_FILE)
+    except SetupError as error:
+        return Storage(StorageFile(), error.problems, root_is_known=False)
+    parsed, problems = parse_storage(data, STORAGE_FILE)
+    if parsed is not None:
+        return Storage(parsed)
+    only_stores = all(problem.field.partition(".")[0] == "stores" for problem in problems)
+    data_root = data.get("data_root") if only_stores else None
+    return Storage(StorageFile(data_root=data_root), tuple(problems), only_stores)

@@ -136,21 +136,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+_TYPE_OF: dict[type, str] = {
+    **{bool: "boolean", int: "number", float: "number"},
+    **{str: "string", dict: "object", list: "array"},
+}
+
+
 def _schema_of(value: Any) -> dict[str, Any]:
-    match value:
-        case bool():
-            return {"type": "boolean"}
-        case int() | float():
-            return {"type": "number"}
-        case str():
-            return {"type": "string"}
-        case dict():
-            return {"type": "object"}
-        case list():
-            texts = all(isinstance(item, str) for item in cast("list[Any]", value))
-            return {"type": "array", "items": {"type": "string"}} if texts else {"type": "array"}
-        case _:
-            return {}
+    schema: dict[str, Any] = {"type": _TYPE_OF[type(value)]} if type(value) in _TYPE_OF else {}
+    if type(value) is list and all(isinstance(item, str) for item in cast("list[Any]", value)):
+        schema["items"] = {"type": "string"}
+    return schema
 
 
 class PromptConfig(Block):

@@ -1,6 +1,5 @@
 """A task file: what every task has, and the task that scores."""
 
-import codecs
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -10,21 +9,24 @@ from modelcall_assets.config.block import (
     Block,
     Content,
     Count,
+    Encoding,
     Limit,
+    OldField,
+    OnBadLine,
+    OnEmptyFile,
     Parsed,
     Text,
     Texts,
     at,
     did_you_mean,
     errors_in,
+    is_old,
     mistake,
     must,
     validate,
 )
-from modelcall_assets.config.legacy import TASK_FIELDS, is_old, take_out, without_effect
-from modelcall_assets.config.places import Folder, was_in_object_store
+from modelcall_assets.config.places import STORAGE_FILE, Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
-from modelcall_assets.config.stores import STORAGE_FILE
 from modelcall_assets.errors import Problem
 
 TASK_TYPE = "data_scoring"
@@ -33,32 +35,40 @@ FOLDERS = (
     *("data.input_folder", "data.output_folder"),
     *("preprocess.input_folder", "preprocess.output_folder"),
 )
-_ENCODINGS = (
-    *("utf-8", "utf-8-sig", "utf-16", "utf-32", "gb18030", "gbk", "big5", "shift_jis", "euc_kr"),
-    *("latin-1", "cp1252"),
+RESUME = "every run resumes; to ask again for everything, use `modelcall run-task --fresh`"
+_LOGS = "Dagster keeps the log of every run"
+_STATS = "partition status replaces the stat files; preprocess.stat_folder writes those still"
+_CHUNKS = "there is no chunk barrier: max_concurrent_requests are always in flight"
+_REPEATS = "for repeats, write one task per run, each with its own task_name and output_folder"
+_FRESH = "deleting would contradict the partitions; remove it and use `modelcall run-task --fresh`"
+TASK_FIELDS = (
+    OldField("warning", "data.stat_folder", _STATS),
+    OldField("warning", "preprocess.seed", "nothing in preprocessing is random"),
+    OldField("warning", "preprocess.batch_size", "rows are streamed, not batched"),
+    OldField("warning", "preprocess.group_by_language", "a partition is a language anyway"),
+    OldField("warning", "environment.api_provider", "base_url in the model file decides"),
+    OldField("warning", "concurrency.chunk_size", _CHUNKS),
+    OldField(
+        "warning", "concurrency.parquet_save_interval", "the journal keeps every reply on arrival"
+    ),
+    OldField("refused", "distributed.num_runs", _REPEATS, (1, None)),
+    OldField("warning", "options.main_resume", RESUME, (True, None)),
+    OldField("warning", "options.resume", RESUME, (True, None)),
+    OldField("warning", "options.preprocess_resume", RESUME, (True, None)),
+    OldField("refused", "options.delete_existing", _FRESH, (False, None)),
+    OldField("warning", "logging.level", _LOGS),
+    OldField("warning", "logging.batch_size", _LOGS),
+    OldField("warning", "logging.progress_report_interval", _LOGS),
+    OldField("warning", "logging.log_dir", _LOGS),
+    OldField("honoured", "task_type", "missing means data_scoring; a misspelt one is an error"),
+    OldField("honoured", "debug.max_files", "-1 means no limit; 0 is an error"),
+    OldField("honoured", "debug.max_items_per_file", "-1 means no limit; 0 is an error"),
+    OldField("changed", "retry.max_retries", "was never read; overrides the model file"),
+    OldField("changed", "preprocess.num_files", "for every script type; debug.max_files wins"),
+    OldField("changed", "preprocess.num_proc", "processes within one file; at most one a core"),
+    OldField("changed", "preprocess.languages", "for triplet_filter too"),
+    OldField("honoured", "preprocess.file_pattern", "the default is now *: JSONL and Parquet"),
 )
-
-
-def _codec(name: str) -> str:
-    """The name as Python spells it."""
-    try:
-        "".encode(name)  # unlike a lookup it refuses codecs that are not of text, such as hex
-        return codecs.lookup(name).name
-    except (LookupError, ValueError):
-        expected = f"one that Python knows, such as {', '.join(_ENCODINGS)}"
-        fix = did_you_mean(name, _ENCODINGS)
-        raise mistake("unknown encoding", expected=expected, fix=fix) from None
-
-
-_ON_BAD_LINE = """A line that is no JSON object: `keep` makes it a failed row in its place, `fail`
-stops the file, naming the line."""
-_ON_EMPTY_FILE = """A file without a line: `fail` takes it for a failed upload, `accept` gives it an
-empty output. A Parquet file without rows is always accepted."""
-_ENCODING = """Of the lines of input files; any that Python knows. What a stage leaves is always
-UTF-8."""
-OnBadLine = Annotated[Literal["keep", "fail"], Field(description=_ON_BAD_LINE)]
-OnEmptyFile = Annotated[Literal["accept", "fail"], Field(description=_ON_EMPTY_FILE)]
-Encoding = Annotated[Text, AfterValidator(_codec), Field(description=_ENCODING)]
 
 
 class ConfigPath(Block):
@@ -247,7 +257,10 @@ class ScoringTask(TaskFile):
     scorer: Text | None = None
     """Instead of a model: `module:name` of an object or class with `score(item) -> dict`."""
 
+    old_fields = TASK_FIELDS
     input_field: ClassVar[str] = "data.input_folder"
+    state_stage: ClassVar[str] = "scores"
+    """The state lies in its folder."""
 
     @property
     def reads(self) -> Data:
@@ -264,11 +277,6 @@ class ScoringTask(TaskFile):
     def stage_folders(self) -> dict[str, str | None]:
         first = {"preprocessed": self.preprocess.output_folder} if self.preprocess.enabled else {}
         return {**first, "scores": self.data.output_folder}
-
-    @property
-    def state_stage(self) -> str:
-        """The state lies in its folder."""
-        return [*self.stage_folders][-1]
 
     @property
     def input_folder(self) -> str:
@@ -302,12 +310,11 @@ class ScoringTask(TaskFile):
 
 
 def parse_scoring(data: Content, file: str, has_data_root: bool) -> Parsed[ScoringTask]:
-    known, old = take_out(data, TASK_FIELDS)
-    task, mistakes = validate(ScoringTask, known, file)
-    problems = [*without_effect(old, file), *mistakes, *_rater_problems(known, file)]
-    if is_old(old) and not has_data_root and known.get("data_root") is None:
+    task, problems = validate(ScoringTask, data, file)
+    problems += _rater_problems(data, file)
+    if is_old(data, TASK_FIELDS) and not has_data_root and data.get("data_root") is None:
         refused = {problem.field for problem in problems}
-        problems += (p for p in _moved_paths(known, file) if p.field not in refused)
+        problems += (p for p in _moved_paths(data, file) if p.field not in refused)
     if task is not None:
         problems += unused_fields(task.preprocess, file)
     return (None if errors_in(problems) else task), problems

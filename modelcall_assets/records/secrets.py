@@ -100,19 +100,27 @@ def in_header(value: str) -> Iterator[str]:
         yield from (user, user.partition(":")[2])
 
 
-def in_options(value: Any, name: str = "") -> Iterator[str]:
-    """What a driver's options hold, however deep, by their names and shapes."""
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """What options hold, however deep; a list's items have the name of the list."""
     if isinstance(value, Mapping):
-        for inner, each in cast("Mapping[str, Any]", value).items():
-            yield from in_options(each, inner)
+        for name, inner in cast("Mapping[str, Any]", value).items():
+            yield from leaves(inner, f"{place}.{name}".removeprefix("."))
     elif isinstance(value, list | tuple):
-        for each in cast("list[Any]", value):
-            yield from in_options(each, name)
-    elif isinstance(value, str):
-        if "://" in value:
-            yield from in_url(value)
-        elif names_secret(name, of_anyone=True) or looks_secret(value):
-            yield value
+        for inner in cast("list[Any]", value):
+            yield from leaves(inner, place)
+    else:
+        yield place, value
+
+
+def in_options(options: Mapping[str, Any]) -> Iterator[str]:
+    """Those of a driver's options, by their names and shapes."""
+    for place, value in leaves(options):
+        if isinstance(value, str):
+            name = place.rpartition(".")[2]
+            if "://" in value:
+                yield from in_url(value)
+            elif names_secret(name, of_anyone=True) or looks_secret(value):
+                yield value
 
 
 def is_unusual(secret: str) -> bool:

@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import finalize
 
-from modelcall_assets.config.endpoint import Address, Endpoint
+from modelcall_assets.config.endpoint import Address, Endpoint, Resolver
 from modelcall_assets.config.model import BatchConfig, ModelConfig
 from modelcall_assets.errors import EndpointDown, EndpointRefused, InHand, RunStopped, StoreError
 from modelcall_assets.journal.index import Asking, SharedReplies
@@ -122,14 +122,11 @@ class AskingStage(Stage):
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where requests go, one or more; SetupError names the variables that are missing."""
-        spec = self.spec
-        return self.model.endpoints(
-            spec.env,
-            spec.files[self.model_in],
-            root=spec.root,
-            timeout_s=spec.task.environment.timeout,
-            max_retries=spec.task.retry.max_retries,
-        )
+        spec, model, task = self.spec, self.model, self.spec.task
+        timeout_s, max_retries = task.environment.timeout, task.retry.max_retries
+        file = spec.files[self.model_in]
+        resolver = Resolver(spec.env, file, spec.root, timeout_s, max_retries)
+        return resolver.endpoints(model.client_config, model.client_field)
 
     def check_ready(self) -> None:
         self.endpoints()

@@ -75,7 +75,7 @@ class Layout:
             run_id,
             fresh=fresh,
             samples=samples,
-            flush_s=self.spec.journal_flush_seconds,
+            flush_s=self.spec.storage.journal_flush_seconds,
         )
 
     def read_journal(self, folder: str) -> Journal:
