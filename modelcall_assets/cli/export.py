@@ -1,22 +1,28 @@
-"""`modelcall export`: what a task has published, for others."""
+"""`modelcall export` and `failures`: what a task has published, for people and other programs."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import click
+import orjson
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
+    cell,
     chosen_files,
     echo,
+    echo_data,
     file_option,
     force_option,
     load,
     misuse,
     parsed_where,
+    reason_option,
     refuse_existing,
     rejected_option,
     stage_of,
@@ -25,6 +31,7 @@ from modelcall_assets.cli.terminal import (
     task_argument,
     where_option,
 )
+from modelcall_assets.records.outcome import short
 from modelcall_assets.stages.export import (
     FileExport,
     Form,
@@ -33,11 +40,14 @@ from modelcall_assets.stages.export import (
     export_dialogues,
     export_file,
 )
-from modelcall_assets.stages.published import Published
+from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
 
 SHOWN_FILES = 40
+DETAIL_CHARS = 200
+WIDE = 10_000
+"""Columns of what is read by programs: no word is cut in two."""
 DIALOGUE_FOLDER = "codex_dialogue"
 
 
@@ -119,7 +129,7 @@ def export(
     if output is not None:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
         refuse_existing((folder / path for path in targets), force)
-    _show([export_file(file, folder, selection, form) for file in files])
+    _show_exports([export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 
 
@@ -149,7 +159,7 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
         raise misuse("modelcall export", wrong, fix=fix)
 
 
-def _show(exports: Sequence[FileExport]) -> None:
+def _show_exports(exports: Sequence[FileExport]) -> None:
     rows: list[tuple[str, ...]] = []
     for each in exports:
         to = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
@@ -158,3 +168,64 @@ def _show(exports: Sequence[FileExport]) -> None:
     total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
     Console().print(table_of(columns, rows, SHOWN_FILES, total))
+
+
+@click.command()
+@task_argument
+@stage_option
+@file_option
+@reason_option
+@click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
+def failures(
+    task: Path,
+    stage: str | None,
+    pattern: str | None,
+    reason: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
+
+    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
+    --json a row is {file, record_id, reason, detail, attempts, endpoint}.
+
+    \b
+      modelcall failures my_task.yaml
+      modelcall failures my_task.yaml --reason content_filter --limit 5
+      modelcall failures my_task.yaml --json | jq .record_id
+    """
+    files = chosen_files(load(task), stage, pattern, rejected=True)
+    counts: Counter[str] = Counter()
+    shown: list[FailedRow] = []
+    rows = (row for file in files for row in failed_rows(file))
+    for row in (row for row in rows if reason is None or row.reason == reason):
+        counts[row.reason] += 1
+        if limit is not None and counts.total() > limit and as_json:
+            return
+        if as_json:
+            echo_data(orjson.dumps(asdict(row)).decode() + "\n")
+        elif len(shown) < (limit or 50):
+            shown.append(row)
+    if not as_json:
+        _show_failed(shown, counts, sum(file.manifest.rows for file in files))
+
+
+def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    if rows:
+        names = ("file", "record", "reason", "detail", "attempts", "endpoint")
+        cells = list[tuple[str, ...]]()
+        for row in rows:
+            detail = " ".join(row.detail.split())
+            cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
+            attempts = "" if row.attempts is None else str(row.attempts)
+            told = (row.file, short(row.record_id), row.reason, cut, attempts)
+            cells.append((*told, row.endpoint or ""))
+        console.print(table_of(dict.fromkeys(names, "fold"), cells))
+    total = counts.total()
+    if total > len(rows):
+        console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
+    text = f"{total:,} of {of_rows:,} rows failed"
+    console.print(cell(f"{text}: {reasons}" if total else text))

@@ -7,12 +7,11 @@ import click
 
 from modelcall_assets.cli.check import check
 from modelcall_assets.cli.convert import join, migrate, split
-from modelcall_assets.cli.export import export
-from modelcall_assets.cli.failures import failures, retry
+from modelcall_assets.cli.export import export, failures
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.report import report
-from modelcall_assets.cli.run import run_task
+from modelcall_assets.cli.run import retry, run_task
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
 from modelcall_assets.errors import ModelcallError, SetupError

@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ from rich.text import Text
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.published import Published, published_files
+from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.transforms.values import Where
 
 TERMINAL_EVERY_S = 0.25
+SHOWN_WARNINGS = 20
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -152,6 +158,18 @@ rejected_option = click.option(
     is_flag=True,
     help="Of files whose latest result was rejected that one, not what was accepted before.",
 )
+
+
+def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
+    if reason is not None and reason not in list(Reason):
+        fix = did_you_mean(reason, Reason)
+        raise misuse("--reason", "unknown", ", ".join(Reason), reason, fix)
+    return reason
+
+
+reason_option = click.option(
+    "--reason", callback=_known, help="Only rows that failed for this reason."
+)
 where_option = click.option(
     "--where",
     "condition",
@@ -204,3 +222,94 @@ def load(task: Path) -> Task:
     for warning in spec.warnings:
         echo(f"warning: {warning}", err=True)
     return Task(spec)
+
+
+def told_of_run(
+    task: Task,
+    keys: Sequence[str],
+    behind: Sequence[str],
+    nothing: str,
+    tallies: Sequence[Tally],
+    seconds: float,
+) -> Iterator[str]:
+    """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
+    *before, last = (stage for stage in task.stages if stage.done)
+    yield _totals(last, keys, behind)
+    for stage in (*before, last):
+        found, is_last = _manifests(stage, keys), stage is last
+        manifests = found.values()
+        if not is_last and any(made is None or made.failed or made.dropped for made in manifests):
+            yield f"  {_totals(stage, keys)}"
+        of = "" if is_last else f"{stage.name} of "
+        for key, made in found.items():
+            if made is not None and not made.accepted:
+                yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
+    for key in behind:
+        if (made := last.latest(key)) and made.accepted:
+            why = "the result of an earlier run, since this one did not make it"
+            yield f"  kept: {decode_key(key)}: {why}"
+    yield from _warnings(task.stages[0], keys)
+    yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
+    requests = sum(tally.requests for tally in tallies)
+    replayed = sum(tally.replayed for tally in tallies)
+    if nothing:
+        yield f"{nothing}, no request was sent"
+    else:
+        for stage in task.stages:
+            yield from _adopted(stage, keys)
+        rate = f" ({requests / seconds:,.0f}/s)" if requests else ""
+        yield (
+            f"{requests:,} requests sent in {seconds:.1f} s{rate}, "
+            f"{replayed:,} rows answered from the journal"
+            if last.asks
+            else f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}"
+        )
+    yield f"{last.name}: {last.folder}"
+
+
+def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
+    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
+    stage has where these are others."""
+    has_others = stage.keys is not stage.task.stages[0].keys
+    return {key: stage.latest(key) for key in (stage.keys.now() if has_others else keys)}
+
+
+def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
+    for key, made in _manifests(stage, keys).items():
+        detail = made.detail if made is not None else {}
+        name = f"{stage.name} of {decode_key(key)}"
+        if adopted := detail.get("adopted"):
+            torn = adopted["torn"]
+            yield (
+                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
+                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
+                + (f", the first: {torn[0]}" if torn else "")
+            )
+        for aside in detail.get("set_aside", ()):
+            yield f"  set aside: {name}: the file that was there is kept as {aside}"
+
+
+def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
+    found = [
+        f"  warning: {decode_key(key)}: {warning}"
+        for key in keys
+        if (made := read_manifest(first.manifest_path(key)))
+        for warning in made.detail.get(WARNINGS, ())
+    ]
+    more = len(found) - SHOWN_WARNINGS
+    return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
+
+
+def _totals(stage: Stage, keys: Sequence[str], behind: Sequence[str] = ()) -> str:
+    found = _manifests(stage, keys)
+    manifests = [made for made in found.values() if made is not None]
+    rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
+    reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
+    current = (made for key, made in found.items() if key not in behind)
+    accepted = sum(made is not None and made.accepted for made in current)
+    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
+    text += f"{ok:,} succeeded, {rows - ok:,} failed"
+    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+    text += f" ({by_reason})" if by_reason else ""
+    dropped = sum(manifest.dropped for manifest in manifests)
+    return f"{text}, {dropped:,} dropped" if dropped else text
