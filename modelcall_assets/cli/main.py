@@ -5,9 +5,8 @@ import sys
 
 import click
 
-from modelcall_assets.cli.check import check
-from modelcall_assets.cli.convert import join, migrate, split
-from modelcall_assets.cli.export import export, failures
+from modelcall_assets.cli.check import check, migrate
+from modelcall_assets.cli.export import export, failures, join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.report import report
