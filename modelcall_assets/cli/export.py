@@ -24,7 +24,6 @@ from modelcall_assets.cli.terminal import (
     echo_data,
     file_option,
     force_option,
-    load,
     misuse,
     parsed_where,
     reason_option,
@@ -95,7 +94,7 @@ DIALOGUE_FOLDER = "codex_dialogue"
     help=f"All conversations as one Markdown file; default: {DIALOGUE_FOLDER}/ in the project.",
 )
 def export(
-    task: Path,
+    task: Task,
     stage: str | None,
     pattern: str | None,
     format: Literal["jsonl", "parquet"],
@@ -120,21 +119,20 @@ def export(
       modelcall export my_task.yaml --old-names
       modelcall export my_task.yaml --dialogue-log
     """
-    loaded = load(task)
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(loaded, stage, pattern, rejected=rejected)
+    files = chosen_files(task, stage, pattern, rejected=rejected)
     where = parsed_where(condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
         now = datetime.now()
-        folder = loaded.layout.place(output or str(loaded.spec.root / DIALOGUE_FOLDER))
+        folder = task.layout.place(output or str(task.spec.root / DIALOGUE_FOLDER))
         path = folder / f"codex_{now:%Y%m%d_%H%M%S}.md"
         echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    default = f"{loaded.output_folder}_export/{stage_of(loaded, stage).name}"
-    folder = loaded.layout.place(output or default)
-    _check_targets(loaded, files, folder, form)
+    default = f"{task.output_folder}_export/{stage_of(task, stage).name}"
+    folder = task.layout.place(output or default)
+    _check_targets(task, files, folder, form)
     if output is not None:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
         refuse_existing((folder / path for path in targets), force)
@@ -187,7 +185,7 @@ def _show_exports(exports: Sequence[FileExport]) -> None:
 @click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
 def failures(
-    task: Path,
+    task: Task,
     stage: str | None,
     pattern: str | None,
     reason: str | None,
@@ -204,7 +202,7 @@ def failures(
       modelcall failures my_task.yaml --reason content_filter --limit 5
       modelcall failures my_task.yaml --json | jq .record_id
     """
-    files = chosen_files(load(task), stage, pattern, rejected=True)
+    files = chosen_files(task, stage, pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
     rows = (row for file in files for row in failed_rows(file))

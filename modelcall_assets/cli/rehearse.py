@@ -18,7 +18,6 @@ from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     echo,
     file_option,
-    load,
     misuse,
     task_argument,
 )
@@ -167,7 +166,7 @@ Tried = tuple[list[tuple[str, str]], Outcome]
 @click.option(
     "--model", type=EXISTING_FILE, help="Ask this model file's model instead of the task's."
 )
-def trial(task: Path, pattern: str | None, rows: int, model: Path | None) -> None:
+def trial(task: Task, pattern: str | None, rows: int, model: Path | None) -> None:
     """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
@@ -176,9 +175,8 @@ def trial(task: Path, pattern: str | None, rows: int, model: Path | None) -> Non
     \b
       modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
     """
-    loaded = load(task)
-    if (stage := loaded.find(ScorerScores)) is None:
-        tried = _asked(loaded, model, pattern, rows)
+    if (stage := task.find(ScorerScores)) is None:
+        tried = _asked(task, model, pattern, rows)
     elif model is not None:
         raise misuse("--model", "the task has a scorer")
     else:

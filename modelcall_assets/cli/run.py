@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,6 @@ from modelcall_assets.cli.terminal import (
     chosen_files,
     echo,
     file_option,
-    load,
     misuse,
     parsed_where,
     reason_option,
@@ -51,7 +49,7 @@ SHOWN_IDS = 5
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
-    task: Path, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
+    task: Task, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
 ) -> None:
     """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
 
@@ -63,12 +61,11 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
-    loaded = load(task)
-    job, size = _job(loaded, job_index, world_size)
-    options = {stage.name: {"fresh": True} for stage in loaded.stages if stage.answers and fresh}
-    code = 0 if fresh or pattern or size > 1 else _go_on(loaded)
-    choose = partial(_selected, loaded, pattern=pattern, job_index=job, world_size=size)
-    sys.exit(_run_files(loaded, choose, options) or code)
+    job, size = _job(task, job_index, world_size)
+    options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
+    code = 0 if fresh or pattern or size > 1 else _go_on(task)
+    choose = partial(_selected, task, pattern=pattern, job_index=job, world_size=size)
+    sys.exit(_run_files(task, choose, options) or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -195,7 +192,7 @@ def _selected(
 @where_option
 @click.option("--dry-run", is_flag=True, help="Only count the rows.")
 def retry(
-    task: Path,
+    task: Task,
     stage: str | None,
     pattern: str | None,
     reason: str | None,
@@ -217,8 +214,7 @@ def retry(
       modelcall retry my_task.yaml --where 'score < 2'
       modelcall retry my_task.yaml --ids a17,b4
     """
-    loaded = load(task)
-    asked = _stage_with(loaded, reason) if reason and not stage else stage_of(loaded, stage)
+    asked = _stage_with(task, reason) if reason and not stage else stage_of(task, stage)
     if not asked.answers:
         raise misuse(
             "--stage", f"{asked.name} asks nothing", fix="choose one that answers or rates"
@@ -226,18 +222,18 @@ def retry(
     if reason in NEVER_ASKED:
         fix = "mend the input, then run the task"
         raise misuse("--reason", f"nothing was asked about rows with {reason}", fix=fix)
-    files = chosen_files(loaded, asked.name, pattern, rejected=True)
+    files = chosen_files(task, asked.name, pattern, rejected=True)
     names = _ids(ids)
     given = {"ids": sorted(names or ()), "where": condition, "reason": reason}
     choice = {name: value for name, value in given.items() if value}
     choice |= {"again": True} if names is None and not choice else {}
-    if (killed := Retry.killed(loaded)) and not dry_run:
+    if (killed := Retry.killed(task)) and not dry_run:
         is_same = (killed.stages[-1], killed.choice) == (asked.name, choice)
         if is_same and killed.files.keys() <= {file.key for file in files}:
-            sys.exit(_go_on(loaded))
+            sys.exit(_go_on(task))
         echo(f"warning: {_told_retry(killed)} is given up", err=True)
     wanted = Wanted(names, parsed_where(condition, files), reason or "")
-    stages = [asked] if wanted or stage else [each for each in loaded.stages if each.answers]
+    stages = [asked] if wanted or stage else [each for each in task.stages if each.answers]
     chosen = _chosen(files, wanted)
     files = [file for file, _ in chosen]
     if isinstance(asked, AskingStage) and (old := out_of_date(asked, files, choice)):
@@ -246,13 +242,13 @@ def retry(
     if not chosen:
         is_chosen = ids is not None or condition
         what = " is chosen" if is_chosen else " failed" + f" for {reason}" * bool(reason)
-        echo(f"{loaded.spec.name}: no row{what}, nothing to do")
+        echo(f"{task.spec.name}: no row{what}, nothing to do")
     elif dry_run:
         for file, count in chosen:
             echo(f"{file.name}: {count:,} of {file.manifest.rows:,} rows")
     else:
         publications = {each.key: each.manifest.published for each in files}
-        sys.exit(_run_retry(loaded, Retry([each.name for each in stages], choice, publications)))
+        sys.exit(_run_retry(task, Retry([each.name for each in stages], choice, publications)))
 
 
 def _stage_with(task: Task, reason: str) -> Stage:

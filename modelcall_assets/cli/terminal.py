@@ -213,7 +213,12 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
     return where
 
 
-task_argument = click.argument("task", metavar="TASK.yaml", type=EXISTING_FILE)
+task_argument = click.argument(
+    "task",
+    metavar="TASK.yaml",
+    type=EXISTING_FILE,
+    callback=lambda context, _, path: None if context.resilient_parsing else load(path),
+)
 
 
 def load(task: Path) -> Task:
