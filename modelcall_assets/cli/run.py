@@ -1,7 +1,6 @@
 """`modelcall run-task` and `retry`: make what is missing, and ask again."""
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +21,6 @@ from modelcall_assets.cli.terminal import (
     stage_of,
     stage_option,
     task_argument,
-    told_of_run,
     where_option,
 )
 from modelcall_assets.errors import InputError
@@ -109,21 +107,14 @@ def _run_files(
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
             return 0
-        started = time.monotonic()
         with closing(RunDisplay()) as display:
-            runner = TaskRunner(task, instance, display.watcher)
-            summary = runner.run(keys, options, files)
-        seconds = time.monotonic() - started
-    for message in summary.failed:
+            ended = TaskRunner(task, instance, display.watcher).run(keys, options, files)
+    for message in ended.failed:
         echo(f"error: {message}", err=True)
-    for key in summary.busy:
+    for key in ended.busy:
         echo(f"{decode_key(key)}: another run is working on it", err=True)
-    is_wrong, nothing = bool(summary.failed or summary.busy), ""
-    if not any(summary.ran.values()):
-        nothing = "nothing done" if is_wrong else "nothing to do: every file is up to date"
-    tallies = [*display.tallies.values()]
-    echo("\n".join(told_of_run(task, keys, summary.behind, nothing, tallies, seconds)))
-    return 1 if is_wrong or summary.behind else 0
+    echo("\n".join(display.told(task, keys, ended)))
+    return 1 if ended.failed or ended.busy or ended.behind else 0
 
 
 def _go_on(task: Task) -> int:

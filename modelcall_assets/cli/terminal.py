@@ -3,10 +3,11 @@
 import os
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -29,6 +30,9 @@ from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.transforms.values import Where
+
+if TYPE_CHECKING:
+    from modelcall_assets.defs.runs import RunSummary
 
 TERMINAL_EVERY_S = 0.25
 SHOWN_WARNINGS = 20
@@ -88,7 +92,10 @@ def table_of(
 
 
 class RunDisplay:
+    """Of a run until it is closed, and of what came of it."""
+
     def __init__(self) -> None:
+        self._started_at, self.seconds = time.monotonic(), 0.0
         # Dagster may redirect the standard streams while an asset runs.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
         self._console = Console(file=self._stream)
@@ -110,6 +117,45 @@ class RunDisplay:
     def close(self) -> None:
         self._progress.stop()
         self._stream.close()
+        self.seconds = time.monotonic() - self._started_at
+
+    def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
+        """The whole selection's state, and what the run that was shown did for it."""
+        *before, last = (stage for stage in task.stages if stage.done)
+        yield _totals(last, keys, ended.behind)
+        for stage in (*before, last):
+            found, is_last = _manifests(stage, keys), stage is last
+            flawed = (made is None or made.failed or made.dropped for made in found.values())
+            if not is_last and any(flawed):
+                yield f"  {_totals(stage, keys)}"
+            of = "" if is_last else f"{stage.name} of "
+            for key, made in found.items():
+                if made is not None and not made.accepted:
+                    yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
+        for key in ended.behind:
+            if (made := last.latest(key)) and made.accepted:
+                why = "the result of an earlier run, since this one did not make it"
+                yield f"  kept: {decode_key(key)}: {why}"
+        tallies = self.tallies.values()
+        yield from _warnings(task.stages[0], keys)
+        yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
+        requests = sum(tally.requests for tally in tallies)
+        replayed = sum(tally.replayed for tally in tallies)
+        if any(ended.ran.values()):
+            for stage in task.stages:
+                yield from _adopted(stage, keys)
+            rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
+            yield (
+                f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
+                f"{replayed:,} rows answered from the journal"
+                if last.asks
+                else f"{last.done} in {self.seconds:.1f} s, no model was asked: {last.about}"
+            )
+        elif ended.failed or ended.busy:
+            yield "nothing done, no request was sent"
+        else:
+            yield "nothing to do: every file is up to date, no request was sent"
+        yield f"{last.name}: {last.folder}"
 
     def _show(self, tally: Tally) -> None:
         self.tallies[id(tally)] = tally
@@ -227,49 +273,6 @@ def load(task: Path) -> Task:
     for warning in spec.warnings:
         echo(f"warning: {warning}", err=True)
     return Task(spec)
-
-
-def told_of_run(
-    task: Task,
-    keys: Sequence[str],
-    behind: Sequence[str],
-    nothing: str,
-    tallies: Sequence[Tally],
-    seconds: float,
-) -> Iterator[str]:
-    """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
-    *before, last = (stage for stage in task.stages if stage.done)
-    yield _totals(last, keys, behind)
-    for stage in (*before, last):
-        found, is_last = _manifests(stage, keys), stage is last
-        manifests = found.values()
-        if not is_last and any(made is None or made.failed or made.dropped for made in manifests):
-            yield f"  {_totals(stage, keys)}"
-        of = "" if is_last else f"{stage.name} of "
-        for key, made in found.items():
-            if made is not None and not made.accepted:
-                yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
-    for key in behind:
-        if (made := last.latest(key)) and made.accepted:
-            why = "the result of an earlier run, since this one did not make it"
-            yield f"  kept: {decode_key(key)}: {why}"
-    yield from _warnings(task.stages[0], keys)
-    yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
-    requests = sum(tally.requests for tally in tallies)
-    replayed = sum(tally.replayed for tally in tallies)
-    if nothing:
-        yield f"{nothing}, no request was sent"
-    else:
-        for stage in task.stages:
-            yield from _adopted(stage, keys)
-        rate = f" ({requests / seconds:,.0f}/s)" if requests else ""
-        yield (
-            f"{requests:,} requests sent in {seconds:.1f} s{rate}, "
-            f"{replayed:,} rows answered from the journal"
-            if last.asks
-            else f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}"
-        )
-    yield f"{last.name}: {last.folder}"
 
 
 def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
