@@ -3,7 +3,7 @@ rewrites config files of the old system."""
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -48,14 +48,6 @@ from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_rows
-
-_PARSERS: Mapping[str, Parse] = {
-    "model": parse_model,
-    "prompt": parse_prompt,
-    "datasets": parse_datasets,
-    "groups": parse_merge_groups,
-    "storage": parse_storage,
-}
 
 
 @click.command()
@@ -123,27 +115,26 @@ def _problems_of(
         data = load_yaml(path, file)
     except SetupError as error:
         return error.problems
-    kind = _kind(path, root, data)
-    if kind in _PARSERS:
-        return _PARSERS[kind](data, file)[1]
+    if (parse := _parser(path, root, data)) is not None:
+        return parse(data, file)[1]
     return (as_written(each, data) for each in _task_problems(path, root, catalog_of(root)))
 
 
-def _kind(path: Path, root: Path, data: Content) -> str:
-    """`task`, or a key of `_PARSERS`: by the folder, else by what only one kind of file has."""
+def _parser(path: Path, root: Path, data: Content) -> Parse | None:
+    """Of that kind of file, by its folder, else by what only one kind has; None for a task."""
     if path == root / STORAGE_FILE:
-        return "storage"
-    for folder, kind in (("models", "model"), ("prompts", "prompt"), ("tasks", "task")):
+        return parse_storage
+    for folder, parse in ("models", parse_model), ("prompts", parse_prompt), ("tasks", None):
         if path.is_relative_to(root / "configs" / folder):
-            return kind
+            return parse
     if {"client_config", "chat_config", "model_name"}.intersection(data):
-        return "model"
+        return parse_model
     if "prompt_template" in data:
-        return "prompt"
+        return parse_prompt
     if "merge_groups" in data:
-        return "groups"
+        return parse_merge_groups
     is_of_distillation = path.is_relative_to(root / "configs" / "distillation")
-    return "datasets" if is_of_distillation or are_datasets(data) else "task"
+    return parse_datasets if is_of_distillation or are_datasets(data) else None
 
 
 def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem]:
