@@ -17,11 +17,16 @@ from modelcall_assets.errors import ModelcallError, SetupError
 
 
 @click.group(
+    commands=[
+        *(check, plan, trial, rehearse, run_task),
+        *(failures, retry, report, export, register, verify, clean),
+        *(split, join, migrate, adopt),
+    ],
     context_settings={
         # Every command and option can be written with underscores too.
         "token_normalize_func": lambda name: name.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
-    }
+    },
 )
 @click.version_option(package_name="modelcall-assets")
 def modelcall() -> None:
@@ -44,14 +49,6 @@ def modelcall() -> None:
       modelcall register              input files appear in the Dagster UI, to be picked
       modelcall verify TASK.yaml      whether all of it is as it was written
     """
-
-
-for command in (
-    *(check, plan, trial, rehearse, run_task),
-    *(failures, retry, report, export, register, verify, clean),
-    *(split, join, migrate, adopt),
-):
-    modelcall.add_command(command)
 
 
 def main() -> None:

@@ -294,24 +294,15 @@ def _sections(
     yield plots(dict(_figures(own.histograms, rows)) | dict(spread.figures()))
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
-    again = "" if retry is None else f"{retry['command']} "
-    again += f"--file {shlex.quote(limits['file'])} " if limits["file"] else ""
-    failed = [
-        {
-            "reason": reason,
-            "rows": count,
-            "for example": each.where,
-            "row": each.row,
-            "what was wrong": each.detail,
-        }
-        | (
-            {"ask again": "" if reason in NEVER_ASKED else f"{again}--reason {reason}"}
-            if retry
-            else {}
-        )
-        for reason, count in own.failures.most_common()
-        if (each := own.examples.get(reason)) is not None
-    ]
+    failed = list[Row]()
+    for reason, count in own.failures.most_common():
+        if (each := own.examples.get(reason)) is not None:
+            failed.append({"reason": reason, "rows": count, "for example": each.where})
+            failed[-1] |= {"row": each.row, "what was wrong": each.detail}
+            if retry is not None:
+                file = f"--file {shlex.quote(limits['file'])} " if limits["file"] else ""
+                again = f"{retry['command']} {file}--reason {reason}"
+                failed[-1]["ask again"] = "" if reason in NEVER_ASKED else again
     yield table("Failures", failed, ["ask again"])
     yield table("Scores", own.tables["scores"])
     yield table("Stages", summed.tables["stages"])
