@@ -234,13 +234,13 @@ class Spread:
 
 
 def _rows(files: Sequence[Published], where: Where | None, spread: Spread) -> Iterator[Found]:
-    """Those of which the condition is true; `spread` is told of all."""
+    """Those of which the condition is true; `spread` is told of them, and whether ids tell all
+    apart."""
     seen = set[int]()
     for file in files:
         file.check()
         of_file = set[int]()
         for index, item in file.items():
-            spread.add(item)
             if file.stage.answers:
                 name = hash(identity(file, index, item))
                 if name in of_file:
@@ -249,6 +249,7 @@ def _rows(files: Sequence[Published], where: Where | None, spread: Spread) -> It
                     spread.unique = "file"
                 of_file.add(name)
             if _is(where, item):
+                spread.add(item)
                 yield file, index, item
         seen |= of_file
 
