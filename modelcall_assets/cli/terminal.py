@@ -122,12 +122,12 @@ class RunDisplay:
     def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
         """The whole selection's state, and what the run that was shown did for it."""
         *before, last = (stage for stage in task.stages if stage.done)
-        yield _totals(last, keys, ended.behind)
+        yield _totals(last, _manifests(last, keys), ended.behind)
         for stage in (*before, last):
             found, is_last = _manifests(stage, keys), stage is last
             flawed = (made is None or made.failed or made.dropped for made in found.values())
             if not is_last and any(flawed):
-                yield f"  {_totals(stage, keys)}"
+                yield f"  {_totals(stage, found)}"
             of = "" if is_last else f"{stage.name} of "
             for key, made in found.items():
                 if made is not None and not made.accepted:
@@ -308,8 +308,7 @@ def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
     return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
 
 
-def _totals(stage: Stage, keys: Sequence[str], behind: Sequence[str] = ()) -> str:
-    found = _manifests(stage, keys)
+def _totals(stage: Stage, found: Mapping[str, Manifest | None], behind: Sequence[str] = ()) -> str:
     manifests = [made for made in found.values() if made is not None]
     rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
     reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
