@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from math import ceil
 from typing import Any
 
@@ -62,7 +61,17 @@ def run_task(
     job, size = _job(task, job_index, world_size)
     options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
     code = 0 if fresh or pattern or size > 1 else _go_on(task)
-    choose = partial(_selected, task, pattern=pattern, job_index=job, world_size=size)
+
+    def choose(keys: Sequence[str]) -> list[str]:
+        """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
+        share = ceil(len(keys) / size)
+        own = {*keys[job * share : (job + 1) * share]}
+        matching = [key for key in keys if pattern is None or matches(decode_key(key), pattern)]
+        if pattern is not None and not matching:
+            wrong = f"no input file under {task.spec.input_folder} matches '{pattern}'"
+            raise misuse("--file", wrong)
+        return [key for key in matching if key in own]
+
     sys.exit(_run_files(task, choose, options) or code)
 
 
@@ -156,20 +165,6 @@ def _run_retry(task: Task, retry: Retry) -> int:
     if code == 0 or Retry.killed(task) is None:
         Retry.end(task)
     return code
-
-
-def _selected(
-    task: Task, keys: Sequence[str], pattern: str | None, job_index: int, world_size: int
-) -> list[str]:
-    """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
-    share = ceil(len(keys) / world_size)
-    own = list(keys[job_index * share : (job_index + 1) * share])
-    if pattern is None:
-        return own
-    matching = [key for key in keys if matches(decode_key(key), pattern)]
-    if not matching:
-        raise misuse("--file", f"no input file under {task.spec.input_folder} matches '{pattern}'")
-    return [key for key in matching if key in own]
 
 
 @click.command()
