@@ -301,6 +301,8 @@ class TestTry:
         assert re.match(r'\s*\{\s*"score": [1-5],', parsed)
         assert server.stats()["requests"] == 2
         assert sorted(project.root.rglob("*")) == before
+        by_name = project.run("try", TASK, "--rows", "1", "--file", "b.parquet")
+        assert by_name.code == 0 and "1 of 1 rows succeeded" in by_name.out
 
     def test_shows_why_a_row_fails(self, project: Project, server: RehearsalServer) -> None:
         project.write_input(A, [{"id": 1, "txt": "the column is misspelt"}])

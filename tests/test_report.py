@@ -126,6 +126,9 @@ class TestTask:
         assert one == two != other and len(one) == 9
         good = report(scored, TASK, "--where", "score >= 4", "--rows", "5").data["records"]
         assert len(good) == 5 and all(record["values"]["score"] >= 4 for record in good)
+        page = report(scored, TASK, "--where", "score >= 4")
+        over_time = re.findall(r'aria-label="time: [^"]*; rows: (\d+)"', page.html)
+        assert sum(map(int, over_time)) == len(page.data["records"]) < 128
         first = report(scored, TASK, "--stage", "raw", "--first", "--rows", "2")
         assert [record["row"] for record in first.data["records"]] == [1, 2]
         assert first.data["retry"] is None

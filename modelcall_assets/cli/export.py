@@ -1,22 +1,32 @@
-"""`modelcall export`: what a task has published, for others."""
+"""`modelcall export` and `failures`: what a task has published, for people and other programs; and
+`split` and `join`, for files of lines."""
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
 import click
+import orjson
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
+    NEW_FILE,
+    cell,
     chosen_files,
     echo,
+    echo_data,
     file_option,
     force_option,
-    load,
     misuse,
     parsed_where,
+    reason_option,
     refuse_existing,
     rejected_option,
     stage_of,
@@ -25,6 +35,8 @@ from modelcall_assets.cli.terminal import (
     task_argument,
     where_option,
 )
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.outcome import short
 from modelcall_assets.stages.export import (
     FileExport,
     Form,
@@ -33,11 +45,17 @@ from modelcall_assets.stages.export import (
     export_dialogues,
     export_file,
 )
-from modelcall_assets.stages.published import Published
+from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.files import open_input, publish
+from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.places import Place
 
 SHOWN_FILES = 40
+MOST_CHUNKS = 9999
+DETAIL_CHARS = 200
+WIDE = 10_000
+"""Columns of what is read by programs: no word is cut in two."""
 DIALOGUE_FOLDER = "codex_dialogue"
 
 
@@ -76,7 +94,7 @@ DIALOGUE_FOLDER = "codex_dialogue"
     help=f"All conversations as one Markdown file; default: {DIALOGUE_FOLDER}/ in the project.",
 )
 def export(
-    task: Path,
+    task: Task,
     stage: str | None,
     pattern: str | None,
     format: Literal["jsonl", "parquet"],
@@ -101,25 +119,24 @@ def export(
       modelcall export my_task.yaml --old-names
       modelcall export my_task.yaml --dialogue-log
     """
-    loaded = load(task)
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(loaded, stage, pattern, rejected=rejected)
+    files = chosen_files(task, stage, pattern, rejected=rejected)
     where = parsed_where(condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
         now = datetime.now()
-        folder = loaded.layout.place(output or str(loaded.spec.root / DIALOGUE_FOLDER))
+        folder = task.layout.place(output or str(task.spec.root / DIALOGUE_FOLDER))
         path = folder / f"codex_{now:%Y%m%d_%H%M%S}.md"
         echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    default = f"{loaded.output_folder}_export/{stage_of(loaded, stage).name}"
-    folder = loaded.layout.place(output or default)
-    _check_targets(loaded, files, folder, form)
+    default = f"{task.output_folder}_export/{stage_of(task, stage).name}"
+    folder = task.layout.place(output or default)
+    _check_targets(task, files, folder, form)
     if output is not None:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
         refuse_existing((folder / path for path in targets), force)
-    _show([export_file(file, folder, selection, form) for file in files])
+    _show_exports([export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 
 
@@ -149,7 +166,7 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
         raise misuse("modelcall export", wrong, fix=fix)
 
 
-def _show(exports: Sequence[FileExport]) -> None:
+def _show_exports(exports: Sequence[FileExport]) -> None:
     rows: list[tuple[str, ...]] = []
     for each in exports:
         to = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
@@ -158,3 +175,171 @@ def _show(exports: Sequence[FileExport]) -> None:
     total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
     Console().print(table_of(columns, rows, SHOWN_FILES, total))
+
+
+@click.command()
+@task_argument
+@stage_option
+@file_option
+@reason_option
+@click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
+def failures(
+    task: Task,
+    stage: str | None,
+    pattern: str | None,
+    reason: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
+
+    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
+    --json a row is {file, record_id, reason, detail, attempts, endpoint}.
+
+    \b
+      modelcall failures my_task.yaml
+      modelcall failures my_task.yaml --reason content_filter --limit 5
+      modelcall failures my_task.yaml --json | jq .record_id
+    """
+    files = chosen_files(task, stage, pattern, rejected=True)
+    counts: Counter[str] = Counter()
+    shown: list[FailedRow] = []
+    rows = (row for file in files for row in failed_rows(file))
+    for row in (row for row in rows if reason is None or row.reason == reason):
+        counts[row.reason] += 1
+        if limit is not None and counts.total() > limit and as_json:
+            return
+        if as_json:
+            echo_data(orjson.dumps(asdict(row)).decode() + "\n")
+        elif len(shown) < (limit or 50):
+            shown.append(row)
+    if not as_json:
+        _show_failed(shown, counts, sum(file.manifest.rows for file in files))
+
+
+def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    if rows:
+        names = ("file", "record", "reason", "detail", "attempts", "endpoint")
+        cells = list[tuple[str, ...]]()
+        for row in rows:
+            detail = " ".join(row.detail.split())
+            cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
+            attempts = "" if row.attempts is None else str(row.attempts)
+            told = (row.file, short(row.record_id), row.reason, cut, attempts)
+            cells.append((*told, row.endpoint or ""))
+        console.print(table_of(dict.fromkeys(names, "fold"), cells))
+    total = counts.total()
+    if total > len(rows):
+        console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
+    text = f"{total:,} of {of_rows:,} rows failed"
+    console.print(cell(f"{text}: {reasons}" if total else text))
+
+
+@click.command()
+@click.argument("file", type=EXISTING_FILE)
+@click.option("--chunks", type=click.IntRange(1, MOST_CHUNKS), required=True)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Default: FILE without its suffix.",
+)
+@force_option
+def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
+    """Cut FILE.jsonl into NAME_split_0001.jsonl, NAME_split_0002.jsonl and so on.
+
+    Every piece but the last has ceil(lines / chunks) lines, so that there may be fewer of them than
+    asked for. Lines stay as they are.
+
+    \b
+      modelcall split big.jsonl --chunks 100 --output pieces
+    """
+    if file.suffix != ".jsonl":
+        raise misuse(file.name, "only JSONL can be cut by lines")
+    folder = output or file.with_suffix("")
+    with open_input(file) as source:
+        lines = sum(1 for _ in source)
+    if not lines:
+        raise InputError(f"{file}: there is no line in this file")
+    size = ceil(lines / chunks)
+    names = [f"{file.stem}_split_{number:04}.jsonl" for number in range(1, ceil(lines / size) + 1)]
+    older = {path.name for path in folder.glob("*.jsonl")} - {*names}
+    if older := sorted(name for name in older if name.startswith(f"{file.stem}_split_")):
+        wrong = f"there are pieces of an earlier split, such as {older[0]}"
+        fix = "delete them or choose another folder"
+        raise misuse("--output", wrong, have=str(folder), fix=fix)
+    refuse_existing((folder / name for name in names), force)
+    with open_input(file) as source:
+        for name in names:
+            _write(folder / name, islice(source, size))
+    fewer = "" if len(names) == chunks else f" ({chunks:,} were asked for)"
+    echo(f"{lines:,} lines in {len(names):,} files of at most {size:,}{fewer}: {folder}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    type=NEW_FILE,
+    metavar="FILE",
+    help="Default: FOLDER_merged.jsonl, beside FOLDER.",
+)
+@force_option
+def join(folder: Path, output: Path | None, force: bool) -> None:
+    """Put the results of split pieces together, in the order of their paths.
+
+    Looks into the sub-folders of FOLDER whose names contain "split", or into FOLDER itself if there
+    are none. Files named *_error.jsonl become OUTPUT_error.jsonl, those with _retry in their names
+    are left out.
+
+    \b
+      modelcall join results/my_model
+      modelcall join results/my_model --output my_model.jsonl
+    """
+    good_path = output or folder.absolute().with_name(f"{folder.absolute().name}_merged.jsonl")
+    error_path = good_path.with_name(f"{good_path.stem}_error{good_path.suffix}")
+    below = [path for path in folder.iterdir() if path.is_dir() and "split" in path.name]
+    results = (path for place in below or [folder] for path in place.glob("*.jsonl"))
+    paths = sorted(path for path in results if "_retry" not in path.name)
+    errors = [path for path in paths if "_error" in path.name]
+    good = [path for path in paths if path not in errors]
+    if not paths:
+        raise InputError(f"{folder}: there are no results to join")
+    if {path.resolve() for path in paths} & {good_path.resolve(), error_path.resolve()}:
+        raise misuse("--output", "the output is one of the files to join", fix="choose another")
+    refuse_existing((good_path, error_path), force)
+    succeeded = _write(good_path, _lines(good))
+    failed = _write(error_path, _lines(errors)) if errors else 0
+    if not errors:
+        error_path.unlink(missing_ok=True)
+    rows = succeeded + failed
+    rate = f" ({succeeded / rows:.2%})" if rows else ""
+    echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
+    if errors:
+        echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
+
+
+def _lines(paths: Sequence[Path]) -> Iterator[bytes]:
+    """All lines; the last one of a file ends as the others do."""
+    for path in paths:
+        with open_input(path) as file:
+            for line in file:
+                yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def _write(path: Path, lines: Iterator[bytes]) -> int:
+    """Publish the lines; gives their number, blank ones left out."""
+    count = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal count
+        for line in lines:
+            count += bool(line.strip())
+            yield line
+
+    with publish(path) as out:
+        write_lines(out, counted())
+    return count

@@ -5,25 +5,28 @@ import sys
 
 import click
 
-from modelcall_assets.cli.check import check
-from modelcall_assets.cli.convert import join, migrate, split
-from modelcall_assets.cli.export import export
-from modelcall_assets.cli.failures import failures, retry
+from modelcall_assets.cli.check import check, migrate
+from modelcall_assets.cli.export import export, failures, join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.report import report
-from modelcall_assets.cli.run import run_task
+from modelcall_assets.cli.run import retry, run_task
 from modelcall_assets.cli.terminal import echo
 from modelcall_assets.cli.upkeep import adopt, clean, register, verify
 from modelcall_assets.errors import ModelcallError, SetupError
 
 
 @click.group(
+    commands=[
+        *(check, plan, trial, rehearse, run_task),
+        *(failures, retry, report, export, register, verify, clean),
+        *(split, join, migrate, adopt),
+    ],
     context_settings={
         # Every command and option can be written with underscores too.
         "token_normalize_func": lambda name: name.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
-    }
+    },
 )
 @click.version_option(package_name="modelcall-assets")
 def modelcall() -> None:
@@ -46,14 +49,6 @@ def modelcall() -> None:
       modelcall register              input files appear in the Dagster UI, to be picked
       modelcall verify TASK.yaml      whether all of it is as it was written
     """
-
-
-for command in (
-    *(check, plan, trial, rehearse, run_task),
-    *(failures, retry, report, export, register, verify, clean),
-    *(split, join, migrate, adopt),
-):
-    modelcall.add_command(command)
 
 
 def main() -> None:

@@ -3,17 +3,16 @@
 import math
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from random import Random
+from string import Template
 from typing import Any, NamedTuple
 
 import orjson
 
-from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.records.outcome import Row
 from modelcall_assets.transforms.transcript import (
     CONVERSATION_COLUMNS,
     REASONING_COLUMNS,
@@ -29,7 +28,9 @@ _MOST_COLUMNS = 12
 _MOST_DEPTH = 50
 _OURS = re.compile(r"(input_)*api_")
 """Columns that say how a row was answered, of earlier stages too."""
-_STYLE, _SCRIPT = (Path(__file__).with_name(f"page.{kind}").read_text() for kind in ("css", "js"))
+_PAGE, _STYLE, _SCRIPT = (
+    Path(__file__).with_name(f"page.{kind}").read_text() for kind in ("html", "css", "js")
+)
 _HASHES = [b64encode(sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT)]
 _POLICY = (
     "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; "
@@ -49,75 +50,11 @@ class Record(NamedTuple):
     prompt: Sequence[Turn] = ()
 
 
-@dataclass
-class Ids:
-    """Whether ids tell records apart: `all` of them, those of a `file`, or none."""
-
-    unique: str = "all"
-    _seen: set[int] = field(default_factory=set[int])
-    _of_file: set[int] = field(default_factory=set[int])
-    _file: str = ""
-
-    def add(self, file: str, name: str) -> None:
-        """File after file."""
-        if file != self._file:
-            self._file, self._of_file = file, set()
-        number = hash(name)
-        if number in self._of_file:
-            self.unique = ""
-        elif number in self._seen and self.unique:
-            self.unique = "file"
-        self._seen.add(number)
-        self._of_file.add(number)
-
-
-@dataclass
-class Sample:
-    """So many rows in their order, each as likely as any other, or the first ones."""
-
-    size: int
-    random: Random | None
-    seen: int = 0
-    _kept: list[tuple[int, Record]] = field(default_factory=list[tuple[int, Record]])
-
-    def offer(
-        self, where: Callable[[Row], bool] | None, item: Row | BadLine, record: Callable[[], Record]
-    ) -> None:
-        if where is not None and (isinstance(item, BadLine) or not where(item)):
-            return
-        at = self.seen
-        if at >= self.size and self.random is not None:
-            at = self.random.randrange(self.seen + 1)
-        if at < self.size:
-            self._kept[at : at + 1] = [(self.seen, record())]
-        self.seen += 1
-
-    def chosen(self) -> list[Record]:
-        return [record for _, record in sorted(self._kept, key=lambda each: each[0])]
-
-
 def page(title: str, sections: Iterable[str], records: str) -> str:
     """`records` is what `records_json` gives."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width">{GENERATOR}'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1>\n{chr(10).join(sections)}\n"
-        '<h2>Records</h2><div class="filters"><input id="word" type="search" aria-label="text" '
-        'placeholder="records with this text"><input id="where" aria-label="condition" '
-        'placeholder="where: score &lt; 2"><select id="file" aria-label="file"></select>'
-        '<select id="reason" aria-label="outcome"></select>'
-        '<button id="before" type="button">previous</button><span id="pages"></span>'
-        '<button id="after" type="button">next</button></div>'
-        '<p><span id="count"></span> records <span id="wrong" class="error" role="alert"></span>'
-        '<br><span id="again">ask these again: <span id="note"></span> '
-        '<code id="retry"></code></span></p>'
-        '<div class="scroll"><table class="records"><thead><tr id="heads"></tr></thead>'
-        '<tbody id="rows"></tbody></table></div>'
-        f'<script type="application/json" id="data">{records}</script>'
-        f"<script>{_SCRIPT}</script></body></html>\n"
-    )
+    fixed = {"policy": _POLICY, "generator": GENERATOR, "style": _STYLE, "script": _SCRIPT}
+    own = {"title": escape(title), "sections": "\n".join(sections), "records": records}
+    return Template(_PAGE).substitute(fixed, **own)
 
 
 def records_json(records: Sequence[Record], seen: int, retry: Mapping[str, str] | None) -> str:
@@ -207,7 +144,11 @@ _LOOK = {
     "width": 320,
     "height": 150,
     "background": None,
-    "config": {"axis": {"labelAngle": 0}, "view": {"stroke": None}},
+    "config": {
+        "axis": {"title": None, "labelAngle": 0, "labelOverlap": True},
+        "axisX": {"labelLimit": 90},
+        "view": {"stroke": None},
+    },
 }
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil
-from pathlib import Path
 
 import click
 import orjson
 import pyarrow as pa
 from rich.console import Console
 
-from modelcall_assets.cli.terminal import cell, echo, echo_first, load, table_of, task_argument
+from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.index import Address
 from modelcall_assets.records.data_files import decode_key, encode_key
@@ -66,7 +65,7 @@ class FilePlan:
     type=click.IntRange(1),
     help="Tokens of one answer; default: the model file's max_tokens.",
 )
-def plan(task: Path, answer_tokens: int | None) -> None:
+def plan(task: Task, answer_tokens: int | None) -> None:
     """Show the files of TASK.yaml, their rows, estimated tokens and cost. Sends nothing.
 
     Prompt tokens are extrapolated from fifty rows of each file with the o200k vocabulary;
@@ -76,16 +75,15 @@ def plan(task: Path, answer_tokens: int | None) -> None:
     \b
       modelcall plan configs/tasks/my_task.yaml --answer-tokens 150
     """
-    loaded = load(task)
     plans, unreadable, in_the_way = list[FilePlan](), list[InputError](), list[str]()
-    for file in loaded.inputs.files():
+    for file in task.inputs.files():
         try:
-            plans.append(_plan_file(loaded, file))
+            plans.append(_plan_file(task, file))
         except InputError as error:
             unreadable.append(error)
-    _show(loaded, plans, answer_tokens)
+    _show(task, plans, answer_tokens)
     try:
-        in_the_way = [*_in_the_way(loaded)]
+        in_the_way = [*_in_the_way(task)]
     except InputError as error:
         unreadable.append(error)
     echo_first(SHOWN_FILES, in_the_way)

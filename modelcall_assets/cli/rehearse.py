@@ -4,9 +4,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,13 @@ import click
 import orjson
 
 from modelcall_assets.cli.plan import first_rows
-from modelcall_assets.cli.terminal import EXISTING_FILE, echo, load, misuse, task_argument
+from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
+    echo,
+    file_option,
+    misuse,
+    task_argument,
+)
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.classify import GaveUp, Said
@@ -28,6 +33,7 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.scores import ScorerScores, rate
 from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.listing import matches
 
 DEFAULT_PORT = 8377
 SCANNED_PER_ROW = 20
@@ -149,14 +155,18 @@ def summary(stats: dict[str, Any]) -> str:
     return "rehearsal: " + ", ".join(parts)
 
 
+Tried = tuple[list[tuple[str, str]], Outcome]
+"""What was said about a row, by whom, and what came of it."""
+
+
 @click.command("try")
 @task_argument
+@file_option
 @click.option("--rows", type=click.IntRange(1, 1000), default=5, show_default=True)
-@click.option("--file", "pattern", metavar="GLOB", default="*", help="Rows of a matching file.")
 @click.option(
     "--model", type=EXISTING_FILE, help="Ask this model file's model instead of the task's."
 )
-def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
+def trial(task: Task, pattern: str | None, rows: int, model: Path | None) -> None:
     """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
@@ -165,23 +175,35 @@ def trial(task: Path, rows: int, pattern: str, model: Path | None) -> None:
     \b
       modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
     """
-    loaded = load(task)
-    if (stage := loaded.find(ScorerScores)) is not None:
-        if model is not None:
-            raise misuse("--model", "the task has a scorer")
-        scorer, outcomes = stage.scorer(), list[Outcome]()
-        for number, row in enumerate(_first(loaded, pattern, rows), start=1):
-            _show_row(number, [] if isinstance(row, Failure) else [("row", _json(row))])
-            outcomes.append(row if isinstance(row, Failure) else rate(scorer, row))
-            _show_outcome(outcomes[-1])
+    if (stage := task.find(ScorerScores)) is None:
+        tried = _asked(task, model, pattern, rows)
+    elif model is not None:
+        raise misuse("--model", "the task has a scorer")
     else:
-        outcomes = _try_model(loaded, model, pattern, rows)
-    ok = sum(not isinstance(outcome, Failure) for outcome in outcomes)
-    echo(f"{ok} of {len(outcomes)} rows succeeded")
+        tried = _rated(stage, pattern, rows)
+    number = ok = 0
+    for number, (said, outcome) in enumerate(tried, start=1):
+        echo(f"── row {number} ──", bold=True)
+        for who, text in said:
+            echo(f"{who}:", fg="cyan")
+            echo(text)
+        if isinstance(outcome, Failure):
+            echo(f"error: {outcome.reason}: {outcome.detail}", fg="red")
+        else:
+            ok += 1
+            echo("parsed:", fg="green")
+            echo(_json(outcome.values))
+    echo(f"{ok} of {number} rows succeeded")
     sys.exit(0 if ok else 1)
 
 
-def _try_model(task: Task, model: Path | None, pattern: str, rows: int) -> list[Outcome]:
+def _rated(stage: ScorerScores, pattern: str | None, rows: int) -> Iterator[Tried]:
+    scorer = stage.scorer()
+    for row in _first(stage.task, pattern, rows):
+        yield ([], row) if isinstance(row, Failure) else ([("row", _json(row))], rate(scorer, row))
+
+
+def _asked(task: Task, model: Path | None, pattern: str | None, rows: int) -> list[Tried]:
     asking = task.first_answering
     if not isinstance(asking, AskingStage):
         wrong = "no step of this task asks a model"
@@ -190,62 +212,40 @@ def _try_model(task: Task, model: Path | None, pattern: str, rows: int) -> list[
         task = Task(replace(task.spec, **{asking.model_in: load_model(model, task.spec.root)}))
         asking = task.first_answering
         assert isinstance(asking, AskingStage)
-    first = _first(task, pattern, rows)
-    asks = [row if isinstance(row, Failure) else asking.ask(row) for row in first]
-    results = asyncio.run(_ask_all(asking, asks))
-    for number, (asked, (replies, outcome)) in enumerate(zip(asks, results, strict=True), start=1):
-        messages = () if isinstance(asked, Failure) else asked.messages
-        sent = [(each["role"], each["content"]) for each in messages]
-        _show_row(number, [*sent, *(("reply", reply) for reply in replies)])
-        _show_outcome(outcome)
-    return [outcome for _, outcome in results]
+    found = _first(task, pattern, rows)
+    asks = [row if isinstance(row, Failure) else asking.ask(row) for row in found]
+
+    async def ask_all() -> list[Tried]:
+        async with asking.engine() as engine:
+            return await asyncio.gather(*(_conversed(asking.rules, engine, each) for each in asks))
+
+    return asyncio.run(ask_all())
 
 
-def _first(task: Task, pattern: str, rows: int) -> list[Row | Failure]:
+def _first(task: Task, pattern: str | None, rows: int) -> list[Row | Failure]:
     """Of the first matching file with rows that preprocessing keeps."""
     for file in task.inputs.files():
-        if fnmatchcase(file.key_path, pattern):
+        if matches(file.key_path, pattern or "*"):
             found = first_rows(task, file, rows * SCANNED_PER_ROW)
             kept = (row for row in found if not isinstance(row, Dropped))
             if first := list(islice(kept, rows)):
                 return first
-    wrong = f"no rows under {task.spec.input_folder} in a file that matches '{pattern}'"
+    wrong = f"no rows under {task.spec.input_folder} in a file that matches '{pattern or '*'}'"
     raise SetupError([Problem(task.spec.file_name, "data.input_folder", wrong)])
 
 
-async def _ask_all(asking: AskingStage, asks: Sequence[Asked]) -> list[tuple[list[str], Outcome]]:
-    async with asking.engine() as engine:
-        return await asyncio.gather(*(_converse(asking.rules, engine, each) for each in asks))
-
-
-async def _converse(rules: Rules, engine: Engine, asked: Asked) -> tuple[list[str], Outcome]:
-    """The raw replies, in turn, and what came of them."""
+async def _conversed(rules: Rules, engine: Engine, asked: Asked) -> Tried:
     if isinstance(asked, Failure):
         return [], asked
-    turns, texts = list[Said](), list[str]()
+    turns, said = list[Said](), [(each["role"], each["content"]) for each in asked.messages]
     while (finished := rules.judge(turns)) is None:
         result = await engine.ask(rules.next_request(asked, turns).payload)
         if isinstance(result, GaveUp):
-            return texts, result.failure
+            return said, result.failure
         turns.append(turn := result.said)
         raw = result.reply.body.decode(errors="replace")
-        texts.append(turn.text if isinstance(turn, Answer) else raw)
-    return texts, finished.outcome
-
-
-def _show_row(number: int, told: Sequence[tuple[str, str]]) -> None:
-    echo(f"── row {number} ──", bold=True)
-    for who, text in told:
-        echo(f"{who}:", fg="cyan")
-        echo(text)
-
-
-def _show_outcome(outcome: Outcome) -> None:
-    if isinstance(outcome, Failure):
-        echo(f"error: {outcome.reason}: {outcome.detail}", fg="red")
-    else:
-        echo("parsed:", fg="green")
-        echo(_json(outcome.values))
+        said.append(("reply", turn.text if isinstance(turn, Answer) else raw))
+    return said, finished.outcome
 
 
 def _json(values: Row) -> str:

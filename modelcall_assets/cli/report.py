@@ -2,27 +2,19 @@
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import click
 
-from modelcall_assets.cli.page import (
-    GENERATOR,
-    Ids,
-    Record,
-    Sample,
-    cards,
-    page,
-    plots,
-    records_json,
-    table,
-)
+from modelcall_assets.cli.page import GENERATOR, Record, cards, page, plots, records_json, table
 from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     chosen_files,
@@ -52,10 +44,13 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes, write_bytes
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows, record_id
-from modelcall_assets.transforms.transcript import turns_of
+from modelcall_assets.transforms.transcript import Turn, turns_of
+from modelcall_assets.transforms.values import Where
 
 MOST_POINTS = 200
 """Of a plot."""
+Found = tuple[Published | Path, int, Row | BadLine]
+"""A row of a result or of a data file, with its index."""
 BAR, LINE = {"type": "bar"}, {"type": "line", "point": True}
 
 
@@ -110,41 +105,33 @@ def report(
     if not is_task and not is_data_file(source.name):
         expected = ", ".join((*TASK_SUFFIXES, *DATA_SUFFIXES))
         raise misuse(source.name, "unknown kind of file", expected)
-    records = Sample(rows, Random(seed) if sample else None)
+    random = Random(seed) if sample else None
     if is_task:
         task = load(source)
         shown = stage_of(task, stage)
         place = task.layout.place(output) if output else task.report_place
         files = chosen_files(task, stage, pattern, rejected=True)
-        where, spread, ids = parsed_where(condition, files), OverTime(), Ids()
-        for file in files:
-            file.check()
-            for index, item in file.items():
-                spread.add(item)
-                if shown.answers:
-                    ids.add(file.key, identity(file, index, item))
-                records.offer(where, item, lambda: _record(file, index, item))  # noqa: B023
+        where, spread = parsed_where(condition, files), Spread()
+        chosen, seen = _sampled(_rows(files, where, spread), rows, random)
         command = ["modelcall", "retry", task.spec.file_name]
         command += ["--stage", shown.name] if shown is not task.stages[-1] else []
         limits = {"file": pattern or "", "where": condition or ""}
-        told = {"command": shlex.join(command), "unique": ids.unique, **limits}
+        told = {"command": shlex.join(command), "unique": spread.unique, **limits}
         retry = told if shown.answers else None
         title, sections = task.spec.name, [*_sections(task, files, limits, spread, retry)]
     else:
         place, where = Path(output or f"{source.stem}.html"), parsed_where(condition)
-        for index, item in enumerate(read_rows(source)):
-            records.offer(where, item, lambda: _line(source, index, item))  # noqa: B023
-            if not sample and records.seen == rows:
-                break
+        found = ((source, *each) for each in enumerate(read_rows(source)) if _is(where, each[1]))
+        chosen, seen = _sampled(found if sample else islice(found, rows), rows, random)
         sections, title, retry = [], source.name, None
-    if not records.seen:
+    if not seen:
         raise InputError(f"{source}: there is no such row")
     if output or not _is_page(place):
         refuse_existing([place], force)
-    chosen = records.chosen()
-    text = page(title, sections, records_json(chosen, records.seen, retry))
+    records = [_record(*each) for each in chosen]
+    text = page(title, sections, records_json(records, seen, retry))
     write_bytes(place, text.encode("utf-8", "replace"))
-    echo(f"{len(chosen):,} of {records.seen:,} records: {place}")
+    echo(f"{len(records):,} of {seen:,} records: {place}")
 
 
 def _is_page(place: Place) -> bool:
@@ -154,25 +141,37 @@ def _is_page(place: Place) -> bool:
         return True
 
 
-def _record(file: Published, index: int, item: Row | BadLine) -> Record:
-    failure, name = failure_of(file, item), identity(file, index, item)
-    reason = None if failure is None else str(failure.reason)
-    values = _values(item)
-    return Record(file.name, index + 1, name, reason, values, _sent(file, values))
+def _is(where: Where | None, item: Row | BadLine) -> bool:
+    return where is None or (not isinstance(item, BadLine) and where(item))
 
 
-def _line(source: Path, index: int, item: Row | BadLine) -> Record:
-    reason = "bad_line" if isinstance(item, BadLine) else None
-    return Record(source.name, index + 1, record_id(item, index, ""), reason, _values(item))
+def _sampled(found: Iterable[Found], size: int, random: Random | None) -> tuple[list[Found], int]:
+    """So many rows in their order, each as likely as any other, or the first ones; and of how many
+    they are."""
+    kept, seen = list[tuple[int, Found]](), 0
+    for each in found:
+        at = seen if seen < size or random is None else random.randrange(seen + 1)
+        if at < size:
+            kept[at : at + 1] = [(seen, each)]
+        seen += 1
+    return [each for _, each in sorted(kept, key=itemgetter(0))], seen
 
 
-def _values(item: Row | BadLine) -> Row:
-    if isinstance(item, BadLine):
-        return {"api_status": "error", "api_fail_detail": item.detail, "line": item.raw}
-    return item
+def _record(file: Published | Path, index: int, item: Row | BadLine) -> Record:
+    values, reason, sent = item, None, list[Turn]()
+    if isinstance(values, BadLine):
+        values = {"api_status": "error", "api_fail_detail": values.detail, "line": values.raw}
+        reason = "bad_line"
+    if isinstance(file, Path):
+        name = record_id(item, index, "")
+    else:
+        name, sent = identity(file, index, item), _sent(file, values)
+        failure = failure_of(file, item)
+        reason = None if failure is None else str(failure.reason)
+    return Record(file.name, index + 1, name, reason, values, sent)
 
 
-def _sent(file: Published, row: Row) -> list[Any]:
+def _sent(file: Published, row: Row) -> list[Turn]:
     """What was asked about a row; nothing where it would be asked otherwise now."""
     if not isinstance(file.stage, AskingStage) or not row.get("api_request_key"):
         return []
@@ -188,13 +187,15 @@ _UNITS = {"second": (19, "Z"), "minute": (16, "Z"), "hour": (13, ":00Z"), "day":
 
 
 @dataclass
-class OverTime:
+class Spread:
     """When rows were answered, how long it took, and what it cost: by a unit of time in which these
     are not too many points."""
 
     rows: Counter[str] = field(default_factory=Counter[str])
     cost: dict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
     latency: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
+    unique: str = "all"
+    """Whether ids tell rows apart: `all` of them, those of a `file`, or none."""
     _units: list[str] = field(default_factory=lambda: [*_UNITS])
 
     def add(self, item: Row | BadLine) -> None:
@@ -232,21 +233,35 @@ class OverTime:
             yield f"latency, ms, {by}", _plot(LINE, took, "time", "ms")
 
 
+def _rows(files: Sequence[Published], where: Where | None, spread: Spread) -> Iterator[Found]:
+    """Those of which the condition is true; `spread` is told of them, and whether ids tell all
+    apart."""
+    seen = set[int]()
+    for file in files:
+        file.check()
+        of_file = set[int]()
+        for index, item in file.items():
+            if file.stage.answers:
+                name = hash(identity(file, index, item))
+                if name in of_file:
+                    spread.unique = ""
+                elif name in seen and spread.unique:
+                    spread.unique = "file"
+                of_file.add(name)
+            if _is(where, item):
+                spread.add(item)
+                yield file, index, item
+        seen |= of_file
+
+
 def _plot(mark: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[str, Any]:
     """Points with `of` are several lines. Texts stand side by side in their order."""
-    kind = "temporal" if x == "time" else "ordinal"
-    sides = {
-        "x": {"field": x, "type": kind, "sort": None, "title": None},
-        "y": {"field": y, "type": "quantitative", "title": None},
-    }
+    across: dict[str, Any] = {"field": x, "type": "ordinal", "sort": None}
     if x == "time":
-        sides["x"] |= {"scale": {"type": "utc"}, "axis": {"labelOverlap": True, "tickCount": 5}}
-    else:
-        sides["x"]["axis"] = {
-            "labelAngle": -40 if any(len(p[x]) > 4 for p in points) else 0,
-            "labelOverlap": True,
-            "labelLimit": 90,
-        }
+        across |= {"type": "temporal", "scale": {"type": "utc"}, "axis": {"tickCount": 5}}
+    elif any(len(point[x]) > 4 for point in points):
+        across["axis"] = {"labelAngle": -40}
+    sides = {"x": across, "y": {"field": y, "type": "quantitative"}}
     if "of" in points[0]:
         sides["color"] = {"field": "of", "type": "nominal", "title": None}
     return {"data": {"values": [*points]}, "mark": mark, "encoding": sides}
@@ -256,7 +271,7 @@ def _sections(
     task: Task,
     files: Sequence[Published],
     limits: Mapping[str, str],
-    spread: OverTime,
+    spread: Spread,
     retry: Mapping[str, str] | None,
 ) -> Iterator[str]:
     """What the task's summary knows, of the stage and files that are shown."""
@@ -280,24 +295,15 @@ def _sections(
     yield plots(dict(_figures(own.histograms, rows)) | dict(spread.figures()))
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
-    again = "" if retry is None else f"{retry['command']} "
-    again += f"--file {shlex.quote(limits['file'])} " if limits["file"] else ""
-    failed = [
-        {
-            "reason": reason,
-            "rows": count,
-            "for example": each.where,
-            "row": each.row,
-            "what was wrong": each.detail,
-        }
-        | (
-            {"ask again": "" if reason in NEVER_ASKED else f"{again}--reason {reason}"}
-            if retry
-            else {}
-        )
-        for reason, count in own.failures.most_common()
-        if (each := own.examples.get(reason)) is not None
-    ]
+    failed = list[Row]()
+    for reason, count in own.failures.most_common():
+        if (each := own.examples.get(reason)) is not None:
+            failed.append({"reason": reason, "rows": count, "for example": each.where})
+            failed[-1] |= {"row": each.row, "what was wrong": each.detail}
+            if retry is not None:
+                file = f"--file {shlex.quote(limits['file'])} " if limits["file"] else ""
+                again = f"{retry['command']} {file}--reason {reason}"
+                failed[-1]["ask again"] = "" if reason in NEVER_ASKED else again
     yield table("Failures", failed, ["ask again"])
     yield table("Scores", own.tables["scores"])
     yield table("Stages", summed.tables["stages"])

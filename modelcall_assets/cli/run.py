@@ -1,38 +1,38 @@
-"""`modelcall run-task`: make what is missing."""
+"""`modelcall run-task` and `retry`: make what is missing, and ask again."""
 
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import click
 
 from modelcall_assets.cli.terminal import (
     RunDisplay,
+    chosen_files,
     echo,
     file_option,
-    load,
     misuse,
+    parsed_where,
+    reason_option,
+    stage_of,
+    stage_option,
     task_argument,
+    where_option,
 )
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import NEVER_ASKED, short
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.published import Published
-from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.stages.standing import Retry, out_of_date
+from modelcall_assets.stages.standing import MAKE_ANEW, Retry, Wanted, out_of_date
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches
-from modelcall_assets.storage.publishing import Manifest, read_manifest
 
-SHOWN_WARNINGS = 20
+SHOWN_IDS = 5
 
 
 @click.command("run-task")
@@ -46,7 +46,7 @@ SHOWN_WARNINGS = 20
 @click.option("--job-index", type=click.IntRange(0), help="Which of those jobs this is, from 0.")
 @click.option("--world-size", type=click.IntRange(1), help="Jobs that share the files.")
 def run_task(
-    task: Path, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
+    task: Task, pattern: str | None, fresh: bool, job_index: int | None, world_size: int | None
 ) -> None:
     """Score or distil the input files of TASK.yaml: what is missing, failed or out of date.
 
@@ -58,12 +58,21 @@ def run_task(
       modelcall run-task my_task.yaml --file 'python/*.jsonl'
       modelcall run-task my_task.yaml --job-index 0 --world-size 4   (one of four machines)
     """
-    loaded = load(task)
-    job, size = _job(loaded, job_index, world_size)
-    options = {stage.name: {"fresh": True} for stage in loaded.stages if stage.answers and fresh}
-    code = 0 if fresh or pattern or size > 1 else go_on(loaded)
-    choose = partial(_selected, loaded, pattern=pattern, job_index=job, world_size=size)
-    sys.exit(run_files(loaded, choose, options) or code)
+    job, size = _job(task, job_index, world_size)
+    options = {stage.name: {"fresh": True} for stage in task.stages if stage.answers and fresh}
+    code = 0 if fresh or pattern or size > 1 else _go_on(task)
+
+    def choose(keys: Sequence[str]) -> list[str]:
+        """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
+        share = ceil(len(keys) / size)
+        own = {*keys[job * share : (job + 1) * share]}
+        matching = [key for key in keys if pattern is None or matches(decode_key(key), pattern)]
+        if pattern is not None and not matching:
+            wrong = f"no input file under {task.spec.input_folder} matches '{pattern}'"
+            raise misuse("--file", wrong)
+        return [key for key in matching if key in own]
+
+    sys.exit(_run_files(task, choose, options) or code)
 
 
 def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
@@ -89,15 +98,14 @@ def _job(task: Task, index: int | None, asked: int | None) -> tuple[int, int]:
     return index or 0, size
 
 
-def run_files(
+def _run_files(
     task: Task,
     choose: Callable[[Sequence[str]], Sequence[str]],
     options: Mapping[str, Mapping[str, Any]],
     files: Set[str] | None = None,
 ) -> int:
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
-    the exit code. `options` and `files` are for
-    `TaskRunner.run`."""
+    the exit code. `options` and `files` are for `TaskRunner.run`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     from modelcall_assets.defs.instance import open_instance, register
     from modelcall_assets.defs.runs import TaskRunner
@@ -108,24 +116,17 @@ def run_files(
         if not keys and not any(stage.gathers and stage.keys.now() for stage in task.stages):
             echo(f"{task.spec.name}: no input files to work on")
             return 0
-        started = time.monotonic()
         with closing(RunDisplay()) as display:
-            runner = TaskRunner(task, instance, display.watcher)
-            summary = runner.run(keys, options, files)
-        seconds = time.monotonic() - started
-    for message in summary.failed:
+            ended = TaskRunner(task, instance, display.watcher).run(keys, options, files)
+    for message in ended.failed:
         echo(f"error: {message}", err=True)
-    for key in summary.busy:
+    for key in ended.busy:
         echo(f"{decode_key(key)}: another run is working on it", err=True)
-    is_wrong, nothing = bool(summary.failed or summary.busy), ""
-    if not any(summary.ran.values()):
-        nothing = "nothing done" if is_wrong else "nothing to do: every file is up to date"
-    tallies = [*display.tallies.values()]
-    echo("\n".join(_told(task, keys, summary.behind, nothing, tallies, seconds)))
-    return 1 if is_wrong or summary.behind else 0
+    echo("\n".join(display.told(task, keys, ended)))
+    return 1 if ended.failed or ended.busy or ended.behind else 0
 
 
-def go_on(task: Task) -> int:
+def _go_on(task: Task) -> int:
     """With a retry that was killed, if there is one; gives the exit code. Files that
     are made anew anyway are left out."""
     if (killed := Retry.killed(task)) is None:
@@ -135,14 +136,14 @@ def go_on(task: Task) -> int:
     old = {*out_of_date(stage, files, choice)} if isinstance(stage, AskingStage) else set[str]()
     left = {file.key: file.manifest.published for file in files if file.name not in old}
     if not left:
-        echo(f"{told_retry(killed)} is dropped: its files are out of date", err=True)
+        echo(f"{_told_retry(killed)} is dropped: its files are out of date", err=True)
         Retry.end(task)
         return 0
-    echo(f"goes on with {told_retry(killed)}", err=True)
-    return run_retry(task, replace(killed, files=left))
+    echo(f"goes on with {_told_retry(killed)}", err=True)
+    return _run_retry(task, replace(killed, files=left))
 
 
-def told_retry(retry: Retry) -> str:
+def _told_retry(retry: Retry) -> str:
     told = {"ids": "{} ids", "where": "where {}", "reason": "reason {}", "again": "failed rows"}
     choice = ", ".join(
         told[name].format(f"{len(value):,}" if name == "ids" else value)
@@ -151,123 +152,124 @@ def told_retry(retry: Retry) -> str:
     return f"a retry that was interrupted ({choice}; {len(retry.files):,} files left)"
 
 
-def run_retry(task: Task, retry: Retry) -> int:
+def _run_retry(task: Task, retry: Retry) -> int:
     """Kept in mind until it ends by itself."""
     retry.begin(task)
-    choose = keys_of(task.stage(retry.stages[-1]), retry.files)
+    is_all = task.stage(retry.stages[-1]).keys.of_groups
     options = dict.fromkeys(retry.stages, retry.choice)
-    code = run_files(task, choose, options, retry.files.keys())
+
+    def choose(present: Sequence[str]) -> list[str]:
+        return [key for key in present if is_all or key in retry.files]
+
+    code = _run_files(task, choose, options, retry.files.keys())
     if code == 0 or Retry.killed(task) is None:
         Retry.end(task)
     return code
 
 
-def keys_of(stage: Stage, chosen: Collection[str]) -> Callable[[Sequence[str]], Sequence[str]]:
-    """Of the first stage."""
-    is_all = stage.keys.of_groups
-    return lambda present: [key for key in present if is_all or key in chosen]
-
-
-def _selected(
-    task: Task, keys: Sequence[str], pattern: str | None, job_index: int, world_size: int
-) -> list[str]:
-    """This job's share of the files, by the rule ceil(files / jobs) each, then the pattern."""
-    share = ceil(len(keys) / world_size)
-    own = list(keys[job_index * share : (job_index + 1) * share])
-    if pattern is None:
-        return own
-    matching = [key for key in keys if matches(decode_key(key), pattern)]
-    if not matching:
-        raise misuse("--file", f"no input file under {task.spec.input_folder} matches '{pattern}'")
-    return [key for key in matching if key in own]
-
-
-def _told(
+@click.command()
+@task_argument
+@stage_option
+@file_option
+@reason_option
+@click.option(
+    "--ids", metavar="ID,…", help="Only these records, failed or not; `-` reads one a line."
+)
+@where_option
+@click.option("--dry-run", is_flag=True, help="Only count the rows.")
+def retry(
     task: Task,
-    keys: Sequence[str],
-    behind: Sequence[str],
-    nothing: str,
-    tallies: Sequence[Tally],
-    seconds: float,
-) -> Iterator[str]:
-    """The whole selection's state, and what this run did for it; `nothing` says why it did not."""
-    *before, last = (stage for stage in task.stages if stage.done)
-    yield _totals(last, keys, behind)
-    for stage in (*before, last):
-        found, is_last = _manifests(stage, keys), stage is last
-        manifests = found.values()
-        if not is_last and any(made is None or made.failed or made.dropped for made in manifests):
-            yield f"  {_totals(stage, keys)}"
-        of = "" if is_last else f"{stage.name} of "
-        for key, made in found.items():
-            if made is not None and not made.accepted:
-                yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
-    for key in behind:
-        if (made := last.latest(key)) and made.accepted:
-            why = "the result of an earlier run, since this one did not make it"
-            yield f"  kept: {decode_key(key)}: {why}"
-    yield from _warnings(task.stages[0], keys)
-    yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
-    requests = sum(tally.requests for tally in tallies)
-    replayed = sum(tally.replayed for tally in tallies)
-    if nothing:
-        yield f"{nothing}, no request was sent"
-    else:
-        for stage in task.stages:
-            yield from _adopted(stage, keys)
-        rate = f" ({requests / seconds:,.0f}/s)" if requests else ""
-        yield (
-            f"{requests:,} requests sent in {seconds:.1f} s{rate}, "
-            f"{replayed:,} rows answered from the journal"
-            if last.asks
-            else f"{last.done} in {seconds:.1f} s, no model was asked: {last.about}"
+    stage: str | None,
+    pattern: str | None,
+    reason: str | None,
+    ids: str | None,
+    condition: str | None,
+    dry_run: bool,
+) -> None:
+    """Ask the model again for the failed rows of TASK.yaml, in files that are red or green.
+
+    Materialises the files that have such rows once more; all other rows are read from the journal,
+    and nothing is paid for them. With --ids or --where rows are asked anew that have an answer: it
+    stays where the new one fails. A file that was never finished is for run-task, and so is one
+    that is out of date. A retry of chosen rows that was killed is gone on with by the same command,
+    or by run-task.
+
+    \b
+      modelcall retry my_task.yaml
+      modelcall retry my_task.yaml --reason timeout --file 'python/*'
+      modelcall retry my_task.yaml --where 'score < 2'
+      modelcall retry my_task.yaml --ids a17,b4
+    """
+    asked = _stage_with(task, reason) if reason and not stage else stage_of(task, stage)
+    if not asked.answers:
+        raise misuse(
+            "--stage", f"{asked.name} asks nothing", fix="choose one that answers or rates"
         )
-    yield f"{last.name}: {last.folder}"
+    if reason in NEVER_ASKED:
+        fix = "mend the input, then run the task"
+        raise misuse("--reason", f"nothing was asked about rows with {reason}", fix=fix)
+    files = chosen_files(task, asked.name, pattern, rejected=True)
+    names = _ids(ids)
+    given = {"ids": sorted(names or ()), "where": condition, "reason": reason}
+    choice = {name: value for name, value in given.items() if value}
+    choice |= {"again": True} if names is None and not choice else {}
+    if (killed := Retry.killed(task)) and not dry_run:
+        is_same = (killed.stages[-1], killed.choice) == (asked.name, choice)
+        if is_same and killed.files.keys() <= {file.key for file in files}:
+            sys.exit(_go_on(task))
+        echo(f"warning: {_told_retry(killed)} is given up", err=True)
+    wanted = Wanted(names, parsed_where(condition, files), reason or "")
+    stages = [asked] if wanted or stage else [each for each in task.stages if each.answers]
+    chosen = _chosen(files, wanted)
+    files = [file for file, _ in chosen]
+    if isinstance(asked, AskingStage) and (old := out_of_date(asked, files, choice)):
+        more = f" and {len(old) - 1:,} more files" * (len(old) > 1)
+        raise InputError(f"{old[0]}{more}: {asked.name} out of date or gone; {MAKE_ANEW}")
+    if not chosen:
+        is_chosen = ids is not None or condition
+        what = " is chosen" if is_chosen else " failed" + f" for {reason}" * bool(reason)
+        echo(f"{task.spec.name}: no row{what}, nothing to do")
+    elif dry_run:
+        for file, count in chosen:
+            echo(f"{file.name}: {count:,} of {file.manifest.rows:,} rows")
+    else:
+        publications = {each.key: each.manifest.published for each in files}
+        sys.exit(_run_retry(task, Retry([each.name for each in stages], choice, publications)))
 
 
-def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
-    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
-    stage has where these are others."""
-    has_others = stage.keys is not stage.task.stages[0].keys
-    return {key: stage.latest(key) for key in (stage.keys.now() if has_others else keys)}
+def _stage_with(task: Task, reason: str) -> Stage:
+    """The first that asks and has rows which failed for that reason: the next ones only say it
+    after it."""
+    asking = [stage for stage in task.stages if stage.answers]
+    for stage in asking[:-1]:
+        made = (stage.latest(key) for key in stage.keys.now())
+        if any(each is not None and each.failures.get(reason) for each in made):
+            return stage
+    return task.stages[-1]
 
 
-def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
-    for key, made in _manifests(stage, keys).items():
-        detail = made.detail if made is not None else {}
-        name = f"{stage.name} of {decode_key(key)}"
-        if adopted := detail.get("adopted"):
-            torn = adopted["torn"]
-            yield (
-                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
-                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
-                + (f", the first: {torn[0]}" if torn else "")
-            )
-        for aside in detail.get("set_aside", ()):
-            yield f"  set aside: {name}: the file that was there is kept as {aside}"
+def _chosen(files: Sequence[Published], wanted: Wanted) -> list[tuple[Published, int]]:
+    """Of which files how many rows; ids that no row has are named on standard error."""
+    chosen, absent = list[tuple[Published, int]](), {*(wanted.ids or ())}
+    for file in files:
+        rows = [name for _, name in wanted.rows(file)] if wanted else []
+        absent.difference_update(rows)
+        failures = file.manifest.failures.items()
+        failed = sum(count for reason, count in failures if reason not in NEVER_ASKED)
+        if count := len(rows) if wanted else failed:
+            chosen.append((file, count))
+    if absent:
+        told = ", ".join(map(short, sorted(absent)[:SHOWN_IDS])) + ", …" * (len(absent) > SHOWN_IDS)
+        hint = "; with --ids -, ids may hold commas"
+        echo(f"warning: no such row is chosen: {told} ({len(absent):,} ids){hint}", err=True)
+    return chosen
 
 
-def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
-    found = [
-        f"  warning: {decode_key(key)}: {warning}"
-        for key in keys
-        if (made := read_manifest(first.manifest_path(key)))
-        for warning in made.detail.get(WARNINGS, ())
-    ]
-    more = len(found) - SHOWN_WARNINGS
-    return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
-
-
-def _totals(stage: Stage, keys: Sequence[str], behind: Sequence[str] = ()) -> str:
-    found = _manifests(stage, keys)
-    manifests = [made for made in found.values() if made is not None]
-    rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
-    reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
-    current = (made for key, made in found.items() if key not in behind)
-    accepted = sum(made is not None and made.accepted for made in current)
-    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
-    text += f"{ok:,} succeeded, {rows - ok:,} failed"
-    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-    text += f" ({by_reason})" if by_reason else ""
-    dropped = sum(manifest.dropped for manifest in manifests)
-    return f"{text}, {dropped:,} dropped" if dropped else text
+def _ids(given: str | None) -> Set[str] | None:
+    """Those of the option; None when it is not given."""
+    if given is None:
+        return None
+    if given != "-":
+        return {name for each in given.split(",") if (name := each.strip())}
+    lines = sys.stdin.read().removeprefix("\ufeff").split("\n")
+    return {name for each in lines if (name := each.removesuffix("\r"))}

@@ -3,9 +3,11 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -16,16 +18,24 @@ from rich.text import Text
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.errors import Problem
+from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.published import Published, published_files
+from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.transforms.values import Where
 
+if TYPE_CHECKING:
+    from modelcall_assets.defs.runs import RunSummary
+
 TERMINAL_EVERY_S = 0.25
+SHOWN_WARNINGS = 20
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -82,7 +92,10 @@ def table_of(
 
 
 class RunDisplay:
+    """Of a run until it is closed, and of what came of it."""
+
     def __init__(self) -> None:
+        self._started_at, self.seconds = time.monotonic(), 0.0
         # Dagster may redirect the standard streams while an asset runs.
         self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w")
         self._console = Console(file=self._stream)
@@ -104,6 +117,45 @@ class RunDisplay:
     def close(self) -> None:
         self._progress.stop()
         self._stream.close()
+        self.seconds = time.monotonic() - self._started_at
+
+    def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
+        """The whole selection's state, and what the run that was shown did for it."""
+        *before, last = (stage for stage in task.stages if stage.done)
+        yield _totals(last, _manifests(last, keys), ended.behind)
+        for stage in (*before, last):
+            found, is_last = _manifests(stage, keys), stage is last
+            flawed = (made is None or made.failed or made.dropped for made in found.values())
+            if not is_last and any(flawed):
+                yield f"  {_totals(stage, found)}"
+            of = "" if is_last else f"{stage.name} of "
+            for key, made in found.items():
+                if made is not None and not made.accepted:
+                    yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
+        for key in ended.behind:
+            if (made := last.latest(key)) and made.accepted:
+                why = "the result of an earlier run, since this one did not make it"
+                yield f"  kept: {decode_key(key)}: {why}"
+        tallies = self.tallies.values()
+        yield from _warnings(task.stages[0], keys)
+        yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
+        requests = sum(tally.requests for tally in tallies)
+        replayed = sum(tally.replayed for tally in tallies)
+        if any(ended.ran.values()):
+            for stage in task.stages:
+                yield from _adopted(stage, keys)
+            rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
+            yield (
+                f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
+                f"{replayed:,} rows answered from the journal"
+                if last.asks
+                else f"{last.done} in {self.seconds:.1f} s, no model was asked: {last.about}"
+            )
+        elif ended.failed or ended.busy:
+            yield "nothing done, no request was sent"
+        else:
+            yield "nothing to do: every file is up to date, no request was sent"
+        yield f"{last.name}: {last.folder}"
 
     def _show(self, tally: Tally) -> None:
         self.tallies[id(tally)] = tally
@@ -152,6 +204,18 @@ rejected_option = click.option(
     is_flag=True,
     help="Of files whose latest result was rejected that one, not what was accepted before.",
 )
+
+
+def _known(_context: click.Context, _option: click.Parameter, reason: str | None) -> str | None:
+    if reason is not None and reason not in list(Reason):
+        fix = did_you_mean(reason, Reason)
+        raise misuse("--reason", "unknown", ", ".join(Reason), reason, fix)
+    return reason
+
+
+reason_option = click.option(
+    "--reason", callback=_known, help="Only rows that failed for this reason."
+)
 where_option = click.option(
     "--where",
     "condition",
@@ -195,7 +259,12 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
     return where
 
 
-task_argument = click.argument("task", metavar="TASK.yaml", type=EXISTING_FILE)
+task_argument = click.argument(
+    "task",
+    metavar="TASK.yaml",
+    type=EXISTING_FILE,
+    callback=lambda context, _, path: None if context.resilient_parsing else load(path),
+)
 
 
 def load(task: Path) -> Task:
@@ -204,3 +273,50 @@ def load(task: Path) -> Task:
     for warning in spec.warnings:
         echo(f"warning: {warning}", err=True)
     return Task(spec)
+
+
+def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
+    """The latest results, accepted or not, of the selected keys of the first stage, or of all the
+    stage has where these are others."""
+    has_others = stage.keys is not stage.task.stages[0].keys
+    return {key: stage.latest(key) for key in (stage.keys.now() if has_others else keys)}
+
+
+def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
+    for key, made in _manifests(stage, keys).items():
+        detail = made.detail if made is not None else {}
+        name = f"{stage.name} of {decode_key(key)}"
+        if adopted := detail.get("adopted"):
+            torn = adopted["torn"]
+            yield (
+                f"  adopted: {name}: {adopted['rows']:,} of {adopted['good']:,} good rows; "
+                f"{adopted['failed']:,} rows without an answer, {len(torn):,} torn lines"
+                + (f", the first: {torn[0]}" if torn else "")
+            )
+        for aside in detail.get("set_aside", ()):
+            yield f"  set aside: {name}: the file that was there is kept as {aside}"
+
+
+def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
+    found = [
+        f"  warning: {decode_key(key)}: {warning}"
+        for key in keys
+        if (made := read_manifest(first.manifest_path(key)))
+        for warning in made.detail.get(WARNINGS, ())
+    ]
+    more = len(found) - SHOWN_WARNINGS
+    return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
+
+
+def _totals(stage: Stage, found: Mapping[str, Manifest | None], behind: Sequence[str] = ()) -> str:
+    manifests = [made for made in found.values() if made is not None]
+    rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
+    reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
+    current = (made for key, made in found.items() if key not in behind)
+    accepted = sum(made is not None and made.accepted for made in current)
+    text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
+    text += f"{ok:,} succeeded, {rows - ok:,} failed"
+    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+    text += f" ({by_reason})" if by_reason else ""
+    dropped = sum(manifest.dropped for manifest in manifests)
+    return f"{text}, {dropped:,} dropped" if dropped else text

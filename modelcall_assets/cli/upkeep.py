@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from modelcall_assets.cli.terminal import (
+    EXISTING_FILE,
     echo,
     echo_first,
     file_option,
@@ -55,7 +56,7 @@ def register(tasks: tuple[Path, ...]) -> None:
       modelcall register
       modelcall register configs/tasks/my_task.yaml
     """
-    from modelcall_assets.defs.instance import open_instance  # half a second to import
+    from modelcall_assets.defs.instance import open_instance  # takes most of a second
     from modelcall_assets.defs.instance import register as registered
 
     catalog = load_catalog(find_root(Path.cwd()))
@@ -78,7 +79,7 @@ def register(tasks: tuple[Path, ...]) -> None:
 
 @click.command()
 @task_argument
-def verify(task: Path) -> None:
+def verify(task: Task) -> None:
     """Check all that TASK.yaml has published, on disk or in a store; nothing is changed.
 
     Outputs are compared with the digests in their manifests, each line of the journals with its
@@ -88,11 +89,10 @@ def verify(task: Path) -> None:
     \b
       modelcall verify configs/tasks/my_task.yaml
     """
-    loaded = load(task)
-    verification = Verification(loaded)
+    verification = Verification(task)
     findings = list(verification.findings())
     counted, rows = ("outputs", "rows", "journal lines", "findings"), list[list[str]]()
-    for stage in loaded.stages:
+    for stage in task.stages:
         name = stage.name
         found = sum(finding.stage == name for finding in findings)
         lines = f"{verification.journal_lines[name]:,}" if stage.answers else ""
@@ -102,7 +102,7 @@ def verify(task: Path) -> None:
     of = ((f"{each.stage}: " if each.stage else "", each) for each in findings)
     echo_first(SHOWN, [f"{stage}{each.name}: {each.wrong}; {each.fix}" for stage, each in of])
     count = f"{len(findings):,} finding{'s' if len(findings) > 1 else ''}"
-    echo(f"{loaded.spec.name}: {count}" if findings else "all is sound")
+    echo(f"{task.spec.name}: {count}" if findings else "all is sound")
     sys.exit(1 if findings else 0)
 
 
@@ -120,7 +120,7 @@ def verify(task: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 def clean(
-    task: Path, days: int | None, gone: bool, batches: bool, dry_run: bool, yes: bool
+    task: Task, days: int | None, gone: bool, batches: bool, dry_run: bool, yes: bool
 ) -> None:
     """Delete what TASK.yaml has left behind: temporary files of crashes, and more on demand.
 
@@ -136,26 +136,27 @@ def clean(
       modelcall clean my_task.yaml --journal-older-than 90
       modelcall clean my_task.yaml --deleted-inputs --yes
     """
-    loaded = load(task)
     if batches:
-        _give_up(loaded, dry_run=dry_run, yes=yes)
+        _give_up(task, dry_run=dry_run, yes=yes)
         return
-    found = list(left_over(loaded))
+    found = list(left_over(task))
     if gone:
-        with _instance(loaded) as instance:
-            known = instance.get_dynamic_partitions(loaded.stages[0].keys.name)
-        found += deleted_inputs(loaded, known)
+        from modelcall_assets.defs.instance import open_instance  # takes most of a second
+
+        with open_instance(task.spec.root) as instance:
+            known = instance.get_dynamic_partitions(task.stages[0].keys.name)
+        found += deleted_inputs(task, known)
     if days is not None:
         named = {journal for garbage in found for journal in garbage.journals}
-        found += (old for old in old_journals(loaded, days) if not named.intersection(old.journals))
+        found += (old for old in old_journals(task, days) if not named.intersection(old.journals))
     if not found:
-        echo(f"{loaded.spec.name}: nothing to delete")
+        echo(f"{task.spec.name}: nothing to delete")
         return
     _show(found)
     if dry_run:
         echo("nothing deleted: --dry-run")
     elif yes or _confirmed():
-        _delete(loaded, found)
+        _delete(task, found)
     else:
         echo("nothing deleted")
 
@@ -193,7 +194,9 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
     gone = [garbage for garbage in deleted if garbage.key is not None]
     if gone:
         forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
-        with _instance(task) as instance:
+        from modelcall_assets.defs.instance import open_instance
+
+        with open_instance(task.spec.root) as instance:
             for garbage in gone:
                 if garbage.keys is not None and garbage.keys.task is task:
                     instance.delete_dynamic_partition(garbage.keys.name, garbage.key or "")
@@ -204,18 +207,12 @@ def _delete(task: Task, found: Sequence[Garbage]) -> None:
     sys.exit(0 if len(deleted) == len(found) else 1)
 
 
-def _instance(task: Task):
-    from modelcall_assets.defs.instance import open_instance  # takes most of a second
-
-    return open_instance(task.spec.root)
-
-
 @click.command()
-@task_argument
+@click.argument("file", metavar="TASK.yaml", type=EXISTING_FILE)
 @click.option("--stage", help="Only this asset of the task; default: all of them.")
 @file_option
 @click.option("--dry-run", is_flag=True, help="Only show what is there.")
-def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> None:
+def adopt(file: Path, stage: str | None, pattern: str | None, dry_run: bool) -> None:
     """Let TASK.yaml take over files that lie where its outputs belong and that it has not written:
     results of the old system, or of a task by another name.
 
@@ -228,8 +225,8 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
       modelcall adopt my_task.yaml
       modelcall run-task my_task.yaml
     """
-    loaded = load(task)
-    chosen = loaded.stages if stage is None else [stage_of(loaded, stage)]
+    task = load(file)
+    chosen = task.stages if stage is None else [stage_of(task, stage)]
     count, unreadable = 0, list[str]()
     for asset, key in ((each, key) for each in chosen if each.suffix for key in each.keys.now()):
         if pattern is None or matches(decode_key(key), pattern):
@@ -240,11 +237,11 @@ def adopt(task: Path, stage: str | None, pattern: str | None, dry_run: bool) -> 
             except InputError as error:
                 unreadable.append(str(error))
     if not count and not unreadable:
-        echo(f"{loaded.spec.name}: nothing to adopt, every file is the task's own")
+        echo(f"{task.spec.name}: nothing to adopt, every file is the task's own")
     elif dry_run or not count:
         echo("nothing adopted" + ": --dry-run" * dry_run)
     else:
-        echo(f"the next run does it: modelcall run-task {task}")
+        echo(f"the next run does it: modelcall run-task {file}")
     if unreadable:
         raise InputError("\n".join(unreadable))
 

@@ -45,9 +45,10 @@ class KeptEventLog(SqliteEventLogStorage):
     def _initdb(self, engine: Engine, for_index_shard: bool = False) -> None:
         """What has a revision needs nothing, and is not asked which by way of all migrations."""
         with engine.connect() as connection:
-            if inspect(connection).has_table("alembic_version") and connection.exec_driver_sql(
-                "SELECT version_num FROM alembic_version"
-            ).first():
+            if (
+                inspect(connection).has_table("alembic_version")
+                and connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+            ):
                 return
         super()._initdb(engine, for_index_shard)
 
