@@ -33,9 +33,9 @@ from modelcall_assets.defs.instance import register
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted
-from modelcall_assets.transforms import tokens
+from modelcall_assets.transforms import texts
 from modelcall_assets.transforms.preprocessor import FACTS, GithubRawCode, TripletFilter
-from modelcall_assets.transforms.tokens import count_tokens
+from modelcall_assets.transforms.texts import count_tokens
 
 CODE = "def f(x):\n    return x\n"
 
@@ -882,7 +882,7 @@ class TestCleanData:
 
 class TestTokenizers:
     def test_the_names_are_those_that_come_with_the_program(self) -> None:
-        assert tokens.ENCODINGS == ENCODINGS
+        assert texts.ENCODINGS == ENCODINGS
 
     def test_one_of_hugging_face(self, tmp_path: Path) -> None:
         tokenizers = pytest.importorskip("tokenizers")

@@ -35,7 +35,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.publishing import read_manifest
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.tokens import count_tokens
+from modelcall_assets.transforms.texts import count_tokens
 
 SHOWN_FILES = 40
 MILLION = 1_000_000

@@ -33,8 +33,8 @@ from modelcall_assets.storage.jsonl import loads
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.rows import Batch, columns_of, sample_row
-from modelcall_assets.transforms.finishing import Finished
 from modelcall_assets.transforms.preprocessor import Copied, Kind
+from modelcall_assets.transforms.texts import Finished
 
 ERROR_COLUMN = "preprocess_error"
 PROBLEM_COLUMN = "pack_problem"

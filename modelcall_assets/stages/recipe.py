@@ -19,7 +19,6 @@ from modelcall_assets.stages import pieces
 from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.finishing import Finished, Finishing
 from modelcall_assets.transforms.preprocessor import (
     Copied,
     Declared,
@@ -30,7 +29,7 @@ from modelcall_assets.transforms.preprocessor import (
     Universal,
 )
 from modelcall_assets.transforms.repo_xml import RepoXml
-from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
+from modelcall_assets.transforms.texts import Finished, Finishing, ToolError, tokenizer
 from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _WHERE_NOT_WHAT = {
@@ -123,7 +122,7 @@ class Recipe:
                 else:
                     wrong = "no such file"
                     problems.append(Problem(self.file, "preprocess.tokenizer", wrong, have=name))
-            except TokenizerError as error:
+            except ToolError as error:
                 problems.append(Problem(self.file, "preprocess.tokenizer", str(error)))
         try:
             self.preprocessor()

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import DATA_SUFFIXES, stem_of
 from modelcall_assets.records.outcome import Dropped, Row
-from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, count_tokens
+from modelcall_assets.transforms.texts import DEFAULT_ENCODING, Kind, as_text, count_tokens, tool
 
 TEXT_COLUMNS = ("text", "content", "body", "description", "message")
 CODE_COLUMNS = ("text", "content", "code", "body", "description")
@@ -45,8 +45,6 @@ FACTS = {
 }
 """What the packaging prompt asks for and these rows do not know."""
 _FILE = re.compile(r"pt_data_(?P<language>.+?)(?:_part(?P<part>\d*))?", re.DOTALL)
-
-Kind = Literal["string", "int", "float", "bool"]
 
 FileList = Sequence[str] | Mapping[str, Sequence[str]]
 Spec = Mapping[str, Any]
@@ -102,13 +100,6 @@ def text_of(row: Row, names: Sequence[str]) -> str | None:
     if not isinstance(text, str):
         raise TypeError(f"the text is not a string but of type {type(text).__name__}")
     return text if present else None
-
-
-def as_text(value: Any) -> str:
-    """Bytes in hexadecimal, nothing for null."""
-    if isinstance(value, bytes):
-        return value.hex()
-    return "" if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +259,6 @@ class GithubRawCode:
         return found.description.removesuffix(" source") if found.group == "code" else None
 
 
-class LanguageError(ValueError):
-    """The package that tells the languages of code is not installed."""
-
-
 @lru_cache(10_000)
 def _language_of_name(name: str) -> str | None:
     if name in _USUAL_LANGUAGES:
@@ -284,12 +271,7 @@ def _language_of_name(name: str) -> str | None:
 
 @cache
 def _magika() -> Any:
-    try:
-        return import_module("magika").Magika()
-    except ImportError as error:
-        raise LanguageError(
-            "the package magika is not installed; pip install 'modelcall-assets[code-language]'"
-        ) from error
+    return tool("magika", "code-language").Magika()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,32 @@
-"""Exact token budgets for the encodings of `bpe_openai`, whose vocabularies ship with it, and for
-any Hugging Face `tokenizer.json`.
+"""What is told of a text (its tokens, its language, how alike it is to another), and what every
+preprocessed row gets by that, whatever made it.
 
-The text of a special token (`<|endoftext|>`) is plain text.
+Token budgets are exact, for the encodings of `bpe_openai`, whose vocabularies ship with it, and for
+any Hugging Face `tokenizer.json`; the text of a special token (`<|endoftext|>`) is plain text. How
+alike two texts are is estimated from a few bytes of each: MinHash over shingles of words.
 """
 
+import hashlib
 import re
+import struct
+import unicodedata
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from modelcall_assets.records.outcome import Dropped, Row
 
 if TYPE_CHECKING:
     from bpe_openai._bindings import PyTokenizer
+
+Kind = Literal["string", "int", "float", "bool"]
+"""Of a column."""
 
 DEFAULT_ENCODING = "o200k_base"
 ENCODINGS = (DEFAULT_ENCODING, "cl100k_base")
@@ -36,9 +47,34 @@ _BOUNDARY = re.compile(
 """Each match ends where the patterns of ENCODINGS split any text, whatever comes before and after:
 the tokens of the two sides are the tokens of the whole. An apostrophe is no such place (`it's`)."""
 
+LANGUAGE_COLUMN = "text_language"
+_LANGUAGE_CHARS = 4_000
+"""More of a text does not tell more."""
 
-class TokenizerError(ValueError):
-    """There is no such tokenizer here; the message says what to do."""
+PERMUTATIONS = 128
+_SEED = 42
+_SHINGLE_WORDS = 5
+_SHINGLES_VERSION = 1
+"""To be raised when other words or shingles are made of a text."""
+_PACKED = struct.Struct(f"<{PERMUTATIONS}I")
+_UNSPACED = {
+    *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "BOPOMOFO", "HANGUL"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
+}
+"""Scripts in which each character counts as a word, as Unicode begins their names."""
+
+
+class ToolError(ValueError):
+    """A tokenizer or package that is not here; the message says what to do."""
+
+
+def tool(package: str, extra: str) -> Any:
+    """An optional package; ToolError."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        install = f"pip install 'modelcall-assets[{extra}]'"
+        raise ToolError(f"the package {package} cannot be imported ({error}); {install}") from error
 
 
 class Tokenizer(ABC):
@@ -70,15 +106,13 @@ class Tokenizer(ABC):
 
 @cache
 def tokenizer(name: str = DEFAULT_ENCODING) -> Tokenizer:
-    """`name` is one of ENCODINGS or a `tokenizer.json`, read once per process. TokenizerError."""
+    """`name` is one of ENCODINGS or a `tokenizer.json`, read once per process. ToolError."""
     if name in ENCODINGS:
         return BpeTokenizer(name)
     if name.endswith(".json"):
         return HuggingFaceTokenizer(name)
     known = ", ".join(ENCODINGS)
-    raise TokenizerError(
-        f"unknown tokenizer {name!r}: expected {known} or a path that ends in .json"
-    )
+    raise ToolError(f"unknown tokenizer {name!r}: expected {known} or a path that ends in .json")
 
 
 def count_tokens(text: str, encoding: str = DEFAULT_ENCODING) -> int:
@@ -146,16 +180,11 @@ def _bindings() -> Any:
 
 class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
-        try:
-            tokenizers = import_module("tokenizers")
-        except ImportError as error:
-            raise TokenizerError(
-                f"{path}: needs the package tokenizers: pip install 'modelcall-assets[tokenizers]'"
-            ) from error
+        tokenizers = tool("tokenizers", "tokenizers")
         try:
             read: Any = tokenizers.Tokenizer.from_file(path)
         except Exception as error:  # the package raises no narrower type
-            raise TokenizerError(
+            raise ToolError(
                 f"{path}: cannot be read ({error}); expected a Hugging Face tokenizer.json"
             ) from error
         read.encode_special_tokens = True
@@ -191,3 +220,127 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+class Scrubber(Protocol):
+    """Takes out of a text what should not be in it, such as names and secrets."""
+
+    def scrub(self, text: str) -> tuple[str, Mapping[str, int]]:
+        """The text without it, and how many of what kind were taken out."""
+        ...
+
+
+class Finished(NamedTuple):
+    row: Row
+    removed: Mapping[str, int]
+    """By kind."""
+    text: tuple[bytes, bytes | None] | None
+    """The digest of its text, and the signature for near duplicates; None where none are sought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finishing:
+    """`languages`: None does not look, an empty list keeps all."""
+
+    max_tokens: int
+    encoding: str = DEFAULT_ENCODING
+    scrubbers: Sequence[Scrubber] = ()
+    languages: Sequence[str] | None = None
+    exact: bool = False
+    near: bool = False
+
+    def finish(self, row: Row, identity: str) -> Finished | Dropped:
+        """`identity` becomes the row's `id` unless it has one."""
+        text: Any = row.get("text")
+        removed: dict[str, int] = {}
+        for scrubber in self.scrubbers if text else ():
+            text, counts = scrubber.scrub(_as_str(text))
+            for kind, count in counts.items():
+                removed[kind] = removed.get(kind, 0) + count
+        row = {**row, "text": text} if removed else row
+        row["id"] = as_text(row.get("id")) or identity
+        if self.languages is not None:
+            language = text_language(_as_str(text)) if text else None
+            if self.languages and language not in self.languages:
+                return Dropped(f"language_id: {language or 'none'}")
+            row[LANGUAGE_COLUMN] = language
+        truncated = None
+        if text:
+            tokens = tokenizer(self.encoding)
+            cut: Any = tokens.truncate_utf8 if isinstance(text, bytes) else tokens.truncate
+            truncated = cut(text, self.max_tokens)
+        row[truncated_column(self.max_tokens)] = truncated
+        if not text or not (self.exact or self.near):
+            return Finished(row, removed, None)
+        content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        return Finished(row, removed, (digest, signature(_as_str(text)) if self.near else None))
+
+    def columns(self) -> dict[str, Kind]:
+        language: dict[str, Kind] = {} if self.languages is None else {LANGUAGE_COLUMN: "string"}
+        return {"id": "string", **language, truncated_column(self.max_tokens): "string"}
+
+
+def truncated_column(max_tokens: int) -> str:
+    """32768 → `content_truncate_32k`."""
+    return f"content_truncate_{max_tokens // 1024}k"
+
+
+def as_text(value: Any) -> str:
+    """Bytes in hexadecimal, nothing for null."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return "" if value is None else str(value)
+
+
+def _as_str(text: str | bytes) -> str:
+    return text.decode() if isinstance(text, bytes) else text
+
+
+def text_language(text: str) -> str | None:
+    """An ISO 639-1 code such as `en`; None for a text without a letter. ToolError."""
+    head = text[:_LANGUAGE_CHARS]
+    if not any(map(str.isalpha, head)):
+        return None
+    return str(tool("py3langid", "text-language").classify(head)[0])
+
+
+def algorithm() -> str:
+    """Signatures made by different ones must not be compared."""
+    return f"{_SHINGLES_VERSION}.{_minhash().ALGORITHM_VERSION}"
+
+
+def signature(text: str) -> bytes | None:
+    """128 little-endian u32; None for a text without any word."""
+    words = text.lower().translate(_SPACED).encode().split()
+    if not words:
+        return None
+    sketch = _minhash()(PERMUTATIONS, _SEED)
+    sketch.update(_shingles(words))
+    return _PACKED.pack(*sketch.digest())
+
+
+class _Spaced(dict[int, str]):
+    """For `str.translate`: spaces between words, and for what is part of none."""
+
+    def __missing__(self, code: int) -> str:
+        char = spaced = chr(code)
+        if char != "_" and unicodedata.category(char)[0] not in "LMN":
+            spaced = " "
+        elif unicodedata.name(char, "").partition(" ")[0] in _UNSPACED:
+            spaced = f" {char} "
+        self[code] = spaced
+        return spaced
+
+
+_SPACED = _Spaced()
+
+
+def _shingles(words: list[bytes]) -> Iterable[bytes]:
+    if len(words) < _SHINGLE_WORDS:
+        return [b" ".join(words)]
+    return map(b" ".join, zip(*(words[start:] for start in range(_SHINGLE_WORDS)), strict=False))
+
+
+def _minhash() -> Any:
+    return tool("rensa", "near-dedup").RMinHash
