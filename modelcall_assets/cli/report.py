@@ -41,7 +41,7 @@ from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError
 from modelcall_assets.llm.dialogue import ChatRequest
-from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
+from modelcall_assets.records import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution

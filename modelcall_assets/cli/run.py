@@ -21,7 +21,7 @@ from modelcall_assets.cli.terminal import (
     misuse,
     task_argument,
 )
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.published import Published
 from modelcall_assets.stages.raw import WARNINGS

@@ -23,7 +23,7 @@ from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.values import Where
+from modelcall_assets.transforms import Where
 
 TERMINAL_EVERY_S = 0.25
 _CONTROLS = re.compile(

@@ -28,7 +28,7 @@ from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.stores import FLUSH_SECONDS, STORAGE_FILE, Storage, store_options
 from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, parse_scoring
 from modelcall_assets.errors import Problem
-from modelcall_assets.records.data_files import StoreOptions, is_data_file
+from modelcall_assets.records import StoreOptions, is_data_file
 
 _COMMANDS = {
     "batch_distillation_submit": "`modelcall split`, then one generate_response task for the parts",

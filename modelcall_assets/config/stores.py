@@ -25,7 +25,7 @@ from modelcall_assets.config.block import (
 from modelcall_assets.config.endpoint import IN_ENV, checked_url, literal
 from modelcall_assets.config.places import Check, Environment, Expander, Folder, is_uri, normal
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 from modelcall_assets.records.secrets import (
     REFERENCE,
     in_url,

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import DATA_SUFFIXES, stem_of
+from modelcall_assets.records import DATA_SUFFIXES, stem_of
 from modelcall_assets.records.outcome import Dropped, Row
 from modelcall_assets.transforms.texts import DEFAULT_ENCODING, Kind, as_text, count_tokens, tool
 
