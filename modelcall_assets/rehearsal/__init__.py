@@ -320,18 +320,14 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 @contextmanager
 def serve_in_thread(
-    faults: Faults = NO_FAULTS,
-    port: int = 0,
-    api_key: str | None = None,
-    *,
-    same_answer: bool = False,
+    faults: Faults = NO_FAULTS, api_key: str | None = None, *, same_answer: bool = False
 ) -> Iterator[RehearsalServer]:
     """Serves from a thread of its own while the block runs."""
     server, loop = RehearsalServer(faults, api_key, same_answer=same_answer), new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="rehearsal", daemon=True)
     thread.start()
     try:
-        asyncio.run_coroutine_threadsafe(server.start(port=port), loop).result()
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
         yield server
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(), loop).result()

@@ -14,7 +14,7 @@ import pyarrow as pa
 from modelcall_assets.config.places import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
+from modelcall_assets.records.outcome import INT64, BadLine, Dropped, Reason, Row, moved_names
 from modelcall_assets.stages import pieces
 from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
 from modelcall_assets.storage.jsonl import clip
@@ -41,7 +41,6 @@ _EXPECTED = (TypeError, ValueError, KeyError)
 """What a preprocessor of ours raises for an item that it cannot work on."""
 _FITS = {"string": {str}, "int": {int}, "float": {float, int}, "bool": {bool}}
 """What may be in a column that the user has declared."""
-_INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +265,7 @@ class Worker:
                 continue
             if type(value) not in _FITS[origin]:
                 raise _NotARow(f"{name}: declared as {origin}, but it is {type(value).__name__}")
-            if origin == "int" and value not in _INT64:
+            if origin == "int" and value not in INT64:
                 raise _NotARow(f"{name}: {value} does not fit into 64 bits; declare it as string")
 
     def _columns(self) -> dict[str, Copied | Kind] | None:
@@ -293,7 +292,7 @@ def _as_given(item: Row, name: str, origin: Copied | Kind) -> Any:
         return item.get(origin.source)
     value = item.get(name)
     if value is None or type(value) in _FITS[origin]:
-        return value if origin != "int" or value is None or value in _INT64 else None
+        return value if origin != "int" or value is None or value in INT64 else None
     if origin != "string" or isinstance(value, bytes):
         return None
     return orjson.dumps(value, default=str).decode()

@@ -13,6 +13,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, time
 from string import Formatter
@@ -109,11 +110,6 @@ def has_column(names: frozenset[str], column: str) -> bool:
 class MissingColumn(Exception):
     """The row has no usable value for a placeholder."""
 
-    def __init__(self, column: str, value: object) -> None:
-        self.column = column
-        what = "no value" if value is None else "bytes that are no text"
-        super().__init__(f"the row has {what} in column '{column}', which the prompt asks for")
-
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -142,10 +138,11 @@ class Template:
         for literal, name in self.parts:
             pieces.append(literal)
             if name is not None:
-                value = values.get(name)
-                value = value_at(values, name) if value is None else value
+                value = value_at(values, name)
                 if value is None or isinstance(value, bytes):
-                    raise MissingColumn(name, value)
+                    what = "no value" if value is None else "bytes that are no text"
+                    column = f"column '{name}', which the prompt asks for"
+                    raise MissingColumn(f"the row has {what} in {column}")
                 is_json = isinstance(value, bool | dict | list)
                 pieces.append(orjson.dumps(json_safe(value)).decode() if is_json else str(value))
         return "".join(pieces)
@@ -202,10 +199,8 @@ def _meaning(word: str) -> Any:
     if word.lower() in _WORDS:
         return _WORDS[word.lower()]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(word)
-        except ValueError:
-            continue
     return word
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import DATA_SUFFIXES, stem_of
-from modelcall_assets.records.outcome import Dropped, Row
+from modelcall_assets.records.outcome import INT64, Dropped, Row
 from modelcall_assets.transforms.texts import DEFAULT_ENCODING, Kind, as_text, count_tokens, tool
 
 TEXT_COLUMNS = ("text", "content", "body", "description", "message")
@@ -24,7 +24,6 @@ PATH_COLUMNS = ("path", "file_path", "filepath", "filename", "file_name", "name"
 REQUIRED = "required_fields: "
 """Begins the rules that drop a row for want of a column."""
 _COMPUTE = import_module("pyarrow.compute")
-_INT64 = range(-(2**63), 2**63)
 _SUFFIX = re.compile(r"(?<=[^./\\])\.[^./\\]+$")
 _USUAL_LANGUAGES = {
     "a.ipynb": "Jupyter Notebook",
@@ -46,7 +45,6 @@ FACTS = {
 """What the packaging prompt asks for and these rows do not know."""
 _FILE = re.compile(r"pt_data_(?P<language>.+?)(?:_part(?P<part>\d*))?", re.DOTALL)
 
-FileList = Sequence[str] | Mapping[str, Sequence[str]]
 Spec = Mapping[str, Any]
 
 
@@ -64,7 +62,7 @@ class Preprocessor(Protocol):
 class Grouping(Protocol):
     """Optional: which files make a partition. Without it each data file is one."""
 
-    def get_file_list(self, paths: Sequence[str]) -> FileList:
+    def get_file_list(self, paths: Sequence[str]) -> Sequence[str] | Mapping[str, Sequence[str]]:
         """Of all files below the input folder, as sorted relative paths: those to take, each a
         partition, or the names of partitions with the files of each, in reading order."""
         ...
@@ -217,7 +215,7 @@ def _mapped(row: Row, spec: str | Spec) -> Any:
 def _constant(spec: Spec) -> Any:
     """The value as one column type holds it: lists, mappings and dates become JSON text."""
     value = spec.get("value")
-    plain = isinstance(value, str | float) or (isinstance(value, int) and value in _INT64)
+    plain = isinstance(value, str | float) or (isinstance(value, int) and value in INT64)
     return value if value is None or plain else json.dumps(value, default=str)
 
 

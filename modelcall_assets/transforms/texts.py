@@ -269,7 +269,7 @@ class Finishing:
             tokens = tokenizer(self.encoding)
             cut: Any = tokens.truncate_utf8 if isinstance(text, bytes) else tokens.truncate
             truncated = cut(text, self.max_tokens)
-        row[truncated_column(self.max_tokens)] = truncated
+        row[self.truncated_column] = truncated
         if not text or not (self.exact or self.near):
             return Finished(row, removed, None)
         content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
@@ -278,12 +278,12 @@ class Finishing:
 
     def columns(self) -> dict[str, Kind]:
         language: dict[str, Kind] = {} if self.languages is None else {LANGUAGE_COLUMN: "string"}
-        return {"id": "string", **language, truncated_column(self.max_tokens): "string"}
+        return {"id": "string", **language, self.truncated_column: "string"}
 
-
-def truncated_column(max_tokens: int) -> str:
-    """32768 → `content_truncate_32k`."""
-    return f"content_truncate_{max_tokens // 1024}k"
+    @property
+    def truncated_column(self) -> str:
+        """Of 32768 tokens `content_truncate_32k`."""
+        return f"content_truncate_{self.max_tokens // 1024}k"
 
 
 def as_text(value: Any) -> str:
