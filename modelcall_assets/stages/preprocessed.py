@@ -87,7 +87,7 @@ class Preprocessed(Stage):
         new = self._worker.row(row, identity)
         if isinstance(new, Dropped):
             return new
-        return self.failure_of(new.finished.row) or new.finished.row
+        return self.failure_of(new.row) or new.row
 
     @cached_property
     def _worker(self) -> Worker:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import DATA_SUFFIXES, stem_of
 from modelcall_assets.records.outcome import INT64, Dropped, Row
-from modelcall_assets.transforms.texts import DEFAULT_ENCODING, Kind, as_text, count_tokens, tool
+from modelcall_assets.transforms.texts import DEFAULT_ENCODING, count_tokens, tool
 
 TEXT_COLUMNS = ("text", "content", "body", "description", "message")
 CODE_COLUMNS = ("text", "content", "code", "body", "description")
@@ -45,6 +45,7 @@ FACTS = {
 """What the packaging prompt asks for and these rows do not know."""
 _FILE = re.compile(r"pt_data_(?P<language>.+?)(?:_part(?P<part>\d*))?", re.DOTALL)
 
+Kind = Literal["string", "int", "float", "bool"]
 Spec = Mapping[str, Any]
 
 
@@ -79,6 +80,14 @@ class Declared(Protocol):
         ...
 
 
+class Scrubber(Protocol):
+    """Takes out of a text what should not be in it, such as names and secrets."""
+
+    def scrub(self, text: str) -> tuple[str, Mapping[str, int]]:
+        """The text without it, and how many of what kind were taken out."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Copied:
     """An output column that holds the values of an input column unchanged."""
@@ -98,6 +107,13 @@ def text_of(row: Row, names: Sequence[str]) -> str | None:
     if not isinstance(text, str):
         raise TypeError(f"the text is not a string but of type {type(text).__name__}")
     return text if present else None
+
+
+def as_text(value: Any) -> str:
+    """Bytes in hexadecimal, nothing for null."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return "" if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)

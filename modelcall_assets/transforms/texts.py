@@ -1,32 +1,24 @@
-"""What is told of a text (its tokens, its language, how alike it is to another), and what every
-preprocessed row gets by that, whatever made it.
+"""What is told of a text: its tokens, its language, how alike it is to another.
 
 Token budgets are exact, for the encodings of `bpe_openai`, whose vocabularies ship with it, and for
 any Hugging Face `tokenizer.json`; the text of a special token (`<|endoftext|>`) is plain text. How
 alike two texts are is estimated from a few bytes of each: MinHash over shingles of words.
 """
 
-import hashlib
 import re
 import struct
 import unicodedata
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-from modelcall_assets.records.outcome import Dropped, Row
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpe_openai._bindings import PyTokenizer
-
-Kind = Literal["string", "int", "float", "bool"]
-"""Of a column."""
 
 DEFAULT_ENCODING = "o200k_base"
 ENCODINGS = (DEFAULT_ENCODING, "cl100k_base")
@@ -47,7 +39,6 @@ _BOUNDARY = re.compile(
 """Each match ends where the patterns of ENCODINGS split any text, whatever comes before and after:
 the tokens of the two sides are the tokens of the whole. An apostrophe is no such place (`it's`)."""
 
-LANGUAGE_COLUMN = "text_language"
 _LANGUAGE_CHARS = 4_000
 """More of a text does not tell more."""
 
@@ -220,81 +211,6 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
-
-
-class Scrubber(Protocol):
-    """Takes out of a text what should not be in it, such as names and secrets."""
-
-    def scrub(self, text: str) -> tuple[str, Mapping[str, int]]:
-        """The text without it, and how many of what kind were taken out."""
-        ...
-
-
-class Finished(NamedTuple):
-    row: Row
-    removed: Mapping[str, int]
-    """By kind."""
-    text: tuple[bytes, bytes | None] | None
-    """The digest of its text, and the signature for near duplicates; None where none are sought."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finishing:
-    """`languages`: None does not look, an empty list keeps all."""
-
-    max_tokens: int
-    encoding: str = DEFAULT_ENCODING
-    scrubbers: Sequence[Scrubber] = ()
-    languages: Sequence[str] | None = None
-    exact: bool = False
-    near: bool = False
-
-    def finish(self, row: Row, identity: str) -> Finished | Dropped:
-        """`identity` becomes the row's `id` unless it has one."""
-        text: Any = row.get("text")
-        removed: dict[str, int] = {}
-        for scrubber in self.scrubbers if text else ():
-            text, counts = scrubber.scrub(_as_str(text))
-            for kind, count in counts.items():
-                removed[kind] = removed.get(kind, 0) + count
-        row = {**row, "text": text} if removed else row
-        row["id"] = as_text(row.get("id")) or identity
-        if self.languages is not None:
-            language = text_language(_as_str(text)) if text else None
-            if self.languages and language not in self.languages:
-                return Dropped(f"language_id: {language or 'none'}")
-            row[LANGUAGE_COLUMN] = language
-        truncated = None
-        if text:
-            tokens = tokenizer(self.encoding)
-            cut: Any = tokens.truncate_utf8 if isinstance(text, bytes) else tokens.truncate
-            truncated = cut(text, self.max_tokens)
-        row[self.truncated_column] = truncated
-        if not text or not (self.exact or self.near):
-            return Finished(row, removed, None)
-        content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(content, digest_size=16).digest()
-        return Finished(row, removed, (digest, signature(_as_str(text)) if self.near else None))
-
-    def columns(self) -> dict[str, Kind]:
-        language: dict[str, Kind] = {} if self.languages is None else {LANGUAGE_COLUMN: "string"}
-        return {"id": "string", **language, self.truncated_column: "string"}
-
-    @property
-    def truncated_column(self) -> str:
-        """Of 32768 tokens `content_truncate_32k`."""
-        return f"content_truncate_{self.max_tokens // 1024}k"
-
-
-def as_text(value: Any) -> str:
-    """Bytes in hexadecimal, nothing for null."""
-    if isinstance(value, bytes):
-        return value.hex()
-    return "" if value is None else str(value)
-
-
-def _as_str(text: str | bytes) -> str:
-    return text.decode() if isinstance(text, bytes) else text
 
 
 def text_language(text: str) -> str | None:
