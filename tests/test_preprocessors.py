@@ -817,6 +817,22 @@ class TestCleanData:
         assert report.tables["removed_by_kind"] == counted("kind", {"key": 2, "digits": 1})
         assert "ValueError: no" in error_of(rows[3])["detail"]
 
+    def test_what_is_scrubbed_and_not_counted_is_gone_too(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            class Silent:
+                def scrub(self, text):
+                    return text.replace("secret", "***"), {}
+            """,
+            "own_silent_scrub",
+        )
+        path = write_rows(tmp_path / "in.jsonl", [{"text": "a secret"}, {"text": "none"}])
+        preprocessed(path, scrub=[f"{module}:Silent"], max_tokens=1024)
+        rows = published(path)
+        assert [row["text"] for row in rows] == ["a ***", "none"]
+        assert [row["content_truncate_1k"] for row in rows] == ["a ***", "none"]
+
     def test_languages_are_told_and_chosen(self, tmp_path: Path) -> None:
         pytest.importorskip("py3langid")
         english = "The quick brown fox jumps over the lazy dog and runs into the forest."

@@ -246,11 +246,12 @@ class Worker:
         text: Any = given.get("text")
         removed: dict[str, int] = {}
         for scrubber in self._scrubbers if text else ():
-            text, counts = scrubber.scrub(_as_str(text))
+            before = _as_str(text)
+            text, counts = scrubber.scrub(before)
             for kind, count in counts.items():
                 removed[kind] = removed.get(kind, 0) + count
-        if removed:
-            row["text"] = text
+            if counts or text != before:
+                row["text"] = text
         row["id"] = as_text(row.get("id")) or identity
         if config.language_id.enabled:
             language = text_language(_as_str(text)) if text else None
