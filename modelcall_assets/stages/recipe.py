@@ -38,7 +38,7 @@ from modelcall_assets.transforms.preprocessor import (
     as_text,
 )
 from modelcall_assets.transforms.repo_xml import RepoXml
-from modelcall_assets.transforms.texts import ToolError, signature, text_language, tokenizer
+from modelcall_assets.transforms.texts import EXTRAS, ToolError, signature, text_language, tokenizer
 from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _WHERE_NOT_WHAT = {
@@ -136,17 +136,16 @@ class Recipe:
     def _lacking(self) -> Iterator[Problem]:
         """Packages that the task wants beyond the ordinary."""
         config = self.config
-        by_content = config.detect_language == "content"
-        for field, package, extra, is_wanted in (
-            ("tokenizer", "tokenizers", "tokenizers", config.tokenizer.endswith(".json")),
-            ("language_id", "py3langid", "text-language", config.language_id.enabled),
-            ("detect_language", "magika", "code-language",
-             by_content and config.script_type == "github_raw_code"),
-            ("dedup.near", "rensa", "near-dedup", config.dedup.near is not None),
-        ):  # fmt: skip
+        is_code = config.script_type == "github_raw_code"
+        for field, package, is_wanted in (
+            ("tokenizer", "tokenizers", config.tokenizer.endswith(".json")),
+            ("language_id", "py3langid", config.language_id.enabled),
+            ("detect_language", "magika", is_code and config.detect_language == "content"),
+            ("dedup.near", "rensa", config.dedup.near is not None),
+        ):
             if is_wanted and find_spec(package) is None:
                 wrong = f"the package {package} is not installed"
-                fix = f"pip install 'modelcall-assets[{extra}]'"
+                fix = f"pip install 'modelcall-assets[{EXTRAS[package]}]'"
                 yield Problem(self.file, f"preprocess.{field}", wrong, fix=fix, unready=True)
 
     @property

@@ -285,7 +285,7 @@ def _language_of_name(name: str) -> str | None:
 
 @cache
 def _magika() -> Any:
-    return tool("magika", "code-language").Magika()
+    return tool("magika").Magika()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,16 +55,25 @@ _UNSPACED = {
 """Scripts in which each character counts as a word, as Unicode begins their names."""
 
 
+EXTRAS = {
+    "tokenizers": "tokenizers",
+    "py3langid": "text-language",
+    "magika": "code-language",
+    "rensa": "near-dedup",
+}
+"""Optional packages → the extra that installs each."""
+
+
 class ToolError(ValueError):
     """A tokenizer or package that is not here; the message says what to do."""
 
 
-def tool(package: str, extra: str) -> Any:
-    """An optional package; ToolError."""
+def tool(package: str) -> Any:
+    """One of EXTRAS; ToolError."""
     try:
         return import_module(package)
     except ImportError as error:
-        install = f"pip install 'modelcall-assets[{extra}]'"
+        install = f"pip install 'modelcall-assets[{EXTRAS[package]}]'"
         raise ToolError(f"the package {package} cannot be imported ({error}); {install}") from error
 
 
@@ -171,7 +180,7 @@ def _bindings() -> Any:
 
 class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
-        tokenizers = tool("tokenizers", "tokenizers")
+        tokenizers = tool("tokenizers")
         try:
             read: Any = tokenizers.Tokenizer.from_file(path)
         except Exception as error:  # the package raises no narrower type
@@ -218,7 +227,7 @@ def text_language(text: str) -> str | None:
     head = text[:_LANGUAGE_CHARS]
     if not any(map(str.isalpha, head)):
         return None
-    return str(tool("py3langid", "text-language").classify(head)[0])
+    return str(tool("py3langid").classify(head)[0])
 
 
 def algorithm() -> str:
@@ -259,4 +268,4 @@ def _shingles(words: list[bytes]) -> Iterable[bytes]:
 
 
 def _minhash() -> Any:
-    return tool("rensa", "near-dedup").RMinHash
+    return tool("rensa").RMinHash
