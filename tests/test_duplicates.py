@@ -24,9 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.stages import duplicates
-from modelcall_assets.stages.duplicates import EXACT, NEAR, Duplicates, bands, forget, similarity
+from modelcall_assets.stages.duplicates import EXACT, NEAR, Duplicates, forget
 from modelcall_assets.transforms import texts
-from modelcall_assets.transforms.texts import ToolError, signature
+from modelcall_assets.transforms.texts import ToolError, bands, signature, similarity
 
 THRESHOLD = 0.8
 PARTITIONS = "abc"

@@ -8,18 +8,15 @@ Signatures of one algorithm and one threshold find each other. After a change of
 of a partition take part again once it is run.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import lru_cache
-from operator import eq
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.storage.files import BUSY_S, write_ahead
-from modelcall_assets.transforms.texts import PERMUTATIONS, algorithm
+from modelcall_assets.transforms.texts import algorithm, bands, similarity
 
 EXACT = "dedup: exact"
 NEAR = "dedup: near"
@@ -48,9 +45,6 @@ _OF_A_BAND = "SELECT * FROM (SELECT sketch FROM bands WHERE key = ? ORDER BY ske
 template have, would make a comparison take as long as it has texts."""
 _CACHE_KIB = 64 * 1024
 _FREED_AT_ONCE = 1000
-_MISSED_WEIGHT = 0.9
-"""A pair whose bands never meet is lost, one that meets needlessly is compared in full."""
-_STEPS = 100
 _UNUSABLE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 
 
@@ -58,8 +52,8 @@ class Duplicates:
     """One run of `partition` over the index at `path`, which is made on first use.
 
     A text whose similarity to one that stays is estimated as `near` or more is a duplicate too.
-    Raises ToolError when that cannot be told here, InputError when the file is no such
-    index, StoreError when it cannot be written.
+    Raises ToolError when that cannot be told here, InputError when the file is no such index,
+    StoreError when it cannot be written.
     """
 
     def __init__(self, path: Path, partition: str, run_id: str, near: float | None) -> None:
@@ -208,42 +202,6 @@ def _drop_sketch(index: sqlite3.Connection, number: int) -> None:
     values = ((key, number) for key in bands(signature, near))
     index.executemany("DELETE FROM bands WHERE key = ? AND sketch = ?", values)
     index.execute("DELETE FROM sketches WHERE id = ?", (number,))
-
-
-def similarity(one: bytes, other: bytes) -> float:
-    return sum(map(eq, memoryview(one).cast("I"), memoryview(other).cast("I"))) / PERMUTATIONS
-
-
-def bands(signature: bytes, threshold: float) -> list[bytes]:
-    """Keys of which texts at least as similar as `threshold` most likely share one."""
-    count, rows = _bands_and_rows(threshold)
-    width = rows * 4
-    keys: list[bytes] = []
-    for band in range(count):
-        part, salt = signature[band * width : (band + 1) * width], band.to_bytes(2, "little")
-        keys.append(hashlib.blake2b(part, digest_size=8, salt=salt).digest())
-    return keys
-
-
-@lru_cache(maxsize=16)
-def _bands_and_rows(threshold: float) -> tuple[int, int]:
-    """With the least weighted error over all similarities."""
-
-    def error(shape: tuple[int, int]) -> float:
-        missed = (1 - threshold) - met(shape, threshold, 1)
-        return (1 - _MISSED_WEIGHT) * met(shape, 0, threshold) + _MISSED_WEIGHT * missed
-
-    def met(shape: tuple[int, int], low: float, high: float) -> float:
-        (count, rows), step = shape, (high - low) / _STEPS
-        return step * sum(
-            1 - (1 - (low + (at + 0.5) * step) ** rows) ** count for at in range(_STEPS)
-        )
-
-    counts = range(1, PERMUTATIONS + 1)
-    return min(
-        ((count, rows) for count in counts for rows in range(1, PERMUTATIONS // count + 1)),
-        key=error,
-    )
 
 
 @contextmanager

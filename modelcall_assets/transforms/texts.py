@@ -5,16 +5,18 @@ any Hugging Face `tokenizer.json`; the text of a special token (`<|endoftext|>`)
 alike two texts are is estimated from a few bytes of each: MinHash over shingles of words.
 """
 
+import hashlib
 import re
 import struct
 import unicodedata
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ _SHINGLE_WORDS = 5
 _SHINGLES_VERSION = 1
 """To be raised when other words or shingles are made of a text."""
 _PACKED = struct.Struct(f"<{PERMUTATIONS}I")
+_MISSED_WEIGHT = 0.9
+"""A pair whose bands never meet is lost, one that meets needlessly is compared in full."""
+_STEPS = 100
 _UNSPACED = {
     *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "BOPOMOFO", "HANGUL"),
     *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
@@ -245,6 +250,21 @@ def signature(text: str) -> bytes | None:
     return _PACKED.pack(*sketch.digest())
 
 
+def similarity(one: bytes, other: bytes) -> float:
+    return sum(map(eq, memoryview(one).cast("I"), memoryview(other).cast("I"))) / PERMUTATIONS
+
+
+def bands(signature: bytes, threshold: float) -> list[bytes]:
+    """Keys of which texts at least as similar as `threshold` most likely share one."""
+    count, rows = _bands_and_rows(threshold)
+    width = rows * (_PACKED.size // PERMUTATIONS)
+    keys: list[bytes] = []
+    for band in range(count):
+        part, salt = signature[band * width : (band + 1) * width], band.to_bytes(2, "little")
+        keys.append(hashlib.blake2b(part, digest_size=8, salt=salt).digest())
+    return keys
+
+
 class _Spaced(dict[int, str]):
     """For `str.translate`: spaces between words, and for what is part of none."""
 
@@ -269,3 +289,24 @@ def _shingles(words: list[bytes]) -> Iterable[bytes]:
 
 def _minhash() -> Any:
     return tool("rensa").RMinHash
+
+
+@lru_cache(maxsize=16)
+def _bands_and_rows(threshold: float) -> tuple[int, int]:
+    """With the least weighted error over all similarities."""
+
+    def error(shape: tuple[int, int]) -> float:
+        missed = (1 - threshold) - met(shape, threshold, 1)
+        return (1 - _MISSED_WEIGHT) * met(shape, 0, threshold) + _MISSED_WEIGHT * missed
+
+    def met(shape: tuple[int, int], low: float, high: float) -> float:
+        (count, rows), step = shape, (high - low) / _STEPS
+        return step * sum(
+            1 - (1 - (low + (at + 0.5) * step) ** rows) ** count for at in range(_STEPS)
+        )
+
+    counts = range(1, PERMUTATIONS + 1)
+    return min(
+        ((count, rows) for count in counts for rows in range(1, PERMUTATIONS // count + 1)),
+        key=error,
+    )
