@@ -1,5 +1,6 @@
-"""What a preprocessor is: the user's, `script_type: my_pkg.rules:MyPreprocessor`, and ours: for any
-rows (`universal`), for source code, and for filtered packs."""
+"""What a preprocessor is, the user's (`script_type: my_pkg.rules:MyPreprocessor`) and ours: for any
+rows (`universal`), for source code, and for filtered packs; and what a scrubber of the user's is.
+"""
 
 from __future__ import annotations
 
