@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 from project import TASK, Project, some_rows
 
 from modelcall_assets.rehearsal import Faults, RehearsalServer
-from modelcall_assets.transforms.values import Where
+from modelcall_assets.transforms import Where
 
 ROWS = [
     {"id": "1", "n": 1, "text": "abc", "flag": True, "tags": ["x", 2], "deep": {"a": {"b": 3}}},

@@ -32,7 +32,7 @@ from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.listing import stat_file
-from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, tokenizer
+from modelcall_assets.transforms.texts import DEFAULT_ENCODING, tokenizer
 
 MAX_TOKENS = 32768
 SIZE_MB, OLD_MB, QUICK_MB = 1024, 256, 6

@@ -21,7 +21,7 @@ from benchmarks.conversion import WORDS
 from benchmarks.listing_server import listing_server
 from benchmarks.measure import CLIENT_CORE, start
 from modelcall_assets.config.preprocess import Preprocess
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 from modelcall_assets.stages.preprocessed import preprocess
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe

@@ -1,20 +1,4 @@
-"""Every exception of the package.
-
-ModelcallError
-├── SetupError            config, paths or environment are wrong: printed without a traceback
-├── InputError            an input file cannot be read as what it claims to be: that file fails
-├── InHand                another run asks a model for the same file now: this one leaves it alone
-├── BatchOutstanding      what a file would ask was submitted before and is not collected: it fails
-└── RunStopped            a run cannot go on; what was answered is in the journal
-    ├── EndpointRefused   the endpoint rejects the key, the model or the account
-    ├── EndpointDown      the same transport failure again and again
-    ├── BudgetSpent       the task has spent what it may
-    ├── InputChanged      the input file changed while it was being worked on
-    ├── StoreError        a disk or store does not take what is written, or does not answer
-    ├── WorkerDied        a process that shared the rows of a file was killed
-    ├── PlaceTaken        a file that we did not write stands where an output belongs
-    └── PublishedMeanwhile  another run has published the partition
-"""
+"""Every exception of the package: a `RunStopped` ends a run, any other a command or a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,16 +23,11 @@ class Problem:
     """Of the file, from 1."""
 
     def __str__(self) -> str:
-        parts = [self.wrong]
-        if self.expected:
-            parts.append(f"expected {self.expected}")
-        if self.have:
-            parts.append(f"have {self.have}")
-        if self.fix:
-            parts.append(self.fix)
+        expected = self.expected and f"expected {self.expected}"
+        parts = self.wrong, expected, self.have and f"have {self.have}", self.fix
         place = f"{self.file}:{self.field}" if self.field else self.file
         line = "" if self.line is None else f" (line {self.line})"
-        return f"{place}: {'; '.join(parts)}{line}"
+        return f"{place}: {'; '.join(filter(None, parts))}{line}"
 
 
 class ModelcallError(Exception):
@@ -56,7 +35,8 @@ class ModelcallError(Exception):
 
 
 class SetupError(ModelcallError):
-    """The user's set-up is wrong. `problems` lists every mistake found, not only the first."""
+    """Config, paths or environment are wrong: printed without a traceback. `problems` lists every
+    mistake found, not only the first."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -64,7 +44,8 @@ class SetupError(ModelcallError):
 
 
 class InputError(ModelcallError):
-    """An input file cannot be read; the message names the file and the place."""
+    """An input file cannot be read as what it claims to be, and fails; the message names the file
+    and the place."""
 
 
 class BatchOutstanding(ModelcallError):

@@ -36,7 +36,7 @@ from modelcall_assets.defs.instance import open_instance, partitions_of, registe
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
 from modelcall_assets.llm.engine import Engine
-from modelcall_assets.records.data_files import decode_key, encode_key
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.score_table import VOLATILE_COLUMNS

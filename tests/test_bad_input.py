@@ -20,7 +20,7 @@ from project import GREEN, RED, TASK, Project, lines, some_rows
 
 from modelcall_assets.cli.plan import first_asks
 from modelcall_assets.llm.dialogue import ChatRequest
-from modelcall_assets.records.data_files import decode_key, encode_key
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
 from modelcall_assets.storage.listing import stat_file
 

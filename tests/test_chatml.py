@@ -27,8 +27,8 @@ from modelcall_assets.stages.raw import read_split
 from modelcall_assets.storage.files import file_digest, publish
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import stat_file
+from modelcall_assets.transforms import encode, json_safe
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
-from modelcall_assets.transforms.values import encode, json_safe
 
 COLUMNS = {
     "prompt_response": {"prompt": "p", "response": "r"},

@@ -15,7 +15,7 @@ from project import QUIET, B, Project
 from modelcall_assets.defs import definitions_of
 from modelcall_assets.defs.instance import register
 from modelcall_assets.errors import SetupError
-from modelcall_assets.records.data_files import encode_key
+from modelcall_assets.records import encode_key
 
 
 @pytest.fixture(autouse=True)

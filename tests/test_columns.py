@@ -31,7 +31,7 @@ from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.jsonl import parse_line
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.rows import columns_of
-from modelcall_assets.transforms.values import encode
+from modelcall_assets.transforms import encode
 
 SCORER = """
 class Rated:

@@ -24,7 +24,7 @@ from project import FRESH, GREEN, NAMES, PREPROCESS, RED, A, B, C, Project, some
 
 from modelcall_assets.defs.instance import partitions_of, register
 from modelcall_assets.defs.sensors import TASK_TAG, followers_sensor
-from modelcall_assets.records.data_files import encode_key
+from modelcall_assets.records import encode_key
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.report import Tally
 

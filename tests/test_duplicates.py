@@ -25,13 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.stages import duplicates
 from modelcall_assets.stages.duplicates import EXACT, NEAR, Duplicates, forget
-from modelcall_assets.transforms import finishing
-from modelcall_assets.transforms.finishing import (
-    NearDuplicatesError,
-    bands,
-    signature,
-    similarity,
-)
+from modelcall_assets.transforms import texts
+from modelcall_assets.transforms.texts import ToolError, bands, signature, similarity
 
 THRESHOLD = 0.8
 PARTITIONS = "abc"
@@ -440,9 +435,8 @@ def test_near_duplicates_without_the_package_say_what_to_install(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
-    finishing._minhash.cache_clear()  # pyright: ignore[reportPrivateUsage]
     for use in (lambda: signature("some text"), lambda: Duplicates(path, "a", "run", 0.8)):
-        with pytest.raises(NearDuplicatesError, match=r"modelcall-assets\[near-dedup\]"):
+        with pytest.raises(ToolError, match=r"modelcall-assets\[near-dedup\]"):
             use()
     assert work(path, "a", [1]) == [None], "exact ones need nothing"
 
@@ -471,7 +465,7 @@ class TestSignatures:
     def test_are_the_same_in_every_process_and_release(self) -> None:
         """A change of these is a change of `algorithm`."""
         made = [signature(text) or b"" for text in (ENGLISH, CHINESE)]
-        assert finishing.algorithm() == "1.2"
+        assert texts.algorithm() == "1.2"
         assert [digest(one.hex()).hex()[:8] for one in made] == ["7a4546d9", "817f2823"]
 
     def test_texts_that_have_few_words_or_none(self) -> None:

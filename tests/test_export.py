@@ -22,7 +22,7 @@ from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve
 from modelcall_assets.stages.export import Form, Selection, export_dialogues, export_file
 from modelcall_assets.stages.published import FailedRow, Published, failed_rows
 from modelcall_assets.storage.publishing import Manifest
-from modelcall_assets.transforms.values import Where
+from modelcall_assets.transforms import Where
 
 NAMES = ("a", "deep/b", "deep/er/c")
 

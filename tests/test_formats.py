@@ -21,7 +21,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from modelcall_assets.errors import InputChanged, InputError
-from modelcall_assets.records.data_files import DATA_SUFFIXES, StoreOptions, is_data_file, stem_of
+from modelcall_assets.records import DATA_SUFFIXES, StoreOptions, is_data_file, stem_of
 from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import RawReport, read_raw
 from modelcall_assets.storage.files import file_digest, publish

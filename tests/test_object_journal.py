@@ -29,7 +29,7 @@ from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.journal.mirror import open_journal, remove
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 from modelcall_assets.storage.places import Place, Stores
 
 KEY = "0" * 32

@@ -20,7 +20,7 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 from modelcall_assets.storage import files, publishing
 from modelcall_assets.storage.files import (
     delete,
@@ -228,7 +228,7 @@ QUICK = {"poll_s": 0.02, "stale_s": 1.0}
 
 HOLDER = """
 import sys
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 from modelcall_assets.storage.publishing import claimed
 from modelcall_assets.storage.places import Stores
 options = eval(sys.stdin.readline())

@@ -33,9 +33,9 @@ from modelcall_assets.defs.instance import register
 from modelcall_assets.errors import InputError, SetupError, WorkerDied
 from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally, counted
-from modelcall_assets.transforms import tokens
+from modelcall_assets.transforms import texts
 from modelcall_assets.transforms.preprocessor import FACTS, GithubRawCode, TripletFilter
-from modelcall_assets.transforms.tokens import count_tokens
+from modelcall_assets.transforms.texts import count_tokens
 
 CODE = "def f(x):\n    return x\n"
 
@@ -817,6 +817,22 @@ class TestCleanData:
         assert report.tables["removed_by_kind"] == counted("kind", {"key": 2, "digits": 1})
         assert "ValueError: no" in error_of(rows[3])["detail"]
 
+    def test_what_is_scrubbed_and_not_counted_is_gone_too(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            class Silent:
+                def scrub(self, text):
+                    return text.replace("secret", "***"), {}
+            """,
+            "own_silent_scrub",
+        )
+        path = write_rows(tmp_path / "in.jsonl", [{"text": "a secret"}, {"text": "none"}])
+        preprocessed(path, scrub=[f"{module}:Silent"], max_tokens=1024)
+        rows = published(path)
+        assert [row["text"] for row in rows] == ["a ***", "none"]
+        assert [row["content_truncate_1k"] for row in rows] == ["a ***", "none"]
+
     def test_languages_are_told_and_chosen(self, tmp_path: Path) -> None:
         pytest.importorskip("py3langid")
         english = "The quick brown fox jumps over the lazy dog and runs into the forest."
@@ -882,7 +898,7 @@ class TestCleanData:
 
 class TestTokenizers:
     def test_the_names_are_those_that_come_with_the_program(self) -> None:
-        assert tokens.ENCODINGS == ENCODINGS
+        assert texts.ENCODINGS == ENCODINGS
 
     def test_one_of_hugging_face(self, tmp_path: Path) -> None:
         tokenizers = pytest.importorskip("tokenizers")

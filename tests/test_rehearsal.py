@@ -25,9 +25,15 @@ from project import until
 
 from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.errors import SetupError
-from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.rehearsal import (
+    BadHttp,
+    Faults,
+    RehearsalServer,
+    Request,
+    RequestParser,
+    serve_in_thread,
+)
 from modelcall_assets.rehearsal.replies import score_of, signals
-from modelcall_assets.rehearsal.server import BadHttp, Request, RequestParser
 
 GOOD = '''
 import math

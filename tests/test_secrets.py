@@ -32,7 +32,7 @@ from modelcall_assets.llm.classify import Reply, classify
 from modelcall_assets.llm.completion import Texts, first_choice
 from modelcall_assets.llm.json_text import parsed
 from modelcall_assets.llm.transport import DirectTransport
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 from modelcall_assets.records.secrets import Remover, is_secret_header, looks_secret, names_secret
 from modelcall_assets.storage.listing import exists, stat_file
 from modelcall_assets.storage.places import Stores

@@ -18,7 +18,7 @@ from s3_server import S3Server
 from modelcall_assets.config.catalog import load_catalog, load_task
 from modelcall_assets.config.places import parse_storage
 from modelcall_assets.errors import SetupError
-from modelcall_assets.records.data_files import StoreOptions
+from modelcall_assets.records import StoreOptions
 
 CHECKSUMS = {
     "signature_version": "s3v4",

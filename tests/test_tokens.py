@@ -1,4 +1,4 @@
-"""transforms/tokens: counts and budgets of the encodings and of a Hugging Face tokenizer.json."""
+"""transforms/texts: counts and budgets of the encodings and of a Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelcall_assets.transforms.tokens import (
+from modelcall_assets.transforms.texts import (
     DEFAULT_ENCODING,
     ENCODINGS,
     BpeTokenizer,
     Tokenizer,
-    TokenizerError,
+    ToolError,
     count_tokens,
     tokenizer,
 )
@@ -285,16 +285,16 @@ class TestHuggingFace:
         path = tmp_path / "tokenizer.json"
         if content is not None:
             path.write_text(content)
-        with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot be read"):
+        with pytest.raises(ToolError, match=r"tokenizer\.json: cannot be read"):
             tokenizer(str(path))
 
     def test_without_the_package_say_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "tokenizers", None)
-        with pytest.raises(TokenizerError, match=r"pip install 'modelcall-assets\[tokenizers\]'"):
+        with pytest.raises(ToolError, match=r"pip install 'modelcall-assets\[tokenizers\]'"):
             tokenizer("somewhere/tokenizer.json")
 
 
 def test_an_unknown_tokenizer_says_which_there_are() -> None:
     for name in ("gpt2", "", "voyage3_base"):
-        with pytest.raises(TokenizerError, match=r"expected o200k_base, cl100k_base or a path"):
+        with pytest.raises(ToolError, match=r"expected o200k_base, cl100k_base or a path"):
             tokenizer(name)

@@ -39,7 +39,7 @@ from modelcall_assets.config.places import STORAGE_FILE, parse_storage, shown_pa
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.records import is_data_file
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.stages.asking import AskingStage

@@ -15,7 +15,7 @@ from rich.console import Console
 from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.index import Address
-from modelcall_assets.records.data_files import decode_key, encode_key
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import (
     NEVER_ASKED,
     BadLine,
@@ -34,7 +34,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.publishing import read_manifest
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.tokens import count_tokens
+from modelcall_assets.transforms.texts import count_tokens
 
 SHOWN_FILES = 40
 MILLION = 1_000_000

@@ -33,7 +33,7 @@ from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError
 from modelcall_assets.llm.dialogue import ChatRequest
-from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
+from modelcall_assets.records import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution
@@ -44,8 +44,8 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes, write_bytes
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import read_rows, record_id
+from modelcall_assets.transforms import Where
 from modelcall_assets.transforms.transcript import Turn, turns_of
-from modelcall_assets.transforms.values import Where
 
 MOST_POINTS = 200
 """Of a plot."""

@@ -23,7 +23,7 @@ from modelcall_assets.cli.terminal import (
     where_option,
 )
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import NEVER_ASKED, short
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.published import Published

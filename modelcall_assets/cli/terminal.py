@@ -18,7 +18,7 @@ from rich.text import Text
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.errors import Problem
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.published import Published, published_files
@@ -29,7 +29,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
-from modelcall_assets.transforms.values import Where
+from modelcall_assets.transforms import Where
 
 if TYPE_CHECKING:
     from modelcall_assets.defs.runs import RunSummary

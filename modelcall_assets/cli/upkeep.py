@@ -22,7 +22,7 @@ from modelcall_assets.cli.terminal import (
 )
 from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.errors import InputError, SetupError
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.duplicates import forget

@@ -20,7 +20,7 @@ from modelcall_assets.config.block import (
     validate,
 )
 from modelcall_assets.errors import Problem
-from modelcall_assets.records.data_files import stem_of
+from modelcall_assets.records import stem_of
 
 MAPPING_KEYS: Mapping[str, tuple[str, ...]] = {
     "prompt_response": ("prompt", "response"),

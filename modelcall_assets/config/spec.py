@@ -34,7 +34,7 @@ from modelcall_assets.config.places import (
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import Problem
-from modelcall_assets.records.data_files import StoreOptions, is_data_file
+from modelcall_assets.records import StoreOptions, is_data_file
 from modelcall_assets.records.secrets import REFERENCE, in_url, is_reference
 
 

@@ -34,7 +34,7 @@ from modelcall_assets.defs.instance import (
     statuses_of,
 )
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.records.data_files import decode_key, encode_key
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes

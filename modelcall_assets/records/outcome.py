@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 Row = dict[str, Any]
+INT64 = range(-(2**63), 2**63)
 
 
 class Number(str):

@@ -22,7 +22,7 @@ from modelcall_assets.rehearsal.faults import Faults
 from modelcall_assets.rehearsal.replies import Refusal, json_response, parse
 
 if TYPE_CHECKING:
-    from modelcall_assets.rehearsal.server import RehearsalServer, Request
+    from modelcall_assets.rehearsal import RehearsalServer, Request
 
 CHAT_URL = "/v1/chat/completions"
 MOST_LINES = 50_000

@@ -115,8 +115,7 @@ class Faults:
         return (permanent if answered else transient), self.latency_ms * spread / 1000
 
     def batch_end(self, number: int) -> str:
-        end = self._pick(BATCH_ENDS, self._draw(b"batch", str(number))[0])
-        return "completed" if end == "answered" else end
+        return self._pick(BATCH_ENDS, self._draw(b"batch", str(number))[0], "completed")
 
     def batch_call(self, number: int) -> str:
         return self._pick(BATCH_CALLS, self._draw(b"call", str(number))[0])
@@ -127,12 +126,12 @@ class Faults:
         first, second = int.from_bytes(digest[:6]), int.from_bytes(digest[6:])
         return first / 2**48, (second + 0.5) / 2**48
 
-    def _pick(self, group: Mapping[str, str], chance: float) -> str:
+    def _pick(self, group: Mapping[str, str], chance: float, otherwise: str = "answered") -> str:
         for name, what in group.items():
             chance -= getattr(self, name)
             if chance < 0:
                 return what
-        return "answered"
+        return otherwise
 
 
 def _flag(name: str) -> str:

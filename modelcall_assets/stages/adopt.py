@@ -29,7 +29,7 @@ from modelcall_assets.stages.score_table import ADOPTED
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import own_id, read_rows
-from modelcall_assets.transforms.values import encode
+from modelcall_assets.transforms import encode
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage

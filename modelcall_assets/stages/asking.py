@@ -28,7 +28,7 @@ from modelcall_assets.llm.classify import PATIENCE, Patience
 from modelcall_assets.llm.dialogue import Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.transport import DirectTransport, HttpTransport
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt
 from modelcall_assets.stages.batch_calls import BatchCaller

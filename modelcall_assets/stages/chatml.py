@@ -14,7 +14,7 @@ from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem
-from modelcall_assets.records.data_files import encode_key
+from modelcall_assets.records import encode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.inputs import SplitInputs, version_of
@@ -28,8 +28,8 @@ from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
+from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
-from modelcall_assets.transforms.values import encode
 
 ROWS_LOOKED_AT = 20
 UNWRITABLE = (TypeError, RecursionError)

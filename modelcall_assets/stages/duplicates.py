@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.storage.files import BUSY_S, write_ahead
-from modelcall_assets.transforms.finishing import algorithm, bands, similarity
+from modelcall_assets.transforms.texts import algorithm, bands, similarity
 
 EXACT = "dedup: exact"
 NEAR = "dedup: near"
@@ -52,8 +52,8 @@ class Duplicates:
     """One run of `partition` over the index at `path`, which is made on first use.
 
     A text whose similarity to one that stays is estimated as `near` or more is a duplicate too.
-    Raises NearDuplicatesError when that cannot be told here, InputError when the file is no such
-    index, StoreError when it cannot be written.
+    Raises ToolError when that cannot be told here, InputError when the file is no such index,
+    StoreError when it cannot be written.
     """
 
     def __init__(self, path: Path, partition: str, run_id: str, near: float | None) -> None:

@@ -20,8 +20,8 @@ from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
+from modelcall_assets.transforms import Where, encode, has_column
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
-from modelcall_assets.transforms.values import Where, encode, has_column
 
 Keep = Literal["successes", "failures", "all"]
 TRAIN, VALIDATION = "train", "validation"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelcall_assets.config.datasets import DatasetConfig, output_name
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
+from modelcall_assets.records import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import last_line
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
 from modelcall_assets.storage.listing import (

@@ -19,7 +19,7 @@ from modelcall_assets.config.datasets import MergeGroup
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.index import PLACE_BITS, Words
-from modelcall_assets.records.data_files import decode_key, encode_key, is_data_file
+from modelcall_assets.records import decode_key, encode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Numbered, Row, moved_names
 from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
@@ -33,7 +33,7 @@ from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
-from modelcall_assets.transforms.values import encode
+from modelcall_assets.transforms import encode
 
 SHOWN_INVALID = 20
 BLANK, INVALID, DUPLICATE = "blank line", "no JSON object", "duplicate"

@@ -34,7 +34,6 @@ from modelcall_assets.storage.jsonl import loads
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.rows import Batch, columns_of, sample_row
-from modelcall_assets.transforms.finishing import Finished
 from modelcall_assets.transforms.preprocessor import Copied, Kind
 
 ERROR_COLUMN = "preprocess_error"
@@ -51,23 +50,31 @@ _AHEAD = 2
 """Pieces that wait for each process."""
 
 
+Told = tuple[bytes, bytes | None] | None
+"""What tells a text from others: its digest, and the signature for near duplicates where they are
+sought; None where no duplicates are."""
+
+
 class NewRow(NamedTuple):
     """A row that was not dropped."""
 
-    finished: Finished
+    row: Row
     clashing: Row
     """What it has of the user's under names of ours, where no column is theirs yet."""
+    removed: Mapping[str, int]
+    """What was scrubbed from its text, by kind."""
+    told: Told
     digest: bytes
     """Of its content, however that was come by."""
 
     @classmethod
-    def of(cls, finished: Finished, clashing: Row) -> NewRow:
+    def of(cls, row: Row, clashing: Row, removed: Mapping[str, int], told: Told) -> NewRow:
         """ValueError or TypeError when a value cannot be written."""
-        content = {**finished.row, "": clashing} if clashing else finished.row
-        return cls(finished, clashing, _digest(content))
+        content = {**row, "": clashing} if clashing else row
+        return cls(row, clashing, removed, told, _digest(content))
 
     def line(self) -> bytes:
-        return orjson.dumps([self.finished.row, self.clashing], default=_as_json, option=_LINE)
+        return orjson.dumps([self.row, self.clashing], default=_as_json, option=_LINE)
 
 
 @dataclass
@@ -79,8 +86,7 @@ class PieceRows:
     columns: Sequence[pa.Array] = ()
     lines: Sequence[bytes] = ()
     digests: list[bytes] = field(default_factory=list[bytes])
-    texts: list[tuple[bytes, bytes | None] | None] = field(default_factory=list)
-    """What tells the text of each from others, where that is asked."""
+    texts: list[Told] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict[int, str])
     dropped: Counter[str] = field(default_factory=Counter[str])
     removed: Counter[str] = field(default_factory=Counter[str])
@@ -94,10 +100,10 @@ class PieceRows:
         return len(self.digests)
 
     def add(self, new: NewRow) -> None:
-        index, row = len(self), new.finished.row
+        index, row = len(self), new.row
         self.digests.append(new.digest)
-        self.texts.append(new.finished.text)
-        self.removed.update(new.finished.removed)
+        self.texts.append(new.told)
+        self.removed.update(new.removed)
         if (error := row.get(ERROR_COLUMN)) is not None:
             self.failures[index] = error
         elif len(self.sample) < SAMPLE_ROWS:

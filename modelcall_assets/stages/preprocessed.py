@@ -22,7 +22,7 @@ import pyarrow as pa
 from modelcall_assets.config.preprocess import Preprocess
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages.duplicates import Duplicates
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs
@@ -87,7 +87,7 @@ class Preprocessed(Stage):
         new = self._worker.row(row, identity)
         if isinstance(new, Dropped):
             return new
-        return self.failure_of(new.finished.row) or new.finished.row
+        return self.failure_of(new.row) or new.row
 
     @cached_property
     def _worker(self) -> Worker:

@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelcall_assets.errors import InputError, PlaceTaken, PublishedMeanwhile
-from modelcall_assets.records.data_files import decode_key, encode_key, stem_of
+from modelcall_assets.records import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import Report
 from modelcall_assets.storage.files import (
     NewFile,

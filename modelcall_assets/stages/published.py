@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import decode_key, stem_of
+from modelcall_assets.records import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.columns import read_columns, read_schema

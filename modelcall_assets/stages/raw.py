@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import decode_key, is_data_file
+from modelcall_assets.records import decode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Reason, Row
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally

@@ -14,23 +14,31 @@ import pyarrow as pa
 from modelcall_assets.config.places import is_file
 from modelcall_assets.config.preprocess import Combine, Preprocess
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
+from modelcall_assets.records.outcome import INT64, BadLine, Dropped, Reason, Row, moved_names
 from modelcall_assets.stages import pieces
-from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
+from modelcall_assets.stages.pieces import (
+    ERROR_COLUMN,
+    NamedPiece,
+    NewRow,
+    PieceRows,
+    Told,
+    readable,
+)
 from modelcall_assets.storage.jsonl import clip
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.finishing import Finished, Finishing
 from modelcall_assets.transforms.preprocessor import (
     Copied,
     Declared,
     GithubRawCode,
     Kind,
     Preprocessor,
+    Scrubber,
     TripletFilter,
     Universal,
+    as_text,
 )
 from modelcall_assets.transforms.repo_xml import RepoXml
-from modelcall_assets.transforms.tokens import TokenizerError, tokenizer
+from modelcall_assets.transforms.texts import EXTRAS, ToolError, signature, text_language, tokenizer
 from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _WHERE_NOT_WHAT = {
@@ -38,11 +46,11 @@ _WHERE_NOT_WHAT = {
     "file_pattern", "stat_folder",
 }  # fmt: skip
 """Fields that do not shape the rows of a file."""
+LANGUAGE_COLUMN = "text_language"
 _EXPECTED = (TypeError, ValueError, KeyError)
 """What a preprocessor of ours raises for an item that it cannot work on."""
 _FITS = {"string": {str}, "int": {int}, "float": {float, int}, "bool": {bool}}
 """What may be in a column that the user has declared."""
-_INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +78,21 @@ class Recipe:
                 method = "process_item(item) -> dict | None"
                 return self._users("script_type", path, method, **config.options)
 
-    def finishing(self) -> Finishing:
-        """What its rows get in the end; SetupError when a scrubber cannot be had."""
-        config = self.config
-        scrub = "scrub(text) -> (text, counts)"
-        return Finishing(
-            max_tokens=config.max_tokens,
-            encoding=self._tokenizer,
-            scrubbers=[self._users("scrub", path, scrub) for path in config.scrub],
-            languages=config.language_id.keep if config.language_id.enabled else None,
-            exact=config.dedup.exact,
-            near=config.dedup.near is not None,
-        )
+    def scrubbers(self) -> list[Scrubber]:
+        """SetupError when one cannot be had."""
+        method = "scrub(text) -> (text, counts)"
+        return [self._users("scrub", path, method) for path in self.config.scrub]
 
     def version(self) -> dict[str, Any]:
         """What shapes the rows, user code and vocabulary files included."""
         self.preprocessor()
-        self.finishing()
+        self.scrubbers()
         config = self.config
         own = [*config.scrub, *([config.script_type] if config.is_own else [])]
         shape = config.model_dump(exclude=_WHERE_NOT_WHAT, exclude_defaults=True)
         shape["code"] = {path: source_digest(path) for path in own}
         if config.tokenizer.endswith(".json"):
-            content = Path(self._tokenizer).read_bytes()
+            content = Path(self.vocabulary).read_bytes()
             shape["vocabulary"] = hashlib.sha256(content).hexdigest()[:16]
         return shape
 
@@ -118,16 +118,16 @@ class Recipe:
         name = self.config.tokenizer
         if name.endswith(".json") and find_spec("tokenizers") is not None:
             try:
-                if is_file(self._tokenizer):
-                    tokenizer(self._tokenizer)
+                if is_file(self.vocabulary):
+                    tokenizer(self.vocabulary)
                 else:
                     wrong = "no such file"
                     problems.append(Problem(self.file, "preprocess.tokenizer", wrong, have=name))
-            except TokenizerError as error:
+            except ToolError as error:
                 problems.append(Problem(self.file, "preprocess.tokenizer", str(error)))
         try:
             self.preprocessor()
-            self.finishing()
+            self.scrubbers()
         except SetupError as error:
             problems += error.problems
         if problems:
@@ -136,21 +136,20 @@ class Recipe:
     def _lacking(self) -> Iterator[Problem]:
         """Packages that the task wants beyond the ordinary."""
         config = self.config
-        by_content = config.detect_language == "content"
-        for field, package, extra, is_wanted in (
-            ("tokenizer", "tokenizers", "tokenizers", config.tokenizer.endswith(".json")),
-            ("language_id", "py3langid", "text-language", config.language_id.enabled),
-            ("detect_language", "magika", "code-language",
-             by_content and config.script_type == "github_raw_code"),
-            ("dedup.near", "rensa", "near-dedup", config.dedup.near is not None),
-        ):  # fmt: skip
+        is_code = config.script_type == "github_raw_code"
+        for field, package, is_wanted in (
+            ("tokenizer", "tokenizers", config.tokenizer.endswith(".json")),
+            ("language_id", "py3langid", config.language_id.enabled),
+            ("detect_language", "magika", is_code and config.detect_language == "content"),
+            ("dedup.near", "rensa", config.dedup.near is not None),
+        ):
             if is_wanted and find_spec(package) is None:
                 wrong = f"the package {package} is not installed"
-                fix = f"pip install 'modelcall-assets[{extra}]'"
+                fix = f"pip install 'modelcall-assets[{EXTRAS[package]}]'"
                 yield Problem(self.file, f"preprocess.{field}", wrong, fix=fix, unready=True)
 
     @property
-    def _tokenizer(self) -> str:
+    def vocabulary(self) -> str:
         name = self.config.tokenizer
         return str(self.root / name) if name.endswith(".json") else name
 
@@ -167,7 +166,7 @@ class Recipe:
             **config["transformations"]["text_cleaning"],
             computed_fields=config["transformations"]["computed_fields"],
             source_name=self.config.source_name or "unknown",
-            tokenizer=self._tokenizer,
+            tokenizer=self.vocabulary,
         )
 
 
@@ -179,12 +178,16 @@ class Worker:
     """
 
     def __init__(self, recipe: Recipe, input_schema: pa.Schema) -> None:
-        self._input = input_schema
-        self._preprocessor, self._finishing = recipe.preprocessor(), recipe.finishing()
+        self._config, self._input = recipe.config, input_schema
+        self._preprocessor, self._scrubbers = recipe.preprocessor(), recipe.scrubbers()
+        self._vocabulary = recipe.vocabulary
         self._runs_users = recipe.config.is_own or bool(recipe.config.scrub)
         self._raised = RAISED if self._runs_users else _EXPECTED
         self._reads_bytes = getattr(self._preprocessor, "reads_bytes", False)
-        self._added: Mapping[str, Kind] = {**self._finishing.columns(), ERROR_COLUMN: "string"}
+        self._truncated = f"content_truncate_{recipe.config.max_tokens // 1024}k"
+        language = [LANGUAGE_COLUMN] if recipe.config.language_id.enabled else []
+        names = ("id", *language, self._truncated, ERROR_COLUMN)
+        self._added: Mapping[str, Kind] = dict.fromkeys(names, "string")
         self.added = pieces.schema_of(input_schema, self._added)
         self._ours = self._added.keys() - {"id"}
         self.moved: dict[str, str] = {}
@@ -207,7 +210,7 @@ class Worker:
         if self._origins is None:
             result.lines = [new.line() for new in kept.values()]
         else:
-            rows = {index: new.finished.row for index, new in kept.items()}
+            rows = {index: new.row for index, new in kept.items()}
             source, share = self._input, not result.failures
             result.columns = pieces.arrays(batch, source, rows, self._origins, share=share)
         return result
@@ -227,8 +230,7 @@ class Worker:
             if isinstance(row, Dropped):
                 return row
             self._check(row)
-            finished = self._finishing.finish({**row, ERROR_COLUMN: None}, identity)
-            return finished if isinstance(finished, Dropped) else self._kept(finished, row, item)
+            return self._finished(row, item, identity)
         except self._raised as error:
             is_plain = not self._runs_users or isinstance(error, _NotARow)
             summary = f"{type(error).__name__}: {error}"
@@ -236,15 +238,48 @@ class Worker:
             raw = clip(orjson.dumps(readable(item), default=str).decode())
             return self._failed(item, identity, Reason.PREPROCESS_ERROR, detail, raw)
 
-    def _kept(self, finished: Finished, row: Row, item: Row) -> NewRow:
-        """With what `row`, or the `item` that it was made of, has under names of ours."""
+    def _finished(self, given: Row, item: Row, identity: str) -> NewRow | Dropped:
+        """What was `given` for the item, with what every row gets. `identity` becomes its `id`
+        unless it has one."""
+        config, row = self._config, {**given, ERROR_COLUMN: None}
+        text: Any = given.get("text")
+        removed: dict[str, int] = {}
+        for scrubber in self._scrubbers if text else ():
+            before = _as_str(text)
+            text, counts = scrubber.scrub(before)
+            for kind, count in counts.items():
+                removed[kind] = removed.get(kind, 0) + count
+            if counts or text != before:
+                row["text"] = text
+        row["id"] = as_text(row.get("id")) or identity
+        if config.language_id.enabled:
+            language = text_language(_as_str(text)) if text else None
+            if config.language_id.keep and language not in config.language_id.keep:
+                return Dropped(f"language_id: {language or 'none'}")
+            row[LANGUAGE_COLUMN] = language
+        row[self._truncated] = told = None
+        if text:
+            tokens = tokenizer(self._vocabulary)
+            cut: Any = tokens.truncate_utf8 if isinstance(text, bytes) else tokens.truncate
+            row[self._truncated] = cut(text, config.max_tokens)
+        if text and (config.dedup.exact or config.dedup.near is not None):
+            content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+            near = None if config.dedup.near is None else signature(_as_str(text))
+            told = hashlib.blake2b(content, digest_size=16).digest(), near
+        return self._kept(row, given, item, removed, told)
+
+    def _kept(
+        self, row: Row, given: Row, item: Row, removed: Mapping[str, int], told: Told
+    ) -> NewRow:
+        """With what was `given` for the item, or the item itself, has under names of ours."""
         if self._origins is None:
-            return NewRow.of(finished, {name: row[name] for name in self._ours if name in row})
+            clashing = {name: given[name] for name in self._ours if name in given}
+            return NewRow.of(row, clashing, removed, told)
         for old, new in self.moved.items():
-            given = row if old in self._ours else item
-            if old in given:
-                finished.row[new] = given[old]
-        return NewRow.of(finished, {})
+            had = given if old in self._ours else item
+            if old in had:
+                row[new] = had[old]
+        return NewRow.of(row, {}, removed, told)
 
     def _failed(self, item: Row, identity: str, reason: Reason, detail: str, raw: str) -> NewRow:
         """A row with all that the input has of it."""
@@ -255,7 +290,7 @@ class Worker:
             row = {**item, **row}
         error = orjson.dumps({"reason": reason, "detail": detail, "raw": raw}).decode()
         ours = {**dict.fromkeys(self._ours & row.keys()), "id": identity, ERROR_COLUMN: error}
-        return self._kept(Finished({**row, **ours}, {}, None), item, item)
+        return self._kept({**row, **ours}, item, item, {}, None)
 
     def _check(self, row: Any) -> None:
         """_NotARow when it is none, or not of the types that were declared."""
@@ -267,7 +302,7 @@ class Worker:
                 continue
             if type(value) not in _FITS[origin]:
                 raise _NotARow(f"{name}: declared as {origin}, but it is {type(value).__name__}")
-            if origin == "int" and value not in _INT64:
+            if origin == "int" and value not in INT64:
                 raise _NotARow(f"{name}: {value} does not fit into 64 bits; declare it as string")
 
     def _columns(self) -> dict[str, Copied | Kind] | None:
@@ -294,10 +329,14 @@ def _as_given(item: Row, name: str, origin: Copied | Kind) -> Any:
         return item.get(origin.source)
     value = item.get(name)
     if value is None or type(value) in _FITS[origin]:
-        return value if origin != "int" or value is None or value in _INT64 else None
+        return value if origin != "int" or value is None or value in INT64 else None
     if origin != "string" or isinstance(value, bytes):
         return None
     return orjson.dumps(value, default=str).decode()
+
+
+def _as_str(text: str | bytes) -> str:
+    return text.decode() if isinstance(text, bytes) else text
 
 
 class _NotARow(TypeError):

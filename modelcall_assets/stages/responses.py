@@ -31,9 +31,9 @@ from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, record_id
+from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.user_code import Fields
-from modelcall_assets.transforms.values import encode
 
 _OWN_NAMES = {
     "api_return": "response",

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import decode_key, encode_key
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.stage import MEMBERS, Stage

@@ -25,7 +25,7 @@ from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.values import value_at
+from modelcall_assets.transforms import value_at
 
 VOLATILE_COLUMNS = (
     "api_attempts",

@@ -41,6 +41,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
+from modelcall_assets.transforms import MissingColumn, Template, value_at
 from modelcall_assets.transforms.user_code import (
     Fields,
     Scorer,
@@ -50,7 +51,6 @@ from modelcall_assets.transforms.user_code import (
     load_scorer,
     scorer_digest,
 )
-from modelcall_assets.transforms.values import MissingColumn, Template, value_at
 
 
 class Scores(AskingStage):

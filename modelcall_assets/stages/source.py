@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from modelcall_assets.errors import InputChanged
-from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.records import is_data_file
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo, stat_file

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelcall_assets.errors import InputError, Problem
-from modelcall_assets.records.data_files import decode_key, stem_of
+from modelcall_assets.records import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
 from modelcall_assets.stages.report import Report, Run, Tally
 from modelcall_assets.stages.source import Part, Source, changed

@@ -19,7 +19,7 @@ from modelcall_assets.storage.files import file_digest, write_bytes
 from modelcall_assets.storage.places import Place, is_absent
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.storage.rows import read_rows
-from modelcall_assets.transforms.values import Where
+from modelcall_assets.transforms import Where
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage

@@ -8,7 +8,7 @@ file before, so that it costs little to keep it current.
 from collections.abc import Sequence
 from typing import Any
 
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution

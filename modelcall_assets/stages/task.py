@@ -13,7 +13,7 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
-from modelcall_assets.records.data_files import decode_key, encode_key, is_data_file
+from modelcall_assets.records import decode_key, encode_key, is_data_file
 from modelcall_assets.stages.chatml import Chatml
 from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
 from modelcall_assets.stages.merged import Merged

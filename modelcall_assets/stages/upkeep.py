@@ -12,7 +12,7 @@ from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.lines import BatchNote
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
-from modelcall_assets.records.data_files import decode_key
+from modelcall_assets.records import decode_key
 from modelcall_assets.stages.calls import read_spent
 from modelcall_assets.stages.publication import Note, read_note, stranger
 from modelcall_assets.stages.published import MAKE_ANEW

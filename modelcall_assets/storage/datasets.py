@@ -20,7 +20,7 @@ import orjson
 import yaml
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import LINE_SUFFIXES, is_data_file, unpacked_name
+from modelcall_assets.records import LINE_SUFFIXES, is_data_file, unpacked_name
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.listing import FileInfo, list_files, stat_file
 from modelcall_assets.storage.places import Place

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import unpacked_name
+from modelcall_assets.records import unpacked_name
 from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.listing import FileInfo

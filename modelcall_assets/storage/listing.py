@@ -18,7 +18,7 @@ from stat import S_ISREG
 from typing import Any
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.records.data_files import is_data_file
+from modelcall_assets.records import is_data_file
 from modelcall_assets.storage.files import delete
 from modelcall_assets.storage.places import Place, RemotePath, explained
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from modelcall_assets.errors import InputError, ModelcallError, StoreError
-from modelcall_assets.records.data_files import COLUMN_SUFFIXES, LINE_SUFFIXES, StoreOptions
+from modelcall_assets.records import COLUMN_SUFFIXES, LINE_SUFFIXES, StoreOptions
 from modelcall_assets.records.secrets import Remover, in_options, without_users
 
 T = TypeVar("T")

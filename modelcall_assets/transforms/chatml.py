@@ -233,7 +233,7 @@ def _value(row: Row, options: ChatmlOptions, key: str, kind: type) -> Any:
 
 def _of_kind(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
-        raise _Malformed(f"{where}: expected {_kind_name(kind)}, have {_kind(value)}")
+        raise _Malformed(f"{where}: expected {_KINDS[kind]}, have {_kind(value)}")
     return value
 
 
@@ -303,10 +303,7 @@ def _check_order(messages: list[Message], ends_with_user: bool) -> None:
 
 
 def _kind(value: Any) -> str:
-    return _kind_name(cast("type[Any]", type(value)))
-
-
-def _kind_name(kind: type[Any]) -> str:
+    kind = cast("type[Any]", type(value))
     return _KINDS.get(kind, kind.__name__)
 
 

@@ -1,5 +1,6 @@
-"""What a preprocessor is: the user's, `script_type: my_pkg.rules:MyPreprocessor`, and ours: for any
-rows (`universal`), for source code, and for filtered packs."""
+"""What a preprocessor is, the user's (`script_type: my_pkg.rules:MyPreprocessor`) and ours: for any
+rows (`universal`), for source code, and for filtered packs; and what a scrubber of the user's is.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.records.data_files import DATA_SUFFIXES, stem_of
-from modelcall_assets.records.outcome import Dropped, Row
-from modelcall_assets.transforms.tokens import DEFAULT_ENCODING, count_tokens
+from modelcall_assets.records import DATA_SUFFIXES, stem_of
+from modelcall_assets.records.outcome import INT64, Dropped, Row
+from modelcall_assets.transforms.texts import DEFAULT_ENCODING, count_tokens, tool
 
 TEXT_COLUMNS = ("text", "content", "body", "description", "message")
 CODE_COLUMNS = ("text", "content", "code", "body", "description")
@@ -24,7 +25,6 @@ PATH_COLUMNS = ("path", "file_path", "filepath", "filename", "file_name", "name"
 REQUIRED = "required_fields: "
 """Begins the rules that drop a row for want of a column."""
 _COMPUTE = import_module("pyarrow.compute")
-_INT64 = range(-(2**63), 2**63)
 _SUFFIX = re.compile(r"(?<=[^./\\])\.[^./\\]+$")
 _USUAL_LANGUAGES = {
     "a.ipynb": "Jupyter Notebook",
@@ -47,8 +47,6 @@ FACTS = {
 _FILE = re.compile(r"pt_data_(?P<language>.+?)(?:_part(?P<part>\d*))?", re.DOTALL)
 
 Kind = Literal["string", "int", "float", "bool"]
-
-FileList = Sequence[str] | Mapping[str, Sequence[str]]
 Spec = Mapping[str, Any]
 
 
@@ -66,7 +64,7 @@ class Preprocessor(Protocol):
 class Grouping(Protocol):
     """Optional: which files make a partition. Without it each data file is one."""
 
-    def get_file_list(self, paths: Sequence[str]) -> FileList:
+    def get_file_list(self, paths: Sequence[str]) -> Sequence[str] | Mapping[str, Sequence[str]]:
         """Of all files below the input folder, as sorted relative paths: those to take, each a
         partition, or the names of partitions with the files of each, in reading order."""
         ...
@@ -80,6 +78,14 @@ class Declared(Protocol):
 
     def columns(self, names: Sequence[str]) -> Mapping[str, Copied | Kind]:
         """Where each column of the output comes from, in order; `names` are those of the input."""
+        ...
+
+
+class Scrubber(Protocol):
+    """Takes out of a text what should not be in it, such as names and secrets."""
+
+    def scrub(self, text: str) -> tuple[str, Mapping[str, int]]:
+        """The text without it, and how many of what kind were taken out."""
         ...
 
 
@@ -226,7 +232,7 @@ def _mapped(row: Row, spec: str | Spec) -> Any:
 def _constant(spec: Spec) -> Any:
     """The value as one column type holds it: lists, mappings and dates become JSON text."""
     value = spec.get("value")
-    plain = isinstance(value, str | float) or (isinstance(value, int) and value in _INT64)
+    plain = isinstance(value, str | float) or (isinstance(value, int) and value in INT64)
     return value if value is None or plain else json.dumps(value, default=str)
 
 
@@ -268,10 +274,6 @@ class GithubRawCode:
         return found.description.removesuffix(" source") if found.group == "code" else None
 
 
-class LanguageError(ValueError):
-    """The package that tells the languages of code is not installed."""
-
-
 @lru_cache(10_000)
 def _language_of_name(name: str) -> str | None:
     if name in _USUAL_LANGUAGES:
@@ -284,12 +286,7 @@ def _language_of_name(name: str) -> str | None:
 
 @cache
 def _magika() -> Any:
-    try:
-        return import_module("magika").Magika()
-    except ImportError as error:
-        raise LanguageError(
-            "the package magika is not installed; pip install 'modelcall-assets[code-language]'"
-        ) from error
+    return tool("magika").Magika()
 
 
 @dataclass(frozen=True, slots=True)

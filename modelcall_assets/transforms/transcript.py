@@ -21,6 +21,8 @@ MOST_VALUES = 60
 """Of a record that are shown."""
 _SHORT, _ONE_LINE = 60, 160
 """Characters of a text, and of a list or object, that are shown in one line."""
+_URL = 200
+"""Characters of an image's address, which may be its content, that are shown."""
 _UNFENCED = frozenset("\r\0")
 """What no fence leaves as it is."""
 
@@ -114,13 +116,6 @@ def dialogue_pieces(conversations: Iterable[Row], when: datetime) -> Iterator[st
             yield f"{rule}\n### 问题 {number}\n\n{''.join(lines)}"
 
 
-def _clipped(text: str, most_chars: int | None) -> str:
-    """The start of a long text, with a note of what is missing."""
-    if most_chars is None or len(text) <= most_chars:
-        return text
-    return f"{text[:most_chars]}… [{len(text) - most_chars:,} more characters]"
-
-
 def _readable_json(value: Any) -> str:
     """Indented JSON; a text that is JSON counts as what it says."""
     try:
@@ -198,8 +193,10 @@ def _item_part(item: Any) -> Part:
         return Part("reasoning", str(text or fields.get(kind, "")))
     image = fields.get("image_url")
     if image is not None:
-        url = cast("Row", image).get("url") if isinstance(image, dict) else image
-        return Part("other", _clipped(str(url), 200), "image")
+        url = str(cast("Row", image).get("url") if isinstance(image, dict) else image)
+        missing = len(url) - _URL
+        shown = f"{url[:_URL]}… [{missing:,} more characters]" if missing > 0 else url
+        return Part("other", shown, "image")
     return Part("other", text if isinstance(text, str) else _readable_json(fields), kind)
 
 

@@ -11,13 +11,12 @@ from types import ModuleType
 from typing import Any, Protocol, cast
 
 from modelcall_assets.errors import Problem, SetupError
-from modelcall_assets.records.outcome import Failure, Outcome, Reason, Row, Success
+from modelcall_assets.records.outcome import INT64, Failure, Outcome, Reason, Row, Success
 
 RAISED = (Exception, SystemExit)
 """What user code may do to itself and to nobody else."""
 MOST_LEVELS = 100
 _METHOD = "score(item) -> dict"
-_INT64 = range(-(2**63), 2**63)
 _EXACT = range(-(2**53), 2**53 + 1)
 _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
 
@@ -149,7 +148,7 @@ def plain(value: Any, level: int = 0) -> Any:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):
-        return int(value) if value in _INT64 else str(int(value))
+        return int(value) if value in INT64 else str(int(value))
     if isinstance(value, float):
         return float(value)
     if isinstance(value, Mapping):
@@ -217,7 +216,7 @@ def _type_of(value: Any) -> str:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int):
-        return "integer" if value in _EXACT else "wide" if value in _INT64 else "other"
+        return "integer" if value in _EXACT else "wide" if value in INT64 else "other"
     if isinstance(value, float):
         return "number"
     if isinstance(value, str):

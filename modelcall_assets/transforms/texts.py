@@ -1,17 +1,22 @@
-"""Exact token budgets for the encodings of `bpe_openai`, whose vocabularies ship with it, and for
-any Hugging Face `tokenizer.json`.
+"""What is told of a text: its tokens, its language, how alike it is to another.
 
-The text of a special token (`<|endoftext|>`) is plain text.
+Token budgets are exact, for the encodings of `bpe_openai`, whose vocabularies ship with it, and for
+any Hugging Face `tokenizer.json`; the text of a special token (`<|endoftext|>`) is plain text. How
+alike two texts are is estimated from a few bytes of each: MinHash over shingles of words.
 """
 
+import hashlib
 import re
+import struct
+import unicodedata
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,9 +41,45 @@ _BOUNDARY = re.compile(
 """Each match ends where the patterns of ENCODINGS split any text, whatever comes before and after:
 the tokens of the two sides are the tokens of the whole. An apostrophe is no such place (`it's`)."""
 
+_LANGUAGE_CHARS = 4_000
+"""More of a text does not tell more."""
 
-class TokenizerError(ValueError):
-    """There is no such tokenizer here; the message says what to do."""
+PERMUTATIONS = 128
+_SEED = 42
+_SHINGLE_WORDS = 5
+_SHINGLES_VERSION = 1
+"""To be raised when other words or shingles are made of a text."""
+_PACKED = struct.Struct(f"<{PERMUTATIONS}I")
+_MISSED_WEIGHT = 0.9
+"""A pair whose bands never meet is lost, one that meets needlessly is compared in full."""
+_STEPS = 100
+_UNSPACED = {
+    *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "BOPOMOFO", "HANGUL"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
+}
+"""Scripts in which each character counts as a word, as Unicode begins their names."""
+
+
+EXTRAS = {
+    "tokenizers": "tokenizers",
+    "py3langid": "text-language",
+    "magika": "code-language",
+    "rensa": "near-dedup",
+}
+"""Optional packages → the extra that installs each."""
+
+
+class ToolError(ValueError):
+    """A tokenizer or package that is not here; the message says what to do."""
+
+
+def tool(package: str) -> Any:
+    """One of EXTRAS; ToolError."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        install = f"pip install 'modelcall-assets[{EXTRAS[package]}]'"
+        raise ToolError(f"the package {package} cannot be imported ({error}); {install}") from error
 
 
 class Tokenizer(ABC):
@@ -70,15 +111,13 @@ class Tokenizer(ABC):
 
 @cache
 def tokenizer(name: str = DEFAULT_ENCODING) -> Tokenizer:
-    """`name` is one of ENCODINGS or a `tokenizer.json`, read once per process. TokenizerError."""
+    """`name` is one of ENCODINGS or a `tokenizer.json`, read once per process. ToolError."""
     if name in ENCODINGS:
         return BpeTokenizer(name)
     if name.endswith(".json"):
         return HuggingFaceTokenizer(name)
     known = ", ".join(ENCODINGS)
-    raise TokenizerError(
-        f"unknown tokenizer {name!r}: expected {known} or a path that ends in .json"
-    )
+    raise ToolError(f"unknown tokenizer {name!r}: expected {known} or a path that ends in .json")
 
 
 def count_tokens(text: str, encoding: str = DEFAULT_ENCODING) -> int:
@@ -146,16 +185,11 @@ def _bindings() -> Any:
 
 class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, path: str) -> None:
-        try:
-            tokenizers = import_module("tokenizers")
-        except ImportError as error:
-            raise TokenizerError(
-                f"{path}: needs the package tokenizers: pip install 'modelcall-assets[tokenizers]'"
-            ) from error
+        tokenizers = tool("tokenizers")
         try:
             read: Any = tokenizers.Tokenizer.from_file(path)
         except Exception as error:  # the package raises no narrower type
-            raise TokenizerError(
+            raise ToolError(
                 f"{path}: cannot be read ({error}); expected a Hugging Face tokenizer.json"
             ) from error
         read.encode_special_tokens = True
@@ -191,3 +225,88 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+def text_language(text: str) -> str | None:
+    """An ISO 639-1 code such as `en`; None for a text without a letter. ToolError."""
+    head = text[:_LANGUAGE_CHARS]
+    if not any(map(str.isalpha, head)):
+        return None
+    return str(tool("py3langid").classify(head)[0])
+
+
+def algorithm() -> str:
+    """Signatures made by different ones must not be compared."""
+    return f"{_SHINGLES_VERSION}.{_minhash().ALGORITHM_VERSION}"
+
+
+def signature(text: str) -> bytes | None:
+    """128 little-endian u32; None for a text without any word."""
+    words = text.lower().translate(_SPACED).encode().split()
+    if not words:
+        return None
+    sketch = _minhash()(PERMUTATIONS, _SEED)
+    sketch.update(_shingles(words))
+    return _PACKED.pack(*sketch.digest())
+
+
+def similarity(one: bytes, other: bytes) -> float:
+    return sum(map(eq, memoryview(one).cast("I"), memoryview(other).cast("I"))) / PERMUTATIONS
+
+
+def bands(signature: bytes, threshold: float) -> list[bytes]:
+    """Keys of which texts at least as similar as `threshold` most likely share one."""
+    count, rows = _bands_and_rows(threshold)
+    width = rows * (_PACKED.size // PERMUTATIONS)
+    keys: list[bytes] = []
+    for band in range(count):
+        part, salt = signature[band * width : (band + 1) * width], band.to_bytes(2, "little")
+        keys.append(hashlib.blake2b(part, digest_size=8, salt=salt).digest())
+    return keys
+
+
+class _Spaced(dict[int, str]):
+    """For `str.translate`: spaces between words, and for what is part of none."""
+
+    def __missing__(self, code: int) -> str:
+        char = spaced = chr(code)
+        if char != "_" and unicodedata.category(char)[0] not in "LMN":
+            spaced = " "
+        elif unicodedata.name(char, "").partition(" ")[0] in _UNSPACED:
+            spaced = f" {char} "
+        self[code] = spaced
+        return spaced
+
+
+_SPACED = _Spaced()
+
+
+def _shingles(words: list[bytes]) -> Iterable[bytes]:
+    if len(words) < _SHINGLE_WORDS:
+        return [b" ".join(words)]
+    return map(b" ".join, zip(*(words[start:] for start in range(_SHINGLE_WORDS)), strict=False))
+
+
+def _minhash() -> Any:
+    return tool("rensa").RMinHash
+
+
+@lru_cache(maxsize=16)
+def _bands_and_rows(threshold: float) -> tuple[int, int]:
+    """With the least weighted error over all similarities."""
+
+    def error(shape: tuple[int, int]) -> float:
+        missed = (1 - threshold) - met(shape, threshold, 1)
+        return (1 - _MISSED_WEIGHT) * met(shape, 0, threshold) + _MISSED_WEIGHT * missed
+
+    def met(shape: tuple[int, int], low: float, high: float) -> float:
+        (count, rows), step = shape, (high - low) / _STEPS
+        return step * sum(
+            1 - (1 - (low + (at + 0.5) * step) ** rows) ** count for at in range(_STEPS)
+        )
+
+    counts = range(1, PERMUTATIONS + 1)
+    return min(
+        ((count, rows) for count in counts for rows in range(1, PERMUTATIONS // count + 1)),
+        key=error,
+    )
