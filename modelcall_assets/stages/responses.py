@@ -35,17 +35,14 @@ from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.user_code import Fields
 from modelcall_assets.transforms.values import encode
 
-_OWN_NAMES = {
-    "api_return": "response",
-    "api_reasoning": "reasoning",
-    "api_finish_reason": "finish_reason",
-}
+_RENAMED = ("api_return", "api_reasoning", "api_finish_reason")
 """Columns of a scores file that have names of their own here."""
+_SAME = [name for name, _ in API_FIELDS if name not in _RENAMED]
 FAILED_BEFORE = frozenset({"error", "error_type", "traceback", "timestamp", "task_index"})
 """What the old system left in a row that failed; it is not an answer's."""
 OWN_COLUMNS = (
     "response", "final_messages", "reasoning", "tool_calls", "finish_reason", "usage", "sample",
-    *(name for name, _ in API_FIELDS if name not in _OWN_NAMES),
+    *_SAME,
 )  # fmt: skip
 _OWN = frozenset(OWN_COLUMNS)
 _ALWAYS_OURS = _OWN - {"tool_calls", "sample"}
@@ -227,7 +224,7 @@ class Responses(AskingStage):
             "finish_reason": api.get("api_finish_reason"),
             "usage": None if None in counts.values() else counts,
             **({"sample": sample} if self.samples > 1 else {}),
-            **{name: api.get(name) for name, _ in API_FIELDS if name not in _OWN_NAMES},
+            **{name: api.get(name) for name in _SAME},
             **kept,
         }
 

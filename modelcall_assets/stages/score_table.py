@@ -36,48 +36,34 @@ VOLATILE_COLUMNS = (
 )
 """What may differ between two undisturbed runs that got the same answers."""
 
-API_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
-    ("api_record_id", pa.string()),
-    ("api_status", pa.string()),
-    ("api_fail_reason", pa.string()),
-    ("api_fail_detail", pa.string()),
-    ("api_return", pa.string()),
-    ("api_reasoning", pa.string()),
-    ("api_finish_reason", pa.string()),
-    ("api_request_key", pa.string()),
-    ("api_model", pa.string()),
-    ("api_prompt", pa.string()),
-    ("api_turns", pa.int32()),
-    ("api_prompt_tokens", pa.int64()),
-    ("api_completion_tokens", pa.int64()),
-    ("api_cost_usd", pa.float64()),
-    ("api_attempts", pa.int32()),
-    ("api_endpoint", pa.string()),
-    ("api_latency_ms", pa.int64()),
-    ("api_request_id", pa.string()),
-    ("api_answered_at", pa.string()),
+_TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
+_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("api_record_id", _TEXT, "the row's own id, else a hash of its content"),
+    ("api_status", _TEXT, "success or error"),
+    ("api_fail_reason", _TEXT, "why the row holds no result"),
+    ("api_fail_detail", _TEXT, "what exactly was wrong"),
+    ("api_return", _TEXT, "the answer's text"),
+    ("api_reasoning", _TEXT, "what a reasoning model thought"),
+    ("api_finish_reason", _TEXT, "why the model stopped"),
+    (
+        "api_request_key",
+        _TEXT,
+        "hash of what was asked: rows with the same one were asked the same",
+    ),
+    ("api_model", _TEXT, "the model's name"),
+    ("api_prompt", _TEXT, "the prompt file's name and version"),
+    ("api_turns", pa.int32(), "replies it took, with those that mended an answer"),
+    ("api_prompt_tokens", _WHOLE, "as the endpoint counted"),
+    ("api_completion_tokens", _WHOLE, "as the endpoint counted"),
+    ("api_cost_usd", _REAL, "by the model file's prices; null where it is unknown"),
+    ("api_attempts", pa.int32(), "requests it took; 0 where the answer was there"),
+    ("api_endpoint", _TEXT, "who answered"),
+    ("api_latency_ms", _WHOLE, "milliseconds until the answer, in all"),
+    ("api_request_id", _TEXT, "the endpoint's own"),
+    ("api_answered_at", _TEXT, "UTC"),
 )
-API_ABOUT = {
-    "api_record_id": "the row's own id, else a hash of its content",
-    "api_status": "success or error",
-    "api_fail_reason": "why the row holds no result",
-    "api_fail_detail": "what exactly was wrong",
-    "api_return": "the answer's text",
-    "api_reasoning": "what a reasoning model thought",
-    "api_finish_reason": "why the model stopped",
-    "api_request_key": "hash of what was asked: rows with the same one were asked the same",
-    "api_model": "the model's name",
-    "api_prompt": "the prompt file's name and version",
-    "api_turns": "replies it took, with those that mended an answer",
-    "api_prompt_tokens": "as the endpoint counted",
-    "api_completion_tokens": "as the endpoint counted",
-    "api_cost_usd": "by the model file's prices; null where it is unknown",
-    "api_attempts": "requests it took; 0 where the answer was there",
-    "api_endpoint": "who answered",
-    "api_latency_ms": "milliseconds until the answer, in all",
-    "api_request_id": "the endpoint's own",
-    "api_answered_at": "UTC",
-}
+API_FIELDS = tuple((name, kind) for name, kind, _ in _COLUMNS)
+API_ABOUT = {name: about for name, _, about in _COLUMNS}
 ApiRow = dict[str, Any]
 
 ADOPTED = "adopted"
@@ -229,12 +215,7 @@ class Picks:
 
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]
 """Status, values and provenance of the row at an index, and what was used for it."""
-_ARROW_TYPES = {
-    "integer": pa.int64(),
-    "number": pa.float64(),
-    "boolean": pa.bool_(),
-    "string": pa.string(),
-}
+_ARROW_TYPES = {"integer": _WHOLE, "number": _REAL, "boolean": pa.bool_(), "string": _TEXT}
 
 
 class ScoreTable:
@@ -277,13 +258,13 @@ def arrow_type(declared: Mapping[str, Any]) -> pa.DataType:
     kind = declared.get("type")
     if kind == "array":
         item = _ARROW_TYPES.get(declared.get("items", {}).get("type"))
-        return pa.list_(item) if item is not None else pa.string()
-    return _ARROW_TYPES.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
+        return pa.list_(item) if item is not None else _TEXT
+    return _ARROW_TYPES.get(kind, _TEXT) if isinstance(kind, str) else _TEXT
 
 
 def _key_field(key: str, declared: Mapping[str, Any]) -> pa.Field:
     kind = arrow_type(declared)
-    is_json = kind == pa.string() and declared.get("type") != "string"
+    is_json = kind == _TEXT and declared.get("type") != "string"
     return pa.field(key, kind, metadata={"modelcall.json": "1"} if is_json else None)
 
 
