@@ -11,16 +11,14 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from modelcall_assets.journal.index import Address, Addresses
+from modelcall_assets.journal.index import Addresses
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import replayed
@@ -85,7 +83,7 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
     """Write the good rows of old files to the journal, as replies to the records that they belong
     to. A record that has a reply keeps that."""
     adoption = Adoption()
-    with _Answers() as answers:
+    with closing(_Answers()) as answers:
         for row, reply in look(stage, files, adoption):
             asked = stage.ask(row)
             if not isinstance(asked, Failure):
@@ -100,7 +98,8 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
                     continue
                 found = answers.take(address.key, own_id(item), by_id=by_id)
                 if found is not None:
-                    journal.append(_entry(address, found), findable=True)
+                    old = Entry(address, 0, 200, found, ADOPTED, 0, 0, answered_at="")
+                    journal.append(old, findable=True)
                     adoption.rows += 1
     journal.sync()
     return adoption
@@ -132,26 +131,15 @@ def _same(column: Any, value: Any) -> bool:
     return column == value or column == orjson.dumps(value).decode()
 
 
-def _entry(address: Address, body: bytes) -> Entry:
-    return Entry(address, 0, 200, body, ADOPTED, attempts=0, latency_ms=0, answered_at="")
-
-
 class _Answers:
-    """Old answers by what was asked, on disk while they are looked up."""
+    """Old answers by what was asked, in a nameless file while they are looked up."""
 
-    def __enter__(self) -> Self:
-        self._open = ExitStack()
-        folder = self._open.enter_context(TemporaryDirectory(prefix="modelcall-"))
-        self._table = sqlite3.connect(Path(folder) / "answers", isolation_level=None)
-        self._open.callback(self._table.close)
-        self._table.execute("PRAGMA synchronous = OFF")
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("", isolation_level=None)
+        self.close = self._table.close
         self._table.execute("CREATE TABLE answers (key TEXT, id TEXT, made_up INT, reply BLOB)")
         self._table.execute("CREATE INDEX by_key ON answers (key, id)")
         self._table.execute("BEGIN")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._open.close()
 
     def add(self, key: str, identity: str | None, reply: bytes) -> None:
         made_up = identity is None or _MADE_UP.fullmatch(identity) is not None

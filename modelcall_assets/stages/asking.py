@@ -39,7 +39,7 @@ from modelcall_assets.stages.report import Report, Run
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage, Work
-from modelcall_assets.stages.standing import Wanted, standing
+from modelcall_assets.stages.standing import Standing, Wanted, standing
 from modelcall_assets.storage.files import NewFile, in_thread
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.publishing import Hold
@@ -185,7 +185,7 @@ class AskingStage(Stage):
             adoption = None
             if draft.adopts and not fresh:
                 adoption = await in_thread(self._adopt, draft, key, source, journal)
-            given = (self, engine, journal, tally, reuse, stands)
+            given = (self, engine, journal, tally, reuse, stands or Standing(settled=False))
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
@@ -29,11 +28,11 @@ from modelcall_assets.errors import (
 )
 from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Position
-from modelcall_assets.journal.lines import BatchNote, Entry
-from modelcall_assets.llm.classify import Refused, Reply, Said, TryAgain, classify
+from modelcall_assets.journal.lines import BatchNote
+from modelcall_assets.llm.classify import Exchange, Refused, Reply, Said, TryAgain, classify
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, said_in
+from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay
 from modelcall_assets.stages.spool import ROWS_AT_ONCE, Spool, Told
 from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread
@@ -174,18 +173,17 @@ class BatchCaller(Replay):
             spool.asked[number] = 0
             if (size and size >= MOST_BYTES) or not self._has_room():
                 continue
-            turns = [] if item.known is None else said_in(item.known.entries)
-            payload = self.rules.next_request(item.request, turns).payload
-            custom_id = _custom_id(item.address, len(turns))
+            payload = self.rules.next_request(item.request, item.turns).payload
+            custom_id = _custom_id(item.address, len(item.turns))
             size += file.write(self._client.line(custom_id, payload))
-            spool.asked[number] = len(turns) + 1
+            spool.asked[number] = len(item.turns) + 1
             self._outstanding += 1
             asked.add(custom_id)
         return asked
 
     def _gives_up(self, spool: Spool, number: int, item: Pending) -> bool:
         """Whether the request was without an answer too often."""
-        turn = len(item.known.entries) if item.known else 0
+        turn = len(item.turns)
         if spool.told is None or spool.asked[number] == 0:
             return False
         if spool.asked[number] != turn + 1:
@@ -203,9 +201,8 @@ class BatchCaller(Replay):
                 f"none was answered; the last: {failure.reason}: {failure.detail}. "
                 "Mend that and materialise again: what was answered is kept"
             )
-        position = item.known.positions[-1] if item.known else NO_REPLY
         why = Unanswered(failure, item.address.key, tries, self._client.name)
-        self.leave(item.index, why, position)
+        self.leave(item.index, why, item.position)
         return True
 
     def _has_room(self) -> bool:
@@ -288,28 +285,17 @@ class BatchCaller(Replay):
             return
         occurrence, sample, turn = map(int, found.groups()[1:])
         address = Address(found[1], occurrence, sample)
-        previous: Position | None = None
+        previous = NO_REPLY
         for known in self.journal.dialogues(address):
             if len(known.positions) > turn and known.positions[turn] > since:
                 return
             if len(known.positions) == turn and known.positions[-1] < since:
                 previous = known.positions[-1]
-        if turn and previous is None:
+        if turn and previous == NO_REPLY:
             return
-        entry = Entry(
-            address=address,
-            turn=turn,
-            status=reply.status,
-            body=reply.body,
-            endpoint=self._client.name,
-            attempts=1,
-            latency_ms=0,
-            answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            previous=None if previous is None else self.journal.reference(previous),
-        )
-        self.journal.append(entry, findable=True)
+        got = Exchange(reply, said, attempts=1, latency_ms=0, endpoint=self._client.name)
+        self.take(got, address, turn, previous, findable=True)
         self._has_answers = self._has_answers or not isinstance(said, Failure)
-        self.pay(said, len(reply.body))
 
     async def _consider(self, told: Told, others_ended: int) -> None:
         """Stop when no batch can do better; when this one did nothing, pause, and if others left no

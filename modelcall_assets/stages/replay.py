@@ -17,14 +17,15 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
-from modelcall_assets.journal.journal import Dialogue, Journal, Position
+from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
-from modelcall_assets.llm.classify import Said
-from modelcall_assets.llm.completion import Usage
+from modelcall_assets.llm.classify import Exchange, Said
+from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
@@ -133,7 +134,9 @@ class Pending:
     index: int
     address: Address
     request: ChatRequest
-    known: Dialogue | None = None
+    turns: Sequence[Said] = ()
+    position: Position = NO_REPLY
+    """Of the last turn's reply."""
 
 
 @dataclass
@@ -146,7 +149,7 @@ class Replay:
     journal: Journal
     tally: Tally
     reuse: Reuse
-    stands: Standing | None = None
+    stands: Standing
     kept: dict[int, tuple[Pending, Position, Finished]] = field(default_factory=dict)
     """Of those in hand the answers that stand if no new one comes."""
     requests: int = 0
@@ -182,7 +185,7 @@ class Replay:
                     continue
                 item = Pending(index, addresses.next(request.key()), request)
                 if (item := self.look_up(item)) is not None:
-                    if self.stands and index in self.stands.failed:
+                    if index in self.stands.failed:
                         self.leave(index, self.stands.failed[index])
                     else:
                         yield item
@@ -190,38 +193,37 @@ class Replay:
     def look_up(self, item: Pending, *, is_new: bool = False) -> Pending | None:
         """None when a reply settles the record: a success, or a failure of this round; `is_new`
         when this run paid for it."""
-        last, finished, is_anew = None, None, self._is_anew(item)
+        last, finished, stands = None, None, self.stands.settled
+        is_anew = item.index in self.stands.anew
         for known in reversed(self.journal.dialogues(item.address)):
             turns = said_in(known.entries)
-            if not (count := len(turns)) or not (known.open_round or self.reuse.published):
+            if not turns or not (known.open_round or self.reuse.published):
                 continue
-            judged = self.rules.judge(turns)
+            position, judged = known.positions[len(turns) - 1], self.rules.judge(turns)
             is_good = judged is not None and isinstance(judged.outcome, Success)
             if is_anew and not known.open_round:
                 if judged is not None and is_good:
-                    self.kept.setdefault(item.index, (item, known.positions[count - 1], judged))
+                    self.kept.setdefault(item.index, (item, position, judged))
             elif last is None or is_good:
-                entries, positions = known.entries[:count], known.positions[:count]
-                last = replace(known, entries=entries, positions=positions)
-                finished = judged
+                last, finished = replace(item, turns=turns, position=position), judged
+                stands = known.open_round or self.stands.settled
                 if is_good:
                     break
         if last is None or finished is None:
-            return item if last is None else replace(item, known=last)
-        stands = last.open_round or (self.stands is not None and self.stands.settled)
+            return last or item
         if isinstance(finished.outcome, Failure) and not stands:
             return item
         if not is_new:
             self._note_replayed()
-        self.settle(item, last.positions[-1], finished)
+        self.settle(item, last.position, finished)
         return None
 
     async def adopted(self, item: Pending) -> bool:
         """Whether an answer from elsewhere stands for this record's own, of which there is none. It
         is journalled as that; no attempts say that it was not paid for here."""
-        if item.known is not None:
+        if item.turns:
             return False
-        is_anew = self._is_anew(item)
+        is_anew = item.index in self.stands.anew
         for entries in await self.reuse.find(self.journal, item.address.key, is_anew):
             finished = self.rules.judge(said_in(entries))
             if finished is None or isinstance(finished.outcome, Failure):
@@ -257,9 +259,6 @@ class Replay:
         self.positions[index] = position
         self.tally.count(why.failure)
 
-    def _is_anew(self, item: Pending) -> bool:
-        return self.stands is not None and item.index in self.stands.anew
-
     def _keeps(self, index: int) -> bool:
         """Whether an answer that it had stands, as no new one came."""
         if (kept := self.kept.pop(index, None)) is None:
@@ -268,14 +267,35 @@ class Replay:
         self.settle(*kept)
         return True
 
-    def pay(self, turn: Said, exchanged_bytes: int) -> None:
-        """Count what an answer cost."""
-        if isinstance(turn, Failure):
-            return
-        cost = self.budget.pay(turn.usage, exchanged_bytes)
-        for each in (self, self.tally):
-            before = each.cost_usd
-            each.cost_usd = None if cost is None or before is None else before + cost
+    def take(
+        self,
+        got: Exchange,
+        address: Address,
+        turn: int,
+        before: Position,
+        *,
+        sent_bytes: int = 0,
+        findable: bool = False,
+    ) -> Position:
+        """Journal a reply, which mends the one `before`, and count what an answer cost."""
+        entry = Entry(
+            address=address,
+            turn=turn,
+            status=got.reply.status,
+            body=got.reply.body,
+            endpoint=got.endpoint,
+            attempts=got.attempts,
+            latency_ms=got.latency_ms,
+            answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            previous=self.journal.reference(before) if turn else None,
+        )
+        position = self.journal.append(entry, findable=findable)
+        if isinstance(got.said, Answer):
+            cost = self.budget.pay(got.said.usage, sent_bytes + len(got.reply.body))
+            for each in (self, self.tally):
+                so_far = each.cost_usd
+                each.cost_usd = None if cost is None or so_far is None else so_far + cost
+        return position
 
     def rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
         """Reads every reply back from the journal and parses it again. The usage is what was paid
