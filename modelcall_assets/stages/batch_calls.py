@@ -32,13 +32,12 @@ from modelcall_assets.journal.lines import BatchNote
 from modelcall_assets.llm.classify import Exchange, Refused, Reply, Said, TryAgain, classify
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay
-from modelcall_assets.stages.spool import ROWS_AT_ONCE, Spool, Told
+from modelcall_assets.stages.replay import NO_REPLY, ROWS_AT_ONCE, Asks, Pending, Replay, Spool
 from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread
 
 if TYPE_CHECKING:
-    from modelcall_assets.llm.batch import BatchClient
+    from modelcall_assets.llm.batch import BatchClient, Ended
 
 MOST_BYTES = 190_000_000
 """In a batch's file; OpenAI takes 200 MB."""
@@ -227,41 +226,40 @@ class BatchCaller(Replay):
 
     async def _collect(
         self, note: BatchNote, batch_id: str, since: Position, asked: set[str] | None = None
-    ) -> Told:
+    ) -> Ended:
         """Wait for the end and journal the answers; `since` is where the batch was noted first, and
         `asked` has the ids of its requests where this run has written them."""
         self._running[batch_id] = None
-        told = Told(batch_id, await self._client.until_ended(batch_id))
-        if told.ended is not None:
-            told.asked = asked or await self._client.custom_ids(told.ended.input)
-        files = told.ended.files if told.ended else ()
-        for file_id in files:
+        ended = await self._client.until_ended(batch_id)
+        if not ended.is_gone:
+            ended.asked = asked or await self._client.custom_ids(ended.input)
+        for file_id in ended.files:
             with TemporaryFile() as file:
                 await self._client.download(file_id, file)
-                await self._read(file, told, since)
+                await self._read(file, ended, since)
         await in_thread(self.journal.sync)
-        self.journal.note(replace(note, ended=told.ended.status if told.ended else "gone"))
+        self.journal.note(replace(note, ended=ended.status))
         del self._running[batch_id]
         self._outstanding -= note.requests
         self._ended += 1
-        if told.ended is not None:
-            await self._client.delete((*files, told.ended.input))
-        if told.strangers:
-            shown = islice(told.strangers, SHOWN_STRANGERS)
+        if not ended.is_gone:
+            await self._client.delete((*ended.files, ended.input))
+        if ended.strangers:
+            shown = islice(ended.strangers, SHOWN_STRANGERS)
             first = (short(self._client.without_secrets(each)) for each in shown)
             self.warnings.append(
-                f"batch {batch_id} gave {told.strangers.total():,} lines with ids that it was not "
+                f"batch {batch_id} gave {ended.strangers.total():,} lines with ids that it was not "
                 "asked for, or that had their answer already; they count for nothing: "
                 f"{', '.join(first)}"
             )
-        return told
+        return ended
 
-    async def _read(self, file: IO[bytes], told: Told, since: Position) -> None:
+    async def _read(self, file: IO[bytes], ended: Ended, since: Position) -> None:
         for number, (custom_id, reply) in enumerate(self._client.results(file)):
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            told.lines += 1
-            if told.is_strange(custom_id):
+            ended.lines += 1
+            if ended.is_strange(custom_id):
                 continue
             if reply.fault is None:
                 self.requests += 1
@@ -270,11 +268,11 @@ class BatchCaller(Replay):
                 case Refused(record=Failure() as failure):  # the endpoint took the batch itself
                     self._journal(custom_id, reply, failure, since)
                 case Refused(detail):
-                    told.refusal = detail
+                    ended.refuse(detail)
                 case TryAgain(failure):
-                    told.fail(custom_id, failure)
+                    ended.fail(custom_id, failure)
                 case said:
-                    told.answered.add(custom_id)
+                    ended.answered.add(custom_id)
                     self._journal(custom_id, reply, said, since)
 
     def _journal(self, custom_id: str, reply: Reply, said: Said, since: Position) -> None:
@@ -297,20 +295,17 @@ class BatchCaller(Replay):
         self.take(got, address, turn, previous, findable=True)
         self._has_answers = self._has_answers or not isinstance(said, Failure)
 
-    async def _consider(self, told: Told, others_ended: int) -> None:
+    async def _consider(self, ended: Ended, others_ended: int) -> None:
         """Stop when no batch can do better; when this one did nothing, pause, and if others left no
         room for it, until one of them has ended. `others_ended` in its time."""
-        ended = told.ended
-        if told.refusal is not None or (ended is not None and ended.refused):
+        if ended.refused:
             raise EndpointRefused(
-                f"{self._client.name} refuses batch {told.batch_id}: "
-                f"{told.refusal or (ended and ended.error)}. "
+                f"{self._client.name} refuses batch {ended.id}: {ended.error}. "
                 "Check api_key, model and base_url in the model file, and the account's quota"
             )
-        if told.has_nothing:
-            had_no_room = ended is not None and ended.queue_full
-            told.counts = not (had_no_room and (self._outstanding or others_ended))
-            enough = self._ended + (not told.counts and not others_ended)
+        if ended.has_nothing:
+            ended.counts = not (ended.queue_full and (self._outstanding or others_ended))
+            enough = self._ended + (not ended.counts and not others_ended)
             await self.engine.wait(self._client.poll_s)
             while self._ended < enough:
                 await self.engine.wait(self._client.poll_s)

@@ -1,7 +1,7 @@
 """Which answers stand for a record: its journal's, those of others; and what became of each.
 
 Memory per record is one journal position (8 bytes) and its key's fingerprint; only records in hand
-are objects.
+are objects, and those that wait for a batch are on disk.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from array import array
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Iterator,
     Sequence,
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+import orjson
+
 from modelcall_assets.errors import StoreError
-from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
+from modelcall_assets.journal.index import Address, Addresses
 from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import Exchange, Said
@@ -29,7 +31,7 @@ from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
-from modelcall_assets.stages.adopt import kept_of
+from modelcall_assets.stages.adopt import Reuse, kept_of
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.score_table import (
     ADOPTED,
@@ -43,79 +45,8 @@ from modelcall_assets.storage.files import in_thread
 from modelcall_assets.transforms.user_code import SharedTypes
 
 if TYPE_CHECKING:
+    from modelcall_assets.llm.batch import Ended
     from modelcall_assets.stages.asking import AskingStage
-
-
-@dataclass
-class Reuse:
-    """A task's policy, for one file whose journal is in `folder`. Only successes stand for another
-    request.
-
-    `published`: whether answers that were published may be used when the file is materialised
-    again; an interrupted run is always gone on with. `shared`: answers of whoever shares with this
-    file, all of this run if `is_of_run`. `asking`: what they ask at this time; with it identical
-    requests are asked once (memory: an entry per distinct request).
-    """
-
-    published: bool = True
-    shared: SharedReplies | None = None
-    is_of_run: bool = False
-    asking: Asking | None = None
-    folder: str = ""
-    _kept: dict[str, Position] = field(default_factory=dict[str, Position])
-    _answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
-    _taken: set[str] = field(default_factory=set[str])
-
-    async def find(
-        self, journal: Journal, key: str, is_anew: bool = False
-    ) -> Sequence[Sequence[Entry]]:
-        """Answers to the same request that are not this record's own, to be judged anew; for one
-        that `is_anew` those of this run."""
-        if key in self._kept:
-            return [journal.chain(self._kept[key])]
-        if self.shared is None or (is_anew and not self.is_of_run):
-            return []
-        return await in_thread(self.shared.find, key)
-
-    def keep(self, address: Address, position: Position) -> None:
-        """This request has its answer, a success; where it is shared."""
-        self._answered.append((address.key, address.occurrence))
-        if self.asking is not None:
-            self._kept[address.key] = position
-
-    def take(self, key: str) -> Awaitable[object] | None:
-        """None when this file is to ask; else what to wait for before trying again."""
-        if self.asking is None:
-            return None
-        if (other := self.asking.take(key)) is None:
-            self._taken.add(key)
-        return other
-
-    def leave(self, key: str) -> None:
-        """Nobody asks this now. What was answered is told first: see `tell`."""
-        if key not in self._kept:
-            self._let_go(key)
-
-    async def tell(self) -> None:
-        """Let others find what was answered. StoreError when the table does not take it."""
-        if self.shared is None or not self._answered:
-            return
-        answered, self._answered = self._answered, []
-        await in_thread(self.shared.add, self.folder, answered)
-        for key, _ in answered:
-            self._let_go(key)
-
-    def close(self) -> None:
-        """What is in hand was not answered."""
-        for key in tuple(self._taken):
-            self._let_go(key)
-        if self.shared is not None:
-            self.shared.close()
-
-    def _let_go(self, key: str) -> None:
-        if self.asking is not None and key in self._taken:
-            self._taken.discard(key)
-            self.asking.release(key)
 
 
 NO_REPLY: Position = -1
@@ -137,6 +68,51 @@ class Pending:
     turns: Sequence[Said] = ()
     position: Position = NO_REPLY
     """Of the last turn's reply."""
+
+
+ROWS_AT_ONCE = 100
+"""Read before others can run."""
+
+
+class Spool:
+    """Pending requests on disk, for as long as the process lives, and how far each has come."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115  closed by `close`
+        self.size = 0
+        self.settled = bytearray()
+        self.asked = array("H")
+        """The turn that was in the last batch, counted from 1; 0 for none."""
+        self.tries = array("H")
+        """How often that turn was not answered."""
+        self.told: Ended | None = None
+        """Of the last batch."""
+
+    def __len__(self) -> int:
+        return len(self.settled)
+
+    def add(self, item: Pending) -> None:
+        head = orjson.dumps({"i": item.index, "a": tuple(item.address)})
+        line = b"".join((head[:-1], b',"body":', item.request.payload, b"}\n"))
+        self.size += self._file.write(line)
+        self.settled.append(False)
+        self.asked.append(0)
+        self.tries.append(0)
+
+    async def unsettled(self) -> AsyncIterator[tuple[int, Pending]]:
+        """Number and request, whose revision is in its key already; others can run meanwhile."""
+        self._file.seek(0)
+        for number, line in enumerate(self._file):
+            if number % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if not self.settled[number]:
+                found = orjson.loads(line)
+                messages = tuple(found["body"].pop("messages"))
+                request = ChatRequest(found["body"], messages)
+                yield number, Pending(found["i"], Address(*found["a"]), request)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass
