@@ -4,6 +4,7 @@ to a publication."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -25,7 +26,7 @@ from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.channel import Channel, Lease, Limits
 from modelcall_assets.llm.classify import PATIENCE, Patience
-from modelcall_assets.llm.dialogue import Rules
+from modelcall_assets.llm.dialogue import NOT_IN_KEY, PARSER_VERSION, Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.transport import DirectTransport, HttpTransport
 from modelcall_assets.records.data_files import decode_key
@@ -78,9 +79,24 @@ class AskingStage(Stage):
     def rules(self) -> Rules:
         """When an answer is one."""
 
+    @property
     @abstractmethod
+    def shaped_by(self) -> dict[str, Any]:
+        """What of the task's files shapes the rows beside the model's name and parameters."""
+
     def version(self) -> str:
         """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
+        shape = {
+            "parser": PARSER_VERSION,
+            "params": {name: v for name, v in self.params.items() if name not in NOT_IN_KEY},
+            "revision": self.model.revision,
+            **self.shaped_by,
+        }
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"api_model": str(self.params["model"])}
 
     @abstractmethod
     def ask(self, row: Row | BadLine) -> Asked:
@@ -265,34 +281,27 @@ class AskingStage(Stage):
     async def _reuse(self, key: str, run: Run) -> Reuse:
         """The project has a table of answers, or else the run, whose files run side by side.
         Several samples of one request are to differ: they are never waited for."""
-        policy, table = self.spec.task.reuse, None
-        is_of_run = policy.identical_once and (policy.scope != "project" or run.fresh)
-        if is_of_run:
-            table = self._table_of_run(run.id)
-        elif policy.scope == "project" and not run.fresh:
-            table = self.layout.shared_answers_path
-        if table is None:
+        policy = self.spec.task.reuse
+        is_of_project = policy.scope == "project" and not run.fresh
+        if not is_of_project and not policy.identical_once:
             return Reuse(policy.scope != "off")
-        if table not in self._asked_now:
-            self._asked_now[table] = Asking(table.with_suffix(".asking"))
+        owner = "" if is_of_project else run.id
+        if owner not in self._tables:
+            table = self.layout.shared_answers_path
+            if owner:
+                table = Path(mkdtemp(prefix="modelcall-")) / table.name
+                finalize(self, rmtree, table.parent, ignore_errors=True)
+            self._tables[owner] = table, Asking(table.with_suffix(".asking"))
+        table, asking = self._tables[owner]
         shared = await in_thread(SharedReplies, table, self.layout.read_journal)
-        asking = self._asked_now[table] if self.samples == 1 else None
+        wait_for = asking if self.samples == 1 else None
         folder = str(self.journal_folder(key))
-        return Reuse(policy.scope != "off", shared, is_of_run, asking, folder)
+        return Reuse(policy.scope != "off", shared, not is_of_project, wait_for, folder)
 
     @cached_property
-    def _asked_now(self) -> dict[Path, Asking]:
+    def _tables(self) -> dict[str, tuple[Path, Asking]]:
+        """By run, and the project's: where answers are, and who asks now."""
         return {}
-
-    @cached_property
-    def _tables_of_runs(self) -> dict[str, Path]:
-        return {}
-
-    def _table_of_run(self, run_id: str) -> Path:
-        if run_id not in self._tables_of_runs:
-            folder = self._tables_of_runs[run_id] = Path(mkdtemp(prefix="modelcall-"))
-            finalize(self, rmtree, folder, ignore_errors=True)
-        return self._tables_of_runs[run_id] / "answers.sqlite"
 
 
 def _told(damaged: Mapping[str, int]) -> str:

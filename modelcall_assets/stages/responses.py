@@ -1,7 +1,6 @@
 """`responses`: a model's answers to the conversations of a file, failures in their place."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,8 +11,6 @@ import orjson
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.llm.dialogue import (
-    NOT_IN_KEY,
-    PARSER_VERSION,
     AnswerParser,
     ChatRequest,
     Message,
@@ -93,24 +90,17 @@ class Responses(AskingStage):
         return Rules(AnswerParser([], frozenset(), None, may_call=True), 0)
 
     @property
-    def provenance(self) -> dict[str, str]:
-        return {"api_model": str(self.params["model"])}
-
-    @property
     def adopts(self) -> bool:
         """As the files of the old system say."""
         return bool(self.step.resume_mode or self.step.retry_mode)
 
-    def version(self) -> str:
-        shape = {
-            "parser": PARSER_VERSION,
-            "params": {name: v for name, v in self.params.items() if name not in NOT_IN_KEY},
-            "revision": self.model.revision,
+    @property
+    def shaped_by(self) -> dict[str, Any]:
+        return {
             "prompt_mode": self.step.prompt_mode,
             "samples": self.samples,
             "merge_reasoning": self.step.merge_reasoning,
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_shape(self) -> dict[str, Any]:
         limit = {} if self.task.row_limit is None else {"limit": self.task.row_limit}

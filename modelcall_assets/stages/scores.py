@@ -1,23 +1,18 @@
 """`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
 failures in their place."""
 
-import hashlib
-import json
 from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import orjson
 
-from modelcall_assets.config.distillation import JudgeStep
 from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
-from modelcall_assets.config.task import Data, ScoringTask
+from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import (
-    NOT_IN_KEY,
-    PARSER_VERSION,
     AnswerParser,
     ChatRequest,
     Rules,
@@ -82,11 +77,6 @@ class Scores(AskingStage):
         prompt = {"version": self.prompt.version, **self.prompt.prompt_template.model_dump()}
         return {"prompt": prompt, **super().definition}
 
-    @property
-    def rated(self) -> Data | JudgeStep:
-        """The column that is rated, and its placeholder in the prompt."""
-        return self.spec.task.rated
-
     @cached_property
     def schema(self) -> dict[str, Any] | None:
         """Of an answer; None where any text is one."""
@@ -122,15 +112,17 @@ class Scores(AskingStage):
 
     @property
     def provenance(self) -> dict[str, str]:
-        return {"api_model": str(self.params["model"]), "api_prompt": self.prompt.version}
+        return super().provenance | {"api_prompt": self.prompt.version}
 
     @cached_property
     def input_key(self) -> str:
-        return self.rated.input_key
+        """The column that is rated."""
+        return self.spec.task.rated.input_key
 
     @cached_property
     def prompt_key(self) -> str:
-        return self.rated.prompt_format_key or self.input_key
+        """Its placeholder in the prompt."""
+        return self.spec.task.rated.prompt_format_key or self.input_key
 
     @cached_property
     def system(self) -> str | None:
@@ -143,14 +135,11 @@ class Scores(AskingStage):
         own.update(filter(None, [self.before.error_column]))
         return self.template.columns - {self.prompt_key} | own
 
-    def version(self) -> str:
-        params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
-        shape = {
-            "parser": PARSER_VERSION,
+    @property
+    def shaped_by(self) -> dict[str, Any]:
+        return {
             "prompt": self.template.parts,
             "system": self.system,
-            "params": params,
-            "revision": self.model.revision,
             "columns": [self.input_key, self.prompt_key],
             "repairs": self.rules.max_repair_turns,
             "schema": self.schema,
@@ -158,7 +147,6 @@ class Scores(AskingStage):
             "defaults": dict(self.rules.parser.defaults),
             "prompt_version": self.prompt.version,
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_shape(self) -> dict[str, Any]:
         return {"score": self.version()}
