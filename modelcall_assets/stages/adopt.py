@@ -24,7 +24,6 @@ from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import replayed
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
-from modelcall_assets.stages.score_table import ADOPTED
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import in_thread
 from modelcall_assets.storage.places import Place
@@ -34,7 +33,12 @@ from modelcall_assets.transforms.values import encode
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage
 
+ADOPTED = "adopted"
+"""The endpoint of an answer that was taken over."""
 _MADE_UP = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-.{12}")
+_UNKNOWN = dict.fromkeys(
+    ("api_finish_reason", "api_model", "api_prompt", "api_answered_at", "api_latency_ms")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,10 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
     return adoption
 
 
-def kept_of(body: bytes) -> Row:
-    """What is published of an adopted reply as it was."""
-    return orjson.loads(body)[ADOPTED]
+def adopted_row(row: Row, body: bytes) -> Row:
+    """Of a reply that was taken over: what was published of it, and no more than is known."""
+    kept = orjson.loads(body)[ADOPTED]
+    return {**row, **_UNKNOWN, **kept, ADOPTED: kept}
 
 
 def _reply(stage: AskingStage, row: Row) -> bytes | None:

@@ -31,15 +31,9 @@ from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
-from modelcall_assets.stages.adopt import Reuse, kept_of
+from modelcall_assets.stages.adopt import ADOPTED, Reuse, adopted_row
 from modelcall_assets.stages.report import Tally
-from modelcall_assets.stages.score_table import (
-    ADOPTED,
-    UNKNOWN_OF_ADOPTED,
-    ApiRow,
-    answered_row,
-    outcome_row,
-)
+from modelcall_assets.stages.score_table import ApiRow, answered_row, outcome_row
 from modelcall_assets.stages.standing import Standing, Unanswered
 from modelcall_assets.storage.files import in_thread
 from modelcall_assets.transforms.user_code import SharedTypes
@@ -290,8 +284,7 @@ class Replay:
         assert finished is not None, "the call phase settled every record"
         row = answered_row(finished, entries, self._prices)
         if row["api_endpoint"] == ADOPTED:
-            kept = kept_of(entries[-1].body)
-            return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()
+            return adopted_row(row, entries[-1].body), Usage()
         return row | self._provenance, finished.usage if row["api_attempts"] else Usage()
 
     @asynccontextmanager

@@ -1,22 +1,26 @@
 """What became of the rows of a partition, while it is made and afterwards: its manifest, its
 metadata and its check are functions of one object."""
 
+from __future__ import annotations
+
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
-from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
+
+if TYPE_CHECKING:
+    from modelcall_assets.stages.score_table import Distribution
 
 
 @dataclass
@@ -190,7 +194,7 @@ class Report:
     tables: dict[str, Sequence[Mapping[str, Any]]] = field(
         default_factory=dict[str, Sequence[Mapping[str, Any]]]
     )
-    histograms: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
+    histograms: dict[str, Distribution] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the manifest says to the next stage, and to the next run."""
 
@@ -286,7 +290,10 @@ class Report:
                     reason: (row.row, row.where, row.detail)
                     for reason, row in self.examples.items()
                 },
-                "histograms": {name: each.plain for name, each in self.histograms.items()},
+                "histograms": {
+                    name: {"sum": each.sum, "values": [*each.counts.items()]}
+                    for name, each in self.histograms.items()
+                },
                 **self.detail,
             },
         )

@@ -17,12 +17,12 @@ from modelcall_assets.llm.dialogue import (
     Rules,
 )
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
-from modelcall_assets.stages.adopt import OldAnswer
+from modelcall_assets.stages.adopt import ADOPTED, OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.score_table import ADOPTED, API_FIELDS, AnswerTotals, Rate
+from modelcall_assets.stages.score_table import API_FIELDS, AnswerTotals, Rate
 from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines

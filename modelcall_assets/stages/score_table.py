@@ -1,10 +1,10 @@
-"""The file of scores, what is told of each row that is answered or rated, and the totals."""
+"""The columns of scores, what is told of each row that is answered or rated, and the totals."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heapreplace
@@ -16,61 +16,40 @@ import pyarrow as pa
 from modelcall_assets.config.model import TokenPrices
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
-from modelcall_assets.llm.dialogue import ChatRequest, Finished
+from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
-from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.report import Report, Seen
-from modelcall_assets.stages.source import Source
-from modelcall_assets.storage.columns import as_stored
-from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import record_id
-from modelcall_assets.transforms.values import value_at
+from modelcall_assets.storage.parquet import JSON_TEXT
 
-VOLATILE_COLUMNS = (
-    "api_attempts",
-    "api_endpoint",
-    "api_latency_ms",
-    "api_request_id",
-    "api_answered_at",
-)
-"""What may differ between two undisturbed runs that got the same answers."""
-
-_TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
-_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
-    ("api_record_id", _TEXT, "the row's own id, else a hash of its content"),
-    ("api_status", _TEXT, "success or error"),
-    ("api_fail_reason", _TEXT, "why the row holds no result"),
-    ("api_fail_detail", _TEXT, "what exactly was wrong"),
-    ("api_return", _TEXT, "the answer's text"),
-    ("api_reasoning", _TEXT, "what a reasoning model thought"),
-    ("api_finish_reason", _TEXT, "why the model stopped"),
-    (
-        "api_request_key",
-        _TEXT,
-        "hash of what was asked: rows with the same one were asked the same",
-    ),
-    ("api_model", _TEXT, "the model's name"),
-    ("api_prompt", _TEXT, "the prompt file's name and version"),
+TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
+_STEADY: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("api_record_id", TEXT, "the row's own id, else a hash of its content"),
+    ("api_status", TEXT, "success or error"),
+    ("api_fail_reason", TEXT, "why the row holds no result"),
+    ("api_fail_detail", TEXT, "what exactly was wrong"),
+    ("api_return", TEXT, "the answer's text"),
+    ("api_reasoning", TEXT, "what a reasoning model thought"),
+    ("api_finish_reason", TEXT, "why the model stopped"),
+    ("api_request_key", TEXT, "hash of what was asked: rows with the same one were asked the same"),
+    ("api_model", TEXT, "the model's name"),
+    ("api_prompt", TEXT, "the prompt file's name and version"),
     ("api_turns", pa.int32(), "replies it took, with those that mended an answer"),
-    ("api_prompt_tokens", _WHOLE, "as the endpoint counted"),
-    ("api_completion_tokens", _WHOLE, "as the endpoint counted"),
-    ("api_cost_usd", _REAL, "by the model file's prices; null where it is unknown"),
+    ("api_prompt_tokens", WHOLE, "as the endpoint counted"),
+    ("api_completion_tokens", WHOLE, "as the endpoint counted"),
+    ("api_cost_usd", REAL, "by the model file's prices; null where it is unknown"),
+)
+_VOLATILE = (
     ("api_attempts", pa.int32(), "requests it took; 0 where the answer was there"),
-    ("api_endpoint", _TEXT, "who answered"),
-    ("api_latency_ms", _WHOLE, "milliseconds until the answer, in all"),
-    ("api_request_id", _TEXT, "the endpoint's own"),
-    ("api_answered_at", _TEXT, "UTC"),
+    ("api_endpoint", TEXT, "who answered"),
+    ("api_latency_ms", WHOLE, "milliseconds until the answer, in all"),
+    ("api_request_id", TEXT, "the endpoint's own"),
+    ("api_answered_at", TEXT, "UTC"),
 )
-API_FIELDS = tuple((name, kind) for name, kind, _ in _COLUMNS)
-API_ABOUT = {name: about for name, _, about in _COLUMNS}
+API_FIELDS = tuple((name, kind) for name, kind, _ in _STEADY + _VOLATILE)
+API_ABOUT = {name: about for name, _, about in _STEADY + _VOLATILE}
+VOLATILE_COLUMNS = tuple(name for name, *_ in _VOLATILE)
+"""What may differ between two undisturbed runs that got the same answers."""
 ApiRow = dict[str, Any]
-
-ADOPTED = "adopted"
-"""The endpoint of an answer that was taken over: see `stages/adopt.py`."""
-UNKNOWN_OF_ADOPTED = dict.fromkeys(
-    ("api_finish_reason", "api_model", "api_prompt", "api_answered_at", "api_latency_ms")
-)
 
 
 def answered_row(finished: Finished, entries: Sequence[Entry], prices: TokenPrices) -> ApiRow:
@@ -110,6 +89,78 @@ def outcome_row(outcome: Outcome) -> ApiRow:
     return {"api_status": "success", **outcome.values}
 
 
+MOST_VALUES = 500
+"""Different ones in a distribution, before they are rounded to two digits."""
+
+
+class Distribution:
+    """Of numbers: how many rows have each, rounded to three digits and, from 500 different ones on,
+    to two; and their sum, which is exact. Those of several files are added."""
+
+    def __init__(self, counts: Mapping[Any, int] | None = None, total: float | None = None):
+        self.counts = Counter[float](counts or {})
+        exact = sum(value * rows for value, rows in self.counts.items())
+        self.sum = exact if total is None else total
+        self._digits = 3
+
+    def add(self, value: float) -> None:
+        self.sum += value
+        self.counts[_rounded(value, self._digits)] += 1
+        if len(self.counts) > MOST_VALUES:
+            self._coarsen()
+
+    def join(self, other: Distribution) -> None:
+        self.sum += other.sum
+        self.counts.update(other.counts)
+        if len(self.counts) > MOST_VALUES:
+            self._coarsen()
+
+    @property
+    def rows(self) -> int:
+        return self.counts.total()
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.rows
+
+    def quantile(self, share: float) -> float:
+        """The value that so large a share of the rows does not exceed; half of the way to the next
+        one where the share ends between them."""
+        left, ordered = share * self.rows, sorted(self.counts)
+        for at, value in enumerate(ordered[:-1]):
+            left -= self.counts[value]
+            if left <= 0:
+                return value if left else (value + ordered[at + 1]) / 2
+        return ordered[-1]
+
+    def numbers(self, name: str) -> dict[str, float]:
+        """What is shown of a field of that name."""
+        return {f"{name}_mean": self.mean, f"{name}_median": self.quantile(0.5)}
+
+    def bins(self, most: int = 20) -> list[tuple[str, int]]:
+        """Of values or of ranges of one width, in ascending order."""
+        ordered = sorted(self.counts.items())
+        if len(ordered) <= most:
+            return [(f"{value:g}", rows) for value, rows in ordered]
+        low, width = ordered[0][0], (ordered[-1][0] - ordered[0][0]) / most
+        found = [0] * most
+        for value, rows in ordered:
+            found[min(most - 1, int((value - low) / width))] += rows
+        ends = [low + width * at for at in range(most + 1)]
+        return [(f"{ends[at]:.3g} – {ends[at + 1]:.3g}", rows) for at, rows in enumerate(found)]
+
+    def _coarsen(self) -> None:
+        self._digits, values = 2, self.counts
+        self.counts = Counter[float]()
+        for value, rows in values.items():
+            self.counts[_rounded(value, 2)] += rows
+
+
+def _rounded(value: float, digits: int) -> float:
+    is_short = isinstance(value, int) and abs(value) < 10**digits
+    return value if is_short else float(f"{value:.{digits}g}")
+
+
 @dataclass
 class AnswerTotals:
     """Counts a report's rows as they are written."""
@@ -146,14 +197,15 @@ class AnswerTotals:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if math.isfinite(value):
-                report.histograms.setdefault(key, Distribution()).add(value)
+                if key not in report.histograms:
+                    report.histograms[key] = Distribution()
+                report.histograms[key].add(value)
 
-    def finish(self, rows_in: int) -> Report:
+    def finish(self, rows_in: int) -> None:
         """`rows_in` are those that there should be."""
         self.report.rows_in = rows_in
         for key, values in self.report.histograms.items():
             self.report.numbers |= values.numbers(key)
-        return self.report
 
     def numbers(self) -> dict[str, Any]:
         """Of a stage that asks a model; what is not known is not there."""
@@ -183,30 +235,29 @@ class Picks:
     and two that failed."""
 
     keys: Sequence[str]
-    best: list[Pick] = field(default_factory=list[Pick])
-    worst: list[Pick] = field(default_factory=list[Pick])
-    failed: list[Pick] = field(default_factory=list[Pick])
     _rows: int = 0
+
+    def __post_init__(self) -> None:
+        self._picked: dict[str, list[Pick]] = {"best": [], "worst": [], "failed": []}
 
     def look(self, row: ApiRow, item: Row | BadLine) -> None:
         self._rows += 1
-        if row["api_status"] != "success":
-            if len(self.failed) < PICKED:
-                self.failed.append((0, -self._rows, row, item))
-            return
-        numbers = (value for key in self.keys if isinstance(value := row.get(key), int | float))
-        value = next(numbers, 0)
-        for picked, sign in ((self.best, 1), (self.worst, -1)):
-            pick = sign * value, -self._rows, row, item
+        places = {"failed": 0.0}
+        if row["api_status"] == "success":
+            numbers = (value for key in self.keys if isinstance(value := row.get(key), int | float))
+            value = next(numbers, 0)
+            places = {"best": value, "worst": -value}
+        for label, value in places.items():
+            picked, pick = self._picked[label], (value, -self._rows, row, item)
             if len(picked) < PICKED:
                 heappush(picked, pick)
-            elif pick[0] > picked[0][0]:
+            elif value > picked[0][0]:
                 heapreplace(picked, pick)
 
     def found(self) -> Iterator[tuple[str, ApiRow, Row | BadLine]]:
         """Each row once, with what it is."""
         seen = set[int]()
-        for label, picked in (("best", self.best), ("worst", self.worst), ("failed", self.failed)):
+        for label, picked in self._picked.items():
             for _, number, row, item in sorted(picked, key=lambda pick: pick[:2], reverse=True):
                 if number not in seen:
                     seen.add(number)
@@ -215,11 +266,11 @@ class Picks:
 
 Rate = Callable[[int, "Row | BadLine"], tuple[ApiRow, Usage]]
 """Status, values and provenance of the row at an index, and what was used for it."""
-_ARROW_TYPES = {"integer": _WHOLE, "number": _REAL, "boolean": pa.bool_(), "string": _TEXT}
+_ARROW_TYPES = {"integer": WHOLE, "number": REAL, "boolean": pa.bool_(), "string": TEXT}
 
 
 class ScoreTable:
-    """Builds the output batches of one task. `fields` declares a JSON-schema type per key.
+    """The output of one task. `fields` declares a JSON-schema type per key.
 
     An input column that has the name of a parsed key or of an `api_` column is `moved`; the
     `error_column` of the stage before is left out.
@@ -231,89 +282,31 @@ class ScoreTable:
         fields: Mapping[str, Mapping[str, Any]],
         error_column: str | None,
     ) -> None:
-        self._kept = [
-            index for index, field in enumerate(input_schema) if field.name != error_column
-        ]
-        self._keys = [_key_field(key, declared) for key, declared in fields.items()]
-        api = [pa.field(name, kind) for name, kind in API_FIELDS]
-        self._answers = pa.schema([*self._keys, *api])
-        kept = [input_schema.field(index) for index in self._kept]
+        self._kept = [at for at, name in enumerate(input_schema.names) if name != error_column]
+        keys = (_key_field(key, declared) for key, declared in fields.items())
+        self._answers = pa.schema([*keys, *API_FIELDS])
+        kept = [input_schema.field(at) for at in self._kept]
         self.moved = moved_names((field.name for field in kept), self._answers.names)
-        renamed = [field.with_name(self.moved.get(field.name, field.name)) for field in kept]
+        renamed = (field.with_name(self.moved.get(field.name, field.name)) for field in kept)
         self.schema = pa.schema([*renamed, *self._answers])
 
     def batch(self, source: pa.RecordBatch, rows: Sequence[ApiRow]) -> pa.RecordBatch:
         """`rows[i]` belongs to row i of `source`."""
-        columns = [source.column(index) for index in self._kept]
+        columns = [source.column(at) for at in self._kept]
         for column in self._answers:
             values = [row.get(column.name) for row in rows]
             if column.metadata:
-                values = [_as_json(value) for value in values]
+                values = [v if v is None else orjson.dumps(v).decode() for v in values]
             columns.append(pa.array(values, column.type))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-def arrow_type(declared: Mapping[str, Any]) -> pa.DataType:
+def _key_field(key: str, declared: Mapping[str, Any]) -> pa.Field:
     """Scalars and lists of scalars have a type of their own; all else is JSON text."""
-    kind = declared.get("type")
+    kind, own = declared.get("type"), None
     if kind == "array":
         item = _ARROW_TYPES.get(declared.get("items", {}).get("type"))
-        return pa.list_(item) if item is not None else _TEXT
-    return _ARROW_TYPES.get(kind, _TEXT) if isinstance(kind, str) else _TEXT
-
-
-def _key_field(key: str, declared: Mapping[str, Any]) -> pa.Field:
-    kind = arrow_type(declared)
-    is_json = kind == _TEXT and declared.get("type") != "string"
-    return pa.field(key, kind, metadata={"modelcall.json": "1"} if is_json else None)
-
-
-def write_scores(
-    source: Source,
-    fields: Mapping[str, Mapping[str, Any]],
-    input_key: str,
-    rate: Rate,
-    out: NewFile,
-    sent: Callable[[Row | BadLine], object] | None = None,
-) -> AnswerTotals:
-    """`input_key` is the column that people want to see in a sample, `sent` gives what was asked
-    about a row. InputChanged when the source is no longer what its upstream asset recorded."""
-    maker, name = source.maker, source.name
-    is_result = maker is not None and maker.answers
-    table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
-    totals, digest, picks = AnswerTotals(), hashlib.sha256(), Picks([*fields])
-    report = totals.report
-
-    def rated(index: int, item: Row | BadLine) -> ApiRow:
-        row, usage = rate(index, item)
-        row["api_record_id"] = record_id(item, index, name, is_result=is_result)
-        is_row = isinstance(item, dict)
-        sample = item.get("sample") if is_row and is_result else None
-        totals.count(row, usage, sample, fields)
-        picks.look(row, item)
-        content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
-        values = [row.get(key) for key in fields] or [row.get("api_return")]
-        digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
-        return row
-
-    metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
-    with ParquetSink(out, "scores", table.schema, metadata) as sink:
-        for batch in source.of_one_file():
-            rows = [rated(batch.start + at, item) for at, item in enumerate(batch.items)]
-            sink.write(table.batch(batch.to_arrow(source.schema), rows))
-    totals.finish(source.rows_read)
-    for number, (label, row, item) in enumerate(picks.found()):
-        scored = value_at(item, input_key) if isinstance(item, dict) else item.raw
-        answer = {name: row.get(name) for name in (*fields, "api_fail_reason", "api_fail_detail")}
-        known = {name: value for name, value in answer.items() if value is not None}
-        record = {"sample": label, "id": row["api_record_id"], input_key: scored, **known}
-        if sent is not None and not number and isinstance(asked := sent(item), ChatRequest):
-            record["sent"] = [*asked.messages]
-        report.show({**record, "reply": row.get("api_return")})
-    report.moved, report.schema = table.moved, as_stored(table.schema)
-    report.data_version = digest.hexdigest()[:32]
-    return totals
-
-
-def _as_json(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+        own = None if item is None else pa.list_(item)
+    elif isinstance(kind, str):
+        own = _ARROW_TYPES.get(kind)
+    return pa.field(key, TEXT, metadata=JSON_TEXT) if own is None else pa.field(key, own)

@@ -1,7 +1,8 @@
 """`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
 failures in their place."""
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -31,11 +32,21 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report, Tally
-from modelcall_assets.stages.score_table import ApiRow, Rate, outcome_row, write_scores
+from modelcall_assets.stages.score_table import (
+    VOLATILE_COLUMNS,
+    AnswerTotals,
+    ApiRow,
+    Picks,
+    Rate,
+    ScoreTable,
+    outcome_row,
+)
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
+from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
+from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS, record_id
 from modelcall_assets.transforms.user_code import (
     Fields,
     Scorer,
@@ -258,6 +269,53 @@ class ScorerScores(Stage):
             )
             draft.publish(report, source.fingerprint())
         return report
+
+
+def write_scores(
+    source: Source,
+    fields: Mapping[str, Mapping[str, Any]],
+    input_key: str,
+    rate: Rate,
+    out: NewFile,
+    sent: Callable[[Row | BadLine], object] | None = None,
+) -> AnswerTotals:
+    """`input_key` is the column that people want to see in a sample, `sent` gives what was asked
+    about a row. InputChanged when the source is no longer what its upstream asset recorded."""
+    maker, name = source.maker, source.name
+    is_result = maker is not None and maker.answers
+    table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
+    totals, digest, picks = AnswerTotals(), hashlib.sha256(), Picks([*fields])
+    report = totals.report
+
+    def rated(index: int, item: Row | BadLine) -> ApiRow:
+        row, usage = rate(index, item)
+        row["api_record_id"] = record_id(item, index, name, is_result=is_result)
+        is_row = isinstance(item, dict)
+        sample = item.get("sample") if is_row and is_result else None
+        totals.count(row, usage, sample, fields)
+        picks.look(row, item)
+        content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
+        values = [row.get(key) for key in fields] or [row.get("api_return")]
+        digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
+        return row
+
+    metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
+    with ParquetSink(out, "scores", table.schema, metadata) as sink:
+        for batch in source.of_one_file():
+            rows = [rated(batch.start + at, item) for at, item in enumerate(batch.items)]
+            sink.write(table.batch(batch.to_arrow(source.schema), rows))
+    totals.finish(source.rows_read)
+    for number, (label, row, item) in enumerate(picks.found()):
+        scored = value_at(item, input_key) if isinstance(item, dict) else item.raw
+        answer = {name: row.get(name) for name in (*fields, "api_fail_reason", "api_fail_detail")}
+        known = {name: value for name, value in answer.items() if value is not None}
+        record = {"sample": label, "id": row["api_record_id"], input_key: scored, **known}
+        if sent is not None and not number and isinstance(asked := sent(item), ChatRequest):
+            record["sent"] = [*asked.messages]
+        report.show({**record, "reply": row.get("api_return")})
+    report.moved, report.schema = table.moved, as_stored(table.schema)
+    report.data_version = digest.hexdigest()[:32]
+    return totals
 
 
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:
