@@ -19,8 +19,7 @@ from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
-from modelcall_assets.stages.report import FailedRow, Report, Tally
-from modelcall_assets.stages.score_table import Distribution
+from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
 from modelcall_assets.stages.stage import MEMBERS, Stage
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.jsonl import dumps, write_lines
@@ -164,8 +163,7 @@ def add_rows(report: Report, rows: Sequence[Row]) -> None:
                 report.failed_rows.append(example)
         for name, found in row["histograms"].items():
             if found["values"]:
-                own = Distribution(dict(found["values"]), found["sum"])
-                report.histograms.setdefault(name, Distribution()).join(own)
+                report.histograms.setdefault(name, Distribution()).join(Distribution.of(found))
     report.tables["scores"] = [
         {
             "score": name,
