@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -129,13 +129,10 @@ def _reply(stage: AskingStage, row: Row) -> bytes | None:
     finished = turn and stage.rules.judge([turn])
     if finished is None or not isinstance(finished.outcome, Success):
         return None
-    found = finished.outcome.values
-    return body if all(_same(old.values[key], value) for key, value in found.items()) else None
-
-
-def _same(column: Any, value: Any) -> bool:
-    """A column may hold JSON text."""
-    return column == value or column == orjson.dumps(value).decode()
+    for key, value in finished.outcome.values.items():
+        if old.values[key] not in (value, orjson.dumps(value).decode()):  # a column of JSON text
+            return None
+    return body
 
 
 class _Answers:

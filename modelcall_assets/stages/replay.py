@@ -183,9 +183,7 @@ class Replay:
             return last or item
         if isinstance(finished.outcome, Failure) and not stands:
             return item
-        if not is_new:
-            self._note_replayed()
-        self.settle(item, last.position, finished)
+        self.settle(item, last.position, finished, is_replayed=not is_new)
         return None
 
     async def adopted(self, item: Pending) -> bool:
@@ -203,13 +201,16 @@ class Replay:
                 before = self.journal.reference(position) if entry.turn else None
                 own = entry._replace(address=address, attempts=0, latency_ms=0, previous=before)
                 position = self.journal.append(own)
-            self._note_replayed()
-            self.settle(item, position, finished)
+            self.settle(item, position, finished, is_replayed=True)
             return True
         return False
 
-    def settle(self, item: Pending, position: Position, finished: Finished) -> None:
+    def settle(
+        self, item: Pending, position: Position, finished: Finished, *, is_replayed: bool = False
+    ) -> None:
         """The record has its outcome."""
+        self.replayed += is_replayed
+        self.tally.replayed += is_replayed
         if isinstance(finished.outcome, Failure) and self._keeps(item.index):
             return
         self.kept.pop(item.index, None)
@@ -312,10 +313,6 @@ class Replay:
             await asyncio.gather(task, return_exceptions=True)
             await self.budget.sync()
             await self.reuse.tell()
-
-    def _note_replayed(self) -> None:
-        self.replayed += 1
-        self.tally.replayed += 1
 
 
 def said_in(entries: Sequence[Entry]) -> list[Said]:

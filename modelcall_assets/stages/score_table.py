@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heappush, heapreplace
 from typing import Any
 
@@ -18,7 +19,9 @@ from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
 from modelcall_assets.stages.report import Distribution, Report, Seen
+from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.parquet import JSON_TEXT
+from modelcall_assets.storage.rows import record_id
 
 TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
 _STEADY: tuple[tuple[str, pa.DataType, str], ...] = (
@@ -88,21 +91,28 @@ def outcome_row(outcome: Outcome) -> ApiRow:
     return {"api_status": "success", **outcome.values}
 
 
-@dataclass
 class AnswerTotals:
-    """Counts a report's rows as they are written."""
+    """Counts a report's rows as they are written, `samples` to each of the source; of the numbers
+    under `keys` it is shown how they are distributed."""
 
-    report: Report = field(default_factory=Report)
-    usage: Usage = field(default_factory=Usage)
-    cost_usd: float | None = 0.0
-    repair_turns: int = 0
-    latencies_ms: array[int] = field(default_factory=lambda: array("I"))
-    ids: Seen = field(default_factory=Seen)
+    def __init__(self, source: Source, keys: Collection[str] = (), samples: int = 1) -> None:
+        self.report = Report(rows_in=source.rows_read * samples)
+        self.digest = hashlib.sha256()
+        """Of ids, status and answers."""
+        self._source, self._keys = source.name, keys
+        self.is_result = source.maker is not None and source.maker.answers
+        """Whether the source is answers itself."""
+        self.usage, self.repair_turns = Usage(), 0
+        self.cost_usd: float | None = 0.0
+        self._latencies_ms, self._ids = array("I"), Seen()
 
-    def count(self, row: ApiRow, usage: Usage, sample: int | None, keys: Iterable[str]) -> None:
-        """`sample` tells several answers to one record apart; of the numbers under `keys` it is
-        shown how they are distributed."""
-        report, identity = self.report, row["api_record_id"]
+    def count(
+        self, index: int, item: Row | BadLine, row: ApiRow, usage: Usage, sample: int | None
+    ) -> None:
+        """Give the row of an item its id. `sample` tells several answers to one record apart."""
+        report = self.report
+        identity = record_id(item, index, self._source, is_result=self.is_result)
+        row["api_record_id"] = identity
         report.rows += 1
         self.usage += usage
         self.repair_turns += (row.get("api_turns") or 1) - 1
@@ -111,15 +121,15 @@ class AnswerTotals:
             self.cost_usd = None
         else:
             self.cost_usd += cost
-        if not self.ids.is_new(identity if sample is None else f"{identity}#{sample}"):
+        if not self._ids.is_new(identity if sample is None else f"{identity}#{sample}"):
             report.repeats(identity)
         if row["api_status"] != "success":
             record = f"record {short(identity)}"
             report.fail(report.rows, record, row["api_fail_reason"], row["api_fail_detail"])
             return
         if (latency := row.get("api_latency_ms")) is not None:
-            self.latencies_ms.append(latency)
-        for key in keys:
+            self._latencies_ms.append(latency)
+        for key in self._keys:
             value = row.get(key)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
@@ -128,9 +138,8 @@ class AnswerTotals:
                     report.histograms[key] = Distribution()
                 report.histograms[key].add(value)
 
-    def finish(self, rows_in: int) -> None:
-        """`rows_in` are those that there should be."""
-        self.report.rows_in = rows_in
+    def finish(self) -> None:
+        self.report.data_version = self.digest.hexdigest()[:32]
         for key, values in self.report.histograms.items():
             self.report.numbers |= values.numbers(key)
 
@@ -144,7 +153,7 @@ class AnswerTotals:
                 found["cached_prompt_tokens"] = self.usage.cached_tokens
         if self.cost_usd is not None:
             found["cost_usd"] = self.cost_usd
-        if ordered := sorted(self.latencies_ms):
+        if ordered := sorted(self._latencies_ms):
             for name, share in (("median", 0.5), ("p95", 0.95)):
                 at = min(len(ordered) - 1, int(len(ordered) * share))
                 found[f"latency_ms_{name}"] = ordered[at]

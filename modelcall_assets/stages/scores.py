@@ -1,7 +1,6 @@
 """`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
 failures in their place."""
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
@@ -46,7 +45,7 @@ from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.parquet import ParquetSink
-from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS, record_id
+from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
 from modelcall_assets.transforms.user_code import (
     Fields,
     Scorer,
@@ -262,7 +261,11 @@ class ScorerScores(Stage):
             input_key = self.spec.task.rated.input_key
 
             def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
-                return {**_row(outcomes[index]), "api_model": self.path}, Usage()
+                outcome = outcomes[index]
+                has_values = isinstance(outcome, Success)
+                text = orjson.dumps(outcome.values).decode() if has_values else None
+                told = {"api_return": text, "api_model": self.path}
+                return {**outcome_row(outcome), **told}, Usage()
 
             report = draft.written(
                 lambda out: write_scores(source, fields, input_key, api_row, out).report
@@ -281,22 +284,19 @@ def write_scores(
 ) -> AnswerTotals:
     """`input_key` is the column that people want to see in a sample, `sent` gives what was asked
     about a row. InputChanged when the source is no longer what its upstream asset recorded."""
-    maker, name = source.maker, source.name
-    is_result = maker is not None and maker.answers
+    maker = source.maker
     table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
-    totals, digest, picks = AnswerTotals(), hashlib.sha256(), Picks([*fields])
+    totals, picks = AnswerTotals(source, fields), Picks([*fields])
     report = totals.report
 
     def rated(index: int, item: Row | BadLine) -> ApiRow:
         row, usage = rate(index, item)
-        row["api_record_id"] = record_id(item, index, name, is_result=is_result)
-        is_row = isinstance(item, dict)
-        sample = item.get("sample") if is_row and is_result else None
-        totals.count(row, usage, sample, fields)
+        sample = item.get("sample") if totals.is_result and isinstance(item, dict) else None
+        totals.count(index, item, row, usage, sample)
         picks.look(row, item)
         content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
         values = [row.get(key) for key in fields] or [row.get("api_return")]
-        digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
+        totals.digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
         return row
 
     metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
@@ -304,7 +304,7 @@ def write_scores(
         for batch in source.of_one_file():
             rows = [rated(batch.start + at, item) for at, item in enumerate(batch.items)]
             sink.write(table.batch(batch.to_arrow(source.schema), rows))
-    totals.finish(source.rows_read)
+    totals.finish()
     for number, (label, row, item) in enumerate(picks.found()):
         scored = value_at(item, input_key) if isinstance(item, dict) else item.raw
         answer = {name: row.get(name) for name in (*fields, "api_fail_reason", "api_fail_detail")}
@@ -314,15 +314,9 @@ def write_scores(
             record["sent"] = [*asked.messages]
         report.show({**record, "reply": row.get("api_return")})
     report.moved, report.schema = table.moved, as_stored(table.schema)
-    report.data_version = digest.hexdigest()[:32]
     return totals
 
 
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:
     """A line that is no row is not shown to the scorer."""
     return bad_line(item) if isinstance(item, BadLine) else grade(scorer, item)
-
-
-def _row(outcome: Outcome) -> ApiRow:
-    text = None if isinstance(outcome, Failure) else orjson.dumps(outcome.values).decode()
-    return {**outcome_row(outcome), "api_return": text}
