@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -61,13 +61,13 @@ class AskingStage(Stage):
     """Which of the task's model files it asks."""
 
     @cached_property
-    @abstractmethod
-    def model(self) -> ModelConfig: ...
+    def model(self) -> ModelConfig:
+        return getattr(self.spec, self.model_in)
 
     @cached_property
-    @abstractmethod
     def params(self) -> dict[str, Any]:
         """Of each request, beside its messages."""
+        return self.model.request_params()
 
     @property
     @abstractmethod
@@ -161,8 +161,8 @@ class AskingStage(Stage):
             channels.append(Channel(_transport(each), limits, lease))
 
         def collector(name: str) -> BatchClient | None:
-            named = (each for each in endpoints if each.name == name)
-            return next((_batches(each, model.batch) for each in named), None)
+            named = [each for each in endpoints if each.name == name]
+            return _batches(named[0], model.batch) if named else None
 
         return Engine(
             channels,
@@ -234,7 +234,11 @@ class AskingStage(Stage):
             report.numbers = told | report.numbers
             if damaged := journal.damaged:
                 report.numbers["damaged_journal_lines"] = damaged
-                tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
+                lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
+                tally.warnings.append(
+                    f"{decode_key(key)}: damaged lines in its journal: {lines}; the replies in "
+                    "them were asked for again where rows need them, all others are kept"
+                )
             tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
             report.detail["made_by"] = self.version()
             if adoption is not None:
@@ -302,14 +306,6 @@ class AskingStage(Stage):
     def _tables(self) -> dict[str, tuple[Path, Asking]]:
         """By run, and the project's: where answers are, and who asks now."""
         return {}
-
-
-def _told(damaged: Mapping[str, int]) -> str:
-    lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
-    return (
-        f"damaged lines in its journal: {lines}; the replies in them were asked for again where "
-        "rows need them, all others are kept"
-    )
 
 
 def _transport(endpoint: Endpoint) -> HttpTransport:

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
-from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.llm.dialogue import (
     AnswerParser,
     ChatRequest,
@@ -67,11 +66,6 @@ class Responses(AskingStage):
         assert self.spec.task.generate_response is not None
         return self.spec.task.generate_response
 
-    @cached_property
-    def model(self) -> ModelConfig:
-        assert self.spec.generator is not None
-        return self.spec.generator
-
     @property
     def most_in_flight(self) -> int:
         return self.step.concurrency
@@ -79,10 +73,6 @@ class Responses(AskingStage):
     @property
     def samples(self) -> int:  # type: ignore[override]
         return self.step.samples
-
-    @cached_property
-    def params(self) -> dict[str, Any]:
-        return self.model.request_params()
 
     @cached_property
     def rules(self) -> Rules:

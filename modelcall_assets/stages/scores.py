@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
@@ -67,11 +66,6 @@ class Scores(AskingStage):
     @property
     def about(self) -> str:
         return f"ratings by {self.params['model']} with the prompt {self.prompt.version}"
-
-    @cached_property
-    def model(self) -> ModelConfig:
-        assert self.spec.model is not None
-        return self.spec.model
 
     @property
     def prompt(self) -> PromptConfig:
