@@ -78,8 +78,6 @@ class BatchCaller(Replay):
                         held = await self._work_off(self._again(held))
         except* ModelcallError as errors:
             stopped = errors.exceptions[0]
-        if stopped is None:
-            return
         if isinstance(stopped, RunStopped):
             self.engine.stop(stopped)  # files that share it end too
             if self._running:
@@ -88,7 +86,8 @@ class BatchCaller(Replay):
                     f"{stopped}. What was submitted goes on at {self._client.name} ({ids}): the "
                     "next run of this file takes it up instead of paying again"
                 )
-        raise stopped
+        if stopped is not None:
+            raise stopped
 
     async def take_up_left_behind(self) -> None:
         """Journal what the batches of earlier runs bring. Raises BatchOutstanding when one lies at
@@ -107,7 +106,7 @@ class BatchCaller(Replay):
                 ways = "Write `mode: batch` until it has ended, or cancel it at the provider"
                 raise _outstanding(note, batch_id, f"where it is {status}", ways)
             self._outstanding += note.requests
-            await self._collect(replace(note, id=batch_id), batch_id, since)
+            await self._collect(replace(note, id=batch_id), since)
 
     async def _work_off(self, items: AsyncIterator[Pending]) -> Spool:
         """Give each item its outcome, but for those that wait for an identical one."""
@@ -212,7 +211,7 @@ class BatchCaller(Replay):
             return self._outstanding < FIRST_WITH_BUDGET
         return self.budget.spent(self._outstanding) is None
 
-    async def _submit(self, file: IO[bytes], count: int) -> tuple[BatchNote, str, Position]:
+    async def _submit(self, file: IO[bytes], count: int) -> tuple[BatchNote, Position]:
         """Noted before and after, so that a kill at any moment leaves a trace of the batch."""
         note = BatchNote(uuid4().hex, self._client.name, count, time.time())
         since = self.journal.note(note)
@@ -222,15 +221,16 @@ class BatchCaller(Replay):
         self.journal.note(note)
         self._running[batch_id] = None
         await in_thread(self.journal.sync)
-        return note, batch_id, since
+        return note, since
 
     async def _collect(
-        self, note: BatchNote, batch_id: str, since: Position, asked: set[str] | None = None
+        self, note: BatchNote, since: Position, asked: set[str] | None = None
     ) -> Ended:
         """Wait for the end and journal the answers; `since` is where the batch was noted first, and
         `asked` has the ids of its requests where this run has written them."""
-        self._running[batch_id] = None
-        ended = await self._client.until_ended(batch_id)
+        assert note.id is not None
+        self._running[note.id] = None
+        ended = await self._client.until_ended(note.id)
         if not ended.is_gone:
             ended.asked = asked or await self._client.custom_ids(ended.input)
         for file_id in ended.files:
@@ -239,7 +239,7 @@ class BatchCaller(Replay):
                 await self._read(file, ended, since)
         await in_thread(self.journal.sync)
         self.journal.note(replace(note, ended=ended.status))
-        del self._running[batch_id]
+        del self._running[note.id]
         self._outstanding -= note.requests
         self._ended += 1
         if not ended.is_gone:
@@ -248,7 +248,7 @@ class BatchCaller(Replay):
             shown = islice(ended.strangers, SHOWN_STRANGERS)
             first = (short(self._client.without_secrets(each)) for each in shown)
             self.warnings.append(
-                f"batch {batch_id} gave {ended.strangers.total():,} lines with ids that it was not "
+                f"batch {note.id} gave {ended.strangers.total():,} lines with ids that it was not "
                 "asked for, or that had their answer already; they count for nothing: "
                 f"{', '.join(first)}"
             )
