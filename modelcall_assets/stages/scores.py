@@ -283,20 +283,19 @@ def write_scores(
     totals, picks = AnswerTotals(source, fields), Picks([*fields])
     report = totals.report
 
-    def rated(index: int, item: Row | BadLine) -> ApiRow:
-        row, usage = rate(index, item)
-        sample = item.get("sample") if totals.is_result and isinstance(item, dict) else None
-        totals.count(index, item, row, usage, sample)
-        picks.look(row, item)
-        content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
-        values = [row.get(key) for key in fields] or [row.get("api_return")]
-        totals.digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
-        return row
-
     metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
     with ParquetSink(out, "scores", table.schema, metadata) as sink:
         for batch in source.of_one_file():
-            rows = [rated(batch.start + at, item) for at, item in enumerate(batch.items)]
+            rows: list[ApiRow] = []
+            for index, item in enumerate(batch.items, batch.start):
+                row, usage = rate(index, item)
+                sample = item.get("sample") if totals.is_result and isinstance(item, dict) else None
+                totals.count(index, item, row, usage, sample)
+                picks.look(row, item)
+                content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
+                values = [row.get(key) for key in fields] or [row.get("api_return")]
+                totals.digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
+                rows.append(row)
             sink.write(table.batch(batch.to_arrow(source.schema), rows))
     totals.finish()
     for number, (label, row, item) in enumerate(picks.found()):
