@@ -1,6 +1,7 @@
 """Requests by the file: OpenAI's files and batches, through its own client."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
@@ -44,18 +45,66 @@ _FULL = "token_limit_exceeded"
 _NOT_EXECUTED = {"request_timeout": Reason.TIMEOUT, "batch_expired": Reason.TIMEOUT}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Ended:
-    status: str
-    files: tuple[str, ...]
+    """A batch that has ended, and what its files said beside answers."""
+
+    id: str
+    status: str = "gone"
+    files: tuple[str, ...] = ()
     """What it answered and what failed; those there are."""
-    input: str
-    error: str
+    input: str = ""
+    error: str = ""
     """Why it failed as a whole, else empty."""
-    refused: bool
+    refused: bool = False
     """Whether no batch with this key, model and account can do better."""
-    queue_full: bool
+    queue_full: bool = False
     """Whether it has to wait for other batches of the account."""
+    lines: int = 0
+    asked: set[str] = field(default_factory=set[str])
+    """Ids of its requests; empty when nobody knows them any more."""
+    answered: set[str] = field(default_factory=set[str])
+    strangers: Counter[str] = field(default_factory=Counter[str])
+    """Ids of lines that count for nothing, by how many."""
+    counts: bool = True
+    """Whether it was a try for the requests that it left without an answer."""
+    _failures: dict[str, Failure] = field(default_factory=dict[str, Failure])
+    _distinct: dict[Failure, Failure] = field(default_factory=dict[Failure, Failure])
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the endpoint does not know it any more."""
+        return self.status == "gone"
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether it failed, or is gone, without having done anything."""
+        return not self.lines and (self.is_gone or self.status == "failed")
+
+    def is_strange(self, custom_id: str) -> bool:
+        """Whether the batch was not asked for this, or has answered it already."""
+        strange = custom_id in self.answered or bool(self.asked and custom_id not in self.asked)
+        if strange:
+            self.strangers[custom_id] += 1
+        return strange
+
+    def refuse(self, detail: str) -> None:
+        """As one of its lines says."""
+        self.refused, self.error = True, detail
+
+    def fail(self, custom_id: str, failure: Failure) -> None:
+        """Thousands of requests may have one failure."""
+        self._failures[custom_id] = self._distinct.setdefault(failure, failure)
+
+    def failure_of(self, custom_id: str) -> Failure:
+        """Why a request of the batch has no answer."""
+        if (known := self._failures.get(custom_id)) is not None:
+            return known
+        detail = f"batch {self.id} ({self.status}) has neither answer nor error for this request"
+        if not self.error:
+            return Failure(Reason.DROPPED, detail)
+        reason = Reason.RATE_LIMITED if self.queue_full else Reason.SERVER_ERROR
+        return Failure(reason, f"{detail}: {self.error}")
 
 
 class _Unreadable(Exception):
@@ -129,15 +178,14 @@ class BatchClient(SdkTransport):
 
         return await self._done_if_there(look)
 
-    async def until_ended(self, batch_id: str) -> Ended | None:
-        """None when the endpoint knows no such batch."""
+    async def until_ended(self, batch_id: str) -> Ended:
         wait = self.poll_s * FIRST_LOOK
         while (batch := await self._looked_at(batch_id)) is not None:
             if batch.status in _TERMINAL:
-                return _ended(batch)
+                return _ended(batch_id, batch)
             await self.pause(wait)
             wait = min(self.poll_s, wait * SLOWER_BY)
-        return None
+        return Ended(batch_id)
 
     async def goes_on(self, batch_id: str) -> str | None:
         """The status of a batch that has not ended."""
@@ -272,12 +320,13 @@ class BatchClient(SdkTransport):
         )
 
 
-def _ended(batch: Batch) -> Ended:
+def _ended(batch_id: str, batch: Batch) -> Ended:
     errors = (batch.errors.data if batch.errors else None) or []
     codes = {error.code for error in errors if error.code}
     told = [f"{error.code or 'error'}: {error.message}" for error in errors]
     more = f"; and {len(told) - 1} more" if len(told) > 1 else ""
     return Ended(
+        batch_id,
         status=batch.status,
         files=tuple(each for each in (batch.output_file_id, batch.error_file_id) if each),
         input=batch.input_file_id,

@@ -1,7 +1,8 @@
-"""Answers that lie at an output's place and are not ours, taken over into the journal.
+"""Answers from elsewhere: old results at an output's place, and the journals of whoever shares.
 
-From then on such an answer is a reply like any other: it is found by what was asked, is parsed
-anew whenever the file is made, and is not asked for again while the request stays the same. An old
+An old answer is written to the journal and is a reply like any other from then on: it is found by
+what was asked, is parsed anew whenever the file is made, and is not asked for again while the
+request stays the same. An old
 row is a record's when both ask the model the same and have the same id. An id that the old system
 made up, at random or from the question, is none: there the question alone decides.
 """
@@ -10,23 +11,21 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import orjson
 
-from modelcall_assets.journal.index import Address, Addresses
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
+from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.dialogue import replayed
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
-from modelcall_assets.stages.score_table import ADOPTED
 from modelcall_assets.stages.source import Source
+from modelcall_assets.storage.files import in_thread
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import own_id, read_rows
 from modelcall_assets.transforms import encode
@@ -34,7 +33,12 @@ from modelcall_assets.transforms import encode
 if TYPE_CHECKING:
     from modelcall_assets.stages.asking import AskingStage
 
+ADOPTED = "adopted"
+"""The endpoint of an answer that was taken over."""
 _MADE_UP = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-.{12}")
+_UNKNOWN = dict.fromkeys(
+    ("api_finish_reason", "api_model", "api_prompt", "api_answered_at", "api_latency_ms")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
     """Write the good rows of old files to the journal, as replies to the records that they belong
     to. A record that has a reply keeps that."""
     adoption = Adoption()
-    with _Answers() as answers:
+    with closing(_Answers()) as answers:
         for row, reply in look(stage, files, adoption):
             asked = stage.ask(row)
             if not isinstance(asked, Failure):
@@ -100,15 +104,17 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
                     continue
                 found = answers.take(address.key, own_id(item), by_id=by_id)
                 if found is not None:
-                    journal.append(_entry(address, found), findable=True)
+                    old = Entry(address, 0, 200, found, ADOPTED, 0, 0, answered_at="")
+                    journal.append(old, findable=True)
                     adoption.rows += 1
     journal.sync()
     return adoption
 
 
-def kept_of(body: bytes) -> Row:
-    """What is published of an adopted reply as it was."""
-    return orjson.loads(body)[ADOPTED]
+def adopted_row(row: Row, body: bytes) -> Row:
+    """Of a reply that was taken over: what was published of it, and no more than is known."""
+    kept = orjson.loads(body)[ADOPTED]
+    return {**row, **_UNKNOWN, **kept, ADOPTED: kept}
 
 
 def _reply(stage: AskingStage, row: Row) -> bytes | None:
@@ -123,35 +129,21 @@ def _reply(stage: AskingStage, row: Row) -> bytes | None:
     finished = turn and stage.rules.judge([turn])
     if finished is None or not isinstance(finished.outcome, Success):
         return None
-    found = finished.outcome.values
-    return body if all(_same(old.values[key], value) for key, value in found.items()) else None
-
-
-def _same(column: Any, value: Any) -> bool:
-    """A column may hold JSON text."""
-    return column == value or column == orjson.dumps(value).decode()
-
-
-def _entry(address: Address, body: bytes) -> Entry:
-    return Entry(address, 0, 200, body, ADOPTED, attempts=0, latency_ms=0, answered_at="")
+    for key, value in finished.outcome.values.items():
+        if old.values[key] not in (value, orjson.dumps(value).decode()):  # a column of JSON text
+            return None
+    return body
 
 
 class _Answers:
-    """Old answers by what was asked, on disk while they are looked up."""
+    """Old answers by what was asked, in a nameless file while they are looked up."""
 
-    def __enter__(self) -> Self:
-        self._open = ExitStack()
-        folder = self._open.enter_context(TemporaryDirectory(prefix="modelcall-"))
-        self._table = sqlite3.connect(Path(folder) / "answers", isolation_level=None)
-        self._open.callback(self._table.close)
-        self._table.execute("PRAGMA synchronous = OFF")
+    def __init__(self) -> None:
+        self._table = sqlite3.connect("", isolation_level=None)
+        self.close = self._table.close
         self._table.execute("CREATE TABLE answers (key TEXT, id TEXT, made_up INT, reply BLOB)")
         self._table.execute("CREATE INDEX by_key ON answers (key, id)")
         self._table.execute("BEGIN")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._open.close()
 
     def add(self, key: str, identity: str | None, reply: bytes) -> None:
         made_up = identity is None or _MADE_UP.fullmatch(identity) is not None
@@ -170,3 +162,75 @@ class _Answers:
             return None
         self._table.execute("DELETE FROM answers WHERE rowid = ?", found[:1])
         return found[1]
+
+
+@dataclass
+class Reuse:
+    """A task's policy, for one file whose journal is in `folder`. Only successes stand for another
+    request.
+
+    `published`: whether answers that were published may be used when the file is materialised
+    again; an interrupted run is always gone on with. `shared`: answers of whoever shares with this
+    file, all of this run if `is_of_run`. `asking`: what they ask at this time; with it identical
+    requests are asked once (memory: an entry per distinct request).
+    """
+
+    published: bool = True
+    shared: SharedReplies | None = None
+    is_of_run: bool = False
+    asking: Asking | None = None
+    folder: str = ""
+    _kept: dict[str, Position] = field(default_factory=dict[str, Position])
+    _answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    _taken: set[str] = field(default_factory=set[str])
+
+    async def find(
+        self, journal: Journal, key: str, is_anew: bool = False
+    ) -> Sequence[Sequence[Entry]]:
+        """Answers to the same request that are not this record's own, to be judged anew; for one
+        that `is_anew` those of this run."""
+        if key in self._kept:
+            return [journal.chain(self._kept[key])]
+        if self.shared is None or (is_anew and not self.is_of_run):
+            return []
+        return await in_thread(self.shared.find, key)
+
+    def keep(self, address: Address, position: Position) -> None:
+        """This request has its answer, a success; where it is shared."""
+        self._answered.append((address.key, address.occurrence))
+        if self.asking is not None:
+            self._kept[address.key] = position
+
+    def take(self, key: str) -> Awaitable[object] | None:
+        """None when this file is to ask; else what to wait for before trying again."""
+        if self.asking is None:
+            return None
+        if (other := self.asking.take(key)) is None:
+            self._taken.add(key)
+        return other
+
+    def leave(self, key: str) -> None:
+        """Nobody asks this now. What was answered is told first: see `tell`."""
+        if key not in self._kept:
+            self._let_go(key)
+
+    async def tell(self) -> None:
+        """Let others find what was answered. StoreError when the table does not take it."""
+        if self.shared is None or not self._answered:
+            return
+        answered, self._answered = self._answered, []
+        await in_thread(self.shared.add, self.folder, answered)
+        for key, _ in answered:
+            self._let_go(key)
+
+    def close(self) -> None:
+        """What is in hand was not answered."""
+        for key in tuple(self._taken):
+            self._let_go(key)
+        if self.shared is not None:
+            self.shared.close()
+
+    def _let_go(self, key: str) -> None:
+        if self.asking is not None and key in self._taken:
+            self._taken.discard(key)
+            self.asking.release(key)

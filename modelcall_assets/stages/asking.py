@@ -4,11 +4,12 @@ to a publication."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, fields
 from functools import cached_property
@@ -25,7 +26,7 @@ from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.llm.channel import Channel, Lease, Limits
 from modelcall_assets.llm.classify import PATIENCE, Patience
-from modelcall_assets.llm.dialogue import Rules
+from modelcall_assets.llm.dialogue import NOT_IN_KEY, PARSER_VERSION, Rules
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.transport import DirectTransport, HttpTransport
 from modelcall_assets.records import decode_key
@@ -39,7 +40,7 @@ from modelcall_assets.stages.report import Report, Run
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage, Work
-from modelcall_assets.stages.standing import Wanted, standing
+from modelcall_assets.stages.standing import Standing, Wanted, standing
 from modelcall_assets.storage.files import NewFile, in_thread
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.publishing import Hold
@@ -60,13 +61,13 @@ class AskingStage(Stage):
     """Which of the task's model files it asks."""
 
     @cached_property
-    @abstractmethod
-    def model(self) -> ModelConfig: ...
+    def model(self) -> ModelConfig:
+        return getattr(self.spec, self.model_in)
 
     @cached_property
-    @abstractmethod
     def params(self) -> dict[str, Any]:
         """Of each request, beside its messages."""
+        return self.model.request_params()
 
     @property
     @abstractmethod
@@ -78,9 +79,24 @@ class AskingStage(Stage):
     def rules(self) -> Rules:
         """When an answer is one."""
 
+    @property
     @abstractmethod
+    def shaped_by(self) -> dict[str, Any]:
+        """What of the task's files shapes the rows beside the model's name and parameters."""
+
     def version(self) -> str:
         """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
+        shape = {
+            "parser": PARSER_VERSION,
+            "params": {name: v for name, v in self.params.items() if name not in NOT_IN_KEY},
+            "revision": self.model.revision,
+            **self.shaped_by,
+        }
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"api_model": str(self.params["model"])}
 
     @abstractmethod
     def ask(self, row: Row | BadLine) -> Asked:
@@ -142,8 +158,8 @@ class AskingStage(Stage):
             channels.append(Channel(_transport(each), limits, lease))
 
         def collector(name: str) -> BatchClient | None:
-            named = (each for each in endpoints if each.name == name)
-            return next((_batches(each, model.batch) for each in named), None)
+            named = [each for each in endpoints if each.name == name]
+            return _batches(named[0], model.batch) if named else None
 
         return Engine(
             channels,
@@ -182,7 +198,7 @@ class AskingStage(Stage):
             adoption = None
             if draft.adopts and not fresh:
                 adoption = await in_thread(self._adopt, draft, key, source, journal)
-            given = (self, engine, journal, tally, reuse, stands)
+            given = (self, engine, journal, tally, reuse, stands or Standing(settled=False))
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()
@@ -215,7 +231,11 @@ class AskingStage(Stage):
             report.numbers = told | report.numbers
             if damaged := journal.damaged:
                 report.numbers["damaged_journal_lines"] = damaged
-                tally.warnings.append(f"{decode_key(key)}: {_told(damaged)}")
+                lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
+                tally.warnings.append(
+                    f"{decode_key(key)}: damaged lines in its journal: {lines}; the replies in "
+                    "them were asked for again where rows need them, all others are kept"
+                )
             tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
             report.detail["made_by"] = self.version()
             if adoption is not None:
@@ -262,42 +282,27 @@ class AskingStage(Stage):
     async def _reuse(self, key: str, run: Run) -> Reuse:
         """The project has a table of answers, or else the run, whose files run side by side.
         Several samples of one request are to differ: they are never waited for."""
-        policy, table = self.spec.task.reuse, None
-        is_of_run = policy.identical_once and (policy.scope != "project" or run.fresh)
-        if is_of_run:
-            table = self._table_of_run(run.id)
-        elif policy.scope == "project" and not run.fresh:
-            table = self.layout.shared_answers_path
-        if table is None:
+        policy = self.spec.task.reuse
+        is_of_project = policy.scope == "project" and not run.fresh
+        if not is_of_project and not policy.identical_once:
             return Reuse(policy.scope != "off")
-        if table not in self._asked_now:
-            self._asked_now[table] = Asking(table.with_suffix(".asking"))
+        owner = "" if is_of_project else run.id
+        if owner not in self._tables:
+            table = self.layout.shared_answers_path
+            if owner:
+                table = Path(mkdtemp(prefix="modelcall-")) / table.name
+                finalize(self, rmtree, table.parent, ignore_errors=True)
+            self._tables[owner] = table, Asking(table.with_suffix(".asking"))
+        table, asking = self._tables[owner]
         shared = await in_thread(SharedReplies, table, self.layout.read_journal)
-        asking = self._asked_now[table] if self.samples == 1 else None
+        wait_for = asking if self.samples == 1 else None
         folder = str(self.journal_folder(key))
-        return Reuse(policy.scope != "off", shared, is_of_run, asking, folder)
+        return Reuse(policy.scope != "off", shared, not is_of_project, wait_for, folder)
 
     @cached_property
-    def _asked_now(self) -> dict[Path, Asking]:
+    def _tables(self) -> dict[str, tuple[Path, Asking]]:
+        """By run, and the project's: where answers are, and who asks now."""
         return {}
-
-    @cached_property
-    def _tables_of_runs(self) -> dict[str, Path]:
-        return {}
-
-    def _table_of_run(self, run_id: str) -> Path:
-        if run_id not in self._tables_of_runs:
-            folder = self._tables_of_runs[run_id] = Path(mkdtemp(prefix="modelcall-"))
-            finalize(self, rmtree, folder, ignore_errors=True)
-        return self._tables_of_runs[run_id] / "answers.sqlite"
-
-
-def _told(damaged: Mapping[str, int]) -> str:
-    lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
-    return (
-        f"damaged lines in its journal: {lines}; the replies in them were asked for again where "
-        "rows need them, all others are kept"
-    )
 
 
 def _transport(endpoint: Endpoint) -> HttpTransport:

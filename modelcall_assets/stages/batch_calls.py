@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
@@ -29,17 +28,16 @@ from modelcall_assets.errors import (
 )
 from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Position
-from modelcall_assets.journal.lines import BatchNote, Entry
-from modelcall_assets.llm.classify import Refused, Reply, Said, TryAgain, classify
+from modelcall_assets.journal.lines import BatchNote
+from modelcall_assets.llm.classify import Exchange, Refused, Reply, Said, TryAgain, classify
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, said_in
-from modelcall_assets.stages.spool import ROWS_AT_ONCE, Spool, Told
+from modelcall_assets.stages.replay import NO_REPLY, ROWS_AT_ONCE, Asks, Pending, Replay, Spool
 from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread
 
 if TYPE_CHECKING:
-    from modelcall_assets.llm.batch import BatchClient
+    from modelcall_assets.llm.batch import BatchClient, Ended
 
 MOST_BYTES = 190_000_000
 """In a batch's file; OpenAI takes 200 MB."""
@@ -80,8 +78,6 @@ class BatchCaller(Replay):
                         held = await self._work_off(self._again(held))
         except* ModelcallError as errors:
             stopped = errors.exceptions[0]
-        if stopped is None:
-            return
         if isinstance(stopped, RunStopped):
             self.engine.stop(stopped)  # files that share it end too
             if self._running:
@@ -90,7 +86,8 @@ class BatchCaller(Replay):
                     f"{stopped}. What was submitted goes on at {self._client.name} ({ids}): the "
                     "next run of this file takes it up instead of paying again"
                 )
-        raise stopped
+        if stopped is not None:
+            raise stopped
 
     async def take_up_left_behind(self) -> None:
         """Journal what the batches of earlier runs bring. Raises BatchOutstanding when one lies at
@@ -109,7 +106,7 @@ class BatchCaller(Replay):
                 ways = "Write `mode: batch` until it has ended, or cancel it at the provider"
                 raise _outstanding(note, batch_id, f"where it is {status}", ways)
             self._outstanding += note.requests
-            await self._collect(replace(note, id=batch_id), batch_id, since)
+            await self._collect(replace(note, id=batch_id), since)
 
     async def _work_off(self, items: AsyncIterator[Pending]) -> Spool:
         """Give each item its outcome, but for those that wait for an identical one."""
@@ -174,18 +171,17 @@ class BatchCaller(Replay):
             spool.asked[number] = 0
             if (size and size >= MOST_BYTES) or not self._has_room():
                 continue
-            turns = [] if item.known is None else said_in(item.known.entries)
-            payload = self.rules.next_request(item.request, turns).payload
-            custom_id = _custom_id(item.address, len(turns))
+            payload = self.rules.next_request(item.request, item.turns).payload
+            custom_id = _custom_id(item.address, len(item.turns))
             size += file.write(self._client.line(custom_id, payload))
-            spool.asked[number] = len(turns) + 1
+            spool.asked[number] = len(item.turns) + 1
             self._outstanding += 1
             asked.add(custom_id)
         return asked
 
     def _gives_up(self, spool: Spool, number: int, item: Pending) -> bool:
         """Whether the request was without an answer too often."""
-        turn = len(item.known.entries) if item.known else 0
+        turn = len(item.turns)
         if spool.told is None or spool.asked[number] == 0:
             return False
         if spool.asked[number] != turn + 1:
@@ -203,9 +199,8 @@ class BatchCaller(Replay):
                 f"none was answered; the last: {failure.reason}: {failure.detail}. "
                 "Mend that and materialise again: what was answered is kept"
             )
-        position = item.known.positions[-1] if item.known else NO_REPLY
         why = Unanswered(failure, item.address.key, tries, self._client.name)
-        self.leave(item.index, why, position)
+        self.leave(item.index, why, item.position)
         return True
 
     def _has_room(self) -> bool:
@@ -216,7 +211,7 @@ class BatchCaller(Replay):
             return self._outstanding < FIRST_WITH_BUDGET
         return self.budget.spent(self._outstanding) is None
 
-    async def _submit(self, file: IO[bytes], count: int) -> tuple[BatchNote, str, Position]:
+    async def _submit(self, file: IO[bytes], count: int) -> tuple[BatchNote, Position]:
         """Noted before and after, so that a kill at any moment leaves a trace of the batch."""
         note = BatchNote(uuid4().hex, self._client.name, count, time.time())
         since = self.journal.note(note)
@@ -226,45 +221,45 @@ class BatchCaller(Replay):
         self.journal.note(note)
         self._running[batch_id] = None
         await in_thread(self.journal.sync)
-        return note, batch_id, since
+        return note, since
 
     async def _collect(
-        self, note: BatchNote, batch_id: str, since: Position, asked: set[str] | None = None
-    ) -> Told:
+        self, note: BatchNote, since: Position, asked: set[str] | None = None
+    ) -> Ended:
         """Wait for the end and journal the answers; `since` is where the batch was noted first, and
         `asked` has the ids of its requests where this run has written them."""
-        self._running[batch_id] = None
-        told = Told(batch_id, await self._client.until_ended(batch_id))
-        if told.ended is not None:
-            told.asked = asked or await self._client.custom_ids(told.ended.input)
-        files = told.ended.files if told.ended else ()
-        for file_id in files:
+        assert note.id is not None
+        self._running[note.id] = None
+        ended = await self._client.until_ended(note.id)
+        if not ended.is_gone:
+            ended.asked = asked or await self._client.custom_ids(ended.input)
+        for file_id in ended.files:
             with TemporaryFile() as file:
                 await self._client.download(file_id, file)
-                await self._read(file, told, since)
+                await self._read(file, ended, since)
         await in_thread(self.journal.sync)
-        self.journal.note(replace(note, ended=told.ended.status if told.ended else "gone"))
-        del self._running[batch_id]
+        self.journal.note(replace(note, ended=ended.status))
+        del self._running[note.id]
         self._outstanding -= note.requests
         self._ended += 1
-        if told.ended is not None:
-            await self._client.delete((*files, told.ended.input))
-        if told.strangers:
-            shown = islice(told.strangers, SHOWN_STRANGERS)
+        if not ended.is_gone:
+            await self._client.delete((*ended.files, ended.input))
+        if ended.strangers:
+            shown = islice(ended.strangers, SHOWN_STRANGERS)
             first = (short(self._client.without_secrets(each)) for each in shown)
             self.warnings.append(
-                f"batch {batch_id} gave {told.strangers.total():,} lines with ids that it was not "
+                f"batch {note.id} gave {ended.strangers.total():,} lines with ids that it was not "
                 "asked for, or that had their answer already; they count for nothing: "
                 f"{', '.join(first)}"
             )
-        return told
+        return ended
 
-    async def _read(self, file: IO[bytes], told: Told, since: Position) -> None:
+    async def _read(self, file: IO[bytes], ended: Ended, since: Position) -> None:
         for number, (custom_id, reply) in enumerate(self._client.results(file)):
             if number % ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            told.lines += 1
-            if told.is_strange(custom_id):
+            ended.lines += 1
+            if ended.is_strange(custom_id):
                 continue
             if reply.fault is None:
                 self.requests += 1
@@ -273,11 +268,11 @@ class BatchCaller(Replay):
                 case Refused(record=Failure() as failure):  # the endpoint took the batch itself
                     self._journal(custom_id, reply, failure, since)
                 case Refused(detail):
-                    told.refusal = detail
+                    ended.refuse(detail)
                 case TryAgain(failure):
-                    told.fail(custom_id, failure)
+                    ended.fail(custom_id, failure)
                 case said:
-                    told.answered.add(custom_id)
+                    ended.answered.add(custom_id)
                     self._journal(custom_id, reply, said, since)
 
     def _journal(self, custom_id: str, reply: Reply, said: Said, since: Position) -> None:
@@ -288,43 +283,29 @@ class BatchCaller(Replay):
             return
         occurrence, sample, turn = map(int, found.groups()[1:])
         address = Address(found[1], occurrence, sample)
-        previous: Position | None = None
+        previous = NO_REPLY
         for known in self.journal.dialogues(address):
             if len(known.positions) > turn and known.positions[turn] > since:
                 return
             if len(known.positions) == turn and known.positions[-1] < since:
                 previous = known.positions[-1]
-        if turn and previous is None:
+        if turn and previous == NO_REPLY:
             return
-        entry = Entry(
-            address=address,
-            turn=turn,
-            status=reply.status,
-            body=reply.body,
-            endpoint=self._client.name,
-            attempts=1,
-            latency_ms=0,
-            answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            previous=None if previous is None else self.journal.reference(previous),
-        )
-        self.journal.append(entry, findable=True)
+        got = Exchange(reply, said, attempts=1, latency_ms=0, endpoint=self._client.name)
+        self.take(got, address, turn, previous, findable=True)
         self._has_answers = self._has_answers or not isinstance(said, Failure)
-        self.pay(said, len(reply.body))
 
-    async def _consider(self, told: Told, others_ended: int) -> None:
+    async def _consider(self, ended: Ended, others_ended: int) -> None:
         """Stop when no batch can do better; when this one did nothing, pause, and if others left no
         room for it, until one of them has ended. `others_ended` in its time."""
-        ended = told.ended
-        if told.refusal is not None or (ended is not None and ended.refused):
+        if ended.refused:
             raise EndpointRefused(
-                f"{self._client.name} refuses batch {told.batch_id}: "
-                f"{told.refusal or (ended and ended.error)}. "
+                f"{self._client.name} refuses batch {ended.id}: {ended.error}. "
                 "Check api_key, model and base_url in the model file, and the account's quota"
             )
-        if told.has_nothing:
-            had_no_room = ended is not None and ended.queue_full
-            told.counts = not (had_no_room and (self._outstanding or others_ended))
-            enough = self._ended + (not told.counts and not others_ended)
+        if ended.has_nothing:
+            ended.counts = not (ended.queue_full and (self._outstanding or others_ended))
+            enough = self._ended + (not ended.counts and not others_ended)
             await self.engine.wait(self._client.poll_s)
             while self._ended < enough:
                 await self.engine.wait(self._client.poll_s)

@@ -6,17 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 
 from modelcall_assets.config.model import TokenPrices
 from modelcall_assets.errors import BudgetSpent, ModelcallError, StoreError
-from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import GaveUp
 from modelcall_assets.llm.completion import MOST_TOKENS, Usage
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, said_in
+from modelcall_assets.stages.replay import Asks, Pending, Replay
 from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread, read_bytes, write_bytes
 from modelcall_assets.storage.publishing import claimed
@@ -38,20 +36,20 @@ class Spent:
         return Spent(self.usd + other.usd, tokens, self.replies + other.replies)
 
 
+@dataclass(eq=False)
 class Budget:
     """Counts what is paid. With a limit the count lives in a file that the task's runs share; a
     kill loses about a second of it."""
 
-    def __init__(
-        self, file_name: str, path: Path, prices: TokenPrices, usd: float | None, tokens: int | None
-    ) -> None:
-        self._file_name = file_name
-        self._path = path
-        self._prices = prices
-        self._usd = usd
-        self._tokens = tokens
-        self.is_limited = usd is not None or tokens is not None
-        self._before = read_spent(path) if self.is_limited else Spent()
+    file_name: str
+    path: Path
+    prices: TokenPrices
+    usd: float | None
+    tokens: int | None
+
+    def __post_init__(self) -> None:
+        self.is_limited = self.usd is not None or self.tokens is not None
+        self._before = read_spent(self.path) if self.is_limited else Spent()
         self._now, self._telling = Spent(), Spent()
         self._one_tells = asyncio.Lock()
 
@@ -62,7 +60,7 @@ class Budget:
 
     def pay(self, usage: Usage, exchanged_bytes: int) -> float | None:
         """Count one reply; gives its cost in US dollars, None when that is unknown."""
-        cost = usage.cost(*self._prices)
+        cost = usage.cost(*self.prices)
         used = usage.prompt_tokens + usage.completion_tokens
         self._now.usd += cost or 0.0
         self._now.tokens += used if usage.known else exchanged_bytes // BYTES_PER_TOKEN
@@ -72,10 +70,10 @@ class Budget:
     def left(self) -> dict[str, float]:
         """Of what is limited."""
         left: dict[str, float] = {}
-        if self._usd is not None:
-            left["budget_left_usd"] = max(0.0, self._usd - self.total.usd)
-        if self._tokens is not None:
-            left["budget_left_tokens"] = max(0, self._tokens - self.total.tokens)
+        if self.usd is not None:
+            left["budget_left_usd"] = max(0.0, self.usd - self.total.usd)
+        if self.tokens is not None:
+            left["budget_left_tokens"] = max(0, self.tokens - self.total.tokens)
         return left
 
     def spent(self, in_flight: int) -> BudgetSpent | None:
@@ -84,10 +82,10 @@ class Budget:
             return None
         total = self.total
         ahead = 1 + in_flight / total.replies if total.replies else 1
-        if self._usd is not None and total.usd * ahead >= self._usd:
-            return self._stop("budget_usd", f"{self._usd:g}", f"{total.usd:.4f} US dollars")
-        if self._tokens is not None and total.tokens * ahead >= self._tokens:
-            return self._stop("budget_tokens", f"{self._tokens:,}", f"{total.tokens:,} tokens")
+        if self.usd is not None and total.usd * ahead >= self.usd:
+            return self._stop("budget_usd", f"{self.usd:g}", f"{total.usd:.4f} US dollars")
+        if self.tokens is not None and total.tokens * ahead >= self.tokens:
+            return self._stop("budget_tokens", f"{self.tokens:,}", f"{total.tokens:,} tokens")
         return None
 
     async def sync(self) -> None:
@@ -99,14 +97,14 @@ class Budget:
             await in_thread(self._tell)
 
     def _tell(self) -> None:
-        with claimed(self._path.with_name(".spent")):
-            spent = read_spent(self._path) + self._telling
-            write_bytes(self._path, orjson.dumps(spent))
+        with claimed(self.path.with_name(".spent")):
+            spent = read_spent(self.path) + self._telling
+            write_bytes(self.path, orjson.dumps(spent))
         self._before, self._telling = spent, Spent()
 
     def _stop(self, field: str, limit: str, spent: str) -> BudgetSpent:
         return BudgetSpent(
-            f"{self._file_name}:{field}: {limit} is spent ({spent} so far by all runs of the task, "
+            f"{self.file_name}:{field}: {limit} is spent ({spent} so far by all runs of the task, "
             "the rest by what is under way). Everything answered is kept: raise it and materialise "
             "again to go on"
         )
@@ -199,34 +197,18 @@ class Caller(Replay):
             self.reuse.leave(key)
 
     async def _answer(self, item: Pending) -> None:
-        entries = list(item.known.entries) if item.known else []
-        position = item.known.positions[-1] if item.known else NO_REPLY
-        turns = said_in(entries) if entries else []
+        turns, position = [*item.turns], item.position
         while (finished := self.rules.judge(turns)) is None:
-            request = self.rules.next_request(item.request, turns)
-            result = await self.engine.ask(request.payload, self._parked, self._sent)
-            self.waits += result.attempts - 1
-            if isinstance(result, GaveUp):
-                why = Unanswered(result.failure, item.address.key, result.attempts, result.endpoint)
+            payload = self.rules.next_request(item.request, turns).payload
+            got = await self.engine.ask(payload, self._parked, self._sent)
+            self.waits += got.attempts - 1
+            if isinstance(got, GaveUp):
+                why = Unanswered(got.failure, item.address.key, got.attempts, got.endpoint)
                 self.leave(item.index, why, position)
                 return
-            before = self.journal.reference(position) if entries else None
-            entries.append(
-                Entry(
-                    address=item.address,
-                    turn=len(entries),
-                    status=result.reply.status,
-                    body=result.reply.body,
-                    endpoint=result.endpoint,
-                    attempts=result.attempts,
-                    latency_ms=result.latency_ms,
-                    answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    previous=before,
-                )
-            )
-            position = self.journal.append(entries[-1])
-            turns.append(result.said)
-            self.pay(turns[-1], len(request.payload) + len(result.reply.body))
+            sent_bytes = len(payload)
+            position = self.take(got, item.address, len(turns), position, sent_bytes=sent_bytes)
+            turns.append(got.said)
         self.settle(item, position, finished)
 
     def _sent(self, requests: int) -> None:

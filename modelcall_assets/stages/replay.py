@@ -1,7 +1,7 @@
 """Which answers stand for a record: its journal's, those of others; and what became of each.
 
 Memory per record is one journal position (8 bytes) and its key's fingerprint; only records in hand
-are objects.
+are objects, and those that wait for a batch are on disk.
 """
 
 from __future__ import annotations
@@ -11,110 +11,36 @@ from array import array
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Iterator,
     Sequence,
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+import orjson
+
 from modelcall_assets.errors import StoreError
-from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
-from modelcall_assets.journal.journal import Dialogue, Journal, Position
+from modelcall_assets.journal.index import Address, Addresses
+from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
-from modelcall_assets.llm.classify import Said
-from modelcall_assets.llm.completion import Usage
+from modelcall_assets.llm.classify import Exchange, Said
+from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
-from modelcall_assets.stages.adopt import kept_of
+from modelcall_assets.stages.adopt import ADOPTED, Reuse, adopted_row
 from modelcall_assets.stages.report import Tally
-from modelcall_assets.stages.score_table import (
-    ADOPTED,
-    UNKNOWN_OF_ADOPTED,
-    ApiRow,
-    answered_row,
-    outcome_row,
-)
+from modelcall_assets.stages.score_table import ApiRow, answered_row, outcome_row
 from modelcall_assets.stages.standing import Standing, Unanswered
 from modelcall_assets.storage.files import in_thread
 from modelcall_assets.transforms.user_code import SharedTypes
 
 if TYPE_CHECKING:
+    from modelcall_assets.llm.batch import Ended
     from modelcall_assets.stages.asking import AskingStage
-
-
-@dataclass
-class Reuse:
-    """A task's policy, for one file whose journal is in `folder`. Only successes stand for another
-    request.
-
-    `published`: whether answers that were published may be used when the file is materialised
-    again; an interrupted run is always gone on with. `shared`: answers of whoever shares with this
-    file, all of this run if `is_of_run`. `asking`: what they ask at this time; with it identical
-    requests are asked once (memory: an entry per distinct request).
-    """
-
-    published: bool = True
-    shared: SharedReplies | None = None
-    is_of_run: bool = False
-    asking: Asking | None = None
-    folder: str = ""
-    _kept: dict[str, Position] = field(default_factory=dict[str, Position])
-    _answered: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
-    _taken: set[str] = field(default_factory=set[str])
-
-    async def find(
-        self, journal: Journal, key: str, is_anew: bool = False
-    ) -> Sequence[Sequence[Entry]]:
-        """Answers to the same request that are not this record's own, to be judged anew; for one
-        that `is_anew` those of this run."""
-        if key in self._kept:
-            return [journal.chain(self._kept[key])]
-        if self.shared is None or (is_anew and not self.is_of_run):
-            return []
-        return await in_thread(self.shared.find, key)
-
-    def keep(self, address: Address, position: Position) -> None:
-        """This request has its answer, a success; where it is shared."""
-        self._answered.append((address.key, address.occurrence))
-        if self.asking is not None:
-            self._kept[address.key] = position
-
-    def take(self, key: str) -> Awaitable[object] | None:
-        """None when this file is to ask; else what to wait for before trying again."""
-        if self.asking is None:
-            return None
-        if (other := self.asking.take(key)) is None:
-            self._taken.add(key)
-        return other
-
-    def leave(self, key: str) -> None:
-        """Nobody asks this now. What was answered is told first: see `tell`."""
-        if key not in self._kept:
-            self._let_go(key)
-
-    async def tell(self) -> None:
-        """Let others find what was answered. StoreError when the table does not take it."""
-        if self.shared is None or not self._answered:
-            return
-        answered, self._answered = self._answered, []
-        await in_thread(self.shared.add, self.folder, answered)
-        for key, _ in answered:
-            self._let_go(key)
-
-    def close(self) -> None:
-        """What is in hand was not answered."""
-        for key in tuple(self._taken):
-            self._let_go(key)
-        if self.shared is not None:
-            self.shared.close()
-
-    def _let_go(self, key: str) -> None:
-        if self.asking is not None and key in self._taken:
-            self._taken.discard(key)
-            self.asking.release(key)
 
 
 NO_REPLY: Position = -1
@@ -133,7 +59,54 @@ class Pending:
     index: int
     address: Address
     request: ChatRequest
-    known: Dialogue | None = None
+    turns: Sequence[Said] = ()
+    position: Position = NO_REPLY
+    """Of the last turn's reply."""
+
+
+ROWS_AT_ONCE = 100
+"""Read before others can run."""
+
+
+class Spool:
+    """Pending requests on disk, for as long as the process lives, and how far each has come."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115  closed by `close`
+        self.size = 0
+        self.settled = bytearray()
+        self.asked = array("H")
+        """The turn that was in the last batch, counted from 1; 0 for none."""
+        self.tries = array("H")
+        """How often that turn was not answered."""
+        self.told: Ended | None = None
+        """Of the last batch."""
+
+    def __len__(self) -> int:
+        return len(self.settled)
+
+    def add(self, item: Pending) -> None:
+        head = orjson.dumps({"i": item.index, "a": tuple(item.address)})
+        line = b"".join((head[:-1], b',"body":', item.request.payload, b"}\n"))
+        self.size += self._file.write(line)
+        self.settled.append(False)
+        self.asked.append(0)
+        self.tries.append(0)
+
+    async def unsettled(self) -> AsyncIterator[tuple[int, Pending]]:
+        """Number and request, whose revision is in its key already; others can run meanwhile."""
+        self._file.seek(0)
+        for number, line in enumerate(self._file):
+            if number % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if not self.settled[number]:
+                found = orjson.loads(line)
+                messages = tuple(found["body"].pop("messages"))
+                request = ChatRequest(found["body"], messages)
+                yield number, Pending(found["i"], Address(*found["a"]), request)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass
@@ -146,7 +119,7 @@ class Replay:
     journal: Journal
     tally: Tally
     reuse: Reuse
-    stands: Standing | None = None
+    stands: Standing
     kept: dict[int, tuple[Pending, Position, Finished]] = field(default_factory=dict)
     """Of those in hand the answers that stand if no new one comes."""
     requests: int = 0
@@ -182,7 +155,7 @@ class Replay:
                     continue
                 item = Pending(index, addresses.next(request.key()), request)
                 if (item := self.look_up(item)) is not None:
-                    if self.stands and index in self.stands.failed:
+                    if index in self.stands.failed:
                         self.leave(index, self.stands.failed[index])
                     else:
                         yield item
@@ -190,38 +163,35 @@ class Replay:
     def look_up(self, item: Pending, *, is_new: bool = False) -> Pending | None:
         """None when a reply settles the record: a success, or a failure of this round; `is_new`
         when this run paid for it."""
-        last, finished, is_anew = None, None, self._is_anew(item)
+        last, finished, stands = None, None, self.stands.settled
+        is_anew = item.index in self.stands.anew
         for known in reversed(self.journal.dialogues(item.address)):
             turns = said_in(known.entries)
-            if not (count := len(turns)) or not (known.open_round or self.reuse.published):
+            if not turns or not (known.open_round or self.reuse.published):
                 continue
-            judged = self.rules.judge(turns)
+            position, judged = known.positions[len(turns) - 1], self.rules.judge(turns)
             is_good = judged is not None and isinstance(judged.outcome, Success)
             if is_anew and not known.open_round:
                 if judged is not None and is_good:
-                    self.kept.setdefault(item.index, (item, known.positions[count - 1], judged))
+                    self.kept.setdefault(item.index, (item, position, judged))
             elif last is None or is_good:
-                entries, positions = known.entries[:count], known.positions[:count]
-                last = replace(known, entries=entries, positions=positions)
-                finished = judged
+                last, finished = replace(item, turns=turns, position=position), judged
+                stands = known.open_round or self.stands.settled
                 if is_good:
                     break
         if last is None or finished is None:
-            return item if last is None else replace(item, known=last)
-        stands = last.open_round or (self.stands is not None and self.stands.settled)
+            return last or item
         if isinstance(finished.outcome, Failure) and not stands:
             return item
-        if not is_new:
-            self._note_replayed()
-        self.settle(item, last.positions[-1], finished)
+        self.settle(item, last.position, finished, is_replayed=not is_new)
         return None
 
     async def adopted(self, item: Pending) -> bool:
         """Whether an answer from elsewhere stands for this record's own, of which there is none. It
         is journalled as that; no attempts say that it was not paid for here."""
-        if item.known is not None:
+        if item.turns:
             return False
-        is_anew = self._is_anew(item)
+        is_anew = item.index in self.stands.anew
         for entries in await self.reuse.find(self.journal, item.address.key, is_anew):
             finished = self.rules.judge(said_in(entries))
             if finished is None or isinstance(finished.outcome, Failure):
@@ -231,13 +201,16 @@ class Replay:
                 before = self.journal.reference(position) if entry.turn else None
                 own = entry._replace(address=address, attempts=0, latency_ms=0, previous=before)
                 position = self.journal.append(own)
-            self._note_replayed()
-            self.settle(item, position, finished)
+            self.settle(item, position, finished, is_replayed=True)
             return True
         return False
 
-    def settle(self, item: Pending, position: Position, finished: Finished) -> None:
+    def settle(
+        self, item: Pending, position: Position, finished: Finished, *, is_replayed: bool = False
+    ) -> None:
         """The record has its outcome."""
+        self.replayed += is_replayed
+        self.tally.replayed += is_replayed
         if isinstance(finished.outcome, Failure) and self._keeps(item.index):
             return
         self.kept.pop(item.index, None)
@@ -257,9 +230,6 @@ class Replay:
         self.positions[index] = position
         self.tally.count(why.failure)
 
-    def _is_anew(self, item: Pending) -> bool:
-        return self.stands is not None and item.index in self.stands.anew
-
     def _keeps(self, index: int) -> bool:
         """Whether an answer that it had stands, as no new one came."""
         if (kept := self.kept.pop(index, None)) is None:
@@ -268,14 +238,35 @@ class Replay:
         self.settle(*kept)
         return True
 
-    def pay(self, turn: Said, exchanged_bytes: int) -> None:
-        """Count what an answer cost."""
-        if isinstance(turn, Failure):
-            return
-        cost = self.budget.pay(turn.usage, exchanged_bytes)
-        for each in (self, self.tally):
-            before = each.cost_usd
-            each.cost_usd = None if cost is None or before is None else before + cost
+    def take(
+        self,
+        got: Exchange,
+        address: Address,
+        turn: int,
+        before: Position,
+        *,
+        sent_bytes: int = 0,
+        findable: bool = False,
+    ) -> Position:
+        """Journal a reply, which mends the one `before`, and count what an answer cost."""
+        entry = Entry(
+            address=address,
+            turn=turn,
+            status=got.reply.status,
+            body=got.reply.body,
+            endpoint=got.endpoint,
+            attempts=got.attempts,
+            latency_ms=got.latency_ms,
+            answered_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            previous=self.journal.reference(before) if turn else None,
+        )
+        position = self.journal.append(entry, findable=findable)
+        if isinstance(got.said, Answer):
+            cost = self.budget.pay(got.said.usage, sent_bytes + len(got.reply.body))
+            for each in (self, self.tally):
+                so_far = each.cost_usd
+                each.cost_usd = None if cost is None or so_far is None else so_far + cost
+        return position
 
     def rate(self, index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
         """Reads every reply back from the journal and parses it again. The usage is what was paid
@@ -294,8 +285,7 @@ class Replay:
         assert finished is not None, "the call phase settled every record"
         row = answered_row(finished, entries, self._prices)
         if row["api_endpoint"] == ADOPTED:
-            kept = kept_of(entries[-1].body)
-            return {**row, **UNKNOWN_OF_ADOPTED, **kept, ADOPTED: kept}, Usage()
+            return adopted_row(row, entries[-1].body), Usage()
         return row | self._provenance, finished.usage if row["api_attempts"] else Usage()
 
     @asynccontextmanager
@@ -323,10 +313,6 @@ class Replay:
             await asyncio.gather(task, return_exceptions=True)
             await self.budget.sync()
             await self.reuse.tell()
-
-    def _note_replayed(self) -> None:
-        self.replayed += 1
-        self.tally.replayed += 1
 
 
 def said_in(entries: Sequence[Entry]) -> list[Said]:

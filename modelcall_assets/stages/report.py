@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
-from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
@@ -133,10 +132,89 @@ class Seen:
         return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
+MOST_VALUES = 500
+"""That a distribution tells apart as they are."""
 LISTED = 10
 SAMPLE_ROWS = 6
 SHOWN_CHARS = 200
 SHOWN_DUPLICATES = 5
+
+
+class Distribution:
+    """Of numbers: how many rows have each, rounded to three digits and, from 500 different ones on,
+    to two; and their sum, which is exact. Those of several files are added."""
+
+    def __init__(self, counts: Mapping[Any, int] | None = None, total: float | None = None):
+        self.counts = Counter[float](counts or {})
+        exact = sum(value * rows for value, rows in self.counts.items())
+        self.sum = exact if total is None else total
+        self._digits = 3
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """From its `plain` form."""
+        return cls(dict(plain["values"]), plain["sum"])
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        return {"sum": self.sum, "values": [*self.counts.items()]}
+
+    @property
+    def rows(self) -> int:
+        return self.counts.total()
+
+    def add(self, value: float) -> None:
+        self.sum += value
+        self.counts[_rounded(value, self._digits)] += 1
+        self._coarsen()
+
+    def join(self, other: Self) -> None:
+        self.sum += other.sum
+        self.counts.update(other.counts)
+        self._coarsen()
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.rows
+
+    def quantile(self, share: float) -> float:
+        """The value that so large a share of the rows does not exceed; half of the way to the next
+        one where the share ends between them."""
+        left, ordered = share * self.rows, sorted(self.counts)
+        for at, value in enumerate(ordered[:-1]):
+            left -= self.counts[value]
+            if left <= 0:
+                return value if left else (value + ordered[at + 1]) / 2
+        return ordered[-1]
+
+    def numbers(self, name: str) -> dict[str, float]:
+        """What is shown of a field of that name."""
+        return {f"{name}_mean": self.mean, f"{name}_median": self.quantile(0.5)}
+
+    def bins(self, most: int = 20) -> list[tuple[str, int]]:
+        """Of values or of ranges of one width, in ascending order."""
+        ordered = sorted(self.counts.items())
+        if len(ordered) <= most:
+            return [(f"{value:g}", rows) for value, rows in ordered]
+        low, width = ordered[0][0], (ordered[-1][0] - ordered[0][0]) / most
+        found = [0] * most
+        for value, rows in ordered:
+            found[min(most - 1, int((value - low) / width))] += rows
+        ends = [low + width * at for at in range(most + 1)]
+        return [(f"{ends[at]:.3g} – {ends[at + 1]:.3g}", rows) for at, rows in enumerate(found)]
+
+    def _coarsen(self) -> None:
+        if len(self.counts) > MOST_VALUES:
+            self._digits, values = 2, self.counts
+            self.counts = Counter[float]()
+            for value, rows in values.items():
+                self.counts[_rounded(value, 2)] += rows
+
+
+def _rounded(value: float, digits: int) -> float:
+    is_short = isinstance(value, int) and abs(value) < 10**digits
+    return value if is_short else float(f"{value:.{digits}g}")
 
 
 class FailedRow(NamedTuple):

@@ -1,7 +1,5 @@
 """`responses`: a model's answers to the conversations of a file, failures in their place."""
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -10,42 +8,36 @@ from typing import Any
 import orjson
 
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
-from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.llm.dialogue import (
-    NOT_IN_KEY,
-    PARSER_VERSION,
     AnswerParser,
     ChatRequest,
     Message,
     Rules,
 )
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
-from modelcall_assets.stages.adopt import OldAnswer
+from modelcall_assets.stages.adopt import ADOPTED, OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
-from modelcall_assets.stages.score_table import ADOPTED, API_FIELDS, AnswerTotals, Rate
+from modelcall_assets.stages.score_table import API_FIELDS, AnswerTotals, Rate
 from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.parquet import SchemaInference
-from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, record_id
+from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.user_code import Fields
 
-_OWN_NAMES = {
-    "api_return": "response",
-    "api_reasoning": "reasoning",
-    "api_finish_reason": "finish_reason",
-}
+_RENAMED = ("api_return", "api_reasoning", "api_finish_reason")
 """Columns of a scores file that have names of their own here."""
+_SAME = [name for name, _ in API_FIELDS if name not in _RENAMED]
 FAILED_BEFORE = frozenset({"error", "error_type", "traceback", "timestamp", "task_index"})
 """What the old system left in a row that failed; it is not an answer's."""
 OWN_COLUMNS = (
     "response", "final_messages", "reasoning", "tool_calls", "finish_reason", "usage", "sample",
-    *(name for name, _ in API_FIELDS if name not in _OWN_NAMES),
+    *_SAME,
 )  # fmt: skip
 _OWN = frozenset(OWN_COLUMNS)
 _ALWAYS_OURS = _OWN - {"tool_calls", "sample"}
@@ -74,11 +66,6 @@ class Responses(AskingStage):
         assert self.spec.task.generate_response is not None
         return self.spec.task.generate_response
 
-    @cached_property
-    def model(self) -> ModelConfig:
-        assert self.spec.generator is not None
-        return self.spec.generator
-
     @property
     def most_in_flight(self) -> int:
         return self.step.concurrency
@@ -88,32 +75,21 @@ class Responses(AskingStage):
         return self.step.samples
 
     @cached_property
-    def params(self) -> dict[str, Any]:
-        return self.model.request_params()
-
-    @cached_property
     def rules(self) -> Rules:
         return Rules(AnswerParser([], frozenset(), None, may_call=True), 0)
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        return {"api_model": str(self.params["model"])}
 
     @property
     def adopts(self) -> bool:
         """As the files of the old system say."""
         return bool(self.step.resume_mode or self.step.retry_mode)
 
-    def version(self) -> str:
-        shape = {
-            "parser": PARSER_VERSION,
-            "params": {name: v for name, v in self.params.items() if name not in NOT_IN_KEY},
-            "revision": self.model.revision,
+    @property
+    def shaped_by(self) -> dict[str, Any]:
+        return {
             "prompt_mode": self.step.prompt_mode,
             "samples": self.samples,
             "merge_reasoning": self.step.merge_reasoning,
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_shape(self) -> dict[str, Any]:
         limit = {} if self.task.row_limit is None else {"limit": self.task.row_limit}
@@ -159,13 +135,14 @@ class Responses(AskingStage):
         return OldAnswer(response, kept, reasoning=row["reasoning"] or None if is_ours else None)
 
     def write(self, source: Source, rate: Rate, out: NewFile, shared: Fields) -> Report:
-        totals, digest, inference = AnswerTotals(), hashlib.sha256(), SchemaInference()
-        report, name = totals.report, source.name
-        is_result = source.maker is not None and source.maker.answers
+        totals, inference = AnswerTotals(source, samples=self.samples), SchemaInference()
+        report = totals.report
 
         def given(item: Row | BadLine) -> Row:
             """What the row has of its own, named as it will be."""
-            row = {"raw": item.raw} if isinstance(item, BadLine) else _without_old_failure(item)
+            row = {"raw": item.raw} if isinstance(item, BadLine) else item
+            if row.keys() >= FAILED_BEFORE:
+                row = {name: value for name, value in row.items() if name not in FAILED_BEFORE}
             if _OWN.isdisjoint(row):
                 return row
             report.moved = report.moved or moved_names(source.column_names(), _OWN)
@@ -180,20 +157,18 @@ class Responses(AskingStage):
             for index, item, is_plain in numbered:
                 for sample in range(self.samples):
                     api, usage = rate(index * self.samples + sample, item)
-                    api["api_record_id"] = record_id(item, index, name, is_result=is_result)
+                    totals.count(index, item, api, usage, sample)
                     row = {**given(item), **self._answer(item, api, sample)}
-                    totals.count(api, usage, sample, ())
                     content = [api["api_record_id"], api["api_status"], row.get("response")]
-                    digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
+                    totals.digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
                     report.show(row)
                     line = encode(row)
                     inference.take(row if is_plain else loads(line), len(line))
                     yield line
 
         write_lines(out, lines())
-        totals.finish(source.rows_read * self.samples)
+        totals.finish()
         report.schema, report.numbers = inference.schema(), totals.numbers()
-        report.data_version = digest.hexdigest()[:32]
         return report
 
     def _sent(self, messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -208,8 +183,11 @@ class Responses(AskingStage):
         answer, reasoning = api.get("api_return"), api.get("api_reasoning")
         response = answer
         if self.step.merge_reasoning and reasoning and reasoning.strip():
-            response = merged_reasoning(reasoning, answer or "")
+            response = f"<think>\n{reasoning}\n</think>\n\n{answer or ''}"
         is_good = api["api_status"] == "success"
+        # Where there is no answer `api_return` is the body of a refusal.
+        without_reason = api.get("api_fail_reason") in (Reason.EMPTY, Reason.INTERRUPTED)
+        is_answered = is_good or api.get("api_finish_reason") or without_reason
         sent = self._sent(item["messages"]) if is_good and isinstance(item, dict) else None
         calls = {"tool_calls": text} if (text := api.get("tool_calls")) else {}
         said = {"role": "assistant", "content": response} | {
@@ -220,25 +198,20 @@ class Responses(AskingStage):
         if isinstance(item, dict) and "uid" in item:
             kept.pop("uid", None)
         return {
-            "response": response if _is_answered(api) else None,
+            "response": response if is_answered else None,
             "final_messages": sent and [*sent, said],
             "reasoning": reasoning,
             **calls,
             "finish_reason": api.get("api_finish_reason"),
             "usage": None if None in counts.values() else counts,
             **({"sample": sample} if self.samples > 1 else {}),
-            **{name: api.get(name) for name, _ in API_FIELDS if name not in _OWN_NAMES},
+            **{name: api.get(name) for name in _SAME},
             **kept,
         }
 
 
 _THOUGHT = re.compile(r"<think>\n(.*?)\n</think>\n\n(.*)", re.DOTALL)
-"""What `merged_reasoning` gives."""
-
-
-def merged_reasoning(reasoning: str, answer: str) -> str:
-    """As training data has it."""
-    return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+"""An answer that its reasoning is merged with, as training data has it."""
 
 
 def _is_turn(message: object) -> bool:
@@ -247,16 +220,3 @@ def _is_turn(message: object) -> bool:
             return True
         case _:
             return False
-
-
-def _is_answered(api: Mapping[str, Any]) -> bool:
-    """Whether there is an answer; `api_return` is a refusal's body where there is none."""
-    is_success = api["api_status"] == "success"
-    no_reason_needed = api.get("api_fail_reason") in (Reason.EMPTY, Reason.INTERRUPTED)
-    return is_success or bool(api.get("api_finish_reason")) or no_reason_needed
-
-
-def _without_old_failure(row: Row) -> Row:
-    if not row.keys() >= FAILED_BEFORE:
-        return row
-    return {name: value for name, value in row.items() if name not in FAILED_BEFORE}

@@ -1,23 +1,17 @@
 """`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
 failures in their place."""
 
-import hashlib
-import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
 import orjson
 
-from modelcall_assets.config.distillation import JudgeStep
-from modelcall_assets.config.model import ModelConfig
 from modelcall_assets.config.prompt import PromptConfig
-from modelcall_assets.config.task import Data, ScoringTask
+from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import (
-    NOT_IN_KEY,
-    PARSER_VERSION,
     AnswerParser,
     ChatRequest,
     Rules,
@@ -36,10 +30,20 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report, Tally
-from modelcall_assets.stages.score_table import ApiRow, Rate, outcome_row, write_scores
+from modelcall_assets.stages.score_table import (
+    VOLATILE_COLUMNS,
+    AnswerTotals,
+    ApiRow,
+    Picks,
+    Rate,
+    ScoreTable,
+    outcome_row,
+)
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
+from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
 from modelcall_assets.transforms import MissingColumn, Template, value_at
 from modelcall_assets.transforms.user_code import (
@@ -63,11 +67,6 @@ class Scores(AskingStage):
     def about(self) -> str:
         return f"ratings by {self.params['model']} with the prompt {self.prompt.version}"
 
-    @cached_property
-    def model(self) -> ModelConfig:
-        assert self.spec.model is not None
-        return self.spec.model
-
     @property
     def prompt(self) -> PromptConfig:
         assert self.spec.prompt is not None
@@ -81,11 +80,6 @@ class Scores(AskingStage):
     def definition(self) -> dict[str, dict[str, Any]]:
         prompt = {"version": self.prompt.version, **self.prompt.prompt_template.model_dump()}
         return {"prompt": prompt, **super().definition}
-
-    @property
-    def rated(self) -> Data | JudgeStep:
-        """The column that is rated, and its placeholder in the prompt."""
-        return self.spec.task.rated
 
     @cached_property
     def schema(self) -> dict[str, Any] | None:
@@ -122,15 +116,17 @@ class Scores(AskingStage):
 
     @property
     def provenance(self) -> dict[str, str]:
-        return {"api_model": str(self.params["model"]), "api_prompt": self.prompt.version}
+        return super().provenance | {"api_prompt": self.prompt.version}
 
     @cached_property
     def input_key(self) -> str:
-        return self.rated.input_key
+        """The column that is rated."""
+        return self.spec.task.rated.input_key
 
     @cached_property
     def prompt_key(self) -> str:
-        return self.rated.prompt_format_key or self.input_key
+        """Its placeholder in the prompt."""
+        return self.spec.task.rated.prompt_format_key or self.input_key
 
     @cached_property
     def system(self) -> str | None:
@@ -143,14 +139,11 @@ class Scores(AskingStage):
         own.update(filter(None, [self.before.error_column]))
         return self.template.columns - {self.prompt_key} | own
 
-    def version(self) -> str:
-        params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
-        shape = {
-            "parser": PARSER_VERSION,
+    @property
+    def shaped_by(self) -> dict[str, Any]:
+        return {
             "prompt": self.template.parts,
             "system": self.system,
-            "params": params,
-            "revision": self.model.revision,
             "columns": [self.input_key, self.prompt_key],
             "repairs": self.rules.max_repair_turns,
             "schema": self.schema,
@@ -158,7 +151,6 @@ class Scores(AskingStage):
             "defaults": dict(self.rules.parser.defaults),
             "prompt_version": self.prompt.version,
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def own_shape(self) -> dict[str, Any]:
         return {"score": self.version()}
@@ -263,7 +255,11 @@ class ScorerScores(Stage):
             input_key = self.spec.task.rated.input_key
 
             def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
-                return {**_row(outcomes[index]), "api_model": self.path}, Usage()
+                outcome = outcomes[index]
+                has_values = isinstance(outcome, Success)
+                text = orjson.dumps(outcome.values).decode() if has_values else None
+                told = {"api_return": text, "api_model": self.path}
+                return {**outcome_row(outcome), **told}, Usage()
 
             report = draft.written(
                 lambda out: write_scores(source, fields, input_key, api_row, out).report
@@ -272,11 +268,48 @@ class ScorerScores(Stage):
         return report
 
 
+def write_scores(
+    source: Source,
+    fields: Mapping[str, Mapping[str, Any]],
+    input_key: str,
+    rate: Rate,
+    out: NewFile,
+    sent: Callable[[Row | BadLine], object] | None = None,
+) -> AnswerTotals:
+    """`input_key` is the column that people want to see in a sample, `sent` gives what was asked
+    about a row. InputChanged when the source is no longer what its upstream asset recorded."""
+    maker = source.maker
+    table = ScoreTable(source.schema, fields, maker.error_column if maker else None)
+    totals, picks = AnswerTotals(source, fields), Picks([*fields])
+    report = totals.report
+
+    metadata = {"modelcall.volatile_columns": ",".join(VOLATILE_COLUMNS)}
+    with ParquetSink(out, "scores", table.schema, metadata) as sink:
+        for batch in source.of_one_file():
+            rows: list[ApiRow] = []
+            for index, item in enumerate(batch.items, batch.start):
+                row, usage = rate(index, item)
+                sample = item.get("sample") if totals.is_result and isinstance(item, dict) else None
+                totals.count(index, item, row, usage, sample)
+                picks.look(row, item)
+                content = [row["api_record_id"], row["api_status"], row.get("api_fail_reason")]
+                values = [row.get(key) for key in fields] or [row.get("api_return")]
+                totals.digest.update(orjson.dumps([content, values], option=orjson.OPT_SORT_KEYS))
+                rows.append(row)
+            sink.write(table.batch(batch.to_arrow(source.schema), rows))
+    totals.finish()
+    for number, (label, row, item) in enumerate(picks.found()):
+        scored = value_at(item, input_key) if isinstance(item, dict) else item.raw
+        answer = {name: row.get(name) for name in (*fields, "api_fail_reason", "api_fail_detail")}
+        known = {name: value for name, value in answer.items() if value is not None}
+        record = {"sample": label, "id": row["api_record_id"], input_key: scored, **known}
+        if sent is not None and not number and isinstance(asked := sent(item), ChatRequest):
+            record["sent"] = [*asked.messages]
+        report.show({**record, "reply": row.get("api_return")})
+    report.moved, report.schema = table.moved, as_stored(table.schema)
+    return totals
+
+
 def rate(scorer: Scorer, item: Row | BadLine) -> Outcome:
     """A line that is no row is not shown to the scorer."""
     return bad_line(item) if isinstance(item, BadLine) else grade(scorer, item)
-
-
-def _row(outcome: Outcome) -> ApiRow:
-    text = None if isinstance(outcome, Failure) else orjson.dumps(outcome.values).decode()
-    return {**outcome_row(outcome), "api_return": text}
