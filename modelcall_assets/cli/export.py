@@ -33,7 +33,7 @@ from modelcall_assets.stages.export import (
     export_dialogues,
     export_file,
 )
-from modelcall_assets.stages.published import Published
+from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
 

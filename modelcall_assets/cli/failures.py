@@ -31,7 +31,7 @@ from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import NEVER_ASKED, Reason, short
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.published import FailedRow, Published, failed_rows
+from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.standing import MAKE_ANEW, Retry, Wanted, out_of_date
 from modelcall_assets.stages.task import Task

@@ -45,8 +45,8 @@ from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.distribution import Distribution
-from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.summary import Summary, add_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes, write_bytes
@@ -122,7 +122,7 @@ def report(
             for index, item in file.items():
                 spread.add(item)
                 if shown.answers:
-                    ids.add(file.key, identity(file, index, item))
+                    ids.add(file.key, file.identity(index, item))
                 records.offer(where, item, lambda: _record(file, index, item))  # noqa: B023
         command = ["modelcall", "retry", task.spec.file_name]
         command += ["--stage", shown.name] if shown is not task.stages[-1] else []
@@ -155,7 +155,7 @@ def _is_page(place: Place) -> bool:
 
 
 def _record(file: Published, index: int, item: Row | BadLine) -> Record:
-    failure, name = failure_of(file, item), identity(file, index, item)
+    failure, name = file.failure_of(item), file.identity(index, item)
     reason = None if failure is None else str(failure.reason)
     values = _values(item)
     return Record(file.name, index + 1, name, reason, values, _sent(file, values))

@@ -23,9 +23,9 @@ from modelcall_assets.cli.terminal import (
 )
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.published import Published
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally
+from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.standing import Retry, out_of_date
 from modelcall_assets.stages.task import Task

@@ -17,8 +17,8 @@ from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.errors import Problem
 from modelcall_assets.stages.export import check_columns
-from modelcall_assets.stages.published import Published, published_files
 from modelcall_assets.stages.report import Tally, Watcher
+from modelcall_assets.stages.source import Published, published_files
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists

@@ -13,8 +13,8 @@ import pyarrow as pa
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
-from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.responses import FAILED_BEFORE
+from modelcall_assets.stages.source import Published
 from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
@@ -36,7 +36,7 @@ class Selection:
     where: Where | None = None
 
     def takes(self, file: Published, item: Row | BadLine) -> bool:
-        if self.keep != "all" and (failure_of(file, item) is None) != (self.keep == "successes"):
+        if self.keep != "all" and (file.failure_of(item) is None) != (self.keep == "successes"):
             return False
         return self.where is None or (not isinstance(item, BadLine) and self.where(item))
 
@@ -156,8 +156,8 @@ def _routed(
     routed: dict[tuple[str, bool], list[int]] = {}
     for offset, item in enumerate(batch.items):
         if selection.takes(file, item):
-            record = identity(file, batch.start + offset, item) if form.validation_share else ""
-            is_error = form.old_names and failure_of(file, item) is not None
+            record = file.identity(batch.start + offset, item) if form.validation_share else ""
+            is_error = form.old_names and file.failure_of(item) is not None
             routed.setdefault((form.part_of(record), is_error), []).append(offset)
     return routed
 
@@ -208,13 +208,13 @@ class _Sink:
             index, item = batch.start + offset, batch.items[offset]
             if isinstance(item, BadLine):
                 error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
-                item = {"id": identity(source, index, item), "error": error}
+                item = {"id": source.identity(index, item), "error": error}
             yield encode(_old_failure(source, index, item) if as_old_failure else item)
 
 
 def _old_failure(file: Published, index: int, row: Row) -> Row:
     """With the keys that the old system gave to a failed row."""
-    failure = failure_of(file, row)
+    failure = file.failure_of(row)
     reason, detail = (failure.reason, failure.detail) if failure else ("", "")
     theirs = FAILED_BEFORE - {file.stage.maker.error_column}
     if not theirs.isdisjoint(row):

@@ -16,8 +16,8 @@ from modelcall_assets.records.data_files import decode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Reason, Row
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
-from modelcall_assets.stages.source import Part, changed
-from modelcall_assets.stages.stage import MEMBERS, Stage
+from modelcall_assets.stages.source import MEMBERS, Part, changed
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import (
@@ -131,7 +131,13 @@ class Raw(Stage):
             return super().parts(key, manifest)
         place = self.layout.place
         return tuple(
-            Part(each["name"], place(each["uri"]), each["digest"], each["size"], each["whole"])
+            Part(
+                each.get("name") or each["uri"],
+                place(each["uri"]),
+                each["digest"],
+                each["size"],
+                each.get("whole", False),
+            )
             for each in manifest.detail[MEMBERS]
         )
 

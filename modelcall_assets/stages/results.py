@@ -13,7 +13,8 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.inputs import digest_of_versions
-from modelcall_assets.stages.stage import MEMBERS, Stage
+from modelcall_assets.stages.source import MEMBERS
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.publishing import Manifest, read_manifest

@@ -37,9 +37,6 @@ from modelcall_assets.storage.publishing import Manifest, read_manifest
 if TYPE_CHECKING:
     from modelcall_assets.stages.task import Task
 
-MEMBERS = "members"
-"""In the detail of a manifest: the files, or partitions, that make one."""
-
 
 @dataclass(frozen=True, eq=False)
 class Keys:

@@ -15,8 +15,8 @@ from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.calls import read_spent
 from modelcall_assets.stages.publication import Note, read_note, stranger
-from modelcall_assets.stages.published import MAKE_ANEW
-from modelcall_assets.stages.stage import MEMBERS, Keys, Stage
+from modelcall_assets.stages.source import MAKE_ANEW, MEMBERS
+from modelcall_assets.stages.stage import Keys, Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.formats import OURS
