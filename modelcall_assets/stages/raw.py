@@ -16,7 +16,7 @@ from modelcall_assets.records.data_files import decode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Reason, Row
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
-from modelcall_assets.stages.source import MEMBERS, Part, changed
+from modelcall_assets.stages.source import MEMBERS, Part
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
@@ -27,7 +27,7 @@ from modelcall_assets.storage.formats import (
     Reading,
     format_of,
 )
-from modelcall_assets.storage.listing import FileInfo, stat_file
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import SchemaInference, check_writable
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
@@ -112,33 +112,19 @@ class Raw(Stage):
         made_of = InputFingerprint(uri=uri, digest=report.digest, size=size, version=version)
         write_manifest(self.manifest_path(key), report.manifest(self.name, made_of))
 
-    def result(self, manifest: Manifest) -> Place:
-        return self.layout.place(manifest.input.uri)
-
-    def digest_of(self, manifest: Manifest) -> str:
-        return manifest.input.digest
-
     def check(self, manifest: Manifest) -> None:
         """Those that are several files are looked at when their rows have been read."""
-        if MEMBERS in manifest.detail:
-            return
-        place, found = self.result(manifest), manifest.input
-        if stat_file(place).version != found.version and file_digest(place) != found.digest:
-            raise changed(place)
+        if MEMBERS not in manifest.detail:
+            super().check(manifest)
 
     def parts(self, key: str, manifest: Manifest) -> tuple[Part, ...]:
         if MEMBERS not in manifest.detail:
             return super().parts(key, manifest)
         place = self.layout.place
         return tuple(
-            Part(
-                each.get("name") or each["uri"],
-                place(each["uri"]),
-                each["digest"],
-                each["size"],
-                each.get("whole", False),
-            )
+            Part(name, place(uri), each["digest"], each["size"], each.get("whole", False))
             for each in manifest.detail[MEMBERS]
+            for uri, name in [(each["uri"], each.get("name") or each["uri"])]
         )
 
     def outdated(self, keys: Sequence[str]) -> set[str]:

@@ -94,11 +94,11 @@ class Source:
     def batches(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[tuple[str, Batch]]:
         """All of it in order, at most so many rows at a time, each with the name of its file."""
         left = self.limit
-        for name, parts in groupby(self.parts, lambda part: "" if part.is_document else part.name):
-            if left == 0:
+        for _, group in groupby(self.parts, lambda part: part.is_document or id(part)):
+            if not (parts := [*group][:left]):
                 return
-            for batch in self._batches_of([*parts][:left], left, rows):
-                yield name, batch
+            for batch in self._batches_of(parts, left, rows):
+                yield "" if parts[0].is_document else parts[0].name, batch
                 left = None if left is None else left - batch.rows
 
     def of_one_file(

@@ -243,18 +243,16 @@ class Stage(ABC):
     def check(self, manifest: Manifest) -> None:
         """InputChanged when the file of a partition has another version than it had, and another
         content too."""
-        place = self.result(manifest)
-        version = stat_file(place).version
-        if version != manifest.output_version and file_digest(place) != self.digest_of(manifest):
+        place, then = self.result(manifest), manifest.output_version or manifest.input.version
+        if stat_file(place).version != then and file_digest(place) != self.digest_of(manifest):
             raise changed(place)
 
     def result(self, manifest: Manifest) -> Place:
-        """Where the rows of a partition are."""
-        assert manifest.output is not None
-        return self.layout.place(manifest.output)
+        """Where the rows of a partition are: in its input, if the stage writes none."""
+        return self.layout.place(manifest.output or manifest.input.uri)
 
     def digest_of(self, manifest: Manifest) -> str:
-        return manifest.output_digest or manifest.detail["digest"]
+        return manifest.output_digest or manifest.detail.get("digest") or manifest.input.digest
 
     def outdated(self, keys: Sequence[str]) -> set[str]:
         """Of materialised partitions those that are gone, or that the task looks for elsewhere
