@@ -20,13 +20,7 @@ from modelcall_assets.stages.source import MEMBERS, Part
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
-from modelcall_assets.storage.formats import (
-    OURS,
-    Digest,
-    Format,
-    Reading,
-    format_of,
-)
+from modelcall_assets.storage.formats import OURS, Digest, Format, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import SchemaInference, check_writable
 from modelcall_assets.storage.places import Place
@@ -58,6 +52,7 @@ class Raw(Stage):
     name = "raw"
     kinds = ("file",)
     suffix = ""
+    again = ""
 
     @property
     def about(self) -> str:
@@ -74,10 +69,6 @@ class Raw(Stage):
 
     def own_shape(self) -> dict[str, Any]:
         return {"limit": self.task.row_limit}
-
-    def why_rejected(self, report: Report) -> str | None:
-        """Its rows are judged by the stage that works on them."""
-        return None
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputError when a file cannot be read, has no readable line, or is text without a line,

@@ -91,7 +91,7 @@ class Stage(ABC):
     """Where, and what, to look for when it can answer none of the first rows."""
     shows_progress: ClassVar[bool] = False
     again: ClassVar[str] = "make it anew"
-    """What another run does where too many rows failed."""
+    """What another run does where too many rows failed; empty where no number is too many."""
 
     def __init__(self, task: Task, upstream: Stage | None, keys: Keys) -> None:
         self.task, self.upstream, self.keys = task, upstream, keys
@@ -157,7 +157,8 @@ class Stage(ABC):
 
     def why_rejected(self, report: Report) -> str | None:
         """When more rows failed than the task accepts."""
-        return report.why_rejected(self.spec.task.max_failure_rate, self.again)
+        most = self.spec.task.max_failure_rate
+        return report.why_rejected(most, self.again) if self.again else None
 
     @property
     def maker(self) -> Stage:

@@ -29,6 +29,7 @@ class Summary(Stage):
     name = "summary"
     suffix = ".jsonl"
     gathers = True
+    again = ""
 
     @property
     def about(self) -> str:
@@ -47,10 +48,6 @@ class Summary(Stage):
         if made is None:
             return bool(results.manifests)
         return made.input.digest != results.digest
-
-    def why_rejected(self, report: Report) -> str | None:
-        """Its rows are those of the stages before."""
-        return None
 
     def make(self, key: str, tally: Tally) -> Report:
         """PublishedMeanwhile when another run was faster and found something else."""
