@@ -19,7 +19,7 @@ from project import ALL, FRESH, ONLY_INS, A, B, Project, chat, instruction, some
 from modelcall_assets.defs.runs import OVERVIEWS_EVERY_S, housekeeping_sensor
 from modelcall_assets.defs.shown import note_overviews
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
-from modelcall_assets.stages.distribution import Distribution
+from modelcall_assets.stages.report import Distribution
 
 PRICES = {"usd_per_million_input_tokens": 10, "usd_per_million_output_tokens": 20}
 

@@ -44,8 +44,7 @@ from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.data_files import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.distribution import Distribution
-from modelcall_assets.stages.report import Report
+from modelcall_assets.stages.report import Distribution, Report
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.summary import Summary, add_rows
 from modelcall_assets.stages.task import Task

@@ -37,9 +37,9 @@ from modelcall_assets.defs.instance import (
     statuses_of,
 )
 from modelcall_assets.errors import ModelcallError
-from modelcall_assets.stages.report import Report, Run, Tally, Watcher
+from modelcall_assets.stages.report import Report, Tally, Watcher
 from modelcall_assets.stages.results import Results
-from modelcall_assets.stages.stage import Stage, Work
+from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
 
 StageOptions = Mapping[str, Mapping[str, Any]]

@@ -16,10 +16,9 @@ from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records.data_files import encode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
-from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.inputs import SplitInputs, version_of
 from modelcall_assets.stages.publication import Draft
-from modelcall_assets.stages.report import Report, Tally
+from modelcall_assets.stages.report import Distribution, Report, Tally
 from modelcall_assets.stages.source import changed
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits

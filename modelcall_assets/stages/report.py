@@ -4,16 +4,15 @@ metadata and its check are functions of one object."""
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
 from modelcall_assets.journal.index import PLACE_BITS, Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
-from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
@@ -55,17 +54,6 @@ class Tally:
     def done(self) -> int:
         return self.ok + self.failed
 
-    @property
-    def rows_per_second(self) -> float:
-        """Of the rows that were called, not of those replayed."""
-        elapsed = time.monotonic() - self.started_at
-        return max(0, self.done - self.replayed) / elapsed if elapsed > 0 else 0.0
-
-    @property
-    def eta_s(self) -> float | None:
-        rate = self.rows_per_second
-        return (self.rows - self.done) / rate if rate > 0 else None
-
     def line(self) -> str:
         """`scores: 1,200 of 5,000 rows, 3 failed (timeout 3), 64 in flight, 81 rows/s, 0.4200 USD,
         47 s left`."""
@@ -73,41 +61,17 @@ class Tally:
 
     def detail(self) -> str:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common(3))
+        elapsed, called = time.monotonic() - self.started_at, max(0, self.done - self.replayed)
+        rate = called / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.failed:,} failed" + f" ({reasons})" * bool(reasons), self.state()]
         if self.replayed:
             parts.append(f"{self.replayed / self.done:.0%} from the journal")
-        parts.append(f"{self.rows_per_second:,.0f} rows/s")
+        parts.append(f"{rate:,.0f} rows/s")
         if self.asks_model:
             parts.append("cost unknown" if self.cost_usd is None else f"{self.cost_usd:.4f} USD")
-        if self.eta_s is not None and self.done < self.rows:
-            parts.append(f"{self.eta_s:.0f} s left")
+        if rate > 0 and self.done < self.rows:
+            parts.append(f"{(self.rows - self.done) / rate:.0f} s left")
         return ", ".join(filter(None, parts))
-
-
-@dataclass
-class Run:
-    """What a run of a stage is given. `fresh` asks also where the journal has an answer, `again`
-    also for failures that the task accepts now; of `ids`, `where` and `reason` those that are given
-    choose rows of the latest result, which alone are asked again."""
-
-    id: str
-    tally: Tally
-    fresh: bool = False
-    again: bool = False
-    ids: Sequence[str] = ()
-    where: str = ""
-    reason: str = ""
-    untold: Set[str] = frozenset()
-    """Partitions whose result a run has published that was killed before it could say so."""
-
-    @property
-    def choice(self) -> dict[str, Any]:
-        """What it asks anew though there is a result."""
-        given = {"again": self.again, "ids": [*self.ids], "where": self.where}
-        return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
-
-    stop: Callable[[], None] = lambda: None
-    """Ends it soon, with everything kept; what an open stage sets."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +83,6 @@ class Watcher:
     pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
 
 
-_MASK = (1 << 64) - 1
-
-
 class Seen:
     """Told apart by 64 bits, which among 100 million differ but for one chance in 3,000."""
 
@@ -129,14 +90,93 @@ class Seen:
         self._words = Words(0)
 
     def is_new(self, text: str) -> bool:
-        hash_ = hash(text) & _MASK
+        hash_ = hash(text) % (1 << 64)
         return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
+MOST_VALUES = 500
+"""That a distribution tells apart as they are."""
 LISTED = 10
 SAMPLE_ROWS = 6
 SHOWN_CHARS = 200
 SHOWN_DUPLICATES = 5
+
+
+class Distribution:
+    """Of numbers: how many rows have each, rounded to three digits and, from 500 different ones on,
+    to two; and their sum, which is exact. Those of several files are added."""
+
+    def __init__(self, counts: Mapping[Any, int] | None = None, total: float | None = None):
+        self.counts = Counter[float](counts or {})
+        exact = sum(value * rows for value, rows in self.counts.items())
+        self.sum = exact if total is None else total
+        self._digits = 3
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """From its `plain` form."""
+        return cls(dict(plain["values"]), plain["sum"])
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        return {"sum": self.sum, "values": [*self.counts.items()]}
+
+    @property
+    def rows(self) -> int:
+        return self.counts.total()
+
+    def add(self, value: float) -> None:
+        self.sum += value
+        self.counts[_rounded(value, self._digits)] += 1
+        self._coarsen()
+
+    def join(self, other: Self) -> None:
+        self.sum += other.sum
+        self.counts.update(other.counts)
+        self._coarsen()
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.rows
+
+    def quantile(self, share: float) -> float:
+        """The value that so large a share of the rows does not exceed; half of the way to the next
+        one where the share ends between them."""
+        left, ordered = share * self.rows, sorted(self.counts)
+        for at, value in enumerate(ordered[:-1]):
+            left -= self.counts[value]
+            if left <= 0:
+                return value if left else (value + ordered[at + 1]) / 2
+        return ordered[-1]
+
+    def numbers(self, name: str) -> dict[str, float]:
+        """What is shown of a field of that name."""
+        return {f"{name}_mean": self.mean, f"{name}_median": self.quantile(0.5)}
+
+    def bins(self, most: int = 20) -> list[tuple[str, int]]:
+        """Of values or of ranges of one width, in ascending order."""
+        ordered = sorted(self.counts.items())
+        if len(ordered) <= most:
+            return [(f"{value:g}", rows) for value, rows in ordered]
+        low, width = ordered[0][0], (ordered[-1][0] - ordered[0][0]) / most
+        found = [0] * most
+        for value, rows in ordered:
+            found[min(most - 1, int((value - low) / width))] += rows
+        ends = [low + width * at for at in range(most + 1)]
+        return [(f"{ends[at]:.3g} – {ends[at + 1]:.3g}", rows) for at, rows in enumerate(found)]
+
+    def _coarsen(self) -> None:
+        if len(self.counts) > MOST_VALUES:
+            self._digits, values = 2, self.counts
+            self.counts = Counter[float]()
+            for value, rows in values.items():
+                self.counts[_rounded(value, 2)] += rows
+
+
+def _rounded(value: float, digits: int) -> float:
+    is_short = isinstance(value, int) and abs(value) < 10**digits
+    return value if is_short else float(f"{value:.{digits}g}")
 
 
 class FailedRow(NamedTuple):
@@ -187,9 +227,7 @@ class Report:
     """Whether the sample is not full yet."""
     numbers: dict[str, Any] = field(default_factory=dict[str, Any])
     """What else people want to know, by name."""
-    tables: dict[str, Sequence[Mapping[str, Any]]] = field(
-        default_factory=dict[str, Sequence[Mapping[str, Any]]]
-    )
+    tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     histograms: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the manifest says to the next stage, and to the next run."""
@@ -309,6 +347,5 @@ def last_line(error: BaseException) -> str:
 
 def one_line(detail: str) -> str:
     """The start of a detail, or the end of a traceback, where the error is."""
-    if detail.startswith("Traceback"):
-        return " ".join(detail.strip().splitlines()[-1].split())[:SHOWN_CHARS]
-    return " ".join(detail.split())[:SHOWN_CHARS]
+    told = detail.strip().splitlines()[-1] if detail.startswith("Traceback") else detail
+    return " ".join(told.split())[:SHOWN_CHARS]

@@ -18,8 +18,7 @@ from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
-from modelcall_assets.stages.distribution import Distribution
-from modelcall_assets.stages.report import Report, Seen
+from modelcall_assets.stages.report import Distribution, Report, Seen
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.columns import as_stored
 from modelcall_assets.storage.files import NewFile

@@ -14,6 +14,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Sequence,
+    Set,
 )
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records.data_files import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
-from modelcall_assets.stages.report import Report, Run, Tally
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import Part, Source, changed
 from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import file_digest, in_thread
@@ -35,29 +36,33 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from modelcall_assets.stages.task import Task
+    from modelcall_assets.stages.task import Keys, Task
 
 
-@dataclass(frozen=True, eq=False)
-class Keys:
-    """A set of partition keys that stages share."""
+@dataclass
+class Run:
+    """What a run of a stage is given. `fresh` asks also where the journal has an answer, `again`
+    also for failures that the task accepts now; of `ids`, `where` and `reason` those that are given
+    choose rows of the latest result, which alone are asked again."""
 
-    name: str
-    """Unique in the project."""
-    task: Task
-    """The one whose set that is."""
-    now: Callable[[], list[str]]
-    """The keys as the inputs are now."""
-    every: Callable[[], set[str]]
-    """Also those that the task's caps leave out."""
-    of_groups: bool = False
-    """Of merge groups; else of input files, or of what preprocessing puts together."""
-    is_one: bool = False
-    """One for all of the task: for a stage without partitions."""
+    id: str
+    tally: Tally
+    fresh: bool = False
+    again: bool = False
+    ids: Sequence[str] = ()
+    where: str = ""
+    reason: str = ""
+    untold: Set[str] = frozenset()
+    """Partitions whose result a run has published that was killed before it could say so."""
 
     @property
-    def what(self) -> str:
-        return "merge groups" if self.of_groups else "files"
+    def choice(self) -> dict[str, Any]:
+        """What it asks anew though there is a result."""
+        given = {"again": self.again, "ids": [*self.ids], "where": self.where}
+        return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
+
+    stop: Callable[[], None] = lambda: None
+    """Ends it soon, with everything kept; what an open stage sets."""
 
 
 Work = Callable[[str], Awaitable[Report]]

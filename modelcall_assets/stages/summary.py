@@ -11,9 +11,8 @@ from typing import Any
 from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.publication import Draft
-from modelcall_assets.stages.report import FailedRow, Report, Tally
+from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
 from modelcall_assets.stages.results import COUNTS, Results, told
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.jsonl import dumps, write_lines

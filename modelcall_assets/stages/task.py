@@ -1,5 +1,8 @@
 """A task as the list of its stages, and where all of it lies that is not of one stage."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +24,7 @@ from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scores import ScorerScores, Scores
-from modelcall_assets.stages.stage import Keys, Stage
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.summary import Summary
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, Stores
@@ -126,6 +129,28 @@ class Layout:
         """What the runs on this machine know together."""
         state = self.state_folder
         return state if isinstance(state, Path) else self.scratch / self.spec.key
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """A set of partition keys that stages share."""
+
+    name: str
+    """Unique in the project."""
+    task: Task
+    """The one whose set that is."""
+    now: Callable[[], list[str]]
+    """The keys as the inputs are now."""
+    every: Callable[[], set[str]]
+    """Also those that the task's caps leave out."""
+    of_groups: bool = False
+    """Of merge groups; else of input files, or of what preprocessing puts together."""
+    is_one: bool = False
+    """One for all of the task: for a stage without partitions."""
+
+    @property
+    def what(self) -> str:
+        return "merge groups" if self.of_groups else "files"
 
 
 OVERVIEWS: tuple[type[Stage], ...] = (Summary,)

@@ -16,8 +16,8 @@ from modelcall_assets.records.data_files import decode_key
 from modelcall_assets.stages.calls import read_spent
 from modelcall_assets.stages.publication import Note, read_note, stranger
 from modelcall_assets.stages.source import MAKE_ANEW, MEMBERS
-from modelcall_assets.stages.stage import Keys, Stage
-from modelcall_assets.stages.task import Task
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Keys, Task
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.formats import OURS
 from modelcall_assets.storage.listing import (
