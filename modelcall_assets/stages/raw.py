@@ -139,15 +139,12 @@ class Split(Raw):
     def about(self) -> str:
         return "a split's files and their fingerprints"
 
-    @property
-    def splits(self) -> SplitInputs:
-        assert isinstance(self.task.inputs, SplitInputs)
-        return self.task.inputs
-
     def make(self, key: str, tally: Tally) -> Report:
-        files = self.splits.members(key)
+        inputs = self.task.inputs
+        assert isinstance(inputs, SplitInputs)
+        files = inputs.members(key)
         report = read_split(files, self.reading)
-        self.write(key, report, files, str(self.splits.place(key).path), version_of(files))
+        self.write(key, report, files, str(inputs.place(key).path), version_of(files))
         return report
 
 

@@ -95,7 +95,6 @@ class Seen:
 
 
 MOST_VALUES = 500
-"""That a distribution tells apart as they are."""
 LISTED = 10
 SAMPLE_ROWS = 6
 SHOWN_CHARS = 200

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -319,22 +319,17 @@ def failed_rows(file: Published) -> Iterator[FailedRow]:
     if not file.manifest.failed:
         return
     file.check()
+    rows = file.items()
     if file.stage.answers and file.is_table:
-        for batch in read_columns(file.place, _FAILURE_COLUMNS):
-            for row in batch.filter(pc.field("api_status") != "success").to_pylist():
-                yield _failed_row(file, row, row["api_record_id"])
-        return
-    for index, item in file.items():
-        if file.failure_of(item) is not None:
-            yield _failed_row(file, item, file.identity(index, item))
-
-
-def _failed_row(file: Published, item: Row | BadLine, record: str) -> FailedRow:
-    failure = file.failure_of(item)
-    assert failure is not None
-    told: dict[str, Any] = {} if isinstance(item, BadLine) else item
-    asked = told.get("api_attempts"), told.get("api_endpoint")
-    return FailedRow(file.name, record, str(failure.reason), failure.detail, *asked)
+        batches = read_columns(file.place, _FAILURE_COLUMNS)
+        failed = (batch.filter(pc.field("api_status") != "success") for batch in batches)
+        rows = ((0, row) for batch in failed for row in batch.to_pylist())
+    for index, item in rows:
+        if (failure := file.failure_of(item)) is not None:
+            told: Row = {} if isinstance(item, BadLine) else item
+            asked = told.get("api_attempts"), told.get("api_endpoint")
+            name, reason = file.identity(index, item), str(failure.reason)
+            yield FailedRow(file.name, name, reason, failure.detail, *asked)
 
 
 def _readable(item: Row | BadLine) -> Row | BadLine:

@@ -230,10 +230,8 @@ class Stage(ABC):
     def latest(self, key: str, *, rejected: bool = True) -> Manifest | None:
         """The accepted result, or the rejected one that came after it, whichever is wanted
         rather."""
-        for each in (rejected, not rejected):
-            if (manifest := read_manifest(self.manifest_path(key, rejected=each))) is not None:
-                return manifest
-        return None
+        wanted, other = (self.manifest_path(key, rejected=is_) for is_ in (rejected, not rejected))
+        return read_manifest(wanted) or read_manifest(other)
 
     def need(self, key: str) -> Manifest:
         """InputError when nothing is accepted, InputChanged when it is not as it was left."""

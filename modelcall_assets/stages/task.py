@@ -299,21 +299,21 @@ class Task:
     @cached_property
     def _file_keys(self) -> Keys:
         if self.linked is None:
-            name = f"{self.spec.key}/files"
-            return Keys(name, self, self._input_keys, lambda: self.inputs.all_keys())
-        theirs, own = self.linked.keys, self._keys_of_link
+            return Keys(
+                f"{self.spec.key}/files",
+                self,
+                lambda: [encode_key(file.key_path) for file in self.inputs.files()],
+                lambda: self.inputs.all_keys(),
+            )
+        linked, theirs = self.linked, self.linked.keys
+
+        def own() -> list[str]:
+            if not self.spec.has_one_input:
+                return theirs.now()[: self.spec.task.max_files]
+            only = self.layout.input_folder
+            return [key for key in theirs.now() if linked.output(key) == only]
+
         return Keys(theirs.name, theirs.task, own, lambda: {*own()}, theirs.of_groups)
-
-    def _input_keys(self) -> list[str]:
-        return [encode_key(file.key_path) for file in self.inputs.files()]
-
-    def _keys_of_link(self) -> list[str]:
-        assert self.linked is not None
-        keys = self.linked.keys.now()
-        if not self.spec.has_one_input:
-            return keys[: self.spec.task.max_files]
-        only = self.layout.input_folder
-        return [key for key in keys if self.linked.output(key) == only]
 
     @cached_property
     def _group_keys(self) -> Keys:
