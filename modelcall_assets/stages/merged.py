@@ -45,14 +45,11 @@ class Merged(Stage):
     """A partition is a merge group."""
 
     name = "merged"
+    about = "conversations of a merge group"
     suffix = ".jsonl"
     knows_input = True
     done = "merged"
     gathers = True
-
-    @property
-    def about(self) -> str:
-        return "conversations of a merge group"
 
     @property
     def maker(self) -> Stage:

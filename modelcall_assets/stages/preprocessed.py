@@ -42,13 +42,10 @@ from modelcall_assets.transforms.preprocessor import REQUIRED, Grouping
 
 class Preprocessed(Stage):
     name = "preprocessed"
+    about = "cleaned, filtered and truncated rows"
     kinds = ("python", "parquet")
     error_column = ERROR_COLUMN
     shows_progress = True
-
-    @property
-    def about(self) -> str:
-        return "cleaned, filtered and truncated rows"
 
     @property
     def options(self) -> Preprocess:

@@ -50,13 +50,10 @@ class Raw(Stage):
     """A partition is a file, or a group of files that a preprocessor puts together."""
 
     name = "raw"
+    about = "an input file's fingerprint, schema and first mistakes"
     kinds = ("file",)
     suffix = ""
     again = ""
-
-    @property
-    def about(self) -> str:
-        return "an input file's fingerprint, schema and first mistakes"
 
     @property
     def folder(self) -> Place:
@@ -135,9 +132,7 @@ class Raw(Stage):
 class Split(Raw):
     """A partition is a split of a data set: its rows are looked at when they are converted."""
 
-    @property
-    def about(self) -> str:
-        return "a split's files and their fingerprints"
+    about = "a split's files and their fingerprints"
 
     def make(self, key: str, tally: Tally) -> Report:
         inputs = self.task.inputs

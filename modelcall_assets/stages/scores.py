@@ -60,7 +60,7 @@ class Scores(AskingStage):
     hint = ("data", "compare data.input_key and the placeholders of the prompt with them")
 
     @property
-    def about(self) -> str:
+    def about(self) -> str:  # type: ignore[override]
         return f"ratings by {self.params['model']} with the prompt {self.prompt.version}"
 
     @cached_property
@@ -211,7 +211,7 @@ class ScorerScores(Stage):
     again = "rate them all again"
 
     @property
-    def about(self) -> str:
+    def about(self) -> str:  # type: ignore[override]
         return f"ratings by {self.path}"
 
     @property

@@ -74,6 +74,8 @@ class Stage(ABC):
     one that reads the task's input."""
 
     name: ClassVar[str]
+    about: str
+    """One line for people."""
     kinds: ClassVar[tuple[str, ...]] = ("python",)
     suffix: ClassVar[str] = ".parquet"
     """Of its outputs."""
@@ -101,11 +103,6 @@ class Stage(ABC):
     def __init__(self, task: Task, upstream: Stage | None, keys: Keys) -> None:
         self.task, self.upstream, self.keys = task, upstream, keys
         self.layout, self.spec = task.layout, task.spec
-
-    @property
-    @abstractmethod
-    def about(self) -> str:
-        """One line for people."""
 
     @property
     def before(self) -> Stage:

@@ -26,13 +26,10 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 class Summary(Stage):
     name = "summary"
+    about = "the task as a whole: what is done, what failed and why, scores, tokens, cost"
     suffix = ".jsonl"
     gathers = True
     again = ""
-
-    @property
-    def about(self) -> str:
-        return "the task as a whole: what is done, what failed and why, scores, tokens, cost"
 
     @property
     def folder(self) -> Place:
