@@ -14,7 +14,7 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.data_files import decode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Reason, Row
-from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
+from modelcall_assets.stages.inputs import GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import MEMBERS, Part
 from modelcall_assets.stages.stage import Stage
@@ -87,9 +87,8 @@ class Raw(Stage):
             raise InputError(f"{place}: {wrong}; correct the file or take it away")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
-        is_one = isinstance(inputs, FolderInputs)
         whole = files[0].uri if len(files) == 1 else f"{self.spec.input_folder}/{decode_key(key)}"
-        version = files[0].version if is_one else version_of(files)
+        version = version_of(files) if is_group else files[0].version
         self.write(key, report, files, whole, version)
         return report
 
@@ -117,16 +116,16 @@ class Raw(Stage):
 
     def outdated(self, keys: Sequence[str]) -> set[str]:
         """Where several files lie is in their version."""
-        versions, found = self.task.inputs.versions(keys), set[str]()
-        for key in keys:
-            manifest = read_manifest(self.manifest_path(key))
-            if manifest is None or versions.get(key) != manifest.input.version:
-                found.add(key)
-                continue
-            has_moved = manifest.input.uri != str(self.layout.input_place(key))
-            if has_moved and MEMBERS not in manifest.detail:
-                found.add(key)
-        return found
+        versions = self.task.inputs.versions(keys)
+
+        def is_outdated(key: str) -> bool:
+            made = read_manifest(self.manifest_path(key))
+            if made is None or versions.get(key) != made.input.version:
+                return True
+            has_moved = made.input.uri != str(self.layout.input_place(key))
+            return has_moved and MEMBERS not in made.detail
+
+        return {*filter(is_outdated, keys)}
 
 
 class Split(Raw):
@@ -178,7 +177,7 @@ def read_raw(
     look = _Look(limit, reading)
     report = look.report
     report.members = tuple(map(look.at, files))
-    report.formats, report.rows_in = tuple(look.formats), report.rows
+    report.rows_in = report.rows
     named = [(m["uri"] if m["whole"] else m["name"], m["digest"]) for m in report.members]
     together = f"sha256:{hashlib.sha256(repr(named).encode()).hexdigest()}"
     report.digest = together if is_group else report.members[0]["digest"]
@@ -244,7 +243,6 @@ class _Look:
     reading: Reading
     report: RawReport = field(default_factory=RawReport)
     seen: Seen = field(default_factory=Seen)
-    formats: dict[Format, None] = field(default_factory=dict)
     inference: SchemaInference = field(default_factory=SchemaInference)
     columns: list[pa.Schema] = field(default_factory=list)
 
@@ -254,7 +252,8 @@ class _Look:
         before, content = self.report.rows, hashlib.sha256()
         is_whole = not is_data_file(file.place.name)
         format_ = Format.WHOLE if is_whole else format_of(file.place)
-        self.formats[format_] = None
+        if format_ not in self.report.formats:
+            self.report.formats += (format_,)
         if format_.has_columns:
             self._columns(file.place, format_)
         elif not is_whole:
