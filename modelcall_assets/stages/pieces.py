@@ -59,12 +59,6 @@ class NewRow(NamedTuple):
     digest: bytes
     """Of its content, however that was come by."""
 
-    @classmethod
-    def of(cls, finished: Finished, clashing: Row) -> NewRow:
-        """ValueError or TypeError when a value cannot be written."""
-        content = {**finished.row, "": clashing} if clashing else finished.row
-        return cls(finished, clashing, _digest(content))
-
     def line(self) -> bytes:
         return orjson.dumps([self.finished.row, self.clashing], default=_as_json, option=_LINE)
 
@@ -203,7 +197,8 @@ def readable(row: Row) -> Row:
     return {**row, "text": text[:_READABLE_BYTES].decode("utf-8", "ignore")}
 
 
-def _digest(row: Row) -> bytes:
+def digest_of(row: Row) -> bytes:
+    """ValueError or TypeError when a value cannot be written."""
     content, long = dict[str, Any](), dict[str, str]()
     for name, value in row.items():
         if isinstance(value, bytes):

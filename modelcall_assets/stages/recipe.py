@@ -236,13 +236,15 @@ class Worker:
 
     def _kept(self, finished: Finished, row: Row, item: Row) -> NewRow:
         """With what `row`, or the `item` that it was made of, has under names of ours."""
+        clashing: Row = {}
         if self._origins is None:
-            return NewRow.of(finished, {name: row[name] for name in self._ours if name in row})
+            clashing = {name: row[name] for name in self._ours if name in row}
         for old, new in self.moved.items():
             given = row if old in self._ours else item
             if old in given:
                 finished.row[new] = given[old]
-        return NewRow.of(finished, {})
+        content = {**finished.row, "": clashing} if clashing else finished.row
+        return NewRow(finished, clashing, pieces.digest_of(content))
 
     def _failed(self, item: Row, identity: str, reason: Reason, detail: str, raw: str) -> NewRow:
         """A row with all that the input has of it."""

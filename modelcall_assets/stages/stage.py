@@ -58,13 +58,8 @@ class Run:
     @property
     def choice(self) -> dict[str, Any]:
         """What it asks anew though there is a result."""
-        given = {
-            "again": self.again,
-            "ids": [*self.ids],
-            "where": self.where,
-            "reason": self.reason,
-        }
-        return {name: value for name, value in given.items() if value}
+        given = {"again": self.again, "ids": [*self.ids], "where": self.where}
+        return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
 
     stop: Callable[[], None] = lambda: None
     """Ends it soon, with everything kept; what an open stage sets."""
@@ -263,12 +258,12 @@ class Stage(ABC):
     def outdated(self, keys: Sequence[str]) -> set[str]:
         """Of materialised partitions those that are gone, or that the task looks for elsewhere
         now."""
-
-        def is_outdated(key: str) -> bool:
-            made, output = read_manifest(self.manifest_path(key)), self.output(key)
-            return made is None or made.output != str(output) or not exists(output)
-
-        return {*filter(is_outdated, keys)}
+        found = set[str]()
+        for key in keys:
+            manifest, output = read_manifest(self.manifest_path(key)), self.output(key)
+            if manifest is None or manifest.output != str(output) or not exists(output):
+                found.add(key)
+        return found
 
     def members_changed(self, key: str) -> bool:
         """Whether it was made of other partitions than it would be now; of a stage that gathers."""
