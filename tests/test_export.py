@@ -20,7 +20,7 @@ from project import TASK, A, B, C, Ended, Project, read_rows, some_rows
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
 from modelcall_assets.stages.export import Form, Selection, export_dialogues, export_file
-from modelcall_assets.stages.published import FailedRow, Published, failed_rows
+from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.storage.publishing import Manifest
 from modelcall_assets.transforms import Where
 
@@ -260,8 +260,9 @@ class TestRowsOfLaterStages:
 
     def test_of_the_files_of_a_split_are_exported_in_one(self, tmp_path: Path) -> None:
         rows = [{"n": number} for number in range(3)]
-        members = [{"uri": str(tmp_path / "answers.jsonl")}] * 2
-        file = self.published(tmp_path, rows, output=None, rows=5, detail={"members": members})
+        members = [{"uri": str(tmp_path / "answers.jsonl"), "digest": "", "size": 0}] * 2
+        made = {"stage": "raw", "output": None, "detail": {"members": members}}
+        file = self.published(tmp_path, rows, rows=5, **made)
         for form in (Form("jsonl"), Form("parquet")):
             export_file(file, tmp_path / "out", Selection(), form)
         assert [*exported(tmp_path / "out").values()] == [(rows * 2)[:5]] * 2

@@ -782,6 +782,24 @@ class TestProcesses:
         assert not project.output(path.name, "preprocessed").exists()
 
 
+def test_what_nobody_has_declared_loses_nothing(tmp_path: Path) -> None:
+    module = own(
+        tmp_path,
+        """
+        from collections import OrderedDict
+        class Rules:
+            def process_item(self, item):
+                of = {"name": b"gr\\xc3\\xbcn", "of": OrderedDict(a=1)}
+                return {**item, "blob": b"\\xff\\x00", **of}
+        """,
+        "own_values",
+    )
+    path = write_rows(tmp_path / "in.jsonl", [{"text": "x"}])
+    preprocessed(path, script_type=f"{module}:Rules")
+    (row,) = published(path)
+    assert (row["blob"], row["name"], row["of"]) == ("/wA=", "grün", {"a": 1})
+
+
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

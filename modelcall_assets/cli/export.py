@@ -45,7 +45,7 @@ from modelcall_assets.stages.export import (
     export_dialogues,
     export_file,
 )
-from modelcall_assets.stages.published import FailedRow, Published, failed_rows
+from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import open_input, publish
 from modelcall_assets.storage.jsonl import write_lines

@@ -36,8 +36,8 @@ from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.report import Distribution, Report
+from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.summary import Summary, add_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes, write_bytes
@@ -164,8 +164,8 @@ def _record(file: Published | Path, index: int, item: Row | BadLine) -> Record:
     if isinstance(file, Path):
         name = record_id(item, index, "")
     else:
-        name, sent = identity(file, index, item), _sent(file, values)
-        failure = failure_of(file, item)
+        name, sent = file.identity(index, item), _sent(file, values)
+        failure = file.failure_of(item)
         reason = None if failure is None else str(failure.reason)
     return Record(file.name, index + 1, name, reason, values, sent)
 
@@ -241,7 +241,7 @@ def _rows(files: Sequence[Published], where: Where | None, spread: Spread) -> It
         of_file = set[int]()
         for index, item in file.items():
             if file.stage.answers:
-                name = hash(identity(file, index, item))
+                name = hash(file.identity(index, item))
                 if name in of_file:
                     spread.unique = ""
                 elif name in seen and spread.unique:

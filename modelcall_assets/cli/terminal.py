@@ -21,9 +21,9 @@ from modelcall_assets.errors import Problem
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages.export import check_columns
-from modelcall_assets.stages.published import Published, published_files
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher
+from modelcall_assets.stages.source import Published, published_files
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists

@@ -31,8 +31,8 @@ from modelcall_assets.errors import (
     RunStopped,
 )
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.report import Report, Run, Tally, Watcher, last_line
-from modelcall_assets.stages.stage import Stage, Work
+from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
+from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import in_thread
 

@@ -36,10 +36,10 @@ from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.calls import Budget, Caller
 from modelcall_assets.stages.publication import Draft, old_files
 from modelcall_assets.stages.replay import Asked, Reuse
-from modelcall_assets.stages.report import Report, Run
+from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
-from modelcall_assets.stages.stage import Stage, Work
+from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.standing import Standing, Wanted, standing
 from modelcall_assets.storage.files import NewFile, in_thread
 from modelcall_assets.storage.places import explained

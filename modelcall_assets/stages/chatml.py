@@ -37,14 +37,11 @@ UNWRITABLE = (TypeError, RecursionError)
 
 class Chatml(Stage):
     name = "chatml"
+    about = "conversations of a split"
     suffix = ".jsonl"
     knows_input = True
     done = "converted"
     error_column = "error"
-
-    @property
-    def about(self) -> str:
-        return "conversations of a split"
 
     @property
     def step(self) -> ChatmlStep:

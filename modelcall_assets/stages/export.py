@@ -13,8 +13,8 @@ import pyarrow as pa
 from modelcall_assets.config.block import did_you_mean
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
-from modelcall_assets.stages.published import Published, failure_of, identity
 from modelcall_assets.stages.responses import FAILED_BEFORE
+from modelcall_assets.stages.source import Published
 from modelcall_assets.storage.files import NewFile, delete, publish
 from modelcall_assets.storage.jsonl import write_lines
 from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
@@ -36,7 +36,7 @@ class Selection:
     where: Where | None = None
 
     def takes(self, file: Published, item: Row | BadLine) -> bool:
-        if self.keep != "all" and (failure_of(file, item) is None) != (self.keep == "successes"):
+        if self.keep != "all" and (file.failure_of(item) is None) != (self.keep == "successes"):
             return False
         return self.where is None or (not isinstance(item, BadLine) and self.where(item))
 
@@ -92,13 +92,15 @@ def export_file(file: Published, folder: Place, selection: Selection, form: Form
             parquet = None
             if schema is not None:
                 parquet = stack.enter_context(ParquetSink(new, file.stage.name, schema))
-            sinks[part, is_error] = _Sink(path, new, parquet)
+            sinks[part, is_error] = _Sink(path, new, parquet, is_error)
         for batch in file.batches(schema):
             for key, offsets in _routed(file, batch, selection, form).items():
-                sinks[key].write(file, batch, offsets, as_old_failure=key[1])
-        for (_, is_error), sink in sinks.items():
-            if sink.rows or not is_error:
-                sink.commit()
+                sinks[key].write(file, batch, offsets)
+        for sink in sinks.values():
+            if sink.rows or not sink.is_of_failures:
+                if sink.parquet is not None:
+                    sink.parquet.close()
+                sink.file.commit()
                 report.written[sink.path.as_posix()] = sink.rows
             else:
                 delete(folder / sink.path)
@@ -156,8 +158,8 @@ def _routed(
     routed: dict[tuple[str, bool], list[int]] = {}
     for offset, item in enumerate(batch.items):
         if selection.takes(file, item):
-            record = identity(file, batch.start + offset, item) if form.validation_share else ""
-            is_error = form.old_names and failure_of(file, item) is not None
+            record = file.identity(batch.start + offset, item) if form.validation_share else ""
+            is_error = form.old_names and file.failure_of(item) is not None
             routed.setdefault((form.part_of(record), is_error), []).append(offset)
     return routed
 
@@ -181,16 +183,11 @@ class _Sink:
     path: PurePosixPath
     file: NewFile
     parquet: ParquetSink | None
+    is_of_failures: bool
+    """As the old system wrote them."""
     rows: int = 0
 
-    def commit(self) -> None:
-        if self.parquet is not None:
-            self.parquet.close()
-        self.file.commit()
-
-    def write(
-        self, source: Published, batch: Batch, offsets: Sequence[int], *, as_old_failure: bool
-    ) -> None:
+    def write(self, source: Published, batch: Batch, offsets: Sequence[int]) -> None:
         self.rows += len(offsets)
         if self.parquet is not None:
             if any(isinstance(batch.items[offset], BadLine) for offset in offsets):
@@ -199,22 +196,20 @@ class _Sink:
                 batch.to_arrow(self.parquet.schema).take(pa.array(offsets, pa.int64()))
             )
             return
-        write_lines(self.file, self._lines(source, batch, offsets, as_old_failure))
+        write_lines(self.file, self._lines(source, batch, offsets))
 
-    def _lines(
-        self, source: Published, batch: Batch, offsets: Sequence[int], as_old_failure: bool
-    ) -> Iterator[bytes]:
+    def _lines(self, source: Published, batch: Batch, offsets: Sequence[int]) -> Iterator[bytes]:
         for offset in offsets:
             index, item = batch.start + offset, batch.items[offset]
             if isinstance(item, BadLine):
                 error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
-                item = {"id": identity(source, index, item), "error": error}
-            yield encode(_old_failure(source, index, item) if as_old_failure else item)
+                item = {"id": source.identity(index, item), "error": error}
+            yield encode(_old_failure(source, index, item) if self.is_of_failures else item)
 
 
 def _old_failure(file: Published, index: int, row: Row) -> Row:
     """With the keys that the old system gave to a failed row."""
-    failure = failure_of(file, row)
+    failure = file.failure_of(row)
     reason, detail = (failure.reason, failure.detail) if failure else ("", "")
     theirs = FAILED_BEFORE - {file.stage.maker.error_column}
     if not theirs.isdisjoint(row):

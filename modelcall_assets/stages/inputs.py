@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class Inputs(ABC):
         """In order, after the task's own caps. SetupError when two would have one output,
         InputError when the folder is missing."""
 
-    def page(self, after: str, most: int) -> Page:
+    def page(self, after: str, most: int | None) -> Page:
         """`files` behind a path, without the caps, about `most` at a time where the store can list
         so; all of them where it cannot."""
         return self.files(), ""
@@ -101,10 +101,14 @@ class FolderInputs(Inputs):
     pattern: str = "*"
 
     def files(self) -> list[FileInfo]:
-        return self._page("", None)[0][: self.most]
+        return self.page("", None)[0][: self.most]
 
-    def page(self, after: str, most: int) -> Page:
-        return self._page(after, most)
+    def page(self, after: str, most: int | None) -> Page:
+        folder, own = self.task.layout.input_folder, self.task.own_folders
+        files, last = list_page(folder, self.pattern, own, after, most)
+        if self.suffix is not None:
+            self.refuse_shared(files, self.suffix)
+        return files, last
 
     def members(self, key: str) -> Sequence[FileInfo]:
         return [replace(stat_file(self.task.layout.input_place(key)), key_path=key)]
@@ -115,13 +119,6 @@ class FolderInputs(Inputs):
 
     def all_keys(self) -> set[str]:
         return {encode_key(file.key_path) for file in list_inputs(self.task.layout.input_folder)}
-
-    def _page(self, after: str, most: int | None) -> Page:
-        folder, own = self.task.layout.input_folder, self.task.own_folders
-        files, last = list_page(folder, self.pattern, own, after, most)
-        if self.suffix is not None:
-            self.refuse_shared(files, self.suffix)
-        return files, last
 
 
 class OneInput(FolderInputs):
@@ -157,13 +154,28 @@ class GroupedInputs(Inputs):
         return {encode_key(name) for name in self._groups(None)}
 
     def _groups(self, most: int | None) -> dict[str, list[FileInfo]]:
+        """The files of each partition. `most` files are shared among the partitions, one at least
+        of each. InputError when the grouping names a file that is not there, or no partition at
+        all."""
         folder = self.task.layout.input_folder
         there = list_files(folder, self.task.own_folders)
-        files = [file for file in there if matches(file.key_path, self.pattern)]
+        by_path = {file.key_path: file for file in there if matches(file.key_path, self.pattern)}
         try:
-            return grouped(self.grouping, files, most)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
+            found = self.grouping.get_file_list([*by_path])
+        except Exception as error:
+            what = f"get_file_list of the preprocessor failed: {last_line(error)}"
+            raise InputError(f"{folder}: {what}") from error
+        groups = dict(found) if isinstance(found, Mapping) else {path: [path] for path in found}
+        for name, paths in groups.items():
+            wrong, absent = "", [path for path in paths if path not in by_path]
+            if not name.strip("/ ") or not paths:
+                wrong = f"partition {name!r} has no name or no files"
+            elif absent:
+                wrong = f"{name!r} has {absent[0]!r}, which is not there"
+            if wrong:
+                raise InputError(f"{folder}: get_file_list: {wrong}")
+        share = None if most is None else max(1, most // max(1, len(groups)))
+        return {name: [by_path[path] for path in paths[:share]] for name, paths in groups.items()}
 
 
 @dataclass(frozen=True)
@@ -183,12 +195,17 @@ class LinkedInputs(Inputs):
 
 @dataclass(frozen=True, slots=True)
 class SplitPlace:
-    """Which split of which data set a partition is."""
+    """Which split of which data set a partition is, as it was listed."""
 
     dataset: str
     path: Place
     config: str | None
     split: str
+    files: Sequence[FileInfo] = field(compare=False)
+
+    @property
+    def is_absent(self) -> bool:
+        return self.files[0].version == _ABSENT
 
 
 @dataclass(frozen=True)
@@ -201,11 +218,11 @@ class SplitInputs(Inputs):
     def files(self) -> list[FileInfo]:
         """With a stand-in for a data set that cannot be read, whose members say why; InputError
         when none can be."""
-        return [as_one(name, split.files) for name, (_, split) in self._splits().items()]
+        return [as_one(name, split.files) for name, split in self._splits().items()]
 
     def all_keys(self) -> set[str]:
         found = self._splits().items()
-        return {encode_key(name) for name, (_, split) in found if split.files[0].version != _ABSENT}
+        return {encode_key(name) for name, split in found if not split.is_absent}
 
     def members(self, key: str) -> Sequence[FileInfo]:
         place = self.place(key)
@@ -220,20 +237,20 @@ class SplitInputs(Inputs):
 
     @cached_property
     def _places(self) -> dict[str, SplitPlace]:
-        return {encode_key(name): place for name, (place, _) in self._splits().items()}
+        return {encode_key(name): place for name, place in self._splits().items()}
 
-    def _splits(self) -> dict[str, tuple[SplitPlace, Split]]:
-        found: dict[str, tuple[SplitPlace, Split]] = {}
+    def _splits(self) -> dict[str, SplitPlace]:
+        found: dict[str, SplitPlace] = {}
         for name, dataset in self.datasets.items():
             path = dataset_path(self.task.layout.input_folder, name)
             for split in _splits_of(path, dataset.configs):
-                place = SplitPlace(name, path, split.config, split.split)
+                place = SplitPlace(name, path, split.config, split.split, split.files)
                 output = output_name(name, split.config, split.split, self.with_system)
-                first, _ = found.setdefault(output, (place, split))
+                first = found.setdefault(output, place)
                 if first != place:
                     raise SetupError([self.shared(first.dataset, name, output)])
-        if all(split.files[0].version == _ABSENT for _, split in found.values()):
-            for place, _ in found.values():
+        if all(place.is_absent for place in found.values()):
+            for place in found.values():
                 find_splits(place.path, [place.config])
         return dict(list(found.items())[: self.most])
 
@@ -251,27 +268,6 @@ def version_of(files: Sequence[FileInfo]) -> str:
 
 def digest_of_versions(versions: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:32]
-
-
-def grouped(
-    grouping: Grouping, files: Sequence[FileInfo], most: int | None
-) -> dict[str, list[FileInfo]]:
-    """The files of each partition. `most` files are shared among the partitions, one at least of
-    each. InputError when the grouping names a file that is not there, or no partition at all."""
-    by_path = {file.key_path: file for file in files}
-    try:
-        found = grouping.get_file_list([*by_path])
-    except Exception as error:
-        told = last_line(error)
-        raise InputError(f"get_file_list of the preprocessor failed: {told}") from error
-    groups = dict(found) if isinstance(found, Mapping) else {path: [path] for path in found}
-    for name, paths in groups.items():
-        if not name.strip("/ ") or not paths:
-            raise InputError(f"get_file_list: partition {name!r} has no name or no files")
-        if absent := [path for path in paths if path not in by_path]:
-            raise InputError(f"get_file_list: {name!r} has {absent[0]!r}, which is not there")
-    share = None if most is None else max(1, most // max(1, len(groups)))
-    return {name: [by_path[path] for path in paths[:share]] for name, paths in groups.items()}
 
 
 _ABSENT = "absent"

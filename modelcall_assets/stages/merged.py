@@ -25,7 +25,8 @@ from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
-from modelcall_assets.stages.stage import MEMBERS, Stage
+from modelcall_assets.stages.source import MEMBERS
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.jsonl import loads, write_lines
@@ -44,14 +45,11 @@ class Merged(Stage):
     """A partition is a merge group."""
 
     name = "merged"
+    about = "conversations of a merge group"
     suffix = ".jsonl"
     knows_input = True
     done = "merged"
     gathers = True
-
-    @property
-    def about(self) -> str:
-        return "conversations of a merge group"
 
     @property
     def maker(self) -> Stage:

@@ -27,10 +27,10 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import StoreError, WorkerDied
-from modelcall_assets.records.outcome import BadLine, Number, Row, moved_names
+from modelcall_assets.records.outcome import BadLine, Row, moved_names
 from modelcall_assets.stages.report import SAMPLE_ROWS
 from modelcall_assets.storage.formats import text_array
-from modelcall_assets.storage.jsonl import loads
+from modelcall_assets.storage.jsonl import dumps, loads
 from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.rows import Batch, columns_of, sample_row
@@ -42,7 +42,6 @@ PROBLEM_COLUMN = "pack_problem"
 _TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 _READABLE_BYTES = 40_000
-_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
 _LONG_CHARS = 1000
 """Values from here on are looked at once, whatever columns they are in."""
 _BATCH_ROWS = 1000
@@ -74,7 +73,7 @@ class NewRow(NamedTuple):
         return cls(row, clashing, removed, told, _digest(content))
 
     def line(self) -> bytes:
-        return orjson.dumps([self.row, self.clashing], default=_as_json, option=_LINE)
+        return dumps([self.row, self.clashing], orjson.OPT_APPEND_NEWLINE)
 
 
 @dataclass
@@ -211,6 +210,7 @@ def readable(row: Row) -> Row:
 
 
 def _digest(row: Row) -> bytes:
+    """ValueError or TypeError when a value cannot be written."""
     content, long = dict[str, Any](), dict[str, str]()
     for name, value in row.items():
         if isinstance(value, bytes):
@@ -220,14 +220,12 @@ def _digest(row: Row) -> bytes:
             content[name] = value if first is name else {"same as": first}
         else:
             content[name] = value
-    text = orjson.dumps(content, default=_as_json, option=orjson.OPT_SORT_KEYS)
+    text = orjson.dumps(content, default=_as_text, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _as_json(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return orjson.Fragment(str(value)) if isinstance(value, Number) else str(value)
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class RowSpool:

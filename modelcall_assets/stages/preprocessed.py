@@ -42,13 +42,10 @@ from modelcall_assets.transforms.preprocessor import REQUIRED, Grouping
 
 class Preprocessed(Stage):
     name = "preprocessed"
+    about = "cleaned, filtered and truncated rows"
     kinds = ("python", "parquet")
     error_column = ERROR_COLUMN
     shows_progress = True
-
-    @property
-    def about(self) -> str:
-        return "cleaned, filtered and truncated rows"
 
     @property
     def options(self) -> Preprocess:
@@ -93,20 +90,15 @@ class Preprocessed(Stage):
     def _worker(self) -> Worker:
         return Worker(self.recipe, pa.schema([]))
 
-    def stat_path(self, key: str, *, is_group: bool) -> Place | None:
-        """Of what the old system left of a file, where the task asks for it:
-        `<stat_folder>/preprocess/<relative path>.json`, or `…/<partition>_combined.json` where that
-        has several files."""
-        folder = self.options.stat_folder
-        if folder is None:
-            return None
-        file = f"{decode_key(key)}_combined.json" if is_group else f"{decode_key(key)}.json"
-        return self.layout.place(self.spec.resolved(folder)) / "preprocess" / file
-
     def beside(self, key: str, *, rejected: bool = False) -> list[Place]:
-        kinds = () if rejected else (False, True)
-        stats = (self.stat_path(key, is_group=is_group) for is_group in kinds)
-        return [place for place in stats if place is not None]
+        """What the old system left of a file, where the task asks for it:
+        `<stat_folder>/preprocess/<relative path>.json`, and `…/<partition>_combined.json` where
+        that has several files."""
+        folder = self.options.stat_folder
+        if folder is None or rejected:
+            return []
+        place = self.layout.place(self.spec.resolved(folder)) / "preprocess"
+        return [place / f"{decode_key(key)}{end}.json" for end in ("", "_combined")]
 
     def make(self, key: str, tally: Tally) -> Report:
         """SetupError when the recipe cannot be followed here, InputChanged when the input is no
@@ -126,7 +118,7 @@ class Preprocessed(Stage):
                 )
 
         with Draft(self, key) as draft:
-            stat = self.stat_path(key, is_group=is_group)
+            stat = next(iter(self.beside(key)[is_group:]), None)
             if stat is not None:
                 draft.check(stat)
             report = draft.written(write)

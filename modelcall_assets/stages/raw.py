@@ -14,20 +14,14 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import decode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Reason, Row
-from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInputs, version_of
+from modelcall_assets.stages.inputs import GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
-from modelcall_assets.stages.source import Part, changed
-from modelcall_assets.stages.stage import MEMBERS, Stage
+from modelcall_assets.stages.source import MEMBERS, Part
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
-from modelcall_assets.storage.formats import (
-    OURS,
-    Digest,
-    Format,
-    Reading,
-    format_of,
-)
-from modelcall_assets.storage.listing import FileInfo, stat_file
+from modelcall_assets.storage.formats import OURS, Digest, Format, Reading, format_of
+from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.parquet import SchemaInference, check_writable
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
@@ -56,12 +50,10 @@ class Raw(Stage):
     """A partition is a file, or a group of files that a preprocessor puts together."""
 
     name = "raw"
+    about = "an input file's fingerprint, schema and first mistakes"
     kinds = ("file",)
     suffix = ""
-
-    @property
-    def about(self) -> str:
-        return "an input file's fingerprint, schema and first mistakes"
+    again = ""
 
     @property
     def folder(self) -> Place:
@@ -74,10 +66,6 @@ class Raw(Stage):
 
     def own_shape(self) -> dict[str, Any]:
         return {"limit": self.task.row_limit}
-
-    def why_rejected(self, report: Report) -> str | None:
-        """Its rows are judged by the stage that works on them."""
-        return None
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputError when a file cannot be read, has no readable line, or is text without a line,
@@ -99,9 +87,8 @@ class Raw(Stage):
             raise InputError(f"{place}: {wrong}; correct the file or take it away")
         if Format.ARROW in report.formats and isinstance(self.spec.task, ScoringTask):
             check_writable(place, report.schema)
-        is_one = isinstance(inputs, FolderInputs)
         whole = files[0].uri if len(files) == 1 else f"{self.spec.input_folder}/{decode_key(key)}"
-        version = files[0].version if is_one else version_of(files)
+        version = version_of(files) if is_group else files[0].version
         self.write(key, report, files, whole, version)
         return report
 
@@ -112,59 +99,46 @@ class Raw(Stage):
         made_of = InputFingerprint(uri=uri, digest=report.digest, size=size, version=version)
         write_manifest(self.manifest_path(key), report.manifest(self.name, made_of))
 
-    def result(self, manifest: Manifest) -> Place:
-        return self.layout.place(manifest.input.uri)
-
-    def digest_of(self, manifest: Manifest) -> str:
-        return manifest.input.digest
-
     def check(self, manifest: Manifest) -> None:
         """Those that are several files are looked at when their rows have been read."""
-        if MEMBERS in manifest.detail:
-            return
-        place, found = self.result(manifest), manifest.input
-        if stat_file(place).version != found.version and file_digest(place) != found.digest:
-            raise changed(place)
+        if MEMBERS not in manifest.detail:
+            super().check(manifest)
 
     def parts(self, key: str, manifest: Manifest) -> tuple[Part, ...]:
         if MEMBERS not in manifest.detail:
             return super().parts(key, manifest)
         place = self.layout.place
         return tuple(
-            Part(each["name"], place(each["uri"]), each["digest"], each["size"], each["whole"])
+            Part(name, place(uri), each["digest"], each["size"], each.get("whole", False))
             for each in manifest.detail[MEMBERS]
+            for uri, name in [(each["uri"], each.get("name") or each["uri"])]
         )
 
     def outdated(self, keys: Sequence[str]) -> set[str]:
         """Where several files lie is in their version."""
-        versions, found = self.task.inputs.versions(keys), set[str]()
-        for key in keys:
-            manifest = read_manifest(self.manifest_path(key))
-            if manifest is None or versions.get(key) != manifest.input.version:
-                found.add(key)
-                continue
-            has_moved = manifest.input.uri != str(self.layout.input_place(key))
-            if has_moved and MEMBERS not in manifest.detail:
-                found.add(key)
-        return found
+        versions = self.task.inputs.versions(keys)
+
+        def is_outdated(key: str) -> bool:
+            made = read_manifest(self.manifest_path(key))
+            if made is None or versions.get(key) != made.input.version:
+                return True
+            has_moved = made.input.uri != str(self.layout.input_place(key))
+            return has_moved and MEMBERS not in made.detail
+
+        return {*filter(is_outdated, keys)}
 
 
 class Split(Raw):
     """A partition is a split of a data set: its rows are looked at when they are converted."""
 
-    @property
-    def about(self) -> str:
-        return "a split's files and their fingerprints"
-
-    @property
-    def splits(self) -> SplitInputs:
-        assert isinstance(self.task.inputs, SplitInputs)
-        return self.task.inputs
+    about = "a split's files and their fingerprints"
 
     def make(self, key: str, tally: Tally) -> Report:
-        files = self.splits.members(key)
+        inputs = self.task.inputs
+        assert isinstance(inputs, SplitInputs)
+        files = inputs.members(key)
         report = read_split(files, self.reading)
-        self.write(key, report, files, str(self.splits.place(key).path), version_of(files))
+        self.write(key, report, files, str(inputs.place(key).path), version_of(files))
         return report
 
 
@@ -203,7 +177,7 @@ def read_raw(
     look = _Look(limit, reading)
     report = look.report
     report.members = tuple(map(look.at, files))
-    report.formats, report.rows_in = tuple(look.formats), report.rows
+    report.rows_in = report.rows
     named = [(m["uri"] if m["whole"] else m["name"], m["digest"]) for m in report.members]
     together = f"sha256:{hashlib.sha256(repr(named).encode()).hexdigest()}"
     report.digest = together if is_group else report.members[0]["digest"]
@@ -269,7 +243,6 @@ class _Look:
     reading: Reading
     report: RawReport = field(default_factory=RawReport)
     seen: Seen = field(default_factory=Seen)
-    formats: dict[Format, None] = field(default_factory=dict)
     inference: SchemaInference = field(default_factory=SchemaInference)
     columns: list[pa.Schema] = field(default_factory=list)
 
@@ -279,7 +252,8 @@ class _Look:
         before, content = self.report.rows, hashlib.sha256()
         is_whole = not is_data_file(file.place.name)
         format_ = Format.WHOLE if is_whole else format_of(file.place)
-        self.formats[format_] = None
+        if format_ not in self.report.formats:
+            self.report.formats += (format_,)
         if format_.has_columns:
             self._columns(file.place, format_)
         elif not is_whole:

@@ -66,7 +66,18 @@ class Recipe:
         config = self.config
         match config.script_type:
             case "universal":
-                return self._universal()
+                blocks = {"field_mapping", "filters", "transformations"}
+                shape = config.model_dump(include=blocks)
+                is_cleaned = shape["filters"].pop("apply_to") == "cleaned"
+                return Universal(
+                    field_mapping=shape["field_mapping"],
+                    **shape["filters"],
+                    filter_cleaned=is_cleaned,
+                    **shape["transformations"]["text_cleaning"],
+                    computed_fields=shape["transformations"]["computed_fields"],
+                    source_name=config.source_name or "unknown",
+                    tokenizer=self.vocabulary,
+                )
             case "github_raw_code":
                 by_content = config.detect_language == "content"
                 return GithubRawCode(by_content, config.source_name or "github_raw_code")
@@ -155,19 +166,6 @@ class Recipe:
 
     def _users(self, field: str, path: str, method: str, **options: Any) -> Any:
         return create(path, self.root, method, self.file, f"preprocess.{field}", **options)
-
-    def _universal(self) -> Universal:
-        config = self.config.model_dump(include={"field_mapping", "filters", "transformations"})
-        is_cleaned = config["filters"].pop("apply_to") == "cleaned"
-        return Universal(
-            field_mapping=config["field_mapping"],
-            **config["filters"],
-            filter_cleaned=is_cleaned,
-            **config["transformations"]["text_cleaning"],
-            computed_fields=config["transformations"]["computed_fields"],
-            source_name=self.config.source_name or "unknown",
-            tokenizer=self.vocabulary,
-        )
 
 
 class Worker:

@@ -4,7 +4,7 @@ metadata and its check are functions of one object."""
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -54,17 +54,6 @@ class Tally:
     def done(self) -> int:
         return self.ok + self.failed
 
-    @property
-    def rows_per_second(self) -> float:
-        """Of the rows that were called, not of those replayed."""
-        elapsed = time.monotonic() - self.started_at
-        return max(0, self.done - self.replayed) / elapsed if elapsed > 0 else 0.0
-
-    @property
-    def eta_s(self) -> float | None:
-        rate = self.rows_per_second
-        return (self.rows - self.done) / rate if rate > 0 else None
-
     def line(self) -> str:
         """`scores: 1,200 of 5,000 rows, 3 failed (timeout 3), 64 in flight, 81 rows/s, 0.4200 USD,
         47 s left`."""
@@ -72,41 +61,17 @@ class Tally:
 
     def detail(self) -> str:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common(3))
+        elapsed, called = time.monotonic() - self.started_at, max(0, self.done - self.replayed)
+        rate = called / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.failed:,} failed" + f" ({reasons})" * bool(reasons), self.state()]
         if self.replayed:
             parts.append(f"{self.replayed / self.done:.0%} from the journal")
-        parts.append(f"{self.rows_per_second:,.0f} rows/s")
+        parts.append(f"{rate:,.0f} rows/s")
         if self.asks_model:
             parts.append("cost unknown" if self.cost_usd is None else f"{self.cost_usd:.4f} USD")
-        if self.eta_s is not None and self.done < self.rows:
-            parts.append(f"{self.eta_s:.0f} s left")
+        if rate > 0 and self.done < self.rows:
+            parts.append(f"{(self.rows - self.done) / rate:.0f} s left")
         return ", ".join(filter(None, parts))
-
-
-@dataclass
-class Run:
-    """What a run of a stage is given. `fresh` asks also where the journal has an answer, `again`
-    also for failures that the task accepts now; of `ids`, `where` and `reason` those that are given
-    choose rows of the latest result, which alone are asked again."""
-
-    id: str
-    tally: Tally
-    fresh: bool = False
-    again: bool = False
-    ids: Sequence[str] = ()
-    where: str = ""
-    reason: str = ""
-    untold: Set[str] = frozenset()
-    """Partitions whose result a run has published that was killed before it could say so."""
-
-    @property
-    def choice(self) -> dict[str, Any]:
-        """What it asks anew though there is a result."""
-        given = {"again": self.again, "ids": [*self.ids], "where": self.where}
-        return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
-
-    stop: Callable[[], None] = lambda: None
-    """Ends it soon, with everything kept; what an open stage sets."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +83,6 @@ class Watcher:
     pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
 
 
-_MASK = (1 << 64) - 1
-
-
 class Seen:
     """Told apart by 64 bits, which among 100 million differ but for one chance in 3,000."""
 
@@ -128,12 +90,11 @@ class Seen:
         self._words = Words(0)
 
     def is_new(self, text: str) -> bool:
-        hash_ = hash(text) & _MASK
+        hash_ = hash(text) % (1 << 64)
         return self._words.add(hash_, hash_ >> PLACE_BITS)
 
 
 MOST_VALUES = 500
-"""That a distribution tells apart as they are."""
 LISTED = 10
 SAMPLE_ROWS = 6
 SHOWN_CHARS = 200
@@ -265,9 +226,7 @@ class Report:
     """Whether the sample is not full yet."""
     numbers: dict[str, Any] = field(default_factory=dict[str, Any])
     """What else people want to know, by name."""
-    tables: dict[str, Sequence[Mapping[str, Any]]] = field(
-        default_factory=dict[str, Sequence[Mapping[str, Any]]]
-    )
+    tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     histograms: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the manifest says to the next stage, and to the next run."""
@@ -387,6 +346,5 @@ def last_line(error: BaseException) -> str:
 
 def one_line(detail: str) -> str:
     """The start of a detail, or the end of a traceback, where the error is."""
-    if detail.startswith("Traceback"):
-        return " ".join(detail.strip().splitlines()[-1].split())[:SHOWN_CHARS]
-    return " ".join(detail.split())[:SHOWN_CHARS]
+    told = detail.strip().splitlines()[-1] if detail.startswith("Traceback") else detail
+    return " ".join(told.split())[:SHOWN_CHARS]

@@ -57,7 +57,7 @@ class Responses(AskingStage):
     is_capped = True
 
     @property
-    def about(self) -> str:
+    def about(self) -> str:  # type: ignore[override]
         return f"answers by {self.params['model']}"
 
     @property

@@ -64,7 +64,7 @@ class Scores(AskingStage):
     hint = ("data", "compare data.input_key and the placeholders of the prompt with them")
 
     @property
-    def about(self) -> str:
+    def about(self) -> str:  # type: ignore[override]
         return f"ratings by {self.params['model']} with the prompt {self.prompt.version}"
 
     @property
@@ -203,7 +203,7 @@ class ScorerScores(Stage):
     again = "rate them all again"
 
     @property
-    def about(self) -> str:
+    def about(self) -> str:  # type: ignore[override]
         return f"ratings by {self.path}"
 
     @property

@@ -1,31 +1,58 @@
-"""The rows that a stage reads, as its upstream asset recorded them."""
+"""The rows that a stage has left: for the next one, as its asset recorded them, and for people and
+other programs, with why some failed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, groupby
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from modelcall_assets.errors import InputChanged
-from modelcall_assets.records import is_data_file
+from modelcall_assets.errors import InputChanged, InputError
+from modelcall_assets.records import decode_key, is_data_file, stem_of
+from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row
+from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading, format_of
-from modelcall_assets.storage.listing import FileInfo, stat_file
+from modelcall_assets.storage.listing import FileInfo, matches, stat_file
+from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.publishing import InputFingerprint
-from modelcall_assets.storage.rows import STREAM_BYTES, Batch, document_batches, read_batches
+from modelcall_assets.storage.publishing import InputFingerprint, Manifest
+from modelcall_assets.storage.rows import (
+    STREAM_BYTES,
+    Batch,
+    DocumentBatch,
+    RowBatch,
+    document_batches,
+    read_batches,
+    record_id,
+)
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage
 
+MEMBERS = "members"
+"""In the detail of a manifest: the files, or partitions, that make one."""
 ROWS_ASKED_AT_ONCE = 100
 ROWS_WRITTEN_AT_ONCE = 1000
 BATCH_BYTES = 4 << 20
 """What a process gets at once."""
+MAKE_ANEW = "delete it and the output that it describes, and run the task again"
+AGAIN = "delete it and run the task again: its rows are made anew, from the replies in its journal"
+_FAILURE_COLUMNS = [
+    "api_record_id",
+    "api_status",
+    "api_fail_reason",
+    "api_fail_detail",
+    "api_attempts",
+    "api_endpoint",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +94,11 @@ class Source:
     def batches(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[tuple[str, Batch]]:
         """All of it in order, at most so many rows at a time, each with the name of its file."""
         left = self.limit
-        for are_documents, group in groupby(self.parts, lambda part: part.is_document):
-            parts = [*group]
-            batches = _documents(parts, left) if are_documents else self._rows(parts, left, rows)
-            for name, batch in batches:
-                yield name, batch
+        for _, group in groupby(self.parts, lambda part: part.is_document or id(part)):
+            if not (parts := [*group][:left]):
+                return
+            for batch in self._batches_of(parts, left, rows):
+                yield "" if parts[0].is_document else parts[0].name, batch
                 left = None if left is None else left - batch.rows
 
     def of_one_file(
@@ -133,22 +160,12 @@ class Source:
             uri=str(part.place), digest=part.digest, size=info.size, version=info.version
         )
 
-    def _rows(
-        self, parts: Sequence[Part], limit: int | None, rows: int
-    ) -> Iterator[tuple[str, Batch]]:
-        for part in parts:
-            if limit == 0:
-                return
-            for batch in read_batches(
-                part.place, self.reading, limit=limit, rows=rows, size=BATCH_BYTES
-            ):
-                yield part.name, batch
-                limit = None if limit is None else limit - batch.rows
-
-
-def _documents(parts: Sequence[Part], limit: int | None) -> Iterator[tuple[str, Batch]]:
-    files = [FileInfo(part.name, part.place, part.size, part.digest) for part in parts[:limit]]
-    return (("", batch) for batch in document_batches(files, BATCH_BYTES))
+    def _batches_of(self, parts: Sequence[Part], limit: int | None, rows: int) -> Iterator[Batch]:
+        if not parts[0].is_document:
+            place, reading = parts[0].place, self.reading
+            return read_batches(place, reading, limit=limit, rows=rows, size=BATCH_BYTES)
+        files = [FileInfo(each.name, each.place, each.size, each.digest) for each in parts]
+        return document_batches(files, BATCH_BYTES)
 
 
 def changed(place: Place) -> InputChanged:
@@ -157,3 +174,164 @@ def changed(place: Place) -> InputChanged:
         f"{place} changed since its upstream asset was materialised; materialise that again, then "
         "this (if the task made the file, delete it first): replies received so far are kept"
     )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of rows that a stage has left. `key` is its partition key."""
+
+    stage: Stage
+    key: str
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return decode_key(self.key)
+
+    @property
+    def place(self) -> Place:
+        return self.stage.result(self.manifest)
+
+    @property
+    def _has_members(self) -> bool:
+        """Whether it is the `raw` of a split or group, which is several files together."""
+        return isinstance(self.manifest.detail.get(MEMBERS), list)
+
+    @property
+    def stem(self) -> PurePosixPath:
+        """The relative path without the suffix."""
+        name = PurePosixPath(self.name).name if self._has_members else self.place.name
+        return PurePosixPath(self.name).parent / stem_of(name)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """None when nobody has recorded one."""
+        if self.is_table:
+            return read_schema(self.place)
+        recorded = self.manifest.detail.get("schema")
+        schema = schema_from_json(recorded) if recorded else None
+        return schema if schema is not None and len(schema) else None
+
+    @cached_property
+    def column_names(self) -> frozenset[str]:
+        """Those of all its rows."""
+        if (schema := self.schema) is not None:
+            return frozenset(schema.names)
+        rows = (item for _, item in self.items() if isinstance(item, dict))
+        return frozenset(chain.from_iterable(rows))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a Parquet file of ours."""
+        return (self.manifest.output or "").endswith(".parquet")
+
+    def batches(self, schema: pa.Schema | None = None) -> Iterator[Batch]:
+        """The rows. InputChanged when a file of columns has not `schema`."""
+        if self._has_members:
+            return self._of_members()
+        rows, reading = self.manifest.rows, self.stage.reading
+        expected = self.schema if schema is None else schema
+        batches = read_batches(self.place, reading, limit=rows, schema=expected)
+        return batches if self.manifest.output is None else self._whole(batches)
+
+    def check(self) -> None:
+        """InputError when an output is not as it was published."""
+        recorded = self.manifest.output_digest
+        if recorded is not None and file_digest(self.place) != recorded:
+            raise InputError(f"{self.place}: not what {self.stage.name} published; {AGAIN}")
+
+    def _whole(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """InputError where an output has lines that are none, or too few."""
+        rows = 0
+        for batch in batches:
+            bad = next((item for item in batch.items if isinstance(item, BadLine)), None)
+            if bad is not None:
+                raise InputError(f"{self.place}: damaged: {bad.detail}; {AGAIN}")
+            rows += batch.rows
+            yield batch
+        if rows != self.manifest.rows:
+            what = f"{rows:,} of the {self.manifest.rows:,} rows that were published"
+            raise InputError(f"{self.place}: damaged: {what}; {AGAIN}")
+
+    def _of_members(self) -> Iterator[Batch]:
+        """Their files' rows have numbers of their own; here they have one for the partition."""
+        parts, rows = self.stage.parts(self.key, self.manifest), self.manifest.rows
+        start, source = 0, Source(parts, pa.schema([]), rows, rows, self.stage.reading)
+        for _, batch in source.batches():
+            items = batch.deep_items()
+            yield RowBatch(
+                start, [*map(_readable, items)] if isinstance(batch, DocumentBatch) else items
+            )
+            start += batch.rows
+
+    def items(self) -> Iterator[tuple[int, Row | BadLine]]:
+        """Each row with its index."""
+        for batch in self.batches():
+            yield from enumerate(batch.items, batch.start)
+
+    def failure_of(self, item: Row | BadLine) -> Failure | None:
+        """Why a row is none, or holds no result; what tells is its stage's own."""
+        if isinstance(item, BadLine):
+            return Failure(Reason.BAD_LINE, item.detail)
+        return self.stage.maker.failure_of(item)
+
+    def identity(self, index: int, item: Row | BadLine) -> str:
+        """The record's id, as it is in a scores file."""
+        return record_id(item, index, self.key, is_result=self.stage.maker.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRow:
+    """A failed row, for people."""
+
+    file: str
+    record_id: str
+    reason: str
+    detail: str
+    attempts: int | None = None
+    endpoint: str | None = None
+
+
+def published_files(
+    stage: Stage, pattern: str | None = None, *, rejected: bool = False
+) -> list[Published]:
+    """What the stage has published, by name, and what was rejected of partitions of which nothing
+    was accepted; with `rejected` of all that have such a result. InputError when there is nothing,
+    or a manifest is damaged: its file would be missing."""
+    found = list[Published]()
+    for key in {*stage.published_keys(), *stage.published_keys(rejected=True)}:
+        if pattern is not None and not matches(decode_key(key), pattern):
+            continue
+        if (manifest := stage.latest(key, rejected=rejected)) is None:
+            place = stage.manifest_path(key)
+            raise InputError(f"{decode_key(key)}: its manifest is damaged: {place}; {MAKE_ANEW}")
+        found.append(Published(stage, key, manifest))
+    if not found:
+        what = f"no file that matches '{pattern}' is" if pattern else "nothing is"
+        name = stage.spec.name
+        raise InputError(f"{name}: {what} published by {stage.name} yet; run the task first")
+    return sorted(found, key=lambda file: file.name)
+
+
+def failed_rows(file: Published) -> Iterator[FailedRow]:
+    """The failed rows of a file, in order; a file without any is not opened. InputError when it is
+    not as it was published."""
+    if not file.manifest.failed:
+        return
+    file.check()
+    rows = file.items()
+    if file.stage.answers and file.is_table:
+        batches = read_columns(file.place, _FAILURE_COLUMNS)
+        failed = (batch.filter(pc.field("api_status") != "success") for batch in batches)
+        rows = ((0, row) for batch in failed for row in batch.to_pylist())
+    for index, item in rows:
+        if (failure := file.failure_of(item)) is not None:
+            told: Row = {} if isinstance(item, BadLine) else item
+            asked = told.get("api_attempts"), told.get("api_endpoint")
+            name, reason = file.identity(index, item), str(failure.reason)
+            yield FailedRow(file.name, name, reason, failure.detail, *asked)
+
+
+def _readable(item: Row | BadLine) -> Row | BadLine:
+    """A file that is one record, with its text as such."""
+    return {**item, "text": item["text"].decode()} if isinstance(item, dict) else item

@@ -14,6 +14,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Sequence,
+    Set,
 )
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records import decode_key, stem_of
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row
-from modelcall_assets.stages.report import Report, Run, Tally
+from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import Part, Source, changed
 from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import file_digest, in_thread
@@ -35,32 +36,33 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from modelcall_assets.stages.task import Task
-
-MEMBERS = "members"
-"""In the detail of a manifest: the files, or partitions, that make one."""
+    from modelcall_assets.stages.task import Keys, Task
 
 
-@dataclass(frozen=True, eq=False)
-class Keys:
-    """A set of partition keys that stages share."""
+@dataclass
+class Run:
+    """What a run of a stage is given. `fresh` asks also where the journal has an answer, `again`
+    also for failures that the task accepts now; of `ids`, `where` and `reason` those that are given
+    choose rows of the latest result, which alone are asked again."""
 
-    name: str
-    """Unique in the project."""
-    task: Task
-    """The one whose set that is."""
-    now: Callable[[], list[str]]
-    """The keys as the inputs are now."""
-    every: Callable[[], set[str]]
-    """Also those that the task's caps leave out."""
-    of_groups: bool = False
-    """Of merge groups; else of input files, or of what preprocessing puts together."""
-    is_one: bool = False
-    """One for all of the task: for a stage without partitions."""
+    id: str
+    tally: Tally
+    fresh: bool = False
+    again: bool = False
+    ids: Sequence[str] = ()
+    where: str = ""
+    reason: str = ""
+    untold: Set[str] = frozenset()
+    """Partitions whose result a run has published that was killed before it could say so."""
 
     @property
-    def what(self) -> str:
-        return "merge groups" if self.of_groups else "files"
+    def choice(self) -> dict[str, Any]:
+        """What it asks anew though there is a result."""
+        given = {"again": self.again, "ids": [*self.ids], "where": self.where}
+        return {name: value for name, value in {**given, "reason": self.reason}.items() if value}
+
+    stop: Callable[[], None] = lambda: None
+    """Ends it soon, with everything kept; what an open stage sets."""
 
 
 Work = Callable[[str], Awaitable[Report]]
@@ -72,6 +74,8 @@ class Stage(ABC):
     one that reads the task's input."""
 
     name: ClassVar[str]
+    about: str
+    """One line for people."""
     kinds: ClassVar[tuple[str, ...]] = ("python",)
     suffix: ClassVar[str] = ".parquet"
     """Of its outputs."""
@@ -94,16 +98,11 @@ class Stage(ABC):
     """Where, and what, to look for when it can answer none of the first rows."""
     shows_progress: ClassVar[bool] = False
     again: ClassVar[str] = "make it anew"
-    """What another run does where too many rows failed."""
+    """What another run does where too many rows failed; empty where no number is too many."""
 
     def __init__(self, task: Task, upstream: Stage | None, keys: Keys) -> None:
         self.task, self.upstream, self.keys = task, upstream, keys
         self.layout, self.spec = task.layout, task.spec
-
-    @property
-    @abstractmethod
-    def about(self) -> str:
-        """One line for people."""
 
     @property
     def before(self) -> Stage:
@@ -160,7 +159,8 @@ class Stage(ABC):
 
     def why_rejected(self, report: Report) -> str | None:
         """When more rows failed than the task accepts."""
-        return report.why_rejected(self.spec.task.max_failure_rate, self.again)
+        most = self.spec.task.max_failure_rate
+        return report.why_rejected(most, self.again) if self.again else None
 
     @property
     def maker(self) -> Stage:
@@ -227,10 +227,8 @@ class Stage(ABC):
     def latest(self, key: str, *, rejected: bool = True) -> Manifest | None:
         """The accepted result, or the rejected one that came after it, whichever is wanted
         rather."""
-        for each in (rejected, not rejected):
-            if (manifest := read_manifest(self.manifest_path(key, rejected=each))) is not None:
-                return manifest
-        return None
+        wanted, other = (self.manifest_path(key, rejected=is_) for is_ in (rejected, not rejected))
+        return read_manifest(wanted) or read_manifest(other)
 
     def need(self, key: str) -> Manifest:
         """InputError when nothing is accepted, InputChanged when it is not as it was left."""
@@ -246,18 +244,16 @@ class Stage(ABC):
     def check(self, manifest: Manifest) -> None:
         """InputChanged when the file of a partition has another version than it had, and another
         content too."""
-        place = self.result(manifest)
-        version = stat_file(place).version
-        if version != manifest.output_version and file_digest(place) != self.digest_of(manifest):
+        place, then = self.result(manifest), manifest.output_version or manifest.input.version
+        if stat_file(place).version != then and file_digest(place) != self.digest_of(manifest):
             raise changed(place)
 
     def result(self, manifest: Manifest) -> Place:
-        """Where the rows of a partition are."""
-        assert manifest.output is not None
-        return self.layout.place(manifest.output)
+        """Where the rows of a partition are: in its input, if the stage writes none."""
+        return self.layout.place(manifest.output or manifest.input.uri)
 
     def digest_of(self, manifest: Manifest) -> str:
-        return manifest.output_digest or manifest.detail["digest"]
+        return manifest.output_digest or manifest.detail.get("digest") or manifest.input.digest
 
     def outdated(self, keys: Sequence[str]) -> set[str]:
         """Of materialised partitions those that are gone, or that the task looks for elsewhere

@@ -12,9 +12,8 @@ import orjson
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.records.outcome import Failure, Reason
-from modelcall_assets.stages.published import Published, failure_of, identity
-from modelcall_assets.stages.report import Run
-from modelcall_assets.stages.source import Source
+from modelcall_assets.stages.source import Published, Source
+from modelcall_assets.stages.stage import Run
 from modelcall_assets.storage.files import file_digest, write_bytes
 from modelcall_assets.storage.places import Place, is_absent
 from modelcall_assets.storage.publishing import Manifest, read_manifest
@@ -79,7 +78,7 @@ class Wanted:
             return
         file.check()
         for index, item in file.items():
-            failure, name = failure_of(file, item), identity(file, index, item)
+            failure, name = file.failure_of(item), file.identity(index, item)
             if (
                 (not self.reason or (failure is not None and failure.reason == self.reason))
                 and (self.ids is None or name in self.ids)

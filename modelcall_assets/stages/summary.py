@@ -20,7 +20,8 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
-from modelcall_assets.stages.stage import MEMBERS, Stage
+from modelcall_assets.stages.source import MEMBERS
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.jsonl import dumps, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
@@ -41,12 +42,10 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 class Summary(Stage):
     name = "summary"
+    about = "the task as a whole: what is done, what failed and why, scores, tokens, cost"
     suffix = ".jsonl"
     gathers = True
-
-    @property
-    def about(self) -> str:
-        return "the task as a whole: what is done, what failed and why, scores, tokens, cost"
+    again = ""
 
     @property
     def folder(self) -> Place:
@@ -61,10 +60,6 @@ class Summary(Stage):
         if made is None:
             return bool(results.manifests)
         return made.input.digest != results.digest
-
-    def why_rejected(self, report: Report) -> str | None:
-        """Its rows are those of the stages before."""
-        return None
 
     def make(self, key: str, tally: Tally) -> Report:
         """PublishedMeanwhile when another run was faster and found something else."""

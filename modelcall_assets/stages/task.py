@@ -1,5 +1,8 @@
 """A task as the list of its stages, and where all of it lies that is not of one stage."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +24,7 @@ from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scores import ScorerScores, Scores
-from modelcall_assets.stages.stage import Keys, Stage
+from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.summary import Summary
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, Stores
@@ -126,6 +129,28 @@ class Layout:
         """What the runs on this machine know together."""
         state = self.state_folder
         return state if isinstance(state, Path) else self.scratch / self.spec.key
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """A set of partition keys that stages share."""
+
+    name: str
+    """Unique in the project."""
+    task: Task
+    """The one whose set that is."""
+    now: Callable[[], list[str]]
+    """The keys as the inputs are now."""
+    every: Callable[[], set[str]]
+    """Also those that the task's caps leave out."""
+    of_groups: bool = False
+    """Of merge groups; else of input files, or of what preprocessing puts together."""
+    is_one: bool = False
+    """One for all of the task: for a stage without partitions."""
+
+    @property
+    def what(self) -> str:
+        return "merge groups" if self.of_groups else "files"
 
 
 OVERVIEWS: tuple[type[Stage], ...] = (Summary,)
@@ -274,21 +299,21 @@ class Task:
     @cached_property
     def _file_keys(self) -> Keys:
         if self.linked is None:
-            name = f"{self.spec.key}/files"
-            return Keys(name, self, self._input_keys, lambda: self.inputs.all_keys())
-        theirs, own = self.linked.keys, self._keys_of_link
+            return Keys(
+                f"{self.spec.key}/files",
+                self,
+                lambda: [encode_key(file.key_path) for file in self.inputs.files()],
+                lambda: self.inputs.all_keys(),
+            )
+        linked, theirs = self.linked, self.linked.keys
+
+        def own() -> list[str]:
+            if not self.spec.has_one_input:
+                return theirs.now()[: self.spec.task.max_files]
+            only = self.layout.input_folder
+            return [key for key in theirs.now() if linked.output(key) == only]
+
         return Keys(theirs.name, theirs.task, own, lambda: {*own()}, theirs.of_groups)
-
-    def _input_keys(self) -> list[str]:
-        return [encode_key(file.key_path) for file in self.inputs.files()]
-
-    def _keys_of_link(self) -> list[str]:
-        assert self.linked is not None
-        keys = self.linked.keys.now()
-        if not self.spec.has_one_input:
-            return keys[: self.spec.task.max_files]
-        only = self.layout.input_folder
-        return [key for key in keys if self.linked.output(key) == only]
 
     @cached_property
     def _group_keys(self) -> Keys:

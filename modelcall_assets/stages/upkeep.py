@@ -15,9 +15,9 @@ from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records import decode_key
 from modelcall_assets.stages.calls import read_spent
 from modelcall_assets.stages.publication import Note, read_note, stranger
-from modelcall_assets.stages.published import MAKE_ANEW
-from modelcall_assets.stages.stage import MEMBERS, Keys, Stage
-from modelcall_assets.stages.task import Task
+from modelcall_assets.stages.source import MAKE_ANEW
+from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages.task import Keys, Task
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.formats import OURS
 from modelcall_assets.storage.listing import (
@@ -180,13 +180,9 @@ def _outputs(stages: Iterable[Stage], key: str) -> Iterator[tuple[Stage, Place]]
 
 def _is_gone(task: Task, key: str) -> bool:
     """Also from where it was when its `raw` asset was made: the task may look elsewhere now."""
-    first, layout = task.stages[0], task.layout
-    manifest = None if first.suffix else read_manifest(first.manifest_path(key))
-    members = manifest.detail.get(MEMBERS) if manifest else None
-    if members is not None:
-        places = [layout.place(member["uri"]) for member in members]
-    else:
-        places = [layout.place(manifest.input.uri) if manifest else layout.input_place(key)]
+    first, places = task.stages[0], [task.layout.input_place(key)]
+    if not first.suffix and (manifest := read_manifest(first.manifest_path(key))) is not None:
+        places = [part.place for part in first.parts(key, manifest)]
     return not list(_there(places))
 
 
