@@ -15,7 +15,7 @@ import asyncio
 import select
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import cast
 
@@ -32,35 +32,34 @@ MOST_HEADER_BYTES = 64 << 10
 _TOO_LONG = f"more than {MOST_HEADER_BYTES} bytes of headers"
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class HttpExchange:
     """One request's reply as it comes. httptools calls the `on_` methods."""
 
-    __slots__ = (
-        "_body_until", "_decoded", "_headers", "_most_body", "_parser", "_parts", "_reply",
-        "answer", "heard", "is_followed", "is_sent", "may_keep", "stream",
-    )  # fmt: skip
-
-    def __init__(self, most_body: int) -> None:
-        self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self.stream: StreamedAnswer | None = None
-        """What comes as server-sent events; the body is then the completion that they make."""
-        self.may_keep = self.is_followed = False
-        """Whether the connection is as good as before; whether more came right behind the reply."""
-        self.is_sent = False
-        self.heard = 0
-        """Bytes that have come back for the request."""
-        self._parser = httptools.HttpResponseParser(self)
-        self._most_body = most_body
-        self._body_until = 0
-        """What was heard when the last bytes of a body came."""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._reply: Reply | None = None
-        self._parts: list[bytes] = []
-        self._decoded: Body | None = None
+    most_body: int
+    answer: asyncio.Future[Reply] = field(default_factory=asyncio.Future[Reply])
+    stream: StreamedAnswer | None = None
+    """What comes as server-sent events; the body is then the completion that they make."""
+    may_keep: bool = False
+    """Whether the connection is as good as before."""
+    is_followed: bool = False
+    """Whether more came right behind the reply."""
+    is_sent: bool = False
+    heard: int = 0
+    """Bytes that have come back for the request."""
+    _body_until: int = 0
+    """What was heard when the last bytes of a body came."""
+    _headers: list[tuple[bytes, bytes]] = field(init=False)
+    _reply: Reply | None = None
+    _parts: list[bytes] = field(init=False)
+    _decoded: Body | None = None
+    _parser: httptools.HttpResponseParser = field(init=False)
 
     def feed(self, data: memoryview) -> bool:
         """Whether there is more to come. `data` is another's afterwards. The last byte goes alone:
         a reply that is whole without it has something behind it."""
+        if not self.heard:
+            self._parser, self._headers, self._parts = httptools.HttpResponseParser(self), [], []
         self.heard += len(data)
         try:
             self._parser.feed_data(data[:-1])
@@ -74,8 +73,8 @@ class HttpExchange:
             self.fail(Reason.DROPPED, f"not HTTP: {error}")
         if self.heard - self._body_until > MOST_HEADER_BYTES:
             self.fail(Reason.DROPPED, _TOO_LONG)
-        if self.heard - MOST_HEADER_BYTES > self._most_body:
-            self._give_up(too_large(self._most_body))
+        if self.heard - MOST_HEADER_BYTES > self.most_body:
+            self._give_up(too_large(self.most_body))
         if not self.answer.done():
             return True
         del self._parser  # it knows this exchange, and they would wait for the garbage collector
@@ -119,7 +118,7 @@ class HttpExchange:
         if "content-encoding" in headers:
             encodings = [value for name, value in raw if name.lower() == b"content-encoding"]
             try:
-                self._decoded = Body(b",".join(encodings).decode("latin-1"), self._most_body)
+                self._decoded = Body(b",".join(encodings).decode("latin-1"), self.most_body)
             except Unreadable as error:
                 self._give_up(error)
 
@@ -201,52 +200,35 @@ class Connection(asyncio.BufferedProtocol):
     unasked: Callable[[], None]
     buffer: memoryview
     timeout_s: float
-    least_rest_s: float
     idle_since: float = float("-inf")
-    _asked: HttpExchange | None = None
+    is_sound: bool = True
     _until: float = 0.0
     _alarm: asyncio.TimerHandle | None = None
     _listener: HttpExchange | Tunnel | None = None
-    _is_sound: bool = True
 
-    @property
-    def is_usable(self) -> bool:
-        return self._is_sound and self._listener is None
-
-    def ask(self, request: bytes, most_body: int, now: float, until: float) -> HttpExchange:
-        """The request goes out when the connection has rested, and fails `until` then."""
-        exchange = self._asked = HttpExchange(most_body)
-        self._until = until
-        if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
-        if (more := self.least_rest_s - now + self.idle_since) > 0:
-            asyncio.get_running_loop().call_later(more, self._send, exchange, request)
-        else:
-            self._send(exchange, request)
-        return exchange
-
-    def _send(self, exchange: HttpExchange, request: bytes) -> None:
-        if exchange.answer.done():  # nobody waits any more
-            return
+    def ask(self, exchange: HttpExchange, request: bytes, until: float) -> None:
+        """The exchange fails when it is not answered `until` then."""
         is_kept = self.idle_since > 0
-        if not self._is_sound or (is_kept and self._readable.poll(0)):
-            self._is_sound = False
+        if not self.is_sound or (is_kept and self._readable.poll(0)):
+            self.is_sound = False
             exchange.fail(Reason.DROPPED, "the server spoke, or hung up, before it was asked")
             return
-        self._listener = exchange
+        self._listener, self._until = exchange, until
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
         exchange.is_sent = True
         self._transport.write(request)
 
     def _on_alarm(self) -> None:
         """One alarm goes off for the first of many requests; for each one they would cost more."""
         self._alarm = None
-        if self._asked is None:
+        if not isinstance(self._listener, HttpExchange):
             return
         loop = asyncio.get_running_loop()
         if loop.time() < self._until:
             self._alarm = loop.call_at(self._until, self._on_alarm)
         else:
-            self._asked.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
+            self._listener.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
 
     async def open_tunnel(self, request: bytes, tls: ssl.SSLContext, host: str) -> None:
         """Through a proxy, then TLS with what is behind it. Raises OSError, also when the proxy has
@@ -256,17 +238,17 @@ class Connection(asyncio.BufferedProtocol):
         status = await tunnel.status
         if not status.startswith("2"):
             raise OSError(f"answered {status}")
-        if not self._is_sound:
+        if not self.is_sound:
             raise OSError("it sent something before the tunnel was used")
         transport = await asyncio.get_running_loop().start_tls(
             self._transport, self, tls, server_hostname=host
         )
-        if transport is None or not self._is_sound:
+        if transport is None or not self.is_sound:
             raise OSError("the connection ended in the handshake")
         self._transport = transport
 
     def abort(self) -> None:
-        self._is_sound = False
+        self.is_sound = False
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -285,12 +267,12 @@ class Connection(asyncio.BufferedProtocol):
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
                 self.unasked()
         elif not listener.feed(self.buffer[:nbytes]):
-            self._listener = self._asked = None
+            self._listener = None
             if not listener.may_keep or self._transport.get_write_buffer_size():
-                self._is_sound = False
+                self.is_sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_sound = False
+        self.is_sound = False
         if self._alarm is not None:
             self._alarm.cancel()
         self.open_ones.discard(self)

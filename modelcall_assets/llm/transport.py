@@ -16,7 +16,7 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer
 from modelcall_assets.llm.classify import Reply, error_in
 from modelcall_assets.llm.completion import first_choice, with_changed_parts
-from modelcall_assets.llm.http import Connection
+from modelcall_assets.llm.http import Connection, HttpExchange
 from modelcall_assets.llm.json_text import BOM, parsed
 from modelcall_assets.records import secrets
 from modelcall_assets.records.outcome import Reason
@@ -176,13 +176,16 @@ class DirectTransport(HttpTransport):
             if isinstance(connection, Reply):
                 connection.sent = sent
                 return connection
-            asked = connection.ask(request, self.max_reply_mib << 20, now, until)
+            asked = HttpExchange(self.max_reply_mib << 20)
             try:
+                if (rest := self.least_rest_s - now + connection.idle_since) > 0:
+                    await asyncio.sleep(rest)
+                connection.ask(asked, request, until)
                 reply = await asked.answer
             finally:
                 if asked.is_followed:
                     self._distrust()
-                if connection.is_usable and self._may_keep:
+                if asked.may_keep and connection.is_sound and self._may_keep:
                     connection.idle_since = loop.time()
                     self._idle.append(connection)
                 else:
@@ -205,7 +208,7 @@ class DirectTransport(HttpTransport):
             if rested < REST_S and len(self._idle) <= in_use + SPARE:
                 return None
             connection = self._idle.popleft()
-            if connection.is_usable and rested < IDLE_S:
+            if connection.is_sound and rested < IDLE_S:
                 return connection
             connection.abort()
         return None
@@ -224,9 +227,7 @@ class DirectTransport(HttpTransport):
                 to = self._proxy or self._target
                 host, is_tls = _host(to), to.scheme == "https"
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(
-                        self._open, self._distrust, self._buffer, self.timeout_s, self.least_rest_s
-                    ),
+                    lambda: Connection(self._open, self._distrust, self._buffer, self.timeout_s),
                     host,
                     to.port or _PORTS[to.scheme],
                     ssl=self._tls if is_tls else None,
