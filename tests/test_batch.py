@@ -234,7 +234,7 @@ class TestResume:
             for row in rows[:3]:
                 request = scores.ask(row)
                 assert isinstance(request, ChatRequest)
-                journal.append(answer_of(Address(request.key())))
+                journal.append(answer_of(Address(request.key)))
         report = project.score()
         assert (report.ok, report.numbers["answered_from_journal"]) == (6, 6)
         assert [row["score"] for row in project.scores(A)[:3]] == [4, 4, 4]

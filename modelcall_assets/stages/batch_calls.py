@@ -31,9 +31,10 @@ from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Position
 from modelcall_assets.journal.lines import BatchNote, Entry
 from modelcall_assets.llm.classify import Refused, Reply, Said, TryAgain, classify
+from modelcall_assets.llm.dialogue import said_in
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, said_in
+from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay
 from modelcall_assets.stages.spool import ROWS_AT_ONCE, Spool, Told
 from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread

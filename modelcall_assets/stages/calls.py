@@ -16,7 +16,8 @@ from modelcall_assets.errors import BudgetSpent, ModelcallError, StoreError
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import GaveUp
 from modelcall_assets.llm.completion import MOST_TOKENS, Usage
-from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay, said_in
+from modelcall_assets.llm.dialogue import said_in
+from modelcall_assets.stages.replay import NO_REPLY, Asks, Pending, Replay
 from modelcall_assets.stages.standing import Unanswered
 from modelcall_assets.storage.files import in_thread, read_bytes, write_bytes
 from modelcall_assets.storage.publishing import claimed
@@ -203,7 +204,7 @@ class Caller(Replay):
         position = item.known.positions[-1] if item.known else NO_REPLY
         turns = said_in(entries) if entries else []
         while (finished := self.rules.judge(turns)) is None:
-            request = self.rules.next_request(item.request, turns)
+            request = self.rules.next_request(item.request, turns) if turns else item.request
             result = await self.engine.ask(request.payload, self._parked, self._sent)
             self.waits += result.attempts - 1
             if isinstance(result, GaveUp):

@@ -25,7 +25,7 @@ from modelcall_assets.journal.journal import Dialogue, Journal, Position
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import Said
 from modelcall_assets.llm.completion import Usage
-from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
+from modelcall_assets.llm.dialogue import ChatRequest, Finished, said_in
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.adopt import kept_of
@@ -180,7 +180,7 @@ class Replay:
                 if isinstance(request, Failure):
                     self.leave(index, Unanswered(request))
                     continue
-                item = Pending(index, addresses.next(request.key()), request)
+                item = Pending(index, addresses.next(request.key), request)
                 if (item := self.look_up(item)) is not None:
                     if self.stands and index in self.stands.failed:
                         self.leave(index, self.stands.failed[index])
@@ -327,13 +327,3 @@ class Replay:
     def _note_replayed(self) -> None:
         self.replayed += 1
         self.tally.replayed += 1
-
-
-def said_in(entries: Sequence[Entry]) -> list[Said]:
-    """What journalled replies say to their record, up to one that does not count."""
-    turns: list[Said] = []
-    for entry in entries:
-        if (turn := replayed(entry.status, entry.body)) is None:
-            break
-        turns.append(turn)
-    return turns
