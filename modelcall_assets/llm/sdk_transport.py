@@ -59,23 +59,23 @@ class SdkTransport(HttpTransport):
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def exchange(self, payload: bytes) -> Reply:
+    async def send(self, payload: bytes) -> Reply:
         answer = StreamedAnswer()
         try:
             async with asyncio.timeout(self.timeout_s):
-                return await self._send(payload, answer)
+                reply = await self._send(payload, answer)
         except openai.APIStatusError as error:
             response = error.response
-            return self.in_one_piece(
-                Reply(response.status_code, response.headers, response.content)
-            )
+            reply = Reply(response.status_code, response.headers, response.content)
+            reply = self.in_one_piece(reply)
         except TimeoutError:  # a server may not end what is whole
             streamed = answer.reply({})
-            return streamed if streamed.status else self.timed_out()
+            reply = streamed if streamed.status else self.timed_out()
         except Unreadable as error:
-            return Reply(0, {}, str(error).encode(), error.reason)
+            reply = Reply(0, {}, str(error).encode(), error.reason)
         except BROKEN as error:
-            return self.broken(error)
+            reply = self.broken(error)
+        return self.cleaned(reply)
 
     async def _send(self, payload: bytes, answer: StreamedAnswer) -> Reply:
         raw = await self._client.post(

@@ -54,10 +54,6 @@ class HttpTransport(Address):
     async def send(self, payload: bytes) -> Reply:
         """The reply to one chat-completion body, without what it may echo of secrets. Never raises
         for what the network or the server does."""
-        return self.cleaned(await self.exchange(payload))
-
-    async def exchange(self, payload: bytes) -> Reply:
-        """`send`, but the reply may hold secrets."""
         raise NotImplementedError
 
     @property
@@ -164,7 +160,7 @@ class DirectTransport(HttpTransport):
         while self._open:  # noqa: ASYNC110  their ends are a turn of the loop away
             await asyncio.sleep(0)
 
-    async def exchange(self, payload: bytes) -> Reply:
+    async def send(self, payload: bytes) -> Reply:
         """A kept connection that ends at once and without a byte of the reply is taken for one that
         the server had closed already, and the request is sent once more on a new one."""
         request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
@@ -175,7 +171,7 @@ class DirectTransport(HttpTransport):
             connection = kept or await self._connect(until)
             if isinstance(connection, Reply):
                 connection.sent = sent
-                return connection
+                return self.cleaned(connection)
             asked = HttpExchange(self.max_reply_mib << 20)
             try:
                 if (rest := self.least_rest_s - now + connection.idle_since) > 0:
@@ -198,7 +194,7 @@ class DirectTransport(HttpTransport):
         if asked.stream is None and (reply.status >= 300 or reply.body[:1] != b"{"):
             reply = self.in_one_piece(reply)
         reply.sent = sent
-        return reply
+        return self.cleaned(reply)
 
     def _kept(self, now: float) -> Connection | None:
         """The connection that has rested longest; None where a new one is to be opened."""
