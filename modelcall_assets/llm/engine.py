@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -41,15 +41,6 @@ Parked = Callable[[bool], object]
 
 
 def _ignore(_: object) -> None: ...
-
-
-@contextmanager
-def _parking(parked: Parked) -> Generator[None]:
-    parked(True)
-    try:
-        yield
-    finally:
-        parked(False)
 
 
 @dataclass(eq=False, slots=True)
@@ -189,11 +180,7 @@ class Engine:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
-                    self._waits[failure.reason] += 1
-                    try:
-                        await self._pause(held, parked)
-                    finally:
-                        self._waits[failure.reason] -= 1
+                    await self._pause(held, parked, failure.reason)
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
@@ -308,15 +295,18 @@ class Engine:
 
     async def _answers_others(self, channel: Channel, detail: str, parked: Parked) -> bool:
         """Wait until a 403 is known to be of its record only (True), or of all."""
-        with _parking(parked):
+        parked(True)
+        try:
             while not channel.has_answered and channel.refusal is None:
                 if not channel.in_flight:
                     channel.refusal = detail
                 else:
                     await self.wait(self.patience.until_one_answers_s)
+        finally:
+            parked(False)
         return channel.has_answered
 
-    async def _pause(self, held: Held, parked: Parked) -> None:
+    async def _pause(self, held: Held, parked: Parked, why: Reason) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.retries += 1
         usable = [channel for channel in self.channels if channel.refusal is None]
@@ -324,8 +314,13 @@ class Engine:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        with _parking(parked):
+        self._waits[why] += 1
+        parked(True)
+        try:
             await self.wait(seconds)
+        finally:
+            self._waits[why] -= 1
+            parked(False)
 
     def _note_failure(self, failure: Failure, channel: Channel) -> None:
         self._unanswered_in_a_row += 1
