@@ -246,18 +246,16 @@ class Answer:
             with suppress(orjson.JSONEncodeError):  # nested too deeply
                 calls_text = orjson.dumps(calls).decode()
         texts = {name: text for name, text in message.items() if isinstance(text, str)}
-        names = {name: text for name, text in completion.items() if isinstance(text, str)}
+        request_id, model = completion.get("id"), completion.get("model")
+        reasoning = texts.get("reasoning_content") or texts.get("reasoning") or said.thinking
         refusal = texts.get("refusal") or said.refusal
         return cls(
             text=said.answer or refusal,
-            reasoning=texts.get("reasoning_content")
-            or texts.get("reasoning")
-            or said.thinking
-            or None,
+            reasoning=reasoning or None,
             finish_reason=reason if isinstance(reason, str) else None,
             usage=Usage.of(completion.get("usage")),
-            request_id=names.get("id") or None,
-            model=names.get("model") or None,
+            request_id=request_id if isinstance(request_id, str) and request_id else None,
+            model=model if isinstance(model, str) and model else None,
             ending=ending_of(choice),
             refusal=refusal,
             tool_calls=calls_text,
