@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,7 +28,7 @@ SOON_S = 5.0
 """What comes later on an idle connection may be a server's farewell; sooner, it is a reply."""
 MOST_HEADER_BYTES = 64 << 10
 """Of all that is no body: headers, notices before them, trailers, and what is between chunks."""
-_TOO_LONG = f"more than {MOST_HEADER_BYTES} bytes of headers"
+TOO_LONG = f"more than {MOST_HEADER_BYTES} bytes of headers"
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -72,7 +71,7 @@ class HttpExchange:
         except httptools.HttpParserError as error:
             self.fail(Reason.DROPPED, f"not HTTP: {error}")
         if self.heard - self._body_until > MOST_HEADER_BYTES:
-            self.fail(Reason.DROPPED, _TOO_LONG)
+            self.fail(Reason.DROPPED, TOO_LONG)
         if self.heard - MOST_HEADER_BYTES > self.most_body:
             self._give_up(too_large(self.most_body))
         if not self.answer.done():
@@ -109,7 +108,7 @@ class HttpExchange:
             return  # only a notice before the response, or what is behind it
         may_be_long = self.heard > MOST_HEADER_BYTES  # or the body begins in the same bytes
         if may_be_long and sum(map(len, chain(*raw))) > MOST_HEADER_BYTES:
-            self.fail(Reason.DROPPED, _TOO_LONG)
+            self.fail(Reason.DROPPED, TOO_LONG)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
         self._reply = Reply(status, headers, b"")
@@ -158,40 +157,10 @@ class HttpExchange:
         self.fail(error.reason, str(error))
 
 
-class Tunnel:
-    """A proxy's answer to CONNECT: a head and nothing behind it, whatever the head says."""
-
-    def __init__(self) -> None:
-        self.status: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.may_keep = False
-        self._heard = b""
-
-    def feed(self, data: memoryview) -> bool:
-        self._heard += data
-        head, end, rest = self._heard.partition(b"\r\n\r\n")
-        if len(head) > MOST_HEADER_BYTES:
-            self._fail(_TOO_LONG)
-        elif end:
-            version, _, status = head.partition(b"\r\n")[0].partition(b" ")
-            if not version.startswith(b"HTTP/1."):
-                self._fail("not HTTP")
-            elif not self.status.done():
-                self.may_keep = not rest
-                self.status.set_result(status[:3].decode("latin-1"))
-        return not self.status.done()
-
-    def lost(self, error: Exception | None) -> None:
-        self._fail(str(error) if error else "closed the connection without an answer")
-
-    def _fail(self, text: str) -> None:
-        if not self.status.done():
-            self.status.set_exception(OSError(text))
-
-
 @dataclass(eq=False, repr=False)
 class Connection(asyncio.BufferedProtocol):
-    """Carries bytes for one listener at a time. Anything without a listener ends it, and is told
-    to `unasked`.
+    """Carries bytes for one exchange at a time. Anything without one ends it, and is told to
+    `unasked`.
 
     What comes is read into the one `buffer` of all connections and taken out of it at once: memory
     for each read, as asyncio takes it by itself, costs as much as all that is done with a reply."""
@@ -204,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
     is_sound: bool = True
     _until: float = 0.0
     _alarm: asyncio.TimerHandle | None = None
-    _listener: HttpExchange | Tunnel | None = None
+    _asked: HttpExchange | None = None
 
     def ask(self, exchange: HttpExchange, request: bytes, until: float) -> None:
         """The exchange fails when it is not answered `until` then."""
@@ -213,7 +182,7 @@ class Connection(asyncio.BufferedProtocol):
             self.is_sound = False
             exchange.fail(Reason.DROPPED, "the server spoke, or hung up, before it was asked")
             return
-        self._listener, self._until = exchange, until
+        self._asked, self._until = exchange, until
         if self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
         exchange.is_sent = True
@@ -222,30 +191,13 @@ class Connection(asyncio.BufferedProtocol):
     def _on_alarm(self) -> None:
         """One alarm goes off for the first of many requests; for each one they would cost more."""
         self._alarm = None
-        if not isinstance(self._listener, HttpExchange):
+        if self._asked is None:
             return
         loop = asyncio.get_running_loop()
         if loop.time() < self._until:
             self._alarm = loop.call_at(self._until, self._on_alarm)
         else:
-            self._listener.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
-
-    async def open_tunnel(self, request: bytes, tls: ssl.SSLContext, host: str) -> None:
-        """Through a proxy, then TLS with what is behind it. Raises OSError, also when the proxy has
-        said more than that the tunnel is open."""
-        tunnel = self._listener = Tunnel()
-        self._transport.write(request)
-        status = await tunnel.status
-        if not status.startswith("2"):
-            raise OSError(f"answered {status}")
-        if not self.is_sound:
-            raise OSError("it sent something before the tunnel was used")
-        transport = await asyncio.get_running_loop().start_tls(
-            self._transport, self, tls, server_hostname=host
-        )
-        if transport is None or not self.is_sound:
-            raise OSError("the connection ended in the handshake")
-        self._transport = transport
+            self._asked.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
 
     def abort(self) -> None:
         self.is_sound = False
@@ -261,14 +213,14 @@ class Connection(asyncio.BufferedProtocol):
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        listener = self._listener
-        if listener is None:
+        asked = self._asked
+        if asked is None:
             self.abort()
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
                 self.unasked()
-        elif not listener.feed(self.buffer[:nbytes]):
-            self._listener = None
-            if not listener.may_keep or self._transport.get_write_buffer_size():
+        elif not asked.feed(self.buffer[:nbytes]):
+            self._asked = None
+            if not asked.may_keep or self._transport.get_write_buffer_size():
                 self.is_sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -276,5 +228,5 @@ class Connection(asyncio.BufferedProtocol):
         if self._alarm is not None:
             self._alarm.cancel()
         self.open_ones.discard(self)
-        if self._listener is not None:
-            self._listener.lost(exc)
+        if self._asked is not None:
+            self._asked.lost(exc)

@@ -16,7 +16,7 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer
 from modelcall_assets.llm.classify import Reply, error_in
 from modelcall_assets.llm.completion import first_choice, with_changed_parts
-from modelcall_assets.llm.http import Connection, HttpExchange
+from modelcall_assets.llm.http import MOST_HEADER_BYTES, TOO_LONG, Connection, HttpExchange
 from modelcall_assets.llm.json_text import BOM, parsed
 from modelcall_assets.records import secrets
 from modelcall_assets.records.outcome import Reason
@@ -218,20 +218,13 @@ class DirectTransport(HttpTransport):
     async def _connect(self, until: float) -> Connection | Reply:
         latest = min(until, asyncio.get_running_loop().time() + self.connect_timeout_s)
         by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
+        connection = Connection(self._open, self._distrust, self._buffer, self.timeout_s)
         try:
             async with asyncio.timeout_at(latest):
-                to = self._proxy or self._target
-                host, is_tls = _host(to), to.scheme == "https"
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self._open, self._distrust, self._buffer, self.timeout_s),
-                    host,
-                    to.port or _PORTS[to.scheme],
-                    ssl=self._tls if is_tls else None,
-                    server_hostname=host if is_tls else None,
-                    happy_eyeballs_delay=0.25,
-                )
                 if self._proxy is not None and self._target.scheme == "https":
                     await self._tunnel(connection, self._proxy)
+                else:
+                    await self._reach(self._proxy or self._target, connection)
                 return connection
         except TimeoutError:
             reason, text = Reason.TIMEOUT, f"no connection within {self.connect_timeout_s:g} s"
@@ -239,17 +232,55 @@ class DirectTransport(HttpTransport):
             reason, text = Reason.CONNECT, str(error) or type(error).__name__
         return Reply(0, {}, f"{by}{text}".encode(), reason)
 
+    async def _reach(self, to: SplitResult, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        host, is_tls = _host(to), to.scheme == "https"
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: protocol,
+            host,
+            to.port or _PORTS[to.scheme],
+            ssl=self._tls if is_tls else None,
+            server_hostname=host if is_tls else None,
+            happy_eyeballs_delay=0.25,
+        )
+        return transport
+
     async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
-        host = _host(self._target)
+        """Through a proxy, then TLS with what is behind it. Raises OSError, also when the proxy has
+        said more than that the tunnel is open: its answer is a head, whatever that says."""
+        host, heard = _host(self._target), asyncio.StreamReader(MOST_HEADER_BYTES)
         to = f"{f'[{host}]' if ':' in host else host}:{self._target.port or 443}"
         own = [f"{k}: {v}" for k, v in _basic(proxy, "Proxy-Authorization").items()]
         head = "\r\n".join([f"CONNECT {to} HTTP/1.1", f"Host: {to}", *own, "", ""])
+        transport = await self._reach(proxy, asyncio.StreamReaderProtocol(heard))
         try:
+            transport.write(head.encode())
+            answer = await heard.readuntil(b"\r\n\r\n")
+            heard.feed_eof()  # so that what came behind it can be read without waiting for more
+            version, _, status = answer.partition(b"\r\n")[0].partition(b" ")
+            if not version.startswith(b"HTTP/1."):
+                raise OSError("not HTTP")
+            if not status.startswith(b"2"):
+                raise OSError(f"answered {status[:3].decode('latin-1')}")
+            if await heard.read():
+                raise OSError("it sent something before the tunnel was used")
+            connection.connection_made(transport)
             assert self._tls is not None
-            await connection.open_tunnel(head.encode(), self._tls, host)
-        except BaseException:
-            connection.abort()
-            raise
+            encrypted = await asyncio.get_running_loop().start_tls(
+                transport, connection, self._tls, server_hostname=host
+            )
+            if encrypted is None or not connection.is_sound:
+                raise OSError("the connection ended in the handshake")
+            connection.connection_made(encrypted)
+        except BaseException as error:
+            transport.abort()
+            connection.connection_lost(None)
+            match error:
+                case asyncio.IncompleteReadError():
+                    raise OSError("closed the connection without an answer") from error
+                case asyncio.LimitOverrunError():
+                    raise OSError(TOO_LONG) from error
+                case _:
+                    raise
 
     def _request_head(self) -> bytes:
         target, host = self._target, _without_user(self._target)
