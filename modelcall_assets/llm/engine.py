@@ -71,7 +71,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.in_flight = self.requests = self.retries = 0
-        self._counts_tokens = any(each.limits.tokens_per_minute for each in self.channels)
+        self._counts_tokens = any(each.tokens_per_minute for each in self.channels)
         self._estimate = UsageEstimate()
         self._waiting: deque[_Waiter] = deque()
         self._alarm = self._lease_timer = self._first_call = None
@@ -199,11 +199,10 @@ class Engine:
             verdict = channel.replied(
                 classify(reply), started, now, may_eject=len(self.channels) > 1
             )
-            if self._counts_tokens:
-                used = 0
-                if isinstance(verdict, Answer):
-                    used = self._estimate.learn(payload, verdict.usage)
-                channel.settle(tokens, used)
+            if self._counts_tokens and isinstance(verdict, Answer):
+                tokens -= self._estimate.learn(payload, verdict.usage)
+            if channel.tokens is not None:
+                channel.tokens.give_back(tokens)
             self._most = self.max_in_flight
             return channel, reply, verdict, now - started
         except BaseException:
@@ -242,8 +241,13 @@ class Engine:
                 channel = each if channel is None or each.load() < channel.load() else channel
         if channel is None:
             return None
-        channel.start(tokens, now)
+        channel.is_probed = channel.ejected_until is not None
+        channel.in_flight += 1
         self.in_flight += 1
+        if channel.requests is not None:
+            channel.requests.take(1, now)
+        if channel.tokens is not None:
+            channel.tokens.take(tokens, now)
         if self._first_call is None:
             alone_s = self.patience.first_call_alone_s
             self._first_call = self._loop.call_later(alone_s, self._dispatch, self.max_in_flight)
