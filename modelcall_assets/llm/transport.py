@@ -135,9 +135,6 @@ class HttpTransport(Address):
             return answer.reply(reply.headers)
         return reply
 
-    def timed_out(self) -> Reply:
-        return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)
-
 
 class DirectTransport(HttpTransport):
     """Kept connections to one endpoint, and no more than a call needs."""
