@@ -20,7 +20,7 @@ from modelcall_assets.llm.dialogue import (
     Finished,
     Rules,
     correction,
-    replayed,
+    said_in,
 )
 from modelcall_assets.llm.json_text import read
 from modelcall_assets.records.outcome import Failure, Outcome, Reason, Success
@@ -676,8 +676,7 @@ def test_corrections_differ_by_mistake_and_name_the_keys() -> None:
 
 
 def final(status: int, body: bytes) -> Said:
-    turn = replayed(status, body)
-    assert turn is not None
+    (turn,) = said_in([Reply(status, {}, body)])
     return turn
 
 
@@ -739,7 +738,7 @@ def test_a_repair_request_holds_the_whole_dialogue() -> None:
 
 
 def test_a_reply_that_would_be_asked_again_does_not_count() -> None:
-    assert replayed(500, b"") is None
+    assert said_in([Reply(500, {}, b"")]) == []
 
 
 replies = st.sampled_from(
@@ -784,9 +783,9 @@ def test_key_and_body_do_not_depend_on_dict_order(given: Any, text: str, luck: A
     luck.shuffle(shuffled)
     one = ChatRequest(given, ({"role": "user", "content": text},))
     two = ChatRequest(dict(shuffled), ({"content": text, "role": "user"},))
-    assert one.key() == two.key()
+    assert one.key == two.key
     assert one.payload == two.payload
-    assert re.fullmatch("[0-9a-f]{32}", one.key())
+    assert re.fullmatch("[0-9a-f]{32}", one.key)
 
 
 @given(params, json_values, json_values, json_values)
@@ -799,7 +798,7 @@ def test_key_leaves_out_what_cannot_change_the_answer(
         if name not in ("stream", "stream_options", "user")
     }
     more = plain | {"stream": stream, "stream_options": options, "user": user}
-    assert ChatRequest(more, REQUEST.messages).key() == ChatRequest(plain, REQUEST.messages).key()
+    assert ChatRequest(more, REQUEST.messages).key == ChatRequest(plain, REQUEST.messages).key
     assert orjson.loads(ChatRequest(more, REQUEST.messages).payload)["user"] == user
 
 
@@ -807,7 +806,7 @@ def test_key_leaves_out_what_cannot_change_the_answer(
 def test_key_depends_on_messages_and_params(one: str, two: str, hot: float, cold: float) -> None:
     def key(text: str, temperature: float) -> str:
         message = {"role": "user", "content": text}
-        return ChatRequest({"model": "m", "temperature": temperature}, (message,)).key()
+        return ChatRequest({"model": "m", "temperature": temperature}, (message,)).key
 
     assert (key(one, hot) == key(two, cold)) == ((one, hot) == (two, cold))
 
@@ -815,11 +814,11 @@ def test_key_depends_on_messages_and_params(one: str, two: str, hot: float, cold
 def test_key_depends_on_model_revision_and_turn_order() -> None:
     user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "b"}
     keys = {
-        ChatRequest({"model": "m"}, (user, system)).key(),
-        ChatRequest({"model": "m"}, (system, user)).key(),
-        ChatRequest({"model": "n"}, (user, system)).key(),
-        ChatRequest({"model": "m"}, (user, system), "r1").key(),
-        ChatRequest({"model": "m"}, (user, system), "r2").key(),
-        ChatRequest({"model": "m"}, (user, system)).followed_by("a", "b").key(),
+        ChatRequest({"model": "m"}, (user, system)).key,
+        ChatRequest({"model": "m"}, (system, user)).key,
+        ChatRequest({"model": "n"}, (user, system)).key,
+        ChatRequest({"model": "m"}, (user, system), "r1").key,
+        ChatRequest({"model": "m"}, (user, system), "r2").key,
+        ChatRequest({"model": "m"}, (user, system)).followed_by("a", "b").key,
     }
     assert len(keys) == 6

@@ -497,7 +497,7 @@ def asked_of(project: Project, name: str) -> list[str]:
     rows = project.scores(name)
     assert [row["api_status"] for row in rows] == ["success"] * len(rows)
     requests = [asked for asked in asks if isinstance(asked, ChatRequest)]
-    assert [row["api_request_key"] for row in rows] == [asked.key() for asked in requests]
+    assert [row["api_request_key"] for row in rows] == [asked.key for asked in requests]
     return [asked.messages[-1]["content"] for asked in requests]
 
 

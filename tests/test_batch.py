@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 import openai
 import orjson
 import pytest
-from endpoint import Request, Script, http, in_thread, serving
+from endpoint import Request, Script, http, in_thread, in_turn, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Batch
@@ -35,6 +37,7 @@ from modelcall_assets.errors import (
 from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.lines import BatchNote, Entry
+from modelcall_assets.llm.batch import BatchClient
 from modelcall_assets.llm.classify import Patience
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
@@ -234,7 +237,7 @@ class TestResume:
             for row in rows[:3]:
                 request = scores.ask(row)
                 assert isinstance(request, ChatRequest)
-                journal.append(answer_of(Address(request.key())))
+                journal.append(answer_of(Address(request.key)))
         report = project.score()
         assert (report.ok, report.numbers["answered_from_journal"]) == (6, 6)
         assert [row["score"] for row in project.scores(A)[:3]] == [4, 4, 4]
@@ -821,3 +824,16 @@ class TestTheRehearsalServer:
         assert batch.status == "failed", "no model"
         with pytest.raises(openai.ConflictError):
             client.batches.cancel(batch.id)
+
+
+def test_a_file_that_comes_broken_off_is_asked_for_again() -> None:
+    cut_off = http(200, gzip.compress(b"x" * 4000)[:-20], content_encoding="gzip")
+
+    async def run() -> bytes:
+        async with serving(in_turn(cut_off, http(200, b"{}\n"))) as endpoint:
+            client, file = BatchClient("n", endpoint.url, patience=Patience(base_s=0)), BytesIO()
+            async with client:
+                await client.download("file-1", file)
+        return file.read()
+
+    assert asyncio.run(run()) == b"{}\n"

@@ -14,7 +14,7 @@ import pytest
 from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payload, refusal, serving
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
-from modelcall_assets.llm.channel import Channel, Limits
+from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Exchange, GaveUp, Patience, Reply
 from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine
 from modelcall_assets.llm.transport import SPARE, DirectTransport
@@ -46,7 +46,7 @@ def engine_over(
     max_retries: int = 5,
     patience: Patience = QUICK,
 ) -> Engine:
-    channel = Channel(transport, Limits(max_in_flight))
+    channel = Channel(transport, max_in_flight)
     return Engine(
         [channel], max_in_flight=max_in_flight, max_retries=max_retries, patience=patience
     )

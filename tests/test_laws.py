@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from project import TASK, Project, Row, read_rows, stable
 
 from modelcall_assets.journal.segments import open_segment, segment_paths
-from modelcall_assets.llm.channel import Channel, Limits
+from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.rehearsal import Faults, RehearsalServer
@@ -222,7 +222,7 @@ def test_laws_hold_for_random_faults_and_kill_points(seed, fault_rate, kill_poin
 
 async def score_until_killed(steps: Task, endpoint: Seeded, run_id: str):
     """The report, or None when the endpoint said that the process is dead by now."""
-    channel = Channel(endpoint, Limits(IN_FLIGHT))
+    channel = Channel(endpoint, IN_FLIGHT)
     async with Engine([channel], max_in_flight=IN_FLIGHT, max_retries=50) as engine:
         work = asyncio.ensure_future(
             steps.stage("scores").answer("0.jsonl", engine, Run(run_id, Tally()))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from project import until
 
 from modelcall_assets.errors import EndpointRefused
-from modelcall_assets.llm.channel import EJECT_AFTER, Channel, Lease, Limits, Window
+from modelcall_assets.llm.channel import EJECT_AFTER, Channel, Lease, Window
 from modelcall_assets.llm.classify import Exchange, GaveUp, Reply
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import Reason
@@ -87,7 +87,7 @@ class Paced(WithoutNetwork):
 
 
 def ask_all(
-    endpoints: list[tuple[Paced, Limits]],
+    channels: list[Channel],
     requests: int,
     *,
     max_in_flight: int = 1000,
@@ -104,7 +104,6 @@ def ask_all(
             for number in numbers:
                 results.append(await engine.ask(b"%06d" % number))
 
-        channels = [Channel(endpoint, limits) for endpoint, limits in endpoints]
         async with Engine(channels, max_in_flight=max_in_flight, max_retries=max_retries) as engine:
             await asyncio.gather(*(worker(engine) for _ in range(workers)))
             assert engine.in_flight == 0
@@ -133,7 +132,7 @@ def test_a_thousand_workers_stay_within_every_limit(
     in_flight: int, per_minute: int | None, tokens: int | None, latency_s: float
 ) -> None:
     endpoint = Paced(latency_s=latency_s)
-    results = ask_all([(endpoint, Limits(in_flight, per_minute, tokens))], 1500)
+    results = ask_all([Channel(endpoint, in_flight, per_minute, tokens)], 1500)
     assert len(results) == 1500 == len(endpoint.times)
     assert all(isinstance(result, Exchange) for result in results)
     assert endpoint.most <= in_flight
@@ -146,7 +145,7 @@ def test_tokens_per_minute_hold_whatever_was_estimated(tokens_per_request: int) 
     """The estimate is learnt: only requests in flight before the first answers may be over it."""
     limit = 60_000
     endpoint = Paced(latency_s=0.1, prompt_tokens=tokens_per_request, completion_tokens=0)
-    ask_all([(endpoint, Limits(20, None, limit))], 400)
+    ask_all([Channel(endpoint, 20, None, limit)], 400)
     settled = endpoint.times[40:]
     assert most_in_a_minute(settled, tokens_per_request) <= limit + 20 * tokens_per_request
     if len(settled) * tokens_per_request > 3 * limit:  # and it is used
@@ -163,13 +162,13 @@ def test_one_impossible_count_holds_nobody_up_for_long(counted: int) -> None:
         )
 
     endpoint.verdict = lies_once
-    ask_all([(endpoint, Limits(4, None, 60_000))], 400, workers=4)
+    ask_all([Channel(endpoint, 4, None, 60_000)], 400, workers=4)
     assert endpoint.times[-1] < 180
 
 
 def test_requests_per_minute_are_used_up() -> None:
     endpoint = Paced(latency_s=0.01)
-    ask_all([(endpoint, Limits(100, 600))], 1800)
+    ask_all([Channel(endpoint, 100, 600)], 1800)
     assert 590 <= most_in_a_minute(endpoint.times) <= 601
     assert endpoint.times[-1] - endpoint.times[0] < 190
 
@@ -181,7 +180,7 @@ def test_the_engine_slows_down_to_what_the_endpoint_bears_and_speeds_up_again() 
         return Reply(429, {}, b"") if endpoint.in_flight > allowed else None
 
     endpoint = Paced(latency_s=0.5, verdict=only_so_many)
-    results = ask_all([(endpoint, Limits(200))], 6000, workers=400)
+    results = ask_all([Channel(endpoint, 200)], 6000, workers=400)
     assert len(results) == 6000
     assert not any(isinstance(result, GaveUp) for result in results)
     refused = len(endpoint.times) - 6000
@@ -194,7 +193,7 @@ def test_stray_busy_replies_hardly_slow_it_down() -> None:
         return Reply(429, {"retry-after": "3"}, b"") if len(endpoint.times) % 20 == 0 else None
 
     endpoint = Paced(latency_s=0.05, verdict=now_and_then)
-    results = ask_all([(endpoint, Limits(256))], 50_000, workers=2000)
+    results = ask_all([Channel(endpoint, 256)], 50_000, workers=2000)
     assert not any(isinstance(result, GaveUp) for result in results)
     most = endpoint.times[: len(endpoint.times) * 95 // 100]  # the rest waits, as it was asked to
     assert most[-1] - most[0] < 1.5 * 50_000 / 256 * 0.05
@@ -215,7 +214,7 @@ def test_a_window_recovers_from_the_bottom_in_less_than_a_minute() -> None:
 
 def test_the_least_loaded_endpoint_is_asked_and_noted() -> None:
     slow, quick = Paced("slow", latency_s=10), Paced("quick", latency_s=1)
-    results = ask_all([(slow, Limits(10)), (quick, Limits(10))], 400, workers=20)
+    results = ask_all([Channel(slow, 10), Channel(quick, 10)], 400, workers=20)
     by_name = {name: sum(r.endpoint == name for r in results) for name in ("slow", "quick")}
     assert by_name["slow"] == len(slow.times) and by_name["quick"] == len(quick.times)
     assert by_name["quick"] > 5 * by_name["slow"] > 0
@@ -230,7 +229,7 @@ def test_an_endpoint_that_fails_is_left_out_probed_and_taken_back() -> None:
         return Reply(0, {}, b"no", Reason.CONNECT) if now < down_until else None
 
     ill, well = Paced("ill", verdict=is_down), Paced("well")
-    results = ask_all([(ill, Limits(10)), (well, Limits(10))], 4000, workers=20)
+    results = ask_all([Channel(ill, 10), Channel(well, 10)], 4000, workers=20)
     assert not any(isinstance(result, GaveUp) for result in results)
     while_down = [time for time in ill.times if time < down_until]
     assert len(while_down) < 10 + EJECT_AFTER + 12, "a probe now and then"
@@ -242,7 +241,7 @@ def test_an_endpoint_that_fails_is_left_out_probed_and_taken_back() -> None:
 def test_an_endpoint_that_refuses_is_left_out_for_good() -> None:
     refusing = Paced("refusing", verdict=lambda _: Reply(401, {}, b"no such key"))
     well = Paced("well")
-    results = ask_all([(refusing, Limits(10)), (well, Limits(10))], 300, workers=20)
+    results = ask_all([Channel(refusing, 10), Channel(well, 10)], 300, workers=20)
     assert {result.endpoint for result in results} == {"well"}
     assert len(refusing.times) <= 10
 
@@ -250,14 +249,14 @@ def test_an_endpoint_that_refuses_is_left_out_for_good() -> None:
 def test_the_run_stops_when_every_endpoint_refuses() -> None:
     both = [Paced(name, verdict=lambda _: Reply(401, {}, b"bad key")) for name in ("one", "two")]
     with pytest.raises(EndpointRefused, match=r"one refuses .*bad key.*two refuses .*bad key"):
-        ask_all([(endpoint, Limits(10)) for endpoint in both], 300, workers=20)
+        ask_all([Channel(endpoint, 10) for endpoint in both], 300, workers=20)
     assert sum(len(endpoint.times) for endpoint in both) <= 20
 
 
 def test_a_wait_that_one_endpoint_asks_for_is_spent_at_another() -> None:
     busy = Paced("busy", verdict=lambda e: Reply(429, {"retry-after": "30"}, b""))
     well = Paced("well")
-    results = ask_all([(busy, Limits(5)), (well, Limits(5))], 100, workers=10)
+    results = ask_all([Channel(busy, 5), Channel(well, 5)], 100, workers=10)
     assert {result.endpoint for result in results} == {"well"}
     assert well.times[-1] < 40
 
@@ -272,7 +271,7 @@ def test_who_may_go_does_not_wait_behind_one_that_may_not() -> None:
         ended: list[str] = []
         one = Paced("one", verdict=verdict)
         other = Paced("other", verdict=lambda _: Reply(401, {}, b"no such key"))
-        channels = [Channel(one, Limits(9, requests_per_minute=61)), Channel(other, Limits(1))]
+        channels = [Channel(one, 9, requests_per_minute=61), Channel(other, 1)]
 
         async def ask(engine: Engine, name: str) -> None:
             await engine.ask(name.encode())
@@ -384,13 +383,12 @@ def test_the_share_of_a_killed_engine_goes_to_the_others(folder: Path) -> None:
 
 def test_two_engines_share_one_endpoint_and_the_survivor_gets_all_of_it(folder: Path) -> None:
     endpoint = Paced(latency_s=0.1)
-    limits = Limits(10)
     seen: dict[str, list[tuple[float, int]]] = {"first": [], "second": []}
 
     async def run(name: str, requests: int, start_s: float) -> None:
         await asyncio.sleep(start_s)
         numbers = iter(range(requests))
-        channel = Channel(endpoint, limits, Lease(folder, 10))
+        channel = Channel(endpoint, 10, lease=Lease(folder, 10))
         async with Engine([channel], max_in_flight=10, max_retries=0) as engine:
 
             async def worker() -> None:

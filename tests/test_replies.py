@@ -21,7 +21,7 @@ from project import A, Project
 from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.lines import Entry
-from modelcall_assets.llm.channel import Channel, Limits
+from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.stages.report import Report
@@ -45,7 +45,7 @@ class Numbered(WithoutNetwork):
 
 def score(project: Project, says: Callable[[int], Reply]) -> tuple[Report, list[int]]:
     endpoint = Numbered(says)
-    engine = Engine([Channel(endpoint, Limits(8))], max_in_flight=8, max_retries=0)
+    engine = Engine([Channel(endpoint, 8)], max_in_flight=8, max_retries=0)
     return project.score(A, engine), endpoint.asked
 
 

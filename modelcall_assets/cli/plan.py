@@ -226,7 +226,7 @@ def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> i
         if not len(journal):
             return 0
         asks = first_asks(task, file, rows)
-        keys = Counter(each.key() for each in asks if not isinstance(each, Failure | Dropped))
+        keys = Counter(each.key for each in asks if not isinstance(each, Failure | Dropped))
         addresses = (Address(key, number) for key in keys for number in range(keys[key]))
         return max(0, sum(address in journal for address in addresses) - again)
 

@@ -176,7 +176,7 @@ def _sent(file: Published, row: Row) -> list[Turn]:
         return []
     names = {new: old for old, new in file.manifest.moved.items()}
     asked = file.stage.ask({names.get(name, name): value for name, value in row.items()})
-    if not isinstance(asked, ChatRequest) or asked.key() != row["api_request_key"]:
+    if not isinstance(asked, ChatRequest) or asked.key != row["api_request_key"]:
         return []
     return turns_of({"messages": [*asked.messages]})
 

@@ -12,6 +12,7 @@ import orjson
 from openai.types import Batch, FileObject
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused
+from modelcall_assets.llm.body import Unreadable
 from modelcall_assets.llm.classify import (
     PATIENCE,
     QUOTA_CODES,
@@ -23,15 +24,13 @@ from modelcall_assets.llm.classify import (
     classify,
 )
 from modelcall_assets.llm.json_text import as_object, parsed
-from modelcall_assets.llm.sdk_transport import BROKEN, SdkTransport
+from modelcall_assets.llm.sdk_transport import FAILED, SdkTransport
 from modelcall_assets.records.outcome import Failure, Reason
 
 T = TypeVar("T")
 M = TypeVar("M", bound=openai.BaseModel)
 
 CHAT_URL = "/v1/chat/completions"
-PATIENCE_S = 900.0
-"""How long an endpoint that has answered before is tried again."""
 TRANSFER_TIMEOUT_S = 3600.0
 FIRST_LOOK = 1 / 20
 """The first pause between two looks at a batch, as a part of the longest one."""
@@ -107,10 +106,6 @@ class Ended:
         return Failure(reason, f"{detail}: {self.error}")
 
 
-class _Unreadable(Exception):
-    """A reply that is not what was asked for."""
-
-
 @dataclass
 class BatchClient(SdkTransport):
     """Batches of one endpoint. Every call is repeated until it is answered, as far as patience
@@ -164,7 +159,7 @@ class BatchClient(SdkTransport):
                     after=after, limit=LISTED_AT_ONCE, extra_headers=self._headers
                 )
                 if isinstance(cast("object", page), str):
-                    raise _Unreadable("the reply is no list")
+                    raise Unreadable(Reason.BAD_REPLY, "the reply is no list")
                 for listed in page.data:  # the newest first
                     batch = self._checked(listed, Batch, "id", "created_at")
                     if (batch.metadata or {}).get(_TOKEN) == token:
@@ -220,7 +215,7 @@ class BatchClient(SdkTransport):
             try:
                 async with asyncio.timeout(self.timeout_s):
                     await self._client.files.delete(file_id, extra_headers=self._headers)
-            except (openai.APIStatusError, *BROKEN):
+            except FAILED:
                 continue
 
     @staticmethod
@@ -272,23 +267,15 @@ class BatchClient(SdkTransport):
     ) -> T | None:
         """What the call gives, in `least_s` seconds or more; None when its object is absent."""
         loop = asyncio.get_running_loop()
-        attempts, patient_until = 0, loop.time() + PATIENCE_S
+        attempts, patient_until = 0, loop.time() + self.patience.busy_s
         while True:
             try:
                 async with asyncio.timeout(max(self.timeout_s, least_s)):
                     result = await call()
                 self._was_reached = True
                 return result
-            except openai.APIStatusError as error:
-                response = error.response
-                reply = Reply(response.status_code, response.headers, response.content)
-            except _Unreadable as error:
-                reply = Reply(0, {}, str(error).encode(), Reason.BAD_REPLY)
-            except TimeoutError:
-                reply = self.timed_out()
-            except BROKEN as error:
-                reply = self.broken(error)
-            reply = self.cleaned(reply)
+            except FAILED as error:
+                reply = self.cleaned(self.failed(error))
             verdict = classify(reply)
             if not isinstance(verdict, TryAgain):
                 if reply.status in absent:
@@ -307,7 +294,7 @@ class BatchClient(SdkTransport):
     def _checked(self, reply: object, kind: type[M], *needed: str) -> M:
         """The SDK takes any reply, and leaves out what is not there."""
         if not isinstance(reply, kind) or not reply.model_fields_set.issuperset(needed):
-            raise _Unreadable(f"the reply is no {kind.__name__.lower()}")
+            raise Unreadable(Reason.BAD_REPLY, f"the reply is no {kind.__name__.lower()}")
         told = reply.model_dump_json()
         cleaned = self.without_secrets(told)
         return reply if cleaned is told else kind.construct(**orjson.loads(cleaned))

@@ -31,15 +31,6 @@ SLOWEST_GROWTH, FASTEST_GROWTH = 1 / 32, 1 / 2
 """Of the window, at a time; doubles from one time to the next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an endpoint allows; None is no limit."""
-
-    max_in_flight: int
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-
-
 class Bucket:
     """Holds a second's worth and refills in 61: any minute lets out at most `per_minute`, and
     what a single taking larger than the whole bucket is over it."""
@@ -221,14 +212,16 @@ class Lease:
 
 @dataclass(eq=False, repr=False)
 class Channel:
-    """A transport with its limits, its lease among engines, and its health.
+    """A transport with its limits (None is no limit), its lease among engines, and its health.
 
     An endpoint that fails again and again is left out for a while, then probed by one request;
     one that refuses the key or the model is left out for good (`refusal`).
     """
 
     transport: HttpTransport
-    limits: Limits
+    max_in_flight: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     lease: Lease | None = None
     in_flight: int = field(default=0, init=False)
     refusal: str | None = field(default=None, init=False)
@@ -236,15 +229,15 @@ class Channel:
 
     def __post_init__(self) -> None:
         self.name = self.transport.name
-        self.share = self.limits.max_in_flight
+        self.share = self.max_in_flight
         """Requests in flight that this engine may have."""
-        self._window = Window(self.limits.max_in_flight)
-        per_minute = (self.limits.requests_per_minute, self.limits.tokens_per_minute)
+        self._window = Window(self.max_in_flight)
+        per_minute = (self.requests_per_minute, self.tokens_per_minute)
         buckets = (None if each is None else Bucket(each) for each in per_minute)
-        self._requests, self._tokens = buckets
+        self.requests, self.tokens = buckets
         self._forbidden = self._failures = 0
         self._ejection_s = FIRST_EJECTION_S
-        self._ejected_until: float | None = None
+        self.ejected_until: float | None = None
         self.is_probed = False
 
     def look_at_others(self, now: float, *, is_idle: bool) -> bool:
@@ -254,9 +247,9 @@ class Channel:
             return True
         claim, target = self.lease.refresh(self.in_flight, is_idle=is_idle)
         self.share = min(claim, target)
-        for bucket in (self._requests, self._tokens):
+        for bucket in (self.requests, self.tokens):
             if bucket is not None:
-                bucket.share(self.share / self.limits.max_in_flight, now)
+                bucket.share(self.share / self.max_in_flight, now)
         return claim == target
 
     def load(self) -> float:
@@ -268,29 +261,15 @@ class Channel:
         """Seconds until a request may start: 0 is now, None is "when another one ends"."""
         if self.refusal is not None:
             return None
-        if self._ejected_until is not None:
+        if self.ejected_until is not None:
             if self.is_probed:
                 return None
-            if now < self._ejected_until:
-                return self._ejected_until - now
+            if now < self.ejected_until:
+                return self.ejected_until - now
         if self.in_flight >= min(self.share, self._window.cap):
             return None
-        wait = self._requests.wait(1, now) if self._requests else 0.0
-        return max(wait, self._tokens.wait(tokens, now)) if self._tokens else wait
-
-    def start(self, tokens: int, now: float) -> None:
-        """A request takes a slot and reserves its tokens; it probes an ejected endpoint."""
-        self.is_probed = self._ejected_until is not None
-        self.in_flight += 1
-        if self._requests is not None:
-            self._requests.take(1, now)
-        if self._tokens is not None:
-            self._tokens.take(tokens, now)
-
-    def settle(self, reserved: int, used: int) -> None:
-        """Replace the reservation by what the endpoint counted."""
-        if self._tokens is not None:
-            self._tokens.give_back(reserved - used)
+        wait = self.requests.wait(1, now) if self.requests else 0.0
+        return max(wait, self.tokens.wait(tokens, now)) if self.tokens else wait
 
     def replied(self, verdict: Verdict, started: float, now: float, *, may_eject: bool) -> Verdict:
         """Learn from a reply; tell what it means here. `may_eject`: there is another endpoint."""
@@ -300,7 +279,7 @@ class Channel:
             case Answer() | Failure():
                 if isinstance(verdict, Answer):
                     self.has_answered, self._forbidden = True, 0
-                self._failures, self._ejected_until = 0, None
+                self._failures, self.ejected_until = 0, None
                 self.is_probed, self._ejection_s = False, FIRST_EJECTION_S
                 self._window.answered(now, self.in_flight, now - started)
             case Refused(detail, record):
@@ -313,7 +292,7 @@ class Channel:
                     if self.is_probed:
                         self._ejection_s = min(LONGEST_EJECTION_S, self._ejection_s * 2)
                     self.is_probed = False
-                    self._ejected_until = now + self._ejection_s
+                    self.ejected_until = now + self._ejection_s
         return verdict
 
     def _forbids(self, refused: Refused, record: Failure) -> Verdict:

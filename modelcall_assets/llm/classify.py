@@ -217,8 +217,8 @@ class Patience:
     """How long an engine waits, all in seconds."""
 
     busy_s: float = 900.0
-    """How long one record keeps trying while the endpoint only says that it is busy; an endpoint
-    that asks for a longer wait is not waited for."""
+    """How long one record keeps trying while the endpoint only says that it is busy, and a call
+    about batches where it has answered before; who asks for a longer wait is not waited for."""
     first_call_alone_s: float = 0.25
     """A wrong key or model costs one call: the others wait this long for the first answer."""
     until_one_answers_s: float = 0.5

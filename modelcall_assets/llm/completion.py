@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -240,28 +241,22 @@ class Answer:
         said = Texts(content) if isinstance(content, str) else Texts.of(content)
         if not calls and (function := message.get("function_call")):  # as it was called before
             calls = [{"type": "function", "function": function}]
-        reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
-        refusal = _text(message.get("refusal")) or said.refusal
+        calls_text = None
+        if calls and isinstance(calls, list):
+            with suppress(orjson.JSONEncodeError):  # nested too deeply
+                calls_text = orjson.dumps(calls).decode()
+        texts = {name: text for name, text in message.items() if isinstance(text, str)}
+        request_id, model = completion.get("id"), completion.get("model")
+        reasoning = texts.get("reasoning_content") or texts.get("reasoning") or said.thinking
+        refusal = texts.get("refusal") or said.refusal
         return cls(
             text=said.answer or refusal,
-            reasoning=reasoning or said.thinking or None,
+            reasoning=reasoning or None,
             finish_reason=reason if isinstance(reason, str) else None,
             usage=Usage.of(completion.get("usage")),
-            request_id=_text(completion.get("id")),
-            model=_text(completion.get("model")),
+            request_id=request_id if isinstance(request_id, str) and request_id else None,
+            model=model if isinstance(model, str) and model else None,
             ending=ending_of(choice),
             refusal=refusal,
-            tool_calls=_json_text(calls) if calls and isinstance(calls, list) else None,
+            tool_calls=calls_text,
         )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _json_text(value: Any) -> str | None:
-    """None for what is nested too deeply."""
-    try:
-        return orjson.dumps(value).decode()
-    except orjson.JSONEncodeError:
-        return None

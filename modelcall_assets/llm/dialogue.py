@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -15,6 +15,7 @@ from typing import Any, cast
 import jsonschema_rs
 import orjson
 
+from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import Refused, Reply, Said, classify
 from modelcall_assets.llm.completion import Answer, Ending, Usage
 from modelcall_assets.llm.json_text import Json, as_object, read
@@ -45,22 +46,19 @@ class ChatRequest:
     revision: str | None = None
     payload: bytes = field(init=False, repr=False)
     """The canonical JSON body, as sent."""
+    key: str = field(init=False, repr=False)
+    """Names it for resume, reuse and provenance: 32 hex digits of the canonical body, without
+    NOT_IN_KEY, and the revision; never of the endpoint."""
 
     def __post_init__(self) -> None:
         body = {**self.params, "messages": self.messages}
-        self.payload = orjson.dumps(body, default=_as_written, option=_CANONICAL)
-
-    def key(self) -> str:
-        """Names it for resume, reuse and provenance: 32 hex digits of the canonical body and the
-        revision; never of the endpoint."""
-        body = self.payload
-        if not NOT_IN_KEY.isdisjoint(self.params):
-            params = {name: value for name, value in self.params.items() if name not in NOT_IN_KEY}
-            body = ChatRequest(params, self.messages).payload
-        digest = hashlib.sha256(body)
+        self.payload = named = orjson.dumps(body, default=_as_written, option=_CANONICAL)
+        if not NOT_IN_KEY.isdisjoint(body):
+            body = {name: value for name, value in body.items() if name not in NOT_IN_KEY}
+            named = orjson.dumps(body, default=_as_written, option=_CANONICAL)
         if self.revision is not None:
-            digest.update(b"\0" + self.revision.encode())
-        return digest.hexdigest()[:32]
+            named += b"\0" + self.revision.encode()
+        self.key = hashlib.sha256(named).hexdigest()[:32]
 
     def followed_by(self, answer: str, correction: str) -> ChatRequest:
         turn: tuple[Message, ...] = (
@@ -244,14 +242,17 @@ def correction(mistake: Failure, keys: Sequence[str]) -> str:
     return text.format(detail=mistake.detail, keys=", ".join(f'"{key}"' for key in keys))
 
 
-def replayed(status: int, body: bytes) -> Said | None:
-    """What a journalled reply says to its record. None for one that does not count: it is judged
+def said_in(replies: Iterable[Entry | Reply]) -> list[Said]:
+    """What journalled replies say to their record, up to one that does not count: it is judged
     otherwise than it was, and would be asked again today."""
-    match classify(Reply(status, {}, body)):
-        case (Answer() as said) | (Failure() as said) | Refused(record=Failure() as said):
-            return said
-        case _:
-            return None
+    turns: list[Said] = []
+    for reply in replies:
+        match classify(Reply(reply.status, {}, reply.body)):
+            case (Answer() as said) | (Failure() as said) | Refused(record=Failure() as said):
+                turns.append(said)
+            case _:
+                break
+    return turns
 
 
 @dataclass(slots=True)

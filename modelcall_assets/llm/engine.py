@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -43,15 +43,6 @@ Parked = Callable[[bool], object]
 def _ignore(_: object) -> None: ...
 
 
-@contextmanager
-def _parking(parked: Parked) -> Generator[None]:
-    parked(True)
-    try:
-        yield
-    finally:
-        parked(False)
-
-
 @dataclass(eq=False, slots=True)
 class _Waiter:
     tokens: int
@@ -80,7 +71,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.in_flight = self.requests = self.retries = 0
-        self._counts_tokens = any(each.limits.tokens_per_minute for each in self.channels)
+        self._counts_tokens = any(each.tokens_per_minute for each in self.channels)
         self._estimate = UsageEstimate()
         self._waiting: deque[_Waiter] = deque()
         self._alarm = self._lease_timer = self._first_call = None
@@ -189,11 +180,7 @@ class Engine:
                         self._note_failure(failure, channel)
                         return GaveUp(failure, attempts, channel.name)
                     held[channel] = self._now() + self.patience.backoff(attempts, after_s)
-                    self._waits[failure.reason] += 1
-                    try:
-                        await self._pause(held, parked)
-                    finally:
-                        self._waits[failure.reason] -= 1
+                    await self._pause(held, parked, failure.reason)
 
     async def _send(self, payload: bytes, held: Held) -> tuple[Channel, Reply, Verdict, float]:
         tokens = self._estimate.of(payload) if self._counts_tokens else 0
@@ -212,11 +199,10 @@ class Engine:
             verdict = channel.replied(
                 classify(reply), started, now, may_eject=len(self.channels) > 1
             )
-            if self._counts_tokens:
-                used = 0
-                if isinstance(verdict, Answer):
-                    used = self._estimate.learn(payload, verdict.usage)
-                channel.settle(tokens, used)
+            if self._counts_tokens and isinstance(verdict, Answer):
+                tokens -= self._estimate.learn(payload, verdict.usage)
+            if channel.tokens is not None:
+                channel.tokens.give_back(tokens)
             self._most = self.max_in_flight
             return channel, reply, verdict, now - started
         except BaseException:
@@ -255,8 +241,13 @@ class Engine:
                 channel = each if channel is None or each.load() < channel.load() else channel
         if channel is None:
             return None
-        channel.start(tokens, now)
+        channel.is_probed = channel.ejected_until is not None
+        channel.in_flight += 1
         self.in_flight += 1
+        if channel.requests is not None:
+            channel.requests.take(1, now)
+        if channel.tokens is not None:
+            channel.tokens.take(tokens, now)
         if self._first_call is None:
             alone_s = self.patience.first_call_alone_s
             self._first_call = self._loop.call_later(alone_s, self._dispatch, self.max_in_flight)
@@ -308,15 +299,18 @@ class Engine:
 
     async def _answers_others(self, channel: Channel, detail: str, parked: Parked) -> bool:
         """Wait until a 403 is known to be of its record only (True), or of all."""
-        with _parking(parked):
+        parked(True)
+        try:
             while not channel.has_answered and channel.refusal is None:
                 if not channel.in_flight:
                     channel.refusal = detail
                 else:
                     await self.wait(self.patience.until_one_answers_s)
+        finally:
+            parked(False)
         return channel.has_answered
 
-    async def _pause(self, held: Held, parked: Parked) -> None:
+    async def _pause(self, held: Held, parked: Parked, why: Reason) -> None:
         """Wait without a slot until some endpoint may be asked again; a stop ends the wait."""
         self.retries += 1
         usable = [channel for channel in self.channels if channel.refusal is None]
@@ -324,8 +318,13 @@ class Engine:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        with _parking(parked):
+        self._waits[why] += 1
+        parked(True)
+        try:
             await self.wait(seconds)
+        finally:
+            self._waits[why] -= 1
+            parked(False)
 
     def _note_failure(self, failure: Failure, channel: Channel) -> None:
         self._unanswered_in_a_row += 1

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import select
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import cast
 
@@ -29,38 +28,37 @@ SOON_S = 5.0
 """What comes later on an idle connection may be a server's farewell; sooner, it is a reply."""
 MOST_HEADER_BYTES = 64 << 10
 """Of all that is no body: headers, notices before them, trailers, and what is between chunks."""
-_TOO_LONG = f"more than {MOST_HEADER_BYTES} bytes of headers"
+TOO_LONG = f"more than {MOST_HEADER_BYTES} bytes of headers"
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class HttpExchange:
     """One request's reply as it comes. httptools calls the `on_` methods."""
 
-    __slots__ = (
-        "_body_until", "_decoded", "_headers", "_most_body", "_parser", "_parts", "_reply",
-        "answer", "heard", "is_followed", "is_sent", "may_keep", "stream",
-    )  # fmt: skip
-
-    def __init__(self, most_body: int) -> None:
-        self.answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self.stream: StreamedAnswer | None = None
-        """What comes as server-sent events; the body is then the completion that they make."""
-        self.may_keep = self.is_followed = False
-        """Whether the connection is as good as before; whether more came right behind the reply."""
-        self.is_sent = False
-        self.heard = 0
-        """Bytes that have come back for the request."""
-        self._parser = httptools.HttpResponseParser(self)
-        self._most_body = most_body
-        self._body_until = 0
-        """What was heard when the last bytes of a body came."""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._reply: Reply | None = None
-        self._parts: list[bytes] = []
-        self._decoded: Body | None = None
+    most_body: int
+    answer: asyncio.Future[Reply] = field(default_factory=asyncio.Future[Reply])
+    stream: StreamedAnswer | None = None
+    """What comes as server-sent events; the body is then the completion that they make."""
+    may_keep: bool = False
+    """Whether the connection is as good as before."""
+    is_followed: bool = False
+    """Whether more came right behind the reply."""
+    is_sent: bool = False
+    heard: int = 0
+    """Bytes that have come back for the request."""
+    _body_until: int = 0
+    """What was heard when the last bytes of a body came."""
+    _headers: list[tuple[bytes, bytes]] = field(init=False)
+    _reply: Reply | None = None
+    _parts: list[bytes] = field(init=False)
+    _decoded: Body | None = None
+    _parser: httptools.HttpResponseParser = field(init=False)
 
     def feed(self, data: memoryview) -> bool:
         """Whether there is more to come. `data` is another's afterwards. The last byte goes alone:
         a reply that is whole without it has something behind it."""
+        if not self.heard:
+            self._parser, self._headers, self._parts = httptools.HttpResponseParser(self), [], []
         self.heard += len(data)
         try:
             self._parser.feed_data(data[:-1])
@@ -73,9 +71,9 @@ class HttpExchange:
         except httptools.HttpParserError as error:
             self.fail(Reason.DROPPED, f"not HTTP: {error}")
         if self.heard - self._body_until > MOST_HEADER_BYTES:
-            self.fail(Reason.DROPPED, _TOO_LONG)
-        if self.heard - MOST_HEADER_BYTES > self._most_body:
-            self._give_up(too_large(self._most_body))
+            self.fail(Reason.DROPPED, TOO_LONG)
+        if self.heard - MOST_HEADER_BYTES > self.most_body:
+            self._give_up(too_large(self.most_body))
         if not self.answer.done():
             return True
         del self._parser  # it knows this exchange, and they would wait for the garbage collector
@@ -110,7 +108,7 @@ class HttpExchange:
             return  # only a notice before the response, or what is behind it
         may_be_long = self.heard > MOST_HEADER_BYTES  # or the body begins in the same bytes
         if may_be_long and sum(map(len, chain(*raw))) > MOST_HEADER_BYTES:
-            self.fail(Reason.DROPPED, _TOO_LONG)
+            self.fail(Reason.DROPPED, TOO_LONG)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
         self._reply = Reply(status, headers, b"")
@@ -119,7 +117,7 @@ class HttpExchange:
         if "content-encoding" in headers:
             encodings = [value for name, value in raw if name.lower() == b"content-encoding"]
             try:
-                self._decoded = Body(b",".join(encodings).decode("latin-1"), self._most_body)
+                self._decoded = Body(b",".join(encodings).decode("latin-1"), self.most_body)
             except Unreadable as error:
                 self._give_up(error)
 
@@ -159,40 +157,10 @@ class HttpExchange:
         self.fail(error.reason, str(error))
 
 
-class Tunnel:
-    """A proxy's answer to CONNECT: a head and nothing behind it, whatever the head says."""
-
-    def __init__(self) -> None:
-        self.status: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.may_keep = False
-        self._heard = b""
-
-    def feed(self, data: memoryview) -> bool:
-        self._heard += data
-        head, end, rest = self._heard.partition(b"\r\n\r\n")
-        if len(head) > MOST_HEADER_BYTES:
-            self._fail(_TOO_LONG)
-        elif end:
-            version, _, status = head.partition(b"\r\n")[0].partition(b" ")
-            if not version.startswith(b"HTTP/1."):
-                self._fail("not HTTP")
-            elif not self.status.done():
-                self.may_keep = not rest
-                self.status.set_result(status[:3].decode("latin-1"))
-        return not self.status.done()
-
-    def lost(self, error: Exception | None) -> None:
-        self._fail(str(error) if error else "closed the connection without an answer")
-
-    def _fail(self, text: str) -> None:
-        if not self.status.done():
-            self.status.set_exception(OSError(text))
-
-
 @dataclass(eq=False, repr=False)
 class Connection(asyncio.BufferedProtocol):
-    """Carries bytes for one listener at a time. Anything without a listener ends it, and is told
-    to `unasked`.
+    """Carries bytes for one exchange at a time. Anything without one ends it, and is told to
+    `unasked`.
 
     What comes is read into the one `buffer` of all connections and taken out of it at once: memory
     for each read, as asyncio takes it by itself, costs as much as all that is done with a reply."""
@@ -201,39 +169,22 @@ class Connection(asyncio.BufferedProtocol):
     unasked: Callable[[], None]
     buffer: memoryview
     timeout_s: float
-    least_rest_s: float
     idle_since: float = float("-inf")
-    _asked: HttpExchange | None = None
+    is_sound: bool = True
     _until: float = 0.0
     _alarm: asyncio.TimerHandle | None = None
-    _listener: HttpExchange | Tunnel | None = None
-    _is_sound: bool = True
+    _asked: HttpExchange | None = None
 
-    @property
-    def is_usable(self) -> bool:
-        return self._is_sound and self._listener is None
-
-    def ask(self, request: bytes, most_body: int, now: float, until: float) -> HttpExchange:
-        """The request goes out when the connection has rested, and fails `until` then."""
-        exchange = self._asked = HttpExchange(most_body)
-        self._until = until
-        if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
-        if (more := self.least_rest_s - now + self.idle_since) > 0:
-            asyncio.get_running_loop().call_later(more, self._send, exchange, request)
-        else:
-            self._send(exchange, request)
-        return exchange
-
-    def _send(self, exchange: HttpExchange, request: bytes) -> None:
-        if exchange.answer.done():  # nobody waits any more
-            return
+    def ask(self, exchange: HttpExchange, request: bytes, until: float) -> None:
+        """The exchange fails when it is not answered `until` then."""
         is_kept = self.idle_since > 0
-        if not self._is_sound or (is_kept and self._readable.poll(0)):
-            self._is_sound = False
+        if not self.is_sound or (is_kept and self._readable.poll(0)):
+            self.is_sound = False
             exchange.fail(Reason.DROPPED, "the server spoke, or hung up, before it was asked")
             return
-        self._listener = exchange
+        self._asked, self._until = exchange, until
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_at(until, self._on_alarm)
         exchange.is_sent = True
         self._transport.write(request)
 
@@ -248,25 +199,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._asked.fail(Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s")
 
-    async def open_tunnel(self, request: bytes, tls: ssl.SSLContext, host: str) -> None:
-        """Through a proxy, then TLS with what is behind it. Raises OSError, also when the proxy has
-        said more than that the tunnel is open."""
-        tunnel = self._listener = Tunnel()
-        self._transport.write(request)
-        status = await tunnel.status
-        if not status.startswith("2"):
-            raise OSError(f"answered {status}")
-        if not self._is_sound:
-            raise OSError("it sent something before the tunnel was used")
-        transport = await asyncio.get_running_loop().start_tls(
-            self._transport, self, tls, server_hostname=host
-        )
-        if transport is None or not self._is_sound:
-            raise OSError("the connection ended in the handshake")
-        self._transport = transport
-
     def abort(self) -> None:
-        self._is_sound = False
+        self.is_sound = False
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -279,20 +213,20 @@ class Connection(asyncio.BufferedProtocol):
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        listener = self._listener
-        if listener is None:
+        asked = self._asked
+        if asked is None:
             self.abort()
             if asyncio.get_running_loop().time() - self.idle_since < SOON_S:
                 self.unasked()
-        elif not listener.feed(self.buffer[:nbytes]):
-            self._listener = self._asked = None
-            if not listener.may_keep or self._transport.get_write_buffer_size():
-                self._is_sound = False
+        elif not asked.feed(self.buffer[:nbytes]):
+            self._asked = None
+            if not asked.may_keep or self._transport.get_write_buffer_size():
+                self.is_sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_sound = False
+        self.is_sound = False
         if self._alarm is not None:
             self._alarm.cancel()
         self.open_ones.discard(self)
-        if self._listener is not None:
-            self._listener.lost(exc)
+        if self._asked is not None:
+            self._asked.lost(exc)

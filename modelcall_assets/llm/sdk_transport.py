@@ -26,7 +26,9 @@ from modelcall_assets.llm.transport import IDLE_S, LEAST_REST_S, HttpTransport
 from modelcall_assets.records.outcome import Reason
 
 _FROM_ENVIRONMENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
-BROKEN = (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, ssl.SSLError, OSError)
+FAILED = (openai.APIStatusError, openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError,
+          ssl.SSLError, OSError, Unreadable)  # fmt: skip
+"""What a call through the client raises that has no good answer."""
 _UNLIMITED = "/content"
 """How the URL ends of what is streamed to a file."""
 
@@ -59,23 +61,17 @@ class SdkTransport(HttpTransport):
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def exchange(self, payload: bytes) -> Reply:
+    async def send(self, payload: bytes) -> Reply:
         answer = StreamedAnswer()
         try:
             async with asyncio.timeout(self.timeout_s):
-                return await self._send(payload, answer)
-        except openai.APIStatusError as error:
-            response = error.response
-            return self.in_one_piece(
-                Reply(response.status_code, response.headers, response.content)
-            )
-        except TimeoutError:  # a server may not end what is whole
+                reply = await self._send(payload, answer)
+        except TimeoutError as error:  # a server may not end what is whole
             streamed = answer.reply({})
-            return streamed if streamed.status else self.timed_out()
-        except Unreadable as error:
-            return Reply(0, {}, str(error).encode(), error.reason)
-        except BROKEN as error:
-            return self.broken(error)
+            reply = streamed if streamed.status else self.failed(error)
+        except FAILED as error:
+            reply = self.in_one_piece(self.failed(error))
+        return self.cleaned(reply)
 
     async def _send(self, payload: bytes, answer: StreamedAnswer) -> Reply:
         raw = await self._client.post(
@@ -94,15 +90,19 @@ class SdkTransport(HttpTransport):
             try:
                 async for chunk in response.aiter_bytes():
                     answer.feed(chunk)
-            except (*BROKEN, Unreadable):
+            except FAILED:
                 if not answer.is_settled:
                     raise
             return answer.reply(response.headers)
         finally:
             await response.aclose()
 
-    def broken(self, error: Exception) -> Reply:
-        """By what aiohttp raised first: the SDK's own types call a dropped connection a timeout."""
+    def failed(self, error: Exception) -> Reply:
+        """What one of FAILED stands for: by what aiohttp raised first, as the SDK's own types call
+        a dropped connection a timeout."""
+        if isinstance(error, openai.APIStatusError):
+            response = error.response
+            return Reply(response.status_code, response.headers, response.content)
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, aiohttp.ClientError):
             cause = cause.__cause__
@@ -110,7 +110,9 @@ class SdkTransport(HttpTransport):
         reason, text = Reason.DROPPED, f"{type(first).__name__}: {first}"
         match first:
             case TimeoutError():
-                return self.timed_out()
+                reason, text = Reason.TIMEOUT, f"no answer within {self.timeout_s:g} s"
+            case Unreadable():
+                reason, text = first.reason, str(first)
             case aiohttp.ClientHttpProxyError():
                 reason, text = Reason.CONNECT, f"the proxy answered {first.status}"
             case aiohttp.ClientProxyConnectionError():

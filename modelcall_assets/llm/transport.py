@@ -16,7 +16,7 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm.body import ACCEPTED_ENCODINGS, StreamedAnswer
 from modelcall_assets.llm.classify import Reply, error_in
 from modelcall_assets.llm.completion import first_choice, with_changed_parts
-from modelcall_assets.llm.http import Connection
+from modelcall_assets.llm.http import MOST_HEADER_BYTES, TOO_LONG, Connection, HttpExchange
 from modelcall_assets.llm.json_text import BOM, parsed
 from modelcall_assets.records import secrets
 from modelcall_assets.records.outcome import Reason
@@ -54,10 +54,6 @@ class HttpTransport(Address):
     async def send(self, payload: bytes) -> Reply:
         """The reply to one chat-completion body, without what it may echo of secrets. Never raises
         for what the network or the server does."""
-        return self.cleaned(await self.exchange(payload))
-
-    async def exchange(self, payload: bytes) -> Reply:
-        """`send`, but the reply may hold secrets."""
         raise NotImplementedError
 
     @property
@@ -139,9 +135,6 @@ class HttpTransport(Address):
             return answer.reply(reply.headers)
         return reply
 
-    def timed_out(self) -> Reply:
-        return Reply(0, {}, f"no answer within {self.timeout_s:g} s".encode(), Reason.TIMEOUT)
-
 
 class DirectTransport(HttpTransport):
     """Kept connections to one endpoint, and no more than a call needs."""
@@ -164,7 +157,7 @@ class DirectTransport(HttpTransport):
         while self._open:  # noqa: ASYNC110  their ends are a turn of the loop away
             await asyncio.sleep(0)
 
-    async def exchange(self, payload: bytes) -> Reply:
+    async def send(self, payload: bytes) -> Reply:
         """A kept connection that ends at once and without a byte of the reply is taken for one that
         the server had closed already, and the request is sent once more on a new one."""
         request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
@@ -175,14 +168,17 @@ class DirectTransport(HttpTransport):
             connection = kept or await self._connect(until)
             if isinstance(connection, Reply):
                 connection.sent = sent
-                return connection
-            asked = connection.ask(request, self.max_reply_mib << 20, now, until)
+                return self.cleaned(connection)
+            asked = HttpExchange(self.max_reply_mib << 20)
             try:
+                if (rest := self.least_rest_s - now + connection.idle_since) > 0:
+                    await asyncio.sleep(rest)
+                connection.ask(asked, request, until)
                 reply = await asked.answer
             finally:
                 if asked.is_followed:
                     self._distrust()
-                if connection.is_usable and self._may_keep:
+                if asked.may_keep and connection.is_sound and self._may_keep:
                     connection.idle_since = loop.time()
                     self._idle.append(connection)
                 else:
@@ -195,7 +191,7 @@ class DirectTransport(HttpTransport):
         if asked.stream is None and (reply.status >= 300 or reply.body[:1] != b"{"):
             reply = self.in_one_piece(reply)
         reply.sent = sent
-        return reply
+        return self.cleaned(reply)
 
     def _kept(self, now: float) -> Connection | None:
         """The connection that has rested longest; None where a new one is to be opened."""
@@ -205,7 +201,7 @@ class DirectTransport(HttpTransport):
             if rested < REST_S and len(self._idle) <= in_use + SPARE:
                 return None
             connection = self._idle.popleft()
-            if connection.is_usable and rested < IDLE_S:
+            if connection.is_sound and rested < IDLE_S:
                 return connection
             connection.abort()
         return None
@@ -219,22 +215,13 @@ class DirectTransport(HttpTransport):
     async def _connect(self, until: float) -> Connection | Reply:
         latest = min(until, asyncio.get_running_loop().time() + self.connect_timeout_s)
         by = f"the proxy {_without_user(self._proxy)}: " if self._proxy else ""
+        connection = Connection(self._open, self._distrust, self._buffer, self.timeout_s)
         try:
             async with asyncio.timeout_at(latest):
-                to = self._proxy or self._target
-                host, is_tls = _host(to), to.scheme == "https"
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(
-                        self._open, self._distrust, self._buffer, self.timeout_s, self.least_rest_s
-                    ),
-                    host,
-                    to.port or _PORTS[to.scheme],
-                    ssl=self._tls if is_tls else None,
-                    server_hostname=host if is_tls else None,
-                    happy_eyeballs_delay=0.25,
-                )
                 if self._proxy is not None and self._target.scheme == "https":
                     await self._tunnel(connection, self._proxy)
+                else:
+                    await self._reach(self._proxy or self._target, connection)
                 return connection
         except TimeoutError:
             reason, text = Reason.TIMEOUT, f"no connection within {self.connect_timeout_s:g} s"
@@ -242,17 +229,55 @@ class DirectTransport(HttpTransport):
             reason, text = Reason.CONNECT, str(error) or type(error).__name__
         return Reply(0, {}, f"{by}{text}".encode(), reason)
 
+    async def _reach(self, to: SplitResult, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        host, is_tls = _host(to), to.scheme == "https"
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: protocol,
+            host,
+            to.port or _PORTS[to.scheme],
+            ssl=self._tls if is_tls else None,
+            server_hostname=host if is_tls else None,
+            happy_eyeballs_delay=0.25,
+        )
+        return transport
+
     async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
-        host = _host(self._target)
+        """Through a proxy, then TLS with what is behind it. Raises OSError, also when the proxy has
+        said more than that the tunnel is open: its answer is a head, whatever that says."""
+        host, heard = _host(self._target), asyncio.StreamReader(MOST_HEADER_BYTES)
         to = f"{f'[{host}]' if ':' in host else host}:{self._target.port or 443}"
         own = [f"{k}: {v}" for k, v in _basic(proxy, "Proxy-Authorization").items()]
         head = "\r\n".join([f"CONNECT {to} HTTP/1.1", f"Host: {to}", *own, "", ""])
+        transport = await self._reach(proxy, asyncio.StreamReaderProtocol(heard))
         try:
+            transport.write(head.encode())
+            answer = await heard.readuntil(b"\r\n\r\n")
+            heard.feed_eof()  # so that what came behind it can be read without waiting for more
+            version, _, status = answer.partition(b"\r\n")[0].partition(b" ")
+            if not version.startswith(b"HTTP/1."):
+                raise OSError("not HTTP")
+            if not status.startswith(b"2"):
+                raise OSError(f"answered {status[:3].decode('latin-1')}")
+            if await heard.read():
+                raise OSError("it sent something before the tunnel was used")
+            connection.connection_made(transport)
             assert self._tls is not None
-            await connection.open_tunnel(head.encode(), self._tls, host)
-        except BaseException:
-            connection.abort()
-            raise
+            encrypted = await asyncio.get_running_loop().start_tls(
+                transport, connection, self._tls, server_hostname=host
+            )
+            if encrypted is None or not connection.is_sound:
+                raise OSError("the connection ended in the handshake")
+            connection.connection_made(encrypted)
+        except BaseException as error:
+            transport.abort()
+            connection.connection_lost(None)
+            match error:
+                case asyncio.IncompleteReadError():
+                    raise OSError("closed the connection without an answer") from error
+                case asyncio.LimitOverrunError():
+                    raise OSError(TOO_LONG) from error
+                case _:
+                    raise
 
     def _request_head(self) -> bytes:
         target, host = self._target, _without_user(self._target)

@@ -22,7 +22,8 @@ import orjson
 from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
-from modelcall_assets.llm.dialogue import replayed
+from modelcall_assets.llm.classify import Reply
+from modelcall_assets.llm.dialogue import said_in
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.files import in_thread
@@ -93,13 +94,13 @@ def adopt(stage: AskingStage, source: Source, journal: Journal, files: Sequence[
         for row, reply in look(stage, files, adoption):
             asked = stage.ask(row)
             if not isinstance(asked, Failure):
-                answers.add(asked.key(), own_id(row), reply)
+                answers.add(asked.key, own_id(row), reply)
         for by_id in (True, False):
             addresses = Addresses(stage.samples)
             for item, asked in chain.from_iterable(stage.asks_of(source)):
                 if isinstance(item, BadLine) or isinstance(asked, Failure):
                     continue
-                address = addresses.next(asked.key())
+                address = addresses.next(asked.key)
                 if address in journal:
                     continue
                 found = answers.take(address.key, own_id(item), by_id=by_id)
@@ -125,8 +126,7 @@ def _reply(stage: AskingStage, row: Row) -> bytes | None:
     message = {"role": "assistant", "content": old.text, "reasoning_content": old.reasoning}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     body = encode({"object": ADOPTED, "choices": [choice], ADOPTED: old.kept}).rstrip()
-    turn = replayed(200, body)
-    finished = turn and stage.rules.judge([turn])
+    finished = stage.rules.judge(said_in([Reply(200, {}, body)]))
     if finished is None or not isinstance(finished.outcome, Success):
         return None
     for key, value in finished.outcome.values.items():

@@ -24,7 +24,7 @@ from modelcall_assets.config.model import BatchConfig, ModelConfig
 from modelcall_assets.errors import EndpointDown, EndpointRefused, InHand, RunStopped, StoreError
 from modelcall_assets.journal.index import Asking, SharedReplies
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.llm.channel import Channel, Lease, Limits
+from modelcall_assets.llm.channel import Channel, Lease
 from modelcall_assets.llm.classify import PATIENCE, Patience
 from modelcall_assets.llm.dialogue import NOT_IN_KEY, PARSER_VERSION, Rules
 from modelcall_assets.llm.engine import Engine
@@ -153,9 +153,9 @@ class AskingStage(Stage):
         by_batches, channels = model.mode == "batch", list[Channel]()
         for each in endpoints:
             most_there = each.max_in_flight or most
-            limits = Limits(most_there, each.requests_per_minute, each.tokens_per_minute)
             lease = None if by_batches else Lease(_lease_folder(each), most_there)
-            channels.append(Channel(_transport(each), limits, lease))
+            minute = each.requests_per_minute, each.tokens_per_minute
+            channels.append(Channel(_transport(each), most_there, *minute, lease))
 
         def collector(name: str) -> BatchClient | None:
             named = [each for each in endpoints if each.name == name]

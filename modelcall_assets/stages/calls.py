@@ -199,14 +199,14 @@ class Caller(Replay):
     async def _answer(self, item: Pending) -> None:
         turns, position = [*item.turns], item.position
         while (finished := self.rules.judge(turns)) is None:
-            payload = self.rules.next_request(item.request, turns).payload
-            got = await self.engine.ask(payload, self._parked, self._sent)
+            request = self.rules.next_request(item.request, turns) if turns else item.request
+            got = await self.engine.ask(request.payload, self._parked, self._sent)
             self.waits += got.attempts - 1
             if isinstance(got, GaveUp):
                 why = Unanswered(got.failure, item.address.key, got.attempts, got.endpoint)
                 self.leave(item.index, why, position)
                 return
-            sent_bytes = len(payload)
+            sent_bytes = len(request.payload)
             position = self.take(got, item.address, len(turns), position, sent_bytes=sent_bytes)
             turns.append(got.said)
         self.settle(item, position, finished)

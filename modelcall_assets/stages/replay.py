@@ -28,7 +28,7 @@ from modelcall_assets.journal.journal import Journal, Position
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import Exchange, Said
 from modelcall_assets.llm.completion import Answer, Usage
-from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed
+from modelcall_assets.llm.dialogue import ChatRequest, Finished, said_in
 from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.adopt import ADOPTED, Reuse, adopted_row
@@ -153,7 +153,7 @@ class Replay:
                 if isinstance(request, Failure):
                     self.leave(index, Unanswered(request))
                     continue
-                item = Pending(index, addresses.next(request.key()), request)
+                item = Pending(index, addresses.next(request.key), request)
                 if (item := self.look_up(item)) is not None:
                     if index in self.stands.failed:
                         self.leave(index, self.stands.failed[index])
@@ -313,13 +313,3 @@ class Replay:
             await asyncio.gather(task, return_exceptions=True)
             await self.budget.sync()
             await self.reuse.tell()
-
-
-def said_in(entries: Sequence[Entry]) -> list[Said]:
-    """What journalled replies say to their record, up to one that does not count."""
-    turns: list[Said] = []
-    for entry in entries:
-        if (turn := replayed(entry.status, entry.body)) is None:
-            break
-        turns.append(turn)
-    return turns
