@@ -67,8 +67,10 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Where something has gone wrong already, that is raised and no error of closing."""
+        with suppress(*([] if kind is None else [ModelcallError])):
+            self.close()
 
     def close(self) -> None:
         self._end_segment()

@@ -29,7 +29,7 @@ _LOST = -1
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
 _LOCK = ".lock"
-_READ_BYTES = 8192
+_READ_BYTES, _STEP_BYTES = 8192, 8 << 20
 
 
 class SegmentWriter:
@@ -190,6 +190,21 @@ def is_segment_name(name: str) -> bool:
 
 def is_of_run(path: Path, run_id: str) -> bool:
     return path.name.removesuffix(_SUFFIX).endswith(f"-{run_id[:12]}")
+
+
+def whole_lines(path: Path) -> int:
+    """Bytes up to the last line's end; a packed segment is whole."""
+    size = path.stat().st_size
+    if path.name.endswith(PACKED_SUFFIX):
+        return size
+    with path.open("rb") as file:
+        while size:
+            start = max(0, size - _STEP_BYTES)
+            file.seek(start)
+            if (at := file.read(size - start).rfind(b"\n")) >= 0:
+                return start + at + 1
+            size = start
+    return 0
 
 
 def empty(folder: Path) -> None:
