@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.index import Address, Addresses, Index
+from modelcall_assets.journal.index import POSITION_BITS, Address, Addresses, Words
 from modelcall_assets.journal.journal import Journal, remove_folder
 from modelcall_assets.journal.lines import BatchNote, Entry, Reference, content_end, with_sum
 from modelcall_assets.journal.packed import CACHED_BYTES
@@ -562,7 +562,7 @@ def test_counting_and_finding_a_row_cost_22_bytes_at_any_moment() -> None:
     """From 10,000 to 100,000 rows, growth included; each is half of it."""
     keys = [hashlib.sha256(b"%d" % row).hexdigest()[:32] for row in range(100_000)]
     hashes = [Address(key).hash() for key in keys]
-    counted, index = Addresses(1), Index()
+    counted, index = Addresses(1), Words(POSITION_BITS)
 
     def count(rows: range) -> None:
         for row in rows:

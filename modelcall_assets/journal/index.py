@@ -22,17 +22,14 @@ if TYPE_CHECKING:
     from modelcall_assets.journal.journal import Journal
     from modelcall_assets.journal.lines import Entry
 
-PLACE_BITS = 6
 COUNTED = -1
 POLL_S = 0.25
 """Between two looks at what another process asks."""
-_PER_BUCKET = 128
-_POSITION_BITS, _COUNT_BITS = 40, 8
-_HASH_BITS = 64 - _POSITION_BITS + PLACE_BITS
-HASH_MASK = (1 << _HASH_BITS) - 1
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
+POSITION_BITS = 40
+HASH_MASK = (1 << 30) - 1
+_PLACE_BITS, _PER_BUCKET = 6, 128
+_COUNT_BITS = 8
 _MOST = (1 << _COUNT_BITS) - 1
-_KEY_MASK = (1 << 64 - _COUNT_BITS + PLACE_BITS) - 1
 _OPEN_JOURNALS = 8
 _TABLES = """
 CREATE TABLE IF NOT EXISTS folders (id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL);
@@ -43,42 +40,58 @@ CREATE TABLE IF NOT EXISTS replies (
 
 
 class Words:
-    """A set of 64-bit words, `hash >> PLACE_BITS << payload_bits | payload`, in sorted buckets: it
-    costs little more than 8 bytes each and never grows in a leap.
+    """A set of hashes with a payload of so many bits each, as 64-bit words in sorted buckets: it
+    costs little more than 8 bytes a word and never grows in a leap. Of a hash count as many bits
+    as find room, and 6 more.
 
     Grows by linear hashing: every now and then one bucket is split, so that nothing is rebuilt and
     the old and the new table never exist side by side.
     """
 
-    def __init__(self, payload_bits: int) -> None:
-        self._level = PLACE_BITS
-        self._split = 0
-        self.room = _PER_BUCKET << PLACE_BITS
+    def __init__(self, payload_bits: int = 0) -> None:
+        self._level = _PLACE_BITS
+        self._split = self._count = 0
         self._payload_bits = payload_bits
-        self._buckets = [array("Q") for _ in range(1 << PLACE_BITS)]
+        self._mask = (1 << 64 - payload_bits + _PLACE_BITS) - 1
+        self._buckets = [array("Q") for _ in range(1 << _PLACE_BITS)]
 
-    def bucket(self, hash_: int) -> array[int]:
-        """Where words of this hash are. An insertion takes 1 off `room`; below 0 `grow` it."""
+    def __len__(self) -> int:
+        return self._count
+
+    def where(self, hash_: int) -> tuple[array[int], int, int]:
+        """The bucket and the place in it of the least word that this hash may have, and that."""
+        hash_ &= self._mask
         at = hash_ & (1 << self._level) - 1
         if at < self._split:
             at = hash_ & (2 << self._level) - 1
-        return self._buckets[at]
+        bucket, word = self._buckets[at], hash_ >> _PLACE_BITS << self._payload_bits
+        return bucket, bisect_left(bucket, word), word
 
-    def add(self, hash_: int, word: int) -> bool:
-        """False when the word is there already."""
-        bucket = self.bucket(hash_)
-        at = bisect_left(bucket, word)
+    def find(self, hash_: int) -> list[int]:
+        """The payloads in ascending order."""
+        bucket, start, first = self.where(hash_)
+        end = bisect_left(bucket, first + (1 << self._payload_bits), start)
+        return [word - first for word in bucket[start:end]]
+
+    def add(self, hash_: int, payload: int = 0) -> bool:
+        """False when it is there already."""
+        bucket, at, word = self.where(hash_)
+        if payload:
+            word |= payload
+            at = bisect_left(bucket, word, at)
         if at < len(bucket) and bucket[at] == word:
             return False
-        bucket.insert(at, word)
-        self.room -= 1
-        if self.room < 0:
-            self.grow()
+        self.insert(bucket, at, word)
         return True
 
-    def grow(self) -> None:
-        self.room += _PER_BUCKET
-        shift = self._payload_bits + self._level - PLACE_BITS
+    def insert(self, bucket: array[int], at: int, word: int) -> None:
+        bucket.insert(at, word)
+        self._count += 1
+        if self._count > _PER_BUCKET * len(self._buckets):
+            self._grow()
+
+    def _grow(self) -> None:
+        shift = self._payload_bits + self._level - _PLACE_BITS
         old, buckets = self._buckets[self._split], self._buckets
         buckets[self._split] = array("Q", [word for word in old if not word >> shift & 1])
         buckets.append(array("Q", [word for word in old if word >> shift & 1]))
@@ -101,27 +114,6 @@ class Address(NamedTuple):
         return (int(self.key[:8], 16) ^ spread) & HASH_MASK
 
 
-class Index:
-    """Where the replies to an address lie, by its hash: about 9 bytes a reply. What is found has to
-    be compared with what was looked for, because two addresses may have one hash."""
-
-    def __init__(self) -> None:
-        self._words = Words(_POSITION_BITS)
-        self.count = 0
-
-    def add(self, hash_: int, position: int) -> None:
-        self._words.add(hash_, hash_ >> PLACE_BITS << _POSITION_BITS | position)
-        self.count += 1
-
-    def find(self, hash_: int) -> list[int]:
-        """Positions in ascending order."""
-        bucket = self._words.bucket(hash_)
-        first = hash_ >> PLACE_BITS << _POSITION_BITS
-        start = bisect_left(bucket, first)
-        end = bisect_left(bucket, first + _POSITION_MASK + 1, start)
-        return [word & _POSITION_MASK for word in bucket[start:end]]
-
-
 class Addresses:
     """The addresses of the requests of a file, in input order, `samples` to a row: about 9 bytes
     per distinct key.
@@ -140,19 +132,14 @@ class Addresses:
     def next(self, key: str) -> Address:
         """That of the next request, which has this key (hex digits)."""
         if not self._sample:
-            hash_ = int(key[:16], 16) & _KEY_MASK
-            first = hash_ >> PLACE_BITS << _COUNT_BITS
-            bucket = self._words.bucket(hash_)
-            at = bisect_left(bucket, first)
-            if at == len(bucket) or bucket[at] > first + _MOST:
+            hash_ = int(key[:16], 16)
+            bucket, at, word = self._words.where(hash_)
+            if at == len(bucket) or bucket[at] > word + _MOST:
+                self._words.insert(bucket, at, word)
                 self._occurrence = 0
-                bucket.insert(at, first)
-                self._words.room -= 1
-                if self._words.room < 0:
-                    self._words.grow()
-            elif bucket[at] < first + _MOST:
+            elif bucket[at] < word + _MOST:
                 bucket[at] += 1
-                self._occurrence = bucket[at] - first
+                self._occurrence = bucket[at] - word
             else:
                 self._often[hash_] = self._often.get(hash_, 0) + 1
                 self._occurrence = _MOST + self._often[hash_]

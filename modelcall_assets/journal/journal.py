@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal import lines, segments
-from modelcall_assets.journal.index import COUNTED, Address, Index
+from modelcall_assets.journal.index import COUNTED, POSITION_BITS, Address, Words
 from modelcall_assets.journal.lines import BatchNote, Entry, Reference
 from modelcall_assets.journal.segments import FolderLock, Segment
 from modelcall_assets.storage.places import explained
@@ -48,7 +48,7 @@ class Journal:
         self._segments: list[Segment] = []
         self._starts: list[Position] = []
         self._end: Position = 0
-        self._index = Index()
+        self._index = Words(POSITION_BITS)
         self._last_reply = self._last_seal = -1
         self.choice: Mapping[str, Any] | None = None
         """What was asked anew by a run that has not published."""
@@ -81,7 +81,7 @@ class Journal:
 
     def __len__(self) -> int:
         """Replies that `dialogues` finds."""
-        return self._index.count
+        return len(self._index)
 
     def __contains__(self, address: Address) -> bool:
         return next(self._of(address), None) is not None
@@ -107,7 +107,7 @@ class Journal:
     def dialogues(self, address: Address) -> list[Dialogue]:
         """What is findable of this record, by age of the last turn. A turn whose previous one is
         lost does not count; two runs that mended the same answer make two dialogues."""
-        if not self._index.count:
+        if not self._index:
             return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()
@@ -235,7 +235,7 @@ class Journal:
             elif kind == lines.HEADER:
                 self.choice = lines.choice_of(segment.line(offset)) or self.choice
             elif kind == lines.FRESH:
-                self._index, self._last_reply, self.choice = Index(), -1, None
+                self._index, self._last_reply, self.choice = Words(POSITION_BITS), -1, None
                 add = self._index.add
                 self._batches.clear()
         self._end += segment.size

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.journal.index import PLACE_BITS, Words
+from modelcall_assets.journal.index import Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
 from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.storage.parquet import readable_schema, schema_to_json
@@ -119,18 +119,14 @@ class Watcher:
     pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
 
 
-_MASK = (1 << 64) - 1
-
-
 class Seen:
     """Told apart by 64 bits, which among 100 million differ but for one chance in 3,000."""
 
     def __init__(self) -> None:
-        self._words = Words(0)
+        self._words = Words()
 
     def is_new(self, text: str) -> bool:
-        hash_ = hash(text) & _MASK
-        return self._words.add(hash_, hash_ >> PLACE_BITS)
+        return self._words.add(hash(text))
 
 
 LISTED = 10
