@@ -122,8 +122,17 @@ class FolderLock:
     """Shared by all who have the journal open. Where there are no locks nothing is ever packed."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _LOCK
-        self._fd = self._open()
+        self._fd: int | None = None
+        path = folder / _LOCK
+        with suppress(OSError):
+            while True:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(self._fd), path.stat()):
+                        break
+                self.close()  # the folder was removed while this waited for the lock
 
     def exclusive(self) -> bool:
         """Whether nobody else has the journal open now, until `share` or `close`."""
@@ -138,30 +147,13 @@ class FolderLock:
 
     def share(self) -> None:
         if self._fd is not None:
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            with suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
-
-    def _open(self) -> int | None:
-        """Once more when the folder was removed while this waited for the lock."""
-        while True:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-            except OSError:
-                return None
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH)
-                if os.path.samestat(os.fstat(fd), self._path.stat()):
-                    return fd
-            except FileNotFoundError:
-                pass
-            except OSError:
-                os.close(fd)
-                return None
-            os.close(fd)
+            self._fd = None
 
 
 def segment_paths(folder: Path) -> list[Path]:
@@ -244,53 +236,13 @@ def pack(folder: Path, *, anew: bool = False) -> None:
     try:
         with publish(target) as file:
             writer = PackWriter(file, sorted(names))
-            _Packing(writer, anew).take(segments)
+            _copy(segments, writer, anew)
             writer.close()
     finally:
         for segment in segments:
             segment.close()
     for path in replaced:
         path.unlink()
-
-
-class _Packing:
-    """Copies segments in their order; references between them become those within the new one."""
-
-    def __init__(self, writer: PackWriter, anew: bool) -> None:
-        self._writer, self._anew = writer, anew
-        self._kept_in_place = ""
-        self._moved: dict[str, _Moved] = {}
-
-    def take(self, segments: list[Segment]) -> None:
-        plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
-        fresh = (at for at, each in plain if next(each.scan(), (0, HEADER))[1] == FRESH)
-        visible = segments[max(fresh, default=0) :]
-        first = visible[0]
-        if isinstance(first, PackedSegment) and first.is_whole and not self._anew:
-            self._kept_in_place = first.path.name
-            self._writer.copy(first)
-            del visible[0]
-        for segment in visible:
-            moved = self._moved[segment.path.name] = _Moved(segment)
-            for offset, kind, line in segment.lines():
-                if kind >= 0:
-                    line = self._referring(line, segment.path.name)
-                    moved.note(offset, self._writer.add(line, kind))
-                elif kind == SEAL:
-                    self._writer.add(lines.summed(line), kind)
-
-    def _referring(self, line: bytes, segment: str) -> bytes:
-        """The line, with its reference to the turn before as it is in the new segment. One to a
-        reply that is lost leads nowhere."""
-        end = line.index(b',"st":')
-        if line.find(b',"p":', 0, end) < 0:
-            return lines.summed(line)
-        head = orjson.loads(line[:end] + b"}")
-        name, offset = head["p"][0] or segment, head["p"][1]
-        if name != self._kept_in_place:
-            offset = self._moved[name].find(offset) if name in self._moved else _LOST
-        head["p"] = (lines.HERE, offset)
-        return lines.with_sum(orjson.dumps(head)[:-1] + line[end : lines.content_end(line)])
 
 
 class _Moved:
@@ -310,3 +262,36 @@ class _Moved:
         at = bisect_right(self._offsets, offset) - 1
         is_there = at >= 0 and lines.kind_of(self._segment.line(offset)) >= 0
         return offset + self._shifts[at] if is_there else _LOST
+
+
+def _copy(segments: list[Segment], writer: PackWriter, anew: bool) -> None:
+    """In their order; references between them become those within the new one."""
+    plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
+    fresh = (at for at, each in plain if next(each.scan(), (0, HEADER))[1] == FRESH)
+    moved: dict[str, _Moved] = {}
+    for segment in segments[max(fresh, default=0) :]:
+        is_first, here = not moved, _Moved(segment)
+        moved[segment.path.name] = here
+        if isinstance(segment, PackedSegment) and segment.is_whole and is_first and not anew:
+            writer.copy(segment)
+            here.note(0, 0)
+            continue
+        for offset, kind, line in segment.lines():
+            if kind >= 0:
+                line = _referring(line, segment.path.name, moved)
+                here.note(offset, writer.add(line, kind))
+            elif kind == SEAL:
+                writer.add(lines.summed(line), kind)
+
+
+def _referring(line: bytes, segment: str, moved: Mapping[str, _Moved]) -> bytes:
+    """The line, with its reference to the turn before as it is in the new segment. One to a reply
+    that is lost leads nowhere."""
+    end = line.index(b',"st":')
+    if line.find(b',"p":', 0, end) < 0:
+        return lines.summed(line)
+    head = orjson.loads(line[:end] + b"}")
+    name, offset = head["p"]
+    other = moved.get(name or segment)
+    head["p"] = (lines.HERE, other.find(offset) if other else _LOST)
+    return lines.with_sum(orjson.dumps(head)[:-1] + line[end : lines.content_end(line)])
