@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import orjson
+
 from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal import lines, segments
 from modelcall_assets.journal.index import COUNTED, POSITION_BITS, Address, Words
@@ -233,7 +235,7 @@ class Journal:
             elif kind == lines.BATCH:
                 self._remember(start + offset, lines.batch_note_of(segment.line(offset)))
             elif kind == lines.HEADER:
-                self.choice = lines.choice_of(segment.line(offset)) or self.choice
+                self.choice = orjson.loads(segment.line(offset)).get("choice") or self.choice
             elif kind == lines.FRESH:
                 self._index, self._last_reply, self.choice = Words(POSITION_BITS), -1, None
                 add = self._index.add

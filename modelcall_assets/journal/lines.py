@@ -11,7 +11,7 @@ as if it had never come.
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -27,10 +27,7 @@ HEADER, FRESH, SEAL, DAMAGED, BATCH = -1, -2, -3, -4, -5
 """What a line is when it is no reply."""
 
 Reference = tuple[str, int]
-"""Segment name and offset of a line."""
-
-HERE = ""
-"""Segment name of a reference within the same segment; only packed ones have it on disk."""
+"""Segment name and offset of a line. On disk, in packed segments, no name is that of the same."""
 
 _BODY = b',"r":'
 _CRC, _SUM = b',"crc":"', b',"crc":"%08x"}\n'
@@ -93,11 +90,6 @@ def batch_note_of(line: bytes) -> BatchNote:
     return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
 
 
-def choice_of(line: bytes) -> Mapping[str, Any] | None:
-    """Of a header."""
-    return orjson.loads(line).get("choice")
-
-
 def reply_line(entry: Entry) -> bytes:
     """Defaults are left out, but for the sample of a row that is not the first of its kind."""
     head: dict[str, Any] = {"k": entry.address.key}
@@ -113,8 +105,7 @@ def reply_line(entry: Entry) -> bytes:
     body = entry.body
     is_object = 200 <= entry.status < 300 and body[:1] == b"{" and body[-1:] == b"}"
     if is_object and b"\n" not in body and b"\0" not in body:
-        line = b"".join((orjson.dumps(head)[:-1], _BODY, body))
-        return line + _SUM % crc32(line)
+        return with_sum(b"".join((orjson.dumps(head)[:-1], _BODY, body)))
     try:
         head["text"] = body.decode()
     except UnicodeDecodeError:

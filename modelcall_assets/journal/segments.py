@@ -237,7 +237,7 @@ def pack(folder: Path, *, anew: bool = False) -> None:
         with publish(target) as file:
             writer = PackWriter(file, sorted(names))
             _copy(segments, writer, anew)
-            writer.close()
+            writer.end_block()
     finally:
         for segment in segments:
             segment.close()
@@ -285,13 +285,13 @@ def _copy(segments: list[Segment], writer: PackWriter, anew: bool) -> None:
 
 
 def _referring(line: bytes, segment: str, moved: Mapping[str, _Moved]) -> bytes:
-    """The line, with its reference to the turn before as it is in the new segment. One to a reply
-    that is lost leads nowhere."""
+    """The line, with its reference to the turn before as it is in the new segment, which has no
+    name in it. One to a reply that is lost leads nowhere."""
     end = line.index(b',"st":')
     if line.find(b',"p":', 0, end) < 0:
         return lines.summed(line)
     head = orjson.loads(line[:end] + b"}")
     name, offset = head["p"]
     other = moved.get(name or segment)
-    head["p"] = (lines.HERE, other.find(offset) if other else _LOST)
+    head["p"] = ("", other.find(offset) if other else _LOST)
     return lines.with_sum(orjson.dumps(head)[:-1] + line[end : lines.content_end(line)])
