@@ -25,8 +25,7 @@ from modelcall_assets.config.catalog import SUFFIXES
 from modelcall_assets.config.migrate import TREATMENTS, Migration, migrate_file
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.secrets import looks_secret
-from modelcall_assets.storage.files import open_input, publish
-from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.files import open_input, publish, write_lines
 
 MOST_CHUNKS = 9999
 

@@ -26,13 +26,13 @@ from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
+from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms.values import encode
 
 SHOWN_INVALID = 20

@@ -18,7 +18,6 @@ from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import read_document
 from modelcall_assets.storage.listing import matches, stat_file
-from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest
 from modelcall_assets.storage.rows import (
@@ -29,6 +28,7 @@ from modelcall_assets.storage.rows import (
     read_rows,
     record_id,
 )
+from modelcall_assets.storage.values import schema_from_json
 
 MAKE_ANEW = "delete it and the output that it describes, and run the task again"
 AGAIN = "delete it and run the task again: its rows are made anew, from the replies in its journal"

@@ -18,7 +18,7 @@ from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, SplitInp
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import Part, changed
 from modelcall_assets.stages.stage import MEMBERS, Stage
-from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
+from modelcall_assets.storage.columns import MOST_ROWS, check_writable, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import (
     OURS,
@@ -28,7 +28,6 @@ from modelcall_assets.storage.formats import (
     format_of,
 )
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.parquet import SchemaInference, check_writable
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
@@ -45,6 +44,7 @@ from modelcall_assets.storage.rows import (
     read_batches,
     read_rows,
 )
+from modelcall_assets.storage.values import SchemaInference
 
 WARNINGS = "warnings"
 """In the detail of a manifest."""

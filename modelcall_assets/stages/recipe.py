@@ -17,7 +17,7 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Dropped, Reason, Row, moved_names
 from modelcall_assets.stages import pieces
 from modelcall_assets.stages.pieces import ERROR_COLUMN, NamedPiece, NewRow, PieceRows, readable
-from modelcall_assets.storage.jsonl import clip
+from modelcall_assets.storage.formats import clip
 from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.finishing import Finished, Finishing
 from modelcall_assets.transforms.preprocessor import (

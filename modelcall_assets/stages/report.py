@@ -14,9 +14,9 @@ import pyarrow as pa
 from modelcall_assets.journal.index import Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
 from modelcall_assets.stages.distribution import Distribution
-from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
+from modelcall_assets.storage.values import readable_schema, schema_to_json
 
 
 @dataclass

@@ -21,9 +21,8 @@ from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, mov
 from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.stages.report import Report, Seen
 from modelcall_assets.stages.source import Source
-from modelcall_assets.storage.columns import as_stored
+from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.values import value_at
 

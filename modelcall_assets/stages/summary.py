@@ -16,9 +16,10 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import FailedRow, Report, Tally
 from modelcall_assets.stages.results import COUNTS, Results, told
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.storage.jsonl import dumps, write_lines
+from modelcall_assets.storage.files import write_lines
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint
+from modelcall_assets.storage.values import dumps
 
 SHOWN = 50
 TOTALS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd")

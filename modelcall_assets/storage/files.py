@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -87,6 +87,17 @@ def publish(place: Place) -> Iterator[NewFile]:
     with NewFile(place) as file:
         yield file
         file.commit()
+
+
+def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
+    block, size = list[bytes](), 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= LINES_BYTES:
+            out.write(b"".join(block))
+            block, size = [], 0
+    out.write(b"".join(block))
 
 
 class NewFile(io.RawIOBase):
