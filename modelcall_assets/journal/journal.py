@@ -57,7 +57,7 @@ class Journal:
         self._lost: set[Reference] = set()
         """Lines that were found damaged when they were read."""
         self._batches: dict[str, tuple[Position, BatchNote]] = {}
-        self._writer: segments.SegmentWriter | None = None
+        self._writer: segments.OwnSegment | None = None
         self._lock = FolderLock(folder) if folder.is_dir() else None
         try:
             for path in () if fresh else segments.segment_paths(folder):
@@ -254,13 +254,13 @@ class Journal:
             with explained(self._folder, StoreError):
                 raise error
 
-    def _new_segment(self) -> segments.SegmentWriter:
+    def _new_segment(self) -> segments.OwnSegment:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
         header: dict[str, Any] = {"fresh": self._fresh}
         header |= {"choice": self.choice} if self.choice else {}
-        writer = segments.SegmentWriter(self._folder, self._run_id, header)
-        self._segments.append(segments.PlainSegment(writer.path))
+        writer = segments.OwnSegment(self._folder, self._run_id, header)
+        self._segments.append(writer)
         self._starts.append(self._end)
         self._fresh = False
         return writer
@@ -270,7 +270,7 @@ class Journal:
             writer, self._writer = self._writer, None
             self._end += writer.size
             with explained(self._folder, StoreError):
-                writer.close()
+                writer.sync()
 
 
 def remove_folder(folder: Path) -> bool:

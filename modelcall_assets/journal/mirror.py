@@ -248,9 +248,7 @@ class _Mirror(Journal):
                 if lock.exclusive():
                     self._bring(of_others=True)
                     if all(map(self._home.has, self._own())):
-                        for path in segments.all_paths(self._folder):
-                            path.unlink()
-                        segments.empty(self._folder)  # what says which ones are copies goes last
+                        segments.empty(self._folder)
 
     def _may_pack(self) -> bool:
         """Whether all that is in the store is here, and no other machine writes to it."""

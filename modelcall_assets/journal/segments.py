@@ -32,47 +32,6 @@ _LOCK = ".lock"
 _READ_BYTES, _STEP_BYTES = 8192, 8 << 20
 
 
-class SegmentWriter:
-    """Appends lines; each is in the operating system's hands when `append` returns."""
-
-    def __init__(self, folder: Path, run_id: str, header: Mapping[str, Any]) -> None:
-        """Two runs that ask at the same time get the same number but never the same name."""
-        last = all_paths(folder)[-1:]
-        number = int(last[0].name.partition("-")[0]) + 1 if last else 1
-        self.path = folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
-        self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self.size = self._synced = 0
-        try:
-            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, **header}))
-        except OSError:
-            os.close(self._fd)
-            self.path.unlink()
-            raise
-
-    def append(self, line: bytes) -> int:
-        """Returns the offset of the line. OSError when the disk does not take it whole."""
-        try:
-            written = os.write(self._fd, line)
-            while written < len(line):
-                written += os.write(self._fd, memoryview(line)[written:])
-        except OSError:
-            os.ftruncate(self._fd, self.size)
-            raise
-        offset, self.size = self.size, self.size + len(line)
-        return offset
-
-    def sync(self) -> None:
-        """Force what was appended to the disk; cheap when there is nothing new."""
-        size = self.size
-        if size > self._synced:
-            os.fsync(self._fd)
-            self._synced = size
-
-    def close(self) -> None:
-        self.sync()
-        os.close(self._fd)
-
-
 class PlainSegment:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,6 +72,44 @@ class PlainSegment:
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
+
+
+class OwnSegment(PlainSegment):
+    """Of this run; each line is in the operating system's hands when `append` returns."""
+
+    def __init__(self, folder: Path, run_id: str, header: Mapping[str, Any]) -> None:
+        """Two runs that ask at the same time get the same number but never the same name."""
+        last = all_paths(folder)[-1:]
+        number = int(last[0].name.partition("-")[0]) + 1 if last else 1
+        super().__init__(folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}")
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
+        self._fd = self._own = os.open(self.path, flags, 0o644)
+        self._synced = 0
+        try:
+            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, **header}))
+        except OSError:
+            super().close()
+            self.path.unlink()
+            raise
+
+    def append(self, line: bytes) -> int:
+        """Returns the offset of the line. OSError when the disk does not take it whole."""
+        try:
+            written = os.write(self._own, line)
+            while written < len(line):
+                written += os.write(self._own, memoryview(line)[written:])
+        except OSError:
+            os.ftruncate(self._own, self.size)
+            raise
+        offset, self.size = self.size, self.size + len(line)
+        return offset
+
+    def sync(self) -> None:
+        """Force what was appended to the disk; cheap when there is nothing new."""
+        size = self.size
+        if size > self._synced:
+            os.fsync(self._own)
+            self._synced = size
 
 
 Segment = PlainSegment | PackedSegment
@@ -200,8 +197,9 @@ def whole_lines(path: Path) -> int:
 
 
 def empty(folder: Path) -> None:
-    """Delete all files, and the folder unless it has others below."""
-    for path in folder.iterdir():
+    """Delete all files, and the folder unless it has others below. Hidden ones go last, as they say
+    which of the others are copies."""
+    for path in sorted(folder.iterdir(), reverse=True):
         if path.is_file():
             path.unlink()
     with suppress(OSError):  # journals of a folder that once was a file

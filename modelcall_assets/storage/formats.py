@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -65,13 +66,10 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", Format.ZSTD),
     *((bytes((first,)) + b"\x2a\x4d\x18", Format.ZSTD) for first in range(0x50, 0x60)),
 )
-_BY_SUFFIX = (
-    (".gz", Format.GZIP),
-    (".zst", Format.ZSTD),
-    (".parquet", Format.PARQUET),
-    (".arrow", Format.ARROW),
-    (".feather", Format.ARROW),
-)
+_BY_SUFFIX = {
+    **{".gz": Format.GZIP, ".zst": Format.ZSTD, ".parquet": Format.PARQUET},
+    **dict.fromkeys((".arrow", ".feather"), Format.ARROW),
+}
 _CODECS = {Format.GZIP: "gzip", Format.ZSTD: "zstd"}
 _NOT_READ = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
 
@@ -102,8 +100,7 @@ def format_of(place: Place) -> Format:
     known = _format_by_magic(head)
     if known is None and head.lstrip(_BLANK)[:1] == b"{":
         known = Format.LINES
-    name = place.name.lower()
-    return known or next((kind for end, kind in _BY_SUFFIX if name.endswith(end)), Format.LINES)
+    return known or _BY_SUFFIX.get(PurePosixPath(place.name.lower()).suffix, Format.LINES)
 
 
 @contextmanager

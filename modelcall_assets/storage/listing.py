@@ -200,7 +200,13 @@ def _walk_remote(
 ) -> Iterator[FileInfo]:
     top, is_empty = f"{root.key}/", True
     excluded = tuple(f"{folder.key}/" for folder in exclude if isinstance(folder, RemotePath))
-    for key, details in (_objects_of if root.store.is_s3 else _found)(root, after):
+    if root.store.is_s3:
+        found = _objects_of(root, after)
+    else:
+        root.store.fs.invalidate_cache()
+        files = root.store.fs.find(root.key, detail=True)
+        found = ((path.lstrip("/"), files[path]) for path in files)
+    for key, details in found:
         if not key.endswith("/") and not key.startswith(excluded):
             is_empty = False
             yield FileInfo.of_remote(key.removeprefix(top), root.at(key), details)
@@ -215,12 +221,6 @@ def _objects_of(root: RemotePath, after: str) -> Iterator[tuple[str, Mapping[str
     for page in _pages(root, "list_objects_v2", which, ("ContinuationToken",), **first):
         for each in page.get("Contents", ()):
             yield f"{which['Bucket']}/{each['Key']}", each
-
-
-def _found(root: RemotePath, _after: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    root.store.fs.invalidate_cache()
-    for path, details in root.store.fs.find(root.key, detail=True).items():
-        yield path.lstrip("/"), details
 
 
 def _is_hidden(key_path: str) -> bool:
