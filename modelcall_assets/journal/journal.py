@@ -9,7 +9,7 @@ is. `note` keeps where batches stand, so that a batch which outlives its run is 
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -271,14 +271,3 @@ class Journal:
             self._end += writer.size
             with explained(self._folder, StoreError):
                 writer.sync()
-
-
-def remove_folder(folder: Path) -> bool:
-    """Delete a whole journal; False, and nothing done, when somebody has it open."""
-    if not folder.is_dir():
-        return True
-    with closing(FolderLock(folder)) as lock:
-        if not lock.exclusive():
-            return False
-        segments.empty(folder)
-        return True

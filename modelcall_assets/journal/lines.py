@@ -12,7 +12,7 @@ as if it had never come.
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -72,22 +72,19 @@ class BatchNote:
     ended: str | None = None
 
 
-_NOTE = {
-    "batch": "token", "e": "endpoint", "n": "requests", "at": "noted_at", "id": "id",
-    "ended": "ended",
-}  # fmt: skip
-"""Name in the line → field."""
+_NOTE = ("batch", "e", "n", "at", "id", "ended")
+"""Names of the fields in the line."""
 
 
 def batch_line(note: BatchNote) -> bytes:
     """What is not known yet is left out."""
-    content = {name: getattr(note, field) for name, field in _NOTE.items()}
-    return line_of({name: value for name, value in content.items() if value is not None})
+    content = zip(_NOTE, astuple(note), strict=True)
+    return line_of({name: value for name, value in content if value is not None})
 
 
 def batch_note_of(line: bytes) -> BatchNote:
     content = orjson.loads(line)
-    return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
+    return BatchNote(*(content.get(name) for name in _NOTE))
 
 
 def reply_line(entry: Entry) -> bytes:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal import segments
-from modelcall_assets.journal.journal import Journal, remove_folder
+from modelcall_assets.journal.journal import Journal
 from modelcall_assets.journal.packed import PACKED_SUFFIX, replaced_by
 from modelcall_assets.journal.segments import FolderLock
 from modelcall_assets.storage.files import delete, open_input, publish, read_bytes, write_bytes
@@ -63,11 +63,14 @@ def open_journal(
 
 def remove(place: Place, scratch: Path) -> bool:
     """Delete a journal; False, and nothing done, when a process of this machine has it open."""
-    if isinstance(place, Path):
-        return remove_folder(place)
-    if not remove_folder(scratch_folder(place, scratch)):
-        return False
-    for info in journal_files(place):
+    is_local = isinstance(place, Path)
+    folder = place if is_local else scratch_folder(place, scratch)
+    if folder.is_dir():
+        with closing(FolderLock(folder)) as lock:
+            if not lock.exclusive():
+                return False
+            segments.empty(folder)
+    for info in () if is_local else journal_files(place):
         delete(info.place)
     return True
 

@@ -86,9 +86,8 @@ def list_page(
 def list_files(
     root: Place, exclude: Sequence[Place] = (), *, may_be_absent: bool = False
 ) -> list[FileInfo]:
-    """Every file under `root` whatever its kind, sorted by `key_path`; hidden names are skipped,
-    and so is all under a folder of `exclude`. InputError when `root` is unreadable, or missing
-    unless it `may_be_absent`."""
+    """`list_inputs` of files of any kind. InputError when `root` is unreadable, or missing unless
+    it `may_be_absent`."""
     with explained(root):
         files = walk(root, exclude, may_be_absent=may_be_absent)
         found = [info for info in files if not _is_hidden(info.key_path)]
