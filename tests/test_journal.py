@@ -23,9 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.index import POSITION_BITS, Address, Addresses, Words
-from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import BatchNote, Entry, Reference, content_end, with_sum
+from modelcall_assets.journal.journal import POSITION_BITS, Journal
+from modelcall_assets.journal.lines import (
+    Address,
+    Addresses,
+    BatchNote,
+    Entry,
+    Reference,
+    Words,
+    content_end,
+    with_sum,
+)
 from modelcall_assets.journal.mirror import remove
 from modelcall_assets.journal.packed import CACHED_BYTES
 from modelcall_assets.journal.segments import FEW_SEGMENTS, SMALL_BYTES, pack, segment_paths

@@ -25,9 +25,8 @@ from s3_server import S3Server
 
 from modelcall_assets.errors import ModelcallError, StoreError
 from modelcall_assets.journal import mirror, segments
-from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.journal.mirror import journal_files, open_journal, remove
 from modelcall_assets.records.data_files import StoreOptions
 from modelcall_assets.storage.places import Place, Stores

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from modelcall_assets.cli.terminal import cell, echo, echo_first, load, table_of, task_argument
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.index import Address
+from modelcall_assets.journal.lines import Address
 from modelcall_assets.records.data_files import decode_key, encode_key
 from modelcall_assets.records.outcome import (
     NEVER_ASKED,

@@ -2,16 +2,19 @@
 that their number is bounded.
 
 A segment may be read while its run writes it. Whoever has the journal open shares a lock of its
-folder, so that segments are packed only when nobody else reads or writes them.
+folder, so that segments are packed only when nobody else reads or writes them. A lock says too
+which requests are asked now.
 """
 
+import asyncio
 import fcntl
 import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ _LOST = -1
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
 _LOCK = ".lock"
+POLL_S = 0.25
+"""Between two looks at what another process asks."""
 _READ_BYTES, _STEP_BYTES = 8192, 8 << 20
 
 
@@ -151,6 +156,43 @@ class FolderLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+class Asking:
+    """Request keys in hand, so that others wait for the answer instead of paying for another. Of
+    the file at `path` a byte is locked for each: what a process asked is free when it ends, however
+    that comes. Where a disk has no locks processes do not see each other."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = _descriptor(path)
+        self._own: dict[str, asyncio.Event] = {}
+
+    def take(self, key: str) -> Awaitable[object] | None:
+        """None when the key is ours until `release`; else what to wait for before trying again."""
+        if (ended := self._own.get(key)) is not None:
+            return ended.wait()
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
+        except (BlockingIOError, PermissionError):
+            return asyncio.sleep(POLL_S)
+        except OSError:
+            pass
+        self._own[key] = asyncio.Event()
+        return None
+
+    def release(self, key: str) -> None:
+        """Nothing happens when it is not ours."""
+        if (ended := self._own.pop(key, None)) is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, int(key[:15], 16))
+            ended.set()
+
+
+@cache
+def _descriptor(path: Path) -> int:
+    """Never closed: closing any of a file frees all the locks that the process has on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
 
 
 def segment_paths(folder: Path) -> list[Path]:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from modelcall_assets.journal.index import Address, Addresses
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.lines import Address, Addresses, Entry
 from modelcall_assets.llm.dialogue import replayed
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.score_table import ADOPTED

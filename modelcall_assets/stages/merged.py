@@ -18,7 +18,7 @@ import orjson
 from modelcall_assets.config.datasets import MergeGroup
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.index import Words
+from modelcall_assets.journal.lines import Words
 from modelcall_assets.records.data_files import decode_key, encode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Numbered, Row, moved_names
 from modelcall_assets.stages.chatml import UNWRITABLE

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
-from modelcall_assets.journal.journal import Dialogue, Journal, Position
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.journal import Dialogue, Journal, Position, SharedReplies
+from modelcall_assets.journal.lines import Address, Addresses, Entry
+from modelcall_assets.journal.segments import Asking
 from modelcall_assets.llm.classify import Said
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, replayed

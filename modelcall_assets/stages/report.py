@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.journal.index import Words
+from modelcall_assets.journal.lines import Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
 from modelcall_assets.stages.distribution import Distribution
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest

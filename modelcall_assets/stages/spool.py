@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from modelcall_assets.journal.index import Address
+from modelcall_assets.journal.lines import Address
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.stages.replay import Pending
