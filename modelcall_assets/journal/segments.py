@@ -13,7 +13,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -272,15 +272,12 @@ def pack(folder: Path, *, anew: bool = False) -> None:
     target = folder / f"{paths[-1].name.partition('.jsonl')[0]}{PACKED_SUFFIX}"
     replaced = [path for path in all_paths(folder) if path != target]
     names = {path.name for path in replaced} | replaced_in(replaced)
-    segments = [open_segment(path) for path in paths]
-    try:
-        with publish(target) as file:
-            writer = PackWriter(file, sorted(names))
-            _copy(segments, writer, anew)
-            writer.end_block()
-    finally:
-        for segment in segments:
-            segment.close()
+    with ExitStack() as stack:
+        segments = [stack.enter_context(closing(open_segment(path))) for path in paths]
+        file = stack.enter_context(publish(target))
+        writer = PackWriter(file, sorted(names))
+        _copy(segments, writer, anew)
+        writer.end_block()
     for path in replaced:
         path.unlink()
 

@@ -77,13 +77,11 @@ def find_splits(path: Place, configs: Sequence[str | None] = (None,)) -> list[Sp
 
 def find_split(path: Place, config: str | None, split: str) -> Split:
     """One split; InputError with the names of those there are when it is missing."""
-    found = find_splits(path, [config])
-    for candidate in found:
-        if candidate.split == split:
-            return candidate
-    names = ", ".join(candidate.split for candidate in found)
+    found = {each.split: each for each in find_splits(path, [config])}
+    if split in found:
+        return found[split]
     where = "the default configuration" if config is None else f"configuration {config!r}"
-    raise InputError(f"{path}: {where} has no split {split!r}; there are: {names}")
+    raise InputError(f"{path}: {where} has no split {split!r}; there are: {', '.join(found)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +108,9 @@ def _splits(folder: _Folder, config: str | None) -> Files:
     declared = _declared(folder)
     if declared:
         return _declared_splits(folder, _chosen(folder, declared, config))
-    if config is None:
-        return _laid_out(folder)
-    below = folder.below(config)
-    if below.files:
-        return _laid_out(below)
+    inside = folder if config is None else folder.below(config)
+    if config is None or inside.files:
+        return _laid_out(inside)
     if config == "default":
         return _laid_out(folder)
     names = {path.split("/")[0] for path in folder.data() if "/" in path}

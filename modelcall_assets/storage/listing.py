@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.records.data_files import is_data_file
@@ -131,8 +131,7 @@ def beside(place: Place, beginning: str) -> list[Place]:
         return [info.place for info in begins if "/" not in info.key_path]
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOver:
+class LeftOver(NamedTuple):
     """Something to delete; what was written last has `modified`, Unix time."""
 
     name: str
