@@ -9,6 +9,8 @@ Behind all that stands the line's checksum, `crc`. A line that does not fit its 
 as if it had never come.
 """
 
+from __future__ import annotations
+
 import re
 from array import array
 from base64 import b64decode, b64encode
