@@ -81,7 +81,7 @@ class Journal(AbstractContextManager["Journal"]):
 
     def __len__(self) -> int:
         """Replies that `dialogues` finds."""
-        return len(self._index)
+        return self._index.count
 
     def __contains__(self, address: Address) -> bool:
         return next(self._of(address), None) is not None
@@ -107,7 +107,7 @@ class Journal(AbstractContextManager["Journal"]):
     def dialogues(self, address: Address) -> list[Dialogue]:
         """What is findable of this record, by age of the last turn. A turn whose previous one is
         lost does not count; two runs that mended the same answer make two dialogues."""
-        if not self._index:
+        if not self._index.count:
             return []
         dialogues: dict[Reference, Dialogue] = {}
         continued: set[Reference] = set()

@@ -58,13 +58,10 @@ class Words:
 
     def __init__(self, payload_bits: int = 0) -> None:
         self._level = _PLACE_BITS
-        self._split = self._count = 0
+        self._split = self.count = 0
         self._payload_bits = payload_bits
         self._mask = (1 << 64 - payload_bits + _PLACE_BITS) - 1
         self._buckets = [array("Q") for _ in range(1 << _PLACE_BITS)]
-
-    def __len__(self) -> int:
-        return self._count
 
     def where(self, hash_: int) -> tuple[array[int], int, int]:
         """The bucket and the place in it of the least word that this hash may have, and that."""
@@ -89,14 +86,11 @@ class Words:
             at = bisect_left(bucket, word, at)
         if at < len(bucket) and bucket[at] == word:
             return False
-        self.insert(bucket, at, word)
-        return True
-
-    def insert(self, bucket: array[int], at: int, word: int) -> None:
         bucket.insert(at, word)
-        self._count += 1
-        if self._count > _PER_BUCKET * len(self._buckets):
+        self.count += 1
+        if self.count > _PER_BUCKET * len(self._buckets):
             self._grow()
+        return True
 
     def _grow(self) -> None:
         shift = self._payload_bits + self._level - _PLACE_BITS
@@ -143,7 +137,7 @@ class Addresses:
             hash_ = int(key[:16], 16)
             bucket, at, word = self._words.where(hash_)
             if at == len(bucket) or bucket[at] > word + _MOST:
-                self._words.insert(bucket, at, word)
+                self._words.add(hash_)
                 self._occurrence = 0
             elif bucket[at] < word + _MOST:
                 bucket[at] += 1
@@ -218,7 +212,8 @@ def reply_line(entry: Entry) -> bytes:
     body = entry.body
     is_object = 200 <= entry.status < 300 and body[:1] == b"{" and body[-1:] == b"}"
     if is_object and b"\n" not in body and b"\0" not in body:
-        return with_sum(b"".join((orjson.dumps(head)[:-1], _BODY, body)))
+        line = b"".join((orjson.dumps(head)[:-1], _BODY, body))
+        return line + _SUM % crc32(line)
     try:
         head["text"] = body.decode()
     except UnicodeDecodeError:
