@@ -27,9 +27,8 @@ from s3_server import S3Server
 
 from modelcall_assets.defs.instance import add_new_keys, open_instance
 from modelcall_assets.defs.runs import TaskRunner
-from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.lines import kind_of
-from modelcall_assets.journal.mirror import open_journal
+from modelcall_assets.journal.mirror import journal_files, open_journal
 from modelcall_assets.journal.segments import open_segment, segment_paths
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 from modelcall_assets.stages.task import Task

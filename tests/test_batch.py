@@ -34,9 +34,8 @@ from modelcall_assets.errors import (
     EndpointRefused,
     RunStopped,
 )
-from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import BatchNote, Entry
+from modelcall_assets.journal.lines import Address, BatchNote, Entry
 from modelcall_assets.llm.batch import BatchClient
 from modelcall_assets.llm.classify import Patience
 from modelcall_assets.llm.dialogue import ChatRequest

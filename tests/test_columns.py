@@ -28,9 +28,9 @@ from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.stages.score_table import API_FIELDS
 from modelcall_assets.stages.source import published_files
 from modelcall_assets.storage.columns import rows_of
-from modelcall_assets.storage.jsonl import parse_line
-from modelcall_assets.storage.parquet import SchemaInference
+from modelcall_assets.storage.formats import parse_line
 from modelcall_assets.storage.rows import columns_of
+from modelcall_assets.storage.values import SchemaInference
 from modelcall_assets.transforms import encode
 
 SCORER = """

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.index import Address, SharedReplies
-from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.journal import Journal, SharedReplies
+from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.journal.segments import pack, segment_paths
 
 HEAD_BYTES = 60

@@ -23,9 +23,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.index import Address, Addresses, Index
-from modelcall_assets.journal.journal import Journal, remove_folder
-from modelcall_assets.journal.lines import BatchNote, Entry, Reference, content_end, with_sum
+from modelcall_assets.journal.journal import POSITION_BITS, Journal
+from modelcall_assets.journal.lines import (
+    Address,
+    Addresses,
+    BatchNote,
+    Entry,
+    Reference,
+    Words,
+    content_end,
+    with_sum,
+)
+from modelcall_assets.journal.mirror import remove
 from modelcall_assets.journal.packed import CACHED_BYTES
 from modelcall_assets.journal.segments import FEW_SEGMENTS, SMALL_BYTES, pack, segment_paths
 
@@ -521,7 +530,7 @@ def test_a_run_of_another_process_is_not_packed_away(folder: Path) -> None:
             print(text, file=other.stdin, flush=True)
             assert other.stdout.readline() == "done\n"
             write(folder, f"own-{len(text)}", "x" * SMALL_BYTES, seal="v")
-            assert not remove_folder(folder)
+            assert not remove(folder, folder)
         other.stdin.close()
     assert [path.suffix for path in files(folder)] == [".jsonl"] * 4
     write(folder, "last", "z", seal="v")
@@ -530,7 +539,7 @@ def test_a_run_of_another_process_is_not_packed_away(folder: Path) -> None:
         said = bodies(journal)
     assert ['"0"', '"first"'] in said and ['"0"', '"second"'] in said
     assert len(said) == 5
-    assert remove_folder(folder) and not folder.exists()
+    assert remove(folder, folder) and not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_read(folder: Path) -> None:
@@ -539,7 +548,7 @@ def test_a_folder_that_cannot_be_written_is_read(folder: Path) -> None:
     (folder / ".lock").mkdir()
     with Journal(folder, "b") as journal:
         assert bodies(journal) == [['"0"']]
-    assert not remove_folder(folder)
+    assert not remove(folder, folder)
 
 
 # Memory
@@ -562,7 +571,7 @@ def test_counting_and_finding_a_row_cost_22_bytes_at_any_moment() -> None:
     """From 10,000 to 100,000 rows, growth included; each is half of it."""
     keys = [hashlib.sha256(b"%d" % row).hexdigest()[:32] for row in range(100_000)]
     hashes = [Address(key).hash() for key in keys]
-    counted, index = Addresses(1), Index()
+    counted, index = Addresses(1), Words(POSITION_BITS)
 
     def count(rows: range) -> None:
         for row in rows:

@@ -24,11 +24,10 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.errors import ModelcallError, StoreError
-from modelcall_assets.journal import home, segments
-from modelcall_assets.journal.index import Address
+from modelcall_assets.journal import mirror, segments
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import Entry
-from modelcall_assets.journal.mirror import open_journal, remove
+from modelcall_assets.journal.lines import Address, Entry
+from modelcall_assets.journal.mirror import journal_files, open_journal, remove
 from modelcall_assets.records import StoreOptions
 from modelcall_assets.storage.places import Place, Stores
 
@@ -315,7 +314,7 @@ class Machines(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge and pack after a few flushes and runs."""
-    monkeypatch.setattr(home, "MERGED_PARTS", 3)
+    monkeypatch.setattr(mirror, "MERGED_PARTS", 3)
     monkeypatch.setattr(segments, "FEW_SEGMENTS", 3)
 
 
@@ -357,7 +356,7 @@ class Swift:
             return texts(journal)
 
     def objects(self) -> list[str]:
-        return [info.key_path for info in home.journal_files(self.place)]
+        return [info.key_path for info in journal_files(self.place)]
 
 
 @pytest.fixture

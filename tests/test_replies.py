@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import A, Project
 
-from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.engine import Engine

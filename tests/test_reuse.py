@@ -14,9 +14,9 @@ import yaml
 from project import NAMES, TASK, A, Project, some_rows, until
 
 from modelcall_assets.errors import InputError, SetupError
-from modelcall_assets.journal.index import Address, Asking, SharedReplies
-from modelcall_assets.journal.journal import Journal
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.journal import Journal, SharedReplies
+from modelcall_assets.journal.lines import Address, Entry
+from modelcall_assets.journal.segments import Asking
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 from modelcall_assets.stages.asking import AskingStage

@@ -18,17 +18,9 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import read_raw
-from modelcall_assets.storage.columns import read_columns, read_schema
+from modelcall_assets.storage.columns import ParquetSink, read_columns, read_schema
 from modelcall_assets.storage.files import file_digest, publish, write_bytes
 from modelcall_assets.storage.listing import list_inputs, stat_file
-from modelcall_assets.storage.parquet import (
-    ParquetSink,
-    SchemaInference,
-    is_json_text,
-    readable_schema,
-    schema_from_json,
-    schema_to_json,
-)
 from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
@@ -37,6 +29,13 @@ from modelcall_assets.storage.publishing import (
     write_manifest,
 )
 from modelcall_assets.storage.rows import own_id, read_batches, record_id, sample_row
+from modelcall_assets.storage.values import (
+    SchemaInference,
+    is_json_text,
+    readable_schema,
+    schema_from_json,
+    schema_to_json,
+)
 
 ODD_NAMES = [
     "a,b.jsonl",

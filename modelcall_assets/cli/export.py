@@ -47,8 +47,7 @@ from modelcall_assets.stages.export import (
 )
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import open_input, publish
-from modelcall_assets.storage.jsonl import write_lines
+from modelcall_assets.storage.files import open_input, publish, write_lines
 from modelcall_assets.storage.places import Place
 
 SHOWN_FILES = 40

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.index import Address
+from modelcall_assets.journal.lines import Address
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import (
     NEVER_ASKED,

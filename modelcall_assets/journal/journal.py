@@ -7,20 +7,25 @@ is. `note` keeps where batches stand, so that a batch which outlives its run is 
 `choose` what a run asks anew, so that the next one goes on with it.
 """
 
+import sqlite3
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from threading import Lock
+from typing import Any
 
-from modelcall_assets.errors import ModelcallError, StoreError
+import orjson
+
+from modelcall_assets.errors import InputError, ModelcallError, StoreError
 from modelcall_assets.journal import lines, segments
-from modelcall_assets.journal.index import COUNTED, Address, Index
-from modelcall_assets.journal.lines import BatchNote, Entry, Reference
+from modelcall_assets.journal.lines import COUNTED, Address, BatchNote, Entry, Reference, Words
 from modelcall_assets.journal.segments import FolderLock, Segment
+from modelcall_assets.storage.files import BUSY_S, write_ahead
 from modelcall_assets.storage.places import explained
 
+POSITION_BITS = 40
 Position = int
 """Offset of a line as if all segments were one file, so that a row costs 8 bytes. It holds while
 the Journal is open, and until `seal`."""
@@ -35,12 +40,10 @@ class Dialogue:
     open_round: bool
 
 
-class Journal:
-    """The journal of one partition, open for one run. Use as a context manager.
-
-    `fresh=True` starts a new history: earlier replies are not looked at any more. Replies of older
-    formats, which counted samples as rows, are dealt to rows of `samples` each.
-    """
+class Journal(AbstractContextManager["Journal"]):
+    """The journal of one partition, open for one run. `fresh` starts a new history: earlier replies
+    are not looked at any more. Replies of older formats, which counted samples as rows, are dealt
+    to rows of `samples` each."""
 
     def __init__(self, folder: Path, run_id: str, *, fresh: bool = False, samples: int = 1) -> None:
         self._folder, self._run_id = folder, run_id
@@ -48,14 +51,14 @@ class Journal:
         self._segments: list[Segment] = []
         self._starts: list[Position] = []
         self._end: Position = 0
-        self._index = Index()
+        self._index = Words(POSITION_BITS)
         self._last_reply = self._last_seal = -1
         self.choice: Mapping[str, Any] | None = None
         """What was asked anew by a run that has not published."""
         self._lost: set[Reference] = set()
         """Lines that were found damaged when they were read."""
         self._batches: dict[str, tuple[Position, BatchNote]] = {}
-        self._writer: segments.SegmentWriter | None = None
+        self._writer: segments.OwnSegment | None = None
         self._lock = FolderLock(folder) if folder.is_dir() else None
         try:
             for path in () if fresh else segments.segment_paths(folder):
@@ -64,11 +67,10 @@ class Journal:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Where something has gone wrong already, that is raised and no error of closing."""
+        with suppress(*([] if kind is None else [ModelcallError])):
+            self.close()
 
     def close(self) -> None:
         self._end_segment()
@@ -220,21 +222,20 @@ class Journal:
     def _load(self, segment: Segment) -> None:
         self._segments.append(segment)
         self._starts.append(self._end)
-        start, add = self._end, self._index.add
+        start = self._end
         for offset, kind in segment.scan():
             if kind >= 0:
                 self._last_reply = start + offset
-                add(kind, self._last_reply)
+                self._index.add(kind, self._last_reply)
             elif kind == lines.SEAL:
                 self._last_seal, self.choice = start + offset, None
                 self._batches.clear()
             elif kind == lines.BATCH:
                 self._remember(start + offset, lines.batch_note_of(segment.line(offset)))
             elif kind == lines.HEADER:
-                self.choice = lines.choice_of(segment.line(offset)) or self.choice
+                self.choice = orjson.loads(segment.line(offset)).get("choice") or self.choice
             elif kind == lines.FRESH:
-                self._index, self._last_reply, self.choice = Index(), -1, None
-                add = self._index.add
+                self._index, self._last_reply, self.choice = Words(POSITION_BITS), -1, None
                 self._batches.clear()
         self._end += segment.size
 
@@ -250,13 +251,12 @@ class Journal:
             with explained(self._folder, StoreError):
                 raise error
 
-    def _new_segment(self) -> segments.SegmentWriter:
+    def _new_segment(self) -> segments.OwnSegment:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._lock or FolderLock(self._folder)
-        header: dict[str, Any] = {"fresh": self._fresh}
-        header |= {"choice": self.choice} if self.choice else {}
-        writer = segments.SegmentWriter(self._folder, self._run_id, header)
-        self._segments.append(segments.PlainSegment(writer.path))
+        header = {"fresh": self._fresh, **({"choice": self.choice} if self.choice else {})}
+        writer = segments.OwnSegment(self._folder, self._run_id, header)
+        self._segments.append(writer)
         self._starts.append(self._end)
         self._fresh = False
         return writer
@@ -266,15 +266,85 @@ class Journal:
             writer, self._writer = self._writer, None
             self._end += writer.size
             with explained(self._folder, StoreError):
-                writer.close()
+                writer.sync()
 
 
-def remove_folder(folder: Path) -> bool:
-    """Delete a whole journal; False, and nothing done, when somebody has it open."""
-    if not folder.is_dir():
-        return True
-    with closing(FolderLock(folder)) as lock:
-        if not lock.exclusive():
-            return False
-        segments.empty(folder)
-        return True
+_OPEN_JOURNALS = 8
+_TABLES = """
+CREATE TABLE IF NOT EXISTS folders (id INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS replies (
+    key TEXT PRIMARY KEY, folder INTEGER NOT NULL, occurrence INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class SharedReplies:
+    """Where in the project the answer to a request lies: the table at `path`, made on first use.
+    `opened` gives the journal of a folder. InputError when the file is no such table."""
+
+    def __init__(self, path: Path, opened: Callable[[str], Journal]) -> None:
+        self._path, self._opened = path, opened
+        self._journals: dict[str, Journal] = {}
+        self._one_looks = Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(self._connect()) as connection, connection:
+                write_ahead(connection)
+                connection.executescript(_TABLES)
+            self._reader = self._connect()
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from error
+
+    def close(self) -> None:
+        self._reader.close()
+        while self._journals:
+            self._journals.popitem()[1].close()
+
+    def find(self, key: str) -> list[Sequence[Entry]]:
+        """Finished dialogues of other journals about this request; in any thread. InputError."""
+        of_key = "SELECT path, occurrence FROM replies JOIN folders ON folder = id WHERE key = ?"
+        with self._one_looks:
+            try:
+                row = self._reader.execute(of_key, (key,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                raise self._unusable(error) from error
+            if row is None:
+                return []
+            folder, address = row[0], Address(key, row[1])
+            found = self._journal(folder).dialogues(address)
+            if not found:  # it may have grown since it was opened
+                self._journals.pop(folder).close()
+                found = self._journal(folder).dialogues(address)
+            return [dialogue.entries for dialogue in found]
+
+    def add(self, folder: str, answered: Iterable[tuple[str, int]]) -> None:
+        """Key and occurrence of requests that the journal in `folder` answers. StoreError."""
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (folder,))
+                found = connection.execute("SELECT id FROM folders WHERE path = ?", (folder,))
+                number = found.fetchone()[0]
+                rows = ((key, number, occurrence) for key, occurrence in answered)
+                connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self._path}: the table of shared answers cannot be written ({error}); is the "
+                "disk full? Delete it: only reuse across files is lost"
+            ) from error
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> InputError:
+        return InputError(
+            f"{self._path}: cannot be used as the table of shared answers ({error}); delete it: "
+            "only reuse across files is lost"
+        )
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=BUSY_S, check_same_thread=False)
+
+    def _journal(self, folder: str) -> Journal:
+        """Open for reading; the ones used last stay open."""
+        journal = self._journals.pop(folder, None) or self._opened(folder)
+        self._journals[folder] = journal
+        if len(self._journals) > _OPEN_JOURNALS:
+            self._journals.pop(next(iter(self._journals))).close()
+        return journal

@@ -1,5 +1,5 @@
-"""One line of a journal: a header (`format`, `run`, `fresh`, `choice`), a reply (`k` …), a seal
-(`sealed`) or a note of where a batch stands (`batch`).
+"""The lines of a journal and their addresses. A line is a header (`format`, `run`, `fresh`,
+`choice`), a reply (`k` …), a seal (`sealed`) or a note of where a batch stands (`batch`).
 
 A reply's line starts with its address and ends with its body, so that either is found without
 parsing the other. The body is embedded as it came where that makes a line of JSON, which is so for
@@ -9,16 +9,18 @@ Behind all that stands the line's checksum, `crc`. A line that does not fit its 
 as if it had never come.
 """
 
+from __future__ import annotations
+
 import re
+from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
-
-from modelcall_assets.journal.index import COUNTED, HASH_MASK, Address
 
 FORMAT = 3
 """Lines of format 2 have no checksum. Those of 1 did not keep bodies whole that are no text."""
@@ -27,11 +29,13 @@ HEADER, FRESH, SEAL, DAMAGED, BATCH = -1, -2, -3, -4, -5
 """What a line is when it is no reply."""
 
 Reference = tuple[str, int]
-"""Segment name and offset of a line."""
+"""Segment name and offset of a line. On disk, in packed segments, no name is that of the same."""
 
-HERE = ""
-"""Segment name of a reference within the same segment; only packed ones have it on disk."""
-
+COUNTED = -1
+HASH_MASK = (1 << 30) - 1
+_PLACE_BITS, _PER_BUCKET = 6, 128
+_COUNT_BITS = 8
+_MOST = (1 << _COUNT_BITS) - 1
 _BODY = b',"r":'
 _CRC, _SUM = b',"crc":"', b',"crc":"%08x"}\n'
 _CRC_AT = -19
@@ -41,6 +45,109 @@ _OLD_NAMES = _NEEDED | {
     *("o", "s", "t", "p", "r", "text", "b64"),
     *("format", "run", "fresh", "choice", "sealed", "batch", "id", "ended"),
 }
+
+
+class Words:
+    """A set of hashes with a payload of so many bits each, as 64-bit words in sorted buckets: it
+    costs little more than 8 bytes a word and never grows in a leap. Of a hash count as many bits
+    as find room, and 6 more.
+
+    Grows by linear hashing: every now and then one bucket is split, so that nothing is rebuilt and
+    the old and the new table never exist side by side.
+    """
+
+    def __init__(self, payload_bits: int = 0) -> None:
+        self._level = _PLACE_BITS
+        self._split = self.count = 0
+        self._payload_bits = payload_bits
+        self._mask = (1 << 64 - payload_bits + _PLACE_BITS) - 1
+        self._buckets = [array("Q") for _ in range(1 << _PLACE_BITS)]
+
+    def where(self, hash_: int) -> tuple[array[int], int, int]:
+        """The bucket and the place in it of the least word that this hash may have, and that."""
+        hash_ &= self._mask
+        at = hash_ & (1 << self._level) - 1
+        if at < self._split:
+            at = hash_ & (2 << self._level) - 1
+        bucket, word = self._buckets[at], hash_ >> _PLACE_BITS << self._payload_bits
+        return bucket, bisect_left(bucket, word), word
+
+    def find(self, hash_: int) -> list[int]:
+        """The payloads in ascending order."""
+        bucket, start, first = self.where(hash_)
+        end = bisect_left(bucket, first + (1 << self._payload_bits), start)
+        return [word - first for word in bucket[start:end]]
+
+    def add(self, hash_: int, payload: int = 0) -> bool:
+        """False when it is there already."""
+        bucket, at, word = self.where(hash_)
+        if payload:
+            word |= payload
+            at = bisect_left(bucket, word, at)
+        if at < len(bucket) and bucket[at] == word:
+            return False
+        bucket.insert(at, word)
+        self.count += 1
+        if self.count > _PER_BUCKET * len(self._buckets):
+            self._grow()
+        return True
+
+    def _grow(self) -> None:
+        shift = self._payload_bits + self._level - _PLACE_BITS
+        old, buckets = self._buckets[self._split], self._buckets
+        buckets[self._split] = array("Q", [word for word in old if not word >> shift & 1])
+        buckets.append(array("Q", [word for word in old if word >> shift & 1]))
+        self._split += 1
+        if self._split == 1 << self._level:
+            self._level, self._split = self._level + 1, 0
+
+
+class Address(NamedTuple):
+    """`key` has 32 hex digits; `occurrence` counts the rows with that key in input order. Lines of
+    older formats count all requests, samples too: their `sample` is COUNTED."""
+
+    key: str
+    occurrence: int = 0
+    sample: int = 0
+
+    def hash(self) -> int:
+        """30 bits, the same in every process."""
+        spread = self.occurrence * 0x9E3779B1 + max(0, self.sample) * 0x85EBCA77
+        return (int(self.key[:8], 16) ^ spread) & HASH_MASK
+
+
+class Addresses:
+    """The addresses of the requests of a file, in input order, `samples` to a row: about 9 bytes
+    per distinct key.
+
+    Keys are told apart by 62 bits, which among 10 million differ but for one chance in 90,000. The
+    occurrence would then still be the same in every run over the same rows.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._words = Words(_COUNT_BITS)
+        self._often: dict[int, int] = {}
+        """Times a key was met beyond what fits a word."""
+        self._occurrence = self._sample = 0
+
+    def next(self, key: str) -> Address:
+        """That of the next request, which has this key (hex digits)."""
+        if not self._sample:
+            hash_ = int(key[:16], 16)
+            bucket, at, word = self._words.where(hash_)
+            if at == len(bucket) or bucket[at] > word + _MOST:
+                self._words.add(hash_)
+                self._occurrence = 0
+            elif bucket[at] < word + _MOST:
+                bucket[at] += 1
+                self._occurrence = bucket[at] - word
+            else:
+                self._often[hash_] = self._often.get(hash_, 0) + 1
+                self._occurrence = _MOST + self._often[hash_]
+        address = Address(key, self._occurrence, self._sample)
+        self._sample = (self._sample + 1) % self._samples
+        return address
 
 
 class Entry(NamedTuple):
@@ -75,27 +182,19 @@ class BatchNote:
     ended: str | None = None
 
 
-_NOTE = {
-    "batch": "token", "e": "endpoint", "n": "requests", "at": "noted_at", "id": "id",
-    "ended": "ended",
-}  # fmt: skip
-"""Name in the line → field."""
+_NOTE = ("batch", "e", "n", "at", "id", "ended")
+"""Names of the fields in the line."""
 
 
 def batch_line(note: BatchNote) -> bytes:
     """What is not known yet is left out."""
-    content = {name: getattr(note, field) for name, field in _NOTE.items()}
-    return line_of({name: value for name, value in content.items() if value is not None})
+    content = zip(_NOTE, astuple(note), strict=True)
+    return line_of({name: value for name, value in content if value is not None})
 
 
 def batch_note_of(line: bytes) -> BatchNote:
     content = orjson.loads(line)
-    return BatchNote(**{_NOTE[name]: content[name] for name in content.keys() & _NOTE.keys()})
-
-
-def choice_of(line: bytes) -> Mapping[str, Any] | None:
-    """Of a header."""
-    return orjson.loads(line).get("choice")
+    return BatchNote(*(content.get(name) for name in _NOTE))
 
 
 def reply_line(entry: Entry) -> bytes:

@@ -29,6 +29,7 @@ from contextlib import suppress
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from shutil import copyfileobj
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -46,7 +47,7 @@ _SKIPPED = 0x184D2A50
 _FRAME = struct.Struct("<II")
 _TABLE, _OLD_TABLE = struct.Struct("<IQQQQ"), struct.Struct("<QQQ")
 _CRC = struct.Struct("<I")
-_COPY_BYTES, _STEP_BYTES = 1 << 20, 1 << 12
+_STEP_BYTES = 1 << 12
 _UNREADABLE = (OSError, pa.ArrowException, MemoryError, OverflowError)
 _COMPRESSED = b"\x28\xb5\x2f\xfd"
 """Begins a frame that is none to skip."""
@@ -72,7 +73,7 @@ class _Block(NamedTuple):
 
 
 class PackWriter:
-    """Writes a packed segment; close it to have all of it in the file."""
+    """Writes a packed segment; all of it is in the file when its last block is ended."""
 
     def __init__(self, file: NewFile, replaces: Sequence[str]) -> None:
         self._file, self._start = file, 0
@@ -83,13 +84,14 @@ class PackWriter:
     def copy(self, segment: PackedSegment) -> None:
         """Take over all blocks as they are; only before anything else."""
         assert self._start == self._size == 0
-        for part in segment.blocks():
-            self._file.write(part)
+        with segment.path.open("rb") as file:
+            file.seek(segment.first)
+            copyfileobj(file, self._file)
         self._start = segment.size
 
     def add(self, line: bytes, kind: int) -> int:
         if self._size >= BLOCK_BYTES:
-            self._end_block()
+            self.end_block()
         offset = self._size
         self._lines.append(line)
         self._size += len(line)
@@ -100,16 +102,14 @@ class PackWriter:
             self._offsets.append(offset)
         return self._start + offset
 
-    def close(self) -> None:
-        if self._size:
-            self._end_block()
-
     def _new_block(self) -> None:
         self._lines: list[bytes] = []
         self._hashes, self._offsets = array("I"), array("Q")
         self._size = self._sealed = 0
 
-    def _end_block(self) -> None:
+    def end_block(self) -> None:
+        if not self._size:
+            return
         packed: bytes = self._codec.compress(b"".join(self._lines), asbytes=True)
         head = _TABLE.pack(0, len(packed), self._size, self._sealed, self._start)[_CRC.size :]
         table = head + self._hashes.tobytes() + self._offsets.tobytes()
@@ -132,7 +132,7 @@ class PackedSegment:
         self._codec: Any = pa.Codec("zstd")
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cached = 0
-        header, self._first = _header(path)
+        header, self.first = _header(path)
         self._is_old = header is not None and header["format"] < FORMAT
         self._blocks: list[_Block] = []
         self._starts = array("Q")
@@ -158,14 +158,14 @@ class PackedSegment:
             for at, kind, line in lines:
                 replies += kind >= 0
                 yield start + at, kind, line
-            table = self._table_of(number)
+            table = self._table(self._blocks[number].table)
             damaged += max(lines.damaged, len(table.offsets) - replies if table else 0)
         self.damaged = damaged
 
     def scan(self) -> Iterator[tuple[int, int]]:
         """Offset and kind of each reply and, of a block's seals, the last. Damaged lines too."""
         for number, start in enumerate(self._starts):
-            if (table := self._table_of(number)) is None:
+            if (table := self._table(self._blocks[number].table)) is None:
                 lines = Lines(BytesIO(self._block(number)))
                 yield from ((start + at, kind) for at, kind, _ in lines)
                 continue
@@ -180,19 +180,11 @@ class PackedSegment:
         block, at = self._block(number), offset - self._starts[number]
         return block[at : block.find(b"\n", at) + 1]
 
-    def blocks(self) -> Iterator[bytes]:
-        """All after the first frame, as it is in the file."""
-        at = self._first
-        while at < self._end:
-            part = os.pread(self._fd, min(_COPY_BYTES, self._end - at), at)
-            yield part
-            at += len(part)
-
     def close(self) -> None:
         os.close(self._fd)
 
     def _find_blocks(self, *, is_damaged: bool) -> None:
-        at = sound = self._first
+        at = sound = self.first
         while at < self._end:
             table = self._table(at)
             if table is None:
@@ -224,12 +216,10 @@ class PackedSegment:
                 self._blocks.append(_Block(begin + first, begin + last, len(block), None))
         self.damaged += max(1, missing)
 
-    def _table_of(self, number: int) -> _Table | None:
-        at = self._blocks[number].table
-        return None if at is None else self._table(at)
-
-    def _table(self, at: int) -> _Table | None:
-        """None when it is damaged."""
+    def _table(self, at: int | None) -> _Table | None:
+        """None when it is damaged, or lies nowhere."""
+        if at is None:
+            return None
         magic, size = _FRAME.unpack(os.pread(self._fd, _FRAME.size, at).ljust(_FRAME.size))
         if magic != _SKIPPED or size > self._end - at:
             return None

@@ -2,16 +2,19 @@
 that their number is bounded.
 
 A segment may be read while its run writes it. Whoever has the journal open shares a lock of its
-folder, so that segments are packed only when nobody else reads or writes them.
+folder, so that segments are packed only when nobody else reads or writes them. A lock says too
+which requests are asked now.
 """
 
+import asyncio
 import fcntl
 import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +32,9 @@ _LOST = -1
 _SUFFIX = ".jsonl"
 _NAME = re.compile(r"\d{6,}-.*\.jsonl(\.zst)?")
 _LOCK = ".lock"
-_READ_BYTES = 8192
-
-
-class SegmentWriter:
-    """Appends lines; each is in the operating system's hands when `append` returns."""
-
-    def __init__(self, folder: Path, run_id: str, header: Mapping[str, Any]) -> None:
-        """Two runs that ask at the same time get the same number but never the same name."""
-        last = all_paths(folder)[-1:]
-        number = int(last[0].name.partition("-")[0]) + 1 if last else 1
-        self.path = folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}"
-        self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        self.size = self._synced = 0
-        try:
-            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, **header}))
-        except OSError:
-            os.close(self._fd)
-            self.path.unlink()
-            raise
-
-    def append(self, line: bytes) -> int:
-        """Returns the offset of the line. OSError when the disk does not take it whole."""
-        try:
-            written = os.write(self._fd, line)
-            while written < len(line):
-                written += os.write(self._fd, memoryview(line)[written:])
-        except OSError:
-            os.ftruncate(self._fd, self.size)
-            raise
-        offset, self.size = self.size, self.size + len(line)
-        return offset
-
-    def sync(self) -> None:
-        """Force what was appended to the disk; cheap when there is nothing new."""
-        size = self.size
-        if size > self._synced:
-            os.fsync(self._fd)
-            self._synced = size
-
-    def close(self) -> None:
-        self.sync()
-        os.close(self._fd)
+POLL_S = 0.25
+"""Between two looks at what another process asks."""
+_READ_BYTES, _STEP_BYTES = 8192, 8 << 20
 
 
 class PlainSegment:
@@ -115,6 +79,44 @@ class PlainSegment:
             os.close(self._fd)
 
 
+class OwnSegment(PlainSegment):
+    """Of this run; each line is in the operating system's hands when `append` returns."""
+
+    def __init__(self, folder: Path, run_id: str, header: Mapping[str, Any]) -> None:
+        """Two runs that ask at the same time get the same number but never the same name."""
+        last = all_paths(folder)[-1:]
+        number = int(last[0].name.partition("-")[0]) + 1 if last else 1
+        super().__init__(folder / f"{number:06d}-{run_id[:12]}{_SUFFIX}")
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
+        self._fd = self._own = os.open(self.path, flags, 0o644)
+        self._synced = 0
+        try:
+            self.append(lines.line_of({"format": lines.FORMAT, "run": run_id, **header}))
+        except OSError:
+            super().close()
+            self.path.unlink()
+            raise
+
+    def append(self, line: bytes) -> int:
+        """Returns the offset of the line. OSError when the disk does not take it whole."""
+        try:
+            written = os.write(self._own, line)
+            while written < len(line):
+                written += os.write(self._own, memoryview(line)[written:])
+        except OSError:
+            os.ftruncate(self._own, self.size)
+            raise
+        offset, self.size = self.size, self.size + len(line)
+        return offset
+
+    def sync(self) -> None:
+        """Force what was appended to the disk; cheap when there is nothing new."""
+        size = self.size
+        if size > self._synced:
+            os.fsync(self._own)
+            self._synced = size
+
+
 Segment = PlainSegment | PackedSegment
 
 
@@ -122,8 +124,17 @@ class FolderLock:
     """Shared by all who have the journal open. Where there are no locks nothing is ever packed."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _LOCK
-        self._fd = self._open()
+        self._fd: int | None = None
+        path = folder / _LOCK
+        with suppress(OSError):
+            while True:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(self._fd), path.stat()):
+                        break
+                self.close()  # the folder was removed while this waited for the lock
 
     def exclusive(self) -> bool:
         """Whether nobody else has the journal open now, until `share` or `close`."""
@@ -138,30 +149,50 @@ class FolderLock:
 
     def share(self) -> None:
         if self._fd is not None:
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            with suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
+            self._fd = None
 
-    def _open(self) -> int | None:
-        """Once more when the folder was removed while this waited for the lock."""
-        while True:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-            except OSError:
-                return None
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH)
-                if os.path.samestat(os.fstat(fd), self._path.stat()):
-                    return fd
-            except FileNotFoundError:
-                pass
-            except OSError:
-                os.close(fd)
-                return None
-            os.close(fd)
+
+class Asking:
+    """Request keys in hand, so that others wait for the answer instead of paying for another. Of
+    the file at `path` a byte is locked for each: what a process asked is free when it ends, however
+    that comes. Where a disk has no locks processes do not see each other."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = _descriptor(path)
+        self._own: dict[str, asyncio.Event] = {}
+
+    def take(self, key: str) -> Awaitable[object] | None:
+        """None when the key is ours until `release`; else what to wait for before trying again."""
+        if (ended := self._own.get(key)) is not None:
+            return ended.wait()
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
+        except (BlockingIOError, PermissionError):
+            return asyncio.sleep(POLL_S)
+        except OSError:
+            pass
+        self._own[key] = asyncio.Event()
+        return None
+
+    def release(self, key: str) -> None:
+        """Nothing happens when it is not ours."""
+        if (ended := self._own.pop(key, None)) is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, int(key[:15], 16))
+            ended.set()
+
+
+@cache
+def _descriptor(path: Path) -> int:
+    """Never closed: closing any of a file frees all the locks that the process has on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
 
 
 def segment_paths(folder: Path) -> list[Path]:
@@ -192,9 +223,25 @@ def is_of_run(path: Path, run_id: str) -> bool:
     return path.name.removesuffix(_SUFFIX).endswith(f"-{run_id[:12]}")
 
 
+def whole_lines(path: Path) -> int:
+    """Bytes up to the last line's end; a packed segment is whole."""
+    size = path.stat().st_size
+    if path.name.endswith(PACKED_SUFFIX):
+        return size
+    with path.open("rb") as file:
+        while size:
+            start = max(0, size - _STEP_BYTES)
+            file.seek(start)
+            if (at := file.read(size - start).rfind(b"\n")) >= 0:
+                return start + at + 1
+            size = start
+    return 0
+
+
 def empty(folder: Path) -> None:
-    """Delete all files, and the folder unless it has others below."""
-    for path in folder.iterdir():
+    """Delete all files, and the folder unless it has others below. Hidden ones go last, as they say
+    which of the others are copies."""
+    for path in sorted(folder.iterdir(), reverse=True):
         if path.is_file():
             path.unlink()
     with suppress(OSError):  # journals of a folder that once was a file
@@ -225,57 +272,14 @@ def pack(folder: Path, *, anew: bool = False) -> None:
     target = folder / f"{paths[-1].name.partition('.jsonl')[0]}{PACKED_SUFFIX}"
     replaced = [path for path in all_paths(folder) if path != target]
     names = {path.name for path in replaced} | replaced_in(replaced)
-    segments = [open_segment(path) for path in paths]
-    try:
-        with publish(target) as file:
-            writer = PackWriter(file, sorted(names))
-            _Packing(writer, anew).take(segments)
-            writer.close()
-    finally:
-        for segment in segments:
-            segment.close()
+    with ExitStack() as stack:
+        segments = [stack.enter_context(closing(open_segment(path))) for path in paths]
+        file = stack.enter_context(publish(target))
+        writer = PackWriter(file, sorted(names))
+        _copy(segments, writer, anew)
+        writer.end_block()
     for path in replaced:
         path.unlink()
-
-
-class _Packing:
-    """Copies segments in their order; references between them become those within the new one."""
-
-    def __init__(self, writer: PackWriter, anew: bool) -> None:
-        self._writer, self._anew = writer, anew
-        self._kept_in_place = ""
-        self._moved: dict[str, _Moved] = {}
-
-    def take(self, segments: list[Segment]) -> None:
-        plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
-        fresh = (at for at, each in plain if next(each.scan(), (0, HEADER))[1] == FRESH)
-        visible = segments[max(fresh, default=0) :]
-        first = visible[0]
-        if isinstance(first, PackedSegment) and first.is_whole and not self._anew:
-            self._kept_in_place = first.path.name
-            self._writer.copy(first)
-            del visible[0]
-        for segment in visible:
-            moved = self._moved[segment.path.name] = _Moved(segment)
-            for offset, kind, line in segment.lines():
-                if kind >= 0:
-                    line = self._referring(line, segment.path.name)
-                    moved.note(offset, self._writer.add(line, kind))
-                elif kind == SEAL:
-                    self._writer.add(lines.summed(line), kind)
-
-    def _referring(self, line: bytes, segment: str) -> bytes:
-        """The line, with its reference to the turn before as it is in the new segment. One to a
-        reply that is lost leads nowhere."""
-        end = line.index(b',"st":')
-        if line.find(b',"p":', 0, end) < 0:
-            return lines.summed(line)
-        head = orjson.loads(line[:end] + b"}")
-        name, offset = head["p"][0] or segment, head["p"][1]
-        if name != self._kept_in_place:
-            offset = self._moved[name].find(offset) if name in self._moved else _LOST
-        head["p"] = (lines.HERE, offset)
-        return lines.with_sum(orjson.dumps(head)[:-1] + line[end : lines.content_end(line)])
 
 
 class _Moved:
@@ -295,3 +299,36 @@ class _Moved:
         at = bisect_right(self._offsets, offset) - 1
         is_there = at >= 0 and lines.kind_of(self._segment.line(offset)) >= 0
         return offset + self._shifts[at] if is_there else _LOST
+
+
+def _copy(segments: list[Segment], writer: PackWriter, anew: bool) -> None:
+    """In their order; references between them become those within the new one."""
+    plain = ((at, each) for at, each in enumerate(segments) if isinstance(each, PlainSegment))
+    fresh = (at for at, each in plain if next(each.scan(), (0, HEADER))[1] == FRESH)
+    moved: dict[str, _Moved] = {}
+    for segment in segments[max(fresh, default=0) :]:
+        is_first, here = not moved, _Moved(segment)
+        moved[segment.path.name] = here
+        if isinstance(segment, PackedSegment) and segment.is_whole and is_first and not anew:
+            writer.copy(segment)
+            here.note(0, 0)
+            continue
+        for offset, kind, line in segment.lines():
+            if kind >= 0:
+                line = _referring(line, segment.path.name, moved)
+                here.note(offset, writer.add(line, kind))
+            elif kind == SEAL:
+                writer.add(lines.summed(line), kind)
+
+
+def _referring(line: bytes, segment: str, moved: Mapping[str, _Moved]) -> bytes:
+    """The line, with its reference to the turn before as it is in the new segment, which has no
+    name in it. One to a reply that is lost leads nowhere."""
+    end = line.index(b',"st":')
+    if line.find(b',"p":', 0, end) < 0:
+        return lines.summed(line)
+    head = orjson.loads(line[:end] + b"}")
+    name, offset = head["p"]
+    other = moved.get(name or segment)
+    head["p"] = ("", other.find(offset) if other else _LOST)
+    return lines.with_sum(orjson.dumps(head)[:-1] + line[end : lines.content_end(line)])

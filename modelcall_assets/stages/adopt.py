@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from modelcall_assets.journal.index import Address, Addresses, Asking, SharedReplies
-from modelcall_assets.journal.journal import Journal, Position
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.journal import Journal, Position, SharedReplies
+from modelcall_assets.journal.lines import Address, Addresses, Entry
+from modelcall_assets.journal.segments import Asking
 from modelcall_assets.llm.classify import Reply
 from modelcall_assets.llm.dialogue import said_in
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success

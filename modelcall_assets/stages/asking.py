@@ -22,8 +22,8 @@ from weakref import finalize
 from modelcall_assets.config.endpoint import Address, Endpoint, Resolver
 from modelcall_assets.config.model import BatchConfig, ModelConfig
 from modelcall_assets.errors import EndpointDown, EndpointRefused, InHand, RunStopped, StoreError
-from modelcall_assets.journal.index import Asking, SharedReplies
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal.journal import Journal, SharedReplies
+from modelcall_assets.journal.segments import Asking
 from modelcall_assets.llm.channel import Channel, Lease
 from modelcall_assets.llm.classify import PATIENCE, Patience
 from modelcall_assets.llm.dialogue import NOT_IN_KEY, PARSER_VERSION, Rules

@@ -26,9 +26,8 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
-from modelcall_assets.journal.index import Address
 from modelcall_assets.journal.journal import Position
-from modelcall_assets.journal.lines import BatchNote
+from modelcall_assets.journal.lines import Address, BatchNote
 from modelcall_assets.llm.classify import Exchange, Refused, Reply, Said, TryAgain, classify
 from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short

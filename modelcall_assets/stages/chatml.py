@@ -22,11 +22,11 @@ from modelcall_assets.stages.report import Distribution, Report, Tally
 from modelcall_assets.stages.source import changed
 from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
-from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
+from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
 

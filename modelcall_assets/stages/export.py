@@ -15,11 +15,11 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.stages.source import Published
-from modelcall_assets.storage.files import NewFile, delete, publish
-from modelcall_assets.storage.jsonl import write_lines
-from modelcall_assets.storage.parquet import ParquetSink, SchemaInference
+from modelcall_assets.storage.columns import ParquetSink
+from modelcall_assets.storage.files import NewFile, delete, publish, write_lines
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
+from modelcall_assets.storage.values import SchemaInference
 from modelcall_assets.transforms import Where, encode, has_column
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 

@@ -18,7 +18,7 @@ import orjson
 from modelcall_assets.config.datasets import MergeGroup
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.index import PLACE_BITS, Words
+from modelcall_assets.journal.lines import Words
 from modelcall_assets.records import decode_key, encode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Numbered, Row, moved_names
 from modelcall_assets.stages.chatml import UNWRITABLE
@@ -27,13 +27,13 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import MEMBERS
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
-from modelcall_assets.storage.jsonl import loads, write_lines
 from modelcall_assets.storage.listing import matches
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
+from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms import encode
 
 SHOWN_INVALID = 20
@@ -229,7 +229,7 @@ def merge_group(
     if there are any. Members that `are_ours` were found to be as a stage left them. InputError when
     a member cannot be read, or has a bad line and `reading` refuses those."""
     copies = are_ours and source_column is None and not dedup
-    merge = _Merge(members, rejects, source_column, Words(0) if dedup else None, reading, copies)
+    merge = _Merge(members, rejects, source_column, Words() if dedup else None, reading, copies)
     write_lines(out, chain.from_iterable(merge.lines(*member) for member in members.items()))
     report = merge.report
     report.total()
@@ -332,11 +332,9 @@ def _is_new(seen: Words, row: Row, line: bytes) -> bool:
             content = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError:  # nested too deeply
             content = line.strip()
-    hash_ = int.from_bytes(hashlib.sha256(content).digest()[:9]) & _HASH_MASK
-    return seen.add(hash_, hash_ >> PLACE_BITS)
+    return seen.add(int.from_bytes(hashlib.sha256(content).digest()[:9]))
 
 
 _DIGITS_AS_0 = bytes.maketrans(b"123456789.", b"0" * 10)
 _LONG_NUMBER = b"0" * 17
 _NEWLINE = ord("\n")
-_HASH_MASK = (1 << 64 + PLACE_BITS) - 1

@@ -30,10 +30,9 @@ from modelcall_assets.errors import StoreError, WorkerDied
 from modelcall_assets.records.outcome import BadLine, Row, moved_names
 from modelcall_assets.stages.report import SAMPLE_ROWS
 from modelcall_assets.storage.formats import text_array
-from modelcall_assets.storage.jsonl import dumps, loads
-from modelcall_assets.storage.parquet import SchemaInference
 from modelcall_assets.storage.places import explained
 from modelcall_assets.storage.rows import Batch, columns_of, sample_row
+from modelcall_assets.storage.values import SchemaInference, dumps, loads
 from modelcall_assets.transforms.preprocessor import Copied, Kind
 
 ERROR_COLUMN = "preprocess_error"

@@ -32,10 +32,9 @@ from modelcall_assets.stages.recipe import Recipe, Worker
 from modelcall_assets.stages.report import LISTED, Report, Tally, counted
 from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.storage.columns import as_stored
+from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo, stat_file
-from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.preprocessor import REQUIRED, Grouping
 

@@ -18,11 +18,10 @@ from modelcall_assets.stages.inputs import GroupedInputs, SplitInputs, version_o
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import MEMBERS, Part
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
+from modelcall_assets.storage.columns import MOST_ROWS, check_writable, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Digest, Format, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import SchemaInference, check_writable
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
@@ -39,6 +38,7 @@ from modelcall_assets.storage.rows import (
     read_batches,
     read_rows,
 )
+from modelcall_assets.storage.values import SchemaInference
 
 WARNINGS = "warnings"
 """In the detail of a manifest."""

@@ -24,7 +24,7 @@ from modelcall_assets.stages.pieces import (
     Told,
     readable,
 )
-from modelcall_assets.storage.jsonl import clip
+from modelcall_assets.storage.formats import clip
 from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.preprocessor import (
     Copied,

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.journal.index import Address, Addresses
 from modelcall_assets.journal.journal import Journal, Position
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.lines import Address, Addresses, Entry
 from modelcall_assets.llm.classify import Exchange, Said
 from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, said_in

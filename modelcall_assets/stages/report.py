@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from modelcall_assets.journal.index import PLACE_BITS, Words
+from modelcall_assets.journal.lines import Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
-from modelcall_assets.storage.parquet import readable_schema, schema_to_json
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
+from modelcall_assets.storage.values import readable_schema, schema_to_json
 
 
 @dataclass
@@ -87,11 +87,10 @@ class Seen:
     """Told apart by 64 bits, which among 100 million differ but for one chance in 3,000."""
 
     def __init__(self) -> None:
-        self._words = Words(0)
+        self._words = Words()
 
     def is_new(self, text: str) -> bool:
-        hash_ = hash(text) % (1 << 64)
-        return self._words.add(hash_, hash_ >> PLACE_BITS)
+        return self._words.add(hash(text))
 
 
 MOST_VALUES = 500

@@ -22,10 +22,9 @@ from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import API_FIELDS, AnswerTotals, Rate
 from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
-from modelcall_assets.storage.files import NewFile
-from modelcall_assets.storage.jsonl import loads, write_lines
-from modelcall_assets.storage.parquet import SchemaInference
+from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch
+from modelcall_assets.storage.values import SchemaInference, loads
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import without_nulls
 from modelcall_assets.transforms.user_code import Fields

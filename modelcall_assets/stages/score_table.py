@@ -20,8 +20,8 @@ from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
 from modelcall_assets.stages.report import Distribution, Report, Seen
 from modelcall_assets.stages.source import Source
-from modelcall_assets.storage.parquet import JSON_TEXT
 from modelcall_assets.storage.rows import record_id
+from modelcall_assets.storage.values import JSON_TEXT
 
 TEXT, WHOLE, REAL = pa.string(), pa.int64(), pa.float64()
 _STEADY: tuple[tuple[str, pa.DataType, str], ...] = (

@@ -21,7 +21,6 @@ from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo, matches, stat_file
-from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import (
@@ -33,6 +32,7 @@ from modelcall_assets.storage.rows import (
     read_batches,
     record_id,
 )
+from modelcall_assets.storage.values import schema_from_json
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.stage import Stage

@@ -31,9 +31,9 @@ from modelcall_assets.storage.columns import read_schema
 from modelcall_assets.storage.files import file_digest, in_thread
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
-from modelcall_assets.storage.parquet import schema_from_json
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
+from modelcall_assets.storage.values import schema_from_json
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.task import Keys, Task

@@ -22,12 +22,12 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
 from modelcall_assets.stages.source import MEMBERS
 from modelcall_assets.stages.stage import Stage
-from modelcall_assets.storage.files import file_digest
-from modelcall_assets.storage.jsonl import dumps, write_lines
+from modelcall_assets.storage.files import file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest, read_manifest
 from modelcall_assets.storage.rows import read_rows
+from modelcall_assets.storage.values import dumps
 
 if TYPE_CHECKING:
     from modelcall_assets.stages.task import Task

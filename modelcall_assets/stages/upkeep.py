@@ -8,8 +8,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.home import journal_files
 from modelcall_assets.journal.lines import BatchNote
+from modelcall_assets.journal.mirror import journal_files
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records import decode_key

@@ -1,29 +1,41 @@
-"""Parquet and Arrow files as batches of columns, and batches as plain rows."""
+"""Files of columns: Parquet and Arrow ones read as batches, and batches as plain rows; Parquet
+written, whole or not at all."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.records.outcome import BadLine, Row, short
-from modelcall_assets.storage.files import open_input
+from modelcall_assets.storage.files import NewFile, open_input
 from modelcall_assets.storage.formats import Format
-from modelcall_assets.storage.jsonl import loads
-from modelcall_assets.storage.parquet import JSON_TEXT, has, is_json_text, map_leaves
 from modelcall_assets.storage.places import Place, RemotePath
+from modelcall_assets.storage.values import (
+    has,
+    holds_bytes,
+    is_json_text,
+    loads,
+    map_leaves,
+    plain_type,
+    read_as,
+    type_of_bytes,
+    with_units,
+)
 
 MOST_ROWS = 65_536
+"""Of a batch that is read, and of a row group that is written."""
 BATCH_BYTES = 32 << 20
-GROUP_BYTES = 64 << 20
+FETCHED_BYTES = 64 << 20
+"""A row group in a store that is read at once."""
+GROUP_BYTES = 16 << 20
+LONG_VALUE_BYTES = 1024
 LOCAL_BYTES, REMOTE_BYTES = 1 << 20, 8 << 20
 """Read at once of a column."""
-_UNITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}
 _IPC_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
 
 
@@ -72,16 +84,6 @@ def as_stored(schema: pa.Schema) -> pa.Schema:
     return read_as(pq.read_schema(io.BytesIO(sink.getvalue())))
 
 
-def read_as(schema: pa.Schema) -> pa.Schema:
-    """Columns and types as they are read: nullable, views as plain strings, dictionaries of strings
-    only, and of the metadata only the JSON text mark."""
-    fields: list[pa.Field] = []
-    for field in schema:
-        mark = JSON_TEXT if is_json_text(field) else None
-        fields.append(pa.field(field.name, map_leaves(field.type, _type_read), metadata=mark))
-    return pa.schema(fields)
-
-
 def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
     """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
     bytes that are UTF-8 as text, JSON text parsed. Durations are as ISO 8601 has them, in seconds.
@@ -98,6 +100,85 @@ def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
     return [item for at in range(count) for item in rows_of(batch.slice(at, 1), start + at)]
 
 
+def check_writable(place: Place, schema: pa.Schema) -> None:
+    """InputError names the first column of a file whose type Parquet does not have."""
+    for field in schema:
+        try:
+            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
+        except (pa.ArrowException, OSError) as error:
+            what = f"column {short(field.name)!r} ({short(str(field.type))}) cannot be written"
+            raise InputError(
+                f"{place}: {what} as Parquet: {error}; make it a string or leave it out"
+            ) from error
+
+
+class ParquetSink(AbstractContextManager["ParquetSink"]):
+    """A file that is complete when the `with` block ends well. Batches are gathered into row groups
+    of up to 65,536 rows or 16 MiB. InputError when a type or value has no place in Parquet."""
+
+    def __init__(
+        self,
+        file: NewFile,
+        stage: str,
+        schema: pa.Schema,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        # Other names or types of the columns that stages write are another version.
+        own = {"modelcall.schema_version": "1", "modelcall.stage": stage}
+        self._file = file
+        self.schema = schema.with_metadata({**own, **(metadata or {})})
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.RecordBatch] = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        elif self._writer is not None:
+            with suppress(StoreError):
+                self._writer.close()
+
+    def close(self) -> None:
+        """Write what is waiting and the end of the file; once is enough."""
+        self._flush()
+        assert self._writer is not None
+        self._writer.close()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        rows = sum(waiting.num_rows for waiting in self._waiting)
+        if rows >= MOST_ROWS or sum(part.nbytes for part in self._waiting) >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._writer = self._writer or self._opened()
+            if self._waiting:
+                table = pa.Table.from_batches(self._waiting)
+                self._writer.write_table(table, row_group_size=MOST_ROWS)
+        except pa.ArrowException as error:
+            what = f"a column of these rows cannot be written as Parquet: {error}"
+            raise InputError(f"{self._file.place}: {what}; make it a string") from error
+        self._waiting.clear()
+
+    def _opened(self) -> pq.ParquetWriter:
+        """A dictionary of long values, or the least and the greatest of them, help nobody and take
+        several times their size in memory."""
+        most = LONG_VALUE_BYTES * sum(batch.num_rows for batch in self._waiting)
+        short = [
+            name
+            for at, name in enumerate(self.schema.names)
+            if sum(batch.column(at).nbytes for batch in self._waiting) <= most
+        ]
+        return pq.ParquetWriter(
+            self._file,
+            self.schema,
+            compression="zstd",
+            write_page_checksum=True,
+            use_dictionary=short,  # pyright: ignore[reportArgumentType]
+            write_statistics=short,  # pyright: ignore[reportArgumentType]
+        )
+
+
 @contextmanager
 def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
     """Row groups are read a part at a time. In a store, where each read is a request, a row group
@@ -107,7 +188,7 @@ def _parquet(place: Place, file: io.BufferedReader) -> Iterator[Columns]:
     is_remote = isinstance(place, RemotePath)
     by_group = is_remote and all(
         sum(group.column(at).total_compressed_size for at in range(group.num_columns))
-        <= GROUP_BYTES
+        <= FETCHED_BYTES
         for group in map(metadata.row_group, groups)
     )
     parts = [[group] for group in groups] if by_group else [[*groups]]
@@ -203,7 +284,7 @@ def _check_fields(kind: pa.DataType) -> None:
 
 def _readable(kind: pa.DataType) -> pa.DataType:
     """The type; ArrowException when its values have no plain ones, as for want of a time zone."""
-    if (plain := _plain_type(kind)) != kind:
+    if (plain := plain_type(kind)) != kind:
         pa.nulls(1, kind).cast(plain)
     return kind
 
@@ -227,7 +308,7 @@ def _mended(column: pa.Array) -> pa.Array:
     with suppress(pa.ArrowInvalid):
         column.validate(full=True)
         return column
-    as_bytes = column.view(map_leaves(column.type, _type_of_bytes))
+    as_bytes = column.view(map_leaves(column.type, type_of_bytes))
     as_bytes.validate(full=True)
     if as_bytes.type.num_fields or as_bytes.type == column.type:
         return column
@@ -243,29 +324,14 @@ class _Unreadable(Exception):
 def plain_values(field: pa.Field, column: pa.Array) -> list[Any]:
     """The values of a column as they are in `rows_of`."""
     try:
-        values = column.cast(map_leaves(column.type, _plain_type)).to_pylist()
+        values = column.cast(map_leaves(column.type, plain_type)).to_pylist()
         if is_json_text(field):
             return [None if value is None else loads(str(value).encode()) for value in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise _Unreadable(f"{_unreadable(field, error)}; make it a string") from error
     if has(column.type, pa.types.is_duration):
-        return [_with_units(value, column.type) for value in values]
-    return [_text_of(value) for value in values] if _holds_bytes(column.type) else values
-
-
-def _with_units(value: Any, kind: pa.DataType) -> Any:
-    """The digits of durations, at every depth, as ISO 8601 has them: `PT90.5S`."""
-    if value is None:
-        return None
-    if pa.types.is_duration(kind):
-        seconds = Decimal(value).scaleb(_UNITS[kind.unit]).normalize()
-        return f"{'-' if seconds < 0 else ''}PT{abs(seconds):f}S"
-    if pa.types.is_struct(kind):
-        return {field.name: _with_units(value[field.name], field.type) for field in kind}
-    if pa.types.is_map(kind):
-        types = (kind.key_type, kind.item_type)
-        return [tuple(map(_with_units, pair, types)) for pair in value]
-    return [_with_units(each, kind.value_type) for each in value] if kind.num_fields else value
+        return [with_units(value, column.type) for value in values]
+    return [_text_of(value) for value in values] if holds_bytes(column.type) else values
 
 
 def _text_of(value: bytes | None) -> str | bytes | None:
@@ -273,36 +339,3 @@ def _text_of(value: bytes | None) -> str | bytes | None:
         return value.decode() if value is not None else None
     except UnicodeDecodeError:
         return value
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return pa.string()
-    is_run = pa.types.is_run_end_encoded(kind) and pa.types.is_temporal(kind.value_type)
-    return _plain_type(kind.value_type) if is_run or pa.types.is_dictionary(kind) else kind
-
-
-def _type_read(kind: pa.DataType) -> pa.DataType:
-    """Arrow cannot gather rows of view types, and Parquet has dictionaries of strings only."""
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    if not pa.types.is_dictionary(kind) or pa.types.is_nested(kind.value_type):
-        return kind
-    value = _type_read(kind.value_type)
-    if _type_of_bytes(value) == value and not _holds_bytes(value):
-        return value
-    return pa.dictionary(kind.index_type, value, kind.ordered)
-
-
-def _type_of_bytes(kind: pa.DataType) -> pa.DataType:
-    """Of the same layout, without the demand that it be UTF-8."""
-    if pa.types.is_string(kind):
-        return pa.binary()
-    return pa.large_binary() if pa.types.is_large_string(kind) else kind

@@ -8,7 +8,6 @@ called train, validation or test, else all files are train. Nothing of a folder 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,13 +26,8 @@ from modelcall_assets.storage.places import Place
 
 Files = dict[str, list[FileInfo]]
 
-_FORMATS = {
-    ".parquet": "parquet",
-    **dict.fromkeys(LINE_SUFFIXES, "json"),
-    **dict.fromkeys((".arrow", ".feather"), "arrow"),
-}
-"""As the names have it; files of one format make a split."""
-_PREFERENCE = ("parquet", "json", "arrow")
+_FORMATS = ((".parquet",), LINE_SUFFIXES, (".arrow", ".feather"))
+"""Files of one make a split: of that with the most files, of the first where two have as many."""
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
 _NAMED = {
@@ -83,13 +77,11 @@ def find_splits(path: Place, configs: Sequence[str | None] = (None,)) -> list[Sp
 
 def find_split(path: Place, config: str | None, split: str) -> Split:
     """One split; InputError with the names of those there are when it is missing."""
-    found = find_splits(path, [config])
-    for candidate in found:
-        if candidate.split == split:
-            return candidate
-    names = ", ".join(candidate.split for candidate in found)
+    found = {each.split: each for each in find_splits(path, [config])}
+    if split in found:
+        return found[split]
     where = "the default configuration" if config is None else f"configuration {config!r}"
-    raise InputError(f"{path}: {where} has no split {split!r}; there are: {names}")
+    raise InputError(f"{path}: {where} has no split {split!r}; there are: {', '.join(found)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +108,9 @@ def _splits(folder: _Folder, config: str | None) -> Files:
     declared = _declared(folder)
     if declared:
         return _declared_splits(folder, _chosen(folder, declared, config))
-    if config is None:
-        return _laid_out(folder)
-    below = folder.below(config)
-    if below.files:
-        return _laid_out(below)
+    inside = folder if config is None else folder.below(config)
+    if config is None or inside.files:
+        return _laid_out(inside)
     if config == "default":
         return _laid_out(folder)
     names = {path.split("/")[0] for path in folder.data() if "/" in path}
@@ -164,13 +154,15 @@ def _state(folder: _Folder, name: str) -> dict[str, Any]:
 
 
 def _by_name(folder: _Folder) -> Files:
-    """The most frequent format's files, told apart by their names."""
+    """The files of one format, told apart by their names."""
     data = folder.data()
     if not data:
         raise _no_data(folder)
-    count = Counter(map(_format, data))
-    format_ = max(count, key=lambda name: (count[name], -_PREFERENCE.index(name)))
-    files = {path: info for path, info in data.items() if _format(path) == format_}
+    by_format = (
+        {path: info for path, info in data.items() if unpacked_name(path).endswith(suffixes)}
+        for suffixes in _FORMATS
+    )
+    files = max(by_format, key=len)
     found: Files = {}
     for path, info in files.items():
         if shard := _SHARD.fullmatch(path):
@@ -289,10 +281,6 @@ def _fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 def _is_data(path: str) -> bool:
     in_special = any(folder.startswith("__") for folder in path.split("/")[:-1])
     return is_data_file(path) and not in_special
-
-
-def _format(path: str) -> str:
-    return _FORMATS[PurePosixPath(unpacked_name(path)).suffix]
 
 
 def _no_config(folder: _Folder, config: str, names: Sequence[str]) -> InputError:

@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -89,6 +89,17 @@ def publish(place: Place) -> Iterator[NewFile]:
         file.commit()
 
 
+def write_lines(out: NewFile, lines: Iterable[bytes]) -> None:
+    block, size = list[bytes](), 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= LINES_BYTES:
+            out.write(b"".join(block))
+            block, size = [], 0
+    out.write(b"".join(block))
+
+
 class NewFile(io.RawIOBase):
     """A file that nobody sees before `commit`, when it replaces what was there. Without that it is
     gone when it is closed. StoreError when it cannot be written. Folders are made."""
@@ -97,7 +108,7 @@ class NewFile(io.RawIOBase):
         super().__init__()
         self.place = place
         self._content = hashlib.sha256()
-        self._size = 0
+        self._size, self._is_committed = 0, False
         with explained(place, StoreError):
             if isinstance(place, Path):
                 self._target = _LocalTarget(place)
@@ -125,19 +136,18 @@ class NewFile(io.RawIOBase):
     def commit(self) -> None:
         with explained(self.place, StoreError):
             self._target.commit()
+        self._is_committed = True
 
     def close(self) -> None:
         if not self.closed:
             super().close()
-            with explained(self.place, StoreError):
-                self._target.discard()
+            if not self._is_committed:
+                with explained(self.place, StoreError):
+                    self._target.discard()
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Where something has gone wrong already, that is raised and no error of closing."""
-        if raised[0] is None:
-            self.close()
-            return
-        with suppress(StoreError):
+        with suppress(*([] if kind is None else [StoreError])):
             self.close()
 
 
@@ -228,12 +238,10 @@ class _S3Target:
             return
         self._put_part()
         self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
-        self._upload_id = None
 
     def discard(self) -> None:
         if self._upload_id is not None:
             self._call("abort_multipart_upload")
-            self._upload_id = None
 
     def _put_part(self) -> None:
         if self._upload_id is None:
@@ -255,7 +263,6 @@ class _DriverTarget:
         self._file: Any = place.store.fs.open(
             place.key, "wb", block_size=WRITE_BYTES, autocommit=False
         )
-        self._ended = False
 
     def write(self, data: Any) -> None:
         self._file.write(bytes(data))
@@ -263,14 +270,11 @@ class _DriverTarget:
     def commit(self) -> None:
         self._file.close()
         self._file.commit()
-        self._ended = True
 
     def discard(self) -> None:
-        if not self._ended:
-            self._ended = True
-            with suppress(AttributeError):  # some have no such switch, and need none
-                self._file.closed = True
-            self._file.discard()
+        with suppress(AttributeError):  # some have no such switch, and need none
+            self._file.closed = True
+        self._file.discard()
 
 
 def write_ahead(connection: sqlite3.Connection) -> None:

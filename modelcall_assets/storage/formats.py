@@ -1,4 +1,5 @@
-"""What a file holds, by its first bytes, and its content as UTF-8: lines, or one document."""
+"""What a file holds, by its first bytes, and its content as UTF-8: lines and the objects that they
+are, or one document."""
 
 import codecs
 import gzip
@@ -10,16 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol
 
+import orjson
 import pyarrow as pa
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import unpacked_name
-from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Number, Row
 from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.values import loads
 
 HEAD_BYTES = 64
 BLOCK_BYTES = 256 << 10
@@ -28,6 +32,13 @@ STEP_BYTES = 16 << 10
 MOST_LINE_BYTES = 256 << 20
 """A longer line is a bad one, and is cut."""
 MOST_DOCUMENT_BYTES = 1 << 30
+MOST_RAW_CHARS = 10_000
+MOST_LEVELS = 250
+"""orjson reads deeper objects than it can write back."""
+_KINDS: dict[type[Any], str] = {
+    **dict.fromkeys((int, float, Number), "a number"),
+    **{list: "a list", str: "a string", bool: "a boolean", type(None): "null"},
+}
 _UTF8 = ("utf-8", "utf-8-sig")
 _OPENING = {ord("{")}
 _BLANK = codecs.BOM_UTF8 + codecs.BOM_UTF16 + b"\0 \t\r\n"
@@ -55,13 +66,10 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", Format.ZSTD),
     *((bytes((first,)) + b"\x2a\x4d\x18", Format.ZSTD) for first in range(0x50, 0x60)),
 )
-_BY_SUFFIX = (
-    (".gz", Format.GZIP),
-    (".zst", Format.ZSTD),
-    (".parquet", Format.PARQUET),
-    (".arrow", Format.ARROW),
-    (".feather", Format.ARROW),
-)
+_BY_SUFFIX = {
+    **{".gz": Format.GZIP, ".zst": Format.ZSTD, ".parquet": Format.PARQUET},
+    **dict.fromkeys((".arrow", ".feather"), Format.ARROW),
+}
 _CODECS = {Format.GZIP: "gzip", Format.ZSTD: "zstd"}
 _NOT_READ = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
 
@@ -92,8 +100,7 @@ def format_of(place: Place) -> Format:
     known = _format_by_magic(head)
     if known is None and head.lstrip(_BLANK)[:1] == b"{":
         known = Format.LINES
-    name = place.name.lower()
-    return known or next((kind for end, kind in _BY_SUFFIX if name.endswith(end)), Format.LINES)
+    return known or _BY_SUFFIX.get(PurePosixPath(place.name.lower()).suffix, Format.LINES)
 
 
 @contextmanager
@@ -169,6 +176,34 @@ def line_blocks(
         before += count
 
 
+def parse_line(
+    line: bytes, number: int, encoding: str = "utf-8", *, may_be_deep: bool = False
+) -> Row | BadLine:
+    """The object on line `number` (from 1), which is not blank. Never raises, and gives no row that
+    orjson cannot write back, unless it `may_be_deep`. `encoding` is what the line was in."""
+    try:
+        row = loads(line)
+    except orjson.JSONDecodeError as error:
+        return _bad(line, _why(line, number, encoding, error))
+    if not isinstance(row, dict):
+        return _bad(line, f"line {number}: not an object but {_KINDS[type(row)]}")
+    is_safe = may_be_deep or {dict, list}.isdisjoint(map(type, row.values()))
+    if is_safe or line.count(b"[") + line.count(b"{") <= MOST_LEVELS:
+        return row
+    try:
+        orjson.dumps(row)
+    except orjson.JSONEncodeError:
+        return _bad(line, f"line {number}: nested deeper than {MOST_LEVELS} levels")
+    return row
+
+
+def clip(text: str) -> str:
+    """The first 10,000 characters, with a note of what is missing."""
+    if len(text) <= MOST_RAW_CHARS:
+        return text
+    return f"{text[:MOST_RAW_CHARS]}… [{len(text) - MOST_RAW_CHARS} more characters]"
+
+
 def read_document(file: FileInfo) -> Row | BadLine:
     """A file that is one record; `path` is below the input folder. `text` is UTF-8 bytes without a
     mark, with replacement characters for what is none. InputError when it cannot be read."""
@@ -189,6 +224,25 @@ def read_document(file: FileInfo) -> Row | BadLine:
 def text_array(text: bytes) -> pa.StringArray:
     offsets = pa.array([0, len(text)], pa.int32()).buffers()[1]
     return pa.StringArray.from_buffers(1, offsets, pa.py_buffer(text))
+
+
+def _why(line: bytes, number: int, encoding: str, error: orjson.JSONDecodeError) -> str:
+    """orjson does not say where a line is no UTF-8."""
+    if len(line) > MOST_LINE_BYTES:
+        return f"line {number}: longer than {MOST_LINE_BYTES >> 20} MiB; its beginning is kept"
+    try:
+        line.decode()
+    except UnicodeDecodeError as found:
+        column = len(line[: found.start].decode()) + 1
+        wide = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        what = "UTF-16 by its first bytes, set `encoding`" if wide else f"not {encoding}"
+        return f"line {number}, column {column}: {what}"
+    return f"line {number}, column {error.colno}: {error.msg}"
+
+
+def _bad(line: bytes, detail: str) -> BadLine:
+    line = line if len(line) <= MOST_LINE_BYTES else line[:MOST_RAW_CHARS]
+    return BadLine(detail, clip(line.rstrip(b"\r\n").decode("utf-8", "replace")))
 
 
 def _format_by_magic(head: bytes) -> Format | None:

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelcall_assets.errors import StoreError
 from modelcall_assets.records import is_data_file
@@ -86,9 +86,8 @@ def list_page(
 def list_files(
     root: Place, exclude: Sequence[Place] = (), *, may_be_absent: bool = False
 ) -> list[FileInfo]:
-    """Every file under `root` whatever its kind, sorted by `key_path`; hidden names are skipped,
-    and so is all under a folder of `exclude`. InputError when `root` is unreadable, or missing
-    unless it `may_be_absent`."""
+    """`list_inputs` of files of any kind. InputError when `root` is unreadable, or missing unless
+    it `may_be_absent`."""
     with explained(root):
         files = walk(root, exclude, may_be_absent=may_be_absent)
         found = [info for info in files if not _is_hidden(info.key_path)]
@@ -132,8 +131,7 @@ def beside(place: Place, beginning: str) -> list[Place]:
         return [info.place for info in begins if "/" not in info.key_path]
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOver:
+class LeftOver(NamedTuple):
     """Something to delete; what was written last has `modified`, Unix time."""
 
     name: str
@@ -200,7 +198,13 @@ def _walk_remote(
 ) -> Iterator[FileInfo]:
     top, is_empty = f"{root.key}/", True
     excluded = tuple(f"{folder.key}/" for folder in exclude if isinstance(folder, RemotePath))
-    for key, details in (_objects_of if root.store.is_s3 else _found)(root, after):
+    if root.store.is_s3:
+        found = _objects_of(root, after)
+    else:
+        root.store.fs.invalidate_cache()
+        files = root.store.fs.find(root.key, detail=True)
+        found = ((path.lstrip("/"), files[path]) for path in files)
+    for key, details in found:
         if not key.endswith("/") and not key.startswith(excluded):
             is_empty = False
             yield FileInfo.of_remote(key.removeprefix(top), root.at(key), details)
@@ -215,12 +219,6 @@ def _objects_of(root: RemotePath, after: str) -> Iterator[tuple[str, Mapping[str
     for page in _pages(root, "list_objects_v2", which, ("ContinuationToken",), **first):
         for each in page.get("Contents", ()):
             yield f"{which['Bucket']}/{each['Key']}", each
-
-
-def _found(root: RemotePath, _after: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    root.store.fs.invalidate_cache()
-    for path, details in root.store.fs.find(root.key, detail=True).items():
-        yield path.lstrip("/"), details
 
 
 def _is_hidden(key_path: str) -> bool:

@@ -53,14 +53,14 @@ class Store:
     """A file system, made when it is first used: in the process that uses it."""
 
     def __init__(self, options: StoreOptions) -> None:
-        self._options = options
+        self.options = options
 
     @cached_property
     def fs(self) -> Any:
         """InputError when there is no driver for this kind of store, or it cannot be made."""
         import fsspec
 
-        kind, options = self._options.filesystem, self._options.options
+        kind, options = self.options.filesystem, self.options.options
         try:
             if ":" not in kind:
                 fs = fsspec.filesystem(kind, use_listings_cache=False, **options)
@@ -72,13 +72,13 @@ class Store:
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             self.take_secrets_out(error)
             raise InputError(
-                f"{self._options.prefix} ({self._options.name}): no file system '{kind}': {error}; "
+                f"{self.options.prefix} ({self.options.name}): no file system '{kind}': {error}; "
                 "install the package that has it, or correct the store's options"
             ) from error
 
     def take_secrets_out(self, error: BaseException | None) -> None:
         """Out of what a driver raised and of what led to it: some tell the keys that they have."""
-        clean = Remover((*self._options.secrets, *in_options(self._options.options))).text
+        clean = Remover((*self.options.secrets, *in_options(self.options.options))).text
         while error is not None:
             error.args = tuple(clean(arg) if isinstance(arg, str) else arg for arg in error.args)
             if isinstance(error, OSError) and error.strerror:
@@ -87,7 +87,7 @@ class Store:
 
     @property
     def is_s3(self) -> bool:
-        return self._options.filesystem == "s3"
+        return self.options.filesystem == "s3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +130,17 @@ class Stores:
     """The stores that a task may name; `options` are by prefix, the longest first."""
 
     def __init__(self, options: Sequence[StoreOptions] = ()) -> None:
-        self._known = [(each, Store(each)) for each in options]
+        self._known = [*map(Store, options)]
 
     def place(self, text: str) -> Place:
         scheme, separator, _ = text.partition("://")
         if not separator or scheme == "file":
             return Path(text.removeprefix("file://")).absolute()
-        for options, store in self._known:
-            if f"{text}/".startswith(options.prefix):
+        for store in self._known:
+            if f"{text}/".startswith(store.options.prefix):
                 return RemotePath(text, store)
-        options = StoreOptions(scheme, f"{scheme}://", scheme, {})
-        self._known.append((options, Store(options)))
-        return RemotePath(text, self._known[-1][1])
+        self._known.append(Store(StoreOptions(scheme, f"{scheme}://", scheme, {})))
+        return RemotePath(text, self._known[-1])
 
 
 @contextmanager

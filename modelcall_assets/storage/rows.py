@@ -23,12 +23,12 @@ from modelcall_assets.storage.formats import (
     format_of,
     line_blocks,
     open_lines,
+    parse_line,
     read_document,
 )
-from modelcall_assets.storage.jsonl import dumps, parse_line
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.parquet import is_json_text
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.values import dumps, is_json_text
 
 GIVEN_ID = "api_record_id"
 ID_COLUMNS = ("id", "uid")
