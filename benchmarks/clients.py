@@ -32,9 +32,9 @@ Ask = Callable[[list[dict[str, str]]], Awaitable[str]]
 async def engine(task: str, option: str = "") -> None:
     """This project: JSONL → journal → Parquet, through the step that its assets call."""
     from modelcall_assets.config.catalog import find_root, load_task
+    from modelcall_assets.stages import Run
     from modelcall_assets.stages.report import Tally
     from modelcall_assets.stages.scores import Scores
-    from modelcall_assets.stages.stage import Run
     from modelcall_assets.stages.task import Task
 
     loaded, tally = Task(load_task(Path(task), find_root(Path(task).parent))), Tally()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import Block, OldField
+from modelcall_assets.config import Block, OldField
 from modelcall_assets.config.datasets import MAPPING_KEYS, DatasetConfig, MergeGroup
 from modelcall_assets.config.distillation import STEP_FIELDS, DistillationTask, in_old_block
 from modelcall_assets.config.migrate import in_file_order

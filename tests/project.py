@@ -35,12 +35,12 @@ from modelcall_assets.defs import project_definitions
 from modelcall_assets.defs.instance import open_instance, partitions_of, register
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.defs.sensors import files_sensor
-from modelcall_assets.llm.engine import Engine
+from modelcall_assets.llm import Engine
 from modelcall_assets.records import decode_key, encode_key
+from modelcall_assets.stages import Run
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
-from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.publishing import read_manifest
 

@@ -34,17 +34,17 @@ from modelcall_assets.errors import (
     EndpointRefused,
     RunStopped,
 )
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal
 from modelcall_assets.journal.lines import Address, BatchNote, Entry
+from modelcall_assets.llm import UNANSWERED_LIMIT
 from modelcall_assets.llm.batch import BatchClient
 from modelcall_assets.llm.classify import Patience
 from modelcall_assets.llm.dialogue import ChatRequest
-from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.stages import Run
 from modelcall_assets.stages.batch_calls import FIRST_WITH_BUDGET
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.scores import Scores
-from modelcall_assets.stages.stage import Run
 
 BATCH: dict[str, Any] = {"mode": "batch", "batch": {"poll_seconds": 0.02}}
 

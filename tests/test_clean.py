@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from project import NAMES, TASK, A, B, C, Ended, Project, some_rows
 
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal
 from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.journal.segments import segment_paths
 from modelcall_assets.rehearsal import RehearsalServer

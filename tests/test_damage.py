@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal.journal import Journal, SharedReplies
+from modelcall_assets.journal import Journal, SharedReplies
 from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.journal.segments import pack, segment_paths
 

@@ -16,8 +16,8 @@ from s3_server import S3Server
 
 from modelcall_assets.config.catalog import load_catalog
 from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import read_bytes
 from modelcall_assets.storage.publishing import read_manifest

@@ -53,8 +53,8 @@ from modelcall_assets.defs.instance import range_tags, register
 from modelcall_assets.defs.runs import RunSummary, TaskRunner
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.stages import Run
 from modelcall_assets.stages.report import Report, Tally, Watcher
-from modelcall_assets.stages.stage import Run
 
 STAGES = ("raw", "chatml", "merged", "responses", "scores")
 

@@ -14,9 +14,9 @@ import pytest
 from endpoint import Endpoint, WithoutNetwork, completion, http, in_turn, payload, refusal, serving
 
 from modelcall_assets.errors import EndpointDown, EndpointRefused, RunStopped
+from modelcall_assets.llm import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Exchange, GaveUp, Patience, Reply
-from modelcall_assets.llm.engine import OVERLOADS_BORNE, UNANSWERED_LIMIT, Engine
 from modelcall_assets.llm.transport import SPARE, DirectTransport
 from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.rehearsal import Faults, RehearsalServer, serve_in_thread

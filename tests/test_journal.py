@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelcall_assets.errors import InputError, StoreError
-from modelcall_assets.journal.journal import POSITION_BITS, Journal
+from modelcall_assets.journal import POSITION_BITS, Journal
 from modelcall_assets.journal.lines import (
     Address,
     Addresses,
@@ -503,7 +503,7 @@ def test_a_crash_while_packing_leaves_everything(folder: Path) -> None:
 LIVING = """
 import sys
 from pathlib import Path
-from modelcall_assets.journal.journal import Address, Entry, Journal
+from modelcall_assets.journal import Address, Entry, Journal
 
 with Journal(Path(sys.argv[1]), "other") as journal:
     known = journal.dialogues(Address("0" * 32))

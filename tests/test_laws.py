@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from project import TASK, Project, Row, read_rows, stable
 
 from modelcall_assets.journal.segments import open_segment, segment_paths
+from modelcall_assets.llm import Engine
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Reply
-from modelcall_assets.llm.engine import Engine
 from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.stages import Run
 from modelcall_assets.stages.report import Tally
-from modelcall_assets.stages.stage import Run
 from modelcall_assets.stages.task import Task
 
 IN_FLIGHT = 16

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from project import until
 
 from modelcall_assets.errors import EndpointRefused
+from modelcall_assets.llm import Engine
 from modelcall_assets.llm.channel import EJECT_AFTER, Channel, Lease, Window
 from modelcall_assets.llm.classify import Exchange, GaveUp, Reply
-from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import Reason
 
 

@@ -24,8 +24,7 @@ from s3_proxy import S3Proxy
 from s3_server import S3Server
 
 from modelcall_assets.errors import ModelcallError, StoreError
-from modelcall_assets.journal import mirror, segments
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal, mirror, segments
 from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.journal.mirror import journal_files, open_journal, remove
 from modelcall_assets.records import StoreOptions

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from project import A, Project
 
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal
 from modelcall_assets.journal.lines import Address, Entry
+from modelcall_assets.llm import Engine
 from modelcall_assets.llm.channel import Channel
 from modelcall_assets.llm.classify import Reply
-from modelcall_assets.llm.engine import Engine
 from modelcall_assets.stages.report import Report
 
 Says = Callable[[int], Any]

@@ -14,7 +14,7 @@ import yaml
 from project import NAMES, TASK, A, Project, some_rows, until
 
 from modelcall_assets.errors import InputError, SetupError
-from modelcall_assets.journal.journal import Journal, SharedReplies
+from modelcall_assets.journal import Journal, SharedReplies
 from modelcall_assets.journal.lines import Address, Entry
 from modelcall_assets.journal.segments import Asking
 from modelcall_assets.llm.completion import Usage

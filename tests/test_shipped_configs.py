@@ -13,7 +13,7 @@ import pytest
 from project import TASK, Project, Row, read_rows, some_rows, write_rows
 
 from modelcall_assets.cli.main import modelcall
-from modelcall_assets.config.block import Block
+from modelcall_assets.config import Block
 from modelcall_assets.config.catalog import (
     load_catalog,
     load_model,

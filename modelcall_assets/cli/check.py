@@ -21,7 +21,7 @@ from modelcall_assets.cli.terminal import (
     force_option,
     refuse_existing,
 )
-from modelcall_assets.config.block import Content, Parse, did_you_mean
+from modelcall_assets.config import Content, Parse, did_you_mean
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,

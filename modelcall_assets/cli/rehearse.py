@@ -23,10 +23,10 @@ from modelcall_assets.cli.terminal import (
 )
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.llm import Engine
 from modelcall_assets.llm.classify import GaveUp, Said
 from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.dialogue import Rules
-from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 from modelcall_assets.stages.asking import AskingStage

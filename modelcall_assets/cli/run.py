@@ -25,9 +25,9 @@ from modelcall_assets.cli.terminal import (
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import NEVER_ASKED, short
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.source import Published
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.standing import MAKE_ANEW, Retry, Wanted, out_of_date
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import matches

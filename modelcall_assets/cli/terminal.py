@@ -15,16 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.errors import Problem
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.source import Published, published_files
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place

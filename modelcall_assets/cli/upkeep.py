@@ -23,11 +23,11 @@ from modelcall_assets.cli.terminal import (
 from modelcall_assets.config.catalog import find_root, load_catalog
 from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records import decode_key
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.adopt import Adoption, look
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.duplicates import forget
 from modelcall_assets.stages.publication import others, read_note, write_note
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.stages.upkeep import (
     OLD_JOURNAL,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from modelcall_assets.config.block import Content, Parse, Parsed, at, errors_in, nearest
+from modelcall_assets.config import Content, Parse, Parsed, at, errors_in, nearest
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     Block,
     Content,
     Parsed,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     Block,
     Content,
     Count,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import OR_EMPTY, Block, Limit, Text, mistake, must, shown_value
+from modelcall_assets.config import OR_EMPTY, Block, Limit, Text, mistake, must, shown_value
 from modelcall_assets.config.files import Check, Expander
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import (

@@ -17,7 +17,7 @@ import yaml
 from dotenv import dotenv_values
 from pydantic_core import PydanticCustomError
 
-from modelcall_assets.config.block import Content, problem_of
+from modelcall_assets.config import Content, problem_of
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.records.secrets import REFERENCE
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic.fields import FieldInfo
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     Block,
     Content,
     OldField,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     Block,
     Content,
     Limit,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     OR_EMPTY,
     Block,
     Content,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from modelcall_assets.config.block import Block, Count, Limit, Text, Texts, did_you_mean, mistake
+from modelcall_assets.config import Block, Count, Limit, Text, Texts, did_you_mean, mistake
 from modelcall_assets.config.places import Folder
 from modelcall_assets.errors import Problem
 

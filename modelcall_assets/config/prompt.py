@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import jsonschema_rs
 from pydantic import AfterValidator, Field
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     Block,
     Content,
     Parsed,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic_core import PydanticCustomError
 
-from modelcall_assets.config.block import problem_of
+from modelcall_assets.config import problem_of
 from modelcall_assets.config.datasets import DatasetConfig, MergeGroup
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.files import Check, Environment, Expander, MissingVariable

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from modelcall_assets.config.block import (
+from modelcall_assets.config import (
     Block,
     Content,
     Count,

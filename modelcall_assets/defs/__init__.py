@@ -16,8 +16,7 @@ from modelcall_assets.config.catalog import (
     load_catalog,
     load_linked,
 )
-from modelcall_assets.defs.assets import task_assets
-from modelcall_assets.defs.models import model_resources
+from modelcall_assets.defs.assets import model_resources, task_assets
 from modelcall_assets.defs.runs import housekeeping_sensor, locked_executor
 from modelcall_assets.defs.sensors import task_sensors
 from modelcall_assets.errors import Problem, SetupError

@@ -9,19 +9,23 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, repeat
+from pathlib import PurePath
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from modelcall_assets.config.catalog import legal_key
+from modelcall_assets.config.endpoint import EndpointConfig
 from modelcall_assets.defs.instance import asset_key, partitions_of
-from modelcall_assets.defs.ledger import Ended, check_event, events_of
-from modelcall_assets.defs.models import model_keys
-from modelcall_assets.defs.shown import (
+from modelcall_assets.defs.ledger import (
     CHECKED,
     COMPLETE,
+    Ended,
+    check_event,
     check_of,
     definition_metadata,
+    events_of,
     failed_check,
     metadata_of,
 )
@@ -30,13 +34,14 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
+from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.report import Report, Tally, Watcher, last_line
-from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import in_thread
 
 GRACE_S = 20.0
+_LIMITS = ("max_in_flight", "requests_per_minute", "tokens_per_minute")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -239,3 +244,45 @@ def failure_text(failed: Mapping[str, str], of: int) -> str:
 
 def failure(message: str) -> dg.Failure:
     return dg.Failure(message, allow_retries=False)
+
+
+class Model(dg.ConfigurableResource):
+    """The model of a file in `configs/models/`: where it is asked, within which limits, at which
+    prices. Its requests go through the task's own engine."""
+
+    file: str
+    model: str
+    endpoints: list[str]
+    prices: dict[str, float]
+
+
+def model_keys(stage: Stage) -> set[str]:
+    """The resource that a stage uses, if it asks a model."""
+    if not isinstance(stage, AskingStage):
+        return set()
+    return {legal_key(f"model_{PurePath(stage.spec.files[stage.model_in]).stem}")}
+
+
+def model_resources(tasks: Sequence[Task]) -> dict[str, Model]:
+    """Those of all stages, by key."""
+    return {
+        key: _resource(stage)
+        for task in tasks
+        for stage in task.stages
+        if isinstance(stage, AskingStage)
+        for key in model_keys(stage)
+    }
+
+
+def _resource(stage: AskingStage) -> Model:
+    model = stage.model
+    prices = model.prices.model_dump(exclude_none=True)
+    endpoints = [_told(each) for each, _, _ in model.client_config.each("")]
+    name = str(model.chat_config.model)
+    file = stage.spec.files[stage.model_in]
+    return Model(file=file, model=name, endpoints=endpoints, prices=prices)
+
+
+def _told(endpoint: EndpointConfig) -> str:
+    limits = (f"{name} {value}" for name in _LIMITS if (value := getattr(endpoint, name)))
+    return ", ".join((endpoint.base_url or "", *limits))

@@ -33,8 +33,8 @@ from modelcall_assets.defs.instance import (
 )
 from modelcall_assets.defs.ledger import Ledger
 from modelcall_assets.errors import ModelcallError
+from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.report import Report, Tally, Watcher
-from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
 

@@ -29,7 +29,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from modelcall_assets.defs.storage import KeptSqliteStorage
 from modelcall_assets.errors import Problem, SetupError, StoreError
-from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.task import Keys, Task
 from modelcall_assets.storage.files import BUSY_S, write_ahead, write_bytes
 from modelcall_assets.storage.publishing import claimed

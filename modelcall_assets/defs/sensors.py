@@ -35,7 +35,7 @@ from modelcall_assets.defs.instance import (
 )
 from modelcall_assets.errors import ModelcallError
 from modelcall_assets.records import decode_key, encode_key
-from modelcall_assets.stages.stage import Stage
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.publishing import read_manifest

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelcall_assets.errors import InputError
-from modelcall_assets.journal import segments
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal, segments
 from modelcall_assets.journal.packed import PACKED_SUFFIX, replaced_by
 from modelcall_assets.journal.segments import FolderLock
 from modelcall_assets.storage.files import delete, open_input, publish, read_bytes, write_bytes

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from modelcall_assets.journal.journal import Journal, Position, SharedReplies
+from modelcall_assets.journal import Journal, Position, SharedReplies
 from modelcall_assets.journal.lines import Address, Addresses, Entry
 from modelcall_assets.journal.segments import Asking
 from modelcall_assets.llm.classify import Reply

@@ -22,15 +22,16 @@ from weakref import finalize
 from modelcall_assets.config.endpoint import Address, Endpoint, Resolver
 from modelcall_assets.config.model import BatchConfig, ModelConfig
 from modelcall_assets.errors import EndpointDown, EndpointRefused, InHand, RunStopped, StoreError
-from modelcall_assets.journal.journal import Journal, SharedReplies
+from modelcall_assets.journal import Journal, SharedReplies
 from modelcall_assets.journal.segments import Asking
+from modelcall_assets.llm import Engine
 from modelcall_assets.llm.channel import Channel, Lease
 from modelcall_assets.llm.classify import PATIENCE, Patience
 from modelcall_assets.llm.dialogue import NOT_IN_KEY, PARSER_VERSION, Rules
-from modelcall_assets.llm.engine import Engine
 from modelcall_assets.llm.transport import DirectTransport, HttpTransport
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt
 from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.calls import Budget, Caller
@@ -39,7 +40,6 @@ from modelcall_assets.stages.replay import Asked, Reuse
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
-from modelcall_assets.stages.stage import Run, Stage, Work
 from modelcall_assets.stages.standing import Standing, Wanted, standing
 from modelcall_assets.storage.files import NewFile, in_thread
 from modelcall_assets.storage.places import explained

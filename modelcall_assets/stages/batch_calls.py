@@ -26,10 +26,10 @@ from modelcall_assets.errors import (
     ModelcallError,
     RunStopped,
 )
-from modelcall_assets.journal.journal import Position
+from modelcall_assets.journal import Position
 from modelcall_assets.journal.lines import Address, BatchNote
+from modelcall_assets.llm import UNANSWERED_LIMIT
 from modelcall_assets.llm.classify import Exchange, Refused, Reply, Said, TryAgain, classify
-from modelcall_assets.llm.engine import UNANSWERED_LIMIT
 from modelcall_assets.records.outcome import Failure, short
 from modelcall_assets.stages.replay import NO_REPLY, ROWS_AT_ONCE, Asks, Pending, Replay, Spool
 from modelcall_assets.stages.standing import Unanswered

@@ -10,17 +10,17 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from modelcall_assets.config.block import did_you_mean
+from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.distillation import ChatmlStep, DistillationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.errors import InputError, Problem
 from modelcall_assets.records import encode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.inputs import SplitInputs, version_of
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Distribution, Report, Tally
 from modelcall_assets.stages.source import changed
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading

@@ -27,7 +27,7 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.preprocessor import Grouping
 
 if TYPE_CHECKING:
-    from modelcall_assets.stages.stage import Stage
+    from modelcall_assets.stages import Stage
     from modelcall_assets.stages.task import Task
 
 Page = tuple[list[FileInfo], str]

@@ -21,12 +21,12 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal.lines import Words
 from modelcall_assets.records import decode_key, encode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Numbered, Row, moved_names
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
 from modelcall_assets.stages.source import MEMBERS
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import matches

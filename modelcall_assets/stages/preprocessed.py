@@ -24,6 +24,7 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.duplicates import Duplicates
 from modelcall_assets.stages.inputs import FolderInputs, GroupedInputs, Inputs
 from modelcall_assets.stages.pieces import ERROR_COLUMN, PieceRows, RowSpool, in_order
@@ -31,7 +32,6 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.recipe import Recipe, Worker
 from modelcall_assets.stages.report import LISTED, Report, Tally, counted
 from modelcall_assets.stages.source import Source
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo, stat_file

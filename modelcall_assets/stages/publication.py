@@ -41,7 +41,7 @@ from modelcall_assets.storage.publishing import (
 )
 
 if TYPE_CHECKING:
-    from modelcall_assets.stages.stage import Stage
+    from modelcall_assets.stages import Stage
 
 
 NOT_OURS = "was not written by this task"

@@ -14,10 +14,10 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import decode_key, is_data_file
 from modelcall_assets.records.outcome import BadLine, Reason, Row
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.inputs import GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Seen, Tally
 from modelcall_assets.stages.source import MEMBERS, Part
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import MOST_ROWS, check_writable, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Digest, Format, Reading, format_of

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import orjson
 
 from modelcall_assets.errors import StoreError
-from modelcall_assets.journal.journal import Journal, Position
+from modelcall_assets.journal import Journal, Position
 from modelcall_assets.journal.lines import Address, Addresses, Entry
+from modelcall_assets.llm import Engine
 from modelcall_assets.llm.classify import Exchange, Said
 from modelcall_assets.llm.completion import Answer, Usage
 from modelcall_assets.llm.dialogue import ChatRequest, Finished, said_in
-from modelcall_assets.llm.engine import Engine
 from modelcall_assets.records.outcome import BadLine, Failure, Row, Success
 from modelcall_assets.stages.adopt import ADOPTED, Reuse, adopted_row
 from modelcall_assets.stages.report import Tally

@@ -25,6 +25,7 @@ from modelcall_assets.records.outcome import (
     Success,
     bad_line,
 )
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.publication import Draft
@@ -40,7 +41,6 @@ from modelcall_assets.stages.score_table import (
     outcome_row,
 )
 from modelcall_assets.stages.source import Source
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS

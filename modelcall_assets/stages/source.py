@@ -35,7 +35,7 @@ from modelcall_assets.storage.rows import (
 from modelcall_assets.storage.values import schema_from_json
 
 if TYPE_CHECKING:
-    from modelcall_assets.stages.stage import Stage
+    from modelcall_assets.stages import Stage
 
 MEMBERS = "members"
 """In the detail of a manifest: the files, or partitions, that make one."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal
 from modelcall_assets.records.outcome import Failure, Reason
+from modelcall_assets.stages import Run
 from modelcall_assets.stages.source import Published, Source
-from modelcall_assets.stages.stage import Run
 from modelcall_assets.storage.files import file_digest, write_bytes
 from modelcall_assets.storage.places import Place, is_absent
 from modelcall_assets.storage.publishing import Manifest, read_manifest

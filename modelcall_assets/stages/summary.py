@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from modelcall_assets.errors import InputError
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
 from modelcall_assets.stages.source import MEMBERS
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.storage.files import file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.places import Place

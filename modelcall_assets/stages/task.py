@@ -14,9 +14,10 @@ from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.spec import TaskSpec, unwritable
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.journal.journal import Journal
+from modelcall_assets.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
 from modelcall_assets.records import decode_key, encode_key, is_data_file
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.chatml import Chatml
 from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
 from modelcall_assets.stages.merged import Merged
@@ -24,7 +25,6 @@ from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scores import ScorerScores, Scores
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.summary import Summary
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, Stores

@@ -13,10 +13,10 @@ from modelcall_assets.journal.mirror import journal_files
 from modelcall_assets.journal.mirror import remove as remove_journal
 from modelcall_assets.journal.segments import is_segment_name
 from modelcall_assets.records import decode_key
+from modelcall_assets.stages import Stage
 from modelcall_assets.stages.calls import read_spent
 from modelcall_assets.stages.publication import Note, read_note, stranger
 from modelcall_assets.stages.source import MAKE_ANEW
-from modelcall_assets.stages.stage import Stage
 from modelcall_assets.stages.task import Keys, Task
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.formats import OURS
