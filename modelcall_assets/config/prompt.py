@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import PurePath
 from string import Formatter
 from typing import Annotated, Any, cast
@@ -161,7 +162,7 @@ class PromptConfig(Block):
     def call(self, name: str) -> None:
         self._name = name
 
-    @property
+    @cached_property
     def version(self) -> str:
         """`<name>@<digest>`: changes when the content does, not when its layout does."""
         content = [self.prompt_template.model_dump(), self.output_config.model_dump()]

@@ -10,13 +10,14 @@ import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, ClassVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import finalize
 
 from modelcall_assets.config.endpoint import Address, Endpoint, Resolver
@@ -36,7 +37,7 @@ from modelcall_assets.stages.adopt import Adoption, OldAnswer, adopt
 from modelcall_assets.stages.batch_calls import BatchCaller
 from modelcall_assets.stages.calls import Budget, Caller
 from modelcall_assets.stages.publication import Draft, old_files
-from modelcall_assets.stages.replay import Asked, Reuse
+from modelcall_assets.stages.replay import Asked, Replay, Reuse
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import Rate
 from modelcall_assets.stages.source import Source
@@ -48,6 +49,20 @@ from modelcall_assets.transforms.user_code import Fields
 
 if TYPE_CHECKING:
     from modelcall_assets.llm.batch import BatchClient
+
+
+_ONE_MAKES = Lock()
+
+
+class Begun(NamedTuple):
+    """What a partition is answered with."""
+
+    source: Source
+    draft: Draft
+    journal: Journal
+    reuse: Reuse
+    stands: Standing
+    adoption: Adoption | None
 
 
 class AskingStage(Stage):
@@ -185,63 +200,68 @@ class AskingStage(Stage):
     async def answer(self, key: str, engine: Engine, run: Run) -> Report:
         """Every row of a partition. What `max_failure_rate` rejects lies aside. InHand when another
         run asks for it now."""
-        fresh, tally = run.fresh, run.tally
-        source = await in_thread(self.source, key)
-        with (
-            await in_thread(self._in_hand, key),
-            await in_thread(Draft, self, key) as draft,
-            await in_thread(self._journal, key, run) as journal,
-            closing(await self._reuse(key, run)) as reuse,
-        ):
-            stands = await in_thread(standing, self, key, source, run, journal)
-            reuse.published |= stands is not None
-            adoption = None
-            if draft.adopts and not fresh:
-                adoption = await in_thread(self._adopt, draft, key, source, journal)
-            given = (self, engine, journal, tally, reuse, stands or Standing(settled=False))
+        with ExitStack() as opened:
+            begun = await in_thread(self._begin, key, run, opened)
+            given = (self, engine, begun.journal, run.tally, begun.reuse, begun.stands)
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()
                 counted = {"requests": batches.requests, "warnings": batches.warnings}
-                caller = Caller(*given, **counted, rows=source.rows_read * self.samples)
+                caller = Caller(*given, **counted, rows=begun.source.rows_read * self.samples)
                 caller.cost_usd = batches.cost_usd
             began = time.monotonic()
             try:
-                await caller.run(self.asks_of(source))
+                await caller.run(self.asks_of(begun.source))
             except (EndpointRefused, EndpointDown):
-                if reuse.published:  # the failures are the endpoint's: they may be tried anew
-                    await in_thread(journal.give_second_tries)
+                if begun.reuse.published:  # the failures are the endpoint's: they may be tried anew
+                    await in_thread(begun.journal.give_second_tries)
                 raise
-            seconds = time.monotonic() - began
-            if kept := caller.stayed:
-                caller.warnings.append(f"{kept} rows keep their answer: asked again, they failed")
-            report = await in_thread(
-                draft.written,
-                lambda out: self.write(source, caller.rate, out, caller.types.fields()),
+            return await in_thread(self._end, key, begun, caller, time.monotonic() - began)
+
+    def _begin(self, key: str, run: Run, opened: ExitStack) -> Begun:
+        source = self.source(key)
+        opened.enter_context(self._in_hand(key))
+        draft = opened.enter_context(Draft(self, key))
+        journal = opened.enter_context(self._journal(key, run))
+        reuse = opened.enter_context(closing(self._reuse(key, run)))
+        stands = standing(self, key, source, run, journal)
+        reuse.published |= stands is not None
+        adoption = None
+        if draft.adopts and not run.fresh:
+            adoption = self._adopt(draft, key, source, journal)
+        return Begun(source, draft, journal, reuse, stands or Standing(settled=False), adoption)
+
+    def _end(self, key: str, begun: Begun, caller: Replay, seconds: float) -> Report:
+        """The rows, published."""
+        source, draft, journal = begun.source, begun.draft, begun.journal
+        if kept := caller.stayed:
+            caller.warnings.append(f"{kept} rows keep their answer: asked again, they failed")
+        report = draft.written(
+            lambda out: self.write(source, caller.rate, out, caller.types.fields())
+        )
+        report.warnings = caller.warnings
+        told: dict[str, Any] = {"requests_sent": caller.requests}
+        told["answered_from_journal"] = caller.replayed
+        if isinstance(caller, Caller):
+            told["waits"] = caller.waits
+        if caller.cost_usd is not None:
+            told["run_cost_usd"] = caller.cost_usd
+        if asked := report.rows - caller.replayed:
+            told["rows_per_second"] = round(asked / seconds, 1)
+        report.numbers = told | report.numbers
+        if damaged := journal.damaged:
+            report.numbers["damaged_journal_lines"] = damaged
+            lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
+            caller.tally.warnings.append(
+                f"{decode_key(key)}: damaged lines in its journal: {lines}; the replies in "
+                "them were asked for again where rows need them, all others are kept"
             )
-            report.warnings = caller.warnings
-            told: dict[str, Any] = {"requests_sent": caller.requests}
-            told["answered_from_journal"] = caller.replayed
-            if engine.batches is None:
-                told["waits"] = caller.waits
-            if caller.cost_usd is not None:
-                told["run_cost_usd"] = caller.cost_usd
-            if asked := report.rows - caller.replayed:
-                told["rows_per_second"] = round(asked / seconds, 1)
-            report.numbers = told | report.numbers
-            if damaged := journal.damaged:
-                report.numbers["damaged_journal_lines"] = damaged
-                lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
-                tally.warnings.append(
-                    f"{decode_key(key)}: damaged lines in its journal: {lines}; the replies in "
-                    "them were asked for again where rows need them, all others are kept"
-                )
-            tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
-            report.detail["made_by"] = self.version()
-            if adoption is not None:
-                report.detail["adopted"] = asdict(adoption)
-            await in_thread(lambda: draft.publish(report, source.fingerprint()))
-            await in_thread(journal.seal, report.data_version)
+        caller.tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
+        report.detail["made_by"] = self.version()
+        if begun.adoption is not None:
+            report.detail["adopted"] = asdict(begun.adoption)
+        draft.publish(report, source.fingerprint())
+        journal.seal(report.data_version)
         return report
 
     def choose(self, keys: Sequence[str], run: Run) -> None:
@@ -279,7 +299,7 @@ class AskingStage(Stage):
         path, file = self.layout.spent_path, self.spec.file_name
         return Budget(file, path, prices, task.budget_usd, task.budget_tokens)
 
-    async def _reuse(self, key: str, run: Run) -> Reuse:
+    def _reuse(self, key: str, run: Run) -> Reuse:
         """The project has a table of answers, or else the run, whose files run side by side.
         Several samples of one request are to differ: they are never waited for."""
         policy = self.spec.task.reuse
@@ -287,14 +307,15 @@ class AskingStage(Stage):
         if not is_of_project and not policy.identical_once:
             return Reuse(policy.scope != "off")
         owner = "" if is_of_project else run.id
-        if owner not in self._tables:
-            table = self.layout.shared_answers_path
-            if owner:
-                table = Path(mkdtemp(prefix="modelcall-")) / table.name
-                finalize(self, rmtree, table.parent, ignore_errors=True)
-            self._tables[owner] = table, Asking(table.with_suffix(".asking"))
+        with _ONE_MAKES:
+            if owner not in self._tables:
+                table = self.layout.shared_answers_path
+                if owner:
+                    table = Path(mkdtemp(prefix="modelcall-")) / table.name
+                    finalize(self, rmtree, table.parent, ignore_errors=True)
+                self._tables[owner] = table, Asking(table.with_suffix(".asking"))
         table, asking = self._tables[owner]
-        shared = await in_thread(SharedReplies, table, self.layout.read_journal)
+        shared = SharedReplies(table, self.layout.read_journal)
         wait_for = asking if self.samples == 1 else None
         folder = str(self.journal_folder(key))
         return Reuse(policy.scope != "off", shared, not is_of_project, wait_for, folder)
