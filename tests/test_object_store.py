@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from botocore.client import BaseClient
-from project import until
+from project import TASK, Project, some_rows, until
 from s3_proxy import S3Proxy
 from s3_server import S3Server
 
@@ -531,3 +532,19 @@ def test_what_a_reader_does_wrong_is_its_own(place: RemotePath) -> None:
         with pytest.raises(type(error), match="mine") as raised, open_input(place):
             raise error
         assert raised.value is error
+
+
+def test_a_run_with_nothing_to_do_costs_a_store_listings_however_many_files_there_are(
+    project: Project, s3_server: S3Server, bucket: str, proxy: S3Proxy
+) -> None:
+    project.write_task_in_store(s3_server, bucket, proxy.endpoint)
+    asked: list[Counter[str]] = []
+    for count in (5, 15):
+        for number in range(count):
+            project.write_input(f"{number:02}.jsonl", some_rows(1, f"file {number}"))
+        assert project.run("run-task", TASK).code == 0
+        proxy.clear()
+        again = project.run("run-task", TASK)
+        assert (again.code, "nothing to do" in again.out) == (0, True), again
+        asked.append(Counter(f"{call.method} {call.key}" for call in proxy.calls))
+    assert asked[0] == asked[1], asked

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,16 @@ from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
 from modelcall_assets.errors import Problem
 from modelcall_assets.records import decode_key
-from modelcall_assets.records.outcome import Reason
+from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.source import Published, published_files
+from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.transforms import Where
 
 if TYPE_CHECKING:
@@ -122,28 +122,29 @@ class RunDisplay:
     def told(self, task: Task, keys: Sequence[str], ended: "RunSummary") -> Iterator[str]:
         """The whole selection's state, and what the run that was shown did for it."""
         *before, last = (stage for stage in task.stages if stage.done)
-        yield _totals(last, _manifests(last, keys), ended.behind)
+        results = Results(task)
+        yield _totals(last, _latest(results, last, keys), ended.behind)
         for stage in (*before, last):
-            found, is_last = _manifests(stage, keys), stage is last
-            flawed = (made is None or made.failed or made.dropped for made in found.values())
+            found, is_last = _latest(results, stage, keys), stage is last
+            flawed = (row is None or row["failed"] or row["dropped"] for row in found.values())
             if not is_last and any(flawed):
                 yield f"  {_totals(stage, found)}"
             of = "" if is_last else f"{stage.name} of "
-            for key, made in found.items():
-                if made is not None and not made.accepted:
+            for key, row in found.items():
+                if row and not row["accepted"] and (made := stage.latest(key)):
                     yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
         for key in ended.behind:
-            if (made := last.latest(key)) and made.accepted:
+            if (last.name, key, True) in results.rows:
                 why = "the result of an earlier run, since this one did not make it"
                 yield f"  kept: {decode_key(key)}: {why}"
         tallies = self.tallies.values()
-        yield from _warnings(task.stages[0], keys)
+        yield from _warnings(task.stages[0], _latest(results, task.stages[0], keys))
         yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
         requests = sum(tally.requests for tally in tallies)
         replayed = sum(tally.replayed for tally in tallies)
         if any(ended.ran.values()):
             for stage in task.stages:
-                yield from _adopted(stage, keys)
+                yield from _adopted(stage, _latest(results, stage, keys))
             rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
             yield (
                 f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
@@ -275,16 +276,25 @@ def load(task: Path) -> Task:
     return Task(spec)
 
 
-def _manifests(stage: Stage, keys: Sequence[str]) -> dict[str, Manifest | None]:
+def _latest(results: Results, stage: Stage, keys: Sequence[str]) -> dict[str, Row | None]:
     """The latest results, accepted or not, of the selected keys of the first stage, or of all the
     stage has where these are others."""
-    has_others = stage.keys is not stage.task.stages[0].keys
-    return {key: stage.latest(key) for key in (stage.keys.now() if has_others else keys)}
+    has_others, rows = stage.keys is not stage.task.stages[0].keys, results.rows
+    return {
+        key: rows.get((stage.name, key, False)) or rows.get((stage.name, key, True))
+        for key in (stage.keys.now() if has_others else keys)
+    }
 
 
-def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
-    for key, made in _manifests(stage, keys).items():
-        detail = made.detail if made is not None else {}
+def _details(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By key what manifests say beside their numbers, of those that do."""
+    for key, row in found.items():
+        if row and row["says_more"] and (made := stage.latest(key)):
+            yield key, made.detail
+
+
+def _adopted(stage: Stage, found: Mapping[str, Row | None]) -> Iterator[str]:
+    for key, detail in _details(stage, found):
         name = f"{stage.name} of {decode_key(key)}"
         if adopted := detail.get("adopted"):
             torn = adopted["torn"]
@@ -297,26 +307,27 @@ def _adopted(stage: Stage, keys: Sequence[str]) -> Iterator[str]:
             yield f"  set aside: {name}: the file that was there is kept as {aside}"
 
 
-def _warnings(first: Stage, keys: Sequence[str]) -> list[str]:
-    found = [
+def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
+    told = [
         f"  warning: {decode_key(key)}: {warning}"
-        for key in keys
-        if (made := read_manifest(first.manifest_path(key)))
-        for warning in made.detail.get(WARNINGS, ())
+        for key, detail in _details(first, found)
+        for warning in detail.get(WARNINGS, ())
     ]
-    more = len(found) - SHOWN_WARNINGS
-    return found[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
+    more = len(told) - SHOWN_WARNINGS
+    return told[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
 
 
-def _totals(stage: Stage, found: Mapping[str, Manifest | None], behind: Sequence[str] = ()) -> str:
-    manifests = [made for made in found.values() if made is not None]
-    rows, ok = sum(m.rows for m in manifests), sum(m.ok for m in manifests)
-    reasons = sum((Counter(manifest.failures) for manifest in manifests), Counter[str]())
-    current = (made for key, made in found.items() if key not in behind)
-    accepted = sum(made is not None and made.accepted for made in current)
+def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:
+    made, reasons = [row for row in found.values() if row is not None], Counter[str]()
+    rows, ok = sum(row["rows"] for row in made), sum(row["ok"] for row in made)
+    for row in made:
+        reasons.update(row["failures"])
+    behind = {*behind}
+    current = (row for key, row in found.items() if key not in behind)
+    accepted = sum(row is not None and row["accepted"] for row in current)
     text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
     text += f"{ok:,} succeeded, {rows - ok:,} failed"
     by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
     text += f" ({by_reason})" if by_reason else ""
-    dropped = sum(manifest.dropped for manifest in manifests)
+    dropped = sum(row["dropped"] for row in made)
     return f"{text}, {dropped:,} dropped" if dropped else text

@@ -20,6 +20,7 @@ from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
+from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
 from modelcall_assets.stages.source import MEMBERS
 from modelcall_assets.storage.files import file_digest, write_lines
@@ -52,7 +53,7 @@ class Summary(Stage):
         return self.layout.state_folder / self.name
 
     def own_shape(self) -> dict[str, Any]:
-        return {"summary": 3}
+        return {"summary": 4}
 
     def members_changed(self, key: str) -> bool:
         """False too while there is nothing to sum up."""
@@ -328,6 +329,7 @@ def _row(each: Result, made: Manifest, version: str) -> Row:
         "code_version": detail.get("code_version"),
         "content": made.output_digest or detail.get("digest") or made.input.digest,
         "made_of": made.input.digest,
+        "says_more": any(detail.get(name) for name in (WARNINGS, "adopted", "set_aside")),
         "input": made.input.version,
         "output": made.output,
         "uri": None if MEMBERS in detail else made.input.uri,
