@@ -90,16 +90,16 @@ class Chain:
         for stage in self.task.stages:
             if stage.keys != in_set:
                 in_set, keys = stage.keys, stage.keys.now()
-            statuses = self.statuses[stage.name]
-            if self.options.get(stage.name) or any(statuses.get(key) != GREEN for key in keys):
-                return False
             self.results.look(stage)
             if any(self.is_due(stage, key) for key in keys):
                 return False
         return True
 
     def is_due(self, stage: Stage, key: str) -> bool:
-        """Whether a green partition has to be made anew."""
+        """Whether a partition is not green, is to be made anew, or would be made otherwise now."""
+        is_anew = self.options.get(stage.name) and (self.files is None or key in self.files)
+        if is_anew or self.statuses[stage.name].get(key) != GREEN:
+            return True
         content = None
         if stage.upstream is not None and (stage.upstream.name, key) in self.made:
             made = stage.upstream.accepted(key)
@@ -211,12 +211,11 @@ class Link:
 
     def _rows_due(self, key: str, status: Any) -> int | None:
         chain, stage = self._chain, self._stage
-        is_anew = self._options and (chain.files is None or key in chain.files)
+        if not chain.is_due(stage, key):
+            return None
         may_be_untold = status != GREEN and not self._options and stage.answers
         if may_be_untold and chain.is_untold(stage, key):
             self._untold.add(key)
-        if status == GREEN and not is_anew and not chain.is_due(stage, key):
-            return None
         return stage.rows_to_work([key]) if stage.shows_progress else 0
 
     def _has_room(self) -> bool:
