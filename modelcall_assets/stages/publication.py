@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from modelcall_assets.errors import InputError, PlaceTaken, PublishedMeanwhile
+from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.records import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import Report
 from modelcall_assets.storage.files import (
@@ -30,8 +30,8 @@ from modelcall_assets.storage.files import (
     read_bytes,
     write_bytes,
 )
-from modelcall_assets.storage.listing import FileInfo, beside, exists, stat_file
-from modelcall_assets.storage.places import Place, is_absent
+from modelcall_assets.storage.listing import FileInfo, beside, exists, find_file, stat_file
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
@@ -77,12 +77,8 @@ def stranger(stage: Stage, key: str, place: Place, made: Manifest | None) -> Fil
     """The file at a place of a partition's that is not ours, if there is one; `made` is our
     manifest as it was. What another run has published since is ours, and so is what another
     partition's manifest describes: that of an input which has gone, or has another name now."""
-    try:
-        found = stat_file(place)
-    except InputError as error:
-        if is_absent(error):
-            return None
-        raise
+    if (found := find_file(place)) is None:
+        return None
     if made is not None and (made.output, made.output_version) == (str(place), found.version):
         return None
     digest = file_digest(place)

@@ -15,7 +15,8 @@ from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.stages import Run
 from modelcall_assets.stages.source import Published, Source
 from modelcall_assets.storage.files import file_digest, write_bytes
-from modelcall_assets.storage.places import Place, is_absent
+from modelcall_assets.storage.listing import find_file
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms import Where
@@ -185,13 +186,9 @@ def _acceptable(stage: AskingStage, key: str, source: Source) -> Standing | None
         return None
     if not _is_current(stage, made, source) or made.output is None:
         return None
-    try:
-        is_sound = file_digest(stage.result(made)) == made.output_digest
-    except InputError as error:
-        if is_absent(error):
-            return None
-        raise
-    return Standing(_failed(stage.result(made))) if is_sound else None
+    place = stage.result(made)
+    is_sound = find_file(place) is not None and file_digest(place) == made.output_digest
+    return Standing(_failed(place)) if is_sound else None
 
 
 def _is_current(stage: AskingStage, made: Manifest, source: Source) -> bool:

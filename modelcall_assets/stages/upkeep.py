@@ -24,11 +24,11 @@ from modelcall_assets.storage.listing import (
     FileInfo,
     LeftOver,
     exists,
+    find_file,
     left_overs,
     list_files,
-    stat_file,
 )
-from modelcall_assets.storage.places import Place, RemotePath, is_absent
+from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.publishing import Manifest, claims, read_manifest
 from modelcall_assets.storage.rows import count_rows
 
@@ -145,7 +145,8 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
             }
             journals = tuple(each.journal_folder(key) for each in stages if each.answers)
             replies = [file for journal in journals for file in journal_files(journal)]
-            files = (*_there([*manifests, *(each for each in outputs if outputs[each])]), *replies)
+            own = [*manifests, *(each for each in outputs if outputs[each])]
+            files = (*filter(None, map(find_file, own)), *replies)
             name, kept = decode_key(key), tuple(each for each in outputs if not outputs[each])
             scratch = task.layout.scratch
             yield Garbage(DELETED_INPUT, name, files, journals, scratch, key, keys, kept)
@@ -163,15 +164,6 @@ def recorded_keys(stages: Iterable[Stage]) -> set[str]:
     return found
 
 
-def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
-    for place in places:
-        try:
-            yield stat_file(place)
-        except InputError as error:
-            if not is_absent(error):
-                raise
-
-
 def _outputs(stages: Iterable[Stage], key: str) -> Iterator[tuple[Stage, Place]]:
     for stage in (each for each in stages if each.suffix):
         for place in (stage.output(key), *stage.beside(key)):
@@ -183,7 +175,7 @@ def _is_gone(task: Task, key: str) -> bool:
     first, places = task.stages[0], [task.layout.input_place(key)]
     if not first.suffix and (manifest := read_manifest(first.manifest_path(key))) is not None:
         places = [part.place for part in first.parts(key, manifest)]
-    return not list(_there(places))
+    return not any(map(find_file, places))
 
 
 KILLED = "a kill came between it and its manifest"

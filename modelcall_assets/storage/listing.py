@@ -17,10 +17,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
-from modelcall_assets.errors import StoreError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.records import is_data_file
 from modelcall_assets.storage.files import delete
-from modelcall_assets.storage.places import Place, RemotePath, explained
+from modelcall_assets.storage.places import Place, RemotePath, explained, is_absent
 
 _STAMPS = ("mtime", "LastModified", "last_modified", "modified", "created")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -110,6 +110,16 @@ def stat_file(place: Place) -> FileInfo:
         if details.get("type") == "directory":
             raise FileNotFoundError(str(place))
         return FileInfo.of_remote(place.name, place, details)
+
+
+def find_file(place: Place) -> FileInfo | None:
+    """As `stat_file`; None when it is missing."""
+    try:
+        return stat_file(place)
+    except InputError as error:
+        if is_absent(error):
+            return None
+        raise
 
 
 def exists(place: Place) -> bool:
