@@ -296,8 +296,7 @@ class Draft:
         stage, key = self._stage, self._key
         if self.note.adopt:
             write_note(stage, key, Note(written=(self.out.digest, *self._beside.values())))
-        aside = stage.manifest_path(key, rejected=True), stage.output(key, rejected=True)
-        for place in (*aside, *stage.beside(key, rejected=True)):
+        for place in stage.aside(key):
             delete(place)
         old = () if before is None else before.beside.values()
         for place in stage.beside(key) if old else ():

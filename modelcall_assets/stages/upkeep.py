@@ -135,9 +135,7 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
                 continue
             manifests = list[Place]()
             for stage in stages:
-                manifests += (stage.manifest_path(key, rejected=each) for each in (False, True))
-                manifests += (stage.note_path(key), stage.output(key, rejected=True))
-                manifests += stage.beside(key, rejected=True)
+                manifests += stage.manifest_path(key), stage.note_path(key), *stage.aside(key)
             outputs = {
                 place: stranger(stage, key, place, read_manifest(stage.manifest_path(key))) is None
                 for stage, place in _outputs(stages, key)
