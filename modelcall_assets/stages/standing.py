@@ -66,8 +66,7 @@ class Wanted:
         try:
             where = Where.parse(choice["where"]) if choice.get("where") else None
         except ValueError as error:
-            expected = "'column op value', joined by 'and'"
-            raise SetupError([Problem("options", "where", str(error), expected)]) from None
+            raise SetupError([Problem("options", "where", str(error), Where.expected)]) from None
         return cls({*choice["ids"]} if choice.get("ids") else None, where, reason)
 
     def __bool__(self) -> bool:
@@ -83,7 +82,7 @@ class Wanted:
             if (
                 (not self.reason or (failure is not None and failure.reason == self.reason))
                 and (self.ids is None or name in self.ids)
-                and (not self.where or (isinstance(item, dict) and self.where(item)))
+                and (self.where is None or self.where(item))
             ):
                 yield index, name
 
