@@ -181,7 +181,7 @@ _NO_FREE_ROWS = "run the task again; its journal is gone: all its rows are asked
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Defect:
     """Something that is not as it should be, and what to do about it."""
 
     stage: str
@@ -199,7 +199,7 @@ class Verification:
     rows: Counter[str] = field(default_factory=Counter[str])
     journal_lines: Counter[str] = field(default_factory=Counter[str])
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Defect]:
         """Reads every byte of the outputs and journals. InputError or StoreError when a disk or
         store does not answer."""
         clean = f"modelcall clean {self.task.spec.file_name}"
@@ -213,17 +213,17 @@ class Verification:
             for key in sorted(recorded_keys(stages) - present):
                 what = "its input is gone or was renamed; what was made of it is kept"
                 fix = f"`{clean} --deleted-inputs` deletes it, if it is gone for good"
-                yield Finding("", decode_key(key), what, fix)
+                yield Defect("", decode_key(key), what, fix)
         for garbage in left_over(self.task):
-            yield Finding("", garbage.name, garbage.why, f"`{clean}` deletes it")
+            yield Defect("", garbage.name, garbage.why, f"`{clean}` deletes it")
         task = self.task.spec.task
         if task.budget_usd is not None or task.budget_tokens is not None:
             try:
                 read_spent(self.task.layout.spent_path)
             except StoreError as error:
-                yield Finding("", self.task.layout.spent_path.name, str(error), "see there")
+                yield Defect("", self.task.layout.spent_path.name, str(error), "see there")
 
-    def _outputs(self, stage: Stage, present: set[str]) -> Iterator[Finding]:
+    def _outputs(self, stage: Stage, present: set[str]) -> Iterator[Defect]:
         made = {*stage.published_keys()}
         for rejected in (False, True):
             for key in sorted(stage.published_keys(rejected=rejected)):
@@ -231,7 +231,7 @@ class Verification:
                 manifest = read_manifest(place)
                 if manifest is None or manifest.rows != manifest.ok + manifest.failed:
                     wrong = f"its manifest is damaged: {place}"
-                    yield Finding(stage.name, decode_key(key), wrong, MAKE_ANEW)
+                    yield Defect(stage.name, decode_key(key), wrong, MAKE_ANEW)
                     continue
                 if not rejected:
                     self.outputs[stage.name] += 1
@@ -284,14 +284,14 @@ class Verification:
         is_paid = stage.asks and not journal_files(stage.journal_folder(key))
         return _NO_FREE_ROWS if is_paid else "run the task again: its rows cost nothing"
 
-    def _aside(self, stage: Stage) -> Iterator[Finding]:
+    def _aside(self, stage: Stage) -> Iterator[Defect]:
         """What lies below `.modelcall`: copies of files that were replaced, which are called by
         their digest, and rejected results that a kill has left without a manifest."""
         for file in list_files(stage.set_aside_folder, may_be_absent=True):
             folder = file.key_path.split("/")[0]
             if not file_digest(file.place).endswith(folder):
                 wrong = f"{file.uri} is not what was set aside"
-                yield Finding(stage.name, file.key_path, wrong, "bring it back from a copy")
+                yield Defect(stage.name, file.key_path, wrong, "bring it back from a copy")
         described = set[str]()
         for key in stage.published_keys(rejected=True):
             manifest = read_manifest(stage.manifest_path(key, rejected=True))
@@ -299,7 +299,7 @@ class Verification:
         for file in list_files(stage.rejected_folder, may_be_absent=True):
             if file.uri not in described:
                 wrong = f"{file.uri}: {KILLED}, or that is damaged"
-                yield Finding(stage.name, file.key_path, wrong, "delete it, or run the task again")
+                yield Defect(stage.name, file.key_path, wrong, "delete it, or run the task again")
 
     def _journal(self, stage: Stage, key: str) -> Iterator[tuple[str, str]]:
         folder = stage.journal_folder(key)
@@ -315,11 +315,11 @@ class Verification:
             yield f"{count:,} damaged lines in its journal: {folder}/{segment}", fix
 
 
-def _found(stage: Stage, key: str, findings: Iterator[tuple[str, str]]) -> Iterator[Finding]:
+def _found(stage: Stage, key: str, findings: Iterator[tuple[str, str]]) -> Iterator[Defect]:
     """Of pairs of what is wrong and what to do; what cannot be read is wrong too."""
     name = decode_key(key)
     try:
         for wrong, fix in findings:
-            yield Finding(stage.name, name, wrong, fix)
+            yield Defect(stage.name, name, wrong, fix)
     except InputError as error:
-        yield Finding(stage.name, name, str(error), "see there")
+        yield Defect(stage.name, name, str(error), "see there")
