@@ -18,7 +18,6 @@ from modelcall_assets.storage.datasets import Split, dataset_path, find_split, f
 from modelcall_assets.storage.listing import (
     FileInfo,
     list_files,
-    list_inputs,
     list_page,
     matches,
     stat_file,
@@ -118,7 +117,7 @@ class FolderInputs(Inputs):
         return {key: file.version for key in keys for file in self.members(key)}
 
     def all_keys(self) -> set[str]:
-        return {encode_key(file.key_path) for file in list_inputs(self.task.layout.input_folder)}
+        return {encode_key(file.key_path) for file in list_page(self.task.layout.input_folder)[0]}
 
 
 class OneInput(FolderInputs):
