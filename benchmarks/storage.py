@@ -27,7 +27,7 @@ from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.stages.recipe import Recipe
 from modelcall_assets.stages.source import Part, Source
 from modelcall_assets.storage.files import publish
-from modelcall_assets.storage.listing import list_inputs, stat_file
+from modelcall_assets.storage.listing import list_page, stat_file
 from modelcall_assets.storage.places import Stores
 
 FILES = 16
@@ -152,7 +152,7 @@ def listing(endpoint: str) -> int:
         "config_kwargs": {"s3": {"addressing_style": "path"}},
     }
     stores = Stores([StoreOptions("benchmark", "s3://", "s3", options)])
-    return len(list_inputs(stores.place("s3://bucket/in")))
+    return len(list_page(stores.place("s3://bucket/in"))[0])
 
 
 _CLEANED = Preprocess.model_validate(

@@ -15,6 +15,7 @@ from project import NAMES, TASK, A, C, Project, some_rows
 from modelcall_assets.defs.instance import open_instance
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
+from modelcall_assets.stages.standing import Retry
 
 
 def published(project: Project) -> list[str]:
@@ -202,6 +203,26 @@ class TestInterruption:
         assert "90 rows, 90 succeeded" in ended.out
         assert server.stats()["repeated_ok"] <= 4, "more than what was in flight is paid again"
         assert server.stats()["requests"] <= 90 + 4
+
+    def test_a_retry_whose_input_is_gone_meanwhile_is_gone_on_with_elsewhere(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        names = "a.jsonl", "gone.jsonl"
+        for name in names:
+            project.write_input(name, some_rows(2, name))
+        assert project.run("run-task", TASK).code == 0
+        task = project.steps()
+        latest = {name: task.stage("scores").latest(name) for name in names}
+        files = {name: made.published for name, made in latest.items() if made}
+        Retry(["scores"], {"where": "score >= 0"}, files).begin(task)  # as a kill leaves it
+        (project.root / project.inputs / "gone.jsonl").unlink()
+        ended = project.run("retry", TASK, "--where", "score > 0", "--file", "gone.jsonl")
+        assert ended.code == 1 and "gone.jsonl: scores out of date or gone" in ended.err
+        asked = server.stats()["requests"]
+        Retry(["scores"], {"where": "score >= 0"}, files).begin(task)
+        ended = project.run("run-task", TASK)
+        assert ended.code == 0 and "goes on with a retry" in ended.err, ended
+        assert server.stats()["requests"] == asked + 2
 
 
 class TestProgress:

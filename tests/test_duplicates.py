@@ -57,7 +57,7 @@ def work(
     crash: bool = False,
 ) -> list[str | None]:
     texts = [(digest(place), None if near is None else placed(place)) for place in places]
-    with Duplicates(path, partition, "run", near) as index:
+    with Duplicates(path, partition, near) as index:
         found = [
             rule
             for start in range(0, len(texts), at_once)
@@ -211,7 +211,7 @@ class TestWhoKeepsAText:
         assert work(path, "a", [2, 1, 1]) == [None, None, EXACT]
 
     def test_an_older_run_of_the_same_partition_takes_nothing_back(self, path: Path) -> None:
-        older, later = (Duplicates(path, "a", run, None) for run in ("older", "later"))
+        older, later = (Duplicates(path, "a", None) for _ in range(2))
         with older, later:
             assert older.rules([(digest(1), None)]) == [None]
             assert later.rules([(digest(1), None), (digest(2), None)]) == [None, None]
@@ -287,7 +287,7 @@ class TestNearDuplicates:
         }
 
         def run(name: str) -> list[str | None]:
-            with Duplicates(path, name, "run", THRESHOLD) as index:
+            with Duplicates(path, name, THRESHOLD) as index:
                 rules = index.rules([(digest(one), one + bytes(8)) for one in inputs[name]])
                 index.finish()
             return rules
@@ -315,7 +315,7 @@ class TestNearDuplicates:
         assert work(path, "a", [1], THRESHOLD) == [NEAR]
 
     def test_a_text_without_words_is_only_told_apart_exactly(self, path: Path) -> None:
-        with Duplicates(path, "a", "run", THRESHOLD) as index:
+        with Duplicates(path, "a", THRESHOLD) as index:
             texts = [(digest(text), signature(text)) for text in ("!", "?", "!")]
             assert index.rules(texts) == [None, None, EXACT]
 
@@ -355,7 +355,7 @@ def run_twice(
     for _ in range(2):
         start.wait()
         rules: list[str | None] = []
-        with Duplicates(path, partition, "run", near) as index:
+        with Duplicates(path, partition, near) as index:
             for at in range(0, 1000, 20):
                 rules += index.rules([(digest(t), bits[t]) for t in order[at : at + 20]])
                 time.sleep(0.002)  # as rows take to be read: SQLite's lock is not a fair one
@@ -435,7 +435,7 @@ def test_near_duplicates_without_the_package_say_what_to_install(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
-    for use in (lambda: signature("some text"), lambda: Duplicates(path, "a", "run", 0.8)):
+    for use in (lambda: signature("some text"), lambda: Duplicates(path, "a", 0.8)):
         with pytest.raises(ToolError, match=r"modelcall-assets\[near-dedup\]"):
             use()
     assert work(path, "a", [1]) == [None], "exact ones need nothing"
@@ -458,7 +458,7 @@ class TestSignatures:
     def test_a_few_changed_words_are_found(
         self, path: Path, text: str, changed: str, other: str
     ) -> None:
-        with Duplicates(path, "a", "run", THRESHOLD) as index:
+        with Duplicates(path, "a", THRESHOLD) as index:
             texts = [(digest(one), signature(one)) for one in (text, other, changed)]
             assert index.rules(texts) == [None, None, NEAR]
 

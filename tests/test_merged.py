@@ -32,7 +32,7 @@ from modelcall_assets.stages.merged import (
 )
 from modelcall_assets.storage.files import publish
 from modelcall_assets.storage.formats import Reading
-from modelcall_assets.storage.listing import list_inputs
+from modelcall_assets.storage.listing import list_page
 from modelcall_assets.storage.places import Place
 
 FILE = "configs/merge.yaml"
@@ -166,7 +166,7 @@ class TestMerge:
         zh = b'{"a":1}\n\n{bad\n{"b":2}\n'
         for name, content in {"zh.jsonl": zh, "en.jsonl": b'{"a":3,"c":4}\n'}.items():
             (tmp_path / name).write_bytes(content)
-        files = {file.key_path: file.place for file in list_inputs(tmp_path)}
+        files = {file.key_path: file.place for file in list_page(tmp_path)[0]}
         names = members_of(group(input_files=["zh.jsonl", "en.jsonl"]), files, str(tmp_path))
         output = tmp_path / "merged/qa.jsonl"
         report = merge_to(output, {name: files[name] for name in names})
@@ -187,7 +187,7 @@ class TestMerge:
         assert report.sample == [{"a": 1}, {"b": 2}, {"a": 3, "c": 4}]
         digest = hashlib.sha256(output.read_bytes()).hexdigest()
         assert report.data_version == f"sha256:{digest}"
-        assert [file.key_path for file in list_inputs(output.parent)] == ["qa.jsonl"]
+        assert [file.key_path for file in list_page(output.parent)[0]] == ["qa.jsonl"]
 
     def test_lines_stay_as_they_are(self, tmp_path: Path) -> None:
         first = b'\xef\xbb\xbf{ "z" : 1.50, "a": "\\u4e2d" }  \r\n{"big": 123456789012345678901234}'
@@ -269,7 +269,7 @@ class TestMerge:
         (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 3}'))
         names = members_of(
             group(input_files=["*.parquet", "b.arrow", "c.jsonl.gz"]),
-            [file.key_path for file in list_inputs(tmp_path)],
+            [file.key_path for file in list_page(tmp_path)[0]],
             str(tmp_path),
         )
         output = tmp_path / "out/merged.jsonl"

@@ -31,7 +31,7 @@ from modelcall_assets.storage.files import (
     read_bytes,
     write_bytes,
 )
-from modelcall_assets.storage.listing import exists, left_overs, list_files, list_inputs, stat_file
+from modelcall_assets.storage.listing import exists, left_overs, list_files, list_page, stat_file
 from modelcall_assets.storage.places import RemotePath, Stores
 from modelcall_assets.storage.publishing import Check, claimed
 
@@ -362,22 +362,22 @@ class TestListing:
             )
         paged = stores(s3_server, s3_additional_kwargs={"MaxKeys": 10})
         folder = place_of(paged, f"s3://{bucket}/in")
-        found = list_inputs(folder, exclude=[folder / "own"])
+        found = list_page(folder, exclude=[folder / "own"])[0]
         assert [info.key_path for info in found] == sorted([*names, "own.jsonl"])
         assert [str(info.place) for info in found] == [f"{folder}/{i.key_path}" for i in found]
         assert {info.size for info in found} == {2}
         assert all(read_bytes(info.place) == b"{}" for info in found[-9:])
         for info in found[-9:]:
             assert stat_file(info.place).version == info.version
-        whole = list_inputs(place_of(paged, f"s3://{bucket}"))
+        whole = list_page(place_of(paged, f"s3://{bucket}"))[0]
         assert [info.key_path for info in whole][-1] == f"in/{max(names)}"
-        assert len(list_inputs(folder, "*.parquet")) == 1
+        assert len(list_page(folder, "*.parquet")[0]) == 1
 
     def test_the_version_is_that_of_the_content(self, place: RemotePath) -> None:
         versions: list[str] = []
         for content in (b"1", b"2", b"1"):
             write_bytes(place.with_name("a.jsonl"), content)
-            (listed,) = list_inputs(place.parent)
+            (listed,) = list_page(place.parent)[0]
             assert listed.version == stat_file(listed.place).version
             assert abs(listed.modified - time.time()) < 60
             versions.append(listed.version)
@@ -387,7 +387,7 @@ class TestListing:
 SECRET = "a-wrong-secret-4711"
 KEYS = "check the access key, the secret and what they may do with this bucket"
 EVERYTHING: dict[str, Callable[[RemotePath], object]] = {
-    "list": lambda place: list_inputs(place.parent),
+    "list": lambda place: list_page(place.parent)[0],
     "stat": stat_file,
     "read": read,
     "read whole": read_bytes,
@@ -508,7 +508,7 @@ class TestTrouble:
             with pytest.raises(InputError, match=r"out/a.bin: not found; correct the path"):
                 look(place)
         with pytest.raises(InputError, match=r"/out: not found; correct the path"):
-            list_inputs(place.parent)
+            list_page(place.parent)
         with pytest.raises(FileNotFoundError):
             read_bytes(place)
         assert not exists(place)

@@ -20,7 +20,7 @@ from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import read_raw
 from modelcall_assets.storage.columns import ParquetSink, read_columns, read_schema
 from modelcall_assets.storage.files import file_digest, publish, write_bytes
-from modelcall_assets.storage.listing import list_inputs, stat_file
+from modelcall_assets.storage.listing import list_page, stat_file
 from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
@@ -84,7 +84,7 @@ class TestListing:
     def test_odd_names_are_found_in_order_and_can_be_read(self, tmp_path: Path) -> None:
         for name in [*ODD_NAMES, "sub/deep/c.jsonl"]:
             write_bytes(tmp_path / name, b"{}\n")
-        found = list_inputs(tmp_path)
+        found = list_page(tmp_path)[0]
         assert [info.key_path for info in found] == sorted([*ODD_NAMES, "sub/deep/c.jsonl"])
         assert {file_digest(info.place) for info in found} == {file_digest(found[0].place)}
 
@@ -98,14 +98,14 @@ class TestListing:
             "f.txt",
         ]:
             write_bytes(tmp_path / name, b"")
-        found = list_inputs(tmp_path, exclude=[tmp_path / "out"])
+        found = list_page(tmp_path, exclude=[tmp_path / "out"])[0]
         assert [info.key_path for info in found] == ["a.jsonl", "output/e.jsonl"]
 
     def test_pattern_matches_the_path_or_the_name(self, tmp_path: Path) -> None:
         for name in ["x/a.jsonl", "y/a.jsonl", "y/b.parquet"]:
             write_bytes(tmp_path / name, b"")
-        assert [f.key_path for f in list_inputs(tmp_path, "y/*")] == ["y/a.jsonl", "y/b.parquet"]
-        assert [f.key_path for f in list_inputs(tmp_path, "*.parquet")] == ["y/b.parquet"]
+        assert [f.key_path for f in list_page(tmp_path, "y/*")[0]] == ["y/a.jsonl", "y/b.parquet"]
+        assert [f.key_path for f in list_page(tmp_path, "*.parquet")[0]] == ["y/b.parquet"]
 
     def test_follows_links_to_files_only(self, tmp_path: Path) -> None:
         root = tmp_path / "root"
@@ -114,15 +114,15 @@ class TestListing:
         (root / "link.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
         (root / "loop").symlink_to(root)
         (root / "dangling.jsonl").symlink_to(tmp_path / "nothing")
-        assert [info.key_path for info in list_inputs(root)] == ["link.jsonl"]
+        assert [info.key_path for info in list_page(root)[0]] == ["link.jsonl"]
 
     def test_missing_root_is_explained(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="nowhere: not found; correct the path"):
-            list_inputs(tmp_path / "nowhere")
+            list_page(tmp_path / "nowhere")
         with pytest.raises(InputError, match="memory://nowhere: not found"):
-            list_inputs(PLACES.place("memory://nowhere"))
+            list_page(PLACES.place("memory://nowhere"))
         with pytest.raises(InputError, match=r"nosuch.*no file system 'nosuch'.*install"):
-            list_inputs(PLACES.place("nosuch://bucket/x"))
+            list_page(PLACES.place("nosuch://bucket/x"))
 
     def test_version_follows_the_content(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", b"{}")
@@ -138,9 +138,9 @@ class TestListing:
         fs.pipe("/bucket/in/.hidden/d.jsonl", content)
         with fs.open("/bucket/in/e.parquet", "wb") as file:
             pq.write_table(pa.table({"id": ["1"]}), file)
-        found = list_inputs(
+        found = list_page(
             PLACES.place("memory://bucket/in"), exclude=[PLACES.place("memory://bucket/in/out")]
-        )
+        )[0]
         assert [info.key_path for info in found] == ["e.parquet", "sub/a,b.jsonl"]
         assert stat_file(found[1].place).version == found[1].version
         remote = read_raw(found[1])
@@ -167,8 +167,8 @@ class TestPublish:
     def test_a_temporary_is_invisible_to_listings(self, tmp_path: Path) -> None:
         with publish(tmp_path / "a.jsonl") as file:
             file.write(b"{}")
-            assert list_inputs(tmp_path) == []
-        assert [info.key_path for info in list_inputs(tmp_path)] == ["a.jsonl"]
+            assert list_page(tmp_path)[0] == []
+        assert [info.key_path for info in list_page(tmp_path)[0]] == ["a.jsonl"]
 
     def test_the_mode_is_that_of_any_new_file(self, tmp_path: Path) -> None:
         write_bytes(tmp_path / "a", b"")

@@ -120,7 +120,8 @@ def report(
         title, sections = task.spec.name, [*_sections(task, files, limits, spread, retry)]
     else:
         place, where = Path(output or f"{source.stem}.html"), parsed_where(condition)
-        found = ((source, *each) for each in enumerate(read_rows(source)) if _is(where, each[1]))
+        rows_of = enumerate(read_rows(source))
+        found = ((source, *each) for each in rows_of if where is None or where(each[1]))
         chosen, seen = _sampled(found if sample else islice(found, rows), rows, random)
         sections, title, retry = [], source.name, None
     if not seen:
@@ -138,10 +139,6 @@ def _is_page(place: Place) -> bool:
         return GENERATOR.encode() in read_bytes(place)[:4096]
     except FileNotFoundError:
         return True
-
-
-def _is(where: Where | None, item: Row | BadLine) -> bool:
-    return where is None or (not isinstance(item, BadLine) and where(item))
 
 
 def _sampled(found: Iterable[Found], size: int, random: Random | None) -> tuple[list[Found], int]:
@@ -247,7 +244,7 @@ def _rows(files: Sequence[Published], where: Where | None, spread: Spread) -> It
                 elif name in seen and spread.unique:
                     spread.unique = "file"
                 of_file.add(name)
-            if _is(where, item):
+            if where is None or where(item):
                 spread.add(item)
                 yield file, index, item
         seen |= of_file

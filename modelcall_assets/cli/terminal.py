@@ -254,8 +254,7 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
     try:
         where = Where.parse(condition)
     except ValueError as error:
-        expected = "'column op value', joined by 'and'"
-        raise misuse("--where", str(error), expected, condition) from None
+        raise misuse("--where", str(error), Where.expected, condition) from None
     check_columns(where, files)
     return where
 

@@ -25,6 +25,7 @@ from modelcall_assets.journal import lines
 from modelcall_assets.journal.lines import FRESH, HEADER, SEAL
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter, replaced_by
 from modelcall_assets.storage.files import publish
+from modelcall_assets.storage.publishing import locked
 
 SMALL_BYTES = 1 << 20
 FEW_SEGMENTS = 8
@@ -125,16 +126,8 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._fd: int | None = None
-        path = folder / _LOCK
         with suppress(OSError):
-            while True:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-                fcntl.flock(self._fd, fcntl.LOCK_SH)
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(self._fd), path.stat()):
-                        break
-                self.close()  # the folder was removed while this waited for the lock
+            self._fd = locked(folder / _LOCK, fcntl.LOCK_SH)
 
     def exclusive(self) -> bool:
         """Whether nobody else has the journal open now, until `share` or `close`."""

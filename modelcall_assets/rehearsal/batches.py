@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import itemgetter
@@ -45,10 +46,16 @@ class _Batch:
     shown: Line
     output: list[Line] = field(default_factory=list)
     failed: list[Line] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_over(self) -> bool:
         return self.shown["status"] in ("completed", "failed", "expired", "cancelled")
+
+    async def work(self, seconds: float) -> None:
+        """No longer than until somebody cancels it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.cancelled.wait(), seconds)
 
     def turn(self, status: str) -> None:
         self.shown |= {"status": status, f"{status}_at": int(time.time())}
@@ -114,6 +121,7 @@ class Batches:
                 if batch.is_over:
                     return Refusal(409, f"the batch is {batch.shown['status']} already").http()
                 batch.turn("cancelling")
+                batch.cancelled.set()
                 return json_response(batch.shown)
         return replies.nothing_at(request.method, request.path)
 
@@ -175,24 +183,25 @@ class Batches:
     async def _work(self, batch: _Batch, number: int, faults: Faults) -> None:
         end, lines = faults.batch_end(number), batch.lines
         done = len(lines) if end == "completed" else int(len(lines) * faults.rate_batch_done)
-        await asyncio.sleep(faults.batch_s * _BEFORE_AND_AFTER)
+        await batch.work(faults.batch_s * _BEFORE_AND_AFTER)
         if batch.shown["errors"]:
             batch.turn("failed")
             return
-        batch.turn("in_progress")
+        if not batch.cancelled.is_set():
+            batch.turn("in_progress")
         answered = 0
         while answered < done:
             few = lines[answered : min(done, answered + LINES_AT_ONCE)]
-            await asyncio.sleep(faults.batch_s * len(few) / done * (1 - 2 * _BEFORE_AND_AFTER))
-            if batch.shown["status"] != "in_progress":
+            await batch.work(faults.batch_s * len(few) / done * (1 - 2 * _BEFORE_AND_AFTER))
+            if batch.cancelled.is_set():
                 break
             answered += len(few)
             for line in few:
                 self._answer(batch, number, line)
-        if batch.shown["status"] == "cancelling":
+        if batch.cancelled.is_set():
             end = "cancelled"
         batch.turn("finalizing")
-        await asyncio.sleep(faults.batch_s * _BEFORE_AND_AFTER)
+        await batch.work(faults.batch_s * _BEFORE_AND_AFTER)
         if end == "failed":
             batch.fail([_mistake("rehearsal_failure", "rehearsal fault: the batch failed")])
         else:

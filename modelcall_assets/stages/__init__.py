@@ -312,6 +312,11 @@ class Stage(ABC):
     def rejected_folder(self) -> Place:
         return self.layout.state_folder / "rejected" / self.name
 
+    def aside(self, key: str) -> list[Place]:
+        """All that there may be of a rejected result."""
+        own = self.manifest_path(key, rejected=True), self.output(key, rejected=True)
+        return [*own, *self.beside(key, rejected=True)]
+
     @property
     def set_aside_folder(self) -> Place:
         """Files that were at places of ours: `<end of the digest>/<name>`."""

@@ -22,7 +22,7 @@ EXACT = "dedup: exact"
 NEAR = "dedup: near"
 
 _LAYOUT = 1
-_TABLES = (
+_TABLES = (  # `run_id` is read by nobody any more
     """CREATE TABLE partitions (
         id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL,
         generation INTEGER NOT NULL, run_id TEXT NOT NULL
@@ -56,15 +56,14 @@ class Duplicates:
     StoreError when it cannot be written.
     """
 
-    def __init__(self, path: Path, partition: str, run_id: str, near: float | None) -> None:
-        self._path, self._partition, self._run_id = path, partition, run_id
-        self._near = near
+    def __init__(self, path: Path, partition: str, near: float | None) -> None:
+        self._path, self._partition, self._near = path, partition, near
         self._algorithm = "" if near is None else algorithm()
 
     def __enter__(self) -> Self:
         with _explained(self._path), ExitStack() as stack:
             self._index = stack.enter_context(closing(_opened(self._path)))
-            self._run = _new_run(self._index, self._partition, self._run_id)
+            self._run = _new_run(self._index, self._partition)
             stack.pop_all()
         return self
 
@@ -139,7 +138,7 @@ def forget(path: Path, partitions: Iterable[str]) -> None:
         return
     with _explained(path), closing(_opened(path)) as index:
         for partition in partitions:
-            _free(index, _new_run(index, partition, ""))
+            _free(index, _new_run(index, partition))
 
 
 class _Run(NamedTuple):
@@ -169,12 +168,12 @@ def _opened(path: Path) -> sqlite3.Connection:
     return index
 
 
-def _new_run(index: sqlite3.Connection, partition: str, run_id: str) -> _Run:
+def _new_run(index: sqlite3.Connection, partition: str) -> _Run:
     with _transaction(index):
         index.execute(
-            "INSERT INTO partitions (name, generation, run_id) VALUES (?, 1, ?) ON CONFLICT (name) "
-            "DO UPDATE SET generation = generation + 1, run_id = excluded.run_id",
-            (partition, run_id),
+            "INSERT INTO partitions (name, generation, run_id) VALUES (?, 1, '') "
+            "ON CONFLICT (name) DO UPDATE SET generation = generation + 1",
+            (partition,),
         )
         query = "SELECT id, generation FROM partitions WHERE name = ?"
         return _Run(*index.execute(query, (partition,)).fetchone())

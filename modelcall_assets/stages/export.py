@@ -20,7 +20,7 @@ from modelcall_assets.storage.files import NewFile, delete, publish, write_lines
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
 from modelcall_assets.storage.values import SchemaInference
-from modelcall_assets.transforms import Where, encode, has_column
+from modelcall_assets.transforms import Where, encode
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 
 Keep = Literal["successes", "failures", "all"]
@@ -38,7 +38,7 @@ class Selection:
     def takes(self, file: Published, item: Row | BadLine) -> bool:
         if self.keep != "all" and (file.failure_of(item) is None) != (self.keep == "successes"):
             return False
-        return self.where is None or (not isinstance(item, BadLine) and self.where(item))
+        return self.where is None or self.where(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def check_columns(where: Where, files: Sequence[Published]) -> None:
         first = next(file.batches(), None)
         rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
         names.update(*rows)
-        missing = {name for name in missing if not has_column(frozenset(names), name)}
+        missing = {name for name in missing if names.isdisjoint((name, name.partition(".")[0]))}
         if not missing:
             return
     if names:

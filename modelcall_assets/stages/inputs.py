@@ -17,8 +17,8 @@ from modelcall_assets.stages.report import last_line
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
 from modelcall_assets.storage.listing import (
     FileInfo,
+    find_file,
     list_files,
-    list_inputs,
     list_page,
     matches,
     stat_file,
@@ -115,10 +115,11 @@ class FolderInputs(Inputs):
 
     def versions(self, keys: Sequence[str]) -> dict[str, str]:
         """Each is looked at by itself: they may be a few of many."""
-        return {key: file.version for key in keys for file in self.members(key)}
+        found = {key: find_file(self.task.layout.input_place(key)) for key in keys}
+        return {key: file.version for key, file in found.items() if file is not None}
 
     def all_keys(self) -> set[str]:
-        return {encode_key(file.key_path) for file in list_inputs(self.task.layout.input_folder)}
+        return {encode_key(file.key_path) for file in list_page(self.task.layout.input_folder)[0]}
 
 
 class OneInput(FolderInputs):

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from tempfile import TemporaryFile
 from typing import Any
-from uuid import uuid4
 
 import orjson
 import pyarrow as pa
@@ -110,7 +109,7 @@ class Preprocessed(Stage):
 
         def write(out: NewFile) -> Report:
             looks = wanted.exact or wanted.near is not None
-            duplicates = Duplicates(path, key, uuid4().hex, wanted.near) if looks else nullcontext()
+            duplicates = Duplicates(path, key, wanted.near) if looks else nullcontext()
             with duplicates as seen:
                 return preprocess(
                     source, self.recipe, out, seen=seen, processes=processes, tally=tally

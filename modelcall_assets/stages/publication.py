@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from modelcall_assets.errors import InputError, PlaceTaken, PublishedMeanwhile
+from modelcall_assets.errors import PlaceTaken, PublishedMeanwhile
 from modelcall_assets.records import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import Report
 from modelcall_assets.storage.files import (
@@ -30,8 +30,8 @@ from modelcall_assets.storage.files import (
     read_bytes,
     write_bytes,
 )
-from modelcall_assets.storage.listing import FileInfo, beside, exists, stat_file
-from modelcall_assets.storage.places import Place, is_absent
+from modelcall_assets.storage.listing import FileInfo, beside, exists, find_file, stat_file
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
@@ -77,12 +77,8 @@ def stranger(stage: Stage, key: str, place: Place, made: Manifest | None) -> Fil
     """The file at a place of a partition's that is not ours, if there is one; `made` is our
     manifest as it was. What another run has published since is ours, and so is what another
     partition's manifest describes: that of an input which has gone, or has another name now."""
-    try:
-        found = stat_file(place)
-    except InputError as error:
-        if is_absent(error):
-            return None
-        raise
+    if (found := find_file(place)) is None:
+        return None
     if made is not None and (made.output, made.output_version) == (str(place), found.version):
         return None
     digest = file_digest(place)
@@ -125,13 +121,13 @@ def others(stage: Stage, key: str) -> Others | None:
         answers = [*places, *old_files(stage, key)]
     if not places and not answers:
         return None
-    adopts = may_replace(stage, read_note(stage, key), is_new=made is None)
+    adopts = may_replace(stage, read_note(stage, key), made)
     return Others(places, answers, made is None, adopts)
 
 
-def may_replace(stage: Stage, note: Note, *, is_new: bool) -> bool:
-    """Whether what is not ours may be taken over; `is_new` when there is no result of ours."""
-    return note.adopt or (is_new and stage.adopts)
+def may_replace(stage: Stage, note: Note, made: Manifest | None) -> bool:
+    """Whether what is not ours may be taken over; `made` is our result."""
+    return note.adopt or (made is None and stage.adopts)
 
 
 def old_files(stage: Stage, key: str) -> list[Place]:
@@ -182,10 +178,13 @@ class Draft:
         self._set_aside: list[str] = []
         self.is_rejected = False
         self.note = read_note(stage, key)
-        self.stranger = self._stranger(stage.output(key), self._before)
-        is_refused = self._before is None and not self.adopts
-        if is_refused and (old := old_files(stage, key)):
+        self._may_replace = may_replace(stage, self.note, self._before)
+        self.stranger = self.check(stage.output(key))
+        is_new = self._before is None
+        if is_new and not self._may_replace and (old := old_files(stage, key)):
             raise self._taken(str(old[0]), NOT_OURS)
+        self.adopts = self._may_replace and (is_new or self.stranger is not None)
+        """Whether results of the old system, or of somebody else, are taken over now."""
 
     def __enter__(self) -> Self:
         return self
@@ -199,21 +198,18 @@ class Draft:
         self._open.__exit__(kind, error, trace)
 
     @property
-    def adopts(self) -> bool:
-        """Whether results of the old system, or of somebody else, are taken over now."""
-        is_new = self._before is None
-        return (is_new or self.stranger is not None) and self._may_replace(is_new=is_new)
-
-    @property
     def out(self) -> NewFile:
         """The output file, made when it is first asked for."""
         if self._out is None:
             self._out = self.beside(self._stage.output(self._key, rejected=self.is_rejected))
         return self._out
 
-    def check(self, place: Place) -> None:
-        """PlaceTaken when what stands there is not ours and may not be taken over."""
-        self._stranger(place, self._before)
+    def check(self, place: Place) -> FileInfo | None:
+        """What stands there and is not ours. PlaceTaken when it may not be taken over."""
+        found = stranger(self._stage, self._key, place, self._before)
+        if found is None or self._may_replace:
+            return found
+        raise self._taken(found.uri, CHANGED if self._before else NOT_OURS)
 
     def beside(self, place: Place) -> NewFile:
         """One more file, published before those that were made before it. PlaceTaken as above."""
@@ -252,7 +248,7 @@ class Draft:
                 )
             check_claim()
             if not self.is_rejected:
-                self._make_room(now)
+                self._make_room()
             for file in reversed(self._files):
                 file.commit()
             check_claim()
@@ -260,11 +256,11 @@ class Draft:
             if not self.is_rejected:
                 self._tidy(now)
 
-    def _make_room(self, now: Manifest | None) -> None:
+    def _make_room(self) -> None:
         """What may stand there is noted before it does; somebody's files are kept elsewhere."""
         stage, key = self._stage, self._key
         for file in self._files:
-            if (found := self._stranger(file.place, now)) is not None:
+            if (found := self.check(file.place)) is not None:
                 name, digest = file.place.name, file_digest(file.place)
                 aside = stage.set_aside_folder / digest[-12:] / name
                 copy(found.place, aside)
@@ -300,23 +296,13 @@ class Draft:
         stage, key = self._stage, self._key
         if self.note.adopt:
             write_note(stage, key, Note(written=(self.out.digest, *self._beside.values())))
-        aside = stage.manifest_path(key, rejected=True), stage.output(key, rejected=True)
-        for place in (*aside, *stage.beside(key, rejected=True)):
+        for place in stage.aside(key):
             delete(place)
         old = () if before is None else before.beside.values()
         for place in stage.beside(key) if old else ():
             is_new = str(place) in self._beside
             if not is_new and exists(place) and file_digest(place) in old:
                 delete(place)
-
-    def _stranger(self, place: Place, made: Manifest | None) -> FileInfo | None:
-        found = stranger(self._stage, self._key, place, made)
-        if found is None or self._may_replace(is_new=made is None):
-            return found
-        raise self._taken(found.uri, CHANGED if made else NOT_OURS)
-
-    def _may_replace(self, *, is_new: bool) -> bool:
-        return may_replace(self._stage, self.note, is_new=is_new)
 
     def _taken(self, file: str, whose: str) -> PlaceTaken:
         asks, task_file = self._stage.asks, self._stage.spec.file_name

@@ -177,7 +177,7 @@ def _rounded(value: float, digits: int) -> float:
     return value if is_short else float(f"{value:.{digits}g}")
 
 
-class FailedRow(NamedTuple):
+class Example(NamedTuple):
     """`row` counts those of the partition, from 1; `where` is its record or file."""
 
     row: int
@@ -207,9 +207,9 @@ class Report:
     rows: int = 0
     failures: Counter[str] = field(default_factory=Counter[str])
     dropped: Counter[str] = field(default_factory=Counter[str])
-    failed_rows: list[FailedRow] = field(default_factory=list[FailedRow])
+    failed_rows: list[Example] = field(default_factory=list[Example])
     """The first ones."""
-    examples: dict[str, FailedRow] = field(default_factory=dict[str, FailedRow])
+    examples: dict[str, Example] = field(default_factory=dict[str, Example])
     """The first of each reason."""
     duplicate_ids: int = 0
     first_duplicates: list[str] = field(default_factory=list[str])
@@ -246,7 +246,7 @@ class Report:
         """Count a row that holds an error."""
         self.failures[reason] += 1
         if reason not in self.examples or len(self.failed_rows) < LISTED:
-            failed = FailedRow(row, where, reason, one_line(detail))
+            failed = Example(row, where, reason, one_line(detail))
             self.examples.setdefault(reason, failed)
             self.failed_rows += [failed] if len(self.failed_rows) < LISTED else []
 

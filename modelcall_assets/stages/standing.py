@@ -15,7 +15,8 @@ from modelcall_assets.records.outcome import Failure, Reason
 from modelcall_assets.stages import Run
 from modelcall_assets.stages.source import Published, Source
 from modelcall_assets.storage.files import file_digest, write_bytes
-from modelcall_assets.storage.places import Place, is_absent
+from modelcall_assets.storage.listing import find_file
+from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import Manifest, read_manifest
 from modelcall_assets.storage.rows import read_rows
 from modelcall_assets.transforms import Where
@@ -65,8 +66,7 @@ class Wanted:
         try:
             where = Where.parse(choice["where"]) if choice.get("where") else None
         except ValueError as error:
-            expected = "'column op value', joined by 'and'"
-            raise SetupError([Problem("options", "where", str(error), expected)]) from None
+            raise SetupError([Problem("options", "where", str(error), Where.expected)]) from None
         return cls({*choice["ids"]} if choice.get("ids") else None, where, reason)
 
     def __bool__(self) -> bool:
@@ -82,7 +82,7 @@ class Wanted:
             if (
                 (not self.reason or (failure is not None and failure.reason == self.reason))
                 and (self.ids is None or name in self.ids)
-                and (not self.where or (isinstance(item, dict) and self.where(item)))
+                and (self.where is None or self.where(item))
             ):
                 yield index, name
 
@@ -185,13 +185,9 @@ def _acceptable(stage: AskingStage, key: str, source: Source) -> Standing | None
         return None
     if not _is_current(stage, made, source) or made.output is None:
         return None
-    try:
-        is_sound = file_digest(stage.result(made)) == made.output_digest
-    except InputError as error:
-        if is_absent(error):
-            return None
-        raise
-    return Standing(_failed(stage.result(made))) if is_sound else None
+    place = stage.result(made)
+    is_sound = find_file(place) is not None and file_digest(place) == made.output_digest
+    return Standing(_failed(place)) if is_sound else None
 
 
 def _is_current(stage: AskingStage, made: Manifest, source: Source) -> bool:

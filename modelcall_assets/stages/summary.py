@@ -21,7 +21,7 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Distribution, FailedRow, Report, Tally
+from modelcall_assets.stages.report import Distribution, Example, Report, Tally
 from modelcall_assets.stages.source import MEMBERS
 from modelcall_assets.storage.files import file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo, list_files
@@ -154,7 +154,7 @@ def add_rows(report: Report, rows: Sequence[Row]) -> None:
         report.failures.update(row["failures"])
         for reason, (number, where, detail) in row["examples"].items():
             where = ", ".join(filter(None, (row["partition"], where)))
-            example = FailedRow(number, where, reason, detail)
+            example = Example(number, where, reason, detail)
             if report.examples.setdefault(reason, example) is example:
                 report.failed_rows.append(example)
         for name, found in row["histograms"].items():

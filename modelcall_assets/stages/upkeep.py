@@ -24,11 +24,11 @@ from modelcall_assets.storage.listing import (
     FileInfo,
     LeftOver,
     exists,
+    find_file,
     left_overs,
     list_files,
-    stat_file,
 )
-from modelcall_assets.storage.places import Place, RemotePath, is_absent
+from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.publishing import Manifest, claims, read_manifest
 from modelcall_assets.storage.rows import count_rows
 
@@ -135,9 +135,7 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
                 continue
             manifests = list[Place]()
             for stage in stages:
-                manifests += (stage.manifest_path(key, rejected=each) for each in (False, True))
-                manifests += (stage.note_path(key), stage.output(key, rejected=True))
-                manifests += stage.beside(key, rejected=True)
+                manifests += stage.manifest_path(key), stage.note_path(key), *stage.aside(key)
             outputs = {
                 place: stranger(stage, key, place, read_manifest(stage.manifest_path(key))) is None
                 for stage, place in _outputs(stages, key)
@@ -145,7 +143,8 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
             }
             journals = tuple(each.journal_folder(key) for each in stages if each.answers)
             replies = [file for journal in journals for file in journal_files(journal)]
-            files = (*_there([*manifests, *(each for each in outputs if outputs[each])]), *replies)
+            own = [*manifests, *(each for each in outputs if outputs[each])]
+            files = (*filter(None, map(find_file, own)), *replies)
             name, kept = decode_key(key), tuple(each for each in outputs if not outputs[each])
             scratch = task.layout.scratch
             yield Garbage(DELETED_INPUT, name, files, journals, scratch, key, keys, kept)
@@ -163,15 +162,6 @@ def recorded_keys(stages: Iterable[Stage]) -> set[str]:
     return found
 
 
-def _there(places: Iterable[Place]) -> Iterator[FileInfo]:
-    for place in places:
-        try:
-            yield stat_file(place)
-        except InputError as error:
-            if not is_absent(error):
-                raise
-
-
 def _outputs(stages: Iterable[Stage], key: str) -> Iterator[tuple[Stage, Place]]:
     for stage in (each for each in stages if each.suffix):
         for place in (stage.output(key), *stage.beside(key)):
@@ -183,7 +173,7 @@ def _is_gone(task: Task, key: str) -> bool:
     first, places = task.stages[0], [task.layout.input_place(key)]
     if not first.suffix and (manifest := read_manifest(first.manifest_path(key))) is not None:
         places = [part.place for part in first.parts(key, manifest)]
-    return not list(_there(places))
+    return not any(map(find_file, places))
 
 
 KILLED = "a kill came between it and its manifest"
@@ -191,7 +181,7 @@ _NO_FREE_ROWS = "run the task again; its journal is gone: all its rows are asked
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Defect:
     """Something that is not as it should be, and what to do about it."""
 
     stage: str
@@ -209,7 +199,7 @@ class Verification:
     rows: Counter[str] = field(default_factory=Counter[str])
     journal_lines: Counter[str] = field(default_factory=Counter[str])
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Defect]:
         """Reads every byte of the outputs and journals. InputError or StoreError when a disk or
         store does not answer."""
         clean = f"modelcall clean {self.task.spec.file_name}"
@@ -223,17 +213,17 @@ class Verification:
             for key in sorted(recorded_keys(stages) - present):
                 what = "its input is gone or was renamed; what was made of it is kept"
                 fix = f"`{clean} --deleted-inputs` deletes it, if it is gone for good"
-                yield Finding("", decode_key(key), what, fix)
+                yield Defect("", decode_key(key), what, fix)
         for garbage in left_over(self.task):
-            yield Finding("", garbage.name, garbage.why, f"`{clean}` deletes it")
+            yield Defect("", garbage.name, garbage.why, f"`{clean}` deletes it")
         task = self.task.spec.task
         if task.budget_usd is not None or task.budget_tokens is not None:
             try:
                 read_spent(self.task.layout.spent_path)
             except StoreError as error:
-                yield Finding("", self.task.layout.spent_path.name, str(error), "see there")
+                yield Defect("", self.task.layout.spent_path.name, str(error), "see there")
 
-    def _outputs(self, stage: Stage, present: set[str]) -> Iterator[Finding]:
+    def _outputs(self, stage: Stage, present: set[str]) -> Iterator[Defect]:
         made = {*stage.published_keys()}
         for rejected in (False, True):
             for key in sorted(stage.published_keys(rejected=rejected)):
@@ -241,7 +231,7 @@ class Verification:
                 manifest = read_manifest(place)
                 if manifest is None or manifest.rows != manifest.ok + manifest.failed:
                     wrong = f"its manifest is damaged: {place}"
-                    yield Finding(stage.name, decode_key(key), wrong, MAKE_ANEW)
+                    yield Defect(stage.name, decode_key(key), wrong, MAKE_ANEW)
                     continue
                 if not rejected:
                     self.outputs[stage.name] += 1
@@ -294,14 +284,14 @@ class Verification:
         is_paid = stage.asks and not journal_files(stage.journal_folder(key))
         return _NO_FREE_ROWS if is_paid else "run the task again: its rows cost nothing"
 
-    def _aside(self, stage: Stage) -> Iterator[Finding]:
+    def _aside(self, stage: Stage) -> Iterator[Defect]:
         """What lies below `.modelcall`: copies of files that were replaced, which are called by
         their digest, and rejected results that a kill has left without a manifest."""
         for file in list_files(stage.set_aside_folder, may_be_absent=True):
             folder = file.key_path.split("/")[0]
             if not file_digest(file.place).endswith(folder):
                 wrong = f"{file.uri} is not what was set aside"
-                yield Finding(stage.name, file.key_path, wrong, "bring it back from a copy")
+                yield Defect(stage.name, file.key_path, wrong, "bring it back from a copy")
         described = set[str]()
         for key in stage.published_keys(rejected=True):
             manifest = read_manifest(stage.manifest_path(key, rejected=True))
@@ -309,7 +299,7 @@ class Verification:
         for file in list_files(stage.rejected_folder, may_be_absent=True):
             if file.uri not in described:
                 wrong = f"{file.uri}: {KILLED}, or that is damaged"
-                yield Finding(stage.name, file.key_path, wrong, "delete it, or run the task again")
+                yield Defect(stage.name, file.key_path, wrong, "delete it, or run the task again")
 
     def _journal(self, stage: Stage, key: str) -> Iterator[tuple[str, str]]:
         folder = stage.journal_folder(key)
@@ -325,11 +315,11 @@ class Verification:
             yield f"{count:,} damaged lines in its journal: {folder}/{segment}", fix
 
 
-def _found(stage: Stage, key: str, findings: Iterator[tuple[str, str]]) -> Iterator[Finding]:
+def _found(stage: Stage, key: str, findings: Iterator[tuple[str, str]]) -> Iterator[Defect]:
     """Of pairs of what is wrong and what to do; what cannot be read is wrong too."""
     name = decode_key(key)
     try:
         for wrong, fix in findings:
-            yield Finding(stage.name, name, wrong, fix)
+            yield Defect(stage.name, name, wrong, fix)
     except InputError as error:
-        yield Finding(stage.name, name, str(error), "see there")
+        yield Defect(stage.name, name, str(error), "see there")

@@ -17,10 +17,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
-from modelcall_assets.errors import StoreError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.records import is_data_file
 from modelcall_assets.storage.files import delete
-from modelcall_assets.storage.places import Place, RemotePath, explained
+from modelcall_assets.storage.places import Place, RemotePath, explained, is_absent
 
 _STAMPS = ("mtime", "LastModified", "last_modified", "modified", "created")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -58,13 +58,6 @@ class FileInfo:
         return cls(key_path, place, size, version, float(modified) if is_known else 0.0)
 
 
-def list_inputs(root: Place, pattern: str = "*", exclude: Sequence[Place] = ()) -> list[FileInfo]:
-    """Every data file under `root` whose relative path or name matches `pattern`, sorted by
-    `key_path`. Hidden names are skipped, and so is all that lies under a folder of `exclude`.
-    InputError when `root` is missing or unreadable."""
-    return list_page(root, pattern, exclude)[0]
-
-
 def list_page(
     root: Place,
     pattern: str = "*",
@@ -72,8 +65,11 @@ def list_page(
     after: str = "",
     most: int | None = None,
 ) -> tuple[list[FileInfo], str]:
-    """`list_inputs` behind the path `after`, of `most` files of any kind where `in_pages` holds,
-    and the path where the next page begins, empty at the end."""
+    """Every data file under `root` whose relative path or name matches `pattern`, sorted by
+    `key_path`. Hidden names are skipped, and so is all that lies under a folder of `exclude`. Where
+    `in_pages` holds only those behind the path `after`, of `most` files of any kind; and the path
+    where the next page begins, empty at the end. InputError when `root` is missing or unreadable.
+    """
     most = most if in_pages(root) else None
     with explained(root):
         seen = list(islice(walk(root, exclude, after), most))
@@ -86,8 +82,8 @@ def list_page(
 def list_files(
     root: Place, exclude: Sequence[Place] = (), *, may_be_absent: bool = False
 ) -> list[FileInfo]:
-    """`list_inputs` of files of any kind. InputError when `root` is unreadable, or missing unless
-    it `may_be_absent`."""
+    """Every file under `root`, of any kind, skipped and sorted as by `list_page`. InputError when
+    `root` is unreadable, or missing unless it `may_be_absent`."""
     with explained(root):
         files = walk(root, exclude, may_be_absent=may_be_absent)
         found = [info for info in files if not _is_hidden(info.key_path)]
@@ -110,6 +106,16 @@ def stat_file(place: Place) -> FileInfo:
         if details.get("type") == "directory":
             raise FileNotFoundError(str(place))
         return FileInfo.of_remote(place.name, place, details)
+
+
+def find_file(place: Place) -> FileInfo | None:
+    """As `stat_file`; None when it is missing."""
+    try:
+        return stat_file(place)
+    except InputError as error:
+        if is_absent(error):
+            return None
+        raise
 
 
 def exists(place: Place) -> bool:

@@ -43,8 +43,7 @@ def claimed(place: Place, *, poll_s: float = POLL_S, stale_s: float = STALE_S) -
             yield check
         return
     with explained(place, StoreError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fd = _lock(place, fcntl.LOCK_EX)
+        fd = locked(place, fcntl.LOCK_EX)
     try:
         yield lambda: None
     finally:
@@ -56,14 +55,7 @@ class Hold:
     somebody on this machine holds it. Where a disk has no locks everybody holds it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._fd), path.stat()):
-                    return
-            os.close(self._fd)  # who held it before has taken the file away meanwhile
+        self._path, self._fd = path, locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __enter__(self) -> Self:
         return self
@@ -81,16 +73,22 @@ def claims(folder: RemotePath) -> list[FileInfo]:
         raise StoreError(str(error)) from error
 
 
-def _lock(path: Path, how: int) -> int:
-    """A descriptor that holds the lock until it is closed."""
-    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(fd, how)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(fd)
-            raise
-    return fd
+def locked(path: Path, how: int) -> int:
+    """A descriptor of the file, made where it is absent, that holds its lock until it is closed; no
+    lock where a disk has none. OSError."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(fd, how)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(fd)
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        os.close(fd)  # who held it before has taken the file away meanwhile
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, time
 from string import Formatter
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import orjson
 
-from modelcall_assets.records.outcome import Number, Row, text_of_bytes
+from modelcall_assets.records.outcome import BadLine, Number, Row, text_of_bytes
 
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_SUBCLASS
 
@@ -78,6 +78,8 @@ class _Comparison:
 class Where:
     """All of its comparisons must hold."""
 
+    expected: ClassVar[str] = "'column op value', joined by 'and'"
+    """What to say where a text is none."""
     comparisons: tuple[_Comparison, ...]
 
     @classmethod
@@ -95,16 +97,13 @@ class Where:
             at = word.end()
         raise ValueError(f"not a condition from '{text[at:]}' on")
 
-    def __call__(self, row: Row) -> bool:
-        return all(comparison.holds(row) for comparison in self.comparisons)
+    def __call__(self, row: Row | BadLine) -> bool:
+        """True of no bad line."""
+        return not isinstance(row, BadLine) and all(each.holds(row) for each in self.comparisons)
 
     @property
     def columns(self) -> frozenset[str]:
         return frozenset(comparison.column for comparison in self.comparisons)
-
-
-def has_column(names: frozenset[str], column: str) -> bool:
-    return column in names or column.partition(".")[0] in names
 
 
 class MissingColumn(Exception):
