@@ -11,8 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.request import ProxyHandler, build_opener
 
+import orjson
+
 from benchmarks.measure import STUB_CORE, cpu_s, start
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
+from modelcall_assets.rehearsal.replies import answer
 
 _open = build_opener(ProxyHandler({})).open
 
@@ -61,8 +64,24 @@ class Stub:
             return json.loads(response.read())
 
 
+class FirstAnswer:
+    """Answers as the first request with the same instructions was answered: to measure speed."""
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, dict[str, Any] | str] = {}
+
+    def __call__(self, body: dict[str, Any]) -> dict[str, Any] | str:
+        systems = [m.get("content") for m in body["messages"] if m["role"] == "system"]
+        instructions = orjson.dumps([systems, body.get("response_format")])
+        if instructions not in self._found:
+            self._found[instructions] = answer(body)
+        return self._found[instructions]
+
+
 async def _serve(rates: bool) -> None:
-    server = RehearsalServer(same_answer=not rates)
+    server = RehearsalServer()
+    if not rates:
+        server.answer = FirstAnswer()
     await server.start()
     print(server.base_url, flush=True)  # noqa: T201
     await asyncio.to_thread(sys.stdin.read)

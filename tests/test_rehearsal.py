@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from project import until
 
+from benchmarks.stub import FirstAnswer
 from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.errors import SetupError
 from modelcall_assets.rehearsal import (
@@ -187,7 +188,8 @@ def test_a_server_for_measuring_gives_each_kind_of_request_one_answer() -> None:
     asked = {"type": "json_schema", "json_schema": {"name": "stars", "schema": schema}}
     instructed = chat(JUNK)
     instructed["messages"].insert(0, system)
-    with serve_in_thread(same_answer=True) as server:
+    with serve_in_thread() as server:
+        server.answer = FirstAnswer()
         assert content(server, chat())["score"] == 5
         assert content(server, chat(JUNK))["score"] == 5
         assert content(server, instructed)["clarity_score"] == 1

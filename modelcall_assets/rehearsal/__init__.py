@@ -168,17 +168,14 @@ class _Connection(asyncio.Protocol):
 
 
 class RehearsalServer:
-    """An OpenAI-compatible endpoint that costs nothing. Its public methods suit any thread.
+    """An OpenAI-compatible endpoint that costs nothing. Its public methods suit any thread."""
 
-    With `same_answer` texts are not looked at: it is for measuring how fast a client is."""
-
-    def __init__(
-        self, faults: Faults = NO_FAULTS, api_key: str | None = None, *, same_answer: bool = False
-    ) -> None:
+    def __init__(self, faults: Faults = NO_FAULTS, api_key: str | None = None) -> None:
         self.host, self.port = "127.0.0.1", 0
         self._use(faults)
         self.tally = Tally()
-        self._answer = replies.FirstAnswer() if same_answer else replies.answer
+        self.answer = replies.answer
+        """What is said to a request."""
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._batches = Batches(self)
         self.connections: set[_Connection] = set()
@@ -292,7 +289,7 @@ class RehearsalServer:
             wait_s = faults.retry_after_s if what == "rate_limited" else 0.0
             return replies.fault_error(what, wait_s).ending(identity, wait_s), latency_s
         try:
-            return replies.reply(body, what, identity, self._answer), latency_s
+            return replies.reply(body, what, identity, self.answer), latency_s
         except (AttributeError, LookupError, TypeError, RecursionError):
             refusal = Refusal(400, "a schema beyond the rehearsal model", param="response_format")
             return refusal.ending(identity), 0
@@ -320,10 +317,10 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 @contextmanager
 def serve_in_thread(
-    faults: Faults = NO_FAULTS, api_key: str | None = None, *, same_answer: bool = False
+    faults: Faults = NO_FAULTS, api_key: str | None = None
 ) -> Iterator[RehearsalServer]:
     """Serves from a thread of its own while the block runs."""
-    server, loop = RehearsalServer(faults, api_key, same_answer=same_answer), new_event_loop()
+    server, loop = RehearsalServer(faults, api_key), new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="rehearsal", daemon=True)
     thread.start()
     try:

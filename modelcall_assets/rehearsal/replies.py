@@ -115,20 +115,6 @@ def answer(body: dict[str, Any]) -> dict[str, Any] | str:
     }
 
 
-class FirstAnswer:
-    """Answers as the first request with the same instructions was answered: to measure speed."""
-
-    def __init__(self) -> None:
-        self._found: dict[bytes, dict[str, Any] | str] = {}
-
-    def __call__(self, body: dict[str, Any]) -> dict[str, Any] | str:
-        systems = [m.get("content") for m in body["messages"] if m["role"] == "system"]
-        instructions = orjson.dumps([systems, body.get("response_format")])
-        if instructions not in self._found:
-            self._found[instructions] = answer(body)
-        return self._found[instructions]
-
-
 def _fill(schema: object, tags: list[str]) -> Any:
     """A value the schema allows, for the everyday schemas of ratings."""
     if not isinstance(schema, dict):
