@@ -16,14 +16,7 @@ from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.lines import Address
 from modelcall_assets.records import decode_key, encode_key
-from modelcall_assets.records.outcome import (
-    NEVER_ASKED,
-    BadLine,
-    Dropped,
-    Failure,
-    Row,
-    bad_line,
-)
+from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Dropped, Failure, Row, bad_line
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others

@@ -14,13 +14,7 @@ import click
 import orjson
 
 from modelcall_assets.cli.plan import first_rows
-from modelcall_assets.cli.terminal import (
-    EXISTING_FILE,
-    echo,
-    file_option,
-    misuse,
-    task_argument,
-)
+from modelcall_assets.cli.terminal import EXISTING_FILE, echo, file_option, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm import Engine

@@ -38,12 +38,7 @@ from modelcall_assets.transforms.preprocessor import (
 )
 from modelcall_assets.transforms.repo_xml import RepoXml
 from modelcall_assets.transforms.texts import EXTRAS, ToolError, signature, text_language, tokenizer
-from modelcall_assets.transforms.user_code import (
-    RAISED,
-    create,
-    source_digest,
-    users_traceback,
-)
+from modelcall_assets.transforms.user_code import RAISED, create, source_digest, users_traceback
 
 _WHERE_NOT_WHAT = {
     "enabled", "input_folder", "output_folder", "num_proc", "num_files", "languages",

@@ -102,11 +102,7 @@ class Source:
                 left = None if left is None else left - batch.rows
 
     def of_one_file(
-        self,
-        rows: int = ROWS_WRITTEN_AT_ONCE,
-        size: int = BATCH_BYTES,
-        *,
-        whole: bool = True,
+        self, rows: int = ROWS_WRITTEN_AT_ONCE, size: int = BATCH_BYTES, *, whole: bool = True
     ) -> Iterator[Batch]:
         """All of the one file, at most so many rows and bytes at a time. InputChanged when there
         are more rows than were recorded, or, at the latest behind the last, another content."""
