@@ -190,7 +190,7 @@ def _confirmed() -> bool:
 
 
 def _delete(task: Task, found: Sequence[Garbage]) -> None:
-    deleted = [garbage for garbage in found if garbage.delete()]
+    deleted = [garbage for garbage in found if garbage.delete(task)]
     gone = [garbage for garbage in deleted if garbage.key is not None]
     if gone:
         forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
