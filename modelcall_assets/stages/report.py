@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from modelcall_assets.journal.lines import Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
@@ -81,16 +80,6 @@ class Watcher:
 
     show: Callable[[Tally], None]
     pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
-
-
-class Seen:
-    """Told apart by 64 bits, which among 100 million differ but for one chance in 3,000."""
-
-    def __init__(self) -> None:
-        self._words = Words()
-
-    def is_new(self, text: str) -> bool:
-        return self._words.add(hash(text))
 
 
 MOST_VALUES = 500
