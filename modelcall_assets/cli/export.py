@@ -3,7 +3,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
@@ -38,7 +38,6 @@ from modelcall_assets.cli.terminal import (
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import short
 from modelcall_assets.stages.export import (
-    FileExport,
     Form,
     Keep,
     Selection,
@@ -135,7 +134,7 @@ def export(
     if output is not None:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
         refuse_existing((folder / path for path in targets), force)
-    _show_exports([export_file(file, folder, selection, form) for file in files])
+    _show_exports(files, [export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 
 
@@ -165,13 +164,15 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
         raise misuse("modelcall export", wrong, fix=fix)
 
 
-def _show_exports(exports: Sequence[FileExport]) -> None:
+def _show_exports(files: Sequence[Published], exports: Sequence[Mapping[str, int]]) -> None:
+    """`exports` are the rows of each file by path."""
     rows: list[tuple[str, ...]] = []
-    for each in exports:
-        to = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
-        rows.append((each.name, f"{each.rows_in:,}", f"{each.rows:,}", to))
-    rows_in, written = sum(each.rows_in for each in exports), sum(each.rows for each in exports)
-    total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
+    for file, written in zip(files, exports, strict=True):
+        to = "\n".join(f"{path}: {count:,}" for path, count in written.items())
+        rows.append((file.name, f"{file.manifest.rows:,}", f"{sum(written.values()):,}", to))
+    rows_in = sum(file.manifest.rows for file in files)
+    rows_out = sum(sum(written.values()) for written in exports)
+    total = (f"{len(files)} files", f"{rows_in:,}", f"{rows_out:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
     Console().print(table_of(columns, rows, SHOWN_FILES, total))
 
