@@ -7,6 +7,7 @@ byte is lost. Rows of columns are written as lines first.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
 from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms import encode
 
-SHOWN_INVALID = 20
+SHOWN_INVALID = 3
 BLANK, INVALID, DUPLICATE = "blank line", "no JSON object", "duplicate"
 """Why a line of a member is not in the output."""
 
@@ -195,20 +196,18 @@ class MergeReport(Report):
     members: list[MemberCount] = field(default_factory=list[MemberCount])
     first_invalid: list[str] = field(default_factory=list[str])
     """File, line and what is wrong."""
-    invalid_file: Place | None = None
-    """Where the invalid lines are, if there are any."""
 
     def total(self) -> None:
-        rules = {"blank": BLANK, "invalid": INVALID, "duplicates": DUPLICATE}
-        counts = {name: sum(getattr(each, name) for each in self.members) for name in rules}
-        self.dropped.update({rules[name]: count for name, count in counts.items() if count})
+        blank = sum(member.blank for member in self.members)
+        invalid = sum(member.invalid for member in self.members)
+        duplicates = sum(member.duplicates for member in self.members)
+        self.dropped += Counter({BLANK: blank, INVALID: invalid, DUPLICATE: duplicates})
         self.rows = sum(member.rows for member in self.members)
         self.rows_in = self.rows + self.dropped.total()
-        blank, invalid, duplicates = counts.values()
         self.numbers = {"blank_lines": blank, "invalid_lines": invalid, "duplicates": duplicates}
         self.tables["members"] = [asdict(member) for member in self.members]
         if invalid:
-            first = "; ".join(self.first_invalid[:3])
+            first = "; ".join(self.first_invalid)
             self.warnings.append(f"{invalid:,} lines are not JSON objects: {first}")
             if not self.rows:
                 told = f"none of {invalid:,} lines is a JSON object"
@@ -276,7 +275,6 @@ class _Merge:
             if isinstance(item, BadLine):
                 count.invalid += 1
                 self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
-                self.report.invalid_file = self.rejects.place
                 if len(self.report.first_invalid) < SHOWN_INVALID:
                     self.report.first_invalid.append(f"{name}, {item.detail}")
             elif self.seen is not None and not _is_new(self.seen, item, line):
