@@ -51,8 +51,7 @@ class Chatml(Stage):
 
     @property
     def splits(self) -> SplitInputs:
-        field, with_system = self.task.input_field, self.step.add_system_prompt
-        return SplitInputs(self.task, field, self.spec.datasets, with_system)
+        return SplitInputs(self.task, self.step.add_system_prompt)
 
     def options(self, dataset: str) -> ChatmlOptions:
         step, config = self.step, self.spec.datasets[dataset]

@@ -61,8 +61,8 @@ class Preprocessed(Stage):
         cannot be had."""
         preprocessor, pattern = self.recipe.preprocessor(), self.options.file_pattern
         if isinstance(preprocessor, Grouping):
-            return GroupedInputs(self.task, self.task.input_field, preprocessor, pattern)
-        return FolderInputs(self.task, self.task.input_field, pattern=pattern)
+            return GroupedInputs(self.task, preprocessor, pattern)
+        return FolderInputs(self.task, pattern=pattern)
 
     def own_shape(self) -> dict[str, Any]:
         return self.recipe.version()

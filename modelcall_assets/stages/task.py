@@ -228,16 +228,15 @@ class Task:
     @cached_property
     def inputs(self) -> Inputs:
         """What the first stage reads. SetupError when the user's preprocessor cannot be had."""
-        field, task = self.input_field, self.spec.task
         if self.linked is not None:
-            return LinkedInputs(self, field, self.linked, self._file_keys.now)
-        if isinstance(task, DistillationTask):
+            return LinkedInputs(self, self.linked, self._file_keys.now)
+        if isinstance(self.spec.task, DistillationTask):
             if (chatml := self.find(Chatml)) is not None:
                 return chatml.splits
             kind = OneInput if self.spec.has_one_input else FolderInputs
-            return kind(self, field, None if self.find(Merged) else ".jsonl")
+            return kind(self, None if self.find(Merged) else ".jsonl")
         preprocessed = self.find(Preprocessed)
-        return FolderInputs(self, field) if preprocessed is None else preprocessed.inputs
+        return FolderInputs(self) if preprocessed is None else preprocessed.inputs
 
     @property
     def input_field(self) -> str:
