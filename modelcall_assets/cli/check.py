@@ -44,6 +44,7 @@ from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preprocessed import Preprocessed
+from modelcall_assets.stages.source import column_names
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.rows import read_rows
@@ -192,7 +193,7 @@ def _absent_columns(task: Task, file: FileInfo) -> Iterator[Problem]:
         return
     items = read_rows(file.place, task.stages[0].reading, ROWS_LOOKED_AT)
     rows = [item for item in items if not isinstance(item, BadLine)]
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = column_names(rows)
     for place, column in stage.recipe.absent(names).items() if rows else ():
         wrong = f"no column {column} in the first {len(rows)} rows of {file.key_path}"
         fix, have = did_you_mean(column, names), _columns(rows)
@@ -219,7 +220,7 @@ def _unanswerable(task: Task, file: str, rows: Sequence[Row | Failure]) -> Itera
 
 
 def _columns(rows: Sequence[Row]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = column_names(rows)
     return f"the columns {', '.join(names)}" if names else ""
 
 

@@ -9,7 +9,6 @@ from math import ceil
 
 import click
 import orjson
-import pyarrow as pa
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
@@ -21,7 +20,7 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.replay import Asked
-from modelcall_assets.stages.source import Part, Source
+from modelcall_assets.stages.source import Part, batches_of
 from modelcall_assets.stages.standing import Retry
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
@@ -237,10 +236,9 @@ def first_rows(
     """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
     is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
     parts = map(Part.of, task.inputs.members(key) if is_group else [file])
-    source = Source(tuple(parts), pa.schema([]), rows, rows, task.stages[0].reading)
     items = (
         (record_id(item, index, name), item)
-        for name, batch in source.batches(rows)
+        for name, batch in batches_of(parts, task.stages[0].reading, rows, rows)
         for index, item in enumerate(batch.items, batch.start)
     )
     for identity, item in islice(items, 0, None, every):

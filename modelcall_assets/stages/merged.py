@@ -27,7 +27,7 @@ from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
-from modelcall_assets.stages.source import MEMBERS
+from modelcall_assets.stages.source import MEMBERS, column_names
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import matches
@@ -257,12 +257,14 @@ class _Merge:
     @cached_property
     def moved(self) -> dict[str, str]:
         """Asked for when a row has the source column: then all have to be looked at for names."""
-        names = set[str]()
-        for place in self.members.values():
-            for batch in read_batches(place, self.reading, size=STREAM_BYTES):
-                names.update(*(item for item, _ in batch.with_lines() if isinstance(item, dict)))
+        items = (
+            item
+            for place in self.members.values()
+            for batch in read_batches(place, self.reading, size=STREAM_BYTES)
+            for item, _ in batch.with_lines()
+        )
         assert self.column is not None
-        self.report.moved = moved_names(names, [self.column])
+        self.report.moved = moved_names(column_names(items), [self.column])
         return self.report.moved
 
     def lines(self, name: str, place: Place) -> Iterator[bytes]:
