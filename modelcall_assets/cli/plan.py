@@ -14,7 +14,8 @@ from rich.console import Console
 from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.lines import Address
-from modelcall_assets.records import decode_key, encode_key
+from modelcall_assets.llm.dialogue import ChatRequest
+from modelcall_assets.records import decode_key, encode_key, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Dropped, Failure, Row, bad_line
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
@@ -25,7 +26,7 @@ from modelcall_assets.stages.standing import Retry
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.publishing import read_manifest
-from modelcall_assets.storage.rows import record_id
+from modelcall_assets.storage.rows import count_rows, record_id
 from modelcall_assets.transforms.texts import count_tokens
 
 SHOWN_FILES = 40
@@ -198,12 +199,14 @@ def _tokens(asked: Asked) -> int:
 
 
 def _row_count(task: Task, file: FileInfo) -> int:
-    """Of a file, or of all files of a split."""
+    """Of a partition's files together; what is no data file is one row."""
     first, key = task.stages[0], encode_key(file.key_path)
     manifest = None if first.suffix else read_manifest(first.manifest_path(key))
     if manifest is not None and manifest.input.version == file.version:
         return manifest.rows
-    return task.count_rows(file)
+    places = [each.place for each in task.inputs.members(key)]
+    rows = sum(count_rows(p, first.reading) if is_data_file(p.name) else 1 for p in places)
+    return rows if task.row_limit is None else min(rows, task.row_limit)
 
 
 def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> int:
@@ -217,17 +220,10 @@ def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> i
     with task.layout.read_journal(str(folder)) as journal:
         if not len(journal):
             return 0
-        asks = first_asks(task, file, rows)
-        keys = Counter(each.key for each in asks if not isinstance(each, Failure | Dropped))
+        found = (row for row in first_rows(task, file, rows) if isinstance(row, dict))
+        keys = Counter(each.key for each in map(asking.ask, found) if isinstance(each, ChatRequest))
         addresses = (Address(key, number) for key in keys for number in range(keys[key]))
         return max(0, sum(address in journal for address in addresses) - again)
-
-
-def first_asks(task: Task, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
-    asking = task.first_answering
-    assert isinstance(asking, AskingStage)
-    for row in first_rows(task, file, rows):
-        yield row if isinstance(row, Failure | Dropped) else asking.ask(row)
 
 
 def first_rows(

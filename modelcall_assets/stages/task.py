@@ -16,7 +16,7 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
-from modelcall_assets.records import decode_key, encode_key, is_data_file
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.chatml import Chatml
 from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
@@ -26,9 +26,7 @@ from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scores import ScorerScores, Scores
 from modelcall_assets.stages.summary import Summary
-from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import count_rows
 
 MOST_NAME_BYTES = 250
 """File systems take 255; ours have a suffix more."""
@@ -285,15 +283,6 @@ class Task:
             raise SetupError(problems)
         for stage in self.stages:
             stage.check_ready()
-
-    def count_rows(self, file: FileInfo) -> int:
-        """Of an input file that raw has not looked at."""
-        files, reading = self.inputs.members(encode_key(file.key_path)), self.stages[0].reading
-        rows = sum(
-            count_rows(each.place, reading) if is_data_file(each.place.name) else 1
-            for each in files
-        )
-        return rows if self.row_limit is None else min(rows, self.row_limit)
 
     @cached_property
     def _file_keys(self) -> Keys:
