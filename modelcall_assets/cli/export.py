@@ -44,6 +44,7 @@ from modelcall_assets.stages.export import (
     export_dialogues,
     export_file,
 )
+from modelcall_assets.stages.report import by_count
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import open_input, publish, write_lines
@@ -118,7 +119,8 @@ def export(
       modelcall export my_task.yaml --dialogue-log
     """
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(task, stage, pattern, rejected=rejected)
+    shown = stage_of(task, stage)
+    files = chosen_files(shown, pattern, rejected=rejected)
     where = parsed_where(condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
@@ -128,7 +130,7 @@ def export(
         echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    default = f"{task.output_folder}_export/{stage_of(task, stage).name}"
+    default = f"{task.stages[-1].folder}_export/{shown.name}"
     folder = task.layout.place(output or default)
     _check_targets(task, files, folder, form)
     if output is not None:
@@ -202,7 +204,7 @@ def failures(
       modelcall failures my_task.yaml --reason content_filter --limit 5
       modelcall failures my_task.yaml --json | jq .record_id
     """
-    files = chosen_files(task, stage, pattern, rejected=True)
+    files = chosen_files(stage_of(task, stage), pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
     rows = (row for file in files for row in failed_rows(file))
@@ -233,9 +235,8 @@ def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) 
     total = counts.total()
     if total > len(rows):
         console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
     text = f"{total:,} of {of_rows:,} rows failed"
-    console.print(cell(f"{text}: {reasons}" if total else text))
+    console.print(cell(f"{text}: {by_count(counts)}" if total else text))
 
 
 @click.command()

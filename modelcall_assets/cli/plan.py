@@ -21,6 +21,7 @@ from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.replay import Asked
+from modelcall_assets.stages.report import by_count
 from modelcall_assets.stages.source import Part, batches_of
 from modelcall_assets.stages.standing import Retry
 from modelcall_assets.stages.task import Task
@@ -124,8 +125,7 @@ def _outlook(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> It
     for each in plans:
         rules.update(each.dropped)
     if rules:
-        by_rule = ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())
-        yield f"dropped: about {rules.total():,} rows before that: {by_rule}"
+        yield f"dropped: about {rules.total():,} rows before that: {by_count(rules)}"
     if failed:
         yield f"failed: about {failed:,} rows cannot be asked; `modelcall try` shows why"
     asking = task.first_answering

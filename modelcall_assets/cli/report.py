@@ -109,7 +109,7 @@ def report(
         task = load(source)
         shown = stage_of(task, stage)
         place = task.layout.place(output) if output else task.report_place
-        files = chosen_files(task, stage, pattern, rejected=True)
+        files = chosen_files(shown, pattern, rejected=True)
         where, spread = parsed_where(condition, files), Spread()
         chosen, seen = _sampled(_rows(files, where, spread), rows, random)
         command = ["modelcall", "retry", task.spec.file_name]

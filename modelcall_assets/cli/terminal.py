@@ -23,7 +23,7 @@ from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Tally, Watcher
+from modelcall_assets.stages.report import Tally, Watcher, by_count
 from modelcall_assets.stages.source import Published, published_files
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import exists
@@ -224,12 +224,10 @@ where_option = click.option(
 )
 
 
-def chosen_files(
-    task: Task, stage: str | None, pattern: str | None, *, rejected: bool
-) -> list[Published]:
+def chosen_files(stage: Stage, pattern: str | None, *, rejected: bool) -> list[Published]:
     """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
     are named on standard error."""
-    files = published_files(stage_of(task, stage), pattern, rejected=rejected)
+    files = published_files(stage, pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:
             echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
@@ -316,7 +314,6 @@ def _totals(stage: Stage, found: Mapping[str, Manifest | None], behind: Sequence
     accepted = sum(made is not None and made.accepted for made in current)
     text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
     text += f"{ok:,} succeeded, {rows - ok:,} failed"
-    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-    text += f" ({by_reason})" if by_reason else ""
+    text += f" ({by_count(reasons)})" if reasons else ""
     dropped = sum(manifest.dropped for manifest in manifests)
     return f"{text}, {dropped:,} dropped" if dropped else text

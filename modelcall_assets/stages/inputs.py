@@ -74,8 +74,8 @@ class Inputs(ABC):
     def shared(self, first: str, second: str, output: str) -> Problem:
         """Two inputs that would have one output."""
         wrong = f"'{first}' and '{second}' would both be written to '{output}'"
-        fix = "rename or move one of them"
-        return Problem(self.task.spec.file_name, self.task.input_field, wrong, fix=fix)
+        spec, fix = self.task.spec, "rename or move one of them"
+        return Problem(spec.file_name, spec.task.input_field, wrong, fix=fix)
 
     def refuse_shared(self, files: Sequence[FileInfo], suffix: str) -> None:
         """SetupError when two of them would have one output."""

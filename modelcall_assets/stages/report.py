@@ -59,7 +59,7 @@ class Tally:
         return f"{self.stage}: {self.done:,} of {self.rows:,} rows, {self.detail()}"
 
     def detail(self) -> str:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common(3))
+        reasons = by_count(self.reasons, 3)
         elapsed, called = time.monotonic() - self.started_at, max(0, self.done - self.replayed)
         rate = called / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.failed:,} failed" + f" ({reasons})" * bool(reasons), self.state()]
@@ -315,6 +315,11 @@ class Report:
                 **self.detail,
             },
         )
+
+
+def by_count(counts: Counter[str], most: int | None = None) -> str:
+    """`timeout 1,203, empty 4`: the most frequent first."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(most))
 
 
 def counted(what: str, counts: Mapping[str, int]) -> list[Row]:

@@ -209,7 +209,7 @@ class Task:
 
     def warning(self, wrong: str, *, field: str = "", have: str = "", fix: str = "") -> Problem:
         """Of the task's file, of its input unless another field is named."""
-        place, file = field or self.input_field, self.spec.file_name
+        place, file = field or self.spec.task.input_field, self.spec.file_name
         return Problem(file, place, wrong, have=have, fix=fix, severity="warning")
 
     @property
@@ -235,11 +235,6 @@ class Task:
             return kind(self, None if self.find(Merged) else ".jsonl")
         preprocessed = self.find(Preprocessed)
         return FolderInputs(self) if preprocessed is None else preprocessed.inputs
-
-    @property
-    def input_field(self) -> str:
-        """Where the task file says what its first stage reads."""
-        return self.spec.task.input_field
 
     @property
     def absent_input(self) -> Problem | None:
@@ -268,14 +263,9 @@ class Task:
         return [self.layout.state_folder.parent, *own]
 
     @property
-    def output_folder(self) -> Place:
-        """Of the last stage."""
-        return self.stages[-1].folder
-
-    @property
     def report_place(self) -> Place:
         """Of the page for people, unless they choose another."""
-        return self.layout.place(f"{self.output_folder}_report.html")
+        return self.layout.place(f"{self.stages[-1].folder}_report.html")
 
     def check_ready(self) -> None:
         """SetupError when a folder cannot be written to, or a stage cannot run here."""
