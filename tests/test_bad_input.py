@@ -18,7 +18,7 @@ import pytest
 import yaml
 from project import GREEN, RED, TASK, Project, lines, some_rows
 
-from modelcall_assets.cli.plan import first_rows
+from modelcall_assets.cli.plan import prepared_rows
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
@@ -496,7 +496,7 @@ def asked_of(project: Project, name: str) -> list[str]:
     steps = project.steps()
     asking = steps.find(AskingStage)
     assert asking is not None
-    found = first_rows(steps, stat_file(project.input_folder / name), 9)
+    found = prepared_rows(steps, stat_file(project.input_folder / name), 9)
     asks = [asking.ask(row) for row in found if isinstance(row, dict)]
     rows = project.scores(name)
     assert [row["api_status"] for row in rows] == ["success"] * len(rows)

@@ -170,7 +170,7 @@ def _plan_file(task: Task, file: FileInfo) -> FilePlan:
     task.layout.check_name(encode_key(file.key_path))
     in_rows = _row_count(task, file)
     reach = ceil(in_rows * min(1.0, SAMPLE_BYTES / max(1, file.size)))
-    sample = list(first_rows(task, file, reach, max(1, ceil(reach / SAMPLE_ROWS))))
+    sample = list(prepared_rows(task, file, reach, max(1, ceil(reach / SAMPLE_ROWS))))
     kept = [row for row in sample if not isinstance(row, Dropped)]
     scale = in_rows / len(sample) if sample else 0.0
     rules = Counter(row.rule for row in sample if isinstance(row, Dropped))
@@ -220,13 +220,13 @@ def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> i
     with task.layout.read_journal(str(folder)) as journal:
         if not len(journal):
             return 0
-        found = (row for row in first_rows(task, file, rows) if isinstance(row, dict))
+        found = (row for row in prepared_rows(task, file, rows) if isinstance(row, dict))
         keys = Counter(each.key for each in map(asking.ask, found) if isinstance(each, ChatRequest))
         addresses = (Address(key, number) for key in keys for number in range(keys[key]))
         return max(0, sum(address in journal for address in addresses) - again)
 
 
-def first_rows(
+def prepared_rows(
     task: Task, file: FileInfo, rows: int, every: int = 1
 ) -> Iterator[Row | Failure | Dropped]:
     """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""

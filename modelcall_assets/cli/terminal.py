@@ -92,7 +92,7 @@ def table_of(
 
 
 class RunDisplay:
-    """Of a run until it is closed, and of what came of it."""
+    """Shows a run on standard error until it is closed; `told` says what came of it."""
 
     def __init__(self) -> None:
         self._started_at, self.seconds = time.monotonic(), 0.0
@@ -225,8 +225,7 @@ where_option = click.option(
 
 
 def chosen_files(stage: Stage, pattern: str | None, *, rejected: bool) -> list[Published]:
-    """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
-    are named on standard error."""
+    """What `published_files` gives; rejected results are named on standard error."""
     files = published_files(stage, pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:

@@ -20,17 +20,16 @@ from modelcall_assets.stages import Stage
 from modelcall_assets.stages.inputs import SplitInputs, version_of
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Distribution, Report, Tally
-from modelcall_assets.stages.source import changed, column_names
+from modelcall_assets.stages.source import changed, column_names, first_rows
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
+from modelcall_assets.storage.rows import STREAM_BYTES, read_batches
 from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
 
-ROWS_LOOKED_AT = 20
 UNWRITABLE = (TypeError, RecursionError)
 """What `encode` raises for a row that JSON cannot hold."""
 
@@ -110,8 +109,7 @@ class Chatml(Stage):
         """Of the first split: columns that no row has, else rows of which none can be
         converted."""
         dataset, file = self.spec.datasets[name], splits[0].files[0]
-        items = read_rows(file.place, self.before.reading, ROWS_LOOKED_AT)
-        rows = [item for item in items if not isinstance(item, BadLine)]
+        rows = first_rows(file.place, self.before.reading)
         columns = column_names(rows)
         file_name = self.spec.files["datasets"]
         shown = f"the first {len(rows)} rows of {shown_place(file.uri, self.spec.root)}"

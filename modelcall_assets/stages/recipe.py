@@ -267,7 +267,7 @@ class Worker:
     def _kept(
         self, row: Row, given: Row, item: Row, removed: Mapping[str, int], told: Told
     ) -> NewRow:
-        """With what was `given` for the item, or the item itself, has under names of ours."""
+        """With the values, under new names, that `given` or the item has under names of ours."""
         if self._origins is None:
             clashing = {name: given[name] for name in self._ours if name in given}
             return NewRow.of(row, clashing, removed, told)

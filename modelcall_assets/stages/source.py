@@ -30,6 +30,7 @@ from modelcall_assets.storage.rows import (
     RowBatch,
     document_batches,
     read_batches,
+    read_rows,
     record_id,
 )
 from modelcall_assets.storage.values import schema_from_json
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MEMBERS = "members"
 """In the detail of a manifest: the files, or partitions, that make one."""
+ROWS_LOOKED_AT = 20
 ROWS_ASKED_AT_ONCE = 100
 ROWS_WRITTEN_AT_ONCE = 1000
 BATCH_BYTES = 4 << 20
@@ -285,6 +287,12 @@ class FailedRow:
     endpoint: str | None = None
 
 
+def first_rows(place: Place, reading: Reading) -> list[Row]:
+    """To look at before anything runs; lines that cannot be read are left out."""
+    items = read_rows(place, reading, ROWS_LOOKED_AT)
+    return [item for item in items if isinstance(item, dict)]
+
+
 def column_names(items: Iterable[Row | BadLine]) -> Collection[str]:
     """Those of all rows, in the order in which they come."""
     return dict.fromkeys(chain.from_iterable(item for item in items if isinstance(item, dict)))
@@ -293,9 +301,9 @@ def column_names(items: Iterable[Row | BadLine]) -> Collection[str]:
 def published_files(
     stage: Stage, pattern: str | None = None, *, rejected: bool = False
 ) -> list[Published]:
-    """What the stage has published, by name, and what was rejected of partitions of which nothing
-    was accepted; with `rejected` of all that have such a result. InputError when there is nothing,
-    or a manifest is damaged: its file would be missing."""
+    """The accepted result of each partition, sorted by name, or the rejected one where nothing was
+    accepted; with `rejected` the rejected one wherever there is one. InputError when there is no
+    result, or a manifest is damaged: its file would be missing."""
     found = list[Published]()
     for key in {*stage.published_keys(), *stage.published_keys(rejected=True)}:
         if pattern is not None and not matches(decode_key(key), pattern):
