@@ -275,7 +275,7 @@ def _sections(
 ) -> Iterator[str]:
     """What the task's summary knows, of the stage and files that are shown."""
     overview = next(each for each in task.overviews if isinstance(each, Summary))
-    shown, (summed, _, every) = files[0].stage, overview.summed()
+    shown, (summed, every) = files[0].stage, overview.summed()
     of = {(shown.name, file.key, file.manifest.accepted) for file in files}
     rows = [row for row in every if (row["stage"], row["key"], row["accepted"]) in of]
     own = Report()

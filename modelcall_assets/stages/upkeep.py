@@ -45,10 +45,8 @@ class Garbage:
     name: str
     files: tuple[FileInfo | LeftOver, ...] = ()
     journals: tuple[Place, ...] = ()
-    key: str | None = None
-    """The partition key that goes with it."""
-    keys: Keys | None = None
-    """The set that the key is of."""
+    partition: tuple[Keys, str] | None = None
+    """That goes with it: a key, and the set that it is of."""
     kept: tuple[Place, ...] = ()
     """What stands at its outputs' places and is not ours."""
 
@@ -143,7 +141,7 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
             replies = [file for journal in journals for file in journal_files(journal)]
             files = (*_there([*manifests, *(each for each in outputs if outputs[each])]), *replies)
             name, kept = decode_key(key), tuple(each for each in outputs if not outputs[each])
-            yield Garbage(DELETED_INPUT, name, files, journals, key, keys, kept)
+            yield Garbage(DELETED_INPUT, name, files, journals, (keys, key), kept)
 
 
 def recorded_keys(stages: Iterable[Stage]) -> set[str]:
