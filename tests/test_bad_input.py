@@ -18,10 +18,11 @@ import pytest
 import yaml
 from project import GREEN, RED, TASK, Project, lines, some_rows
 
-from modelcall_assets.cli.plan import first_asks
+from modelcall_assets.cli.plan import prepared_rows
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
+from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.storage.listing import stat_file
 
 MODEL, PROMPT = "configs/models/rehearsal.yaml", "configs/prompts/quality.yaml"
@@ -493,7 +494,10 @@ class TestSetUp:
 def asked_of(project: Project, name: str) -> list[str]:
     """What the rows of a file asked, all of which were rated."""
     steps = project.steps()
-    asks = [*first_asks(steps, stat_file(project.input_folder / name), 9)]
+    asking = steps.find(AskingStage)
+    assert asking is not None
+    found = prepared_rows(steps, stat_file(project.input_folder / name), 9)
+    asks = [asking.ask(row) for row in found if isinstance(row, dict)]
     rows = project.scores(name)
     assert [row["api_status"] for row in rows] == ["success"] * len(rows)
     requests = [asked for asked in asks if isinstance(asked, ChatRequest)]

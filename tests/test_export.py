@@ -239,8 +239,8 @@ class TestRowsOfLaterStages:
         file = self.published(tmp_path, [bad, good])
         told = FailedRow("set/answers.jsonl", "2", "timeout", "no reply", 3, None)
         assert list(failed_rows(file)) == [told]
-        report = export_file(file, tmp_path / "old", Selection("all"), Form(old_names=True))
-        assert report.written == {"set/answers.jsonl": 1, "set/answers_error.jsonl": 1}
+        written = export_file(file, tmp_path / "old", Selection("all"), Form(old_names=True))
+        assert written == {"set/answers.jsonl": 1, "set/answers_error.jsonl": 1}
         (failed,) = exported(tmp_path / "old")["set/answers_error.jsonl"]
         old = {"error": "timeout: no reply", "error_type": "timeout", "traceback": ""}
         assert failed == {**bad, **old, "timestamp": "then", "task_index": 0}

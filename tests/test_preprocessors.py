@@ -443,6 +443,30 @@ class TestOwn:
         assert error["raw"] == '{"id":"raise","do":"raise"}'
         assert "returned list; expected a dict" in error_of(rows[3])["detail"]
 
+    def test_its_errors_are_the_same_wherever_we_are_installed(self, tmp_path: Path) -> None:
+        module = own(
+            tmp_path,
+            """
+            import json
+            from modelcall_assets.transforms.preprocessor import GithubRawCode
+
+            class Strict(GithubRawCode):
+                def process_item(self, item):
+                    try:
+                        return json.loads(item["text"])
+                    except ValueError:
+                        return super().process_item({**item, "text": 1})
+            """,
+            "own_frames",
+        )
+        path = write_rows(tmp_path / "in.jsonl", [{"text": "{"}])
+        preprocessed(path, script_type=f"{module}:Strict")
+        detail = error_of(published(path)[0])["detail"]
+        files = re.findall('File "(.*)", line', detail)
+        assert files == [str(tmp_path / "own_frames.py")] * 2
+        assert "json.decoder.JSONDecodeError: Expecting property name" in detail
+        assert detail.startswith("Traceback (most recent call last):\n")
+
     def test_reasons_to_leave_out_are_counted(self, tmp_path: Path) -> None:
         module = own(
             tmp_path,

@@ -197,5 +197,5 @@ class TestRuns:
             (found,) = left_over(steps, in_use_s=-5.0)
             assert found.why == LEFT_OVER
             assert found.name.startswith(f"s3://{bucket}/scores/a.parquet (upload ")
-            assert found.delete()
+            assert found.delete(steps)
             until(lambda: "Uploads" not in client.list_multipart_uploads(Bucket=bucket), 10)

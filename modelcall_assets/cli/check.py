@@ -12,7 +12,7 @@ from typing import Any
 import click
 import yaml
 
-from modelcall_assets.cli.plan import first_rows
+from modelcall_assets.cli.plan import prepared_rows
 from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     NEW_FILE,
@@ -40,13 +40,13 @@ from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records import is_data_file
-from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Row
+from modelcall_assets.records.outcome import Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.preprocessed import Preprocessed
+from modelcall_assets.stages.source import ROWS_LOOKED_AT, column_names, first_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.rows import read_rows
 
 
 @click.command()
@@ -149,9 +149,6 @@ def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem
     return [*spec.warnings, *_readiness(spec)]
 
 
-ROWS_LOOKED_AT = 20
-
-
 def _readiness(spec: TaskSpec) -> Iterator[Problem]:
     """Told as warnings: the file itself is right."""
     task = Task(spec)
@@ -175,7 +172,7 @@ def _row_problems(task: Task) -> Iterator[Problem]:
     try:
         for file in task.inputs.files():
             yield from _absent_columns(task, file)
-            rows = first_rows(task, file, ROWS_LOOKED_AT)
+            rows = prepared_rows(task, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(task, file.key_path, kept)
                 return
@@ -190,9 +187,8 @@ def _absent_columns(task: Task, file: FileInfo) -> Iterator[Problem]:
     stage = task.find(Preprocessed)
     if stage is None or not is_data_file(file.place.name):
         return
-    items = read_rows(file.place, task.stages[0].reading, ROWS_LOOKED_AT)
-    rows = [item for item in items if not isinstance(item, BadLine)]
-    names = dict.fromkeys(name for row in rows for name in row)
+    rows = first_rows(file.place, task.stages[0].reading)
+    names = column_names(rows)
     for place, column in stage.recipe.absent(names).items() if rows else ():
         wrong = f"no column {column} in the first {len(rows)} rows of {file.key_path}"
         fix, have = did_you_mean(column, names), _columns(rows)
@@ -219,7 +215,7 @@ def _unanswerable(task: Task, file: str, rows: Sequence[Row | Failure]) -> Itera
 
 
 def _columns(rows: Sequence[Row]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = column_names(rows)
     return f"the columns {', '.join(names)}" if names else ""
 
 

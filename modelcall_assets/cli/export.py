@@ -3,7 +3,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
@@ -38,13 +38,13 @@ from modelcall_assets.cli.terminal import (
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import short
 from modelcall_assets.stages.export import (
-    FileExport,
     Form,
     Keep,
     Selection,
     export_dialogues,
     export_file,
 )
+from modelcall_assets.stages.report import by_count
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import open_input, publish, write_lines
@@ -119,7 +119,8 @@ def export(
       modelcall export my_task.yaml --dialogue-log
     """
     _check_options(format, share, keep, old_names, dialogue_log)
-    files = chosen_files(task, stage, pattern, rejected=rejected)
+    shown = stage_of(task, stage)
+    files = chosen_files(shown, pattern, rejected=rejected)
     where = parsed_where(condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
     if dialogue_log:
@@ -129,13 +130,13 @@ def export(
         echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
     form = Form(format, old_names, share or 0.0, seed)
-    default = f"{task.output_folder}_export/{stage_of(task, stage).name}"
+    default = f"{task.stages[-1].folder}_export/{shown.name}"
     folder = task.layout.place(output or default)
     _check_targets(task, files, folder, form)
     if output is not None:
         targets = (path for file in files for _, _, path in form.targets(file.stem))
         refuse_existing((folder / path for path in targets), force)
-    _show_exports([export_file(file, folder, selection, form) for file in files])
+    _show_exports(files, [export_file(file, folder, selection, form) for file in files])
     echo(f"exported: {folder}")
 
 
@@ -165,13 +166,15 @@ def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: 
         raise misuse("modelcall export", wrong, fix=fix)
 
 
-def _show_exports(exports: Sequence[FileExport]) -> None:
+def _show_exports(files: Sequence[Published], exports: Sequence[Mapping[str, int]]) -> None:
+    """`exports` are the rows of each file by path."""
     rows: list[tuple[str, ...]] = []
-    for each in exports:
-        to = "\n".join(f"{path}: {rows:,}" for path, rows in each.written.items())
-        rows.append((each.name, f"{each.rows_in:,}", f"{each.rows:,}", to))
-    rows_in, written = sum(each.rows_in for each in exports), sum(each.rows for each in exports)
-    total = (f"{len(exports)} files", f"{rows_in:,}", f"{written:,}")
+    for file, written in zip(files, exports, strict=True):
+        to = "\n".join(f"{path}: {count:,}" for path, count in written.items())
+        rows.append((file.name, f"{file.manifest.rows:,}", f"{sum(written.values()):,}", to))
+    rows_in = sum(file.manifest.rows for file in files)
+    rows_out = sum(sum(written.values()) for written in exports)
+    total = (f"{len(files)} files", f"{rows_in:,}", f"{rows_out:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
     Console().print(table_of(columns, rows, SHOWN_FILES, total))
 
@@ -201,7 +204,7 @@ def failures(
       modelcall failures my_task.yaml --reason content_filter --limit 5
       modelcall failures my_task.yaml --json | jq .record_id
     """
-    files = chosen_files(task, stage, pattern, rejected=True)
+    files = chosen_files(stage_of(task, stage), pattern, rejected=True)
     counts: Counter[str] = Counter()
     shown: list[FailedRow] = []
     rows = (row for file in files for row in failed_rows(file))
@@ -232,9 +235,8 @@ def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) 
     total = counts.total()
     if total > len(rows):
         console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common())
     text = f"{total:,} of {of_rows:,} rows failed"
-    console.print(cell(f"{text}: {reasons}" if total else text))
+    console.print(cell(f"{text}: {by_count(counts)}" if total else text))
 
 
 @click.command()

@@ -9,31 +9,25 @@ from math import ceil
 
 import click
 import orjson
-import pyarrow as pa
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import cell, echo, echo_first, table_of, task_argument
 from modelcall_assets.errors import InputError
 from modelcall_assets.journal.lines import Address
-from modelcall_assets.records import decode_key, encode_key
-from modelcall_assets.records.outcome import (
-    NEVER_ASKED,
-    BadLine,
-    Dropped,
-    Failure,
-    Row,
-    bad_line,
-)
+from modelcall_assets.llm.dialogue import ChatRequest
+from modelcall_assets.records import decode_key, encode_key, is_data_file
+from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Dropped, Failure, Row, bad_line
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.inputs import GroupedInputs
 from modelcall_assets.stages.publication import CHANGED, NOT_OURS, others
 from modelcall_assets.stages.replay import Asked
-from modelcall_assets.stages.source import Part, Source
+from modelcall_assets.stages.report import by_count
+from modelcall_assets.stages.source import Part, batches_of
 from modelcall_assets.stages.standing import Retry
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.publishing import read_manifest
-from modelcall_assets.storage.rows import record_id
+from modelcall_assets.storage.rows import count_rows, record_id
 from modelcall_assets.transforms.texts import count_tokens
 
 SHOWN_FILES = 40
@@ -131,8 +125,7 @@ def _outlook(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> It
     for each in plans:
         rules.update(each.dropped)
     if rules:
-        by_rule = ", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())
-        yield f"dropped: about {rules.total():,} rows before that: {by_rule}"
+        yield f"dropped: about {rules.total():,} rows before that: {by_count(rules)}"
     if failed:
         yield f"failed: about {failed:,} rows cannot be asked; `modelcall try` shows why"
     asking = task.first_answering
@@ -177,7 +170,7 @@ def _plan_file(task: Task, file: FileInfo) -> FilePlan:
     task.layout.check_name(encode_key(file.key_path))
     in_rows = _row_count(task, file)
     reach = ceil(in_rows * min(1.0, SAMPLE_BYTES / max(1, file.size)))
-    sample = list(first_rows(task, file, reach, max(1, ceil(reach / SAMPLE_ROWS))))
+    sample = list(prepared_rows(task, file, reach, max(1, ceil(reach / SAMPLE_ROWS))))
     kept = [row for row in sample if not isinstance(row, Dropped)]
     scale = in_rows / len(sample) if sample else 0.0
     rules = Counter(row.rule for row in sample if isinstance(row, Dropped))
@@ -206,12 +199,14 @@ def _tokens(asked: Asked) -> int:
 
 
 def _row_count(task: Task, file: FileInfo) -> int:
-    """Of a file, or of all files of a split."""
+    """Of a partition's files together; what is no data file is one row."""
     first, key = task.stages[0], encode_key(file.key_path)
     manifest = None if first.suffix else read_manifest(first.manifest_path(key))
     if manifest is not None and manifest.input.version == file.version:
         return manifest.rows
-    return task.count_rows(file)
+    places = [each.place for each in task.inputs.members(key)]
+    rows = sum(count_rows(p, first.reading) if is_data_file(p.name) else 1 for p in places)
+    return rows if task.row_limit is None else min(rows, task.row_limit)
 
 
 def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> int:
@@ -225,29 +220,21 @@ def _journalled(task: Task, asking: AskingStage, file: FileInfo, rows: int) -> i
     with task.layout.read_journal(str(folder)) as journal:
         if not len(journal):
             return 0
-        asks = first_asks(task, file, rows)
-        keys = Counter(each.key for each in asks if not isinstance(each, Failure | Dropped))
+        found = (row for row in prepared_rows(task, file, rows) if isinstance(row, dict))
+        keys = Counter(each.key for each in map(asking.ask, found) if isinstance(each, ChatRequest))
         addresses = (Address(key, number) for key in keys for number in range(keys[key]))
         return max(0, sum(address in journal for address in addresses) - again)
 
 
-def first_asks(task: Task, file: FileInfo, rows: int) -> Iterator[Asked | Dropped]:
-    asking = task.first_answering
-    assert isinstance(asking, AskingStage)
-    for row in first_rows(task, file, rows):
-        yield row if isinstance(row, Failure | Dropped) else asking.ask(row)
-
-
-def first_rows(
+def prepared_rows(
     task: Task, file: FileInfo, rows: int, every: int = 1
 ) -> Iterator[Row | Failure | Dropped]:
     """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
     is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
     parts = map(Part.of, task.inputs.members(key) if is_group else [file])
-    source = Source(tuple(parts), pa.schema([]), rows, rows, task.stages[0].reading)
     items = (
         (record_id(item, index, name), item)
-        for name, batch in source.batches(rows)
+        for name, batch in batches_of(parts, task.stages[0].reading, rows, rows)
         for index, item in enumerate(batch.items, batch.start)
     )
     for identity, item in islice(items, 0, None, every):

@@ -13,14 +13,8 @@ from typing import Any
 import click
 import orjson
 
-from modelcall_assets.cli.plan import first_rows
-from modelcall_assets.cli.terminal import (
-    EXISTING_FILE,
-    echo,
-    file_option,
-    misuse,
-    task_argument,
-)
+from modelcall_assets.cli.plan import prepared_rows
+from modelcall_assets.cli.terminal import EXISTING_FILE, echo, file_option, misuse, task_argument
 from modelcall_assets.config.catalog import load_model
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.llm import Engine
@@ -226,7 +220,7 @@ def _first(task: Task, pattern: str | None, rows: int) -> list[Row | Failure]:
     """Of the first matching file with rows that preprocessing keeps."""
     for file in task.inputs.files():
         if matches(file.key_path, pattern or "*"):
-            found = first_rows(task, file, rows * SCANNED_PER_ROW)
+            found = prepared_rows(task, file, rows * SCANNED_PER_ROW)
             kept = (row for row in found if not isinstance(row, Dropped))
             if first := list(islice(kept, rows)):
                 return first

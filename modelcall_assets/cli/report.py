@@ -109,7 +109,7 @@ def report(
         task = load(source)
         shown = stage_of(task, stage)
         place = task.layout.place(output) if output else task.report_place
-        files = chosen_files(task, stage, pattern, rejected=True)
+        files = chosen_files(shown, pattern, rejected=True)
         where, spread = parsed_where(condition, files), Spread()
         chosen, seen = _sampled(_rows(files, where, spread), rows, random)
         command = ["modelcall", "retry", task.spec.file_name]
@@ -272,7 +272,7 @@ def _sections(
 ) -> Iterator[str]:
     """What the task's summary knows, of the stage and files that are shown."""
     overview = next(each for each in task.overviews if isinstance(each, Summary))
-    shown, (summed, _, every) = files[0].stage, overview.summed()
+    shown, (summed, every) = files[0].stage, overview.summed()
     of = {(shown.name, file.key, file.manifest.accepted) for file in files}
     rows = [row for row in every if (row["stage"], row["key"], row["accepted"]) in of]
     own = Report()

@@ -208,7 +208,7 @@ def retry(
     if reason in NEVER_ASKED:
         fix = "mend the input, then run the task"
         raise misuse("--reason", f"nothing was asked about rows with {reason}", fix=fix)
-    files = chosen_files(task, asked.name, pattern, rejected=True)
+    files = chosen_files(asked, pattern, rejected=True)
     names = _ids(ids)
     given = {"ids": sorted(names or ()), "where": condition, "reason": reason}
     choice = {name: value for name, value in given.items() if value}

@@ -23,7 +23,7 @@ from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.raw import WARNINGS
-from modelcall_assets.stages.report import Tally, Watcher
+from modelcall_assets.stages.report import Tally, Watcher, by_count
 from modelcall_assets.stages.source import Published, published_files
 from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
@@ -92,7 +92,7 @@ def table_of(
 
 
 class RunDisplay:
-    """Of a run until it is closed, and of what came of it."""
+    """Shows a run on standard error until it is closed; `told` says what came of it."""
 
     def __init__(self) -> None:
         self._started_at, self.seconds = time.monotonic(), 0.0
@@ -225,12 +225,9 @@ where_option = click.option(
 )
 
 
-def chosen_files(
-    task: Task, stage: str | None, pattern: str | None, *, rejected: bool
-) -> list[Published]:
-    """What the stage has left, `rejected` results rather than accepted ones or not; rejected files
-    are named on standard error."""
-    files = published_files(stage_of(task, stage), pattern, rejected=rejected)
+def chosen_files(stage: Stage, pattern: str | None, *, rejected: bool) -> list[Published]:
+    """What `published_files` gives; rejected results are named on standard error."""
+    files = published_files(stage, pattern, rejected=rejected)
     for file in files:
         if not file.manifest.accepted:
             echo(f"warning: {file.name}: rejected, {file.manifest.why_rejected}", err=True)
@@ -326,7 +323,6 @@ def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[st
     accepted = sum(row is not None and row["accepted"] for row in current)
     text = f"{accepted} of {len(found)} {stage.keys.what} {stage.done}: {rows:,} rows, "
     text += f"{ok:,} succeeded, {rows - ok:,} failed"
-    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-    text += f" ({by_reason})" if by_reason else ""
+    text += f" ({by_count(reasons)})" if reasons else ""
     dropped = sum(row["dropped"] for row in made)
     return f"{text}, {dropped:,} dropped" if dropped else text

@@ -190,16 +190,16 @@ def _confirmed() -> bool:
 
 
 def _delete(task: Task, found: Sequence[Garbage]) -> None:
-    deleted = [garbage for garbage in found if garbage.delete()]
-    gone = [garbage for garbage in deleted if garbage.key is not None]
+    deleted = [garbage for garbage in found if garbage.delete(task)]
+    gone = [garbage.partition for garbage in deleted if garbage.partition is not None]
     if gone:
-        forget(task.layout.duplicates_path, [garbage.key or "" for garbage in gone])
+        forget(task.layout.duplicates_path, [key for _, key in gone])
         from modelcall_assets.defs.instance import open_instance
 
         with open_instance(task.spec.root) as instance:
-            for garbage in gone:
-                if garbage.keys is not None and garbage.keys.task is task:
-                    instance.delete_dynamic_partition(garbage.keys.name, garbage.key or "")
+            for keys, key in gone:
+                if keys.task is task:
+                    instance.delete_dynamic_partition(keys.name, key)
     for garbage in found:
         if garbage not in deleted:
             echo(f"{garbage.name}: a run is working on it; not deleted", err=True)

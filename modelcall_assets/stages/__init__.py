@@ -89,7 +89,7 @@ class Stage(ABC):
     """Whether it answers or rates each row, so that rows can be asked again and it may have a
     journal."""
     is_capped: ClassVar[bool] = False
-    """Whether its rows are several to one of its input, which was capped: they are all taken."""
+    """Whether the next stage takes all rows: the input was capped, of which a row made several."""
     gathers: ClassVar[bool] = False
     """Whether a partition reads several of the upstream stage."""
     knows_input: ClassVar[bool] = False
@@ -225,8 +225,8 @@ class Stage(ABC):
         return manifest if manifest is not None and manifest.accepted else None
 
     def latest(self, key: str, *, rejected: bool = True) -> Manifest | None:
-        """The accepted result, or the rejected one that came after it, whichever is wanted
-        rather."""
+        """The rejected result, which came after an accepted one, or else that; without `rejected`
+        the accepted one or else the rejected one."""
         wanted, other = (self.manifest_path(key, rejected=is_) for is_ in (rejected, not rejected))
         return read_manifest(wanted) or read_manifest(other)
 
@@ -270,8 +270,8 @@ class Stage(ABC):
         return False
 
     def to_follow(self, key: str) -> str | None:
-        """Digest of what a partition would be made of. None while that is not complete, or when it
-        is made of just that."""
+        """Digest of the input that a partition would be made of now; None while that is not there,
+        or when the partition was made of it."""
         made, own = self.before.accepted(key), read_manifest(self.manifest_path(key))
         if made is None:
             return None

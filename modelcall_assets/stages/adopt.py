@@ -55,18 +55,14 @@ class OldAnswer:
 
 @dataclass
 class Adoption:
-    """What became of old rows: `rows` stand for records of ours, `failed` hold no good answer,
-    `unmatched` fit no record. `torn` names lines that are no rows."""
+    """What became of old rows: of the `good` ones `rows` stand for records of ours, `failed` hold
+    no good answer. `torn` names lines that are no rows."""
 
     files: list[str] = field(default_factory=list[str])
     rows: int = 0
     good: int = 0
     failed: int = 0
     torn: list[str] = field(default_factory=list[str])
-
-    @property
-    def unmatched(self) -> int:
-        return self.good - self.rows
 
 
 def look(

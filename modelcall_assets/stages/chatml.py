@@ -6,7 +6,7 @@ A row that cannot be converted stays in its place, with an `error` and no messag
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -20,17 +20,16 @@ from modelcall_assets.stages import Stage
 from modelcall_assets.stages.inputs import SplitInputs, version_of
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Distribution, Report, Tally
-from modelcall_assets.stages.source import changed
+from modelcall_assets.stages.source import changed, column_names, first_rows
 from modelcall_assets.storage.datasets import Split, dataset_path, find_splits
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo
-from modelcall_assets.storage.rows import STREAM_BYTES, read_batches, read_rows
+from modelcall_assets.storage.rows import STREAM_BYTES, read_batches
 from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import ChatmlOptions, failed_row, to_chatml
 
-ROWS_LOOKED_AT = 20
 UNWRITABLE = (TypeError, RecursionError)
 """What `encode` raises for a row that JSON cannot hold."""
 
@@ -49,10 +48,9 @@ class Chatml(Stage):
         assert self.spec.task.chatml_conversion is not None
         return self.spec.task.chatml_conversion
 
-    @property
+    @cached_property
     def splits(self) -> SplitInputs:
-        field, with_system = self.task.input_field, self.step.add_system_prompt
-        return SplitInputs(self.task, field, self.spec.datasets, with_system)
+        return SplitInputs(self.task, self.step.add_system_prompt)
 
     def options(self, dataset: str) -> ChatmlOptions:
         step, config = self.step, self.spec.datasets[dataset]
@@ -77,19 +75,15 @@ class Chatml(Stage):
                 return None
 
     def preview(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
-        inputs = self.task.inputs
-        assert isinstance(inputs, SplitInputs)
-        return to_chatml(row, self.options(inputs.place(encode_key(file.key_path)).dataset))
+        return to_chatml(row, self.options(self.splits.place(encode_key(file.key_path)).dataset))
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputChanged when the split is not what raw recorded."""
-        raw, inputs = self.before.need(key), self.task.inputs
-        assert isinstance(inputs, SplitInputs)
-        place, limit = inputs.place(key), self.task.row_limit
-        convert = partial(convert_split, inputs.members(key), self.options(place.dataset))
+        raw, place, limit = self.before.need(key), self.splits.place(key), self.task.row_limit
+        convert = partial(convert_split, self.splits.members(key), self.options(place.dataset))
         with Draft(self, key) as draft:
             report = draft.written(partial(convert, limit=limit, reading=self.before.reading))
-            if version_of(inputs.members(key)) != raw.input.version:
+            if version_of(self.splits.members(key)) != raw.input.version:
                 raise changed(place.path)
             draft.publish(report, raw.input)
         return report
@@ -115,9 +109,8 @@ class Chatml(Stage):
         """Of the first split: columns that no row has, else rows of which none can be
         converted."""
         dataset, file = self.spec.datasets[name], splits[0].files[0]
-        items = read_rows(file.place, self.before.reading, ROWS_LOOKED_AT)
-        rows = [item for item in items if not isinstance(item, BadLine)]
-        columns = dict.fromkeys(name for row in rows for name in row)
+        rows = first_rows(file.place, self.before.reading)
+        columns = column_names(rows)
         file_name = self.spec.files["datasets"]
         shown = f"the first {len(rows)} rows of {shown_place(file.uri, self.spec.root)}"
         shown += f" ({len(splits)} splits)" if len(splits) > 1 else ""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Literal
@@ -66,25 +66,12 @@ class Form:
         return VALIDATION if share < self.validation_share else TRAIN
 
 
-@dataclass(slots=True)
-class FileExport:
-    """What came of one file: relative path → rows."""
-
-    name: str
-    rows_in: int
-    written: dict[str, int] = field(default_factory=dict[str, int])
-
-    @property
-    def rows(self) -> int:
-        return sum(self.written.values())
-
-
-def export_file(file: Published, folder: Place, selection: Selection, form: Form) -> FileExport:
-    """Publish the selected rows of a file below `folder`, in order. A file of failed rows exists
-    only when there are any."""
+def export_file(file: Published, folder: Place, selection: Selection, form: Form) -> dict[str, int]:
+    """Publish the selected rows of a file below `folder`, in order; gives the number of rows by
+    relative path. A file of failed rows exists only when there are any."""
     file.check()
     schema = _schema(file, selection) if form.format == "parquet" else None
-    report = FileExport(file.name, file.manifest.rows)
+    written = dict[str, int]()
     with ExitStack() as stack:
         sinks: dict[tuple[str, bool], _Sink] = {}
         for part, is_error, path in form.targets(file.stem):
@@ -101,10 +88,10 @@ def export_file(file: Published, folder: Place, selection: Selection, form: Form
                 if sink.parquet is not None:
                     sink.parquet.close()
                 sink.file.commit()
-                report.written[sink.path.as_posix()] = sink.rows
+                written[sink.path.as_posix()] = sink.rows
             else:
                 delete(folder / sink.path)
-    return report
+    return written
 
 
 def export_dialogues(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from modelcall_assets.config.datasets import DatasetConfig, output_name
+from modelcall_assets.config.datasets import output_name
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records import decode_key, encode_key, stem_of
 from modelcall_assets.stages.report import last_line
@@ -36,10 +36,9 @@ Page = tuple[list[FileInfo], str]
 
 @dataclass(frozen=True)
 class Inputs(ABC):
-    """`field` is where the task file names them; a partition of several files is one here."""
+    """A partition of several files is one here."""
 
     task: Task
-    field: str
 
     @abstractmethod
     def files(self) -> list[FileInfo]:
@@ -75,8 +74,8 @@ class Inputs(ABC):
     def shared(self, first: str, second: str, output: str) -> Problem:
         """Two inputs that would have one output."""
         wrong = f"'{first}' and '{second}' would both be written to '{output}'"
-        fix = "rename or move one of them"
-        return Problem(self.task.spec.file_name, self.field, wrong, fix=fix)
+        spec, fix = self.task.spec, "rename or move one of them"
+        return Problem(spec.file_name, spec.task.input_field, wrong, fix=fix)
 
     def refuse_shared(self, files: Sequence[FileInfo], suffix: str) -> None:
         """SetupError when two of them would have one output."""
@@ -211,9 +210,8 @@ class SplitPlace:
 
 @dataclass(frozen=True)
 class SplitInputs(Inputs):
-    """Every split of some data sets, by the path of its output."""
+    """Every split of the task's data sets, by the path of its output."""
 
-    datasets: Mapping[str, DatasetConfig]
     with_system: bool
 
     def files(self) -> list[FileInfo]:
@@ -242,7 +240,7 @@ class SplitInputs(Inputs):
 
     def _splits(self) -> dict[str, SplitPlace]:
         found: dict[str, SplitPlace] = {}
-        for name, dataset in self.datasets.items():
+        for name, dataset in self.task.spec.datasets.items():
             path = dataset_path(self.task.layout.input_folder, name)
             for split in _splits_of(path, dataset.configs):
                 place = SplitPlace(name, path, split.config, split.split, split.files)

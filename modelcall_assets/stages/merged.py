@@ -7,6 +7,7 @@ byte is lost. Rows of columns are written as lines first.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,7 +27,7 @@ from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.report import Report, Tally
-from modelcall_assets.stages.source import MEMBERS
+from modelcall_assets.stages.source import MEMBERS, column_names
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import matches
@@ -36,7 +37,7 @@ from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch, read_batches
 from modelcall_assets.storage.values import loads
 from modelcall_assets.transforms import encode
 
-SHOWN_INVALID = 20
+SHOWN_INVALID = 3
 BLANK, INVALID, DUPLICATE = "blank line", "no JSON object", "duplicate"
 """Why a line of a member is not in the output."""
 
@@ -195,20 +196,18 @@ class MergeReport(Report):
     members: list[MemberCount] = field(default_factory=list[MemberCount])
     first_invalid: list[str] = field(default_factory=list[str])
     """File, line and what is wrong."""
-    invalid_file: Place | None = None
-    """Where the invalid lines are, if there are any."""
 
     def total(self) -> None:
-        rules = {"blank": BLANK, "invalid": INVALID, "duplicates": DUPLICATE}
-        counts = {name: sum(getattr(each, name) for each in self.members) for name in rules}
-        self.dropped.update({rules[name]: count for name, count in counts.items() if count})
+        blank = sum(member.blank for member in self.members)
+        invalid = sum(member.invalid for member in self.members)
+        duplicates = sum(member.duplicates for member in self.members)
+        self.dropped += Counter({BLANK: blank, INVALID: invalid, DUPLICATE: duplicates})
         self.rows = sum(member.rows for member in self.members)
         self.rows_in = self.rows + self.dropped.total()
-        blank, invalid, duplicates = counts.values()
         self.numbers = {"blank_lines": blank, "invalid_lines": invalid, "duplicates": duplicates}
         self.tables["members"] = [asdict(member) for member in self.members]
         if invalid:
-            first = "; ".join(self.first_invalid[:3])
+            first = "; ".join(self.first_invalid)
             self.warnings.append(f"{invalid:,} lines are not JSON objects: {first}")
             if not self.rows:
                 told = f"none of {invalid:,} lines is a JSON object"
@@ -258,12 +257,14 @@ class _Merge:
     @cached_property
     def moved(self) -> dict[str, str]:
         """Asked for when a row has the source column: then all have to be looked at for names."""
-        names = set[str]()
-        for place in self.members.values():
-            for batch in read_batches(place, self.reading, size=STREAM_BYTES):
-                names.update(*(item for item, _ in batch.with_lines() if isinstance(item, dict)))
+        items = (
+            item
+            for place in self.members.values()
+            for batch in read_batches(place, self.reading, size=STREAM_BYTES)
+            for item, _ in batch.with_lines()
+        )
         assert self.column is not None
-        self.report.moved = moved_names(names, [self.column])
+        self.report.moved = moved_names(column_names(items), [self.column])
         return self.report.moved
 
     def lines(self, name: str, place: Place) -> Iterator[bytes]:
@@ -276,7 +277,6 @@ class _Merge:
             if isinstance(item, BadLine):
                 count.invalid += 1
                 self.rejects.write(line if line.endswith(b"\n") else line + b"\n")
-                self.report.invalid_file = self.rejects.place
                 if len(self.report.first_invalid) < SHOWN_INVALID:
                     self.report.first_invalid.append(f"{name}, {item.detail}")
             elif self.seen is not None and not _is_new(self.seen, item, line):

@@ -58,12 +58,12 @@ class NewRow(NamedTuple):
 
     row: Row
     clashing: Row
-    """What it has of the user's under names of ours, where no column is theirs yet."""
+    """The user's values under names of ours, while it is not known what they will be called."""
     removed: Mapping[str, int]
     """What was scrubbed from its text, by kind."""
     told: Told
     digest: bytes
-    """Of its content, however that was come by."""
+    """Of its content."""
 
     @classmethod
     def of(cls, row: Row, clashing: Row, removed: Mapping[str, int], told: Told) -> NewRow:

@@ -30,7 +30,7 @@ from modelcall_assets.stages.pieces import ERROR_COLUMN, PieceRows, RowSpool, in
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.recipe import Recipe, Worker
 from modelcall_assets.stages.report import LISTED, Report, Tally, counted
-from modelcall_assets.stages.source import Source
+from modelcall_assets.stages.source import Source, batches_of
 from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo, stat_file
@@ -60,8 +60,8 @@ class Preprocessed(Stage):
         cannot be had."""
         preprocessor, pattern = self.recipe.preprocessor(), self.options.file_pattern
         if isinstance(preprocessor, Grouping):
-            return GroupedInputs(self.task, self.task.input_field, preprocessor, pattern)
-        return FolderInputs(self.task, self.task.input_field, pattern=pattern)
+            return GroupedInputs(self.task, preprocessor, pattern)
+        return FolderInputs(self.task, pattern=pattern)
 
     def own_shape(self) -> dict[str, Any]:
         return self.recipe.version()
@@ -176,8 +176,8 @@ def preprocess(
     """
     make = partial(Worker, recipe, source.schema)
     worker, total = make(), _Total(seen, tally or Tally())
-    report = total.report
-    with closing(in_order(worker, make, source.batches(), processes)) as pieces:
+    report, read = total.report, batches_of(source.parts, source.reading, source.limit)
+    with closing(in_order(worker, make, read, processes)) as pieces:
         kept = map(total.kept, pieces)
         if worker.schema is None:
             with TemporaryFile() as file:

@@ -1,7 +1,6 @@
 """How a task's rows are preprocessed, and what a process makes of a piece by it."""
 
 import hashlib
-import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -39,7 +38,7 @@ from modelcall_assets.transforms.preprocessor import (
 )
 from modelcall_assets.transforms.repo_xml import RepoXml
 from modelcall_assets.transforms.texts import EXTRAS, ToolError, signature, text_language, tokenizer
-from modelcall_assets.transforms.user_code import RAISED, create, source_digest
+from modelcall_assets.transforms.user_code import RAISED, create, source_digest, users_traceback
 
 _WHERE_NOT_WHAT = {
     "enabled", "input_folder", "output_folder", "num_proc", "num_files", "languages",
@@ -231,8 +230,7 @@ class Worker:
             return self._finished(row, item, identity)
         except self._raised as error:
             is_plain = not self._runs_users or isinstance(error, _NotARow)
-            summary = f"{type(error).__name__}: {error}"
-            detail = summary if is_plain else traceback.format_exc(limit=-5).strip()
+            detail = f"{type(error).__name__}: {error}" if is_plain else users_traceback(error)
             raw = clip(orjson.dumps(readable(item), default=str).decode())
             return self._failed(item, identity, Reason.PREPROCESS_ERROR, detail, raw)
 
@@ -269,7 +267,7 @@ class Worker:
     def _kept(
         self, row: Row, given: Row, item: Row, removed: Mapping[str, int], told: Told
     ) -> NewRow:
-        """With what was `given` for the item, or the item itself, has under names of ours."""
+        """With the values, under new names, that `given` or the item has under names of ours."""
         if self._origins is None:
             clashing = {name: given[name] for name in self._ours if name in given}
             return NewRow.of(row, clashing, removed, told)

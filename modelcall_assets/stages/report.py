@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
-from modelcall_assets.journal.lines import Words
 from modelcall_assets.records.outcome import Failure, Outcome, Row, short
 from modelcall_assets.storage.publishing import InputFingerprint, Manifest
 from modelcall_assets.storage.rows import sample_row
@@ -60,7 +59,7 @@ class Tally:
         return f"{self.stage}: {self.done:,} of {self.rows:,} rows, {self.detail()}"
 
     def detail(self) -> str:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common(3))
+        reasons = by_count(self.reasons, 3)
         elapsed, called = time.monotonic() - self.started_at, max(0, self.done - self.replayed)
         rate = called / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.failed:,} failed" + f" ({reasons})" * bool(reasons), self.state()]
@@ -81,16 +80,6 @@ class Watcher:
 
     show: Callable[[Tally], None]
     pauses: Sequence[float] = (2.0, 3.0, 5.0, 20.0, 30.0)
-
-
-class Seen:
-    """Told apart by 64 bits, which among 100 million differ but for one chance in 3,000."""
-
-    def __init__(self) -> None:
-        self._words = Words()
-
-    def is_new(self, text: str) -> bool:
-        return self._words.add(hash(text))
 
 
 MOST_VALUES = 500
@@ -326,6 +315,11 @@ class Report:
                 **self.detail,
             },
         )
+
+
+def by_count(counts: Counter[str], most: int | None = None) -> str:
+    """`timeout 1,203, empty 4`: the most frequent first."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(most))
 
 
 def counted(what: str, counts: Mapping[str, int]) -> list[Row]:

@@ -3,17 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import orjson
 
 from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
-from modelcall_assets.llm.dialogue import (
-    AnswerParser,
-    ChatRequest,
-    Message,
-    Rules,
-)
+from modelcall_assets.llm.dialogue import AnswerParser, ChatRequest, Message, Rules
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
 from modelcall_assets.stages.adopt import ADOPTED, OldAnswer
 from modelcall_assets.stages.asking import AskingStage
@@ -21,7 +17,7 @@ from modelcall_assets.stages.chatml import UNWRITABLE
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import API_FIELDS, AnswerTotals, Rate
-from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source
+from modelcall_assets.stages.source import ROWS_ASKED_AT_ONCE, Source, column_names
 from modelcall_assets.storage.files import NewFile, write_lines
 from modelcall_assets.storage.rows import STREAM_BYTES, LineBatch
 from modelcall_assets.storage.values import SchemaInference, loads
@@ -144,7 +140,9 @@ class Responses(AskingStage):
                 row = {name: value for name, value in row.items() if name not in FAILED_BEFORE}
             if _OWN.isdisjoint(row):
                 return row
-            report.moved = report.moved or moved_names(source.column_names(), _OWN)
+            if not report.moved:
+                items = chain.from_iterable(batch.items for batch in source.to_ask())
+                report.moved = moved_names(column_names(items), _OWN)
             return {report.moved.get(name, name): value for name, value in row.items()}
 
         def lines() -> Iterator[bytes]:

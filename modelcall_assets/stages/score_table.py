@@ -14,11 +14,11 @@ import orjson
 import pyarrow as pa
 
 from modelcall_assets.config.model import TokenPrices
-from modelcall_assets.journal.lines import Entry
+from modelcall_assets.journal.lines import Entry, Words
 from modelcall_assets.llm.completion import Usage
 from modelcall_assets.llm.dialogue import Finished
 from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Row, moved_names, short
-from modelcall_assets.stages.report import Distribution, Report, Seen
+from modelcall_assets.stages.report import Distribution, Report
 from modelcall_assets.stages.source import Source
 from modelcall_assets.storage.rows import record_id
 from modelcall_assets.storage.values import JSON_TEXT
@@ -104,7 +104,7 @@ class AnswerTotals:
         """Whether the source is answers itself."""
         self.usage, self.repair_turns = Usage(), 0
         self.cost_usd: float | None = 0.0
-        self._latencies_ms, self._ids = array("I"), Seen()
+        self._latencies_ms, self._ids = array("I"), Words()
 
     def count(
         self, index: int, item: Row | BadLine, row: ApiRow, usage: Usage, sample: int | None
@@ -121,7 +121,7 @@ class AnswerTotals:
             self.cost_usd = None
         else:
             self.cost_usd += cost
-        if not self._ids.is_new(identity if sample is None else f"{identity}#{sample}"):
+        if not self._ids.add(hash(identity if sample is None else f"{identity}#{sample}")):
             report.repeats(identity)
         if row["api_status"] != "success":
             record = f"record {short(identity)}"

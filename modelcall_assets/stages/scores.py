@@ -11,11 +11,7 @@ from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.llm.completion import Usage
-from modelcall_assets.llm.dialogue import (
-    AnswerParser,
-    ChatRequest,
-    Rules,
-)
+from modelcall_assets.llm.dialogue import AnswerParser, ChatRequest, Rules
 from modelcall_assets.records.outcome import (
     BadLine,
     Failure,

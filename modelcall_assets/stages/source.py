@@ -4,7 +4,7 @@ other programs, with why some failed."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
@@ -30,6 +30,7 @@ from modelcall_assets.storage.rows import (
     RowBatch,
     document_batches,
     read_batches,
+    read_rows,
     record_id,
 )
 from modelcall_assets.storage.values import schema_from_json
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MEMBERS = "members"
 """In the detail of a manifest: the files, or partitions, that make one."""
+ROWS_LOOKED_AT = 20
 ROWS_ASKED_AT_ONCE = 100
 ROWS_WRITTEN_AT_ONCE = 1000
 BATCH_BYTES = 4 << 20
@@ -91,22 +93,8 @@ class Source:
         """Of the one file that it is."""
         return self.parts[0].name
 
-    def batches(self, rows: int = ROWS_WRITTEN_AT_ONCE) -> Iterator[tuple[str, Batch]]:
-        """All of it in order, at most so many rows at a time, each with the name of its file."""
-        left = self.limit
-        for _, group in groupby(self.parts, lambda part: part.is_document or id(part)):
-            if not (parts := [*group][:left]):
-                return
-            for batch in self._batches_of(parts, left, rows):
-                yield "" if parts[0].is_document else parts[0].name, batch
-                left = None if left is None else left - batch.rows
-
     def of_one_file(
-        self,
-        rows: int = ROWS_WRITTEN_AT_ONCE,
-        size: int = BATCH_BYTES,
-        *,
-        whole: bool = True,
+        self, rows: int = ROWS_WRITTEN_AT_ONCE, size: int = BATCH_BYTES, *, whole: bool = True
     ) -> Iterator[Batch]:
         """All of the one file, at most so many rows and bytes at a time. InputChanged when there
         are more rows than were recorded, or, at the latest behind the last, another content."""
@@ -136,11 +124,6 @@ class Source:
         """The rows, a few at a time: reading more would keep answers in flight waiting."""
         return self.of_one_file(ROWS_ASKED_AT_ONCE, STREAM_BYTES, whole=False)
 
-    def column_names(self) -> set[str]:
-        """Those of all its rows."""
-        rows = chain.from_iterable(batch.items for batch in self.to_ask())
-        return set[str]().union(*(item for item in rows if isinstance(item, dict)))
-
     @property
     def rows_read(self) -> int:
         """Of `rows`, those within the limit."""
@@ -160,12 +143,26 @@ class Source:
             uri=str(part.place), digest=part.digest, size=info.size, version=info.version
         )
 
-    def _batches_of(self, parts: Sequence[Part], limit: int | None, rows: int) -> Iterator[Batch]:
-        if not parts[0].is_document:
-            place, reading = parts[0].place, self.reading
-            return read_batches(place, reading, limit=limit, rows=rows, size=BATCH_BYTES)
-        files = [FileInfo(each.name, each.place, each.size, each.digest) for each in parts]
-        return document_batches(files, BATCH_BYTES)
+
+def batches_of(
+    parts: Iterable[Part], reading: Reading, limit: int | None, rows: int = ROWS_WRITTEN_AT_ONCE
+) -> Iterator[tuple[str, Batch]]:
+    """The first `limit` rows of several files, at most so many `rows` at a time, each batch with
+    the name of its file. Files that are one record each share batches, which have no name."""
+    left = limit
+    for _, group in groupby(parts, lambda part: part.is_document or id(part)):
+        if not (some := [*group][:left]):
+            return
+        first = some[0]
+        if first.is_document:
+            files = [FileInfo(each.name, each.place, each.size, each.digest) for each in some]
+            name, batches = "", document_batches(files, BATCH_BYTES)
+        else:
+            read = read_batches(first.place, reading, limit=left, rows=rows, size=BATCH_BYTES)
+            name, batches = first.name, read
+        for batch in batches:
+            yield name, batch
+            left = None if left is None else left - batch.rows
 
 
 def changed(place: Place) -> InputChanged:
@@ -217,8 +214,7 @@ class Published:
         """Those of all its rows."""
         if (schema := self.schema) is not None:
             return frozenset(schema.names)
-        rows = (item for _, item in self.items() if isinstance(item, dict))
-        return frozenset(chain.from_iterable(rows))
+        return frozenset(column_names(item for _, item in self.items()))
 
     @property
     def is_table(self) -> bool:
@@ -255,9 +251,8 @@ class Published:
 
     def _of_members(self) -> Iterator[Batch]:
         """Their files' rows have numbers of their own; here they have one for the partition."""
-        parts, rows = self.stage.parts(self.key, self.manifest), self.manifest.rows
-        start, source = 0, Source(parts, pa.schema([]), rows, rows, self.stage.reading)
-        for _, batch in source.batches():
+        parts, start = self.stage.parts(self.key, self.manifest), 0
+        for _, batch in batches_of(parts, self.stage.reading, self.manifest.rows):
             items = batch.deep_items()
             yield RowBatch(
                 start, [*map(_readable, items)] if isinstance(batch, DocumentBatch) else items
@@ -292,12 +287,23 @@ class FailedRow:
     endpoint: str | None = None
 
 
+def first_rows(place: Place, reading: Reading) -> list[Row]:
+    """To look at before anything runs; lines that cannot be read are left out."""
+    items = read_rows(place, reading, ROWS_LOOKED_AT)
+    return [item for item in items if isinstance(item, dict)]
+
+
+def column_names(items: Iterable[Row | BadLine]) -> Collection[str]:
+    """Those of all rows, in the order in which they come."""
+    return dict.fromkeys(chain.from_iterable(item for item in items if isinstance(item, dict)))
+
+
 def published_files(
     stage: Stage, pattern: str | None = None, *, rejected: bool = False
 ) -> list[Published]:
-    """What the stage has published, by name, and what was rejected of partitions of which nothing
-    was accepted; with `rejected` of all that have such a result. InputError when there is nothing,
-    or a manifest is damaged: its file would be missing."""
+    """The accepted result of each partition, sorted by name, or the rejected one where nothing was
+    accepted; with `rejected` the rejected one wherever there is one. InputError when there is no
+    result, or a manifest is damaged: its file would be missing."""
     found = list[Published]()
     for key in {*stage.published_keys(), *stage.published_keys(rejected=True)}:
         if pattern is not None and not matches(decode_key(key), pattern):

@@ -64,21 +64,19 @@ class Summary(Stage):
 
     def make(self, key: str, tally: Tally) -> Report:
         """PublishedMeanwhile when another run was faster and found something else."""
-        report, made_of, rows = self.summed()
+        report, rows = self.summed()
+        folder, digest = str(self.before.folder), report.data_version
+        made_of = InputFingerprint(uri=folder, digest=digest, size=0, version="")
         with Draft(self, key) as draft:
             write_lines(draft.out, (dumps(row) + b"\n" for row in rows))
             draft.publish(report, made_of)
         return report
 
-    def summed(self) -> tuple[Report, InputFingerprint, Sequence[Row]]:
-        """The totals, what they are made of, and a row for each result of each stage."""
+    def summed(self) -> tuple[Report, Sequence[Row]]:
+        """The totals, and a row for each result of each stage."""
         results = Results(self.task)
-        report = Report(data_version=results.digest)
-        rows = results.rows
-        made_of = InputFingerprint(
-            uri=str(self.before.folder), digest=results.digest, size=0, version=""
-        )
-        last = [row for row in rows.values() if row["stage"] == self.before.name]
+        report, rows = Report(data_version=results.digest), [*results.rows.values()]
+        last = [row for row in rows if row["stage"] == self.before.name]
         report.numbers |= self._files(results, report)
         report.tables["rejected"] = [
             {"partition": row["partition"], "rows": row["rows"], "failed": told(row["failures"])}
@@ -86,9 +84,9 @@ class Summary(Stage):
             if not row["accepted"]
         ][:SHOWN]
         add_rows(report, [row for row in last if row["accepted"]])
-        self._add_cost(report, [*rows.values()])
+        self._add_cost(report, rows)
         report.tables["commands"] = self._commands()
-        return report, made_of, [*rows.values()]
+        return report, rows
 
     # What is shown
 

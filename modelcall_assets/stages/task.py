@@ -16,7 +16,7 @@ from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal import Journal
 from modelcall_assets.journal.mirror import open_journal
-from modelcall_assets.records import decode_key, encode_key, is_data_file
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.chatml import Chatml
 from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
@@ -26,9 +26,7 @@ from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
 from modelcall_assets.stages.scores import ScorerScores, Scores
 from modelcall_assets.stages.summary import Summary
-from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place, Stores
-from modelcall_assets.storage.rows import count_rows
 
 MOST_NAME_BYTES = 250
 """File systems take 255; ours have a suffix more."""
@@ -211,7 +209,7 @@ class Task:
 
     def warning(self, wrong: str, *, field: str = "", have: str = "", fix: str = "") -> Problem:
         """Of the task's file, of its input unless another field is named."""
-        place, file = field or self.input_field, self.spec.file_name
+        place, file = field or self.spec.task.input_field, self.spec.file_name
         return Problem(file, place, wrong, have=have, fix=fix, severity="warning")
 
     @property
@@ -228,21 +226,15 @@ class Task:
     @cached_property
     def inputs(self) -> Inputs:
         """What the first stage reads. SetupError when the user's preprocessor cannot be had."""
-        field, task = self.input_field, self.spec.task
         if self.linked is not None:
-            return LinkedInputs(self, field, self.linked, self._file_keys.now)
-        if isinstance(task, DistillationTask):
+            return LinkedInputs(self, self.linked, self._file_keys.now)
+        if isinstance(self.spec.task, DistillationTask):
             if (chatml := self.find(Chatml)) is not None:
                 return chatml.splits
             kind = OneInput if self.spec.has_one_input else FolderInputs
-            return kind(self, field, None if self.find(Merged) else ".jsonl")
+            return kind(self, None if self.find(Merged) else ".jsonl")
         preprocessed = self.find(Preprocessed)
-        return FolderInputs(self, field) if preprocessed is None else preprocessed.inputs
-
-    @property
-    def input_field(self) -> str:
-        """Where the task file says what its first stage reads."""
-        return self.spec.task.input_field
+        return FolderInputs(self) if preprocessed is None else preprocessed.inputs
 
     @property
     def absent_input(self) -> Problem | None:
@@ -271,14 +263,9 @@ class Task:
         return [self.layout.state_folder.parent, *own]
 
     @property
-    def output_folder(self) -> Place:
-        """Of the last stage."""
-        return self.stages[-1].folder
-
-    @property
     def report_place(self) -> Place:
         """Of the page for people, unless they choose another."""
-        return self.layout.place(f"{self.output_folder}_report.html")
+        return self.layout.place(f"{self.stages[-1].folder}_report.html")
 
     def check_ready(self) -> None:
         """SetupError when a folder cannot be written to, or a stage cannot run here."""
@@ -286,15 +273,6 @@ class Task:
             raise SetupError(problems)
         for stage in self.stages:
             stage.check_ready()
-
-    def count_rows(self, file: FileInfo) -> int:
-        """Of an input file that raw has not looked at."""
-        files, reading = self.inputs.members(encode_key(file.key_path)), self.stages[0].reading
-        rows = sum(
-            count_rows(each.place, reading) if is_data_file(each.place.name) else 1
-            for each in files
-        )
-        return rows if self.row_limit is None else min(rows, self.row_limit)
 
     @cached_property
     def _file_keys(self) -> Keys:

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from uuid import uuid4
 
 from modelcall_assets.errors import InputError, StoreError
@@ -46,12 +45,8 @@ class Garbage:
     name: str
     files: tuple[FileInfo | LeftOver, ...] = ()
     journals: tuple[Place, ...] = ()
-    scratch: Path = Path()
-    """For journals that are in a store."""
-    key: str | None = None
-    """The partition key that goes with it."""
-    keys: Keys | None = None
-    """The set that the key is of."""
+    partition: tuple[Keys, str] | None = None
+    """That goes with it: a key, and the set that it is of."""
     kept: tuple[Place, ...] = ()
     """What stands at its outputs' places and is not ours."""
 
@@ -59,9 +54,9 @@ class Garbage:
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
-    def delete(self) -> bool:
+    def delete(self, task: Task) -> bool:
         """False when a run has the journal open: then nothing is deleted."""
-        if not all(remove_journal(journal, self.scratch) for journal in self.journals):
+        if not all(remove_journal(each, task.layout.scratch) for each in self.journals):
             return False
         for file in self.files:
             delete(file.place) if isinstance(file, FileInfo) else file.delete()
@@ -83,7 +78,6 @@ def left_over(task: Task, in_use_s: float = IN_USE_S) -> Iterator[Garbage]:
 def old_journals(task: Task, days: int) -> Iterator[Garbage]:
     """Journals of published files whose newest reply is older than that, but where a rejected
     result waits for the rest of its answers."""
-    layout = task.layout
     asking = (stage for stage in task.stages if stage.answers)
     for stage, key in ((each, key) for each in asking for key in each.published_keys()):
         folder = stage.journal_folder(key)
@@ -91,14 +85,14 @@ def old_journals(task: Task, days: int) -> Iterator[Garbage]:
         written = [file.modified for file in files]
         if not written or time.time() - max(written) <= days * _DAY_S:
             continue
-        with layout.read_journal(str(folder)) as journal:
+        with task.layout.read_journal(str(folder)) as journal:
             published = not journal.has_unpublished
         stands, waits = (
             read_manifest(stage.manifest_path(key, rejected=rejected)) is not None
             for rejected in (False, True)
         )
         if published and stands and not waits:
-            yield Garbage(OLD_JOURNAL, decode_key(key), files, (folder,), layout.scratch)
+            yield Garbage(OLD_JOURNAL, decode_key(key), files, (folder,))
 
 
 def open_batches(task: Task, *, give_up: bool = False) -> list[tuple[str, BatchNote]]:
@@ -146,8 +140,7 @@ def deleted_inputs(task: Task, known: Iterable[str]) -> Iterator[Garbage]:
             own = [*manifests, *(each for each in outputs if outputs[each])]
             files = (*filter(None, map(find_file, own)), *replies)
             name, kept = decode_key(key), tuple(each for each in outputs if not outputs[each])
-            scratch = task.layout.scratch
-            yield Garbage(DELETED_INPUT, name, files, journals, scratch, key, keys, kept)
+            yield Garbage(DELETED_INPUT, name, files, journals, (keys, key), kept)
 
 
 def recorded_keys(stages: Iterable[Stage]) -> set[str]:

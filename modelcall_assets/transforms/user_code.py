@@ -4,9 +4,10 @@ and what they return as a file can hold it: plain JSON values, and a type per ke
 import hashlib
 import importlib
 import sys
-import traceback
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from traceback import FrameSummary, StackSummary, TracebackException, extract_tb
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -19,6 +20,14 @@ MOST_LEVELS = 100
 _METHOD = "score(item) -> dict"
 _EXACT = range(-(2**53), 2**53 + 1)
 _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
+
+_LIBRARIES = (
+    "<frozen",
+    f"{Path(__file__).parents[1]}/",
+    *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+"""How the files of code begin that is not the user's."""
+_SHOWN_FRAMES = 5
 
 Fields = Mapping[str, Mapping[str, Any]]
 _digests: dict[ModuleType, str] = {}
@@ -109,8 +118,8 @@ def grade(scorer: Scorer, row: Row) -> Outcome:
         if not isinstance(values, dict):
             return _failure(f"{type(values).__name__}; expected a dict")
         rated: dict[str, Any] = plain(cast("dict[Any, Any]", values))
-    except RAISED:
-        return Failure(Reason.SCORER_ERROR, plain(traceback.format_exc(limit=-5)))
+    except RAISED as error:
+        return Failure(Reason.SCORER_ERROR, plain(users_traceback(error)))
     if not rated:
         return _failure("an empty dict; expected at least one key, null where it has no value")
     if taken := _reserved(rated):
@@ -119,6 +128,24 @@ def grade(scorer: Scorer, row: Row) -> Outcome:
         return Success(fitted(rated, declared_fields(scorer) or {}))
     except ValueError as error:
         return _failure(f"a wrong value: {error}")
+
+
+def users_traceback(error: BaseException) -> str:
+    """With frames of the user's own code only: those of ours and of libraries have paths and line
+    numbers that change when these are installed anew."""
+    told = TracebackException.from_exception(error)
+    waiting = [told]
+    while waiting:
+        each = waiting.pop()
+        each.stack = StackSummary.from_list([*filter(_is_users, each.stack)][-_SHOWN_FRAMES:])
+        waiting += filter(None, (each.__cause__, each.__context__, *(each.exceptions or ())))
+    return "".join(told.format()).strip()
+
+
+def _is_users(frame: FrameSummary) -> bool:
+    """An installed module is the user's too, if a config file names it."""
+    named = (module.__file__ for module in _digests)
+    return not frame.filename.startswith(_LIBRARIES) or frame.filename in named
 
 
 def _failure(returned: str) -> Failure:
@@ -233,7 +260,7 @@ def _text(text: str) -> str:
 def _shown(error: BaseException) -> str:
     """`NameError: name 'x' is not defined (my_pkg/rules.py, line 3)`."""
     not_users = ("<frozen", __file__, importlib.__file__)
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith(not_users)]
     where = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
     return f"{type(error).__name__}: {error}{where}"
