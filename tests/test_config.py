@@ -778,7 +778,7 @@ def test_the_problems_of_all_endpoints_are_told_once() -> None:
 
 def test_streaming_does_not_change_the_version_of_scores(project: Configs) -> None:
     def version() -> str:
-        return Task(project.load()).stage("scores").version()
+        return Task(project.load()).stage("scores").version
 
     plain = version()
     for chat in ({"stream": True}, {"user": "me"}):

@@ -17,7 +17,7 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import finalize
 
 from modelcall_assets.config.endpoint import Address, Endpoint, Resolver
@@ -54,17 +54,6 @@ if TYPE_CHECKING:
 _ONE_MAKES = Lock()
 
 
-class Begun(NamedTuple):
-    """What a partition is answered with."""
-
-    source: Source
-    draft: Draft
-    journal: Journal
-    reuse: Reuse
-    stands: Standing
-    adoption: Adoption | None
-
-
 class AskingStage(Stage):
     asks = True
     answers = True
@@ -99,6 +88,7 @@ class AskingStage(Stage):
     def shaped_by(self) -> dict[str, Any]:
         """What of the task's files shapes the rows beside the model's name and parameters."""
 
+    @cached_property
     def version(self) -> str:
         """Digest of what shapes the rows: not prices, limits, endpoints or keys."""
         shape = {
@@ -202,23 +192,28 @@ class AskingStage(Stage):
         run asks for it now."""
         with ExitStack() as opened:
             begun = await in_thread(self._begin, key, run, opened)
-            given = (self, engine, begun.journal, run.tally, begun.reuse, begun.stands)
+            source, draft, adoption, journal, reuse, stands = begun
+            given = (self, engine, journal, run.tally, reuse, stands)
             caller = batches = BatchCaller(*given)
             if engine.batches is None:
                 await batches.take_up_left_behind()
                 counted = {"requests": batches.requests, "warnings": batches.warnings}
-                caller = Caller(*given, **counted, rows=begun.source.rows_read * self.samples)
+                rows = source.rows_read * self.samples
+                caller = Caller(*given, **counted, rows=rows)
                 caller.cost_usd = batches.cost_usd
             began = time.monotonic()
             try:
-                await caller.run(self.asks_of(begun.source))
+                await caller.run(self.asks_of(source))
             except (EndpointRefused, EndpointDown):
-                if begun.reuse.published:  # the failures are the endpoint's: they may be tried anew
-                    await in_thread(begun.journal.give_second_tries)
+                if reuse.published:  # the failures are the endpoint's: they may be tried anew
+                    await in_thread(journal.give_second_tries)
                 raise
-            return await in_thread(self._end, key, begun, caller, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            return await in_thread(self._end, key, source, draft, adoption, caller, seconds)
 
-    def _begin(self, key: str, run: Run, opened: ExitStack) -> Begun:
+    def _begin(
+        self, key: str, run: Run, opened: ExitStack
+    ) -> tuple[Source, Draft, Adoption | None, Journal, Reuse, Standing]:
         source = self.source(key)
         opened.enter_context(self._in_hand(key))
         draft = opened.enter_context(Draft(self, key))
@@ -228,28 +223,29 @@ class AskingStage(Stage):
         reuse.published |= stands is not None
         adoption = None
         if draft.adopts and not run.fresh:
-            adoption = self._adopt(draft, key, source, journal)
-        return Begun(source, draft, journal, reuse, stands or Standing(settled=False), adoption)
+            at_place = [] if draft.stranger is None else [draft.stranger.place]
+            if files := [*at_place, *old_files(self, key)]:
+                adoption = adopt(self, source, journal, files)
+        return source, draft, adoption, journal, reuse, stands or Standing(settled=False)
 
-    def _end(self, key: str, begun: Begun, caller: Replay, seconds: float) -> Report:
+    def _end(
+        self,
+        key: str,
+        source: Source,
+        draft: Draft,
+        adoption: Adoption | None,
+        caller: Replay,
+        seconds: float,
+    ) -> Report:
         """The rows, published."""
-        source, draft, journal = begun.source, begun.draft, begun.journal
         if kept := caller.stayed:
             caller.warnings.append(f"{kept} rows keep their answer: asked again, they failed")
         report = draft.written(
             lambda out: self.write(source, caller.rate, out, caller.types.fields())
         )
         report.warnings = caller.warnings
-        told: dict[str, Any] = {"requests_sent": caller.requests}
-        told["answered_from_journal"] = caller.replayed
-        if isinstance(caller, Caller):
-            told["waits"] = caller.waits
-        if caller.cost_usd is not None:
-            told["run_cost_usd"] = caller.cost_usd
-        if asked := report.rows - caller.replayed:
-            told["rows_per_second"] = round(asked / seconds, 1)
-        report.numbers = told | report.numbers
-        if damaged := journal.damaged:
+        report.numbers = caller.numbers(report.rows, seconds) | report.numbers
+        if damaged := caller.journal.damaged:
             report.numbers["damaged_journal_lines"] = damaged
             lines = ", ".join(f"{count:,} in {name}" for name, count in damaged.items())
             caller.tally.warnings.append(
@@ -257,11 +253,11 @@ class AskingStage(Stage):
                 "them were asked for again where rows need them, all others are kept"
             )
         caller.tally.warnings += [f"{decode_key(key)}: {told}" for told in report.warnings]
-        report.detail["made_by"] = self.version()
-        if begun.adoption is not None:
-            report.detail["adopted"] = asdict(begun.adoption)
+        report.detail["made_by"] = self.version
+        if adoption is not None:
+            report.detail["adopted"] = asdict(adoption)
         draft.publish(report, source.fingerprint())
-        journal.seal(report.data_version)
+        caller.journal.seal(report.data_version)
         return report
 
     def choose(self, keys: Sequence[str], run: Run) -> None:
@@ -286,11 +282,6 @@ class AskingStage(Stage):
         return self.layout.open_journal(
             self.journal_folder(key), run.id, fresh=run.fresh, samples=self.samples
         )
-
-    def _adopt(self, draft: Draft, key: str, source: Source, journal: Journal) -> Adoption | None:
-        at_place = [] if draft.stranger is None else [draft.stranger.place]
-        files = [*at_place, *old_files(self, key)]
-        return adopt(self, source, journal, files) if files else None
 
     @cached_property
     def budget(self) -> Budget:

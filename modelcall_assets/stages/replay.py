@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -281,6 +281,18 @@ class Replay:
         if row["api_endpoint"] == ADOPTED:
             return adopted_row(row, entries[-1].body), Usage()
         return row | self._provenance, finished.usage if row["api_attempts"] else Usage()
+
+    def numbers(self, rows: int, seconds: float) -> dict[str, Any]:
+        """What it took."""
+        told: dict[str, Any] = {"requests_sent": self.requests}
+        told["answered_from_journal"] = self.replayed
+        if self.engine.batches is None:
+            told["waits"] = self.waits
+        if self.cost_usd is not None:
+            told["run_cost_usd"] = self.cost_usd
+        if asked := rows - self.replayed:
+            told["rows_per_second"] = round(asked / seconds, 1)
+        return told
 
     @asynccontextmanager
     async def synced(self) -> AsyncGenerator[None]:

@@ -88,7 +88,7 @@ class Responses(AskingStage):
 
     def own_shape(self) -> dict[str, Any]:
         limit = {} if self.task.row_limit is None else {"limit": self.task.row_limit}
-        return {"responses": self.version(), **limit}
+        return {"responses": self.version, **limit}
 
     def ask(self, row: Row | BadLine) -> Asked:
         """The request of one conversation, or the Failure that says why it has none."""

@@ -148,7 +148,7 @@ class Scores(AskingStage):
         }
 
     def own_shape(self) -> dict[str, Any]:
-        return {"score": self.version()}
+        return {"score": self.version}
 
     def ask(self, row: Row | BadLine) -> Asked:
         """The request of one row, or the Failure that says why it has none."""

@@ -164,7 +164,7 @@ def _chosen(stage: AskingStage, file: Published, wanted: Wanted) -> Standing:
 def out_of_date(stage: AskingStage, files: Sequence[Published], choice: Any) -> list[str]:
     """The names of those that would be made otherwise now, or whose input is gone; as far as that
     is known without reading inputs. Where no rows are chosen, input may have changed."""
-    first, version, keys = stage.task.stages[0], stage.version(), [file.key for file in files]
+    first, version, keys = stage.task.stages[0], stage.version, [file.key for file in files]
     is_chosen = "again" not in choice
     has_inputs = is_chosen and first is not stage and first.keys is stage.keys
     changed = first.outdated(keys) if has_inputs else set[str]()
@@ -193,7 +193,7 @@ def _acceptable(stage: AskingStage, key: str, source: Source) -> Standing | None
 def _is_current(stage: AskingStage, made: Manifest, source: Source) -> bool:
     """Whether the rows of a result are those that would be made now."""
     return (
-        made.detail.get("made_by") == stage.version()
+        made.detail.get("made_by") == stage.version
         and made.input.digest == source.parts[0].digest
         and made.rows == source.rows_read * stage.samples
     )
