@@ -9,9 +9,11 @@ program has put there, one of ours that was changed since.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -30,8 +32,8 @@ from modelcall_assets.storage.files import (
     read_bytes,
     write_bytes,
 )
-from modelcall_assets.storage.listing import FileInfo, beside, exists, find_file, stat_file
-from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.listing import FileInfo, beginning_with, exists, find_file, stat_file
+from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 NOT_OURS = "was not written by this task"
 CHANGED = "was changed since it was published"
+OLD_KEPT_S = 5.0
+_OLD = re.compile(r"(.+)_success(?:_retry_(\d+))?\.jsonl")
 MOST_NOTED = 12
 """Digests in a note."""
 
@@ -140,14 +144,31 @@ def old_files(stage: Stage, key: str) -> list[Place]:
     taken = [stage.layout.input_place(key), *(each.output(key) for each in others)]
     if not stage.asks or lines in taken:
         return []
-    number = re.compile(re.escape(stem) + r"_success(?:_retry_(\d+))?\.jsonl")
-    found = {
-        int(match[1] or 0): old
-        for old in beside(output, f"{stem}_success")
-        if (match := number.fullmatch(old.name)) and not _is_anothers(stage, key, old)
-    }
+    found = _old_answers(stage, output).get(stem, {})
+    old = (found[number] for number in sorted(found))
     whole = [lines] if lines != output and exists(lines) else []
-    return [*whole, *(found[each] for each in sorted(found))]
+    return [*whole, *(each for each in old if not _is_anothers(stage, key, each))]
+
+
+def _old_answers(stage: Stage, output: Place) -> Mapping[str, Mapping[int, Place]]:
+    """In its folder, by stem and the number of the retry; in a store those of its stem alone. A
+    folder of a disk may hold thousands of files: it is listed every few seconds, not for each."""
+    folder, known = output.parent, stage.layout.old_answers
+    if isinstance(folder, RemotePath):
+        return _by_stem(beginning_with(folder, f"{stem_of(output.name)}_success"))
+    listed, found = known.get(folder, (-inf, {}))
+    if time.monotonic() - listed > OLD_KEPT_S:
+        found = _by_stem(folder.glob("*_success*"))
+        known[folder] = time.monotonic(), found
+    return found
+
+
+def _by_stem(places: Iterable[Place]) -> Mapping[str, Mapping[int, Place]]:
+    found: dict[str, dict[int, Place]] = {}
+    for place in places:
+        if match := _OLD.fullmatch(place.name):
+            found.setdefault(match[1], {})[int(match[2] or 0)] = place
+    return found
 
 
 def _is_anothers(stage: Stage, key: str, old: Place) -> bool:

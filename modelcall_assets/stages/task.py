@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,11 @@ class Layout:
     @cached_property
     def _stores(self) -> Stores:
         return Stores(self.spec.store_options)
+
+    @cached_property
+    def old_answers(self) -> dict[Place, tuple[float, Mapping[str, Mapping[int, Place]]]]:
+        """Of folders, and when they were listed: see `stages/publication.py`."""
+        return {}
 
     def place(self, text: str) -> Place:
         """Of an absolute path or a URI, in the stores that the task may use."""

@@ -33,6 +33,8 @@ BATCH_BYTES = 32 << 20
 FETCHED_BYTES = 64 << 20
 """A row group in a store that is read at once."""
 GROUP_BYTES = 16 << 20
+BUFFER_BYTES = 1 << 20
+"""Arrow writes pages and headers one by one."""
 LONG_VALUE_BYTES = 1024
 LOCAL_BYTES, REMOTE_BYTES = 1 << 20, 8 << 20
 """Read at once of a column."""
@@ -125,7 +127,7 @@ class ParquetSink(AbstractContextManager["ParquetSink"]):
     ) -> None:
         # Other names or types of the columns that stages write are another version.
         own = {"modelcall.schema_version": "1", "modelcall.stage": stage}
-        self._file = file
+        self._file, self._buffer = file, io.BufferedWriter(file, BUFFER_BYTES)
         self.schema = schema.with_metadata({**own, **(metadata or {})})
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.RecordBatch] = []
@@ -136,12 +138,15 @@ class ParquetSink(AbstractContextManager["ParquetSink"]):
         elif self._writer is not None:
             with suppress(StoreError):
                 self._writer.close()
+                self._buffer.detach()
 
     def close(self) -> None:
         """Write what is waiting and the end of the file; once is enough."""
         self._flush()
         assert self._writer is not None
-        self._writer.close()
+        if self._writer.is_open:
+            self._writer.close()
+            self._buffer.detach()
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._waiting.append(batch)
@@ -170,7 +175,7 @@ class ParquetSink(AbstractContextManager["ParquetSink"]):
             if sum(batch.column(at).nbytes for batch in self._waiting) <= most
         ]
         return pq.ParquetWriter(
-            self._file,
+            self._buffer,
             self.schema,
             compression="zstd",
             write_page_checksum=True,

@@ -192,9 +192,12 @@ class _LocalTarget:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.parent / f".{uuid4().hex}.tmp"
-        self._file = self._temporary.open("xb", 0)
+        try:
+            self._file = self._temporary.open("xb", 0)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("xb", 0)
 
     def write(self, data: Any) -> None:
         view = memoryview(data).cast("B")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,10 +125,8 @@ def exists(place: Place) -> bool:
         return bool(place.store.fs.exists(place.key))
 
 
-def beside(place: Place, beginning: str) -> list[Place]:
-    folder = place.parent
-    if isinstance(folder, Path):
-        return [*folder.glob(f"{glob.escape(beginning)}*")]
+def beginning_with(folder: RemotePath, beginning: str) -> list[Place]:
+    """The files of the folder itself with such names."""
     fitting = takewhile if in_pages(folder) else filter
     with explained(folder):
         found = walk(folder, after=beginning)

@@ -77,8 +77,11 @@ def locked(path: Path, how: int) -> int:
     """A descriptor of the file, made where it is absent, that holds its lock until it is closed; no
     lock where a disk has none. OSError."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             fcntl.flock(fd, how)
         except OSError as error:
