@@ -23,7 +23,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy import Connection, Engine, create_engine, inspect
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.pool import QueuePool
 
 from modelcall_assets.storage.files import BUSY_S
@@ -67,6 +67,7 @@ class KeptEventLog(SqliteEventLogStorage):
         engine = self._engines.pop((url, file), None)
         if engine is None:
             engine = create_engine(url, poolclass=QueuePool, connect_args={"timeout": BUSY_S})
+            event.listen(engine, "connect", _synced_seldom)
         self._engines[url, file] = engine
         if len(self._engines) > MOST_ENGINES:
             self._engines.pop(next(iter(self._engines))).dispose()
@@ -113,6 +114,12 @@ class KeptEventLog(SqliteEventLogStorage):
             keys = frozenset(self.get_dynamic_partitions(name))
         self._partitions[name] = now, keys
         return is_there
+
+
+def _synced_seldom(connection: Any, _: Any) -> None:
+    """With its write-ahead log SQLite stays whole without a sync for each event. When the machine
+    loses its power, what was told last may have to be told again."""
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 class KeptSqliteStorage(DagsterSqliteStorage):
