@@ -79,8 +79,8 @@ def test_texts_are_cut_and_no_row_is_missing(tmp_path, monkeypatch):
 def test_many_files_are_all_made_and_told(tmp_path):
     found, printed = run("files", tmp_path / "results.json")
     seen = found["this commit"]
-    assert seen["many"]["statuses"] == [{"MATERIALIZED": 20}] * 2
-    assert 0 <= seen["many"]["more_per_kill"] <= 256
+    assert seen["killed"]["statuses"] == [{"MATERIALIZED": 20}] * 2
+    assert 0 <= seen["killed"]["more_per_kill"] <= 256
     assert seen["failures"]["requests"] > 0
     assert 0 < seen["started"]["dagster_s"] < seen["started"]["again_s"]
     assert "| 20 files × 5 rows: first request |" in printed

@@ -249,8 +249,7 @@ def files_table(results: dict[str, Any]) -> str:
         row("CPU", lambda f: f"{f['many']['cpu_s']:.1f} s"),
         row("most in flight", lambda f: f"{f['many']['max_in_flight']:,}"),
         row("the same again: nothing to do", lambda f: f"{f['many']['nothing_to_do_s']:.1f} s"),
-        row("kill -9: requests more", lambda f: f"{f['many']['more_per_kill']:.0f} a kill"),
-        row("and then, by stage", lambda f: _statuses(f["many"]["statuses"])),
+        row("killed twice, and gone on with", lambda f: _kills(f.get("killed"))),
         row(
             f"`retry`, {few['files']:,} files with 2 failed rows",
             lambda f: f"{f['failures']['wall_s']:.1f} s, {f['failures']['most']:,} in flight",
@@ -266,9 +265,13 @@ def files_table(results: dict[str, Any]) -> str:
     return table(["", *results], rows)
 
 
-def _statuses(stages: list[dict[str, int]]) -> str:
-    each = (", ".join(f"{n:,} {name.lower()}" for name, n in stage.items()) for stage in stages)
-    return "; ".join(each)
+def _kills(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    each = (
+        ", ".join(f"{n:,} {s.lower()}" for s, n in stage.items()) for stage in found["statuses"]
+    )
+    return f"{found['more_per_kill']:.0f} requests more a kill; by stage {' and '.join(each)}"
 
 
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
