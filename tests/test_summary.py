@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from project import ALL, FRESH, ONLY_INS, A, B, Project, chat, instruction, some_rows
 
-from modelcall_assets.defs.ledger import note_overviews
-from modelcall_assets.defs.runs import OVERVIEWS_EVERY_S, housekeeping_sensor
+from modelcall_assets.defs.runs import OVERVIEWS_EVERY_S, housekeeping_sensor, note_overviews
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer
 from modelcall_assets.stages.report import Distribution
 

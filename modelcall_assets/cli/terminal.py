@@ -123,7 +123,8 @@ class RunDisplay:
         """The whole selection's state, and what the run that was shown did for it."""
         *before, last = (stage for stage in task.stages if stage.done)
         results = Results(task)
-        yield _totals(last, _latest(results, last, keys), ended.behind)
+        made_last = _latest(results, last, keys)
+        yield _totals(last, made_last, ended.behind)
         for stage in (*before, last):
             found, is_last = _latest(results, stage, keys), stage is last
             flawed = (row is None or row["failed"] or row["dropped"] for row in found.values())
@@ -134,7 +135,7 @@ class RunDisplay:
                 if row and not row["accepted"] and (made := stage.latest(key)):
                     yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
         for key in ended.behind:
-            if (last.name, key, True) in results.rows:
+            if (row := made_last.get(key)) and row["accepted"]:
                 why = "the result of an earlier run, since this one did not make it"
                 yield f"  kept: {decode_key(key)}: {why}"
         tallies = self.tallies.values()

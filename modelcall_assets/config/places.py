@@ -208,12 +208,12 @@ def checked_endpoint(text: str) -> str:
 
 
 def _no_secrets(options: dict[str, Any]) -> dict[str, Any]:
-    for name, value in leaves(options):
+    for names, value in leaves(options):
         is_open = value is None or isinstance(value, bool) or is_reference(str(value))
-        is_named = names_secret(name.rpartition(".")[2], of_anyone=True)
+        is_named = names_secret(names[-1], of_anyone=True)
         if (is_named and not is_open) or looks_secret(str(value)):
             expected = "a reference such as ${LAKE_TOKEN}"
-            raise mistake(f"a key in a file: {name}", expected=expected, fix=IN_ENV)
+            raise mistake(f"a key in a file: {'.'.join(names)}", expected=expected, fix=IN_ENV)
     return options
 
 

@@ -1,6 +1,6 @@
 """A task's stages as its assets: one body for all of them, for one file a run or more with exact
 status per file. What a stage does is in its own file of `stages/`; how its report is shown, in
-`shown.py`."""
+`ledger.py`."""
 
 import asyncio
 import signal
@@ -248,7 +248,7 @@ def failure(message: str) -> dg.Failure:
 
 class Model(dg.ConfigurableResource):
     """The model of a file in `configs/models/`: where it is asked, within which limits, at which
-    prices. Its requests go through the task's own engine."""
+    prices, and never a key. Its requests go through the task's own engine."""
 
     file: str
     model: str

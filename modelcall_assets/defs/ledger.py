@@ -29,7 +29,7 @@ from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.pieces import pool_of
-from modelcall_assets.stages.report import Report, Tally, counted
+from modelcall_assets.stages.report import Report, counted
 from modelcall_assets.stages.score_table import API_ABOUT
 from modelcall_assets.stages.task import Task
 from modelcall_assets.transforms.transcript import markdown
@@ -224,19 +224,6 @@ def _partition(stage: Stage, key: str) -> str | None:
     return None if stage.keys.is_one else key
 
 
-def note_overviews(instance: dg.DagsterInstance, task: Task) -> list[str]:
-    """Make again, without a run, what shows the task as a whole, where something has changed; gives
-    the names of these stages."""
-    noted: list[str] = []
-    for stage in task.overviews:
-        (key,) = stage.keys.now()
-        if stage.members_changed(key):
-            for event in events_of(instance, stage, key, Ended(stage.make(key, Tally()))):
-                instance.report_runless_asset_event(event)
-            noted.append(stage.name)
-    return noted
-
-
 class Entry(NamedTuple):
     """A file that a stage has begun, or what came of it."""
 
@@ -255,16 +242,22 @@ class Teller(NamedTuple):
     step: str
 
     def tell(self, entries: Sequence[Entry]) -> None:
-        """In their order. What has ended well need not be said to have begun."""
+        """In their order. What has ended well need not be said to have begun. What keeps one from
+        being told is raised when the others are."""
         made = {entry[:2] for entry in entries if entry.ended is not None and not entry.ended.why}
-        for name, key, ended in entries:
-            stage = self.task.stage(name)
-            if ended is not None:
-                for event in events_of(self.instance, stage, key, ended):
-                    self._log(*_kind_and_data(event))
-            elif (name, key) not in made:
-                planned = AssetMaterializationPlannedData(asset_key(stage), key)
-                self._log(DagsterEventType.ASSET_MATERIALIZATION_PLANNED, planned, logging.DEBUG)
+        with ExitStack() as told:
+            for entry in reversed(entries):
+                if entry.ended is not None or entry[:2] not in made:
+                    told.callback(self._tell, entry)
+
+    def _tell(self, entry: Entry) -> None:
+        stage = self.task.stage(entry.stage)
+        if entry.ended is None:
+            planned = AssetMaterializationPlannedData(asset_key(stage), entry.key)
+            self._log(DagsterEventType.ASSET_MATERIALIZATION_PLANNED, planned, logging.DEBUG)
+            return
+        for event in events_of(self.instance, stage, entry.key, entry.ended):
+            self._log(*_kind_and_data(event))
 
     def _log(self, kind: DagsterEventType, data: Any, level: int = logging.INFO) -> None:
         event = DagsterEvent(kind.value, self.job, step_key=self.step, event_specific_data=data)
@@ -319,20 +312,22 @@ class Ledger:
             return waiting
 
     def _tell_all(self) -> None:
-        (instance, task, *of), pool = self._teller, None
-        may_help = instance.is_persistent
-        with ExitStack() as opened:
+        (instance, task, *of), helper = self._teller, None
+        may_help, failed = instance.is_persistent, list[BaseException]()
+        with ThreadPoolExecutor(1) as here, ExitStack() as opened:
             while entries := self._next():
-                if may_help and pool is None and len(entries) >= MANY:
+                if may_help and helper is None and len(entries) >= MANY:
                     start = partial(_open, instance.get_ref(), task.spec, *of)
-                    pool = opened.enter_context(pool_of(1, start))
-                try:
-                    if pool is not None:
-                        pool.submit(_tell, entries).result()
-                        continue
-                except BrokenProcessPool:  # killed: what it has told may be told twice
-                    may_help, pool = False, None
-                self._teller.tell(entries)
+                    helper = opened.enter_context(pool_of(1, start))
+                told = None if helper is None else helper.submit(_tell, entries)
+                if told is None or isinstance(told.exception(), BrokenProcessPool):
+                    # Killed: what it has told may be told twice.
+                    may_help, helper = may_help and told is None, None
+                    told = here.submit(self._teller.tell, entries)
+                if (error := told.exception()) is not None:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
 
 
 _here: Teller | None = None

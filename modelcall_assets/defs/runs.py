@@ -31,9 +31,9 @@ from sqlalchemy.exc import DatabaseError
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
 from modelcall_assets.defs.instance import register
-from modelcall_assets.defs.ledger import note_overviews
+from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
-from modelcall_assets.stages.report import Watcher
+from modelcall_assets.stages.report import Tally, Watcher
 from modelcall_assets.stages.task import Task
 
 PROCESS_TAG = "modelcall/process"
@@ -197,6 +197,19 @@ def housekeeping_sensor(specs: Sequence[TaskSpec]) -> dg.SensorDefinition:
         return dg.SkipReason("; ".join(done) or "nothing to do")
 
     return sensor
+
+
+def note_overviews(instance: dg.DagsterInstance, task: Task) -> list[str]:
+    """Make again, without a run, what shows the task as a whole, where something has changed; gives
+    the names of these stages."""
+    noted: list[str] = []
+    for stage in task.overviews:
+        (key,) = stage.keys.now()
+        if stage.members_changed(key):
+            for event in events_of(instance, stage, key, Ended(stage.make(key, Tally()))):
+                instance.report_runless_asset_event(event)
+            noted.append(stage.name)
+    return noted
 
 
 @dataclass

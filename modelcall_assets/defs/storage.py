@@ -93,7 +93,8 @@ class KeptEventLog(SqliteEventLogStorage):
     ) -> EventRecordsResult:
         """A check asks for the result that was stored right before it."""
         at, stored = self._stored
-        if stored is not None and limit == 1 and cursor is None and time.monotonic() - at < KEPT_S:
+        is_latest = limit == 1 and cursor is None and not ascending
+        if stored is not None and is_latest and time.monotonic() - at < KEPT_S:
             partitions = None if stored.partition_key is None else [stored.partition_key]
             if records_filter == AssetRecordsFilter(not_none(stored.asset_key), partitions):
                 return EventRecordsResult([stored], str(stored.storage_id), has_more=True)

@@ -78,6 +78,7 @@ class PlainSegment:
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
+            self._fd = None
 
 
 class OwnSegment(PlainSegment):
@@ -233,8 +234,10 @@ def whole_lines(path: Path) -> int:
 
 def empty(folder: Path) -> None:
     """Delete all files, and the folder unless it has others below. Hidden ones go last, as they say
-    which of the others are copies."""
-    for path in sorted(folder.iterdir(), reverse=True):
+    which of the others are copies, and of these the lock."""
+    for path in sorted(
+        folder.iterdir(), key=lambda path: (path.name[0] == ".", path.name == _LOCK)
+    ):
         if path.is_file():
             path.unlink()
     with suppress(OSError):  # journals of a folder that once was a file

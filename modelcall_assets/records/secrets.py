@@ -100,26 +100,25 @@ def in_header(value: str) -> Iterator[str]:
         yield from (user, user.partition(":")[2])
 
 
-def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """What options hold, however deep; a list's items have the name of the list."""
+def leaves(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What options hold, however deep; a list's items have the names of the list."""
     if isinstance(value, Mapping):
         for name, inner in cast("Mapping[str, Any]", value).items():
-            yield from leaves(inner, f"{place}.{name}".removeprefix("."))
+            yield from leaves(inner, (*names, str(name)))
     elif isinstance(value, list | tuple):
         for inner in cast("list[Any]", value):
-            yield from leaves(inner, place)
+            yield from leaves(inner, names)
     else:
-        yield place, value
+        yield names, value
 
 
 def in_options(options: Mapping[str, Any]) -> Iterator[str]:
     """Those of a driver's options, by their names and shapes."""
-    for place, value in leaves(options):
+    for names, value in leaves(options):
         if isinstance(value, str):
-            name = place.rpartition(".")[2]
             if "://" in value:
                 yield from in_url(value)
-            elif names_secret(name, of_anyone=True) or looks_secret(value):
+            elif names_secret(names[-1], of_anyone=True) or looks_secret(value):
                 yield value
 
 

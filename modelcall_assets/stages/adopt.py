@@ -2,9 +2,9 @@
 
 An old answer is written to the journal and is a reply like any other from then on: it is found by
 what was asked, is parsed anew whenever the file is made, and is not asked for again while the
-request stays the same. An old
-row is a record's when both ask the model the same and have the same id. An id that the old system
-made up, at random or from the question, is none: there the question alone decides.
+request stays the same. An old row is a record's when both ask the model the same and have the same
+id. An id that the old system made up, at random or from the question, is none: there the question
+alone decides.
 """
 
 from __future__ import annotations

@@ -209,7 +209,10 @@ class AskingStage(Stage):
                     await in_thread(journal.give_second_tries)
                 raise
             seconds = time.monotonic() - began
-            return await in_thread(self._end, key, source, draft, adoption, caller, seconds)
+            report = await in_thread(self._written, key, source, draft, adoption, caller, seconds)
+            await in_thread(lambda: draft.publish(report, source.fingerprint()))
+            await in_thread(journal.seal, report.data_version)
+        return report
 
     def _begin(
         self, key: str, run: Run, opened: ExitStack
@@ -228,7 +231,7 @@ class AskingStage(Stage):
                 adoption = adopt(self, source, journal, files)
         return source, draft, adoption, journal, reuse, stands or Standing(settled=False)
 
-    def _end(
+    def _written(
         self,
         key: str,
         source: Source,
@@ -237,7 +240,6 @@ class AskingStage(Stage):
         caller: Replay,
         seconds: float,
     ) -> Report:
-        """The rows, published."""
         if kept := caller.stayed:
             caller.warnings.append(f"{kept} rows keep their answer: asked again, they failed")
         report = draft.written(
@@ -256,8 +258,6 @@ class AskingStage(Stage):
         report.detail["made_by"] = self.version
         if adoption is not None:
             report.detail["adopted"] = asdict(adoption)
-        draft.publish(report, source.fingerprint())
-        caller.journal.seal(report.data_version)
         return report
 
     def choose(self, keys: Sequence[str], run: Run) -> None:

@@ -291,7 +291,7 @@ class BatchCaller(Replay):
         if turn and previous == NO_REPLY:
             return
         got = Exchange(reply, said, attempts=1, latency_ms=0, endpoint=self._client.name)
-        self.take(got, address, turn, previous, findable=True)
+        self.received(got, address, turn, previous, findable=True)
         self._has_answers = self._has_answers or not isinstance(said, Failure)
 
     async def _consider(self, ended: Ended, others_ended: int) -> None:

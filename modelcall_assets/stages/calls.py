@@ -207,7 +207,7 @@ class Caller(Replay):
                 self.leave(item.index, why, position)
                 return
             sent_bytes = len(request.payload)
-            position = self.take(got, item.address, len(turns), position, sent_bytes=sent_bytes)
+            position = self.received(got, item.address, len(turns), position, sent_bytes=sent_bytes)
             turns.append(got.said)
         self.settle(item, position, finished)
 

@@ -167,7 +167,7 @@ class GroupedInputs(Inputs):
             raise InputError(f"{folder}: {what}") from error
         groups = dict(found) if isinstance(found, Mapping) else {path: [path] for path in found}
         for name, paths in groups.items():
-            wrong, absent = "", [path for path in paths if path not in by_path]
+            wrong, absent = "", [path for path in paths or () if path not in by_path]
             if not name.strip("/ ") or not paths:
                 wrong = f"partition {name!r} has no name or no files"
             elif absent:

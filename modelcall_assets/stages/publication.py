@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,8 +50,6 @@ NOT_OURS = "was not written by this task"
 CHANGED = "was changed since it was published"
 OLD_KEPT_S = 5.0
 _OLD = re.compile(r"(.+)_success(?:_retry_(\d+))?\.jsonl")
-MOST_NOTED = 12
-"""Digests in a note."""
 
 
 class Note(BaseModel):
@@ -60,7 +58,8 @@ class Note(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     written: tuple[str, ...] = ()
-    """Digests of what the last publications have left there, or may have if they did not end."""
+    """Digests of what the last publication left there, and of what those that did not end may
+    have."""
     adopt: bool = False
     """The user has said that old results may be taken over: see `modelcall adopt`."""
 
@@ -279,17 +278,20 @@ class Draft:
 
     def _make_room(self) -> None:
         """What may stand there is noted before it does; somebody's files are kept elsewhere."""
-        stage, key = self._stage, self._key
+        stage = self._stage
         for file in self._files:
             if (found := self.check(file.place)) is not None:
                 name, digest = file.place.name, file_digest(file.place)
                 aside = stage.set_aside_folder / digest[-12:] / name
                 copy(found.place, aside)
                 self._set_aside.append(str(aside))
-        noted, made = self.note.written, [file.digest for file in self._files]
-        if not {*made} <= {*noted}:
-            written = (*noted, *made)[-MOST_NOTED:]
-            write_note(stage, key, self.note.model_copy(update={"written": written}))
+        self._note(written=(*self.note.written, *(file.digest for file in self._files)))
+
+    def _note(self, **changes: Any) -> None:
+        note = self.note.model_copy(update=changes)
+        if note != self.note:
+            write_note(self._stage, self._key, note)
+            self.note = note
 
     def _describe(self, manifest: Manifest) -> None:
         place = self.out.place
@@ -315,8 +317,7 @@ class Draft:
     def _tidy(self, before: Manifest | None) -> None:
         """What is accepted takes the place of what was rejected, and of what was beside it."""
         stage, key = self._stage, self._key
-        if self.note.adopt:
-            write_note(stage, key, Note(written=(self.out.digest, *self._beside.values())))
+        self._note(written=tuple(file.digest for file in self._files), adopt=False)
         for place in stage.aside(key):
             delete(place)
         old = () if before is None else before.beside.values()

@@ -232,7 +232,7 @@ class Replay:
         self.settle(*kept)
         return True
 
-    def take(
+    def received(
         self,
         got: Exchange,
         address: Address,

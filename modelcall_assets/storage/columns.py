@@ -135,7 +135,7 @@ class ParquetSink(AbstractContextManager["ParquetSink"]):
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is None:
             self.close()
-        elif self._writer is not None:
+        elif self._writer is not None and self._writer.is_open:
             with suppress(StoreError):
                 self._writer.close()
                 self._buffer.detach()

@@ -212,9 +212,7 @@ class SchemaInference:
         try:
             found = pa.infer_type(values)
             are_mixed = pa.types.is_floating(found) and bool in set(map(type, values))
-            if (
-                _nodes(found) > MOST_NODES or are_mixed
-            ):  # Arrow would turn [0.5, true] into [0.5, 1.0]
+            if _nodes(found) > MOST_NODES or are_mixed:  # Arrow would make [0.5, true] [0.5, 1.0]
                 return None
             array = pa.array(values, type=found)
             if has(found, pa.types.is_integer) and not _fits_double(array):

@@ -144,7 +144,7 @@ def users_traceback(error: BaseException) -> str:
 
 def _is_users(frame: FrameSummary) -> bool:
     """An installed module is the user's too, if a config file names it."""
-    named = (module.__file__ for module in _digests)
+    named = (module.__file__ for module in tuple(_digests))
     return not frame.filename.startswith(_LIBRARIES) or frame.filename in named
 
 
