@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.records.outcome import moved_names
 from modelcall_assets.stages.export import Form, Selection, export_file
 from modelcall_assets.stages.pieces import ERROR_COLUMN
@@ -27,7 +27,8 @@ from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.stages.score_table import API_FIELDS
 from modelcall_assets.stages.source import published_files
-from modelcall_assets.storage.columns import rows_of
+from modelcall_assets.storage.columns import ParquetSink, rows_of
+from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import parse_line
 from modelcall_assets.storage.rows import columns_of
 from modelcall_assets.storage.values import SchemaInference
@@ -433,3 +434,15 @@ class TestArrowTypes:
             preprocessing(rated)
         assert rated.materialize().failed == []
         assert [row["api_status"] for row in rated.scores("a.arrow")] == ["success"] * 2
+
+
+def test_what_fails_after_a_file_of_columns_is_whole_is_raised_as_it_is(tmp_path: Path) -> None:
+    schema = pa.schema([("a", pa.int64())])
+    with (
+        pytest.raises(StoreError, match="the disk is full"),
+        NewFile(tmp_path / "a.parquet") as file,
+        ParquetSink(file, "scores", schema) as sink,
+    ):
+        sink.close()
+        raise StoreError("the disk is full")
+    assert [*tmp_path.iterdir()] == []

@@ -607,6 +607,23 @@ class TestOwn:
             assert told in ended.told, ended
             assert "Traceback" not in ended.told
 
+    def test_a_partition_of_nothing_is_told(self, project: Project) -> None:
+        module = own(
+            project.root,
+            """
+            class Empty:
+                def get_file_list(self, paths):
+                    return {"g": None}
+                def process_item(self, item):
+                    return item
+            """,
+            "own_empty",
+        )
+        project.write_input("r.jsonl", [{"text": "row"}])
+        task(project, f"{module}:Empty")
+        ended = project.run("register", TASK)
+        assert "get_file_list: partition 'g' has no name or no files" in ended.told, ended
+
     def test_an_exception_names_the_file_and_the_line(self, project: Project) -> None:
         module = own(
             project.root,

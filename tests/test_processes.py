@@ -29,6 +29,7 @@ from modelcall_assets.defs.instance import (
     partitions_of,
     register,
 )
+from modelcall_assets.defs.ledger import Entry, Teller
 from modelcall_assets.defs.runs import end_dead_runs
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
@@ -349,6 +350,15 @@ def test_the_process_that_tells_dagster_of_many_files_may_be_killed(
     again = project.run("run-task", TASK)
     assert (again.code, "nothing to do" in again.out) == (0, True), again
     assert helpers(os.getpid()) == []
+
+
+def test_what_cannot_be_told_of_one_file_keeps_no_other_from_it(project: Project) -> None:
+    teller = Teller(project.instance, project.steps(), "0" * 8, "job", "step")
+    with pytest.raises(StopIteration):
+        teller.tell([Entry("raw", A, None), Entry("no such stage", A, None), Entry("raw", B, None)])
+    wanted = dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, RAW)
+    planned = project.instance.event_log_storage.get_event_records(wanted)
+    assert {record.partition_key for record in planned} == {A, B}
 
 
 def helpers(parent: int) -> list[int]:

@@ -38,6 +38,7 @@ def test_a_wrong_column_mapping_leaves_the_conversations_that_there_are(
     assert ended.code == 1
     assert "all 3 rows were dropped: missing_prompt 3; compare column_mapping" in ended.err
     assert f"rejected: {INS}: all 3 rows were dropped" in ended.out
+    assert "kept:" not in ended.out, "this run did make a result of it"
     assert output.read_bytes() == before
 
     write_conversion(distilling, "instructions", max_failure_rate=1)

@@ -465,12 +465,13 @@ ECHOED = " ".join(form for secret in (KEY, HEADER) for form in forms(secret))
 @pytest.mark.parametrize("ask", [stat_file, exists])
 def test_what_a_store_tells_holds_no_keys(ask: Callable[[Any], object]) -> None:
     options = {"token": KEY, "more": {"where": f"https://me:{PROXY}@h/"}, "name": HEADER}
+    options["fs.azure.account.key.me.net"] = "dotted-names-have-secrets-too"
     told = StoreOptions("t", "telling://", f"{__name__}:Telling", options, (HEADER,))
     with pytest.raises((InputError, StoreError)) as raised:
         ask(Stores([told]).place("telling://b/a.jsonl"))
     text = "".join(traceback.format_exception(raised.value))
     assert "telling://b/a.jsonl: cannot be read" in text
-    assert not told_in(text, (KEY, HEADER, PROXY))
+    assert not told_in(text, (KEY, HEADER, PROXY, "dotted-names-have-secrets-too"))
 
 
 def test_a_key_in_a_file_that_a_header_or_an_option_should_not_have() -> None:
