@@ -84,3 +84,10 @@ def test_many_files_are_all_made_and_told(tmp_path):
     assert seen["failures"]["requests"] > 0
     assert 0 < seen["started"]["dagster_s"] < seen["started"]["again_s"]
     assert "| 20 files × 5 rows: first request |" in printed
+
+
+def test_very_many_files_are_listed_and_a_few_are_made(tmp_path):
+    found, printed = run("large", tmp_path / "results.json")
+    assert found["files"] == 200
+    assert all(used["rss_mb"] > 5 and used["cpu_s"] > 0 for used in found["commands"].values())
+    assert "| 200 files of one task | wall |" in printed

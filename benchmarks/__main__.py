@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[..., Any]] = {
     "storage": storage.measure_all,
     "preprocess": preprocess.measure_all,
     "files": files.measure_all,
+    "large": files.large,
     "memory": speed.memory,
 }
 ORDINARY = ("capacity", "compare", "robustness", "conversion", "storage", "preprocess", "files")
@@ -35,7 +36,7 @@ RESULTS = ROOT / "build" / "benchmarks.json"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all but memory"
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all but large and memory"
     )
     parser.add_argument("--quick", action="store_true", help="a few hundred rows: does it work?")
     parser.add_argument("--write", action="store_true", help="renew docs/performance.md")

@@ -5,6 +5,7 @@ endpoints."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,12 +44,10 @@ class Bench:
         asked = _modelcall(command, task)
         return measure(asked, self.stub, self.checkout, core=None, **self._environ, **environ)
 
-    def seconds(self, task: Path) -> float:
-        """Of a run that may have nothing to ask."""
+    def used(self, task: Path, command: str, *options: str) -> dict[str, float]:
+        """By a command that may have nothing to ask."""
         env = environment(self.checkout, REHEARSAL_BASE_URL=self.stub.base_url, **self._environ)
-        began, options = time.monotonic(), {"check": True, "stdout": subprocess.DEVNULL}
-        subprocess.run(_modelcall("run-task", task), cwd=self.checkout, env=env, **options)
-        return time.monotonic() - began
+        return _used([*_modelcall(command, task), *options], cwd=self.checkout, env=env)
 
     def kill(self, task: Path, requests: int, **environ: str) -> None:
         """-9 after so many more requests."""
@@ -106,7 +105,7 @@ def many(bench: Bench, quick: bool) -> dict[str, Any]:
         "end_s": measured.wall_s,
         "cpu_s": measured.cpu_s,
         "max_in_flight": measured.stats["max_in_flight"],
-        "nothing_to_do_s": bench.seconds(task),
+        "nothing_to_do_s": bench.used(task, "run-task")["wall_s"],
     }
 
 
@@ -117,7 +116,7 @@ def killed(bench: Bench, quick: bool) -> dict[str, Any]:
     task = prepare_files(bench.root, "killed", files, rows, IN_FLIGHT)
     for _ in range(2):
         bench.kill(task, files * rows // 4)
-    bench.seconds(task)
+    bench.used(task, "run-task")
     requests = bench.stub.stats()["requests"]
     statuses = [dict(each) for each in bench.statuses(task)]
     return {"more_per_kill": (requests - files * rows) / 2, "statuses": statuses}
@@ -162,14 +161,34 @@ def started(bench: Bench, quick: bool) -> dict[str, Any]:
     again = [
         new[0].run(prepare_files(new[0].root, "start", 1, 10, 1)).before_cpu_s for _ in range(times)
     ]
-    imported = [_cpu_s([sys.executable, "-c", "import dagster"]) for _ in range(times)]
+    imported = [_used([sys.executable, "-c", "import dagster"])["cpu_s"] for _ in range(times)]
     return {"new_s": min(fresh), "again_s": min(again), "dagster_s": min(imported)}
 
 
-def _cpu_s(command: list[str]) -> float:
-    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
-    code += "u = resource.getrusage(resource.RUSAGE_CHILDREN); print(u.ru_utime + u.ru_stime)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command], check=True, capture_output=True, text=True
-    )
-    return float(done.stdout)
+def large(root: Path, stub: Stub, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """A task of very many files, of which a few are worked on."""
+    files = 200 if quick else 100_000
+    stub.behave(latency_ms=50)
+    bench = Bench(root, stub, ROOT)
+    task, found = prepare_files(root, "large", files, 1, IN_FLIGHT), dict[str, Any]()
+    some = "--file", "0001?.jsonl"
+    for name, *command in (
+        ("registered", "register"),
+        ("registered again", "register"),
+        ("ten of them made", "run-task", *some),
+        ("the same again: nothing to do", "run-task", *some),
+        ("planned", "plan"),
+    ):
+        say(f"files: {files:,} {name}")
+        found[name] = bench.used(task, *command)
+    return {"files": files, "commands": found}
+
+
+def _used(command: list[str], **options: Any) -> dict[str, float]:
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)}: status {status}")
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return {"wall_s": time.monotonic() - began, "cpu_s": cpu_s, "rss_mb": usage.ru_maxrss / 1024}

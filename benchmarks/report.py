@@ -265,6 +265,14 @@ def files_table(results: dict[str, Any]) -> str:
     return table(["", *results], rows)
 
 
+def large_table(results: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{u['wall_s']:.1f} s", f"{u['cpu_s']:.1f} s", f"{u['rss_mb']:,.0f} MB"]
+        for name, u in results["commands"].items()
+    ]
+    return table([f"{results['files']:,} files of one task", "wall", "CPU", "peak"], rows)
+
+
 def _kills(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -284,6 +292,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "listing": ("storage", listing_table),
     "preprocess": ("preprocess", preprocess_table),
     "files": ("files", files_table),
+    "large": ("large", large_table),
     "memory": ("memory", memory_table),
 }
 """Block of the page: the part it comes from, and how it is drawn."""
