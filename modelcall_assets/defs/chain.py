@@ -6,8 +6,9 @@ alone are in progress meanwhile, and red when it fails or is killed before they 
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import dagster as dg
+from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.defs.assets import (
     failure,
@@ -30,6 +32,7 @@ from modelcall_assets.defs.instance import (
     is_stale,
     knows_of,
     statuses_of,
+    unusable,
 )
 from modelcall_assets.defs.ledger import Ledger
 from modelcall_assets.errors import ModelcallError
@@ -41,6 +44,7 @@ from modelcall_assets.stages.task import Task
 StageOptions = Mapping[str, Mapping[str, Any]]
 """Run options by stage: see `RunOptions`."""
 LOOK_EVERY_S = 0.01
+WAITED_S = 2.0
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Chain:
     busy: list[str] = field(default_factory=list[str])
     behind: list[str] = field(default_factory=list[str])
     is_over: bool = False
+    looked_at: float = 0.0
+    """When statuses and results were."""
     made: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     """What this run has made, by stage and partition."""
     stops: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
@@ -86,6 +92,7 @@ class Chain:
 
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
+        self.looked_at = time.monotonic()
         keys, in_set = self.keys, self.task.stages[0].keys
         for stage in self.task.stages:
             if stage.keys != in_set:
@@ -121,6 +128,10 @@ class Chain:
 
     async def run(self, context: dg.OpExecutionContext) -> None:
         """Raises one Failure at the end that says why each file failed."""
+        if time.monotonic() - self.looked_at > WAITED_S:  # for its slot: others have gone on
+            self.__dict__.pop("results", None)
+            self.__dict__.pop("statuses", None)
+            await asyncio.to_thread(self.is_idle)
         ledger = Ledger(context, self.task)
         links = [Link(self, stage, context, ledger) for stage in self.task.stages]
         for link, after in pairwise(links):
@@ -133,12 +144,23 @@ class Chain:
                 for key in (*self.keys, None):
                     links[0].keys.put_nowait(key)
         except* ModelcallError as errors:
-            texts += map(str, errors.exceptions)
+            texts += map(str, _each(errors))
         finally:
-            await asyncio.to_thread(ledger.close)
+            try:
+                await asyncio.to_thread(ledger.close)
+            except DatabaseError as error:
+                texts.append(unusable(self.instance.root_directory, error))
         texts += (failure_text(why, self.ran[stage]) for stage, why in self.failed.items() if why)
         if texts:
             raise failure("\n".join(texts))
+
+
+def _each(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _each(error)
+        else:
+            yield error
 
 
 class Link:

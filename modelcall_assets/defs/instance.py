@@ -144,12 +144,16 @@ def open_instance(root: Path) -> dg.DagsterInstance:
             instance.get_dynamic_partitions(HOME)  # that of events is opened when it is first asked
             return instance
     except (sqlite3.DatabaseError, DatabaseError) as error:
-        why = getattr(error, "orig", None) or error
-        raise StoreError(
-            f"{home}: a database of Dagster in it cannot be used ({why}); make room if the disk is "
-            "full. If it is damaged, move the folder away: what is made is made again, at no cost, "
-            "from the replies in the journals"
-        ) from error
+        raise StoreError(unusable(home, error)) from error
+
+
+def unusable(home: Path | str, error: Exception) -> str:
+    why = getattr(error, "orig", None) or error
+    return (
+        f"{home}: a database of Dagster in it cannot be used ({why}); make room if the disk is "
+        "full. If it is damaged, move the folder away: what is made is made again, at no cost, "
+        "from the replies in the journals"
+    )
 
 
 def mend_own_home() -> None:

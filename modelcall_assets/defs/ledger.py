@@ -1,6 +1,7 @@
 """What Dagster is told of files: a report as metadata and a check, the events that carry both, and
 the ledger of a run that works on many files at once."""
 
+import errno
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from modelcall_assets.defs.instance import asset_key, latest_result, provenance_
 from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.pieces import pool_of
+from modelcall_assets.stages.pieces import pool_of, uncut
 from modelcall_assets.stages.report import Report, counted
 from modelcall_assets.stages.score_table import API_ABOUT
 from modelcall_assets.stages.task import Task
@@ -182,7 +183,9 @@ class Ended(NamedTuple):
     @property
     def is_systemic(self) -> bool:
         """Whether other files would end in the same way."""
-        return isinstance(self.error, EndpointRefused | EndpointDown | BudgetSpent)
+        of_disk = getattr(self.error.__cause__, "errno", None) if self.error else None
+        is_of_all = isinstance(self.error, EndpointRefused | EndpointDown | BudgetSpent)
+        return is_of_all or of_disk in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def events_of(instance: dg.DagsterInstance, stage: Stage, key: str, ended: Ended) -> Iterator[Any]:
@@ -256,8 +259,9 @@ class Teller(NamedTuple):
             planned = AssetMaterializationPlannedData(asset_key(stage), entry.key)
             self._log(DagsterEventType.ASSET_MATERIALIZATION_PLANNED, planned, logging.DEBUG)
             return
-        for event in events_of(self.instance, stage, entry.key, entry.ended):
-            self._log(*_kind_and_data(event))
+        with uncut:  # a result without its check would stay so
+            for event in events_of(self.instance, stage, entry.key, entry.ended):
+                self._log(*_kind_and_data(event))
 
     def _log(self, kind: DagsterEventType, data: Any, level: int = logging.INFO) -> None:
         event = DagsterEvent(kind.value, self.job, step_key=self.step, event_specific_data=data)

@@ -30,7 +30,7 @@ from sqlalchemy.exc import DatabaseError
 
 from modelcall_assets.config.spec import TaskSpec
 from modelcall_assets.defs.chain import Chain, StageOptions
-from modelcall_assets.defs.instance import register
+from modelcall_assets.defs.instance import register, unusable
 from modelcall_assets.defs.ledger import Ended, events_of
 from modelcall_assets.errors import ModelcallError, PublishedMeanwhile
 from modelcall_assets.stages.report import Tally, Watcher
@@ -261,6 +261,8 @@ class TaskRunner:
                 pass  # by another run, which has seen more
             except ModelcallError as error:
                 summary.failed.append(f"the summary of the task: {error}")
+            except DatabaseError as error:
+                summary.failed.append(unusable(self.instance.root_directory, error))
         return summary
 
     def _execute(self, job: dg.JobDefinition, process: str) -> list[str]:

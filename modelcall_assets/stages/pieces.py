@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory, gettempdir
+from types import ModuleType
 from typing import IO, Any, NamedTuple
 
 import orjson
@@ -314,10 +316,20 @@ def _work(piece: NamedPiece) -> PieceRows:
     return work(piece).sent(folder)
 
 
+uncut = threading.Lock()
+"""Held in such a process by what the end of its parent is not to cut off."""
+
+
 def pool_of(processes: int, start: Callable[[], object]) -> ProcessPoolExecutor:
     """Processes that end with this one, and leave it to decide on signals. Each calls `start`,
-    which can be pickled, first."""
-    return ProcessPoolExecutor(processes, get_context("spawn"), _start, (start,))
+    which can be pickled, first; none runs the user's script again, which need not expect that."""
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (start,))
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        pool.submit(int)  # starts them
+    finally:
+        sys.modules["__main__"] = script
+    return pool
 
 
 def _start(start: Callable[[], object]) -> None:
@@ -331,4 +343,5 @@ def _end_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os._exit(1)
+    with uncut:
+        os._exit(1)
