@@ -31,7 +31,7 @@ from modelcall_assets.storage.columns import ParquetSink, rows_of
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import parse_line
 from modelcall_assets.storage.rows import columns_of
-from modelcall_assets.storage.values import SchemaInference
+from modelcall_assets.storage.values import SchemaInference, loads
 from modelcall_assets.transforms import encode
 
 SCORER = """
@@ -446,3 +446,9 @@ def test_what_fails_after_a_file_of_columns_is_whole_is_raised_as_it_is(tmp_path
         sink.close()
         raise StoreError("the disk is full")
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("pad", range(8))
+def test_what_only_looks_like_a_number_too_large_for_any_is_text(pad: int) -> None:
+    text = f'{{"{"a" * (pad + 1)}":0.5,"digest":"25bc5f0e6347139893710852239d447e"}}'.encode()
+    assert loads(text)["digest"] == "25bc5f0e6347139893710852239d447e"

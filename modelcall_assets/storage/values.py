@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -123,7 +123,10 @@ def _holds(value: float, text: str) -> bool:
     """Whether it is the number that the text says, or one that others write so, with 17 digits."""
     if not math.isfinite(value):
         return False
-    exact = Decimal(text)
+    try:
+        exact = Decimal(text)
+    except InvalidOperation:  # an exponent of 19 digits, as digests may look to have
+        return False
     digits = len(exact.as_tuple().digits)
     return exact == Decimal(repr(value)) or (
         digits <= 17 and exact == Decimal(f"{value:.{digits - 1}e}")
