@@ -7,7 +7,6 @@ many keys) becomes JSON text: a string field marked with `JSON_TEXT`.
 
 import base64
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
@@ -121,8 +120,6 @@ def _number(text: str) -> int | float | Number:
 
 def _holds(value: float, text: str) -> bool:
     """Whether it is the number that the text says, or one that others write so, with 17 digits."""
-    if not math.isfinite(value):
-        return False
     try:
         exact = Decimal(text)
     except InvalidOperation:  # an exponent of 19 digits, as digests may look to have
