@@ -1227,7 +1227,8 @@ class TestSideBySide:
         self, project: Project, answered_by: Answered
     ) -> None:
         self.write(project)
-        project.write_generation({"concurrency": 1}, concurrency={"max_concurrent_files": 1})
+        limits: dict[str, Any] = {"concurrency": {"max_concurrent_files": 1}}
+        project.write_generation({"concurrency": 1}, retry={"max_retries": 50}, **limits)
         endpoint = answered_by(echo)
         assert project.materialize().failed == []
         endpoint.questions()

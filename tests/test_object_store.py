@@ -224,7 +224,7 @@ class TestFiles:
         assert uploads(client, bucket) == []
 
 
-QUICK = {"poll_s": 0.02, "stale_s": 1.0}
+QUICK = {"poll_s": 0.02, "stale_s": 2.5}
 
 
 HOLDER = """
