@@ -123,10 +123,10 @@ class RunDisplay:
         """The whole selection's state, and what the run that was shown did for it."""
         *before, last = (stage for stage in task.stages if stage.done)
         results = Results(task)
-        made_last = _latest(results, last, keys)
-        yield _totals(last, made_last, ended.behind)
+        latest = {stage.name: _latest(results, stage, keys) for stage in task.stages}
+        yield _totals(last, latest[last.name], ended.behind)
         for stage in (*before, last):
-            found, is_last = _latest(results, stage, keys), stage is last
+            found, is_last = latest[stage.name], stage is last
             flawed = (row is None or row["failed"] or row["dropped"] for row in found.values())
             if not is_last and any(flawed):
                 yield f"  {_totals(stage, found)}"
@@ -135,17 +135,17 @@ class RunDisplay:
                 if row and not row["accepted"] and (made := stage.latest(key)):
                     yield f"  rejected: {of}{decode_key(key)}: {made.why_rejected}"
         for key in ended.behind:
-            if (row := made_last.get(key)) and row["accepted"]:
+            if (row := latest[last.name].get(key)) and row["accepted"]:
                 why = "the result of an earlier run, since this one did not make it"
                 yield f"  kept: {decode_key(key)}: {why}"
         tallies = self.tallies.values()
-        yield from _warnings(task.stages[0], _latest(results, task.stages[0], keys))
+        yield from _warnings(task.stages[0], latest[task.stages[0].name])
         yield from (f"  warning: {warning}" for tally in tallies for warning in tally.warnings)
         requests = sum(tally.requests for tally in tallies)
         replayed = sum(tally.replayed for tally in tallies)
         if any(ended.ran.values()):
             for stage in task.stages:
-                yield from _adopted(stage, _latest(results, stage, keys))
+                yield from _adopted(stage, latest[stage.name])
             rate = f" ({requests / self.seconds:,.0f}/s)" if requests else ""
             yield (
                 f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
