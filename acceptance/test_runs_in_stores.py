@@ -35,7 +35,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.files import delete, file_digest
 from modelcall_assets.storage.listing import exists, list_files
 from modelcall_assets.storage.places import RemotePath
-from modelcall_assets.storage.publishing import Manifest, claimed, claims, read_manifest
+from modelcall_assets.storage.publishing import Manifest, claims, read_manifest
 
 ROWS, IN_FLIGHT = 60, 4
 LONG_S = 120
@@ -135,8 +135,8 @@ def in_store(task: Task) -> list[str]:
 
 def two_minutes_pass(task: Task) -> None:
     """Then the claims of the dead do not count."""
-    assert isinstance(task.task.layout.claims_folder, RemotePath)
-    (claim,) = claims(task.task.layout.claims_folder)
+    assert isinstance(task.task.layout.claims, RemotePath)
+    (claim,) = claims(task.task.layout.claims)
     assert claim.key_path.startswith(f"scores/{A}/")
     delete(claim.place)
 
@@ -255,7 +255,7 @@ class TestTwoRuns:
         project.write_model({"client_config": {"max_in_flight": 100, "timeout": LONG_S}})
         other = another_machine(project, tmp_path / "other", empty_home)
         task = project.steps()
-        claim = task.stage("scores").claim_path(A)
+        claim = task.task.layout.claims
 
         def waiting() -> int:
             if isinstance(claim, RemotePath):
@@ -267,7 +267,7 @@ class TestTwoRuns:
 
         with in_thread(serving(Opinions(both=2 * IN_FLIGHT))) as endpoint:
             monkeypatch.setenv("REHEARSAL_BASE_URL", endpoint.url)
-            with claimed(claim):
+            with task.stage("scores").claimed(A):
                 proxy.clear()
                 processes = [start(project), start(other)]
                 until(lambda: waiting() == 2, LONG_S)
@@ -278,10 +278,10 @@ class TestTwoRuns:
             assert "rate/scores: another run has published 'a.jsonl' since this one" in loser
             assert "nothing is paid twice" in loser
             assert published(task).ok == 8
-            if isinstance(task.task.layout.claims_folder, RemotePath):
+            if isinstance(task.task.layout.claims, RemotePath):
                 found = replies(task, tmp_path / "look")
                 assert (sum(found.values()), set(found.values())) == (16, {1})
-                assert claims(task.task.layout.claims_folder) == []
+                assert claims(task.task.layout.claims) == []
                 third = another_machine(project, tmp_path / "third", empty_home)
                 code, said = ended(start(third))
                 assert code == 0, said

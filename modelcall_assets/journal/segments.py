@@ -14,7 +14,6 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from modelcall_assets.journal import lines
 from modelcall_assets.journal.lines import FRESH, HEADER, SEAL
 from modelcall_assets.journal.packed import PACKED_SUFFIX, PackedSegment, PackWriter, replaced_by
 from modelcall_assets.storage.files import publish
-from modelcall_assets.storage.publishing import locked
+from modelcall_assets.storage.publishing import locks
 
 SMALL_BYTES = 1 << 20
 FEW_SEGMENTS = 8
@@ -128,7 +127,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._fd: int | None = None
         with suppress(OSError):
-            self._fd = locked(folder / _LOCK, fcntl.LOCK_SH)
+            self._fd = _shared(folder / _LOCK)
 
     def exclusive(self) -> bool:
         """Whether nobody else has the journal open now, until `share` or `close`."""
@@ -152,41 +151,48 @@ class FolderLock:
             self._fd = None
 
 
+def _shared(path: Path) -> int:
+    """A descriptor of the file, made where it is absent, that shares its lock until it is closed.
+    OSError."""
+    while True:
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)  # the journal was removed meanwhile
+
+
 class Asking:
-    """Request keys in hand, so that others wait for the answer instead of paying for another. Of
-    the file at `path` a byte is locked for each: what a process asked is free when it ends, however
-    that comes. Where a disk has no locks processes do not see each other."""
+    """Request keys in hand, so that others wait for the answer instead of paying for another: what
+    a process asked is free when it ends."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = _descriptor(path)
+        self._locks = locks(path)
         self._own: dict[str, asyncio.Event] = {}
 
     def take(self, key: str) -> Awaitable[object] | None:
         """None when the key is ours until `release`; else what to wait for before trying again."""
         if (ended := self._own.get(key)) is not None:
             return ended.wait()
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
-        except (BlockingIOError, PermissionError):
+        if not self._locks.take(key):
             return asyncio.sleep(POLL_S)
-        except OSError:
-            pass
         self._own[key] = asyncio.Event()
         return None
 
     def release(self, key: str) -> None:
         """Nothing happens when it is not ours."""
         if (ended := self._own.pop(key, None)) is not None:
-            with suppress(OSError):
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, int(key[:15], 16))
+            self._locks.release(key)
             ended.set()
-
-
-@cache
-def _descriptor(path: Path) -> int:
-    """Never closed: closing any of a file frees all the locks that the process has on it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
 
 
 def segment_paths(folder: Path) -> list[Path]:

@@ -16,10 +16,10 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelcall_assets.errors import InputError, Problem
@@ -32,7 +32,7 @@ from modelcall_assets.storage.files import file_digest, in_thread
 from modelcall_assets.storage.formats import OURS, Reading
 from modelcall_assets.storage.listing import FileInfo, exists, list_files, stat_file
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.publishing import Manifest, read_manifest
+from modelcall_assets.storage.publishing import Check, Manifest, claimed, read_manifest
 from modelcall_assets.storage.values import schema_from_json
 
 if TYPE_CHECKING:
@@ -322,11 +322,9 @@ class Stage(ABC):
         """Files that were at places of ours: `<end of the digest>/<name>`."""
         return self.layout.state_folder / "set_aside" / self.name
 
-    def claim_path(self, key: str) -> Place:
-        """Held while the partition is published; on a disk one lock serves the whole task."""
-        if isinstance(self.layout.state_folder, Path):
-            return self.layout.state_folder / "manifests" / ".claim"
-        return self.layout.claims_folder / self.name / key
+    def claimed(self, key: str) -> AbstractContextManager[Check]:
+        """While the partition is published."""
+        return claimed(self.layout.claims, f"{self.name}/{key}")
 
     def journal_folder(self, key: str) -> Place:
         return self.layout.state_folder / "journal" / self.name / key

@@ -10,7 +10,7 @@ import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ from modelcall_assets.stages.source import Source
 from modelcall_assets.stages.standing import Standing, Wanted, standing
 from modelcall_assets.storage.files import NewFile, in_thread
 from modelcall_assets.storage.places import explained
-from modelcall_assets.storage.publishing import Hold
+from modelcall_assets.storage.publishing import held
 from modelcall_assets.transforms.user_code import Fields
 
 if TYPE_CHECKING:
@@ -209,10 +209,7 @@ class AskingStage(Stage):
                     await in_thread(journal.give_second_tries)
                 raise
             seconds = time.monotonic() - began
-            report = await in_thread(self._written, key, source, draft, adoption, caller, seconds)
-            await in_thread(lambda: draft.publish(report, source.fingerprint()))
-            await in_thread(journal.seal, report.data_version)
-        return report
+            return await in_thread(self._publish, key, source, draft, adoption, caller, seconds)
 
     def _begin(
         self, key: str, run: Run, opened: ExitStack
@@ -231,7 +228,7 @@ class AskingStage(Stage):
                 adoption = adopt(self, source, journal, files)
         return source, draft, adoption, journal, reuse, stands or Standing(settled=False)
 
-    def _written(
+    def _publish(
         self,
         key: str,
         source: Source,
@@ -258,6 +255,8 @@ class AskingStage(Stage):
         report.detail["made_by"] = self.version
         if adoption is not None:
             report.detail["adopted"] = asdict(adoption)
+        draft.publish(report, source.fingerprint())
+        caller.journal.seal(report.data_version)
         return report
 
     def choose(self, keys: Sequence[str], run: Run) -> None:
@@ -269,14 +268,18 @@ class AskingStage(Stage):
                 with self._journal(key, run) as journal:
                     journal.choose(run.choice)
 
-    def _in_hand(self, key: str) -> Hold:
-        """Held by the run that asks a model for a partition."""
-        path = self.layout.local_state / "in_hand" / self.name / f"{key}.lock"
-        with explained(path, StoreError):
-            try:
-                return Hold(path)
-            except BlockingIOError:
-                raise InHand(f"{decode_key(key)}: another run is working on it") from None
+    @contextmanager
+    def _in_hand(self, key: str) -> Iterator[None]:
+        """By the run that asks a model for a partition."""
+        path = self.layout.in_hand_path
+        with ExitStack() as holding:
+            with explained(path, StoreError):
+                try:
+                    holding.enter_context(held(path, f"{self.name}/{key}"))
+                except BlockingIOError:
+                    what = "another run is working on it"
+                    raise InHand(f"{decode_key(key)}: {what}") from None
+            yield
 
     def _journal(self, key: str, run: Run) -> Journal:
         return self.layout.open_journal(

@@ -37,7 +37,6 @@ from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.publishing import (
     InputFingerprint,
     Manifest,
-    claimed,
     read_manifest,
     write_manifest,
 )
@@ -256,7 +255,7 @@ class Draft:
         PublishedMeanwhile when the content differs.
         """
         manifest = report.manifest(self._stage.name, made_of)
-        with claimed(self._stage.claim_path(self._key)) as check_claim:
+        with self._stage.claimed(self._key) as check_claim:
             now = read_manifest(self._manifest)
             if now is not None and _publication(now) != _publication(self._before):
                 if now.data_version == manifest.data_version:

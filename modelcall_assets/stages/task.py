@@ -94,8 +94,14 @@ class Layout:
         return self.place(self.spec.journal_folder) / self.spec.key
 
     @property
-    def claims_folder(self) -> Place:
+    def claims(self) -> Place:
+        """What is published now: a folder in a store, a file on a disk."""
         return self.state_folder / "claims"
+
+    @property
+    def in_hand_path(self) -> Path:
+        """What the runs on this machine ask for now."""
+        return self.local_state / "in_hand.locks"
 
     @property
     def scratch(self) -> Path:

@@ -69,8 +69,8 @@ def left_over(task: Task, in_use_s: float = IN_USE_S) -> Iterator[Garbage]:
     found = {each.name: each for folder in task.own_folders for each in left_overs(folder, before)}
     for name, each in sorted(found.items()):
         yield Garbage(LEFT_OVER, name, (each,))
-    if isinstance(layout.claims_folder, RemotePath):
-        for claim in claims(layout.claims_folder):
+    if isinstance(layout.claims, RemotePath):
+        for claim in claims(layout.claims):
             if 0 < claim.modified < before:
                 yield Garbage(LEFT_OVER, claim.uri, (claim,))
 

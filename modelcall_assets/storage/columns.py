@@ -5,12 +5,13 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modelcall_assets.errors import InputError, StoreError
+from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import BadLine, Row, short
 from modelcall_assets.storage.files import NewFile, open_input
 from modelcall_assets.storage.formats import Format
@@ -81,9 +82,14 @@ def read_schema(place: Place) -> pa.Schema:
 
 def as_stored(schema: pa.Schema) -> pa.Schema:
     """How a file with these columns is read back: Parquet has no date64 and no whole seconds."""
-    sink = io.BytesIO()
-    pq.ParquetWriter(sink, schema).close()
-    return read_as(pq.read_schema(io.BytesIO(sink.getvalue())))
+    return _as_stored(schema.serialize().to_pybytes())
+
+
+@lru_cache(maxsize=256)
+def _as_stored(serialized: bytes) -> pa.Schema:
+    sink = pa.BufferOutputStream()
+    pq.ParquetWriter(sink, pa.ipc.read_schema(pa.py_buffer(serialized))).close()
+    return read_as(pq.read_schema(pa.BufferReader(sink.getvalue())))
 
 
 def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
@@ -114,6 +120,23 @@ def check_writable(place: Place, schema: pa.Schema) -> None:
             ) from error
 
 
+class _Drain(io.RawIOBase):
+    """To the file, which stays open. Arrow writes what its buffer holds once more when that is
+    destroyed: a drain that is `cut` takes that and keeps nothing."""
+
+    is_cut = False
+
+    def __init__(self, file: NewFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        return memoryview(data).nbytes if self.is_cut else self._file.write(data)
+
+
 class ParquetSink(AbstractContextManager["ParquetSink"]):
     """A file that is complete when the `with` block ends well. Batches are gathered into row groups
     of up to 65,536 rows or 16 MiB. InputError when a type or value has no place in Parquet."""
@@ -127,18 +150,22 @@ class ParquetSink(AbstractContextManager["ParquetSink"]):
     ) -> None:
         # Other names or types of the columns that stages write are another version.
         own = {"modelcall.schema_version": "1", "modelcall.stage": stage}
-        self._file, self._buffer = file, io.BufferedWriter(file, BUFFER_BYTES)
+        self._file, self._drain = file, _Drain(file)
+        # Of Arrow's own: it needs the interpreter's lock for each write to one of Python's.
+        self._buffer = pa.BufferedOutputStream(pa.PythonFile(self._drain, "w"), BUFFER_BYTES)
         self.schema = schema.with_metadata({**own, **(metadata or {})})
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.RecordBatch] = []
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
-            self.close()
-        elif self._writer is not None and self._writer.is_open:
-            with suppress(StoreError):
+        self._drain.is_cut = kind is not None
+        try:
+            if kind is None:
+                self.close()
+            elif self._writer is not None:
                 self._writer.close()
-                self._buffer.detach()
+        finally:
+            self._drain.is_cut = True
 
     def close(self) -> None:
         """Write what is waiting and the end of the file; once is enough."""

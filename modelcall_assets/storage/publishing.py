@@ -3,13 +3,14 @@ manifest, written last, so that its presence means complete."""
 
 import errno
 import fcntl
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,44 +26,115 @@ STALE_S = 120.0
 _RENEWALS = 4
 """In that time."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_DEADLOCK_S = 0.01
 
 Check = Callable[[], None]
 
 
+class Locks:
+    """A file on a disk, of which each name locks a byte. What a process holds is free when it ends,
+    however that comes. Where a disk has no locks processes do not see each other. OSError."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never closed: that frees all that the process has locked of the file.
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        self._own, self._change = set[str](), threading.Condition()
+
+    @property
+    def is_deleted(self) -> bool:
+        return not os.fstat(self._fd).st_nlink
+
+    def take(self, name: str, *, wait: bool = False) -> bool:
+        """Whether the name is the caller's until it is released; with `wait` it is in the end."""
+        with self._change:
+            if not wait and name in self._own:
+                return False
+            self._change.wait_for(lambda: name not in self._own)
+            self._own.add(name)
+        is_ours = False
+        try:
+            is_ours = self._lock(name, 0 if wait else fcntl.LOCK_NB)
+        finally:
+            if not is_ours:
+                self._forget(name)
+        return is_ours
+
+    def release(self, name: str) -> None:
+        with suppress(OSError):
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _byte(name))
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        with self._change:
+            self._own.discard(name)
+            self._change.notify_all()
+
+    def _lock(self, name: str, how: int) -> bool:
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | how, 1, _byte(name))
+                return True
+            except (BlockingIOError, PermissionError):
+                return False
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return True
+                if error.errno != errno.EDEADLK:  # of processes; it is other threads that wait
+                    raise
+                time.sleep(_DEADLOCK_S)
+
+
+def _byte(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
+
+
+def locks(path: Path) -> Locks:
+    """One for all of a process."""
+    with _one_opens:
+        known = _open_locks.get(path)
+        if known is None or known.is_deleted:
+            known = _open_locks[path] = Locks(path)
+        return known
+
+
+_one_opens, _open_locks = threading.Lock(), dict[Path, Locks]()
+
+
 @contextmanager
-def claimed(place: Place, *, poll_s: float = POLL_S, stale_s: float = STALE_S) -> Iterator[Check]:
-    """Hold `place` for the length of the block; wait while another one does. On a disk it is a file
-    that is locked, in a store a folder of claims. A kill gives it up: at once on a disk, after two
-    minutes in a store. Where a disk has no locks everybody holds it.
+def held(path: Path, name: str = "") -> Iterator[None]:
+    """BlockingIOError when somebody on this machine holds the name."""
+    file = locks(path)
+    if not file.take(name):
+        raise BlockingIOError(errno.EAGAIN, name, str(path))
+    try:
+        yield
+    finally:
+        file.release(name)
+
+
+@contextmanager
+def claimed(
+    place: Place, name: str = "", *, poll_s: float = POLL_S, stale_s: float = STALE_S
+) -> Iterator[Check]:
+    """Hold the name at `place` for the length of the block; wait while another one does. On a disk
+    that is a file with `Locks`, in a store a folder of claims. A kill gives it up: at once on a
+    disk, after two minutes in a store.
 
     The yielded check raises StoreError when the claim is held no more, because the store has not
     answered for so long. StoreError when a store does not answer, or a disk does not take the file.
     """
     if isinstance(place, RemotePath):
-        with _listed(place, poll_s, stale_s) as check:
+        with _listed(place / name if name else place, poll_s, stale_s) as check:
             yield check
         return
     with explained(place, StoreError):
-        fd = locked(place, fcntl.LOCK_EX)
+        file = locks(place)
+        file.take(name, wait=True)
     try:
         yield lambda: None
     finally:
-        os.close(fd)
-
-
-class Hold:
-    """`path`, held from now on until the end of the block or of the process. BlockingIOError when
-    somebody on this machine holds it. Where a disk has no locks everybody holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._fd = path, locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
-        os.close(self._fd)
+        file.release(name)
 
 
 def claims(folder: RemotePath) -> list[FileInfo]:
@@ -71,27 +143,6 @@ def claims(folder: RemotePath) -> list[FileInfo]:
         return list_files(folder, may_be_absent=True)
     except InputError as error:
         raise StoreError(str(error)) from error
-
-
-def locked(path: Path, how: int) -> int:
-    """A descriptor of the file, made where it is absent, that holds its lock until it is closed; no
-    lock where a disk has none. OSError."""
-    while True:
-        try:
-            fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        try:
-            fcntl.flock(fd, how)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), path.stat()):
-                return fd
-        os.close(fd)  # who held it before has taken the file away meanwhile
 
 
 @contextmanager
