@@ -1,5 +1,6 @@
 """`modelcall run-task` and `retry`: make what is missing, and ask again."""
 
+import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
@@ -107,9 +108,13 @@ def _run_files(
     """Materialise what `choose` takes of the keys of all input files, and tell how it ended; gives
     the exit code. `options` and `files` are for `TaskRunner.run`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
+    # Nothing of that is garbage, and to look for some would take a fifth longer.
+    gc.disable()
     from modelcall_assets.defs.instance import open_instance, register
     from modelcall_assets.defs.runs import TaskRunner
 
+    gc.freeze()
+    gc.enable()
     task.check_ready()
     with open_instance(task.spec.root) as instance:
         keys = choose(register(instance, task).keys)

@@ -35,7 +35,7 @@ from modelcall_assets.defs.instance import (
     unusable,
 )
 from modelcall_assets.defs.ledger import Ledger
-from modelcall_assets.errors import ModelcallError
+from modelcall_assets.errors import InputError, ModelcallError
 from modelcall_assets.stages import Run, Stage, Work
 from modelcall_assets.stages.report import Report, Tally, Watcher
 from modelcall_assets.stages.summary import Results
@@ -44,6 +44,8 @@ from modelcall_assets.stages.task import Task
 StageOptions = Mapping[str, Mapping[str, Any]]
 """Run options by stage: see `RunOptions`."""
 LOOK_EVERY_S = 0.01
+LOOK_AT = 32
+"""Files in one go."""
 WAITED_S = 2.0
 
 
@@ -103,7 +105,14 @@ class Chain:
         return True
 
     def is_due(self, stage: Stage, key: str) -> bool:
-        """Whether a partition is not green, is to be made anew, or would be made otherwise now."""
+        """Whether a partition is not green, is to be made anew, or would be made otherwise now; or
+        that cannot be told, as its making will say."""
+        try:
+            return self._is_due(stage, key)
+        except InputError:
+            return True
+
+    def _is_due(self, stage: Stage, key: str) -> bool:
         is_anew = self.options.get(stage.name) and (self.files is None or key in self.files)
         if is_anew or self.statuses[stage.name].get(key) != GREEN:
             return True
@@ -203,9 +212,11 @@ class Link:
                 else:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_EVERY_S if due else None):
-                            key = await self.keys.get()
-                        is_open = key is not None
-                        if key is not None and (rows := await self._due(key, statuses)) is not None:
+                            keys = [await self.keys.get()]
+                        while not self.keys.empty() and len(keys) < LOOK_AT:
+                            keys.append(self.keys.get_nowait())
+                        is_open = keys[-1] is not None
+                        for key, rows in await self._due([key for key in keys if key], statuses):
                             due.append((key, rows))
                             self._chain.ran[stage.name] += 1
                             self._tally.rows += rows
@@ -218,27 +229,33 @@ class Link:
         for key in (*self._stage.keys.now(), None):
             self.keys.put_nowait(key)
 
-    async def _due(self, key: str, statuses: Mapping[str, Any]) -> int | None:
-        """The rows of a file that has to be made, as far as people are shown how they go on; what
-        need not be goes on, or stays behind."""
-        status = statuses.get(key)
-        if status == IN_PROGRESS:
-            self._chain.busy.append(key)
-            self._chain.behind.append(key)
-            return None
-        rows = await asyncio.to_thread(self._rows_due, key, status)
-        if rows is None:
-            self._pass_on(key)
-        return rows
+    async def _due(self, keys: Sequence[str], statuses: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """The files that have to be made, with their rows as far as people are shown how they go
+        on; what need not be goes on, or stays behind."""
+        busy = [key for key in keys if statuses.get(key) == IN_PROGRESS]
+        self._chain.busy += busy
+        self._chain.behind += busy
+        keys, due = [key for key in keys if key not in busy], list[tuple[str, int]]()
+        found = await asyncio.to_thread(
+            lambda: [self._rows_due(key, statuses.get(key)) for key in keys]
+        )
+        for key, rows in zip(keys, found, strict=True):
+            if rows is None:
+                self._pass_on(key)
+            else:
+                due.append((key, rows))
+        return due
 
     def _rows_due(self, key: str, status: Any) -> int | None:
         chain, stage = self._chain, self._stage
         if not chain.is_due(stage, key):
             return None
         may_be_untold = status != GREEN and not self._options and stage.answers
-        if may_be_untold and chain.is_untold(stage, key):
-            self._untold.add(key)
-        return stage.rows_to_work([key]) if stage.shows_progress else 0
+        with suppress(InputError):  # it is told when the file is made
+            if may_be_untold and chain.is_untold(stage, key):
+                self._untold.add(key)
+            return stage.rows_to_work([key]) if stage.shows_progress else 0
+        return 0
 
     def _has_room(self) -> bool:
         """Whether the rows of the files in work leave slots of the model empty."""
