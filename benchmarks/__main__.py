@@ -47,6 +47,12 @@ def main() -> None:
         metavar="CHECKOUT",
         help="another commit, for `files` beside this one",
     )
+    parser.add_argument(
+        "--postgres",
+        metavar="URL",
+        default="",
+        help="an empty database for Dagster, for `files` beside its SQLite; needs dagster-postgres",
+    )
     options = parser.parse_args()
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
@@ -56,7 +62,11 @@ def main() -> None:
     path: Path = options.results
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.parts or ORDINARY:
-        results[name] = _measured(name, options.quick, options.before if name == "files" else None)
+        beside: dict[str, Any] = {}
+        if name == "files":
+            beside["postgres"] = options.postgres
+            beside |= {"before": options.before.resolve()} if options.before else {}
+        results[name] = _measured(name, options.quick, beside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1))
     for block in report.blocks(results).values():
@@ -65,14 +75,13 @@ def main() -> None:
         report.write(ROOT / "docs" / "performance.md", results)
 
 
-def _measured(name: str, quick: bool, before: Path | None) -> dict[str, Any]:
+def _measured(name: str, quick: bool, beside: dict[str, Any]) -> dict[str, Any]:
     began = {
         "command": f"python -m benchmarks {name}" + (" --quick" if quick else ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": _machine(),
     }
     with tempfile.TemporaryDirectory(prefix="modelcall-bench-") as folder, Stub() as stub:
-        beside = {"before": before.resolve()} if before else {}
         return {**began, "results": PARTS[name](Path(folder), stub, quick, _say, **beside)}
 
 

@@ -36,9 +36,14 @@ with dg.DagsterInstance.get() as instance:
 class Bench:
     """What a checkout does in a project folder and Dagster home of its own."""
 
-    def __init__(self, root: Path, stub: Stub, checkout: Path) -> None:
+    def __init__(self, root: Path, stub: Stub, checkout: Path, postgres: str = "") -> None:
         self.root, self.stub, self.checkout = root, stub, checkout
-        self._environ = {"DAGSTER_HOME": str(root / "dagster_home")}
+        home = root / "dagster_home"
+        self._environ = {"DAGSTER_HOME": str(home)}
+        if postgres:
+            home.mkdir(parents=True)
+            storage = f"storage: {{postgres: {{postgres_url: {postgres!r}}}}}\n"
+            (home / "dagster.yaml").write_text(storage)
 
     def run(self, task: Path, command: str = "run-task", **environ: str) -> Measured:
         asked = _modelcall(command, task)
@@ -75,9 +80,14 @@ def _modelcall(command: str, task: Path) -> list[str]:
 
 
 def measure_all(
-    root: Path, stub: Stub, quick: bool, say: Callable[[str], None], before: Path | None = None
+    root: Path,
+    stub: Stub,
+    quick: bool,
+    say: Callable[[str], None],
+    before: Path | None = None,
+    postgres: str = "",
 ) -> dict[str, Any]:
-    """By checkout."""
+    """By checkout; many files with Dagster's storage in a database of Postgres too."""
     parts = {"many": many, "killed": killed, "failures": failures}
     parts |= {"judged": judged, "started": started}
     checkouts = {"this commit": ROOT, **({"before": before} if before else {})}
@@ -88,6 +98,9 @@ def measure_all(
                 continue
             say(f"files: {part}, {name}")
             found[name][part] = work(Bench(root / name.replace(" ", "_"), stub, checkout), quick)
+    if postgres:
+        say("files: many, Postgres")
+        found["Postgres"] = {"many": many(Bench(root / "postgres", stub, ROOT, postgres), quick)}
     return found
 
 

@@ -6,6 +6,8 @@ import os
 import pty
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +57,13 @@ class TestRunTask:
         assert "2 requests sent" in third.out, "the new rows; the lost file is in the journal"
         assert server.stats()["requests"] == 14
         assert len(project.scores(A)) == 4
+
+    def test_works_when_who_starts_it_has_closed_its_streams(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        command = f"exec {sys.executable} -m modelcall run-task {TASK} >&- 2>&-"
+        done = subprocess.run(["sh", "-c", command], cwd=project.root, check=False)
+        assert (done.returncode, published(project)) == (0, ["a", "deep/b", "deep/er/c"])
 
     def test_file_takes_what_matches_and_fresh_asks_again(
         self, project: Project, server: RehearsalServer

@@ -451,6 +451,21 @@ class TestMembers:
         assert chain.statuses() == {ALL: GREEN, ONLY_INS: GREEN}
         assert server.stats()["requests"] == 2 * (7 + 4)
 
+    def test_a_group_whose_member_is_gone_is_red_while_others_go_on(self, project: Project) -> None:
+        for name in ("a.jsonl", "b.jsonl"):
+            project.write_input(name, [{"of": name}])
+        both = {"name": "both", "output_file": "both.jsonl", "input_files": ["a.jsonl", "b.jsonl"]}
+        one = {"name": "one", "output_file": "one.jsonl", "input_files": ["a.jsonl"]}
+        project.write_yaml("distillation/groups", {"merge_groups": [both, one]})
+        project.write_steps(jsonl_merge={**MERGE, "base_input_dir": project.inputs})
+        assert project.materialize().failed == []
+        (project.input_folder / "b.jsonl").unlink()
+        project.write_input("a.jsonl", [{"of": "another"}])
+        (message,) = project.materialize().failed
+        assert "b.jsonl" in message
+        assert project.statuses("merged") == {"both.jsonl": RED, "one.jsonl": GREEN}
+        assert project.rows("one.jsonl", "merged") == [{"of": "another"}]
+
     def test_merging_alone_keeps_valid_lines_in_order_and_counts_the_others(
         self, project: Project
     ) -> None:

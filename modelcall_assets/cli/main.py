@@ -1,6 +1,7 @@
 """`modelcall`: the entry point."""
 
 import io
+import os
 import sys
 
 import click
@@ -53,6 +54,9 @@ def modelcall() -> None:
 
 def main() -> None:
     """Set-up mistakes are printed without a traceback; so is an interruption."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it: no other file may take its place
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))
     try:
         sys.exit(modelcall(prog_name="modelcall", standalone_mode=False))
     except click.ClickException as error:

@@ -208,7 +208,7 @@ class Link:
                     self._in_work += 1
                     self._rows_begun += rows
                     self._ledger.begun(stage, key)
-                    files.create_task(self._file(key, work))
+                    files.create_task(self._file(key, rows, work))
                 else:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_EVERY_S if due else None):
@@ -285,12 +285,14 @@ class Link:
             async with watched(self._context, self._chain.watcher, self._tally):
                 yield work
 
-    async def _file(self, key: str, work: Work) -> None:
+    async def _file(self, key: str, rows: int, work: Work) -> None:
         chain, stage = self._chain, self._stage
         ended = await made(self._context, stage, key, work)
         self._in_work -= 1
         self._ledger.ended(stage, key, ended)
         chain.is_over |= ended.is_systemic
+        if ended.report is None:
+            self._rows_begun -= rows  # or those of them that were not counted as done
         if ended.why or ended.report is None:
             self._failed[key] = ended.why
             chain.behind.append(key)
