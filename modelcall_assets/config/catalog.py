@@ -283,7 +283,7 @@ def _linked(tasks: Sequence[TaskSpec]) -> list[TaskSpec]:
         for stage in task.stage_folders
     }
     reading = {
-        spec.key: _input_place(spec) for spec, task in distilling if task.chatml_conversion is None
+        spec.key: _input_place(spec) for spec, task in distilling if not task.makes_conversations
     }
     sources = {key: leaves[place] for key, place in reading.items() if place in leaves}
 

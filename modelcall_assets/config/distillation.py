@@ -6,12 +6,11 @@ their `task_type: generate_response` are read as the one step that they are.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from modelcall_assets.config import (
-    Block,
     Content,
     Count,
     Encoding,
@@ -26,11 +25,13 @@ from modelcall_assets.config import (
     validate,
 )
 from modelcall_assets.config.places import Folder
+from modelcall_assets.config.steps import GradingStep, SourcesStep, Step
 from modelcall_assets.config.task import RESUME, TASK_FIELDS, ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
 
 GENERATE = "generate_response"
-STEPS = ("chatml_conversion", "jsonl_merge", GENERATE)
+OLD_STEPS = ("chatml_conversion", "jsonl_merge", GENERATE)
+STEPS = ("sources", *OLD_STEPS)
 OLD_BLOCK = "distillation"
 _BUFFERS = "every reply is journalled as it arrives"
 _ADOPTS = "adopts old answers at the output's place; `modelcall retry` asks for what failed"
@@ -52,22 +53,6 @@ STEP_ALIASES = {
     "resume": "resume_mode",
 }
 """Names of `task_type: generate_response`, and what `step: generate_response` calls the same."""
-
-
-class Step(Block):
-    """Something that a task does: its stage, and the fields that name what it reads and writes."""
-
-    stage: ClassVar[str]
-    input_field: ClassVar[str]
-    output_field: ClassVar[str]
-
-    @property
-    def input(self) -> str | None:
-        return getattr(self, self.input_field) if self.input_field else None
-
-    @property
-    def output(self) -> str:
-        return getattr(self, self.output_field)
 
 
 class ChatmlStep(Step):
@@ -170,7 +155,8 @@ class JudgeStep(Step):
 
 
 class DistillationTask(TaskFile):
-    """`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
+    """`configs/tasks/**/*.yaml` with `task_type: data_distillation`, `evaluation` or
+    `generate_response`
 
     Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
     `model`, `prompt` and `scorer`. The steps run in this order. A file may hold some of them only,
@@ -181,25 +167,28 @@ class DistillationTask(TaskFile):
     """
 
     task_type: str
-    """`data_distillation`."""
+    """`data_distillation` or `evaluation`, which may have the same steps."""
     old_fields = (*TASK_FIELDS, *STEP_FIELDS)
+    sources: SourcesStep | None = None
     chatml_conversion: ChatmlStep | None = None
     jsonl_merge: MergeStep | None = None
     generate_response: ResponsesStep | None = None
     scores: JudgeStep | None = None
+    grading: GradingStep | None = None
     journal_folder: Folder | None = None
     """Where raw replies are kept; default `.modelcall` in the folder of the
     responses, else of the last step."""
 
     @property
-    def steps(self) -> dict[str, ChatmlStep | MergeStep | ResponsesStep | JudgeStep]:
-        names = (*STEPS, "scores")
+    def steps(self) -> dict[str, Step]:
+        names = (*STEPS, "scores", "grading")
         return {name: step for name in names if (step := getattr(self, name)) is not None}
 
     @property
-    def reads(self) -> ChatmlStep | MergeStep | ResponsesStep:
+    def reads(self) -> SourcesStep | ChatmlStep | MergeStep | ResponsesStep:
         """The step that reads what is not of this task, and says how its lines are read."""
-        first = self.chatml_conversion or self.jsonl_merge or self.generate_response
+        made = self.sources or self.chatml_conversion
+        first = made or self.jsonl_merge or self.generate_response
         assert first is not None
         return first
 
@@ -236,6 +225,11 @@ class DistillationTask(TaskFile):
     def rated(self) -> JudgeStep:
         assert self.scores is not None
         return self.scores
+
+    @property
+    def makes_conversations(self) -> bool:
+        """Of something else, which no other task leaves."""
+        return self.sources is not None or self.chatml_conversion is not None
 
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
@@ -277,9 +271,9 @@ def with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
         return data, []
     rest = {name: value for name, value in data.items() if name != OLD_BLOCK}
     step, given = old_step(data), block_at(data, OLD_BLOCK)
-    if step not in STEPS:
+    if step not in OLD_STEPS:
         wrong = "missing" if step is None else f"unknown step {step}"
-        expected, fix = f"one of {', '.join(STEPS)}", did_you_mean(str(step), STEPS)
+        expected, fix = f"one of {', '.join(OLD_STEPS)}", did_you_mean(str(step), OLD_STEPS)
         return rest, [Problem(file, f"{OLD_BLOCK}.step", wrong, expected, fix=fix)]
     problems: list[Problem] = []
     if rest.get(step) is not None:
@@ -298,10 +292,14 @@ def with_steps(data: Content, file: str) -> tuple[Content, list[Problem]]:
 
 def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
     """Steps that have nothing to read, or another input than their own, and what cannot be."""
-    steps = {name: s for name, s in task.steps.items() if not isinstance(s, JudgeStep)}
+    steps = {name: step for name, step in task.steps.items() if name in STEPS}
     responses = task.generate_response
     if not steps:
         yield Problem(file, "", "no step", f"one of {', '.join(STEPS)}")
+    for first, second in (("sources", "chatml_conversion"), ("scores", "grading")):
+        if first in task.steps and second in task.steps:
+            fix = "leave one of them, or write two tasks"
+            yield Problem(file, second, f"not beside {first}", fix=fix)
     before = ""
     for name, step in steps.items():
         place, own = f"{name}.{step.input_field}", step.input
@@ -320,9 +318,10 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
         if task.reuse.scope == "project":
             yield Problem(file, "reuse.scope", wrong, fix=fix)
     for name, step in [*steps.items()][1:]:
-        if step.encoding != "utf-8":
+        if (encoding := getattr(step, "encoding", "utf-8")) != "utf-8":
             wrong = "not read: what the step before leaves is UTF-8"
-            yield Problem(file, f"{name}.encoding", wrong, have=step.encoding, fix="leave it out")
-    if task.scores and not responses:
+            yield Problem(file, f"{name}.encoding", wrong, have=encoding, fix="leave it out")
+    if (rating := task.scores or task.grading) and not responses:
         fix = "add generate_response, or rate a folder with task_type data_scoring"
-        yield Problem(file, "scores", "there are no answers to rate", fix=fix)
+        place = "scores" if rating is task.scores else "grading"
+        yield Problem(file, place, "there are no answers to rate", fix=fix)

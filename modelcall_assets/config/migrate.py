@@ -31,8 +31,8 @@ from modelcall_assets.config.datasets import (
 from modelcall_assets.config.distillation import (
     GENERATE,
     OLD_BLOCK,
+    OLD_STEPS,
     STEP_FIELDS,
-    STEPS,
     ChatmlStep,
     DistillationTask,
     MergeStep,
@@ -221,7 +221,7 @@ def _distillation(data: Content, new: Migration) -> Content:
     if of_old and data["task_type"] == GENERATE and block and "concurrency" not in block:
         block["concurrency"] = 30
         new.say("changed", f"{OLD_BLOCK}.concurrency", "added: 30 was the default, 20 is now")
-    if step not in STEPS or step in data:
+    if step not in OLD_STEPS or step in data:
         return _ordered(data, DistillationTask)
     by_step = {step if name == OLD_BLOCK else name: value for name, value in data.items()}
     ordered = _ordered(by_step, DistillationTask)

@@ -30,7 +30,7 @@ from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.errors import Problem
 
 TASK_TYPE = "data_scoring"
-DISTILLATION_TYPES = ("data_distillation", "generate_response")
+DISTILLATION_TYPES = ("data_distillation", "evaluation", "generate_response")
 FOLDERS = (
     *("data.input_folder", "data.output_folder"),
     *("preprocess.input_folder", "preprocess.output_folder"),
