@@ -75,11 +75,19 @@ def find_splits(path: Place, configs: Sequence[str | None] = (None,)) -> list[Sp
     ]
 
 
-def find_split(path: Place, config: str | None, split: str) -> Split:
-    """One split; InputError with the names of those there are when it is missing."""
-    found = {each.split: each for each in find_splits(path, [config])}
+def find_split(
+    path: Place, config: str | None, split: str, listed: Sequence[FileInfo] | None = None
+) -> Split:
+    """One split of a folder, whatever else of it is there; InputError with the names of those there
+    are when it is missing. `listed` is what lies in the folder, where that is known."""
+    found: Mapping[str, Sequence[FileInfo]]
+    if is_data_file(path.name):
+        found = {each.split: each.files for each in find_splits(path, [config])}
+    else:
+        files = list_files(path) if listed is None else listed
+        found = _splits(_Folder(path, {info.key_path: info for info in files}), config, split)
     if split in found:
-        return found[split]
+        return Split(config, split, tuple(found[split]))
     where = "the default configuration" if config is None else f"configuration {config!r}"
     raise InputError(f"{path}: {where} has no split {split!r}; there are: {', '.join(found)}")
 
@@ -104,10 +112,11 @@ class _Folder:
             return file.read()
 
 
-def _splits(folder: _Folder, config: str | None) -> Files:
+def _splits(folder: _Folder, config: str | None, only: str | None = None) -> Files:
+    """All of a configuration, or at least the one that is wanted."""
     declared = _declared(folder)
     if declared:
-        return _declared_splits(folder, _chosen(folder, declared, config))
+        return _declared_splits(folder, _chosen(folder, declared, config), only)
     inside = folder if config is None else folder.below(config)
     if config is None or inside.files:
         return _laid_out(inside)
@@ -225,15 +234,17 @@ def _chosen(
     raise InputError(f"{folder.place}: has no default configuration; name one of: {names}")
 
 
-def _declared_splits(folder: _Folder, config: Mapping[str, Any]) -> Files:
+def _declared_splits(folder: _Folder, config: Mapping[str, Any], only: str | None) -> Files:
     inside = folder.below(str(config["data_dir"])) if config.get("data_dir") else folder
     data_files = config.get("data_files")
     if data_files is None:
         return _laid_out(inside)
     where = f"{folder.place}/README.md, config {config['config_name']!r}"
+    declared = _patterns(data_files, where)
     return {
         split: _declared_files(inside, patterns, f"{where}, split {split!r}")
-        for split, patterns in _patterns(data_files, where).items()
+        for split, patterns in declared.items()
+        if only not in declared or split == only
     }
 
 
