@@ -204,6 +204,8 @@ def _row_count(task: Task, file: FileInfo) -> int:
     manifest = None if first.suffix else read_manifest(first.manifest_path(key))
     if manifest is not None and manifest.input.version == file.version:
         return manifest.rows
+    if (made := task.inputs.made(key)) is not None:
+        return min(len(made), task.row_limit or len(made))
     places = [each.place for each in task.inputs.members(key)]
     rows = sum(count_rows(p, first.reading) if is_data_file(p.name) else 1 for p in places)
     return rows if task.row_limit is None else min(rows, task.row_limit)
@@ -231,6 +233,9 @@ def prepared_rows(
 ) -> Iterator[Row | Failure | Dropped]:
     """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
     is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
+    if (made := task.inputs.made(key)) is not None:
+        yield from (made[at] for at in range(len(made))[:rows:every])
+        return
     parts = map(Part.of, task.inputs.members(key) if is_group else [file])
     items = (
         (record_id(item, index, name), item)

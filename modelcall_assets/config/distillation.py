@@ -29,6 +29,7 @@ from modelcall_assets.config.steps import GradingStep, SourcesStep, Step
 from modelcall_assets.config.task import RESUME, TASK_FIELDS, ConfigPath, TaskFile
 from modelcall_assets.errors import Problem
 
+EVALUATION = "evaluation"
 GENERATE = "generate_response"
 OLD_STEPS = ("chatml_conversion", "jsonl_merge", GENERATE)
 STEPS = ("sources", *OLD_STEPS)
@@ -155,8 +156,7 @@ class JudgeStep(Step):
 
 
 class DistillationTask(TaskFile):
-    """`configs/tasks/**/*.yaml` with `task_type: data_distillation`, `evaluation` or
-    `generate_response`
+    """`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
 
     Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
     `model`, `prompt` and `scorer`. The steps run in this order. A file may hold some of them only,
@@ -167,14 +167,12 @@ class DistillationTask(TaskFile):
     """
 
     task_type: str
-    """`data_distillation` or `evaluation`, which may have the same steps."""
+    """`data_distillation`."""
     old_fields = (*TASK_FIELDS, *STEP_FIELDS)
-    sources: SourcesStep | None = None
     chatml_conversion: ChatmlStep | None = None
     jsonl_merge: MergeStep | None = None
     generate_response: ResponsesStep | None = None
     scores: JudgeStep | None = None
-    grading: GradingStep | None = None
     journal_folder: Folder | None = None
     """Where raw replies are kept; default `.modelcall` in the folder of the
     responses, else of the last step."""
@@ -182,13 +180,12 @@ class DistillationTask(TaskFile):
     @property
     def steps(self) -> dict[str, Step]:
         names = (*STEPS, "scores", "grading")
-        return {name: step for name in names if (step := getattr(self, name)) is not None}
+        return {name: step for name in names if (step := getattr(self, name, None)) is not None}
 
     @property
     def reads(self) -> SourcesStep | ChatmlStep | MergeStep | ResponsesStep:
         """The step that reads what is not of this task, and says how its lines are read."""
-        made = self.sources or self.chatml_conversion
-        first = made or self.jsonl_merge or self.generate_response
+        first = self.chatml_conversion or self.jsonl_merge or self.generate_response
         assert first is not None
         return first
 
@@ -229,12 +226,34 @@ class DistillationTask(TaskFile):
     @property
     def makes_conversations(self) -> bool:
         """Of something else, which no other task leaves."""
-        return self.sources is not None or self.chatml_conversion is not None
+        return self.chatml_conversion is not None
+
+
+class EvaluationTask(DistillationTask):
+    """`configs/tasks/**/*.yaml` with `task_type: evaluation`
+
+    Beside these it has the fields of a distilling task: `sources` take the place of
+    `chatml_conversion`, `grading` that of `scores`. [evaluation.md](evaluation.md) has examples.
+    """
+
+    task_type: str
+    """`evaluation`."""
+    sources: SourcesStep | None = None
+    grading: GradingStep | None = None
+
+    @property
+    def reads(self) -> SourcesStep | ChatmlStep | MergeStep | ResponsesStep:
+        return self.sources or super().reads
+
+    @property
+    def makes_conversations(self) -> bool:
+        return self.sources is not None or super().makes_conversations
 
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
     known, problems = with_steps(data, file)
-    task, mistakes = validate(DistillationTask, known, file)
+    kind = EvaluationTask if data.get("task_type") == EVALUATION else DistillationTask
+    task, mistakes = validate(kind, known, file)
     problems += mistakes
     if task is not None and not errors_in(problems):
         problems += _gaps(task, file)
@@ -295,7 +314,8 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
     steps = {name: step for name, step in task.steps.items() if name in STEPS}
     responses = task.generate_response
     if not steps:
-        yield Problem(file, "", "no step", f"one of {', '.join(STEPS)}")
+        possible = STEPS if isinstance(task, EvaluationTask) else OLD_STEPS
+        yield Problem(file, "", "no step", f"one of {', '.join(possible)}")
     for first, second in (("sources", "chatml_conversion"), ("scores", "grading")):
         if first in task.steps and second in task.steps:
             fix = "leave one of them, or write two tasks"
@@ -321,7 +341,6 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
         if (encoding := getattr(step, "encoding", "utf-8")) != "utf-8":
             wrong = "not read: what the step before leaves is UTF-8"
             yield Problem(file, f"{name}.encoding", wrong, have=encoding, fix="leave it out")
-    if (rating := task.scores or task.grading) and not responses:
+    for name in task.steps.keys() - steps if not responses else ():
         fix = "add generate_response, or rate a folder with task_type data_scoring"
-        place = "scores" if rating is task.scores else "grading"
-        yield Problem(file, place, "there are no answers to rate", fix=fix)
+        yield Problem(file, name, "there are no answers to rate", fix=fix)

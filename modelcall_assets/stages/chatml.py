@@ -34,13 +34,23 @@ UNWRITABLE = (TypeError, RecursionError)
 """What `encode` raises for a row that JSON cannot hold."""
 
 
-class Chatml(Stage):
+class Conversations(Stage):
     name = "chatml"
-    about = "conversations of a split"
     suffix = ".jsonl"
+    error_column = "error"
+
+    def failure_of(self, row: Row | BadLine) -> Failure | None:
+        match None if isinstance(row, BadLine) else row.get("error"):
+            case {"reason": str(reason), "detail": str(detail)} if reason in set(Reason):
+                return Failure(Reason(reason), detail)
+            case _:
+                return None
+
+
+class Chatml(Conversations):
+    about = "conversations of a split"
     knows_input = True
     done = "converted"
-    error_column = "error"
 
     @property
     def step(self) -> ChatmlStep:
@@ -66,13 +76,6 @@ class Chatml(Stage):
     def own_shape(self) -> dict[str, Any]:
         options = {name: asdict(self.options(name)) for name in self.spec.datasets}
         return {"chatml": options, "limit": self.task.row_limit}
-
-    def failure_of(self, row: Row | BadLine) -> Failure | None:
-        match None if isinstance(row, BadLine) else row.get("error"):
-            case {"reason": str(reason), "detail": str(detail)} if reason in set(Reason):
-                return Failure(Reason(reason), detail)
-            case _:
-                return None
 
     def preview(self, row: Row, file: FileInfo, identity: str) -> Row | Failure | Dropped:
         return to_chatml(row, self.options(self.splits.place(encode_key(file.key_path)).dataset))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from modelcall_assets.config.datasets import output_name
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records import decode_key, encode_key, stem_of
+from modelcall_assets.records.outcome import Failure, Row
 from modelcall_assets.stages.report import last_line
 from modelcall_assets.storage.datasets import Split, dataset_path, find_split, find_splits
 from modelcall_assets.storage.listing import (
@@ -53,6 +54,10 @@ class Inputs(ABC):
     @abstractmethod
     def members(self, key: str) -> Sequence[FileInfo]:
         """The files of a partition as they are now; InputError when they are gone."""
+
+    def made(self, key: str) -> Sequence[Row | Failure] | None:
+        """The rows of a partition where they are made, and not read from files."""
+        return None
 
     def versions(self, keys: Sequence[str]) -> dict[str, str]:
         """Of partitions as they are now, without those that are gone."""
@@ -205,7 +210,7 @@ class SplitPlace:
 
     @property
     def is_absent(self) -> bool:
-        return self.files[0].version == _ABSENT
+        return self.files[0].version == ABSENT
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,7 @@ def digest_of_versions(versions: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:32]
 
 
-_ABSENT = "absent"
+ABSENT = "absent"
 """The version of what is not there."""
 
 
@@ -280,4 +285,4 @@ def _splits_of(path: Place, configs: Sequence[str | None]) -> list[Split]:
     except InputError:
         if len(configs) > 1:
             return [split for config in configs for split in _splits_of(path, [config])]
-        return [Split(configs[0], "train", (FileInfo(path.name, path, 0, _ABSENT),))]
+        return [Split(configs[0], "train", (FileInfo(path.name, path, 0, ABSENT),))]

@@ -3,7 +3,7 @@ failures in their place."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -24,6 +24,7 @@ from modelcall_assets.records.outcome import (
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.figures import Ratings
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report, Tally
@@ -196,6 +197,8 @@ class ScorerScores(Stage):
     answers = True
     shows_progress = True
     again = "rate them all again"
+    rates_failures: ClassVar[Collection[Reason]] = ()
+    """Rows that are rated although their result is a failure."""
 
     @property
     def about(self) -> str:  # type: ignore[override]
@@ -224,6 +227,15 @@ class ScorerScores(Stage):
         """A new one where the task names a class. SetupError when it cannot be made."""
         return load_scorer(self.path, self.spec.root, self.spec.file_name)
 
+    @property
+    def input_key(self) -> str:
+        """The column that people see beside a rating."""
+        return self.spec.task.rated.input_key
+
+    def ratings(self, scorer: Scorer) -> Ratings:
+        """Of a file."""
+        return Ratings()
+
     def check_ready(self) -> None:
         self.scorer()
 
@@ -237,17 +249,22 @@ class ScorerScores(Stage):
         assert source.maker is not None
         with Draft(self, key) as draft:
             outcomes: list[Outcome] = []
-            types = SharedTypes()
+            types, ratings = SharedTypes(), self.ratings(scorer)
             for batch in source.of_one_file():
                 for item in batch.items:
                     if tally.is_stopped:
                         raise RunStopped("interrupted; this file is rated from its first row again")
-                    outcomes.append(source.maker.failure_of(item) or rate(scorer, item))
-                    tally.count(outcomes[-1])
-                    if isinstance(outcome := outcomes[-1], Success):
+                    failure = source.maker.failure_of(item)
+                    if failure is None or failure.reason in self.rates_failures:
+                        outcome = rate(scorer, item)
+                    else:
+                        outcome = failure
+                    outcomes.append(outcome)
+                    tally.count(outcome)
+                    if isinstance(outcome, Success):
                         types.note(outcome.values)
+                        ratings.add(item, outcome.values)
             fields = declared_fields(scorer) or types.fields()
-            input_key = self.spec.task.rated.input_key
 
             def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
                 outcome = outcomes[index]
@@ -257,8 +274,9 @@ class ScorerScores(Stage):
                 return {**outcome_row(outcome), **told}, Usage()
 
             report = draft.written(
-                lambda out: write_scores(source, fields, input_key, api_row, out).report
+                lambda out: write_scores(source, fields, self.input_key, api_row, out).report
             )
+            ratings.tell(report)
             draft.publish(report, source.fingerprint())
         return report
 

@@ -18,6 +18,7 @@ from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.figures import ACCURACY, FIGURES, Figures
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import WARNINGS
@@ -53,7 +54,7 @@ class Summary(Stage):
         return self.layout.state_folder / self.name
 
     def own_shape(self) -> dict[str, Any]:
-        return {"summary": 4}
+        return {"summary": 5}
 
     def members_changed(self, key: str) -> bool:
         """False too while there is nothing to sum up."""
@@ -84,6 +85,9 @@ class Summary(Stage):
             if not row["accepted"]
         ][:SHOWN]
         add_rows(report, [row for row in last if row["accepted"]])
+        self._add_figures(
+            report, [row[FIGURES] for row in last if row["accepted"] and row[FIGURES]]
+        )
         self._add_cost(report, rows)
         report.tables["commands"] = self._commands()
         return report, rows
@@ -110,6 +114,14 @@ class Summary(Stage):
         counts["out_of_date"] = sum(map(len, old.values()))
         counts["missing"] = len(keys.keys() - {*done, *rejected})
         return {f"{what}_{name}": count for name, count in counts.items()}
+
+    def _add_figures(self, report: Report, found: Sequence[Row]) -> None:
+        """Of an evaluation, in all and by group."""
+        if found:
+            first, *others = map(Figures.of, found)
+            for other in others:
+                first.join(other)
+            first.tell(report)
 
     def _add_cost(self, report: Report, rows: Sequence[Row]) -> None:
         """By stage and in all; what is not known of some files is not summed up."""
@@ -171,6 +183,7 @@ def add_rows(report: Report, rows: Sequence[Row]) -> None:
         report.numbers |= each.numbers(name)
     worst = sorted(rows, key=lambda row: -row["failed"] / (row["rows"] or 1))
     means = [f"{name}_mean" for name in report.histograms]
+    means += [name for name in ACCURACY if any(name in row["numbers"] for row in rows)]
     report.tables["partitions"] = [
         {name: row[name] for name in ("partition", *COUNTS)}
         | {name: row["numbers"].get(name) for name in means}
@@ -315,7 +328,7 @@ def told(named: Mapping[str, Any], but: Collection[tuple[str, Any]] = ()) -> str
 def _row(each: Result, made: Manifest, version: str) -> Row:
     stage, key, accepted = each
     detail = made.detail
-    names = "numbers", "examples", "histograms", "made_with"
+    names = "numbers", "examples", "histograms", "made_with", FIGURES
     return {
         "stage": stage,
         "key": key,

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.distillation import DistillationTask, EvaluationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.spec import TaskSpec, unwritable
 from modelcall_assets.config.task import ScoringTask
@@ -19,8 +19,10 @@ from modelcall_assets.journal.mirror import open_journal
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.chatml import Chatml
+from modelcall_assets.stages.graded import Graded
 from modelcall_assets.stages.inputs import FolderInputs, Inputs, LinkedInputs, OneInput
 from modelcall_assets.stages.merged import Merged
+from modelcall_assets.stages.prepared import Fetched, Prepared
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.raw import Raw, Split
 from modelcall_assets.stages.responses import Responses
@@ -187,11 +189,15 @@ class Task:
             kinds += [Preprocessed] if task.preprocess.enabled else []
             kinds += [Scores if task.scorer is None else ScorerScores]
         else:
-            kinds = [] if self.linked else [Split if task.chatml_conversion else Raw]
-            kinds += [Chatml] if task.chatml_conversion else []
+            if isinstance(task, EvaluationTask) and task.sources:
+                kinds = [Fetched, Prepared]
+            else:
+                kinds = [] if self.linked else [Split if task.chatml_conversion else Raw]
+                kinds += [Chatml] if task.chatml_conversion else []
             kinds += [Merged] if task.jsonl_merge else []
             kinds += [Responses] if task.generate_response else []
             kinds += [Scores] if task.scores else []
+            kinds += [Graded] if isinstance(task, EvaluationTask) and task.grading else []
         stages: list[Stage] = []
         for kind in kinds:
             keys = self._group_keys if kind.gathers else keys
@@ -240,6 +246,8 @@ class Task:
         if self.linked is not None:
             return LinkedInputs(self, self.linked, self._file_keys.now)
         if isinstance(self.spec.task, DistillationTask):
+            if (prepared := self.find(Prepared)) is not None:
+                return prepared.inputs
             if (chatml := self.find(Chatml)) is not None:
                 return chatml.splits
             kind = OneInput if self.spec.has_one_input else FolderInputs

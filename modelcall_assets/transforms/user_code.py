@@ -87,17 +87,19 @@ class Scorer(Protocol):
     def score(self, item: Row) -> dict[str, Any]: ...
 
 
-def load_scorer(path: str, root: Path, file: str) -> Scorer:
-    """Made without arguments when it is a class. SetupError names the task `file`."""
-    found = create(path, root, _METHOD, file, "scorer")
+def load_scorer(
+    path: str, root: Path, file: str, field: str = "scorer", /, **options: Any
+) -> Scorer:
+    """Made from the options when it is a class. SetupError names the `field` of the task `file`."""
+    found = create(path, root, _METHOD, file, field, **options)
     declared = cast("object", declared_fields(found))
     fields = cast("Mapping[str, object]", {} if declared is None else declared)
     are_types = isinstance(declared, Mapping | None)
     if not are_types or not all(isinstance(each, Mapping) for each in fields.values()):
         expected = "a mapping such as {'score': {'type': 'integer'}}"
-        raise _wrong(file, "scorer", f"{path}.fields declares no types", expected)
+        raise _wrong(file, field, f"{path}.fields declares no types", expected)
     if taken := _reserved(fields):
-        raise _wrong(file, "scorer", f"{path}.fields: {taken}")
+        raise _wrong(file, field, f"{path}.fields: {taken}")
     return found
 
 

@@ -1,0 +1,165 @@
+"""How good the answers of an evaluation are: counts of items by group, from which every figure and
+its interval follow, for a partition and for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import fmean
+from typing import Any, NamedTuple, Self
+
+from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.stages.report import Report
+from modelcall_assets.transforms.statistics import (
+    Estimate,
+    centred_mean,
+    mean,
+    pass_at_k,
+    pass_hat_k,
+    proportion,
+)
+
+FIGURES = "figures"
+"""In the detail of a manifest."""
+CORRECT = "correct"
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+
+
+class Item(NamedTuple):
+    """An item: of so many samples so many are right, or what they add up to; and whether the answer
+    that most of them give is right."""
+
+    task: str
+    subject: str
+    samples: int
+    total: float
+    majority: bool
+
+    @property
+    def group(self) -> str:
+        return self.subject or self.task
+
+
+@dataclass
+class Figures:
+    """`name` is the column that is averaged. Equal items are counted."""
+
+    name: str
+    items: Counter[Item] = field(default_factory=Counter[Item])
+    baselines: dict[str, float] = field(default_factory=dict[str, float])
+    """What guessing gives, by task; 0 where it is not named."""
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """From its `plain` form."""
+        items = Counter({Item(*item): count for *item, count in plain["items"]})
+        return cls(plain["name"], items, dict(plain["baselines"]))
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        items = [[*item, count] for item, count in sorted(self.items.items())]
+        return {"name": self.name, "items": items, "baselines": self.baselines}
+
+    def by(self, part: Callable[[Item], str]) -> dict[str, Figures]:
+        """Parts of it, in the order of their names."""
+        found: dict[str, Figures] = {}
+        for item, count in sorted(self.items.items()):
+            of = found.setdefault(part(item), Figures(self.name, baselines=self.baselines))
+            of.items[item] += count
+        return dict(sorted(found.items()))
+
+    @property
+    def groups(self) -> dict[str, Figures]:
+        return self.by(lambda item: item.group)
+
+    def join(self, other: Figures) -> None:
+        self.items.update(other.items)
+        self.baselines |= other.baselines
+
+    def mean(self) -> Estimate:
+        """Over all samples: with Wilson's interval, of items that are right or wrong and have one
+        sample each; else Student's, clustered by group, by item where there is one group."""
+        is_one, items = len(self.groups) == 1, [*self.items.elements()]
+        if is_one and self.name == CORRECT and all(item.samples == 1 for item in items):
+            return proportion(round(sum(item.total for item in items)), len(items))
+        values, clusters = list[float](), list[Hashable]()
+        for number, item in enumerate(items):
+            values += [item.total / item.samples] * item.samples
+            clusters += [number if is_one else item.group] * item.samples
+        return mean(values, clusters)
+
+    def numbers(self) -> dict[str, Any]:
+        """What is shown of them, by name. Intervals are of 95 %."""
+        if not self.items:
+            return {}
+        figure, name = self.mean(), "accuracy" if self.name == CORRECT else f"{self.name}_mean"
+        found: dict[str, Any] = {"items": self.items.total(), name: figure.value}
+        if isfinite(figure.low) and isfinite(figure.high):
+            found |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
+        if self.baselines:
+            tasks = {task: each.mean().value for task, each in self.by(lambda i: i.task).items()}
+            found[f"{name}_centred"] = centred_mean(tasks, self.baselines)
+        most = min(item.samples for item in self.items)
+        if most > 1 and self.name == CORRECT:
+            right = [(item.samples, round(item.total)) for item in self.items.elements()]
+            for name, of in (("pass_at", pass_at_k), ("pass_hat", pass_hat_k)):
+                found[f"{name}_{most}"] = fmean(of(samples, n, most) for samples, n in right)
+            found["majority"] = fmean(item.majority for item in self.items.elements())
+        return found
+
+    def table(self) -> Sequence[Mapping[str, Any]]:
+        """A row for each group, where there are several."""
+        groups = self.groups
+        rows = [{"group": name, **each.numbers()} for name, each in groups.items()]
+        return rows if rows[1:] else []
+
+    def tell(self, report: Report) -> None:
+        report.numbers |= self.numbers()
+        report.tables[FIGURES] = self.table()
+
+
+class Ratings:
+    """What is to be known of the ratings of a file beside their distribution: nothing."""
+
+    def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
+        """The rating of the next row."""
+
+    def tell(self, report: Report) -> None:
+        """All are rated."""
+
+
+class Grades(Ratings):
+    """Those of items, whose samples come one after another."""
+
+    def __init__(self, name: str) -> None:
+        self._figures, self._of = Figures(name), ("", "", "")
+        self._totals, self._answers = list[float](), Counter[tuple[str, float]]()
+
+    def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
+        row = {} if isinstance(item, BadLine) else item
+        of = tuple(str(row.get(name) or "") for name in ("api_record_id", "task", "subject"))
+        if of != self._of:
+            self._end_item()
+            self._of = of
+            if (baseline := row.get("baseline")) is not None:
+                self._figures.baselines[of[1]] = baseline
+        value = float(values[self._figures.name] or 0)
+        self._totals.append(value)
+        self._answers[str(values.get("answer", value)), value] += 1
+
+    def tell(self, report: Report) -> None:
+        self._end_item()
+        report.detail[FIGURES] = self._figures.plain
+        self._figures.tell(report)
+
+    def _end_item(self) -> None:
+        if self._totals:
+            _, task, subject = self._of
+            (_, majority), _ = self._answers.most_common(1)[0]
+            totals = self._totals
+            item = Item(task, subject, len(totals), sum(totals), bool(majority))
+            self._figures.items[item] += 1
+        self._totals, self._answers = [], Counter()

@@ -1,0 +1,86 @@
+"""`scores` of an evaluation: answers compared with their references by a grader."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from modelcall_assets.config import did_you_mean
+from modelcall_assets.config.distillation import EvaluationTask
+from modelcall_assets.config.steps import GradingStep
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.grading import GRADERS
+from modelcall_assets.records.outcome import Reason
+from modelcall_assets.stages.figures import Grades, Ratings
+from modelcall_assets.stages.prepared import SourceInputs
+from modelcall_assets.stages.scores import ScorerScores
+from modelcall_assets.transforms.user_code import Scorer, declared_fields, load_scorer
+
+_FIELD = "grading.grader"
+
+
+class Graded(ScorerScores):
+    kinds = ("python", "parquet")
+    done = "graded"
+    hint = ("grading", "the answers need what the grader compares them with")
+    again = "grade them all again"
+    input_key = "response"  # type: ignore[override]
+    rates_failures = (Reason.TRUNCATED, Reason.EMPTY, Reason.REFUSED)
+    """What the model itself did not finish is graded as it is."""
+
+    @property
+    def step(self) -> GradingStep:
+        assert isinstance(self.spec.task, EvaluationTask) and self.spec.task.grading is not None
+        return self.spec.task.grading
+
+    @property
+    def about(self) -> str:  # type: ignore[override]
+        return f"grades by {self.step.grader or 'the graders of the sources'}"
+
+    @cached_property
+    def path(self) -> str:  # type: ignore[override]
+        """Of the grader's class. SetupError when there is none of that name."""
+        name = self.step.grader or self._default
+        if ":" in name:
+            return name
+        if name not in GRADERS:
+            expected = f"one of {', '.join(GRADERS)}, or module:name of your own"
+            fix = did_you_mean(name, GRADERS)
+            raise self._wrong(f"no such grader: {name}", expected, fix)
+        grader = GRADERS[name]
+        return f"{grader.__module__}:{grader.__name__}"
+
+    @property
+    def _default(self) -> str:
+        """That of the task's sources where they have one in common."""
+        inputs = self.task.inputs
+        sources = inputs.sources.values() if isinstance(inputs, SourceInputs) else ()
+        names = {each.grader or "" for each in sources} or {""}
+        if "" in names:
+            raise self._wrong("missing: the rows do not say by what they are graded")
+        return names.pop() if len(names) == 1 else "own"
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"grader": self._version}
+
+    def own_shape(self) -> dict[str, Any]:
+        return {**super().own_shape(), "options": self.step.options}
+
+    def scorer(self) -> Scorer:
+        return load_scorer(
+            self.path, self.spec.root, self.spec.file_name, _FIELD, **self.step.options
+        )
+
+    def ratings(self, scorer: Scorer) -> Ratings:
+        fields = declared_fields(scorer)
+        return Grades(next(iter(fields))) if fields else Ratings()
+
+    def check_ready(self) -> None:
+        """SetupError too when the grader says that it cannot work here."""
+        scorer: Any = self.scorer()
+        if (ready := getattr(scorer, "ready", None)) is not None and (why := ready()):
+            raise self._wrong(why)
+
+    def _wrong(self, wrong: str, expected: str = "", fix: str = "") -> SetupError:
+        return SetupError([Problem(self.spec.file_name, _FIELD, wrong, expected, fix=fix)])
