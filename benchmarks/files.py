@@ -92,15 +92,15 @@ def measure_all(
     parts |= {"judged": judged, "started": started}
     checkouts = {"this commit": ROOT, **({"before": before} if before else {})}
     found: dict[str, Any] = {name: {} for name in checkouts}
+    if postgres:
+        say("files: many, Postgres")
+        found["Postgres"] = {"many": many(Bench(root / "postgres", stub, ROOT, postgres), quick)}
     for part, work in parts.items():
         for name, checkout in checkouts.items():
             if work is killed and checkout is not ROOT:
                 continue
             say(f"files: {part}, {name}")
             found[name][part] = work(Bench(root / name.replace(" ", "_"), stub, checkout), quick)
-    if postgres:
-        say("files: many, Postgres")
-        found["Postgres"] = {"many": many(Bench(root / "postgres", stub, ROOT, postgres), quick)}
     return found
 
 

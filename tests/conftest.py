@@ -17,6 +17,7 @@ from swift_server import swift_server
 
 from modelcall_assets.defs.instance import whole_home
 from modelcall_assets.rehearsal import RehearsalServer, serve_in_thread
+from modelcall_assets.storage.publishing import open_locks
 
 pytest.register_assert_rewrite("s3_contract")
 settings.register_profile("of the project", deadline=None)
@@ -36,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     told = "what is told now is what tests/messages/ says from now on; with -n 0"
     parser.addoption("--write-messages", action="store_true", help=told)
+
+
+@pytest.fixture(autouse=True)
+def locks_closed() -> Iterator[None]:
+    """A process keeps those of every project that it has opened."""
+    yield
+    while open_locks:
+        open_locks.popitem()[1].close()
 
 
 @pytest.fixture

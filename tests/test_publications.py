@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +44,43 @@ def test_on_a_disk_one_holds_a_claim_at_a_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(16)))
     assert (most, done) == (1, 16)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from modelcall_assets.storage.publishing import claimed
+with claimed(Path(sys.argv[1]), "a"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_who_has_waited_for_a_file_that_is_deleted_goes_on_at_the_new_one(tmp_path: Path) -> None:
+    place, inside, both = tmp_path / "claims", list[str](), threading.Event()
+
+    def waits() -> None:
+        with claimed(place, "a"):
+            inside.append("second")
+            if len(inside) > 1:
+                both.set()
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", HOLDER, str(place)]
+    with subprocess.Popen(command, **pipes) as first, ThreadPoolExecutor(1) as pool:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        inode = f":{place.stat().st_ino} "
+        second = pool.submit(waits)
+        locks = Path("/proc/locks")
+        until(lambda: any("->" in x and inode in x for x in locks.read_text().splitlines()))
+        place.unlink()
+        with claimed(place, "a"):
+            inside.append("third")
+            first.communicate("\n")
+            assert not both.wait(0.2)
+            inside.remove("third")
+        second.result()
+    assert inside == ["second"]
 
 
 def content(version: str) -> tuple[Report, InputFingerprint]:

@@ -54,9 +54,7 @@ def modelcall() -> None:
 
 def main() -> None:
     """Set-up mistakes are printed without a traceback; so is an interruption."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started it: no other file may take its place
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))
+    _open_standard_streams()
     try:
         sys.exit(modelcall(prog_name="modelcall", standalone_mode=False))
     except click.ClickException as error:
@@ -74,3 +72,15 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         echo("interrupted: every reply received is kept; run it again to go on", err=True)
         sys.exit(130)
+
+
+def _open_standard_streams() -> None:
+    """Those that were closed by who has started it: no other file may take their place."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+            os.set_inheritable(fd, True)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", errors="replace", closefd=False))

@@ -109,12 +109,14 @@ def _run_files(
     the exit code. `options` and `files` are for `TaskRunner.run`."""
     # Dagster takes most of a second to import: `--help` and set-up mistakes need not wait for it.
     # Nothing of that is garbage, and to look for some would take a fifth longer.
-    gc.disable()
+    if is_new := "dagster" not in sys.modules:
+        gc.disable()
     from modelcall_assets.defs.instance import open_instance, register
     from modelcall_assets.defs.runs import TaskRunner
 
-    gc.freeze()
-    gc.enable()
+    if is_new:
+        gc.freeze()
+        gc.enable()
     task.check_ready()
     with open_instance(task.spec.root) as instance:
         keys = choose(register(instance, task).keys)

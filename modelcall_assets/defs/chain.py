@@ -210,16 +210,17 @@ class Link:
                     self._ledger.begun(stage, key)
                     files.create_task(self._file(key, rows, work))
                 else:
+                    keys = list[str | None]()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_EVERY_S if due else None):
-                            keys = [await self.keys.get()]
-                        while not self.keys.empty() and len(keys) < LOOK_AT:
-                            keys.append(self.keys.get_nowait())
-                        is_open = keys[-1] is not None
-                        for key, rows in await self._due([key for key in keys if key], statuses):
-                            due.append((key, rows))
-                            self._chain.ran[stage.name] += 1
-                            self._tally.rows += rows
+                            keys.append(await self.keys.get())
+                    while keys and not self.keys.empty() and len(keys) < LOOK_AT:
+                        keys.append(self.keys.get_nowait())
+                    is_open = is_open and (not keys or keys[-1] is not None)
+                    for key, rows in await self._due([key for key in keys if key], statuses):
+                        due.append((key, rows))
+                        self._chain.ran[stage.name] += 1
+                        self._tally.rows += rows
         self._pass_on(None)
 
     async def _all_before(self) -> None:
@@ -232,6 +233,8 @@ class Link:
     async def _due(self, keys: Sequence[str], statuses: Mapping[str, Any]) -> list[tuple[str, int]]:
         """The files that have to be made, with their rows as far as people are shown how they go
         on; what need not be goes on, or stays behind."""
+        if not keys:
+            return []
         busy = [key for key in keys if statuses.get(key) == IN_PROGRESS]
         self._chain.busy += busy
         self._chain.behind += busy
@@ -287,12 +290,13 @@ class Link:
 
     async def _file(self, key: str, rows: int, work: Work) -> None:
         chain, stage = self._chain, self._stage
+        done = self._tally.done
         ended = await made(self._context, stage, key, work)
         self._in_work -= 1
         self._ledger.ended(stage, key, ended)
         chain.is_over |= ended.is_systemic
         if ended.report is None:
-            self._rows_begun -= rows  # or those of them that were not counted as done
+            self._rows_begun -= max(0, rows - (self._tally.done - done))
         if ended.why or ended.report is None:
             self._failed[key] = ended.why
             chain.behind.append(key)

@@ -183,8 +183,9 @@ class Asking:
         """None when the key is ours until `release`; else what to wait for before trying again."""
         if (ended := self._own.get(key)) is not None:
             return ended.wait()
-        if not self._locks.take(key):
-            return asyncio.sleep(POLL_S)
+        with suppress(OSError):  # of a disk without locks: then they do not see each other
+            if not self._locks.take(key):
+                return asyncio.sleep(POLL_S)
         self._own[key] = asyncio.Event()
         return None
 

@@ -134,7 +134,8 @@ class _Drain(io.RawIOBase):
         return True
 
     def write(self, data: Any, /) -> int:
-        return memoryview(data).nbytes if self.is_cut else self._file.write(data)
+        is_cut = self.is_cut or self._file.closed
+        return memoryview(data).nbytes if is_cut else self._file.write(data)
 
 
 class ParquetSink(AbstractContextManager["ParquetSink"]):

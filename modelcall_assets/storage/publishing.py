@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,13 +37,17 @@ class Locks:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never closed: that frees all that the process has locked of the file.
+        # Open as long as the process: to close any descriptor of a file frees all its locks.
         self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
         self._own, self._change = set[str](), threading.Condition()
 
     @property
     def is_deleted(self) -> bool:
         return not os.fstat(self._fd).st_nlink
+
+    def close(self) -> None:
+        """All that the process holds of the file is free."""
+        os.close(self._fd)
 
     def take(self, name: str, *, wait: bool = False) -> bool:
         """Whether the name is the caller's until it is released; with `wait` it is in the end."""
@@ -61,9 +65,11 @@ class Locks:
         return is_ours
 
     def release(self, name: str) -> None:
-        with suppress(OSError):
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _byte(name))
-        self._forget(name)
+        try:
+            with suppress(OSError):
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _byte(name))
+        finally:
+            self._forget(name)
 
     def _forget(self, name: str) -> None:
         with self._change:
@@ -75,7 +81,7 @@ class Locks:
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | how, 1, _byte(name))
                 return True
-            except (BlockingIOError, PermissionError):
+            except BlockingIOError:
                 return False
             except OSError as error:
                 if error.errno in _NO_LOCKS:
@@ -91,22 +97,27 @@ def _byte(name: str) -> int:
 
 def locks(path: Path) -> Locks:
     """One for all of a process."""
+    path = Path(os.path.realpath(path))
     with _one_opens:
-        known = _open_locks.get(path)
+        known = open_locks.get(path)
         if known is None or known.is_deleted:
-            known = _open_locks[path] = Locks(path)
+            known = open_locks[path] = Locks(path)
         return known
 
 
-_one_opens, _open_locks = threading.Lock(), dict[Path, Locks]()
+_one_opens, open_locks = threading.Lock(), dict[Path, Locks]()
 
 
 @contextmanager
-def held(path: Path, name: str = "") -> Iterator[None]:
-    """BlockingIOError when somebody on this machine holds the name."""
-    file = locks(path)
-    if not file.take(name):
-        raise BlockingIOError(errno.EAGAIN, name, str(path))
+def held(path: Path, name: str = "", *, wait: bool = False) -> Iterator[None]:
+    """BlockingIOError when somebody on this machine holds the name, and it is not waited for."""
+    while True:
+        file = locks(path)
+        if not file.take(name, wait=wait):
+            raise BlockingIOError(errno.EAGAIN, name, str(path))
+        if not file.is_deleted:
+            break
+        file.release(name)  # somebody has deleted it meanwhile
     try:
         yield
     finally:
@@ -128,13 +139,10 @@ def claimed(
         with _listed(place / name if name else place, poll_s, stale_s) as check:
             yield check
         return
-    with explained(place, StoreError):
-        file = locks(place)
-        file.take(name, wait=True)
-    try:
+    with ExitStack() as holding:
+        with explained(place, StoreError):
+            holding.enter_context(held(place, name, wait=True))
         yield lambda: None
-    finally:
-        file.release(name)
 
 
 def claims(folder: RemotePath) -> list[FileInfo]:
