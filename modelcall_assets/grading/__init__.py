@@ -1,4 +1,4 @@
-"""Graders: scorers that compare a response with the reference of its item by a rule, one file each."""
+"""Graders: scorers that compare a response with the reference of its item, one file each."""
 
 from modelcall_assets.transforms.user_code import Scorer
 

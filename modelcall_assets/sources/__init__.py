@@ -40,8 +40,14 @@ __all__ = [
 ]
 
 SOURCES: dict[str, type[Source]] = {
-    kind.__name__: kind
-    for kind in (*(ARC, MMLU, GSM8K, HumanEval, SmolTalk, CustomJSON, SpellingBee, SimpleSpelling),)
+    "ARC": ARC,
+    "MMLU": MMLU,
+    "GSM8K": GSM8K,
+    "HumanEval": HumanEval,
+    "SmolTalk": SmolTalk,
+    "CustomJSON": CustomJSON,
+    "SpellingBee": SpellingBee,
+    "SimpleSpelling": SimpleSpelling,
 }
 """By their names in a task file."""
 

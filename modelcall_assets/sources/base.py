@@ -191,7 +191,7 @@ def dialogue(question: str, answer: str | list[dict[str, str]], **extras: Any) -
 
 
 def render_mc(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
-    """Each letter stands behind its choice and no space, where it is the token that is asked for."""
+    """Each letter stands right behind its choice and `=`: so it is the token that is asked for."""
     pairs = zip(choices, letters, strict=True)
     lines = [f"Multiple Choice question: {question}", *(f"- {text}={at}" for text, at in pairs)]
     return "\n".join([*lines, "", "Respond only with the letter of the correct answer."])

@@ -24,7 +24,7 @@ from modelcall_assets.storage.columns import MOST_ROWS
 from modelcall_assets.storage.datasets import find_split
 from modelcall_assets.storage.files import file_digest, publish
 from modelcall_assets.storage.formats import Reading
-from modelcall_assets.storage.listing import FileInfo, find_file, list_files, stat_file
+from modelcall_assets.storage.listing import FileInfo, find_file, list_files
 from modelcall_assets.storage.places import Place, Stores
 from modelcall_assets.storage.publishing import claimed
 from modelcall_assets.storage.rows import ColumnBatch, read_batches
