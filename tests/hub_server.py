@@ -16,10 +16,10 @@ import orjson
 
 
 class Hub:
-    """`asked` are the requests; a path in `broken` is answered with 500."""
+    """`asked` are the requests; files called as in `refused` are not given."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.asked, self.broken = root, list[str](), set[str]()
+        self.root, self.asked, self.refused = root, list[str](), set[str]()
         self.url = ""
 
     def files(self, dataset: str) -> dict[str, bytes]:
@@ -49,9 +49,9 @@ class Hub:
                 return 200, {}, orjson.dumps(tree)
             case ["datasets", org, name, "resolve", commit, *parts]:
                 content = self.files(f"{org}/{name}").get("/".join(parts))
-                if content is not None and parts[-1] not in self.broken:
+                if content is not None and parts[-1] not in self.refused:
                     return 200, {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": commit}, content
-                return 500 if content is not None else 404, {}, b""
+                return 403 if content is not None else 404, {}, b""
         return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such data set"}, b""
 
     def _json(self, dataset: str, **more: Any) -> bytes:

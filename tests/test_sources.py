@@ -1,5 +1,5 @@
-"""sources/: what each conversation is, which ones there are and in which order, and where their rows
-come from."""
+"""sources/: what each conversation is, which ones there are and in which order, and where their
+rows come from."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ class TestGSM8K:
         [
             ("#### 3", [("text", "#### 3")]),
             ("", [("text", "")]),
-            ("a<<x==y=1>>", [("text", "a"), ("python", "x==y"), ("python_output", "1"), ("text", "")]),
+            ("<<x==2>>", [("text", ""), ("python", "x="), ("python_output", "2"), ("text", "")]),
             ("<<12>>z", [("text", ""), ("python", "12"), ("python_output", ""), ("text", "z")]),
             ("<<1>2=3>>", [("text", "<<1>2=3>>")]),
             (
@@ -406,13 +406,13 @@ class TestCustomJSON:
             f"{path}, line 3: turn 1: expected the role user; have system",
             f"{path}, line 4: expected a list of two turns or more; have 1 turns",
             f"{path}, line 5: turn 2: its content is no text",
-            f"{path}, line 7: unexpected character: line 1 column 2 (char 1)",
+            f"{path}, line 7: unexpected character, expected a JSON value: line 1 column 2 (char 1)",
             "correct these lines, or take them out",
         ]
 
     def test_many_bad_lines(self, tmp_path: Path) -> None:
         path = write_rows(tmp_path / "mine.jsonl", [[]] * 25)
-        with pytest.raises(InputError, match="line 20: .*\nand 5 more bad lines\n"):
+        with pytest.raises(InputError, match=r"line 20: .*\nand 5 more bad lines\n"):
             CustomJSON(path)[0]
 
     def test_a_missing_file(self, tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ class TestSpelling:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         source = SimpleSpelling(2, word_list=str(path), sha256=digest.upper())
         assert source[1]["messages"][1]["content"] == "zebu:z,e,b,u"
-        with pytest.raises(InputError, match="list: sha256:.* and not sha256:00; bring the right"):
+        with pytest.raises(InputError, match=r"list: sha256:.* and not sha256:00; bring the right"):
             SimpleSpelling(2, word_list=path, sha256="00")[0]
         path.write_text(" \n")
         with pytest.raises(InputError, match="has no words"):
@@ -580,7 +580,7 @@ class TestFolder:
         shards = [f"main/test-0000{n}-of-00002.parquet" for n in range(2)]
         assert [file.key_path for file in source.files()] == shards
         assert source.fetch() == source.files()
-        with pytest.raises(InputError, match="main/train-.* fits no file"):
+        with pytest.raises(InputError, match=r"main/train-.* fits no file"):
             GSM8K("main", "train", tmp_path).files()
 
     def test_bad_rows_name_their_place(self, tmp_path: Path) -> None:
@@ -678,25 +678,25 @@ class TestHub:
         )
         assert absent[0] == told
         assert absent[1].startswith(f"{told}. The Hub: ")
-        assert "offline" in absent[1].lower() or "HF_HUB_OFFLINE" in absent[1]
+        assert "HF_HUB_OFFLINE" in absent[1]
         assert hub.asked == []
 
     def test_half_a_split_is_none(self, hub: Hub, env: dict[str, str]) -> None:
         inside = hub.root / "openai/gsm8k/main"
         shards = [f"test-0000{n}-of-00002.parquet" for n in range(2)]
-        for shard in shards:
-            pq.write_table(pa.Table.from_pylist(gsm8k_rows(3)), inside / shard)
+        for rows, shard in enumerate(shards, 2):
+            pq.write_table(pa.Table.from_pylist(gsm8k_rows(rows)), inside / shard)
         (inside / "test.jsonl").unlink()
         readme = hub.root / "openai/gsm8k/README.md"
         readme.write_text(readme.read_text().replace("main/test.jsonl", "main/test-*"))
-        hub.broken.add(shards[1])
+        hub.refused.add(shards[1])
         code = f"{ASK}\nsource = GSM8K('main', 'test')\ntell(source.fetch)\ntell(source.files)"
         broken, absent = ran(code, env).splitlines()
-        assert "The Hub: " in broken and "500" in broken
+        assert "The Hub: " in broken and "403" in broken
         assert "not in the Hub's cache" in absent
-        hub.broken.clear()
+        hub.refused.clear()
         hub.asked.clear()
-        assert ran(f"{code}\ntell(lambda: len(source))", env).splitlines()[-1] == "6"
+        assert ran(f"{code}\ntell(lambda: len(source))", env).splitlines()[-1] == "5"
         assert hub.downloads() == [f"main/{shards[1]}"]
 
     def test_a_new_commit_is_seen_when_it_is_fetched(self, hub: Hub, env: dict[str, str]) -> None:
@@ -729,10 +729,8 @@ class TestFewShot:
     def test_turns_before_the_question(self) -> None:
         asked, examples = GSM8K("main", "test", SAMPLES), GSM8K("main", "train", SAMPLES)
         source = FewShot(asked, examples, ids=[7, 2])
-        answers = {
-            row["question"]: row["answer"]
-            for row in map(orjson.loads, (SAMPLES / "openai/gsm8k/main/train.jsonl").open("rb"))
-        }
+        lines = (SAMPLES / "openai/gsm8k/main/train.jsonl").read_bytes().splitlines()
+        answers = {row["question"]: row["answer"] for row in map(orjson.loads, lines)}
         turns = self.shots(source)
         assert [turn["content"] for turn in turns[::2]] == [said(examples)[at] for at in (7, 2)]
         assert [answers[turn["content"]] for turn in turns[::2]] == [
@@ -853,7 +851,7 @@ class TestOfTheUsers:
     def test_names(self, tmp_path: Path) -> None:
         assert find_source("MMLU", tmp_path, "t.yaml", "source") is MMLU
         with pytest.raises(
-            SetupError, match="t.yaml:source: no source 'mmlu'; expected one of ARC"
+            SetupError, match=r"t\.yaml:source: no source 'mmlu'; expected one of ARC"
         ):
             find_source("mmlu", tmp_path, "t.yaml", "source")
         with pytest.raises(SetupError, match="json:loads has no method __getitem__"):

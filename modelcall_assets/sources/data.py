@@ -94,8 +94,10 @@ class DatasetSplit(Origin):
             download(self.dataset, repo_type=_TYPE, revision=commit, allow_patterns=needed)
         except InputError:
             raise
-        except Exception as error:  # those of several libraries, another one in each version
-            why = " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:  # those of several libraries, other ones in each version
+            # That a file is not in the cache says less than why it could not be fetched.
+            first = error.__cause__ if isinstance(error, FileNotFoundError) else None
+            why = " ".join(str(first or error).split()) or type(error).__name__
             raise InputError(f"{self.absent}. The Hub: {why}") from error
         return self.files()
 
