@@ -3,8 +3,8 @@
 GSM8K("main", "test", folder="demo/benchmarks")[0]
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.sources.arc import ARC
@@ -52,7 +52,7 @@ SOURCES: dict[str, type[Source]] = {
 """By their names in a task file."""
 
 
-def find_source(name: str, root: Path, file: str, field: str) -> Any:
+def find_source(name: str, root: Path, file: str, field: str) -> Callable[..., Conversations]:
     """The class: one of ours by its name, else the user's at `module:name`, which has what
     `Conversations` has. SetupError names the `file` and its `field`."""
     if name in SOURCES:

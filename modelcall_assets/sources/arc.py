@@ -25,7 +25,7 @@ class ARC(HubSource):
         if len(choices) != len(letters):
             raise ValueError(f"choices: {len(choices)} texts and {len(letters)} labels")
         if row["answerKey"] not in letters:
-            have = f"expected one of {', '.join(letters)}; have {row['answerKey']!r}"
+            have = f"expected one of {', '.join(map(str, letters))}; have {row['answerKey']!r}"
             raise ValueError(f"answerKey: {have}")
         question = render_mc(row["question"], letters, choices)
         return dialogue(question, row["answerKey"], letters=letters)

@@ -97,13 +97,10 @@ class Source(ABC):
 
     def evaluate(self, conversation: Conversation, completion: str) -> bool | float:
         """What its grader finds: whether the completion is right, for most."""
-        from modelcall_assets.grading import GRADERS
-
         if self.grader is None:
             raise NotImplementedError(f"{self.name} is to train on, and has no grader")
-        grader: Any = GRADERS[self.grader]()
-        found = grader.score({**conversation, "response": completion})
-        return found[next(iter(grader.fields))]
+        found = self._grader.score({**conversation, "response": completion})
+        return found[next(iter(self._grader.fields))]
 
     def files(self) -> list[FileInfo]:
         """What its rows are read from; InputError says how to get what is not here."""
@@ -112,6 +109,12 @@ class Source(ABC):
     def fetch(self) -> list[FileInfo]:
         """As `files`, after what is not here was brought."""
         return self.files()
+
+    @cached_property
+    def _grader(self) -> Any:
+        from modelcall_assets.grading import GRADERS
+
+        return GRADERS[cast("str", self.grader)]()
 
     def _among_all(self, index: int) -> int:
         try:
@@ -177,7 +180,7 @@ class HubSource(Source):
 
     @cached_property
     def _rows(self) -> Rows:
-        return Rows(self.data.found() or self.data.fetch())
+        return Rows(self.data.ready())
 
     @cached_property
     def _order(self) -> Sequence[int]:

@@ -44,7 +44,7 @@ class CustomJSON(Source):
 
     @cached_property
     def _lines(self) -> list[bytes]:
-        (file,) = self.file.found() or self.file.fetch()
+        (file,) = self.file.ready()
         lines, wrong = list[bytes](), list[str]()
         with open_lines(file.place, format_of(file.place)) as opened:
             for block, numbers, _ in line_blocks(opened, BLOCK_BYTES):

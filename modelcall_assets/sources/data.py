@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import shlex
 import shutil
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ TIMEOUT_S = 60.0
 """Of a server that says nothing."""
 _SEED = 42
 _STRICT = Reading(on_bad_line="fail")
+_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})")
 _TYPE = "dataset"
 """As the Hub calls it."""
 
@@ -68,6 +70,10 @@ class Origin(ABC):
         if files := self.found():
             return files
         raise InputError(self.absent)
+
+    def ready(self) -> list[FileInfo]:
+        """Those that are here, else fetched; raises what `fetch` does."""
+        return self.found() or self.fetch()
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,13 @@ class DatasetSplit(Origin):
         place = self.folder / self.dataset
         if not (listed := list_files(place, may_be_absent=True)):
             return []
-        return [*find_split(place, self.subset, self.split, listed).files]
+        files = [*find_split(place, self.subset, self.split, listed).files]
+        shards = [shard for file in files if (shard := _SHARD.match(file.key_path))]
+        wanted = sum({shard[1]: int(shard[2]) for shard in shards}.values())
+        if len(shards) < wanted:
+            what = f"{len(shards)} of {wanted} files of the split {self.split!r} are there"
+            raise InputError(f"{place}: {what}; bring the others")
+        return files
 
     def _in_cache(self) -> list[FileInfo]:
         """Of the commit that was fetched last; its listing, which the library keeps, tells a split

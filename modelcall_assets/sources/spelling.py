@@ -62,7 +62,7 @@ class _Words(Source):
 
     @cached_property
     def words(self) -> list[str]:
-        (file,) = self.word_list.found() or self.word_list.fetch()
+        (file,) = self.word_list.ready()
         with open_input(file.place) as opened:
             content = opened.read()
         try:
