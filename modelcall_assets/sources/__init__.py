@@ -1,0 +1,63 @@
+"""Sources: benchmarks and training sets as conversations, one file each. Without Dagster:
+
+GSM8K("main", "test", folder="demo/benchmarks")[0]
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.sources.arc import ARC
+from modelcall_assets.sources.base import Conversation, Conversations, Source, render_mc
+from modelcall_assets.sources.customjson import CustomJSON
+from modelcall_assets.sources.few_shot import FewShot
+from modelcall_assets.sources.gsm8k import GSM8K
+from modelcall_assets.sources.humaneval import HumanEval
+from modelcall_assets.sources.mixture import Mixture, Sequence
+from modelcall_assets.sources.mmlu import MMLU
+from modelcall_assets.sources.smoltalk import SmolTalk
+from modelcall_assets.sources.spelling import SimpleSpelling, SpellingBee
+from modelcall_assets.transforms.user_code import load_object
+
+__all__ = [
+    "ARC",
+    "GSM8K",
+    "MMLU",
+    "SOURCES",
+    "Conversation",
+    "Conversations",
+    "CustomJSON",
+    "FewShot",
+    "HumanEval",
+    "Mixture",
+    "Sequence",
+    "SimpleSpelling",
+    "SmolTalk",
+    "Source",
+    "SpellingBee",
+    "find_source",
+    "render_mc",
+]
+
+SOURCES: dict[str, type[Source]] = {
+    "ARC": ARC,
+    "MMLU": MMLU,
+    "GSM8K": GSM8K,
+    "HumanEval": HumanEval,
+    "SmolTalk": SmolTalk,
+    "CustomJSON": CustomJSON,
+    "SpellingBee": SpellingBee,
+    "SimpleSpelling": SimpleSpelling,
+}
+"""By their names in a task file."""
+
+
+def find_source(name: str, root: Path, file: str, field: str) -> Callable[..., Conversations]:
+    """The class: one of ours by its name, else the user's at `module:name`, which has what
+    `Conversations` has. SetupError names the `file` and its `field`."""
+    if name in SOURCES:
+        return SOURCES[name]
+    if ":" not in name:
+        expected = f"one of {', '.join(SOURCES)}, or module:name"
+        raise SetupError([Problem(file, field, f"no source {name!r}", expected)])
+    return load_object(name, root, "__getitem__(index) -> conversation", file, field)
