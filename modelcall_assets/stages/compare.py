@@ -1,0 +1,366 @@
+"""Two results on the same items, compared as pairs: rows of scores files, joined by file, record id
+and `sample`."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from importlib import import_module
+from itertools import groupby
+from operator import gt, lt
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from modelcall_assets.config import did_you_mean
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records import stem_of
+from modelcall_assets.records.outcome import BadLine, Row, short
+from modelcall_assets.stages.source import Published
+from modelcall_assets.storage.columns import (
+    MOST_ROWS,
+    open_columns,
+    read_columns,
+    read_schema,
+    rows_of,
+)
+from modelcall_assets.storage.formats import Format
+from modelcall_assets.storage.listing import list_files
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import GIVEN_ID
+from modelcall_assets.storage.values import schema_from_json
+from modelcall_assets.transforms.statistics import (
+    Estimate,
+    McNemar,
+    mcnemar,
+    mean,
+    paired_difference,
+    proportion,
+)
+
+_COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it is imported
+EXAMPLES = 3
+FILE, ITEM = "file", "item"
+"""What rows may share that is no column: their file, or the record that they are samples of."""
+_SAMPLE = "sample"
+_TEXT = pa.large_string()
+
+
+class Side(NamedTuple):
+    """One of the two results: scores files by their paths without suffixes. `figure` is the column
+    that is compared unless another is named; None where nobody knows which are ratings and which
+    the input's."""
+
+    files: Mapping[str, Place]
+    figure: str | None
+
+
+@dataclass
+class Missing:
+    """Of one side: rows that only it has, the first few of them, and rows that both have and that
+    hold no number here."""
+
+    rows: int = 0
+    examples: list[str] = field(default_factory=list[str])
+    unrated: int = 0
+
+    def add(self, file: str, alone: pa.ChunkedArray, rated: pa.ChunkedArray) -> None:
+        self.rows += len(alone)
+        more = alone[: EXAMPLES - len(self.examples)].to_pylist()
+        self.examples += [f"{short(record)} of {file}" for record in more]
+        self.unrated += _COMPUTE.sum(_COMPUTE.invert(rated)).as_py() or 0
+
+    def __str__(self) -> str:
+        such = f", such as {'; '.join(self.examples)}" if self.examples else ""
+        return f"{self.rows:,} rows that the other has not{such}; {self.unrated:,} without a number"
+
+
+class Figures(NamedTuple):
+    """Of the pairs of a group, or of `all`: the mean of each side, and second − first. So many
+    `fell` and `rose` from the first to the second."""
+
+    of: str
+    first: Estimate
+    second: Estimate
+    difference: Estimate
+    mcnemar: McNemar | None
+    """Of right and wrong, where rows are independent."""
+    fell: int
+    rose: int
+
+
+class Changed(NamedTuple):
+    """A pair that differs; `row` is the first one's in its file, from 1."""
+
+    file: str
+    row: int
+    first: Row
+    second: Row
+
+
+def side_of(files: Sequence[Published]) -> Side:
+    """Of what a stage has published. InputError when a file has no columns, or is not as it was
+    published."""
+    for file in files:
+        if not file.is_table:
+            raise InputError(f"{file.place}: no scores file; choose the asset with --stage")
+        file.check()
+    first, before = files[0], files[0].stage.upstream
+    made = None if before is None else before.accepted(first.key)
+    recorded = None if made is None else made.detail.get("schema")
+    theirs = schema_from_json(recorded).names if recorded else []
+    inputs = {first.manifest.moved.get(name, name) for name in theirs}
+    figures = _figures(first.place, inputs)
+    places = {file.stem.as_posix(): file.place for file in files}
+    return Side(places, figures[0] if figures and inputs else None)
+
+
+def side_of_copy(path: Path) -> Side:
+    """Of a scores file, or of a folder of them. InputError when there are none."""
+    found: dict[str, Place] = {stem_of(path.name): path}
+    if not path.is_file():
+        files = (file for file in list_files(path) if file.key_path.endswith(".parquet"))
+        found = {stem_of(file.key_path): file.place for file in files}
+    if not found:
+        raise InputError(f"{path}: no scores files; expected *.parquet as a task leaves them")
+    figures = _figures(next(iter(found.values())))
+    return Side(found, figures[0] if len(figures) == 1 else None)
+
+
+def compare(
+    sides: tuple[Side, Side], figure: str | None, by: str | None, cluster: str | None
+) -> Comparison:
+    """Groups are the values of the column `by`. Clusters are those of a column, `file`, or `item`;
+    where none is named, items that have several samples. SetupError when a column is not there,
+    InputError when no two rows belong together."""
+    known = figure or sides[0].figure or sides[1].figure
+    if known is None:
+        expected = ", ".join(_figures(next(iter(sides[0].files.values()))))
+        raise SetupError([Problem("--figure", "", "which column is compared?", expected)])
+    found = Comparison(sides, known, by, cluster)
+    one, other = (side.files for side in sides)
+    if len(one) == len(other) == 1:  # whatever they are called
+        found.add(*one, *other)
+    else:
+        for name in sorted({*one, *other}):
+            found.add(name, name)
+    if not found.first:
+        told = " and ".join(str(side) for side in found.missing)
+        raise InputError(
+            f"no two rows with a {known} belong together: {told}; compare results on the same input"
+        )
+    if cluster is None and found.has_samples:
+        found.cluster = ITEM
+    return found
+
+
+@dataclass
+class Comparison:
+    """The pairs as columns of numbers, 48 bytes each: what both rated, their group and cluster, and
+    where their rows are. `missing` is of either side."""
+
+    sides: tuple[Side, Side]
+    figure: str
+    by: str | None
+    cluster: str | None
+    is_boolean: bool = True
+    has_samples: bool = False
+    missing: tuple[Missing, Missing] = field(default_factory=lambda: (Missing(), Missing()))
+    first: array[float] = field(default_factory=lambda: array("d"))
+    second: array[float] = field(default_factory=lambda: array("d"))
+    _rows: tuple[array[int], array[int]] = field(default_factory=lambda: (array("q"), array("q")))
+    _groups: _Codes = field(default_factory=lambda: _Codes())
+    _clusters: _Codes = field(default_factory=lambda: _Codes())
+    _files: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    _starts: list[int] = field(default_factory=list[int])
+    """Of each two files, how many pairs come before."""
+
+    def total(self) -> Figures:
+        return self._of("all", range(len(self.first)))
+
+    def groups(self) -> list[Figures]:
+        """In the order of their names; none where no column was named."""
+        members: dict[int, array[int]] = {}
+        for at, code in enumerate(self._groups.codes):
+            members.setdefault(code, array("q")).append(at)
+        return [self._of(name, members[code]) for name, code in sorted(self._groups.names.items())]
+
+    def changed(self, most: int) -> list[Changed]:
+        """Those that differ most; of several that differ as much, the first in the order of files
+        and rows."""
+        pairs = enumerate(zip(self.first, self.second, strict=True))
+        chosen = [
+            at for _, at in nsmallest(most, ((-abs(b - a), at) for at, (a, b) in pairs if a != b))
+        ]
+        found = dict[int, Changed]()
+        for number, own in groupby(sorted(chosen), lambda at: bisect_right(self._starts, at) - 1):
+            own = [*own]
+            one, other = (
+                _rows_at(side.files[name], {rows[at] for at in own})
+                for side, name, rows in zip(
+                    self.sides, self._files[number], self._rows, strict=True
+                )
+            )
+            for at in own:
+                here, there = (rows[at] for rows in self._rows)
+                name = self._files[number][0]
+                found[at] = Changed(name, here + 1, one[here], other[there])
+        return [found[at] for at in chosen]
+
+    def add(self, *names: str) -> None:
+        """The pairs of two files; a side has no rows under a name that it has no file of."""
+        share = None if self.cluster in (None, FILE, ITEM) else self.cluster
+        columns = {"by": self.by, "cluster": share}
+        named = {own: name for own, name in columns.items() if name is not None}
+        read = [
+            _read(side.files.get(name), self.figure, more)
+            for side, name, more in zip(self.sides, names, (named, {}), strict=True)
+        ]
+        self.is_boolean &= all(is_boolean for _, is_boolean in read)
+        (one, _), (other, _) = read
+        at = _COMPUTE.index_in(one["key"], value_set=other["key"])
+        lone = (
+            _COMPUTE.is_null(at),
+            _COMPUTE.invert(_COMPUTE.is_in(other["key"], value_set=one["key"])),
+        )
+        alone = [table["id"].filter(mask) for table, mask in zip((one, other), lone, strict=True)]
+        pairs = [one.drop("key").filter(at.is_valid()), other.drop("key").take(at.drop_null())]
+        rated = [table["value"].is_valid() for table in pairs]
+        for number, missing in enumerate(self.missing):
+            missing.add(names[number], alone[number], rated[number])
+        both = _COMPUTE.and_(*rated)
+        self._keep(names, *(table.filter(both) for table in pairs))
+
+    def _keep(self, names: Sequence[str], one: pa.Table, other: pa.Table) -> None:
+        self._files.append((names[0], names[1]))
+        self._starts.append(len(self.first))
+        self.first.extend(one["value"].to_pylist())
+        self.second.extend(other["value"].to_pylist())
+        for rows, table in zip(self._rows, (one, other), strict=True):
+            rows.extend(table["row"].to_pylist())
+        self.has_samples |= _COMPUTE.count_distinct(one["id"]).as_py() < one.num_rows
+        if self.by is not None:
+            self._groups.add(one["by"], is_shared=True)
+        if self.cluster == FILE:
+            self._clusters.codes.extend([len(self._files)] * one.num_rows)
+        elif self.cluster in (None, ITEM):
+            self._clusters.add(one["id"], is_shared=False)
+        else:
+            self._clusters.add(one["cluster"], is_shared=True)
+
+    def _of(self, of: str, chosen: Sequence[int]) -> Figures:
+        first, second = (
+            array("d", map(side.__getitem__, chosen)) for side in (self.first, self.second)
+        )
+        clusters = [*map(self._clusters.codes.__getitem__, chosen)] if self.cluster else None
+        is_plain = self.is_boolean and clusters is None
+        fell, rose = sum(map(gt, first, second)), sum(map(lt, first, second))
+        one, other = (
+            proportion(int(sum(side)), len(side)) if is_plain else mean(side, clusters)
+            for side in (first, second)
+        )
+        test = mcnemar(fell, rose) if is_plain else None
+        return Figures(of, one, other, paired_difference(first, second, clusters), test, fell, rose)
+
+
+class _Codes:
+    """A number for each row, of what it belongs to."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.codes = array("q")
+        self._most = 0
+
+    def add(self, column: pa.ChunkedArray, *, is_shared: bool) -> None:
+        """Equal values of two calls are the same thing if they are shared, else two."""
+        encoded = column.combine_chunks().dictionary_encode()
+        own: Sequence[int] = range(self._most, self._most + len(encoded.dictionary))
+        self._most += len(encoded.dictionary)
+        if is_shared:
+            names = encoded.dictionary.to_pylist()
+            own = [self.names.setdefault(name, len(self.names)) for name in names]
+        self.codes.extend(map(own.__getitem__, encoded.indices.to_pylist()))
+
+
+def _figures(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
+    """Columns of booleans and numbers that may be ratings, the first declared first."""
+    schema = _schema(place, {GIVEN_ID: ""})
+    names = schema.names[: schema.names.index(GIVEN_ID)]
+    return [name for name in names if name not in inputs and _is_figure(schema.field(name).type)]
+
+
+def _is_figure(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _schema(place: Place, wanted: Mapping[str, str]) -> pa.Schema:
+    """SetupError when a column is not there that an option names."""
+    schema = read_schema(place)
+    for name, option in wanted.items():
+        if name not in schema.names:
+            told = f"{place} has no such column"
+            fix, expected = did_you_mean(name, schema.names), ", ".join(schema.names)
+            raise SetupError([Problem(option or str(place), name, told, expected, fix=fix)])
+    return schema
+
+
+def _read(place: Place | None, figure: str, more: Mapping[str, str]) -> tuple[pa.Table, bool]:
+    """`id`, `key`, which is unique, `value`, null where there is no finite number, `row`, from 0,
+    and the columns that options name, as texts; and whether values are booleans."""
+    if place is None:
+        columns = {name: pa.array([], _TEXT) for name in ("id", "key", *more)}
+        numbers = {"value": pa.array([], pa.float64()), "row": pa.array([], pa.int64())}
+        return pa.table(columns | numbers), True
+    schema = _schema(
+        place, {GIVEN_ID: "", figure: "--figure"} | {n: f"--{o}" for o, n in more.items()}
+    )
+    kind = schema.field(figure).type
+    if not _is_figure(kind):
+        expected = ", ".join(_figures(place))
+        raise SetupError([Problem("--figure", figure, f"is {kind} in {place}", expected)])
+    has_samples = _SAMPLE in schema.names and pa.types.is_integer(schema.field(_SAMPLE).type)
+    names = [GIVEN_ID, figure, *more.values(), *([_SAMPLE] if has_samples else [])]
+    table = pa.Table.from_batches(
+        [batch.select(names) for batch in read_columns(place, names)],
+        pa.schema([schema.field(name) for name in names]),
+    )
+    ids = table[GIVEN_ID].cast(_TEXT)
+    samples = table[_SAMPLE].cast(_TEXT).fill_null("") if has_samples else pa.scalar("0", _TEXT)
+    values = table[figure].cast(pa.float64())
+    columns = {
+        "id": ids,
+        "key": _unique(_COMPUTE.binary_join_element_wise(ids, samples, pa.scalar("\0", _TEXT))),
+        "value": _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None),
+        "row": pa.array(range(len(ids)), pa.int64()),
+    }
+    for option, name in more.items():
+        columns[option] = table[name].cast(_TEXT).fill_null("")
+    return pa.table(columns), pa.types.is_boolean(kind)
+
+
+def _unique(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Of keys that repeat, the second one is another than the first, and so on."""
+    if _COMPUTE.count_distinct(keys).as_py() == len(keys):
+        return keys
+    seen, texts = Counter[str](), list[str]()
+    for key in keys.to_pylist():
+        texts.append(f"{key}\0{seen[key]}")
+        seen[key] += 1
+    return pa.chunked_array([pa.array(texts, _TEXT)])
+
+
+def _rows_at(place: Place, indices: Collection[int]) -> dict[int, Row]:
+    found, start = dict[int, Row](), 0
+    with open_columns(place, Format.PARQUET) as columns:
+        for batch in columns.batches(MOST_ROWS, None):
+            here = sorted(at for at in indices if start <= at < start + batch.num_rows)
+            rows = rows_of(batch.take(pa.array([at - start for at in here], pa.int64())), start)
+            for at, row in zip(here, rows, strict=True):
+                found[at] = {} if isinstance(row, BadLine) else row
+            start += batch.num_rows
+    return found
