@@ -47,7 +47,7 @@ _COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it 
 EXAMPLES = 3
 FILE, ITEM = "file", "item"
 """What rows may share that is no column: their file, or the record that they are samples of."""
-_SAMPLE = "sample"
+SAMPLE = "sample"
 _TEXT = pa.large_string()
 
 
@@ -323,14 +323,15 @@ def _read(place: Place | None, figure: str, more: Mapping[str, str]) -> tuple[pa
     if not _is_figure(kind):
         expected = ", ".join(_figures(place))
         raise SetupError([Problem("--figure", figure, f"is {kind} in {place}", expected)])
-    has_samples = _SAMPLE in schema.names and pa.types.is_integer(schema.field(_SAMPLE).type)
-    names = [GIVEN_ID, figure, *more.values(), *([_SAMPLE] if has_samples else [])]
+    has_samples = SAMPLE in schema.names and pa.types.is_integer(schema.field(SAMPLE).type)
+    wanted = GIVEN_ID, figure, *more.values(), *([SAMPLE] if has_samples else [])
+    names = [*dict.fromkeys(wanted)]
     table = pa.Table.from_batches(
         [batch.select(names) for batch in read_columns(place, names)],
         pa.schema([schema.field(name) for name in names]),
     )
     ids = table[GIVEN_ID].cast(_TEXT)
-    samples = table[_SAMPLE].cast(_TEXT).fill_null("") if has_samples else pa.scalar("0", _TEXT)
+    samples = table[SAMPLE].cast(_TEXT).fill_null("") if has_samples else pa.scalar("0", _TEXT)
     values = table[figure].cast(pa.float64())
     columns = {
         "id": ids,

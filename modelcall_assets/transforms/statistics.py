@@ -1,6 +1,6 @@
 """Figures with their intervals, differences between two runs, agreement of judges.
 
-Of scipy, statsmodels and scikit-learn (200 MB) these are a quantile of Student's t and sums: the few
+Of scipy, statsmodels and scikit-learn (200 MB) that is a quantile of Student's t, and sums: these
 lines are ours, and acceptance/test_statistics.py compares them. Booleans are numbers, 1 and 0.
 """
 
