@@ -48,7 +48,6 @@ EXAMPLES = 3
 FILE, ITEM = "file", "item"
 """What rows may share that is no column: their file, or the record that they are samples of."""
 SAMPLE = "sample"
-_TEXT = pa.large_string()
 
 
 class Side(NamedTuple):
@@ -69,11 +68,12 @@ class Missing:
     examples: list[str] = field(default_factory=list[str])
     unrated: int = 0
 
-    def add(self, file: str, alone: pa.ChunkedArray, rated: pa.ChunkedArray) -> None:
-        self.rows += len(alone)
-        more = alone[: EXAMPLES - len(self.examples)].to_pylist()
+    def add(self, file: str, ids: pa.ChunkedArray, unrated: int) -> None:
+        """Of a file, the ids that only it has."""
+        self.rows += len(ids)
+        more = ids[: EXAMPLES - len(self.examples)].to_pylist()
         self.examples += [f"{short(record)} of {file}" for record in more]
-        self.unrated += _COMPUTE.sum(_COMPUTE.invert(rated)).as_py() or 0
+        self.unrated += unrated
 
     def __str__(self) -> str:
         such = f", such as {'; '.join(self.examples)}" if self.examples else ""
@@ -215,43 +215,43 @@ class Comparison:
     def add(self, *names: str) -> None:
         """The pairs of two files; a side has no rows under a name that it has no file of."""
         share = None if self.cluster in (None, FILE, ITEM) else self.cluster
-        columns = {"by": self.by, "cluster": share}
-        named = {own: name for own, name in columns.items() if name is not None}
-        read = [
+        options = {"by": self.by, "cluster": share}
+        columns = {option: name for option, name in options.items() if name is not None}
+        one, other = read = [
             _read(side.files.get(name), self.figure, more)
-            for side, name, more in zip(self.sides, names, (named, {}), strict=True)
+            for side, name, more in zip(self.sides, names, (columns, {}), strict=True)
         ]
-        self.is_boolean &= all(is_boolean for _, is_boolean in read)
-        (one, _), (other, _) = read
-        at = _COMPUTE.index_in(one["key"], value_set=other["key"])
-        lone = (
-            _COMPUTE.is_null(at),
-            _COMPUTE.invert(_COMPUTE.is_in(other["key"], value_set=one["key"])),
-        )
-        alone = [table["id"].filter(mask) for table, mask in zip((one, other), lone, strict=True)]
-        pairs = [one.drop("key").filter(at.is_valid()), other.drop("key").take(at.drop_null())]
-        rated = [table["value"].is_valid() for table in pairs]
-        for number, missing in enumerate(self.missing):
-            missing.add(names[number], alone[number], rated[number])
-        both = _COMPUTE.and_(*rated)
-        self._keep(names, *(table.filter(both) for table in pairs))
-
-    def _keep(self, names: Sequence[str], one: pa.Table, other: pa.Table) -> None:
+        self.is_boolean &= one.is_boolean and other.is_boolean
+        at = _COMPUTE.index_in(one.keys, value_set=other.keys)
+        theirs = _COMPUTE.is_in(other.keys, value_set=one.keys)
+        alone = at.is_null(), _COMPUTE.invert(theirs)
+        places = _COMPUTE.indices_nonzero(at.is_valid()), at.drop_null().combine_chunks()
+        values = [rows.values.take(place) for rows, place in zip(read, places, strict=True)]
+        for missing, name, rows, mask, own in zip(
+            self.missing, names, read, alone, values, strict=True
+        ):
+            missing.add(name, rows.ids.filter(mask), own.null_count)
+        both = _COMPUTE.and_(*(own.is_valid() for own in values))
         self._files.append((names[0], names[1]))
         self._starts.append(len(self.first))
-        self.first.extend(one["value"].to_pylist())
-        self.second.extend(other["value"].to_pylist())
-        for rows, table in zip(self._rows, (one, other), strict=True):
-            rows.extend(table["row"].to_pylist())
-        self.has_samples |= _COMPUTE.count_distinct(one["id"]).as_py() < one.num_rows
+        for kept, own in zip((self.first, self.second), values, strict=True):
+            kept.extend(own.filter(both).to_pylist())
+        for kept, place in zip(self._rows, places, strict=True):
+            kept.extend(place.filter(both).to_pylist())
+        self._belong(one, places[0].filter(both), names[0])
+
+    def _belong(self, rows: _Rows, places: pa.Array, file: str) -> None:
+        """Groups and clusters of the pairs with these rows of the first side."""
         if self.by is not None:
-            self._groups.add(one["by"], is_shared=True)
+            self._groups.add(rows.more["by"].take(places))
         if self.cluster == FILE:
-            self._clusters.codes.extend([len(self._files)] * one.num_rows)
+            self._clusters.add(pa.chunked_array([pa.repeat(file, len(places))]))
         elif self.cluster in (None, ITEM):
-            self._clusters.add(one["id"], is_shared=False)
+            self.has_samples |= rows.has_samples
+            ids = rows.ids.take(places) if rows.has_samples else None
+            self._clusters.add_apart(len(places), ids)
         else:
-            self._clusters.add(one["cluster"], is_shared=True)
+            self._clusters.add(rows.more["cluster"].take(places))
 
     def _of(self, of: str, chosen: Sequence[int]) -> Figures:
         first, second = (
@@ -274,17 +274,33 @@ class _Codes:
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
         self.codes = array("q")
-        self._most = 0
 
-    def add(self, column: pa.ChunkedArray, *, is_shared: bool) -> None:
-        """Equal values of two calls are the same thing if they are shared, else two."""
+    def add(self, column: pa.ChunkedArray) -> None:
         encoded = column.combine_chunks().dictionary_encode()
-        own: Sequence[int] = range(self._most, self._most + len(encoded.dictionary))
-        self._most += len(encoded.dictionary)
-        if is_shared:
-            names = encoded.dictionary.to_pylist()
-            own = [self.names.setdefault(name, len(self.names)) for name in names]
+        names = encoded.dictionary.to_pylist()
+        own = [self.names.setdefault(name, len(self.names)) for name in names]
         self.codes.extend(map(own.__getitem__, encoded.indices.to_pylist()))
+
+    def add_apart(self, rows: int, column: pa.ChunkedArray | None) -> None:
+        """What no other rows belong to: without a column, each row is one."""
+        start = len(self.codes)
+        own = range(rows)
+        if column is not None:
+            own = column.combine_chunks().dictionary_encode().indices.to_pylist()
+        self.codes.extend(start + code for code in own)
+
+
+class _Rows(NamedTuple):
+    """Of a file. `values` are null where there is no finite number, no two `keys` are equal, and
+    `more` has the columns that options name, as texts."""
+
+    ids: pa.ChunkedArray
+    keys: pa.ChunkedArray
+    values: pa.ChunkedArray
+    more: Mapping[str, pa.ChunkedArray]
+    is_boolean: bool
+    has_samples: bool
+    """Whether an id may be there twice."""
 
 
 def _figures(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
@@ -309,16 +325,13 @@ def _schema(place: Place, wanted: Mapping[str, str]) -> pa.Schema:
     return schema
 
 
-def _read(place: Place | None, figure: str, more: Mapping[str, str]) -> tuple[pa.Table, bool]:
-    """`id`, `key`, which is unique, `value`, null where there is no finite number, `row`, from 0,
-    and the columns that options name, as texts; and whether values are booleans."""
+def _read(place: Place | None, figure: str, more: Mapping[str, str]) -> _Rows:
+    """`more` are columns by the options that name them."""
     if place is None:
-        columns = {name: pa.array([], _TEXT) for name in ("id", "key", *more)}
-        numbers = {"value": pa.array([], pa.float64()), "row": pa.array([], pa.int64())}
-        return pa.table(columns | numbers), True
-    schema = _schema(
-        place, {GIVEN_ID: "", figure: "--figure"} | {n: f"--{o}" for o, n in more.items()}
-    )
+        texts, numbers = (pa.chunked_array([], kind) for kind in (pa.string(), pa.float64()))
+        return _Rows(texts, texts, numbers, dict.fromkeys(more, texts), True, False)
+    options = {name: f"--{option}" for option, name in more.items()}
+    schema = _schema(place, {GIVEN_ID: "", figure: "--figure", **options})
     kind = schema.field(figure).type
     if not _is_figure(kind):
         expected = ", ".join(_figures(place))
@@ -326,33 +339,31 @@ def _read(place: Place | None, figure: str, more: Mapping[str, str]) -> tuple[pa
     has_samples = SAMPLE in schema.names and pa.types.is_integer(schema.field(SAMPLE).type)
     wanted = GIVEN_ID, figure, *more.values(), *([SAMPLE] if has_samples else [])
     names = [*dict.fromkeys(wanted)]
-    table = pa.Table.from_batches(
-        [batch.select(names) for batch in read_columns(place, names)],
-        pa.schema([schema.field(name) for name in names]),
-    )
-    ids = table[GIVEN_ID].cast(_TEXT)
-    samples = table[SAMPLE].cast(_TEXT).fill_null("") if has_samples else pa.scalar("0", _TEXT)
-    values = table[figure].cast(pa.float64())
-    columns = {
-        "id": ids,
-        "key": _unique(_COMPUTE.binary_join_element_wise(ids, samples, pa.scalar("\0", _TEXT))),
-        "value": _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None),
-        "row": pa.array(range(len(ids)), pa.int64()),
-    }
-    for option, name in more.items():
-        columns[option] = table[name].cast(_TEXT).fill_null("")
-    return pa.table(columns), pa.types.is_boolean(kind)
+    batches = [batch.select(names) for batch in read_columns(place, names)]
+    table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
+    ids, values = table[GIVEN_ID].cast(pa.string()), table[figure].cast(pa.float64())
+    keys = ids
+    if has_samples:
+        samples = table[SAMPLE].cast(pa.string()).fill_null("0")
+        keys = _COMPUTE.if_else(
+            _COMPUTE.equal(samples, "0"),
+            ids,
+            _COMPUTE.binary_join_element_wise(ids, samples, "\0"),
+        )
+    if _COMPUTE.count_distinct(keys).as_py() < len(keys):
+        keys, has_samples = _numbered(keys), True
+    finite = _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
+    texts = {option: table[name].cast(pa.string()).fill_null("") for option, name in more.items()}
+    return _Rows(ids, keys, finite, texts, pa.types.is_boolean(kind), has_samples)
 
 
-def _unique(keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Of keys that repeat, the second one is another than the first, and so on."""
-    if _COMPUTE.count_distinct(keys).as_py() == len(keys):
-        return keys
+def _numbered(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """With a number behind each but the first of those that repeat."""
     seen, texts = Counter[str](), list[str]()
     for key in keys.to_pylist():
-        texts.append(f"{key}\0{seen[key]}")
+        texts.append(f"{key}\0\0{seen[key]}" if seen[key] else key)
         seen[key] += 1
-    return pa.chunked_array([pa.array(texts, _TEXT)])
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _rows_at(place: Place, indices: Collection[int]) -> dict[int, Row]:
