@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from project import Project, Row
 
-from modelcall_assets.stages.compare import Comparison, compare, side_of_copy
+from modelcall_assets.stages.compare import Comparison, compare
+from modelcall_assets.stages.ratings import copied_ratings
 from modelcall_assets.transforms.statistics import mcnemar, mean, paired_difference, proportion
 
 ONE, TWO = "configs/tasks/one.yaml", "configs/tasks/two.yaml"
@@ -294,7 +295,7 @@ def write(path: Path, items: Sequence[Item]) -> Path:
 
 
 def compared_files(one: Path, two: Path) -> Comparison:
-    return compare((side_of_copy(one), side_of_copy(two)), "value", None, None)
+    return compare((copied_ratings(one), copied_ratings(two)), "value", None, None)
 
 
 RESULTS = st.dictionaries(

@@ -24,15 +24,12 @@ from modelcall_assets.cli.terminal import (
 )
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.stages.compare import (
+from modelcall_assets.stages.compare import Changed, Comparison, Figures, compare
+from modelcall_assets.stages.ratings import (
     SAMPLE,
-    Changed,
-    Comparison,
-    Figures,
-    Side,
-    compare,
-    side_of,
-    side_of_copy,
+    Ratings,
+    copied_ratings,
+    published_ratings,
 )
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import GIVEN_ID
@@ -93,7 +90,7 @@ def compare_results(
     """
     if path is not None:
         refuse_existing([path], force)
-    found = compare((_side(first, stage), _side(second, stage)), figure, by, cluster)
+    found = compare((_ratings(first, stage), _ratings(second, stage)), figure, by, cluster)
     figures = [found.total(), *found.groups()]
     shown = found.changed(PAGE_RECORDS if path else show)
     names = [str(first), str(second)]
@@ -111,10 +108,10 @@ def compare_results(
         echo(f"{len(records):,} of {differ:,} rows that differ: {path}", err=as_json)
 
 
-def _side(path: Path, stage: str | None) -> Side:
+def _ratings(path: Path, stage: str | None) -> Ratings:
     if path.suffix not in TASK_SUFFIXES or path.is_dir():
-        return side_of_copy(path)
-    return side_of(chosen_files(stage_of(load(path), stage), None, rejected=False))
+        return copied_ratings(path)
+    return published_ratings(chosen_files(stage_of(load(path), stage), None, rejected=False))
 
 
 def _heads(found: Comparison) -> tuple[str, str]:

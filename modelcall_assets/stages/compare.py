@@ -5,35 +5,19 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from importlib import import_module
 from itertools import groupby
 from operator import gt, lt
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.config import did_you_mean
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records import stem_of
-from modelcall_assets.records.outcome import BadLine, Row, short
-from modelcall_assets.stages.source import Published
-from modelcall_assets.storage.columns import (
-    MOST_ROWS,
-    open_columns,
-    read_columns,
-    read_schema,
-    rows_of,
-)
-from modelcall_assets.storage.formats import Format
-from modelcall_assets.storage.listing import list_files
-from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import GIVEN_ID
-from modelcall_assets.storage.values import schema_from_json
+from modelcall_assets.records.outcome import Row, short
+from modelcall_assets.stages.ratings import Ratings, Rows, figures_of, read_ratings, rows_at
 from modelcall_assets.transforms.statistics import (
     Estimate,
     McNemar,
@@ -47,16 +31,6 @@ _COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it 
 EXAMPLES = 3
 FILE, ITEM = "file", "item"
 """What rows may share that is no column: their file, or the record that they are samples of."""
-SAMPLE = "sample"
-
-
-class Side(NamedTuple):
-    """One of the two results: scores files by their paths without suffixes. `figure` is the column
-    that is compared unless another is named; None where nobody knows which are ratings and which
-    the input's."""
-
-    files: Mapping[str, Place]
-    figure: str | None
 
 
 @dataclass
@@ -103,44 +77,15 @@ class Changed(NamedTuple):
     second: Row
 
 
-def side_of(files: Sequence[Published]) -> Side:
-    """Of what a stage has published. InputError when a file has no columns, or is not as it was
-    published."""
-    for file in files:
-        if not file.is_table:
-            raise InputError(f"{file.place}: no scores file; choose the asset with --stage")
-        file.check()
-    first, before = files[0], files[0].stage.upstream
-    made = None if before is None else before.accepted(first.key)
-    recorded = None if made is None else made.detail.get("schema")
-    theirs = schema_from_json(recorded).names if recorded else []
-    inputs = {first.manifest.moved.get(name, name) for name in theirs}
-    figures = _figures(first.place, inputs)
-    places = {file.stem.as_posix(): file.place for file in files}
-    return Side(places, figures[0] if figures and inputs else None)
-
-
-def side_of_copy(path: Path) -> Side:
-    """Of a scores file, or of a folder of them. InputError when there are none."""
-    found: dict[str, Place] = {stem_of(path.name): path}
-    if not path.is_file():
-        files = (file for file in list_files(path) if file.key_path.endswith(".parquet"))
-        found = {stem_of(file.key_path): file.place for file in files}
-    if not found:
-        raise InputError(f"{path}: no scores files; expected *.parquet as a task leaves them")
-    figures = _figures(next(iter(found.values())))
-    return Side(found, figures[0] if len(figures) == 1 else None)
-
-
 def compare(
-    sides: tuple[Side, Side], figure: str | None, by: str | None, cluster: str | None
+    sides: tuple[Ratings, Ratings], figure: str | None, by: str | None, cluster: str | None
 ) -> Comparison:
     """Groups are the values of the column `by`. Clusters are those of a column, `file`, or `item`;
     where none is named, items that have several samples. SetupError when a column is not there,
     InputError when no two rows belong together."""
     known = figure or sides[0].figure or sides[1].figure
     if known is None:
-        expected = ", ".join(_figures(next(iter(sides[0].files.values()))))
+        expected = ", ".join(figures_of(next(iter(sides[0].files.values()))))
         raise SetupError([Problem("--figure", "", "which column is compared?", expected)])
     found = Comparison(sides, known, by, cluster)
     one, other = (side.files for side in sides)
@@ -164,7 +109,7 @@ class Comparison:
     """The pairs as columns of numbers, 48 bytes each: what both rated, their group and cluster, and
     where their rows are. `missing` is of either side."""
 
-    sides: tuple[Side, Side]
+    sides: tuple[Ratings, Ratings]
     figure: str
     by: str | None
     cluster: str | None
@@ -201,7 +146,7 @@ class Comparison:
         for number, own in groupby(sorted(chosen), lambda at: bisect_right(self._starts, at) - 1):
             own = [*own]
             one, other = (
-                _rows_at(side.files[name], {rows[at] for at in own})
+                rows_at(side.files[name], {rows[at] for at in own})
                 for side, name, rows in zip(
                     self.sides, self._files[number], self._rows, strict=True
                 )
@@ -218,7 +163,7 @@ class Comparison:
         options = {"by": self.by, "cluster": share}
         columns = {option: name for option, name in options.items() if name is not None}
         one, other = read = [
-            _read(side.files.get(name), self.figure, more)
+            read_ratings(side.files.get(name), self.figure, more)
             for side, name, more in zip(self.sides, names, (columns, {}), strict=True)
         ]
         self.is_boolean &= one.is_boolean and other.is_boolean
@@ -240,7 +185,7 @@ class Comparison:
             kept.extend(place.filter(both).to_pylist())
         self._belong(one, places[0].filter(both), names[0])
 
-    def _belong(self, rows: _Rows, places: pa.Array, file: str) -> None:
+    def _belong(self, rows: Rows, places: pa.Array, file: str) -> None:
         """Groups and clusters of the pairs with these rows of the first side."""
         if self.by is not None:
             self._groups.add(rows.more["by"].take(places))
@@ -288,91 +233,3 @@ class _Codes:
         if column is not None:
             own = column.combine_chunks().dictionary_encode().indices.to_pylist()
         self.codes.extend(start + code for code in own)
-
-
-class _Rows(NamedTuple):
-    """Of a file. `values` are null where there is no finite number, no two `keys` are equal, and
-    `more` has the columns that options name, as texts."""
-
-    ids: pa.ChunkedArray
-    keys: pa.ChunkedArray
-    values: pa.ChunkedArray
-    more: Mapping[str, pa.ChunkedArray]
-    is_boolean: bool
-    has_samples: bool
-    """Whether an id may be there twice."""
-
-
-def _figures(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
-    """Columns of booleans and numbers that may be ratings, the first declared first."""
-    schema = _schema(place, {GIVEN_ID: ""})
-    names = schema.names[: schema.names.index(GIVEN_ID)]
-    return [name for name in names if name not in inputs and _is_figure(schema.field(name).type)]
-
-
-def _is_figure(kind: pa.DataType) -> bool:
-    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _schema(place: Place, wanted: Mapping[str, str]) -> pa.Schema:
-    """SetupError when a column is not there that an option names."""
-    schema = read_schema(place)
-    for name, option in wanted.items():
-        if name not in schema.names:
-            told = f"{place} has no such column"
-            fix, expected = did_you_mean(name, schema.names), ", ".join(schema.names)
-            raise SetupError([Problem(option or str(place), name, told, expected, fix=fix)])
-    return schema
-
-
-def _read(place: Place | None, figure: str, more: Mapping[str, str]) -> _Rows:
-    """`more` are columns by the options that name them."""
-    if place is None:
-        texts, numbers = (pa.chunked_array([], kind) for kind in (pa.string(), pa.float64()))
-        return _Rows(texts, texts, numbers, dict.fromkeys(more, texts), True, False)
-    options = {name: f"--{option}" for option, name in more.items()}
-    schema = _schema(place, {GIVEN_ID: "", figure: "--figure", **options})
-    kind = schema.field(figure).type
-    if not _is_figure(kind):
-        expected = ", ".join(_figures(place))
-        raise SetupError([Problem("--figure", figure, f"is {kind} in {place}", expected)])
-    has_samples = SAMPLE in schema.names and pa.types.is_integer(schema.field(SAMPLE).type)
-    wanted = GIVEN_ID, figure, *more.values(), *([SAMPLE] if has_samples else [])
-    names = [*dict.fromkeys(wanted)]
-    batches = [batch.select(names) for batch in read_columns(place, names)]
-    table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
-    ids, values = table[GIVEN_ID].cast(pa.string()), table[figure].cast(pa.float64())
-    keys = ids
-    if has_samples:
-        samples = table[SAMPLE].cast(pa.string()).fill_null("0")
-        keys = _COMPUTE.if_else(
-            _COMPUTE.equal(samples, "0"),
-            ids,
-            _COMPUTE.binary_join_element_wise(ids, samples, "\0"),
-        )
-    if _COMPUTE.count_distinct(keys).as_py() < len(keys):
-        keys, has_samples = _numbered(keys), True
-    finite = _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
-    texts = {option: table[name].cast(pa.string()).fill_null("") for option, name in more.items()}
-    return _Rows(ids, keys, finite, texts, pa.types.is_boolean(kind), has_samples)
-
-
-def _numbered(keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """With a number behind each but the first of those that repeat."""
-    seen, texts = Counter[str](), list[str]()
-    for key in keys.to_pylist():
-        texts.append(f"{key}\0\0{seen[key]}" if seen[key] else key)
-        seen[key] += 1
-    return pa.chunked_array([pa.array(texts, pa.string())])
-
-
-def _rows_at(place: Place, indices: Collection[int]) -> dict[int, Row]:
-    found, start = dict[int, Row](), 0
-    with open_columns(place, Format.PARQUET) as columns:
-        for batch in columns.batches(MOST_ROWS, None):
-            here = sorted(at for at in indices if start <= at < start + batch.num_rows)
-            rows = rows_of(batch.take(pa.array([at - start for at in here], pa.int64())), start)
-            for at, row in zip(here, rows, strict=True):
-                found[at] = {} if isinstance(row, BadLine) else row
-            start += batch.num_rows
-    return found

@@ -1,0 +1,162 @@
+"""Ratings in scores files, read by column: which column is one, and which rows are of one item."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from modelcall_assets.config import did_you_mean
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.records import stem_of
+from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.stages.source import Published
+from modelcall_assets.storage.columns import (
+    MOST_ROWS,
+    open_columns,
+    read_columns,
+    read_schema,
+    rows_of,
+)
+from modelcall_assets.storage.formats import Format
+from modelcall_assets.storage.listing import list_files
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import GIVEN_ID
+from modelcall_assets.storage.values import schema_from_json
+
+SAMPLE = "sample"
+_COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it is imported
+
+
+class Ratings(NamedTuple):
+    """One of the two results: scores files by their paths without suffixes. `figure` is the column
+    that is compared unless another is named; None where nobody knows which are ratings and which
+    the input's."""
+
+    files: Mapping[str, Place]
+    figure: str | None
+
+
+def published_ratings(files: Sequence[Published]) -> Ratings:
+    """Of what a stage has published. InputError when a file has no columns, or is not as it was
+    published."""
+    for file in files:
+        if not file.is_table:
+            raise InputError(f"{file.place}: no scores file; choose the asset with --stage")
+        file.check()
+    first, before = files[0], files[0].stage.upstream
+    made = None if before is None else before.accepted(first.key)
+    recorded = None if made is None else made.detail.get("schema")
+    theirs = schema_from_json(recorded).names if recorded else []
+    inputs = {first.manifest.moved.get(name, name) for name in theirs}
+    figures = figures_of(first.place, inputs)
+    places = {file.stem.as_posix(): file.place for file in files}
+    return Ratings(places, figures[0] if figures and inputs else None)
+
+
+def copied_ratings(path: Path) -> Ratings:
+    """Of a scores file, or of a folder of them. InputError when there are none."""
+    found: dict[str, Place] = {stem_of(path.name): path}
+    if not path.is_file():
+        files = (file for file in list_files(path) if file.key_path.endswith(".parquet"))
+        found = {stem_of(file.key_path): file.place for file in files}
+    if not found:
+        raise InputError(f"{path}: no scores files; expected *.parquet as a task leaves them")
+    figures = figures_of(next(iter(found.values())))
+    return Ratings(found, figures[0] if len(figures) == 1 else None)
+
+
+class Rows(NamedTuple):
+    """Of a file. `values` are null where there is no finite number, no two `keys` are equal, and
+    `more` has the columns that options name, as texts."""
+
+    ids: pa.ChunkedArray
+    keys: pa.ChunkedArray
+    values: pa.ChunkedArray
+    more: Mapping[str, pa.ChunkedArray]
+    is_boolean: bool
+    has_samples: bool
+    """Whether an id may be there twice."""
+
+
+def figures_of(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
+    """Columns of booleans and numbers that may be ratings, the first declared first."""
+    schema = _columns(place, {GIVEN_ID: ""})
+    names = schema.names[: schema.names.index(GIVEN_ID)]
+    return [name for name in names if name not in inputs and _is_figure(schema.field(name).type)]
+
+
+def _is_figure(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _columns(place: Place, wanted: Mapping[str, str]) -> pa.Schema:
+    """SetupError when a column is not there that an option names."""
+    schema = read_schema(place)
+    for name, option in wanted.items():
+        if name not in schema.names:
+            told = f"{place} has no such column"
+            fix, expected = did_you_mean(name, schema.names), ", ".join(schema.names)
+            raise SetupError([Problem(option or str(place), name, told, expected, fix=fix)])
+    return schema
+
+
+def read_ratings(place: Place | None, figure: str, more: Mapping[str, str]) -> Rows:
+    """`more` are columns by the options that name them."""
+    if place is None:
+        texts, numbers = (pa.chunked_array([], kind) for kind in (pa.string(), pa.float64()))
+        return Rows(texts, texts, numbers, dict.fromkeys(more, texts), True, False)
+    options = {name: f"--{option}" for option, name in more.items()}
+    schema = _columns(place, {GIVEN_ID: "", figure: "--figure", **options})
+    kind = schema.field(figure).type
+    if not _is_figure(kind):
+        expected = ", ".join(figures_of(place))
+        raise SetupError([Problem("--figure", figure, f"is {kind} in {place}", expected)])
+    for name, option in options.items():
+        if pa.types.is_nested(schema.field(name).type):
+            told = f"is {schema.field(name).type} in {place}"
+            raise SetupError([Problem(option, name, told, "a column of texts or numbers")])
+    has_samples = SAMPLE in schema.names and pa.types.is_integer(schema.field(SAMPLE).type)
+    wanted = GIVEN_ID, figure, *more.values(), *([SAMPLE] if has_samples else [])
+    names = [*dict.fromkeys(wanted)]
+    batches = [batch.select(names) for batch in read_columns(place, names)]
+    table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
+    ids, values = table[GIVEN_ID].cast(pa.string()), table[figure].cast(pa.float64(), safe=False)
+    keys = ids
+    if has_samples:
+        samples = table[SAMPLE].cast(pa.string()).fill_null("0")
+        keys = _COMPUTE.if_else(
+            _COMPUTE.equal(samples, "0"),
+            ids,
+            _COMPUTE.binary_join_element_wise(ids, samples, "\0"),
+        )
+    if _COMPUTE.count_distinct(keys).as_py() < len(keys):
+        keys, has_samples = _numbered(keys), True
+    finite = _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
+    texts = {option: table[name].cast(pa.string()).fill_null("") for option, name in more.items()}
+    return Rows(ids, keys, finite, texts, pa.types.is_boolean(kind), has_samples)
+
+
+def _numbered(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """With a number behind each but the first of those that repeat."""
+    seen, texts = Counter[str](), list[str]()
+    for key in keys.to_pylist():
+        texts.append(f"{key}\0\0{seen[key]}" if seen[key] else key)
+        seen[key] += 1
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def rows_at(place: Place, indices: Collection[int]) -> dict[int, Row]:
+    found, start = dict[int, Row](), 0
+    with open_columns(place, Format.PARQUET) as columns:
+        for batch in columns.batches(MOST_ROWS, None):
+            here = sorted(at for at in indices if start <= at < start + batch.num_rows)
+            rows = rows_of(batch.take(pa.array([at - start for at in here], pa.int64())), start)
+            for at, row in zip(here, rows, strict=True):
+                found[at] = {} if isinstance(row, BadLine) else row
+            start += batch.num_rows
+    return found
