@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from random import Random
-from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 
 from modelcall_assets.transforms.statistics import (
     Estimate,
+    Scale,
     alpha,
     centred,
     centred_mean,
@@ -104,7 +104,7 @@ KAPPA = [
     (250, 10, 0.5583596214511041, 0.8351648351648352, 0.95),
 ]
 # krippendorff.alpha(numpy.array(units(n, r, k), float).T, level_of_measurement=s), s in SCALES
-SCALES: tuple[Literal["nominal", "ordinal", "interval"], ...] = ("nominal", "ordinal", "interval")
+SCALES: tuple[Scale, ...] = ("nominal", "ordinal", "interval")
 ALPHA = [
     (6, 2, 2, 0.5333333333333333, 0.5333333333333333, 0.5333333333333333),
     (20, 3, 4, 0.5480769230769231, 0.392471590909091, 0.30882352941176483),
