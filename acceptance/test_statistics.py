@@ -1,4 +1,4 @@
-"""`transforms/statistics.py` on random data beside scipy, statsmodels, scikit-learn and krippendorff,
+"""`transforms/statistics.py` on random data beside scipy, statsmodels, scikit-learn, krippendorff,
 which are in no environment of the project: see README.md."""
 
 from __future__ import annotations
