@@ -180,7 +180,9 @@ class TestTasks:
         ]
         values = data["records"][0]["values"]
         assert (values["right A"], values["right B"]) == (True, False)
-        assert "by_one on a1" in values["reply A"] and "by_two on a1" in values["reply B"]
+        said = {turn["role"]: turn["parts"][0]["text"] for turn in data["records"][0]["turns"]}
+        assert "by_one on a1" in data["texts"][said["A: True"]]
+        assert "by_two on a1" in data["texts"][said["B: False"]]
         assert "<td>law</td>" in text and "<figure>" in text
         again = graded.run(*arguments)
         assert again.code == 2 and "is there already" in again.err
@@ -226,6 +228,16 @@ class TestCopies:
         figures = found.total()
         assert (found.cluster, figures.mcnemar) == ("item", None)
         assert figures.difference == paired_difference([1, 0, 1, 1], [1, 1, 0, 0], "xxyy")
+
+    def test_one_sample_each_is_independent(self, tmp_path: Path) -> None:
+        """Also where the other has several, or does not number its one."""
+        one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
+        write(one, [("x", 0, True), ("x", 1, False), ("y", 0, True), ("y", 1, False)])
+        write(two, [("x", None, True), ("y", None, False)])
+        found = compared_files(one, two)
+        assert (list(found.first), list(found.second)) == ([1, 1], [1, 0])
+        assert (found.cluster, found.total().mcnemar) == (None, mcnemar(1, 0))
+        assert found.missing[0].examples == ["x of one", "y of one"]
 
     def test_of_an_id_that_repeats_the_second_belongs_to_the_second(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"

@@ -240,13 +240,19 @@ def _sections(names: Sequence[str], found: Comparison, figures: Sequence[Figures
 
 
 def _record(found: Comparison, pair: Changed) -> Record:
-    """The conversation as it is in A, and what both made of it."""
-    one, other = _replies(pair)
-    name = found.figure
-    own: Row = {f"{name} A": pair.first[name], f"{name} B": pair.second[name]}
-    own |= {"reply A": one, "reply B": other}
-    hidden = {*CONVERSATION_COLUMNS} - {"messages"} | {name}
-    theirs = {n: v for n, v in pair.first.items() if n not in hidden and not n.startswith("api_")}
+    """The columns and the conversation as A has them, and behind it what both replied."""
+    name, said = found.figure, pair.first.get("messages")
+    rated = [row[name] for row in (pair.first, pair.second)]
+    hidden = {*CONVERSATION_COLUMNS, name}
+    values = {n: v for n, v in pair.first.items() if n not in hidden and not n.startswith("api_")}
+    values |= {f"{name} {side}": value for side, value in zip(SIDES, rated, strict=True)}
+    values["messages"] = [
+        *(said if isinstance(said, list) else []),
+        *(
+            {"role": f"{side}: {value}", "content": reply}
+            for side, value, reply in zip(SIDES, rated, _replies(pair), strict=True)
+        ),
+    ]
     fell, rose = _heads(found)
-    outcome = fell if pair.second[name] < pair.first[name] else rose
-    return Record(pair.file, pair.row, pair.first[GIVEN_ID], outcome, own | theirs)
+    outcome = fell if rated[1] < rated[0] else rose
+    return Record(pair.file, pair.row, pair.first[GIVEN_ID], outcome, values)

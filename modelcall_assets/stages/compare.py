@@ -192,9 +192,8 @@ class Comparison:
         if self.cluster == FILE:
             self._clusters.add(pa.chunked_array([pa.repeat(file, len(places))]))
         elif self.cluster in (None, ITEM):
-            self.has_samples |= rows.has_samples
-            ids = rows.ids.take(places) if rows.has_samples else None
-            self._clusters.add_apart(len(places), ids)
+            ids = rows.ids.take(places) if rows.repeats else None
+            self.has_samples |= self._clusters.add_apart(len(places), ids) < len(places)
         else:
             self._clusters.add(rows.more["cluster"].take(places))
 
@@ -226,10 +225,11 @@ class _Codes:
         own = [self.names.setdefault(name, len(self.names)) for name in names]
         self.codes.extend(map(own.__getitem__, encoded.indices.to_pylist()))
 
-    def add_apart(self, rows: int, column: pa.ChunkedArray | None) -> None:
-        """What no other rows belong to: without a column, each row is one."""
-        start = len(self.codes)
-        own = range(rows)
+    def add_apart(self, rows: int, column: pa.ChunkedArray | None) -> int:
+        """What no other rows belong to; without a column, each row is one. Gives how many."""
+        start, own, number = len(self.codes), range(rows), rows
         if column is not None:
-            own = column.combine_chunks().dictionary_encode().indices.to_pylist()
+            encoded = column.combine_chunks().dictionary_encode()
+            own, number = encoded.indices.to_pylist(), len(encoded.dictionary)
         self.codes.extend(start + code for code in own)
+        return number

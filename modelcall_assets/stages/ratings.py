@@ -79,8 +79,8 @@ class Rows(NamedTuple):
     values: pa.ChunkedArray
     more: Mapping[str, pa.ChunkedArray]
     is_boolean: bool
-    has_samples: bool
-    """Whether an id may be there twice."""
+    repeats: bool
+    """Whether ids do: several samples have one."""
 
 
 def figures_of(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
@@ -125,20 +125,23 @@ def read_ratings(place: Place | None, figure: str, more: Mapping[str, str]) -> R
     names = [*dict.fromkeys(wanted)]
     batches = [batch.select(names) for batch in read_columns(place, names)]
     table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
-    ids, values = table[GIVEN_ID].cast(pa.string()), table[figure].cast(pa.float64(), safe=False)
-    keys = ids
-    if has_samples:
+    keys = ids = table[GIVEN_ID].cast(pa.string())
+    if has_samples:  # the first one's key is that of a row without a number
         samples = table[SAMPLE].cast(pa.string()).fill_null("0")
-        keys = _COMPUTE.if_else(
-            _COMPUTE.equal(samples, "0"),
-            ids,
-            _COMPUTE.binary_join_element_wise(ids, samples, "\0"),
-        )
-    if _COMPUTE.count_distinct(keys).as_py() < len(keys):
-        keys, has_samples = _numbered(keys), True
+        numbered = _COMPUTE.binary_join_element_wise(ids, samples, "\0")
+        keys = _COMPUTE.if_else(_COMPUTE.equal(samples, "0"), ids, numbered)
+    repeats = _distinct(ids) < len(ids)
+    if repeats and _distinct(keys) < len(keys):
+        keys = _numbered(keys)
+    values = table[figure].cast(pa.float64(), safe=False)
     finite = _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
-    texts = {option: table[name].cast(pa.string()).fill_null("") for option, name in more.items()}
-    return Rows(ids, keys, finite, texts, pa.types.is_boolean(kind), has_samples)
+    columns = ((option, table[name].cast(pa.string())) for option, name in more.items())
+    texts = {option: column.fill_null("null") for option, column in columns}
+    return Rows(ids, keys, finite, texts, pa.types.is_boolean(kind), repeats)
+
+
+def _distinct(column: pa.ChunkedArray) -> int:
+    return _COMPUTE.count_distinct(column).as_py()
 
 
 def _numbered(keys: pa.ChunkedArray) -> pa.ChunkedArray:
