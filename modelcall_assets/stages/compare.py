@@ -17,7 +17,16 @@ import pyarrow as pa
 
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import Row, short
-from modelcall_assets.stages.ratings import Ratings, Rows, figures_of, read_ratings, rows_at
+from modelcall_assets.stages.ratings import (
+    Items,
+    Ratings,
+    figures_of,
+    is_figure,
+    numbers,
+    read_items,
+    rows_at,
+    texts,
+)
 from modelcall_assets.transforms.statistics import (
     Estimate,
     McNemar,
@@ -160,42 +169,50 @@ class Comparison:
     def add(self, *names: str) -> None:
         """The pairs of two files; a side has no rows under a name that it has no file of."""
         share = None if self.cluster in (None, FILE, ITEM) else self.cluster
-        options = {"by": self.by, "cluster": share}
-        columns = {option: name for option, name in options.items() if name is not None}
+        named = {"figure": self.figure, "by": self.by, "cluster": share}
+        options = {option: name for option, name in named.items() if name is not None}
+        places = [side.files.get(name) for side, name in zip(self.sides, names, strict=True)]
         one, other = read = [
-            read_ratings(side.files.get(name), self.figure, more)
-            for side, name, more in zip(self.sides, names, (columns, {}), strict=True)
+            read_items(places[0], options),
+            read_items(places[1], {"figure": self.figure}),
         ]
-        self.is_boolean &= one.is_boolean and other.is_boolean
+        figures = [items.columns["figure"] for items in read]
+        for figure, place in zip(figures, places, strict=True):
+            self.is_boolean &= pa.types.is_boolean(figure.type)
+            if place is not None and not is_figure(figure.type):
+                told = f"is {figure.type} in {place}"
+                raise SetupError(
+                    [Problem("--figure", self.figure, told, ", ".join(figures_of(place)))]
+                )
         at = _COMPUTE.index_in(one.keys, value_set=other.keys)
         theirs = _COMPUTE.is_in(other.keys, value_set=one.keys)
         alone = at.is_null(), _COMPUTE.invert(theirs)
-        places = _COMPUTE.indices_nonzero(at.is_valid()), at.drop_null().combine_chunks()
-        values = [rows.values.take(place) for rows, place in zip(read, places, strict=True)]
-        for missing, name, rows, mask, own in zip(
+        rows = _COMPUTE.indices_nonzero(at.is_valid()), at.drop_null().combine_chunks()
+        values = [numbers(figure.take(own)) for figure, own in zip(figures, rows, strict=True)]
+        for missing, name, items, mask, own in zip(
             self.missing, names, read, alone, values, strict=True
         ):
-            missing.add(name, rows.ids.filter(mask), own.null_count)
+            missing.add(name, items.ids.filter(mask), own.null_count)
         both = _COMPUTE.and_(*(own.is_valid() for own in values))
         self._files.append((names[0], names[1]))
         self._starts.append(len(self.first))
         for kept, own in zip((self.first, self.second), values, strict=True):
             kept.extend(own.filter(both).to_pylist())
-        for kept, place in zip(self._rows, places, strict=True):
-            kept.extend(place.filter(both).to_pylist())
-        self._belong(one, places[0].filter(both), names[0])
+        for kept, own in zip(self._rows, rows, strict=True):
+            kept.extend(own.filter(both).to_pylist())
+        self._belong(one, rows[0].filter(both), names[0])
 
-    def _belong(self, rows: Rows, places: pa.Array, file: str) -> None:
+    def _belong(self, items: Items, rows: pa.Array, file: str) -> None:
         """Groups and clusters of the pairs with these rows of the first side."""
         if self.by is not None:
-            self._groups.add(rows.more["by"].take(places))
+            self._groups.add(texts(items.columns["by"].take(rows)))
         if self.cluster == FILE:
-            self._clusters.add(pa.chunked_array([pa.repeat(file, len(places))]))
+            self._clusters.add(pa.chunked_array([pa.repeat(file, len(rows))]))
         elif self.cluster in (None, ITEM):
-            ids = rows.ids.take(places) if rows.repeats else None
-            self.has_samples |= self._clusters.add_apart(len(places), ids) < len(places)
+            ids = items.ids.take(rows) if items.repeats else None
+            self.has_samples |= self._clusters.add_apart(len(rows), ids) < len(rows)
         else:
-            self._clusters.add(rows.more["cluster"].take(places))
+            self._clusters.add(texts(items.columns["cluster"].take(rows)))
 
     def _of(self, of: str, chosen: Sequence[int]) -> Figures:
         first, second = (

@@ -70,27 +70,24 @@ def copied_ratings(path: Path) -> Ratings:
     return Ratings(found, figures[0] if len(figures) == 1 else None)
 
 
-class Rows(NamedTuple):
-    """Of a file. `values` are null where there is no finite number, no two `keys` are equal, and
-    `more` has the columns that options name, as texts."""
+class Items(NamedTuple):
+    """The rows of a file, and columns by the options that name them. No two `keys` are equal; ids
+    are where it `repeats` one, as several samples do."""
 
     ids: pa.ChunkedArray
     keys: pa.ChunkedArray
-    values: pa.ChunkedArray
-    more: Mapping[str, pa.ChunkedArray]
-    is_boolean: bool
+    columns: Mapping[str, pa.ChunkedArray]
     repeats: bool
-    """Whether ids do: several samples have one."""
 
 
 def figures_of(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
     """Columns of booleans and numbers that may be ratings, the first declared first."""
     schema = _columns(place, {GIVEN_ID: ""})
     names = schema.names[: schema.names.index(GIVEN_ID)]
-    return [name for name in names if name not in inputs and _is_figure(schema.field(name).type)]
+    return [name for name in names if name not in inputs and is_figure(schema.field(name).type)]
 
 
-def _is_figure(kind: pa.DataType) -> bool:
+def is_figure(kind: pa.DataType) -> bool:
     return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
@@ -105,23 +102,20 @@ def _columns(place: Place, wanted: Mapping[str, str]) -> pa.Schema:
     return schema
 
 
-def read_ratings(place: Place | None, figure: str, more: Mapping[str, str]) -> Rows:
-    """`more` are columns by the options that name them."""
+def read_items(place: Place | None, named: Mapping[str, str]) -> Items:
+    """SetupError when a column is not there, or has no plain values."""
     if place is None:
-        texts, numbers = (pa.chunked_array([], kind) for kind in (pa.string(), pa.float64()))
-        return Rows(texts, texts, numbers, dict.fromkeys(more, texts), True, False)
-    options = {name: f"--{option}" for option, name in more.items()}
-    schema = _columns(place, {GIVEN_ID: "", figure: "--figure", **options})
-    kind = schema.field(figure).type
-    if not _is_figure(kind):
-        expected = ", ".join(figures_of(place))
-        raise SetupError([Problem("--figure", figure, f"is {kind} in {place}", expected)])
-    for name, option in options.items():
-        if pa.types.is_nested(schema.field(name).type):
-            told = f"is {schema.field(name).type} in {place}"
-            raise SetupError([Problem(option, name, told, "a column of texts or numbers")])
+        empty = pa.chunked_array([], pa.string())
+        return Items(empty, empty, dict.fromkeys(named, pa.chunked_array([], pa.bool_())), False)
+    schema = _columns(
+        place, {GIVEN_ID: ""} | {name: f"--{option}" for option, name in named.items()}
+    )
+    for option, name in named.items():
+        if pa.types.is_nested(kind := schema.field(name).type):
+            wrong = Problem(f"--{option}", name, f"is {kind} in {place}", "texts or numbers")
+            raise SetupError([wrong])
     has_samples = SAMPLE in schema.names and pa.types.is_integer(schema.field(SAMPLE).type)
-    wanted = GIVEN_ID, figure, *more.values(), *([SAMPLE] if has_samples else [])
+    wanted = GIVEN_ID, *named.values(), *([SAMPLE] if has_samples else [])
     names = [*dict.fromkeys(wanted)]
     batches = [batch.select(names) for batch in read_columns(place, names)]
     table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
@@ -133,11 +127,17 @@ def read_ratings(place: Place | None, figure: str, more: Mapping[str, str]) -> R
     repeats = _distinct(ids) < len(ids)
     if repeats and _distinct(keys) < len(keys):
         keys = _numbered(keys)
-    values = table[figure].cast(pa.float64(), safe=False)
-    finite = _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
-    columns = ((option, table[name].cast(pa.string())) for option, name in more.items())
-    texts = {option: column.fill_null("null") for option, column in columns}
-    return Rows(ids, keys, finite, texts, pa.types.is_boolean(kind), repeats)
+    return Items(ids, keys, {option: table[name] for option, name in named.items()}, repeats)
+
+
+def numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Of booleans and numbers; null where one is not finite."""
+    values = column.cast(pa.float64(), safe=False)
+    return _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
+
+
+def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string()).fill_null("null")
 
 
 def _distinct(column: pa.ChunkedArray) -> int:
