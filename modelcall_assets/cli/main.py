@@ -7,6 +7,7 @@ import sys
 import click
 
 from modelcall_assets.cli.check import check, migrate
+from modelcall_assets.cli.compare import compare_results
 from modelcall_assets.cli.export import export, failures, join, split
 from modelcall_assets.cli.plan import plan
 from modelcall_assets.cli.rehearse import rehearse, trial
@@ -20,7 +21,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
-        *(failures, retry, report, export, register, verify, clean),
+        *(failures, retry, report, compare_results, export, register, verify, clean),
         *(split, join, migrate, adopt),
     ],
     context_settings={
@@ -46,6 +47,7 @@ def modelcall() -> None:
       modelcall failures TASK.yaml    which rows failed, and why
       modelcall retry TASK.yaml       ask again for those
       modelcall report TASK.yaml      a page of totals, plots and records
+      modelcall compare A B           two results on the same items
       modelcall export TASK.yaml      JSONL or Parquet for others
       modelcall register              input files appear in the Dagster UI, to be picked
       modelcall verify TASK.yaml      whether all of it is as it was written

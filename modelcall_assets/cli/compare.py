@@ -1,0 +1,258 @@
+"""`modelcall compare`: two results on the same items, as pairs."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+
+from modelcall_assets.cli.page import Record, page, plots, records_json, table
+from modelcall_assets.cli.terminal import (
+    NEW_FILE,
+    chosen_files,
+    echo,
+    echo_data,
+    force_option,
+    load,
+    refuse_existing,
+    stage_of,
+    stage_option,
+    table_of,
+)
+from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
+from modelcall_assets.records.outcome import Row
+from modelcall_assets.stages.compare import Changed, Comparison, Figures, compare
+from modelcall_assets.stages.ratings import (
+    SAMPLE,
+    Ratings,
+    copied_ratings,
+    published_ratings,
+)
+from modelcall_assets.storage.files import write_bytes
+from modelcall_assets.storage.rows import GIVEN_ID
+from modelcall_assets.transforms.statistics import Estimate
+from modelcall_assets.transforms.transcript import CONVERSATION_COLUMNS
+
+PAGE_RECORDS = 1000
+PLOTTED = 60
+REPLY_CHARS = 300
+SIDES = "A", "B"
+_RESULT = click.Path(exists=True, path_type=Path)
+
+
+@click.command("compare")
+@click.argument("first", metavar="A", type=_RESULT)
+@click.argument("second", metavar="B", type=_RESULT)
+@stage_option
+@click.option("--figure", metavar="COLUMN", help="What is compared; default: the first rating.")
+@click.option(
+    "--by", metavar="COLUMN", help="Also the figures of the rows with each of its values."
+)
+@click.option(
+    "--cluster",
+    metavar="COLUMN|file|item",
+    help="What rows that are not independent share; default: item, where it has several samples.",
+)
+@click.option(
+    "--show",
+    type=click.IntRange(0, PAGE_RECORDS),
+    default=0,
+    help="So many of the rows that differ, those that differ most.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--page", "path", metavar="FILE.html", type=NEW_FILE, help="Write a page, too.")
+@force_option
+def compare_results(
+    first: Path,
+    second: Path,
+    stage: str | None,
+    figure: str | None,
+    by: str | None,
+    cluster: str | None,
+    show: int,
+    as_json: bool,
+    path: Path | None,
+    force: bool,
+) -> None:
+    """Compare two results on the same items: B with A.
+
+    Each is a TASK.yaml, or scores files that are there: one, or a folder such as an older copy of a
+    task's output. Rows are joined by file, record id and sample. Without independent rows, as of
+    several samples, intervals are those of clusters, and there is no test of right and wrong.
+
+    \b
+      modelcall compare old_prompt.yaml new_prompt.yaml --by subject
+      modelcall compare backup/scores my_task.yaml --figure score --show 20
+      modelcall compare a.yaml b.yaml --page a_and_b.html
+    """
+    if path is not None:
+        refuse_existing([path], force)
+    found = compare((_ratings(first, stage), _ratings(second, stage)), figure, by, cluster)
+    figures = [found.total(), *found.groups()]
+    shown = found.changed(PAGE_RECORDS if path else show)
+    names = [str(first), str(second)]
+    if as_json:
+        told = _as_json(names, found, figures, shown[:show])
+        echo_data(orjson.dumps(told, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _print(names, found, figures, shown[:show])
+    if path is not None:
+        records = [_record(found, each) for each in shown]
+        differ = figures[0].fell + figures[0].rose
+        title, sections = " and ".join(names), _sections(names, found, figures)
+        text = page(title, sections, records_json(records, differ, None))
+        write_bytes(path, text.encode("utf-8", "replace"))
+        echo(f"{len(records):,} of {differ:,} rows that differ: {path}", err=as_json)
+
+
+def _ratings(path: Path, stage: str | None) -> Ratings:
+    if path.suffix not in TASK_SUFFIXES or path.is_dir():
+        return copied_ratings(path)
+    return published_ratings(chosen_files(stage_of(load(path), stage), None, rejected=False))
+
+
+def _heads(found: Comparison) -> tuple[str, str]:
+    """What became of a row that fell, and of one that rose."""
+    return ("right → wrong", "wrong → right") if found.is_boolean else ("lower", "higher")
+
+
+def _notes(names: Sequence[str], found: Comparison) -> Iterator[str]:
+    yield from (f"{side}: {name}" for side, name in zip(SIDES, names, strict=True))
+    shared = f" by {found.cluster}" if found.cluster else ""
+    yield f"{found.figure} of the rows that both have, with 95 % intervals{shared}"
+    for side, missing in zip(SIDES, found.missing, strict=True):
+        if missing.rows:
+            such = "; ".join(missing.examples)
+            yield f"only in {side}: {missing.rows:,} rows, such as {such}"
+        if missing.unrated:
+            yield f"no {found.figure} in {side}: {missing.unrated:,} rows that both have"
+
+
+def _told(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _table(found: Comparison, figures: Sequence[Figures]) -> list[Row]:
+    fell, rose = _heads(found)
+    rows: list[Row] = []
+    for each in figures:
+        means = dict(zip(SIDES, map(_told, (each.first, each.second)), strict=True))
+        row = {"of": each.of, "pairs": each.first.n, **means, "B − A": _told(each.difference)}
+        if each.mcnemar is not None:
+            row["McNemar's p"] = f"{each.mcnemar.p_value:.2g}"
+        rows.append({**row, fell: each.fell, rose: each.rose})
+    return rows
+
+
+def _print(
+    names: Sequence[str], found: Comparison, figures: Sequence[Figures], shown: Sequence[Changed]
+) -> None:
+    for note in _notes(names, found):
+        echo(note)
+    rows = _table(found, figures)
+    kinds = {name: "fold" if name == "of" else "right" for name in rows[0]}
+    cells = [
+        [f"{value:,}" if isinstance(value, int) else value for value in row.values()]
+        for row in rows
+    ]
+    console = Console()
+    console.print(table_of(kinds, cells))
+    if shown:
+        columns = {"id": "fold", "A": "left", "A's reply": "fold", "B": "left", "B's reply": "fold"}
+        lines = []
+        for each in shown:
+            one, other = (_cut(reply) for reply in _replies(each))
+            values = [str(row[found.figure]) for row in (each.first, each.second)]
+            lines.append([each.first[GIVEN_ID], values[0], one, values[1], other])
+        console.print(table_of(columns, lines))
+
+
+def _replies(pair: Changed) -> tuple[str, str]:
+    """The answers that were rated, where they differ, else the ratings as they came."""
+    one, other = (
+        tuple(str(row.get(name) or "") for row in (pair.first, pair.second))
+        for name in ("response", "api_return")
+    )
+    return one if one[0] != one[1] else other  # type: ignore[return-value]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REPLY_CHARS else f"{text[:REPLY_CHARS]}…"
+
+
+def _as_json(
+    names: Sequence[str], found: Comparison, figures: Sequence[Figures], shown: Sequence[Changed]
+) -> dict[str, Any]:
+    def pair(one: Any, other: Any) -> dict[str, Any]:
+        return {"a": one, "b": other}
+
+    def interval(estimate: Estimate) -> dict[str, float]:
+        """An infinite end is null."""
+        return estimate._asdict()
+
+    return {
+        **pair(*names),
+        "figure": found.figure,
+        "cluster": found.cluster,
+        "missing": pair(*(vars(missing) for missing in found.missing)),
+        "figures": [
+            {
+                "of": each.of,
+                **pair(interval(each.first), interval(each.second)),
+                "difference": interval(each.difference),
+                "mcnemar": None if each.mcnemar is None else each.mcnemar._asdict(),
+                "fell": each.fell,
+                "rose": each.rose,
+            }
+            for each in figures
+        ],
+        "shown": [
+            {
+                "file": each.file,
+                "row": each.row,
+                "id": each.first[GIVEN_ID],
+                "sample": each.first.get(SAMPLE),
+                **pair(each.first[found.figure], each.second[found.figure]),
+                "replies": pair(*_replies(each)),
+            }
+            for each in shown
+        ],
+    }
+
+
+def _sections(names: Sequence[str], found: Comparison, figures: Sequence[Figures]) -> Iterator[str]:
+    yield f'<p class="note">{"<br>".join(map(escape, _notes(names, found)))}</p>'
+    if len(figures) > 1:
+        points = [{"of": each.of, **each.difference._asdict()} for each in figures[:PLOTTED]]
+        of = {"field": "of", "type": "nominal", "sort": None}
+        low = {"field": "low", "type": "quantitative"}
+        rule = {"mark": "rule", "encoding": {"x": low, "x2": {"field": "high"}, "y": of}}
+        value = {"x": {"field": "value", "type": "quantitative"}, "y": of}
+        layers = [rule, {"mark": {"type": "point", "filled": True}, "encoding": value}]
+        height = {"height": 18 * len(points)}
+        yield plots(
+            {f"{found.figure}, B − A": {"data": {"values": points}, "layer": layers} | height}
+        )
+    yield table("Figures", _table(found, figures))
+
+
+def _record(found: Comparison, pair: Changed) -> Record:
+    """The columns and the conversation as A has them, and behind it what both replied."""
+    name, said = found.figure, pair.first.get("messages")
+    rated = [row[name] for row in (pair.first, pair.second)]
+    hidden = {*CONVERSATION_COLUMNS, name}
+    values = {n: v for n, v in pair.first.items() if n not in hidden and not n.startswith("api_")}
+    values |= {f"{name} {side}": value for side, value in zip(SIDES, rated, strict=True)}
+    values["messages"] = [
+        *(said if isinstance(said, list) else []),
+        *(
+            {"role": f"{side}: {value}", "content": reply}
+            for side, value, reply in zip(SIDES, rated, _replies(pair), strict=True)
+        ),
+    ]
+    fell, rose = _heads(found)
+    outcome = fell if rated[1] < rated[0] else rose
+    return Record(pair.file, pair.row, pair.first[GIVEN_ID], outcome, values)
