@@ -18,6 +18,7 @@ FLOOR = {
     "transforms": 1,
     "llm": 2,
     "stages": 3,
+    "grading": 3,
     "rehearsal": 4,
     "defs": 4,
     "definitions": 4,
@@ -31,8 +32,12 @@ NEIGHBOURS = {
     ("cli", "rehearsal"),
 }
 """The only imports between two parts of one floor."""
-KNOWN_BELOW = {"rehearsal": {"errors"}}
-"""The rehearsal endpoint stands for somebody else's server: it knows nothing of ours."""
+KNOWN_BELOW = {
+    "rehearsal": {"errors"},
+    "grading": {"errors", "records", "transforms", "llm"},
+}
+"""The rehearsal endpoint stands for somebody else's server: it knows nothing of ours. A grader
+knows rows and texts, and neither config files nor stores."""
 
 ONLY_IN = {
     "dagster": {"defs", "definitions"},
