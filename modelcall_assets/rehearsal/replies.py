@@ -216,7 +216,7 @@ def refuse(body: Any) -> Refusal | None:
     limit = _limit(body)
     if limit is not None and (type(limit) is not int or limit < 1):
         return Refusal(400, "max_tokens must be a whole number from 1", param="max_tokens")
-    most = body.get("top_logprobs", 0)
+    most = _most_likely(body)
     if type(most) is not int or not 0 <= most <= 20 or (most and body.get("logprobs") is not True):
         wrong = "top_logprobs must be a whole number from 0 to 20, beside logprobs: true"
         return Refusal(400, wrong, param="top_logprobs")
@@ -262,7 +262,7 @@ def reply(
     tokens = None
     if body.get("logprobs"):
         letters = letters_in(text_of(body["messages"][-1]))
-        tokens = with_logprobs(text, letters, body.get("top_logprobs", 0), seed)
+        tokens = with_logprobs(text, letters, _most_likely(body), seed)
     if body.get("stream"):
         common["object"] = "chat.completion.chunk"
         data = _streamed(body, text, tokens, reason, common, usage)
@@ -310,6 +310,11 @@ def _streamed(
 def _limit(body: dict[str, Any]) -> Any:
     limit = body.get("max_completion_tokens")
     return body.get("max_tokens") if limit is None else limit
+
+
+def _most_likely(body: dict[str, Any]) -> Any:
+    most = body.get("top_logprobs")
+    return 0 if most is None else most
 
 
 def _tokens(characters: int) -> int:
