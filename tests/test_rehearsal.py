@@ -243,6 +243,7 @@ def test_most_words_are_spelt_right(server: RehearsalServer, asked: str) -> None
         assert not count or is_right == (count == str(word.count("a")))
         right += is_right
     assert right in range(len(WORDS) // 2, len(WORDS)), "and some are not"
+    assert said(server, "What does a tree in autumn look like?").startswith("This is a rehearsal")
 
 
 @pytest.mark.parametrize("text", [choice_of("Why?", "ACE"), "What is a bush?", 'Give "a_score": 1'])

@@ -21,6 +21,7 @@ _IN_WORD = re.compile(r"\b(?:in|word|does)\s+[\"']?([a-z]{2,})", re.IGNORECASE)
 _LONGEST_OF_A_WORD = 120
 """Characters of a question about the letters of a word; those about anything else are longer, or
 have numbers."""
+_COUNTS = re.compile(r"\bhow (?:many|often)\b|count|number|frequency", re.IGNORECASE)
 _HOW_MANY = re.compile(r"####|\bhow (?:many|much)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 _MOST_NUMBERS = 6
@@ -46,9 +47,9 @@ def spelling(question: str, seed: bytes) -> str | None:
     if (asked := _SPELL.search(question)) is not None:
         word = asked[1]
     else:
-        about = "" if len(question) > _LONGEST_OF_A_WORD or _NUMBER.search(question) else question
-        found, words = _LETTER.search(about), _IN_WORD.findall(about)
-        if found is None or not words:
+        found, words = _LETTER.search(question), _IN_WORD.findall(question)
+        is_other = len(question) > _LONGEST_OF_A_WORD or _NUMBER.search(question)
+        if found is None or not words or is_other or not _COUNTS.search(question):
             return None
         letter, word = found[1], words[-1]
     spelt = [*word]
