@@ -70,11 +70,11 @@ class FirstAnswer:
     def __init__(self) -> None:
         self._found: dict[bytes, dict[str, Any] | str] = {}
 
-    def __call__(self, body: dict[str, Any]) -> dict[str, Any] | str:
+    def __call__(self, body: dict[str, Any], seed: bytes) -> dict[str, Any] | str:
         systems = [m.get("content") for m in body["messages"] if m["role"] == "system"]
         instructions = orjson.dumps([systems, body.get("response_format")])
         if instructions not in self._found:
-            self._found[instructions] = answer(body)
+            self._found[instructions] = answer(body, seed)
         return self._found[instructions]
 
 

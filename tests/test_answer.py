@@ -598,6 +598,31 @@ def test_tool_calls_are_an_answer_in_text_and_a_named_failure_for_json(message: 
     assert isinstance(parser().parse(both), Success)
 
 
+def tops(*pairs: tuple[Any, Any]) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": logprob} for token, logprob in pairs]
+
+
+@pytest.mark.parametrize(
+    ("told", "logprobs"),
+    [
+        ({"content": [{"token": "B", "top_logprobs": tops(("B", -0.5), (" B", -2))},
+                      {"token": ".", "top_logprobs": tops((".", -0.1))}]}, {"B": -0.5, " B": -2.0}),
+        ({"content": [{"top_logprobs": tops(("\ufffd", -1), ("\ufffd", -3))}]}, {"\ufffd": -1.0}),
+        ({"content": [{"top_logprobs": tops(("B", None), (3, -1), ("C", -1))}]}, {"C": -1.0}),
+        *((nothing, None) for nothing in (
+            None, 7, "x", [], {}, {"content": None}, {"content": []}, {"content": [3]},
+            {"content": [{}]}, {"content": [{"token": "B", "top_logprobs": []}]},
+            {"content": [{"top_logprobs": [None, 3]}]}, {"content": {"top_logprobs": 1}})),
+    ],
+)  # fmt: skip
+def test_logprobs_are_those_of_the_first_token(told: Any, logprobs: dict[str, float]) -> None:
+    whole = completion("B.")
+    whole["choices"][0]["logprobs"] = told
+    assert Answer.of(whole).logprobs == logprobs
+    (said,) = said_in([Reply(200, {}, json.dumps(whole).encode())])
+    assert isinstance(said, Answer) and said.logprobs == logprobs
+
+
 REASONING = [
     ({"reasoning_content": "why"}, "why"),
     ({"reasoning": "why"}, "why"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -21,7 +22,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from dagster._core.definitions.data_version import StaleStatus
-from endpoint import Endpoint, Request, Script, in_thread, refusal, said, serving
+from endpoint import (
+    Endpoint,
+    Request,
+    Script,
+    completion,
+    http,
+    in_thread,
+    refusal,
+    said,
+    serving,
+)
 from project import (
     ALL,
     CHATML,
@@ -1785,6 +1796,73 @@ def test_tool_calls_are_kept_and_a_refusal_is_told(
     assert called["api_status"] == "success"
     assert orjson.loads(called["tool_calls"]) == [call]
     assert called["final_messages"][-1] == {**turn("assistant", ""), "tool_calls": [call]}
+
+
+def likely(token: str, **others: float) -> Script:
+    """Begins with the token, which is one of the likely ones."""
+    tops = [{"token": each, "logprob": logprob} for each, logprob in others.items()]
+    told = completion(content=f"{token} it is")
+    told["choices"][0]["logprobs"] = {"content": [{"token": token, "top_logprobs": tops}]}
+    return lambda _: http(200, orjson.dumps(told))
+
+
+class TestLogprobs:
+    @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+    def test_of_the_first_token_are_a_column_live_and_in_replay(
+        self, project: Project, server: RehearsalServer, streamed: bool
+    ) -> None:
+        questions = [asked(f"What is {n}?") for n in range(3)]
+        project.write_input(CONVERSATIONS, questions)
+        project.write_model({"chat_config": {"stream": streamed}})
+        project.write_generation({"logprobs": 4})
+        found = [row["logprobs"] for row in answer_all(project)]
+        assert [len(each) for each in found] == [4, 4, 4]
+        assert [max(each, key=each.get) for each in found] == ["This"] * 3
+        assert all(sum(map(math.exp, each.values())) < 1 for each in found)
+        paid = server.stats()["requests"]
+        project.write_generation({"logprobs": 4, "merge_reasoning": False})
+        assert project.materialize().ran["responses"] == 1
+        assert [row["logprobs"] for row in project.responses()] == found
+        assert server.stats()["requests"] == paid
+
+    def test_are_asked_for_only_where_they_are_wanted(
+        self, project: Project, answered_by: Answered
+    ) -> None:
+        endpoint = answered_by(likely("B", B=-0.25, A=-1.5))
+        project.write_input(CONVERSATIONS, [asked("a", logprobs="mine")])
+        for wanted in (None, 2, 20, 2):
+            project.write_generation({"logprobs": wanted})
+            (row,) = answer_all(project)
+            assert row.get("logprobs") == (wanted and {"B": -0.25, "A": -1.5})
+            assert row["input_logprobs"] == "mine"
+        sent = [(body.get("logprobs"), body.get("top_logprobs")) for body in endpoint.jsons]
+        assert sent == [(None, None), (True, 2), (True, 20)], "another number is another question"
+
+    def test_that_the_endpoint_does_not_give_are_null(
+        self, project: Project, answered_by: Answered
+    ) -> None:
+        answered_by(lambda request: said(content="x") if request.question == "a" else http(500))
+        project.write_input(CONVERSATIONS, [asked("a"), asked("b")])
+        project.write_model({"client_config": {"max_retries": 0}})
+        project.write_generation({"logprobs": 1}, max_failure_rate=1)
+        assert [row["logprobs"] for row in answer_all(project)] == [None, None]
+
+    def test_are_part_of_the_content(self, project: Project, answered_by: Answered) -> None:
+        """The answer is the same, but a grader may look at them."""
+        project.write_input(CONVERSATIONS, [asked("a")])
+        project.write_generation({"logprobs": 2})
+        versions = list[str]()
+        for others in ({"B": -0.25}, {"B": -0.25, "A": -3.0}, {"B": -0.25}):
+            answered_by(likely("B", **others))
+            project.materialize(fresh=True)
+            versions.append(project.manifest(CONVERSATIONS, "responses").data_version)
+        assert versions[0] == versions[2] != versions[1]
+
+    @pytest.mark.parametrize("wrong", [0, 21, "5", True])
+    def test_are_of_1_to_20_tokens(self, project: Project, wrong: Any) -> None:
+        project.write_generation({"logprobs": wrong})
+        with pytest.raises(SetupError, match=r"chain\.yaml:generate_response\.logprobs: "):
+            project.steps()
 
 
 class TestColumns:

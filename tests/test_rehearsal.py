@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import math
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
+from operator import add, mul, sub
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from project import until
 from benchmarks.stub import FirstAnswer
 from modelcall_assets.cli.rehearse import rehearse
 from modelcall_assets.errors import SetupError
+from modelcall_assets.llm.body import StreamedAnswer
 from modelcall_assets.rehearsal import (
     BadHttp,
     Faults,
@@ -146,6 +150,137 @@ def test_a_question_that_names_no_json_gets_a_sentence() -> None:
         assert fate(server, chat("What is a tree?")) == "stop: "
         server.set_faults(Faults(rate_truncated=1))
         assert fate(server, chat("What is a tree?")).startswith("length: This is")
+
+
+# Guesses
+
+
+def said(server: RehearsalServer, text: str, **more: Any) -> str:
+    status, reply = ask(server, chat(text, **more))
+    assert status == 200
+    return reply["choices"][0]["message"]["content"]
+
+
+def choice_of(question: str, letters: str = "ABCD") -> str:
+    choices = "".join(f"- {letter.lower()} = json={letter}\n" for letter in letters)
+    told = f"Multiple Choice question: {question}\n{choices}"
+    return f"{told}\nRespond only with the letter of the correct answer."
+
+
+def test_a_multiple_choice_question_gets_one_of_its_letters() -> None:
+    """Another by another seed of the server's or the request's, and by the model."""
+    questions = [choice_of(f"What is {n}?") for n in range(200)]
+
+    def guesses(server: RehearsalServer, **more: Any) -> list[str]:
+        return [said(server, question, **more) for question in questions]
+
+    with serve_in_thread() as server:
+        first = guesses(server)
+        assert guesses(server, temperature=0) != first, "another request"
+        assert guesses(server) == first
+        counts = Counter(first)
+        assert counts.keys() == set("ABCD") and min(counts.values()) > 25
+        others = [guesses(server, seed=7), guesses(server, model="rehearsal-2")]
+        server.set_faults(Faults(seed=1))
+        for other in (*others, guesses(server)):
+            assert sum(map(str.__eq__, first, other)) in range(25, 90)
+        assert {said(server, choice_of(f"{n}?", "135")) for n in range(30)} == {*"135"}
+        plain = choice_of("Why?").rpartition("\n")[0]
+        assert "rated_by" in content(server, chat(plain)), "it names JSON"
+
+
+def test_above_temperature_0_each_time_is_another_guess(server: RehearsalServer) -> None:
+    question = choice_of("Which?")
+    assert {said(server, question, temperature=0.7) for _ in range(40)} == {*"ABCD"}
+    assert len({said(server, question, temperature=0) for _ in range(10)}) == 1
+
+
+def number_in(text: str) -> str:
+    assert text.startswith("This is a rehearsal: no model has read the question")
+    assert text.count("#### ") == 1
+    return text.rpartition("\n#### ")[2]
+
+
+def test_a_question_for_a_number_gets_one_that_its_numbers_may_give(
+    server: RehearsalServer,
+) -> None:
+    told = "{} has 12 nuts, and eats 5.5. Then it finds 1,000. How many are left? #### 77"
+    guesses = {number_in(said(server, told.format(f"Squirrel{chr(97 + n)}"))) for n in range(26)}
+    asked = {op(op2(a, 1000), 77) for a in (17.5, 6.5, 66)
+             for op2 in (add, sub, mul) for op in (add, sub, mul)}  # fmt: skip
+    assert {float(guess) for guess in guesses} <= asked and len(guesses) > 5
+    assert float(number_in(said(server, "How much is it?"))) in range(10)
+    system = {"role": "system", "content": "End with #### and the number."}
+    body = chat("2 trains and 3 more?")
+    body["messages"].insert(0, system)
+    told = ask(server, body)[1]["choices"][0]["message"]["content"]
+    assert number_in(told) in {"5", "-1", "6"}
+    assert "####" not in said(server, "2 trains and 3 more?")
+
+
+WORDS = [f"{a}{b}{c}a" for a in ("b", "str", "m") for b in ("a", "eo", "i") for c in ("n", "ll")]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Spell the word: {}",
+        "How many a are in the word {}?",
+        "what's the count of 'a' in \"{}\"",
+        "In {}, how many a's are there",
+        "How many a does {} have?",
+    ],
+)
+def test_most_words_are_spelt_right(server: RehearsalServer, asked: str) -> None:
+    right = 0
+    for word in WORDS:
+        told, _, count = said(server, asked.format(word)).partition("\n\n#### ")
+        name, _, letters = told.partition(":")
+        assert name == word
+        is_right = letters == ",".join(word)
+        assert is_right or len(letters) == 2 * len(word) + 1, "a letter too many"
+        assert count == ("" if asked.startswith("Spell") else str(letters.count("a")))
+        assert not count or is_right == (count == str(word.count("a")))
+        right += is_right
+    assert right in range(len(WORDS) // 2, len(WORDS)), "and some are not"
+    assert said(server, "What does a tree in autumn look like?").startswith("This is a rehearsal")
+
+
+@pytest.mark.parametrize("text", [choice_of("Why?", "ACE"), "What is a bush?", 'Give "a_score": 1'])
+def test_logprobs_are_given_where_they_are_asked_for(server: RehearsalServer, text: str) -> None:
+    asked = {"logprobs": True, "top_logprobs": 6}
+    told = ask(server, chat(text, **asked))[1]["choices"][0]
+    tokens = told["logprobs"]["content"]
+    assert "".join(each["token"] for each in tokens) == told["message"]["content"]
+    for each in tokens:
+        tops = each["top_logprobs"]
+        assert len(tops) == 6 == len({top["token"] for top in tops})
+        assert tops[0]["token"] == each["token"] and tops[0]["logprob"] == each["logprob"]
+        ranked = [top["logprob"] for top in tops]
+        assert ranked == sorted(ranked, reverse=True)
+        assert sum(map(math.exp, ranked)) < 1
+        assert all(bytes(top["bytes"]).decode() == top["token"] for top in tops)
+    firsts = {top["token"] for top in tokens[0]["top_logprobs"]}
+    if "Multiple" in text:
+        assert {*"ACE"} <= firsts
+    assert ask(server, chat(text, **asked))[1]["choices"][0] == told
+    assert "logprobs" not in ask(server, chat(text))[1]["choices"][0]
+    (bare, *_) = ask(server, chat(text, logprobs=True))[1]["choices"][0]["logprobs"]["content"]
+    assert bare["top_logprobs"] == []
+
+    _, _, data = call(server, "POST", "/v1/chat/completions", chat(text, stream=True, **asked))
+    streamed = StreamedAnswer()
+    streamed.feed(data)
+    (choice,) = json.loads(streamed.reply({}).body)["choices"]
+    assert (choice["logprobs"], choice["message"]) == (told["logprobs"], told["message"])
+
+
+@pytest.mark.parametrize("most", [21, -1, "3", 2.0, True])
+def test_what_no_endpoint_gives_of_logprobs_is_refused(server: RehearsalServer, most: Any) -> None:
+    assert ask(server, chat(logprobs=True, top_logprobs=most))[0] == 400
+    assert ask(server, chat(top_logprobs=3))[0] == 400
+    assert ask(server, chat(logprobs=False, top_logprobs=3))[0] == 400
+    assert ask(server, chat(logprobs=False, top_logprobs=None))[0] == 200
 
 
 @given(st.text())

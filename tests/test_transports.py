@@ -485,6 +485,18 @@ def test_thoughts_and_calls_in_other_shapes_are_kept_in_a_stream() -> None:
     assert message["tool_calls"][0]["function"] == {"name": "look", "arguments": "{}"}
 
 
+def test_logprobs_of_a_stream_are_those_of_all_its_tokens() -> None:
+    tokens = [{"token": text, "logprob": -0.5, "top_logprobs": []} for text in ("a", " b", "c")]
+    first, last, bare = delta(content="a"), delta(content=" bc"), delta("stop")
+    first["choices"][0]["logprobs"] = {"content": tokens[:1], "refusal": None}
+    last["choices"][0]["logprobs"] = {"content": tokens[1:]}
+    bare["choices"][0]["logprobs"] = None
+    (choice,) = assembled(lines(delta(role="assistant"), first, last, bare))["choices"]
+    assert choice["logprobs"] == {"content": tokens}
+    (choice,) = assembled(lines(delta(content="a"), bare))["choices"]
+    assert "logprobs" not in choice
+
+
 def test_a_stream_has_to_say_that_it_is_whole() -> None:
     """An empty finish_reason is none, and `[DONE]` without one leaves it open."""
     empty = {"id": "c", "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": ""}]}

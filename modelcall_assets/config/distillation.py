@@ -126,6 +126,9 @@ class ResponsesStep(Step):
     old system sent: the first message alone, as the user's."""
     samples: Annotated[int, Field(ge=1, le=1000)] = 1
     """Answers to each conversation, a row each."""
+    logprobs: Annotated[int, Field(ge=1, le=20)] | None = None
+    """Ask for the log-probabilities of so many of the tokens that an answer is likeliest to begin
+    with, and keep them in a column of that name; not every endpoint gives them."""
     merge_reasoning: bool = True
     """Put the model's reasoning before its answer, in `<think>` tags."""
     resume_mode: bool | None = None

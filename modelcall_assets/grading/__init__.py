@@ -1,6 +1,22 @@
-"""Graders: scorers that compare a response with the reference of its item, one file each."""
+"""Graders: scorers that compare a response with the reference of its item by a rule, one file each.
 
+`correct` is the figure; `answer` is what was taken for the answer, null where there is none. An
+option that cannot be is a ValueError of the constructor; so is an item without what a grader needs,
+and fails its row. Any response can be graded.
+"""
+
+from modelcall_assets.grading.choice import Choice
+from modelcall_assets.grading.exact import Exact
+from modelcall_assets.grading.numeric import Numeric
+from modelcall_assets.grading.regex import Regex
+from modelcall_assets.grading.spelling import Spelling
 from modelcall_assets.transforms.user_code import Scorer
 
-GRADERS: dict[str, type[Scorer]] = {}
+GRADERS: dict[str, type[Scorer]] = {
+    "choice": Choice,
+    "exact": Exact,
+    "numeric": Numeric,
+    "regex": Regex,
+    "spelling": Spelling,
+}
 """By their names in a task file."""

@@ -242,6 +242,7 @@ class StreamedAnswer:
                 "index": index,
                 "message": choice.message(),
                 "finish_reason": choice.finish_reason,
+                **({"logprobs": {"content": choice.logprobs}} if choice.logprobs else {}),
                 **({UNFINISHED: True} if choice.finish_reason is None else {}),
             }
             for index, choice in sorted(self._choices.items())
@@ -257,6 +258,7 @@ class _Choice:
     has_delta: bool = False
     texts: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     tool_calls: defaultdict[int, list[Json]] = field(default_factory=lambda: defaultdict(list))
+    logprobs: list[Json] = field(default_factory=list[Json])
     once: Json = field(default_factory=dict[str, Any])
     again: _Choice | None = None
     """What came up to the first finish_reason, and what came behind it."""
@@ -283,6 +285,7 @@ class _Choice:
             self.has_delta = True
         elif not self.has_delta:  # else it repeats what came
             delta = choice.get("message")
+        self.logprobs += _objects(as_object(choice.get("logprobs")).get("content"))
         given = as_object(delta)
         content = given.get("content")
         if isinstance(content, str):

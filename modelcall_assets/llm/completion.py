@@ -230,6 +230,8 @@ class Answer:
     """What the model said instead of an answer."""
     tool_calls: str | None = None
     """As JSON text."""
+    logprobs: dict[str, float] | None = None
+    """Of the tokens that the answer was likeliest to begin with, where the endpoint says so."""
 
     @classmethod
     def of(cls, completion: Mapping[str, Any], choice: Mapping[str, Any] | None = None) -> Answer:
@@ -259,4 +261,18 @@ class Answer:
             ending=ending_of(choice),
             refusal=refusal,
             tool_calls=calls_text,
+            logprobs=first_logprobs(choice) if choice.get("logprobs") else None,
         )
+
+
+def first_logprobs(choice: Mapping[str, Any]) -> dict[str, float] | None:
+    """Token → logarithm of its probability, in the place of the first token. Of tokens that read
+    the same, the likeliest, which comes first."""
+    content = _listed(as_object(choice["logprobs"]).get("content"))
+    first = as_object(content[0]) if content else {}
+    found: dict[str, float] = {}
+    for each in map(as_object, _listed(first.get("top_logprobs"))):
+        token, logprob = each.get("token"), each.get("logprob")
+        if isinstance(token, str) and isinstance(logprob, int | float):
+            found.setdefault(token, float(logprob))
+    return found or None

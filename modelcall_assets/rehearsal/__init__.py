@@ -288,8 +288,10 @@ class RehearsalServer:
         if what in replies.FAULT_ERRORS:
             wait_s = faults.retry_after_s if what == "rate_limited" else 0.0
             return replies.fault_error(what, wait_s).ending(identity, wait_s), latency_s
+        asked_before = attempt if body.get("temperature") else 0
+        seed = identity + f"{faults.seed}/{asked_before}".encode()
         try:
-            return replies.reply(body, what, identity, self.answer), latency_s
+            return replies.reply(body, what, identity, self.answer, seed), latency_s
         except (AttributeError, LookupError, TypeError, RecursionError):
             refusal = Refusal(400, "a schema beyond the rehearsal model", param="response_format")
             return refusal.ending(identity), 0

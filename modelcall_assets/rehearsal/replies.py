@@ -1,21 +1,23 @@
 """The rehearsal model, and what goes back over the wire: chat completions, streams and errors.
 
 It rates by heuristics: plausible and repeatable, and no judgement of anything. A request that names
-no JSON is a conversation, and gets a sentence.
+no JSON is a conversation, and gets a guess or a sentence.
 
 Six signals are looked for in the first 20,000 characters; the score is their number less one,
 kept within 1-5. The signals that held are the `quality_tags`.
 """
 
+import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import orjson
 
 from modelcall_assets.rehearsal.faults import Ending
+from modelcall_assets.rehearsal.guesses import letters_in, number, spelling, with_logprobs
 
 MODEL = "rehearsal-rater-1"
 MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "rehearsal"}]}
@@ -30,7 +32,8 @@ FAULT_ERRORS = {
 
 LOOK_AT = 20_000
 HONEST = "rehearsal rating, made by heuristics, not by a model"
-PROSE = "This is a rehearsal: no model has read the question, which is repeated here. {}"
+UNREAD = "This is a rehearsal: no model has read the question"
+PROSE = f"{UNREAD}, which is repeated here. {{}}"
 RATED_BY = "rehearsal model (heuristics, no LLM)"
 USE_CASES = ("filter out", "filter out", "pre-training, with care", "pre-training", "fine-tuning")
 
@@ -85,13 +88,13 @@ def is_repair(messages: list[dict[str, Any]]) -> bool:
     return len(messages) > 1 and messages[-2].get("role") == "assistant"
 
 
-def answer(body: dict[str, Any]) -> dict[str, Any] | str:
-    """What answers a chat request: a sentence or a JSON object, its schema filled in, else our own
-    keys and every `"…_score"` and `"…_summary"` that the instructions name in double quotes."""
+def answer(body: dict[str, Any], seed: bytes) -> dict[str, Any] | str:
+    """What answers a chat request: a guess, a sentence or a JSON object, its schema filled in, else
+    our own keys and every `"…_score"` and `"…_summary"` that the instructions name in double
+    quotes."""
     messages = body["messages"]
-    told = "\n".join(map(text_of, messages)).lower()
-    if "response_format" not in body and not any(each in told for each in _NAMES_JSON):
-        return PROSE.format(" ".join(text_of(messages[-1]).split())[:200])
+    if "response_format" not in body and (said := _in_words(messages, seed)) is not None:
+        return said
     users = [text_of(message) for message in messages if message.get("role") == "user"] or [""]
     text = users[0] if is_repair(messages) else users[-1]
     tags = signals(text)
@@ -113,6 +116,20 @@ def answer(body: dict[str, Any]) -> dict[str, Any] | str:
         "recommended_use_case": USE_CASES[score - 1],
         "rated_by": RATED_BY,
     }
+
+
+def _in_words(messages: list[dict[str, Any]], seed: bytes) -> str | None:
+    """None where JSON is named, unless what is wanted is a letter."""
+    question, told = text_of(messages[-1]), "\n".join(map(text_of, messages)).lower()
+    if letters := letters_in(question):
+        return random.Random(seed).choice(letters)
+    if any(each in told for each in _NAMES_JSON):
+        return None
+    if (spelt := spelling(question, seed)) is not None:
+        return spelt
+    if (guessed := number(question, told, seed)) is not None:
+        return f"{UNREAD}.\n#### {guessed}"
+    return PROSE.format(" ".join(question.split())[:200])
 
 
 def _fill(schema: object, tags: list[str]) -> Any:
@@ -199,6 +216,10 @@ def refuse(body: Any) -> Refusal | None:
     limit = _limit(body)
     if limit is not None and (type(limit) is not int or limit < 1):
         return Refusal(400, "max_tokens must be a whole number from 1", param="max_tokens")
+    most = _most_likely(body)
+    if type(most) is not int or not 0 <= most <= 20 or (most and body.get("logprobs") is not True):
+        wrong = "top_logprobs must be a whole number from 0 to 20, beside logprobs: true"
+        return Refusal(400, wrong, param="top_logprobs")
     if not isinstance(model, str):
         return Refusal(400, "missing required parameter: model", param="model")
     if not model.startswith("rehearsal"):
@@ -211,15 +232,16 @@ def reply(
     body: dict[str, Any],
     what: str,
     identity: bytes,
-    answer: Callable[[dict[str, Any]], dict[str, Any] | str],
+    answer: Callable[[dict[str, Any], bytes], dict[str, Any] | str],
+    seed: bytes,
 ) -> Ending:
     """A completion, streamed if the request asks for it. A repair turn is never malformed, so that
-    one repair succeeds."""
+    one repair succeeds. What is drawn is drawn from the `seed`."""
     text, reason = "", "content_filter"
     if what != "filtered":
         if what == "malformed" and is_repair(body["messages"]):
             what = "answered"
-        found = answer(body)
+        found = answer(body, seed)
         text = found if isinstance(found, str) else orjson.dumps(found).decode()
         if what == "malformed":  # prose is when it is empty
             text = "" if isinstance(found, str) else _spoil(found, identity[0])
@@ -237,24 +259,40 @@ def reply(
         "model": body["model"],
         "system_fingerprint": "rehearsal",
     }
+    tokens = None
+    if body.get("logprobs"):
+        letters = letters_in(text_of(body["messages"][-1]))
+        tokens = with_logprobs(text, letters, _most_likely(body), seed)
     if body.get("stream"):
         common["object"] = "chat.completion.chunk"
-        data = _streamed(body, text, reason, common, usage)
+        data = _streamed(body, text, tokens, reason, common, usage)
     else:
         message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": reason}
+        choice = {"index": 0, "message": message, "finish_reason": reason, **_told(tokens)}
         data = json_response({**common, "choices": [choice], "usage": usage})
     return Ending(what, 200, data, identity)
 
 
+def _told(tokens: Sequence[Any] | None) -> dict[str, Any]:
+    return {} if tokens is None else {"logprobs": {"content": [*tokens]}}
+
+
 def _streamed(
-    body: dict[str, Any], text: str, reason: str, common: dict[str, Any], usage: dict[str, int]
+    body: dict[str, Any],
+    text: str,
+    tokens: list[Any] | None,
+    reason: str,
+    common: dict[str, Any],
+    usage: dict[str, int],
 ) -> bytes:
     """Server-sent events, each in a chunk of its own, so the connection stays usable."""
-    step = -(-len(text) // 4) or 1
-    parts = ({"content": text[at : at + step]} for at in range(0, len(text), step))
-    deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}, *parts]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    pieces = text if tokens is None else [each["token"] for each in tokens]
+    step = -(-len(pieces) // 4) or 1
+    choices = [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+    for at in range(0, len(pieces), step):
+        delta = {"content": "".join(pieces[at : at + step])}
+        said = _told(tokens and tokens[at : at + step])
+        choices.append({"index": 0, "delta": delta, "finish_reason": None, **said})
     choices.append({"index": 0, "delta": {}, "finish_reason": reason})
     events = [orjson.dumps({**common, "choices": [choice]}) for choice in choices]
     options = body.get("stream_options")
@@ -272,6 +310,11 @@ def _streamed(
 def _limit(body: dict[str, Any]) -> Any:
     limit = body.get("max_completion_tokens")
     return body.get("max_tokens") if limit is None else limit
+
+
+def _most_likely(body: dict[str, Any]) -> Any:
+    most = body.get("top_logprobs")
+    return 0 if most is None else most
 
 
 def _tokens(characters: int) -> int:

@@ -31,11 +31,11 @@ _SAME = [name for name, _ in API_FIELDS if name not in _RENAMED]
 FAILED_BEFORE = frozenset({"error", "error_type", "traceback", "timestamp", "task_index"})
 """What the old system left in a row that failed; it is not an answer's."""
 OWN_COLUMNS = (
-    "response", "final_messages", "reasoning", "tool_calls", "finish_reason", "usage", "sample",
-    *_SAME,
+    "response", "final_messages", "reasoning", "tool_calls", "finish_reason", "usage", "logprobs",
+    "sample", *_SAME,
 )  # fmt: skip
 _OWN = frozenset(OWN_COLUMNS)
-_ALWAYS_OURS = _OWN - {"tool_calls", "sample"}
+_ALWAYS_OURS = _OWN - {"tool_calls", "logprobs", "sample"}
 """The columns that each of our rows has."""
 
 
@@ -72,6 +72,12 @@ class Responses(AskingStage):
     @cached_property
     def rules(self) -> Rules:
         return Rules(AnswerParser([], frozenset(), None, may_call=True), 0)
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        most = self.step.logprobs
+        asked = {} if most is None else {"logprobs": True, "top_logprobs": most}
+        return super().params | asked
 
     @property
     def adopts(self) -> bool:
@@ -157,7 +163,10 @@ class Responses(AskingStage):
                     totals.count(index, item, api, usage, sample)
                     row = {**given(item), **self._answer(item, api, sample)}
                     content = [api["api_record_id"], api["api_status"], row.get("response")]
-                    totals.digest.update(orjson.dumps([*content, api.get("api_fail_reason")]))
+                    content.append(api.get("api_fail_reason"))
+                    if self.step.logprobs:
+                        content.append(row["logprobs"])
+                    totals.digest.update(orjson.dumps(content))
                     report.show(row)
                     line = encode(row)
                     inference.take(row if is_plain else loads(line), len(line))
@@ -201,6 +210,7 @@ class Responses(AskingStage):
             **calls,
             "finish_reason": api.get("api_finish_reason"),
             "usage": None if None in counts.values() else counts,
+            **({"logprobs": api.get("logprobs")} if self.step.logprobs else {}),
             **({"sample": sample} if self.samples > 1 else {}),
             **{name: api.get(name) for name in _SAME},
             **kept,

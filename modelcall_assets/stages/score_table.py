@@ -66,6 +66,7 @@ def answered_row(finished: Finished, entries: Sequence[Entry], prices: TokenPric
         "api_return": answer.text if answer else last.body.decode("utf-8", "replace"),
         "api_reasoning": answer.reasoning if answer else None,
         "tool_calls": answer.tool_calls if answer else None,
+        "logprobs": answer.logprobs if answer else None,
         "api_finish_reason": answer.finish_reason if answer else None,
         "api_request_key": last.address.key,
         "api_turns": len(entries),

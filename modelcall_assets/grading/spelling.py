@@ -1,0 +1,19 @@
+"""`spelling`: words spelt, or their letters counted."""
+
+from typing import Any, ClassVar
+
+from modelcall_assets.grading.exact import Exact
+from modelcall_assets.grading.item import reference_of
+from modelcall_assets.grading.numeric import Numeric, marked_number
+from modelcall_assets.records.outcome import Row
+
+
+class Spelling:
+    """Where the reference has a count (SpellingBee) that is graded as `numeric` does it; where it
+    is a spelling (SimpleSpelling) the response must be its text, as `exact` has it."""
+
+    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
+
+    def score(self, item: Row) -> dict[str, Any]:
+        is_spelling = marked_number(reference_of(item)) is None
+        return (Exact() if is_spelling else Numeric()).score(item)
