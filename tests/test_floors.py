@@ -18,6 +18,8 @@ FLOOR = {
     "transforms": 1,
     "llm": 2,
     "stages": 3,
+    "sources": 3,
+    "grading": 3,
     "rehearsal": 4,
     "defs": 4,
     "definitions": 4,
@@ -26,6 +28,7 @@ FLOOR = {
 NEIGHBOURS = {
     ("records", "errors"),
     ("journal", "storage"),
+    ("sources", "grading"),
     ("definitions", "defs"),
     ("cli", "defs"),
     ("cli", "rehearsal"),

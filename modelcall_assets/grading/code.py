@@ -11,8 +11,8 @@ _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)",
 
 class Code:
     """Rates a row with `messages`, whose first user turn is the prompt, `entry_point`, `test` and
-    `response`. The program runs in a sandbox of `timeout_s` seconds and `memory_mb` megabytes, and its
-    tests in another process."""
+    `response`. Its program and its tests run in two sandboxed processes, within `timeout_s` seconds
+    and `memory_mb` megabytes each."""
 
     fields = {  # noqa: RUF012
         "correct": {"type": "boolean"},
@@ -28,7 +28,7 @@ class Code:
 
     def check_ready(self) -> None:
         """SetupError where this machine has no sandbox, and why."""
-        check_sandbox()
+        check_sandbox(*self._limits)
 
     def score(self, item: dict[str, Any]) -> dict[str, Any]:
         """SetupError where there is no sandbox (any more); nothing that an answer does raises."""

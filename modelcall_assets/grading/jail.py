@@ -1,5 +1,5 @@
-"""The program inside the sandbox: for each pair of sockets that it is handed it forks a process that
-has nothing but that pair, its own limits and its own view of processes and files.
+"""The program inside the sandbox: for each pair of sockets that it is handed it forks a process,
+which gets one of them, limits and a view of processes and files of its own, and nothing else.
 
 The standard library only. Linux, where `bwrap` has taken away everything else.
 """
@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from modelcall_assets.grading.trial import CHANNEL, judge, play
+from modelcall_assets.grading.trial import CHANNEL, judge, play, print_end
 
 SIDES = {"play": play, "judge": judge}
 _CONTROL = 3
@@ -56,7 +56,8 @@ _REFUSED = {  # numbers of (x86_64, aarch64)
     # The kernel's inside
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "personality": (135, 92),
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "personality": (135, 92),
     # The network, and memory that no limit counts
     "socket": (41, 198), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
     "mq_open": (240, 180), "memfd_create": (319, 279), "memfd_secret": (447, 447),
@@ -101,8 +102,8 @@ def keep(control: socket.socket, line: int, channel: int) -> None:
             _enter(channel, *(write for _, write in outputs), order)
             SIDES[order["side"]](**order["given"])
             sys.stdout.flush()
-        except BaseException:  # noqa: BLE001  of whatever kind the candidate's is
-            sys.excepthook(*sys.exc_info())
+        except BaseException as error:  # noqa: BLE001  whatever a program raises
+            print_end(error)
             os._exit(1)
         os._exit(0)
     control.close()
@@ -156,6 +157,7 @@ def _enter(channel: int, stdout: int, stderr: int, order: dict[str, Any]) -> Non
         os.dup2(descriptor, place)
     os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     os.chdir("/tmp")
+    os.setsid()  # a signal to its group reaches nobody else
     seconds = math.ceil(order["seconds"]) + 1
     for limit, most in (
         (resource.RLIMIT_AS, order["megabytes"] * _MIB),

@@ -1,8 +1,8 @@
-"""Programs that nobody trusts, run where they can touch nothing: in `bwrap`, which takes away files,
-network and processes, a warm interpreter forks for each side of a trial (`jail.py`, `trial.py`).
+"""Programs that nobody trusts, run where they can touch nothing: in `bwrap`, which takes away
+files, network and processes, an interpreter forks for each side of a trial (`jail.py`, `trial.py`).
 
-Candidate and tests are two processes, and only what the second says is a verdict. As root each gets a
-user of its own; as any other user the sandbox is a user namespace.
+Candidate and tests are two processes, and only what the second says is a verdict. As root each gets
+a user of its own; as any other user the sandbox is a user namespace.
 """
 
 import json
@@ -53,29 +53,34 @@ def run_trial(
         {"prompt": prompt, "test": test, "entry_point": entry_point},
         {"seconds": seconds, "megabytes": megabytes},
     )
-    verdict = json.loads(judged["stdout"] or '{"passed": false, "why": ""}')
-    stdout, stderr = (_ADDRESS.sub("0x…", played[name]).strip() for name in ("stdout", "stderr"))
-    if verdict["passed"]:
+    stdout, stderr = (_steady(played[name]) for name in ("stdout", "stderr"))
+    verdict = json.loads(judged["stdout"] or "{}")
+    if verdict.get("passed"):
         return Trial(True, stdout=stdout, stderr=stderr)
     timeout = played["timeout"] or judged["timeout"]
-    why = verdict["why"] or _end_of(played["status"], stderr)
     if timeout:
         why = f"no verdict within {seconds:g} s"
+    elif verdict:
+        why = _steady(verdict["why"]) or _end_of(played)
+    else:
+        why = f"the tests themselves: {_end_of(judged)}"
     is_memory = not timeout and "MemoryError" in f"{why}{stderr}"
-    return Trial(False, _ADDRESS.sub("0x…", why), timeout, is_memory, stdout, stderr)
+    return Trial(False, why, timeout, is_memory, stdout, stderr)
 
 
-def check_sandbox() -> None:
-    """SetupError where this machine cannot isolate a candidate, or where a right one fails."""
+def check_sandbox(seconds: float, megabytes: int) -> None:
+    """SetupError where this machine cannot isolate a candidate, or fails a right one."""
     test = "def check(candidate):\n    assert candidate(20) == 22"
-    trial = run_trial("def plus_two(n):\n    return n + 2", "", test, "plus_two", 30, 256)
+    trial = run_trial(
+        "def plus_two(n):\n    return n + 2", "", test, "plus_two", seconds, megabytes
+    )
     if not trial.correct:
         raise _unready(f"a right answer fails here: {trial.why}")
 
 
 class Sandbox:
     """An interpreter in its `bwrap`. It ends with this object or with this process, however that
-    ends: its socket is closed then. (What dies with its parent dies with the thread that made it.)"""
+    ends, because its socket is closed then; `--die-with-parent` would end it with a thread."""
 
     def __init__(self) -> None:
         self._errors = TemporaryFile()  # noqa: SIM115  closed by `_close`
@@ -130,7 +135,7 @@ _idle: deque[Sandbox] = deque()
 
 
 def _in_sandbox(*trial: Any) -> Any:
-    """In one that is idle, else in a new one; it stays warm for the next trial unless this raises."""
+    """In one that is idle, else in a new one; it stays for the next trial unless this raises."""
     try:
         sandbox = _idle.pop()
     except IndexError:
@@ -166,6 +171,8 @@ def _bwrap() -> list[str]:
     else:
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
     for folder in ("/usr", prefix):
+        for parent in [*Path(folder).parents][-2::-1]:  # bwrap's own are for its user alone
+            command += ["--dir", str(parent)]
         command += ["--ro-bind", folder, folder]
     for folder in map(Path, ("/lib", "/lib32", "/lib64")):
         if folder.is_symlink():
@@ -194,11 +201,18 @@ def _binary() -> str:
     return found
 
 
-def _end_of(status: int, stderr: str) -> str:
-    """Why a process has ended before the tests did."""
-    last = stderr.rpartition("\n")[2]
-    how = f"signal {-status}" if status < 0 else f"status {status}"
-    return last if last and status == 1 else f"the program ended with {how} before its tests"
+def _steady(text: str) -> str:
+    """Without addresses of memory, which no two runs share."""
+    return _ADDRESS.sub("0x…", text).strip()
+
+
+def _end_of(side: dict[str, Any]) -> str:
+    """Why it has ended before it should."""
+    last = _steady(side["stderr"]).rpartition("\n")[2]
+    status = side["status"]
+    if status == 1 and last:
+        return last
+    return f"the process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
 
 
 def _unready(wrong: str, fix: str = "") -> SetupError:

@@ -1,5 +1,5 @@
-"""The two sides of a trial, each in a process of its own: the candidate's program, which may do what
-it likes, and the tests, which call its function over a socket. Only plain data crosses.
+"""The two sides of a trial, each in a process of its own: the candidate's program, which may do
+what it likes, and the tests, which call its function over a socket. Only plain data crosses.
 
 This runs in the sandbox, with the standard library only.
 """
@@ -9,7 +9,7 @@ import json
 import linecache
 import os
 import sys
-from traceback import extract_tb
+from traceback import StackSummary, TracebackException, extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +17,7 @@ CHANNEL = 3
 """File descriptor of the socket to the other side."""
 _MOST_BYTES = 16 << 20
 """Of a call or an answer."""
-_EXACT = range(-(2**63), 2**63)
+_LONG = 1 << 63
 _KINDS = {
     "dict": dict,
     "tuple": tuple,
@@ -30,7 +30,8 @@ _RAISED = (Exception, SystemExit)
 _MEANT_FOR_LOOPS = (StopIteration, StopAsyncIteration, ExceptionGroup)
 """With the first two a candidate could end `all(map(candidate, cases))` before a case has failed;
 the last cannot be made of a text."""
-_TEST = "test"
+_PROGRAM, _TEST = "program", "test"
+"""What their files are called in tracebacks."""
 _MOST_TOLD = 500
 
 
@@ -61,7 +62,7 @@ def packed(value: Any) -> Any:
     if value is None or isinstance(value, bool | str | float):
         return value
     if isinstance(value, int):
-        return value if value in _EXACT else {"int": hex(value)}
+        return value if -_LONG < value < _LONG else {"int": hex(value)}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, list):
@@ -88,7 +89,7 @@ def play(program: str, entry_point: str) -> None:
     """Run the candidate's program, then answer calls of its function until there are no more."""
     peer = Peer()
     scope = _main_module()
-    _run(program, "program", scope)
+    _run(program, _PROGRAM, scope)
     if entry_point not in scope:
         raise NameError(f"the program defines no {entry_point}")
     peer.send(("ready", None))
@@ -157,6 +158,14 @@ class Candidate:
                 self.lost = True
                 self.why = "" if isinstance(error, EOFError | ConnectionError) else _told(error)
             raise Lost from error
+
+
+def print_end(error: BaseException) -> None:
+    """As Python ends, with the program's own frames only."""
+    sys.stdout.flush()
+    told = TracebackException.from_exception(error)
+    told.stack = StackSummary.from_list([each for each in told.stack if each.filename == _PROGRAM])
+    print(*told.format(), sep="", end="", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _main_module() -> dict[str, Any]:
