@@ -907,7 +907,7 @@ def test_all_of_this_as_another_user():
 
 def test_where_nothing_can_be_isolated_the_grader_refuses_and_says_why():
     ready = "from modelcall_assets.grading.code import Code; Code().check_ready()"
-    without = (_binary(), "--unshare-user", "--disable-userns", "--bind", "/", "/", "--")
+    without = (_binary(), "--unshare-user", "--disable-userns", "--dev-bind", "/", "/", "--")
     run = as_another_user(*without, sys.executable, "-c", ready)
     assert run.returncode == 1
     told = run.stderr.strip().splitlines()[-1]

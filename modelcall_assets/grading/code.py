@@ -32,13 +32,13 @@ class Code:
 
     def score(self, item: dict[str, Any]) -> dict[str, Any]:
         """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
-        turns = item.get("messages") or []
-        prompts = [turn.get("content") for turn in turns if turn.get("role") == "user"]
-        needed = *prompts[:1], item.get("test"), item.get("entry_point"), item.get("response")
-        if len(needed) < 4 or not all(isinstance(text, str) and text for text in needed):
+        turns = item.get("messages") or ()
+        prompt = next((turn.get("content") for turn in turns if turn.get("role") == "user"), None)
+        test, entry_point, response = map(item.get, ("test", "entry_point", "response"))
+        needed = prompt, test, entry_point, response
+        if not all(isinstance(text, str) and text for text in needed):
             why = "needs texts: a user turn, test, entry_point and response"
             return asdict(Trial(False, why))
-        prompt, test, entry_point, response = needed
         program = f"{imports(prompt)}\n\n{unwrapped(response)}"
         return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
 

@@ -99,7 +99,7 @@ def keep(control: socket.socket, line: int, channel: int) -> None:
     child = os.fork()
     if not child:
         try:
-            _enter(channel, *(write for _, write in outputs), order)
+            _enter(channel, outputs[0][1], outputs[1][1], order)
             SIDES[order["side"]](**order["given"])
             sys.stdout.flush()
         except BaseException as error:  # noqa: BLE001  whatever a program raises
