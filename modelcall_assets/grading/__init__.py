@@ -6,16 +6,20 @@ and fails its row. Any response can be graded.
 """
 
 from modelcall_assets.grading.choice import Choice
+from modelcall_assets.grading.code import Code
 from modelcall_assets.grading.exact import Exact
 from modelcall_assets.grading.numeric import Numeric
+from modelcall_assets.grading.own import Own
 from modelcall_assets.grading.regex import Regex
 from modelcall_assets.grading.spelling import Spelling
 from modelcall_assets.transforms.user_code import Scorer
 
 GRADERS: dict[str, type[Scorer]] = {
     "choice": Choice,
+    "code": Code,
     "exact": Exact,
     "numeric": Numeric,
+    "own": Own,
     "regex": Regex,
     "spelling": Spelling,
 }

@@ -1,0 +1,60 @@
+"""`code`: does the answer's program pass the tests of its row, as in HumanEval?"""
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from modelcall_assets.grading.sandbox import Trial, check_sandbox, run_trial
+
+_BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)", re.DOTALL)
+
+
+class Code:
+    """Rates a row with `messages`, whose first user turn is the prompt, `entry_point`, `test` and
+    `response`. Its program and its tests run in two sandboxed processes, within `timeout_s` seconds
+    and `memory_mb` megabytes each."""
+
+    fields = {  # noqa: RUF012
+        "correct": {"type": "boolean"},
+        "why": {"type": "string"},
+        "timeout": {"type": "boolean"},
+        "memory_exceeded": {"type": "boolean"},
+        "stdout": {"type": "string"},
+        "stderr": {"type": "string"},
+    }
+
+    def __init__(self, timeout_s: float = 5, memory_mb: int = 256) -> None:
+        self._limits = timeout_s, memory_mb
+
+    def check_ready(self) -> None:
+        """SetupError where this machine has no sandbox, and why."""
+        check_sandbox(*self._limits)
+
+    def score(self, item: dict[str, Any]) -> dict[str, Any]:
+        """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
+        turns = item.get("messages") or ()
+        prompt = next((turn.get("content") for turn in turns if turn.get("role") == "user"), None)
+        test, entry_point, response = map(item.get, ("test", "entry_point", "response"))
+        needed = prompt, test, entry_point, response
+        if not all(isinstance(text, str) and text for text in needed):
+            why = "needs texts: a user turn, test, entry_point and response"
+            return asdict(Trial(False, why))
+        program = f"{imports(prompt)}\n\n{unwrapped(response)}"
+        return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
+
+
+def imports(prompt: str) -> str:
+    """The import lines that a prompt begins with, between comments and blank lines."""
+    found: list[str] = []
+    for line in map(str.strip, prompt.split("\n")):
+        if line.startswith(("import ", "from ")):
+            found.append(line)
+        elif line and not line.startswith("#"):
+            break
+    return "\n".join(found)
+
+
+def unwrapped(response: str) -> str:
+    """The first block between ``` or ```python and ```, each at its line's end; else all of it."""
+    block = _BLOCK.search(response)
+    return (block[1] if block else response).strip()

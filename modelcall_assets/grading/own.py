@@ -1,0 +1,16 @@
+"""`own`: each item by the grader of its source, for mixtures."""
+
+from typing import Any, ClassVar
+
+from modelcall_assets.records.outcome import Row
+
+
+class Own:
+    fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
+
+    def score(self, item: Row) -> dict[str, Any]:
+        from modelcall_assets.grading import GRADERS
+
+        if (name := item.get("grader")) not in GRADERS:
+            raise ValueError(f"column grader: expected one of {', '.join(GRADERS)}; have {name!r}")
+        return GRADERS[name]().score(item)
