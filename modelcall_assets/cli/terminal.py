@@ -22,6 +22,7 @@ from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.export import check_columns
+from modelcall_assets.stages.figures import FIGURES, joined
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher, by_count
 from modelcall_assets.stages.source import Published, published_files
@@ -125,6 +126,7 @@ class RunDisplay:
         results = Results(task)
         latest = {stage.name: _latest(results, stage, keys) for stage in task.stages}
         yield _totals(last, latest[last.name], ended.behind)
+        yield from _figures(latest[last.name])
         for stage in (*before, last):
             found, is_last = latest[stage.name], stage is last
             flawed = (row is None or row["failed"] or row["dropped"] for row in found.values())
@@ -150,7 +152,7 @@ class RunDisplay:
             yield (
                 f"{requests:,} requests sent in {self.seconds:.1f} s{rate}, "
                 f"{replayed:,} rows answered from the journal"
-                if last.asks
+                if any(stage.asks for stage in task.stages)
                 else f"{last.done} in {self.seconds:.1f} s, no model was asked: {last.about}"
             )
         elif ended.failed or ended.busy:
@@ -312,6 +314,22 @@ def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
     ]
     more = len(told) - SHOWN_WARNINGS
     return told[:SHOWN_WARNINGS] + ([f"  … {more} more warnings"] if more > 0 else [])
+
+
+def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
+    """Of an evaluation: `accuracy 0.7125 (0.6931 to 0.7312) of 1,319 items`."""
+    shown = [row[FIGURES] for row in found.values() if row and row["accepted"] and row[FIGURES]]
+    if (figures := joined(shown)) is None:
+        return
+    numbers = figures.numbers()
+    items, *found_numbers = numbers.items()
+    named = dict(found_numbers)
+    for name, value in named.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        low, high = named.get(f"{name}_low"), named.get(f"{name}_high")
+        interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
+        yield f"  {name} {value:.4f}{interval} of {items[1]:,} items"
 
 
 def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:

@@ -10,7 +10,7 @@ _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)",
 
 
 class Code:
-    """Rates a row with `messages`, whose first user turn is the prompt, `entry_point`, `test` and
+    """Rates a row with `messages`, whose last user turn is the prompt, `entry_point`, `test` and
     `response`. Its program and its tests run in two sandboxed processes, within `timeout_s` seconds
     and `memory_mb` megabytes each."""
 
@@ -33,14 +33,17 @@ class Code:
     def score(self, item: dict[str, Any]) -> dict[str, Any]:
         """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
         turns = item.get("messages") or ()
-        prompt = next((turn.get("content") for turn in turns if turn.get("role") == "user"), None)
-        test, entry_point, response = map(item.get, ("test", "entry_point", "response"))
-        needed = prompt, test, entry_point, response
-        if not all(isinstance(text, str) and text for text in needed):
-            why = "needs texts: a user turn, test, entry_point and response"
-            return asdict(Trial(False, why))
-        program = f"{imports(prompt)}\n\n{unwrapped(response)}"
-        return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
+        asked = [turn.get("content") for turn in turns if turn.get("role") == "user"]
+        texts = *asked[-1:], *map(item.get, ("test", "entry_point", "response"))
+        match texts:
+            case (str() as prompt, str() as test, str() as entry_point, str() as response) if all(
+                texts
+            ):
+                program = f"{imports(prompt)}\n\n{unwrapped(response)}"
+                return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
+            case _:
+                why = "needs texts: a user turn, test, entry_point and response"
+                return asdict(Trial(False, why))
 
 
 def imports(prompt: str) -> str:

@@ -121,6 +121,16 @@ class Figures:
         report.tables[FIGURES] = self.table()
 
 
+def joined(found: Sequence[Mapping[str, Any]]) -> Figures | None:
+    """Of several results in their `plain` form; None of none."""
+    if not found:
+        return None
+    first, *others = map(Figures.of, found)
+    for other in others:
+        first.join(other)
+    return first
+
+
 class Ratings:
     """What is to be known of the ratings of a file beside their distribution: nothing."""
 

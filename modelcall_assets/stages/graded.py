@@ -52,13 +52,18 @@ class Graded(ScorerScores):
 
     @property
     def _default(self) -> str:
-        """That of the task's sources where they have one in common."""
+        """That of the task's sources, or of each row's, where they have several."""
+        names = self._defaults
+        return "own" if names[1:] else names[0]
+
+    @cached_property
+    def _defaults(self) -> list[str]:
+        """The graders of the sources. SetupError when one has none."""
         inputs = self.task.inputs
-        sources = inputs.sources.values() if isinstance(inputs, SourceInputs) else ()
-        names = {each.grader or "" for each in sources} or {""}
-        if "" in names:
-            raise self._wrong("missing: the rows do not say by what they are graded")
-        return names.pop() if len(names) == 1 else "own"
+        graders = inputs.graders if isinstance(inputs, SourceInputs) else {None}
+        if None in graders:
+            raise self._wrong("missing: not all sources say by what they are graded")
+        return sorted(filter(None, graders))
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -77,10 +82,13 @@ class Graded(ScorerScores):
         return Grades(next(iter(fields))) if fields else Ratings()
 
     def check_ready(self) -> None:
-        """SetupError too when the grader says that it cannot work here."""
-        scorer: Any = self.scorer()
-        if (ready := getattr(scorer, "ready", None)) is not None and (why := ready()):
-            raise self._wrong(why)
+        """SetupError too when a grader cannot work here."""
+        graders: list[Any] = [self.scorer()]
+        if self.step.grader is None:
+            graders += [GRADERS[name]() for name in self._defaults]
+        for grader in graders:
+            if (check := getattr(grader, "check_ready", None)) is not None:
+                check()
 
     def _wrong(self, wrong: str, expected: str = "", fix: str = "") -> SetupError:
         return SetupError([Problem(self.spec.file_name, _FIELD, wrong, expected, fix=fix)])

@@ -3,6 +3,7 @@ its reference answer."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from modelcall_assets.sources.base import HubSource
 from modelcall_assets.stages.chatml import Conversations
 from modelcall_assets.stages.inputs import ABSENT, Inputs, version_of
 from modelcall_assets.stages.publication import Draft
-from modelcall_assets.stages.raw import Raw, read_split
+from modelcall_assets.stages.raw import SHOWN_MEMBERS, Raw, RawReport
 from modelcall_assets.stages.report import Distribution, Report, Tally
-from modelcall_assets.stages.source import changed
-from modelcall_assets.storage.files import NewFile, write_lines
+from modelcall_assets.stages.source import MEMBERS, changed
+from modelcall_assets.storage.files import NewFile, file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import failed_row
@@ -53,6 +54,14 @@ class SourceInputs(Inputs):
                 fix = "give one of them another name, with `as`"
                 raise self._wrong(f"{field}.as", f"another source is {name} too", fix)
             found[name] = source
+        return found
+
+    @property
+    def graders(self) -> set[str | None]:
+        """Of the sources, of those of mixtures too."""
+        found = set[str | None]()
+        for source in self.sources.values():
+            found |= {each.grader for each in getattr(source, "sources", [source])}
         return found
 
     def files(self) -> list[FileInfo]:
@@ -159,10 +168,16 @@ class Fetched(Raw):
         """InputError when a data set is neither here nor to be had."""
         inputs = self.task.inputs
         assert isinstance(inputs, SourceInputs)
-        files = inputs.members(key)
-        report = read_split(files, self.reading)
-        rows = len(inputs.source(key))
+        files, rows = inputs.members(key), len(inputs.source(key))
+        members = [
+            {"uri": each.uri, "digest": file_digest(each.place), "size": each.size}
+            for each in files
+        ]
+        digest = hashlib.sha256(repr(members).encode()).hexdigest()[:32]
+        report = RawReport(digest=digest, data_version=digest, detail={MEMBERS: members})
         report.rows = report.rows_in = min(rows, self.task.row_limit or rows)
+        report.numbers = {"files": len(files), "bytes": sum(each.size for each in files)}
+        report.tables["members"] = [{"file": e.uri, "bytes": e.size} for e in files[:SHOWN_MEMBERS]]
         self.write(key, report, files, str(self.layout.input_folder), version_of(files))
         return report
 

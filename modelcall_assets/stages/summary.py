@@ -18,7 +18,7 @@ from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.figures import ACCURACY, FIGURES, Figures
+from modelcall_assets.stages.figures import ACCURACY, FIGURES, joined
 from modelcall_assets.stages.inputs import digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import WARNINGS
@@ -114,14 +114,6 @@ class Summary(Stage):
         counts["out_of_date"] = sum(map(len, old.values()))
         counts["missing"] = len(keys.keys() - {*done, *rejected})
         return {f"{what}_{name}": count for name, count in counts.items()}
-
-    def _add_figures(self, report: Report, found: Sequence[Row]) -> None:
-        """Of an evaluation, in all and by group."""
-        if found:
-            first, *others = map(Figures.of, found)
-            for other in others:
-                first.join(other)
-            first.tell(report)
 
     def _add_cost(self, report: Report, rows: Sequence[Row]) -> None:
         """By stage and in all; what is not known of some files is not summed up."""
