@@ -638,7 +638,7 @@ def ran(code: str, env: dict[str, str]) -> str:
 
 ASK = """
 from modelcall_assets.errors import InputError
-from modelcall_assets.sources import GSM8K, MMLU
+from modelcall_assets.sources import GSM8K
 def tell(work):
     try:
         print(work())
@@ -720,9 +720,12 @@ class TestHub:
         assert f"--local-dir {place}. The Hub: " in told
         assert "404" in told or "not found" in told.lower()
 
-    def test_the_folder_comes_first(self, hub: Hub, env: dict[str, str]) -> None:
-        code = f"{ASK}\ntell(lambda: len(MMLU('all', 'dev', '{SAMPLES}')))"
-        assert ran(code, env) == "12\n"
+    def test_the_folder_comes_first(self, hub: Hub, env: dict[str, str], tmp_path: Path) -> None:
+        count = f"{ASK}\ntell(lambda: len(GSM8K('main', 'test', {str(tmp_path / 'mine')!r})))"
+        assert ran(count, env) == "12\n"
+        hub.asked.clear()
+        write_rows(tmp_path / "mine/openai/gsm8k/main/test.jsonl", gsm8k_rows(3))
+        assert ran(count, env) == "3\n"
         assert hub.asked == []
 
 

@@ -84,8 +84,9 @@ class Source(ABC):
         """IndexError past either end; negative ones count from the end."""
         if not isinstance(index, slice):
             return self.get_example(self._among_all(index))
-        part = copy(self)
-        part.indices = self.indices[index]
+        indices = self.indices[index]
+        part = copy(self)  # with what has been read by now
+        part.indices = indices
         return part
 
     def __iter__(self) -> Iterator[Conversation]:
