@@ -84,10 +84,10 @@ class Summary(Stage):
             for row in last
             if not row["accepted"]
         ][:SHOWN]
-        add_rows(report, [row for row in last if row["accepted"]])
-        self._add_figures(
-            report, [row[FIGURES] for row in last if row["accepted"] and row[FIGURES]]
-        )
+        accepted = [row for row in last if row["accepted"]]
+        add_rows(report, accepted)
+        if figures := joined([row[FIGURES] for row in accepted if row[FIGURES]]):
+            figures.tell(report)
         self._add_cost(report, rows)
         report.tables["commands"] = self._commands()
         return report, rows
