@@ -127,9 +127,13 @@ class TestPeople:
         assert f"warning: {path}: 1 labels of no such row: nobody" in ended.err
         assert re.search(r"Krippendorff's α \(interval\): 0\.\d{3}, of 6 items", ended.out)
 
-    def test_a_label_may_be_of_one_file_and_sample(self, bare: Project, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("names", ["ab", "a"])
+    def test_a_label_may_be_of_one_file_and_sample(
+        self, bare: Project, tmp_path: Path, names: str
+    ) -> None:
+        """Of a single file its name does not count."""
         samples, said = [0, 1, 0, 1], [1, 2, 3, 2]
-        for name in ("a", "b"):
+        for name in names:
             path = tmp_path / "judge" / f"{name}.parquet"
             judged(path, ["x", "x", "y", "y"], sample=samples, score=said)
         human = [5, 2, 3, 1]

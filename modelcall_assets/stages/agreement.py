@@ -48,31 +48,36 @@ class Agreement(NamedTuple):
 @dataclass
 class Panel:
     """Labels side by side: an item for each row of a judge, a column for each rater, None where it
-    has no label. `unmatched` are labels of people for no such item."""
+    has no label. `unmatched` are labels of people for no such item. Where each judge has one file,
+    names of files do not count."""
 
+    is_one_file: bool
     raters: dict[str, list[Label | None]] = field(default_factory=dict[str, "list[Label | None]"])
     unmatched: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _items: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     """By file and key."""
 
-    def judge(self, name: str, ratings: Ratings, column: str, *, is_one_file: bool) -> None:
-        """Adds a column of scores files; with `is_one_file` their names do not count."""
+    def judge(self, name: str, ratings: Ratings, column: str) -> None:
+        """Adds a column of scores files."""
         own: list[Label | None] = [None] * len(self._items)
         for file, place in ratings.files.items():
             items = read_items(place, {"figure": column})
             labels = map(_label, items.columns["figure"].to_pylist())
             for key, label in zip(items.keys.to_pylist(), labels, strict=True):
-                at = self._items.setdefault(("" if is_one_file else file, key), len(self._items))
+                at = self._items.setdefault(
+                    ("" if self.is_one_file else file, key), len(self._items)
+                )
                 own += [None] * (at + 1 - len(own))
                 own[at] = label
         self.raters[name] = own
 
     def people(self, name: str, path: Path, column: str) -> None:
-        """Adds the labels of a file that has `id` (or `uid`) and the column; with `file` (a path
-        without suffix) or `sample`, these must be the same too. InputError: no such column, or two
+        """Adds the labels of a file that has `id` (or `uid`) and the column; where it has `file` (a
+        path without suffix) or `sample`, these must be the same too. InputError: no such column, or two
         labels for an item."""
         rows = [row for row in _rows(path) if _label(row.get(column)) is not None]
-        named = [part for part in (FILE, SAMPLE) if any(part in row for row in rows)]
+        parts = (SAMPLE,) if self.is_one_file else (FILE, SAMPLE)
+        named = [part for part in parts if any(part in row for row in rows)]
         labels = dict[tuple[str, ...], Label]()
         for row in rows:
             if (record := own_id(row)) is None:
@@ -86,8 +91,8 @@ class Panel:
         own, met = list[Label | None](), set[tuple[str, ...]]()
         for file, key in self._items:
             record, _, sample = key.partition("\0")
-            parts = {FILE: file, SAMPLE: sample or _FIRST_SAMPLE}
-            wanted = (record, *(parts[part] for part in named))
+            own_parts = {FILE: file, SAMPLE: sample or _FIRST_SAMPLE}
+            wanted = (record, *map(own_parts.__getitem__, named))
             met.add(wanted)
             own.append(labels.get(wanted))
         self.raters[name] = own
@@ -127,10 +132,9 @@ def panel(
     judges: Mapping[str, tuple[Ratings, str]], people: Mapping[str, tuple[Path, str]]
 ) -> Panel:
     """Results with the column that is compared, and files with that of the labels."""
-    found = Panel()
-    is_one_file = all(len(ratings.files) == 1 for ratings, _ in judges.values())
+    found = Panel(all(len(ratings.files) == 1 for ratings, _ in judges.values()))
     for name, (ratings, column) in judges.items():
-        found.judge(name, ratings, column, is_one_file=is_one_file)
+        found.judge(name, ratings, column)
     for name, (path, column) in people.items():
         found.people(name, path, column)
     return found
