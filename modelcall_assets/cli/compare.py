@@ -89,7 +89,7 @@ def compare_results(
       modelcall compare a.yaml b.yaml --page a_and_b.html
     """
     if path is not None:
-        refuse_existing([path], force)
+        refuse_existing([path], force, "--page")
     found = compare((ratings_at(first, stage), ratings_at(second, stage)), figure, by, cluster)
     figures = [found.total(), *found.groups()]
     shown = found.changed(PAGE_RECORDS if path else show)
@@ -128,7 +128,8 @@ def _notes(names: Sequence[str], found: Comparison) -> Iterator[str]:
             such = "; ".join(missing.examples)
             yield f"only in {side}: {missing.rows:,} rows, such as {such}"
         if missing.unrated:
-            yield f"no {found.figure} in {side}: {missing.unrated:,} rows that both have"
+            told = f"{missing.unrated:,} of the rows that both have"
+            yield f"without a value of {found.figure} in {side}: {told}"
 
 
 def _told(estimate: Estimate) -> str:

@@ -72,9 +72,9 @@ class Panel:
         self.raters[name] = own
 
     def people(self, name: str, path: Path, column: str) -> None:
-        """Adds the labels of a file that has `id` (or `uid`) and the column; where it has `file` (a
-        path without suffix) or `sample`, these must be the same too. InputError: no such column, or two
-        labels for an item."""
+        """Adds the labels of a file that has `id` (or `uid`) and the column; where it has `file`
+        (a path without suffix) or `sample`, these must be the same too. InputError: no such column,
+        or two labels for an item."""
         rows = [row for row in _rows(path) if _label(row.get(column)) is not None]
         parts = (SAMPLE,) if self.is_one_file else (FILE, SAMPLE)
         named = [part for part in parts if any(part in row for row in rows)]
