@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Project, Row
+from project import PREPROCESS, TASK, B, Project, Row, some_rows
 
 from modelcall_assets.errors import SetupError
 from modelcall_assets.stages.compare import Comparison, compare
@@ -200,6 +200,26 @@ class TestTasks:
         assert ended.code == 1 and "not what scores published" in ended.err
 
 
+def test_two_prompts_of_a_judge(bare: Project) -> None:
+    """An answer's first number, of files that are preprocessed or not."""
+    bare.write_input(B, some_rows(12))
+    bare.write_prompt(
+        {"prompt_template": {"prompt_text": "Look hard at this: {text}"}}, file="hard"
+    )
+    hard = {"config_path": "configs/prompts/hard.yaml"}
+    bare.write_task({"task_name": "hard", "prompt": hard, "preprocess": PREPROCESS}, file="hard")
+    for task in (TASK, "configs/tasks/hard.yaml"):
+        ended = bare.run("run-task", task)
+        assert ended.code == 0, ended
+    told = compared(bare, TASK, "configs/tasks/hard.yaml")
+    assert (told["figure"], told["missing"]["a"]["rows"]) == ("score", 0)
+    (figures,) = told["figures"]
+    one = [row["score"] for row in bare.scores(B)]
+    two = [row["score"] for row in Project(bare.root, task="hard").scores(B)]
+    assert figures["difference"] == pytest.approx(plain(paired_difference(one, two)))
+    assert figures["mcnemar"] is None and figures["a"]["n"] == 12
+
+
 class TestCopies:
     def test_an_older_copy_beside_the_task(self, graded: Project, tmp_path: Path) -> None:
         folder = graded.root / "data/one/scores"
@@ -284,7 +304,7 @@ class TestMistakes:
         tags = pa.table({"tags": [["x"], []], "value": [1, 2], "api_record_id": ["a", "b"]})
         pq.write_table(tags, tmp_path / "one.parquet")
         side = copied_ratings(tmp_path / "one.parquet")
-        with pytest.raises(SetupError, match="--by:tags: is list.*expected texts or numbers"):
+        with pytest.raises(SetupError, match=r"--by:tags: is list.*expected texts or numbers"):
             compare((side, side), None, "tags", None)
 
     def test_results_of_other_items_are_no_pairs(self, tmp_path: Path, graded: Project) -> None:
