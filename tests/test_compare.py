@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Project, Row
+from project import PREPROCESS, TASK, B, Project, Row, some_rows
 
+from modelcall_assets.errors import SetupError
 from modelcall_assets.stages.compare import Comparison, compare
 from modelcall_assets.stages.ratings import copied_ratings
 from modelcall_assets.transforms.statistics import mcnemar, mean, paired_difference, proportion
@@ -152,7 +153,7 @@ class TestTasks:
         ended = graded.run("compare", ONE, TWO, "--by", "subject", "--show", "1")
         assert ended.code == 0, ended
         assert "right of the rows that both have, with 95 % intervals\n" in ended.out
-        assert "no right in A: 1 rows that both have" in ended.out
+        assert "without a value of right in A: 1 of the rows that both have" in ended.out
         assert "right → wrong" in ended.out and "McNemar's p" in ended.out
         (line,) = re.findall(r"^│ law .*$", ended.out, re.MULTILINE)
         cells = [cell.strip() for cell in line.strip("│").split("│")]
@@ -185,7 +186,7 @@ class TestTasks:
         assert "by_two on a1" in data["texts"][said["B: False"]]
         assert "<td>law</td>" in text and "<figure>" in text
         again = graded.run(*arguments)
-        assert again.code == 2 and "is there already" in again.err
+        assert again.code == 2 and "--page: " in again.err and "is there already" in again.err
         assert graded.run(*arguments, "--force").code == 0
 
     def test_a_result_that_was_changed_is_refused(self, graded: Project) -> None:
@@ -197,6 +198,26 @@ class TestTasks:
         finally:
             path.write_bytes(before)
         assert ended.code == 1 and "not what scores published" in ended.err
+
+
+def test_two_prompts_of_a_judge(bare: Project) -> None:
+    """An answer's first number, of files that are preprocessed or not."""
+    bare.write_input(B, some_rows(12))
+    bare.write_prompt(
+        {"prompt_template": {"prompt_text": "Look hard at this: {text}"}}, file="hard"
+    )
+    hard = {"config_path": "configs/prompts/hard.yaml"}
+    bare.write_task({"task_name": "hard", "prompt": hard, "preprocess": PREPROCESS}, file="hard")
+    for task in (TASK, "configs/tasks/hard.yaml"):
+        ended = bare.run("run-task", task)
+        assert ended.code == 0, ended
+    told = compared(bare, TASK, "configs/tasks/hard.yaml")
+    assert (told["figure"], told["missing"]["a"]["rows"]) == ("score", 0)
+    (figures,) = told["figures"]
+    one = [row["score"] for row in bare.scores(B)]
+    two = [row["score"] for row in Project(bare.root, task="hard").scores(B)]
+    assert figures["difference"] == pytest.approx(plain(paired_difference(one, two)))
+    assert figures["mcnemar"] is None and figures["a"]["n"] == 12
 
 
 class TestCopies:
@@ -278,6 +299,13 @@ class TestMistakes:
         assert ended.code == 2
         assert "--figure: which column is compared?; expected easy, right, points" in ended.err
         assert compared(graded, *folders, "--figure", "right")["figures"][0]["rose"] == 2
+
+    def test_lists_are_no_groups(self, tmp_path: Path) -> None:
+        tags = pa.table({"tags": [["x"], []], "value": [1, 2], "api_record_id": ["a", "b"]})
+        pq.write_table(tags, tmp_path / "one.parquet")
+        side = copied_ratings(tmp_path / "one.parquet")
+        with pytest.raises(SetupError, match=r"--by:tags: is list.*expected texts or numbers"):
+            compare((side, side), None, "tags", None)
 
     def test_results_of_other_items_are_no_pairs(self, tmp_path: Path, graded: Project) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"

@@ -40,12 +40,12 @@ PAGE_RECORDS = 1000
 PLOTTED = 60
 REPLY_CHARS = 300
 SIDES = "A", "B"
-_RESULT = click.Path(exists=True, path_type=Path)
+RESULT = click.Path(exists=True, path_type=Path)
 
 
 @click.command("compare")
-@click.argument("first", metavar="A", type=_RESULT)
-@click.argument("second", metavar="B", type=_RESULT)
+@click.argument("first", metavar="A", type=RESULT)
+@click.argument("second", metavar="B", type=RESULT)
 @stage_option
 @click.option("--figure", metavar="COLUMN", help="What is compared; default: the first rating.")
 @click.option(
@@ -89,8 +89,8 @@ def compare_results(
       modelcall compare a.yaml b.yaml --page a_and_b.html
     """
     if path is not None:
-        refuse_existing([path], force)
-    found = compare((_ratings(first, stage), _ratings(second, stage)), figure, by, cluster)
+        refuse_existing([path], force, "--page")
+    found = compare((ratings_at(first, stage), ratings_at(second, stage)), figure, by, cluster)
     figures = [found.total(), *found.groups()]
     shown = found.changed(PAGE_RECORDS if path else show)
     names = [str(first), str(second)]
@@ -108,7 +108,7 @@ def compare_results(
         echo(f"{len(records):,} of {differ:,} rows that differ: {path}", err=as_json)
 
 
-def _ratings(path: Path, stage: str | None) -> Ratings:
+def ratings_at(path: Path, stage: str | None) -> Ratings:
     if path.suffix not in TASK_SUFFIXES or path.is_dir():
         return copied_ratings(path)
     return published_ratings(chosen_files(stage_of(load(path), stage), None, rejected=False))
@@ -128,7 +128,8 @@ def _notes(names: Sequence[str], found: Comparison) -> Iterator[str]:
             such = "; ".join(missing.examples)
             yield f"only in {side}: {missing.rows:,} rows, such as {such}"
         if missing.unrated:
-            yield f"no {found.figure} in {side}: {missing.unrated:,} rows that both have"
+            told = f"{missing.unrated:,} of the rows that both have"
+            yield f"without a value of {found.figure} in {side}: {told}"
 
 
 def _told(estimate: Estimate) -> str:

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from modelcall_assets.cli.agreement import agreement
 from modelcall_assets.cli.check import check, migrate
 from modelcall_assets.cli.compare import compare_results
 from modelcall_assets.cli.export import export, failures, join, split
@@ -21,7 +22,7 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
-        *(failures, retry, report, compare_results, export, register, verify, clean),
+        *(failures, retry, report, compare_results, agreement, export, register, verify, clean),
         *(split, join, migrate, adopt),
     ],
     context_settings={

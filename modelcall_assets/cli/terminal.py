@@ -189,11 +189,11 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 force_option = click.option("--force", is_flag=True, help="Replace files that are there.")
 
 
-def refuse_existing(places: Iterable[Place], force: bool) -> None:
+def refuse_existing(places: Iterable[Place], force: bool, option: str = "--output") -> None:
     """UsageError when one of them is there, unless `force` says so: it may be anybody's."""
     if not force and (taken := next(filter(exists, places), None)) is not None:
         fix = "choose another place, or add --force to replace what is there"
-        raise misuse("--output", f"{taken} is there already", fix=fix)
+        raise misuse(option, f"{taken} is there already", fix=fix)
 
 
 stage_option = click.option("--stage", help="An asset of the task; default: its last one.")

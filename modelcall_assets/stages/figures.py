@@ -24,6 +24,8 @@ from modelcall_assets.transforms.statistics import (
 FIGURES = "figures"
 """In the detail of a manifest."""
 CORRECT = "correct"
+MANY_SUBJECTS = 10
+"""So many pay for being told apart: fewer make an interval that says nothing."""
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 
@@ -80,26 +82,31 @@ class Figures:
         self.baselines |= other.baselines
 
     def mean(self) -> Estimate:
-        """Over all samples: with Wilson's interval, of items that are right or wrong and have one
-        sample each; else Student's, clustered by group, by item where there is one group."""
-        is_one, items = len(self.groups) == 1, [*self.items.elements()]
-        if is_one and self.name == CORRECT and all(item.samples == 1 for item in items):
+        """Over all samples, with an interval of 95 %: Wilson's of items that are right or wrong
+        and have one sample each; else Student's, clustered by item, of many subjects by these."""
+        items = [*self.items.elements()]
+        by_subject = len({item.subject for item in items}) >= MANY_SUBJECTS
+        is_right_or_wrong = self.name == CORRECT
+        if is_right_or_wrong and not by_subject and all(item.samples == 1 for item in items):
             return proportion(round(sum(item.total for item in items)), len(items))
         values, clusters = list[float](), list[Hashable]()
         for number, item in enumerate(items):
             values += [item.total / item.samples] * item.samples
-            clusters += [number if is_one else item.group] * item.samples
-        return mean(values, clusters)
+            clusters += [item.subject if by_subject else number] * item.samples
+        found = mean(values, clusters)
+        if is_right_or_wrong:
+            return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+        return found
 
     def numbers(self) -> dict[str, Any]:
-        """What is shown of them, by name. Intervals are of 95 %."""
+        """What is shown of them, by name."""
         if not self.items:
             return {}
         figure, name = self.mean(), "accuracy" if self.name == CORRECT else f"{self.name}_mean"
         found: dict[str, Any] = {"items": self.items.total(), name: figure.value}
         if isfinite(figure.low) and isfinite(figure.high):
             found |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
-        if self.baselines:
+        if any(self.baselines.values()):
             tasks = {task: each.mean().value for task, each in self.by(lambda i: i.task).items()}
             found[f"{name}_centred"] = centred_mean(tasks, self.baselines)
         most = min(item.samples for item in self.items)

@@ -1,0 +1,166 @@
+"""`modelcall agreement`: judges and people side by side, as many as there are, and how far they
+agree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from project import Project, Row, write_rows
+
+from modelcall_assets.transforms.statistics import alpha, kappa
+
+TOM = [1, 2, 3, 3, 2, None, 4, 1]
+ANN = [1, 2, 3, 3, 2, 2, 4, 1.0]
+EVE = [None, 3, 3, 3, 2, 3, 4, 2]
+IDS = [f"q{number}" for number in range(len(TOM))]
+
+
+def judged(path: Path, ids: Sequence[str] = IDS, **columns: Sequence[Any]) -> Path:
+    """A scores file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({**columns, "api_record_id": ids}), path)
+    return path
+
+
+def agreed(project: Project, *arguments: str | Path) -> Row:
+    ended = project.run("agreement", *arguments, "--json")
+    assert ended.code == 0, ended
+    return orjson.loads(ended.out)
+
+
+def told_of(first: Sequence[Any], second: Sequence[Any]) -> dict[str, Any]:
+    """What is told of two raters, recounted."""
+    both = [pair for pair in zip(first, second, strict=True) if None not in pair]
+    one, other = zip(*both, strict=True)
+    return {
+        "items": len(both),
+        "same": pytest.approx(sum(a == b for a, b in both) / len(both)),
+        "kappa": pytest.approx(kappa(one, other)),
+        "quadratic": pytest.approx(kappa(one, other, "quadratic")),
+    }
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Of three judges; Eve's has another order and an item more."""
+    turned = [*reversed(IDS), "other"]
+    return [
+        judged(tmp_path / "tom.parquet", score=TOM),
+        judged(tmp_path / "ann.parquet", score=ANN),
+        judged(tmp_path / "eve.parquet", turned, score=[*reversed(EVE), 5]),
+    ]
+
+
+class TestJudges:
+    def test_each_two_and_all(self, bare: Project, files: list[Path]) -> None:
+        told = agreed(bare, *files)
+        units = [*zip(TOM, ANN, EVE, strict=True)]
+        assert (told["items"], told["scale"]) == (8, "interval")
+        assert told["alpha"] == pytest.approx(alpha(units, "interval"))
+        pairs = {(pair.pop("first"), pair.pop("second")): pair for pair in told["pairs"]}
+        names = [f"{path}: score" for path in files]
+        assert pairs == {
+            (names[0], names[1]): told_of(TOM, ANN),
+            (names[0], names[2]): told_of(TOM, EVE),
+            (names[1], names[2]): told_of(ANN, EVE),
+        }
+
+    def test_another_scale(self, bare: Project, files: list[Path]) -> None:
+        for scale in ("nominal", "ordinal"):
+            found = agreed(bare, *files[:2], "--scale", scale)["alpha"]
+            assert found == pytest.approx(alpha(zip(TOM, ANN, strict=True), scale))
+
+    def test_columns_of_one_file(self, bare: Project, tmp_path: Path) -> None:
+        path = judged(tmp_path / "both.parquet", score=TOM, human=EVE)
+        told = agreed(bare, path, "--figure", "score", "--figure", "human")
+        assert told["pairs"][0].items() >= told_of(TOM, EVE).items()
+
+    def test_texts_are_nominal(self, bare: Project, tmp_path: Path) -> None:
+        one, two = ["a", "b", "a", None, "b"], ["a", "b", "b", "a", "b"]
+        path = judged(tmp_path / "both.parquet", IDS[:5], one=one, two=two)
+        figures = "--figure", "one", "--figure", "two"
+        told = agreed(bare, path, *figures)
+        assert told["scale"] == "nominal"
+        assert told["alpha"] == pytest.approx(alpha(zip(one, two, strict=True)))
+        assert told["pairs"][0]["quadratic"] is None
+        ended = bare.run("agreement", path, *figures, "--scale", "interval")
+        assert ended.code == 2 and "--scale: labels are texts; expected nominal" in ended.err
+
+    def test_kappa_is_of_categories(self, bare: Project, tmp_path: Path) -> None:
+        ids, values = [str(n) for n in range(101)], [n / 7 for n in range(101)]
+        path = judged(tmp_path / "both.parquet", ids, one=values, two=[v + 0.1 for v in values])
+        (pair,) = agreed(bare, path, "--figure", "one", "--figure", "two")["pairs"]
+        assert (pair["kappa"], pair["quadratic"]) == (None, None)
+
+    def test_folders_join_by_file(self, bare: Project, tmp_path: Path) -> None:
+        for judge, first, second in ("one", [1, 2], [2, 2]), ("two", [1, 3], [2, 1]):
+            judged(tmp_path / judge / "a.parquet", ["x", "y"], score=first)
+            judged(tmp_path / judge / "deep/b.parquet", ["x", "y"], score=second)
+        (pair,) = agreed(bare, tmp_path / "one", tmp_path / "two")["pairs"]
+        assert pair.items() >= told_of([1, 2, 2, 2], [1, 3, 2, 1]).items()
+
+
+class TestPeople:
+    @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+    def test_labels_of_a_file(
+        self, bare: Project, files: list[Path], tmp_path: Path, suffix: str
+    ) -> None:
+        path = tmp_path / f"people.{suffix}"
+        rows: list[Row] = [{"id": key, "label": label} for key, label in zip(IDS, EVE, strict=True)]
+        rows.append({"id": "nobody", "label": 1})
+        if suffix == "csv":
+            lines = (f"{row['id']},{row['label'] or ''}\n" for row in rows)
+            path.write_text("".join(["id,label\n", *lines]))
+        else:
+            write_rows(path, rows)
+        told = agreed(bare, files[0], "--labels", path)
+        assert told["pairs"][0].items() >= told_of(TOM, EVE).items()
+        assert told["unmatched"] == {str(path): ["nobody"]}
+        ended = bare.run("agreement", files[0], "--labels", path)
+        assert f"warning: {path}: 1 labels of no such row: nobody" in ended.err
+        assert re.search(r"Krippendorff's α \(interval\): 0\.\d{3}, of 6 items", ended.out)
+
+    @pytest.mark.parametrize("names", ["ab", "a"])
+    def test_a_label_may_be_of_one_file_and_sample(
+        self, bare: Project, tmp_path: Path, names: str
+    ) -> None:
+        """Of a single file its name does not count."""
+        samples, said = [0, 1, 0, 1], [1, 2, 3, 2]
+        for name in names:
+            path = tmp_path / "judge" / f"{name}.parquet"
+            judged(path, ["x", "x", "y", "y"], sample=samples, score=said)
+        human = [5, 2, 3, 1]
+        rows = [
+            {"id": key, "file": "b", "sample": sample, "label": label}
+            for key, sample, label in zip("xxyy", samples, human, strict=True)
+        ]
+        people = write_rows(tmp_path / "people.jsonl", rows)
+        told = agreed(bare, tmp_path / "judge", "--figure", "score", "--labels", people)
+        assert told["pairs"][0].items() >= told_of(said, human).items()
+
+    @pytest.mark.parametrize(
+        ("rows", "told"),
+        [
+            ([{"id": "q1", "label": 1}, {"id": "q1", "label": 2}], "two labels for q1"),
+            ([{"name": "q1", "label": 1}], "a label without id; expected id or uid"),
+            ([{"id": "q1", "score": 1}], "no row has a label; name the column"),
+        ],
+    )
+    def test_what_is_no_file_of_labels(
+        self, bare: Project, files: list[Path], tmp_path: Path, rows: list[Row], told: str
+    ) -> None:
+        people = write_rows(tmp_path / "people.jsonl", rows)
+        ended = bare.run("agreement", files[0], "--labels", people)
+        assert ended.code == 1 and told in ended.err
+
+
+def test_one_rater_has_nobody_to_agree_with(bare: Project, files: list[Path]) -> None:
+    ended = bare.run("agreement", files[0])
+    assert ended.code == 2 and "expected two results, columns or --labels" in ended.err
