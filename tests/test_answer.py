@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -621,6 +623,57 @@ def test_logprobs_are_those_of_the_first_token(told: Any, logprobs: dict[str, fl
     assert Answer.of(whole).logprobs == logprobs
     (said,) = said_in([Reply(200, {}, json.dumps(whole).encode())])
     assert isinstance(said, Answer) and said.logprobs == logprobs
+
+
+def rated(before: Sequence[str], behind: Sequence[str], *likely: tuple[str, float]) -> Answer:
+    """An answer of these tokens; between them is a 4, in whose place others were so likely."""
+    told = [{"token": text, "top_logprobs": tops((text, -0.1))} for text in (*before, "4", *behind)]
+    told[len(before)]["top_logprobs"] = tops(*((text, math.log(p)) for text, p in likely))
+    whole = completion("".join(each["token"] for each in told))
+    whole["choices"][0]["logprobs"] = {"content": told}
+    return Answer.of(whole)
+
+
+EXPECTING = replace(parser(RATING), digits=(1, 2, 3, 4, 5))
+OPENS, CLOSES = ['{"', "score", '":', " "], ["}"]
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "likely", "mean"),
+    [
+        (OPENS, CLOSES, [("4", 1.0)], 4),
+        (OPENS, CLOSES, [("4", 0.5), ("5", 0.25), ("2", 0.25)], 3.75),
+        (OPENS, CLOSES, [("4", 0.3), (" 4", 0.1), ("3", 0.1), ("good", 0.5)], 3.8),
+        (OPENS, CLOSES, [("4", 0.2), ("2", 0.2), ("9", 0.3), ("0", 0.2), ("44", 0.1)], 3),
+        ([*OPENS[:3], '"'], ['"}'], [("4", 0.5), ("5", 0.5)], 4.5),
+        (["<think>", *OPENS, "4", "}", "</think>", *OPENS], CLOSES, [("4", 0.5), ("1", 0.5)], 2.5),
+        (OPENS, [', "tags": ["a 4"]', "}"], [("4", 0.5), ("3", 0.5)], 3.5),
+        (['{"tags": ["4"], "', "score", '"', ": "], CLOSES, [("4", 0.5), ("3", 0.5)], 3.5),
+    ],
+)
+def test_the_mean_of_a_score_is_that_of_its_digits_by_probability(
+    before: list[str], behind: list[str], likely: list[tuple[str, float]], mean: float
+) -> None:
+    outcome = EXPECTING.parse(rated(before, behind, *likely))
+    assert isinstance(outcome, Success)
+    assert outcome.values["score"] == 4
+    assert outcome.values["expected_score"] == pytest.approx(mean)
+
+
+def test_a_score_without_logprobs_is_a_failure_and_is_not_mended() -> None:
+    answers = [
+        Answer.of(completion('{"score": 4}')),
+        rated(OPENS, CLOSES),
+        rated(OPENS, CLOSES, ("four", 0.9), ("9", 0.1)),
+        rated(['{"score" :', ' "+'], ['"}'], ("4", 0.9)),
+    ]
+    for answer in answers:
+        finished = Rules(EXPECTING, 3).judge([answer])
+        assert finished is not None
+        assert failure(finished.outcome).reason is Reason.BAD_REPLY
+        assert "no log-probabilities" in failure(finished.outcome).detail
+    optional = replace(parser(RATING, required=()), digits=EXPECTING.digits)
+    assert optional.parse(Answer.of(completion("{}"))) == Success({"score": None, "tags": []})
 
 
 REASONING = [

@@ -2022,6 +2022,51 @@ class TestJudge:
         assert [row["response"] for row in rows] == [row["response"] for row in project.responses()]
         assert {row["api_model"] for row in rows} == {"judge-1"}
 
+    def test_expects_a_score_by_the_probabilities_of_its_digits(
+        self, project: Project, server: RehearsalServer
+    ) -> None:
+        rows = [asked(f"{text} " * 9, id=text) for text in ("red", "green", "blue")]
+        project.write_input(CONVERSATIONS, rows)
+        project.write_generation(scores={**JUDGE, "expected": True})
+        assert project.materialize().failed == []
+        rated = project.scores(CONVERSATIONS)
+        assert all(1 < row["expected_score"] < 5 for row in rated)
+        assert len({row["expected_score"] for row in rated}) == 3
+        assert {row["score"] for row in rated} <= {*range(1, 6)}
+        assert "expected_score" not in orjson.loads(rated[0]["api_return"])
+        paid = server.stats()["requests"]
+        assert paid == 2 * len(rows)
+        project.write_generation(scores=JUDGE)
+        assert project.materialize().failed == []
+        assert "expected_score" not in project.scores(CONVERSATIONS)[0]
+        assert server.stats()["requests"] == paid + len(rows), "that was another question"
+
+    def test_expects_no_score_of_an_endpoint_without_log_probabilities(
+        self, project: Project, answered_by: Answered
+    ) -> None:
+        endpoint = answered_by(echo)
+        project.write_input(CONVERSATIONS, [asked("a")])
+        project.write_generation(scores={**JUDGE, "expected": True})
+        (message,) = project.materialize().failed
+        assert "expected_score: the endpoint gave no log-probabilities" in message
+        assert [body.get("top_logprobs") for body in endpoint.jsons] == [None, 20]
+
+    @pytest.mark.parametrize(
+        "score", [{}, {"type": "number", "maximum": 5}, {"type": "integer", "minimum": 1}]
+    )
+    def test_expects_a_score_of_one_digit(self, project: Project, score: Row) -> None:
+        wide = {"type": "integer", "minimum": 1, "maximum": 10}
+        for declared in (score, wide):
+            path = project.write_prompt()
+            prompt = yaml.safe_load(path.read_text())
+            prompt["output_config"]["json_schema"]["properties"]["score"] = declared
+            path.write_text(yaml.safe_dump(prompt))
+            project.write_generation(scores={**JUDGE, "expected": True})
+            with pytest.raises(
+                SetupError, match=r"scores\.expected: the prompt's score is not one"
+            ):
+                project.steps()
+
     def test_may_be_added_to_answers_that_are_there(
         self, project: Project, server: RehearsalServer
     ) -> None:

@@ -17,6 +17,7 @@ from modelcall_assets.config.datasets import (
 )
 from modelcall_assets.config.distillation import (
     DistillationTask,
+    JudgeStep,
     as_written,
     parse_distillation,
     with_steps,
@@ -116,7 +117,7 @@ def load_task(path: Path, root: Path) -> TaskSpec:
     if task is None or errors_in(problems):
         raise SetupError([*with_lines(problems, root)])
     if "prompt" in named:
-        problems += _unsent_text(task, named["prompt"], file)
+        problems += _unfit_prompt(task, named["prompt"], file)
     models = [named[name] for name in ("model", "generator") if name in named]
     problems += _unkept_budget(task, models, file)
     if isinstance(task, DistillationTask):
@@ -194,10 +195,11 @@ def _named_files(
     return found, files
 
 
-def _unsent_text(
+def _unfit_prompt(
     task: ScoringTask | DistillationTask, prompt: PromptConfig, file: str
 ) -> Iterator[Problem]:
-    """A prompt that names neither of the two columns that hold the text to rate."""
+    """A prompt that names neither of the two columns that hold the text to rate, and one without
+    the score that is expected."""
     rated, sent = task.rated, prompt.placeholders
     columns = {name.partition(".")[0] for name in sent} | sent
     if columns.isdisjoint((rated.prompt_format_key, rated.input_key)):
@@ -206,6 +208,9 @@ def _unsent_text(
         fix = f"name one of those, or write {{{rated.prompt_format_key}}} in the prompt"
         place = f"{'data' if isinstance(task, ScoringTask) else 'scores'}.prompt_format_key"
         yield Problem(file, place, wrong, have=have, fix=fix, severity="warning")
+    if isinstance(rated, JudgeStep) and rated.expected and not prompt.output_config.score_digits:
+        expected = "`score: {type: integer, minimum: …, maximum: …}` within 0 to 9 in json_schema"
+        yield Problem(file, "scores.expected", "the prompt's score is not one digit", expected)
 
 
 def _unkept_budget(

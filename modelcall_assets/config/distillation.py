@@ -156,6 +156,9 @@ class JudgeStep(Step):
     """Column that is rated."""
     prompt_format_key: Text = Field(default_factory=lambda block: block["input_key"])
     """Placeholder of the prompt that receives it; default `input_key`."""
+    expected: bool = False
+    """Rate also by `expected_score`: the mean of all scores, each as likely as the model was to
+    write it. Where the endpoint gives no log-probabilities the rows fail."""
 
 
 class DistillationTask(TaskFile):

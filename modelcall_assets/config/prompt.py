@@ -129,6 +129,14 @@ class OutputConfig(Block):
         return self.json_schema | own
 
     @property
+    def score_digits(self) -> list[int]:
+        """What `score` may be, if that is always a digit."""
+        score = self.properties.get("score", {})
+        least, most = score.get("minimum", -1), score.get("maximum", 10)
+        is_digit = score.get("type") == "integer" and least >= 0 and most <= 9
+        return [digit for digit in range(10) if is_digit and least <= digit <= most]
+
+    @property
     def properties(self) -> dict[str, dict[str, Any]]:
         return self.json_schema.get("properties", {})
 

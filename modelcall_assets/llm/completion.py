@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -230,8 +233,13 @@ class Answer:
     """What the model said instead of an answer."""
     tool_calls: str | None = None
     """As JSON text."""
-    logprobs: dict[str, float] | None = None
-    """Of the tokens that the answer was likeliest to begin with, where the endpoint says so."""
+    tokens: Sequence[Json] = ()
+    """Of the text, each with the likeliest in its place, where the endpoint gives them."""
+
+    @property
+    def logprobs(self) -> dict[str, float] | None:
+        """Of the tokens that the answer was likeliest to begin with, where the endpoint says so."""
+        return (_likely(self.tokens[0]) or None) if self.tokens else None
 
     @classmethod
     def of(cls, completion: Mapping[str, Any], choice: Mapping[str, Any] | None = None) -> Answer:
@@ -261,18 +269,38 @@ class Answer:
             ending=ending_of(choice),
             refusal=refusal,
             tool_calls=calls_text,
-            logprobs=first_logprobs(choice) if choice.get("logprobs") else None,
+            tokens=_tokens(choice["logprobs"]) if choice.get("logprobs") else (),
         )
 
 
-def first_logprobs(choice: Mapping[str, Any]) -> dict[str, float] | None:
-    """Token → logarithm of its probability, in the place of the first token. Of tokens that read
-    the same, the likeliest, which comes first."""
-    content = _listed(as_object(choice["logprobs"]).get("content"))
-    first = as_object(content[0]) if content else {}
+def mean_digit(
+    tokens: Sequence[Json], key: str, digit: int, allowed: Sequence[int]
+) -> float | None:
+    """The `digit` that the key has in the tokens' JSON as the mean of those `allowed`, each as
+    likely as it was in that place; None where the endpoint does not say it of any."""
+    texts = [str(token.get("token")) for token in tokens]
+    before = re.search(rf'(?s)(.*"{re.escape(key)}"\s*:\s*"?){digit}(?!\d)', "".join(texts))
+    if before is None:
+        return None
+    at = bisect_right([*accumulate(map(len, texts))], before.end(1))
+    shares = dict.fromkeys(map(str, allowed), 0.0)
+    for said, logprob in _likely(tokens[at]).items():
+        if said.strip() in shares:
+            shares[said.strip()] += math.exp(logprob)
+    whole = math.fsum(shares.values())
+    return sum(int(each) * share for each, share in shares.items()) / whole if whole else None
+
+
+def _tokens(told: JsonValue) -> list[Json]:
+    return [*map(as_object, _listed(as_object(told).get("content")))]
+
+
+def _likely(token: Json) -> dict[str, float]:
+    """Token → logarithm of its probability, of those likely in the place of this one. Of tokens
+    that read the same, the likeliest, which comes first."""
     found: dict[str, float] = {}
-    for each in map(as_object, _listed(first.get("top_logprobs"))):
-        token, logprob = each.get("token"), each.get("logprob")
-        if isinstance(token, str) and isinstance(logprob, int | float):
-            found.setdefault(token, float(logprob))
-    return found or None
+    for each in map(as_object, _listed(token.get("top_logprobs"))):
+        said, logprob = each.get("token"), each.get("logprob")
+        if isinstance(said, str) and isinstance(logprob, int | float):
+            found.setdefault(said, float(logprob))
+    return found

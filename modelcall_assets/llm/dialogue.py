@@ -17,7 +17,7 @@ import orjson
 
 from modelcall_assets.journal.lines import Entry
 from modelcall_assets.llm.classify import Refused, Reply, Said, classify
-from modelcall_assets.llm.completion import Answer, Ending, Usage
+from modelcall_assets.llm.completion import Answer, Ending, Usage, mean_digit
 from modelcall_assets.llm.json_text import Json, as_object, read
 from modelcall_assets.records.outcome import Failure, Number, Outcome, Reason, Success
 
@@ -88,6 +88,8 @@ class AnswerParser:
     schema: Mapping[str, Any] | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     may_call: bool = False
+    digits: Sequence[int] = ()
+    """Where the mean of a `score` that is one of these is wanted too, as `expected_score`."""
 
     @cached_property
     def untyped(self) -> list[str]:
@@ -134,6 +136,13 @@ class AnswerParser:
         if isinstance(outcome, Failure) and answer.tool_calls:
             called = f"the model called a tool instead: {answer.tool_calls[:1000]}"
             return Failure(Reason.TOOL_CALLS, called)
+        score = outcome.values.get("score") if isinstance(outcome, Success) else None
+        if isinstance(outcome, Success) and self.digits and score is not None:
+            mean = mean_digit(answer.tokens, "score", score, self.digits)
+            if mean is None:
+                what = "expected_score: the endpoint gave no log-probabilities of the score"
+                return Failure(Reason.BAD_REPLY, what)
+            outcome.values["expected_score"] = mean
         return outcome
 
     def _parse_text(self, answer: Answer) -> Outcome:

@@ -1,12 +1,13 @@
 """`scores`: a rating of every record of a file by a model, or by a scorer of the user's own;
 failures in their place."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import orjson
 
+from modelcall_assets.config.distillation import JudgeStep
 from modelcall_assets.config.prompt import PromptConfig
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
@@ -86,6 +87,8 @@ class Scores(AskingStage):
     @cached_property
     def params(self) -> dict[str, Any]:
         params = self.model.request_params()
+        if self.digits:
+            params |= {"logprobs": True, "top_logprobs": 20}
         if self.schema is not None and self.model.supports_json_schema:
             json_schema = {"name": "answer", "schema": self.schema}
             params["response_format"] = {"type": "json_schema", "json_schema": json_schema}
@@ -96,17 +99,26 @@ class Scores(AskingStage):
         return Template.compile(self.prompt.prompt_template.prompt_text)
 
     @cached_property
+    def digits(self) -> Sequence[int]:
+        """What a score may be whose mean by probability is wanted too."""
+        rated = self.spec.task.rated
+        is_expected = isinstance(rated, JudgeStep) and rated.expected
+        return self.prompt.output_config.score_digits if is_expected else ()
+
+    @cached_property
     def fields(self) -> dict[str, dict[str, Any]]:
-        """The declared JSON-schema type of each key of an answer."""
-        return {} if self.schema is None else dict(self.prompt.output_config.fields)
+        """The declared JSON-schema type of each key of an answer, and of what is made of it."""
+        fields = {} if self.schema is None else dict(self.prompt.output_config.fields)
+        return fields | ({"expected_score": {"type": "number"}} if self.digits else {})
 
     @cached_property
     def rules(self) -> Rules:
         parser = AnswerParser(
-            keys=[*self.fields],
+            keys=self.prompt.output_config.keys,
             required=frozenset((self.schema or {}).get("required", ())),
             schema=self.schema,
             defaults=self.prompt.output_config.optional_defaults,
+            digits=self.digits,
         )
         return Rules(parser, self.spec.task.retry.repair_turns)
 
@@ -171,9 +183,10 @@ class Scores(AskingStage):
         return ChatRequest(self.params, tuple(messages), self.model.revision)
 
     def old_answer(self, row: Row) -> OldAnswer | None:
-        """Of a row that is in a scores file; None when it failed. The columns count only where the
-        reply is not there: what the reply does not say, a default has filled."""
-        if row.get("api_status") != "success":
+        """Of a row that is in a scores file; None when it failed, or log-probabilities are wanted.
+        The columns count only where the reply is not there: what the reply does not say, a default
+        has filled."""
+        if row.get("api_status") != "success" or self.digits:
             return None
         said, values = row.get("api_return"), {key: row.get(key) for key in self.fields}
         if isinstance(said, str):
