@@ -34,11 +34,12 @@ class Code:
         """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
         turns = item.get("messages") or ()
         prompt = next((turn.get("content") for turn in turns if turn.get("role") == "user"), None)
-        test, entry_point, response = map(item.get, ("test", "entry_point", "response"))
-        needed = prompt, test, entry_point, response
-        if not all(isinstance(text, str) and text for text in needed):
+        needed = prompt, *map(item.get, ("test", "entry_point", "response"))
+        texts = [text for text in needed if isinstance(text, str) and text]
+        if len(texts) < len(needed):
             why = "needs texts: a user turn, test, entry_point and response"
             return asdict(Trial(False, why))
+        prompt, test, entry_point, response = texts
         program = f"{imports(prompt)}\n\n{unwrapped(response)}"
         return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
 
