@@ -436,8 +436,8 @@ def test_a_program_that_ends_has_not_passed(end: str):
         result = graded(response, f"def check(candidate):\n    candidate(1)\n{SQUARE}")
         assert not result["correct"] and result["why"]
         caught = "def check(candidate):\n    try:\n        candidate(1)\n    except: pass\n"
-        is_raised = "SystemExit" in result["why"] and response != end
-        assert graded(response, caught)["correct"] == is_raised  # an exception is an answer
+        is_raised = re.match("SystemExit|PermissionError", result["why"]) and response != end
+        assert graded(response, caught)["correct"] == bool(is_raised)  # an exception is an answer
 
 
 # Attacks that go on; each says whether it has won.
@@ -885,7 +885,17 @@ def run_as(user: list[str], *command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([root, *sys.path[1:]])
     bwrap = [_bwrap()[0], "--dev", "/dev", "--bind", "/proc", "/proc", "--perms", "1777"]
     bwrap += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--clearenv", "--setenv", "PYTHONPATH", path]
-    bwrap += ["--setenv", "PATH", "/usr/bin:/usr/sbin", "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
+    bwrap += [
+        "--setenv",
+        "PATH",
+        "/usr/bin",
+        "--setenv",
+        "HOME",
+        "/tmp",
+        "--setenv",
+        "PYTHONDONTWRITEBYTECODE",
+        "1",
+    ]
     for folder in ("/usr", "/etc", *filter(os.path.isdir, shown)):
         for parent in [*Path(folder).parents][-2::-1]:
             bwrap += ["--dir", str(parent)]

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from tempfile import TemporaryFile
@@ -216,10 +217,8 @@ def _bwrap() -> list[str]:
 def _sandlock() -> list[str]:
     """The command of one that Landlock and seccomp shut in, as in most containers. It has no folder
     to write to."""
-    try:
-        import sandlock  # noqa: F401
-    except ImportError as error:
-        raise Refused("sandlock is not installed") from error
+    if not find_spec("sandlock"):
+        raise Refused("sandlock is not installed")
     policy = {
         "fs_readable": [path for path in (*_READABLE, *_DEVICES) if Path(path).exists()],
         "fs_writable": ["/dev/null"],
