@@ -437,7 +437,7 @@ def test_a_program_that_ends_has_not_passed(end: str):
         assert not result["correct"] and result["why"]
         # What it raises is an answer like any other, where the tests expect one.
         caught = "def check(candidate):\n    try:\n        candidate(1)\n    except: pass\n"
-        is_raised = result["why"].startswith(("SystemExit", "PermissionError"))
+        is_raised = "SystemExit" in result["why"] or "PermissionError" in result["why"]
         assert graded(response, caught)["correct"] == (is_raised and response != end)
 
 
@@ -469,28 +469,28 @@ ATTACKS = {
             for folder, folders, files in os.walk("/"):
                 folders[:] = [each for each in folders if f"{folder}/{each}" not in ("//usr", own)]
                 found += [f"{folder}/{each}" for each in files]
-            for path in [*found, CANARY]:
+            for path in [*found, CANARY, "/etc/passwd", "/sys/kernel/notes"]:
                 try:
                     with open(path, "rb") as file:
                         if KRAM[::-1].encode() in file.read(1 << 20):
                             return True
                 except OSError:
-                    pass
-            return any(os.path.exists(path) for path in ("/etc/passwd", "/home", "/sys", "/run"))
+                    continue
+                if path.startswith(("/etc/p", "/sys")):
+                    return True
+            return False
         """,
     "proc": """
-        import os
+        import ctypes, os
         def attack():
-            for path in ("/proc", "/proc/self/mem", "/proc/1/environ", "/proc/self/fd"):
-                if os.path.exists(path):
-                    return True
-            try:
-                os.mkdir("/tmp/proc")
-                import ctypes
-                libc = ctypes.CDLL(None)
-                return not libc.mount(b"proc", b"/tmp/proc", b"proc", 0, None)
-            except OSError:
-                return False
+            for path in ("mem", "maps", "environ", "cmdline"):
+                for process in ("self", "1", os.getpid(), os.getppid()):
+                    try:
+                        with open(f"/proc/{process}/{path}", "rb"):
+                            return True
+                    except OSError:
+                        pass
+            return not ctypes.CDLL(None).mount(b"proc", b"/tmp", b"proc", 0, None)
         """,
     "environment": """
         import os
@@ -816,7 +816,7 @@ def test_what_a_candidate_makes_up_is_no_answer(sent: str, why: str):
         """
     result = graded(answer, test)
     assert not result["correct"]
-    assert result["why"].startswith(why or "OSError: [Errno 9] Bad file descriptor")
+    assert result["why"].startswith(why) and result["why"]
 
 
 @pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])

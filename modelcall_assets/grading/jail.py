@@ -105,7 +105,7 @@ def keep(control: socket.socket, line: int, channel: int, has_view: bool) -> Non
     child = os.fork()
     if not child:
         try:
-            _enter(channel, outputs[0][1], outputs[1][1], order)
+            _enter((outputs[0][1], outputs[1][1], channel), order, has_view)
             SIDES[order["side"]](**order["given"])
             sys.stdout.flush()
         except BaseException as error:  # noqa: BLE001  whatever a program raises
@@ -157,9 +157,9 @@ def _read(output: int, tails: dict[int, bytes]) -> bool:
     return bool(data)
 
 
-def _enter(channel: int, stdout: int, stderr: int, order: dict[str, Any]) -> None:
+def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: bool) -> None:
     """Give up everything that a side does not need."""
-    for place, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), stdout, stderr, channel)):
+    for place, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *descriptors)):
         os.dup2(descriptor, place)
     os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     os.setsid()  # a signal to its group reaches nobody else
@@ -174,7 +174,7 @@ def _enter(channel: int, stdout: int, stderr: int, order: dict[str, Any]) -> Non
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (most, most))
-    if not os.getuid():  # root's own limit of processes would not hold
+    if has_view and not os.getuid():  # root's own limit of processes would not hold
         user = (1 << 30) + int.from_bytes(os.urandom(3))
         os.setgroups([])
         os.setresgid(user, user, user)
