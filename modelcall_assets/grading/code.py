@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+from modelcall_assets.grading.item import response_of
 from modelcall_assets.grading.sandbox import Trial, check_sandbox, run_trial
 
 _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)", re.DOTALL)
@@ -33,17 +34,15 @@ class Code:
     def score(self, item: dict[str, Any]) -> dict[str, Any]:
         """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
         turns = item.get("messages") or ()
-        asked = [turn.get("content") for turn in turns if turn.get("role") == "user"]
-        texts = *asked[-1:], *map(item.get, ("test", "entry_point", "response"))
-        match texts:
-            case (str() as prompt, str() as test, str() as entry_point, str() as response) if all(
-                texts
-            ):
-                program = f"{imports(prompt)}\n\n{unwrapped(response)}"
-                return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
-            case _:
-                why = "needs texts: a user turn, test, entry_point and response"
-                return asdict(Trial(False, why))
+        asked = [turn.get("content") for turn in turns if turn.get("role") == "user"] or [None]
+        needed = asked[-1], item.get("test"), item.get("entry_point"), response_of(item)
+        texts = [text for text in needed if isinstance(text, str) and text]
+        if len(texts) < len(needed):
+            why = "needs texts: a user turn, test, entry_point and response"
+            return asdict(Trial(False, why))
+        prompt, test, entry_point, response = texts
+        program = f"{imports(prompt)}\n\n{unwrapped(response)}"
+        return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
 
 
 def imports(prompt: str) -> str:

