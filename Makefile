@@ -19,10 +19,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -q modelcall_assets modelcall.py
 	touch $(READY)
 
-demo: setup  ## score and distil what is found on this machine, against the rehearsal endpoint
+demo: setup  ## score and distil what is found on this machine, and evaluate, against the rehearsal endpoint
 	$(BIN)/python demo/build_inputs.py data/demo
 	$(RUN_DEMO) configs/tasks/demo_code_quality.yaml
 	$(RUN_DEMO) configs/tasks/demo_distillation.yaml
+	$(RUN_DEMO) configs/tasks/evaluation/evaluate_mixture.yaml
 	@echo "look at it: make ui, then http://localhost:$(PORT)"
 
 ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them; PORT=3001 elsewhere

@@ -14,7 +14,12 @@ from pydantic.fields import FieldInfo
 
 from modelcall_assets.config import Block, OldField
 from modelcall_assets.config.datasets import MAPPING_KEYS, DatasetConfig, MergeGroup
-from modelcall_assets.config.distillation import STEP_FIELDS, DistillationTask, in_old_block
+from modelcall_assets.config.distillation import (
+    STEP_FIELDS,
+    DistillationTask,
+    EvaluationTask,
+    in_old_block,
+)
 from modelcall_assets.config.migrate import in_file_order
 from modelcall_assets.config.model import MODEL_FIELDS, FirstGeneration, ModelConfig
 from modelcall_assets.config.places import PLACEHOLDERS, StorageFile, StoreProfile
@@ -59,6 +64,11 @@ def reference() -> str:
                 "Distilling task",
                 cleandoc(DistillationTask.__doc__ or ""),
                 _rows(DistillationTask, without=TaskFile.model_fields),
+            ),
+            _section(
+                "Evaluating task",
+                cleandoc(EvaluationTask.__doc__ or ""),
+                _rows(EvaluationTask, without=DistillationTask.model_fields),
             ),
             _section("Data sets", _DATASETS, _rows(DatasetConfig)),
             _table(("format_style", "keys of column_mapping"), styles),

@@ -37,7 +37,7 @@ from modelcall_assets.config.catalog import (
 )
 from modelcall_assets.config.distillation import (
     GENERATE,
-    STEPS,
+    OLD_STEPS,
     DistillationTask,
     as_written,
     parse_distillation,
@@ -1155,13 +1155,13 @@ def test_the_key_of_the_judges_placeholder_is_its_column_unless_given() -> None:
     assert task.rated.prompt_format_key == "response"
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", OLD_STEPS)
 def test_the_old_block_is_the_step_that_it_names(step: str) -> None:
     task = distilled(single(step))
     new = {"task_name": "single", "task_type": "data_distillation"}
     own = {**STEP_BLOCKS[step], INPUT_OF[step]: "in_dir"}
     assert task == distilled({**new, step: own})
-    assert [name for name in STEPS if getattr(task, name)] == [step]
+    assert [name for name in OLD_STEPS if getattr(task, name)] == [step]
 
 
 def test_both_old_key_sets_of_generate_response_are_one_task() -> None:
@@ -1211,7 +1211,7 @@ JUDGE, CONVERT, MERGE = (
 DISTILLATION_MISTAKES: dict[str, Data] = {
     **{
         f"{step} without {field}": with_fields(single(step), {f"distillation.{field}": ...})
-        for step in STEPS
+        for step in OLD_STEPS
         for field in (*STEP_BLOCKS[step], INPUT_OF[step])
     },
     "flush_interval": single(GENERATE, flush_interval=2.0),
@@ -1291,7 +1291,7 @@ def test_a_problem_is_where_the_file_has_the_field() -> None:
     assert as_written(wrong, OLD_GENERATE).field == "distillation.model_config"
     assert as_written(wrong, single(GENERATE)).field == "distillation.response_config_path"
     assert as_written(wrong, single("jsonl_merge")) == wrong
-    for step in STEPS:
+    for step in OLD_STEPS:
         whole = Problem("t.yaml", "max_failure_rate", "wrong")
         assert as_written(whole, single(step)) == whole
 

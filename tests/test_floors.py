@@ -29,6 +29,8 @@ NEIGHBOURS = {
     ("records", "errors"),
     ("journal", "storage"),
     ("sources", "grading"),
+    ("stages", "sources"),
+    ("stages", "grading"),
     ("definitions", "defs"),
     ("cli", "defs"),
     ("cli", "rehearsal"),

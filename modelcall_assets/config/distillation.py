@@ -6,27 +6,28 @@ their `task_type: generate_response` are read as the one step that they are.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from modelcall_assets.config import (
     Content,
-    Count,
-    Encoding,
     OldField,
-    OnBadLine,
-    OnEmptyFile,
     Parsed,
-    Text,
     block_at,
     did_you_mean,
     errors_in,
     validate,
 )
 from modelcall_assets.config.places import Folder
-from modelcall_assets.config.steps import GradingStep, SourcesStep, Step
-from modelcall_assets.config.task import RESUME, TASK_FIELDS, ConfigPath, TaskFile
+from modelcall_assets.config.steps import (
+    ChatmlStep,
+    GradingStep,
+    JudgeStep,
+    MergeStep,
+    ResponsesStep,
+    SourcesStep,
+    Step,
+)
+from modelcall_assets.config.task import RESUME, TASK_FIELDS, TaskFile
 from modelcall_assets.errors import Problem
 
 EVALUATION = "evaluation"
@@ -54,111 +55,6 @@ STEP_ALIASES = {
     "resume": "resume_mode",
 }
 """Names of `task_type: generate_response`, and what `step: generate_response` calls the same."""
-
-
-class ChatmlStep(Step):
-    """Data sets as conversations: `{"messages": […], "format": "chatml"}` lines."""
-
-    stage, input_field, output_field = "chatml", "input_dir", "output_dir"
-
-    dataset_config_path: Text
-    """YAML of the data sets: their configurations, format style and columns."""
-    input_dir: Folder
-    """Folder that holds a folder, or a file, per data set."""
-    output_dir: Folder
-    """Folder of the conversations."""
-    selected_datasets: list[Text] = Field(default_factory=list[str])
-    """Only these; empty means all."""
-    keep_raw_data: bool = True
-    """Keep the original row beside the messages, as `raw_data`."""
-    add_system_prompt: bool = False
-    """Begin conversations that have no system message with `system_prompt`."""
-    system_prompt: Text = "You are a helpful assistant and an expert coder."
-    """What they begin with."""
-    other_roles: Literal["keep", "drop"] = "keep"
-    """What becomes of turns that are neither the user's nor the assistant's."""
-    validation: Literal["lenient", "strict"] = "lenient"
-    """`strict` also wants alternating turns, the last one the assistant's."""
-    on_bad_line: OnBadLine = "keep"
-    encoding: Encoding = "utf-8"
-
-    @property
-    def on_empty_file(self) -> OnEmptyFile:
-        """A split may have no rows."""
-        return "accept"
-
-
-class MergeStep(Step):
-    """Files of conversations, merged by group."""
-
-    stage, input_field, output_field = "merged", "base_input_dir", "base_output_dir"
-
-    merge_config_path: Text
-    """YAML of the merge groups."""
-    base_input_dir: Folder | None = None
-    """Folder of the members; default the conversations of this file."""
-    base_output_dir: Folder
-    """Folder of the merged files."""
-    merge_groups: list[Text] = Field(default_factory=list[str])
-    """Only these groups; empty means all."""
-    on_bad_line: Literal["keep", "fail"] = "keep"
-    """A line that is no JSON object: `keep` puts it into the file of rejected rows, `fail` stops
-    the file, naming the line."""
-    on_empty_file: OnEmptyFile = "fail"
-    encoding: Encoding = "utf-8"
-
-
-class ResponsesStep(Step):
-    """A model's answers to conversations."""
-
-    stage, input_field, output_field = "responses", "input_path", "output_path"
-
-    response_config_path: Text
-    """The model file."""
-    input_path: Folder | None = None
-    """File or folder of conversations; default what the step before leaves."""
-    output_path: Folder
-    """Folder of the answers."""
-    concurrency: Count = 20
-    """Requests in flight in one run."""
-    prompt_mode: Literal["full", "first_message"] = "full"
-    """`full` sends the conversation without a last assistant turn; `first_message` sends what the
-    old system sent: the first message alone, as the user's."""
-    samples: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Answers to each conversation, a row each."""
-    logprobs: Annotated[int, Field(ge=1, le=20)] | None = None
-    """Ask for the log-probabilities of so many of the tokens that an answer is likeliest to begin
-    with, and keep them in a column of that name; not every endpoint gives them."""
-    merge_reasoning: bool = True
-    """Put the model's reasoning before its answer, in `<think>` tags."""
-    resume_mode: bool | None = None
-    """`true` adopts answers of the old system that lie at the output's place, instead of refusing
-    to replace them."""
-    retry_mode: bool | None = None
-    """The same."""
-    on_bad_line: OnBadLine = "keep"
-    on_empty_file: OnEmptyFile = "fail"
-    encoding: Encoding = "utf-8"
-
-
-class JudgeStep(Step):
-    """A model's ratings of the answers."""
-
-    stage, input_field, output_field = "scores", "", "output_dir"
-
-    model: ConfigPath
-    """The model file."""
-    prompt: ConfigPath
-    """The prompt file."""
-    output_dir: Folder
-    """Folder of the ratings."""
-    input_key: Text = "response"
-    """Column that is rated."""
-    prompt_format_key: Text = Field(default_factory=lambda block: block["input_key"])
-    """Placeholder of the prompt that receives it; default `input_key`."""
-    expected: bool = False
-    """Rate also by `expected_score`: the mean of all scores, each as likely as the model was to
-    write it. Where the endpoint gives no log-probabilities the rows fail."""
 
 
 class DistillationTask(TaskFile):

@@ -33,10 +33,7 @@ from modelcall_assets.config.distillation import (
     OLD_BLOCK,
     OLD_STEPS,
     STEP_FIELDS,
-    ChatmlStep,
     DistillationTask,
-    MergeStep,
-    ResponsesStep,
     in_old_block,
     old_step,
 )
@@ -44,6 +41,7 @@ from modelcall_assets.config.endpoint import ClientConfig, holds_literal_secret
 from modelcall_assets.config.model import MODEL_FIELDS, parse_model
 from modelcall_assets.config.places import PLACEHOLDERS, STORAGE_FILE, was_in_object_store
 from modelcall_assets.config.prompt import OutputConfig, PromptConfig, is_number, parse_prompt
+from modelcall_assets.config.steps import ChatmlStep, MergeStep, ResponsesStep
 from modelcall_assets.config.task import (
     DISTILLATION_TYPES,
     FOLDERS,

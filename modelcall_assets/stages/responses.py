@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.distillation import DistillationTask, ResponsesStep
+from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.steps import ResponsesStep
 from modelcall_assets.llm.dialogue import AnswerParser, ChatRequest, Message, Rules
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
 from modelcall_assets.stages.adopt import ADOPTED, OldAnswer

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import orjson
 
-from modelcall_assets.config.distillation import JudgeStep
 from modelcall_assets.config.prompt import PromptConfig
+from modelcall_assets.config.steps import JudgeStep
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import RunStopped
 from modelcall_assets.llm.completion import Usage

@@ -1,0 +1,252 @@
+"""Evaluations: shipped tasks from their sources to their figures, which are those of the rows."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from project import RED, Project, Row, read_rows
+
+from modelcall_assets.config.catalog import load_task
+from modelcall_assets.defs.instance import latest_result
+from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.stages.figures import Figures
+from modelcall_assets.stages.task import Task
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted(path.stem for path in (ROOT / "configs/tasks/evaluation").glob("*.yaml"))
+
+
+@pytest.fixture
+def shipped(bare: Project) -> Project:
+    """With the shipped configs and samples."""
+    shutil.rmtree(bare.root / "configs")
+    shutil.copytree(ROOT / "configs", bare.root / "configs")
+    (bare.root / "demo").mkdir()
+    (bare.root / "demo/benchmarks").symlink_to(ROOT / "demo/benchmarks")
+    return bare
+
+
+def task_of(project: Project, name: str) -> Path:
+    project.task = name
+    return project.root / f"configs/tasks/evaluation/{name}.yaml"
+
+
+def grades(project: Project) -> list[Row]:
+    folder = project.root / f"data/{project.task}/grades"
+    found = sorted(each for each in folder.rglob("*.parquet") if ".modelcall" not in each.parts)
+    return [row for path in found for row in pq.read_table(path).to_pylist()]
+
+
+def written(project: Project, name: str = "asked", **fields: Any) -> Path:
+    """A task of a grader and a source."""
+    project.task = name
+    steps: dict[str, Any] = {
+        "task_name": name,
+        "task_type": "evaluation",
+        "sources": {"data_dir": "demo/benchmarks", "output_dir": f"data/{name}/conversations"},
+        "generate_response": {
+            "response_config_path": "configs/models/rehearsal.yaml",
+            "output_path": f"data/{name}/responses",
+        },
+        "grading": {"output_dir": f"data/{name}/grades"},
+    }
+    for block, own in fields.items():
+        steps[block] = {**steps.get(block, {}), **own}
+    file = project.root / f"configs/tasks/evaluation/{name}.yaml"
+    file.write_text(yaml.safe_dump(steps))
+    return file
+
+
+class TestShipped:
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_goes_from_its_source_to_figures_that_are_those_of_its_rows(
+        self, shipped: Project, server: RehearsalServer, name: str
+    ) -> None:
+        file = task_of(shipped, name)
+        ended = shipped.run("run-task", file)
+        assert ended.code == 0, ended
+        task, rows = Task(load_task(file, shipped.root)), grades(shipped)
+        right, samples = defaultdict[str, list[bool]](list), task.stage("responses").samples
+        for row in rows:
+            right[f"{row['api_record_id']}"].append(row["correct"])
+        assert {*map(len, right.values())} == {samples}
+        (overview,) = task.overviews
+        event = latest_result(shipped.instance, overview, None)
+        assert event is not None
+        accuracy = math.fsum(row["correct"] for row in rows) / len(rows)
+        assert f"accuracy {accuracy:.4f}" in ended.out
+        report, _ = overview.summed()
+        assert (report.numbers["items"], report.numbers["accuracy"]) == (len(right), accuracy)
+        assert report.numbers["accuracy_low"] <= accuracy <= report.numbers["accuracy_high"]
+        by_key = Counter[str]()
+        for key in task.stage("scores").keys.now():
+            made = task.stage("scores").accepted(key)
+            assert made is not None
+            own = pq.read_table(str(task.stage("scores").output(key)))["correct"].to_pylist()
+            assert made.detail["numbers"]["accuracy"] == sum(own) / len(own)
+            by_key[key] = len(own)
+        assert by_key.total() == len(rows)
+        requests = server.stats()["requests"]
+        again = shipped.run("run-task", file)
+        assert "nothing to do" in again.out and server.stats()["requests"] == requests
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_no_reference_is_sent(
+        self, shipped: Project, server: RehearsalServer, name: str
+    ) -> None:
+        assert shipped.run("run-task", task_of(shipped, name)).code == 0
+        for path in (shipped.root / f"data/{name}/responses").glob("*.jsonl"):
+            for row in read_rows(path):
+                *asked, reference = row["messages"]
+                assert row["final_messages"][:-1] == asked
+                assert (asked[-1]["role"], reference["role"]) == ("user", "assistant")
+
+
+def test_killed_five_times_nothing_is_paid_twice(shipped: Project, server: RehearsalServer) -> None:
+    sources = {"tasks": [{"name": "SpellingBee", "split": "test", "size": 120}]}
+    file = written(shipped, sources=sources, generate_response={"concurrency": 8})
+    server.set_faults(Faults(latency_ms=5, rate_hang=0.05))
+    for _ in range(5):
+        answered = server.stats()["answered"]
+        shipped.signalled(lambda: server.stats()["answered"] >= answered + 10, "run-task", file)  # noqa: B023
+    server.set_faults(Faults())
+    assert shipped.run("run-task", file).code == 0
+    assert server.stats()["repeated_ok"] <= 5 * 8
+    assert server.stats()["distinct"] == 120 == len(grades(shipped))
+
+
+def test_what_a_model_did_not_finish_is_graded_as_it_is(
+    shipped: Project, server: RehearsalServer
+) -> None:
+    sources = {"tasks": [{"name": "ARC", "subset": "ARC-Easy", "split": "test"}]}
+    file = written(shipped, sources=sources)
+    text = file.read_text() + "max_failure_rate: 1\n"
+    file.write_text(text)
+    server.set_faults(Faults(rate_truncated=1.0))
+    assert shipped.run("run-task", file).code == 0
+    rows = grades(shipped)
+    assert {row["api_status"] for row in rows} == {"success"}
+
+
+def test_a_data_set_that_is_not_there_is_red_and_says_how_to_get_it(
+    shipped: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    sources = {
+        "data_dir": "data/nowhere",
+        "tasks": [{"name": "GSM8K", "subset": "main", "split": "test"}],
+    }
+    file = written(shipped, sources=sources)
+    ended = shipped.run("run-task", file)
+    assert ended.code == 1
+    assert "hf download openai/gsm8k" in ended.err and "data/nowhere" in ended.err
+    (status,) = shipped_statuses(shipped, file).values()
+    assert status == RED
+
+
+def shipped_statuses(project: Project, file: Path) -> dict[str, Any]:
+    from modelcall_assets.defs.instance import asset_key, partitions_of
+
+    stage = Task(load_task(file, project.root)).stage("raw")
+    keys = project.instance.get_dynamic_partitions(partitions_of(stage.keys).name or "")
+    found = project.instance.get_status_by_partition(
+        asset_key(stage), keys, partitions_of(stage.keys)
+    )
+    return dict(found or {})
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no such source": (
+        {"sources": {"tasks": [{"name": "GSM9K"}]}},
+        "sources.tasks[0].name: no source 'GSM9K'; expected one of ARC, MMLU",
+    ),
+    "no such split": (
+        {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "split": "tests"}]}},
+        "sources.tasks[0]: ",
+    ),
+    "no such grader": (
+        {"grading": {"grader": "numerics"}},
+        "grading.grader: no such grader: numerics",
+    ),
+    "an option that is none": (
+        {"grading": {"grader": "exact", "options": {"strip": "maybe"}}},
+        "grading.grader: ",
+    ),
+    "nobody says how it is graded": (
+        {"sources": {"tasks": [{"name": "SmolTalk", "split": "test"}]}},
+        "grading.grader: missing",
+    ),
+    "two with one name": (
+        {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "split": "test"}] * 2}},
+        "sources.tasks[1].as: another source is GSM8K-main-test.jsonl too",
+    ),
+    "no source": ({"sources": {"tasks": []}}, "sources.tasks: "),
+    "without a name": ({"sources": {"tasks": [{"split": "test"}]}}, "sources.tasks[0]: "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_by_file_and_field(shipped: Project, mistake: str) -> None:
+    fields, told = MISTAKES[mistake]
+    gsm8k = {"tasks": [{"name": "GSM8K", "subset": "main", "split": "test"}]}
+    file = written(shipped, **{"sources": gsm8k, **fields})
+    ended = shipped.run("check", file)
+    assert ended.code == 1, ended
+    assert f"configs/tasks/evaluation/asked.yaml:{told}" in ended.out
+    assert "Traceback" not in ended.told
+
+
+def test_plan_and_try_know_the_rows_of_a_source(shipped: Project) -> None:
+    sources = {"tasks": [{"name": "MMLU", "subset": "all", "split": "test", "stop": 5}]}
+    file = written(shipped, sources=sources, generate_response={"samples": 2})
+    planned = shipped.run("plan", file)
+    assert planned.code == 0 and "to send: about 10 requests" in planned.out, planned
+    tried = shipped.run("try", file, "--rows", "1")
+    assert tried.code == 0 and "Respond only with the letter" in tried.out, tried
+
+
+def test_a_changed_sample_or_option_shows_as_out_of_date(
+    shipped: Project, server: RehearsalServer
+) -> None:
+    copy = shipped.root / "data/own/openai/gsm8k"
+    shutil.copytree(ROOT / "demo/benchmarks/openai/gsm8k", copy)
+    own = {"data_dir": "data/own"}
+    task = {"name": "GSM8K", "subset": "main", "split": "test"}
+    file = written(shipped, sources={**own, "tasks": [task]})
+    assert shipped.run("run-task", file).code == 0
+    sample = copy / "main/test.jsonl"
+    sample.write_text(sample.read_text().replace("?", "??", 1))
+    requests = server.stats()["requests"]
+    assert shipped.run("run-task", file).code == 0
+    assert server.stats()["requests"] == requests + 1, "the row that changed"
+    written(shipped, sources={**own, "tasks": [{**task, "stop": 4}]})
+    assert shipped.run("run-task", file).code == 0
+    assert len(grades(shipped)) == 4 and server.stats()["requests"] == requests + 1
+
+
+def test_figures_of_several_partitions_are_those_of_all_items() -> None:
+    found = Figures("correct")
+    assert found.numbers() == {}
+    plain = {
+        "name": "correct",
+        "items": [["A", "x", 2, 1.0, True, 3], ["A", "y", 2, 2.0, True, 1]],
+        "baselines": {"A": 0.25},
+    }
+    one = Figures.of(plain)
+    assert one.plain == plain
+    numbers = one.numbers()
+    assert numbers["items"] == 4 and numbers["accuracy"] == 5 / 8
+    assert numbers["accuracy_centred"] == (5 / 8 - 0.25) / 0.75
+    assert numbers["pass_at_2"] == 1 and numbers["pass_hat_2"] == 1 / 4
+    found.join(one)
+    found.join(one)
+    assert found.numbers()["items"] == 8 and found.numbers()["accuracy"] == 5 / 8
+    assert [row["group"] for row in found.table()] == ["x", "y"]
