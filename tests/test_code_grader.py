@@ -502,10 +502,13 @@ ATTACKS = {
         import ctypes, os, resource, socket
         def attack():
             libc = ctypes.CDLL(None)
+            try:
+                os.setuid(0)
+            except OSError:
+                pass
             header, data = bytes((0x22, 5, 8, 0x20, 0, 0, 0, 0)), ctypes.create_string_buffer(24)
             libc.capget(header, data)
             calls = (
-                lambda: os.setuid(0),
                 lambda: os.chroot("/tmp"),
                 lambda: os.nice(-5),
                 lambda: os.mknod("/tmp/disk", 0o60600, os.makedev(8, 0)),
@@ -518,8 +521,7 @@ ATTACKS = {
                     call()
                 except (OSError, ValueError):
                     continue
-                if call is not calls[0] or not UNPRIVILEGED:
-                    return True
+                return True
             refused = (libc.unshare(0x10000000), libc.unshare(0x20000), libc.setns(0, 0))
             return any(data.raw) or any(each != -1 for each in refused)
         """,
@@ -750,7 +752,6 @@ def attacking(name: str, canary: Path, port: int) -> str:
         "KRAM": MARK[::-1],  # so that no attack finds its own
         "CANARY": str(canary),
         "PORT": port,
-        "UNPRIVILEGED": os.getuid() != 0,
         "REFUSED": [
             numbers[column] for numbers in _REFUSED.values() if numbers[column] is not None
         ],
