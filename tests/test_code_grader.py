@@ -685,7 +685,7 @@ ATTACKS = {
             pids = [os.getppid(), -1, 0, *range(1, 5000)]
             sent = [is_sent(os.kill, pid, signal.SIGUSR1) for pid in pids]
             limits = resource.RLIMIT_CPU, (1, 1)
-            sent += [is_sent(resource.prlimit, pid, *limits) for pid in (os.getppid(), 1, 2)]
+            sent += [is_sent(resource.prlimit, pid, *limits) for pid in (os.getppid() or 1, 1, 2)]
             return any(sent) or is_sent(os.killpg, 0, signal.SIGTERM)
         """,
     "a symlink race": """
