@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcall_assets.grading.code import Code, imports, unwrapped
-from modelcall_assets.grading.sandbox import _bwrap
+from modelcall_assets.grading.sandbox import bwrap
 from modelcall_assets.grading.trial import packed, unpacked
 
 SQUARE = "def check(candidate):\n    assert candidate(7) == 49\n    assert candidate(n=-3) == 9\n"
@@ -502,10 +502,13 @@ ATTACKS = {
         import ctypes, os, resource, socket
         def attack():
             libc = ctypes.CDLL(None)
+            try:
+                os.setuid(0)
+            except OSError:
+                pass
             header, data = bytes((0x22, 5, 8, 0x20, 0, 0, 0, 0)), ctypes.create_string_buffer(24)
             libc.capget(header, data)
             calls = (
-                lambda: os.setuid(0),
                 lambda: os.chroot("/tmp"),
                 lambda: os.nice(-5),
                 lambda: os.mknod("/tmp/disk", 0o60600, os.makedev(8, 0)),
@@ -518,8 +521,7 @@ ATTACKS = {
                     call()
                 except (OSError, ValueError):
                     continue
-                if call is not calls[0] or not UNPRIVILEGED:
-                    return True
+                return True
             refused = (libc.unshare(0x10000000), libc.unshare(0x20000), libc.setns(0, 0))
             return any(data.raw) or any(each != -1 for each in refused)
         """,
@@ -672,7 +674,7 @@ ATTACKS = {
         dumps = json.dumps
         """,
     "signals": """
-        import os, signal
+        import os, resource, signal
         def attack():
             def is_sent(call, *arguments):
                 try:
@@ -682,6 +684,8 @@ ATTACKS = {
                 return True
             pids = [os.getppid(), -1, 0, *range(1, 5000)]
             sent = [is_sent(os.kill, pid, signal.SIGUSR1) for pid in pids]
+            limits = resource.RLIMIT_CPU, (1, 1)
+            sent += [is_sent(resource.prlimit, pid, *limits) for pid in (os.getppid() or 1, 1, 2)]
             return any(sent) or is_sent(os.killpg, 0, signal.SIGTERM)
         """,
     "a symlink race": """
@@ -743,17 +747,14 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 
 def attacking(name: str, canary: Path, port: int) -> str:
-    from modelcall_assets.grading.jail import _ARCHITECTURES, _REFUSED
+    from modelcall_assets.grading.jail import ARCHITECTURES, REFUSED
 
-    column = _ARCHITECTURES[os.uname().machine][1]
+    column = ARCHITECTURES[os.uname().machine][1]
     known = {
         "KRAM": MARK[::-1],  # so that no attack finds its own
         "CANARY": str(canary),
         "PORT": port,
-        "UNPRIVILEGED": os.getuid() != 0,
-        "REFUSED": [
-            numbers[column] for numbers in _REFUSED.values() if numbers[column] is not None
-        ],
+        "REFUSED": [numbers[column] for numbers in REFUSED.values() if numbers[column] is not None],
     }
     names = "\n".join(f"{key} = {value!r}" for key, value in known.items())
     ending = """
@@ -873,7 +874,7 @@ USER = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "--
 USER += ["--inh-caps", "-all", "--bounding-set", "-all", "--"]
 CONTAINER = ["setpriv", "--no-new-privs", "--inh-caps", "-all"]
 CONTAINER += ["--bounding-set", "-all,+setuid,+setgid,+kill", "--"]
-NO_NAMESPACES = [_bwrap()[0], "--unshare-user", "--disable-userns", "--dev-bind", "/", "/", "--"]
+NO_NAMESPACES = [bwrap()[0], "--unshare-user", "--disable-userns", "--dev-bind", "/", "/", "--"]
 
 
 def run_as(user: list[str], *command: str) -> subprocess.CompletedProcess[str]:
@@ -884,9 +885,9 @@ def run_as(user: list[str], *command: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[1])
     shown = [str(Path(sys.base_prefix).resolve()), sys.prefix, root, *sys.path[1:]]
     path = os.pathsep.join([root, *sys.path[1:]])
-    bwrap = [_bwrap()[0], "--dev", "/dev", "--bind", "/proc", "/proc", "--perms", "1777"]
-    bwrap += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--clearenv", "--setenv", "PYTHONPATH", path]
-    bwrap += [
+    view = [bwrap()[0], "--dev", "/dev", "--bind", "/proc", "/proc", "--perms", "1777"]
+    view += ["--tmpfs", "/tmp", "--chdir", "/tmp", "--clearenv", "--setenv", "PYTHONPATH", path]
+    view += [
         "--setenv",
         "PATH",
         "/usr/bin",
@@ -899,12 +900,12 @@ def run_as(user: list[str], *command: str) -> subprocess.CompletedProcess[str]:
     ]
     for folder in ("/usr", "/etc", *filter(os.path.isdir, shown)):
         for parent in [*Path(folder).parents][-2::-1]:
-            bwrap += ["--dir", str(parent)]
-        bwrap += ["--ro-bind", folder, folder]
+            view += ["--dir", str(parent)]
+        view += ["--ro-bind", folder, folder]
     for folder in ("/lib", "/lib64", "/bin"):
-        bwrap += ["--ro-bind-try", folder, folder]
+        view += ["--ro-bind-try", folder, folder]
     return subprocess.run(
-        [*bwrap, "--", *user, sys.executable, *command],
+        [*view, "--", *user, sys.executable, *command],
         capture_output=True,
         text=True,
         timeout=900,

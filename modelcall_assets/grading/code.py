@@ -38,8 +38,7 @@ class Code:
         needed = asked[-1], item.get("test"), item.get("entry_point"), response_of(item)
         texts = [text for text in needed if isinstance(text, str) and text]
         if len(texts) < len(needed):
-            why = "needs texts: a user turn, test, entry_point and response"
-            return asdict(Trial(False, why))
+            return asdict(Trial(False, "needs texts: a user turn, test, entry_point and response"))
         prompt, test, entry_point, response = texts
         program = f"{imports(prompt)}\n\n{unwrapped(response)}"
         return asdict(run_trial(program, prompt, test, entry_point, *self._limits))

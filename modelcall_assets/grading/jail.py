@@ -16,7 +16,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from typing import Any
 
@@ -31,16 +30,17 @@ _WARM += " random re statistics string textwrap typing"
 _TAIL_BYTES = 4000
 """Of what a process writes; the rest is read and thrown away."""
 _MIB = 1 << 20
+_DESCRIPTORS = 64
 
 _NEW_MOUNTS, _NEW_PIDS, _THREAD = 0x20000, 0x20000000, 0x10000
 _NO_SUID, _NO_DEVICES = 2, 4
 _PARENT_DIES, _SECCOMP, _NO_NEW_PRIVILEGES = 1, 22, 38
 _CAPABILITIES_VERSION = 0x20080522
 
-_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _X32 = 0x40000000
-_CLONE, _CLONE3 = (56, 220), 435
-_REFUSED = {  # numbers of (x86_64, aarch64)
+_CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
+REFUSED = {  # numbers of (x86_64, aarch64)
     # Processes: there are only threads, so that the limit of memory is one for all.
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
     # Namespaces and mounts
@@ -52,6 +52,9 @@ _REFUSED = {  # numbers of (x86_64, aarch64)
     # Other processes
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
+    "migrate_pages": (256, 238), "move_pages": (279, 239),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "kcmp": (312, 272), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "process_mrelease": (448, 448),
@@ -72,7 +75,8 @@ def serve(shut_in_by: str) -> None:
     """Fork for each pair that comes by standard input, until the grader has ended. `shut_in_by` is
     what forks can have a view of their own by: "namespaces", or "landlock", where they cannot."""
     os.dup2(0, _CONTROL)
-    os.closerange(_CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
+    os.closerange(_CONTROL + 1, _DESCRIPTORS)
     for name in _WARM.split():
         importlib.import_module(name)
     with socket.socket(fileno=_CONTROL) as control:
@@ -107,11 +111,11 @@ def keep(control: socket.socket, line: int, channel: int, has_view: bool) -> Non
         try:
             _enter((outputs[0][1], outputs[1][1], channel), order, has_view)
             SIDES[order["side"]](**order["given"])
-            sys.stdout.flush()
+            os._exit(0)
         except BaseException as error:  # noqa: BLE001  whatever a program raises
             print_end(error)
+        finally:
             os._exit(1)
-        os._exit(0)
     control.close()
     os.close(channel)
     for _, write in outputs:
@@ -161,7 +165,7 @@ def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: b
     """Give up everything that a side does not need."""
     for place, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *descriptors)):
         os.dup2(descriptor, place)
-    os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    os.closerange(CHANNEL + 1, _DESCRIPTORS)
     os.setsid()  # a signal to its group reaches nobody else
     seconds = math.ceil(order["seconds"]) + 1
     for limit, most in (
@@ -169,7 +173,7 @@ def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: b
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, 16 * _MIB),
         (resource.RLIMIT_STACK, 8 * _MIB),
-        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_NOFILE, _DESCRIPTORS),
         (resource.RLIMIT_NPROC, 64),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -187,17 +191,20 @@ def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: b
 
 
 def _filter() -> bytes:
-    """A seccomp program: EPERM for what is refused and for `clone` unless it makes a thread; ENOSYS
-    for `clone3`, whose flags a filter cannot read, so that `clone` is tried."""
-    architecture, column = _ARCHITECTURES[platform.machine()]
+    """A seccomp program: EPERM for what is refused, for `prlimit` of others and for `clone` unless
+    it makes a thread; ENOSYS for `clone3`, whose flags a filter cannot read, so that `clone` is
+    tried."""
+    architecture, column = ARCHITECTURES[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     kill, allow, refuse = 0x80000000, 0x7FFF0000, 0x50000 | errno.EPERM
     code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, 0)]
     code += [(at_least, 0, 1, _X32), (give, 0, 0, refuse)]
-    for numbers in _REFUSED.values():
+    for numbers in REFUSED.values():
         if numbers[column] is not None:
             code += [(equal, 0, 1, numbers[column]), (give, 0, 0, refuse)]
     code += [(equal, 0, 1, _CLONE3), (give, 0, 0, 0x50000 | errno.ENOSYS)]
+    code += [(equal, 0, 3, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0)]
+    code += [(give, 0, 0, refuse), (load, 0, 0, 0)]
     code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 1, 0, _THREAD)]
     code += [(give, 0, 0, refuse), (give, 0, 0, allow)]
     return b"".join(struct.pack("HBBI", *each) for each in code)

@@ -88,9 +88,8 @@ def run_trial(
 def check_sandbox(seconds: float, megabytes: int) -> None:
     """SetupError where this machine cannot isolate a candidate, or fails a right one."""
     test = "def check(candidate):\n    assert candidate(20) == 22"
-    trial = run_trial(
-        "def plus_two(n):\n    return n + 2", "", test, "plus_two", seconds, megabytes
-    )
+    program = "import colorsys\n\ndef plus_two(n):\n    return n + 2"
+    trial = run_trial(program, "", test, "plus_two", seconds, megabytes)
     if not trial.correct:
         raise _unready(f"a right answer fails here: {trial.why}")
 
@@ -107,7 +106,13 @@ class Sandbox:
         self._errors = TemporaryFile()  # noqa: SIM115  closed by `_close`
         self._control, inner = socket.socketpair()
         with inner:
-            process = Popen(command, stdin=inner.fileno(), stdout=DEVNULL, stderr=self._errors)
+            process = Popen(
+                command,
+                stdin=inner.fileno(),
+                stdout=DEVNULL,
+                stderr=self._errors,
+                start_new_session=True,  # Ctrl-C is the grader's own affair
+            )
         weakref.finalize(self, _close, self._control, process, self._errors)
         self._control.settimeout(_GRACE)
         try:
@@ -168,7 +173,7 @@ def _in_sandbox(*trial: Any) -> Any:
 def _new() -> Sandbox:
     """Of the first kind that can be had."""
     reasons: list[str] = []
-    for kind in (_bwrap, _sandlock):
+    for kind in (bwrap, sandlock):
         try:
             return Sandbox(kind())
         except Refused as error:
@@ -182,7 +187,7 @@ def _close(control: socket.socket, process: Popen[bytes], errors: IO[bytes]) -> 
     errors.close()
 
 
-def _bwrap() -> list[str]:
+def bwrap() -> list[str]:
     """The command of one in namespaces: it sees the interpreter and the system's libraries,
     read-only, and nothing else of this machine."""
     try:
@@ -214,7 +219,7 @@ def _bwrap() -> list[str]:
     return [*command, "--dir", "/tmp", "--remount-ro", "/", "--", *_interpreter("namespaces")]
 
 
-def _sandlock() -> list[str]:
+def sandlock() -> list[str]:
     """The command of one that Landlock and seccomp shut in, as in most containers. It has no folder
     to write to."""
     if not find_spec("sandlock"):

@@ -36,10 +36,11 @@ _MOST_TOLD = 500
 
 
 class Peer:
-    """The other side, a line of JSON a message."""
+    """The other side, a line of JSON a message. Only the end of the process closes the socket, so
+    that what ended it is told before."""
 
     def __init__(self) -> None:
-        self._in = os.fdopen(CHANNEL, "rb")
+        self._in = os.fdopen(CHANNEL, "rb", closefd=False)
         self._out = os.fdopen(CHANNEL, "wb", closefd=False)
 
     def send(self, value: Any) -> None:
