@@ -36,6 +36,7 @@ from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.figures import FIGURES, joined
 from modelcall_assets.stages.report import Distribution, Report
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.summary import Summary, add_rows
@@ -277,6 +278,9 @@ def _sections(
     rows = [row for row in every if (row["stage"], row["key"], row["accepted"]) in of]
     own = Report()
     add_rows(own, rows)
+    if graded := joined([row[FIGURES] for row in rows if row["accepted"] and row[FIGURES]]):
+        graded.tell(own)
+    by_group = own.tables.get(FIGURES, ())
     place = shown_place(str(shown.folder), task.spec.root)
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, from {place}"
     yield f'<p class="note">{escape(f"{shown.name}: {shown.about}")}<br>{escape(made)}</p>'
@@ -288,7 +292,9 @@ def _sections(
     of_task = summed.numbers if is_all else {}
     numbers = {name.replace("_", " "): value for name, value in (of_task | own.numbers).items()}
     yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
-    yield plots(dict(_figures(own.histograms, rows)) | dict(spread.figures()))
+    plotted = dict(_figures(own.histograms, rows)) | dict(spread.figures())
+    yield plots(dict(_intervals(by_group)) | plotted)
+    yield table("By subject or source", by_group)
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
     failed = list[Row]()
@@ -328,3 +334,15 @@ def _figures(
         if len(numbers) > 1 and any(point["value"] for point in points):
             most = f", the highest of {step} neighbours" if step > 1 else ""
             yield title + most, _plot(LINE, points, "file", "value")
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of the figures of groups, each with its interval of 95 %."""
+    if not rows:
+        return
+    _, _, name, *_ = rows[0]
+    ends = {"y": {"field": f"{name}_low", "type": "quantitative"}, "y2": {"field": f"{name}_high"}}
+    layers = _plot("point", rows, "group", name), {"mark": "rule", "encoding": ends}
+    first, second = ({"mark": each["mark"], "encoding": each["encoding"]} for each in layers)
+    second["encoding"] |= {"x": first["encoding"]["x"]}
+    yield f"{name} by group", {"data": {"values": [*rows]}, "layer": [first, second]}
