@@ -52,11 +52,13 @@ def test_the_first_field_is_whether_it_is_right(name: str) -> None:
     assert next(iter(fields.items())) == ("correct", {"type": "boolean"})
 
 
+BY_TEXT = sorted(GRADERS.keys() - {"code", "own"})
+"""`code` runs what is graded, and `own` takes one of the others."""
 OPTIONS = {"regex": {"pattern": r"\w+"}}
 REFERENCES = {"choice": "B", "numeric": "It is #### 7", "spelling": "ox:o,x", "exact": "a b"}
 
 
-@pytest.mark.parametrize("name", GRADERS)
+@pytest.mark.parametrize("name", BY_TEXT)
 @given(
     said=st.none() | st.text() | st.integers() | st.lists(st.text())
     | st.lists(st.sampled_from([*LETTERS, " ", "answer", "#### ", "1", ",", ".", "-", "<think>",
@@ -68,7 +70,7 @@ def test_any_response_is_graded_and_always_in_the_same_way(name: str, said: Any)
     assert graded(name, row, **options) == graded(name, row, **options)
 
 
-@pytest.mark.parametrize("name", GRADERS)
+@pytest.mark.parametrize("name", BY_TEXT)
 @pytest.mark.parametrize("said", [None, "", " \n", "<think>B #### 7 a b ox:o,x", 7])
 def test_no_answer_is_wrong(name: str, said: Any) -> None:
     row = item(said, REFERENCES.get(name, "x"), letters=LETTERS)
@@ -84,7 +86,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", GRADERS)
+@pytest.mark.parametrize("name", BY_TEXT)
 @pytest.mark.parametrize("thought", ["<think>\nA? #### 3\n</think>\n\n", "A? #### 3</think>", ""])
 def test_the_text_after_the_thoughts_counts(name: str, thought: str) -> None:
     said, reference = RIGHT[name]
@@ -92,7 +94,7 @@ def test_the_text_after_the_thoughts_counts(name: str, thought: str) -> None:
     assert graded(name, row, **OPTIONS.get(name, {}))[0]
 
 
-@pytest.mark.parametrize("name", GRADERS)
+@pytest.mark.parametrize("name", BY_TEXT)
 def test_the_reference_is_the_last_turn_its_parts_joined(name: str) -> None:
     said, reference = RIGHT[name]
     parts = [{"type": "text", "text": text} for text in (reference[:1], reference[1:], "")]
@@ -367,3 +369,10 @@ def test_the_grader_of_the_page_runs(project: Project) -> None:
     assert project.materialize().failed == []
     output = project.root / "data/overlap/talk.parquet"
     assert [row["share"] for row in read_rows(output)] == [0.5, 0.5, 0.0]
+
+
+def test_own_takes_the_grader_that_the_row_names() -> None:
+    assert graded("own", item("#### 7.0", "#### 7", grader="numeric")) == (True, "7")
+    assert graded("own", item("7", "#### 7", grader="exact")) == (False, "7")
+    assert "expected one of choice, code" in refused("own", item("7", "7", grader="nobody"))
+    assert "have None" in refused("own", item("7", "7"))
