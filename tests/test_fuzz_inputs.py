@@ -235,10 +235,13 @@ def test_every_line_is_a_row_or_a_bad_line(
 
 
 def is_known(content: bytes) -> bool:
-    return content[:4] in KNOWN or content[1:4] == b"\x2a\x4d\x18" or content[:2] == b"\x1f\x8b"
+    return content.startswith(KNOWN) or content[1:4] == b"\x2a\x4d\x18"
 
 
-KNOWN = (b"PAR1", b"PARE", b"ARRO", b"FEA1", b"\xff\xff\xff\xff", b"\x28\xb5\x2f\xfd")
+KNOWN = (
+    *(b"PAR1", b"PARE", b"ARRO", b"FEA1", b"\xff\xff\xff\xff", b"\x28\xb5\x2f\xfd", b"\x1f\x8b"),
+    *(b"BZh", b"\xfd7zXZ\0", b"PK\x03\x04", b"\x04\x22\x4d\x18"),  # refused by their names
+)
 
 
 @MANY
