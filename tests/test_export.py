@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from project import TASK, A, B, C, Ended, Project, read_rows, some_rows
+from project import TASK, A, B, C, Ended, Project, Row, read_rows, some_rows
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
@@ -102,6 +103,27 @@ class TestExport:
         assert ids(exported(two)["validation/deep/er/c.parquet"]) == ids(held_out)
         export(scored, three, "--file", C, "--split", "0.2", "--seed", "7")
         assert ids(exported(three)["validation/deep/er/c.jsonl"]) != ids(held_out)
+
+    def test_a_sample_has_as_many_rows_of_each_value(self, scored: Project, tmp_path: Path) -> None:
+        def sampled(name: str, *options: str) -> list[Row]:
+            export(scored, tmp_path / name, "--sample", *options)
+            return [row for rows in exported(tmp_path / name).values() for row in rows]
+
+        every = Counter(row["score"] for row in (*scored.scores(B), *scored.scores(C)))
+        every.update(r["score"] for r in read_rows(scored.rejected(A)) if r["score"] is not None)
+        taken = sampled("one", "10", "--by", "score")
+        counts = Counter(row["score"] for row in taken)
+        assert counts.total() == 10 and set(counts) == set(every)
+        most = max(counts.values())
+        assert all(n == every[value] or n >= most - 1 for value, n in counts.items())
+        more = sampled("more", "20", "--by", "score")
+        assert {*ids(taken)} < {*ids(more)}, "a larger one has them too"
+        assert ids(sampled("other", "10", "--by", "score", "--seed", "7")) != ids(taken)
+        assert len(sampled("any", "5")) == 5 and len(sampled("all", "1000")) == 68
+        wrong = scored.run("export", TASK, "--sample", "3", "--by", "scor")
+        assert wrong.code == 1 and "no row has this column; did you mean score?" in wrong.err
+        alone = scored.run("export", TASK, "--by", "score")
+        assert alone.code == 2 and "add --sample N" in alone.err
 
     def test_takes_the_old_names(self, scored: Project, tmp_path: Path) -> None:
         mended = tmp_path / "deep/b_error.jsonl"

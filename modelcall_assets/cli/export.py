@@ -1,14 +1,10 @@
-"""`modelcall export` and `failures`: what a task has published, for people and other programs; and
-`split` and `join`, for files of lines."""
+"""`modelcall export` and `failures`: what a task has published, for people and other programs."""
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from itertools import islice
-from math import ceil
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -16,8 +12,6 @@ import orjson
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
-    EXISTING_FILE,
-    NEW_FILE,
     cell,
     chosen_files,
     echo,
@@ -35,7 +29,6 @@ from modelcall_assets.cli.terminal import (
     task_argument,
     where_option,
 )
-from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import short
 from modelcall_assets.stages.export import (
     Form,
@@ -43,11 +36,11 @@ from modelcall_assets.stages.export import (
     Selection,
     export_dialogues,
     export_file,
+    stratified,
 )
 from modelcall_assets.stages.report import by_count
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
-from modelcall_assets.storage.files import open_input, publish, write_lines
 from modelcall_assets.storage.places import Place
 
 SHOWN_FILES = 40
@@ -81,7 +74,11 @@ DIALOGUE_FOLDER = "codex_dialogue"
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Put this share of the rows in validation/, the others in train/, by record id.",
 )
-@click.option("--seed", default=42, show_default=True, help="Another seed is another split.")
+@click.option(
+    "--sample", "size", type=click.IntRange(1), help="Only so many rows, for people to label."
+)
+@click.option("--by", metavar="COLUMN", help="Of a sample: as many of each of its values.")
+@click.option("--seed", default=42, show_default=True, help="Another seed: another split, sample.")
 @click.option(
     "--old-names",
     is_flag=True,
@@ -103,6 +100,8 @@ def export(
     condition: str | None,
     rejected: bool,
     share: float | None,
+    size: int | None,
+    by: str | None,
     seed: int,
     old_names: bool,
     dialogue_log: bool,
@@ -115,6 +114,7 @@ def export(
     \b
       modelcall export my_task.yaml --where 'score >= 4' --split 0.05
       modelcall export my_task.yaml --format parquet --all --output /data/scored
+      modelcall export my_task.yaml --sample 200 --by score --output to_label
       modelcall export my_task.yaml --old-names
       modelcall export my_task.yaml --dialogue-log
     """
@@ -123,6 +123,10 @@ def export(
     files = chosen_files(shown, pattern, rejected=rejected)
     where = parsed_where(condition, files)
     selection = Selection(keep or ("all" if old_names else "successes"), where)
+    if by is not None and size is None:
+        raise misuse("--by", "is of a sample", fix="add --sample N")
+    if size is not None:
+        selection = stratified(files, selection, size, by, seed)
     if dialogue_log:
         now = datetime.now()
         folder = task.layout.place(output or str(task.spec.root / DIALOGUE_FOLDER))
@@ -237,110 +241,3 @@ def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) 
         console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
     text = f"{total:,} of {of_rows:,} rows failed"
     console.print(cell(f"{text}: {by_count(counts)}" if total else text))
-
-
-@click.command()
-@click.argument("file", type=EXISTING_FILE)
-@click.option("--chunks", type=click.IntRange(1, MOST_CHUNKS), required=True)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Default: FILE without its suffix.",
-)
-@force_option
-def split(file: Path, chunks: int, output: Path | None, force: bool) -> None:
-    """Cut FILE.jsonl into NAME_split_0001.jsonl, NAME_split_0002.jsonl and so on.
-
-    Every piece but the last has ceil(lines / chunks) lines, so that there may be fewer of them than
-    asked for. Lines stay as they are.
-
-    \b
-      modelcall split big.jsonl --chunks 100 --output pieces
-    """
-    if file.suffix != ".jsonl":
-        raise misuse(file.name, "only JSONL can be cut by lines")
-    folder = output or file.with_suffix("")
-    with open_input(file) as source:
-        lines = sum(1 for _ in source)
-    if not lines:
-        raise InputError(f"{file}: there is no line in this file")
-    size = ceil(lines / chunks)
-    names = [f"{file.stem}_split_{number:04}.jsonl" for number in range(1, ceil(lines / size) + 1)]
-    older = {path.name for path in folder.glob("*.jsonl")} - {*names}
-    if older := sorted(name for name in older if name.startswith(f"{file.stem}_split_")):
-        wrong = f"there are pieces of an earlier split, such as {older[0]}"
-        fix = "delete them or choose another folder"
-        raise misuse("--output", wrong, have=str(folder), fix=fix)
-    refuse_existing((folder / name for name in names), force)
-    with open_input(file) as source:
-        for name in names:
-            _write(folder / name, islice(source, size))
-    fewer = "" if len(names) == chunks else f" ({chunks:,} were asked for)"
-    echo(f"{lines:,} lines in {len(names):,} files of at most {size:,}{fewer}: {folder}")
-
-
-@click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--output",
-    type=NEW_FILE,
-    metavar="FILE",
-    help="Default: FOLDER_merged.jsonl, beside FOLDER.",
-)
-@force_option
-def join(folder: Path, output: Path | None, force: bool) -> None:
-    """Put the results of split pieces together, in the order of their paths.
-
-    Looks into the sub-folders of FOLDER whose names contain "split", or into FOLDER itself if there
-    are none. Files named *_error.jsonl become OUTPUT_error.jsonl, those with _retry in their names
-    are left out.
-
-    \b
-      modelcall join results/my_model
-      modelcall join results/my_model --output my_model.jsonl
-    """
-    good_path = output or folder.absolute().with_name(f"{folder.absolute().name}_merged.jsonl")
-    error_path = good_path.with_name(f"{good_path.stem}_error{good_path.suffix}")
-    below = [path for path in folder.iterdir() if path.is_dir() and "split" in path.name]
-    results = (path for place in below or [folder] for path in place.glob("*.jsonl"))
-    paths = sorted(path for path in results if "_retry" not in path.name)
-    errors = [path for path in paths if "_error" in path.name]
-    good = [path for path in paths if path not in errors]
-    if not paths:
-        raise InputError(f"{folder}: there are no results to join")
-    if {path.resolve() for path in paths} & {good_path.resolve(), error_path.resolve()}:
-        raise misuse("--output", "the output is one of the files to join", fix="choose another")
-    refuse_existing((good_path, error_path), force)
-    succeeded = _write(good_path, _lines(good))
-    failed = _write(error_path, _lines(errors)) if errors else 0
-    if not errors:
-        error_path.unlink(missing_ok=True)
-    rows = succeeded + failed
-    rate = f" ({succeeded / rows:.2%})" if rows else ""
-    echo(f"{len(good)} files: {succeeded:,} of {rows:,} rows succeeded{rate}: {good_path}")
-    if errors:
-        echo(f"{len(errors)} error files: {failed:,} rows: {error_path}")
-
-
-def _lines(paths: Sequence[Path]) -> Iterator[bytes]:
-    """All lines; the last one of a file ends as the others do."""
-    for path in paths:
-        with open_input(path) as file:
-            for line in file:
-                yield line if line.endswith(b"\n") else line + b"\n"
-
-
-def _write(path: Path, lines: Iterator[bytes]) -> int:
-    """Publish the lines; gives their number, blank ones left out."""
-    count = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal count
-        for line in lines:
-            count += bool(line.strip())
-            yield line
-
-    with publish(path) as out:
-        write_lines(out, counted())
-    return count

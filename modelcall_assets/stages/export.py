@@ -1,10 +1,12 @@
 """Copies of what a stage has published, in the form that others want."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from heapq import heappush, heappushpop
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -20,12 +22,13 @@ from modelcall_assets.storage.files import NewFile, delete, publish, write_lines
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
 from modelcall_assets.storage.values import SchemaInference
-from modelcall_assets.transforms import Where, encode
+from modelcall_assets.transforms import Where, encode, value_at
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 
 Keep = Literal["successes", "failures", "all"]
 TRAIN, VALIDATION = "train", "validation"
 _WHOLE = 1 << 64
+MOST_STRATA = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,12 @@ class Selection:
 
     keep: Keep = "successes"
     where: Where | None = None
+    only: Set[tuple[str, int]] | None = None
+    """Names of files and indices of rows."""
 
-    def takes(self, file: Published, item: Row | BadLine) -> bool:
+    def takes(self, file: Published, index: int, item: Row | BadLine) -> bool:
+        if self.only is not None and (file.name, index) not in self.only:
+            return False
         if self.keep != "all" and (file.failure_of(item) is None) != (self.keep == "successes"):
             return False
         return self.where is None or self.where(item)
@@ -105,8 +112,12 @@ def export_dialogues(
         nonlocal count
         for file in files:
             file.check()
-            for _, item in file.items():
-                if selection.takes(file, item) and not isinstance(item, BadLine) and turns_of(item):
+            for index, item in file.items():
+                if (
+                    selection.takes(file, index, item)
+                    and not isinstance(item, BadLine)
+                    and turns_of(item)
+                ):
                     count += 1
                     yield item
 
@@ -115,6 +126,40 @@ def export_dialogues(
         if not count:
             raise InputError("no selected row has messages: there is no dialogue to write")
     return count
+
+
+def stratified(
+    files: Sequence[Published], selection: Selection, size: int, by: str | None, seed: int
+) -> Selection:
+    """So many of the selected rows, the same ones each time; `by` a column as many of each of its
+    values, as far as it has them. InputError when no row has the column, or it has more than 1,000
+    values."""
+    strata = defaultdict[str, list[tuple[int, str, int]]](list)
+    for file in files:
+        for index, item in file.items():
+            if isinstance(item, BadLine) or not selection.takes(file, index, item):
+                continue
+            record = f"{seed}:{file.identity(index, item)}:{item.get('sample')}"
+            lot = hashlib.sha256(record.encode("utf-8", "surrogatepass")).digest()
+            row = -int.from_bytes(lot[:8], "big"), file.name, index
+            stratum = strata["" if by is None else str(value_at(item, by))]
+            if len(stratum) < size:
+                heappush(stratum, row)
+            else:
+                heappushpop(stratum, row)
+        if len(strata) > MOST_STRATA:
+            what = f"more than {MOST_STRATA:,} values; take a column with few"
+            raise InputError(f"--by {by}: {what}")
+    if not strata.keys() - {"None"}:
+        names = files[0].column_names if files else ()
+        told = did_you_mean(by or "", names) or f"choose one of {', '.join(sorted(names))}"
+        raise InputError(f"--by {by}: no row has this column; {told}")
+    ranked = sorted(
+        (rank, value, name, index)
+        for value, rows in strata.items()
+        for rank, (_, name, index) in enumerate(sorted(rows, reverse=True))
+    )
+    return replace(selection, only={(name, index) for _, _, name, index in ranked[:size]})
 
 
 def check_columns(where: Where, files: Sequence[Published]) -> None:
@@ -144,7 +189,7 @@ def _routed(
     """Offsets in the batch by the target that they go to."""
     routed: dict[tuple[str, bool], list[int]] = {}
     for offset, item in enumerate(batch.items):
-        if selection.takes(file, item):
+        if selection.takes(file, batch.start + offset, item):
             record = file.identity(batch.start + offset, item) if form.validation_share else ""
             is_error = form.old_names and file.failure_of(item) is not None
             routed.setdefault((form.part_of(record), is_error), []).append(offset)
@@ -157,9 +202,9 @@ def _schema(file: Published, selection: Selection) -> pa.Schema:
         return recorded
     inference = SchemaInference()
     for batch in file.batches():
-        inference.add(
-            [row for row in batch.items if isinstance(row, dict) and selection.takes(file, row)]
-        )
+        rows = enumerate(batch.items, batch.start)
+        taken = (row for index, row in rows if selection.takes(file, index, row))
+        inference.add([row for row in taken if isinstance(row, dict)])
     return inference.schema()
 
 
