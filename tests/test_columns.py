@@ -27,9 +27,10 @@ from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.stages.score_table import API_FIELDS
 from modelcall_assets.stages.source import published_files
-from modelcall_assets.storage.columns import ParquetSink, rows_of
+from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.formats import parse_line
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.rows import columns_of
 from modelcall_assets.storage.values import SchemaInference, loads
 from modelcall_assets.transforms import encode

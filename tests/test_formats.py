@@ -24,10 +24,10 @@ from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records import DATA_SUFFIXES, StoreOptions, is_data_file, stem_of
 from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import RawReport, read_raw
-from modelcall_assets.storage.columns import ParquetSink, check_writable
 from modelcall_assets.storage.files import file_digest, publish
 from modelcall_assets.storage.formats import OURS, Format, Reading, format_of
 from modelcall_assets.storage.listing import stat_file
+from modelcall_assets.storage.parquet import ParquetSink, check_writable
 from modelcall_assets.storage.places import Place, Stores
 from modelcall_assets.storage.rows import count_rows, read_batches, read_rows
 

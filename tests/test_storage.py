@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from modelcall_assets.errors import InputChanged, InputError
 from modelcall_assets.records.outcome import BadLine
 from modelcall_assets.stages.raw import read_raw
-from modelcall_assets.storage.columns import ParquetSink, read_columns, read_schema
+from modelcall_assets.storage.columns import read_columns, read_schema
 from modelcall_assets.storage.files import file_digest, publish, write_bytes
 from modelcall_assets.storage.listing import list_page, stat_file
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Stores
 from modelcall_assets.storage.publishing import (
     InputFingerprint,

@@ -277,8 +277,7 @@ class AskingStage(Stage):
                 try:
                     holding.enter_context(held(path, f"{self.name}/{key}"))
                 except BlockingIOError:
-                    what = "another run is working on it"
-                    raise InHand(f"{decode_key(key)}: {what}") from None
+                    raise InHand(f"{decode_key(key)}: another run is working on it") from None
             yield
 
     def _journal(self, key: str, run: Run) -> Journal:

@@ -17,8 +17,8 @@ from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.stages.source import Published
-from modelcall_assets.storage.columns import ParquetSink
 from modelcall_assets.storage.files import NewFile, delete, publish, write_lines
+from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
 from modelcall_assets.storage.values import SchemaInference

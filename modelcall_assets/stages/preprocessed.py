@@ -31,9 +31,9 @@ from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.recipe import Recipe, Worker
 from modelcall_assets.stages.report import LISTED, Report, Tally, counted
 from modelcall_assets.stages.source import Source, batches_of
-from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
 from modelcall_assets.storage.listing import FileInfo, stat_file
+from modelcall_assets.storage.parquet import ParquetSink, as_stored
 from modelcall_assets.storage.places import Place
 from modelcall_assets.transforms.preprocessor import REQUIRED, Grouping
 

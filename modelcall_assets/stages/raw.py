@@ -19,10 +19,11 @@ from modelcall_assets.stages import Stage
 from modelcall_assets.stages.inputs import GroupedInputs, SplitInputs, version_of
 from modelcall_assets.stages.report import SAMPLE_ROWS, Report, Tally
 from modelcall_assets.stages.source import MEMBERS, Part
-from modelcall_assets.storage.columns import MOST_ROWS, check_writable, open_columns, rows_of
+from modelcall_assets.storage.columns import MOST_ROWS, open_columns, rows_of
 from modelcall_assets.storage.files import file_digest
 from modelcall_assets.storage.formats import OURS, Digest, Format, Reading, format_of
 from modelcall_assets.storage.listing import FileInfo
+from modelcall_assets.storage.parquet import check_writable
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.publishing import (
     InputFingerprint,

@@ -39,8 +39,8 @@ from modelcall_assets.stages.score_table import (
     outcome_row,
 )
 from modelcall_assets.stages.source import Source
-from modelcall_assets.storage.columns import ParquetSink, as_stored
 from modelcall_assets.storage.files import NewFile
+from modelcall_assets.storage.parquet import ParquetSink, as_stored
 from modelcall_assets.storage.rows import GIVEN_ID, ID_COLUMNS
 from modelcall_assets.transforms import MissingColumn, Template, value_at
 from modelcall_assets.transforms.user_code import (

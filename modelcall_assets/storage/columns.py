@@ -1,11 +1,9 @@
-"""Files of columns: Parquet and Arrow ones read as batches, and batches as plain rows; Parquet
-written, whole or not at all."""
+"""Files of columns, Parquet and Arrow ones, read as batches, and batches as plain rows."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +11,7 @@ import pyarrow.parquet as pq
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import BadLine, Row, short
-from modelcall_assets.storage.files import NewFile, open_input
+from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.formats import Format
 from modelcall_assets.storage.places import Place, RemotePath
 from modelcall_assets.storage.values import (
@@ -33,10 +31,6 @@ MOST_ROWS = 65_536
 BATCH_BYTES = 32 << 20
 FETCHED_BYTES = 64 << 20
 """A row group in a store that is read at once."""
-GROUP_BYTES = 16 << 20
-BUFFER_BYTES = 1 << 20
-"""Arrow writes pages and headers one by one."""
-LONG_VALUE_BYTES = 1024
 LOCAL_BYTES, REMOTE_BYTES = 1 << 20, 8 << 20
 """Read at once of a column."""
 _IPC_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
@@ -80,18 +74,6 @@ def read_schema(place: Place) -> pa.Schema:
         return columns.schema
 
 
-def as_stored(schema: pa.Schema) -> pa.Schema:
-    """How a file with these columns is read back: Parquet has no date64 and no whole seconds."""
-    return _as_stored(schema.serialize().to_pybytes())
-
-
-@lru_cache(maxsize=256)
-def _as_stored(serialized: bytes) -> pa.Schema:
-    sink = pa.BufferOutputStream()
-    pq.ParquetWriter(sink, pa.ipc.read_schema(pa.py_buffer(serialized))).close()
-    return read_as(pq.read_schema(pa.BufferReader(sink.getvalue())))
-
-
 def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
     """Row dicts of plain values: dates, times, durations and decimals as text of full precision,
     bytes that are UTF-8 as text, JSON text parsed. Durations are as ISO 8601 has them, in seconds.
@@ -106,110 +88,6 @@ def rows_of(batch: pa.RecordBatch, start: int) -> list[Row | BadLine]:
         if count == 1:
             return [BadLine(f"row {start + 1}: {' '.join(str(error).split())}", "")]
     return [item for at in range(count) for item in rows_of(batch.slice(at, 1), start + at)]
-
-
-def check_writable(place: Place, schema: pa.Schema) -> None:
-    """InputError names the first column of a file whose type Parquet does not have."""
-    for field in schema:
-        try:
-            pq.ParquetWriter(io.BytesIO(), pa.schema([field])).close()
-        except (pa.ArrowException, OSError) as error:
-            what = f"column {short(field.name)!r} ({short(str(field.type))}) cannot be written"
-            raise InputError(
-                f"{place}: {what} as Parquet: {error}; make it a string or leave it out"
-            ) from error
-
-
-class _Drain(io.RawIOBase):
-    """To the file, which stays open. Arrow writes what its buffer holds once more when that is
-    destroyed: a drain that is `cut` takes that and keeps nothing."""
-
-    is_cut = False
-
-    def __init__(self, file: NewFile) -> None:
-        super().__init__()
-        self._file = file
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        is_cut = self.is_cut or self._file.closed
-        return memoryview(data).nbytes if is_cut else self._file.write(data)
-
-
-class ParquetSink(AbstractContextManager["ParquetSink"]):
-    """A file that is complete when the `with` block ends well. Batches are gathered into row groups
-    of up to 65,536 rows or 16 MiB. InputError when a type or value has no place in Parquet."""
-
-    def __init__(
-        self,
-        file: NewFile,
-        stage: str,
-        schema: pa.Schema,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        # Other names or types of the columns that stages write are another version.
-        own = {"modelcall.schema_version": "1", "modelcall.stage": stage}
-        self._file, self._drain = file, _Drain(file)
-        # Of Arrow's own: it needs the interpreter's lock for each write to one of Python's.
-        self._buffer = pa.BufferedOutputStream(pa.PythonFile(self._drain, "w"), BUFFER_BYTES)
-        self.schema = schema.with_metadata({**own, **(metadata or {})})
-        self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[pa.RecordBatch] = []
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        self._drain.is_cut = kind is not None
-        try:
-            if kind is None:
-                self.close()
-            elif self._writer is not None:
-                self._writer.close()
-        finally:
-            self._drain.is_cut = True
-
-    def close(self) -> None:
-        """Write what is waiting and the end of the file; once is enough."""
-        self._flush()
-        assert self._writer is not None
-        if self._writer.is_open:
-            self._writer.close()
-            self._buffer.detach()
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
-        rows = sum(waiting.num_rows for waiting in self._waiting)
-        if rows >= MOST_ROWS or sum(part.nbytes for part in self._waiting) >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            self._writer = self._writer or self._opened()
-            if self._waiting:
-                table = pa.Table.from_batches(self._waiting)
-                self._writer.write_table(table, row_group_size=MOST_ROWS)
-        except pa.ArrowException as error:
-            what = f"a column of these rows cannot be written as Parquet: {error}"
-            raise InputError(f"{self._file.place}: {what}; make it a string") from error
-        self._waiting.clear()
-
-    def _opened(self) -> pq.ParquetWriter:
-        """A dictionary of long values, or the least and the greatest of them, help nobody and take
-        several times their size in memory."""
-        most = LONG_VALUE_BYTES * sum(batch.num_rows for batch in self._waiting)
-        short = [
-            name
-            for at, name in enumerate(self.schema.names)
-            if sum(batch.column(at).nbytes for batch in self._waiting) <= most
-        ]
-        return pq.ParquetWriter(
-            self._buffer,
-            self.schema,
-            compression="zstd",
-            write_page_checksum=True,
-            use_dictionary=short,  # pyright: ignore[reportArgumentType]
-            write_statistics=short,  # pyright: ignore[reportArgumentType]
-        )
 
 
 @contextmanager
