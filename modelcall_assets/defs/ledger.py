@@ -89,8 +89,8 @@ def metadata_of(
         shown["dropped"] = report.dropped.total()
         shown["dropped_by_rule"] = _table(counted("rule", dict(report.dropped.most_common())))
     shown |= {name.removeprefix("api_"): made for name, made in stage.provenance.items()}
-    for name, value in report.numbers.items():  # a sum of fractions has noise at its end
-        shown[name] = float(f"{value:.10g}") if isinstance(value, float) else value
+    for name, value in report.numbers.items():  # a sum of prices has noise at its end
+        shown[name] = float(f"{value:.10g}") if name.endswith("_usd") else value
     shown |= {name: _table(rows) for name, rows in report.tables.items() if rows}
     for name, values in report.histograms.items():
         bins = values.bins()
