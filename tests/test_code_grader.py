@@ -222,12 +222,15 @@ def test_a_wrong_answer_fails_and_says_why(name: str):
     assert not result["timeout"] and not result["memory_exceeded"]
 
 
+@pytest.mark.parametrize("response", [None, "", " \n", ["def square(n): ..."]])
+def test_no_response_is_not_correct(response: Any):
+    result = CODE.score({**row(""), "response": response})
+    assert (result["correct"], result["why"]) == (False, "there is no response")
+
+
 @pytest.mark.parametrize(
     "missing",
     [
-        {"response": None},
-        {"response": ""},
-        {"response": ["def square(n): ..."]},
         {"test": None},
         {"entry_point": 3},
         {"messages": []},
@@ -235,10 +238,9 @@ def test_a_wrong_answer_fails_and_says_why(name: str):
         {"messages": [{"role": "assistant", "content": "x"}]},
     ],
 )
-def test_a_row_that_cannot_be_graded_is_not_correct(missing: dict[str, Any]):
-    result = CODE.score({**row("def square(n):\n    return n * n"), **missing})
-    assert not result["correct"]
-    assert result["why"] == "needs texts: a user turn, test, entry_point and response"
+def test_an_item_that_is_no_code_is_told(missing: dict[str, Any]):
+    with pytest.raises(ValueError, match="it is no code"):
+        CODE.score({**row("def square(n):\n    return n * n"), **missing})
 
 
 def test_a_result_has_the_declared_fields():

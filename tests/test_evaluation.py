@@ -127,12 +127,14 @@ def test_what_a_model_did_not_finish_is_graded_as_it_is(
 ) -> None:
     sources = {"tasks": [{"name": "ARC", "subset": "ARC-Easy", "split": "test"}]}
     file = written(shipped, sources=sources)
-    text = file.read_text() + "max_failure_rate: 1\n"
-    file.write_text(text)
     server.set_faults(Faults(rate_truncated=1.0))
     assert shipped.run("run-task", file).code == 0
-    rows = grades(shipped)
+    rows, requests = grades(shipped), server.stats()["requests"]
     assert {row["api_status"] for row in rows} == {"success"}
+    assert {row["finish_reason"] for row in rows} == {"length"}
+    server.set_faults(Faults())
+    assert "nothing" in shipped.run("retry", file).told, "no second chance"
+    assert server.stats()["requests"] == requests
 
 
 def test_a_data_set_that_is_not_there_is_red_and_says_how_to_get_it(
@@ -163,6 +165,7 @@ def shipped_statuses(project: Project, file: Path) -> dict[str, Any]:
     return dict(found or {})
 
 
+ARC = {"name": "ARC", "subset": "ARC-Easy", "split": "test"}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such source": (
         {"sources": {"tasks": [{"name": "GSM9K"}]}},
@@ -187,6 +190,30 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "two with one name": (
         {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "split": "test"}] * 2}},
         "sources.tasks[1].as: another source is GSM8K-main-test.jsonl too",
+    ),
+    "examples of nothing": (
+        {"sources": {"tasks": [{**ARC, "few_shot": 5}]}},
+        "sources.tasks[0].few_shot: expected a mapping",
+    ),
+    "examples of a mixture": (
+        {"sources": {"tasks": [{"name": "Mixture", "of": [ARC], "few_shot": {"n": 1}}]}},
+        "sources.tasks[0].few_shot: not of several sources at once",
+    ),
+    "a mixture of nothing": (
+        {"sources": {"tasks": [{"name": "Mixture", "of": []}]}},
+        "sources.tasks[0].of: expected a list of sources",
+    ),
+    "a mixture of texts": (
+        {"sources": {"tasks": [{"name": "Mixture", "of": ["ARC"]}]}},
+        "sources.tasks[0].of: expected a list of sources",
+    ),
+    "a name that leaves the folder": (
+        {"sources": {"tasks": [{**ARC, "as": "../arc"}]}},
+        "sources.tasks[0].as: ../arc.jsonl: not a name for its file",
+    ),
+    "the first message alone": (
+        {"generate_response": {"prompt_mode": "first_message"}},
+        "generate_response.prompt_mode: not beside grading",
     ),
     "no source": ({"sources": {"tasks": []}}, "sources.tasks: "),
     "without a name": ({"sources": {"tasks": [{"split": "test"}]}}, "sources.tasks[0]: "),
@@ -237,6 +264,7 @@ def test_figures_of_several_partitions_are_those_of_all_items() -> None:
     assert found.numbers() == {}
     plain = {
         "name": "correct",
+        "is_boolean": True,
         "items": [["A", "x", 2, 1.0, True, 3], ["A", "y", 2, 2.0, True, 1]],
         "baselines": {"A": 0.25},
     }
@@ -250,3 +278,66 @@ def test_figures_of_several_partitions_are_those_of_all_items() -> None:
     found.join(one)
     assert found.numbers()["items"] == 8 and found.numbers()["accuracy"] == 5 / 8
     assert [row["group"] for row in found.table()] == ["x", "y"]
+
+
+OWN = """
+from modelcall_assets.sources import Source
+
+class Sums(Source):
+    grader = "exact"
+
+    def num_examples(self):
+        return 6
+
+    def get_example(self, index):
+        if index == 4:
+            return {}["no such row"]
+        turns = [("user", f"PLUS {index} + {index}?"), ("assistant", str(2 * index))]
+        said = [{"role": role, "content": text} for role, text in turns]
+        return {"messages": said[:1] if index == 5 else said}
+
+class Length:
+    fields = {"length": {"type": "number"}}
+
+    def score(self, item):
+        return {"length": None if item["id"].endswith("0") else float(len(item["response"]))}
+
+class Text:
+    fields = {"said": {"type": "string"}}
+
+    def score(self, item):
+        return {"said": "x"}
+"""
+
+
+def test_sources_and_graders_of_the_users_own(shipped: Project, server: RehearsalServer) -> None:
+    module = shipped.root / "mine_for_evaluation.py"
+    module.write_text(OWN)
+    sources = {"tasks": [{"name": "mine_for_evaluation:Sums", "as": "sums"}]}
+    file = written(shipped, sources=sources, grading={"grader": "mine_for_evaluation:Length"})
+    file.write_text(file.read_text() + "max_failure_rate: 0.5\n")
+    ended = shipped.run("run-task", file)
+    assert ended.code == 0, ended
+    rows = grades(shipped)
+    assert [row["api_status"] for row in rows] == ["success"] * 4 + ["error"] * 2
+    assert "row 4" in rows[4]["api_fail_detail"] and "reference" in rows[5]["api_fail_detail"]
+    known = [row["length"] for row in rows if row["length"] is not None]
+    assert len(known) == 3 and f"length_mean {sum(known) / 3:.4f}" in ended.out
+    stage = Task(load_task(file, shipped.root)).stage("chatml")
+    before = stage.code_version
+    written(shipped, sources=sources, grading={"grader": "mine_for_evaluation:Text"})
+    refused = shipped.run("run-task", file)
+    assert refused.code == 2 and "declares no figure" in refused.err
+    assert before == Task(load_task(file, shipped.root)).stage("chatml").code_version
+
+
+def test_examples_are_no_rows_that_are_asked_under_another_name(shipped: Project) -> None:
+    """MMLU has its subjects in `all` too."""
+    copy = shipped.root / "data/own/openai/gsm8k"
+    shutil.copytree(ROOT / "demo/benchmarks/openai/gsm8k", copy)
+    shutil.copy(copy / "main/test.jsonl", copy / "socratic/test.jsonl")
+    task = {"name": "GSM8K", "subset": "main", "split": "test"}
+    shots = {"few_shot": {"subset": "socratic", "split": "test", "n": 1}}
+    file = written(shipped, sources={"data_dir": "data/own", "tasks": [{**task, **shots}]})
+    ended = shipped.run("run-task", file)
+    assert ended.code == 1 and "is asked too" in ended.told, ended

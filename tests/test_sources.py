@@ -769,7 +769,7 @@ class TestFewShot:
             FewShot(asked, examples, n=41)[0]
         with pytest.raises(IndexError, match="b: no row 40"):
             FewShot(asked, examples, ids=[40])[0]
-        with pytest.raises(ValueError, match="n: expected 0 or more; have -1"):
+        with pytest.raises(ValueError, match="n: expected a whole number of 0 or more; have -1"):
             FewShot(asked, examples, n=-1)
 
     def test_never_a_row_under_test(self) -> None:

@@ -138,7 +138,8 @@ def _outlook(task: Task, plans: list[FilePlan], answer_tokens: int | None) -> It
         if (retry := Retry.killed(task)) is not None:
             yield f"and what a retry of {len(retry.files):,} files that was interrupted has left"
         if not _looks_up(task, asking):
-            yield "before merging, and without what the journal answers"
+            is_merged = asking.keys is not task.stages[0].keys
+            yield "before merging, and " * is_merged + "without what the journal answers"
         for stage in (each for each in task.stages if each.asks and each is not asking):
             yield f"the requests of {stage.name} are not counted"
 

@@ -21,7 +21,7 @@ from modelcall_assets.llm import Engine
 from modelcall_assets.llm.classify import GaveUp, Said
 from modelcall_assets.llm.completion import Answer
 from modelcall_assets.llm.dialogue import Rules
-from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row
+from modelcall_assets.records.outcome import Dropped, Failure, Outcome, Row, Success
 from modelcall_assets.rehearsal import Faults, RehearsalServer, new_event_loop
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.replay import Asked
@@ -164,12 +164,14 @@ def trial(task: Task, pattern: str | None, rows: int, model: Path | None) -> Non
     """Send the first rows of TASK.yaml; show prompt, raw reply and parsed result.
 
     Nothing is published or journalled, and the calls are paid. A task with a scorer shows each row
-    and its result. Exits with 1 when no row succeeded. For free, let the rehearsal endpoint answer:
+    and its result, an evaluation each answer and its grade. Exits with 1 when no row succeeded. For
+    free, let the rehearsal endpoint answer:
 
     \b
       modelcall rehearse -- modelcall try my_task.yaml --model configs/models/rehearsal.yaml
     """
-    if (stage := task.find(ScorerScores)) is None:
+    stage = task.find(ScorerScores)
+    if stage is None or isinstance(task.first_answering, AskingStage):
         tried = _asked(task, model, pattern, rows)
     elif model is not None:
         raise misuse("--model", "the task has a scorer")
@@ -213,7 +215,13 @@ def _asked(task: Task, model: Path | None, pattern: str | None, rows: int) -> li
         async with asking.engine() as engine:
             return await asyncio.gather(*(_conversed(asking.rules, engine, each) for each in asks))
 
-    return asyncio.run(ask_all())
+    tried, graded = asyncio.run(ask_all()), task.find(ScorerScores)
+    return [
+        (said, rate(graded.scorer(), {**row, "response": said[-1][1]}))
+        if graded and isinstance(row, dict) and isinstance(outcome, Success)
+        else (said, outcome)
+        for row, (said, outcome) in zip(found, tried, strict=True)
+    ]
 
 
 def _first(task: Task, pattern: str | None, rows: int) -> list[Row | Failure]:

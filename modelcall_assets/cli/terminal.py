@@ -319,7 +319,7 @@ def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
 def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
     """Of an evaluation: `accuracy 0.7125 (0.6931 to 0.7312) of 1,319 items`."""
     shown = [row[FIGURES] for row in found.values() if row and row["accepted"] and row[FIGURES]]
-    if (figures := joined(shown)) is None:
+    if (figures := joined(shown)) is None or not figures.items:
         return
     numbers = figures.numbers()
     items, *found_numbers = numbers.items()

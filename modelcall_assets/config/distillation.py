@@ -222,6 +222,11 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
         if first in task.steps and second in task.steps:
             fix = "leave one of them, or write two tasks"
             yield Problem(file, second, f"not beside {first}", fix=fix)
+    is_evaluation = {"sources", "grading"} & task.steps.keys()
+    if is_evaluation and responses is not None and responses.prompt_mode == "first_message":
+        fix = "leave it out: the conversation without its reference is sent"
+        wrong = f"not beside {min(is_evaluation)}"
+        yield Problem(file, "generate_response.prompt_mode", wrong, fix=fix)
     before = ""
     for name, step in steps.items():
         place, own = f"{name}.{step.input_field}", step.input

@@ -32,14 +32,17 @@ class Code:
         check_sandbox(*self._limits)
 
     def score(self, item: dict[str, Any]) -> dict[str, Any]:
-        """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
+        """SetupError where there is no sandbox (any more), ValueError for an item that is no code;
+        nothing that an answer does raises."""
         turns = item.get("messages") or ()
         asked = [turn.get("content") for turn in turns if turn.get("role") == "user"] or [None]
-        needed = asked[-1], item.get("test"), item.get("entry_point"), response_of(item)
+        needed = asked[-1], item.get("test"), item.get("entry_point")
         texts = [text for text in needed if isinstance(text, str) and text]
         if len(texts) < len(needed):
-            return asdict(Trial(False, "needs texts: a user turn, test, entry_point and response"))
-        prompt, test, entry_point, response = texts
+            raise ValueError("the item lacks a user turn, `test` or `entry_point`: it is no code")
+        prompt, test, entry_point = texts
+        if not (response := response_of(item)).strip():
+            return asdict(Trial(False, "there is no response"))
         program = f"{imports(prompt)}\n\n{unwrapped(response)}"
         return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
 

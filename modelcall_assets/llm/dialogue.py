@@ -88,6 +88,9 @@ class AnswerParser:
     schema: Mapping[str, Any] | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     may_call: bool = False
+    as_it_is: bool = False
+    """Whether any text is an answer that the model has ended itself, be it cut off, empty or a
+    refusal."""
     digits: Sequence[int] = ()
     """Where the mean of a `score` that is one of these is wanted too, as `expected_score`."""
 
@@ -124,6 +127,8 @@ class AnswerParser:
         return [key for key in self.keys if self._kinds.get(key) not in none]
 
     def parse(self, answer: Answer) -> Outcome:
+        if self.as_it_is and answer.ending not in (Ending.FILTERED, Ending.UNKNOWN):
+            return Success({})
         if answer.ending is not Ending.WHOLE or answer.refusal:
             if answer.ending is Ending.FILTERED:
                 return Failure(Reason.CONTENT_FILTER, "the endpoint filtered the answer")

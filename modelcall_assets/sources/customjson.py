@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
@@ -28,7 +29,7 @@ class CustomJSON(Source):
 
     @property
     def name(self) -> str:
-        return f"{super().name}/{self.file.where}"
+        return f"{super().name}/{PurePosixPath(str(self.file.where)).name}"
 
     def num_examples(self) -> int:
         return len(self._lines)

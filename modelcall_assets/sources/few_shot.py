@@ -31,8 +31,10 @@ class FewShot(Source):
         self.n, self.seed, self.ids = n, seed, ids
         self.grader, self.baseline = source.grader, source.baseline
         self.eval_type = source.eval_type
-        if n < 0:
-            raise ValueError(f"n: expected 0 or more; have {n}")
+        if type(n) is not int or n < 0:
+            raise ValueError(f"n: expected a whole number of 0 or more; have {n!r}")
+        if ids is not None and any(type(at) is not int for at in ids):
+            raise ValueError(f"ids: expected indices of rows; have {ids!r}")
         if source.name == examples.name:
             _ = self.shots
 
@@ -52,6 +54,11 @@ class FewShot(Source):
             if self.n > len(rows):
                 raise ValueError(f"n: expected {len(rows)} examples at most; have {self.n}")
             rows = random.Random(self.seed).sample(rows, self.n)
+        asked = {_question(self.source[at]) for at in range(len(self.source))}
+        for at in rows:
+            if _question(self.examples[at]) in asked:
+                fix = "take another seed or split, or rows that are not asked"
+                raise ValueError(f"examples: {self.examples.id_of(at)} is asked too; {fix}")
         turns = [turn for at in rows for turn in self.examples[at]["messages"]]
         return [
             {"role": turn["role"], "content": text_of(turn["content"])}
@@ -79,3 +86,10 @@ class FewShot(Source):
 
     def fetch(self) -> list[FileInfo]:
         return [*self.source.fetch(), *self.examples.fetch()]
+
+
+def _question(conversation: Conversation) -> tuple[str, ...]:
+    """What is said before the reference."""
+    turns = conversation["messages"]
+    asked = turns[:-1] if turns[-1:] and turns[-1]["role"] == "assistant" else turns
+    return tuple(text_of(turn["content"]) for turn in asked if turn["role"] != "system")

@@ -23,7 +23,6 @@ from modelcall_assets.transforms.statistics import (
 
 FIGURES = "figures"
 """In the detail of a manifest."""
-CORRECT = "correct"
 MANY_SUBJECTS = 10
 """So many pay for being told apart: fewer make an interval that says nothing."""
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
@@ -49,6 +48,7 @@ class Figures:
     """`name` is the column that is averaged. Equal items are counted."""
 
     name: str
+    is_boolean: bool = True
     items: Counter[Item] = field(default_factory=Counter[Item])
     baselines: dict[str, float] = field(default_factory=dict[str, float])
     """What guessing gives, by task; 0 where it is not named."""
@@ -57,19 +57,21 @@ class Figures:
     def of(cls, plain: Mapping[str, Any]) -> Self:
         """From its `plain` form."""
         items = Counter({Item(*item): count for *item, count in plain["items"]})
-        return cls(plain["name"], items, dict(plain["baselines"]))
+        return cls(plain["name"], plain["is_boolean"], items, dict(plain["baselines"]))
 
     @property
     def plain(self) -> dict[str, Any]:
         """As a manifest has it."""
         items = [[*item, count] for item, count in sorted(self.items.items())]
-        return {"name": self.name, "items": items, "baselines": self.baselines}
+        own = {"name": self.name, "is_boolean": self.is_boolean, "baselines": self.baselines}
+        return {**own, "items": items}
 
     def by(self, part: Callable[[Item], str]) -> dict[str, Figures]:
         """Parts of it, in the order of their names."""
         found: dict[str, Figures] = {}
         for item, count in sorted(self.items.items()):
-            of = found.setdefault(part(item), Figures(self.name, baselines=self.baselines))
+            own = Figures(self.name, self.is_boolean, baselines=self.baselines)
+            of = found.setdefault(part(item), own)
             of.items[item] += count
         return dict(sorted(found.items()))
 
@@ -82,19 +84,21 @@ class Figures:
         self.baselines |= other.baselines
 
     def mean(self) -> Estimate:
-        """Over all samples, with an interval of 95 %: Wilson's of items that are right or wrong
-        and have one sample each; else Student's, clustered by item, of many subjects by these."""
+        """Over all samples, with an interval of 95 %: Wilson's where all samples of an item are
+        right or all are wrong; else Student's, clustered by item; of many subjects by these."""
         items = [*self.items.elements()]
-        by_subject = len({item.subject for item in items}) >= MANY_SUBJECTS
-        is_right_or_wrong = self.name == CORRECT
-        if is_right_or_wrong and not by_subject and all(item.samples == 1 for item in items):
-            return proportion(round(sum(item.total for item in items)), len(items))
+        by_subject = len({item.subject for item in items} - {""}) >= MANY_SUBJECTS
+        samples = {item.samples for item in items}
+        if self.is_boolean and not by_subject and len(samples) == 1:
+            right = sum(item.total == item.samples for item in items)
+            if right + sum(item.total == 0 for item in items) == len(items):
+                return proportion(right, len(items))
         values, clusters = list[float](), list[Hashable]()
         for number, item in enumerate(items):
             values += [item.total / item.samples] * item.samples
-            clusters += [item.subject if by_subject else number] * item.samples
+            clusters += [(by_subject and item.subject) or number] * item.samples
         found = mean(values, clusters)
-        if is_right_or_wrong:
+        if self.is_boolean:
             return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
         return found
 
@@ -102,19 +106,21 @@ class Figures:
         """What is shown of them, by name."""
         if not self.items:
             return {}
-        figure, name = self.mean(), "accuracy" if self.name == CORRECT else f"{self.name}_mean"
+        figure, name = self.mean(), "accuracy" if self.is_boolean else f"{self.name}_mean"
         found: dict[str, Any] = {"items": self.items.total(), name: figure.value}
         if isfinite(figure.low) and isfinite(figure.high):
             found |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
         if any(self.baselines.values()):
             tasks = {task: each.mean().value for task, each in self.by(lambda i: i.task).items()}
             found[f"{name}_centred"] = centred_mean(tasks, self.baselines)
-        most = min(item.samples for item in self.items)
-        if most > 1 and self.name == CORRECT:
-            right = [(item.samples, round(item.total)) for item in self.items.elements()]
+        most = max(item.samples for item in self.items)
+        if most > 1 and self.is_boolean:
+            whole = [item for item in self.items.elements() if item.samples == most]
+            if len(whole) < self.items.total():
+                found[f"items_with_{most}_samples"] = len(whole)
             for name, of in (("pass_at", pass_at_k), ("pass_hat", pass_hat_k)):
-                found[f"{name}_{most}"] = fmean(of(samples, n, most) for samples, n in right)
-            found["majority"] = fmean(item.majority for item in self.items.elements())
+                found[f"{name}_{most}"] = fmean(of(most, round(i.total), most) for i in whole)
+            found["majority"] = fmean(item.majority for item in whole)
         return found
 
     def table(self) -> Sequence[Mapping[str, Any]]:
@@ -151,19 +157,23 @@ class Ratings:
 class Grades(Ratings):
     """Those of items, whose samples come one after another."""
 
-    def __init__(self, name: str) -> None:
-        self._figures, self._of = Figures(name), ("", "", "")
+    def __init__(self, name: str, is_boolean: bool) -> None:
+        self._figures, self._of, self._sample = Figures(name, is_boolean), ("", "", ""), -1
         self._totals, self._answers = list[float](), Counter[tuple[str, float]]()
 
     def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
         row = {} if isinstance(item, BadLine) else item
         of = tuple(str(row.get(name) or "") for name in ("api_record_id", "task", "subject"))
-        if of != self._of:
+        sample = row.get("sample") or 0
+        if of != self._of or sample <= self._sample:
             self._end_item()
             self._of = of
-            if (baseline := row.get("baseline")) is not None:
+            if 0 < (baseline := row.get("baseline") or 0) < 1:
                 self._figures.baselines[of[1]] = baseline
-        value = float(values[self._figures.name] or 0)
+        self._sample = sample
+        value = values.get(self._figures.name)
+        if value is None or not isfinite(value := float(value)):
+            return
         self._totals.append(value)
         self._answers[str(values.get("answer", value)), value] += 1
 

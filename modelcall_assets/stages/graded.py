@@ -10,7 +10,6 @@ from modelcall_assets.config.distillation import EvaluationTask
 from modelcall_assets.config.steps import GradingStep
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.grading import GRADERS
-from modelcall_assets.records.outcome import Reason
 from modelcall_assets.stages.figures import Grades, Ratings
 from modelcall_assets.stages.prepared import SourceInputs
 from modelcall_assets.stages.scores import ScorerScores
@@ -25,8 +24,6 @@ class Graded(ScorerScores):
     hint = ("grading", "the answers need what the grader compares them with")
     again = "grade them all again"
     input_key = "response"  # type: ignore[override]
-    rates_failures = (Reason.TRUNCATED, Reason.EMPTY, Reason.REFUSED)
-    """What the model itself did not finish is graded as it is."""
 
     @property
     def step(self) -> GradingStep:
@@ -63,7 +60,12 @@ class Graded(ScorerScores):
         graders = inputs.graders if isinstance(inputs, SourceInputs) else {None}
         if None in graders:
             raise self._wrong("missing: not all sources say by what they are graded")
-        return sorted(filter(None, graders))
+        named = sorted(filter(None, graders))
+        for name in named:
+            if name not in GRADERS:
+                expected = f"one of {', '.join(GRADERS)}, or name another here"
+                raise self._wrong(f"the grader of a source is {name}", expected)
+        return named
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -73,13 +75,18 @@ class Graded(ScorerScores):
         return {**super().own_shape(), "options": self.step.options}
 
     def scorer(self) -> Scorer:
-        return load_scorer(
-            self.path, self.spec.root, self.spec.file_name, _FIELD, **self.step.options
-        )
+        """SetupError too when its first field is no figure."""
+        spec = self.spec
+        scorer = load_scorer(self.path, spec.root, spec.file_name, _FIELD, **self.step.options)
+        kinds = [of.get("type") for of in (declared_fields(scorer) or {}).values()]
+        if not kinds or kinds[0] not in ("boolean", "integer", "number"):
+            expected = "`fields` whose first is boolean or a number: the figure that is averaged"
+            raise self._wrong(f"{self.path} declares no figure", expected)
+        return scorer
 
     def ratings(self, scorer: Scorer) -> Ratings:
-        fields = declared_fields(scorer)
-        return Grades(next(iter(fields))) if fields else Ratings()
+        name, of = next(iter((declared_fields(scorer) or {}).items()))
+        return Grades(name, of.get("type") == "boolean")
 
     def check_ready(self) -> None:
         """SetupError too when a grader cannot work here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import PurePosixPath
@@ -23,16 +23,17 @@ from modelcall_assets.stages.chatml import Conversations
 from modelcall_assets.stages.inputs import ABSENT, Inputs, version_of
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import SHOWN_MEMBERS, Raw, RawReport
-from modelcall_assets.stages.report import Distribution, Report, Tally
+from modelcall_assets.stages.report import Distribution, Report, Tally, last_line
 from modelcall_assets.stages.source import MEMBERS, changed
 from modelcall_assets.storage.files import NewFile, file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import failed_row
-from modelcall_assets.transforms.user_code import create
+from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _SLICING = ("start", "stop", "step")
 _SEVERAL = {"Mixture": Mixture, "Sequence": InOrder}
+MOST_NAME = 200
 _FILES = ("filepath", "word_list")
 """Options that are paths, from the project root."""
 
@@ -50,6 +51,9 @@ class SourceInputs(Inputs):
         for number, options in enumerate(self.step.tasks):
             field = f"sources.tasks[{number}]"
             source, name = self._source(options, field), f"{_name(options)}.jsonl"
+            if not _is_path(name) or not isinstance(options.get("as", ""), str):
+                fix = "take a short relative path without `..`"
+                raise self._wrong(f"{field}.as", f"{name}: not a name for its file", fix)
             if name in found:
                 fix = "give one of them another name, with `as`"
                 raise self._wrong(f"{field}.as", f"another source is {name} too", fix)
@@ -59,10 +63,10 @@ class SourceInputs(Inputs):
     @property
     def graders(self) -> set[str | None]:
         """Of the sources, of those of mixtures too."""
-        found = set[str | None]()
-        for source in self.sources.values():
-            found |= {each.grader for each in getattr(source, "sources", [source])}
-        return found
+        return {getattr(each, "grader", None) for each in _leaves(self.sources.values())}
+
+    def all_keys(self) -> set[str]:
+        return {*map(encode_key, self.sources)}
 
     def files(self) -> list[FileInfo]:
         return [self._listed(name, each) for name, each in self.sources.items()][: self.most]
@@ -86,16 +90,22 @@ class SourceInputs(Inputs):
         place = self.task.layout.input_folder
         try:
             files = source.files() if hasattr(source, "files") else []
-        except InputError:
+        except (InputError, OSError):
             return FileInfo(name, place, 0, ABSENT)
         return FileInfo(name, place, sum(file.size for file in files), version_of(files))
 
     def _source(self, options: Mapping[str, Any], field: str) -> Any:
-        own = {n: v for n, v in options.items() if n not in ("name", "as", "of", "few_shot")}
+        own = {n: v for n, v in options.items() if n not in ("name", "as", "few_shot")}
         if (several := _SEVERAL.get(options["name"])) is not None:
+            if "few_shot" in options:
+                fix = "give it to each of its members"
+                raise self._wrong(f"{field}.few_shot", "not of several sources at once", fix)
+            of = own.pop("of", None)
+            if not isinstance(of, list) or not of or not all(map(_is_named, of)):
+                wrong = "expected a list of sources, each with a name"
+                raise self._wrong(f"{field}.of", wrong, "`of: [{name: GSM8K, …}]`")
             members = [
-                self._source(each, f"{field}.of[{number}]")
-                for number, each in enumerate(options.get("of") or ())
+                self._source(each, f"{field}.of[{number}]") for number, each in enumerate(of)
             ]
             return self._made(several, {"sources": members, **own}, field)
         spec = self.task.spec
@@ -109,6 +119,8 @@ class SourceInputs(Inputs):
         if (shots := options.get("few_shot")) is None:
             return source
         field = f"{field}.few_shot"
+        if not isinstance(shots, dict):
+            raise self._wrong(field, "expected a mapping", "`few_shot: {split: train, n: 5}`")
         theirs = ("subset", "split", *_SLICING)
         base = {name: value for name, value in own.items() if name not in _SLICING}
         base |= {name: shots[name] for name in theirs if name in shots}
@@ -122,6 +134,22 @@ class SourceInputs(Inputs):
 
     def _wrong(self, field: str, wrong: str, fix: str) -> SetupError:
         return SetupError([Problem(self.task.spec.file_name, field, wrong, fix=fix)])
+
+
+def _is_path(name: str) -> bool:
+    parts = name.split("/")
+    return len(name) <= MOST_NAME and "\0" not in name and not {"", ".", ".."} & {*parts}
+
+
+def _leaves(sources: Iterable[Any]) -> Iterator[Any]:
+    """The sources that several are made of, and themselves where they are one."""
+    for source in sources:
+        inside = getattr(source, "sources", None)
+        yield from [source] if inside is None else _leaves(inside)
+
+
+def _is_named(options: object) -> bool:
+    return isinstance(options, dict) and isinstance(options.get("name"), str)
 
 
 def _name(options: Mapping[str, Any]) -> str:
@@ -146,17 +174,25 @@ class _Rows(Sequence[Row | Failure]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[at] for at in range(len(self))[index]]
-        member, _ = (
-            self.source.member(index) if hasattr(self.source, "member") else (self.source, 0)
-        )
-        identity = self.source.id_of(index) if hasattr(self.source, "id_of") else None
+        member, at = self.source, index
+        while hasattr(member, "member"):
+            member, at = member.member(at)
+        name = getattr(member, "name", type(member).__name__)
         try:
+            identity = self.source.id_of(index) if hasattr(self.source, "id_of") else None
             conversation = self.source[index]
+            roles = [turn["role"] for turn in conversation["messages"]]
         except InputError as error:
             return Failure(Reason.CHATML_ERROR, str(error))
-        about = {"task": member.name, "grader": member.grader, "baseline": member.baseline}
-        own = {"id": identity or f"{member.name}/{index}", "format": "chatml", **about}
-        return {**own, **conversation}
+        except RAISED as error:
+            return Failure(Reason.CHATML_ERROR, f"{name}, row {index}: {last_line(error)}")
+        grader = getattr(member, "grader", None)
+        if grader is not None and (roles[-1:] != ["assistant"] or not roles[1:]):
+            what = "a question and, as the last turn, the assistant's, its reference"
+            return Failure(Reason.CHATML_ERROR, f"{name}, row {index}: expected {what}")
+        baseline = getattr(member, "baseline", 0.0)
+        about = {"task": name, "grader": grader, "baseline": baseline}
+        return {"id": identity or f"{name}/{index}", "format": "chatml", **about, **conversation}
 
 
 class Fetched(Raw):
@@ -168,6 +204,7 @@ class Fetched(Raw):
         """InputError when a data set is neither here nor to be had."""
         inputs = self.task.inputs
         assert isinstance(inputs, SourceInputs)
+        self.layout.check_name(key)
         files, rows = inputs.members(key), len(inputs.source(key))
         members = [
             {"uri": each.uri, "digest": file_digest(each.place), "size": each.size}
@@ -196,7 +233,10 @@ class Prepared(Conversations):
         return SourceInputs(self.task, self.step)
 
     def own_shape(self) -> dict[str, Any]:
-        return {"sources": self.step.tasks, "limit": self.task.row_limit}
+        """Changes with the code of sources of the user's own."""
+        assert self.inputs.sources
+        code = {name: source_digest(name) for name in _own_names(self.step.tasks)}
+        return {"sources": self.step.tasks, "limit": self.task.row_limit, "code": code}
 
     def check_ready(self) -> None:
         assert self.inputs.sources
@@ -231,3 +271,10 @@ def _write(rows: Sequence[Row | Failure], limit: int | None, out: NewFile) -> Re
     report.rows, report.data_version = report.rows_in, out.digest
     report.histograms["messages"] = Distribution(turns)
     return report
+
+
+def _own_names(tasks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for options in tasks:
+        if ":" in options["name"]:
+            yield options["name"]
+        yield from _own_names(options.get("of") or ())

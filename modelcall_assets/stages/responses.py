@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.distillation import DistillationTask
+from modelcall_assets.config.distillation import DistillationTask, EvaluationTask
 from modelcall_assets.config.steps import ResponsesStep
 from modelcall_assets.llm.dialogue import AnswerParser, ChatRequest, Message, Rules
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
@@ -72,7 +72,14 @@ class Responses(AskingStage):
 
     @cached_property
     def rules(self) -> Rules:
-        return Rules(AnswerParser([], frozenset(), None, may_call=True), 0)
+        parser = AnswerParser([], frozenset(), None, may_call=True, as_it_is=self._is_graded)
+        return Rules(parser, 0)
+
+    @property
+    def _is_graded(self) -> bool:
+        """Then what a model leaves is its answer, and not asked for again until there is a better
+        one."""
+        return isinstance(self.spec.task, EvaluationTask) and self.spec.task.grading is not None
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -91,6 +98,7 @@ class Responses(AskingStage):
             "prompt_mode": self.step.prompt_mode,
             "samples": self.samples,
             "merge_reasoning": self.step.merge_reasoning,
+            **({"as_it_is": True} if self._is_graded else {}),
         }
 
     def own_shape(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@ failures in their place."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
 
@@ -210,8 +210,6 @@ class ScorerScores(Stage):
     answers = True
     shows_progress = True
     again = "rate them all again"
-    rates_failures: ClassVar[Collection[Reason]] = ()
-    """Rows that are rated although their result is a failure."""
 
     @property
     def about(self) -> str:  # type: ignore[override]
@@ -267,11 +265,7 @@ class ScorerScores(Stage):
                 for item in batch.items:
                     if tally.is_stopped:
                         raise RunStopped("interrupted; this file is rated from its first row again")
-                    failure = source.maker.failure_of(item)
-                    if failure is None or failure.reason in self.rates_failures:
-                        outcome = rate(scorer, item)
-                    else:
-                        outcome = failure
+                    outcome = source.maker.failure_of(item) or rate(scorer, item)
                     outcomes.append(outcome)
                     tally.count(outcome)
                     if isinstance(outcome, Success):

@@ -86,7 +86,9 @@ class Summary(Stage):
         ][:SHOWN]
         accepted = [row for row in last if row["accepted"]]
         add_rows(report, accepted)
-        if figures := joined([row[FIGURES] for row in accepted if row[FIGURES]]):
+        graded = {row["key"]: row[FIGURES] for row in accepted if row[FIGURES]}
+        now = self.before.keys.now() if graded else ()
+        if figures := joined([graded[key] for key in now if key in graded]):
             figures.tell(report)
         self._add_cost(report, rows)
         report.tables["commands"] = self._commands()
