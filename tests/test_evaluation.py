@@ -183,6 +183,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"grading": {"grader": "exact", "options": {"strip": "maybe"}}},
         "grading.grader: ",
     ),
+    "what is not asked for": (
+        {"grading": {"grader": "choice", "options": {"by": "logprobs"}}},
+        "grading.grader: needs generate_response.logprobs",
+    ),
     "nobody says how it is graded": (
         {"sources": {"tasks": [{"name": "SmolTalk", "split": "test"}]}},
         "grading.grader: missing",

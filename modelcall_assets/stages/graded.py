@@ -27,8 +27,13 @@ class Graded(ScorerScores):
 
     @property
     def step(self) -> GradingStep:
-        assert isinstance(self.spec.task, EvaluationTask) and self.spec.task.grading is not None
-        return self.spec.task.grading
+        assert self._task.grading is not None
+        return self._task.grading
+
+    @property
+    def _task(self) -> EvaluationTask:
+        assert isinstance(self.spec.task, EvaluationTask)
+        return self.spec.task
 
     @property
     def about(self) -> str:  # type: ignore[override]
@@ -90,6 +95,11 @@ class Graded(ScorerScores):
 
     def check_ready(self) -> None:
         """SetupError too when a grader cannot work here."""
+        asked = self._task.generate_response
+        by_logprobs = self.step.options.get("by") == "logprobs"
+        if by_logprobs and asked is not None and asked.logprobs is None:
+            fix = "write `logprobs: 20` there"
+            raise self._wrong("needs generate_response.logprobs", fix=fix)
         graders: list[Any] = [self.scorer()]
         if self.step.grader is None:
             graders += [GRADERS[name]() for name in self._defaults]
