@@ -345,3 +345,13 @@ def test_examples_are_no_rows_that_are_asked_under_another_name(shipped: Project
     file = written(shipped, sources={"data_dir": "data/own", "tasks": [{**task, **shots}]})
     ended = shipped.run("run-task", file)
     assert ended.code == 1 and "is asked too" in ended.told, ended
+
+
+def test_where_answers_were_rejected_is_told(shipped: Project, server: RehearsalServer) -> None:
+    file = written(shipped, sources={"tasks": [ARC]})
+    assert "run the task first" in shipped.run("failures", file).err
+    server.set_faults(Faults(rate_400=0.5))
+    assert shipped.run("run-task", file).code == 1
+    ended = shipped.run("failures", file)
+    assert "results of responses were rejected: see `--stage responses`" in ended.err, ended
+    assert "bad_request" in shipped.run("failures", file, "--stage", "responses").out

@@ -314,8 +314,12 @@ def published_files(
         found.append(Published(stage, key, manifest))
     if not found:
         what = f"no file that matches '{pattern}' is" if pattern else "nothing is"
-        name = stage.spec.name
-        raise InputError(f"{name}: {what} published by {stage.name} yet; run the task first")
+        told, before = "run the task first", stage.upstream
+        while before is not None:
+            if any(before.published_keys(rejected=True)):
+                told = f"results of {before.name} were rejected: see `--stage {before.name}`"
+            before = before.upstream
+        raise InputError(f"{stage.spec.name}: {what} published by {stage.name} yet; {told}")
     return sorted(found, key=lambda file: file.name)
 
 
