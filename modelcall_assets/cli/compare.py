@@ -24,7 +24,7 @@ from modelcall_assets.cli.terminal import (
 )
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.stages.compare import Changed, Comparison, Figures, compare
+from modelcall_assets.stages.compare import Changed, Compared, Comparison, compare
 from modelcall_assets.stages.ratings import (
     SAMPLE,
     Ratings,
@@ -136,7 +136,7 @@ def _told(estimate: Estimate) -> str:
     return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
 
 
-def _table(found: Comparison, figures: Sequence[Figures]) -> list[Row]:
+def _table(found: Comparison, figures: Sequence[Compared]) -> list[Row]:
     fell, rose = _heads(found)
     rows: list[Row] = []
     for each in figures:
@@ -149,7 +149,7 @@ def _table(found: Comparison, figures: Sequence[Figures]) -> list[Row]:
 
 
 def _print(
-    names: Sequence[str], found: Comparison, figures: Sequence[Figures], shown: Sequence[Changed]
+    names: Sequence[str], found: Comparison, figures: Sequence[Compared], shown: Sequence[Changed]
 ) -> None:
     for note in _notes(names, found):
         echo(note)
@@ -185,7 +185,7 @@ def _cut(text: str) -> str:
 
 
 def _as_json(
-    names: Sequence[str], found: Comparison, figures: Sequence[Figures], shown: Sequence[Changed]
+    names: Sequence[str], found: Comparison, figures: Sequence[Compared], shown: Sequence[Changed]
 ) -> dict[str, Any]:
     def pair(one: Any, other: Any) -> dict[str, Any]:
         return {"a": one, "b": other}
@@ -224,7 +224,9 @@ def _as_json(
     }
 
 
-def _sections(names: Sequence[str], found: Comparison, figures: Sequence[Figures]) -> Iterator[str]:
+def _sections(
+    names: Sequence[str], found: Comparison, figures: Sequence[Compared]
+) -> Iterator[str]:
     yield f'<p class="note">{"<br>".join(map(escape, _notes(names, found)))}</p>'
     if len(figures) > 1:
         points = [{"of": each.of, **each.difference._asdict()} for each in figures[:PLOTTED]]

@@ -278,7 +278,7 @@ def _sections(
     rows = [row for row in every if (row["stage"], row["key"], row["accepted"]) in of]
     own = Report()
     add_rows(own, rows)
-    if graded := joined([row[FIGURES] for row in rows if row["accepted"] and row[FIGURES]]):
+    if graded := joined(rows):
         graded.tell(own)
     by_group = own.tables.get(FIGURES, ())
     place = shown_place(str(shown.folder), task.spec.root)

@@ -22,7 +22,7 @@ from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.export import check_columns
-from modelcall_assets.stages.figures import FIGURES, joined
+from modelcall_assets.stages.figures import joined
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher, by_count
 from modelcall_assets.stages.source import Published, published_files
@@ -318,18 +318,16 @@ def _warnings(first: Stage, found: Mapping[str, Row | None]) -> list[str]:
 
 def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
     """Of an evaluation: `accuracy 0.7125 (0.6931 to 0.7312) of 1,319 items`."""
-    shown = [row[FIGURES] for row in found.values() if row and row["accepted"] and row[FIGURES]]
-    if (figures := joined(shown)) is None or not figures.items:
+    if (figures := joined(found.values())) is None:
         return
     numbers = figures.numbers()
-    items, *found_numbers = numbers.items()
-    named = dict(found_numbers)
-    for name, value in named.items():
+    items = numbers.pop("items", 0)
+    for name, value in numbers.items():
         if name.endswith(("_low", "_high")):
             continue
-        low, high = named.get(f"{name}_low"), named.get(f"{name}_high")
+        low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
         interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
-        yield f"  {name} {value:.4f}{interval} of {items[1]:,} items"
+        yield f"  {name} {value:.4f}{interval} of {items:,} items"
 
 
 def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:

@@ -63,7 +63,7 @@ class Missing:
         return f"{self.rows:,} rows that the other has not{such}; {self.unrated:,} without a number"
 
 
-class Figures(NamedTuple):
+class Compared(NamedTuple):
     """Of the pairs of a group, or of `all`: the mean of each side, and second − first. So many
     `fell` and `rose` from the first to the second."""
 
@@ -134,10 +134,10 @@ class Comparison:
     _starts: list[int] = field(default_factory=list[int])
     """Of each two files, how many pairs come before."""
 
-    def total(self) -> Figures:
+    def total(self) -> Compared:
         return self._of("all", range(len(self.first)))
 
-    def groups(self) -> list[Figures]:
+    def groups(self) -> list[Compared]:
         """In the order of their names; none where no column was named."""
         members: dict[int, array[int]] = {}
         for at, code in enumerate(self._groups.codes):
@@ -214,7 +214,7 @@ class Comparison:
         else:
             self._clusters.add(texts(items.columns["cluster"].take(rows)))
 
-    def _of(self, of: str, chosen: Sequence[int]) -> Figures:
+    def _of(self, of: str, chosen: Sequence[int]) -> Compared:
         first, second = (
             array("d", map(side.__getitem__, chosen)) for side in (self.first, self.second)
         )
@@ -226,7 +226,9 @@ class Comparison:
             for side in (first, second)
         )
         test = mcnemar(fell, rose) if is_plain else None
-        return Figures(of, one, other, paired_difference(first, second, clusters), test, fell, rose)
+        return Compared(
+            of, one, other, paired_difference(first, second, clusters), test, fell, rose
+        )
 
 
 class _Codes:

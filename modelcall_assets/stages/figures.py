@@ -4,7 +4,7 @@ its interval follow, for a partition and for all of them."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import fmean
@@ -15,6 +15,7 @@ from modelcall_assets.stages.report import Report
 from modelcall_assets.transforms.statistics import (
     Estimate,
     centred_mean,
+    majority,
     mean,
     pass_at_k,
     pass_hat_k,
@@ -134,34 +135,25 @@ class Figures:
         report.tables[FIGURES] = self.table()
 
 
-def joined(found: Sequence[Mapping[str, Any]]) -> Figures | None:
-    """Of several results in their `plain` form; None of none."""
-    if not found:
-        return None
-    first, *others = map(Figures.of, found)
-    for other in others:
-        first.join(other)
-    return first
+def joined(rows: Iterable[Row | None]) -> Figures | None:
+    """Of the accepted results among some lines of the summary; None where none has figures."""
+    plain = (row[FIGURES] for row in rows if row and row["accepted"])
+    found = [*map(Figures.of, filter(None, plain))]
+    for other in found[1:]:
+        found[0].join(other)
+    return found[0] if found else None
 
 
-class Ratings:
-    """What is to be known of the ratings of a file beside their distribution: nothing."""
-
-    def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
-        """The rating of the next row."""
-
-    def tell(self, report: Report) -> None:
-        """All are rated."""
-
-
-class Grades(Ratings):
+class Grades:
     """Those of items, whose samples come one after another."""
 
     def __init__(self, name: str, is_boolean: bool) -> None:
         self._figures, self._of, self._sample = Figures(name, is_boolean), ("", "", ""), -1
-        self._totals, self._answers = list[float](), Counter[tuple[str, float]]()
+        self._samples = list[tuple[str, float]]()
+        """Answer and value of each of the item."""
 
     def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
+        """The grade of the next row."""
         row = {} if isinstance(item, BadLine) else item
         of = tuple(str(row.get(name) or "") for name in ("api_record_id", "task", "subject"))
         sample = row.get("sample") or 0
@@ -172,21 +164,19 @@ class Grades(Ratings):
                 self._figures.baselines[of[1]] = baseline
         self._sample = sample
         value = values.get(self._figures.name)
-        if value is None or not isfinite(value := float(value)):
-            return
-        self._totals.append(value)
-        self._answers[str(values.get("answer", value)), value] += 1
+        if value is not None and isfinite(value := float(value)):
+            self._samples.append((str(values.get("answer", value)), value))
 
     def tell(self, report: Report) -> None:
+        """All are graded."""
         self._end_item()
         report.detail[FIGURES] = self._figures.plain
         self._figures.tell(report)
 
     def _end_item(self) -> None:
-        if self._totals:
+        if self._samples:
             _, task, subject = self._of
-            (_, majority), _ = self._answers.most_common(1)[0]
-            totals = self._totals
-            item = Item(task, subject, len(totals), sum(totals), bool(majority))
+            total, (_, most_say) = sum(value for _, value in self._samples), majority(self._samples)
+            item = Item(task, subject, len(self._samples), total, bool(most_say))
             self._figures.items[item] += 1
-        self._totals, self._answers = [], Counter()
+        self._samples = []

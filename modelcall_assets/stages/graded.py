@@ -10,7 +10,7 @@ from modelcall_assets.config.distillation import EvaluationTask
 from modelcall_assets.config.steps import GradingStep
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.grading import GRADERS
-from modelcall_assets.stages.figures import Grades, Ratings
+from modelcall_assets.stages.figures import Grades
 from modelcall_assets.stages.prepared import SourceInputs
 from modelcall_assets.stages.scores import ScorerScores
 from modelcall_assets.transforms.user_code import Scorer, declared_fields, load_scorer
@@ -89,7 +89,7 @@ class Graded(ScorerScores):
             raise self._wrong(f"{self.path} declares no figure", expected)
         return scorer
 
-    def ratings(self, scorer: Scorer) -> Ratings:
+    def grades(self, scorer: Scorer) -> Grades:
         name, of = next(iter((declared_fields(scorer) or {}).items()))
         return Grades(name, of.get("type") == "boolean")
 

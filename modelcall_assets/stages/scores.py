@@ -25,7 +25,7 @@ from modelcall_assets.records.outcome import (
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.adopt import OldAnswer
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.figures import Ratings
+from modelcall_assets.stages.figures import Grades
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report, Tally
@@ -243,9 +243,9 @@ class ScorerScores(Stage):
         """The column that people see beside a rating."""
         return self.spec.task.rated.input_key
 
-    def ratings(self, scorer: Scorer) -> Ratings:
-        """Of a file."""
-        return Ratings()
+    def grades(self, scorer: Scorer) -> Grades | None:
+        """Of a file, where its ratings are those of answers; None where they are not."""
+        return None
 
     def check_ready(self) -> None:
         self.scorer()
@@ -260,7 +260,7 @@ class ScorerScores(Stage):
         assert source.maker is not None
         with Draft(self, key) as draft:
             outcomes: list[Outcome] = []
-            types, ratings = SharedTypes(), self.ratings(scorer)
+            types, grades = SharedTypes(), self.grades(scorer)
             for batch in source.of_one_file():
                 for item in batch.items:
                     if tally.is_stopped:
@@ -270,7 +270,8 @@ class ScorerScores(Stage):
                     tally.count(outcome)
                     if isinstance(outcome, Success):
                         types.note(outcome.values)
-                        ratings.add(item, outcome.values)
+                        if grades is not None:
+                            grades.add(item, outcome.values)
             fields = declared_fields(scorer) or types.fields()
 
             def api_row(index: int, item: Row | BadLine) -> tuple[ApiRow, Usage]:
@@ -283,7 +284,8 @@ class ScorerScores(Stage):
             report = draft.written(
                 lambda out: write_scores(source, fields, self.input_key, api_row, out).report
             )
-            ratings.tell(report)
+            if grades is not None:
+                grades.tell(report)
             draft.publish(report, source.fingerprint())
         return report
 

@@ -86,9 +86,8 @@ class Summary(Stage):
         ][:SHOWN]
         accepted = [row for row in last if row["accepted"]]
         add_rows(report, accepted)
-        graded = {row["key"]: row[FIGURES] for row in accepted if row[FIGURES]}
-        now = self.before.keys.now() if graded else ()
-        if figures := joined([graded[key] for key in now if key in graded]):
+        now = {*self.before.keys.now()} if any(row[FIGURES] for row in accepted) else ()
+        if figures := joined(row for row in accepted if row["key"] in now):
             figures.tell(report)
         self._add_cost(report, rows)
         report.tables["commands"] = self._commands()
