@@ -173,7 +173,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such split": (
         {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "split": "tests"}]}},
-        "sources.tasks[0]: ",
+        "sources.tasks[0]: GSM8K: no split 'tests'; there are: ",
     ),
     "no such grader": (
         {"grading": {"grader": "numerics"}},
@@ -181,7 +181,29 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an option that is none": (
         {"grading": {"grader": "exact", "options": {"strip": "maybe"}}},
-        "grading.grader: ",
+        "grading.options: strip: unknown value; expected false, true; have 'maybe'",
+    ),
+    "an option that is misspelt": (
+        {"grading": {"grader": "choice", "options": {"in_sentance": True}}},
+        "grading.options.in_sentance: unknown; expected one of by, in_sentence;"
+        " did you mean in_sentence?",
+    ),
+    "an option of none": (
+        {"grading": {"grader": "numeric", "options": {"strip": True}}},
+        "grading.options.strip: unknown; leave it out",
+    ),
+    "an option that is not given": (
+        {"grading": {"grader": "regex"}},
+        "grading.options.pattern: missing",
+    ),
+    "an option of a source that is misspelt": (
+        {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "splt": "test"}]}},
+        "sources.tasks[0].splt: unknown; expected one of split, start, stop, step;"
+        " did you mean split?",
+    ),
+    "an option of examples": (
+        {"sources": {"tasks": [{**ARC, "few_shot": {"split": "train", "count": 3}}]}},
+        "sources.tasks[0].few_shot.count: unknown; expected one of n, seed, ids, start, stop, step",
     ),
     "what is not asked for": (
         {"grading": {"grader": "choice", "options": {"by": "logprobs"}}},

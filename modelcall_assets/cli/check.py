@@ -21,7 +21,7 @@ from modelcall_assets.cli.terminal import (
     force_option,
     refuse_existing,
 )
-from modelcall_assets.config import Content, Parse, did_you_mean
+from modelcall_assets.config import Content, Parse
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -38,7 +38,7 @@ from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.places import STORAGE_FILE, parse_storage, shown_path
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records import is_data_file
 from modelcall_assets.records.outcome import Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from modelcall_assets.config import Content, Parse, Parsed, at, errors_in, nearest
+from modelcall_assets.config import Content, Parse, Parsed, at, errors_in
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,
@@ -28,7 +28,7 @@ from modelcall_assets.config.places import is_file, load_storage, shown_path, sh
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
 from modelcall_assets.config.spec import Link, TaskSpec, placed
 from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, parse_scoring
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem, SetupError, nearest
 
 SUFFIXES = (".yaml", ".yml")
 Files = tuple[tuple[str, str, Parse], ...]

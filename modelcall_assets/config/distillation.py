@@ -13,7 +13,6 @@ from modelcall_assets.config import (
     OldField,
     Parsed,
     block_at,
-    did_you_mean,
     errors_in,
     validate,
 )
@@ -28,7 +27,7 @@ from modelcall_assets.config.steps import (
     Step,
 )
 from modelcall_assets.config.task import RESUME, TASK_FIELDS, TaskFile
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 
 EVALUATION = "evaluation"
 GENERATE = "generate_response"

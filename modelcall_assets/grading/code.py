@@ -1,11 +1,10 @@
 """`code`: does the answer's program pass the tests of its row, as in HumanEval?"""
 
 import re
-from dataclasses import asdict
 from typing import Any
 
 from modelcall_assets.grading.item import response_of
-from modelcall_assets.grading.sandbox import Trial, check_sandbox, run_trial
+from modelcall_assets.grading.sandbox import check_sandbox, run_trial
 
 _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)", re.DOTALL)
 
@@ -42,9 +41,10 @@ class Code:
             raise ValueError("the item lacks a user turn, `test` or `entry_point`: it is no code")
         prompt, test, entry_point = texts
         if not (response := response_of(item)).strip():
-            return asdict(Trial(False, "there is no response"))
+            why = "there is no response"
+            return {**dict.fromkeys(self.fields), "correct": False, "why": why}
         program = f"{imports(prompt)}\n\n{unwrapped(response)}"
-        return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
+        return run_trial(program, prompt, test, entry_point, *self._limits)
 
 
 def imports(prompt: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.distillation import EvaluationTask
 from modelcall_assets.config.steps import GradingStep
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem, SetupError, did_you_mean
 from modelcall_assets.grading import GRADERS
 from modelcall_assets.stages.figures import Grades
 from modelcall_assets.stages.prepared import SourceInputs
@@ -82,7 +81,8 @@ class Graded(ScorerScores):
     def scorer(self) -> Scorer:
         """SetupError too when its first field is no figure."""
         spec = self.spec
-        scorer = load_scorer(self.path, spec.root, spec.file_name, _FIELD, **self.step.options)
+        fields = _FIELD, "grading.options"
+        scorer = load_scorer(self.path, spec.root, spec.file_name, *fields, **self.step.options)
         kinds = [of.get("type") for of in (declared_fields(scorer) or {}).values()]
         if not kinds or kinds[0] not in ("boolean", "integer", "number"):
             expected = "`fields` whose first is boolean or a number: the figure that is averaged"

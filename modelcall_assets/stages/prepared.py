@@ -129,8 +129,9 @@ class SourceInputs(Inputs):
         return self._made(FewShot, {"source": source, "examples": examples, **rest}, field)
 
     def _made(self, kind: Any, options: Mapping[str, Any], field: str) -> Any:
-        spec, path = self.task.spec, f"{kind.__module__}:{kind.__qualname__}"
-        return create(path, spec.root, "__getitem__(index)", spec.file_name, field, **options)
+        path, method = f"{kind.__module__}:{kind.__qualname__}", "__getitem__(index)"
+        spec = self.task.spec
+        return create(path, spec.root, method, spec.file_name, field, field, **options)
 
     def _wrong(self, field: str, wrong: str, fix: str) -> SetupError:
         return SetupError([Problem(self.task.spec.file_name, field, wrong, fix=fix)])
