@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from project import RED, Project, Row, read_rows
+from project import RED, Project, Row, read_rows, write_rows
 
 from modelcall_assets.config.catalog import load_task
 from modelcall_assets.defs.instance import latest_result
@@ -257,6 +257,24 @@ def test_a_mistake_is_named_by_file_and_field(shipped: Project, mistake: str) ->
     assert "Traceback" not in ended.told
 
 
+@pytest.mark.parametrize(
+    "field", ["sources.output_dir", "generate_response.output_path", "grading.output_dir"]
+)
+def test_an_output_of_another_task_is_told_by_all_commands(
+    shipped: Project, server: RehearsalServer, field: str
+) -> None:
+    step, _, name = field.partition(".")
+    first: dict[str, Any] = {"sources": {"tasks": [ARC]}}
+    written(shipped, "a", **first)
+    taken = yaml.safe_load(task_of(shipped, "a").read_text())[step][name]
+    file = written(shipped, "b", **{**first, step: {**first.get(step, {}), name: taken}})
+    told = f"configs/tasks/evaluation/b.yaml:{field}: configs/tasks/evaluation/a.yaml writes to"
+    for command in ("check", "plan", "try", "run-task"):
+        ended = shipped.run(command, file)
+        assert ended.code != 0 and told in ended.told, ended
+    assert server.stats()["requests"] == 0
+
+
 def test_plan_and_try_know_the_rows_of_a_source(shipped: Project) -> None:
     sources = {"tasks": [{"name": "MMLU", "subset": "all", "split": "test", "stop": 5}]}
     file = written(shipped, sources=sources, generate_response={"samples": 2})
@@ -304,6 +322,71 @@ def test_figures_of_several_partitions_are_those_of_all_items() -> None:
     found.join(one)
     assert found.numbers()["items"] == 8 and found.numbers()["accuracy"] == 5 / 8
     assert [row["group"] for row in found.table()] == ["x", "y"]
+
+
+GSM8K = {"name": "GSM8K", "subset": "main", "split": "test"}
+UNFIT = {
+    "choice": "the item has no `letters` to choose from",
+    "code": "the item lacks a user turn, `test` or `entry_point`: it is no code",
+    "mine_that_wants:Capital": "the grader's wanted() raised KeyError: 'capital'",
+}
+WANTS = """
+class Capital:
+    fields = {"correct": {"type": "boolean"}}
+
+    def wanted(self, item):
+        return item["capital"]
+
+    def score(self, item):
+        return {"correct": item["response"] == self.wanted(item)}
+"""
+
+
+@pytest.mark.parametrize("grader", UNFIT)
+def test_what_no_answer_could_be_graded_for_is_told_and_not_paid(
+    shipped: Project, server: RehearsalServer, grader: str
+) -> None:
+    (shipped.root / "mine_that_wants.py").write_text(WANTS)
+    tasks = [ARC, GSM8K] if grader == "choice" else [GSM8K]  # ARC has letters
+    file = written(shipped, sources={"tasks": tasks}, grading={"grader": grader})
+    told = f"rows of GSM8K-main-test.jsonl can be answered: {UNFIT[grader]}"
+    checked = shipped.run("check", file)
+    assert checked.code == 0 and checked.out.count("can be answered") == 1, checked
+    assert "asked.yaml:grading: none of the first" in checked.out and told in checked.out
+    assert "rows cannot be asked" in shipped.run("plan", file).out
+    tried = shipped.run("try", file, "--file", "GSM8K*", "--rows", "2")
+    assert tried.code == 1 and tried.out.count(f"missing_input: {UNFIT[grader]}") == 2, tried
+    assert server.stats()["requests"] == 0
+    ended = shipped.run("run-task", file, "--file", "GSM8K*")
+    assert ended.code == 1 and UNFIT[grader] in ended.told, ended
+    assert server.stats()["requests"] == 0
+
+
+def test_only_rows_that_can_be_graded_are_paid(shipped: Project, server: RehearsalServer) -> None:
+    mixed = {"name": "Mixture", "as": "mixed", "of": [ARC, GSM8K]}
+    file = written(shipped, sources={"tasks": [mixed]}, grading={"grader": "choice"})
+    file.write_text(file.read_text() + "max_failure_rate: 0.9\n")
+    assert shipped.run("run-task", file).code == 0
+    rows = grades(shipped)
+    asked = [row for row in rows if row["api_status"] == "success"]
+    assert {row["task"].partition("/")[0] for row in asked} == {"ARC"}
+    assert {row["api_fail_reason"] for row in rows if row not in asked} == {"missing_input"}
+    assert 0 < len(asked) == server.stats()["answered"] < len(rows)
+
+
+def test_conversations_without_a_reference_are_not_paid(
+    shipped: Project, server: RehearsalServer
+) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"{n}?"}]} for n in range(3)]
+    write_rows(shipped.root / "data/asked/conversations/talk.jsonl", asked)
+    file = written(shipped, grading={"grader": "exact"})
+    steps = yaml.safe_load(file.read_text())
+    steps["generate_response"]["input_path"] = steps.pop("sources")["output_dir"]
+    file.write_text(yaml.safe_dump(steps))
+    assert "can be answered: the item has no reference" in shipped.run("check", file).out
+    ended = shipped.run("run-task", file)
+    assert ended.code == 1 and "the item has no reference" in ended.told, ended
+    assert server.stats()["requests"] == 0
 
 
 OWN = """

@@ -43,6 +43,8 @@ from modelcall_assets.records import is_data_file
 from modelcall_assets.records.outcome import Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.inputs import ABSENT
+from modelcall_assets.stages.prepared import SourceInputs
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.source import ROWS_LOOKED_AT, column_names, first_rows
 from modelcall_assets.stages.task import Task
@@ -138,12 +140,8 @@ def _parser(path: Path, root: Path, data: Content) -> Parse | None:
 
 def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem]:
     """Problems of a task as the project sees it; a template or a stray file stands alone."""
-    for broken in catalog.broken:
-        if broken.path == path:
-            return broken.problems
     try:
-        found = (spec for spec in catalog.tasks if spec.path == path)
-        spec = next(found, None) or load_task(path, root)
+        spec = catalog.task(path) or load_task(path, root)
     except SetupError as error:
         return error.problems
     return [*spec.warnings, *_readiness(spec)]
@@ -171,11 +169,14 @@ def _row_problems(task: Task) -> Iterator[Problem]:
     """Two inputs with one output; and columns that the first rows there are do not have."""
     try:
         for file in task.inputs.files():
+            if file.version == ABSENT:
+                continue
             yield from _absent_columns(task, file)
             rows = prepared_rows(task, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(task, file.key_path, kept)
-                return
+                if not isinstance(task.inputs, SourceInputs):  # files are alike, sources are not
+                    return
     except SetupError as error:
         yield from error.problems
     except InputError as error:
