@@ -703,9 +703,14 @@ ATTACKS = {
             fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC)
             sent = False
             for pid in (os.getppid(), *range(1, 5000)):
-                for order in ((fcntl.F_SETOWN, pid), (15, struct.pack("ii", 1, pid)), (10, 9)):
+                owner = struct.pack("i", pid)
+                for call, *given in ((fcntl.fcntl, read, fcntl.F_SETOWN, pid),
+                                     (fcntl.fcntl, read, 15, struct.pack("ii", 1, pid)),
+                                     (fcntl.ioctl, 3, 0x8901, owner),
+                                     (fcntl.ioctl, 3, 0x8902, owner),
+                                     (fcntl.fcntl, read, 10, signal.SIGKILL)):
                     try:
-                        fcntl.fcntl(read, *order)
+                        call(*given)
                         sent = sent or pid != os.getpid()
                     except OSError:
                         pass

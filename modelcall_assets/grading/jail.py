@@ -123,20 +123,15 @@ def keep(line: int, channel: int, has_view: bool) -> None:
 
 def _watch(child: int, grader: socket.socket, outputs: list[int], seconds: float) -> dict[str, Any]:
     tails = dict.fromkeys(outputs, b"")
-    process = os.pidfd_open(child)
-    poll = select.poll()
+    process, poll = os.pidfd_open(child), select.poll()
     for each in (process, grader, *outputs):
         poll.register(each, select.POLLIN)
-    deadline = time.monotonic() + seconds
-    over = timeout = False
-    while not (over or timeout):
-        left = deadline - time.monotonic()
-        ready = {descriptor for descriptor, _ in poll.poll(max(0, math.ceil(left * 1000)))}
-        for output in tails.keys() & ready:
-            if not _read(output, tails):
-                poll.unregister(output)
-        over = bool(ready & {process, grader.fileno()})
-        timeout = not over and left <= 0
+    deadline, over = time.monotonic() + seconds, False
+    while not over and (left := deadline - time.monotonic()) > 0:
+        for ready, _ in poll.poll(math.ceil(left * 1000)):
+            over |= ready in (process, grader.fileno())
+            if ready in tails and not _read(ready, tails):
+                poll.unregister(ready)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     for output in outputs:
@@ -145,7 +140,7 @@ def _watch(child: int, grader: socket.socket, outputs: list[int], seconds: float
             pass
     stdout, stderr = (tails[output].decode(errors="replace") for output in outputs)
     code = os.waitstatus_to_exitcode(status)
-    return {"timeout": timeout, "status": code, "stdout": stdout, "stderr": stderr}
+    return {"timeout": not over, "status": code, "stdout": stdout, "stderr": stderr}
 
 
 def _read(output: int, tails: dict[int, bytes]) -> bool:

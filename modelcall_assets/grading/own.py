@@ -1,11 +1,8 @@
 """`own`: each item by the grader of its source, for mixtures."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from modelcall_assets.records.outcome import Row
-
-if TYPE_CHECKING:
-    from modelcall_assets.grading import Grader
 
 
 class Own:
@@ -18,7 +15,7 @@ class Own:
         return _grader_of(item).score(item)
 
 
-def _grader_of(item: Row) -> "Grader":
+def _grader_of(item: Row) -> Any:
     from modelcall_assets.grading import GRADERS
 
     if (name := item.get("grader")) not in GRADERS:
