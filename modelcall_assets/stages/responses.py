@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.distillation import DistillationTask, EvaluationTask
+from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.steps import ResponsesStep
 from modelcall_assets.llm.dialogue import AnswerParser, ChatRequest, Message, Rules
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
@@ -79,7 +79,7 @@ class Responses(AskingStage):
     def _is_graded(self) -> bool:
         """Then what a model leaves is its answer, and not asked for again until there is a better
         one."""
-        return isinstance(self.spec.task, EvaluationTask) and self.spec.task.grading is not None
+        return isinstance(self.spec.task, DistillationTask) and self.spec.task.is_graded
 
     @cached_property
     def params(self) -> dict[str, Any]:
