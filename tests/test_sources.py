@@ -773,6 +773,31 @@ class TestFewShot:
         with pytest.raises(ValueError, match="n: expected a whole number of 0 or more; have -1"):
             FewShot(asked, examples, n=-1)
 
+    def test_examples_of_the_same_subject(self) -> None:
+        """All that there are of the question's own, and in one order."""
+        asked, examples = MMLU("all", "test", SAMPLES), MMLU("all", "dev", SAMPLES)
+        subjects = {each["messages"][0]["content"]: each["subject"] for each in examples}
+        for each in FewShot(asked, examples, n=5, same="subject"):
+            shown = [turn["content"] for turn in each["messages"][:-2:2]]
+            assert len({*shown}) == 5 and {subjects[text] for text in shown} == {each["subject"]}
+        for each in FewShot(asked, examples, ids=range(len(examples)), same="subject"):
+            shown = [turn["content"] for turn in each["messages"][:-2:2]]
+            assert shown == [text for text in subjects if subjects[text] == each["subject"]]
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"n": 6}, "n: expected 5 examples at most where subject is '.*'; have 6"),
+            ({"ids": [0]}, "ids: no example where subject is '"),
+            ({"same": "topic"}, "same: expected one of messages, letters, subject; have 'topic'"),
+            ({"same": 5}, "same: expected one of messages, letters, subject; have 5"),
+        ],
+    )
+    def test_too_few_of_the_same(self, options: Row, told: str) -> None:
+        asked, examples = MMLU("all", "test", SAMPLES), MMLU("all", "dev", SAMPLES)
+        with pytest.raises(ValueError, match=told):
+            FewShot(asked, examples, **{"same": "subject", **options})[0]
+
     def test_never_a_row_under_test(self) -> None:
         asked = Letters("a", 20, start=5, stop=15)
         told = "examples: a/5 is asked too; take another split, or rows that are not asked"
