@@ -61,12 +61,11 @@ class DistillationTask(TaskFile):
     """`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
 
     Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
-    `model`, `prompt` and `scorer`. The steps run in this order, `sources` or `chatml_conversion` as
-    the first. A file may hold some of them only,
-    and files whose folders fit together are one graph. A file with a single step may write it as
-    the old system did: `distillation: {step: chatml_conversion, …}` with the step's fields, and
-    without `step` where `task_type` is `generate_response`. [distillation.md](distillation.md) has
-    examples.
+    `model`, `prompt` and `scorer`. The steps run in this order, with `sources` or
+    `chatml_conversion` as the first. A file may hold some of them only, and files whose folders fit
+    together are one graph. A file with a single step may write it as the old system did:
+    `distillation: {step: chatml_conversion, …}` with the step's fields, and without `step` where
+    `task_type` is `generate_response`. [distillation.md](distillation.md) has examples.
     """
 
     task_type: str
