@@ -16,6 +16,7 @@ from project import RED, Project, Row, read_rows, write_rows
 from modelcall_assets.config.catalog import load_task
 from modelcall_assets.defs.instance import latest_result
 from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.sources import SmolTalk
 from modelcall_assets.stages.figures import Figures
 from modelcall_assets.stages.task import Task
 
@@ -298,9 +299,50 @@ def test_a_changed_sample_or_option_shows_as_out_of_date(
     requests = server.stats()["requests"]
     assert shipped.run("run-task", file).code == 0
     assert server.stats()["requests"] == requests + 1, "the row that changed"
-    written(shipped, sources={**own, "tasks": [{**task, "stop": 4}]})
+    spelling = {"name": "SpellingBee", "split": "test", "size": 3}
+    written(shipped, sources={**own, "tasks": [{**task, "stop": 4}, spelling]})
+    planned = shipped.run("plan", file)
+    assert "to send: about 3 requests" in planned.out, planned
     assert shipped.run("run-task", file).code == 0
-    assert len(grades(shipped)) == 4 and server.stats()["requests"] == requests + 1
+    assert len(grades(shipped)) == 4 + 3 and server.stats()["requests"] == requests + 1 + 3
+    made = Task(load_task(file, shipped.root)).stages
+    rows = {key: [s.need(key).rows for s in made[:3]] for key in made[0].keys.now()}
+    assert [*rows.values()] == [[4] * 3, [3] * 3]
+    before = rows.keys() - {key for key in rows if "Spelling" in key}
+    changed = written(
+        shipped, sources={**own, "tasks": [{**task, "stop": 4}, spelling | {"size": 4}]}
+    )
+    first = Task(load_task(changed, shipped.root)).stages[0]
+    assert first.outdated([*rows]) == rows.keys() - before, "the others are as they were"
+
+
+def test_what_will_be_fetched_is_told_and_nothing_is(
+    shipped: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder that is not there is no reason to wait."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    words = {"name": "SpellingBee", "word_list": "http://127.0.0.1:9/words", "as": "words"}
+    tasks = [{"name": "GSM8K", "subset": "main", "split": "test", "few_shot": {"split": "train"}}]
+    file = written(shipped, sources={"data_dir": "data/nowhere", "tasks": [*tasks, words]})
+    ended = shipped.run("check", file)
+    for split in ("test", "train"):
+        assert f"openai/gsm8k main {split}: not in " in ended.out, ended
+    assert ended.out.count("or let the run fetch it") == 3 and "nothing to do" not in ended.out
+    assert "word" in ended.out and ended.code == 0
+    specs = shipped.definitions().resolve_all_asset_specs()
+    assert ["asked", "raw"] in [[*spec.key.path] for spec in specs]
+
+
+def test_raw_is_no_rows_to_export(shipped: Project, server: RehearsalServer) -> None:
+    spelling = {"name": "SpellingBee", "split": "test", "size": 3}
+    file = written(shipped, sources={"tasks": [ARC, spelling]})
+    assert shipped.run("run-task", file).code == 0
+    refused = shipped.run("export", file, "--stage", "raw")
+    told = "raw is files, of which the next stage makes rows; name that one with --stage"
+    assert refused.code == 1 and told in refused.err, refused
+    assert shipped.run("export", file, "--stage", "chatml").code == 0
+    folder = shipped.root / f"data/{shipped.task}/grades_export/chatml"
+    assert {len(read_rows(path)) for path in folder.glob("*.jsonl")} == {12, 3}
 
 
 def test_figures_of_several_partitions_are_those_of_all_items() -> None:
@@ -417,6 +459,59 @@ class Text:
     def score(self, item):
         return {"said": "x"}
 """
+
+
+def test_conversations_of_sources_are_distilled(shipped: Project, server: RehearsalServer) -> None:
+    """Without a grader none needs a reference: what ends with the user's turn is asked as it is."""
+    (shipped.root / "mine_for_distillation.py").write_text(OWN)
+    shipped.task = "distilled"
+    file = shipped.root / "configs/tasks/distilled.yaml"
+    sums = {"name": "mine_for_distillation:Sums", "as": "sums"}
+    model, prompt = "configs/models/rehearsal.yaml", "configs/prompts/answer_quality_v1.yaml"
+    steps: dict[str, Any] = {
+        "task_name": "distilled",
+        "task_type": "data_distillation",
+        "sources": {
+            "tasks": [{"name": "SmolTalk", "split": "test"}, sums],
+            "data_dir": "demo/benchmarks",
+            "output_dir": "data/distilled/conversations",
+        },
+        "generate_response": {
+            "response_config_path": model,
+            "output_path": "data/distilled/responses",
+        },
+        "scores": {
+            "model": {"config_path": model},
+            "prompt": {"config_path": prompt},
+            "output_dir": "data/distilled/scores",
+            "prompt_format_key": "answer",
+        },
+        "max_failure_rate": 0.2,
+    }
+    file.write_text(yaml.safe_dump(steps))
+    assert shipped.run("check", file).code == 0
+    ended = shipped.run("run-task", file)
+    assert ended.code == 0, ended
+    stages = [stage.name for stage in Task(load_task(file, shipped.root)).stages]
+    assert stages == ["raw", "chatml", "responses", "scores"]
+    talks = read_rows(shipped.root / "data/distilled/responses/SmolTalk-test.jsonl")
+    samples = {repr(each["messages"]) for each in SmolTalk("test", folder=ROOT / "demo/benchmarks")}
+    assert {repr(row["messages"]) for row in talks} == samples and len(talks) == 12
+    for row in talks:
+        is_open = row["messages"][-1]["role"] == "user"
+        assert row["final_messages"][:-1] == row["messages"][: None if is_open else -1]
+        assert row["task"] == "SmolTalk/test" and not {"grader", "baseline"} & row.keys()
+    assert sum(row["messages"][-1]["role"] == "user" for row in talks) == 2
+    sums_rows = read_rows(shipped.root / "data/distilled/responses/sums.jsonl")
+    assert [row["api_status"] for row in sums_rows] == ["success"] * 4 + ["error", "success"]
+    assert sums_rows[5]["final_messages"][:-1] == sums_rows[5]["messages"]
+    rated = pq.read_table(shipped.root / "data/distilled/scores/SmolTalk-test.parquet").to_pylist()
+    assert {row["api_status"] for row in rated} == {"success"}
+    both = {**steps, "chatml_conversion": {"dataset_config_path": "x", "input_dir": "y"}}
+    both["chatml_conversion"]["output_dir"] = "data/z"
+    file.write_text(yaml.safe_dump(both))
+    told = "configs/tasks/distilled.yaml:chatml_conversion: not beside sources"
+    assert told in shipped.run("check", file).out
 
 
 def test_sources_and_graders_of_the_users_own(shipped: Project, server: RehearsalServer) -> None:

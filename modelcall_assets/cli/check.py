@@ -43,7 +43,6 @@ from modelcall_assets.records import is_data_file
 from modelcall_assets.records.outcome import Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.stages.asking import AskingStage
-from modelcall_assets.stages.inputs import ABSENT
 from modelcall_assets.stages.prepared import SourceInputs
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.source import ROWS_LOOKED_AT, column_names, first_rows
@@ -158,19 +157,17 @@ def _readiness(spec: TaskSpec) -> Iterator[Problem]:
         return  # a store that is not there would hold everything up: `plan` asks it
     if (absent := task.absent_input) is not None:
         yield absent
-    elif any(stage.knows_input for stage in task.stages):
-        for stage in task.stages:
-            yield from stage.lacks()
-    elif task.linked is None:
-        yield from _row_problems(task)
+    else:
+        yield from _input_problems(task)
 
 
-def _row_problems(task: Task) -> Iterator[Problem]:
-    """Two inputs with one output; and columns that the first rows there are do not have."""
+def _input_problems(task: Task) -> Iterator[Problem]:
+    """What the stages lack; else, of the task's own input, two files with one output, and columns
+    that the first rows there are do not have."""
     try:
-        for file in task.inputs.files():
-            if file.version == ABSENT:
-                continue
+        lacking = [problem for stage in task.stages for problem in stage.lacks()]
+        yield from lacking
+        for file in () if lacking or task.linked else task.inputs.files():
             yield from _absent_columns(task, file)
             rows = prepared_rows(task, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:

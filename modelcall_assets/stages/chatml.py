@@ -49,7 +49,6 @@ class Conversations(Stage):
 
 class Chatml(Conversations):
     about = "conversations of a split"
-    knows_input = True
     done = "converted"
 
     @property
