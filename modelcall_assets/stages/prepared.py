@@ -30,8 +30,8 @@ from modelcall_assets.transforms.chatml import failed_row
 from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _SLICING = ("start", "stop", "step")
-_OF_EXAMPLES = ("n", "seed", "ids", "same")
-"""Options of `few_shot` that do not say which rows the examples are."""
+_WHICH = ("subset", "split", *_SLICING)
+"""Options of `few_shot` that say which rows the examples are, as those do that the source has."""
 MOST_NAME = 200
 
 
@@ -124,8 +124,8 @@ class SourceInputs(Inputs):
         field = f"{field}.few_shot"
         if not isinstance(shots, dict):
             raise self._wrong(field, "expected a mapping", "`few_shot: {split: train, n: 5}`")
-        which = {name: value for name, value in shots.items() if name not in _OF_EXAMPLES}
-        how = {name: value for name, value in shots.items() if name in _OF_EXAMPLES}
+        which = {name: value for name, value in shots.items() if name in (*_WHICH, *own)}
+        how = {name: value for name, value in shots.items() if name not in which}
         base = {name: value for name, value in own.items() if name not in _SLICING}
         examples = self._made(kind, base | which, field)
         return self._made(FewShot, {"source": source, "examples": examples, **how}, field)
