@@ -891,8 +891,11 @@ class TestOfTheUsers:
             SetupError, match=r"t\.yaml:source: no source 'mmlu'; expected one of ARC"
         ):
             find_source("mmlu", tmp_path, "t.yaml", "source")
-        with pytest.raises(SetupError, match="json:loads has no method __getitem__"):
-            find_source("json:loads", tmp_path, "t.yaml", "source")
+        with pytest.raises(SetupError, match="graphlib:TopologicalSorter has no method __getitem"):
+            find_source("graphlib:TopologicalSorter", tmp_path, "t.yaml", "source")
+        told = "no source 'shelve:Shelf'; expected a class derived from .*sources.base:Source"
+        with pytest.raises(SetupError, match=told):
+            find_source("shelve:Shelf", tmp_path, "t.yaml", "source")
 
 
 def test_no_dagster_is_imported() -> None:

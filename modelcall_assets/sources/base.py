@@ -105,7 +105,9 @@ class Source(ABC):
 
     def fetch(self) -> list[FileInfo]:
         """As `files`, after what is not here was brought."""
-        return [file for origin in self.origins for file in origin.fetch()]
+        for origin in self.origins:
+            origin.fetch()
+        return self.files()
 
     @cached_property
     def _grader(self) -> Any:

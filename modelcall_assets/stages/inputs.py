@@ -152,11 +152,12 @@ class GroupedInputs(Inputs):
     pattern: str = "*"
 
     def listed(self) -> list[FileInfo]:
-        return self._as_files(None)
+        """The cap is shared among them."""
+        files = [as_one(name, members) for name, members in self._groups(self.most).items()]
+        self.refuse_shared(files, ".parquet")
+        return files
 
-    def files(self) -> list[FileInfo]:
-        """The cap is shared among the partitions."""
-        return self._as_files(self.most)
+    files = listed
 
     def members(self, key: str) -> Sequence[FileInfo]:
         name, groups = decode_key(key), self._groups(self.most)
@@ -165,10 +166,8 @@ class GroupedInputs(Inputs):
             raise InputError(f"{folder}: there is no file for '{name}' any more")
         return groups[name]
 
-    def _as_files(self, most: int | None) -> list[FileInfo]:
-        files = [as_one(name, members) for name, members in self._groups(most).items()]
-        self.refuse_shared(files, ".parquet")
-        return files
+    def all_keys(self) -> set[str]:
+        return {encode_key(name) for name in self._groups(None)}
 
     def _groups(self, most: int | None) -> dict[str, list[FileInfo]]:
         """The files of each partition. `most` files are shared among the partitions, one at least
