@@ -125,14 +125,14 @@ class Figures:
         return found
 
     def table(self) -> Sequence[Mapping[str, Any]]:
-        """A row for each group, where there are several."""
-        groups = self.groups
-        rows = [{"group": name, **each.numbers()} for name, each in groups.items()]
-        return rows if rows[1:] else []
+        """A row for all of it, and for each group where there are several."""
+        groups = self.groups if len(self.groups) > 1 else {}
+        return [{"group": name, **each.numbers()} for name, each in {"all": self, **groups}.items()]
 
     def tell(self, report: Report) -> None:
-        report.numbers |= self.numbers()
-        report.tables[FIGURES] = self.table()
+        """Before all else: it is what people look for."""
+        report.numbers = self.numbers() | report.numbers
+        report.tables[FIGURES] = self.table() if self.items else []
 
 
 def joined(rows: Iterable[Row | None]) -> Figures | None:
