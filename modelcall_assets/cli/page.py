@@ -159,6 +159,7 @@ _LOOK = {
     "config": {
         "axis": {"title": None, "labelAngle": 0, "labelOverlap": True},
         "axisX": {"labelLimit": 90},
+        "rule": {"color": "#4c78a8"},
         "view": {"stroke": None},
     },
 }

@@ -350,6 +350,5 @@ def _by_group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not rows[1:]:
         return {}
     _, _, name, *_ = rows[0]
-    of = {"of": "group", "value": name, "low": f"{name}_low", "high": f"{name}_high"}
-    points = [{end: row.get(column) for end, column in of.items()} for row in rows[:MOST_POINTS]]
+    points = [{**row, "of": row["group"], "value": row[name]} for row in rows[:MOST_POINTS]]
     return {f"{name} by group": intervals(points)}
