@@ -138,8 +138,9 @@ class Figures:
         ]
 
     def tell(self, report: Report) -> None:
-        """Before all else: it is what people look for."""
-        report.numbers = self.numbers() | report.numbers
+        """Before all else: it is what people look for. Means of the same name are of all rows."""
+        numbers = self.numbers()
+        report.numbers = numbers | report.numbers | numbers
         report.tables[FIGURES] = self.table() if self.items else []
 
 
