@@ -363,7 +363,7 @@ def test_figures_of_several_partitions_are_those_of_all_items() -> None:
     found.join(one)
     found.join(one)
     assert found.numbers()["items"] == 8 and found.numbers()["accuracy"] == 5 / 8
-    assert [row["group"] for row in found.table()] == ["x", "y"]
+    assert [row["group"] for row in found.table()] == ["all", "x", "y"]
 
 
 GSM8K = {"name": "GSM8K", "subset": "main", "split": "test"}
