@@ -8,11 +8,13 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from dev import Dev
 from endpoint import Request, in_thread, refusal, said, serving
 from pages import ROOT
 from playwright.sync_api import Browser, Locator, Page, expect
-from project import PREPROCESS, Project
+from project import PREPROCESS, Project, read_rows
 
 from modelcall_assets.defs.instance import open_instance
 
@@ -81,7 +83,17 @@ class Story:
 
     def told(self, name: str) -> Locator:
         """The row of metadata of that name."""
-        return self.page.locator("tr").filter(has=self.page.get_by_text(name, exact=True)).first
+        first = self.page.locator(":scope > td:first-child").get_by_text(name, exact=True)
+        return self.page.locator("tr").filter(has=first).first
+
+    def number(self, name: str) -> float:
+        return float(self.told(name).inner_text().split()[-1])
+
+    def table(self, name: str) -> list[list[str]]:
+        """Its rows, behind that of their names."""
+        rows = self.told(name).locator("tr")
+        rows.nth(1).wait_for()
+        return [row.locator("td").all_inner_texts() for row in rows.all()[1:]]
 
     def reads(self, name: str, value: object) -> None:
         """Loads the page again meanwhile: it can miss a run that is quick."""
@@ -274,3 +286,49 @@ def test_a_dropped_file_is_scored_by_the_sensor(story: Story) -> None:
     write_articles(story.task, DROPPED)
     story.open_asset("scores", "partitions", DROPPED)
     story.sees(f"Materialized ({len(FILES) + 1})")
+
+
+def test_an_evaluation_shows_its_figures(story: Story) -> None:
+    task, part = story.task, "ARC-ARC-Easy-test"
+    task.task = "evaluate_arc"
+    file = Path("configs/tasks/evaluation/evaluate_arc.yaml")
+    for name in (file, "configs/models/rehearsal.yaml"):
+        (task.root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, task.root / name)
+    shutil.copytree(ROOT / "demo/benchmarks", task.root / "demo/benchmarks")
+    with task.start("rehearse", "--", sys.executable, "-m", "modelcall", "run-task", file) as run:
+        _, told = run.communicate()
+    assert run.returncode == 0, told
+    right: dict[str, list[bool]] = {"all": []}
+    for path in sorted((task.root / "data/evaluate_arc/grades").glob("*.parquet")):
+        for row in read_rows(path):
+            for group in ("all", row["task"]):
+                right.setdefault(group, []).append(row["correct"])
+    story.open_group()
+    story.press("Reload definitions")
+    story.sees("Definitions reloaded")
+    story.page.set_viewport_size({**HIGH, "width": 1700})
+    story.open_asset("summary")
+    story.reads("items", len(right["all"]))
+    figures = [story.number(f"accuracy{end}") for end in ("", "_low", "_high")]
+    assert figures == pytest.approx(wilson(right["all"]))
+    for row, (group, own) in zip(story.table("figures"), right.items(), strict=True):
+        assert row[:2] == [group, str(len(own))]
+        assert [*map(float, row[2:5])] == pytest.approx(wilson(own), abs=1e-4)
+    story.picture("evaluation", 255, story.top_of("figures"), 975, story.top_of("files_done"))
+    story.open_asset("scores", "partitions", f"{part}.jsonl")
+    story.reads("items", 12)
+    assert story.number("accuracy") == pytest.approx(wilson(right["ARC/ARC-Easy/test"])[0])
+    story.page.set_viewport_size(HIGH)
+    story.picture("benchmark", 530, 154, 870, story.top_of("output"))
+    assert task.run("report", file, "--output", "figures.html").code == 0
+    story.page.goto((task.root / "figures.html").as_uri())
+    story.page.set_viewport_size({"width": 1100, "height": 1000})
+    story.picture("figures", 0, 0, 1100, 610)
+
+
+def wilson(right: Sequence[bool]) -> list[float]:
+    """The share and its interval of 95 %."""
+    n, share, z = len(right), sum(right) / len(right), 1.959964
+    middle, half = share + z**2 / 2 / n, z * sqrt(share * (1 - share) / n + (z / 2 / n) ** 2)
+    return [share, *((middle + side) / (1 + z**2 / n) for side in (-half, half))]

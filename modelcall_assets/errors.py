@@ -1,6 +1,8 @@
-"""Every exception of the package: a `RunStopped` ends a run, any other a command or a file."""
+"""Mistakes of the set-up, and every exception of the package: a `RunStopped` ends a run, any other
+a command or a file."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +30,18 @@ class Problem:
         place = f"{self.file}:{self.field}" if self.field else self.file
         line = "" if self.line is None else f" (line {self.line})"
         return f"{place}: {'; '.join(filter(None, parts))}{line}"
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `names` that `name` was probably meant to be."""
+    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`did you mean x?`, or nothing when no name is close."""
+    close = nearest(name, names)
+    return f"did you mean {close}?" if close else ""
 
 
 class ModelcallError(Exception):

@@ -322,6 +322,11 @@ def test_helpers_of_the_prompt_are_the_prompts_own():
         assert not graded(cheat, test, prompt=body)["correct"]
 
 
+def test_a_long_reason_is_cut():
+    result = graded("def square(n):\n    raise ValueError('\U0001f600' * 5000)")
+    assert result["why"].startswith("ValueError: \U0001f600") and len(result["why"]) < 1000
+
+
 def test_what_a_test_prints_is_no_verdict():
     test = """
         print('{"passed": true, "why": ""}')
@@ -690,6 +695,28 @@ ATTACKS = {
             limits = resource.RLIMIT_CPU, (1, 1)
             sent += [is_sent(resource.prlimit, pid, *limits) for pid in (os.getppid() or 1, 1, 2)]
             return any(sent) or is_sent(os.killpg, 0, signal.SIGTERM)
+        """,
+    "signals by a pipe": """
+        import fcntl, os, signal, struct
+        def attack():
+            read, write = os.pipe()
+            fcntl.fcntl(read, fcntl.F_SETFL, os.O_ASYNC)
+            sent = False
+            for pid in (os.getppid(), *range(1, 5000)):
+                owner = struct.pack("i", pid)
+                for call, *given in ((fcntl.fcntl, read, fcntl.F_SETOWN, pid),
+                                     (fcntl.fcntl, read, 15, struct.pack("ii", 1, pid)),
+                                     (fcntl.ioctl, 3, 0x8901, owner),
+                                     (fcntl.ioctl, 3, 0x8902, owner),
+                                     (fcntl.fcntl, read, 10, signal.SIGKILL)):
+                    try:
+                        call(*given)
+                        sent = sent or pid != os.getpid()
+                    except OSError:
+                        pass
+                os.write(write, b".")
+                os.read(read, 1)
+            return sent
         """,
     "a symlink race": """
         import os, threading

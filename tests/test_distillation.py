@@ -589,6 +589,27 @@ class TestSettings:
         assert [len(each) for each in found] == expected
         assert server.stats()["requests"] == 2 * sum(expected)
 
+    @pytest.mark.parametrize("is_linked", [False, True])
+    def test_a_cap_takes_away_nothing_that_is_there(
+        self, chain: Project, server: RehearsalServer, is_linked: bool
+    ) -> None:
+        """The inputs that it leaves out are no deleted ones."""
+        steps: dict[str, Any] = {"chatml_conversion": CHATML, "generate_response": GENERATE}
+        chain.write_steps(**steps)
+        if is_linked:
+            chain.write_steps(chatml_conversion=CHATML)
+            assert chain.run("run-task", chain.task_file).code == 0
+            chain.task = "answers"
+            steps = {"generate_response": {**GENERATE, "input_path": CHATML["output_dir"]}}
+            chain.write_steps(**steps)
+        assert chain.run("run-task", chain.task_file).code == 0
+        chain.write_steps(**steps, debug={"enabled": True, "max_files": 1})
+        assert "is gone" not in chain.run("verify", chain.task_file).out
+        ended = chain.run("clean", chain.task_file, "--deleted-inputs", "--yes")
+        assert (ended.code, "nothing to delete" in ended.out) == (0, True), ended
+        assert [len(chain.responses(name)) for name in (CHATS, INS)] == [3, 4]
+        assert "nothing to do" in chain.run("run-task", chain.task_file).out
+
     def test_a_model_file_of_the_first_generation_names_the_model(
         self, project: Project, answered_by: Answered, monkeypatch: pytest.MonkeyPatch
     ) -> None:

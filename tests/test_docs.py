@@ -73,8 +73,8 @@ def test_the_examples_of_distillation_are_valid(tmp_path):
     catalog = load_catalog(tmp_path)
     assert not catalog.broken
     found = {spec.name: spec for spec in catalog.tasks}
-    assert set(found) == {"my_answers", "my_conversations", "my_merge"}
-    assert [spec.warnings for spec in found.values()] == [()] * 3
+    assert set(found) == {"my_answers", "my_conversations", "my_merge", "my_talks"}
+    assert [spec.warnings for spec in found.values()] == [()] * 4
     assert found["my_merge"].link.spec.name == "my_conversations"
 
 

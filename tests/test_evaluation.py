@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from project import RED, Project, Row, read_rows
+from project import RED, Project, Row, read_rows, write_rows
 
 from modelcall_assets.config.catalog import load_task
 from modelcall_assets.defs.instance import latest_result
 from modelcall_assets.rehearsal import Faults, RehearsalServer
+from modelcall_assets.sources import SmolTalk
 from modelcall_assets.stages.figures import Figures
 from modelcall_assets.stages.task import Task
 
@@ -173,7 +174,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such split": (
         {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "split": "tests"}]}},
-        "sources.tasks[0]: ",
+        "sources.tasks[0]: GSM8K: no split 'tests'; there are: ",
     ),
     "no such grader": (
         {"grading": {"grader": "numerics"}},
@@ -181,7 +182,29 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an option that is none": (
         {"grading": {"grader": "exact", "options": {"strip": "maybe"}}},
-        "grading.grader: ",
+        "grading.options: strip: unknown value; expected false, true; have 'maybe'",
+    ),
+    "an option that is misspelt": (
+        {"grading": {"grader": "choice", "options": {"in_sentance": True}}},
+        "grading.options.in_sentance: unknown; expected one of by, in_sentence;"
+        " did you mean in_sentence?",
+    ),
+    "an option of none": (
+        {"grading": {"grader": "numeric", "options": {"strip": True}}},
+        "grading.options.strip: unknown; leave it out",
+    ),
+    "an option that is not given": (
+        {"grading": {"grader": "regex"}},
+        "grading.options.pattern: missing",
+    ),
+    "an option of a source that is misspelt": (
+        {"sources": {"tasks": [{"name": "GSM8K", "subset": "main", "splt": "test"}]}},
+        "sources.tasks[0].splt: unknown; expected one of split, start, stop, step;"
+        " did you mean split?",
+    ),
+    "an option of examples": (
+        {"sources": {"tasks": [{**ARC, "few_shot": {"split": "train", "count": 3}}]}},
+        "sources.tasks[0].few_shot.count: unknown; expected one of n, seed, ids, same, start, stop, step",
     ),
     "what is not asked for": (
         {"grading": {"grader": "choice", "options": {"by": "logprobs"}}},
@@ -235,6 +258,24 @@ def test_a_mistake_is_named_by_file_and_field(shipped: Project, mistake: str) ->
     assert "Traceback" not in ended.told
 
 
+@pytest.mark.parametrize(
+    "field", ["sources.output_dir", "generate_response.output_path", "grading.output_dir"]
+)
+def test_an_output_of_another_task_is_told_by_all_commands(
+    shipped: Project, server: RehearsalServer, field: str
+) -> None:
+    step, _, name = field.partition(".")
+    first: dict[str, Any] = {"sources": {"tasks": [ARC]}}
+    written(shipped, "a", **first)
+    taken = yaml.safe_load(task_of(shipped, "a").read_text())[step][name]
+    file = written(shipped, "b", **{**first, step: {**first.get(step, {}), name: taken}})
+    told = f"configs/tasks/evaluation/b.yaml:{field}: configs/tasks/evaluation/a.yaml writes to"
+    for command in ("check", "plan", "try", "run-task"):
+        ended = shipped.run(command, file)
+        assert ended.code != 0 and told in ended.told, ended
+    assert server.stats()["requests"] == 0
+
+
 def test_plan_and_try_know_the_rows_of_a_source(shipped: Project) -> None:
     sources = {"tasks": [{"name": "MMLU", "subset": "all", "split": "test", "stop": 5}]}
     file = written(shipped, sources=sources, generate_response={"samples": 2})
@@ -258,9 +299,50 @@ def test_a_changed_sample_or_option_shows_as_out_of_date(
     requests = server.stats()["requests"]
     assert shipped.run("run-task", file).code == 0
     assert server.stats()["requests"] == requests + 1, "the row that changed"
-    written(shipped, sources={**own, "tasks": [{**task, "stop": 4}]})
+    spelling = {"name": "SpellingBee", "split": "test", "size": 3}
+    written(shipped, sources={**own, "tasks": [{**task, "stop": 4}, spelling]})
+    planned = shipped.run("plan", file)
+    assert "to send: about 3 requests" in planned.out, planned
     assert shipped.run("run-task", file).code == 0
-    assert len(grades(shipped)) == 4 and server.stats()["requests"] == requests + 1
+    assert len(grades(shipped)) == 4 + 3 and server.stats()["requests"] == requests + 1 + 3
+    made = Task(load_task(file, shipped.root)).stages
+    rows = {key: [s.need(key).rows for s in made[:3]] for key in made[0].keys.now()}
+    assert [*rows.values()] == [[4] * 3, [3] * 3]
+    before = rows.keys() - {key for key in rows if "Spelling" in key}
+    changed = written(
+        shipped, sources={**own, "tasks": [{**task, "stop": 4}, spelling | {"size": 4}]}
+    )
+    first = Task(load_task(changed, shipped.root)).stages[0]
+    assert first.outdated([*rows]) == rows.keys() - before, "the others are as they were"
+
+
+def test_what_will_be_fetched_is_told_and_nothing_is(
+    shipped: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder that is not there is no reason to wait."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    words = {"name": "SpellingBee", "word_list": "http://127.0.0.1:9/words", "as": "words"}
+    tasks = [{"name": "GSM8K", "subset": "main", "split": "test", "few_shot": {"split": "train"}}]
+    file = written(shipped, sources={"data_dir": "data/nowhere", "tasks": [*tasks, words]})
+    ended = shipped.run("check", file)
+    for split in ("test", "train"):
+        assert f"openai/gsm8k main {split}: not in " in ended.out, ended
+    assert ended.out.count("or let the run fetch it") == 3 and "nothing to do" not in ended.out
+    assert "word" in ended.out and ended.code == 0
+    specs = shipped.definitions().resolve_all_asset_specs()
+    assert ["asked", "raw"] in [[*spec.key.path] for spec in specs]
+
+
+def test_raw_is_no_rows_to_export(shipped: Project, server: RehearsalServer) -> None:
+    spelling = {"name": "SpellingBee", "split": "test", "size": 3}
+    file = written(shipped, sources={"tasks": [ARC, spelling]})
+    assert shipped.run("run-task", file).code == 0
+    refused = shipped.run("export", file, "--stage", "raw")
+    told = "raw is files, of which the next stage makes rows; name that one with --stage"
+    assert refused.code == 1 and told in refused.err, refused
+    assert shipped.run("export", file, "--stage", "chatml").code == 0
+    folder = shipped.root / f"data/{shipped.task}/grades_export/chatml"
+    assert {len(read_rows(path)) for path in folder.glob("*.jsonl")} == {12, 3}
 
 
 def test_figures_of_several_partitions_are_those_of_all_items() -> None:
@@ -281,7 +363,72 @@ def test_figures_of_several_partitions_are_those_of_all_items() -> None:
     found.join(one)
     found.join(one)
     assert found.numbers()["items"] == 8 and found.numbers()["accuracy"] == 5 / 8
-    assert [row["group"] for row in found.table()] == ["x", "y"]
+    assert [row["group"] for row in found.table()] == ["all", "x", "y"]
+
+
+GSM8K = {"name": "GSM8K", "subset": "main", "split": "test"}
+UNFIT = {
+    "choice": "the item has no `letters` to choose from",
+    "code": "the item lacks a user turn, `test` or `entry_point`: it is no code",
+    "mine_that_wants:Capital": "the grader's wanted() raised KeyError: 'capital'",
+}
+WANTS = """
+class Capital:
+    fields = {"correct": {"type": "boolean"}}
+
+    def wanted(self, item):
+        return item["capital"]
+
+    def score(self, item):
+        return {"correct": item["response"] == self.wanted(item)}
+"""
+
+
+@pytest.mark.parametrize("grader", UNFIT)
+def test_what_no_answer_could_be_graded_for_is_told_and_not_paid(
+    shipped: Project, server: RehearsalServer, grader: str
+) -> None:
+    (shipped.root / "mine_that_wants.py").write_text(WANTS)
+    tasks = [ARC, GSM8K] if grader == "choice" else [GSM8K]  # ARC has letters
+    file = written(shipped, sources={"tasks": tasks}, grading={"grader": grader})
+    told = f"rows of GSM8K-main-test.jsonl can be answered: {UNFIT[grader]}"
+    checked = shipped.run("check", file)
+    assert checked.code == 0 and checked.out.count("can be answered") == 1, checked
+    assert "asked.yaml:grading: none of the first" in checked.out and told in checked.out
+    assert "rows cannot be asked" in shipped.run("plan", file).out
+    tried = shipped.run("try", file, "--file", "GSM8K*", "--rows", "2")
+    assert tried.code == 1 and tried.out.count(f"missing_input: {UNFIT[grader]}") == 2, tried
+    assert server.stats()["requests"] == 0
+    ended = shipped.run("run-task", file, "--file", "GSM8K*")
+    assert ended.code == 1 and UNFIT[grader] in ended.told, ended
+    assert server.stats()["requests"] == 0
+
+
+def test_only_rows_that_can_be_graded_are_paid(shipped: Project, server: RehearsalServer) -> None:
+    mixed = {"name": "Mixture", "as": "mixed", "of": [ARC, GSM8K]}
+    file = written(shipped, sources={"tasks": [mixed]}, grading={"grader": "choice"})
+    file.write_text(file.read_text() + "max_failure_rate: 0.9\n")
+    assert shipped.run("run-task", file).code == 0
+    rows = grades(shipped)
+    asked = [row for row in rows if row["api_status"] == "success"]
+    assert {row["task"].partition("/")[0] for row in asked} == {"ARC"}
+    assert {row["api_fail_reason"] for row in rows if row not in asked} == {"missing_input"}
+    assert 0 < len(asked) == server.stats()["answered"] < len(rows)
+
+
+def test_conversations_without_a_reference_are_not_paid(
+    shipped: Project, server: RehearsalServer
+) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"{n}?"}]} for n in range(3)]
+    write_rows(shipped.root / "data/asked/conversations/talk.jsonl", asked)
+    file = written(shipped, grading={"grader": "exact"})
+    steps = yaml.safe_load(file.read_text())
+    steps["generate_response"]["input_path"] = steps.pop("sources")["output_dir"]
+    file.write_text(yaml.safe_dump(steps))
+    assert "can be answered: the item has no reference" in shipped.run("check", file).out
+    ended = shipped.run("run-task", file)
+    assert ended.code == 1 and "the item has no reference" in ended.told, ended
+    assert server.stats()["requests"] == 0
 
 
 OWN = """
@@ -312,6 +459,59 @@ class Text:
     def score(self, item):
         return {"said": "x"}
 """
+
+
+def test_conversations_of_sources_are_distilled(shipped: Project, server: RehearsalServer) -> None:
+    """Without a grader none needs a reference: what ends with the user's turn is asked as it is."""
+    (shipped.root / "mine_for_distillation.py").write_text(OWN)
+    shipped.task = "distilled"
+    file = shipped.root / "configs/tasks/distilled.yaml"
+    sums = {"name": "mine_for_distillation:Sums", "as": "sums"}
+    model, prompt = "configs/models/rehearsal.yaml", "configs/prompts/answer_quality_v1.yaml"
+    steps: dict[str, Any] = {
+        "task_name": "distilled",
+        "task_type": "data_distillation",
+        "sources": {
+            "tasks": [{"name": "SmolTalk", "split": "test"}, sums],
+            "data_dir": "demo/benchmarks",
+            "output_dir": "data/distilled/conversations",
+        },
+        "generate_response": {
+            "response_config_path": model,
+            "output_path": "data/distilled/responses",
+        },
+        "scores": {
+            "model": {"config_path": model},
+            "prompt": {"config_path": prompt},
+            "output_dir": "data/distilled/scores",
+            "prompt_format_key": "answer",
+        },
+        "max_failure_rate": 0.2,
+    }
+    file.write_text(yaml.safe_dump(steps))
+    assert shipped.run("check", file).code == 0
+    ended = shipped.run("run-task", file)
+    assert ended.code == 0, ended
+    stages = [stage.name for stage in Task(load_task(file, shipped.root)).stages]
+    assert stages == ["raw", "chatml", "responses", "scores"]
+    talks = read_rows(shipped.root / "data/distilled/responses/SmolTalk-test.jsonl")
+    samples = {repr(each["messages"]) for each in SmolTalk("test", folder=ROOT / "demo/benchmarks")}
+    assert {repr(row["messages"]) for row in talks} == samples and len(talks) == 12
+    for row in talks:
+        is_open = row["messages"][-1]["role"] == "user"
+        assert row["final_messages"][:-1] == row["messages"][: None if is_open else -1]
+        assert row["task"] == "SmolTalk/test" and not {"grader", "baseline"} & row.keys()
+    assert sum(row["messages"][-1]["role"] == "user" for row in talks) == 2
+    sums_rows = read_rows(shipped.root / "data/distilled/responses/sums.jsonl")
+    assert [row["api_status"] for row in sums_rows] == ["success"] * 4 + ["error", "success"]
+    assert sums_rows[5]["final_messages"][:-1] == sums_rows[5]["messages"]
+    rated = pq.read_table(shipped.root / "data/distilled/scores/SmolTalk-test.parquet").to_pylist()
+    assert {row["api_status"] for row in rated} == {"success"}
+    both = {**steps, "chatml_conversion": {"dataset_config_path": "x", "input_dir": "y"}}
+    both["chatml_conversion"]["output_dir"] = "data/z"
+    file.write_text(yaml.safe_dump(both))
+    told = "configs/tasks/distilled.yaml:chatml_conversion: not beside sources"
+    assert told in shipped.run("check", file).out
 
 
 def test_sources_and_graders_of_the_users_own(shipped: Project, server: RehearsalServer) -> None:

@@ -674,7 +674,11 @@ class TestOwn:
             ("own_gone:X", {}, "import own_gone raised ModuleNotFoundError"),
             ("own_wrong:Gone", {}, "own_wrong has nothing called Gone"),
             ("own_wrong:Bare", {}, "own_wrong:Bare has no method process_item(item) -> dict"),
-            ("own_wrong:Picky", {"b": 1}, "own_wrong:Picky() raised TypeError"),
+            ("own_wrong:Picky", {"b": 1, "a": 0}, "options.b: unknown; leave it out"),
+            ("own_wrong:Picky", {"aa": 1}, "options.aa: unknown; expected one of a; did you"),
+            ("own_wrong:Picky", {}, "options.a: missing"),
+            ("own_wrong:Picky", {"a": -1}, "options: a: expected 0 or more"),
+            ("own_wrong:Picky", {"a": "1"}, "own_wrong:Picky() raised TypeError: "),
             ("own_wrong:made", {"b": 1}, "own_wrong:made takes no options"),
         ],
     )
@@ -686,14 +690,17 @@ class TestOwn:
             """
             class Bare: pass
             class Picky:
-                def __init__(self, a): pass
+                def __init__(self, a):
+                    if a < 0:
+                        raise ValueError("a: expected 0 or more")
                 def process_item(self, item): return item
             made = Picky(1)
             """,
             "own_wrong",
         )
         task(project, name, options=options)
-        field = f"{TASK}:preprocess.script_type: {told}"
+        told = told if told.startswith("options") else f"script_type: {told}"
+        field = f"{TASK}:preprocess.{told}"
         assert field in project.run("check", TASK).out
         ended = project.run("run-task", TASK)
         assert (ended.code, field in ended.err) == (2, True), ended

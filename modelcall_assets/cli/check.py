@@ -21,7 +21,7 @@ from modelcall_assets.cli.terminal import (
     force_option,
     refuse_existing,
 )
-from modelcall_assets.config import Content, Parse, did_you_mean
+from modelcall_assets.config import Content, Parse
 from modelcall_assets.config.catalog import (
     SUFFIXES,
     Catalog,
@@ -38,11 +38,12 @@ from modelcall_assets.config.model import parse_model
 from modelcall_assets.config.places import STORAGE_FILE, parse_storage, shown_path
 from modelcall_assets.config.prompt import parse_prompt
 from modelcall_assets.config.spec import TaskSpec, relative_places
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records import is_data_file
 from modelcall_assets.records.outcome import Dropped, Failure, Row
 from modelcall_assets.records.secrets import looks_secret
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.prepared import SourceInputs
 from modelcall_assets.stages.preprocessed import Preprocessed
 from modelcall_assets.stages.source import ROWS_LOOKED_AT, column_names, first_rows
 from modelcall_assets.stages.task import Task
@@ -138,12 +139,8 @@ def _parser(path: Path, root: Path, data: Content) -> Parse | None:
 
 def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem]:
     """Problems of a task as the project sees it; a template or a stray file stands alone."""
-    for broken in catalog.broken:
-        if broken.path == path:
-            return broken.problems
     try:
-        found = (spec for spec in catalog.tasks if spec.path == path)
-        spec = next(found, None) or load_task(path, root)
+        spec = catalog.task(path) or load_task(path, root)
     except SetupError as error:
         return error.problems
     return [*spec.warnings, *_readiness(spec)]
@@ -160,22 +157,23 @@ def _readiness(spec: TaskSpec) -> Iterator[Problem]:
         return  # a store that is not there would hold everything up: `plan` asks it
     if (absent := task.absent_input) is not None:
         yield absent
-    elif any(stage.knows_input for stage in task.stages):
-        for stage in task.stages:
-            yield from stage.lacks()
-    elif task.linked is None:
-        yield from _row_problems(task)
+    else:
+        yield from _input_problems(task)
 
 
-def _row_problems(task: Task) -> Iterator[Problem]:
-    """Two inputs with one output; and columns that the first rows there are do not have."""
+def _input_problems(task: Task) -> Iterator[Problem]:
+    """What the stages lack; else, of the task's own input, two files with one output, and columns
+    that the first rows there are do not have."""
     try:
-        for file in task.inputs.files():
+        lacking = [problem for stage in task.stages for problem in stage.lacks()]
+        yield from lacking
+        for file in () if lacking or task.linked else task.inputs.files():
             yield from _absent_columns(task, file)
             rows = prepared_rows(task, file, ROWS_LOOKED_AT)
             if kept := [row for row in rows if not isinstance(row, Dropped)]:
                 yield from _unanswerable(task, file.key_path, kept)
-                return
+                if not isinstance(task.inputs, SourceInputs):  # files are alike, sources are not
+                    return
     except SetupError as error:
         yield from error.problems
     except InputError as error:

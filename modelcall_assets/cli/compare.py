@@ -9,7 +9,7 @@ import click
 import orjson
 from rich.console import Console
 
-from modelcall_assets.cli.page import Record, page, plots, records_json, table
+from modelcall_assets.cli.page import Record, intervals, page, plots, records_json, table
 from modelcall_assets.cli.terminal import (
     NEW_FILE,
     chosen_files,
@@ -230,15 +230,7 @@ def _sections(
     yield f'<p class="note">{"<br>".join(map(escape, _notes(names, found)))}</p>'
     if len(figures) > 1:
         points = [{"of": each.of, **each.difference._asdict()} for each in figures[:PLOTTED]]
-        of = {"field": "of", "type": "nominal", "sort": None}
-        low = {"field": "low", "type": "quantitative"}
-        rule = {"mark": "rule", "encoding": {"x": low, "x2": {"field": "high"}, "y": of}}
-        value = {"x": {"field": "value", "type": "quantitative"}, "y": of}
-        layers = [rule, {"mark": {"type": "point", "filled": True}, "encoding": value}]
-        height = {"height": 18 * len(points)}
-        yield plots(
-            {f"{found.figure}, B − A": {"data": {"values": points}, "layer": layers} | height}
-        )
+        yield plots({f"{found.figure}, B − A": intervals(points)})
     yield table("Figures", _table(found, figures))
 
 

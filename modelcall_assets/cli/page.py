@@ -85,7 +85,7 @@ def records_json(records: Sequence[Record], seen: int, retry: Mapping[str, str] 
         messages.update(hidden)
         values = {n: _cut(v, most) for n, v in each.values.items() if n not in hidden}
         for name, value in values.items():
-            if type(value) in (int, float) and not _OURS.match(name):
+            if type(value) in (bool, int, float) and not _OURS.match(name):
                 numbers[name] = numbers.get(name, 0) + 1
         found = {"turns": parts_of(turns), "prompt": parts_of(each.prompt), "values": values}
         rows.append({**each._asdict(), "status": values.get("api_status"), **found})
@@ -139,6 +139,18 @@ def plots(figures: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="plots">{"".join(drawn)}</div>'
 
 
+def intervals(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A plot of a `value` between `low` and `high` in a line of its own for what it is `of`."""
+    of = {"field": "of", "type": "nominal", "sort": None}
+    ends = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}, "y": of}
+    value = {"x": {"field": "value", "type": "quantitative"}, "y": of}
+    layers = [
+        {"mark": "rule", "encoding": ends},
+        {"mark": {"type": "point", "filled": True}, "encoding": value},
+    ]
+    return {"data": {"values": [*points]}, "layer": layers, "height": 18 * len(points)}
+
+
 _LOOK = {
     "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
     "width": 320,
@@ -147,6 +159,7 @@ _LOOK = {
     "config": {
         "axis": {"title": None, "labelAngle": 0, "labelOverlap": True},
         "axisX": {"labelLimit": 90},
+        "rule": {"color": "#4c78a8"},
         "view": {"stroke": None},
     },
 }

@@ -235,7 +235,7 @@ def prepared_rows(
     """Of the first `rows` rows one in `every`, as the first stage that asks or rates gets them."""
     is_group, key = isinstance(task.inputs, GroupedInputs), encode_key(file.key_path)
     if (made := task.inputs.made(key)) is not None:
-        yield from (made[at] for at in range(len(made))[:rows:every])
+        yield from made[:rows:every]
         return
     parts = map(Part.of, task.inputs.members(key) if is_group else [file])
     items = (

@@ -14,7 +14,16 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.page import GENERATOR, Record, cards, page, plots, records_json, table
+from modelcall_assets.cli.page import (
+    GENERATOR,
+    Record,
+    cards,
+    intervals,
+    page,
+    plots,
+    records_json,
+    table,
+)
 from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     chosen_files,
@@ -293,8 +302,8 @@ def _sections(
     numbers = {name.replace("_", " "): value for name, value in (of_task | own.numbers).items()}
     yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
     plotted = dict(_figures(own.histograms, rows)) | dict(spread.figures())
-    yield plots(dict(_intervals(by_group)) | plotted)
-    yield table("By subject or source", by_group)
+    yield plots(_by_group(by_group) | plotted)
+    yield table("Figures", by_group)
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
     failed = list[Row]()
@@ -336,13 +345,10 @@ def _figures(
             yield title + most, _plot(LINE, points, "file", "value")
 
 
-def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of the figures of groups, each with its interval of 95 %."""
-    if not rows:
-        return
+def _by_group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A plot of figures, where there are several."""
+    if not rows[1:]:
+        return {}
     _, _, name, *_ = rows[0]
-    ends = {"y": {"field": f"{name}_low", "type": "quantitative"}, "y2": {"field": f"{name}_high"}}
-    layers = _plot("point", rows, "group", name), {"mark": "rule", "encoding": ends}
-    first, second = ({"mark": each["mark"], "encoding": each["encoding"]} for each in layers)
-    second["encoding"] |= {"x": first["encoding"]["x"]}
-    yield f"{name} by group", {"data": {"values": [*rows]}, "layer": [first, second]}
+    points = [{**row, "of": row["group"], "value": row[name]} for row in rows[:MOST_POINTS]]
+    return {f"{name} by group": intervals(points)}

@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.catalog import find_root, load_linked
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage

@@ -3,7 +3,6 @@ have, and every mistake with its field.
 """
 
 import codecs
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records.secrets import looks_secret, names_secret
 
 
@@ -100,18 +99,6 @@ def must(
         return value
 
     return AfterValidator(checked)
-
-
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The one of `names` that `name` was probably meant to be."""
-    close = difflib.get_close_matches(name, sorted(names), n=1, cutoff=cutoff)
-    return close[0] if close else None
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`did you mean x?`, or nothing when no name is close."""
-    close = nearest(name, names)
-    return f"did you mean {close}?" if close else ""
 
 
 _ENCODINGS = (

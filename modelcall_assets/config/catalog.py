@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from modelcall_assets.config import Content, Parse, Parsed, at, errors_in, nearest
+from modelcall_assets.config import Content, Parse, Parsed, at, errors_in
 from modelcall_assets.config.datasets import (
     parse_datasets,
     parse_merge_groups,
@@ -26,9 +26,9 @@ from modelcall_assets.config.files import Environment, load_yaml, with_lines
 from modelcall_assets.config.model import ModelConfig, parse_model
 from modelcall_assets.config.places import is_file, load_storage, shown_path, shown_place
 from modelcall_assets.config.prompt import PromptConfig, parse_prompt
-from modelcall_assets.config.spec import Link, TaskSpec, placed
+from modelcall_assets.config.spec import Link, TaskSpec, output_folders, placed
 from modelcall_assets.config.task import DISTILLATION_TYPES, TASK_TYPE, ScoringTask, parse_scoring
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem, SetupError, nearest
 
 SUFFIXES = (".yaml", ".yml")
 Files = tuple[tuple[str, str, Parse], ...]
@@ -63,6 +63,13 @@ class BrokenTask:
 class Catalog:
     tasks: tuple[TaskSpec, ...]
     broken: tuple[BrokenTask, ...]
+
+    def task(self, path: Path) -> TaskSpec | None:
+        """Of a file; None for one that is no task of the project. SetupError when it is broken."""
+        for each in self.broken:
+            if each.path == path:
+                raise SetupError(each.problems)
+        return next((each for each in self.tasks if each.path == path), None)
 
 
 def is_root(folder: Path) -> bool:
@@ -268,8 +275,7 @@ def load_catalog(root: Path) -> Catalog:
 
 def load_linked(path: Path, root: Path) -> TaskSpec:
     """One task as the project has it: with links to the tasks whose output it reads."""
-    known = {task.path: task for task in load_catalog(root).tasks}
-    return known.get(path.resolve()) or load_task(path, root)
+    return load_catalog(root).task(path.resolve()) or load_task(path, root)
 
 
 def task_files(root: Path) -> list[Path]:
@@ -321,10 +327,9 @@ def _clashes(spec: TaskSpec, tasks: Sequence[TaskSpec]) -> Iterator[Problem]:
             if first.name != spec.name:
                 wrong = f"{spec.name} and {first.name} ({first.file_name}) are both {spec.key}"
             yield Problem(spec.file_name, "task_name", wrong, fix="choose another name")
-        for folder in spec.folders:
+        for place, folder in output_folders(spec).items():
             if folder in first.folders:
                 wrong = f"{first.file_name} writes to the same folder"
-                place = "data.output_folder" if isinstance(spec.task, ScoringTask) else ""
                 have = shown_place(folder, spec.root)
                 fix = "give each task its own"
                 yield Problem(spec.file_name, place, wrong, have=have, fix=fix)

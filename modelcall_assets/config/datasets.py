@@ -12,14 +12,13 @@ from modelcall_assets.config import (
     Content,
     Parsed,
     Text,
-    did_you_mean,
     errors_in,
     mistake,
     must,
     shown_value,
     validate,
 )
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records import stem_of
 
 MAPPING_KEYS: Mapping[str, tuple[str, ...]] = {

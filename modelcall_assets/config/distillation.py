@@ -13,7 +13,6 @@ from modelcall_assets.config import (
     OldField,
     Parsed,
     block_at,
-    did_you_mean,
     errors_in,
     validate,
 )
@@ -28,7 +27,7 @@ from modelcall_assets.config.steps import (
     Step,
 )
 from modelcall_assets.config.task import RESUME, TASK_FIELDS, TaskFile
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 
 EVALUATION = "evaluation"
 GENERATE = "generate_response"
@@ -61,16 +60,17 @@ class DistillationTask(TaskFile):
     """`configs/tasks/**/*.yaml` with `task_type: data_distillation` or `generate_response`
 
     Beside these it has the fields of every task: all of the table above but `data`, `preprocess`,
-    `model`, `prompt` and `scorer`. The steps run in this order. A file may hold some of them only,
-    and files whose folders fit together are one graph. A file with a single step may write it as
-    the old system did: `distillation: {step: chatml_conversion, …}` with the step's fields, and
-    without `step` where `task_type` is `generate_response`. [distillation.md](distillation.md) has
-    examples.
+    `model`, `prompt` and `scorer`. The steps run in this order, with `sources` or
+    `chatml_conversion` as the first. A file may hold some of them only, and files whose folders fit
+    together are one graph. A file with a single step may write it as the old system did:
+    `distillation: {step: chatml_conversion, …}` with the step's fields, and without `step` where
+    `task_type` is `generate_response`. [distillation.md](distillation.md) has examples.
     """
 
     task_type: str
     """`data_distillation`."""
     old_fields = (*TASK_FIELDS, *STEP_FIELDS)
+    sources: SourcesStep | None = None
     chatml_conversion: ChatmlStep | None = None
     jsonl_merge: MergeStep | None = None
     generate_response: ResponsesStep | None = None
@@ -87,7 +87,8 @@ class DistillationTask(TaskFile):
     @property
     def reads(self) -> SourcesStep | ChatmlStep | MergeStep | ResponsesStep:
         """The step that reads what is not of this task, and says how its lines are read."""
-        first = self.chatml_conversion or self.jsonl_merge or self.generate_response
+        made = self.sources or self.chatml_conversion
+        first = made or self.jsonl_merge or self.generate_response
         assert first is not None
         return first
 
@@ -128,28 +129,24 @@ class DistillationTask(TaskFile):
     @property
     def makes_conversations(self) -> bool:
         """Of something else, which no other task leaves."""
-        return self.chatml_conversion is not None
+        return (self.sources or self.chatml_conversion) is not None
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether its answers are compared with references, which each conversation then has."""
+        return "grading" in self.steps
 
 
 class EvaluationTask(DistillationTask):
     """`configs/tasks/**/*.yaml` with `task_type: evaluation`
 
-    Beside these it has the fields of a distilling task: `sources` take the place of
-    `chatml_conversion`, `grading` that of `scores`. [evaluation.md](evaluation.md) has examples.
+    Beside these it has the fields of a distilling task; `grading` takes the place of `scores`.
+    [evaluation.md](evaluation.md) has examples.
     """
 
     task_type: str
     """`evaluation`."""
-    sources: SourcesStep | None = None
     grading: GradingStep | None = None
-
-    @property
-    def reads(self) -> SourcesStep | ChatmlStep | MergeStep | ResponsesStep:
-        return self.sources or super().reads
-
-    @property
-    def makes_conversations(self) -> bool:
-        return self.sources is not None or super().makes_conversations
 
 
 def parse_distillation(data: Content, file: str) -> Parsed[DistillationTask]:
@@ -216,17 +213,14 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
     steps = {name: step for name, step in task.steps.items() if name in STEPS}
     responses = task.generate_response
     if not steps:
-        possible = STEPS if isinstance(task, EvaluationTask) else OLD_STEPS
-        yield Problem(file, "", "no step", f"one of {', '.join(possible)}")
+        yield Problem(file, "", "no step", f"one of {', '.join(STEPS)}")
     for first, second in (("sources", "chatml_conversion"), ("scores", "grading")):
         if first in task.steps and second in task.steps:
             fix = "leave one of them, or write two tasks"
             yield Problem(file, second, f"not beside {first}", fix=fix)
-    is_evaluation = {"sources", "grading"} & task.steps.keys()
-    if is_evaluation and responses is not None and responses.prompt_mode == "first_message":
+    if task.is_graded and responses is not None and responses.prompt_mode == "first_message":
         fix = "leave it out: the conversation without its reference is sent"
-        wrong = f"not beside {min(is_evaluation)}"
-        yield Problem(file, "generate_response.prompt_mode", wrong, fix=fix)
+        yield Problem(file, "generate_response.prompt_mode", "not beside grading", fix=fix)
     before = ""
     for name, step in steps.items():
         place, own = f"{name}.{step.input_field}", step.input

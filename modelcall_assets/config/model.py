@@ -16,7 +16,6 @@ from modelcall_assets.config import (
     errors_in,
     mistake,
     must,
-    nearest,
     take_out,
     validate,
 )
@@ -26,7 +25,7 @@ from modelcall_assets.config.endpoint import (
     KeyReference,
     client_problems,
 )
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, nearest
 
 _PROVIDERS = {
     "openai": ("https://api.openai.com/v1", "${OPENAI_API_KEY}"),

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from modelcall_assets.config import Block, Count, Limit, Text, Texts, did_you_mean, mistake
+from modelcall_assets.config import Block, Count, Limit, Text, Texts, mistake
 from modelcall_assets.config.places import Folder
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 
 SCRIPTS = ("universal", "github_raw_code", "repo_xml", "triplet_filter")
 ENCODINGS = ("o200k_base", "cl100k_base")

@@ -17,12 +17,11 @@ from modelcall_assets.config import (
     Parsed,
     Text,
     block_at,
-    did_you_mean,
     errors_in,
     mistake,
     validate,
 )
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 
 _KEYWORDS = (
     *("type", "enum", "const", "anyOf"),

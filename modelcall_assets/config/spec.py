@@ -116,7 +116,7 @@ def placed(spec: TaskSpec, storage: Storage) -> tuple[TaskSpec, list[Problem]]:
     if problems := problems or list(_misplaced_outputs(spec)):
         return spec, problems
     places = {place: spec.resolved(text) for place, text in spec.task.inputs.items()}
-    places |= _output_folders(spec) | {"": spec.journal_folder}
+    places |= output_folders(spec) | {"": spec.journal_folder}
     if storage.problems and any(map(is_uri, places.values())):
         return spec, list(storage.problems)
     options, problems = store_options(storage, spec.env, places, spec.file_name)
@@ -168,7 +168,7 @@ def _unresolved(spec: TaskSpec, file: str, place: str, text: str) -> list[Proble
     return expander.problems
 
 
-def _output_folders(spec: TaskSpec) -> dict[str, str]:
+def output_folders(spec: TaskSpec) -> dict[str, str]:
     """Resolved, with that of the preprocessed rows, which may be named nowhere."""
     folders = {place: spec.resolved(text) for place, text in spec.task.outputs.items()}
     for stage, folder in spec.task.stage_folders.items():
@@ -179,7 +179,7 @@ def _output_folders(spec: TaskSpec) -> dict[str, str]:
 
 def unwritable(spec: TaskSpec) -> Iterator[Problem]:
     """Output folders of this machine that this process may not write to."""
-    for place, folder in _output_folders(spec).items():
+    for place, folder in output_folders(spec).items():
         if not is_uri(folder) and not os.access(found := _nearest(folder), os.W_OK | os.X_OK):
             wrong, have = "cannot be written to", str(found)
             fix = "choose another folder, or let this user write to it"
@@ -195,7 +195,7 @@ def _nearest(folder: str) -> Path:
 def _misplaced_outputs(spec: TaskSpec) -> Iterator[Problem]:
     """An output below the input would be taken for new input; one beside a bucket is in another;
     and nothing can lie below a file."""
-    folders = _output_folders(spec)
+    folders = output_folders(spec)
     if folders.keys() - spec.task.outputs.keys() and is_bucket(spec.input_folder):
         wrong, fix = "missing: the input is a whole bucket", "name a folder for it"
         yield Problem(spec.file_name, "preprocess.output_folder", wrong, fix=fix)

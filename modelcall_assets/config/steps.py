@@ -58,12 +58,9 @@ class ChatmlStep(Step):
     validation: Literal["lenient", "strict"] = "lenient"
     """`strict` also wants alternating turns, the last one the assistant's."""
     on_bad_line: OnBadLine = "keep"
+    on_empty_file: ClassVar[OnEmptyFile] = "accept"
+    """A split may have no rows."""
     encoding: Encoding = "utf-8"
-
-    @property
-    def on_empty_file(self) -> OnEmptyFile:
-        """A split may have no rows."""
-        return "accept"
 
 
 class MergeStep(Step):
@@ -146,9 +143,12 @@ SourceOptions = Annotated[
 
 
 class SourcesStep(Step):
-    """Benchmarks and task sets as conversations, each with its reference answer."""
+    """Benchmarks and task sets as conversations."""
 
     stage, input_field, output_field = "chatml", "data_dir", "output_dir"
+    on_bad_line: ClassVar[OnBadLine] = "fail"
+    on_empty_file: ClassVar[OnEmptyFile] = "fail"
+    encoding: ClassVar[str] = "utf-8"
 
     tasks: Annotated[list[SourceOptions], Field(min_length=1)]
     """Each is a `name`, of those in [evaluation.md](evaluation.md) or a `module:name` of your own,
@@ -158,18 +158,6 @@ class SourcesStep(Step):
     from the Hugging Face Hub."""
     output_dir: Folder
     """Folder of the conversations."""
-
-    @property
-    def on_bad_line(self) -> OnBadLine:
-        return "fail"
-
-    @property
-    def on_empty_file(self) -> OnEmptyFile:
-        return "fail"
-
-    @property
-    def encoding(self) -> str:
-        return "utf-8"
 
 
 class GradingStep(Step):

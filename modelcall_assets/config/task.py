@@ -18,7 +18,6 @@ from modelcall_assets.config import (
     Text,
     Texts,
     at,
-    did_you_mean,
     errors_in,
     is_old,
     mistake,
@@ -27,7 +26,7 @@ from modelcall_assets.config import (
 )
 from modelcall_assets.config.places import STORAGE_FILE, Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
-from modelcall_assets.errors import Problem
+from modelcall_assets.errors import Problem, did_you_mean
 
 TASK_TYPE = "data_scoring"
 DISTILLATION_TYPES = ("data_distillation", "evaluation", "generate_response")

@@ -29,6 +29,7 @@ from modelcall_assets.defs.instance import asset_key, latest_result, provenance_
 from modelcall_assets.errors import BudgetSpent, EndpointDown, EndpointRefused
 from modelcall_assets.stages import Stage
 from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.figures import FIGURES
 from modelcall_assets.stages.pieces import pool_of, uncut
 from modelcall_assets.stages.report import Report, counted
 from modelcall_assets.stages.score_table import API_ABOUT
@@ -70,7 +71,9 @@ def definition_metadata(stage: Stage) -> dict[str, Any]:
 def metadata_of(
     stage: Stage, key: str, report: Report, rejected: str | None = None
 ) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    tables = {name: _table(rows) for name, rows in report.tables.items() if rows}
+    shown: dict[str, Any] = {name: tables[name] for name in (FIGURES,) if name in tables}
+    shown |= {
         "dagster/row_count": report.rows,
         "rows_in": report.rows_in,
         "ok": report.ok,
@@ -91,7 +94,7 @@ def metadata_of(
     shown |= {name.removeprefix("api_"): made for name, made in stage.provenance.items()}
     for name, value in report.numbers.items():  # a sum of prices has noise at its end
         shown[name] = float(f"{value:.10g}") if name.endswith("_usd") else value
-    shown |= {name: _table(rows) for name, rows in report.tables.items() if rows}
+    shown |= tables
     for name, values in report.histograms.items():
         bins = values.bins()
         most = max((rows for _, rows in bins), default=0)

@@ -26,10 +26,14 @@ class Choice:
         if self.in_sentence and self.by == "logprobs":
             raise ValueError("in_sentence: has no effect with `by: logprobs`; leave it out")
 
-    def score(self, item: Row) -> dict[str, Any]:
-        letters, reference = item.get("letters"), reference_of(item)
-        if not letters:
+    def wanted(self, item: Row) -> tuple[Sequence[str], str]:
+        """The letters, and the right one."""
+        if not (letters := item.get("letters")):
             raise ValueError("the item has no `letters` to choose from")
+        return letters, reference_of(item)
+
+    def score(self, item: Row) -> dict[str, Any]:
+        letters, reference = self.wanted(item)
         if self.by == "logprobs":
             answer = _likeliest(letters, item.get("logprobs") or {})
         else:

@@ -1,11 +1,12 @@
 """`code`: does the answer's program pass the tests of its row, as in HumanEval?"""
 
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 from modelcall_assets.grading.item import response_of
-from modelcall_assets.grading.sandbox import Trial, check_sandbox, run_trial
+from modelcall_assets.grading.sandbox import check_sandbox, run_trial
+from modelcall_assets.records.outcome import Row
 
 _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)", re.DOTALL)
 
@@ -31,20 +32,24 @@ class Code:
         """SetupError where this machine has no sandbox, and why."""
         check_sandbox(*self._limits)
 
-    def score(self, item: dict[str, Any]) -> dict[str, Any]:
-        """SetupError where there is no sandbox (any more), ValueError for an item that is no code;
-        nothing that an answer does raises."""
+    def wanted(self, item: Row) -> Sequence[str]:
+        """The prompt, the test and the name of what is tested."""
         turns = item.get("messages") or ()
         asked = [turn.get("content") for turn in turns if turn.get("role") == "user"] or [None]
         needed = asked[-1], item.get("test"), item.get("entry_point")
         texts = [text for text in needed if isinstance(text, str) and text]
         if len(texts) < len(needed):
             raise ValueError("the item lacks a user turn, `test` or `entry_point`: it is no code")
-        prompt, test, entry_point = texts
+        return texts
+
+    def score(self, item: Row) -> dict[str, Any]:
+        """SetupError where there is no sandbox (any more); nothing that an answer does raises."""
+        prompt, test, entry_point = self.wanted(item)
         if not (response := response_of(item)).strip():
-            return asdict(Trial(False, "there is no response"))
+            why = "there is no response"
+            return {**dict.fromkeys(self.fields), "correct": False, "why": why}
         program = f"{imports(prompt)}\n\n{unwrapped(response)}"
-        return asdict(run_trial(program, prompt, test, entry_point, *self._limits))
+        return run_trial(program, prompt, test, entry_point, *self._limits)
 
 
 def imports(prompt: str) -> str:

@@ -19,6 +19,7 @@ class Exact:
     ignore_case: bool = False
     normalize: bool = False
     fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
+    wanted = staticmethod(reference_of)
 
     def __post_init__(self) -> None:
         for option in ("strip", "ignore_case", "normalize"):
@@ -26,7 +27,7 @@ class Exact:
 
     def score(self, item: Row) -> dict[str, Any]:
         answer = self._read(response_of(item)) or None
-        return {"correct": answer == self._read(reference_of(item)), "answer": answer}
+        return {"correct": answer == self._read(self.wanted(item)), "answer": answer}
 
     def _read(self, text: str) -> str:
         if self.normalize:

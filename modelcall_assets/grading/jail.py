@@ -22,7 +22,6 @@ from typing import Any
 from modelcall_assets.grading.trial import CHANNEL, judge, play, print_end
 
 SIDES = {"play": play, "judge": judge}
-_CONTROL = 3
 _WARM = (
     "bisect collections copy datetime decimal fractions functools hashlib heapq itertools operator"
 )
@@ -40,6 +39,8 @@ _CAPABILITIES_VERSION = 0x20080522
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _X32 = 0x40000000
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
+_SIGNALLING = ((72, 25), (8, 10, 15)), ((16, 29), (0x8901, 0x8902))
+"""`fcntl` and `ioctl`, with the orders that have a file send signals to a process."""
 REFUSED = {  # numbers of (x86_64, aarch64)
     # Processes: there are only threads, so that the limit of memory is one for all.
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
@@ -74,26 +75,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def serve(shut_in_by: str) -> None:
     """Fork for each pair that comes by standard input, until the grader has ended. `shut_in_by` is
     what forks can have a view of their own by: "namespaces", or "landlock", where they cannot."""
-    os.dup2(0, _CONTROL)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
-    os.closerange(_CONTROL + 1, _DESCRIPTORS)
+    os.closerange(3, _DESCRIPTORS)
     for name in _WARM.split():
         importlib.import_module(name)
-    with socket.socket(fileno=_CONTROL) as control:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
-        control.send(b"+")
-        while True:
-            message, pair, _, _ = socket.recv_fds(control, 1, 2)
-            if not message:
-                return
-            if not os.fork():
-                keep(control, *pair, has_view=shut_in_by == "namespaces")
-                os._exit(0)
-            for descriptor in pair:
-                os.close(descriptor)
+    control = socket.socket(fileno=0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
+    control.send(b"+")
+    while (received := socket.recv_fds(control, 1, 2))[0]:
+        pair = received[1]
+        if not os.fork():
+            keep(*pair, has_view=shut_in_by == "namespaces")
+            os._exit(0)
+        for descriptor in pair:
+            os.close(descriptor)
 
 
-def keep(control: socket.socket, line: int, channel: int, has_view: bool) -> None:
+def keep(line: int, channel: int, has_view: bool) -> None:
     """Start one side of a trial as the order on the `line` says, watch it, and tell of its end:
     `{"timeout", "status", "stdout", "stderr"}`. It is killed when the other end of the line is
     closed or shut down, and all that it has started with it."""
@@ -116,7 +114,6 @@ def keep(control: socket.socket, line: int, channel: int, has_view: bool) -> Non
             print_end(error)
         finally:
             os._exit(1)
-    control.close()
     os.close(channel)
     for _, write in outputs:
         os.close(write)
@@ -126,20 +123,15 @@ def keep(control: socket.socket, line: int, channel: int, has_view: bool) -> Non
 
 def _watch(child: int, grader: socket.socket, outputs: list[int], seconds: float) -> dict[str, Any]:
     tails = dict.fromkeys(outputs, b"")
-    process = os.pidfd_open(child)
-    poll = select.poll()
+    process, poll = os.pidfd_open(child), select.poll()
     for each in (process, grader, *outputs):
         poll.register(each, select.POLLIN)
-    deadline = time.monotonic() + seconds
-    over = timeout = False
-    while not (over or timeout):
-        left = deadline - time.monotonic()
-        ready = {descriptor for descriptor, _ in poll.poll(max(0, math.ceil(left * 1000)))}
-        for output in tails.keys() & ready:
-            if not _read(output, tails):
-                poll.unregister(output)
-        over = bool(ready & {process, grader.fileno()})
-        timeout = not over and left <= 0
+    deadline, over = time.monotonic() + seconds, False
+    while not over and (left := deadline - time.monotonic()) > 0:
+        for ready, _ in poll.poll(math.ceil(left * 1000)):
+            over |= ready in (process, grader.fileno())
+            if ready in tails and not _read(ready, tails):
+                poll.unregister(ready)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     for output in outputs:
@@ -148,7 +140,7 @@ def _watch(child: int, grader: socket.socket, outputs: list[int], seconds: float
             pass
     stdout, stderr = (tails[output].decode(errors="replace") for output in outputs)
     code = os.waitstatus_to_exitcode(status)
-    return {"timeout": timeout, "status": code, "stdout": stdout, "stderr": stderr}
+    return {"timeout": not over, "status": code, "stdout": stdout, "stderr": stderr}
 
 
 def _read(output: int, tails: dict[int, bytes]) -> bool:
@@ -173,7 +165,6 @@ def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: b
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, 16 * _MIB),
         (resource.RLIMIT_STACK, 8 * _MIB),
-        (resource.RLIMIT_NOFILE, _DESCRIPTORS),
         (resource.RLIMIT_NPROC, 64),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -191,9 +182,9 @@ def _enter(descriptors: tuple[int, int, int], order: dict[str, Any], has_view: b
 
 
 def _filter() -> bytes:
-    """A seccomp program: EPERM for what is refused, for `prlimit` of others and for `clone` unless
-    it makes a thread; ENOSYS for `clone3`, whose flags a filter cannot read, so that `clone` is
-    tried."""
+    """A seccomp program: EPERM for what is refused, for `prlimit` of others, for files that send
+    signals and for `clone` unless it makes a thread; ENOSYS for `clone3`, whose flags a filter
+    cannot read, so that `clone` is tried."""
     architecture, column = ARCHITECTURES[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     kill, allow, refuse = 0x80000000, 0x7FFF0000, 0x50000 | errno.EPERM
@@ -202,6 +193,11 @@ def _filter() -> bytes:
     for numbers in REFUSED.values():
         if numbers[column] is not None:
             code += [(equal, 0, 1, numbers[column]), (give, 0, 0, refuse)]
+    for numbers, orders in _SIGNALLING:
+        code += [(equal, 0, 2 * len(orders) + 2, numbers[column]), (load, 0, 0, 24)]
+        for order in orders:
+            code += [(equal, 0, 1, order), (give, 0, 0, refuse)]
+        code += [(load, 0, 0, 0)]
     code += [(equal, 0, 1, _CLONE3), (give, 0, 0, 0x50000 | errno.ENOSYS)]
     code += [(equal, 0, 3, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0)]
     code += [(give, 0, 0, refuse), (load, 0, 0, 0)]

@@ -14,9 +14,10 @@ class Numeric:
     """The numbers are compared as such: 18. is 18.0. One that is not there equals none."""
 
     fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
+    wanted = staticmethod(reference_of)
 
     def score(self, item: Row) -> dict[str, Any]:
-        answer, wanted = marked_number(response_of(item)), marked_number(reference_of(item))
+        answer, wanted = marked_number(response_of(item)), marked_number(self.wanted(item))
         if answer is None:
             return {"correct": False, "answer": None}
         text = f"{answer:f}"

@@ -8,9 +8,16 @@ from modelcall_assets.records.outcome import Row
 class Own:
     fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
 
-    def score(self, item: Row) -> dict[str, Any]:
-        from modelcall_assets.grading import GRADERS
+    def wanted(self, item: Row) -> Any:
+        return _grader_of(item).wanted(item)
 
-        if (name := item.get("grader")) not in GRADERS:
-            raise ValueError(f"column grader: expected one of {', '.join(GRADERS)}; have {name!r}")
-        return GRADERS[name]().score(item)
+    def score(self, item: Row) -> dict[str, Any]:
+        return _grader_of(item).score(item)
+
+
+def _grader_of(item: Row) -> Any:
+    from modelcall_assets.grading import GRADERS
+
+    if (name := item.get("grader")) not in GRADERS:
+        raise ValueError(f"column grader: expected one of {', '.join(GRADERS)}; have {name!r}")
+    return GRADERS[name]()

@@ -31,12 +31,14 @@ class Regex:
         if not isinstance(self.value, str | None):
             raise ValueError(f"value: wrong type; expected text; have {self.value!r}; quote it")
 
+    def wanted(self, item: Row) -> str:
+        if self.value is not None:
+            return self.value
+        found = self._find(reference := reference_of(item))
+        return reference.strip() if found is None else found
+
     def score(self, item: Row) -> dict[str, Any]:
-        answer, wanted = self._find(response_of(item)), self.value
-        if wanted is None:
-            reference = reference_of(item)
-            wanted = self._find(reference)
-            wanted = reference.strip() if wanted is None else wanted
+        answer, wanted = self._find(response_of(item)), self.wanted(item)
         return {"correct": answer == wanted, "answer": answer}
 
     def _find(self, text: str) -> str | None:

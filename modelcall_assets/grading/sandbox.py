@@ -14,7 +14,6 @@ import sys
 import weakref
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL, Popen
@@ -46,25 +45,16 @@ _GRACE = 60.0
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What became of a candidate. `why` is empty where it is correct; the outputs are the last few
-    thousand bytes of what the candidate's process wrote."""
-
-    correct: bool
-    why: str = ""
-    timeout: bool = False
-    memory_exceeded: bool = False
-    stdout: str = ""
-    stderr: str = ""
-
-
 def run_trial(
     program: str, prompt: str, test: str, entry_point: str, seconds: float, megabytes: int
-) -> Trial:
+) -> dict[str, Any]:
     """Call `check(candidate)` of the `test`, where `candidate` is what the `program` calls
     `entry_point`. The test sees the names that the `prompt` defines; a process may take so many
-    seconds and megabytes. SetupError where there is no sandbox."""
+    seconds and megabytes. SetupError where there is no sandbox.
+
+    `why` is empty where the candidate is correct; the outputs are the last few thousand bytes of
+    what its process wrote.
+    """
     played, judged = _in_sandbox(
         {"program": program, "entry_point": entry_point},
         {"prompt": prompt, "test": test, "entry_point": entry_point},
@@ -72,17 +62,23 @@ def run_trial(
     )
     stdout, stderr = (_steady(played[name]) for name in ("stdout", "stderr"))
     verdict = json.loads(judged["stdout"] or "{}")
+    timeout = not verdict.get("passed") and (played["timeout"] or judged["timeout"])
     if verdict.get("passed"):
-        return Trial(True, stdout=stdout, stderr=stderr)
-    timeout = played["timeout"] or judged["timeout"]
-    if timeout:
+        why = ""
+    elif timeout:
         why = f"no verdict within {seconds:g} s"
     elif verdict:
         why = _steady(verdict["why"]) or _end_of(played)
     else:
         why = f"the tests themselves: {_end_of(judged)}"
-    is_memory = not timeout and "MemoryError" in f"{why}{stderr}"
-    return Trial(False, why, timeout, is_memory, stdout, stderr)
+    return {
+        "correct": not why,
+        "why": why,
+        "timeout": timeout,
+        "memory_exceeded": bool(why) and not timeout and "MemoryError" in f"{why}{stderr}",
+        "stdout": stdout,
+        "stderr": stderr,
+    }
 
 
 def check_sandbox(seconds: float, megabytes: int) -> None:
@@ -90,8 +86,8 @@ def check_sandbox(seconds: float, megabytes: int) -> None:
     test = "def check(candidate):\n    assert candidate(20) == 22"
     program = "import colorsys\n\ndef plus_two(n):\n    return n + 2"
     trial = run_trial(program, "", test, "plus_two", seconds, megabytes)
-    if not trial.correct:
-        raise _unready(f"a right answer fails here: {trial.why}")
+    if not trial["correct"]:
+        raise _unready(f"a right answer fails here: {trial['why']}")
 
 
 class Refused(Exception):

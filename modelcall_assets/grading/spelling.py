@@ -13,7 +13,8 @@ class Spelling:
     is a spelling (SimpleSpelling) the response must be its text, as `exact` has it."""
 
     fields: ClassVar = {"correct": {"type": "boolean"}, "answer": {"type": "string"}}
+    wanted = staticmethod(reference_of)
 
     def score(self, item: Row) -> dict[str, Any]:
-        is_spelling = marked_number(reference_of(item)) is None
+        is_spelling = marked_number(self.wanted(item)) is None
         return (Exact() if is_spelling else Numeric()).score(item)

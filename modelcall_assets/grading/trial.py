@@ -32,7 +32,8 @@ _MEANT_FOR_LOOPS = (StopIteration, StopAsyncIteration, ExceptionGroup)
 the last cannot be made of a text."""
 _PROGRAM, _TEST = "program", "test"
 """What their files are called in tracebacks."""
-_MOST_TOLD = 500
+_MOST_TOLD = 300
+"""Characters of a reason: so many fit into what is kept of an output, however they are written."""
 
 
 class Peer:

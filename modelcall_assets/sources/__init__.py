@@ -3,12 +3,11 @@
 GSM8K("main", "test", folder="demo/benchmarks")[0]
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.sources.arc import ARC
-from modelcall_assets.sources.base import Conversation, Conversations, Source, render_mc
+from modelcall_assets.sources.base import Conversation, Source, render_mc
 from modelcall_assets.sources.customjson import CustomJSON
 from modelcall_assets.sources.few_shot import FewShot
 from modelcall_assets.sources.gsm8k import GSM8K
@@ -25,7 +24,6 @@ __all__ = [
     "MMLU",
     "SOURCES",
     "Conversation",
-    "Conversations",
     "CustomJSON",
     "FewShot",
     "HumanEval",
@@ -48,16 +46,21 @@ SOURCES: dict[str, type[Source]] = {
     "CustomJSON": CustomJSON,
     "SpellingBee": SpellingBee,
     "SimpleSpelling": SimpleSpelling,
+    "Mixture": Mixture,
+    "Sequence": Sequence,
 }
 """By their names in a task file."""
 
 
-def find_source(name: str, root: Path, file: str, field: str) -> Callable[..., Conversations]:
-    """The class: one of ours by its name, else the user's at `module:name`, which has what
-    `Conversations` has. SetupError names the `file` and its `field`."""
+def find_source(name: str, root: Path, file: str, field: str) -> type[Source]:
+    """The class: one of ours by its name, else the user's at `module:name`. SetupError names the
+    `file` and its `field`."""
     if name in SOURCES:
         return SOURCES[name]
-    if ":" not in name:
-        expected = f"one of {', '.join(SOURCES)}, or module:name"
-        raise SetupError([Problem(file, field, f"no source {name!r}", expected)])
-    return load_object(name, root, "__getitem__(index) -> conversation", file, field)
+    expected = f"one of {', '.join(SOURCES)}, or module:name"
+    if ":" in name:
+        found = load_object(name, root, "__getitem__(index) -> conversation", file, field)
+        if isinstance(found, type) and issubclass(found, Source):
+            return found
+        expected = f"a class derived from {Source.__module__}:{Source.__name__}"
+    raise SetupError([Problem(file, field, f"no source {name!r}", expected)])

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, Self, cast, overload
+from typing import Any, ClassVar, Literal, Self, cast, overload
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Row
-from modelcall_assets.sources.data import DatasetSplit, Rows, place_of, shuffled
+from modelcall_assets.sources.data import DatasetSplit, Origin, Rows, place_of, shuffled
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
 
@@ -20,26 +20,14 @@ Conversation = dict[str, Any]
 assistant's turn may be a list of parts {type: text|python|python_output, text}."""
 
 
-class Conversations(Protocol):
-    """What a task needs of a source, ours or the user's."""
-
-    grader: str | None
-    baseline: float
-
-    @property
-    def name(self) -> str: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Conversation: ...
-
-
 class Source(ABC):
     """A sequence of conversations: those of `start`, `start + step`, … before `stop`, as far as
     there are so many. Nothing is read before the first one is asked for."""
 
-    hub: ClassVar[str | None] = None
-    """Its data set on the Hub."""
-    subsets: ClassVar[Mapping[str | None, Collection[str]]] = {}
-    """The splits of each; None where there is only one, without a name."""
+    paths: ClassVar[Collection[str]] = ()
+    """Its arguments that are paths: a task's file writes them from the project root."""
+    origins: Sequence[Origin] = ()
+    """What its rows are read from."""
     grader: str | None = None
     """In `grading.GRADERS`; None for what is only trained on."""
     baseline: float = 0.0
@@ -92,6 +80,14 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Conversation]:
         return map(self.get_example, self.indices)
 
+    def leaves(self) -> Iterator[Source]:
+        """Those that several are made of; itself where it is one."""
+        yield self
+
+    def member(self, index: int) -> tuple[Source, int]:
+        """The source that a conversation is of, and its index there."""
+        return self, index
+
     def id_of(self, index: int) -> str:
         """`<name>/<index among all>`, which stays when the slice changes."""
         return f"{self.name}/{self._among_all(index)}"
@@ -104,11 +100,13 @@ class Source(ABC):
         return found[next(iter(self._grader.fields))]
 
     def files(self) -> list[FileInfo]:
-        """What its rows are read from; InputError says how to get what is not here."""
-        return []
+        """Of its origins; InputError says how to get what is not here."""
+        return [file for origin in self.origins for file in origin.files()]
 
     def fetch(self) -> list[FileInfo]:
         """As `files`, after what is not here was brought."""
+        for origin in self.origins:
+            origin.fetch()
         return self.files()
 
     @cached_property
@@ -116,6 +114,11 @@ class Source(ABC):
         from modelcall_assets.grading import GRADERS
 
         return GRADERS[cast("str", self.grader)]()
+
+    def _one_of(self, what: str, value: str | None, known: Collection[str | None]) -> None:
+        if value not in known:
+            there = ", ".join(map(str, known))
+            raise ValueError(f"{type(self).__name__}: no {what} {value!r}; there are: {there}")
 
     def _among_all(self, index: int) -> int:
         try:
@@ -128,6 +131,11 @@ class HubSource(Source):
     """A split of a data set of the Hub, in the order of nanochat: shuffled with the seed 42.
     `folder` holds copies of data sets as `<org>/<name>/…`."""
 
+    hub: str
+    """The data set."""
+    subsets: ClassVar[Mapping[str | None, Collection[str]]] = {}
+    """The splits of each, None where there is only one, without a name; empty where any may be."""
+    paths = ("folder",)
     columns: ClassVar[Mapping[str, type]]
     """What `conversation` needs of a row."""
 
@@ -135,16 +143,12 @@ class HubSource(Source):
         self, subset: str | None, split: str, folder: str | Place | None = None, **slicing: Any
     ) -> None:
         super().__init__(**slicing)
-        kind = type(self)
-        for what, value, known in (
-            ("subset", subset, kind.subsets),
-            ("split", split, kind.subsets.get(subset, ())),
-        ):
-            if value not in known:
-                there = ", ".join(map(str, known))
-                raise ValueError(f"{kind.__name__}: no {what} {value!r}; there are: {there}")
+        if self.subsets:
+            self._one_of("subset", subset, self.subsets)
+            self._one_of("split", split, self.subsets[subset])
         place = None if folder is None else place_of(folder)
-        self.data = DatasetSplit(cast("str", kind.hub), subset, split, place)
+        self.data = DatasetSplit(self.hub, subset, split, place)
+        self.origins = (self.data,)
 
     @property
     def name(self) -> str:
@@ -172,12 +176,6 @@ class HubSource(Source):
             return self.conversation(row)
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
-
-    def files(self) -> list[FileInfo]:
-        return self.data.files()
-
-    def fetch(self) -> list[FileInfo]:
-        return self.data.fetch()
 
     @cached_property
     def _rows(self) -> Rows:

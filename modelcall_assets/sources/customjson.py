@@ -12,7 +12,6 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.sources.base import Conversation, Source, check_turns
 from modelcall_assets.sources.data import OneFile
 from modelcall_assets.storage.formats import BLOCK_BYTES, format_of, line_blocks, open_lines
-from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
 
 MOST_TOLD = 20
@@ -23,9 +22,12 @@ class CustomJSON(Source):
     """The turns are the user's and the assistant's, two at least and no system's. Blank lines do
     not count, and one bad line is the end of all."""
 
+    paths = ("filepath",)
+
     def __init__(self, filepath: str | Place, **slicing: Any) -> None:
         super().__init__(**slicing)
         self.file = OneFile(filepath, "expected a JSON array of {role, content} in each line")
+        self.origins = (self.file,)
 
     @property
     def name(self) -> str:
@@ -36,12 +38,6 @@ class CustomJSON(Source):
 
     def get_example(self, index: int) -> Conversation:
         return {"messages": orjson.loads(self._lines[index])}
-
-    def files(self) -> list[FileInfo]:
-        return self.file.files()
-
-    def fetch(self) -> list[FileInfo]:
-        return self.file.fetch()
 
     @cached_property
     def _lines(self) -> list[bytes]:

@@ -14,6 +14,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,12 @@ class Origin(ABC):
     @property
     @abstractmethod
     def absent(self) -> str:
-        """Where was looked, and how to get it."""
+        """Where was looked, and how to get it by hand."""
+
+    @property
+    @abstractmethod
+    def is_remote(self) -> bool:
+        """Whether `fetch` can bring it."""
 
     def files(self) -> list[FileInfo]:
         """As `found`; InputError when they are not here."""
@@ -109,16 +116,18 @@ class DatasetSplit(Origin):
 
     @property
     def absent(self) -> str:
-        include = ["README.md", f"{self.subset}/*"] if self.subset else []
-        command = ["hf", "download", self.dataset, "--repo-type", _TYPE]
-        command += [word for pattern in include for word in ("--include", pattern)]
-        where = "the Hub's cache"
-        if self.folder is not None:
-            where = f"{self.folder / self.dataset}, nor in {where}"
-            local = isinstance(self.folder, Path)
-            command += ["--local-dir", str(self.folder / self.dataset)] if local else []
         what = " ".join(filter(None, (self.dataset, self.subset, self.split)))
-        return f"{what}: not in {where}; get it with: {shlex.join(command)}"
+        own = "" if self.folder is None else f"{self.folder / self.dataset}, nor in "
+        command = ["hf", "download", self.dataset, "--repo-type", _TYPE]
+        if self.subset:
+            command += ["--include", "README.md", "--include", f"{self.subset}/*"]
+        if isinstance(self.folder, Path):
+            command += ["--local-dir", str(self.folder / self.dataset)]
+        return f"{what}: not in {own}the Hub's cache; get it with: {shlex.join(command)}"
+
+    @property
+    def is_remote(self) -> bool:
+        return find_spec("huggingface_hub") is not None
 
     def _in_folder(self) -> list[FileInfo]:
         if self.folder is None:
@@ -173,38 +182,41 @@ class OneFile(Origin):
         info = find_file(self._place)
         if info is None:
             return []
-        if self.sha256 and (digest := file_digest(self._place)) != f"sha256:{self.sha256.lower()}":
-            fix = (
-                "delete it, so that it is fetched again" if self._is_url else "bring the right one"
-            )
-            raise InputError(f"{self._place}: {digest} and not sha256:{self.sha256}; {fix}")
+        if self.sha256 and (wrong := self._unlike(file_digest(self._place))):
+            again = "delete it, so that it is fetched again"
+            fix = again if self.is_remote else "bring the right one"
+            raise InputError(f"{self._place}: {wrong}; {fix}")
         return [info]
 
     def fetch(self) -> list[FileInfo]:
         """One process at a time fetches a URL; the others find the file."""
-        if not self._is_url:
-            return self.files()
-        with claimed(cache_folder() / "locks", self._place.name):
-            if find_file(self._place) is None:
-                self._download()
+        if self.is_remote:
+            with claimed(cache_folder() / "locks", self._place.name):
+                if find_file(self._place) is None:
+                    self._download()
         return self.files()
 
     @property
     def absent(self) -> str:
-        if self._is_url:
+        if self.is_remote:
             return f"{self.where}: not fetched yet, {self._place} is not there; put it there"
         return f"{self.where}: not found; {self.why}; correct the path, or put the file there"
 
     @property
-    def _is_url(self) -> bool:
+    def is_remote(self) -> bool:
         return str(self.where).startswith(("http://", "https://"))
 
     @property
     def _place(self) -> Place:
-        if not self._is_url:
+        if not self.is_remote:
             return place_of(self.where)
         name = hashlib.sha256(str(self.where).encode()).hexdigest()[:16]
         return cache_folder() / name
+
+    def _unlike(self, digest: str | None) -> str:
+        """What is wrong with content that has this digest."""
+        is_right = not self.sha256 or digest == f"sha256:{self.sha256.lower()}"
+        return "" if is_right else f"{digest} and not sha256:{self.sha256}"
 
     def _download(self) -> None:
         try:
@@ -215,8 +227,8 @@ class OneFile(Origin):
                 shutil.copyfileobj(reply, out)
                 if reply.length:
                     raise OSError(f"it broke off, {reply.length} bytes are missing")
-                if self.sha256 and out.digest != f"sha256:{self.sha256.lower()}":
-                    raise OSError(f"it has {out.digest} and not sha256:{self.sha256}")
+                if wrong := self._unlike(out.digest):
+                    raise OSError(f"it has {wrong}")
         except (OSError, http.client.HTTPException, ValueError) as error:
             fix = f"correct the URL, or put the file at {self._place}"
             raise InputError(f"{self.where}: cannot be fetched: {error}; {fix}") from error
@@ -260,8 +272,6 @@ def shuffled(rows: int) -> Sequence[int]:
 
 def _package(name: str) -> Any:
     """SetupError when it is not installed."""
-    from importlib import import_module
-
     try:
         return import_module(name)
     except ImportError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 from modelcall_assets.sources.base import Conversation, Source
-from modelcall_assets.storage.listing import FileInfo
 
 
 class Sequence(Source):
@@ -20,6 +19,7 @@ class Sequence(Source):
     def __init__(self, sources: Iterable[Source], **slicing: Any) -> None:
         super().__init__(**slicing)
         self.sources = [*sources]
+        self.origins = [origin for source in self.sources for origin in source.origins]
         graders = {source.grader for source in self.sources}
         self.grader = graders.pop() if len(graders) == 1 else None
 
@@ -40,20 +40,17 @@ class Sequence(Source):
         source, at = self._member(index)
         return source[at]
 
+    def leaves(self) -> Iterator[Source]:
+        return (leaf for source in self.sources for leaf in source.leaves())
+
     def member(self, index: int) -> tuple[Source, int]:
-        """The source of a conversation, and its index there."""
-        return self._member(self._among_all(index))
+        source, at = self._member(self._among_all(index))
+        return source.member(at)
 
     def id_of(self, index: int) -> str:
         """Of the member."""
         source, at = self.member(index)
         return source.id_of(at)
-
-    def files(self) -> list[FileInfo]:
-        return [file for source in self.sources for file in source.files()]
-
-    def fetch(self) -> list[FileInfo]:
-        return [file for source in self.sources for file in source.fetch()]
 
     def _member(self, index: int) -> tuple[Source, int]:
         row = self._order[index]

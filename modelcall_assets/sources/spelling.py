@@ -6,13 +6,12 @@ import random
 import string
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from modelcall_assets.errors import InputError
 from modelcall_assets.sources.base import Conversation, Source, dialogue
 from modelcall_assets.sources.data import OneFile
 from modelcall_assets.storage.files import open_input
-from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.storage.places import Place
 
 _OURS = Path(__file__).with_name("words.txt")
@@ -25,7 +24,7 @@ class _Words(Source):
     """`word_list` is a path, a key in a store or a URL of a text with a word in each line; without
     one, a short list of ours. `sha256` is of its content."""
 
-    subsets: ClassVar = {None: ("train", "test")}
+    paths = ("word_list",)
     eval_type = "generative"
 
     def __init__(
@@ -37,12 +36,12 @@ class _Words(Source):
         **slicing: Any,
     ) -> None:
         super().__init__(**slicing)
-        if split not in _FIRST_SEED:
-            raise ValueError(f"{type(self).__name__}: no split {split!r}; there are: train, test")
+        self._one_of("split", split, _FIRST_SEED)
         if type(size) is not int or size < 0:
             raise ValueError(f"size: expected a whole number of 0 or more; have {size!r}")
         self.size, self.split = size, split
         self.word_list = OneFile(word_list, "expected a text with a word in each line", sha256)
+        self.origins = (self.word_list,)
 
     @property
     def name(self) -> str:
@@ -50,12 +49,6 @@ class _Words(Source):
 
     def num_examples(self) -> int:
         return self.size
-
-    def files(self) -> list[FileInfo]:
-        return self.word_list.files()
-
-    def fetch(self) -> list[FileInfo]:
-        return self.word_list.fetch()
 
     def random(self, index: int) -> random.Random:
         return random.Random(_FIRST_SEED[self.split] + index)

@@ -81,6 +81,8 @@ class Stage(ABC):
     """Of its outputs."""
     done: ClassVar[str] = ""
     """What a file is when it is through; empty for a stage that people need not hear of."""
+    has_rows: ClassVar[bool] = True
+    """Whether what it leaves, or reads where it leaves nothing, is rows to be shown."""
     error_column: ClassVar[str | None] = None
     """Where its output says why a row holds no result, if that is a column of its own."""
     asks: ClassVar[bool] = False
@@ -92,8 +94,6 @@ class Stage(ABC):
     """Whether the next stage takes all rows: the input was capped, of which a row made several."""
     gathers: ClassVar[bool] = False
     """Whether a partition reads several of the upstream stage."""
-    knows_input: ClassVar[bool] = False
-    """Whether its `lacks` looks at the task's input."""
     hint: ClassVar[tuple[str, str]] = ("", "")
     """Where, and what, to look for when it can answer none of the first rows."""
     shows_progress: ClassVar[bool] = False

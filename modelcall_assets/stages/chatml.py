@@ -10,11 +10,10 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
-from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.steps import ChatmlStep
-from modelcall_assets.errors import InputError, Problem
+from modelcall_assets.errors import InputError, Problem, did_you_mean
 from modelcall_assets.records import encode_key
 from modelcall_assets.records.outcome import BadLine, Dropped, Failure, Reason, Row, bad_line
 from modelcall_assets.stages import Stage
@@ -50,7 +49,6 @@ class Conversations(Stage):
 
 class Chatml(Conversations):
     about = "conversations of a split"
-    knows_input = True
     done = "converted"
 
     @property

@@ -12,8 +12,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from modelcall_assets.config import did_you_mean
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
 from modelcall_assets.stages.responses import FAILED_BEFORE
 from modelcall_assets.stages.source import Published

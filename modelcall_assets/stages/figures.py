@@ -103,15 +103,19 @@ class Figures:
             return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
         return found
 
+    @property
+    def figure(self) -> str:
+        return "accuracy" if self.is_boolean else f"{self.name}_mean"
+
     def numbers(self) -> dict[str, Any]:
         """What is shown of them, by name."""
         if not self.items:
             return {}
-        figure, name = self.mean(), "accuracy" if self.is_boolean else f"{self.name}_mean"
+        figure, name = self.mean(), self.figure
         found: dict[str, Any] = {"items": self.items.total(), name: figure.value}
         if isfinite(figure.low) and isfinite(figure.high):
             found |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
-        if any(self.baselines.values()):
+        if self.is_boolean and any(self.baselines.values()):
             tasks = {task: each.mean().value for task, each in self.by(lambda i: i.task).items()}
             found[f"{name}_centred"] = centred_mean(tasks, self.baselines)
         most = max(item.samples for item in self.items)
@@ -125,14 +129,19 @@ class Figures:
         return found
 
     def table(self) -> Sequence[Mapping[str, Any]]:
-        """A row for each group, where there are several."""
-        groups = self.groups
-        rows = [{"group": name, **each.numbers()} for name, each in groups.items()]
-        return rows if rows[1:] else []
+        """For people: a row for all of it, and for each group where there are several, with four
+        digits behind the point; what belongs to the figure without its name."""
+        groups, own = self.groups if len(self.groups) > 1 else {}, f"{self.figure}_"
+        return [
+            {"group": group, **{n.removeprefix(own): round(v, 4) for n, v in of.numbers().items()}}
+            for group, of in {"all": self, **groups}.items()
+        ]
 
     def tell(self, report: Report) -> None:
-        report.numbers |= self.numbers()
-        report.tables[FIGURES] = self.table()
+        """Before all else: it is what people look for. Means of the same name are of all rows."""
+        numbers = self.numbers()
+        report.numbers = numbers | report.numbers | numbers
+        report.tables[FIGURES] = self.table() if self.items else []
 
 
 def joined(rows: Iterable[Row | None]) -> Figures | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from modelcall_assets.config import did_you_mean
 from modelcall_assets.config.distillation import EvaluationTask
 from modelcall_assets.config.steps import GradingStep
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem, SetupError, did_you_mean
 from modelcall_assets.grading import GRADERS
+from modelcall_assets.records.outcome import Failure, Reason, Row
 from modelcall_assets.stages.figures import Grades
 from modelcall_assets.stages.prepared import SourceInputs
+from modelcall_assets.stages.report import last_line
 from modelcall_assets.stages.scores import ScorerScores
-from modelcall_assets.transforms.user_code import Scorer, declared_fields, load_scorer
+from modelcall_assets.transforms.user_code import RAISED, Scorer, declared_fields, load_scorer
 
 _FIELD = "grading.grader"
 
@@ -21,7 +23,7 @@ _FIELD = "grading.grader"
 class Graded(ScorerScores):
     kinds = ("python", "parquet")
     done = "graded"
-    hint = ("grading", "the answers need what the grader compares them with")
+    hint = ("grading", "rows need what the grader compares answers with")
     again = "grade them all again"
     input_key = "response"  # type: ignore[override]
 
@@ -82,12 +84,29 @@ class Graded(ScorerScores):
     def scorer(self) -> Scorer:
         """SetupError too when its first field is no figure."""
         spec = self.spec
-        scorer = load_scorer(self.path, spec.root, spec.file_name, _FIELD, **self.step.options)
+        fields = _FIELD, "grading.options"
+        scorer = load_scorer(self.path, spec.root, spec.file_name, *fields, **self.step.options)
         kinds = [of.get("type") for of in (declared_fields(scorer) or {}).values()]
         if not kinds or kinds[0] not in ("boolean", "integer", "number"):
             expected = "`fields` whose first is boolean or a number: the figure that is averaged"
             raise self._wrong(f"{self.path} declares no figure", expected)
         return scorer
+
+    @cached_property
+    def _wanted(self) -> Callable[[Row], object] | None:
+        """Of the grader, if it says so. Those of the user need not."""
+        return getattr(self.scorer(), "wanted", None)
+
+    def unfit(self, row: Row) -> Failure | None:
+        """When no answer to the row could be graded."""
+        try:
+            if self._wanted is not None:
+                self._wanted(row)
+        except ValueError as error:
+            return Failure(Reason.MISSING_INPUT, str(error))
+        except RAISED as error:
+            return Failure(Reason.MISSING_INPUT, f"the grader's wanted() raised {last_line(error)}")
+        return None
 
     def grades(self, scorer: Scorer) -> Grades:
         name, of = next(iter((declared_fields(scorer) or {}).items()))

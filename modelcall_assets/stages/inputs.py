@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,14 +42,18 @@ class Inputs(ABC):
     task: Task
 
     @abstractmethod
+    def listed(self) -> list[FileInfo]:
+        """In order. SetupError when two would have one output, InputError when the folder is
+        missing."""
+
     def files(self) -> list[FileInfo]:
-        """In order, after the task's own caps. SetupError when two would have one output,
-        InputError when the folder is missing."""
+        """As `listed`, after the task's own cap."""
+        return self.listed()[: self.most]
 
     def page(self, after: str, most: int | None) -> Page:
-        """`files` behind a path, without the caps, about `most` at a time where the store can list
-        so; all of them where it cannot."""
-        return self.files(), ""
+        """Those listed behind a path, about `most` at a time where the store can list so; all of
+        them where it cannot."""
+        return self.listed(), ""
 
     @abstractmethod
     def members(self, key: str) -> Sequence[FileInfo]:
@@ -69,7 +73,11 @@ class Inputs(ABC):
 
     def all_keys(self) -> set[str]:
         """Of everything that is there, whatever the task takes of it."""
-        return {encode_key(file.key_path) for file in self.files()}
+        return {encode_key(file.key_path) for file in self.listed()}
+
+    def keys(self) -> list[str]:
+        """Of `files`."""
+        return [encode_key(file.key_path) for file in self.files()]
 
     @property
     def most(self) -> int | None:
@@ -104,8 +112,8 @@ class FolderInputs(Inputs):
     suffix: str | None = ".parquet"
     pattern: str = "*"
 
-    def files(self) -> list[FileInfo]:
-        return self.page("", None)[0][: self.most]
+    def listed(self) -> list[FileInfo]:
+        return self.page("", None)[0]
 
     def page(self, after: str, most: int | None) -> Page:
         folder, own = self.task.layout.input_folder, self.task.own_folders
@@ -129,7 +137,7 @@ class FolderInputs(Inputs):
 class OneInput(FolderInputs):
     """The one file that the task names."""
 
-    def files(self) -> list[FileInfo]:
+    def listed(self) -> list[FileInfo]:
         return [stat_file(self.task.layout.input_folder)]
 
     page = Inputs.page
@@ -143,10 +151,13 @@ class GroupedInputs(Inputs):
     grouping: Grouping
     pattern: str = "*"
 
-    def files(self) -> list[FileInfo]:
+    def listed(self) -> list[FileInfo]:
+        """The cap is shared among them."""
         files = [as_one(name, members) for name, members in self._groups(self.most).items()]
         self.refuse_shared(files, ".parquet")
         return files
+
+    files = listed
 
     def members(self, key: str) -> Sequence[FileInfo]:
         name, groups = decode_key(key), self._groups(self.most)
@@ -188,10 +199,21 @@ class LinkedInputs(Inputs):
     """What a stage of another task leaves of some partitions."""
 
     linked: Stage
-    keys: Callable[[], list[str]]
 
-    def files(self) -> list[FileInfo]:
+    def listed(self) -> list[FileInfo]:
         return [file for key in self.keys() for file in self.members(key)]
+
+    def keys(self) -> list[str]:
+        """Also of those that are not made yet."""
+        return self._own(self.linked.keys.now())[: self.most]
+
+    def all_keys(self) -> set[str]:
+        return {*self._own(self.linked.keys.every())}
+
+    def _own(self, keys: Iterable[str]) -> list[str]:
+        """Without those that one input file leaves out."""
+        spec, only = self.task.spec, self.task.layout.input_folder
+        return [key for key in keys if not spec.has_one_input or self.linked.output(key) == only]
 
     def members(self, key: str) -> Sequence[FileInfo]:
         info = stat_file(self.linked.result(self.linked.need(key)))
@@ -219,7 +241,7 @@ class SplitInputs(Inputs):
 
     with_system: bool
 
-    def files(self) -> list[FileInfo]:
+    def listed(self) -> list[FileInfo]:
         """With a stand-in for a data set that cannot be read, whose members say why; InputError
         when none can be."""
         return [as_one(name, split.files) for name, split in self._splits().items()]
@@ -256,7 +278,7 @@ class SplitInputs(Inputs):
         if all(place.is_absent for place in found.values()):
             for place in found.values():
                 find_splits(place.path, [place.config])
-        return dict(list(found.items())[: self.most])
+        return found
 
 
 def as_one(name: str, files: Sequence[FileInfo]) -> FileInfo:

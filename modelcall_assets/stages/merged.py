@@ -48,7 +48,6 @@ class Merged(Stage):
     name = "merged"
     about = "conversations of a merge group"
     suffix = ".jsonl"
-    knows_input = True
     done = "merged"
     gathers = True
 

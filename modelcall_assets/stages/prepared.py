@@ -1,5 +1,4 @@
-"""`raw` and `chatml` of an evaluation: benchmarks and other task sets as conversations, each with
-its reference answer."""
+"""`raw` and `chatml` of a task whose conversations come from sources: benchmarks and task sets."""
 
 from __future__ import annotations
 
@@ -11,16 +10,15 @@ from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from modelcall_assets.config.distillation import EvaluationTask
+from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.steps import SourcesStep
 from modelcall_assets.errors import InputError, Problem, SetupError
-from modelcall_assets.records import encode_key
+from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Failure, Reason, Row
-from modelcall_assets.sources import FewShot, Mixture, find_source
-from modelcall_assets.sources import Sequence as InOrder
-from modelcall_assets.sources.base import HubSource
+from modelcall_assets.sources import FewShot, Source, find_source
+from modelcall_assets.sources import Sequence as Several
 from modelcall_assets.stages.chatml import Conversations
-from modelcall_assets.stages.inputs import ABSENT, Inputs, version_of
+from modelcall_assets.stages.inputs import ABSENT, Inputs, digest_of_versions
 from modelcall_assets.stages.publication import Draft
 from modelcall_assets.stages.raw import SHOWN_MEMBERS, Raw, RawReport
 from modelcall_assets.stages.report import Distribution, Report, Tally, last_line
@@ -32,10 +30,9 @@ from modelcall_assets.transforms.chatml import failed_row
 from modelcall_assets.transforms.user_code import RAISED, create, source_digest
 
 _SLICING = ("start", "stop", "step")
-_SEVERAL = {"Mixture": Mixture, "Sequence": InOrder}
+_WHICH = ("subset", "split", *_SLICING)
+"""Options of `few_shot` that say which rows the examples are, as those do that the source has."""
 MOST_NAME = 200
-_FILES = ("filepath", "word_list")
-"""Options that are paths, from the project root."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,12 @@ class SourceInputs(Inputs):
     step: SourcesStep
 
     @cached_property
-    def sources(self) -> Mapping[str, Any]:
+    def sources(self) -> Mapping[str, Source]:
         """SetupError when one cannot be made, or two would have one output."""
-        found: dict[str, Any] = {}
+        found: dict[str, Source] = {}
         for number, options in enumerate(self.step.tasks):
             field = f"sources.tasks[{number}]"
-            source, name = self._source(options, field), f"{_name(options)}.jsonl"
+            source, name = self._source(options, field), _name(options)
             if not _is_path(name) or not isinstance(options.get("as", ""), str):
                 fix = "take a short relative path without `..`"
                 raise self._wrong(f"{field}.as", f"{name}: not a name for its file", fix)
@@ -63,74 +60,80 @@ class SourceInputs(Inputs):
     @property
     def graders(self) -> set[str | None]:
         """Of the sources, of those of mixtures too."""
-        return {getattr(each, "grader", None) for each in _leaves(self.sources.values())}
+        return {leaf.grader for each in self.sources.values() for leaf in each.leaves()}
+
+    def listed(self) -> list[FileInfo]:
+        return [self.file(encode_key(name)) for name in self.sources]
 
     def all_keys(self) -> set[str]:
         return {*map(encode_key, self.sources)}
 
-    def files(self) -> list[FileInfo]:
-        return [self._listed(name, each) for name, each in self.sources.items()][: self.most]
-
     def members(self, key: str) -> Sequence[FileInfo]:
         """What is not here is fetched."""
-        fetch = getattr(self.source(key), "fetch", list)
-        return fetch()
+        return self.source(key).fetch()
 
-    def source(self, key: str) -> Any:
+    def source(self, key: str) -> Source:
         """InputError when it is gone."""
-        found = {encode_key(name): each for name, each in self.sources.items()}
-        if key not in found:
+        if (source := self.sources.get(decode_key(key))) is None:
             raise InputError(f"{self.task.spec.file_name}: there is no source for '{key}' any more")
-        return found[key]
+        return source
 
     def made(self, key: str) -> Sequence[Row | Failure]:
-        return _Rows(self.source(key))
+        task = self.task.spec.task
+        return _Rows(self.source(key), isinstance(task, DistillationTask) and task.is_graded)
 
-    def _listed(self, name: str, source: Any) -> FileInfo:
-        place = self.task.layout.input_folder
+    def file(self, key: str) -> FileInfo:
+        """Its files as one, whose version changes also with what is made of them."""
+        place, name = self.task.layout.input_folder, decode_key(key)
         try:
-            files = source.files() if hasattr(source, "files") else []
+            files = self.source(key).files()
         except (InputError, OSError):
             return FileInfo(name, place, 0, ABSENT)
-        return FileInfo(name, place, sum(file.size for file in files), version_of(files))
+        versions = {"": self.recipe(key), **{file.uri: file.version for file in files}}
+        size = sum(file.size for file in files)
+        return FileInfo(name, place, size, digest_of_versions(versions))
 
-    def _source(self, options: Mapping[str, Any], field: str) -> Any:
+    def recipe(self, key: str) -> str:
+        """What shapes its conversations beside its files: options, and code of the user's own."""
+        tasks = dict(zip(self.sources, self.step.tasks, strict=True))
+        options = tasks[decode_key(key)]
+        return repr([options, *map(source_digest, _own_names([options]))])
+
+    def _source(self, options: Mapping[str, Any], field: str) -> Source:
+        spec = self.task.spec
+        kind = find_source(options["name"], spec.root, spec.file_name, f"{field}.name")
         own = {n: v for n, v in options.items() if n not in ("name", "as", "few_shot")}
-        if (several := _SEVERAL.get(options["name"])) is not None:
-            if "few_shot" in options:
+        shots = options.get("few_shot")
+        if issubclass(kind, Several):
+            if shots is not None:
                 fix = "give it to each of its members"
                 raise self._wrong(f"{field}.few_shot", "not of several sources at once", fix)
             of = own.pop("of", None)
             if not isinstance(of, list) or not of or not all(map(_is_named, of)):
                 wrong = "expected a list of sources, each with a name"
                 raise self._wrong(f"{field}.of", wrong, "`of: [{name: GSM8K, …}]`")
-            members = [
-                self._source(each, f"{field}.of[{number}]") for number, each in enumerate(of)
-            ]
-            return self._made(several, {"sources": members, **own}, field)
-        spec = self.task.spec
-        kind = find_source(options["name"], spec.root, spec.file_name, f"{field}.name")
-        if isinstance(kind, type) and issubclass(kind, HubSource):
-            own["folder"] = self.task.layout.input_folder
-        for name in _FILES:
+            own["sources"] = [self._source(each, f"{field}.of[{n}]") for n, each in enumerate(of)]
+        if "folder" in kind.paths:
+            own = {"folder": self.step.data_dir, **own}
+        for name in kind.paths:
             if isinstance(text := own.get(name), str) and not text.startswith("http"):
                 own[name] = self.task.layout.place(spec.resolved(text))
         source = self._made(kind, own, field)
-        if (shots := options.get("few_shot")) is None:
+        if shots is None:
             return source
         field = f"{field}.few_shot"
         if not isinstance(shots, dict):
             raise self._wrong(field, "expected a mapping", "`few_shot: {split: train, n: 5}`")
-        theirs = ("subset", "split", *_SLICING)
+        which = {name: value for name, value in shots.items() if name in (*_WHICH, *own)}
+        how = {name: value for name, value in shots.items() if name not in which}
         base = {name: value for name, value in own.items() if name not in _SLICING}
-        base |= {name: shots[name] for name in theirs if name in shots}
-        rest = {name: value for name, value in shots.items() if name not in theirs}
-        examples = self._made(kind, base, field)
-        return self._made(FewShot, {"source": source, "examples": examples, **rest}, field)
+        examples = self._made(kind, base | which, field)
+        return self._made(FewShot, {"source": source, "examples": examples, **how}, field)
 
-    def _made(self, kind: Any, options: Mapping[str, Any], field: str) -> Any:
-        spec, path = self.task.spec, f"{kind.__module__}:{kind.__qualname__}"
-        return create(path, spec.root, "__getitem__(index)", spec.file_name, field, **options)
+    def _made(self, kind: type[Source], options: Mapping[str, Any], field: str) -> Any:
+        path, method = f"{kind.__module__}:{kind.__qualname__}", "__getitem__(index)"
+        spec = self.task.spec
+        return create(path, spec.root, method, spec.file_name, field, field, **options)
 
     def _wrong(self, field: str, wrong: str, fix: str) -> SetupError:
         return SetupError([Problem(self.task.spec.file_name, field, wrong, fix=fix)])
@@ -141,13 +144,6 @@ def _is_path(name: str) -> bool:
     return len(name) <= MOST_NAME and "\0" not in name and not {"", ".", ".."} & {*parts}
 
 
-def _leaves(sources: Iterable[Any]) -> Iterator[Any]:
-    """The sources that several are made of, and themselves where they are one."""
-    for source in sources:
-        inside = getattr(source, "sources", None)
-        yield from [source] if inside is None else _leaves(inside)
-
-
 def _is_named(options: object) -> bool:
     return isinstance(options, dict) and isinstance(options.get("name"), str)
 
@@ -155,18 +151,26 @@ def _is_named(options: object) -> bool:
 def _name(options: Mapping[str, Any]) -> str:
     """Of the file of its conversations."""
     if isinstance(own := options.get("as"), str):
-        return own
+        return f"{own}.jsonl"
     parts = [options["name"].rpartition(":")[2], options.get("subset"), options.get("split")]
     if isinstance(path := options.get("filepath"), str):
         parts.append(PurePosixPath(path).stem)
-    return "-".join(part for part in parts if part)
+    return f"{'-'.join(part for part in parts if part)}.jsonl"
+
+
+def _own_names(tasks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for options in tasks:
+        if ":" in options["name"]:
+            yield options["name"]
+        yield from _own_names(options.get("of") or ())
 
 
 @dataclass(frozen=True)
 class _Rows(Sequence[Row | Failure]):
     """The conversations of a source as rows: with an `id`, and by what they are graded."""
 
-    source: Any
+    source: Source
+    is_graded: bool
 
     def __len__(self) -> int:
         return len(self.source)
@@ -174,31 +178,29 @@ class _Rows(Sequence[Row | Failure]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[at] for at in range(len(self))[index]]
-        member, at = self.source, index
-        while hasattr(member, "member"):
-            member, at = member.member(at)
-        name = getattr(member, "name", type(member).__name__)
+        member, at = self.source.member(index)
+        row: Row = {"id": "", "format": "chatml", "task": member.name}
+        if self.is_graded:
+            row |= {"grader": member.grader, "baseline": member.baseline}
         try:
-            identity = self.source.id_of(index) if hasattr(self.source, "id_of") else None
-            conversation = self.source[index]
-            roles = [turn["role"] for turn in conversation["messages"]]
+            row |= {"id": self.source.id_of(index), **member[at]}
+            roles = [turn["role"] for turn in row["messages"]]
         except InputError as error:
             return Failure(Reason.CHATML_ERROR, str(error))
         except RAISED as error:
-            return Failure(Reason.CHATML_ERROR, f"{name}, row {index}: {last_line(error)}")
-        grader = getattr(member, "grader", None)
-        if grader is not None and (roles[-1:] != ["assistant"] or not roles[1:]):
+            return Failure(Reason.CHATML_ERROR, f"{member.name}, row {index}: {last_line(error)}")
+        has_reference = roles[1:] and roles[-1] == "assistant"
+        if self.is_graded and member.grader is not None and not has_reference:
             what = "a question and, as the last turn, the assistant's, its reference"
-            return Failure(Reason.CHATML_ERROR, f"{name}, row {index}: expected {what}")
-        baseline = getattr(member, "baseline", 0.0)
-        about = {"task": name, "grader": grader, "baseline": baseline}
-        return {"id": identity or f"{name}/{index}", "format": "chatml", **about, **conversation}
+            return Failure(Reason.CHATML_ERROR, f"{member.name}, row {index}: expected {what}")
+        return row
 
 
 class Fetched(Raw):
     """A partition is a source: its files are brought here, and read when they are converted."""
 
     about = "a source's files and their fingerprints"
+    has_rows = False
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputError when a data set is neither here nor to be had."""
@@ -206,47 +208,51 @@ class Fetched(Raw):
         assert isinstance(inputs, SourceInputs)
         self.layout.check_name(key)
         files, rows = inputs.members(key), len(inputs.source(key))
-        members = [
-            {"uri": each.uri, "digest": file_digest(each.place), "size": each.size}
-            for each in files
-        ]
-        digest = hashlib.sha256(repr(members).encode()).hexdigest()[:32]
+        digests = {each: file_digest(each.place) for each in files}
+        content = repr([inputs.recipe(key), *digests.values()]).encode()
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        members = [{"uri": e.uri, "digest": digests[e], "size": e.size} for e in files]
         report = RawReport(digest=digest, data_version=digest, detail={MEMBERS: members})
         report.rows = report.rows_in = min(rows, self.task.row_limit or rows)
         report.numbers = {"files": len(files), "bytes": sum(each.size for each in files)}
         report.tables["members"] = [{"file": e.uri, "bytes": e.size} for e in files[:SHOWN_MEMBERS]]
-        self.write(key, report, files, str(self.layout.input_folder), version_of(files))
+        self.write(key, report, files, str(self.layout.input_folder), inputs.file(key).version)
         return report
 
 
 class Prepared(Conversations):
-    about = "conversations with their reference answers"
+    about = "conversations of sources"
     done = "prepared"
-
-    @property
-    def step(self) -> SourcesStep:
-        assert isinstance(self.spec.task, EvaluationTask) and self.spec.task.sources is not None
-        return self.spec.task.sources
 
     @cached_property
     def inputs(self) -> SourceInputs:
-        return SourceInputs(self.task, self.step)
+        assert isinstance(self.spec.task, DistillationTask) and self.spec.task.sources is not None
+        return SourceInputs(self.task, self.spec.task.sources)
 
     def own_shape(self) -> dict[str, Any]:
-        """Changes with the code of sources of the user's own."""
-        assert self.inputs.sources
-        code = {name: source_digest(name) for name in _own_names(self.step.tasks)}
-        return {"sources": self.step.tasks, "limit": self.task.row_limit, "code": code}
+        """What the sources are is in the version of `raw`."""
+        assert isinstance(self.spec.task, DistillationTask)
+        return {"is_graded": self.spec.task.is_graded, "limit": self.task.row_limit}
 
     def check_ready(self) -> None:
         assert self.inputs.sources
+
+    def lacks(self) -> Iterator[Problem]:
+        """What is not here yet."""
+        for origin in {o: None for each in self.inputs.sources.values() for o in each.origins}:
+            try:
+                if not origin.found():
+                    fix = "or let the run fetch it" if origin.is_remote else ""
+                    yield self.task.warning(origin.absent, fix=fix)
+            except InputError as error:
+                yield self.task.warning(str(error))
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputChanged when the files are not what raw recorded."""
         raw = self.before.need(key)
         with Draft(self, key) as draft:
             report = draft.written(partial(_write, self.inputs.made(key), self.task.row_limit))
-            if version_of(self.inputs.members(key)) != raw.input.version:
+            if self.inputs.file(key).version != raw.input.version:
                 raise changed(self.layout.input_folder)
             draft.publish(report, raw.input)
         return report
@@ -271,10 +277,3 @@ def _write(rows: Sequence[Row | Failure], limit: int | None, out: NewFile) -> Re
     report.rows, report.data_version = report.rows_in, out.digest
     report.histograms["messages"] = Distribution(turns)
     return report
-
-
-def _own_names(tasks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for options in tasks:
-        if ":" in options["name"]:
-            yield options["name"]
-        yield from _own_names(options.get("of") or ())

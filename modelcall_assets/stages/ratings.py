@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from modelcall_assets.config import did_you_mean
-from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
 from modelcall_assets.records import stem_of
 from modelcall_assets.records.outcome import BadLine, Row
 from modelcall_assets.stages.source import Published

@@ -164,7 +164,8 @@ class Recipe:
         return str(self.root / name) if name.endswith(".json") else name
 
     def _users(self, field: str, path: str, method: str, **options: Any) -> Any:
-        return create(path, self.root, method, self.file, f"preprocess.{field}", **options)
+        its = "preprocess.options" if field == "script_type" else ""
+        return create(path, self.root, method, self.file, f"preprocess.{field}", its, **options)
 
 
 class Worker:

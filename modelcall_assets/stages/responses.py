@@ -8,13 +8,14 @@ from typing import Any
 
 import orjson
 
-from modelcall_assets.config.distillation import DistillationTask, EvaluationTask
+from modelcall_assets.config.distillation import DistillationTask
 from modelcall_assets.config.steps import ResponsesStep
 from modelcall_assets.llm.dialogue import AnswerParser, ChatRequest, Message, Rules
 from modelcall_assets.records.outcome import BadLine, Failure, Reason, Row, bad_line, moved_names
 from modelcall_assets.stages.adopt import ADOPTED, OldAnswer
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.chatml import UNWRITABLE
+from modelcall_assets.stages.graded import Graded
 from modelcall_assets.stages.replay import Asked
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.score_table import API_FIELDS, AnswerTotals, Rate
@@ -45,16 +46,19 @@ class Responses(AskingStage):
     kinds = ("openai",)
     suffix = ".jsonl"
     done = "answered"
-    hint = (
-        "generate_response.input_path",
-        "conversations are a list of turns in the column messages; chatml_conversion makes it",
-    )
     model_in = "generator"
     is_capped = True
 
     @property
     def about(self) -> str:  # type: ignore[override]
         return f"answers by {self.params['model']}"
+
+    @property
+    def hint(self) -> tuple[str, str]:  # type: ignore[override]
+        if self._graded is not None:
+            return self._graded.hint
+        fix = "conversations are a list of turns in the column messages; chatml_conversion makes it"
+        return "generate_response.input_path", fix
 
     @property
     def step(self) -> ResponsesStep:
@@ -72,14 +76,16 @@ class Responses(AskingStage):
 
     @cached_property
     def rules(self) -> Rules:
-        parser = AnswerParser([], frozenset(), None, may_call=True, as_it_is=self._is_graded)
+        parser = AnswerParser(
+            [], frozenset(), None, may_call=True, as_it_is=self._graded is not None
+        )
         return Rules(parser, 0)
 
-    @property
-    def _is_graded(self) -> bool:
-        """Then what a model leaves is its answer, and not asked for again until there is a better
-        one."""
-        return isinstance(self.spec.task, EvaluationTask) and self.spec.task.grading is not None
+    @cached_property
+    def _graded(self) -> Graded | None:
+        """If there is one, what a model leaves is its answer, and not asked for again until there
+        is a better one."""
+        return self.task.find(Graded)
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -98,7 +104,7 @@ class Responses(AskingStage):
             "prompt_mode": self.step.prompt_mode,
             "samples": self.samples,
             "merge_reasoning": self.step.merge_reasoning,
-            **({"as_it_is": True} if self._is_graded else {}),
+            **({} if self._graded is None else {"as_it_is": True}),
         }
 
     def own_shape(self) -> dict[str, Any]:
@@ -115,6 +121,8 @@ class Responses(AskingStage):
                 if not sent:
                     what = "nothing to answer: it holds only an assistant's turns"
                     return Failure(Reason.MISSING_INPUT, what)
+                if self._graded is not None and (unfit := self._graded.unfit(row)):
+                    return unfit
                 try:
                     return ChatRequest(self.params, sent, self.model.revision)
                 except UNWRITABLE as error:  # a Parquet file may hold bytes

@@ -222,7 +222,11 @@ class Published:
         return (self.manifest.output or "").endswith(".parquet")
 
     def batches(self, schema: pa.Schema | None = None) -> Iterator[Batch]:
-        """The rows. InputChanged when a file of columns has not `schema`."""
+        """The rows. InputChanged when a file of columns has not `schema`, InputError when the stage
+        has none."""
+        if not self.stage.has_rows:
+            what = f"{self.stage.name} is files, of which the next stage makes rows"
+            raise InputError(f"{self.stage.spec.name}: {what}; name that one with --stage")
         if self._has_members:
             return self._of_members()
         rows, reading = self.manifest.rows, self.stage.reading

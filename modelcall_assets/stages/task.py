@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -189,7 +189,7 @@ class Task:
             kinds += [Preprocessed] if task.preprocess.enabled else []
             kinds += [Scores if task.scorer is None else ScorerScores]
         else:
-            if isinstance(task, EvaluationTask) and task.sources:
+            if task.sources:
                 kinds = [Fetched, Prepared]
             else:
                 kinds = [] if self.linked else [Split if task.chatml_conversion else Raw]
@@ -244,7 +244,7 @@ class Task:
     def inputs(self) -> Inputs:
         """What the first stage reads. SetupError when the user's preprocessor cannot be had."""
         if self.linked is not None:
-            return LinkedInputs(self, self.linked, self._file_keys.now)
+            return LinkedInputs(self, self.linked)
         if isinstance(self.spec.task, DistillationTask):
             if (prepared := self.find(Prepared)) is not None:
                 return prepared.inputs
@@ -257,10 +257,10 @@ class Task:
 
     @property
     def absent_input(self) -> Problem | None:
-        """That the task's own input on this machine, where it has one, is not there. An empty
-        folder that is watched is."""
+        """That the task's own input on this machine, where it has one that nobody fetches, is not
+        there. An empty folder that is watched is."""
         spec, place, wrong = self.spec, self.layout.input_folder, ""
-        if self.linked is not None or not isinstance(place, Path):
+        if self.linked is not None or self.find(Prepared) or not isinstance(place, Path):
             return None
         with suppress(PermissionError):  # then there is something
             if not (place.is_file() if spec.has_one_input else place.is_dir()):
@@ -295,22 +295,16 @@ class Task:
 
     @cached_property
     def _file_keys(self) -> Keys:
+        own = Keys(
+            f"{self.spec.key}/files",
+            self,
+            lambda: self.inputs.keys(),
+            lambda: self.inputs.all_keys(),
+        )
         if self.linked is None:
-            return Keys(
-                f"{self.spec.key}/files",
-                self,
-                lambda: [encode_key(file.key_path) for file in self.inputs.files()],
-                lambda: self.inputs.all_keys(),
-            )
-        linked, theirs = self.linked, self.linked.keys
-
-        def own() -> list[str]:
-            if not self.spec.has_one_input:
-                return theirs.now()[: self.spec.task.max_files]
-            only = self.layout.input_folder
-            return [key for key in theirs.now() if linked.output(key) == only]
-
-        return Keys(theirs.name, theirs.task, own, lambda: {*own()}, theirs.of_groups)
+            return own
+        theirs = self.linked.keys
+        return replace(own, name=theirs.name, task=theirs.task, of_groups=theirs.of_groups)
 
     @cached_property
     def _group_keys(self) -> Keys:

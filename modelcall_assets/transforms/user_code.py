@@ -5,13 +5,14 @@ import hashlib
 import importlib
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from traceback import FrameSummary, StackSummary, TracebackException, extract_tb
 from types import ModuleType
 from typing import Any, Protocol, cast
 
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem, SetupError, did_you_mean
 from modelcall_assets.records.outcome import INT64, Failure, Outcome, Reason, Row, Success
 
 RAISED = (Exception, SystemExit)
@@ -28,6 +29,7 @@ _LIBRARIES = (
 )
 """How the files of code begin that is not the user's."""
 _SHOWN_FRAMES = 5
+_NAMED, _OTHERS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY), Parameter.VAR_KEYWORD
 
 Fields = Mapping[str, Mapping[str, Any]]
 _digests: dict[ModuleType, str] = {}
@@ -59,8 +61,11 @@ def load_object(path: str, root: Path, method: str, file: str, field: str) -> An
     return found
 
 
-def create(path: str, root: Path, method: str, file: str, field: str, /, **options: Any) -> Any:
-    """What `load_object` finds, or one of the class that it is."""
+def create(
+    path: str, root: Path, method: str, file: str, field: str, its: str = "", /, **options: Any
+) -> Any:
+    """What `load_object` finds, or one of the class that it is. Its options are at the field `its`,
+    if it can have some: a ValueError of the constructor is what is wrong with them."""
     found = load_object(path, root, method, file, field)
     if not isinstance(found, type):
         if options:
@@ -70,7 +75,33 @@ def create(path: str, root: Path, method: str, file: str, field: str, /, **optio
     try:
         return found(**options)
     except RAISED as error:
-        raise _wrong(file, field, f"{path}() raised {_shown(error)}") from error
+        unfit = list[Problem]()
+        if its and isinstance(error, ValueError):
+            unfit = [Problem(file, its, str(error))]
+        elif its and isinstance(error, TypeError):
+            unfit = [*_unfit(found, options, file, its)]
+        raised = Problem(file, field, f"{path}() raised {_shown(error)}")
+        raise SetupError(unfit or [raised]) from error
+
+
+def _unfit(made: type, options: Mapping[str, Any], file: str, its: str) -> Iterator[Problem]:
+    """Options that the constructor does not know, and those that it wants and that are not given.
+    What it takes as `**others` is for that of the class it inherits from."""
+    kinds = [vars(kind) for kind in made.__mro__[:-1] if "__init__" in vars(kind)]
+    taken, is_open = dict[str, Parameter](), bool(kinds)
+    for each in kinds:
+        own = [*signature(each["__init__"]).parameters.values()][1:]
+        taken = {**taken, **{one.name: one for one in own if one.kind in _NAMED}, **taken}
+        if not (is_open := any(one.kind is _OTHERS for one in own)):
+            break
+    for name in () if is_open else options.keys() - taken:
+        others = taken.keys() - options
+        expected = f"one of {', '.join(each for each in taken if each in others)}" if others else ""
+        fix = did_you_mean(name, others) or "leave it out"
+        yield Problem(file, f"{its}.{name}", "unknown", expected, fix=fix)
+    for name, parameter in taken.items():
+        if parameter.default is Parameter.empty and name not in options:
+            yield Problem(file, f"{its}.{name}", "missing")
 
 
 def source_digest(path: str) -> str:
@@ -88,10 +119,11 @@ class Scorer(Protocol):
 
 
 def load_scorer(
-    path: str, root: Path, file: str, field: str = "scorer", /, **options: Any
+    path: str, root: Path, file: str, field: str = "scorer", its: str = "", /, **options: Any
 ) -> Scorer:
-    """Made from the options when it is a class. SetupError names the `field` of the task `file`."""
-    found = create(path, root, _METHOD, file, field, **options)
+    """Made from the options when it is a class. SetupError names the `field` of the task `file`, or
+    that of the options."""
+    found = create(path, root, _METHOD, file, field, its, **options)
     declared = cast("object", declared_fields(found))
     fields = cast("Mapping[str, object]", {} if declared is None else declared)
     are_types = isinstance(declared, Mapping | None)
