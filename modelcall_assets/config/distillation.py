@@ -218,6 +218,8 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
         if first in task.steps and second in task.steps:
             fix = "leave one of them, or write two tasks"
             yield Problem(file, second, f"not beside {first}", fix=fix)
+    if task.sources and bool(task.sources.tasks) == (task.sources.task_reader is not None):
+        yield Problem(file, "sources", "expected either tasks or task_reader")
     if task.is_graded and responses is not None and responses.prompt_mode == "first_message":
         fix = "leave it out: the conversation without its reference is sent"
         yield Problem(file, "generate_response.prompt_mode", "not beside grading", fix=fix)

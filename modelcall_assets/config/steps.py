@@ -150,9 +150,12 @@ class SourcesStep(Step):
     on_empty_file: ClassVar[OnEmptyFile] = "fail"
     encoding: ClassVar[str] = "utf-8"
 
-    tasks: Annotated[list[SourceOptions], Field(min_length=1)]
-    """Each is a `name`, of those in [evaluation.md](evaluation.md) or a `module:name` of your own,
-    and the options of that source, such as `subset`, `split` and `stop`."""
+    tasks: list[SourceOptions] = Field(default_factory=list[dict[str, Any]])
+    """Each is a `name`, of those in [evaluation.md](evaluation.md) and [readers.md](readers.md) or
+    a `module:name` of your own, and the options of that source, such as `subset`, `split` and
+    `stop`."""
+    task_reader: Text | dict[Text, Any] | None = None
+    """In place of `tasks`: a YAML of AgentScope Tuner or AgentJet, or its block of that name."""
     data_dir: Folder = "data/benchmarks"
     """Folder with copies of the data sets, `<organisation>/<name>`; what is not there is fetched
     from the Hugging Face Hub."""

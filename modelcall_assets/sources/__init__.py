@@ -16,6 +16,7 @@ from modelcall_assets.sources.mixture import Mixture, Sequence
 from modelcall_assets.sources.mmlu import MMLU
 from modelcall_assets.sources.smoltalk import SmolTalk
 from modelcall_assets.sources.spelling import SimpleSpelling, SpellingBee
+from modelcall_assets.sources.tasks import Dummies, Task, TaskDataset, TaskFile
 from modelcall_assets.transforms.user_code import load_object
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "SOURCES",
     "Conversation",
     "CustomJSON",
+    "Dummies",
     "FewShot",
     "HumanEval",
     "Mixture",
@@ -33,6 +35,9 @@ __all__ = [
     "SmolTalk",
     "Source",
     "SpellingBee",
+    "Task",
+    "TaskDataset",
+    "TaskFile",
     "find_source",
     "render_mc",
 ]
@@ -46,6 +51,9 @@ SOURCES: dict[str, type[Source]] = {
     "CustomJSON": CustomJSON,
     "SpellingBee": SpellingBee,
     "SimpleSpelling": SimpleSpelling,
+    "TaskFile": TaskFile,
+    "TaskDataset": TaskDataset,
+    "Dummies": Dummies,
     "Mixture": Mixture,
     "Sequence": Sequence,
 }

@@ -26,6 +26,8 @@ class Source(ABC):
 
     paths: ClassVar[Collection[str]] = ()
     """Its arguments that are paths: a task's file writes them from the project root."""
+    code: ClassVar[Collection[str]] = ()
+    """Its arguments that are objects of the user's own, `module:name` in a task's file."""
     origins: Sequence[Origin] = ()
     """What its rows are read from."""
     grader: str | None = None
@@ -102,6 +104,10 @@ class Source(ABC):
     def files(self) -> list[FileInfo]:
         """Of its origins; InputError says how to get what is not here."""
         return [file for origin in self.origins for file in origin.files()]
+
+    def version(self) -> str:
+        """Of what its conversations are made of beside files."""
+        return ""
 
     def fetch(self) -> list[FileInfo]:
         """As `files`, after what is not here was brought."""

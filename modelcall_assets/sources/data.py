@@ -99,7 +99,7 @@ class DatasetSplit(Origin):
     def fetch(self) -> list[FileInfo]:
         if files := self._in_folder():
             return files
-        download: Any = _package("huggingface_hub").snapshot_download
+        download: Any = package("huggingface_hub").snapshot_download
         try:
             snapshot = download(self.dataset, repo_type=_TYPE, allow_patterns=["README.md"])
             needed = [escape(file.key_path) for file in self._listed(Path(snapshot))]
@@ -130,18 +130,8 @@ class DatasetSplit(Origin):
         return find_spec("huggingface_hub") is not None
 
     def _in_folder(self) -> list[FileInfo]:
-        if self.folder is None:
-            return []
-        place = self.folder / self.dataset
-        if not (listed := list_files(place, may_be_absent=True)):
-            return []
-        files = [*find_split(place, self.subset, self.split, listed).files]
-        shards = [shard for file in files if (shard := _SHARD.match(file.key_path))]
-        wanted = sum({shard[1]: int(shard[2]) for shard in shards}.values())
-        if len(shards) < wanted:
-            what = f"{len(shards)} of {wanted} files of the split {self.split!r} are there"
-            raise InputError(f"{place}: {what}; bring the others")
-        return files
+        place = None if self.folder is None else self.folder / self.dataset
+        return [] if place is None else split_in(place, self.subset, self.split)
 
     def _in_cache(self) -> list[FileInfo]:
         """Of the commit that was fetched last; its listing, which the library keeps, tells a split
@@ -162,11 +152,48 @@ class DatasetSplit(Origin):
 
     def _listed(self, snapshot: Path) -> list[FileInfo]:
         """The split's files by the cached listing, each where it is or will be."""
-        listing: Any = _package("huggingface_hub").get_cached_repo_tree
+        listing: Any = package("huggingface_hub").get_cached_repo_tree
         tree = listing(self.dataset, repo_type=_TYPE, revision=snapshot.name)
         names = sorted(file.path for file in tree)
         listed = [FileInfo(name, snapshot / name, 0, snapshot.name) for name in names]
         return [*find_split(snapshot, self.subset, self.split, listed).files]
+
+
+@dataclass(frozen=True)
+class FolderSplit(Origin):
+    """A split of the data set in a folder."""
+
+    folder: Place
+    subset: str | None
+    split: str
+
+    def found(self) -> list[FileInfo]:
+        return split_in(self.folder, self.subset, self.split)
+
+    def fetch(self) -> list[FileInfo]:
+        return self.files()
+
+    @property
+    def absent(self) -> str:
+        return f"{self.folder}: no such folder, or there is nothing in it; correct the path"
+
+    @property
+    def is_remote(self) -> bool:
+        return False
+
+
+def split_in(place: Place, subset: str | None, split: str) -> list[FileInfo]:
+    """Of the data set in a folder; empty where there is nothing. InputError when it has no such
+    split, or not all of its files."""
+    if not (listed := list_files(place, may_be_absent=True)):
+        return []
+    files = [*find_split(place, subset, split, listed).files]
+    shards = [shard for file in files if (shard := _SHARD.match(file.key_path))]
+    wanted = sum({shard[1]: int(shard[2]) for shard in shards}.values())
+    if len(shards) < wanted:
+        what = f"{len(shards)} of {wanted} files of the split {split!r} are there"
+        raise InputError(f"{place}: {what}; bring the others")
+    return files
 
 
 @dataclass(frozen=True)
@@ -237,10 +264,10 @@ class OneFile(Origin):
 class Rows:
     """The rows of some files, one after another, as they were read until one is asked for."""
 
-    def __init__(self, files: Sequence[FileInfo]) -> None:
+    def __init__(self, files: Sequence[FileInfo], reading: Reading = _STRICT) -> None:
         """InputError when one of them cannot be read."""
         self._batches = [
-            batch for file in files for batch in read_batches(file.place, _STRICT, rows=MOST_ROWS)
+            batch for file in files for batch in read_batches(file.place, reading, rows=MOST_ROWS)
         ]
         self._ends = [*accumulate(batch.rows for batch in self._batches)]
 
@@ -261,16 +288,17 @@ class Rows:
             one = replace(batch, lines=batch.lines[some], numbers=batch.numbers[some])
             where = f"{batch.place}, line {one.numbers[0]}"
         (item,) = one.items
-        assert not isinstance(item, BadLine)
+        if isinstance(item, BadLine):
+            raise InputError(f"{batch.place}, {item.detail}")
         return item, where
 
 
-def shuffled(rows: int) -> Sequence[int]:
-    """The order in which nanochat and `datasets` shuffle so many rows with the seed 42."""
-    return _package("numpy").random.default_rng(_SEED).permutation(rows)
+def shuffled(rows: int, seed: int = _SEED) -> Sequence[int]:
+    """The order in which nanochat, with the seed 42, and `datasets` shuffle so many rows."""
+    return package("numpy").random.default_rng(seed).permutation(rows)
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
     """SetupError when it is not installed."""
     try:
         return import_module(name)

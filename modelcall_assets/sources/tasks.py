@@ -12,13 +12,23 @@ from typing import Any
 from modelcall_assets.errors import InputError
 from modelcall_assets.records.outcome import Failure, Row
 from modelcall_assets.sources.base import Conversation, Source
-from modelcall_assets.sources.data import KEEPING, DatasetSplit, OneFile, Rows, package, place_of, shuffled
+from modelcall_assets.sources.data import (
+    DatasetSplit,
+    FolderSplit,
+    OneFile,
+    Rows,
+    package,
+    place_of,
+    shuffled,
+)
+from modelcall_assets.storage.formats import Reading
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import record_id
 from modelcall_assets.transforms.chatml import ChatmlOptions, to_chatml
 
 NO_ENVIRONMENT = "no_env"
 DUMMIES = 1000
+_LENIENT = Reading(on_bad_line="keep")
 _MESSAGES = ChatmlOptions("messages", {"messages": "init_messages"}, keep_raw_data=False)
 
 
@@ -113,7 +123,7 @@ class _Files(Tasks):
     def _rows(self) -> Rows:
         """InputError when there are none."""
         (origin,) = self.origins
-        rows = Rows(files := origin.ready(), KEEPING)
+        rows = Rows(files := origin.ready(), _LENIENT)
         if not len(rows):
             raise InputError(f"{files[0].place}: there is no task in it")
         return rows
@@ -130,8 +140,8 @@ class TaskFile(_Files):
 
 
 class TaskDataset(_Files):
-    """A split of a data set, in a folder or on the Hub, whose column `query` is what is asked. The
-    whole row is the metadata."""
+    """A split of a data set, `<org>/<name>` or a folder (`./data/mine`), whose column `query` is
+    what is asked. The whole row is the metadata."""
 
     paths = ("folder",)
 
@@ -146,7 +156,10 @@ class TaskDataset(_Files):
     ) -> None:
         super().__init__(**options)
         place = None if folder is None else place_of(folder)
-        self.origins = (DatasetSplit(path, subset, split, place),)
+        if path.startswith((".", "/")) or "://" in path:
+            self.origins = (FolderSplit(place_of(path), subset, split),)
+        else:
+            self.origins = (DatasetSplit(path, subset, split, place),)
         self._query = query
 
     def of_row(self, row: Row, index: int) -> Task:
@@ -158,6 +171,8 @@ class TaskDataset(_Files):
 class Dummies(Tasks):
     """The numbers from 0 to 999 in the order of `numpy.random.seed(42)`. `loader` is called with
     each and makes the task of it: a mapping with the fields of a `Task`, or its query."""
+
+    code = ("loader",)
 
     def __init__(self, loader: Callable[[int], Any] | None = None, **options: Any) -> None:
         super().__init__(**options)

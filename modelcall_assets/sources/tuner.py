@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modelcall_assets.config import Block, Text, at, did_you_mean, validate
+from modelcall_assets.config import Block, Text, at, block_at, validate
 from modelcall_assets.config.files import load_yaml
-from modelcall_assets.errors import Problem, SetupError
+from modelcall_assets.errors import Problem, SetupError, did_you_mean
 
 ROOTS, READER = ("ajet", "astuner"), "task_reader"
 TRAINING, VALIDATION = "training", "validation"
@@ -111,15 +111,15 @@ def sources_of(reader: Mapping[str, Any], file: str, field: str) -> list[Options
     what is wrong there."""
     kind, block, place = _Later, reader, field
     if "path" not in reader:
-        name = reader.get("type")
+        name = str(reader.get("type", ""))
         if name not in READERS:
-            told = "missing" if name is None else f"no reader {name!r}"
-            expected, fix = f"one of {', '.join(READERS)}", did_you_mean(str(name), READERS)
+            told = f"no reader {name!r}" if name else "missing"
+            expected, fix = f"one of {', '.join(READERS)}", did_you_mean(name, READERS)
             raise SetupError([Problem(file, f"{field}.type", told, expected, fix=fix)])
         kind = READERS[name]
         written = next((each for each in READERS if READERS[each] is kind and each in reader), name)
-        block, place = reader.get(written), f"{field}.{written}"
-    parsed, problems = validate(kind, block or {}, file)
+        block, place = block_at({**reader}, written), f"{field}.{written}"
+    parsed, problems = validate(kind, {**block}, file)
     if parsed is None:
         raise SetupError([replace(each, field=f"{place}.{each.field}") for each in problems])
     return [*parsed.sources()]

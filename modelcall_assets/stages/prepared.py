@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modelcall_assets.config.distillation import DistillationTask
@@ -17,6 +17,7 @@ from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Failure, Reason, Row
 from modelcall_assets.sources import FewShot, Source, find_source
 from modelcall_assets.sources import Sequence as Several
+from modelcall_assets.sources.tuner import read_tuner, sources_of
 from modelcall_assets.stages.chatml import Conversations
 from modelcall_assets.stages.inputs import ABSENT, Inputs, digest_of_versions
 from modelcall_assets.stages.publication import Draft
@@ -27,7 +28,7 @@ from modelcall_assets.storage.files import NewFile, file_digest, write_lines
 from modelcall_assets.storage.listing import FileInfo
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.chatml import failed_row
-from modelcall_assets.transforms.user_code import RAISED, create, source_digest
+from modelcall_assets.transforms.user_code import RAISED, create, load_object, source_digest
 
 _SLICING = ("start", "stop", "step")
 _WHICH = ("subset", "split", *_SLICING)
@@ -45,8 +46,7 @@ class SourceInputs(Inputs):
     def sources(self) -> Mapping[str, Source]:
         """SetupError when one cannot be made, or two would have one output."""
         found: dict[str, Source] = {}
-        for number, options in enumerate(self.step.tasks):
-            field = f"sources.tasks[{number}]"
+        for field, options in self._named:
             source, name = self._source(options, field), _name(options)
             if not _is_path(name) or not isinstance(options.get("as", ""), str):
                 fix = "take a short relative path without `..`"
@@ -95,9 +95,22 @@ class SourceInputs(Inputs):
 
     def recipe(self, key: str) -> str:
         """What shapes its conversations beside its files: options, and code of the user's own."""
-        tasks = dict(zip(self.sources, self.step.tasks, strict=True))
-        options = tasks[decode_key(key)]
-        return repr([options, *map(source_digest, _own_names([options]))])
+        named = dict(zip(self.sources, self._named, strict=True))
+        _, options = named[decode_key(key)]
+        version = self.source(key).version()
+        return repr([options, version, *map(source_digest, _own_names([options]))])
+
+    @cached_property
+    def _named(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """The options of each source, and the field that has them."""
+        if (reader := self.step.task_reader) is None:
+            return [(f"sources.tasks[{n}]", options) for n, options in enumerate(self.step.tasks)]
+        spec, field = self.task.spec, "sources.task_reader"
+        file, place = spec.file_name, field
+        if isinstance(reader, str):
+            file = reader
+            reader, place = read_tuner(Path(spec.resolved(reader)), file)
+        return [(field, options) for options in sources_of(reader, file, place)]
 
     def _source(self, options: Mapping[str, Any], field: str) -> Source:
         spec = self.task.spec
@@ -118,6 +131,10 @@ class SourceInputs(Inputs):
         for name in kind.paths:
             if isinstance(text := own.get(name), str) and not text.startswith("http"):
                 own[name] = self.task.layout.place(spec.resolved(text))
+        for name in kind.code:
+            if isinstance(path := own.get(name), str):
+                file, its = spec.file_name, f"{field}.{name}"
+                own[name] = load_object(path, spec.root, "__call__(…)", file, its)
         source = self._made(kind, own, field)
         if shots is None:
             return source
@@ -160,8 +177,8 @@ def _name(options: Mapping[str, Any]) -> str:
 
 def _own_names(tasks: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for options in tasks:
-        if ":" in options["name"]:
-            yield options["name"]
+        named = (options["name"], options.get("loader"))
+        yield from (name for name in named if isinstance(name, str) and ":" in name)
         yield from _own_names(options.get("of") or ())
 
 
