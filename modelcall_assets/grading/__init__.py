@@ -7,6 +7,7 @@ and fails its row. Any response can be graded.
 
 from modelcall_assets.grading.choice import Choice
 from modelcall_assets.grading.code import Code
+from modelcall_assets.grading.environment import Environment
 from modelcall_assets.grading.exact import Exact
 from modelcall_assets.grading.numeric import Numeric
 from modelcall_assets.grading.own import Own
@@ -17,6 +18,7 @@ from modelcall_assets.transforms.user_code import Scorer
 GRADERS: dict[str, type[Scorer]] = {
     "choice": Choice,
     "code": Code,
+    "environment": Environment,
     "exact": Exact,
     "numeric": Numeric,
     "own": Own,
