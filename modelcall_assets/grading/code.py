@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from modelcall_assets.grading.item import response_of
-from modelcall_assets.grading.sandbox import Trial, check_sandbox, run_trial
+from modelcall_assets.grading.sandbox import AT_ONCE, Trial, check_sandbox, run_trial
 
 _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)", re.DOTALL)
 
@@ -23,6 +23,8 @@ class Code:
         "stdout": {"type": "string"},
         "stderr": {"type": "string"},
     }
+
+    concurrency = AT_ONCE
 
     def __init__(self, timeout_s: float = 5, memory_mb: int = 256) -> None:
         self._limits = timeout_s, memory_mb

@@ -7,6 +7,7 @@ import asyncio
 import atexit
 import hashlib
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -37,10 +38,8 @@ GRACE_S = 10.0
 _DNS_S = 600
 """Names are kept so long: when an interpreter ends it can look up none."""
 _REFUSED = frozenset({Reason.CONNECT})
-_NOT_DONE = _REFUSED | {Reason.RATE_LIMITED, Reason.SERVER_ERROR}
-_UNKNOWN = frozenset({Reason.TIMEOUT, Reason.DROPPED})
-"""Where a service may have done, or may yet do, what it did not answer."""
-_SILENT = _NOT_DONE | _UNKNOWN
+_NOT_DONE = _REFUSED | {Reason.RATE_LIMITED}
+_SILENT = _NOT_DONE | {Reason.SERVER_ERROR, Reason.TIMEOUT, Reason.DROPPED}
 
 
 class ServiceGone(RowFailed):
@@ -60,8 +59,7 @@ class Service:
         """ValueError when an option cannot be."""
         parts = urlsplit(self.url if isinstance(self.url, str) else "")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            have = without_users(str(self.url))
-            raise ValueError(f"url: expected one of HTTP, without a query; have {have!r}")
+            raise ValueError("url: expected http://host:port or https://host, without a query")
         for name, least in (("timeout_s", 0.001), ("retry_wait_s", 0)):
             value = getattr(self, name)
             if type(value) not in (int, float) or not least <= value < float("inf"):
@@ -91,13 +89,15 @@ class Client:
         self._service = service
         self._cleaned = Remover(in_url(service.url)).text
         self._silent, self._gone_until = 0, 0.0
+        self._unanswered = Counter[str | None]()
+        """Calls by their instances."""
         name = hashlib.sha256(service.shown.encode()).hexdigest()[:16]
         self._open = OpenInstances(cache_folder() / "environments" / name)
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="environment", daemon=True)
         self._thread.start()
         for instance in [*self._open.ids]:
-            self.begin(self._release(instance, is_sure=True))
+            self.begin(self._release(instance))
         atexit.register(self.close)
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -114,26 +114,22 @@ class Client:
         if self._silent >= MOST_SILENT and self._loop.time() < self._gone_until:
             what = f"the service is gone, {self._silent} calls in a row had no answer; start it"
             raise ServiceGone(Reason.CONNECT, f"{self._service.shown}: {what}")
-        identity, is_sure = uuid4().hex, False
+        identity = uuid4().hex
         self._open.add(identity)
         try:
             about = {"env_type": env_type, "task_id": task_id, "instance_id": identity}
-            state = await self.ask("create", about, _state)
-            is_sure = True
-            yield Instance(self, identity, state)
-        except RowFailed as error:
-            is_sure = error.failure.reason not in _UNKNOWN
-            raise
+            yield Instance(self, identity, await self.ask("create", about, _state))
         finally:
-            await self._release(identity, is_sure)
+            await self._release(identity)
 
-    async def _release(self, instance: str, is_sure: bool) -> None:
-        """What cannot be released stays written down. A service that knows no such instance is
-        believed where it `is_sure`: it may yet make one, for a call that nobody waits for."""
+    async def _release(self, instance: str) -> None:
+        """It stays written down, for the next process, where it cannot be released, and where the
+        service may still be about a call that nobody waits for, and begin it once more."""
         with suppress(RowFailed):
-            is_released = await self.ask("release", {"instance_id": instance}, _success)
-            if is_released or is_sure:
+            await self.ask("release", {"instance_id": instance}, _success)
+            if not self._unanswered[instance]:
                 self._open.cross_out(instance)
+                del self._unanswered[instance]
 
     async def ask(
         self,
@@ -144,10 +140,10 @@ class Client:
     ) -> T:
         """What `read` finds in the reply; its ValueError says what is wrong there. What fails for a
         reason that is `repeated` is asked three times; RowFailed says what was tried."""
-        body, attempt, waited_s = orjson.dumps({**_EMPTY, **fields}), 1, 0.0
+        attempt, waited_s = 1, 0.0
         while True:
             try:
-                found = read(await self._sent(endpoint, body))
+                found = read(await self._sent(endpoint, {**_EMPTY, **fields}))
             except _NoAnswer as error:
                 failed = error
             except ValueError as error:
@@ -167,24 +163,27 @@ class Client:
         told = self._cleaned(f"{endpoint}: {failed}{tried}")
         raise RowFailed(failed.reason, f"{self._service.shown}/{told}")
 
-    async def _sent(self, endpoint: str, body: bytes) -> Reply:
+    async def _sent(self, endpoint: str, fields: Mapping[str, Any]) -> Reply:
         import aiohttp
 
-        service = self._service
+        service, data, instance = self._service, orjson.dumps(fields), fields["instance_id"]
         url, headers = f"{service.url.rstrip('/')}/{endpoint}", {"Content-Type": "application/json"}
+        self._unanswered[instance] += 1
         try:
             async with (
                 asyncio.timeout(service.timeout_s),
-                self._session.post(url, data=body, headers=headers, allow_redirects=False) as reply,
+                self._session.post(url, data=data, headers=headers, allow_redirects=False) as reply,
             ):
                 said = await reply.read()
         except TimeoutError:
             what = f"no answer within {service.timeout_s:g} s"
             raise _NoAnswer(Reason.TIMEOUT, what) from None
         except aiohttp.ClientConnectorError as error:
+            self._unanswered[instance] -= 1
             raise _NoAnswer(Reason.CONNECT, str(error)) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _NoAnswer(Reason.DROPPED, f"{type(error).__name__}: {error}") from None
+        self._unanswered[instance] -= 1
         if not 200 <= reply.status < 300:
             after_s = retry_after(reply.headers) or 0.0
             wish = f"; it asks to wait {after_s:g} s" if after_s else ""
@@ -226,7 +225,7 @@ class Client:
                 for task in going_on:
                     task.cancel()
                 await asyncio.gather(*going_on, return_exceptions=True)
-                left = [self._release(each, is_sure=False) for each in self._open.ids]
+                left = [self._release(each) for each in self._open.ids]
                 await asyncio.gather(*left, return_exceptions=True)
         self._open.close()
         if "_session" in vars(self):
@@ -252,7 +251,7 @@ class Instance:
         return [*self.state]
 
     async def step(self, action: dict[str, str]) -> None:
-        """Not sent again where nobody knows whether it was done."""
+        """Not sent again where it may have been done: a second one is another conversation."""
         sent = {"instance_id": self.identity, "messages": action}
         await self.client.ask("step", sent, _object, _NOT_DONE)
 
