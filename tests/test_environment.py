@@ -158,10 +158,11 @@ def test_some_tasks_are_begun_ahead_and_no_more(gym: EnvironmentServer) -> None:
     source = tasks(gym, ahead=5)
     assert [each["id"] for each in source] == gym.splits["train"]
     assert gym.most_open <= 5 and gym.counts["create"] == 30
-    gym.calls.clear()
-    assert [each["id"] for each in source[3:20:4]] == gym.splits["train"][3:20:4]
-    assert gym.counts["create"] == 5
-    assert source[29]["id"] == source.get_example(29)["id"] == "sum-29"
+    assert source[29]["id"] == "sum-29" and gym.counts["create"] == 30, "each is begun once"
+    some = tasks(gym)[3:20:4]
+    assert [each["id"] for each in some] == gym.splits["train"][3:20:4]
+    assert gym.counts["create"] == 35
+    assert tasks(gym)[3:5].get_example(29)["id"] == "sum-29"
 
 
 # Faults

@@ -17,8 +17,8 @@ from modelcall_assets.sources.env_service import Client, Service, ServiceGone
 
 
 class EnvironmentTasks(Source):
-    """The tasks of an environment's split, in the order of the service, each asked as it begins; so
-    many at once are looked up `ahead`."""
+    """The tasks of an environment's split, in the order of the service; the conversation is how one
+    begins. So many at once are begun `ahead`."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class EnvironmentTasks(Source):
         if type(ahead) is not int or ahead < 1:
             raise ValueError(f"ahead: expected 1 or more; have {ahead!r}")
         self.service = Service(url, timeout_s, retry_wait_s)
-        self._env_type, self._split, self._ahead = env_type, split, ahead
-        self._begun = dict[int, Future[Conversation]]()
+        self._env_type, self._split, self._most = env_type, split, ahead
+        self._ahead, self._asked = (dict[int, Future[Conversation]]() for _ in range(2))
 
     @property
     def name(self) -> str:
@@ -53,18 +53,25 @@ class EnvironmentTasks(Source):
         return hashlib.sha256(told).hexdigest()[:32]
 
     def get_example(self, index: int) -> Conversation:
-        """InputError names the task that cannot be begun; ServiceGone when none can any more."""
-        for near in (index, *range(index, self.indices.stop, self.indices.step)[1 : self._ahead]):
-            if near not in self._begun and (near == index or len(self._begun) < self._ahead):
-                client = self.service.client()
-                self._begun[near] = client.begin(self._conversation(client, self._ids[near]))
+        """Begun once. InputError names the task that cannot be, ServiceGone says that there is no
+        use in asking for the next one."""
         task = self._ids[index]
+        if index not in self._asked:
+            for near in (index, *range(index, self.indices.stop, self.indices.step)[: self._most]):
+                if near == index or len(self._ahead) < self._most:
+                    self._begin(near)
+            self._asked[index] = self._ahead.pop(index)
         try:
-            return self._begun.pop(index).result()
+            return self._asked[index].result()
         except ServiceGone:
             raise
         except (RowFailed, ValueError) as error:
             raise InputError(f"{self.name}, task {task}: {error}") from error
+
+    def _begin(self, index: int) -> None:
+        if index not in self._ahead and index not in self._asked:
+            client = self.service.client()
+            self._ahead[index] = client.begin(self._conversation(client, self._ids[index]))
 
     async def _conversation(self, client: Client, task: str) -> Conversation:
         async with client.instance(self._env_type, task) as instance:
