@@ -29,6 +29,7 @@ NEIGHBOURS = {
     ("records", "errors"),
     ("journal", "storage"),
     ("sources", "grading"),
+    ("grading", "sources"),
     ("stages", "sources"),
     ("stages", "grading"),
     ("definitions", "defs"),
@@ -41,7 +42,7 @@ KNOWN_BELOW = {"rehearsal": {"errors"}}
 
 ONLY_IN = {
     "dagster": {"defs", "definitions"},
-    "aiohttp": {"llm", "storage"},  # what s3fs lets through of it
+    "aiohttp": {"llm", "sources", "storage"},  # an environment's; what s3fs lets through of it
     "httptools": {"llm", "rehearsal"},
     "openai": {"llm"},
     "fsspec": {"storage"},

@@ -52,8 +52,9 @@ def test_the_first_field_is_whether_it_is_right(name: str) -> None:
     assert next(iter(fields.items())) == ("correct", {"type": "boolean"})
 
 
-BY_TEXT = sorted(GRADERS.keys() - {"code", "own"})
-"""`code` runs what is graded, and `own` takes one of the others."""
+BY_TEXT = sorted(GRADERS.keys() - {"code", "environment", "own"})
+"""`code` runs what is graded, a service sees the steps of `environment`, and `own` takes one of the
+others."""
 OPTIONS = {"regex": {"pattern": r"\w+"}}
 REFERENCES = {"choice": "B", "numeric": "It is #### 7", "spelling": "ox:o,x", "exact": "a b"}
 

@@ -37,6 +37,20 @@ class Lengths:
 """
 
 
+WAITING = """
+import threading
+
+three = threading.Barrier(3, timeout=30)
+
+class Waiting:
+    concurrency = 3
+
+    def score(self, item):
+        three.wait()
+        return {"length": len(item["text"])}
+"""
+
+
 class Rules(Project):
     """Its task rates with a scorer: no model, no prompt, no endpoint."""
 
@@ -86,6 +100,15 @@ def statuses(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
 
 
 class TestThroughTheGraph:
+    def test_a_scorer_that_says_so_rates_several_rows_at_once_in_order(self, rules: Rules) -> None:
+        rules.write(WAITING, "my_pkg.rules:Waiting")
+        assert rules.run("run-task", TASK).code == 0
+        assert [(row["id"], row["length"]) for row in rules.scores(A)] == [
+            ("one", 5),
+            ("two", 15),
+            ("three", 0),
+        ]
+
     def test_the_command_line_rates_with_no_endpoint(self, rules: Rules) -> None:
         rules.write(LENGTHS, "my_pkg.rules:Lengths")
         ended = rules.run("run-task", TASK)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from modelcall_assets.grading.choice import Choice
 from modelcall_assets.grading.code import Code
+from modelcall_assets.grading.environment import Environment
 from modelcall_assets.grading.exact import Exact
 from modelcall_assets.grading.numeric import Numeric
 from modelcall_assets.grading.own import Own
@@ -27,6 +28,7 @@ class Grader(Scorer, Protocol):
 GRADERS: dict[str, type[Grader]] = {
     "choice": Choice,
     "code": Code,
+    "environment": Environment,
     "exact": Exact,
     "numeric": Numeric,
     "own": Own,

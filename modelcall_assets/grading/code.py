@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modelcall_assets.grading.item import response_of
-from modelcall_assets.grading.sandbox import check_sandbox, run_trial
+from modelcall_assets.grading.sandbox import AT_ONCE, check_sandbox, run_trial
 from modelcall_assets.records.outcome import Row
 
 _BLOCK = re.compile(r"```(?:python)?[ \t\r]*\n(.*?)\n[ \t]*```[ \t\r]*(?:\n|$)", re.DOTALL)
@@ -24,6 +24,8 @@ class Code:
         "stdout": {"type": "string"},
         "stderr": {"type": "string"},
     }
+
+    concurrency = AT_ONCE
 
     def __init__(self, timeout_s: float = 5, memory_mb: int = 256) -> None:
         self._limits = timeout_s, memory_mb

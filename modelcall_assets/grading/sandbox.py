@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from tempfile import TemporaryFile
+from threading import BoundedSemaphore
 from typing import IO, Any
 
 from modelcall_assets.errors import Problem, SetupError
@@ -153,17 +154,21 @@ class Sandbox:
 
 
 _idle: deque[Sandbox] = deque()
+AT_ONCE = os.cpu_count() or 1
+"""Trials: with more, a right answer may run out of time."""
+_slots = BoundedSemaphore(AT_ONCE)
 
 
 def _in_sandbox(*trial: Any) -> Any:
     """In one that is idle, else in a new one; it stays for the next trial unless this raises."""
-    try:
-        sandbox = _idle.pop()
-    except IndexError:
-        sandbox = _new()
-    ended = sandbox.run(*trial)
-    _idle.append(sandbox)
-    return ended
+    with _slots:
+        try:
+            sandbox = _idle.pop()
+        except IndexError:
+            sandbox = _new()
+        ended = sandbox.run(*trial)
+        _idle.append(sandbox)
+        return ended
 
 
 def _new() -> Sandbox:

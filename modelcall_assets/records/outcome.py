@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from modelcall_assets.errors import InputError
+
 Row = dict[str, Any]
 INT64 = range(-(2**63), 2**63)
 
@@ -105,6 +107,14 @@ class Failure:
 
     reason: Reason
     detail: str
+
+
+class RowFailed(InputError):
+    """What a row needs of a service is not to be had; the text is the detail of its failure."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = Failure(reason, detail)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from modelcall_assets.errors import Problem, SetupError
 from modelcall_assets.sources.arc import ARC
 from modelcall_assets.sources.base import Conversation, Source, render_mc
 from modelcall_assets.sources.customjson import CustomJSON
+from modelcall_assets.sources.environment import EnvironmentTasks
 from modelcall_assets.sources.few_shot import FewShot
 from modelcall_assets.sources.gsm8k import GSM8K
 from modelcall_assets.sources.humaneval import HumanEval
@@ -27,6 +28,7 @@ __all__ = [
     "Conversation",
     "CustomJSON",
     "Dummies",
+    "EnvironmentTasks",
     "FewShot",
     "HumanEval",
     "Mixture",
@@ -54,6 +56,7 @@ SOURCES: dict[str, type[Source]] = {
     "TaskFile": TaskFile,
     "TaskDataset": TaskDataset,
     "Dummies": Dummies,
+    "EnvironmentTasks": EnvironmentTasks,
     "Mixture": Mixture,
     "Sequence": Sequence,
 }

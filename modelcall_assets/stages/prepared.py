@@ -17,6 +17,7 @@ from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Failure, Reason, Row
 from modelcall_assets.sources import FewShot, Source, find_source
 from modelcall_assets.sources import Sequence as Several
+from modelcall_assets.sources.env_service import ServiceGone
 from modelcall_assets.sources.tuner import read_tuner, sources_of
 from modelcall_assets.stages.chatml import Conversations
 from modelcall_assets.stages.inputs import ABSENT, Inputs, digest_of_versions
@@ -87,9 +88,9 @@ class SourceInputs(Inputs):
         place, name = self.task.layout.input_folder, decode_key(key)
         try:
             files = self.source(key).files()
+            versions = {"": self.recipe(key), **{file.uri: file.version for file in files}}
         except (InputError, OSError):
             return FileInfo(name, place, 0, ABSENT)
-        versions = {"": self.recipe(key), **{file.uri: file.version for file in files}}
         size = sum(file.size for file in files)
         return FileInfo(name, place, size, digest_of_versions(versions))
 
@@ -202,6 +203,8 @@ class _Rows(Sequence[Row | Failure]):
         try:
             row |= {"id": self.source.id_of(index), **member[at]}
             roles = [turn["role"] for turn in row["messages"]]
+        except ServiceGone:
+            raise
         except InputError as error:
             return Failure(Reason.CHATML_ERROR, str(error))
         except RAISED as error:

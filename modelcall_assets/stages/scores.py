@@ -2,6 +2,7 @@
 failures in their place."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -251,21 +252,25 @@ class ScorerScores(Stage):
         self.scorer()
 
     def make(self, key: str, tally: Tally) -> Report:
-        """Rate every row once, then write them.
+        """Rate every row once, so many at a time as the scorer says, then write them.
 
         Columns have the types that the scorer declares in `fields` (JSON-schema types by key), else
         those of the values it gave for this file. RunStopped when the tally is stopped.
         """
         source, scorer = self.source(key), self.scorer()
-        assert source.maker is not None
-        with Draft(self, key) as draft:
+        threads: int = getattr(scorer, "concurrency", 1)
+
+        def rated(item: Row | BadLine) -> tuple[Row | BadLine, Outcome]:
+            if tally.is_stopped:
+                raise RunStopped("interrupted; this file is rated from its first row again")
+            assert source.maker is not None
+            return item, source.maker.failure_of(item) or rate(scorer, item)
+
+        with Draft(self, key) as draft, ThreadPoolExecutor(threads) as pool:
             outcomes: list[Outcome] = []
             types, grades = SharedTypes(), self.grades(scorer)
             for batch in source.of_one_file():
-                for item in batch.items:
-                    if tally.is_stopped:
-                        raise RunStopped("interrupted; this file is rated from its first row again")
-                    outcome = source.maker.failure_of(item) or rate(scorer, item)
+                for item, outcome in (pool.map if threads > 1 else map)(rated, batch.items):
                     outcomes.append(outcome)
                     tally.count(outcome)
                     if isinstance(outcome, Success):

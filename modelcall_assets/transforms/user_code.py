@@ -13,7 +13,15 @@ from types import ModuleType
 from typing import Any, Protocol, cast
 
 from modelcall_assets.errors import Problem, SetupError, did_you_mean
-from modelcall_assets.records.outcome import INT64, Failure, Outcome, Reason, Row, Success
+from modelcall_assets.records.outcome import (
+    INT64,
+    Failure,
+    Outcome,
+    Reason,
+    Row,
+    RowFailed,
+    Success,
+)
 
 RAISED = (Exception, SystemExit)
 """What user code may do to itself and to nobody else."""
@@ -112,7 +120,8 @@ def source_digest(path: str) -> str:
 class Scorer(Protocol):
     """`score` rates one row; its keys become columns. Whatever it raises fails that row only.
 
-    An attribute `fields`, where there is one, declares a JSON-schema type per key.
+    An attribute `fields`, where there is one, declares a JSON-schema type per key; `concurrency`
+    says how many rows may be rated at once, in threads.
     """
 
     def score(self, item: Row) -> dict[str, Any]: ...
@@ -146,12 +155,14 @@ def scorer_digest(path: str, root: Path, file: str) -> str:
 
 
 def grade(scorer: Scorer, row: Row) -> Outcome:
-    """The scorer's values; an exception becomes a Failure with its traceback."""
+    """The scorer's values; an exception becomes a Failure with its traceback, or is one."""
     try:
         values = cast("object", scorer.score(dict(row)))
         if not isinstance(values, dict):
             return _failure(f"{type(values).__name__}; expected a dict")
         rated: dict[str, Any] = plain(cast("dict[Any, Any]", values))
+    except RowFailed as error:
+        return error.failure
     except RAISED as error:
         return Failure(Reason.SCORER_ERROR, plain(users_traceback(error)))
     if not rated:

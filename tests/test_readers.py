@@ -1,0 +1,258 @@
+"""Task readers of AgentScope Tuner and AgentJet: what each makes of its tasks, and what it tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+from environment_server import environment
+from project import GENERATE, Project, read_rows, write_rows
+
+from modelcall_assets.errors import InputError, SetupError
+from modelcall_assets.rehearsal import RehearsalServer
+from modelcall_assets.sources import Dummies, Task, TaskDataset, TaskFile
+from modelcall_assets.sources.tuner import sources_of
+
+ROOT = Path(__file__).parent.parent
+READER = "configs/tasks/read.yaml"
+
+
+def lines(path: Path, *rows: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [row if isinstance(row, str) else orjson.dumps(row).decode() for row in rows]
+    path.write_text("".join(f"{text}\n" for text in texts))
+    return str(path)
+
+
+class TestTask:
+    def test_the_first_messages_are_sent_else_the_query(self) -> None:
+        said = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
+        both = Task.of({"main_query": "How?", "init_messages": said, "task_id": "a"})
+        assert both.conversation()["messages"] == said
+        alone = Task.of({"main_query": "How?"}).conversation()
+        assert alone["messages"] == [{"role": "user", "content": "How?"}]
+        assert (alone["task_id"], alone["env_type"]) == ("", "no_env")
+
+    def test_metadata_is_the_row_where_there_is_none(self) -> None:
+        row = {"main_query": "How?", "level": 3, "task_id": None}
+        assert Task.of(row).metadata == row
+        assert Task.of({**row, "metadata": {}}).metadata == {}
+
+    @pytest.mark.parametrize(("given", "read"), [(17, "17"), (2.5, "2.5"), ("007", "007")])
+    def test_ids_are_texts(self, given: Any, read: str) -> None:
+        assert Task.of({"main_query": "x", "task_id": given}).task_id == read
+
+    @pytest.mark.parametrize(
+        ("row", "told"),
+        [
+            ({"task_id": "a"}, "neither main_query nor init_messages"),
+            ({"main_query": ["a"]}, "main_query: expected a text; have list"),
+            ({"main_query": "a", "task_id": True}, "task_id: expected a text; have bool"),
+            ({"main_query": "a", "metadata": "easy"}, "metadata: expected an object; have str"),
+            ({"init_messages": "hello"}, "init_messages"),
+            ({"init_messages": [{"role": "user"}]}, "content"),
+            ({"init_messages": [{"content": "hello"}]}, "role"),
+            ({"init_messages": [{"role": "user", "content": 4}]}, "content"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, row: dict[str, Any], told: str) -> None:
+        with pytest.raises(ValueError, match="") as raised:
+            Task.of(row).conversation()
+        assert told in str(raised.value)
+
+
+class TestFiles:
+    def test_lines_are_tasks_in_their_order(self, tmp_path: Path) -> None:
+        path = lines(
+            tmp_path / "some.jsonl",
+            {"main_query": "One?", "task_id": 1, "own": "kept"},
+            "",
+            {"main_query": "Two?", "task_id": "b", "metadata": {"answer": "2"}},
+        )
+        first, second = TaskFile(path)
+        assert (first["id"], first["task_id"], first["metadata"]["own"]) == ("1", "1", "kept")
+        assert (second["id"], second["metadata"]) == ("b", {"answer": "2"})
+
+    def test_a_line_that_is_none_is_named_and_the_others_are_read(self, tmp_path: Path) -> None:
+        path = lines(
+            tmp_path / "some.jsonl",
+            {"main_query": "One?"},
+            "{torn",
+            "[1]",
+            "",
+            {"main_query": 5},
+            {"task_id": "x"},
+            {"main_query": "Last?"},
+        )
+        tasks = TaskFile(path)
+        assert len(tasks) == 6 and tasks[5]["messages"][0]["content"] == "Last?"
+        for index, told in enumerate(("line 2", "line 3", "", "line 6: neither"), 1):
+            if index == 3:
+                assert tasks[index]["main_query"] == "5"
+                continue
+            with pytest.raises(InputError) as raised:
+                tasks[index]
+            assert path in str(raised.value) and told in str(raised.value)
+
+    def test_tasks_without_an_id_have_one_of_their_content(self, tmp_path: Path) -> None:
+        path = lines(tmp_path / "a.jsonl", {"main_query": "One?"}, {"main_query": "Two?"})
+        one, two = (task["id"] for task in TaskFile(path))
+        assert one != two and len(one) == 32
+        assert [task["id"] for task in TaskFile(path, start=1)] == [two]
+
+    def test_a_shuffle_is_the_same_every_time(self, tmp_path: Path) -> None:
+        rows = [{"main_query": f"{n}?", "task_id": n} for n in range(20)]
+        path = lines(tmp_path / "a.jsonl", *rows)
+        ids = [[t["id"] for t in TaskFile(path, shuffle=seed)] for seed in (None, 7, 7, 8)]
+        assert ids[0] == [str(n) for n in range(20)]
+        assert ids[1] == ids[2] != ids[3] and sorted(ids[1], key=int) == ids[0]
+
+    def test_an_absent_or_empty_file_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="not found; expected a task in each line"):
+            TaskFile(str(tmp_path / "none.jsonl")).files()
+        with pytest.raises(InputError, match="there is no task in it"):
+            len(TaskFile(lines(tmp_path / "empty.jsonl", "")))
+
+
+class TestDatasets:
+    def test_the_question_is_asked_and_the_row_kept(self) -> None:
+        tasks = TaskDataset("openai/gsm8k", "main", "test", folder=str(ROOT / "demo/benchmarks"))
+        first = tasks[0]
+        assert first["messages"] == [{"role": "user", "content": first["metadata"]["question"]}]
+        assert (first["id"], first["env_type"]) == ("0", "no_env")
+        assert "####" in first["metadata"]["answer"]
+
+    def test_a_folder_is_one_too(self, tmp_path: Path) -> None:
+        write_rows(tmp_path / "mine/train.jsonl", [{"ask": "One?"}, {"ask": None}, {"ask": "Two?"}])
+        tasks = TaskDataset(str(tmp_path / "mine"), query="ask")
+        assert len(tasks) == 3 and tasks[2]["main_query"] == "Two?"
+        with pytest.raises(InputError, match="line 2: no text in the column ask; there are ask"):
+            tasks[1]
+        with pytest.raises(InputError, match="no such folder"):
+            TaskDataset(str(tmp_path / "yours")).files()
+
+
+class TestDummies:
+    def test_the_numbers_come_in_the_old_order(self) -> None:
+        tasks = Dummies()
+        assert [tasks[n]["id"] for n in range(5)] == ["521", "737", "740", "660", "411"]
+        assert tasks[0]["main_query"] == "[dummy task @ 521]" and len(tasks) == 1000
+        assert tasks[0]["metadata"] == {"random_number": 521}
+
+    def test_a_loader_makes_the_tasks(self) -> None:
+        assert Dummies(lambda number: f"{number}²?")[0]["main_query"] == "521²?"
+        made = Dummies(lambda number: {"main_query": "x", "metadata": {"n": number}})[1]
+        assert (made["metadata"], made["task_id"]) == ({"n": 737}, "737")
+
+
+class TestConfig:
+    @pytest.mark.parametrize("kind", ["dataset_file", "jsonl_dataset_file"])
+    def test_both_names_of_a_file(self, kind: str) -> None:
+        block = {"training": {"file_path": "a.jsonl"}, "validation": {"file_path": "b.jsonl"}}
+        found = sources_of({"type": kind, kind: block}, "x.yaml", "task_reader")
+        assert [(each["as"], each["filepath"]) for each in found] == [
+            ("training", "a.jsonl"),
+            ("validation", "b.jsonl"),
+        ]
+
+    def test_the_subset_of_a_data_set_is_read(self) -> None:
+        block = {"dataset_path": "openai/gsm8k", "dataset_name": "main", "validation_split": "test"}
+        reader = {"type": "huggingface_dat_repo", "huggingface_dat_repo": block}
+        found = sources_of(reader, "x.yaml", "task_reader")
+        assert [(each["subset"], each["split"], each["as"]) for each in found] == [
+            ("main", "train", "training"),
+            ("main", "test", "validation"),
+        ]
+
+    def test_an_environment_has_a_partition_for_each_split(self) -> None:
+        block = {"env_type": "gym", "env_url": "http://h:1", "validation_split": "dev"}
+        block |= {"training_split": "train", "env_action_preference": "text"}
+        found = sources_of({"type": "env_service", "env_service": block}, "x.yaml", "task_reader")
+        assert [each["as"] for each in found] == ["gym-train", "gym-dev"]
+
+    def test_the_later_form(self) -> None:
+        reader = {"path": "openai/gsm8k", "name": "main", "split": "test"}
+        (found,) = sources_of(reader, "x.yaml", "task_reader")
+        assert (found["path"], found["subset"], found["split"]) == tuple(reader.values())
+
+    @pytest.mark.parametrize(
+        ("reader", "told"),
+        [
+            ({}, "x.yaml:task_reader.type: missing; expected one of jsonl_dataset_file"),
+            ({"type": "env_servce"}, "did you mean env_service?"),
+            (
+                {"type": "dataset_file", "dataset_file": {"training": {"path": "a"}}},
+                "x.yaml:task_reader.dataset_file.training.file_path: missing",
+            ),
+            (
+                {"type": "huggingface_dat_repo"},
+                "x.yaml:task_reader.huggingface_dat_repo.dataset_path: missing",
+            ),
+            ({"path": "a/b", "splt": "x"}, "x.yaml:task_reader.splt: unknown key"),
+        ],
+    )
+    def test_mistakes_are_named(self, reader: dict[str, Any], told: str) -> None:
+        with pytest.raises(SetupError) as raised:
+            sources_of(reader, "x.yaml", "task_reader")
+        assert told in str(raised.value)
+
+
+def write_reader(project: Project, reader: Any, **more: Any) -> None:
+    step = {"task_reader": reader, "output_dir": "data/read/conversations", **more}
+    asked = {**GENERATE, "output_path": "data/read/responses"}
+    asked.pop("input_path", None)
+    task = {"task_name": "read", "task_type": "data_distillation", "sources": step}
+    project.write(READER, yaml.safe_dump({**task, "generate_response": asked}))
+
+
+class TestTasks:
+    def test_training_and_validation_are_apart(
+        self, project: Project, endpoint: RehearsalServer
+    ) -> None:
+        root = project.root
+        lines(root / "train.jsonl", {"main_query": "One?", "task_id": 1}, "{torn", {"task_id": 2})
+        lines(root / "val.jsonl", *({"main_query": f"{n}?", "task_id": n} for n in range(3)))
+        files = {"training": {"file_path": "train.jsonl"}, "validation": {"file_path": "val.jsonl"}}
+        tuner = {"astuner": {"task_reader": {"type": "dataset_file", "dataset_file": files}}}
+        project.write("tuner.yaml", yaml.safe_dump(tuner))
+        write_reader(project, "tuner.yaml")
+        assert project.run("check", READER).code == 0
+        ended = project.run("run-task", READER)
+        assert ended.code == 1 and "training.jsonl" in ended.out, ended
+        answered = read_rows(root / "data/read/responses/validation.jsonl")
+        assert [row["task_id"] for row in answered] == ["0", "1", "2"]
+        assert all(row["response"] for row in answered)
+        told = project.run("failures", READER, "--stage", "chatml").out
+        assert "train.jsonl, line 2" in told and "train.jsonl, line 3: neither" in told
+
+    def test_a_loader_of_the_users_own(self, project: Project, endpoint: RehearsalServer) -> None:
+        project.write(
+            "loaders.py", "def squares(number):\n    return f'What is {number} squared?'\n"
+        )
+        write_reader(
+            project, {"type": "random_dummy", "random_dummy": {"loader": "loaders:squares"}}
+        )
+        assert project.run("run-task", READER, "--max-items", "4").code == 0
+        rows = read_rows(project.root / "data/read/responses/training.jsonl")
+        assert [row["main_query"] for row in rows][:1] == ["What is 521 squared?"]
+        assert rows == read_rows(project.root / "data/read/responses/validation.jsonl")
+
+    def test_an_environment(self, project: Project, endpoint: RehearsalServer) -> None:
+        with environment() as gym:
+            block = {"env_type": "gym", "env_url": gym.url}
+            write_reader(project, {"type": "env_service", "env_service": block})
+            assert project.run("run-task", READER).code == 0
+        rows = read_rows(project.root / "data/read/responses/gym-train.jsonl")
+        assert [row["task_id"] for row in rows] == ["sum-1", "sum-2", "sum-3"]
+
+    def test_one_of_both_is_named(self, project: Project) -> None:
+        write_reader(project, "tuner.yaml", tasks=[{"name": "GSM8K"}])
+        told = project.run("check", READER).out
+        assert f"{READER}:sources: expected either tasks or task_reader" in told
+        project.write("tuner.yaml", "ajet: {trainer: {}}\n")
+        write_reader(project, "tuner.yaml")
+        told = project.run("check", READER).out
+        assert "tuner.yaml: no task reader; expected ajet.task_reader or astuner" in told
