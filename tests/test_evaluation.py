@@ -204,7 +204,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an option of examples": (
         {"sources": {"tasks": [{**ARC, "few_shot": {"split": "train", "count": 3}}]}},
-        "sources.tasks[0].few_shot.count: unknown; expected one of n, seed, ids, same, start, stop, step",
+        "sources.tasks[0].few_shot.count: unknown; "
+        "expected one of n, seed, ids, same, start, stop, step",
     ),
     "what is not asked for": (
         {"grading": {"grader": "choice", "options": {"by": "logprobs"}}},
