@@ -21,7 +21,7 @@ from project import PREPROCESS, TASK, B, Project, Row, some_rows
 from modelcall_assets.errors import SetupError
 from modelcall_assets.stages.compare import Comparison, compare
 from modelcall_assets.stages.ratings import copied_ratings
-from modelcall_assets.transforms.statistics import mcnemar, mean, paired_difference, proportion
+from modelcall_assets.transforms.statistics import Estimate, mcnemar, mean, proportion
 
 ONE, TWO = "configs/tasks/one.yaml", "configs/tasks/two.yaml"
 RULES = """
@@ -82,6 +82,13 @@ def compared(project: Project, *arguments: str | Path) -> Row:
     ended = project.run("compare", *arguments, "--json")
     assert ended.code == 0, ended
     return orjson.loads(ended.out)
+
+
+def paired_difference(
+    one: Sequence[float], two: Sequence[float], clusters: Sequence[Any] | None = None
+) -> Estimate:
+    """Of the second and the first."""
+    return mean([b - a for a, b in zip(one, two, strict=True)], clusters)
 
 
 def plain(estimate: Sequence[float]) -> Row:
@@ -238,14 +245,14 @@ class TestCopies:
         write(one, [("x", None, 1.0), ("y", None, 2.0)])
         write(two, [("y", None, 4.0), ("x", None, 1.0)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 2], [1, 4])
+        assert sides(found) == ([1, 2], [1, 4])
 
     def test_samples_join_by_number_and_are_clusters_of_their_item(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
         write(one, [("x", 0, True), ("x", 1, False), ("y", 0, True), ("y", 1, True)])
         write(two, [("x", 1, True), ("x", 0, True), ("y", 0, False), ("y", 1, False)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 0, 1, 1], [1, 1, 0, 0])
+        assert sides(found) == ([1, 0, 1, 1], [1, 1, 0, 0])
         figures = found.total()
         assert (found.cluster, figures.mcnemar) == ("item", None)
         assert figures.difference == paired_difference([1, 0, 1, 1], [1, 1, 0, 0], "xxyy")
@@ -256,7 +263,7 @@ class TestCopies:
         write(one, [("x", 0, True), ("x", 1, False), ("y", 0, True), ("y", 1, False)])
         write(two, [("x", None, True), ("y", None, False)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 1], [1, 0])
+        assert sides(found) == ([1, 1], [1, 0])
         assert (found.cluster, found.total().mcnemar) == (None, mcnemar(1, 0))
         assert found.missing[0].examples == ["x of one", "y of one"]
 
@@ -265,7 +272,7 @@ class TestCopies:
         write(one, [("x", None, 1), ("x", None, 2), ("y", None, 3), ("x", None, 9)])
         write(two, [("y", None, 6), ("x", None, 4), ("x", None, 5)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 2, 3], [4, 5, 6])
+        assert sides(found) == ([1, 2, 3], [4, 5, 6])
         assert found.missing[0].examples == ["x of one"]
 
     def test_what_is_no_finite_number_is_no_value(self, tmp_path: Path) -> None:
@@ -273,7 +280,7 @@ class TestCopies:
         write(one, [("a", None, nan), ("b", None, 1.0), ("c", None, None), ("d", None, 2.0)])
         write(two, [("a", None, 1.0), ("b", None, inf), ("c", None, 1.0), ("d", None, 2.5)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([2], [2.5])
+        assert sides(found) == ([2], [2.5])
         assert [missing.unrated for missing in found.missing] == [2, 1]
 
 
@@ -338,6 +345,10 @@ def compared_files(one: Path, two: Path) -> Comparison:
     return compare((copied_ratings(one), copied_ratings(two)), "value", None, None)
 
 
+def sides(found: Comparison) -> tuple[list[float], list[float]]:
+    return found.pairs["0"].to_pylist(), found.pairs["1"].to_pylist()
+
+
 RESULTS = st.dictionaries(
     st.tuples(st.sampled_from("abcdef"), st.integers(0, 2)),
     st.one_of(st.none(), st.integers(-5, 5)),
@@ -359,7 +370,7 @@ def test_any_order_gives_the_pairs_of_a_dict(
             return
         found = compared_files(paths[0], paths[1])
         changed = found.changed(len(pairs))
-    assert [*zip(found.first, found.second, strict=True)] == pairs
+    assert [*zip(*sides(found), strict=True)] == pairs
     assert [each.rows for each in found.missing] == [len(one) - len(both), len(two) - len(both)]
     assert [each.unrated for each in found.missing] == [
         sum(pair[side] is None for pair in both.values()) for side in (0, 1)

@@ -40,7 +40,8 @@ _POLICY = (
 
 
 class Record(NamedTuple):
-    """`row` counts from 1; `prompt` is what was sent for it."""
+    """`row` counts from 1; `prompt` is what was sent for it. The `reason` that it is shown for is a
+    failure's, unless it `is_good`."""
 
     file: str
     row: int
@@ -48,6 +49,7 @@ class Record(NamedTuple):
     reason: str | None
     values: Row
     prompt: Sequence[Turn] = ()
+    is_good: bool = False
 
 
 def page(title: str, sections: Iterable[str], records: str) -> str:
@@ -137,6 +139,18 @@ def plots(figures: Mapping[str, Mapping[str, Any]]) -> str:
         for title, figure in figures.items()
     )
     return f'<div class="plots">{"".join(drawn)}</div>'
+
+
+def intervals(
+    rows: Sequence[Mapping[str, Any]], of: str, value: str, low: str, high: str
+) -> dict[str, Any]:
+    """A plot of these columns: of what, its figure, and the interval of that."""
+    name = {"field": of, "type": "nominal", "sort": None}
+    at = {"field": value, "type": "quantitative", "scale": {"zero": False}}
+    ends = {"x": {"field": low, "type": "quantitative"}, "x2": {"field": high}}
+    point = {"mark": {"type": "point", "filled": True}, "encoding": {"x": at, "y": name}}
+    rule = {"mark": "rule", "encoding": {**ends, "y": name}}
+    return {"data": {"values": [*rows]}, "layer": [rule, point], "height": 18 * len(rows)}
 
 
 _LOOK = {

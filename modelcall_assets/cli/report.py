@@ -14,7 +14,16 @@ from typing import Any
 
 import click
 
-from modelcall_assets.cli.page import GENERATOR, Record, cards, page, plots, records_json, table
+from modelcall_assets.cli.page import (
+    GENERATOR,
+    Record,
+    cards,
+    intervals,
+    page,
+    plots,
+    records_json,
+    table,
+)
 from modelcall_assets.cli.terminal import (
     EXISTING_FILE,
     chosen_files,
@@ -35,6 +44,7 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
+from modelcall_assets.stages.agreement import LEFT_OUT
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.figures import FIGURES, joined
 from modelcall_assets.stages.report import Distribution, Report
@@ -293,8 +303,15 @@ def _sections(
     numbers = {name.replace("_", " "): value for name, value in (of_task | own.numbers).items()}
     yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
     plotted = dict(_figures(own.histograms, rows)) | dict(spread.figures())
-    yield plots(dict(_intervals(by_group)) | plotted)
+    if by_group:
+        _, _, name, *_ = by_group[0]
+        names = "group", name, f"{name}_low", f"{name}_high"
+        plotted = {f"{name} by group": intervals(by_group, *names), **plotted}
+    yield plots(plotted)
     yield table("By subject or source", by_group)
+    if is_all:
+        yield table("Agreement", summed.tables.get("agreement", ()))
+        yield table("Left out of the agreement", summed.tables.get(LEFT_OUT, ()))
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
     failed = list[Row]()
@@ -334,15 +351,3 @@ def _figures(
         if len(numbers) > 1 and any(point["value"] for point in points):
             most = f", the highest of {step} neighbours" if step > 1 else ""
             yield title + most, _plot(LINE, points, "file", "value")
-
-
-def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of the figures of groups, each with its interval of 95 %."""
-    if not rows:
-        return
-    _, _, name, *_ = rows[0]
-    ends = {"y": {"field": f"{name}_low", "type": "quantitative"}, "y2": {"field": f"{name}_high"}}
-    layers = _plot("point", rows, "group", name), {"mark": "rule", "encoding": ends}
-    first, second = ({"mark": each["mark"], "encoding": each["encoding"]} for each in layers)
-    second["encoding"] |= {"x": first["encoding"]["x"]}
-    yield f"{name} by group", {"data": {"values": [*rows]}, "layer": [first, second]}

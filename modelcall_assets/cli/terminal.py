@@ -323,7 +323,9 @@ def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
     numbers = figures.numbers()
     items = numbers.pop("items", 0)
     for name, value in numbers.items():
-        if name.endswith(("_low", "_high")):
+        if name.startswith("items_with_"):
+            items = value  # what follows is of these
+        if name.startswith("items_with_") or name.endswith(("_low", "_high")):
             continue
         low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
         interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
