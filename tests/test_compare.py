@@ -156,7 +156,10 @@ class TestTasks:
             "n": 3,
         }
 
-    def test_people_get_a_table_and_both_replies_side_by_side(self, graded: Project) -> None:
+    def test_people_get_a_table_and_both_replies_side_by_side(
+        self, graded: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "160")
         ended = graded.run("compare", ONE, TWO, "--by", "subject", "--show", "1")
         assert ended.code == 0, ended
         assert "right of the rows that both have, with 95 % intervals\n" in ended.out
@@ -169,6 +172,18 @@ class TestTasks:
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert (cells[1], cells[3]) == ("True", "False")
         assert "by_one on a1" in cells[2] and "by_two on a1" in cells[4]
+
+    def test_no_word_is_cut_where_the_terminal_is_narrow(
+        self, graded: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "60")
+        ended = graded.run("compare", ONE, TWO, "--by", "subject")
+        assert ended.code == 0 and "…" not in ended.out, ended
+        told = compared(graded, ONE, TWO)["figures"][0]["difference"]
+        interval = f"{told['value']:.4g} [{told['low']:.4g}, {told['high']:.4g}]"
+        (line,) = re.findall(r"^│ +│ B − A .*$", ended.out, re.MULTILINE)[:1]
+        assert interval in line
+        assert len(re.findall("wrong → right", ended.out)) == 3
 
     def test_the_page_has_the_figures_and_the_rows_that_differ(
         self, graded: Project, tmp_path: Path
@@ -186,6 +201,7 @@ class TestTasks:
             ("a3", "wrong → right"),
             ("a4", "wrong → right"),
         ]
+        assert [each["is_good"] for each in data["records"]] == [False, True, True]
         values = data["records"][0]["values"]
         assert (values["right A"], values["right B"]) == (True, False)
         said = {turn["role"]: turn["parts"][0]["text"] for turn in data["records"][0]["turns"]}
@@ -274,6 +290,29 @@ class TestCopies:
         found = compared_files(one, two)
         assert sides(found) == ([1, 2, 3], [4, 5, 6])
         assert found.missing[0].examples == ["x of one"]
+
+    def test_that_no_pair_differs_is_told(self, tmp_path: Path, graded: Project) -> None:
+        one = write(tmp_path / "one.parquet", [("x", None, 1.0), ("y", None, 2.0)])
+        ended = graded.run("compare", one, one)
+        assert "no pair differs: the interval of B − A has no width" in ended.out
+
+    def test_a_sample_is_shown_with_its_number(self, tmp_path: Path, graded: Project) -> None:
+        one = write(tmp_path / "one.parquet", [("x", 0, 1), ("x", 1, 1)])
+        two = write(tmp_path / "two.parquet", [("x", 0, 1), ("x", 1, 3)])
+        ended = graded.run("compare", one, two, "--show", "1")
+        assert re.search(r"id +┃ +sample", ended.out) and re.search(r"│ x +│ +1 │ 1 ", ended.out)
+
+    def test_a_column_that_one_file_lacks_is_null_in_its_rows(
+        self, tmp_path: Path, graded: Project
+    ) -> None:
+        for name, more in ("a", {"topic": ["law", "art"]}), ("b", {}):
+            (tmp_path / "both").mkdir(exist_ok=True)
+            columns = {**more, "value": [1, 2], "api_record_id": [f"{name}1", f"{name}2"]}
+            pq.write_table(pa.table(columns), tmp_path / "both" / f"{name}.parquet")
+        folder = tmp_path / "both"
+        told = compared(graded, folder, folder, "--figure", "value", "--by", "topic")
+        counts = {each["of"]: each["a"]["n"] for each in told["figures"]}
+        assert counts == {"all": 4, "art": 1, "law": 1, "null": 2}
 
     def test_what_is_no_finite_number_is_no_value(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"

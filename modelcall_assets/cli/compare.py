@@ -91,15 +91,11 @@ def compare_results(
     names, shown = [str(first), str(second)], [_told_change(found, each) for each in changed]
     notes = [*_notes(names, found, figures)]
     if as_json:
-        told = {
-            **_both(*names),
-            "figure": found.figure,
-            "cluster": found.cluster,
-            "missing": _both(*(missing._asdict() for missing in found.missing)),
-            "figures": [*map(_as_json, figures)],
-            "shown": shown[:show],
-        }
-        echo_data(orjson.dumps(told, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
+        missing = dict(zip("ab", found.missing, strict=True))
+        told = {"a": names[0], "b": names[1], "figure": found.figure, "cluster": found.cluster}
+        told |= {"missing": missing, "figures": figures, "shown": shown[:show]}
+        option = orjson.OPT_INDENT_2
+        echo_data(orjson.dumps(told, default=_plain, option=option).decode() + "\n")
     else:
         _print(notes, _table(found, figures), shown[:show])
     if path is not None:
@@ -122,20 +118,9 @@ def ratings_at(path: Path, stage: str | None) -> Ratings:
     return found
 
 
-def _both(one: Any, other: Any) -> Row:
-    return {"a": one, "b": other}
-
-
-def _as_json(each: Compared) -> Row:
-    """An infinite end of an interval is null."""
-    return {
-        "of": each.of,
-        **_both(each.first._asdict(), each.second._asdict()),
-        "difference": each.difference._asdict(),
-        "mcnemar": None if each.mcnemar is None else each.mcnemar._asdict(),
-        "fell": each.fell,
-        "rose": each.rose,
-    }
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: named fields, and dates."""
+    return value._asdict() if isinstance(value, tuple) else str(value)  # type: ignore[union-attr]
 
 
 def _told_change(found: Comparison, pair: Changed) -> Row:
@@ -149,8 +134,8 @@ def _told_change(found: Comparison, pair: Changed) -> Row:
         "row": pair.row,
         "id": pair.first[GIVEN_ID],
         "sample": pair.first.get(SAMPLE),
-        **_both(*(row[found.figure] for row in rows)),
-        "replies": _both(*(answers if answers[0] != answers[1] else ratings)),
+        **dict(zip("ab", (row[found.figure] for row in rows), strict=True)),
+        "replies": dict(zip("ab", answers if answers[0] != answers[1] else ratings, strict=True)),
     }
 
 
@@ -182,8 +167,8 @@ def _table(found: Comparison, figures: Sequence[Compared]) -> list[Row]:
     fell, rose = _heads(found)
     rows: list[Row] = []
     for each in figures:
-        means = dict(zip(SIDES, map(_told, (each.first, each.second)), strict=True))
-        row = {"of": each.of, "pairs": each.first.n, **means, "B − A": _told(each.difference)}
+        row = {"of": each.of, "pairs": each.a.n, "A": _told(each.a), "B": _told(each.b)}
+        row["B − A"] = _told(each.difference)
         if each.mcnemar is not None:
             row["McNemar's p"] = f"{each.mcnemar.p_value:.2g}"
         rows.append({**row, fell: each.fell, rose: each.rose})
@@ -200,7 +185,8 @@ def _print(notes: Sequence[str], figures: Sequence[Row], shown: Sequence[Row]) -
         for row in figures
     ]
     wide = table_of(dict.fromkeys(rows[0], "right") | {"of": "fold"}, [[*r.values()] for r in rows])
-    if console.measure(wide).maximum > console.width:
+    anywhere = console.options.update(max_width=10_000)
+    if console.measure(wide, options=anywhere).maximum > console.width:
         lines = [
             ["" if at else row["of"], name, row[name]]
             for row in rows

@@ -299,19 +299,18 @@ def _sections(
         all_of = "totals are of whole files; files and stages below are all of the task"
         yield f'<p class="note">only {escape(told)}: {about}; {all_of}.</p>'
     is_all = shown is overview.before and not limits["file"]
-    of_task = summed.numbers if is_all else {}
-    numbers = {name.replace("_", " "): value for name, value in (of_task | own.numbers).items()}
+    of_task = summed if is_all else Report()
+    numbers = {n.replace("_", " "): value for n, value in (of_task.numbers | own.numbers).items()}
     yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
     plotted = dict(_figures(own.histograms, rows)) | dict(spread.figures())
     if by_group:
-        _, _, name, *_ = by_group[0]
-        names = "group", name, f"{name}_low", f"{name}_high"
-        plotted = {f"{name} by group": intervals(by_group, *names), **plotted}
+        name = [*by_group[0]][2]
+        ends = f"{name}_low", f"{name}_high"
+        plotted = {f"{name} by group": intervals(by_group, "group", name, *ends), **plotted}
     yield plots(plotted)
     yield table("By subject or source", by_group)
-    if is_all:
-        yield table("Agreement", summed.tables.get("agreement", ()))
-        yield table("Left out of the agreement", summed.tables.get(LEFT_OUT, ()))
+    yield table("Agreement", of_task.tables.get("agreement", ()))
+    yield table("Left out of the agreement", of_task.tables.get(LEFT_OUT, ()))
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
     failed = list[Row]()

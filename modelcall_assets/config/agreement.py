@@ -10,7 +10,7 @@ from modelcall_assets.config import Block, Text
 class Labels(Block):
     """Labels of people."""
 
-    path: Text
+    path: Text | None = None
     """CSV, JSON lines or Parquet with `id` and the labels, relative to the project root."""
     column: Text = "label"
     """The column of the labels."""
@@ -23,8 +23,12 @@ class Agreement(Block):
     """Task files whose scores are of the same rows, relative to the project root."""
     columns: list[Text] = Field(default_factory=list[str])
     """More columns of the task's own scores files, such as labels that came with the input."""
-    labels: Labels | None = None
+    labels: Labels = Labels()
     figure: Text | None = None
     """What the task and the judges rate by; default the first rating of each."""
     scale: Literal["nominal", "ordinal", "interval"] | None = None
     """Of Krippendorff's α; default `interval` for numbers, else `nominal`."""
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self.judges or self.columns or self.labels.path)

@@ -193,7 +193,7 @@ class TaskFile(Block):
     debug: Debug = Debug()
     retry: Retry = Retry()
     reuse: Reuse = Reuse()
-    agreement: Agreement | None = None
+    agreement: Agreement = Agreement()
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     """US dollars that the task may spend over all its runs; needs the model's prices."""
     budget_tokens: Limit = None

@@ -31,6 +31,7 @@ from modelcall_assets.stages.ratings import (
 )
 from modelcall_assets.stages.report import Report
 from modelcall_assets.stages.source import Published
+from modelcall_assets.storage.files import open_input
 from modelcall_assets.storage.listing import find_file, list_files
 from modelcall_assets.storage.rows import ID_COLUMNS, own_id, read_rows
 from modelcall_assets.storage.values import dumps
@@ -131,12 +132,13 @@ class Panel:
         is_few = len({label for unit in units for label in unit} - {None}) <= MOST_LABELS
         pairs = list[Pair]()
         for two in combinations(labels.column_names, 2):
-            both = {each: n for each, n in _counted(labels.select(two)).items() if None not in each}
-            items = sum(both.values())
-            same = sum(n for (one, other), n in both.items() if one == other)
-            plain = kappa(both) if is_few else None
-            squared = kappa(both, squared=True) if is_few and not self.has_texts else None
-            pairs.append(Pair(*two, items, same / items if items else nan, plain, squared))
+            equal = _COMPUTE.equal(*labels.select(two).columns)  # null where one has none
+            items = len(equal) - equal.null_count
+            same = _COMPUTE.mean(equal).as_py() if items else nan
+            both = _counted(labels.select(two).drop_null()) if is_few else None
+            plain = None if both is None else kappa(both)
+            squared = None if both is None or self.has_texts else kappa(both, squared=True)
+            pairs.append(Pair(*two, items, same, plain, squared))
         return Agreement(several, scale, alpha(units, scale), pairs, unmatched)
 
     def _labels(self) -> tuple[pa.Table, dict[str, list[str]]]:
@@ -184,7 +186,8 @@ def _rows(path: Path) -> Iterator[Row]:
     as_text: dict[str, Any] = dict.fromkeys((*ID_COLUMNS, FILE, SAMPLE), pa.string())
     options = csv.ConvertOptions(column_types=as_text)
     try:
-        yield from csv.read_csv(path, convert_options=options).to_pylist()
+        with open_input(path) as file:
+            yield from csv.read_csv(file, convert_options=options).to_pylist()
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV file with a line of names: {error}") from error
 
@@ -196,7 +199,7 @@ def panel_of(task: Task) -> tuple[Panel, list[Problem]]:
     """The raters; and why some are left out: a warning is of what is not there yet."""
     asked, file = task.spec.task.agreement, task.spec.file_name
     found, problems, ratings = Panel(), list[Problem](), cache(_ratings)
-    if asked is None:
+    if not asked.is_asked:
         return found, problems
     wanted = [("figure", "", asked.figure)]
     wanted += [(f"columns[{n}]", "", column) for n, column in enumerate(asked.columns)]
@@ -211,9 +214,9 @@ def panel_of(task: Task) -> tuple[Panel, list[Problem]]:
             problems += (p if p.file == file else Problem(*at, str(p)) for p in error.problems)
         except (InputError, InputChanged) as error:
             problems.append(Problem(*at, str(error), severity="warning"))
-    if (people := asked.labels) is not None:
+    if path := asked.labels.path:
         try:
-            found.add_people(people.path, task.spec.root / people.path, people.column)
+            found.add_people(path, task.spec.root / path, asked.labels.column)
         except InputError as error:
             problems.append(Problem(file, "agreement.labels", str(error)))
     try:
@@ -238,7 +241,7 @@ def _ratings(task: Task) -> Ratings:
 
 def versions_of(task: Task) -> dict[str, str]:
     """Of what else than the task's own results the agreement follows from."""
-    if (asked := task.spec.task.agreement) is None:
+    if not (asked := task.spec.task.agreement).is_asked:
         return {}
     found = {"agreement": asked.model_dump_json()}
     for judge in asked.judges:
@@ -246,24 +249,24 @@ def versions_of(task: Task) -> dict[str, str]:
             folder = task.other(judge).stages[-1].manifest_folder()
             for made in list_files(folder, may_be_absent=True):
                 found[f"{judge}: {made.key_path}"] = made.version
-    if asked.labels is not None:
-        info = find_file(task.spec.root / asked.labels.path)
+    if path := asked.labels.path:
+        info = find_file(task.spec.root / path)
         found["labels"] = ABSENT if info is None else info.version
     return found
 
 
 def tell_agreement(task: Task, report: Report) -> None:
     """Who cannot be had is told, and is no failure."""
-    if (asked := task.spec.task.agreement) is None:
+    if not (asked := task.spec.task.agreement).is_asked:
         return
-    found, problems = panel_of(task)
+    (found, problems), told = panel_of(task), None
     try:
-        told = found.agreement(found.scale(asked.scale, ("", "")))
-    except SetupError:  # one of the problems
-        told = None
+        if found.judges:
+            told = found.agreement(found.scale(asked.scale, ("", "")))
+    except SetupError:
+        pass  # one of the problems
     except InputError as error:
         problems.append(Problem("", "agreement", str(error)))
-        told = None
     left_out = [{"rater": p.field, "why": p.wrong} for p in problems]
     if told is not None:
         report.tables["agreement"] = [pair.told() for pair in told.pairs]

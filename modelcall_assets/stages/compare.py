@@ -46,12 +46,12 @@ class Missing(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Of the pairs of a group, or of `all`: the mean of each side, and second − first. So many
-    `fell` and `rose` from the first to the second."""
+    """Of the pairs of a group, or of `all`: the mean of each side, and b − a. So many `fell` and
+    `rose` from a to b."""
 
     of: str
-    first: Estimate
-    second: Estimate
+    a: Estimate
+    b: Estimate
     difference: Estimate
     mcnemar: McNemar | None
     """Of right and wrong, where rows are independent."""
@@ -84,10 +84,13 @@ def compare(
     for option, column in more.items():
         sides[0].kinds(column, (f"--{option}", column))
     items = joined([side._replace(figure=known) for side in sides], more)
-    alone = [items.filter(items[f"row {other}"].is_null()) for other in (1, 0)]
-    both = items.filter(_COMPUTE.and_(items["row 0"].is_valid(), items["row 1"].is_valid()))
-    missing = Missing(*_missing(alone[0], both["0"])), Missing(*_missing(alone[1], both["1"]))
-    pairs = both.filter(_COMPUTE.and_(both["0"].is_valid(), both["1"].is_valid()))
+    has = [items[f"row {side}"].is_valid() for side in (0, 1)]
+    rated = [items[str(side)].is_valid() for side in (0, 1)]
+    both = _COMPUTE.and_(*has)
+    missing = [
+        _missing(items.filter(_COMPUTE.invert(has[1 - side])), both, rated[side]) for side in (0, 1)
+    ]
+    pairs = items.filter(_COMPUTE.and_(*rated))
     if not len(pairs):
         told = " and ".join(map(str, missing))
         raise InputError(
@@ -103,9 +106,11 @@ def compare(
     return Comparison(sides, known, cluster, {pa.bool_()} == {*kinds[0], *kinds[1]}, missing, pairs)
 
 
-def _missing(alone: pa.Table, said: pa.ChunkedArray) -> tuple[int, list[str], int]:
+def _missing(alone: pa.Table, both: pa.ChunkedArray, rated: pa.ChunkedArray) -> Missing:
     such = alone.slice(0, EXAMPLES).select([ID, FILE]).to_pylist()
-    return len(alone), [f"{short(each[ID])} of {each[FILE]}" for each in such], said.null_count
+    examples = [f"{short(each[ID])} of {each[FILE]}" for each in such]
+    unrated = _COMPUTE.sum(_COMPUTE.and_not(both, rated)).as_py()
+    return Missing(len(alone), examples, unrated or 0)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Comparison:
     figure: str
     cluster: str | None
     is_boolean: bool
-    missing: tuple[Missing, Missing]
+    missing: Sequence[Missing]
     pairs: pa.Table
 
     def total(self) -> Compared:

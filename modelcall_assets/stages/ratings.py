@@ -92,7 +92,8 @@ def figures_of(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
     """Columns of booleans and numbers that may be ratings, the first declared first."""
     schema = _schema(place)
     names = schema.names[: schema.names.index(GIVEN_ID)]
-    return [name for name in names if name not in inputs and is_figure(schema.field(name).type)]
+    given = {SAMPLE, *inputs}
+    return [name for name in names if name not in given and is_figure(schema.field(name).type)]
 
 
 def is_figure(kind: pa.DataType) -> bool:
@@ -115,7 +116,7 @@ def joined(
         read = [_read(*each, named, as_text) for each in zip(raters, files, strict=True)]
         keys = _COMPUTE.unique(pa.chunked_array([table["key"].combine_chunks() for table in read]))
         rows = [_COMPUTE.index_in(keys, value_set=table["key"]) for table in read]
-        taken = [table.take(own) for table, own in zip(read, rows, strict=True)]
+        taken = [t.drop_columns("key").take(own) for t, own in zip(read, rows, strict=True)]
         columns = {name: _COMPUTE.coalesce(*(own[name] for own in taken)) for name in IDENTITY}
         columns |= {name: taken[0][name] for name in named}
         for number, own in enumerate(rows):
