@@ -156,10 +156,7 @@ class TestTasks:
             "n": 3,
         }
 
-    def test_people_get_a_table_and_both_replies_side_by_side(
-        self, graded: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("COLUMNS", "160")
+    def test_people_get_a_table_and_both_replies_side_by_side(self, graded: Project) -> None:
         ended = graded.run("compare", ONE, TWO, "--by", "subject", "--show", "1")
         assert ended.code == 0, ended
         assert "right of the rows that both have, with 95 % intervals\n" in ended.out
@@ -173,11 +170,8 @@ class TestTasks:
         assert (cells[1], cells[3]) == ("True", "False")
         assert "by_one on a1" in cells[2] and "by_two on a1" in cells[4]
 
-    def test_no_word_is_cut_where_the_terminal_is_narrow(
-        self, graded: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("COLUMNS", "60")
-        ended = graded.run("compare", ONE, TWO, "--by", "subject")
+    def test_no_word_is_cut_where_the_terminal_is_narrow(self, graded: Project) -> None:
+        ended = graded.run("compare", ONE, TWO, "--by", "subject", columns=80)
         assert ended.code == 0 and "…" not in ended.out, ended
         told = compared(graded, ONE, TWO)["figures"][0]["difference"]
         interval = f"{told['value']:.4g} [{told['low']:.4g}, {told['high']:.4g}]"
