@@ -438,11 +438,11 @@ class Project:
         """The folder of a partition's journal."""
         return Path(str(self.steps().stage(stage).journal_folder(encode_key(name))))
 
-    def run(self, *arguments: str | Path) -> Ended:
-        """`modelcall …` in this process, in the project's folder."""
+    def run(self, *arguments: str | Path, columns: int = 200) -> Ended:
+        """`modelcall …` in this process, in the project's folder, on a terminal so wide."""
         with (
             chdir(self.root),
-            patch.dict(os.environ, {"COLUMNS": "200"}),
+            patch.dict(os.environ, {"COLUMNS": str(columns)}),
             patch.object(sys, "argv", ["modelcall", *map(str, arguments)]),
             _captured(1, "stdout") as out,
             _captured(2, "stderr") as err,

@@ -21,7 +21,7 @@ from project import PREPROCESS, TASK, B, Project, Row, some_rows
 from modelcall_assets.errors import SetupError
 from modelcall_assets.stages.compare import Comparison, compare
 from modelcall_assets.stages.ratings import copied_ratings
-from modelcall_assets.transforms.statistics import mcnemar, mean, paired_difference, proportion
+from modelcall_assets.transforms.statistics import Estimate, mcnemar, mean, proportion
 
 ONE, TWO = "configs/tasks/one.yaml", "configs/tasks/two.yaml"
 RULES = """
@@ -82,6 +82,13 @@ def compared(project: Project, *arguments: str | Path) -> Row:
     ended = project.run("compare", *arguments, "--json")
     assert ended.code == 0, ended
     return orjson.loads(ended.out)
+
+
+def paired_difference(
+    one: Sequence[float], two: Sequence[float], clusters: Sequence[Any] | None = None
+) -> Estimate:
+    """Of the second and the first."""
+    return mean([b - a for a, b in zip(one, two, strict=True)], clusters)
 
 
 def plain(estimate: Sequence[float]) -> Row:
@@ -163,6 +170,15 @@ class TestTasks:
         assert (cells[1], cells[3]) == ("True", "False")
         assert "by_one on a1" in cells[2] and "by_two on a1" in cells[4]
 
+    def test_no_word_is_cut_where_the_terminal_is_narrow(self, graded: Project) -> None:
+        ended = graded.run("compare", ONE, TWO, "--by", "subject", columns=80)
+        assert ended.code == 0 and "…" not in ended.out, ended
+        told = compared(graded, ONE, TWO)["figures"][0]["difference"]
+        interval = f"{told['value']:.4g} [{told['low']:.4g}, {told['high']:.4g}]"
+        (line,) = re.findall(r"^│ +│ B − A .*$", ended.out, re.MULTILINE)[:1]
+        assert interval in line
+        assert len(re.findall("wrong → right", ended.out)) == 3
+
     def test_the_page_has_the_figures_and_the_rows_that_differ(
         self, graded: Project, tmp_path: Path
     ) -> None:
@@ -179,6 +195,7 @@ class TestTasks:
             ("a3", "wrong → right"),
             ("a4", "wrong → right"),
         ]
+        assert [each["is_good"] for each in data["records"]] == [False, True, True]
         values = data["records"][0]["values"]
         assert (values["right A"], values["right B"]) == (True, False)
         said = {turn["role"]: turn["parts"][0]["text"] for turn in data["records"][0]["turns"]}
@@ -238,14 +255,14 @@ class TestCopies:
         write(one, [("x", None, 1.0), ("y", None, 2.0)])
         write(two, [("y", None, 4.0), ("x", None, 1.0)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 2], [1, 4])
+        assert sides(found) == ([1, 2], [1, 4])
 
     def test_samples_join_by_number_and_are_clusters_of_their_item(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
         write(one, [("x", 0, True), ("x", 1, False), ("y", 0, True), ("y", 1, True)])
         write(two, [("x", 1, True), ("x", 0, True), ("y", 0, False), ("y", 1, False)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 0, 1, 1], [1, 1, 0, 0])
+        assert sides(found) == ([1, 0, 1, 1], [1, 1, 0, 0])
         figures = found.total()
         assert (found.cluster, figures.mcnemar) == ("item", None)
         assert figures.difference == paired_difference([1, 0, 1, 1], [1, 1, 0, 0], "xxyy")
@@ -256,7 +273,7 @@ class TestCopies:
         write(one, [("x", 0, True), ("x", 1, False), ("y", 0, True), ("y", 1, False)])
         write(two, [("x", None, True), ("y", None, False)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 1], [1, 0])
+        assert sides(found) == ([1, 1], [1, 0])
         assert (found.cluster, found.total().mcnemar) == (None, mcnemar(1, 0))
         assert found.missing[0].examples == ["x of one", "y of one"]
 
@@ -265,15 +282,38 @@ class TestCopies:
         write(one, [("x", None, 1), ("x", None, 2), ("y", None, 3), ("x", None, 9)])
         write(two, [("y", None, 6), ("x", None, 4), ("x", None, 5)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([1, 2, 3], [4, 5, 6])
+        assert sides(found) == ([1, 2, 3], [4, 5, 6])
         assert found.missing[0].examples == ["x of one"]
+
+    def test_that_no_pair_differs_is_told(self, tmp_path: Path, graded: Project) -> None:
+        one = write(tmp_path / "one.parquet", [("x", None, 1.0), ("y", None, 2.0)])
+        ended = graded.run("compare", one, one)
+        assert "no pair differs: the interval of B − A has no width" in ended.out
+
+    def test_a_sample_is_shown_with_its_number(self, tmp_path: Path, graded: Project) -> None:
+        one = write(tmp_path / "one.parquet", [("x", 0, 1), ("x", 1, 1)])
+        two = write(tmp_path / "two.parquet", [("x", 0, 1), ("x", 1, 3)])
+        ended = graded.run("compare", one, two, "--show", "1")
+        assert re.search(r"id +┃ +sample", ended.out) and re.search(r"│ x +│ +1 │ 1 ", ended.out)
+
+    def test_a_column_that_one_file_lacks_is_null_in_its_rows(
+        self, tmp_path: Path, graded: Project
+    ) -> None:
+        for name, more in ("a", {"topic": ["law", "art"]}), ("b", {}):
+            (tmp_path / "both").mkdir(exist_ok=True)
+            columns = {**more, "value": [1, 2], "api_record_id": [f"{name}1", f"{name}2"]}
+            pq.write_table(pa.table(columns), tmp_path / "both" / f"{name}.parquet")
+        folder = tmp_path / "both"
+        told = compared(graded, folder, folder, "--figure", "value", "--by", "topic")
+        counts = {each["of"]: each["a"]["n"] for each in told["figures"]}
+        assert counts == {"all": 4, "art": 1, "law": 1, "null": 2}
 
     def test_what_is_no_finite_number_is_no_value(self, tmp_path: Path) -> None:
         one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
         write(one, [("a", None, nan), ("b", None, 1.0), ("c", None, None), ("d", None, 2.0)])
         write(two, [("a", None, 1.0), ("b", None, inf), ("c", None, 1.0), ("d", None, 2.5)])
         found = compared_files(one, two)
-        assert (list(found.first), list(found.second)) == ([2], [2.5])
+        assert sides(found) == ([2], [2.5])
         assert [missing.unrated for missing in found.missing] == [2, 1]
 
 
@@ -338,6 +378,10 @@ def compared_files(one: Path, two: Path) -> Comparison:
     return compare((copied_ratings(one), copied_ratings(two)), "value", None, None)
 
 
+def sides(found: Comparison) -> tuple[list[float], list[float]]:
+    return found.pairs["0"].to_pylist(), found.pairs["1"].to_pylist()
+
+
 RESULTS = st.dictionaries(
     st.tuples(st.sampled_from("abcdef"), st.integers(0, 2)),
     st.one_of(st.none(), st.integers(-5, 5)),
@@ -359,7 +403,7 @@ def test_any_order_gives_the_pairs_of_a_dict(
             return
         found = compared_files(paths[0], paths[1])
         changed = found.changed(len(pairs))
-    assert [*zip(found.first, found.second, strict=True)] == pairs
+    assert [*zip(*sides(found), strict=True)] == pairs
     assert [each.rows for each in found.missing] == [len(one) - len(both), len(two) - len(both)]
     assert [each.unrated for each in found.missing] == [
         sum(pair[side] is None for pair in both.values()) for side in (0, 1)

@@ -16,7 +16,7 @@ from modelcall_assets.cli.terminal import (
     stage_option,
     table_of,
 )
-from modelcall_assets.stages.agreement import panel
+from modelcall_assets.stages.agreement import Panel
 from modelcall_assets.transforms.statistics import Scale
 
 SHOWN = 3
@@ -63,37 +63,34 @@ def agreement(
       modelcall agreement judge_a.yaml judge_b.yaml --labels people.csv
       modelcall agreement judge_a.yaml --figure score --figure human_score
     """
-    judges = {}
+    found = Panel()
     for path in results:
         ratings = ratings_at(path, stage)
         for column in figures or [ratings.figure]:
-            if column is None:
-                raise misuse("--figure", f"which column of {path} is compared?")
-            judges[f"{path}: {column}"] = ratings, column
-    people = {str(path): (path, label) for path in labels}
-    if len(judges) + len(people) < 2:
+            found.judge(str(path), ratings._replace(figure=column), ("--figure", column or ""))
+    for path in labels:
+        found.add_people(str(path), path, label)
+    if len(found.judges) + len(found.people) < 2:
         raise misuse(
             "--figure", "one rater has nobody to agree with", "two results, columns or --labels"
         )
-    both = panel(judges, people)
-    found = both.agreement(scale)
+    told = found.agreement(found.scale(scale, ("--scale", "")))
     if as_json:
-        told = {**found._asdict(), "pairs": [pair._asdict() for pair in found.pairs]}
-        told["unmatched"] = both.unmatched
-        echo_data(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode() + "\n")
+        plain = {**told._asdict(), "pairs": [pair._asdict() for pair in told.pairs]}
+        echo_data(orjson.dumps(plain, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    for name, ids in both.unmatched.items():
+    for name, ids in told.unmatched.items():
         if ids:
             such = ", ".join(ids[:SHOWN])
             echo(f"warning: {name}: {len(ids):,} labels of no such row: {such}", err=True)
-    of = f"{found.items:,} items with two labels or more"
-    echo(f"Krippendorff's α ({found.scale}): {found.alpha:.3f}, of {of}")
+    of = f"{told.items:,} items with two labels or more"
+    echo(f"Krippendorff's α ({told.scale}): {told.alpha:.3f}, of {of}")
     columns = {"rater": "fold", "and": "fold", "items": "right", "same": "right", "κ": "right"}
-    lines = [
-        [pair.first, pair.second, f"{pair.items:,}", *map(_told, pair[3:])] for pair in found.pairs
-    ]
+    lines = [[*map(_shown, pair.told().values())] for pair in told.pairs]
     Console().print(table_of({**columns, "quadratic κ": "right"}, lines))
 
 
-def _told(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _shown(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else value or ""

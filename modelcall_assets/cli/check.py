@@ -149,10 +149,11 @@ def _task_problems(path: Path, root: Path, catalog: Catalog) -> Iterable[Problem
 def _readiness(spec: TaskSpec) -> Iterator[Problem]:
     """Told as warnings: the file itself is right."""
     task = Task(spec)
-    try:
-        task.check_ready()
-    except SetupError as error:
-        yield from error.problems
+    for check_ready in (task.check_ready, *(each.check_ready for each in task.overviews)):
+        try:
+            check_ready()
+        except SetupError as error:
+            yield from error.problems
     if not isinstance(task.layout.input_folder, Path):
         return  # a store that is not there would hold everything up: `plan` asks it
     if (absent := task.absent_input) is not None:

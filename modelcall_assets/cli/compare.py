@@ -25,12 +25,7 @@ from modelcall_assets.cli.terminal import (
 from modelcall_assets.config.catalog import SUFFIXES as TASK_SUFFIXES
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages.compare import Changed, Compared, Comparison, compare
-from modelcall_assets.stages.ratings import (
-    SAMPLE,
-    Ratings,
-    copied_ratings,
-    published_ratings,
-)
+from modelcall_assets.stages.ratings import SAMPLE, Ratings, copied_ratings, published_ratings
 from modelcall_assets.storage.files import write_bytes
 from modelcall_assets.storage.rows import GIVEN_ID
 from modelcall_assets.transforms.statistics import Estimate
@@ -92,26 +87,56 @@ def compare_results(
         refuse_existing([path], force, "--page")
     found = compare((ratings_at(first, stage), ratings_at(second, stage)), figure, by, cluster)
     figures = [found.total(), *found.groups()]
-    shown = found.changed(PAGE_RECORDS if path else show)
-    names = [str(first), str(second)]
+    changed = found.changed(PAGE_RECORDS if path else show)
+    names, shown = [str(first), str(second)], [_told_change(found, each) for each in changed]
+    notes = [*_notes(names, found, figures)]
     if as_json:
-        told = _as_json(names, found, figures, shown[:show])
-        echo_data(orjson.dumps(told, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
+        missing = dict(zip("ab", found.missing, strict=True))
+        told = {"a": names[0], "b": names[1], "figure": found.figure, "cluster": found.cluster}
+        told |= {"missing": missing, "figures": figures, "shown": shown[:show]}
+        option = orjson.OPT_INDENT_2
+        echo_data(orjson.dumps(told, default=_plain, option=option).decode() + "\n")
     else:
-        _print(names, found, figures, shown[:show])
+        _print(notes, _table(found, figures), shown[:show])
     if path is not None:
-        records = [_record(found, each) for each in shown]
+        records = [_record(found, *each) for each in zip(changed, shown, strict=True)]
         differ = figures[0].fell + figures[0].rose
-        title, sections = " and ".join(names), _sections(names, found, figures)
-        text = page(title, sections, records_json(records, differ, None))
+        sections = _sections(notes, found, figures)
+        text = page(" and ".join(names), sections, records_json(records, differ, None))
         write_bytes(path, text.encode("utf-8", "replace"))
         echo(f"{len(records):,} of {differ:,} rows that differ: {path}", err=as_json)
 
 
 def ratings_at(path: Path, stage: str | None) -> Ratings:
+    """InputError when a result is not as it was published, too."""
     if path.suffix not in TASK_SUFFIXES or path.is_dir():
         return copied_ratings(path)
-    return published_ratings(chosen_files(stage_of(load(path), stage), None, rejected=False))
+    files = chosen_files(stage_of(load(path), stage), None, rejected=False)
+    found = published_ratings(files)
+    for file in files:
+        file.check()
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: named fields, and dates."""
+    return value._asdict() if isinstance(value, tuple) else str(value)  # type: ignore[union-attr]
+
+
+def _told_change(found: Comparison, pair: Changed) -> Row:
+    """With the answers that were rated, where they differ, else the ratings as they came."""
+    rows = pair.first, pair.second
+    answers, ratings = (
+        [str(row.get(name) or "") for row in rows] for name in ("response", "api_return")
+    )
+    return {
+        "file": pair.file,
+        "row": pair.row,
+        "id": pair.first[GIVEN_ID],
+        "sample": pair.first.get(SAMPLE),
+        **dict(zip("ab", (row[found.figure] for row in rows), strict=True)),
+        "replies": dict(zip("ab", answers if answers[0] != answers[1] else ratings, strict=True)),
+    }
 
 
 def _heads(found: Comparison) -> tuple[str, str]:
@@ -119,7 +144,7 @@ def _heads(found: Comparison) -> tuple[str, str]:
     return ("right → wrong", "wrong → right") if found.is_boolean else ("lower", "higher")
 
 
-def _notes(names: Sequence[str], found: Comparison) -> Iterator[str]:
+def _notes(names: Sequence[str], found: Comparison, figures: Sequence[Compared]) -> Iterator[str]:
     yield from (f"{side}: {name}" for side, name in zip(SIDES, names, strict=True))
     shared = f" by {found.cluster}" if found.cluster else ""
     yield f"{found.figure} of the rows that both have, with 95 % intervals{shared}"
@@ -130,6 +155,8 @@ def _notes(names: Sequence[str], found: Comparison) -> Iterator[str]:
         if missing.unrated:
             told = f"{missing.unrated:,} of the rows that both have"
             yield f"without a value of {found.figure} in {side}: {told}"
+    if not figures[0].fell + figures[0].rose:
+        yield "no pair differs: the interval of B − A has no width, and tells nothing"
 
 
 def _told(estimate: Estimate) -> str:
@@ -140,104 +167,64 @@ def _table(found: Comparison, figures: Sequence[Compared]) -> list[Row]:
     fell, rose = _heads(found)
     rows: list[Row] = []
     for each in figures:
-        means = dict(zip(SIDES, map(_told, (each.first, each.second)), strict=True))
-        row = {"of": each.of, "pairs": each.first.n, **means, "B − A": _told(each.difference)}
+        row = {"of": each.of, "pairs": each.a.n, "A": _told(each.a), "B": _told(each.b)}
+        row["B − A"] = _told(each.difference)
         if each.mcnemar is not None:
             row["McNemar's p"] = f"{each.mcnemar.p_value:.2g}"
         rows.append({**row, fell: each.fell, rose: each.rose})
     return rows
 
 
-def _print(
-    names: Sequence[str], found: Comparison, figures: Sequence[Compared], shown: Sequence[Changed]
-) -> None:
-    for note in _notes(names, found):
-        echo(note)
-    rows = _table(found, figures)
-    kinds = {name: "fold" if name == "of" else "right" for name in rows[0]}
-    cells = [
-        [f"{value:,}" if isinstance(value, int) else value for value in row.values()]
-        for row in rows
-    ]
+def _print(notes: Sequence[str], figures: Sequence[Row], shown: Sequence[Row]) -> None:
+    """Where the terminal is too narrow for the figures of a group in a line, each has its own."""
     console = Console()
-    console.print(table_of(kinds, cells))
+    for note in notes:
+        echo(note)
+    rows = [
+        {name: f"{value:,}" if isinstance(value, int) else value for name, value in row.items()}
+        for row in figures
+    ]
+    wide = table_of(dict.fromkeys(rows[0], "right") | {"of": "fold"}, [[*r.values()] for r in rows])
+    anywhere = console.options.update(max_width=10_000)
+    if console.measure(wide, options=anywhere).maximum > console.width:
+        lines = [
+            ["" if at else row["of"], name, row[name]]
+            for row in rows
+            for at, name in enumerate(name for name in row if name != "of")
+        ]
+        wide = table_of({"of": "fold", "": "left", "is": "right"}, lines)
+    console.print(wide)
     if shown:
-        columns = {"id": "fold", "A": "left", "A's reply": "fold", "B": "left", "B's reply": "fold"}
-        lines = []
-        for each in shown:
-            one, other = (_cut(reply) for reply in _replies(each))
-            values = [str(row[found.figure]) for row in (each.first, each.second)]
-            lines.append([each.first[GIVEN_ID], values[0], one, values[1], other])
-        console.print(table_of(columns, lines))
-
-
-def _replies(pair: Changed) -> tuple[str, str]:
-    """The answers that were rated, where they differ, else the ratings as they came."""
-    one, other = (
-        tuple(str(row.get(name) or "") for row in (pair.first, pair.second))
-        for name in ("response", "api_return")
-    )
-    return one if one[0] != one[1] else other  # type: ignore[return-value]
+        samples = {"sample": "right"} if any(each["sample"] is not None for each in shown) else {}
+        replies = {"A": "left", "A's reply": "fold", "B": "left", "B's reply": "fold"}
+        lines = [
+            [
+                each["id"],
+                *(str(each[name]) for name in samples),
+                *(f for side in "ab" for f in (str(each[side]), _cut(each["replies"][side]))),
+            ]
+            for each in shown
+        ]
+        console.print(table_of({"id": "fold", **samples, **replies}, lines))
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= REPLY_CHARS else f"{text[:REPLY_CHARS]}…"
 
 
-def _as_json(
-    names: Sequence[str], found: Comparison, figures: Sequence[Compared], shown: Sequence[Changed]
-) -> dict[str, Any]:
-    def pair(one: Any, other: Any) -> dict[str, Any]:
-        return {"a": one, "b": other}
-
-    def interval(estimate: Estimate) -> dict[str, float]:
-        """An infinite end is null."""
-        return estimate._asdict()
-
-    return {
-        **pair(*names),
-        "figure": found.figure,
-        "cluster": found.cluster,
-        "missing": pair(*(vars(missing) for missing in found.missing)),
-        "figures": [
-            {
-                "of": each.of,
-                **pair(interval(each.first), interval(each.second)),
-                "difference": interval(each.difference),
-                "mcnemar": None if each.mcnemar is None else each.mcnemar._asdict(),
-                "fell": each.fell,
-                "rose": each.rose,
-            }
-            for each in figures
-        ],
-        "shown": [
-            {
-                "file": each.file,
-                "row": each.row,
-                "id": each.first[GIVEN_ID],
-                "sample": each.first.get(SAMPLE),
-                **pair(each.first[found.figure], each.second[found.figure]),
-                "replies": pair(*_replies(each)),
-            }
-            for each in shown
-        ],
-    }
-
-
 def _sections(
-    names: Sequence[str], found: Comparison, figures: Sequence[Compared]
+    notes: Sequence[str], found: Comparison, figures: Sequence[Compared]
 ) -> Iterator[str]:
-    yield f'<p class="note">{"<br>".join(map(escape, _notes(names, found)))}</p>'
-    if len(figures) > 1:
+    yield f'<p class="note">{"<br>".join(map(escape, notes))}</p>'
+    if figures[1:]:
         points = [{"of": each.of, **each.difference._asdict()} for each in figures[:PLOTTED]]
         yield plots({f"{found.figure}, B − A": intervals(points)})
     yield table("Figures", _table(found, figures))
 
 
-def _record(found: Comparison, pair: Changed) -> Record:
+def _record(found: Comparison, pair: Changed, told: Row) -> Record:
     """The columns and the conversation as A has them, and behind it what both replied."""
-    name, said = found.figure, pair.first.get("messages")
-    rated = [row[name] for row in (pair.first, pair.second)]
+    name, said, rated = found.figure, pair.first.get("messages"), (told["a"], told["b"])
     hidden = {*CONVERSATION_COLUMNS, name}
     values = {n: v for n, v in pair.first.items() if n not in hidden and not n.startswith("api_")}
     values |= {f"{name} {side}": value for side, value in zip(SIDES, rated, strict=True)}
@@ -245,9 +232,10 @@ def _record(found: Comparison, pair: Changed) -> Record:
         *(said if isinstance(said, list) else []),
         *(
             {"role": f"{side}: {value}", "content": reply}
-            for side, value, reply in zip(SIDES, rated, _replies(pair), strict=True)
+            for side, value, reply in zip(SIDES, rated, told["replies"].values(), strict=True)
         ),
     ]
     fell, rose = _heads(found)
-    outcome = fell if rated[1] < rated[0] else rose
-    return Record(pair.file, pair.row, pair.first[GIVEN_ID], outcome, values)
+    is_better = rated[1] > rated[0]
+    outcome = rose if is_better else fell
+    return Record(pair.file, pair.row, told["id"], outcome, values, is_good=is_better)

@@ -181,7 +181,7 @@ function show() {
     const cells = COLUMNS.map(([, cell], at) => {
       const value = cell(record), text = shown(value);
       const kind = at > 3 || at === 1 ? (isNumber(value) ? 'number' : '')
-        : at === 3 ? (record.reason ? 'error' : 'success') : '';
+        : at === 3 ? (record.reason && !record.is_good ? 'error' : 'success') : '';
       return make('td', { class: kind }, text.length > 120 ? `${text.slice(0, 120)}…` : text);
     });
     const row = make('tr', { tabindex: 0, 'aria-expanded': false }, ...cells);

@@ -40,7 +40,8 @@ _POLICY = (
 
 
 class Record(NamedTuple):
-    """`row` counts from 1; `prompt` is what was sent for it."""
+    """`row` counts from 1; `prompt` is what was sent for it. The `reason` that it is shown for is a
+    failure's, unless it `is_good`."""
 
     file: str
     row: int
@@ -48,6 +49,7 @@ class Record(NamedTuple):
     reason: str | None
     values: Row
     prompt: Sequence[Turn] = ()
+    is_good: bool = False
 
 
 def page(title: str, sections: Iterable[str], records: str) -> str:

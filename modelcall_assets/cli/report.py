@@ -44,6 +44,7 @@ from modelcall_assets.errors import InputError
 from modelcall_assets.llm.dialogue import ChatRequest
 from modelcall_assets.records import DATA_SUFFIXES, is_data_file
 from modelcall_assets.records.outcome import NEVER_ASKED, BadLine, Row
+from modelcall_assets.stages.agreement import LEFT_OUT
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.figures import FIGURES, joined
 from modelcall_assets.stages.report import Distribution, Report
@@ -298,12 +299,14 @@ def _sections(
         all_of = "totals are of whole files; files and stages below are all of the task"
         yield f'<p class="note">only {escape(told)}: {about}; {all_of}.</p>'
     is_all = shown is overview.before and not limits["file"]
-    of_task = summed.numbers if is_all else {}
-    numbers = {name.replace("_", " "): value for name, value in (of_task | own.numbers).items()}
+    of_task = summed if is_all else Report()
+    numbers = {n.replace("_", " "): value for n, value in (of_task.numbers | own.numbers).items()}
     yield cards({"rows": own.rows, "ok": own.ok, "failed": own.failed, **numbers})
     plotted = dict(_figures(own.histograms, rows)) | dict(spread.figures())
     yield plots(_by_group(by_group) | plotted)
     yield table("Figures", by_group)
+    yield table("Agreement", of_task.tables.get("agreement", ()))
+    yield table("Left out of the agreement", of_task.tables.get(LEFT_OUT, ()))
     yield table("Rejected", summed.tables["rejected"])
     yield table("Out of date", summed.tables["out_of_date"])
     failed = list[Row]()

@@ -130,6 +130,11 @@ def _run_files(
     for key in ended.busy:
         echo(f"{decode_key(key)}: another run is working on it", err=True)
     echo("\n".join(display.told(task, keys, ended)))
+    for overview in task.overviews:
+        made = overview.accepted(*overview.keys.now())
+        if made is not None and "agreement_alpha" in (numbers := made.detail["numbers"]):
+            of = f"of {numbers['agreement_items']:,} items with two labels or more"
+            echo(f"agreement α {numbers['agreement_alpha']:.4f} {of}")
     return 1 if ended.failed or ended.busy or ended.behind else 0
 
 

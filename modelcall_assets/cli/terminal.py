@@ -322,11 +322,12 @@ def _figures(found: Mapping[str, Row | None]) -> Iterator[str]:
     numbers = figures.numbers()
     items = numbers.pop("items", 0)
     for name, value in numbers.items():
-        if name.endswith(("_low", "_high")):
-            continue
-        low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
-        interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
-        yield f"  {name} {value:.4f}{interval} of {items:,} items"
+        if name.startswith("items_with_"):
+            items = value  # what follows is of these
+        elif not name.endswith(("_low", "_high")):
+            low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+            interval = "" if low is None else f" ({low:.4f} to {high:.4f})"
+            yield f"  {name} {value:.4f}{interval} of {items:,} items"
 
 
 def _totals(stage: Stage, found: Mapping[str, Row | None], behind: Collection[str] = ()) -> str:

@@ -244,6 +244,8 @@ def _gaps(task: DistillationTask, file: str) -> Iterator[Problem]:
         if (encoding := getattr(step, "encoding", "utf-8")) != "utf-8":
             wrong = "not read: what the step before leaves is UTF-8"
             yield Problem(file, f"{name}.encoding", wrong, have=encoding, fix="leave it out")
+    if task.agreement.is_asked and not {"scores", "grading"} & task.steps.keys():
+        yield Problem(file, "agreement", "not used: the task rates nothing", fix="remove it")
     for name in task.steps.keys() - steps if not responses else ():
         fix = "add generate_response, or rate a folder with task_type data_scoring"
         yield Problem(file, name, "there are no answers to rate", fix=fix)

@@ -24,6 +24,7 @@ from modelcall_assets.config import (
     must,
     validate,
 )
+from modelcall_assets.config.agreement import Agreement
 from modelcall_assets.config.places import STORAGE_FILE, Folder, was_in_object_store
 from modelcall_assets.config.preprocess import Preprocess, unused_fields
 from modelcall_assets.errors import Problem, did_you_mean
@@ -38,6 +39,7 @@ RESUME = "every run resumes; to ask again for everything, use `modelcall run-tas
 _LOGS = "Dagster keeps the log of every run"
 _STATS = "partition status replaces the stat files; preprocess.stat_folder writes those still"
 _CHUNKS = "there is no chunk barrier: max_concurrent_requests are always in flight"
+_KEPT = "the journal keeps every reply on arrival"
 _REPEATS = "for repeats, write one task per run, each with its own task_name and output_folder"
 _FRESH = "deleting would contradict the partitions; remove it and use `modelcall run-task --fresh`"
 TASK_FIELDS = (
@@ -47,9 +49,7 @@ TASK_FIELDS = (
     OldField("warning", "preprocess.group_by_language", "a partition is a language anyway"),
     OldField("warning", "environment.api_provider", "base_url in the model file decides"),
     OldField("warning", "concurrency.chunk_size", _CHUNKS),
-    OldField(
-        "warning", "concurrency.parquet_save_interval", "the journal keeps every reply on arrival"
-    ),
+    OldField("warning", "concurrency.parquet_save_interval", _KEPT),
     OldField("refused", "distributed.num_runs", _REPEATS, (1, None)),
     OldField("warning", "options.main_resume", RESUME, (True, None)),
     OldField("warning", "options.resume", RESUME, (True, None)),
@@ -192,6 +192,7 @@ class TaskFile(Block):
     debug: Debug = Debug()
     retry: Retry = Retry()
     reuse: Reuse = Reuse()
+    agreement: Agreement = Agreement()
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     """US dollars that the task may spend over all its runs; needs the model's prices."""
     budget_tokens: Limit = None

@@ -1,10 +1,12 @@
-"""Ratings in scores files, read by column: which column is one, and which rows are of one item."""
+"""Ratings in scores files: which column is one, and several results side by side, joined by file,
+record id and sample."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,26 +29,42 @@ from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import GIVEN_ID
 from modelcall_assets.storage.values import schema_from_json
 
-SAMPLE = "sample"
+FILE, ID, SAMPLE = IDENTITY = "file", "id", "sample"
+"""Of an item: its file without the suffix, its record, and `0` where its samples have no number."""
 _COMPUTE = import_module("pyarrow.compute")  # whose functions are made when it is imported
 
 
 class Ratings(NamedTuple):
-    """One of the two results: scores files by their paths without suffixes. `figure` is the column
-    that is compared unless another is named; None where nobody knows which are ratings and which
-    the input's."""
+    """A result: scores files by their paths without suffixes, and the column that is compared; None
+    where nobody knows which are ratings and which the input's."""
 
     files: Mapping[str, Place]
     figure: str | None
 
+    def kinds(
+        self, column: str, at: tuple[str, str], fits: Callable[[pa.DataType], bool] | None = None
+    ) -> set[pa.DataType]:
+        """Of the column, in the files that have it. SetupError, `at` a file and field, when none
+        has it, or one whose values do not fit: nested ones never do."""
+        schemas = {place: read_schema(place) for place in self.files.values()}
+        found = {
+            p: schema.field(column).type for p, schema in schemas.items() if column in schema.names
+        }
+        for place, kind in found.items():
+            if pa.types.is_nested(kind) or not (fits is None or fits(kind)):
+                expected = ", ".join(figures_of(place)) if fits else "texts or numbers"
+                raise SetupError([Problem(*at, f"is {kind} in {place}", expected)])
+        if not found:
+            place, schema = next(iter(schemas.items()))
+            told, fix = f"{place} has no such column", did_you_mean(column, schema.names)
+            raise SetupError([Problem(*at, told, ", ".join(schema.names), fix=fix)])
+        return {*found.values()}
+
 
 def published_ratings(files: Sequence[Published]) -> Ratings:
-    """Of what a stage has published. InputError when a file has no columns, or is not as it was
-    published."""
-    for file in files:
-        if not file.is_table:
-            raise InputError(f"{file.place}: no scores file; choose the asset with --stage")
-        file.check()
+    """Of what a stage has published. InputError when a file has no columns."""
+    if wrong := next((file for file in files if not file.is_table), None):
+        raise InputError(f"{wrong.place}: no scores file; choose the asset with --stage")
     first, before = files[0], files[0].stage.upstream
     made = None if before is None else before.accepted(first.key)
     recorded = None if made is None else made.detail.get("schema")
@@ -69,78 +87,83 @@ def copied_ratings(path: Path) -> Ratings:
     return Ratings(found, figures[0] if len(figures) == 1 else None)
 
 
-class Items(NamedTuple):
-    """The rows of a file, and columns by the options that name them. No two `keys` are equal; ids
-    are where it `repeats` one, as several samples do."""
-
-    ids: pa.ChunkedArray
-    keys: pa.ChunkedArray
-    columns: Mapping[str, pa.ChunkedArray]
-    repeats: bool
-
-
 def figures_of(place: Place, inputs: Collection[str | None] = ()) -> list[str]:
     """Columns of booleans and numbers that may be ratings, the first declared first."""
-    schema = _columns(place, {GIVEN_ID: ""})
+    schema = _schema(place)
     names = schema.names[: schema.names.index(GIVEN_ID)]
-    return [name for name in names if name not in inputs and is_figure(schema.field(name).type)]
+    given = {SAMPLE, *inputs}
+    return [name for name in names if name not in given and is_figure(schema.field(name).type)]
 
 
 def is_figure(kind: pa.DataType) -> bool:
     return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _columns(place: Place, wanted: Mapping[str, str]) -> pa.Schema:
-    """SetupError when a column is not there that an option names."""
-    schema = read_schema(place)
-    for name, option in wanted.items():
-        if name not in schema.names:
-            told = f"{place} has no such column"
-            fix, expected = did_you_mean(name, schema.names), ", ".join(schema.names)
-            raise SetupError([Problem(option or str(place), name, told, expected, fix=fix)])
-    return schema
+def joined(
+    raters: Sequence[Ratings], more: Mapping[str, str] | None = None, *, as_text: bool = False
+) -> pa.Table:
+    """A row for each item that one of them has, in the order of files and rows. Columns: what
+    identifies it; what rater 0, 1, … says (`0`, `1`, …), a number or a text, null where it says
+    nothing, in which row of its file (`row 0`, …); and `more` columns of the first one's files, by
+    the names that they get here, as texts. Where each has one file, names of files do not count.
+    What a file has no column for is null."""
+    names = [[*rater.files] for rater in raters]
+    if any(own[1:] for own in names):
+        names = [sorted({*chain.from_iterable(names)})] * len(raters)
+    named, parts = more or {}, list[pa.Table]()
+    for files in zip(*names, strict=True):
+        read = [_read(*each, named, as_text) for each in zip(raters, files, strict=True)]
+        keys = _COMPUTE.unique(pa.chunked_array([table["key"].combine_chunks() for table in read]))
+        rows = [_COMPUTE.index_in(keys, value_set=table["key"]) for table in read]
+        taken = [t.drop_columns("key").take(own) for t, own in zip(read, rows, strict=True)]
+        columns = {name: _COMPUTE.coalesce(*(own[name] for own in taken)) for name in IDENTITY}
+        columns |= {name: taken[0][name] for name in named}
+        for number, own in enumerate(rows):
+            columns |= {str(number): taken[number]["figure"], f"row {number}": own}
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
 
 
-def read_items(place: Place | None, named: Mapping[str, str]) -> Items:
-    """SetupError when a column is not there, or has no plain values."""
-    if place is None:
-        empty = pa.chunked_array([], pa.string())
-        return Items(empty, empty, dict.fromkeys(named, pa.chunked_array([], pa.bool_())), False)
-    schema = _columns(
-        place, {GIVEN_ID: ""} | {name: f"--{option}" for option, name in named.items()}
-    )
-    for option, name in named.items():
-        if pa.types.is_nested(kind := schema.field(name).type):
-            wrong = Problem(f"--{option}", name, f"is {kind} in {place}", "texts or numbers")
-            raise SetupError([wrong])
+def _read(rater: Ratings, file: str, more: Mapping[str, str], as_text: bool) -> pa.Table:
+    """Items with their `key`, of which no two are equal; none where the file is not there."""
+    place, figure = rater.files.get(file), rater.figure or ""
+    schema = pa.schema({GIVEN_ID: pa.string()}) if place is None else _schema(place)
     has_samples = SAMPLE in schema.names and pa.types.is_integer(schema.field(SAMPLE).type)
-    wanted = GIVEN_ID, *named.values(), *([SAMPLE] if has_samples else [])
-    names = [*dict.fromkeys(wanted)]
-    batches = [batch.select(names) for batch in read_columns(place, names)]
-    table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
+    wanted = {GIVEN_ID, figure, *more.values(), *([SAMPLE] if has_samples else [])}
+    there = pa.schema([field for field in schema if field.name in wanted])
+    batches = () if place is None else read_columns(place, there.names)
+    table = pa.Table.from_batches((batch.select(there.names) for batch in batches), there)
+    table = table.combine_chunks()
     keys = ids = table[GIVEN_ID].cast(pa.string())
+    samples = pa.chunked_array([pa.repeat("0", len(table))])
     if has_samples:  # the first one's key is that of a row without a number
         samples = table[SAMPLE].cast(pa.string()).fill_null("0")
         numbered = _COMPUTE.binary_join_element_wise(ids, samples, "\0")
         keys = _COMPUTE.if_else(_COMPUTE.equal(samples, "0"), ids, numbered)
-    repeats = _distinct(ids) < len(ids)
-    if repeats and _distinct(keys) < len(keys):
+    if _COMPUTE.count_distinct(keys).as_py() < len(keys):
         keys = _numbered(keys)
-    return Items(ids, keys, {option: table[name] for option, name in named.items()}, repeats)
+    for name in {figure, *more.values()} - {*there.names}:
+        table = table.append_column(name, pa.nulls(len(table)))
+    found = {"key": keys, FILE: pa.repeat(file, len(table)), ID: ids, SAMPLE: samples}
+    found["figure"] = labels_of(table[figure], as_text)
+    texts = {n: table[column].cast(pa.string()).fill_null("null") for n, column in more.items()}
+    return pa.table({**found, **texts})
 
 
-def numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Of booleans and numbers; null where one is not finite."""
-    values = column.cast(pa.float64(), safe=False)
+def labels_of(column: pa.ChunkedArray, as_text: bool) -> pa.ChunkedArray:
+    """Null where a text is empty or a number is not finite; 1 and 0 of booleans."""
+    if as_text:
+        texts = column.cast(pa.string())
+        return _COMPUTE.if_else(_COMPUTE.equal(texts, ""), None, texts)
+    values = _COMPUTE.add(column.cast(pa.float64(), safe=False), 0.0)  # -0 is 0
     return _COMPUTE.if_else(_COMPUTE.is_finite(values), values, None)
 
 
-def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string()).fill_null("null")
-
-
-def _distinct(column: pa.ChunkedArray) -> int:
-    return _COMPUTE.count_distinct(column).as_py()
+def _schema(place: Place) -> pa.Schema:
+    """Of a scores file; InputError when it is none."""
+    if GIVEN_ID not in (schema := read_schema(place)).names:
+        raise InputError(f"{place}: no scores file: it has no column {GIVEN_ID}")
+    return schema
 
 
 def _numbered(keys: pa.ChunkedArray) -> pa.ChunkedArray:

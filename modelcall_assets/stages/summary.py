@@ -13,10 +13,11 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from modelcall_assets.errors import InputError
+from modelcall_assets.errors import InputError, SetupError
 from modelcall_assets.records import decode_key, encode_key
 from modelcall_assets.records.outcome import Row
 from modelcall_assets.stages import Stage
+from modelcall_assets.stages.agreement import panel_of, tell_agreement, versions_of
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.figures import ACCURACY, FIGURES, joined
 from modelcall_assets.stages.inputs import digest_of_versions
@@ -56,6 +57,12 @@ class Summary(Stage):
     def own_shape(self) -> dict[str, Any]:
         return {"summary": 5}
 
+    def check_ready(self) -> None:
+        """SetupError when a rater cannot be had, but for want of results."""
+        _, problems = panel_of(self.task)
+        if wrong := [problem for problem in problems if problem.severity == "error"]:
+            raise SetupError(wrong)
+
     def members_changed(self, key: str) -> bool:
         """False too while there is nothing to sum up."""
         made, results = self.accepted(key), Results(self.task)
@@ -89,6 +96,7 @@ class Summary(Stage):
         now = {*self.before.keys.now()} if any(row[FIGURES] for row in accepted) else ()
         if figures := joined(row for row in accepted if row["key"] in now):
             figures.tell(report)
+        tell_agreement(self.task, report)
         self._add_cost(report, rows)
         report.tables["commands"] = self._commands()
         return report, rows
@@ -220,10 +228,10 @@ class Results:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with the manifests, the input files, and what shapes rows."""
+        """Changes with the manifests, the input files, what shapes rows, and other raters."""
         versions = {repr(each): file.version for each, file in self.manifests.items()}
         versions |= {stage.name: stage.code_version for stage in self.task.stages}
-        return digest_of_versions({**versions, **self.inputs})
+        return digest_of_versions({**versions, **self.inputs, **versions_of(self.task)})
 
     def look(self, stage: Stage) -> None:
         """What `is_due` needs, but for stages that gather; takes a while."""

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from modelcall_assets.config.catalog import load_task
 from modelcall_assets.config.distillation import DistillationTask, EvaluationTask
 from modelcall_assets.config.places import shown_place
 from modelcall_assets.config.spec import TaskSpec, unwritable
@@ -216,6 +217,10 @@ class Task:
     def find(self, kind: type[S]) -> S | None:
         """The stage of a kind, if the task has one."""
         return next((stage for stage in self.stages if isinstance(stage, kind)), None)
+
+    def other(self, file: str) -> Task:
+        """That of another file of the project. SetupError when it cannot be read."""
+        return Task(load_task(self.spec.root / file, self.spec.root))
 
     def stages_by_keys(self) -> list[tuple[Keys, list[Stage]]]:
         """The stages that share a set of keys, set by set."""

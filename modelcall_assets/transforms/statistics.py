@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import combinations
 from statistics import NormalDist, fmean
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 LEVEL = 0.95
 EXACT_BELOW = 25
@@ -37,12 +38,12 @@ class McNemar(NamedTuple):
     statistic: float | None
 
 
-def proportion(successes: int, n: int, level: float = LEVEL) -> Estimate:
+def proportion(successes: int, n: int) -> Estimate:
     """With Wilson's interval (1927), which is right at 0 of n and n of n too. Of independent items:
     for items in clusters, or with several samples, see `mean`. ValueError when n is 0."""
     if not n:
         raise ValueError("a proportion of nothing")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     share, of = successes / n, 1 + z * z / n
     middle = (share + z * z / (2 * n)) / of
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / of
@@ -50,9 +51,7 @@ def proportion(successes: int, n: int, level: float = LEVEL) -> Estimate:
     return Estimate(share, low, middle + half if successes < n else 1.0, n)
 
 
-def mean(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, level: float = LEVEL
-) -> Estimate:
+def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
     """With Student's interval, of one degree of freedom less than there are values, or clusters.
     `clusters[i]` is what value i shares with others: its subject, its file, or the item that it is
     one sample of. ValueError when there are no values."""
@@ -61,7 +60,7 @@ def mean(
     found, groups = fmean(values), len(values if clusters is None else {*clusters})
     half = math.inf
     if groups > 1:
-        half = t_critical(groups - 1, level) * standard_error(values, clusters)
+        half = t_critical(groups - 1) * standard_error(values, clusters)
     return Estimate(found, found - half, found + half, len(values))
 
 
@@ -84,10 +83,10 @@ def standard_error(values: Sequence[float], clusters: Sequence[Hashable] | None 
 
 
 @lru_cache(maxsize=4096)
-def t_critical(freedom: int, level: float = LEVEL) -> float:
-    """How many standard errors wide a half of an interval is: Student's t that a share `level` of
+def t_critical(freedom: int) -> float:
+    """How many standard errors wide a half of an interval is: Student's t that a share LEVEL of
     the distribution lies within, ± (Abramowitz and Stegun 26.7.3 to 26.7.5)."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     if freedom > _MOST_TERMS:
         first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
         third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -97,7 +96,7 @@ def t_critical(freedom: int, level: float = LEVEL) -> float:
     t, before = z, 0.0
     while t > before * (1 + 1e-15):  # from below, since the distribution is concave
         density = scale * (1 + t * t / freedom) ** (-(freedom + 1) / 2)
-        before, t = t, t + (level - _within(t, freedom)) / density
+        before, t = t, t + (LEVEL - _within(t, freedom)) / density
     return before
 
 
@@ -113,16 +112,11 @@ def _within(t: float, freedom: int) -> float:
     return (angle + total) * 2 / math.pi if is_odd else total
 
 
-def centred(accuracy: float, baseline: float) -> float:
-    """0 at what guessing gives, 1 at all right; ValueError when guessing is always right."""
-    if baseline >= 1:
-        raise ValueError(f"the baseline is {baseline}; expected less than 1")
-    return (accuracy - baseline) / (1 - baseline)
-
-
 def centred_mean(accuracies: Mapping[str, float], baselines: Mapping[str, float]) -> float:
-    """Over tasks, each counted once; a task without a baseline has 0."""
-    return fmean(centred(each, baselines.get(task, 0.0)) for task, each in accuracies.items())
+    """0 at what guessing gives, 1 at all right; over tasks, each counted once. A task without a
+    baseline has 0; no baseline is 1."""
+    shares = ((each, baselines.get(task, 0.0)) for task, each in accuracies.items())
+    return fmean((accuracy - guess) / (1 - guess) for accuracy, guess in shares)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -147,16 +141,6 @@ def majority(samples: Iterable[V]) -> V:
     return max(counts, key=counts.__getitem__)
 
 
-def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    level: float = LEVEL,
-) -> Estimate:
-    """The mean of second − first over the same items in the same order; see `mean`."""
-    return mean([b - a for a, b in zip(first, second, strict=True)], clusters, level)
-
-
 def mcnemar(lost: int, gained: int) -> McNemar:
     """Whether so many items that became wrong and so many that became right differ by more than
     chance: the exact two-sided binomial test where fewer than 25 changed, else chi-square with
@@ -169,64 +153,68 @@ def mcnemar(lost: int, gained: int) -> McNemar:
     return McNemar(math.erfc(math.sqrt(statistic / 2)), statistic)
 
 
-Weights = Literal["none", "linear", "quadratic"]
-_DISTANCES: Mapping[Weights, Callable[[float, float], float]] = {
-    "none": lambda a, b: float(a != b),
-    "linear": lambda a, b: abs(a - b),
-    "quadratic": lambda a, b: (a - b) ** 2,
-}
-
-
-def kappa(first: Sequence[V], second: Sequence[V], weights: Weights = "none") -> float:
-    """Cohen's, of the labels that two raters gave to the same items. Weighted (1968), labels are
-    numbers, and a disagreement counts as far as they are apart, or that squared: the usual weights
-    of a scale 1, 2, 3, … NaN where both have one and the same label, and of nothing."""
-    seen = Counter(zip(first, second, strict=True))
-    theirs, distance = (Counter(first), Counter(second)), _DISTANCES[weights]
-    observed = math.fsum(distance(*pair) * n for pair, n in seen.items())  # type: ignore[arg-type]
+def kappa(pairs: Mapping[tuple[V, V], int], *, squared: bool = False) -> float:
+    """Cohen's, of how many items got which two labels from two raters. `squared`, labels are
+    numbers, and a disagreement counts as far as they are apart, squared: the quadratic weights
+    (1968) of a scale 1, 2, 3, … NaN where both have one and the same label, and of nothing."""
+    first, second = Counter[V](), Counter[V]()
+    for (a, b), n in pairs.items():
+        first[a] += n
+        second[b] += n
+    distance = _squared if squared else _differ
+    observed = math.fsum(distance(a, b) * n for (a, b), n in pairs.items())
     expected = math.fsum(
-        distance(a, b) * n * m  # type: ignore[arg-type]
-        for a, n in theirs[0].items()
-        for b, m in theirs[1].items()
+        distance(a, b) * n * m for a, n in first.items() for b, m in second.items()
     )
-    return 1 - observed * len(first) / expected if expected else math.nan
+    return 1 - observed * first.total() / expected if expected else math.nan
 
 
 Scale = Literal["nominal", "ordinal", "interval"]
 
 
-def alpha(units: Iterable[Sequence[V | None]], scale: Scale = "nominal") -> float:
+def alpha(units: Mapping[tuple[V | None, ...], int], scale: Scale = "nominal") -> float:
     """Krippendorff's (2011, Computing Krippendorff's alpha-reliability), of any number of raters.
 
     A unit has their labels, numbers unless the scale is nominal; None is one that is missing, and a
-    unit with fewer than two does not count. NaN where all labels are the same. Both disagreements
-    are sums of squares: of labels, or of their ranks, ties in the middle, on the ordinal scale.
+    unit with fewer than two does not count; `units` says how many there are of each. NaN where all
+    labels are the same. On the ordinal scale labels are their ranks, ties in the middle.
     """
-    rated = [found for unit in units if len(found := [v for v in unit if v is not None]) > 1]
-    total = Counter[V](label for unit in rated for label in unit)
-    n = total.total()
+    rated = [
+        (labels, n)
+        for unit, n in units.items()
+        if len(labels := [label for label in unit if label is not None]) > 1
+    ]
+    total = Counter[V]()
+    for labels, n in rated:
+        for label in labels:
+            total[label] += n
+    if len(total) < 2:
+        return math.nan
+    size = total.total()
+    places: Mapping[V, Any] = _ranks(total) if scale == "ordinal" else {v: v for v in total}
+    distance = _differ if scale == "nominal" else _squared
+    observed = math.fsum(
+        2
+        * n
+        * sum(distance(places[a], places[b]) for a, b in combinations(labels, 2))
+        / (len(labels) - 1)
+        for labels, n in rated
+    )
     if scale == "nominal":
-        within = [(len(unit), _pairs(Counter(unit))) for unit in rated]
-        observed = math.fsum(pairs / (size - 1) for size, pairs in within)
-        expected = _pairs(total)
+        expected = float(size**2 - sum(n * n for n in total.values()))
     else:
-        numbers: dict[V, float] = {label: float(label) for label in total}  # type: ignore[arg-type]
-        if scale == "ordinal":
-            numbers = _ranks(total)
-        places = [[numbers[label] for label in unit] for unit in rated]
-        observed = math.fsum(2 * len(p) * _squares(p) / (len(p) - 1) for p in places)
-        expected = 2 * n * _squares([place for unit in places for place in unit])
-    return 1 - (n - 1) * observed / expected if expected else math.nan
+        middle = math.fsum(places[label] * n for label, n in total.items()) / size
+        squares = (_squared(places[label], middle) * n for label, n in total.items())
+        expected = 2 * size * math.fsum(squares)
+    return 1 - (size - 1) * observed / expected
 
 
-def _pairs(counts: Counter[V]) -> int:
-    """Of two different labels, each in both orders."""
-    return counts.total() ** 2 - sum(n * n for n in counts.values())
+def _differ(first: Any, second: Any) -> float:
+    return float(first != second)
 
 
-def _squares(values: Sequence[float]) -> float:
-    middle = fmean(values) if values else 0.0
-    return math.fsum((value - middle) ** 2 for value in values)
+def _squared(first: Any, second: Any) -> float:
+    return (first - second) ** 2
 
 
 def _ranks(counts: Counter[V]) -> dict[V, float]:
