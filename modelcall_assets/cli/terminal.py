@@ -255,7 +255,7 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
         where = Where.parse(condition)
     except ValueError as error:
         raise misuse("--where", str(error), Where.expected, condition) from None
-    check_columns(where, files)
+    check_columns(where.columns, files, "--where")
     return where
 
 

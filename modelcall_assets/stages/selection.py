@@ -1,10 +1,11 @@
 """Which rows of what tasks have published: chosen, split and sampled; the columns they share."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from heapq import heappush, heappushpop
+from itertools import groupby
 from typing import Literal
 
 import pyarrow as pa
@@ -13,12 +14,15 @@ from modelcall_assets.config import did_you_mean
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.records.outcome import BadLine, Row, short
 from modelcall_assets.stages.source import Published
+from modelcall_assets.storage.rows import Batch
 from modelcall_assets.storage.values import JSON_TEXT, SchemaInference, has, is_json_text
 from modelcall_assets.transforms import Where, value_at
+from modelcall_assets.transforms.training import LeftOut, Origin, score_of
 
 Keep = Literal["successes", "failures", "all"]
 TRAIN, VALIDATION = "train", "validation"
 MOST_STRATA = 1000
+SAMPLE = "sample"
 _WHOLE = 1 << 64
 
 
@@ -70,20 +74,70 @@ class Chosen:
     id: str
     part: str
 
+    @property
+    def origin(self) -> Origin:
+        sample = self.item.get(SAMPLE) if isinstance(self.item, dict) else None
+        number = sample if isinstance(sample, int) else None
+        task, name = self.file.stage.spec.name, self.file.name
+        return Origin(task, name, self.index + 1, self.id, number)
+
 
 def label_of(file: Published) -> str:
     """Its name among the files of several tasks."""
     return f"{file.stage.spec.name}/{file.name}"
 
 
+def chosen_of(
+    file: Published, batch: Batch, selection: Selection, split: Split
+) -> Iterator[Chosen]:
+    for index, item in enumerate(batch.items, batch.start):
+        if selection.takes(file, index, item):
+            record = file.identity(index, item)
+            yield Chosen(file, index, item, record, split.part_of(record))
+
+
 def chosen_rows(files: Sequence[Published], selection: Selection, split: Split) -> Iterator[Chosen]:
     """Of files of any tasks, in order. InputError when one is not as it was published."""
     for file in files:
         file.check()
-        for index, item in file.items():
-            if selection.takes(file, index, item):
-                record = file.identity(index, item)
-                yield Chosen(file, index, item, record, split.part_of(record))
+        for batch in file.batches():
+            yield from chosen_of(file, batch, selection, split)
+
+
+def samples(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
+    """Neighbours that are answers to one record."""
+    for _, rows in groupby(chosen, key=lambda each: (label_of(each.file), each.id)):
+        yield [*rows]
+
+
+def scored(rows: Iterable[Chosen], score: str) -> list[tuple[float, Chosen]]:
+    """Those that have a score, with it. LeftOut when there are none."""
+    found = [
+        (value, each)
+        for each in rows
+        if isinstance(each.item, dict) and (value := score_of(each.item, score)) is not None
+    ]
+    if not found:
+        raise LeftOut("no score")
+    return found
+
+
+def best_of(
+    files: Sequence[Published], selection: Selection, score: str
+) -> tuple[Selection, Counter[str]]:
+    """Of the samples of each record the one with the greatest score, the first of several; and how
+    many records had none, or several."""
+    only, told = set[tuple[str, int]](), Counter[str]()
+    for rows in samples(chosen_rows(files, selection, Split())):
+        try:
+            found = scored(rows, score)
+        except LeftOut as why:
+            told[str(why)] += 1
+            continue
+        most, best = max(found, key=lambda each: each[0])
+        told["a tie, the first taken"] += sum(value == most for value, _ in found) > 1
+        only.add((label_of(best.file), best.index))
+    return replace(selection, only=only), +told
 
 
 def joined_schema(files: Sequence[Published], selection: Selection) -> pa.Schema:
@@ -119,7 +173,7 @@ def stratified(
         for index, item in file.items():
             if isinstance(item, BadLine) or not selection.takes(file, index, item):
                 continue
-            record = f"{seed}:{file.identity(index, item)}:{item.get('sample')}"
+            record = f"{seed}:{file.identity(index, item)}:{item.get(SAMPLE)}"
             lot = hashlib.sha256(record.encode("utf-8", "surrogatepass")).digest()
             row = -int.from_bytes(lot[:8], "big"), label_of(file), index
             stratum = strata["" if by is None else str(value_at(item, by))]
@@ -142,22 +196,22 @@ def stratified(
     return replace(selection, only={(label, index) for _, _, label, index in ranked[:size]})
 
 
-def check_columns(where: Where, files: Sequence[Published]) -> None:
-    """SetupError when the first rows of no file have a column that the condition names."""
-    missing, names = set(where.columns), set[str]()
+def check_columns(names: Iterable[str], files: Sequence[Published], option: str) -> None:
+    """SetupError when the first rows of no file have a column that the option names."""
+    missing, found = set(names), set[str]()
     for file in files:
         first = next(file.batches(), None)
         rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
-        names.update(*rows)
-        missing = {name for name in missing if names.isdisjoint((name, name.partition(".")[0]))}
+        found.update(*rows)
+        missing = {name for name in missing if found.isdisjoint((name, name.partition(".")[0]))}
         if not missing:
             return
-    if names:
-        fixes = {name: did_you_mean(name, names) for name in sorted(missing)}
-        expected = f"one of {', '.join(map(short, sorted(names)))}"
+    if found:
+        fixes = {name: did_you_mean(name, found) for name in sorted(missing)}
+        expected = f"one of {', '.join(map(short, sorted(found)))}"
         raise SetupError(
             [
-                Problem("--where", name, "no row has this column", "" if fix else expected, fix=fix)
+                Problem(option, name, "no row has this column", "" if fix else expected, fix=fix)
                 for name, fix in fixes.items()
             ]
         )
