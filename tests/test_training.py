@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Ended, Project, Row, merged, read_rows, turn
+from pages import ROOT, write_examples
+from project import GENERATE, JUDGE, Ended, Project, Row, asked, merged, read_rows, turn
 
 from modelcall_assets.sources import CustomJSON, Mixture
 from modelcall_assets.stages.export import ORIGINS
@@ -166,8 +170,8 @@ def read_back(form: str, line: Any) -> tuple[str, list[tuple[str, str]]]:
         said = [each["value"] for each in line["conversations"]]
         return line["system"], [*zip(said[::2], said[1::2], strict=True)]
     if form == "tuner":
-        asked = line["init_messages"] or [turn("user", line["main_query"])]
-        turns = [*asked, turn("assistant", line["metadata"]["reference"])]
+        begun = line["init_messages"] or [turn("user", line["main_query"])]
+        turns = [*begun, turn("assistant", line["metadata"]["reference"])]
     elif form == "trl":
         turns = [*line["prompt"], *line["completion"]]
     else:
@@ -349,8 +353,8 @@ class TestExport:
         requests = read_rows(tmp_path / "r.jsonl")
         ids = [request["custom_id"] for request in requests]
         assert ids[:2] == ["p1#0", "p1#1"] and len({*ids}) == len(ids) == 174
-        asked = [*ASKED, turn("user", "p1?")]
-        assert requests[0]["body"] == {"model": "m", "messages": asked}
+        turns = [*ASKED, turn("user", "p1?")]
+        assert requests[0]["body"] == {"model": "m", "messages": turns}
 
 
 class TestSamples:
@@ -387,6 +391,15 @@ class TestSamples:
         assert set(info["columns"].values()) == {*read_rows(tmp_path / B)[0]}
 
 
+def test_the_example_of_the_page(tmp_path: Path) -> None:
+    (example,) = write_examples(ROOT / "docs/training.md", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, example], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.stdout.split() == [b"2", b"2"], done.stderr.decode()
+
+
 class TestSeveralFiles:
     def test_have_one_schema(self, rated: Project, tmp_path: Path) -> None:
         export(rated, tmp_path, ONE, TWO, "--into", "all", "--format", "parquet")
@@ -403,11 +416,9 @@ class TestSeveralFiles:
 
 
 def test_old_names_of_retries(rated: Project, tmp_path: Path) -> None:
-    for number, (name, text) in enumerate(
-        (("a.jsonl", "1"), ("a_error.jsonl", "2"), ("a_success_retry_1.jsonl", "3"))
-    ):
-        (tmp_path / name).write_text(text, "utf-8")
-        assert number < 3
+    names = ("a.jsonl", "a_error.jsonl", "a_success_retry_1.jsonl")
+    for name, text in zip(names, "123", strict=True):
+        (tmp_path / name).write_text(text)
     export(rated, tmp_path, ONE, "--file", A, "--old-names", "--keep-retries")
     assert len(read_rows(tmp_path / A)) == 6 and not (tmp_path / "a_error.jsonl").exists()
     kept = {path.name: path.read_text() for path in tmp_path.glob("a_*.jsonl")}
@@ -441,8 +452,6 @@ def test_options_that_contradict_each_other(rated: Project, options: list[str], 
 
 def test_real_samples_of_a_judge(distilling: Project, tmp_path: Path) -> None:
     """Answers that a model gave several times to each conversation, and another one rated."""
-    from project import GENERATE, JUDGE, asked
-
     talks = [asked(f"talk {number}", id=f"t{number}") for number in range(3)]
     distilling.write_steps(
         generate_response=merged(GENERATE, {"input_path": distilling.inputs, "samples": 2}),

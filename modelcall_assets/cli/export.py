@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -53,7 +54,6 @@ from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
 TUNER_FILE = "tasks"
-"""The trainer reads one file of each part."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,6 @@ def export(**given: Any) -> None:
     \b
       modelcall export my_task.yaml --where 'score >= 4' --split 0.05
       modelcall export my_task.yaml --format parquet --all --output /data/scored
-      modelcall export my_task.yaml --sample 200 --by score --output to_label
       modelcall export one.yaml two.yaml --to sharegpt --into chats --output training
       modelcall export my_task.yaml --best score --to openai
       modelcall export my_task.yaml --pairs score --margin 1 --to trl
@@ -191,16 +190,15 @@ def export(**given: Any) -> None:
     asked = Asked(**given)
     _check_options(asked)
     tasks = [*map(load, asked.tasks)]
-    files = [
-        file
-        for task in tasks
-        for file in chosen_files(
-            stage_of(task, asked.stage), asked.pattern, rejected=asked.rejected
-        )
-    ]
+    stages = (stage_of(task, asked.stage) for task in tasks)
+    found = (chosen_files(each, asked.pattern, rejected=asked.rejected) for each in stages)
+    files = [*chain.from_iterable(found)]
     selection = _selection(asked, files)
     if asked.dialogue_log:
-        _export_dialogues(asked, tasks[0], files, selection)
+        now = datetime.now()
+        root = str(tasks[0].spec.root / DIALOGUE_FOLDER)
+        path = tasks[0].layout.place(asked.output or root) / f"codex_{now:%Y%m%d_%H%M%S}.md"
+        echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
     own = f"{tasks[0].stages[-1].folder}_export/{asked.to or files[0].stage.name}"
     folder = tasks[0].layout.place(asked.output or own)
@@ -270,15 +268,6 @@ def _selection(asked: Asked, files: Sequence[Published]) -> Selection:
     if asked.size is not None:
         selection = stratified(files, selection, asked.size, asked.by, asked.seed)
     return selection
-
-
-def _export_dialogues(
-    asked: Asked, task: Task, files: Sequence[Published], selection: Selection
-) -> None:
-    now = datetime.now()
-    folder = task.layout.place(asked.output or str(task.spec.root / DIALOGUE_FOLDER))
-    path = folder / f"codex_{now:%Y%m%d_%H%M%S}.md"
-    echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
 
 
 def _form(asked: Asked, task: Task) -> Form:

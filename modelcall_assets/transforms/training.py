@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import orjson
 
@@ -54,7 +54,10 @@ class Origin:
         return self.id if self.sample is None else f"{self.id}#{self.sample}"
 
 
-Form = Callable[[Row, Origin], Line]
+class Form(Protocol):
+    def __call__(self, row: Row, origin: Origin = ..., /) -> Line: ...
+
+
 PairForm = Callable[[Row, Row], Row]
 """Of the better and the worse answer to a prompt."""
 
