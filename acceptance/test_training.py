@@ -28,8 +28,8 @@ data.preprocessing_num_workers = None
 model = ModelArguments(model_name_or_path="none", cache_dir=cache)
 training = SimpleNamespace(local_process_index=0, dataloader_num_workers=0)
 found = {
-    str(attr): [*_load_single_dataset(attr, model, data, training)]
-    for attr in get_dataset_list(names, folder)
+    name: [*_load_single_dataset(attr, model, data, training)]
+    for name, attr in zip(names, get_dataset_list(names, folder), strict=True)
 }
 print(json.dumps(found))
 """
