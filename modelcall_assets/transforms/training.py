@@ -54,7 +54,7 @@ class Origin:
         return self.id if self.sample is None else f"{self.id}#{self.sample}"
 
 
-class Form(Protocol):
+class LineForm(Protocol):
     def __call__(self, row: Row, origin: Origin = ..., /) -> Line: ...
 
 
@@ -175,7 +175,7 @@ def openai_batch(row: Row, origin: Origin, params: Mapping[str, Any]) -> Row:
     return {"custom_id": origin.unique_id, "method": "POST", "url": CHAT_URL, "body": body}
 
 
-FORMS: Mapping[str, Form] = {
+FORMS: Mapping[str, LineForm] = {
     "customjson": customjson,
     "mixture": customjson,
     "tuner": tuner,
