@@ -20,7 +20,8 @@ from project import TASK, A, B, C, Ended, Project, Row, read_rows, some_rows
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.stages.export import Form, Selection, export_dialogues, export_file
+from modelcall_assets.stages.export import ORIGINS, Form, export_dialogues, export_files
+from modelcall_assets.stages.selection import Selection
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.storage.publishing import Manifest
 from modelcall_assets.transforms import Where
@@ -35,8 +36,8 @@ def export(project: Project, folder: Path, *options: str) -> Ended:
 
 
 def exported(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): read_rows(path) for path in files}
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {name.as_posix(): read_rows(folder / name) for name in names if name.parts[0] != ORIGINS}
 
 
 def ids(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -261,12 +262,14 @@ class TestRowsOfLaterStages:
         file = self.published(tmp_path, [bad, good])
         told = FailedRow("set/answers.jsonl", "2", "timeout", "no reply", 3, None)
         assert list(failed_rows(file)) == [told]
-        written = export_file(file, tmp_path / "old", Selection("all"), Form(old_names=True))
-        assert written == {"set/answers.jsonl": 1, "set/answers_error.jsonl": 1}
+        made = export_files(
+            [file], file.stem, tmp_path / "old", Selection("all"), Form(old_names=True)
+        )
+        assert made.written == {"set/answers.jsonl": 1, "set/answers_error.jsonl": 1}
         (failed,) = exported(tmp_path / "old")["set/answers_error.jsonl"]
         old = {"error": "timeout: no reply", "error_type": "timeout", "traceback": ""}
         assert failed == {**bad, **old, "timestamp": "then", "task_index": 0}
-        export_file(file, tmp_path / "new", Selection(), Form("parquet"))
+        export_files([file], file.stem, tmp_path / "new", Selection(), Form("parquet"))
         assert exported(tmp_path / "new")["set/answers.parquet"][0]["response"] == good["response"]
         log = tmp_path / "log.md"
         assert export_dialogues([file], log, Selection(), datetime(2026, 1, 1)) == 1
@@ -286,7 +289,7 @@ class TestRowsOfLaterStages:
         made = {"stage": "raw", "output": None, "detail": {"members": members}}
         file = self.published(tmp_path, rows, rows=5, **made)
         for form in (Form("jsonl"), Form("parquet")):
-            export_file(file, tmp_path / "out", Selection(), form)
+            export_files([file], file.stem, tmp_path / "out", Selection(), form)
         assert [*exported(tmp_path / "out").values()] == [(rows * 2)[:5]] * 2
 
 

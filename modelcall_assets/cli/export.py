@@ -1,66 +1,126 @@
-"""`modelcall export` and `failures`: what a task has published, for people and other programs."""
+"""`modelcall export`: what tasks have published, for people and other programs."""
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime
-from typing import Literal
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import click
-import orjson
 from rich.console import Console
 
 from modelcall_assets.cli.terminal import (
-    cell,
+    EXISTING_FILE,
     chosen_files,
     echo,
-    echo_data,
     file_option,
     force_option,
+    load,
     misuse,
     parsed_where,
-    reason_option,
     refuse_existing,
     rejected_option,
     stage_of,
     stage_option,
     table_of,
-    task_argument,
     where_option,
 )
-from modelcall_assets.records.outcome import short
+from modelcall_assets.records import stem_of
+from modelcall_assets.stages.asking import AskingStage
+from modelcall_assets.stages.examples import OWN_FILES, Examples, Pairs, tell_trainer
 from modelcall_assets.stages.export import (
+    Exported,
     Form,
-    Keep,
-    Selection,
     export_dialogues,
-    export_file,
-    stratified,
+    export_files,
+    record_export,
 )
 from modelcall_assets.stages.report import by_count
-from modelcall_assets.stages.source import FailedRow, Published, failed_rows
+from modelcall_assets.stages.selection import (
+    Keep,
+    Selection,
+    Split,
+    best_of,
+    check_columns,
+    stratified,
+)
+from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
+from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS
 
 SHOWN_FILES = 40
-MOST_CHUNKS = 9999
-DETAIL_CHARS = 200
-WIDE = 10_000
-"""Columns of what is read by programs: no word is cut in two."""
 DIALOGUE_FOLDER = "codex_dialogue"
+TUNER_FILE = "tasks"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `export`."""
+
+    tasks: tuple[Path, ...]
+    stage: str | None
+    pattern: str | None
+    to: str | None
+    into: str | None
+    format: Literal["jsonl", "parquet"] | None
+    output: str | None
+    force: bool
+    keep: Keep | None
+    condition: str | None
+    rejected: bool
+    share: float | None
+    size: int | None
+    by: str | None
+    seed: int
+    best: str | None
+    pairs: str | None
+    margin: float | None
+    model: str | None
+    repeats: tuple[str, ...]
+    old_names: bool
+    keep_retries: bool
+    dialogue_log: bool
+
+    @property
+    def one_file(self) -> PurePosixPath | None:
+        """That all rows go to, without suffix."""
+        path = PurePosixPath(self.into or (TUNER_FILE if self.to == "tuner" else ""))
+        if path.is_absolute() or ".." in path.parts:
+            raise misuse(
+                "--into", "leads out of the folder", "a name, or a path below it", str(path)
+            )
+        return path.with_name(stem_of(path.name)) if path.name else None
+
+    @property
+    def repeat_by_pattern(self) -> dict[str, int]:
+        found = dict[str, int]()
+        for text in self.repeats:
+            pattern, _, times = text.rpartition("=")
+            if not pattern or not times.isdecimal() or not int(times):
+                raise misuse("--repeat", "not a repetition", "GLOB=N, N from 1", text)
+            found[pattern] = int(times)
+        return found
 
 
 @click.command()
-@task_argument
+@click.argument("tasks", metavar="TASK.yaml...", nargs=-1, required=True, type=EXISTING_FILE)
 @stage_option
 @file_option
-@click.option("--format", type=click.Choice(["jsonl", "parquet"]), default="jsonl")
+@click.option(
+    "--to",
+    type=click.Choice([*FORMS, REQUESTS]),
+    help="A form that trainers read, in place of the rows as they are; docs/training.md has all.",
+)
+@click.option("--into", metavar="NAME", help="All rows in one file of this name.")
+@click.option("--format", type=click.Choice(["jsonl", "parquet"]), help="Default: jsonl.")
 @click.option(
     "--output",
     metavar="FOLDER",
-    help="A folder or a URI. Default: <output folder of the task>_export/<stage>, where earlier "
-    "exports are replaced.",
+    help="A folder or a URI. Default: <output folder of the task>_export/<stage, or form>, where "
+    "earlier exports are replaced.",
 )
 @force_option
 @click.option("--successes", "keep", flag_value="successes", help="Only good rows; the default.")
@@ -80,33 +140,39 @@ DIALOGUE_FOLDER = "codex_dialogue"
 @click.option("--by", metavar="COLUMN", help="Of a sample: as many of each of its values.")
 @click.option("--seed", default=42, show_default=True, help="Another seed: another split, sample.")
 @click.option(
+    "--best", metavar="SCORE", help="Of several samples of a record the one with the greatest."
+)
+@click.option(
+    "--pairs", metavar="SCORE", help="Of the samples of a record the best and the worst, as a pair."
+)
+@click.option(
+    "--margin", type=click.FloatRange(0, min_open=True), help="Of pairs: the least difference."
+)
+@click.option("--model", metavar="NAME", help="Of requests; default: the task's model, as asked.")
+@click.option(
+    "--repeat",
+    "repeats",
+    metavar="GLOB=N",
+    multiple=True,
+    help="Of a mixture: files that match count N times.",
+)
+@click.option(
     "--old-names",
     is_flag=True,
     help="As the old system: good rows in NAME.jsonl, failed ones in NAME_error.jsonl.",
+)
+@click.option(
+    "--keep-retries",
+    is_flag=True,
+    help="Of old names: earlier files become NAME_success_retry_N.jsonl, NAME_error_retry_N.jsonl.",
 )
 @click.option(
     "--dialogue-log",
     is_flag=True,
     help=f"All conversations as one Markdown file; default: {DIALOGUE_FOLDER}/ in the project.",
 )
-def export(
-    task: Task,
-    stage: str | None,
-    pattern: str | None,
-    format: Literal["jsonl", "parquet"],
-    output: str | None,
-    force: bool,
-    keep: Keep | None,
-    condition: str | None,
-    rejected: bool,
-    share: float | None,
-    size: int | None,
-    by: str | None,
-    seed: int,
-    old_names: bool,
-    dialogue_log: bool,
-) -> None:
-    """Copy what TASK.yaml has published, a file for each input file, rows in their order.
+def export(**given: Any) -> None:
+    """Copy what each TASK.yaml has published, a file for each input file, rows in their order.
 
     Takes the good rows of the last asset as JSONL unless told otherwise. A row is in the same part
     of a split whatever else is exported, so that nothing leaks from one into the other.
@@ -114,130 +180,170 @@ def export(
     \b
       modelcall export my_task.yaml --where 'score >= 4' --split 0.05
       modelcall export my_task.yaml --format parquet --all --output /data/scored
-      modelcall export my_task.yaml --sample 200 --by score --output to_label
-      modelcall export my_task.yaml --old-names
+      modelcall export one.yaml two.yaml --to sharegpt --into chats --output training
+      modelcall export my_task.yaml --best score --to openai
+      modelcall export my_task.yaml --pairs score --margin 1 --to trl
+      modelcall export my_task.yaml --failures --to openai-batch
+      modelcall export my_task.yaml --old-names --keep-retries
       modelcall export my_task.yaml --dialogue-log
     """
-    _check_options(format, share, keep, old_names, dialogue_log)
-    shown = stage_of(task, stage)
-    files = chosen_files(shown, pattern, rejected=rejected)
-    where = parsed_where(condition, files)
-    selection = Selection(keep or ("all" if old_names else "successes"), where)
-    if by is not None and size is None:
-        raise misuse("--by", "is of a sample", fix="add --sample N")
-    if size is not None:
-        selection = stratified(files, selection, size, by, seed)
-    if dialogue_log:
+    asked = Asked(**given)
+    _check_options(asked)
+    tasks = [*map(load, asked.tasks)]
+    stages = (stage_of(task, asked.stage) for task in tasks)
+    found = (chosen_files(each, asked.pattern, rejected=asked.rejected) for each in stages)
+    files = [*chain.from_iterable(found)]
+    selection = _selection(asked, files)
+    if asked.dialogue_log:
         now = datetime.now()
-        folder = task.layout.place(output or str(task.spec.root / DIALOGUE_FOLDER))
-        path = folder / f"codex_{now:%Y%m%d_%H%M%S}.md"
+        root = str(tasks[0].spec.root / DIALOGUE_FOLDER)
+        path = tasks[0].layout.place(asked.output or root) / f"codex_{now:%Y%m%d_%H%M%S}.md"
         echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
-    form = Form(format, old_names, share or 0.0, seed)
-    default = f"{task.stages[-1].folder}_export/{shown.name}"
-    folder = task.layout.place(output or default)
-    _check_targets(task, files, folder, form)
-    if output is not None:
-        targets = (path for file in files for _, _, path in form.targets(file.stem))
-        refuse_existing((folder / path for path in targets), force)
-    _show_exports(files, [export_file(file, folder, selection, form) for file in files])
+    own = f"{tasks[0].stages[-1].folder}_export/{asked.to or files[0].stage.name}"
+    folder = tasks[0].layout.place(asked.output or own)
+    form, groups = _form(asked, tasks[0]), _groups(asked, tasks, files)
+    _check_targets(asked, tasks, folder, form, groups)
+    exports = [export_files(some, stem, folder, selection, form) for stem, some in groups.items()]
+    if form.examples is not None:
+        rows = {path: count for each in exports for path, count in each.written.items()}
+        tell_trainer(form.examples, folder, rows, asked.repeat_by_pattern)
+    record_export(folder, files, form, asked.condition, selection.keep, exports, datetime.now(UTC))
+    _show_exports([*groups.values()], exports, "records" if asked.pairs else "rows")
     echo(f"exported: {folder}")
 
 
-def _check_options(
-    format: str, share: float | None, keep: str | None, old_names: bool, dialogue_log: bool
-) -> None:
-    if old_names and format != "jsonl":
+def _check_options(asked: Asked) -> None:
+    """UsageError where one needs another, or contradicts it."""
+    given = {name: bool(value) for name, value in vars(asked).items()}
+    needed = {
+        "by": ("--by", "size", "is of a sample", "add --sample N"),
+        "margin": ("--margin", "pairs", "is of pairs", "add --pairs SCORE"),
+        "keep_retries": ("--keep-retries", "old_names", "is of old names", "add --old-names"),
+    }
+    for name, (option, other, wrong, fix) in needed.items():
+        if given[name] and not given[other]:
+            raise misuse(option, wrong, fix=fix)
+    if asked.old_names and asked.format == "parquet":
         raise misuse("--old-names", "the old files are JSONL")
-    if old_names and keep == "successes":
+    if asked.old_names and asked.keep == "successes":
         wrong = "makes files of failed rows, --successes leaves them out"
         raise misuse("--old-names", wrong, fix="leave one of them out")
-    if dialogue_log and (old_names or share or format != "jsonl"):
-        fix = "leave out --format, --split and --old-names"
+    others = ("old_names", "share", "format", "to", "into")
+    if asked.dialogue_log and any(map(given.__getitem__, others)):
+        fix = "leave out --format, --split, --old-names, --to and --into"
         raise misuse("--dialogue-log", "is one Markdown file", fix=fix)
+    if len(asked.tasks) > 1 and asked.output is None:
+        raise misuse("--output", "missing: several tasks have no folder of their own")
+    _check_form(asked)
 
 
-def _check_targets(task: Task, files: Sequence[Published], folder: Place, form: Form) -> None:
-    """An export may not replace what the task reads or has published, nor one file another."""
-    for taken in (str(stage.folder) for stage in task.stages):
+def _check_form(asked: Asked) -> None:
+    if asked.to is not None and (asked.format or asked.old_names):
+        raise misuse("--to", "has files of its own", fix="leave out --format and --old-names")
+    if asked.to in FORMS and asked.keep not in (None, "successes"):
+        wrong = f"{asked.to} has no failed rows"
+        raise misuse("--to", wrong, fix=f"leave out --{asked.keep}, or use --to {REQUESTS}")
+    if asked.pairs and asked.to not in PAIR_FORMS:
+        wrong, expected = "pairs have a form of their own", f"--to {' or '.join(PAIR_FORMS)}"
+        raise misuse("--pairs", wrong, expected, asked.to or "")
+    if asked.pairs and (asked.best or asked.size):
+        raise misuse("--pairs", "needs all samples", fix="leave out --best and --sample")
+    if asked.model and asked.to != REQUESTS:
+        raise misuse("--model", "is of requests", fix=f"add --to {REQUESTS}")
+    if asked.repeats and asked.to != "mixture":
+        raise misuse("--repeat", "is of a mixture", fix="add --to mixture")
+
+
+def _selection(asked: Asked, files: Sequence[Published]) -> Selection:
+    where = parsed_where(asked.condition, files)
+    selection = Selection(asked.keep or ("all" if asked.old_names else "successes"), where)
+    if asked.pairs is not None:
+        check_columns([asked.pairs], files, "--pairs")
+    if asked.best is not None:
+        check_columns([asked.best], files, "--best")
+        selection, told = best_of(files, selection, asked.best)
+        if told:
+            echo(f"best of several: records with {by_count(told)}", err=True)
+    if asked.size is not None:
+        selection = stratified(files, selection, asked.size, asked.by, asked.seed)
+    return selection
+
+
+def _form(asked: Asked, task: Task) -> Form:
+    examples = None
+    if asked.to is not None:
+        pairs = None if asked.pairs is None else Pairs(asked.pairs, asked.margin or 0.0)
+        params = _params(asked, task) if asked.to == REQUESTS else {}
+        examples = Examples(asked.to, pairs, params)
+    split = Split(asked.share or 0.0, asked.seed)
+    return Form(asked.format or "jsonl", asked.old_names, asked.keep_retries, split, examples)
+
+
+def _params(asked: Asked, task: Task) -> dict[str, Any]:
+    """Of requests: as the first stage that asks a model sends them, for whoever is named."""
+    asking = next((stage for stage in task.stages if isinstance(stage, AskingStage)), None)
+    if asked.model is not None:
+        return {"model": asked.model}
+    if asking is None:
+        raise misuse("--model", f"missing: {task.spec.name} asks no model")
+    params = asking.model.request_params()
+    return {name: params[name] for name in params.keys() - {"stream", "stream_options"}}
+
+
+def _groups(
+    asked: Asked, tasks: Sequence[Task], files: Sequence[Published]
+) -> dict[PurePosixPath, list[Published]]:
+    """Files by the path, without suffix, that they are written to together."""
+    if asked.one_file is not None:
+        return {asked.one_file: [*files]}
+    groups = dict[PurePosixPath, list[Published]]()
+    for file in files:
+        folder = PurePosixPath(file.stage.spec.name if len(tasks) > 1 else "")
+        groups.setdefault(folder / file.stem, []).append(file)
+    twice = next((stem for stem, some in groups.items() if len(some) > 1), None)
+    if twice is not None:
+        wrong = f"several files would be written to {twice}"
+        fix = "add --into NAME, or export them one by one with --file and --output"
+        raise misuse("modelcall export", wrong, fix=fix)
+    return groups
+
+
+def _check_targets(
+    asked: Asked,
+    tasks: Sequence[Task],
+    folder: Place,
+    form: Form,
+    groups: Mapping[PurePosixPath, Sequence[Published]],
+) -> None:
+    """An export may not replace what a task reads or has published, nor what is anybody's."""
+    for taken in (str(stage.folder) for task in tasks for stage in task.stages):
         if f"{folder}/".startswith(f"{taken}/"):
             wrong = "the folder is one of the task's own"
             raise misuse("--output", wrong, have=taken, fix="choose another")
-    counts = Counter(path for file in files for _, _, path in form.targets(file.stem))
-    if twice := [path for path, count in counts.items() if count > 1]:
-        wrong = f"several files would be written to {twice[0]}"
-        fix = "export them one by one with --file and --output"
-        raise misuse("modelcall export", wrong, fix=fix)
+    if asked.output is None:
+        return
+    paths = [path for stem in groups for _, _, path in form.targets(stem)]
+    own = OWN_FILES.get(asked.to or "")
+    paths += [] if own is None else [PurePosixPath(own)]
+    if not asked.keep_retries:
+        refuse_existing((folder / path for path in paths), asked.force)
 
 
-def _show_exports(files: Sequence[Published], exports: Sequence[Mapping[str, int]]) -> None:
-    """`exports` are the rows of each file by path."""
+def _show_exports(
+    groups: Sequence[Sequence[Published]], exports: Sequence[Exported], of: str
+) -> None:
     rows: list[tuple[str, ...]] = []
-    for file, written in zip(files, exports, strict=True):
-        to = "\n".join(f"{path}: {count:,}" for path, count in written.items())
-        rows.append((file.name, f"{file.manifest.rows:,}", f"{sum(written.values()):,}", to))
-    rows_in = sum(file.manifest.rows for file in files)
-    rows_out = sum(sum(written.values()) for written in exports)
-    total = (f"{len(files)} files", f"{rows_in:,}", f"{rows_out:,}")
+    for files, exported in zip(groups, exports, strict=True):
+        to = "\n".join(f"{path}: {count:,}" for path, count in exported.written.items())
+        name = files[0].name if len(files) == 1 else f"{len(files)} files"
+        rows_in = sum(file.manifest.rows for file in files)
+        rows.append((name, f"{rows_in:,}", f"{exported.rows:,}", to))
+    all_in = [file.manifest.rows for files in groups for file in files]
+    rows_out = sum(exported.rows for exported in exports)
+    total = (f"{len(all_in)} files", f"{sum(all_in):,}", f"{rows_out:,}")
     columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
     Console().print(table_of(columns, rows, SHOWN_FILES, total))
-
-
-@click.command()
-@task_argument
-@stage_option
-@file_option
-@reason_option
-@click.option("--limit", type=click.IntRange(1), help="Rows to show; default: 50, --json: all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per row, and nothing else.")
-def failures(
-    task: Task,
-    stage: str | None,
-    pattern: str | None,
-    reason: str | None,
-    limit: int | None,
-    as_json: bool,
-) -> None:
-    """Show the failed rows that TASK.yaml has published, and how many failed for which reason.
-
-    docs/scores.md says what the reasons mean. `modelcall export --failures` copies whole rows. With
-    --json a row is {file, record_id, reason, detail, attempts, endpoint}.
-
-    \b
-      modelcall failures my_task.yaml
-      modelcall failures my_task.yaml --reason content_filter --limit 5
-      modelcall failures my_task.yaml --json | jq .record_id
-    """
-    files = chosen_files(stage_of(task, stage), pattern, rejected=True)
-    counts: Counter[str] = Counter()
-    shown: list[FailedRow] = []
-    rows = (row for file in files for row in failed_rows(file))
-    for row in (row for row in rows if reason is None or row.reason == reason):
-        counts[row.reason] += 1
-        if limit is not None and counts.total() > limit and as_json:
-            return
-        if as_json:
-            echo_data(orjson.dumps(asdict(row)).decode() + "\n")
-        elif len(shown) < (limit or 50):
-            shown.append(row)
-    if not as_json:
-        _show_failed(shown, counts, sum(file.manifest.rows for file in files))
-
-
-def _show_failed(rows: Sequence[FailedRow], counts: Counter[str], of_rows: int) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
-    if rows:
-        names = ("file", "record", "reason", "detail", "attempts", "endpoint")
-        cells = list[tuple[str, ...]]()
-        for row in rows:
-            detail = " ".join(row.detail.split())
-            cut = detail if len(detail) <= DETAIL_CHARS else f"{detail[:DETAIL_CHARS]}…"
-            attempts = "" if row.attempts is None else str(row.attempts)
-            told = (row.file, short(row.record_id), row.reason, cut, attempts)
-            cells.append((*told, row.endpoint or ""))
-        console.print(table_of(dict.fromkeys(names, "fold"), cells))
-    total = counts.total()
-    if total > len(rows):
-        console.print(f"… {total - len(rows):,} more; --limit shows them", highlight=False)
-    text = f"{total:,} of {of_rows:,} rows failed"
-    console.print(cell(f"{text}: {by_count(counts)}" if total else text))
+    left_out = sum((exported.left_out for exported in exports), Counter[str]())
+    if left_out:
+        echo(f"left out: {left_out.total():,} {of}: {by_count(left_out)}")

@@ -20,10 +20,10 @@ from modelcall_assets.errors import Problem, did_you_mean
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage
-from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.figures import joined
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher, by_count
+from modelcall_assets.stages.selection import check_columns
 from modelcall_assets.stages.source import Published, published_files
 from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
@@ -254,7 +254,7 @@ def parsed_where(condition: str | None, files: Sequence[Published] = ()) -> Wher
         where = Where.parse(condition)
     except ValueError as error:
         raise misuse("--where", str(error), Where.expected, condition) from None
-    check_columns(where, files)
+    check_columns(where.columns, files, "--where")
     return where
 
 

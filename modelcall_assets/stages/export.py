@@ -1,50 +1,55 @@
-"""Copies of what a stage has published, in the form that others want."""
+"""Copies of what stages have published, in the form that others want, and a record beside them of
+where each row came from."""
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime
-from heapq import heappush, heappushpop
 from pathlib import PurePosixPath
+from types import TracebackType
 from typing import Literal
 
+import orjson
 import pyarrow as pa
 
-from modelcall_assets.errors import InputError, Problem, SetupError, did_you_mean
-from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names, short
+from modelcall_assets.errors import InputError
+from modelcall_assets.records.outcome import BadLine, Row, bad_line, moved_names
+from modelcall_assets.stages.examples import Examples
 from modelcall_assets.stages.responses import FAILED_BEFORE
+from modelcall_assets.stages.selection import (
+    Chosen,
+    Selection,
+    Split,
+    chosen_of,
+    chosen_rows,
+    joined_schema,
+)
 from modelcall_assets.stages.source import Published
-from modelcall_assets.storage.files import NewFile, delete, publish, write_lines
+from modelcall_assets.storage.files import (
+    LINES_BYTES,
+    NewFile,
+    copy,
+    delete,
+    publish,
+    write_bytes,
+    write_lines,
+)
+from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
-from modelcall_assets.storage.values import SchemaInference
-from modelcall_assets.transforms import Where, encode, value_at
+from modelcall_assets.transforms import encode
+from modelcall_assets.transforms.training import Origin
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 
-Keep = Literal["successes", "failures", "all"]
-TRAIN, VALIDATION = "train", "validation"
-_WHOLE = 1 << 64
-MOST_STRATA = 1000
+ORIGINS = ".modelcall"
+"""The folder in an export that has a line for each row, in the same order. No loader enters it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which rows are exported."""
-
-    keep: Keep = "successes"
-    where: Where | None = None
-    only: Set[tuple[str, int]] | None = None
-    """Names of files and indices of rows."""
-
-    def takes(self, file: Published, index: int, item: Row | BadLine) -> bool:
-        if self.only is not None and (file.name, index) not in self.only:
-            return False
-        if self.keep != "all" and (file.failure_of(item) is None) != (self.keep == "successes"):
-            return False
-        return self.where is None or self.where(item)
+RECORD = "export.json"
+"""In it: of the last export."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,51 +58,98 @@ class Form:
 
     format: Literal["jsonl", "parquet"] = "jsonl"
     old_names: bool = False
-    validation_share: float = 0.0
-    seed: int = 42
+    keep_retries: bool = False
+    """Whether what has the old names already gets other ones, as the old system gave them."""
+    split: Split = field(default_factory=Split)
+    examples: Examples | None = None
+    """What is written in place of the rows."""
 
     def targets(self, stem: PurePosixPath) -> Iterator[tuple[str, bool, PurePosixPath]]:
         """Part, whether it is for failed rows only, and path, of all that can come of a file."""
-        for part in (TRAIN, VALIDATION) if self.validation_share else ("",):
+        for part in self.split.parts:
             for is_error in (False, True) if self.old_names else (False,):
                 name = f"{stem.name}{'_error' if is_error else ''}.{self.format}"
                 yield part, is_error, part / stem.with_name(name)
 
-    def part_of(self, record: str) -> str:
-        """A record with the same id is always in the same part."""
-        if not self.validation_share:
-            return ""
-        hashed = hashlib.sha256(f"{self.seed}:{record}".encode("utf-8", "surrogatepass")).digest()
-        share = int.from_bytes(hashed[:8], "big") / _WHOLE
-        return VALIDATION if share < self.validation_share else TRAIN
+
+@dataclass(frozen=True)
+class Exported:
+    """Rows by the relative path of a file, and why how many are in none."""
+
+    written: dict[str, int] = field(default_factory=dict[str, int])
+    left_out: Counter[str] = field(default_factory=Counter[str])
+
+    @property
+    def rows(self) -> int:
+        return sum(self.written.values())
 
 
-def export_file(file: Published, folder: Place, selection: Selection, form: Form) -> dict[str, int]:
-    """Publish the selected rows of a file below `folder`, in order; gives the number of rows by
-    relative path. A file of failed rows exists only when there are any."""
-    file.check()
-    schema = _schema(file, selection) if form.format == "parquet" else None
-    written = dict[str, int]()
+def export_files(
+    files: Sequence[Published],
+    stem: PurePosixPath,
+    folder: Place,
+    selection: Selection,
+    form: Form,
+) -> Exported:
+    """Publish the selected rows of files as one below `folder`, in order; `stem` is its path
+    without suffix. A file of failed rows exists only when there are any."""
+    exported = Exported()
+    is_table = form.format == "parquet"
+    schema = joined_schema(files, selection) if is_table else None
     with ExitStack() as stack:
-        sinks: dict[tuple[str, bool], _Sink] = {}
-        for part, is_error, path in form.targets(file.stem):
-            new = stack.enter_context(NewFile(folder / path))
-            parquet = None
-            if schema is not None:
-                parquet = stack.enter_context(ParquetSink(new, file.stage.name, schema))
-            sinks[part, is_error] = _Sink(path, new, parquet, is_error)
-        for batch in file.batches(schema):
-            for key, offsets in _routed(file, batch, selection, form).items():
-                sinks[key].write(file, batch, offsets)
-        for sink in sinks.values():
-            if sink.rows or not sink.is_of_failures:
-                if sink.parquet is not None:
-                    sink.parquet.close()
-                sink.file.commit()
-                written[sink.path.as_posix()] = sink.rows
+        outputs: dict[tuple[str, bool], _Output] = {}
+        for part, is_error, path in form.targets(stem):
+            output = _Output(folder, path, is_error, files[0].stage.name, schema)
+            outputs[part, is_error] = stack.enter_context(output)
+        if form.examples is not None:
+            chosen = chosen_rows(files, selection, form.split)
+            for part, line, origin in form.examples.of(chosen, exported.left_out):
+                outputs[part, False].add(line, origin)
+        else:
+            for file in files:
+                file.check()
+                for batch in file.batches():
+                    for key, chosen in _routed(file, batch, selection, form).items():
+                        outputs[key].copy(batch, chosen)
+        if form.keep_retries:
+            for part in form.split.parts:
+                _keep(outputs[part, False].place, outputs[part, True].place)
+        for output in outputs.values():
+            if output.rows or not output.is_of_failures:
+                output.commit()
+                exported.written[output.path.as_posix()] = output.rows
             else:
-                delete(folder / sink.path)
-    return written
+                output.drop()
+    return exported
+
+
+def record_export(
+    folder: Place,
+    files: Sequence[Published],
+    form: Form,
+    condition: str | None,
+    keep: str,
+    exports: Sequence[Exported],
+    when: datetime,
+) -> None:
+    """Write down what was exported beside the origins of the rows."""
+    rows = Counter[str]()
+    for file in files:
+        rows[f"{file.stage.spec.name}/{file.stage.name}"] += file.manifest.rows
+    left_out = sum((each.left_out for each in exports), Counter[str]())
+    record = {
+        "time": when.isoformat(timespec="seconds"),
+        "rows": rows,
+        "keep": keep,
+        "condition": condition,
+        "form": None if form.examples is None else form.examples.form,
+        "pairs": None if form.examples is None else form.examples.pairs,
+        "split": form.split,
+        "written": {path: count for each in exports for path, count in each.written.items()},
+        "left_out": left_out,
+    }
+    data = orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    write_bytes(folder / ORIGINS / RECORD, data)
 
 
 def export_dialogues(
@@ -109,16 +161,10 @@ def export_dialogues(
 
     def conversations() -> Iterator[Row]:
         nonlocal count
-        for file in files:
-            file.check()
-            for index, item in file.items():
-                if (
-                    selection.takes(file, index, item)
-                    and not isinstance(item, BadLine)
-                    and turns_of(item)
-                ):
-                    count += 1
-                    yield item
+        for chosen in chosen_rows(files, selection, Split()):
+            if not isinstance(chosen.item, BadLine) and turns_of(chosen.item):
+                count += 1
+                yield chosen.item
 
     with publish(path) as log:
         write_lines(log, (piece.encode() for piece in dialogue_pieces(conversations(), when)))
@@ -127,119 +173,110 @@ def export_dialogues(
     return count
 
 
-def stratified(
-    files: Sequence[Published], selection: Selection, size: int, by: str | None, seed: int
-) -> Selection:
-    """So many of the selected rows, the same ones each time; `by` a column as many of each of its
-    values, as far as it has them. InputError when no row has the column, or it has more than 1,000
-    values."""
-    strata = defaultdict[str, list[tuple[int, str, int]]](list)
-    for file in files:
-        for index, item in file.items():
-            if isinstance(item, BadLine) or not selection.takes(file, index, item):
-                continue
-            record = f"{seed}:{file.identity(index, item)}:{item.get('sample')}"
-            lot = hashlib.sha256(record.encode("utf-8", "surrogatepass")).digest()
-            row = -int.from_bytes(lot[:8], "big"), file.name, index
-            stratum = strata["" if by is None else str(value_at(item, by))]
-            if len(stratum) < size:
-                heappush(stratum, row)
-            else:
-                heappushpop(stratum, row)
-        if len(strata) > MOST_STRATA:
-            what = f"more than {MOST_STRATA:,} values; take a column with few"
-            raise InputError(f"--by {by}: {what}")
-    if not strata.keys() - {"None"}:
-        names = files[0].column_names if files else ()
-        told = did_you_mean(by or "", names) or f"choose one of {', '.join(sorted(names))}"
-        raise InputError(f"--by {by}: no row has this column; {told}")
-    ranked = sorted(
-        (rank, value, name, index)
-        for value, rows in strata.items()
-        for rank, (_, name, index) in enumerate(sorted(rows, reverse=True))
-    )
-    return replace(selection, only={(name, index) for _, _, name, index in ranked[:size]})
-
-
-def check_columns(where: Where, files: Sequence[Published]) -> None:
-    """SetupError when the first rows of no file have a column that the condition names."""
-    missing, names = set(where.columns), set[str]()
-    for file in files:
-        first = next(file.batches(), None)
-        rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
-        names.update(*rows)
-        missing = {name for name in missing if names.isdisjoint((name, name.partition(".")[0]))}
-        if not missing:
-            return
-    if names:
-        fixes = {name: did_you_mean(name, names) for name in sorted(missing)}
-        expected = f"one of {', '.join(map(short, sorted(names)))}"
-        raise SetupError(
-            [
-                Problem("--where", name, "no row has this column", "" if fix else expected, fix=fix)
-                for name, fix in fixes.items()
-            ]
-        )
-
-
 def _routed(
     file: Published, batch: Batch, selection: Selection, form: Form
-) -> dict[tuple[str, bool], list[int]]:
-    """Offsets in the batch by the target that they go to."""
-    routed: dict[tuple[str, bool], list[int]] = {}
-    for offset, item in enumerate(batch.items):
-        if selection.takes(file, batch.start + offset, item):
-            record = file.identity(batch.start + offset, item) if form.validation_share else ""
-            is_error = form.old_names and file.failure_of(item) is not None
-            routed.setdefault((form.part_of(record), is_error), []).append(offset)
+) -> dict[tuple[str, bool], list[Chosen]]:
+    """Chosen rows of a batch by the target that they go to."""
+    routed: dict[tuple[str, bool], list[Chosen]] = {}
+    for chosen in chosen_of(file, batch, selection, form.split):
+        is_error = form.old_names and file.failure_of(chosen.item) is not None
+        routed.setdefault((chosen.part, is_error), []).append(chosen)
     return routed
 
 
-def _schema(file: Published, selection: Selection) -> pa.Schema:
-    """The recorded one, else that of the selected rows."""
-    if (recorded := file.schema) is not None:
-        return recorded
-    inference = SchemaInference()
-    for batch in file.batches():
-        rows = enumerate(batch.items, batch.start)
-        taken = (row for index, row in rows if selection.takes(file, index, row))
-        inference.add([row for row in taken if isinstance(row, dict)])
-    return inference.schema()
+def _keep(good: Place, failed: Place) -> None:
+    """What a retry of the old system did: where there are failed rows of an earlier export, they
+    and the good rows get the first number that is free for both."""
+    if not exists(failed):
+        return
+    stem, number = good.name.removesuffix(".jsonl"), 1
+    while any(
+        exists(good.parent / f"{stem}_{kind}_retry_{number}.jsonl") for kind in ("success", "error")
+    ):
+        number += 1
+    for kind, place in (("success", good), ("error", failed)):
+        if exists(place):
+            copy(place, good.parent / f"{stem}_{kind}_retry_{number}.jsonl")
 
 
-@dataclass(slots=True)
-class _Sink:
-    """One open output, at its path below the folder."""
+class _Output(AbstractContextManager["_Output"]):
+    """A new file, and beside it the origin of each of its rows. They appear with `commit`."""
 
-    path: PurePosixPath
-    file: NewFile
-    parquet: ParquetSink | None
-    is_of_failures: bool
-    """As the old system wrote them."""
-    rows: int = 0
+    def __init__(
+        self,
+        folder: Place,
+        path: PurePosixPath,
+        is_of_failures: bool,
+        stage: str,
+        schema: pa.Schema | None,
+    ) -> None:
+        self.path, self.place, self.is_of_failures = path, folder / path, is_of_failures
+        self.rows = 0
+        self._origins_at = folder / ORIGINS / path.with_name(f"{path.name}.jsonl")
+        self._lines, self._origins, self._held = list[bytes](), list[bytes](), 0
+        with ExitStack() as stack:
+            self._file = stack.enter_context(NewFile(self.place))
+            self._parquet = None
+            if schema is not None:
+                self._parquet = stack.enter_context(ParquetSink(self._file, stage, schema))
+            self._origins_file = stack.enter_context(NewFile(self._origins_at))
+            self._open = stack.pop_all()
 
-    def write(self, source: Published, batch: Batch, offsets: Sequence[int]) -> None:
-        self.rows += len(offsets)
-        if self.parquet is not None:
-            if any(isinstance(batch.items[offset], BadLine) for offset in offsets):
-                raise InputError(f"{source.name}: bad lines have no columns; export them as JSONL")
-            self.parquet.write(
-                batch.to_arrow(self.parquet.schema).take(pa.array(offsets, pa.int64()))
-            )
-            return
-        write_lines(self.file, self._lines(source, batch, offsets))
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
-    def _lines(self, source: Published, batch: Batch, offsets: Sequence[int]) -> Iterator[bytes]:
-        for offset in offsets:
-            index, item = batch.start + offset, batch.items[offset]
-            if isinstance(item, BadLine):
-                error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
-                item = {"id": source.identity(index, item), "error": error}
-            yield encode(_old_failure(source, index, item) if self.is_of_failures else item)
+    def add(self, line: bytes, origin: Origin) -> None:
+        told = encode(origin.told)
+        self._lines.append(line)
+        self._origins.append(told)
+        self._held += len(line) + len(told)
+        self.rows += 1
+        if self._held >= LINES_BYTES:
+            self._flush()
+
+    def copy(self, batch: Batch, rows: Sequence[Chosen]) -> None:
+        parquet = self._parquet
+        if parquet is not None:
+            if any(isinstance(each.item, BadLine) for each in rows):
+                name = rows[0].file.name
+                raise InputError(f"{name}: bad lines have no columns; export them as JSONL")
+            offsets = pa.array([each.index - batch.start for each in rows], pa.int64())
+            parquet.write(batch.to_arrow(parquet.schema).take(offsets))
+        for each in rows:
+            self.add(b"" if parquet is not None else self._line(each), each.origin)
+
+    def commit(self) -> None:
+        self._flush()
+        if self._parquet is not None:
+            self._parquet.close()
+        self._file.commit()
+        self._origins_file.commit()
+
+    def drop(self) -> None:
+        delete(self.place)
+        delete(self._origins_at)
+
+    def _line(self, chosen: Chosen) -> bytes:
+        item = chosen.item
+        if isinstance(item, BadLine):
+            error = {"reason": bad_line(item).reason, "detail": item.detail, "raw": item.raw}
+            item = {"id": chosen.id, "error": error}
+        return encode(_old_failure(chosen, item) if self.is_of_failures else item)
+
+    def _flush(self) -> None:
+        self._file.write(b"".join(self._lines))
+        self._origins_file.write(b"".join(self._origins))
+        self._lines, self._origins, self._held = [], [], 0
 
 
-def _old_failure(file: Published, index: int, row: Row) -> Row:
+def _old_failure(chosen: Chosen, row: Row) -> Row:
     """With the keys that the old system gave to a failed row."""
+    file = chosen.file
     failure = file.failure_of(row)
     reason, detail = (failure.reason, failure.detail) if failure else ("", "")
     theirs = FAILED_BEFORE - {file.stage.maker.error_column}
@@ -252,5 +289,5 @@ def _old_failure(file: Published, index: int, row: Row) -> Row:
         "error_type": reason,
         "traceback": detail if detail.startswith("Traceback") else "",
         "timestamp": row.get("api_answered_at") or "",
-        "task_index": index,
+        "task_index": chosen.index,
     }

@@ -65,14 +65,20 @@ def published_ratings(files: Sequence[Published]) -> Ratings:
     """Of what a stage has published. InputError when a file has no columns."""
     if wrong := next((file for file in files if not file.is_table), None):
         raise InputError(f"{wrong.place}: no scores file; choose the asset with --stage")
-    first, before = files[0], files[0].stage.upstream
-    made = None if before is None else before.accepted(first.key)
-    recorded = None if made is None else made.detail.get("schema")
-    theirs = schema_from_json(recorded).names if recorded else []
-    inputs = {first.manifest.moved.get(name, name) for name in theirs}
-    figures = figures_of(first.place, inputs)
+    figures = rated_columns(files[0])
     places = {file.stem.as_posix(): file.place for file in files}
-    return Ratings(places, figures[0] if figures and inputs else None)
+    return Ratings(places, figures[0] if figures else None)
+
+
+def rated_columns(file: Published) -> list[str]:
+    """Figures in a scores file that are not the input's; none where nobody knows the input's."""
+    before = file.stage.upstream
+    made = None if before is None else before.accepted(file.key)
+    recorded = None if made is None else made.detail.get("schema")
+    if not recorded:
+        return []
+    theirs = schema_from_json(recorded).names
+    return figures_of(file.place, {file.manifest.moved.get(name, name) for name in theirs})
 
 
 def copied_ratings(path: Path) -> Ratings:

@@ -161,7 +161,7 @@ def value_at(row: Row, column: str) -> Any:
     return value
 
 
-def encode(row: Row) -> bytes:
+def encode(row: Row | list[Any]) -> bytes:
     """The row as a line of JSON; what JSON has no word for is written as `json_safe` says.
     TypeError or RecursionError when it is nested too deeply or holds half a surrogate pair."""
     try:

@@ -48,8 +48,8 @@ class Turn:
 
 def turns_of(record: Row) -> list[Turn]:
     """`final_messages`, else `messages` and the `response`; none when the record has neither."""
-    final = _messages(record.get("final_messages"))
-    turns = [_turn(message) for message in final or _messages(record.get("messages"))]
+    final = messages_in(record.get("final_messages"))
+    turns = [_turn(message) for message in final or messages_in(record.get("messages"))]
     response = record.get("response")
     if turns and not final and isinstance(response, str) and response:
         turns.append(Turn("assistant", tuple(_text_parts(response))))
@@ -139,7 +139,7 @@ def _exchanges(turns: Iterable[Turn]) -> Iterator[tuple[str, str]]:
         yield question, "\n\n".join(answers)
 
 
-def _messages(value: Any) -> list[Any]:
+def messages_in(value: Any) -> list[Any]:
     """A list of messages, also as the JSON text that a Parquet column may hold."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(orjson.JSONDecodeError):
@@ -156,7 +156,7 @@ def _turn(message: Any) -> Turn:
     reasoning = _first_text(fields, REASONING_COLUMNS)
     if reasoning and not any(part.kind == "reasoning" for part in parts):
         parts.insert(0, Part("reasoning", reasoning))
-    calls = [*_messages(fields.get("tool_calls")), fields.get("function_call")]
+    calls = [*messages_in(fields.get("tool_calls")), fields.get("function_call")]
     for call in (cast("Row", call) for call in calls if isinstance(call, dict)):
         function = cast("Row", call.get("function") or call)
         text, name = _readable_json(function.get("arguments")), str(function.get("name", "?"))
