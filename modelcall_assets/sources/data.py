@@ -92,7 +92,7 @@ class DatasetSplit(Origin):
     def fetch(self) -> list[FileInfo]:
         if files := self._in_folder():
             return files
-        download: Any = _package("huggingface_hub").snapshot_download
+        download: Any = package("huggingface_hub").snapshot_download
         try:
             snapshot = download(self.dataset, repo_type=_TYPE, allow_patterns=["README.md"])
             needed = [escape(file.key_path) for file in self._listed(Path(snapshot))]
@@ -153,7 +153,7 @@ class DatasetSplit(Origin):
 
     def _listed(self, snapshot: Path) -> list[FileInfo]:
         """The split's files by the cached listing, each where it is or will be."""
-        listing: Any = _package("huggingface_hub").get_cached_repo_tree
+        listing: Any = package("huggingface_hub").get_cached_repo_tree
         tree = listing(self.dataset, repo_type=_TYPE, revision=snapshot.name)
         names = sorted(file.path for file in tree)
         listed = [FileInfo(name, snapshot / name, 0, snapshot.name) for name in names]
@@ -255,16 +255,16 @@ class Rows:
 
 def shuffled(rows: int) -> Sequence[int]:
     """The order in which nanochat and `datasets` shuffle so many rows with the seed 42."""
-    return _package("numpy").random.default_rng(_SEED).permutation(rows)
+    return package("numpy").random.default_rng(_SEED).permutation(rows)
 
 
-def _package(name: str) -> Any:
-    """SetupError when it is not installed."""
+def package(name: str, field: str = "sources", extra: str = "evaluation") -> Any:
+    """SetupError when it is not installed: `field` needs it, the `extra` has it."""
     from importlib import import_module
 
     try:
         return import_module(name)
     except ImportError as error:
         wrong = f"the package {name} cannot be imported ({error})"
-        fix = "pip install 'modelcall-assets[evaluation]'"
-        raise SetupError([Problem("sources", "", wrong, fix=fix)]) from error
+        fix = f"pip install 'modelcall-assets[{extra}]'"
+        raise SetupError([Problem(field, "", wrong, fix=fix)]) from error

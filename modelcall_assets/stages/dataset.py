@@ -1,0 +1,199 @@
+"""A data set as others load it, made of the good rows of a stage: Parquet shards of each split, and
+a card, which is written last."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import pyarrow as pa
+
+from modelcall_assets.errors import InputError, Problem, SetupError
+from modelcall_assets.stages.report import Distribution
+from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
+from modelcall_assets.stages.selection import TRAIN, Selection, Split, joined_schema
+from modelcall_assets.stages.source import Published
+from modelcall_assets.storage.files import NewFile, delete, read_bytes, write_bytes
+from modelcall_assets.storage.listing import list_files
+from modelcall_assets.storage.parquet import ParquetSink
+from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import Batch
+
+CARD = "README.md"
+MARK = "<!-- written by `modelcall publish`; the next one replaces it -->"
+"""In each card of ours."""
+UNFINISHED = f"""---
+configs:
+- config_name: default
+  data_files: data/unfinished.parquet
+---
+{MARK}
+`modelcall publish` is writing this data set, or was stopped while it did. Run it again.
+"""
+"""The card until all else is there: what it names is not, so that nobody loads a part."""
+SHARD = re.compile(r"data/(train|validation)-\d{5}\.parquet")
+_PRIVATE = (*VOLATILE_COLUMNS, *(f"api_{name}" for name in ("status", "fail_reason", "fail_detail")))
+_LEFT_OUT = re.compile(rf"(input_)*({'|'.join((*_PRIVATE, 'api_request_key'))})")
+"""Columns that say how this machine got an answer, or that it is one; of earlier stages too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """`size` is in bytes of memory."""
+
+    name: str
+    rows: int
+    size: int
+
+
+@dataclass
+class Shards:
+    """What a data set consists of, and how its scores are spread."""
+
+    schema: pa.Schema
+    splits: dict[str, list[Shard]] = field(default_factory=dict[str, list[Shard]])
+    scores: dict[str, Distribution] = field(default_factory=dict[str, Distribution])
+
+    @property
+    def all(self) -> list[Shard]:
+        return [shard for shards in self.splits.values() for shard in shards]
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.all)
+
+    def count(self, rows: pa.RecordBatch) -> None:
+        for name, spread in self.scores.items():
+            for value in rows.column(name).to_pylist():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    spread.add(value)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The chosen rows of files of one stage; a shard has about `shard_bytes` in memory."""
+
+    files: Sequence[Published]
+    selection: Selection
+    split: Split
+    shard_bytes: int
+
+    def write(self, folder: Place | None) -> Shards:
+        """All shards; without a folder they are only counted. InputError when no row is chosen, or
+        a file is not as it was published."""
+        joined = joined_schema(self.files, self.selection)
+        made = Shards(pa.schema([each for each in joined if not _LEFT_OUT.fullmatch(each.name)]))
+        rated = (name for file in self.files for name in file.manifest.detail.get("histograms", ()))
+        made.scores = {name: Distribution() for name in rated if name in made.schema.names}
+        stage = self.files[0].stage.name
+        with ExitStack() as opened:
+            writers = {
+                part: opened.enter_context(_Writer(part, folder, stage, self.shard_bytes, made))
+                for part in (part or TRAIN for part in self.split.parts)
+            }
+            for file in self.files:
+                file.check()
+                for batch in file.batches():
+                    for part, offsets in self._parted(file, batch).items():
+                        columns = batch.to_arrow(made.schema)
+                        writers[part].write(columns.take(pa.array(offsets, pa.int64())))
+        if not made.rows:
+            raise InputError("no row is selected: there is nothing to publish")
+        return made
+
+    def _parted(self, file: Published, batch: Batch) -> dict[str, list[int]]:
+        """Offsets in the batch of the chosen rows, by their split."""
+        parted: dict[str, list[int]] = {}
+        for offset, item in enumerate(batch.items):
+            if self.selection.takes(file, batch.start + offset, item):
+                record = file.identity(batch.start + offset, item) if self.split.share else ""
+                parted.setdefault(self.split.part_of(record) or TRAIN, []).append(offset)
+        return parted
+
+
+class _Writer(AbstractContextManager["_Writer"]):
+    """Writes the shards of a split, one after another."""
+
+    def __init__(
+        self, split: str, folder: Place | None, stage: str, most: int, made: Shards
+    ) -> None:
+        self._split, self._folder, self._stage = split, folder, stage
+        self._most, self._made = most, made
+        self._rows = self._size = 0
+        self._opened = ExitStack()
+        self._out: tuple[NewFile, ParquetSink] | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self._rows:
+            self._end()
+        self._opened.__exit__(kind, error, trace)
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        if self._folder is not None:
+            self._out = self._out or self._begun(self._folder)
+            self._out[1].write(rows)
+        self._made.count(rows)
+        self._rows += rows.num_rows
+        self._size += rows.nbytes
+        if self._size >= self._most:
+            self._end()
+
+    @property
+    def _shards(self) -> list[Shard]:
+        return self._made.splits.setdefault(self._split, [])
+
+    @property
+    def _name(self) -> str:
+        return f"data/{self._split}-{len(self._shards):05d}.parquet"
+
+    def _begun(self, folder: Place) -> tuple[NewFile, ParquetSink]:
+        file = self._opened.enter_context(NewFile(folder / self._name))
+        sink = ParquetSink(file, self._stage, self._made.schema)
+        return file, self._opened.enter_context(sink)
+
+    def _end(self) -> None:
+        if self._out is not None:
+            file, sink = self._out
+            sink.close()
+            file.commit()
+            self._opened.close()
+        self._shards.append(Shard(self._name, self._rows, self._size))
+        self._rows, self._size, self._out = 0, 0, None
+
+
+def check_free(folder: Place, *, force: bool) -> None:
+    """SetupError when somebody's card or shards are there; or ours, complete, without `force`."""
+    there = {file.key_path for file in list_files(folder, may_be_absent=True)}
+    card = read_bytes(folder / CARD).decode("utf-8", "replace") if CARD in there else ""
+    if taken := next(filter(SHARD.fullmatch, sorted(there)), CARD if card else ""):
+        wrong, fix = f"{taken} is there already", "choose another folder, or "
+        if MARK not in card:
+            wrong, fix = f"{wrong}, and not from `modelcall publish`", f"{fix}move it away"
+        elif card == UNFINISHED or force:
+            return
+        else:
+            fix += "add --force to replace what was published there"
+        raise SetupError([Problem(str(folder), "", wrong, fix=fix)])
+
+
+def begin(folder: Place) -> None:
+    """Nobody may take what is there for a data set now."""
+    write_bytes(folder / CARD, UNFINISHED.encode())
+
+
+def finish(folder: Place, made: Shards, card: str) -> None:
+    """Of an earlier data set no shard stays."""
+    new = {shard.name for shard in made.all}
+    for file in list_files(folder):
+        if SHARD.fullmatch(file.key_path) and file.key_path not in new:
+            delete(file.place)
+    write_bytes(folder / CARD, card.encode())
