@@ -21,11 +21,12 @@ from project import CHATML, CHATS, GENERATE, PREPROCESS, A, Project, Row
 
 from modelcall_assets.errors import InputError, StoreError
 from modelcall_assets.records.outcome import moved_names
-from modelcall_assets.stages.export import Form, Selection, export_file
+from modelcall_assets.stages.export import Form, export_file
 from modelcall_assets.stages.pieces import ERROR_COLUMN
 from modelcall_assets.stages.report import Tally
 from modelcall_assets.stages.responses import OWN_COLUMNS
 from modelcall_assets.stages.score_table import API_FIELDS
+from modelcall_assets.stages.selection import Selection
 from modelcall_assets.stages.source import published_files
 from modelcall_assets.storage.columns import rows_of
 from modelcall_assets.storage.files import NewFile

@@ -20,7 +20,8 @@ from project import TASK, A, B, C, Ended, Project, Row, read_rows, some_rows
 
 from modelcall_assets.cli.main import modelcall
 from modelcall_assets.rehearsal import NO_FAULTS, Faults, RehearsalServer, serve_in_thread
-from modelcall_assets.stages.export import Form, Selection, export_dialogues, export_file
+from modelcall_assets.stages.export import Form, export_dialogues, export_file
+from modelcall_assets.stages.selection import Selection
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.storage.publishing import Manifest
 from modelcall_assets.transforms import Where

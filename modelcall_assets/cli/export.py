@@ -30,15 +30,9 @@ from modelcall_assets.cli.terminal import (
     where_option,
 )
 from modelcall_assets.records.outcome import short
-from modelcall_assets.stages.export import (
-    Form,
-    Keep,
-    Selection,
-    export_dialogues,
-    export_file,
-    stratified,
-)
+from modelcall_assets.stages.export import Form, export_dialogues, export_file
 from modelcall_assets.stages.report import by_count
+from modelcall_assets.stages.selection import Keep, Selection, Split, stratified
 from modelcall_assets.stages.source import FailedRow, Published, failed_rows
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
@@ -133,7 +127,7 @@ def export(
         path = folder / f"codex_{now:%Y%m%d_%H%M%S}.md"
         echo(f"{export_dialogues(files, path, selection, now):,} conversations: {path}")
         return
-    form = Form(format, old_names, share or 0.0, seed)
+    form = Form(format, old_names, Split(share or 0.0, seed))
     default = f"{task.stages[-1].folder}_export/{shown.name}"
     folder = task.layout.place(output or default)
     _check_targets(task, files, folder, form)

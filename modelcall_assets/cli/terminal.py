@@ -21,10 +21,10 @@ from modelcall_assets.errors import Problem
 from modelcall_assets.records import decode_key
 from modelcall_assets.records.outcome import Reason, Row
 from modelcall_assets.stages import Stage
-from modelcall_assets.stages.export import check_columns
 from modelcall_assets.stages.figures import joined
 from modelcall_assets.stages.raw import WARNINGS
 from modelcall_assets.stages.report import Tally, Watcher, by_count
+from modelcall_assets.stages.selection import check_columns
 from modelcall_assets.stages.source import Published, published_files
 from modelcall_assets.stages.summary import Results
 from modelcall_assets.stages.task import Task
