@@ -40,7 +40,9 @@ def card(dataset: Dataset, made: Shards, said: Told) -> str:
     """Without keys and without paths of this machine."""
     stage = dataset.files[0].stage
     spec = stage.spec
-    front = yaml.safe_dump(_front_matter(made, spec.name, said), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(
+        _front_matter(made, spec.name, said), sort_keys=False, allow_unicode=True
+    )
     text = "\n\n".join((f"---\n{front}---\n{MARK}", *_sections(dataset, made, said))) + "\n"
     named = (value for name, value in spec.env.items() if names_secret(name, of_anyone=True))
     return Remover(filter(is_unusual, named)).text(text)

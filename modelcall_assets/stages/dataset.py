@@ -18,7 +18,7 @@ from modelcall_assets.stages.score_table import VOLATILE_COLUMNS
 from modelcall_assets.stages.selection import TRAIN, Selection, Split, joined_schema
 from modelcall_assets.stages.source import Published
 from modelcall_assets.storage.files import NewFile, delete, read_bytes, write_bytes
-from modelcall_assets.storage.listing import list_files
+from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
 from modelcall_assets.storage.rows import Batch
@@ -36,8 +36,10 @@ configs:
 """
 """The card until all else is there: what it names is not, so that nobody loads a part."""
 SHARD = re.compile(r"data/(train|validation)-\d{5}\.parquet")
-_PRIVATE = (*VOLATILE_COLUMNS, *(f"api_{name}" for name in ("status", "fail_reason", "fail_detail")))
-_LEFT_OUT = re.compile(rf"(input_)*({'|'.join((*_PRIVATE, 'api_request_key'))})")
+_LEFT_OUT = re.compile(
+    r"(input_)*api_(status|fail_reason|fail_detail|request_key|"
+    rf"{'|'.join(name.removeprefix('api_') for name in VOLATILE_COLUMNS)})"
+)
 """Columns that say how this machine got an answer, or that it is one; of earlier stages too."""
 
 
@@ -172,13 +174,18 @@ class _Writer(AbstractContextManager["_Writer"]):
 
 def check_free(folder: Place, *, force: bool) -> None:
     """SetupError when somebody's card or shards are there; or ours, complete, without `force`."""
-    there = {file.key_path for file in list_files(folder, may_be_absent=True)}
-    card = read_bytes(folder / CARD).decode("utf-8", "replace") if CARD in there else ""
-    if taken := next(filter(SHARD.fullmatch, sorted(there)), CARD if card else ""):
-        wrong, fix = f"{taken} is there already", "choose another folder, or "
-        if MARK not in card:
+    try:
+        card = read_bytes(folder / CARD).decode("utf-8", "replace")
+    except FileNotFoundError:
+        card = None
+    if card == UNFINISHED:
+        return
+    shards = [f"data/{file.key_path}" for file in _shards_in(folder)]
+    if taken := ([] if card is None else [CARD]) + shards:
+        wrong, fix = f"{taken[0]} is there already", "choose another folder, or "
+        if MARK not in (card or ""):
             wrong, fix = f"{wrong}, and not from `modelcall publish`", f"{fix}move it away"
-        elif card == UNFINISHED or force:
+        elif force:
             return
         else:
             fix += "add --force to replace what was published there"
@@ -192,8 +199,13 @@ def begin(folder: Place) -> None:
 
 def finish(folder: Place, made: Shards, card: str) -> None:
     """Of an earlier data set no shard stays."""
-    new = {shard.name for shard in made.all}
-    for file in list_files(folder):
-        if SHARD.fullmatch(file.key_path) and file.key_path not in new:
+    new = {str(folder / shard.name) for shard in made.all}
+    for file in _shards_in(folder):
+        if str(file.place) not in new:
             delete(file.place)
     write_bytes(folder / CARD, card.encode())
+
+
+def _shards_in(folder: Place) -> list[FileInfo]:
+    listed = list_files(folder / "data", may_be_absent=True)
+    return [file for file in listed if SHARD.fullmatch(f"data/{file.key_path}")]
