@@ -28,7 +28,6 @@ from modelcall_assets.stages.dataset import (
     SHARD,
     Dataset,
     Shards,
-    begin,
     check_free,
     finish,
 )
@@ -102,7 +101,7 @@ def publish(
     command = ["modelcall", "publish", task.spec.file_name, str(hub or "DESTINATION")]
     command += [word for name, value in options.items() for word in _option(name, value)]
     said = Told(hub.name if hub else "path/to/this/folder", license, command)
-    folder = task.layout.place(destination)
+    folder = task.layout.elsewhere(destination, "DESTINATION")
     if hub is None:
         _check_folder(task, folder, force)
     if dry_run:
@@ -150,7 +149,6 @@ def _check_folder(task: Task, folder: Place, force: bool) -> None:
 
 
 def _written(dataset: Dataset, folder: Place, said: Told) -> Shards:
-    begin(folder)
     made = dataset.write(folder)
     finish(folder, made, card(dataset, made, said))
     return made

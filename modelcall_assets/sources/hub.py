@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +40,8 @@ class HubDataset:
 
     def open(self) -> tuple[str, Sequence[str]]:
         """Its last commit and the files in it; created first where it is not there."""
-        self._asked("create_repo", private=self.private or None, exist_ok=True)
+        if not self._asked("repo_exists"):
+            self._asked("create_repo", private=self.private or None, exist_ok=True)
         if self.branch:
             self._asked("create_branch", branch=self.branch, exist_ok=True)
         info = self._asked("repo_info", revision=self.branch)
@@ -61,7 +63,10 @@ class HubDataset:
 
     @cached_property
     def _hub(self) -> Any:
-        return package("huggingface_hub", str(self), "hub")
+        hub = package("huggingface_hub", str(self), "hub")
+        if not sys.stderr.isatty():
+            hub.utils.disable_progress_bars()
+        return hub
 
     @cached_property
     def _api(self) -> Any:
@@ -75,15 +80,15 @@ class HubDataset:
         try:
             return ask(self.name, repo_type="dataset", **options)
         except Exception as error:  # those of several libraries, other ones in each version
-            said = Remover([self.env[TOKEN]]).text(" ".join(str(error).split()))
-            check = _CHECK.get(_status_of(error), "the network, and whether the Hub is well")
+            cause = _answered(error)
+            said = Remover([self.env[TOKEN]]).text(" ".join(str(cause).split()))
+            status = getattr(getattr(cause, "response", None), "status_code", 0)
+            check = _CHECK.get(status, "the network, and whether the Hub is well")
             raise StoreError(f"{self}: not published: {said}; check {check}") from error
 
 
-def _status_of(error: BaseException | None) -> int:
-    """Of the answer that has led to it; 0 without one."""
-    while error is not None:
-        if (response := getattr(error, "response", None)) is not None:
-            return response.status_code
+def _answered(error: BaseException) -> BaseException:
+    """What has led to an error: the Hub's answer, else the first of all."""
+    while not hasattr(error, "response") and error.__cause__ is not None:
         error = error.__cause__
-    return 0
+    return error

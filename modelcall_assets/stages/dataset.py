@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
+from itertools import chain
 
 import pyarrow as pa
 
@@ -21,7 +21,6 @@ from modelcall_assets.storage.files import NewFile, delete, read_bytes, write_by
 from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Batch
 
 CARD = "README.md"
 MARK = "<!-- written by `modelcall publish`; the next one replaces it -->"
@@ -85,91 +84,93 @@ class Dataset:
     shard_bytes: int
 
     def write(self, folder: Place | None) -> Shards:
-        """All shards; without a folder they are only counted. InputError when no row is chosen, or
-        a file is not as it was published."""
+        """All shards; without a folder they are only counted. InputError, with nothing changed,
+        when no row is chosen, or a file is not as it was published."""
+        for file in self.files:
+            file.check()
         joined = joined_schema(self.files, self.selection)
         made = Shards(pa.schema([each for each in joined if not _LEFT_OUT.fullmatch(each.name)]))
         rated = (name for file in self.files for name in file.manifest.detail.get("histograms", ()))
         made.scores = {name: Distribution() for name in rated if name in made.schema.names}
-        stage = self.files[0].stage.name
-        with ExitStack() as opened:
-            writers = {
-                part: opened.enter_context(_Writer(part, folder, stage, self.shard_bytes, made))
-                for part in (part or TRAIN for part in self.split.parts)
-            }
-            for file in self.files:
-                file.check()
-                for batch in file.batches():
-                    for part, offsets in self._parted(file, batch).items():
-                        columns = batch.to_arrow(made.schema)
-                        writers[part].write(columns.take(pa.array(offsets, pa.int64())))
-        if not made.rows:
+        chosen = self._chosen(made.schema)
+        if (first := next(chosen, None)) is None:
             raise InputError("no row is selected: there is nothing to publish")
+        if folder is not None:
+            write_bytes(folder / CARD, UNFINISHED.encode())
+        of_all = (folder, self.files[0].stage.name, self.shard_bytes, made)
+        parts = (part or TRAIN for part in self.split.parts)
+        writers = {part: _Writer(part, *of_all) for part in parts}
+        with ExitStack() as opened:
+            for writer in writers.values():
+                opened.enter_context(writer.opened)
+            for part, rows in chain([first], chosen):
+                writers[part].write(rows)
+            for writer in writers.values():
+                writer.end()
         return made
 
-    def _parted(self, file: Published, batch: Batch) -> dict[str, list[int]]:
-        """Offsets in the batch of the chosen rows, by their split."""
-        parted: dict[str, list[int]] = {}
-        for offset, item in enumerate(batch.items):
-            if self.selection.takes(file, batch.start + offset, item):
-                record = file.identity(batch.start + offset, item) if self.split.share else ""
-                parted.setdefault(self.split.part_of(record) or TRAIN, []).append(offset)
-        return parted
+    def _chosen(self, schema: pa.Schema) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """Some rows at a time, with their split."""
+        for file in self.files:
+            for batch in file.batches():
+                parted: dict[str, list[int]] = {}
+                for offset, item in enumerate(batch.items):
+                    index = batch.start + offset
+                    if self.selection.takes(file, index, item):
+                        part = self.split.part_of(file.identity(index, item)) or TRAIN
+                        parted.setdefault(part, []).append(offset)
+                for part, offsets in parted.items():
+                    columns = batch.to_arrow(schema)
+                    yield part, columns.take(pa.array(offsets, pa.int64()))
 
 
-class _Writer(AbstractContextManager["_Writer"]):
-    """Writes the shards of a split, one after another."""
+@dataclass
+class _Writer:
+    """Writes the shards of a split, one after another. `opened` is the one at hand."""
 
-    def __init__(
-        self, split: str, folder: Place | None, stage: str, most: int, made: Shards
-    ) -> None:
-        self._split, self._folder, self._stage = split, folder, stage
-        self._most, self._made = most, made
-        self._rows = self._size = 0
-        self._opened = ExitStack()
-        self._out: tuple[NewFile, ParquetSink] | None = None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and self._rows:
-            self._end()
-        self._opened.__exit__(kind, error, trace)
+    split: str
+    folder: Place | None
+    stage: str
+    most: int
+    made: Shards
+    opened: ExitStack = field(default_factory=ExitStack)
+    _out: tuple[NewFile, ParquetSink] | None = None
+    _rows: int = 0
+    _size: int = 0
 
     def write(self, rows: pa.RecordBatch) -> None:
-        if self._folder is not None:
-            self._out = self._out or self._begun(self._folder)
+        if self.folder is not None:
+            self._out = self._out or self._begun(self.folder)
             self._out[1].write(rows)
-        self._made.count(rows)
+        self.made.count(rows)
         self._rows += rows.num_rows
         self._size += rows.nbytes
-        if self._size >= self._most:
-            self._end()
+        if self._size >= self.most:
+            self.end()
 
-    @property
-    def _shards(self) -> list[Shard]:
-        return self._made.splits.setdefault(self._split, [])
-
-    @property
-    def _name(self) -> str:
-        return f"data/{self._split}-{len(self._shards):05d}.parquet"
-
-    def _begun(self, folder: Place) -> tuple[NewFile, ParquetSink]:
-        file = self._opened.enter_context(NewFile(folder / self._name))
-        sink = ParquetSink(file, self._stage, self._made.schema)
-        return file, self._opened.enter_context(sink)
-
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Of a shard, if there is one."""
+        if not self._rows:
+            return
         if self._out is not None:
             file, sink = self._out
             sink.close()
             file.commit()
-            self._opened.close()
+            self.opened.close()
         self._shards.append(Shard(self._name, self._rows, self._size))
         self._rows, self._size, self._out = 0, 0, None
+
+    @property
+    def _shards(self) -> list[Shard]:
+        return self.made.splits.setdefault(self.split, [])
+
+    @property
+    def _name(self) -> str:
+        return f"data/{self.split}-{len(self._shards):05d}.parquet"
+
+    def _begun(self, folder: Place) -> tuple[NewFile, ParquetSink]:
+        file = self.opened.enter_context(NewFile(folder / self._name))
+        return file, self.opened.enter_context(ParquetSink(file, self.stage, self.made.schema))
 
 
 def check_free(folder: Place, *, force: bool) -> None:
@@ -190,11 +191,6 @@ def check_free(folder: Place, *, force: bool) -> None:
         else:
             fix += "add --force to replace what was published there"
         raise SetupError([Problem(str(folder), "", wrong, fix=fix)])
-
-
-def begin(folder: Place) -> None:
-    """Nobody may take what is there for a data set now."""
-    write_bytes(folder / CARD, UNFINISHED.encode())
 
 
 def finish(folder: Place, made: Shards, card: str) -> None:
