@@ -254,7 +254,7 @@ class TestHub:
         ]
         assert sum("/commit/" in each for each in hub.asked) == 1
         assert sum(split.num_rows for split in loaded(folder).values()) == 68
-        assert "load_dataset('org/rated')" in card_of(folder).text
+        assert 'load_dataset("org/rated")' in card_of(folder).text
         assert f"/datasets/org/rated/commit/{hub.commit('org/rated')}" in ended.out
         seen = ended.told.encode() + b"".join(hub.files("org/rated").values())
         assert hub.token.encode() not in seen

@@ -159,7 +159,7 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def _show(made: Shards) -> None:
-    rows = [(each.name, f"{each.rows:,}", f"{each.size / 1e6:,.1f}") for each in made.all]
-    total = (CARD, f"{made.rows:,}", f"{sum(each.size for each in made.all) / 1e6:,.1f}")
-    columns: Mapping[str, str] = {"file": "fold", "rows": "right", "MB in memory": "right"}
+    rows = [(each.name, f"{each.rows:,}", f"{each.size:,}") for each in made.all]
+    total = (CARD, f"{made.rows:,}", f"{sum(each.size for each in made.all):,}")
+    columns: Mapping[str, str] = {"file": "fold", "rows": "right", "bytes in memory": "right"}
     Console().print(table_of(columns, rows, SHOWN_SHARDS, total))

@@ -83,7 +83,7 @@ def _sections(dataset: Dataset, made: Shards, said: Told) -> Iterator[str]:
     if about := stage.spec.task.description.strip():
         yield about
     yield f"{made.rows:,} rows of the asset `{stage.name}`: {stage.about}."
-    code = f"from datasets import load_dataset\n\ndata = load_dataset({said.name!r})"
+    code = f'from datasets import load_dataset\n\ndata = load_dataset("{said.name}")'
     yield f"```python\n{code}\n```"
     yield f"License: {said.license or 'not stated'}."
     yield "## Rows"

@@ -21,6 +21,7 @@ from modelcall_assets.storage.files import NewFile, delete, read_bytes, write_by
 from modelcall_assets.storage.listing import FileInfo, list_files
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
+from modelcall_assets.storage.rows import Batch
 
 CARD = "README.md"
 MARK = "<!-- written by `modelcall publish`; the next one replaces it -->"
@@ -107,21 +108,27 @@ class Dataset:
                 writers[part].write(rows)
             for writer in writers.values():
                 writer.end()
+        made.splits = dict(sorted(made.splits.items()))
         return made
 
     def _chosen(self, schema: pa.Schema) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Some rows at a time, with their split."""
         for file in self.files:
             for batch in file.batches():
-                parted: dict[str, list[int]] = {}
-                for offset, item in enumerate(batch.items):
-                    index = batch.start + offset
-                    if self.selection.takes(file, index, item):
-                        part = self.split.part_of(file.identity(index, item)) or TRAIN
-                        parted.setdefault(part, []).append(offset)
-                for part, offsets in parted.items():
+                if parted := self._parted(file, batch):
                     columns = batch.to_arrow(schema)
-                    yield part, columns.take(pa.array(offsets, pa.int64()))
+                    for part, offsets in parted.items():
+                        yield part, columns.take(pa.array(offsets, pa.int64()))
+
+    def _parted(self, file: Published, batch: Batch) -> dict[str, list[int]]:
+        """Offsets in the batch by split."""
+        parted: dict[str, list[int]] = {}
+        for offset, item in enumerate(batch.items):
+            index = batch.start + offset
+            if self.selection.takes(file, index, item):
+                record = file.identity(index, item) if self.split.share else ""
+                parted.setdefault(self.split.part_of(record) or TRAIN, []).append(offset)
+        return parted
 
 
 @dataclass
