@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -244,7 +245,10 @@ class TestHub:
     def test_it_is_one_commit(
         self, scored: Project, hub: Hub, loaded: Callable[[Path], Any]
     ) -> None:
-        ended = publish(scored, DATASET, "--split", "0.3", "--private")
+        command = ("publish", TASK, DATASET, "--split", "0.3", "--private")
+        with scored.start(*command, env={**os.environ, "HF_HUB_DISABLE_XET": "1"}) as process:
+            out, err = process.communicate()
+        assert process.returncode == 0, err
         assert hub.created["visibility"] == "private" and hub.created["type"] == "dataset"
         folder = hub.folder("org/rated")
         assert sorted(hub.files("org/rated")) == [
@@ -255,8 +259,8 @@ class TestHub:
         assert sum("/commit/" in each for each in hub.asked) == 1
         assert sum(split.num_rows for split in loaded(folder).values()) == 68
         assert 'load_dataset("org/rated")' in card_of(folder).text
-        assert f"/datasets/org/rated/commit/{hub.commit('org/rated')}" in ended.out
-        seen = ended.told.encode() + b"".join(hub.files("org/rated").values())
+        assert f"/datasets/org/rated/commit/{hub.commit('org/rated')}" in out
+        seen = (out + err).encode() + b"".join(hub.files("org/rated").values())
         assert hub.token.encode() not in seen
 
     def test_a_new_one_replaces_it_with_force(self, scored: Project, hub: Hub) -> None:

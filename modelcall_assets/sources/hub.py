@@ -65,7 +65,7 @@ class HubDataset:
     def _hub(self) -> Any:
         hub = package("huggingface_hub", str(self), "hub")
         if not sys.stderr.isatty():
-            hub.utils.disable_progress_bars()
+            package("huggingface_hub.utils").disable_progress_bars()
         return hub
 
     @cached_property
