@@ -13,6 +13,7 @@ from modelcall_assets.cli.export import export
 from modelcall_assets.cli.failures import failures
 from modelcall_assets.cli.pieces import join, split
 from modelcall_assets.cli.plan import plan
+from modelcall_assets.cli.publish import publish
 from modelcall_assets.cli.rehearse import rehearse, trial
 from modelcall_assets.cli.report import report
 from modelcall_assets.cli.run import retry, run_task
@@ -24,7 +25,8 @@ from modelcall_assets.errors import ModelcallError, SetupError
 @click.group(
     commands=[
         *(check, plan, trial, rehearse, run_task),
-        *(failures, retry, report, compare_results, agreement, export, register, verify, clean),
+        *(failures, retry, report, compare_results, agreement, export, publish),
+        *(register, verify, clean),
         *(split, join, migrate, adopt),
     ],
     context_settings={
@@ -52,6 +54,7 @@ def modelcall() -> None:
       modelcall report TASK.yaml      a page of totals, plots and records
       modelcall compare A B           two results on the same items
       modelcall export TASK.yaml      JSONL or Parquet for others
+      modelcall publish TASK.yaml TO  a data set with a card, in a folder or on the Hub
       modelcall register              input files appear in the Dagster UI, to be picked
       modelcall verify TASK.yaml      whether all of it is as it was written
     """

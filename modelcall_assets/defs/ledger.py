@@ -3,18 +3,15 @@ the ledger of a run that works on many files at once."""
 
 import errno
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
-from math import ceil
 from threading import Condition
 from typing import Any, NamedTuple
 
 import dagster as dg
-import orjson
 from dagster._core.events import (
     AssetMaterializationPlannedData,
     AssetObservationData,
@@ -34,17 +31,13 @@ from modelcall_assets.stages.pieces import pool_of, uncut
 from modelcall_assets.stages.report import Report, counted
 from modelcall_assets.stages.score_table import API_ABOUT
 from modelcall_assets.stages.task import Task
-from modelcall_assets.transforms.transcript import markdown
+from modelcall_assets.transforms.transcript import markdown, markdown_table
 
 COMPLETE = "complete"
 CHECKED = (
     "Whether a file is complete: rows in = succeeded + failed + dropped, no more failed rows than "
     "max_failure_rate allows (any is a warning), ids unique. A table says what was found."
 )
-_MOST_CELL = 160
-"""Characters that are shown."""
-_MARKS = re.compile(r"([\\`*_\[\]<>|~&])")
-_BAR = 24
 MANY = 100
 """So many waiting entries pay for the start of a process."""
 
@@ -96,12 +89,7 @@ def metadata_of(
         shown[name] = float(f"{value:.10g}") if name.endswith("_usd") else value
     shown |= tables
     for name, values in report.histograms.items():
-        bins = values.bins()
-        most = max((rows for _, rows in bins), default=0)
-        bars = [
-            {name: value, "rows": rows, "": "█" * ceil(_BAR * rows / most)} for value, rows in bins
-        ]
-        shown |= {f"histogram_{name}": _table(bars)} if bars else {}
+        shown |= {f"histogram_{name}": _table(bars)} if (bars := values.bars(name)) else {}
     if report.warnings:
         shown["warnings"] = report.warnings
     if stage.suffix:  # else the rows are in the user's own file
@@ -157,21 +145,7 @@ def failed_check(why: str) -> dg.AssetCheckResult:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """A Markdown table, in which no character means anything; long cells are cut."""
-    names = list(rows[0])
-    cells = ([_cell(row.get(name)) for name in names] for row in rows)
-    lines = [map(_cell, names), ["---"] * len(names), *cells]
-    return dg.MetadataValue.md("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
-    text = " ".join(text.split())
-    return _MARKS.sub(r"\\\1", text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…")
+    return dg.MetadataValue.md(markdown_table(rows))
 
 
 class Ended(NamedTuple):

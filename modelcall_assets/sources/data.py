@@ -298,11 +298,11 @@ def shuffled(rows: int, seed: int = _SEED) -> Sequence[int]:
     return package("numpy").random.default_rng(seed).permutation(rows)
 
 
-def package(name: str) -> Any:
-    """SetupError when it is not installed."""
+def package(name: str, field: str = "sources", extra: str = "evaluation") -> Any:
+    """SetupError when it is not installed: `field` needs it, the `extra` has it."""
     try:
         return import_module(name)
     except ImportError as error:
         wrong = f"the package {name} cannot be imported ({error})"
-        fix = "pip install 'modelcall-assets[evaluation]'"
-        raise SetupError([Problem("sources", "", wrong, fix=fix)]) from error
+        fix = f"pip install 'modelcall-assets[{extra}]'"
+        raise SetupError([Problem(field, "", wrong, fix=fix)]) from error

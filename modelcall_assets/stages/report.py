@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -87,6 +88,7 @@ LISTED = 10
 SAMPLE_ROWS = 6
 SHOWN_CHARS = 200
 SHOWN_DUPLICATES = 5
+_BAR = 24
 
 
 class Distribution:
@@ -152,6 +154,12 @@ class Distribution:
             found[min(most - 1, int((value - low) / width))] += rows
         ends = [low + width * at for at in range(most + 1)]
         return [(f"{ends[at]:.3g} – {ends[at + 1]:.3g}", rows) for at, rows in enumerate(found)]
+
+    def bars(self, name: str) -> list[Row]:
+        """The bins as a table."""
+        bins = self.bins()
+        most = max((rows for _, rows in bins), default=0)
+        return [{name: at, "rows": rows, "": "█" * ceil(_BAR * rows / most)} for at, rows in bins]
 
     def _coarsen(self) -> None:
         if len(self.counts) > MOST_VALUES:

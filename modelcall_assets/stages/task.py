@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from modelcall_assets.config.catalog import load_task
 from modelcall_assets.config.distillation import DistillationTask, EvaluationTask
-from modelcall_assets.config.places import shown_place
-from modelcall_assets.config.spec import TaskSpec, unwritable
+from modelcall_assets.config.places import Storage, shown_place
+from modelcall_assets.config.spec import TaskSpec, store_options, unwritable
 from modelcall_assets.config.task import ScoringTask
 from modelcall_assets.errors import InputError, Problem, SetupError
 from modelcall_assets.journal import Journal
@@ -51,6 +51,16 @@ class Layout:
     def place(self, text: str) -> Place:
         """Of an absolute path or a URI, in the stores that the task may use."""
         return self._stores.place(text)
+
+    def elsewhere(self, text: str, named_by: str) -> Place:
+        """Also in a store that no place of the task is in. SetupError when its profile lacks
+        something; `named_by` says what the place is."""
+        spec = self.spec
+        places, file = {named_by: text}, spec.file_name
+        options, problems = store_options(Storage(spec.storage), spec.env, places, file)
+        if problems:
+            raise SetupError(problems)
+        return Stores(options).place(text)
 
     @cached_property
     def input_folder(self) -> Place:

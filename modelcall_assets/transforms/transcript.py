@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,9 @@ _SHORT, _ONE_LINE = 60, 160
 """Characters of a text, and of a list or object, that are shown in one line."""
 _URL = 200
 """Characters of an image's address, which may be its content, that are shown."""
+_MOST_CELL = 160
+"""Characters of a table's cell that are shown."""
+_MARKS = re.compile(r"([\\`*_\[\]<>|~&])")
 _UNFENCED = frozenset("\r\0")
 """What no fence leaves as it is."""
 
@@ -72,6 +75,24 @@ def markdown(record: Row) -> str:
         else:
             blocks.append(f"{_code(path)}: {_code(_json(value))}")
     return "\n\n".join(blocks)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """No character means anything in it; long cells are cut."""
+    names = list(rows[0])
+    cells = ([_cell(row.get(name)) for name in names] for row in rows)
+    lines = [map(_cell, names), ["---"] * len(names), *cells]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    text = " ".join(text.split())
+    return _MARKS.sub(r"\\\1", text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…")
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

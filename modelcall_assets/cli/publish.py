@@ -1,0 +1,165 @@
+"""`modelcall publish`: a task's rows as a data set that others load, with a card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from rich.console import Console
+
+from modelcall_assets.cli.terminal import (
+    chosen_files,
+    echo,
+    file_option,
+    misuse,
+    parsed_where,
+    stage_of,
+    stage_option,
+    table_of,
+    task_argument,
+    where_option,
+)
+from modelcall_assets.config.places import is_within
+from modelcall_assets.sources.hub import HUB, HubDataset
+from modelcall_assets.stages.card import Told, card
+from modelcall_assets.stages.dataset import (
+    CARD,
+    SHARD,
+    Dataset,
+    Shards,
+    check_free,
+    finish,
+)
+from modelcall_assets.stages.selection import Selection, Split
+from modelcall_assets.stages.task import Task
+from modelcall_assets.storage.places import Place
+
+SHOWN_SHARDS = 20
+
+
+@click.command()
+@task_argument
+@click.argument("destination")
+@stage_option
+@file_option
+@where_option
+@click.option(
+    "--split",
+    "share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Put this share of the rows in the split validation, the others in train, by record id.",
+)
+@click.option("--seed", default=42, show_default=True, help="Another seed is another split.")
+@click.option("--license", help="As the Hub calls it, such as apache-2.0; default: not stated.")
+@click.option(
+    "--shard-mb",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Size of a file's rows in memory; on disk they are smaller.",
+)
+@click.option("--private", is_flag=True, help="Of a new data set on the Hub: only for its members.")
+@click.option("--revision", metavar="BRANCH", help="On the Hub: a branch; default: the main one.")
+@click.option("--force", is_flag=True, help="Replace what was published there before.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be written, and the card.")
+def publish(
+    task: Task,
+    destination: str,
+    stage: str | None,
+    pattern: str | None,
+    condition: str | None,
+    share: float | None,
+    seed: int,
+    license: str | None,
+    shard_mb: int,
+    private: bool,
+    revision: str | None,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Publish the good rows of TASK.yaml as a data set: a folder, a URI in a store, or
+    hf://datasets/ORG/NAME on the Hugging Face Hub.
+
+    It has Parquet files of each split below data/, and README.md, its card: rows, scores, model,
+    prompt, failures, cost, and where the rows are from. The card is written last. On the Hub all of
+    it is one commit; the token is taken from HF_TOKEN.
+
+    \b
+      modelcall publish my_task.yaml /data/my_set --where 'score >= 4' --split 0.05
+      modelcall publish my_task.yaml hf://datasets/org/my_set --license apache-2.0 --dry-run
+      modelcall publish my_task.yaml s3://bucket/my_set --force
+    """
+    shown = stage_of(task, stage)
+    files = chosen_files(shown, pattern, rejected=False)
+    split = Split(share or 0.0, seed)
+    chosen = Selection("successes", parsed_where(condition, files))
+    dataset = Dataset(files, chosen, split, shard_mb << 20)
+    hub = _hub_dataset(task, destination, revision, private)
+    options = {"stage": stage, "file": pattern, "where": condition, "license": license}
+    options |= {"split": share, "seed": seed if share else None}
+    command = ["modelcall", "publish", task.spec.file_name, str(hub or "DESTINATION")]
+    command += [word for name, value in options.items() for word in _option(name, value)]
+    said = Told(hub.name if hub else "path/to/this/folder", license, command)
+    folder = task.layout.elsewhere(destination, "DESTINATION")
+    if hub is None:
+        _check_folder(task, folder, force)
+    if dry_run:
+        made = dataset.write(None)
+        _show(made)
+        echo(card(dataset, made, said))
+        echo(f"nothing is written; it would be: {hub or folder}")
+    elif hub is None:
+        _show(_written(dataset, folder, said))
+        echo(f"published: {folder}")
+    else:
+        parent, there = hub.open()
+        old = [name for name in there if SHARD.fullmatch(name)]
+        if (old or CARD in there) and not force:
+            fix = "choose another name, or add --force: the Hub keeps what was there as history"
+            raise misuse(str(hub), f"{[*old, CARD][0]} is there already", fix=fix)
+        with TemporaryDirectory(prefix="modelcall-") as scratch:
+            made = _written(dataset, Path(scratch), said)
+            address = hub.commit(Path(scratch), old, parent)
+        _show(made)
+        echo(f"published: {address}")
+
+
+def _hub_dataset(
+    task: Task, destination: str, revision: str | None, private: bool
+) -> HubDataset | None:
+    """None for a folder or a store."""
+    if not destination.startswith("hf://"):
+        if revision or private:
+            option = "--revision" if revision else "--private"
+            raise misuse(option, "is of the Hub", have=destination, fix="leave it out")
+        return None
+    name = destination.removeprefix(HUB).strip("/")
+    if not destination.startswith(HUB) or name.count("/") != 1:
+        raise misuse("DESTINATION", "names no data set", f"{HUB}ORG/NAME", destination)
+    return HubDataset(name, task.spec.env, revision, private)
+
+
+def _check_folder(task: Task, folder: Place, force: bool) -> None:
+    for taken in (str(stage.folder) for stage in task.stages):
+        if is_within(str(folder), taken):
+            wrong = "the folder is one of the task's own"
+            raise misuse("DESTINATION", wrong, have=taken, fix="choose another")
+    check_free(folder, force=force)
+
+
+def _written(dataset: Dataset, folder: Place, said: Told) -> Shards:
+    made = dataset.write(folder)
+    finish(folder, made, card(dataset, made, said))
+    return made
+
+
+def _option(name: str, value: Any) -> list[str]:
+    return [] if value is None else [f"--{name}", str(value)]
+
+
+def _show(made: Shards) -> None:
+    rows = [(each.name, f"{each.rows:,}", f"{each.size:,}") for each in made.all]
+    total = (CARD, f"{made.rows:,}", f"{sum(each.size for each in made.all):,}")
+    columns: Mapping[str, str] = {"file": "fold", "rows": "right", "bytes in memory": "right"}
+    Console().print(table_of(columns, rows, SHOWN_SHARDS, total))
