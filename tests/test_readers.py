@@ -1,4 +1,4 @@
-"""Task readers of AgentScope Tuner and AgentJet: what each makes of its tasks, and what it tells."""
+"""Task readers of AgentScope Tuner and AgentJet: what they make of tasks, and what they tell."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from environment_server import environment
 from project import GENERATE, Project, read_rows, write_rows
 
 from modelcall_assets.errors import InputError, SetupError
-from modelcall_assets.rehearsal import RehearsalServer
 from modelcall_assets.sources import Dummies, Task, TaskDataset, TaskFile
 from modelcall_assets.sources.tuner import sources_of
 
 ROOT = Path(__file__).parent.parent
-READER = "configs/tasks/read.yaml"
 
 
 def lines(path: Path, *rows: Any) -> str:
@@ -59,7 +57,7 @@ class TestTask:
         ],
     )
     def test_what_is_wrong_is_named(self, row: dict[str, Any], told: str) -> None:
-        with pytest.raises(ValueError, match="") as raised:
+        with pytest.raises(ValueError) as raised:
             Task.of(row).conversation()
         assert told in str(raised.value)
 
@@ -200,59 +198,62 @@ class TestConfig:
         assert told in str(raised.value)
 
 
-def write_reader(project: Project, reader: Any, **more: Any) -> None:
-    step = {"task_reader": reader, "output_dir": "data/read/conversations", **more}
-    asked = {**GENERATE, "output_path": "data/read/responses"}
-    asked.pop("input_path", None)
-    task = {"task_name": "read", "task_type": "data_distillation", "sources": step}
-    project.write(READER, yaml.safe_dump({**task, "generate_response": asked}))
+def write_reader(project: Project, reader: Any, **fields: Any) -> str:
+    step = {"task_reader": reader, "output_dir": "data/read"}
+    return str(project.write_steps(sources=step, generate_response=GENERATE, **fields))
 
 
 class TestTasks:
-    def test_training_and_validation_are_apart(
-        self, project: Project, endpoint: RehearsalServer
-    ) -> None:
-        root = project.root
+    def test_training_and_validation_are_apart(self, distilling: Project) -> None:
+        root = distilling.root
         lines(root / "train.jsonl", {"main_query": "One?", "task_id": 1}, "{torn", {"task_id": 2})
         lines(root / "val.jsonl", *({"main_query": f"{n}?", "task_id": n} for n in range(3)))
         files = {"training": {"file_path": "train.jsonl"}, "validation": {"file_path": "val.jsonl"}}
         tuner = {"astuner": {"task_reader": {"type": "dataset_file", "dataset_file": files}}}
-        project.write("tuner.yaml", yaml.safe_dump(tuner))
-        write_reader(project, "tuner.yaml")
-        assert project.run("check", READER).code == 0
-        ended = project.run("run-task", READER)
+        (root / "tuner.yaml").write_text(yaml.safe_dump(tuner))
+        task = write_reader(distilling, "tuner.yaml")
+        checked = distilling.run("check", task)
+        assert checked.code == 0, checked
+        ended = distilling.run("run-task", task)
         assert ended.code == 1 and "training.jsonl" in ended.out, ended
-        answered = read_rows(root / "data/read/responses/validation.jsonl")
+        answered = read_rows(root / "data/responses/validation.jsonl")
         assert [row["task_id"] for row in answered] == ["0", "1", "2"]
         assert all(row["response"] for row in answered)
-        told = project.run("failures", READER, "--stage", "chatml").out
+        told = distilling.run("failures", task, "--stage", "chatml").out
         assert "train.jsonl, line 2" in told and "train.jsonl, line 3: neither" in told
 
-    def test_a_loader_of_the_users_own(self, project: Project, endpoint: RehearsalServer) -> None:
-        project.write(
-            "loaders.py", "def squares(number):\n    return f'What is {number} squared?'\n"
+    def test_a_loader_of_the_users_own(self, distilling: Project) -> None:
+        code = "def squares(number):\n    return f'What is {number} squared?'\n"
+        (distilling.root / "loaders.py").write_text(code)
+        block = {"loader": "loaders:squares"}
+        limit = {"enabled": True, "max_items_per_file": 4}
+        task = write_reader(
+            distilling, {"type": "random_dummy", "random_dummy": block}, debug=limit
         )
-        write_reader(
-            project, {"type": "random_dummy", "random_dummy": {"loader": "loaders:squares"}}
+        ended = distilling.run("run-task", task)
+        assert ended.code == 0, ended
+        rows, others = (
+            read_rows(distilling.root / f"data/responses/{name}.jsonl")
+            for name in ("training", "validation")
         )
-        assert project.run("run-task", READER, "--max-items", "4").code == 0
-        rows = read_rows(project.root / "data/read/responses/training.jsonl")
-        assert [row["main_query"] for row in rows][:1] == ["What is 521 squared?"]
-        assert rows == read_rows(project.root / "data/read/responses/validation.jsonl")
+        assert rows[0]["main_query"] == "What is 521 squared?" and len(rows) == 4
+        assert [row["id"] for row in rows] == [row["id"] for row in others]
 
-    def test_an_environment(self, project: Project, endpoint: RehearsalServer) -> None:
+    def test_an_environment(self, distilling: Project) -> None:
         with environment() as gym:
             block = {"env_type": "gym", "env_url": gym.url}
-            write_reader(project, {"type": "env_service", "env_service": block})
-            assert project.run("run-task", READER).code == 0
-        rows = read_rows(project.root / "data/read/responses/gym-train.jsonl")
+            task = write_reader(distilling, {"type": "env_service", "env_service": block})
+            ended = distilling.run("run-task", task)
+            assert ended.code == 0, ended
+        rows = read_rows(distilling.root / "data/responses/gym-train.jsonl")
         assert [row["task_id"] for row in rows] == ["sum-1", "sum-2", "sum-3"]
 
-    def test_one_of_both_is_named(self, project: Project) -> None:
-        write_reader(project, "tuner.yaml", tasks=[{"name": "GSM8K"}])
-        told = project.run("check", READER).out
-        assert f"{READER}:sources: expected either tasks or task_reader" in told
-        project.write("tuner.yaml", "ajet: {trainer: {}}\n")
-        write_reader(project, "tuner.yaml")
-        told = project.run("check", READER).out
+    def test_one_of_both_is_named(self, distilling: Project) -> None:
+        both = {"task_reader": "tuner.yaml", "tasks": [{"name": "GSM8K"}], "output_dir": "x"}
+        task = str(distilling.write_steps(sources=both, generate_response=GENERATE))
+        told = distilling.run("check", task).out
+        assert "chain.yaml:sources: expected either tasks or task_reader" in told
+        (distilling.root / "tuner.yaml").write_text("ajet: {trainer: {}}\n")
+        write_reader(distilling, "tuner.yaml")
+        told = distilling.run("check", task).out
         assert "tuner.yaml: no task reader; expected ajet.task_reader or astuner" in told

@@ -37,8 +37,7 @@ GRACE_S = 10.0
 """For what is still open when a client is closed; the next one releases what is left."""
 _DNS_S = 600
 """Names are kept so long: when an interpreter ends it can look up none."""
-_REFUSED = frozenset({Reason.CONNECT})
-_NOT_DONE = _REFUSED | {Reason.RATE_LIMITED}
+_NOT_DONE = frozenset({Reason.CONNECT, Reason.RATE_LIMITED})
 _SILENT = _NOT_DONE | {Reason.SERVER_ERROR, Reason.TIMEOUT, Reason.DROPPED}
 
 
@@ -106,7 +105,7 @@ class Client:
     async def tasks(self, env_type: str, split: str) -> list[str]:
         """Their ids, in the order of the service. RowFailed when it does not tell them."""
         about = {"env_type": env_type, "params": {"split": split}}
-        return await self.ask("get_env_profile", about, _ids, _REFUSED)
+        return await self.ask("get_env_profile", about, _ids, frozenset())
 
     @asynccontextmanager
     async def instance(self, env_type: str, task_id: str) -> AsyncIterator[Instance]:

@@ -259,13 +259,19 @@ class Prepared(Conversations):
 
     def lacks(self) -> Iterator[Problem]:
         """What is not here yet."""
-        for origin in {o: None for each in self.inputs.sources.values() for o in each.origins}:
+        sources = self.inputs.sources.values()
+        for origin in {origin: None for each in sources for origin in each.origins}:
             try:
                 if not origin.found():
                     fix = "or let the run fetch it" if origin.is_remote else ""
                     yield self.task.warning(origin.absent, fix=fix)
             except InputError as error:
                 yield self.task.warning(str(error))
+        for each in sources:
+            try:
+                each.version()
+            except InputError as error:
+                yield self.task.warning(str(error), field="sources")
 
     def make(self, key: str, tally: Tally) -> Report:
         """InputChanged when the files are not what raw recorded."""
