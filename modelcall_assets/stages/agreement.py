@@ -149,12 +149,23 @@ class Panel:
         for name, (parts, said) in self.people.items():
             keys = _COMPUTE.binary_join_element_wise(*(items[part] for part in parts), "\0")
             own = pa.array(["\0".join(key) for key in said])
+            met = keys.filter(_COMPUTE.is_in(keys, value_set=own))
+            if len(_COMPUTE.unique(met)) < len(met):
+                fix = "add a column sample, or file, to the labels"
+                raise InputError(f"{name}: a label is of several rows: {_twice(met)}; {fix}")
             values = [_plain(label, self.has_texts) for label in said.values()]
             found = labels_of(pa.chunked_array([pa.array(values)]), self.has_texts)
             labels[name] = found.take(_COMPUTE.index_in(keys, value_set=own))
             is_met = _COMPUTE.is_in(own, value_set=_COMPUTE.unique(keys)).to_pylist()
             unmatched[name] = [key[0] for key, met in zip(said, is_met, strict=True) if not met]
         return pa.table(labels), unmatched
+
+
+def _twice(keys: pa.ChunkedArray) -> str:
+    """The record of a key that is there more than once."""
+    counts = _COMPUTE.value_counts(keys).to_pylist()
+    key = next(each["values"] for each in counts if each["counts"] > 1)
+    return short(key.partition("\0")[0])
 
 
 def _counted(labels: pa.Table) -> dict[tuple[Any, ...], int]:

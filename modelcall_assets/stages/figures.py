@@ -10,7 +10,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Any, NamedTuple, Self
 
-from modelcall_assets.records.outcome import BadLine, Row
+from modelcall_assets.records.outcome import BadLine, Failure, Outcome, Reason, Row, Success
 from modelcall_assets.stages.report import Report
 from modelcall_assets.transforms.statistics import (
     Estimate,
@@ -160,6 +160,13 @@ class Grades:
         self._figures, self._of, self._sample = Figures(name, is_boolean), ("", "", ""), -1
         self._samples = list[tuple[str, float]]()
         """Answer and value of each of the item."""
+
+    def checked(self, outcome: Success) -> Outcome:
+        """A Failure where the grader says nothing of what is averaged."""
+        if (name := self._figures.name) in outcome.values:
+            return outcome
+        told = f"score() returned {', '.join(outcome.values)}; expected {name}, which is averaged"
+        return Failure(Reason.SCORER_ERROR, told)
 
     def add(self, item: Row | BadLine, values: Mapping[str, Any]) -> None:
         """The grade of the next row."""

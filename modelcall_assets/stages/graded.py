@@ -41,10 +41,14 @@ class Graded(ScorerScores):
     def about(self) -> str:  # type: ignore[override]
         return f"grades by {self.step.grader or 'the graders of the sources'}"
 
+    @property
+    def shown(self) -> str:
+        return self.step.grader or self._default
+
     @cached_property
     def path(self) -> str:  # type: ignore[override]
         """Of the grader's class. SetupError when there is none of that name."""
-        name = self.step.grader or self._default
+        name = self.shown
         if ":" in name:
             return name
         if name not in GRADERS:
@@ -66,7 +70,8 @@ class Graded(ScorerScores):
         inputs = self.task.inputs
         graders = inputs.graders if isinstance(inputs, SourceInputs) else {None}
         if None in graders:
-            raise self._wrong("missing: not all sources say by what they are graded")
+            expected = f"one of {', '.join(GRADERS)}, or module:name of your own"
+            raise self._wrong("missing: a source does not say by what it is graded", expected)
         named = sorted(filter(None, graders))
         for name in named:
             if name not in GRADERS:
@@ -114,12 +119,12 @@ class Graded(ScorerScores):
 
     def check_ready(self) -> None:
         """SetupError too when a grader cannot work here."""
+        graders: list[Any] = [self.scorer()]
         asked = self._task.generate_response
         by_logprobs = self.step.options.get("by") == "logprobs"
         if by_logprobs and asked is not None and asked.logprobs is None:
             fix = "write `logprobs: 20` there"
             raise self._wrong("needs generate_response.logprobs", fix=fix)
-        graders: list[Any] = [self.scorer()]
         if self.step.grader is None:
             graders += [GRADERS[name]() for name in self._defaults]
         for grader in graders:

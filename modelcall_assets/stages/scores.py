@@ -222,10 +222,15 @@ class ScorerScores(Stage):
         assert isinstance(self.spec.task, ScoringTask) and self.spec.task.scorer is not None
         return self.spec.task.scorer
 
+    @property
+    def shown(self) -> str:
+        """As its rows name it."""
+        return self.path
+
     @cached_property
     def _version(self) -> str:
         digest = scorer_digest(self.path, self.spec.root, self.spec.file_name)
-        return f"{self.path}@{digest}"
+        return f"{self.shown}@{digest}"
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -264,7 +269,10 @@ class ScorerScores(Stage):
             if tally.is_stopped:
                 raise RunStopped("interrupted; this file is rated from its first row again")
             assert source.maker is not None
-            return item, source.maker.failure_of(item) or rate(scorer, item)
+            outcome = source.maker.failure_of(item) or rate(scorer, item)
+            if grades is not None and isinstance(outcome, Success):
+                outcome = grades.checked(outcome)
+            return item, outcome
 
         with Draft(self, key) as draft, ThreadPoolExecutor(threads) as pool:
             outcomes: list[Outcome] = []
@@ -283,7 +291,7 @@ class ScorerScores(Stage):
                 outcome = outcomes[index]
                 has_values = isinstance(outcome, Success)
                 text = orjson.dumps(outcome.values).decode() if has_values else None
-                told = {"api_return": text, "api_model": self.path}
+                told = {"api_return": text, "api_model": self.shown}
                 return {**outcome_row(outcome), **told}, Usage()
 
             report = draft.written(
