@@ -1720,6 +1720,7 @@ class TestOldFiles:
         project.write_generation()
         found.append(answer_all(project))
         for kind, distillation in OLD_FILES.items():
+            project.task_file.unlink()
             project.task = f"old_{kind}"
             project.write_steps(kind, distillation=distillation, **OLD_BLOCKS)
             (project.root / "data/responses" / CONVERSATIONS).unlink()

@@ -171,7 +171,8 @@ def test_tasks_in_a_store_are_linked_and_must_not_clash(project: Storage) -> Non
     assert one.link and one.link.spec.name == "merge"
     ((broken,),) = (task.problems for task in catalog.broken)
     assert str(broken).startswith(
-        "configs/tasks/two.yaml: configs/tasks/one.yaml writes to the same"
+        "configs/tasks/two.yaml:generate_response.output_path: "
+        "configs/tasks/one.yaml writes to the same"
     )
     assert "have s3://b/one" in str(broken)
 
