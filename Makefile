@@ -34,7 +34,7 @@ ui: setup  ## Dagster's UI and daemon, with the rehearsal endpoint beside them; 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-fast: setup  ## what takes a minute in all: no daemon, no kills, no stores
+test-fast: setup  ## what takes a minute in all: no Dagster instance, no kills, no stores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 acceptance: setup  ## the UI in a browser, S3 on Ceph and more: acceptance/README.md; PART=test_browser.py

@@ -22,15 +22,16 @@ from modelcall_assets.storage.publishing import open_locks
 pytest.register_assert_rewrite("s3_contract")
 settings.register_profile("of the project", deadline=None)
 settings.load_profile("of the project")
+TAKES_LONG = {"empty_home", "s3_server"}
+"""What runs in a Dagster instance, or starts a real store."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for a daemon begins first, so that other tests fill the time. A real store takes
-    long to start."""
+    """What waits for a daemon begins first, so that other tests fill the time."""
     items.sort(key=lambda item: item.path.name != "test_daemon.py")
     for item in items:
-        if "s3_server" in getattr(item, "fixturenames", ()):
+        if not TAKES_LONG.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -25,6 +25,8 @@ from modelcall_assets.grading.code import Code, imports, unwrapped
 from modelcall_assets.grading.sandbox import bwrap
 from modelcall_assets.grading.trial import packed, unpacked
 
+pytestmark = pytest.mark.slow
+
 SQUARE = "def check(candidate):\n    assert candidate(7) == 49\n    assert candidate(n=-3) == 9\n"
 MARK = "reference-7f3a"
 """Stands in every test of an attacked row, and must be found nowhere."""

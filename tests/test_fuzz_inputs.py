@@ -36,6 +36,8 @@ from modelcall_assets.storage.listing import stat_file
 from modelcall_assets.storage.rows import read_batches
 from modelcall_assets.transforms.chatml import ChatmlOptions
 
+pytestmark = pytest.mark.slow
+
 MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 PROMPTS = ChatmlOptions("prompt_text_only", {"prompt_text": "text"})
 KEEP = Reading()

@@ -34,6 +34,8 @@ from modelcall_assets.llm.sdk_transport import SdkTransport
 from modelcall_assets.llm.transport import DirectTransport
 from modelcall_assets.records.outcome import Failure
 
+pytestmark = pytest.mark.slow
+
 ROWS, WORKERS = 12, 3
 LIMIT_MIB = 1
 BUFFERS = 16 << 20

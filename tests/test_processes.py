@@ -33,6 +33,8 @@ from modelcall_assets.defs.ledger import Entry, Teller
 from modelcall_assets.defs.runs import end_dead_runs
 from modelcall_assets.rehearsal import Faults, RehearsalServer
 
+pytestmark = pytest.mark.slow
+
 RAW = dg.AssetKey(["rate", "raw"])
 RUNS, INDEX, TICKS = "history/runs.db", "history/runs/index.db", "schedules/schedules.db"
 ROWS = 40
