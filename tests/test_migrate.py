@@ -741,6 +741,7 @@ def parts(draw: st.DrawFn, data: Data) -> Data:
 
 @pytest.mark.parametrize(("old", "parse"), PARSERS)
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_part_of_an_old_file_validates_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, old: Data, parse: Any, data: st.DataObject
 ):
