@@ -49,11 +49,10 @@ from modelcall_assets.stages.selection import (
 from modelcall_assets.stages.source import Published
 from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
-from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS
+from modelcall_assets.transforms.training import FORMS, PAIR_FORMS, REQUESTS, TASKS
 
 SHOWN_FILES = 40
 DIALOGUE_FOLDER = "codex_dialogue"
-TUNER_FILE = "tasks"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Asked:
     @property
     def one_file(self) -> PurePosixPath | None:
         """That all rows go to, without suffix."""
-        path = PurePosixPath(self.into or (TUNER_FILE if self.to == "tuner" else ""))
+        path = PurePosixPath(self.into or ("tasks" if self.to == TASKS else ""))
         if path.is_absolute() or ".." in path.parts:
             raise misuse(
                 "--into", "leads out of the folder", "a name, or a path below it", str(path)
@@ -111,7 +110,7 @@ class Asked:
 @file_option
 @click.option(
     "--to",
-    type=click.Choice([*FORMS, REQUESTS]),
+    type=click.Choice([*FORMS, TASKS, REQUESTS]),
     help="A form that trainers read, in place of the rows as they are; docs/training.md has all.",
 )
 @click.option("--into", metavar="NAME", help="All rows in one file of this name.")
