@@ -449,7 +449,7 @@ def test_old_names_of_retries(rated: Project, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--pairs", "score"], "expected --to trl or sharegpt"),
+        (["--pairs", "score"], "add --to trl or sharegpt"),
         (["--pairs", "score", "--to", "trl", "--best", "score"], "leave out --best"),
         (["--margin", "1"], "add --pairs SCORE"),
         (["--to", "openai", "--failures"], "leave out --failures, or use --to openai-batch"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from io import BufferedWriter
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
@@ -123,30 +123,23 @@ def export_files(
 
 def record_export(
     folder: Place,
+    options: Mapping[str, Any],
     files: Sequence[Published],
-    form: Form,
-    condition: str | None,
-    keep: str,
     exports: Sequence[Exported],
     when: datetime,
 ) -> None:
-    """Write down what was exported beside the origins of the rows."""
+    """Write down what was exported, and how, beside the origins of the rows."""
     rows = Counter[str]()
     for file in files:
         rows[f"{file.stage.spec.name}/{file.stage.name}"] += file.manifest.rows
-    left_out = sum((each.left_out for each in exports), Counter[str]())
     record = {
         "time": when.isoformat(timespec="seconds"),
+        "options": options,
         "rows": rows,
-        "keep": keep,
-        "condition": condition,
-        "form": None if form.examples is None else form.examples.form,
-        "pairs": None if form.examples is None else form.examples.pairs,
-        "split": form.split,
         "written": {path: count for each in exports for path, count in each.written.items()},
-        "left_out": left_out,
+        "left_out": sum((each.left_out for each in exports), Counter[str]()),
     }
-    data = orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    data = orjson.dumps(record, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     write_bytes(folder / ORIGINS / RECORD, data)
 
 

@@ -226,13 +226,12 @@ def check_columns(names: Iterable[str], files: Sequence[Published], option: str)
     """SetupError when the first rows of no file have a column that the option names."""
     missing, found = set(names), set[str]()
     for file in files:
-        first = next(file.batches(), None)
-        rows = [] if first is None else [row for row in first.items if isinstance(row, dict)]
-        found.update(*rows)
-        missing = {name for name in missing if found.isdisjoint((name, name.partition(".")[0]))}
         if not missing:
             return
-    if found:
+        first = next(file.batches(), None)
+        found.update(*(row for row in (first.items if first else ()) if isinstance(row, dict)))
+        missing = {name for name in missing if found.isdisjoint((name, name.partition(".")[0]))}
+    if found and missing:
         fixes = {name: did_you_mean(name, found) for name in sorted(missing)}
         expected = f"one of {', '.join(map(short, sorted(found)))}"
         raise SetupError(
