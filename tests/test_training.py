@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import ROOT, write_examples
-from project import GENERATE, JUDGE, Ended, Project, Row, asked, merged, read_rows, turn
+from project import GENERATE, JUDGE, TASK, Ended, Project, Row, asked, merged, read_rows, turn
 
 from modelcall_assets.sources import CustomJSON, Mixture
 from modelcall_assets.stages.export import ORIGINS
@@ -81,6 +81,17 @@ class TestAConversation:
     def test_that_is_none_is_left_out(self, form: str) -> None:
         assert left_out(form, []) == "no messages"
         assert left_out(form, ["hi"]) == "messages that are no turns"
+        assert left_out(form, [turn("critic", "hm"), *CHAT]) == "a turn of another role"
+        for content in (None, {"a": 1}):
+            odd = {"role": "user", "content": content}
+            assert left_out(form, [odd, CHAT[2]]) == "content that is not text"
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_has_a_question_and_an_answer(self, form: str) -> None:
+        assert left_out(form, CHAT[:2]) == "no answer at the end"
+        assert left_out(form, CHAT[2:3]) == "nothing that is asked"
+        nothing = {"role": "assistant", "content": None, "tool_calls": []}
+        assert left_out(form, [*CHAT[:2], nothing]) == "content that is not text"
 
 
 class TestForms:
@@ -117,7 +128,10 @@ class TestForms:
         assert isinstance(written, dict)
         (call,) = written["messages"][1]["tool_calls"]
         assert json.loads(call["function"]["arguments"]) == {"a": 1}
-        assert left_out("openai", CHAT[:2]) == "no answer at the end"
+        calls_nobody = [CHAT[1], {**CHAT[2], "tool_calls": []}]
+        assert line("openai", {"messages": calls_nobody}) == {"messages": CHAT[1:3]}
+        nameless = [CALLING[0], {**CALLING[1], "tool_calls": [{"id": "1"}]}, *CALLING[2:]]
+        assert left_out("openai", nameless) == "calls that name no function"
         assert left_out("openai", CHAT, tools="calculator") == "tools that are no list"
 
     def test_sharegpt(self) -> None:
@@ -358,7 +372,10 @@ class TestExport:
         (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "x"}}')
         export(rated, tmp_path, ONE, "--file", A, "--to", "sharegpt")
         export(rated, tmp_path, ONE, "--to", "alpaca", "--into", "flat.jsonl")
+        export(rated, tmp_path, ONE, "--to", "sharegpt", "--into", "mine")
+        export(rated, tmp_path, ONE, "--to", "sharegpt", "--into", "mine", "--force")
         info = orjson.loads((tmp_path / "dataset_info.json").read_bytes())
+        assert info.pop("mine_")["file_name"] == "mine.jsonl", "a name that another file has"
         assert [*info] == ["mine", "a", "flat"] and info["mine"] == {"file_name": "x"}
         assert info["flat"]["file_name"] == "flat.jsonl"
         assert set(info["flat"]["columns"].values()) == {*read_rows(tmp_path / "flat.jsonl")[0]}
@@ -406,6 +423,19 @@ class TestSamples:
         info = orjson.loads((tmp_path / "dataset_info.json").read_bytes())["deep/b"]
         assert info["ranking"] is True and info["formatting"] == "sharegpt"
         assert set(info["columns"].values()) == {*read_rows(tmp_path / B)[0]}
+
+    def test_pairs_answer_one_prompt(self, bare: Project, tmp_path: Path) -> None:
+        """Decimal scores are as far apart as they look."""
+        (bare.root / "my_rules.py").write_text(SCORER)
+        bare.write_task({"model": None, "prompt": None, "scorer": "my_rules:Given"})
+        near, other = answers("near", 0.1, 0.3), answers("other", 0.1, 0.3)
+        other[1]["messages"] = [turn("user", "something else")]
+        bare.write_input(A, [*near, *other])
+        assert bare.run("run-task", TASK).code == 0
+        ended = export(bare, tmp_path, TASK, "--pairs", "score", "--margin", "0.2", "--to", "trl")
+        assert "left out: 1 records: answers to different prompts 1" in ended.out
+        (pair,) = read_rows(tmp_path / A)
+        assert pair["prompt"][-1] == turn("user", "near?")
 
 
 def test_the_example_of_the_page(tmp_path: Path) -> None:

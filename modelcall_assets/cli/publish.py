@@ -1,5 +1,6 @@
 """`modelcall publish`: a task's rows as a data set that others load, with a card."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +37,7 @@ from modelcall_assets.stages.task import Task
 from modelcall_assets.storage.places import Place
 
 SHOWN_SHARDS = 20
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @click.command()
@@ -132,7 +134,7 @@ def _hub_dataset(
             raise misuse(option, "is of the Hub", have=destination, fix="leave it out")
         return None
     name = destination.removeprefix(HUB).strip("/")
-    if not destination.startswith(HUB) or name.count("/") != 1:
+    if not destination.startswith(HUB) or not NAME.fullmatch(name):
         raise misuse("DESTINATION", "names no data set", f"{HUB}ORG/NAME", destination)
     return HubDataset(name, task.spec.env, revision, private)
 

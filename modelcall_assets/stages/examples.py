@@ -142,6 +142,8 @@ def tell_trainer(
         known = _known(place) if exists(place) else {}
         for path in rows:
             name = path.removesuffix(".jsonl").replace(",", "_")
+            while known.get(name, {}).get("file_name", path) != path:
+                name += "_"
             is_of_pairs = examples.pairs is not None
             known[name] = dataset_info(examples.form, path, is_of_pairs=is_of_pairs)
         write_bytes(place, _indented(known))

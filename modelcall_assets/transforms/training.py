@@ -18,7 +18,8 @@ CHAT_URL = "/v1/chat/completions"
 _SYSTEM = ("system", "developer")
 _FROM = {"user": "human", "assistant": "gpt", "tool": "observation", "function": "observation"}
 _CALLS = frozenset({"tool_calls", "function_call"})
-NO_ANSWER, NO_TEXT = "no answer at the end", "content that is not text"
+NO_QUESTION, NO_ANSWER = "nothing that is asked", "no answer at the end"
+NO_TEXT = "content that is not text"
 NOT_BY_TURNS = "turns that do not alternate"
 
 
@@ -46,21 +47,23 @@ class Exchange:
         turns = [_plain(turn) for turn in messages]
         if any(turn["role"] not in (*_SYSTEM, *_FROM) for turn in turns):
             raise LeftOut("a turn of another role")
-        if any(turn.get("content") is None and not _calls(turn) for turn in turns):
-            raise LeftOut(NO_TEXT)
         end, response = len(turns), row.get("response")
         while end and turns[end - 1]["role"] == "assistant":
             end -= 1
         if not final and isinstance(response, str) and response:
             turns[end:] = [{"role": "assistant", "content": response}]
+        _check_content(turns[:end])
         return cls(row, turns[:end], turns[end:])
 
     @classmethod
     def answered(cls, row: Row) -> Exchange:
-        """Of a row that has an answer."""
+        """Of a row that has an answer to something."""
         exchange = cls.of(row)
         if not exchange.answer:
             raise LeftOut(NO_ANSWER)
+        if not exchange.asked:
+            raise LeftOut(NO_QUESTION)
+        _check_content(exchange.answer)
         return exchange
 
     @property
@@ -158,7 +161,7 @@ def openai_batch(exchange: Exchange, name: str, params: Mapping[str, Any]) -> Ro
     """A request of OpenAI's Batch API, to be answered; `params` are all fields of its body but
     the messages."""
     if not exchange.asked:
-        raise LeftOut("nothing that is asked")
+        raise LeftOut(NO_QUESTION)
     body = {**params, "messages": [*map(_of_openai, exchange.asked)], **exchange.tools}
     return {"custom_id": name, "method": "POST", "url": CHAT_URL, "body": body}
 
@@ -203,6 +206,14 @@ def tuner_config(training: str, validation: str | None = None) -> Row:
     paths = {name: {"file_path": path} for name, path in files.items() if path is not None}
     kinds = {"astuner": "dataset_file", "ajet": "jsonl_dataset_file"}
     return {root: {"task_reader": {"type": kind, kind: paths}} for root, kind in kinds.items()}
+
+
+def _check_content(turns: list[Message]) -> None:
+    """LeftOut where a turn says nothing, and calls nobody."""
+    for turn in turns:
+        content = turn.get("content")
+        if not isinstance(content, str | list) and (content is not None or not _calls(turn)):
+            raise LeftOut(NO_TEXT)
 
 
 def _spoken(turns: list[Message]) -> tuple[str, list[Message]]:
