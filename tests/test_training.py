@@ -437,6 +437,15 @@ class TestSamples:
         (pair,) = read_rows(tmp_path / A)
         assert pair["prompt"][-1] == turn("user", "near?")
 
+    def test_requests_have_ids_of_their_own(self, bare: Project, tmp_path: Path) -> None:
+        (bare.root / "my_rules.py").write_text(SCORER)
+        bare.write_task({"model": None, "prompt": None, "scorer": "my_rules:Given"})
+        bare.write_input(A, [{**answers(name, 1)[0], "sample": None} for name in ("x", "x", "x:2")])
+        assert bare.run("run-task", TASK).code == 0
+        export(bare, tmp_path, TASK, "--to", "openai-batch", "--model", "m")
+        ids = [request["custom_id"] for request in read_rows(tmp_path / A)]
+        assert ids == ["x", "x:2", "x:2:2"]
+
 
 def test_the_example_of_the_page(tmp_path: Path) -> None:
     (example,) = write_examples(ROOT / "docs/training.md", tmp_path)

@@ -1,6 +1,5 @@
 """`modelcall export`: what tasks have published, for people and other programs."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +32,6 @@ from modelcall_assets.records import stem_of
 from modelcall_assets.stages.asking import AskingStage
 from modelcall_assets.stages.examples import OWN_FILES, Examples, Pairs, tell_trainer
 from modelcall_assets.stages.export import (
-    Exported,
     Form,
     export_dialogues,
     export_files,
@@ -200,15 +198,18 @@ def export(**given: Any) -> None:
     folder = tasks[0].layout.place(asked.output or own)
     form, groups = _form(asked, tasks[0]), _groups(asked, tasks, files)
     _check_targets(asked, tasks, folder, form, groups)
-    exports = [export_files(some, stem, folder, selection, form) for stem, some in groups.items()]
+    exported = export_files(groups, folder, selection, form)
     if form.examples is not None:
-        rows = {path: count for each in exports for path, count in each.written.items()}
-        tell_trainer(form.examples, folder, rows, asked.repeat_by_pattern)
-    given_by = {
-        name: value for name, value in vars(asked).items() if value not in (None, False, ())
-    }
-    record_export(folder, given_by, files, exports, datetime.now(UTC))
-    _show_exports([*groups.values()], exports, "records" if asked.pairs else "rows")
+        tell_trainer(form.examples, folder, exported.written, asked.repeat_by_pattern)
+    options = {name: value for name, value in given.items() if value not in (None, False, ())}
+    record_export(folder, options, files, exported, datetime.now(UTC))
+    rows = [(path, f"{count:,}") for path, count in exported.written.items()]
+    rows_in = sum(file.manifest.rows for file in files)
+    total = (f"of {rows_in:,} rows", f"{sum(exported.written.values()):,}")
+    Console().print(table_of({"file": "fold", "rows": "right"}, rows, SHOWN_FILES, total))
+    if left_out := exported.left_out:
+        what = "records" if asked.pairs else "rows"
+        echo(f"left out: {left_out.total():,} {what}: {by_count(left_out)}")
     echo(f"exported: {folder}")
 
 
@@ -247,8 +248,8 @@ def _check_options(asked: Asked) -> None:
 def _selection(asked: Asked, files: Sequence[Published]) -> Selection:
     where = parsed_where(asked.condition, files)
     selection = Selection(asked.keep or ("all" if asked.old_names else "successes"), where)
-    for option, column in (("--pairs", asked.pairs), ("--best", asked.best)):
-        check_columns([column] if column else [], files, option)
+    check_columns(filter(None, [asked.pairs]), files, "--pairs")
+    check_columns(filter(None, [asked.best]), files, "--best")
     if asked.best is not None:
         selection, told = best_of(files, selection, asked.best)
         if told:
@@ -309,22 +310,3 @@ def _check_targets(
         paths = [path for stem in stems for _, _, path in form.targets(stem)]
         paths += [PurePosixPath(OWN_FILES[asked.to])] if asked.to in OWN_FILES else []
         refuse_existing((folder / path for path in paths), asked.force)
-
-
-def _show_exports(
-    groups: Sequence[Sequence[Published]], exports: Sequence[Exported], of: str
-) -> None:
-    rows: list[tuple[str, ...]] = []
-    for files, exported in zip(groups, exports, strict=True):
-        to = "\n".join(f"{path}: {count:,}" for path, count in exported.written.items())
-        name = files[0].name if len(files) == 1 else f"{len(files)} files"
-        rows_in = sum(file.manifest.rows for file in files)
-        rows.append((name, f"{rows_in:,}", f"{exported.rows:,}", to))
-    all_in = [file.manifest.rows for files in groups for file in files]
-    rows_out = sum(exported.rows for exported in exports)
-    total = (f"{len(all_in)} files", f"{sum(all_in):,}", f"{rows_out:,}")
-    columns = {"file": "fold", "rows": "right", "exported": "right", "to": "fold"}
-    Console().print(table_of(columns, rows, SHOWN_FILES, total))
-    left_out = sum((exported.left_out for exported in exports), Counter[str]())
-    if left_out:
-        echo(f"left out: {left_out.total():,} {of}: {by_count(left_out)}")

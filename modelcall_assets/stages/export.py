@@ -42,7 +42,6 @@ from modelcall_assets.storage.files import (
 from modelcall_assets.storage.listing import exists
 from modelcall_assets.storage.parquet import ParquetSink
 from modelcall_assets.storage.places import Place
-from modelcall_assets.storage.rows import Batch
 from modelcall_assets.transforms import encode
 from modelcall_assets.transforms.transcript import dialogue_pieces, turns_of
 
@@ -80,44 +79,34 @@ class Exported:
     written: dict[str, int] = field(default_factory=dict[str, int])
     left_out: Counter[str] = field(default_factory=Counter[str])
 
-    @property
-    def rows(self) -> int:
-        return sum(self.written.values())
-
 
 def export_files(
-    files: Sequence[Published],
-    stem: PurePosixPath,
+    groups: Mapping[PurePosixPath, Sequence[Published]],
     folder: Place,
     selection: Selection,
     form: Form,
 ) -> Exported:
-    """Publish the selected rows of files as one below `folder`, in order; `stem` is its path
+    """Publish the selected rows of the files of a group as one below `folder`, in order, at a path
     without suffix. A file of failed rows exists only when there are any."""
-    for file in files:
-        file.check()
     exported = Exported()
-    schema = joined_schema(files, selection) if form.format == "parquet" else None
-    with ExitStack() as opened:
-        outputs = {
-            (part, is_error): _Output(opened, folder, path, files[0].stage.name, schema)
-            for part, is_error, path in form.targets(stem)
-        }
-        if form.examples is not None:
-            chosen = chosen_rows(files, selection, form.split)
-            for part, line, origin in form.examples.of(chosen, exported.left_out):
-                outputs[part, False].add(line, origin)
-        else:
-            for batch, rows in chosen_batches(files, selection, form.split):
-                _copy(batch, rows, form, outputs)
-        for part in form.split.parts if form.keep_retries else ():
-            _keep(outputs[part, False].place, outputs[part, True].place)
-        for (_, is_error), output in outputs.items():
-            if output.rows or not is_error:
-                output.commit()
-                exported.written[output.path.as_posix()] = output.rows
-            else:
-                output.drop()
+    for stem, files in groups.items():
+        for file in files:
+            file.check()
+        schema = joined_schema(files, selection) if form.format == "parquet" else None
+        with ExitStack() as opened:
+            outputs = {
+                (part, is_error): _Output(opened, folder, path, files[0].stage.name, schema)
+                for part, is_error, path in form.targets(stem)
+            }
+            _write(files, selection, form, outputs, exported.left_out)
+            for part in form.split.parts if form.keep_retries else ():
+                _keep(outputs[part, False].place, outputs[part, True].place)
+            for (_, is_error), output in outputs.items():
+                if output.rows or not is_error:
+                    output.commit()
+                    exported.written[output.path.as_posix()] = output.rows
+                else:
+                    output.drop()
     return exported
 
 
@@ -125,20 +114,15 @@ def record_export(
     folder: Place,
     options: Mapping[str, Any],
     files: Sequence[Published],
-    exports: Sequence[Exported],
+    exported: Exported,
     when: datetime,
 ) -> None:
     """Write down what was exported, and how, beside the origins of the rows."""
     rows = Counter[str]()
     for file in files:
         rows[f"{file.stage.spec.name}/{file.stage.name}"] += file.manifest.rows
-    record = {
-        "time": when.isoformat(timespec="seconds"),
-        "options": options,
-        "rows": rows,
-        "written": {path: count for each in exports for path, count in each.written.items()},
-        "left_out": sum((each.left_out for each in exports), Counter[str]()),
-    }
+    record = {"time": when.isoformat(timespec="seconds"), "options": options, "rows": rows}
+    record |= {"written": exported.written, "left_out": exported.left_out}
     data = orjson.dumps(record, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     write_bytes(folder / ORIGINS / RECORD, data)
 
@@ -166,24 +150,31 @@ def export_dialogues(
     return count
 
 
-def _copy(
-    batch: Batch,
-    rows: Sequence[Chosen],
+def _write(
+    files: Sequence[Published],
+    selection: Selection,
     form: Form,
     outputs: Mapping[tuple[str, bool], _Output],
+    left_out: Counter[str],
 ) -> None:
-    """As they are, each to its target."""
-    routed: dict[tuple[str, bool], list[Chosen]] = {}
-    for each in rows:
-        is_error = form.old_names and each.file.failure_of(each.item) is not None
-        routed.setdefault((each.part, is_error), []).append(each)
-    for (part, is_error), some in routed.items():
-        output = outputs[part, is_error]
-        if output.parquet is not None:
-            output.parquet.write(columns_of(batch, some, output.parquet.schema))
-        for each in some:
-            line = _line(each, is_error) if output.parquet is None else b""
-            output.add(line, each.origin)
+    """Each row, or what it is an example of, to its target."""
+    if form.examples is not None:
+        chosen = chosen_rows(files, selection, form.split)
+        for part, line, origin in form.examples.of(chosen, left_out):
+            outputs[part, False].add(line, origin)
+        return
+    for batch, rows in chosen_batches(files, selection, form.split):
+        routed: dict[tuple[str, bool], list[Chosen]] = {}
+        for each in rows:
+            is_error = form.old_names and each.file.failure_of(each.item) is not None
+            routed.setdefault((each.part, is_error), []).append(each)
+        for (part, is_error), some in routed.items():
+            output = outputs[part, is_error]
+            if output.parquet is not None:
+                output.parquet.write(columns_of(batch, some, output.parquet.schema))
+            for each in some:
+                line = _line(each, is_error) if output.parquet is None else b""
+                output.add(line, each.origin)
 
 
 def _keep(good: Place, failed: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, cast
 
 import orjson
@@ -20,7 +21,6 @@ _FROM = {"user": "human", "assistant": "gpt", "tool": "observation", "function":
 _CALLS = frozenset({"tool_calls", "function_call"})
 NO_QUESTION, NO_ANSWER = "nothing that is asked", "no answer at the end"
 NO_TEXT = "content that is not text"
-NOT_BY_TURNS = "turns that do not alternate"
 
 
 class LeftOut(Exception):
@@ -89,10 +89,11 @@ class Exchange:
 def customjson(exchange: Exchange) -> list[Message]:
     """An array of turns, the user's and the assistant's by turns; what the system says stands
     before what the user says first."""
-    system, turns = _spoken(exchange.turns)
+    system, texts = _spoken(exchange)
     if system:
-        turns[0] = {"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}
-    return turns
+        texts[0] = f"{system}\n\n{texts[0]}"
+    roles = cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
 def openai(exchange: Exchange) -> Row:
@@ -107,8 +108,7 @@ def sharegpt(exchange: Exchange) -> Row:
 
 def alpaca(exchange: Exchange) -> Row:
     """LLaMA-Factory's, for conversations without tools."""
-    system, turns = _spoken(exchange.turns)
-    texts = [turn["content"] for turn in turns]
+    system, texts = _spoken(exchange)
     *history, (question, answer) = zip(texts[::2], texts[1::2], strict=True)
     return {
         "instruction": question,
@@ -216,27 +216,27 @@ def _check_content(turns: list[Message]) -> None:
             raise LeftOut(NO_TEXT)
 
 
-def _spoken(turns: list[Message]) -> tuple[str, list[Message]]:
-    """What the system says, and the turns of user and assistant, who must alternate."""
-    system, turns = _system(turns)
-    for at, turn in enumerate(turns):
-        role = turn["role"]
-        if role in ("tool", "function"):
-            raise LeftOut(f"a turn of a {role}")
-        if _calls(turn):
-            raise LeftOut("calls of tools")
-        if role != ("assistant" if at % 2 else "user"):
-            raise LeftOut(NOT_BY_TURNS)
-    return system, [{"role": turn["role"], "content": _text(turn)} for turn in turns]
+def _spoken(exchange: Exchange) -> tuple[str, list[str]]:
+    """What the system says, and what user and assistant say by turns."""
+    system, said = _by_turns(exchange.turns)
+    if any(turn["from"] not in ("human", "gpt") for turn in said):
+        raise LeftOut("calls of tools")
+    return system, [turn["value"] for turn in said]
 
 
 def _sharegpt(turns: list[Message], exchange: Exchange) -> Row:
+    system, said = _by_turns(turns)
+    return {"conversations": said, "system": system, "tools": exchange.tools_text}
+
+
+def _by_turns(turns: list[Message]) -> tuple[str, list[Message]]:
+    """What the system says first, and ShareGPT's turns, of which the assistant has every other."""
     system, turns = _system(turns)
     said = [*map(_said, turns)]
     for at, turn in enumerate(said):
         if (turn["from"] in ("gpt", "function_call")) != bool(at % 2):
-            raise LeftOut(NOT_BY_TURNS)
-    return {"conversations": said, "system": system, "tools": exchange.tools_text}
+            raise LeftOut("turns that do not alternate")
+    return system, said
 
 
 def _system(turns: list[Message]) -> tuple[str, list[Message]]:
